@@ -1,0 +1,171 @@
+"""The table of verbs and the one place where errors become lines and exit codes.
+
+A verb's file is imported when that verb is called, never to list it, so `glassformer --help` stays
+quick however heavy a verb is. Exit codes: 0, 1 failure, 2 usage, 130 interrupt.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from glassformer import __version__
+from glassformer.cli.common import quiet_stdout
+from glassformer.errors import GlassformerError
+
+
+class Verb(NamedTuple):
+    """Where a verb lives and its one-line help (the first line of its function's docstring)."""
+
+    target: str  # "module:name"; the name is a function, or a typer.Typer of subcommands
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "next": Verb("glassformer.cli.next:command", "Show the probability of every next token and of whole next words."),
+    "complete": Verb("glassformer.cli.complete:command", "Continue a text, streamed."),
+    "chat": Verb("glassformer.cli.chat:command", "Talk with a model in the terminal."),
+    "why": Verb("glassformer.cli.why:command", "Show which words, heads and layers made the model say what it says."),
+    "attention": Verb("glassformer.cli.attention:command", "Show where each head looks."),
+    "lens": Verb("glassformer.cli.lens:command", "Read every layer out as a next-token distribution."),
+    "heads": Verb("glassformer.cli.heads:command", "Score and name what each attention head does."),
+    "neurons": Verb("glassformer.cli.neurons:command", "Show the feed-forward neurons behind a prediction."),
+    "meaning": Verb("glassformer.cli.meaning:command", "Follow one word's vector through several contexts."),
+    "patch": Verb("glassformer.cli.patch:command", "Find where two prompts part, by activation patching."),
+    "neighbours": Verb("glassformer.cli.neighbours:command", "List the nearest tokens of a word or a direction."),
+    "open": Verb("glassformer.cli.open:command", "Open the app in the browser."),
+    "train": Verb("glassformer.cli.train:command", "Train a model from raw text."),
+    "eval": Verb("glassformer.cli.eval:command", "Measure loss, perplexity and bits per byte on a text."),
+    "step": Verb("glassformer.cli.step:command", "Take one gradient step on a sentence and show what changed."),
+    "count": Verb("glassformer.cli.count:command", "Count the parameters, FLOPs and memory of a design."),
+    "race": Verb("glassformer.cli.race:command", "Race one parallel forward against reading word by word."),
+    "serve": Verb("glassformer.cli.serve:command", "Serve an OpenAI-compatible HTTP API."),
+    "export": Verb("glassformer.cli.export:command", "Write a model in the Hugging Face or GGUF layout."),
+    "models": Verb("glassformer.cli.models:command", "List and delete the models kept on this machine."),
+    "demo": Verb(
+        "glassformer.cli.demo:command", "Show the next words of a handful of sentences, and what to try next."
+    ),
+}
+
+
+class VerbGroup(TyperGroup):
+    """A group that lists its verbs from a table and imports only the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name, verb in VERBS.items() if _written(verb)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        verb = VERBS.get(cmd_name)
+        if verb is None or not _written(verb):
+            return None
+        return TyperCommand(cmd_name, help=verb.help, rich_markup_mode=None)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        self.commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}  # for near matches
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            command = load_verb(name)
+        return name, command, rest
+
+
+def _written(verb: Verb) -> bool:
+    """Whether the verb's file is there."""
+    return os.path.exists(
+        os.path.join(os.path.dirname(__file__), verb.target.partition(":")[0].rpartition(".")[2] + ".py")
+    )
+
+
+def load_verb(name: str) -> Any:
+    """Import a verb and build its command."""
+    module, _, attribute = VERBS[name].target.partition(":")
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        single = _typer()
+        single.command(name)(found)
+        found = single
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
+
+
+def _typer(**options: Any) -> typer.Typer:
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,  # plain help: readable everywhere, and rich is not imported to print it
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        **options,
+    )
+
+
+app = _typer(cls=VerbGroup, no_args_is_help=True, name="glassformer")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"glassformer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A transformer language model made of glass: train it, run it, and see why it says what it says."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a token that the terminal cannot show is no reason to fail
+    code = _run(args)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        quiet_stdout()
+        code = code or 1
+    sys.exit(code)
+
+
+def _run(args: list[str] | None) -> int:
+    debug = os.environ.get("GLASSFORMER_DEBUG", "") not in ("", "0")
+    try:
+        app(args, prog_name="glassformer")
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else (0 if leave.code is None else 1)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        quiet_stdout()
+        return 1
+    except GlassformerError as error:
+        if debug:
+            raise
+        _say(str(error))
+        return error.exit_code
+    except OSError as error:
+        if debug:
+            raise
+        _say(f"{error.filename or 'The system'}: {error.strerror or error}.")
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        _say(
+            f"This is a bug in Glassformer ({type(error).__name__}: {error}). "
+            "Set GLASSFORMER_DEBUG=1 to see where it happened, and please report it."
+        )
+        return 1
+    return 0
+
+
+def _say(message: str) -> None:
+    print("glassformer: " + " ".join(message.split()), file=sys.stderr)

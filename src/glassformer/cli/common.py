@@ -1,0 +1,130 @@
+"""What the verbs share: their common options, reading text, printing, opening models.
+
+A verb is a file `cli/<verb>.py` with one function `command(...)` whose docstring is its help, listed
+in `app.py`. Data goes to standard output, progress to standard error; problems are raised as
+`GlassformerError` and become one line there. Nothing heavy is imported at the top of a verb's file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glassformer.errors import TextError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from glassformer.lm import Model
+
+DEFAULT_MODEL = "smollm2"
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="SOURCE",
+        envvar="GLASSFORMER_MODEL",
+        help="A path, a catalogue name, or org/name[@revision] on the Hugging Face hub.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+BosOption = Annotated[
+    bool | None,
+    typer.Option("--bos/--no-bos", help="Put the beginning-of-text token first; by default as the tokenizer says."),
+]
+TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The text; - reads standard input.")]
+
+
+def read_text(text: str) -> str:
+    """The text of an argument; "-" reads standard input, less one final line break.
+
+    Raises:
+        TextError: when it is not UTF-8.
+    """
+    if text == "-":
+        data = sys.stdin.buffer.read()
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise TextError(
+                f"Standard input is not UTF-8 text (its byte {error.start} cannot be decoded); convert it first, "
+                "for example with iconv -t UTF-8."
+            ) from None
+        for end in ("\r\n", "\n"):
+            if text.endswith(end):
+                return text[: -len(end)]
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # the system hands undecodable bytes over as lone surrogates
+        raise TextError(
+            f"The text is not valid UTF-8 (its character {error.start} is not a character); give it in UTF-8."
+        ) from None
+    return text
+
+
+def print_json(data: Any) -> None:
+    """Write `data` as JSON to standard output; NaN and infinities are refused, for JSON has none."""
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(json.dumps(data, ensure_ascii=plain, allow_nan=False, indent=2))
+
+
+def console() -> Console:
+    """The terminal for data: standard output, without guesses at what to colour."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def progress_console() -> Console:
+    """The terminal for progress and remarks: standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def note(message: str) -> None:
+    """One line for the person at the terminal, on standard error."""
+    print(message, file=sys.stderr)
+
+
+def model_source(source: str | None) -> str:
+    """The model asked for: the option, else `GLASSFORMER_MODEL`, else the catalogue's default."""
+    return source or os.environ.get("GLASSFORMER_MODEL") or DEFAULT_MODEL
+
+
+def open_model(source: str | None = None, **options: Any) -> Model:
+    """Load the model asked for; `options` go to `glassformer.load`."""
+    import glassformer
+
+    return glassformer.load(model_source(source), **options)
+
+
+def need(module: str, *, verb: str, extra: str) -> None:
+    """Refuse in one sentence when an optional dependency is missing.
+
+    Raises:
+        UsageError: naming the command that installs it.
+    """
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise UsageError(
+            f"glassformer {verb} needs the package {module}; install it with: pip install 'glassformer[{extra}]'"
+        ) from None
+
+
+def quiet_stdout() -> None:
+    """Send what is still buffered for a reader that has gone to nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,26 @@
+"""Fixtures for the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """As many threads as OMP_NUM_THREADS says, and two at most: sums come out the same on every machine."""
+    import torch
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The catalogue's SmolLM2-135M in float32, loaded once; the first run fetches it."""
+    import glassformer
+
+    return glassformer.load("smollm2", device="cpu", dtype="float32")
