@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -47,9 +48,7 @@ VERBS: dict[str, Verb] = {
     "serve": Verb("glassformer.cli.serve:command", "Serve an OpenAI-compatible HTTP API."),
     "export": Verb("glassformer.cli.export:command", "Write a model in the Hugging Face or GGUF layout."),
     "models": Verb("glassformer.cli.models:command", "List and delete the models kept on this machine."),
-    "demo": Verb(
-        "glassformer.cli.demo:command", "Show the next words of a handful of sentences, and what to try next."
-    ),
+    "demo": Verb("glassformer.cli.demo:command", "Show the next words of a few sentences, and what to try next."),
 }
 
 
@@ -75,9 +74,8 @@ class VerbGroup(TyperGroup):
 
 def _written(verb: Verb) -> bool:
     """Whether the verb's file is there."""
-    return os.path.exists(
-        os.path.join(os.path.dirname(__file__), verb.target.partition(":")[0].rpartition(".")[2] + ".py")
-    )
+    module = verb.target.partition(":")[0]
+    return Path(__file__).with_name(module.rpartition(".")[2] + ".py").exists()
 
 
 def load_verb(name: str) -> Any:

@@ -1,0 +1,147 @@
+"""Imports only run downwards, rooms on one floor do not import each other, and the light stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "glassformer"
+
+# From the top floor to the ground; a room is a module or package directly under glassformer.
+FLOORS: list[set[str]] = [
+    {"cli", "__main__"},
+    {"serve", "notebook"},
+    {"lm"},
+    {"train"},
+    {"generate", "inspect"},
+    {"checkpoint", "text", "count"},
+    {"model"},
+    {"errors"},
+]
+HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# These may be imported by anybody at no cost, so they never import torch on import.
+LIGHT = [
+    "glassformer",
+    "glassformer.errors",
+    "glassformer.count",
+    "glassformer.model.config",
+    "glassformer.model.sites",
+    "glassformer.cli.app",
+    "glassformer.cli.common",
+    "glassformer.cli.count",
+]
+
+
+def room_of(module: str) -> str:
+    """ "glassformer.text.tokenizer" -> "text"; "glassformer" itself -> ""."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(path: Path) -> list[tuple[int, str, bool]]:
+    """Line, module of ours and whether it is imported for type checking only, for every import in a file."""
+    tree = ast.parse(path.read_text("utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    package = ["glassformer", *path.relative_to(ROOT).parent.parts]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                [*package[: len(package) - node.level + 1], *filter(None, [node.module])]
+                if node.level
+                else [node.module]
+            )
+            names = [".".join([*base, alias.name]) for alias in node.names]
+        else:
+            continue
+        found += [(node.lineno, n, id(node) in typing_only) for n in names if n.split(".")[0] == "glassformer"]
+    return found
+
+
+def files() -> list[Path]:
+    return sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+
+
+def test_every_room_has_a_floor():
+    rooms = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in files()}
+    assert rooms - {"web"} <= set(HEIGHT), "a new room: say on which floor it stands"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downwards(path):
+    here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    wrong = []
+    for line, module, typing_only in imports(path):
+        there = room_of(module)
+        if there == here or here in ("web",) or (there == "" or there not in HEIGHT):
+            continue
+        if here == "cli" and typing_only:
+            continue
+        if HEIGHT[there] >= HEIGHT[here]:
+            wrong.append(f"line {line}: {here} imports {module}")
+    assert not wrong, wrong
+
+
+def test_the_package_itself_imports_nothing_of_ours():
+    eager = [(line, module) for line, module, typing_only in imports(ROOT / "__init__.py") if not typing_only]
+    assert not eager
+
+
+def test_upper_floors_reach_the_lower_through_their_modules():
+    """`import glassformer` inside the package would hide which floor is meant; only cli may use the public face."""
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in files()
+        for _, module, _ in imports(path)
+        if module == "glassformer" and path.relative_to(ROOT).parts[0] not in ("cli", "notebook.py")
+    ]
+    assert not wrong
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_do_not_import_torch(module):
+    loaded = python(f"import sys, {module}; print([m for m in ('torch', 'numpy', 'rich') if m in sys.modules])")
+    assert loaded == "[]"
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["count", "--help"], ["count", "gpt3", "--json"]])
+def test_light_commands_do_not_import_torch(args):
+    code = (
+        "import sys\n"
+        "from glassformer.cli.app import main\n"
+        "try:\n    main(%r)\n"
+        "except SystemExit as leave:\n    assert not leave.code\n"
+        "assert 'torch' not in sys.modules\n"
+        "print('light')"
+    ) % (args,)
+    assert python(code).endswith("light")
+
+
+def test_no_verb_imports_torch_to_show_its_help():
+    code = (
+        "import sys\n"
+        "from glassformer.cli.app import VERBS, load_verb\n"
+        "heavy = []\n"
+        "for name in VERBS:\n"
+        "    load_verb(name)\n"
+        "    if 'torch' in sys.modules: heavy.append(name); break\n"
+        "print(heavy)"
+    )
+    assert python(code) == "[]"
