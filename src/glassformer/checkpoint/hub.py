@@ -1,0 +1,232 @@
+"""Models from the hub, through its own client: the user's cache, token and endpoint are honoured.
+
+Only configurations, tokenizers, safetensors and GGUF files are asked for, never a pickled one. What was fetched once
+is used again without asking. It refuses to know what a source string means (``sources.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import glob
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glassformer.checkpoint import download
+from glassformer.checkpoint.download import Progress
+from glassformer.errors import SourceError, UnsafeFileError, near
+
+TIMEOUT = 5.0  # seconds for the hub's first answer
+_BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # what belongs to a model besides its weights
+
+
+class Snapshot(NamedTuple):
+    """What was fetched: its folder or GGUF file, and the commit it is of."""
+
+    path: Path
+    commit: str
+
+
+def offline() -> bool:
+    """Whether the user forbids asking the hub (``HF_HUB_OFFLINE``)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def endpoint() -> str:
+    """The address of the hub: ``HF_ENDPOINT``, else the client's own."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def fetch(repo: str, revision: str, file: str | None, progress: Progress) -> Snapshot:
+    """The model of ``repo`` at ``revision``, or only its ``file``. Raises ``SourceError`` in a few words, without a
+    full stop: the caller says what was wanted and where else it looked."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    if offline():
+        raise SourceError("HF_HUB_OFFLINE forbids asking it")
+    with _translated(repo, revision):
+        # Asked first, once and with a short time-out: the client's own downloads try for half a minute.
+        api = HfApi(endpoint=endpoint())
+        info = api.model_info(repo, revision=revision, timeout=TIMEOUT, files_metadata=True)
+        sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
+        wanted = [file] if file is not None else choose(repo, list(sizes))
+        if file is not None and file not in sizes:
+            ggufs = [name for name in sizes if name.endswith(".gguf")]
+            raise SourceError(f"{repo} holds no {file}.{near(file, ggufs)}".rstrip("."))
+        known = [sizes[name] for name in wanted]
+        total = sum(size for size in known if size is not None) if None not in known else None
+        with download.writing(_cache(), repo):
+            folder = snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=[glob.escape(name) for name in wanted],
+                etag_timeout=TIMEOUT,
+                endpoint=endpoint(),
+                cache_dir=_cache(),
+                max_workers=2,
+                tqdm_class=_reporter(progress, total, f"fetching {repo}" + (f"/{file}" if file else "")),
+            )
+    ggufs = [name for name in wanted if name.endswith(".gguf")]
+    return Snapshot(Path(folder, ggufs[0]) if ggufs else Path(folder), info.sha or Path(folder).name)
+
+
+def cached(repo: str, revision: str, file: str | None) -> Snapshot | None:
+    """What the hub's cache on this machine holds of it, whoever put it there; None when that is not a whole model."""
+    from huggingface_hub import constants
+
+    repository = _cache() / constants.REPO_ID_SEPARATOR.join(["models", *repo.split("/")])
+    commit = revision
+    with contextlib.suppress(OSError):
+        commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
+    folder = repository / "snapshots" / commit
+    if file is not None:
+        return Snapshot(folder / file, commit) if (folder / file).is_file() else None
+    if whole(folder):
+        return Snapshot(folder, commit)
+    ggufs = sorted(folder.glob("*.gguf")) if not (folder / "config.json").exists() else []
+    return Snapshot(ggufs[0], commit) if len(ggufs) == 1 else None
+
+
+def whole(folder: Path) -> bool:
+    """Whether a folder holds a configuration, a tokenizer, and every weights file that it names."""
+    if not (folder / "config.json").is_file() or not any(folder.glob("tokenizer*")):
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(path.is_file() for path in folder.glob("*.safetensors"))
+    import json
+
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return all((folder / shard).is_file() for shard in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def choose(repo: str, files: list[str]) -> list[str]:
+    """Which of a repository's files make the model: its safetensors in one form, what belongs to them, or its GGUF.
+
+    Raises:
+        UnsafeFileError: when its weights are only there in a form that runs code.
+        SourceError: when it holds no weights, or several GGUF files and none was named.
+    """
+    top = [name for name in files if "/" not in name]
+    beside = [name for name in top if any(fnmatch.fnmatch(name, pattern) for pattern in _BESIDE)]
+    weights = [name for name in top if name.endswith(".safetensors")]
+    if "model.safetensors.index.json" in top:
+        weights = [name for name in weights if fnmatch.fnmatch(name, "model-*-of-*.safetensors")]
+    elif "model.safetensors" in top:
+        weights = ["model.safetensors"]
+    if weights and "config.json" in top:
+        return sorted(beside) + sorted(weights)
+    ggufs = sorted(name for name in files if name.endswith(".gguf"))
+    if len(ggufs) == 1:
+        return ggufs
+    if ggufs:
+        some = ", ".join(ggufs[:6]) + (f" and {len(ggufs) - 6} more" if len(ggufs) > 6 else "")
+        raise SourceError(f"{repo} holds {len(ggufs)} GGUF files ({some}); name one, such as {repo}/{ggufs[0]}")
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")) for name in files):
+        raise UnsafeFileError(
+            f"{repo} keeps its weights only as pickled PyTorch files, which run code when they are read, so they are"
+            " refused; convert them to safetensors first, for instance with transformers: "
+            f'AutoModelForCausalLM.from_pretrained("{repo}").save_pretrained(DIRECTORY, safe_serialization=True), or'
+            " look for a revision that has them."
+        )
+    raise SourceError(f"{repo} holds no language model that can be read (config.json with *.safetensors, or a .gguf)")
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).expanduser()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(f"its cache {cache} cannot be written ({error.strerror or error})") from None
+    return cache
+
+
+@contextlib.contextmanager
+def _translated(repo: str, revision: str) -> Iterator[None]:
+    """The client's many exceptions as ``SourceError``; its log lines silenced, for the sentence says it all."""
+    import httpx2
+    from huggingface_hub import errors
+
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    at = endpoint()
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise SourceError(
+            f"{at} asks you to accept {repo}'s terms on its page first, and to log in here with `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise SourceError(f"{at} has {repo}, but no revision {revision} of it") from None
+    except errors.RepositoryNotFoundError:
+        raise SourceError(f"{at} has no {repo}, or it is private and needs `hf auth login`") from None
+    except errors.HFValidationError:
+        raise SourceError(f"{repo} is not a name a model can have there") from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        raise SourceError(f"{at} answered {status or download.reason(error)}") from None
+    except httpx2.TimeoutException:
+        raise SourceError(f"{at} did not answer in time") from None
+    except httpx2.HTTPError as error:
+        raise SourceError(f"{at} cannot be reached ({download.reason(error)})") from None
+    except (OSError, RuntimeError, ValueError) as error:  # the client raises these for broken transfers
+        cause = error.__cause__ if isinstance(error.__cause__, httpx2.HTTPError) else error
+        raise SourceError(f"{at} did not deliver {repo} ({download.reason(cause)})") from None
+    finally:
+        logger.setLevel(level)
+
+
+def _reporter(progress: Progress, total: int | None, what: str) -> Any:
+    """A class like tqdm's that reports bytes to ``progress`` and draws nothing."""
+    from tqdm import tqdm
+
+    counts: dict[int, int] = {}
+
+    class Reporter(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            self._counts_bytes = options.get("unit") == "B"
+            super().__init__(*args, **options | {"file": _Nowhere(), "disable": False})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts_bytes and n:
+                # Bytes received and bytes written are counted apart; the further of the two is how far we are.
+                counts[id(self)] = counts.get(id(self), 0) + int(n)
+                done = max(counts.values())
+                progress(done if total is None else min(done, total), total, what)
+            return super().update(n)
+
+    return Reporter
+
+
+class _Nowhere:
+    """A text file that swallows what is written."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return False
+
+
+def remove(path: Path) -> None:
+    """Remove one file of a snapshot, and the blob it points to, from the hub's cache."""
+    blob = path.resolve()
+    path.unlink(missing_ok=True)
+    if blob.is_relative_to(_cache().resolve()):
+        blob.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""The progress bar of a download, on standard error: drawn only when bytes really come.
+
+On a terminal a bar of rich; elsewhere (a log) one line for each thing fetched. It refuses to know what is fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from glassformer.checkpoint.download import Progress, size_text
+
+
+@contextlib.contextmanager
+def shown(progress: Progress | None) -> Iterator[Progress]:
+    """The callback to report to: ``progress`` itself, or for None a display on standard error."""
+    if progress is not None:
+        yield progress
+    elif sys.stderr is None:
+        yield lambda done, total, what: None
+    elif sys.stderr.isatty():
+        bar = _Bar()
+        try:
+            yield bar
+        finally:
+            bar.close()
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """One line for each thing, when it begins."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, done: int, total: int | None, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            print(what + (f" ({size_text(total)})" if total else ""), file=sys.stderr, flush=True)
+
+
+class _Bar:
+    """A bar with bytes, speed and time left; started by the first report."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._what: str | None = None
+
+    def __call__(self, done: int, total: int | None, what: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+            self._bar = Bar(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar.start()
+        if what != self._what:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._what, self._task = what, self._bar.add_task(what, total=total, completed=done)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
