@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from glassformer.lm import Model
 
-DEFAULT_MODEL = "smollm2"
-
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -98,7 +96,9 @@ def note(message: str) -> None:
 
 def model_source(source: str | None) -> str:
     """The model asked for: the option, else `GLASSFORMER_MODEL`, else the catalogue's default."""
-    return source or os.environ.get("GLASSFORMER_MODEL") or DEFAULT_MODEL
+    from glassformer.checkpoint.catalogue import DEFAULT
+
+    return source or os.environ.get("GLASSFORMER_MODEL") or DEFAULT
 
 
 def open_model(source: str | None = None, **options: Any) -> Model:
