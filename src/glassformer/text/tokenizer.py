@@ -267,6 +267,23 @@ class Tokenizer:
                 table[id] = token.encode()
         return table
 
+    def id_of(self, text: str) -> int | None:
+        """The one token that stands for exactly this text, or None; of several, the first ordinary one."""
+        return self._by_bytes.get(text.encode("utf-8", "surrogatepass"))
+
+    @functools.cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        found: dict[bytes, int] = {}
+        for id, spelled in enumerate(self._bytes):
+            if spelled:
+                known = found.setdefault(spelled, id)
+                if known != id and self._bytes_only(known):
+                    found[spelled] = id
+        return found
+
+    def _bytes_only(self, id: int) -> bool:
+        return self.kind == "spaces" and byte_token(self._backend.id_to_token(id) or "") is not None
+
     # Chats, saving, exporting --------------------------------------------------------------------
 
     def render_chat(
