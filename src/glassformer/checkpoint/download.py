@@ -86,6 +86,8 @@ def fetch(
     import httpx2
 
     partial = target.with_name(target.name + ".partial")
+    if sha256 is not None and target.is_file() and sha256_of(target) == sha256:
+        return target  # what a killed process had fetched and not yet used
     if sha256 is None:
         partial.unlink(missing_ok=True)  # nothing would tell if the rest were of another version
     with contextlib.ExitStack() as stack:
@@ -135,7 +137,7 @@ def _stream(client: Any, url: str, partial: Path, what: str, size: int | None, p
             for chunk in response.iter_bytes(_CHUNK):
                 file.write(chunk)
                 done += len(chunk)
-                progress(done, total, what)
+                progress(done, total, f"fetching {what}")
 
 
 def extract(archive: Path, member: str, target: Path, *, what: str, sha256: str, size: int) -> Path:

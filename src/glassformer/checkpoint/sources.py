@@ -135,7 +135,7 @@ def _exists(path: Path) -> bool:
 def _local(path: Path, ask: _Ask) -> Resolved:
     if ask.revision is not None:
         raise UsageError(f"{path} is on this machine and has no revisions; leave revision out.")
-    path = path.absolute()
+    path = Path(os.path.abspath(path))
     if path.is_dir():
         return _directory(path)
     if path.suffix.lower() in _PICKLED:
@@ -254,7 +254,7 @@ def _kept(entry: Entry) -> Path | None:
 def _note(entry: Entry, path: Path, origin: str) -> None:
     artifact = entry.artifact
     assert artifact is not None
-    note: dict[str, Any] = {"name": entry.name, "kind": "model", "path": str(path), "origin": origin}
+    note: dict[str, Any] = {"kind": "model", "path": str(path), "origin": origin}
     note |= {"sha256": artifact.sha256, "bytes": artifact.bytes, "changed": path.stat().st_mtime_ns}
     store.write_note(entry.name, note | {"fetched": int(time.time())})
 
@@ -280,6 +280,7 @@ def _fetched(entry: Entry, ask: _Ask, report: Progress) -> Path:
             failures.append(f"{where}: {str(error).rstrip('.')}")
             continue
         _note(entry, path, where)
+        store.tidy(entry.name, keep=path)
         return path
     raise SourceError(
         f"{entry.name} could not be fetched. Tried {'; '.join(failures)}."
@@ -300,7 +301,7 @@ def _from_place(place: Any, entry: Entry, target: Path, ask: _Ask, report: Progr
             raise SourceError("not in its cache, and fetching is off")
         found = hub.fetch(place.repo, place.revision, place.file, report)
         if found.path.stat().st_size != artifact.bytes or download.sha256_of(found.path) != artifact.sha256:
-            hub.remove(found.path)
+            hub.delete(found.path)
             raise SourceError("what it gave is not the expected file (another SHA-256), and was removed")
         return found.path
     if ask.offline:
@@ -318,6 +319,8 @@ def _named_on_hub(text: str, ask: _Ask, *, forced: bool = False) -> Resolved:
     if match is None:
         raise SourceError(f"hf:{text} is not a name on the hub: write hf:org/name[@revision].")
     repo, file, inline = match.groups()
+    if ".." in (file or "").split("/"):
+        raise SourceError(f"{file} is not the name of a file in {repo}.")
     if inline is not None and ask.revision is not None and inline != ask.revision:
         raise UsageError(f"{text} names the revision {inline}, and revision says {ask.revision}; give one of the two.")
     return _on_hub(repo, inline or ask.revision or "main", file, ask)
@@ -327,11 +330,17 @@ def _on_hub(repo: str, revision: str, file: str | None, ask: _Ask, name: str | N
     key = f"{repo}{'/' + file if file else ''}@{revision}"
     shown = name or repo
     note = None if ask.refresh else store.read_note(key)
-    if note is None or not Path(note["path"]).exists():
+    if note is None or not _still_whole(Path(note["path"])):
         note = _fetched_from_hub(key, repo, revision, file, ask, shown)
     store.note_use(store.home(key))
     path = Path(note["path"])
     return Resolved(repo, path, "gguf" if path.suffix == ".gguf" else "hf", revision=note.get("revision"))
+
+
+def _still_whole(path: Path) -> bool:
+    from glassformer.checkpoint import hub
+
+    return path.is_file() if path.suffix == ".gguf" else hub.whole(path)
 
 
 def _fetched_from_hub(key: str, repo: str, revision: str, file: str | None, ask: _Ask, shown: str) -> dict[str, Any]:
@@ -354,7 +363,7 @@ def _fetched_from_hub(key: str, repo: str, revision: str, file: str | None, ask:
                 " machine."
             ) from None
         found = kept
-    note: dict[str, Any] = {"name": key.removesuffix("@main"), "kind": "hub", "path": str(found.path)}
+    note: dict[str, Any] = {"kind": "hub", "path": str(found.path)}
     note |= {"origin": f"the hub ({repo})", "revision": found.commit, "fetched": int(time.time())}
     store.write_note(key, note)
     return note

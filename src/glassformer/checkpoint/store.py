@@ -157,15 +157,25 @@ def read_note(name: str) -> dict[str, Any] | None:
         note = json.loads((_home(name) / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return note if isinstance(note, dict) and isinstance(note.get("path"), str) else None
+    sound = isinstance(note, dict) and note.get("name") == name and isinstance(note.get("path"), str)
+    return note if sound else None
 
 
 def write_note(name: str, note: dict[str, Any]) -> None:
     """Record what the model ``name`` is and where it lies, all at once or not at all."""
+    note = note | {"name": name}
     home = _made(_home(name))
     temporary = home / f".{NOTE}.{os.getpid()}"
     temporary.write_text(json.dumps(note, indent=1, sort_keys=True), encoding="utf-8")
     os.replace(temporary, home / NOTE)
+
+
+def tidy(name: str, keep: Path) -> None:
+    """Remove from the model's folder what interrupted downloads left beside the file that was wanted."""
+    for path in home(name).iterdir():
+        if path not in (keep, _home(name) / NOTE):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def home(name: str) -> Path:
@@ -205,7 +215,7 @@ def _model(entry: Path) -> Item | None:
     except (OSError, ValueError, KeyError, TypeError):
         note, path, kind = {}, entry, "model"  # an unfinished download
     weight = weigh(entry) + (0 if path.is_relative_to(entry) else weigh(path))
-    return Item(note.get("name", entry.name), kind, path, weight, _last_use(entry), entry, note)
+    return Item(note.get("name", entry.name).removesuffix("@main"), kind, path, weight, _last_use(entry), entry, note)
 
 
 def _copy(entry: Path) -> Item:
@@ -238,22 +248,11 @@ def delete(item: Item) -> bool:
     is removed there too."""
     if not _remove(item.entry):
         return False
-    if item.kind == "hub" or not item.path.is_relative_to(item.entry):
-        _delete_from_hub(item.path)
+    if not item.path.is_relative_to(item.entry):
+        from glassformer.checkpoint import hub
+
+        hub.delete(item.path)
     return True
-
-
-def _delete_from_hub(path: Path) -> None:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    with contextlib.suppress(CacheNotFound):
-        cache = scan_cache_dir()
-        for repo in cache.repos:
-            for revision in repo.revisions:
-                if path == revision.snapshot_path or path.is_relative_to(revision.snapshot_path):
-                    cache.delete_revisions(revision.commit_hash).execute()
-                    return
 
 
 def _remove(entry: Path) -> bool:

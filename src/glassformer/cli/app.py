@@ -47,7 +47,7 @@ VERBS: dict[str, Verb] = {
     "race": Verb("glassformer.cli.race:command", "Race one parallel forward against reading word by word."),
     "serve": Verb("glassformer.cli.serve:command", "Serve an OpenAI-compatible HTTP API."),
     "export": Verb("glassformer.cli.export:command", "Write a model in the Hugging Face or GGUF layout."),
-    "models": Verb("glassformer.cli.models:command", "List and delete the models kept on this machine."),
+    "models": Verb("glassformer.cli.models:command", "List, fetch and delete the models kept on this machine."),
     "demo": Verb("glassformer.cli.demo:command", "Show the next words of a few sentences, and what to try next."),
 }
 

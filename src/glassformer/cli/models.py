@@ -1,0 +1,191 @@
+"""`glassformer models`: what the catalogue offers, what lies in the cache, and how to be rid of it."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glassformer.cli.common import JsonOption, console, note, print_json
+from glassformer.errors import SourceError, UsageError, near
+
+if TYPE_CHECKING:
+    from glassformer.checkpoint.store import Item
+
+command = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@command.callback(invoke_without_command=True)
+def models(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List, fetch and delete the models kept on this machine.
+
+    Without a subcommand: the models of the catalogue and everything in the cache.
+    """
+    if context.invoked_subcommand is not None:
+        if as_json:
+            raise UsageError("--json belongs to the list, `glassformer models --json`, not to its subcommands.")
+        return
+    if as_json:
+        print_json(listing())
+    else:
+        _print(listing())
+
+
+@command.command()
+def fetch(
+    source: Annotated[str, typer.Argument(metavar="NAME", help="A catalogue name, or org/name[@revision] on the hub.")],
+) -> None:
+    """Fetch a model, or bring one from the hub up to date, and print where it lies."""
+    from glassformer.checkpoint import sources
+
+    found = sources.resolve(source, refresh=True)
+    print(found.path)
+
+
+@command.command()
+def delete(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A name from the list.")] = None,
+    all_dequantised: Annotated[
+        bool,
+        typer.Option("--all-dequantised", help="Every copy of a quantised model; they are made again when needed."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a model, or all dequantised copies, from the cache."""
+    if (name is None) != all_dequantised:
+        raise UsageError("Give either the NAME of a model in the cache or --all-dequantised.")
+    from glassformer.checkpoint import store
+
+    doomed = chosen(name)
+    if not doomed:
+        note("There are no dequantised copies.")
+        return
+    _confirm(doomed, yes)
+    kept = [item.name for item in doomed if not store.delete(item)]
+    gone = [item for item in doomed if item.name not in kept]
+    if gone:
+        note(f"Deleted {_together(gone)}.")
+    if kept:
+        raise SourceError(f"{', '.join(kept)} is in use by a running program; end it and try again.")
+
+
+def chosen(name: str | None) -> list[Item]:
+    """The items of the cache called ``name``, or every dequantised copy for None.
+
+    Raises:
+        SourceError: when nothing in the cache is called so.
+    """
+    from glassformer.checkpoint import catalogue, store
+
+    items = store.items()
+    if name is None:
+        return [item for item in items if item.kind == "dequantised"]
+    names = {name, name.lower()}
+    if (entry := catalogue.find(name)) is not None and (repo := entry.repo) is not None:
+        names.add(repo)
+    found = [item for item in items if item.name in names]
+    if not found:
+        there = [item.name for item in items]
+        known = f" It holds {', '.join(there)}." if there else " It is empty."
+        raise SourceError(f"There is no {name} in the cache {store.cache_directory()}.{near(name, there)}{known}")
+    return found
+
+
+def _confirm(doomed: list[Item], yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"Deleting {_together(doomed)} needs a yes, and nobody is at the terminal: add --yes.")
+    shared = any(not item.path.is_relative_to(item.entry) for item in doomed)
+    remark = " It lies in the hub's own cache, which other programs share." if shared else ""
+    typer.confirm(f"Delete {_together(doomed)}?{remark}", abort=True, err=True)
+
+
+def _together(items: list[Item]) -> str:
+    from glassformer.checkpoint.download import size_text
+
+    names = ", ".join(item.name for item in items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")
+    return f"{names} ({size_text(sum(item.bytes for item in items))})"
+
+
+def listing() -> dict[str, Any]:
+    """What the catalogue offers and what the cache holds, as plain data."""
+    from glassformer.checkpoint import catalogue, store
+
+    items = store.items()
+    there = {item.name for item in items if item.kind != "dequantised"}
+    return {
+        "cache": {
+            "path": str(store.cache_directory()),
+            "bytes": sum(item.bytes for item in items),
+            "dequantised_bytes": sum(item.bytes for item in items if item.kind == "dequantised"),
+            "dequantised_limit": store.cache_limit(),
+        },
+        "models": [_described(item) for item in items],
+        "catalogue": [
+            {
+                "name": entry.name,
+                "summary": entry.summary,
+                "licence": entry.licence,
+                "default": entry.name == catalogue.DEFAULT,
+                "repository": entry.repo,
+                "sha256": entry.artifact.sha256 if entry.artifact else None,
+                "bytes": entry.artifact.bytes if entry.artifact else None,
+                "fetched": entry.name in there or entry.repo in there,
+            }
+            for entry in catalogue.CATALOGUE.values()
+        ],
+    }
+
+
+def _described(item: Item) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "kind": item.kind,
+        "bytes": item.bytes,
+        "path": str(item.path),
+        "last_use": datetime.fromtimestamp(item.last_use).astimezone().isoformat(timespec="seconds"),
+        "origin": item.note.get("origin"),
+        "sha256": item.note.get("sha256"),
+        "revision": item.note.get("revision"),
+    }
+
+
+def _print(data: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from glassformer.checkpoint.download import size_text
+
+    out = console()
+    offered = Table(title="Catalogue", title_justify="left", box=None, pad_edge=False)
+    for heading in ("name", "model", "licence", "here"):
+        offered.add_column(heading)
+    for entry in data["catalogue"]:
+        name = entry["name"] + (" (default)" if entry["default"] else "")
+        offered.add_row(Text(name), Text(entry["summary"]), Text(entry["licence"]), "yes" if entry["fetched"] else "")
+    out.print(offered)
+    out.print()
+    cache = data["cache"]
+    if not data["models"]:
+        out.print(Text(f"The cache {cache['path']} is empty."))
+        return
+    kept = Table(title="On this machine", title_justify="left", box=None, pad_edge=False)
+    kept.add_column("name")
+    kept.add_column("kind")
+    kept.add_column("size", justify="right", no_wrap=True)
+    kept.add_column("last use", no_wrap=True)
+    kept.add_column("where", overflow="fold")
+    for item in data["models"]:
+        used = item["last_use"][:16].replace("T", " ")
+        kept.add_row(Text(item["name"]), item["kind"], size_text(item["bytes"]), used, Text(item["path"]))
+    out.print(kept)
+    share = f"{size_text(cache['dequantised_bytes'])} of at most {size_text(cache['dequantised_limit'])}"
+    out.print(Text(f"\n{size_text(cache['bytes'])} in all; dequantised copies take {share}."))
