@@ -1,0 +1,567 @@
+"""From what a person names to documents: files, folders, globs, compressed files, tables, hub sets, pipes.
+
+A document is one text file, one line of a jsonl file, one row of a table, or one conversation. Long
+documents come in pieces, so that no file is ever held whole. Nothing is dropped in silence: whatever
+cannot be read as it stands is counted and named in a `Report`. This module knows nothing about tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import glob
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import parse_qsl
+
+from glassformer.errors import DataError, near
+
+Spec = str | os.PathLike[str] | list[Any] | tuple[Any, ...] | None
+
+PIECE = 1 << 17  # characters a piece aims at
+LONGEST = 1 << 24  # characters without a place to cut before a cut is made anyway
+LONGEST_LINE = 1 << 28  # bytes of one jsonl line
+NAMED = 100  # names kept per problem; the count is always exact
+TEXT_FIELDS = ("text", "content")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a document, whole when both `first` and `last`; conversations are always whole.
+
+    Args:
+        origin: where it came from, for messages ("notes.txt", "chats.jsonl:17").
+        text: its characters; empty for a conversation.
+        first, last: whether it opens, closes its document.
+        messages: a conversation ({"role", "content"} each), or None.
+        size: bytes of the text as UTF-8.
+    """
+
+    origin: str
+    text: str
+    first: bool = True
+    last: bool = True
+    messages: list[dict[str, Any]] | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass"))
+
+
+@dataclass
+class Report:
+    """What was read, and by name what could not be read as it stood.
+
+    `problems` maps a sentence part ("empty, left out") to how often it happened and to the first
+    `NAMED` names it happened to.
+    """
+
+    files: int = 0
+    documents: int = 0
+    bytes: int = 0
+    problems: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, problem: str, name: str) -> None:
+        """Count `problem` and name what it happened to."""
+        entry = self.problems.setdefault(problem, {"count": 0, "names": []})
+        entry["count"] += 1
+        if len(entry["names"]) < NAMED:
+            entry["names"].append(name)
+
+    def count(self, problem: str) -> int:
+        """How often a problem happened, by its beginning: `count("empty")`."""
+        return sum(entry["count"] for name, entry in self.problems.items() if name.startswith(problem))
+
+    def sentences(self, names: int = 3) -> list[str]:
+        """One line per problem, with its count and the first few names."""
+        lines = []
+        for problem, entry in self.problems.items():
+            shown = entry["names"][:names]
+            more = entry["count"] - len(shown)
+            listed = ", ".join(shown) + (f" and {more} more" if more else "")
+            lines.append(f"{entry['count']} {problem}: {listed}.")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"files": self.files, "documents": self.documents, "bytes": self.bytes, "problems": self.problems}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        return cls(data["files"], data["documents"], data["bytes"], data["problems"])
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """One file, and the name it goes by; `listed` when it was found by looking into a folder."""
+
+    path: Path
+    name: str
+    listed: bool = False
+    temporary: bool = False
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set read row by row through the `datasets` library."""
+
+    name: str
+    revision: str | None = None
+    config: str | None = None
+    split: str = "train"
+    text: str | None = None
+
+
+Source = FileSource | HubSource
+
+
+def expand(spec: Spec, report: Report) -> list[Source]:
+    """The sources a spec names, in an order that does not depend on the machine.
+
+    Args:
+        spec: None for Python's own standard library; a file, a folder, a glob, "-" for standard
+            input, "hf:NAME[@REVISION][?config=…&split=…&text=…]" for a Hugging Face set; or a list.
+        report: gets what could not be looked into.
+
+    Raises:
+        DataError: when something named does not exist or a glob matches nothing.
+    """
+    if spec is None:
+        return list(_standard_library())
+    if isinstance(spec, (list, tuple)):
+        if not spec:
+            raise DataError("The list of data is empty; name at least one file, folder or set.")
+        return [source for one in spec for source in expand(_named(one), report)]
+    text = os.fspath(spec)
+    if text == "-":
+        return [_spool(sys.stdin.buffer)]
+    if text.startswith("hf:"):
+        return [_hub(text[3:])]
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return list(_folder(path, report))
+    if path.exists():
+        return [FileSource(path, text)]
+    if any(c in text for c in "*?["):
+        found = sorted(p for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
+        if not found:
+            raise DataError(f"No file matches {text!r}; check the pattern, and quote it against the shell.")
+        return [FileSource(Path(p), p) for p in found]
+    parent = path.parent
+    siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    raise DataError(f"There is no file or folder {text!r}." + near(path.name, siblings))
+
+
+def read(
+    sources: Iterable[Source],
+    report: Report,
+    *,
+    invalid: str = "replace",
+    text_field: str | None = None,
+    piece: int = PIECE,
+) -> Iterator[Piece]:
+    """The pieces of every document, in order.
+
+    Args:
+        report: counts documents and bytes, and names what could not be read as it stood.
+        invalid: documents with bytes that are not UTF-8 are kept with those bytes "replace"d by
+            U+FFFD, or left out with "skip"; both are counted and named.
+        text_field: the field or column that holds the text; None takes "text", "content" or, in a
+            table, the only column of strings.
+        piece: characters a piece aims at; cuts fall after a line break and before a non-space.
+    """
+    for source in sources:
+        found = False
+        stream = (
+            _hub_rows(source, report, text_field)
+            if isinstance(source, HubSource)
+            else _file(source, report, invalid, text_field, piece)
+        )
+        for one in stream:
+            found = True
+            report.documents += one.first
+            report.bytes += one.size
+            yield one
+        report.files += found
+
+
+# --- what a spec names ---------------------------------------------------------------------------
+
+
+def _named(one: Any) -> Spec:
+    if isinstance(one, (str, os.PathLike)):
+        return one
+    raise DataError(f"Data is named by paths or strings; got {one!r}.")
+
+
+def _standard_library() -> Iterator[FileSource]:
+    """Every module of the standard library, without its tests (some systems ship none)."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+    names = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in left_out and not name.startswith(".")]
+        names += [Path(folder, name).relative_to(root).as_posix() for name in files if name.endswith(".py")]
+    if not names:
+        raise DataError(f"Python's standard library has no .py files under {root}; name your data instead.")
+    for name in sorted(names):
+        yield FileSource(root / name, name, listed=True)
+
+
+def _folder(root: Path, report: Report) -> Iterator[FileSource]:
+    names = []
+
+    def failed(error: OSError) -> None:
+        report.note("unreadable, left out", str(error.filename))
+
+    for folder, folders, files in os.walk(root, onerror=failed):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        names += [Path(folder, name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
+    if not names:
+        raise DataError(f"The folder {str(root)!r} holds no files; hidden files are not read.")
+    for name in sorted(names):
+        if (root / name).is_file() or not (root / name).exists():  # no pipes or devices; a dangling link is named later
+            yield FileSource(root / name, name, listed=True)
+
+
+def _spool(stream: IO[bytes]) -> FileSource:
+    """Standard input as a file, so that it can be hashed first and tokenised after."""
+    handle, name = tempfile.mkstemp(prefix="glassformer-stdin-")
+    with os.fdopen(handle, "wb") as out:
+        shutil.copyfileobj(stream, out, 1 << 20)
+    return FileSource(Path(name), "standard input", temporary=True)
+
+
+def _hub(text: str) -> HubSource:
+    name, _, query = text.partition("?")
+    name, _, revision = name.partition("@")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    known = ("config", "split", "text")
+    for option in options:
+        if option not in known:
+            raise DataError(f"hf:{text} has the option {option!r}; known are {', '.join(known)}." + near(option, known))
+    if not name:
+        raise DataError("hf: needs the name of a Hugging Face set, for example hf:roneneldan/TinyStories.")
+    return HubSource(name, revision or None, options.get("config"), options.get("split", "train"), options.get("text"))
+
+
+# --- one source ----------------------------------------------------------------------------------
+
+
+def _file(source: FileSource, report: Report, invalid: str, text_field: str | None, piece: int) -> Iterator[Piece]:
+    suffixes = [s.lower() for s in source.path.suffixes[-2:]]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
+    kind = suffixes[-1] if suffixes else ""
+    try:
+        if kind == ".parquet" and not packed:
+            yield from _parquet(source, report, text_field)
+        elif kind in (".jsonl", ".ndjson"):
+            yield from _lines(source, packed, report, invalid, text_field)
+        else:
+            yield from _plain(source, packed, report, invalid, piece)
+    except FileNotFoundError:
+        report.note("gone before they could be read", source.name)
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            report.note(f"unreadable ({error.strerror})", source.name)
+        else:
+            report.note("broken off or damaged; what was read before is kept", source.name)
+
+
+def open_bytes(path: Path, packed: str) -> IO[bytes]:
+    """A file's bytes, decompressed when `packed` is ".gz" or ".zst"."""
+    if packed == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if packed == ".zst":
+        try:
+            import zstandard
+        except ModuleNotFoundError:
+            raise DataError(
+                f"{path.name} is compressed with Zstandard; install its reader with: pip install 'glassformer[data]'"
+            ) from None
+        raw = path.open("rb")
+        return io.BufferedReader(_Zstandard(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)))
+    return path.open("rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """Zstandard's own errors as EOFError, which is what gzip raises for a file broken off."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        try:
+            return int(self._reader.readinto(buffer))
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+
+    def close(self) -> None:
+        self._reader.close()
+        super().close()
+
+
+_replaced = threading.local()
+
+
+def _count_replaced(error: UnicodeError) -> tuple[str, int]:
+    _replaced.count = getattr(_replaced, "count", 0) + 1
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd", error.end
+
+
+codecs.register_error("glassformer.replace", _count_replaced)
+
+
+def _characters(chunks: Iterable[bytes]) -> Iterator[tuple[str, int]]:
+    """Decoded text of chunks of bytes (the last one empty), each with how many faults were replaced so far."""
+    decoder = codecs.getincrementaldecoder("utf-8")("glassformer.replace")
+    faults = 0
+    start = True
+    for data in chunks:
+        _replaced.count = 0
+        text = decoder.decode(data, final=not data)
+        faults += _replaced.count
+        if start and text:
+            text, start = text.removeprefix("\ufeff"), False
+        if text:
+            yield text, faults
+        elif not data and faults:
+            yield "", faults
+
+
+def _plain(source: FileSource, packed: str, report: Report, invalid: str, piece: int) -> Iterator[Piece]:
+    with open_bytes(source.path, packed) as stream:
+        head = stream.read(1 << 13)
+        if b"\0" in head:
+            report.note("not text, left out", source.name)
+            return
+        if invalid == "skip":  # a long document is told to be sound before its first piece goes out
+            faults = 0
+            for _, faults in _characters(_rejoined(head, stream)):
+                if faults:
+                    report.note("not valid UTF-8, left out", source.name)
+                    return
+            stream.close()
+            stream = open_bytes(source.path, packed)
+            head = b""
+        with stream:
+            yield from _pieces(_characters(_rejoined(head, stream)), source.name, report, piece)
+
+
+def _rejoined(head: bytes, stream: IO[bytes]) -> Iterator[bytes]:
+    """A stream's bytes, of which the first have been looked at; ends with an empty one."""
+    if head:
+        yield head
+    while data := stream.read(1 << 20):
+        yield data
+    yield b""
+
+
+_CUT = re.compile(r"\n(?=\S)")
+
+
+def _pieces(chunks: Iterable[tuple[str, int]], name: str, report: Report, piece: int) -> Iterator[Piece]:
+    held: list[str] = []
+    length = faults = 0
+    first = True
+
+    def cut(text: str) -> tuple[str, str]:
+        """All whole pieces' worth, and the rest; nothing when there is no place to cut."""
+        at = text.rfind("\n", 0, len(text) - 1)
+        while at >= 0 and text[at + 1].isspace():
+            at = text.rfind("\n", 0, at)
+        if at < 0 and len(text) >= LONGEST:
+            report.note("without a line break for 16 million characters, cut there", name)
+            at = len(text) - 2
+        return text[: at + 1], text[at + 1 :]
+
+    for text, now in chunks:
+        faults = now
+        held.append(text)
+        length += len(text)
+        if length < 2 * piece:
+            continue
+        ready, rest = cut("".join(held))
+        held, length = [rest], len(rest)
+        for part in _split(ready, piece):
+            yield Piece(name, part, first=first, last=False)
+            first = False
+    text = "".join(held)
+    if faults:
+        report.note("not valid UTF-8, faulty bytes replaced", name)
+    if text or not first:
+        yield Piece(name, text, first=first, last=True)
+    else:
+        report.note("empty, left out", name)
+
+
+def _split(text: str, piece: int) -> Iterator[str]:
+    start = 0
+    while len(text) - start > piece:
+        found = _CUT.search(text, start + piece - 1)
+        if found is None:
+            break
+        yield text[start : found.end()]
+        start = found.end()
+    if start < len(text):
+        yield text[start:]
+
+
+def _lines(source: FileSource, packed: str, report: Report, invalid: str, text_field: str | None) -> Iterator[Piece]:
+    with open_bytes(source.path, packed) as stream:
+        number = 0
+        while raw := stream.readline(LONGEST_LINE):
+            number += 1
+            name = f"{source.name}:{number}"
+            if len(raw) == LONGEST_LINE:
+                report.note("lines longer than 256 MiB, left out", name)
+                while len(stream.readline(LONGEST_LINE)) == LONGEST_LINE:
+                    pass
+                continue
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if not raw.strip():
+                continue
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                if invalid == "skip":
+                    report.note("not valid UTF-8, left out", name)
+                    continue
+                report.note("not valid UTF-8, faulty bytes replaced", name)
+                line = raw.decode("utf-8", "replace")
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                report.note("lines that are not JSON, left out", name)
+                continue
+            yield from _record(record, name, report, text_field)
+
+
+def _record(record: Any, name: str, report: Report, text_field: str | None) -> Iterator[Piece]:
+    if isinstance(record, dict):
+        messages = record.get("messages") if text_field is None else None
+        if messages is not None:
+            if _is_conversation(messages):
+                yield Piece(name, "", messages=[dict(m) for m in messages])
+            else:
+                report.note("conversations without roles and contents, left out", name)
+            return
+        fields = (text_field,) if text_field else TEXT_FIELDS
+        record = next((record[f] for f in fields if f in record), None)
+    if not isinstance(record, str):
+        wanted = text_field or " or ".join(TEXT_FIELDS)
+        report.note(f"without a text in {wanted}, left out", name)
+    elif not record:
+        report.note("empty, left out", name)
+    else:
+        if not record.isascii():
+            record = record.encode("utf-8", "replace").decode("utf-8")  # JSON can spell lone surrogates
+        yield Piece(name, record)
+
+
+def _is_conversation(messages: Any) -> bool:
+    return (
+        isinstance(messages, (list, tuple))
+        and len(messages) > 0
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages)
+    )
+
+
+def _parquet(source: FileSource, report: Report, text_field: str | None) -> Iterator[Piece]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise DataError(
+            f"{source.name} is a Parquet table; install its reader with: pip install 'glassformer[data]'"
+        ) from None
+    try:
+        table = parquet.ParquetFile(source.path)
+    except pyarrow.ArrowInvalid:
+        report.note("damaged Parquet tables, left out", source.name)
+        return
+    with table:
+        column = _column(source.name, table.schema_arrow, text_field)
+        row = 0
+        try:
+            for batch in table.iter_batches(batch_size=256, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield from _record({column: value}, f"{source.name}:{row}", report, _field_for(column))
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            report.note("broken off or damaged; what was read before is kept", source.name)
+
+
+def _field_for(column: str) -> str | None:
+    return None if column == "messages" else column
+
+
+def _column(name: str, schema: Any, text_field: str | None) -> str:
+    names = list(schema.names)
+    if text_field is not None:
+        if text_field in names:
+            return text_field
+        raise DataError(f"{name} has no column {text_field!r}; it has {', '.join(names)}." + near(text_field, names))
+    for wanted in ("messages", *TEXT_FIELDS):
+        if wanted in names:
+            return wanted
+    import pyarrow.types as types
+
+    strings = [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
+    if len(strings) == 1:
+        return str(strings[0])
+    raise DataError(f"{name} has the columns {', '.join(names)}; say which holds the text with text_field.")
+
+
+def _hub_rows(source: HubSource, report: Report, text_field: str | None) -> Iterator[Piece]:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise DataError(
+            f"hf:{source.name} is read through the datasets library; install it with: pip install 'glassformer[data]'"
+        ) from None
+    try:
+        rows = datasets.load_dataset(
+            source.name, name=source.config, split=source.split, revision=source.revision, streaming=True
+        )
+        wanted = source.text or text_field
+        for number, row in enumerate(rows, start=1):
+            yield from _record(dict(row), f"hf:{source.name}:{number}", report, wanted)
+    except DataError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())[:300]
+        raise DataError(f"hf:{source.name} could not be read through datasets: {what}") from error
+
+
+def clean_up(sources: Iterable[Source]) -> None:
+    """Delete what was spooled."""
+    for source in sources:
+        if isinstance(source, FileSource) and source.temporary:
+            with contextlib.suppress(OSError):
+                source.path.unlink()
+
+
+ProgressCallback = Callable[[str, int, int | None], None]
+"""Called with the stage ("reading", "tokenising"), the bytes done, and the bytes in all where known."""
