@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+from jaxtyping import install_import_hook
+
+# The shapes in signatures are checked here and cost nothing elsewhere. Modules whose own checks the tests provoke
+# with wrong shapes (the transformer's front door) stay out.
+CHECKED = ["glassformer.model.attention", "glassformer.model.cache", "glassformer.model.layers"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
