@@ -1,0 +1,207 @@
+"""Weights in and out: Hugging Face folders, GGUF files, and the native layout, as one `Checkpoint`.
+
+Opening reads headers only; tensors are mapped when asked for, under native keys. Nothing here
+builds a model or a tokenizer, and importing it does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from glassformer.errors import CheckpointError
+from glassformer.model.config import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from glassformer.checkpoint.gguf import Dtype, Progress
+    from glassformer.checkpoint.keys import Shape
+
+Format = Literal["hf", "gguf", "native"]
+
+__all__ = [
+    "Checkpoint",
+    "open_checkpoint",
+    "raw_blocks",
+    "read_config",
+    "tensor_shapes",
+    "write_gguf",
+    "write_hf",
+    "write_native",
+]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint.
+
+    Args:
+        path: the folder or file.
+        format: "hf", "gguf" or "native".
+        family: the family whose layout it has, "native" for the native layout.
+        config: the design.
+        tensors: every parameter by native key, in its stored type, mapped when asked for.
+        metadata: what the checkpoint says of itself besides: config.json, GGUF settings, or glassformer.json.
+    """
+
+    path: Path
+    format: Format
+    family: str
+    config: Config
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    metadata: dict[str, Any] = field(repr=False)
+
+    @property
+    def tokenizer_source(self) -> tuple[Literal["directory"], Path] | tuple[Literal["gguf"], Mapping[str, Any]]:
+        """What a tokenizer is built from: the folder, or the settings of a GGUF."""
+        if self.format != "gguf":
+            return "directory", self.path
+        from glassformer.checkpoint.gguf import tokenizer_fields
+
+        return "gguf", tokenizer_fields(self.path)
+
+
+def open_checkpoint(
+    path: str | Path, *, cache: Path | None = None, dtype: Dtype = "float32", progress: Progress | None = None
+) -> Checkpoint:
+    """Opens a Hugging Face folder, a native folder (also a training run), or a .gguf file.
+
+    Args:
+        cache: where a GGUF's dequantised copy goes; None for the user's cache.
+        dtype: what a GGUF is dequantised to.
+        progress: called with (bytes written, bytes in all) while a GGUF is dequantised.
+    Raises:
+        CheckpointError: the checkpoint is missing, broken, or lies about itself.
+        UnsupportedError: it is sound and Glassformer cannot express it; what stands in the way is named.
+        UnsafeFileError: its weights could only be read by unpickling.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if kind == "gguf":
+        from glassformer.checkpoint.gguf import dequantised
+
+        copy = dequantised(path, cache, dtype, progress)
+        return Checkpoint(path, kind, copy.family, copy.config, copy.tensors, copy.metadata)
+    if kind == "native":
+        from glassformer.checkpoint.native import native_tensors, read_native_config
+
+        config, metadata = read_native_config(path)
+        return Checkpoint(path, kind, "native", config, native_tensors(path, config), metadata)
+    from glassformer.checkpoint.hf import read_hf
+
+    folder = read_hf(path)
+    return Checkpoint(path, kind, folder.family.name, folder.config, folder.tensors(), folder.settings)
+
+
+def read_config(path: str | Path) -> Config:
+    """The design of a checkpoint, or of a bare config.json or glassformer.json; torch is not imported.
+
+    Raises:
+        CheckpointError, UnsupportedError: as `open_checkpoint`.
+    """
+    path = Path(path)
+    if path.name in ("config.json", "glassformer.json"):
+        path = path.parent
+    kind = format_of(path)
+    if kind == "gguf":
+        from glassformer.checkpoint.gguf import read_gguf
+
+        return read_gguf(path).config
+    if kind == "native":
+        from glassformer.checkpoint.native import read_native_config
+
+        return read_native_config(path)[0]
+    from glassformer.checkpoint.hf import read_hf
+
+    return read_hf(path, weights=False).config
+
+
+def tensor_shapes(path: str | Path) -> dict[str, Shape]:
+    """Shapes of every parameter by native key, taken from the headers and checked against the design; no torch.
+
+    Raises:
+        CheckpointError, UnsupportedError, UnsafeFileError: as `open_checkpoint`.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if kind == "native":
+        from glassformer.checkpoint.native import native_header, read_native_config
+
+        header = native_header(path, read_native_config(path)[0])
+        return {name: entry.shape for name, entry in header.tensors.items()}
+    if kind == "gguf":
+        from glassformer.checkpoint.gguf import read_gguf
+
+        return _native(read_gguf(path).table)
+    from glassformer.checkpoint.hf import read_hf
+
+    table = read_hf(path).table
+    assert table is not None  # weights were asked for
+    return _native(table)
+
+
+def _native(table: Any) -> dict[str, Shape]:
+    return {key: place.shapes[part] for key, (place, part) in table.homes.items()}
+
+
+def format_of(path: Path) -> Format:
+    """Which of the three formats lies at a path.
+
+    Raises:
+        CheckpointError: none.
+        UnsafeFileError: a pickled file.
+    """
+    from glassformer.checkpoint.hf import refuse_pickled
+
+    if path.is_dir():
+        if (path / "glassformer.json").exists():
+            return "native"
+        if (path / "config.json").exists():
+            return "hf"
+        ggufs = sorted(path.glob("*.gguf"))
+        hint = f" It holds {ggufs[0].name}: name that file instead." if ggufs else ""
+        raise CheckpointError(f"{path} is a folder with neither config.json nor glassformer.json.{hint}")
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.")
+    refuse_pickled(path)
+    if path.suffix == ".gguf" or _begins(path, b"GGUF"):
+        return "gguf"
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} is weights without a config; name the folder that holds it and its config.json.")
+    raise CheckpointError(
+        f"{path} is no model Glassformer knows: a Hugging Face folder, a native folder or a .gguf file."
+    )
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+def raw_blocks(path: str | Path) -> Mapping[str, Any]:
+    """Every parameter of a GGUF by native key in the file's own blocks: see `gguf.raw_blocks`."""
+    from glassformer.checkpoint.gguf import raw_blocks
+
+    return raw_blocks(path)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "write_hf":
+        from glassformer.checkpoint.hf import write_hf
+
+        return write_hf
+    if name == "write_native":
+        from glassformer.checkpoint.native import write_native
+
+        return write_native
+    if name == "write_gguf":
+        from glassformer.checkpoint.gguf_writer import write_gguf
+
+        return write_gguf
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

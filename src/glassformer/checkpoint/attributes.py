@@ -1,0 +1,93 @@
+"""Named settings of a foreign config, read with their types checked.
+
+Every getter says which file is wrong, which setting, and what it holds; none guesses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from glassformer.errors import CheckpointError, UnsupportedError
+
+
+class _Required:
+    pass
+
+
+REQUIRED: Final = _Required()
+
+
+class Attributes:
+    """A mapping of settings and the name of the file they came from.
+
+    Each getter takes a default for an absent setting (`REQUIRED` for none). A null counts as absent,
+    unless ``null=True``: then it is returned as None, for settings where null has a meaning of its own.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = ""):
+        self.values = values
+        self.where = where
+        self.prefix = prefix
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(self.prefix + name) is not None
+
+    def integer(self, name: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
+        return self._get(
+            name, default, null, "a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)
+        )
+
+    def number(self, name: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
+        value = self._get(name, default, null, "a number", _is_number)
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    def flag(self, name: str, default: Any = REQUIRED) -> bool:
+        value: bool = self._get(name, default, False, "true or false", lambda v: isinstance(v, bool))
+        return value
+
+    def text(self, name: str, default: Any = REQUIRED) -> str:
+        value: str = self._get(name, default, False, "a text", lambda v: isinstance(v, str))
+        return value
+
+    def table(self, name: str) -> dict[str, Any]:
+        value: dict[str, Any] = self._get(name, {}, False, "an object", lambda v: isinstance(v, dict))
+        return value
+
+    def sequence(self, name: str) -> list[Any] | None:
+        value: list[Any] | None = self._get(name, None, False, "a list", lambda v: isinstance(v, list))
+        return value
+
+    def inside(self, values: Mapping[str, Any], name: str) -> Attributes:
+        """The same checks for an object held inside this one."""
+        return Attributes(values, f"{self.where}, {name}")
+
+    def only(self, name: str, *accepted: Any) -> None:
+        """Refuses every value but the accepted ones; absent and null pass."""
+        value = self.values.get(self.prefix + name)
+        if value is not None and value not in accepted:
+            raise self.unsupported(name, value)
+
+    def unsupported(self, name: str, value: Any) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self.where} sets {self.prefix}{name} to {value!r}, which Glassformer cannot express; "
+            "it refuses rather than give wrong answers."
+        )
+
+    def _get(self, name: str, default: Any, null: bool, kind: str, fits: Any) -> Any:
+        full = self.prefix + name
+        if null and full in self.values and self.values[full] is None:
+            return None
+        value = self.values.get(full)
+        if value is None:
+            if default is REQUIRED:
+                raise CheckpointError(f"{self.where} lacks {full!r}; the file is incomplete or not a model's config.")
+            return default
+        if not fits(value):
+            raise CheckpointError(f"{self.where} sets {full} to {value!r}; it must be {kind}.")
+        return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

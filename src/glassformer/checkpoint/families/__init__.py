@@ -1,0 +1,81 @@
+"""The families of checkpoints Glassformer knows, and how to find one.
+
+A family is a table used both ways (`family.Family`). Nothing here opens a file or imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glassformer.checkpoint.families.family import Family, GgufLayout
+from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from glassformer.errors import CheckpointError, UnsupportedError, near
+from glassformer.model.config import Config
+
+FAMILIES: Mapping[str, Family] = {f.name: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+
+__all__ = ["FAMILIES", "Family", "GgufLayout", "by_architecture", "by_model_type", "for_config", "named"]
+
+
+def by_model_type(settings: Mapping[str, Any], where: str) -> Family:
+    """The family that a config.json names.
+
+    Raises:
+        CheckpointError: it names none.
+        UnsupportedError: it names one that is not among ours.
+    """
+    name = settings.get("model_type")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{where} names no model_type; it is not the config.json of a Hugging Face model.")
+    for family in FAMILIES.values():
+        if name == family.name or name in family.also:
+            return family
+    raise UnsupportedError(
+        f"{where} is a model of type {name!r}; Glassformer reads {', '.join(FAMILIES)}.{near(name, FAMILIES)}"
+    )
+
+
+def by_architecture(name: Any, where: str) -> Family:
+    """The family that a GGUF header names in ``general.architecture``.
+
+    Raises:
+        CheckpointError: it names none.
+        UnsupportedError: it names one that is not among ours.
+    """
+    known = {f.gguf.architecture: f for f in reversed(FAMILIES.values()) if f.gguf is not None}
+    if not isinstance(name, str):
+        raise CheckpointError(f"{where} names no general.architecture, so it cannot be told what model it is.")
+    if name not in known:
+        raise UnsupportedError(
+            f"{where} is a GGUF of architecture {name!r}; Glassformer reads {', '.join(sorted(known))}."
+            + near(name, known)
+        )
+    return known[name]
+
+
+def named(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    if name not in FAMILIES:
+        raise UnsupportedError(f"There is no family {name!r}; there are {', '.join(FAMILIES)}.{near(name, FAMILIES)}")
+    return FAMILIES[name]
+
+
+def for_config(config: Config) -> Family:
+    """The first family whose Hugging Face layout expresses a design.
+
+    Raises:
+        UnsupportedError: none does; the message says what stands in the way of each.
+    """
+    reasons = []
+    for family in FAMILIES.values():
+        try:
+            family.to_hf(config)
+            return family
+        except UnsupportedError as error:
+            reasons.append(f"{family.name}: {error}")
+    raise UnsupportedError("No family's Hugging Face layout expresses this design. " + " ".join(reasons))

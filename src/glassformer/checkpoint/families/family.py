@@ -1,0 +1,193 @@
+"""What a family is: one table of settings and one of tensors, each read both ways.
+
+A family expresses a design when writing its settings and reading them back gives the same design;
+nothing else decides, so what cannot be expressed is found and named without a list of exceptions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.keys import Shape
+from glassformer.checkpoint.tables import Row, Table
+from glassformer.errors import CheckpointError, ConfigError, UnsupportedError
+from glassformer.model.config import Config
+
+# Settings every family shares that would change the computation: the values that do not.
+_COMMON_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "quantization_config": (),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "use_bidirectional_attention": (False,),
+    "is_causal": (True,),
+    "pruned_heads": ({},),
+    "rope_interleaved": (False,),
+    "output_hidden_states": (False, True),
+}
+
+
+@dataclass(frozen=True)
+class GgufLayout:
+    """How one ``general.architecture`` of GGUF stores a design.
+
+    Args:
+        architecture: the name, which also prefixes its settings.
+        rows: tensors.
+        read: (settings without prefix, shapes of the tensors) -> Config, rope factors aside.
+        write: Config -> settings without prefix.
+    """
+
+    architecture: str
+    rows: tuple[Row, ...]
+    read: Callable[[Attributes, Mapping[str, Shape]], Config]
+    write: Callable[[Config], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of checkpoints.
+
+    Args:
+        name: Hugging Face's ``model_type``.
+        architecture: the class with a next-word head.
+        base: the class without; its files lack the prefix of the names.
+        rows: tensors of a safetensors file.
+        read: settings of config.json -> Config.
+        write: Config -> settings of config.json.
+        prefixes: what tensor names may begin with where rows say the first of them.
+        only: settings that must hold one of the given values, because the design has no place for others.
+        ignored: names of stored buffers that can be computed again.
+        also: further ``model_type`` values with the same settings.
+        gguf: the same family in GGUF.
+    """
+
+    name: str
+    architecture: str
+    base: str
+    rows: tuple[Row, ...]
+    read: Callable[[Attributes], Config]
+    write: Callable[[Config], dict[str, Any]]
+    prefixes: tuple[str, ...]
+    only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    gguf: GgufLayout | None = None
+
+    def from_hf(self, settings: Mapping[str, Any], where: str) -> Config:
+        """The design that a config.json describes.
+
+        Raises:
+            UnsupportedError: it asks for something a Config has no place for, named.
+            CheckpointError: it lacks a setting, or contradicts itself.
+        """
+        attributes = Attributes(settings, where)
+        for name, accepted in {**_COMMON_ONLY, **self.only}.items():
+            attributes.only(name, *accepted)
+        known = (self.architecture, self.base)
+        for architecture in attributes.sequence("architectures") or ():
+            if architecture not in known and not str(architecture).endswith(
+                ("ForCausalLM", "ForConditionalGeneration")
+            ):
+                raise UnsupportedError(
+                    f"{where} names the architecture {architecture}, which has no next-word head that Glassformer "
+                    f"could run; it runs {self.architecture}."
+                )
+        return sound(lambda: self.read(attributes), where)
+
+    def to_hf(self, config: Config) -> dict[str, Any]:
+        """The config.json that describes a design.
+
+        Raises:
+            UnsupportedError: naming the fields of the design this family has no place for.
+        """
+        settings = {"model_type": self.name, "architectures": [self.architecture], **self.write(config)}
+        expressible(config, lambda: self.from_hf(settings, "config.json"), f"The Hugging Face layout of {self.name}")
+        return settings
+
+    def table(self, config: Config, found: Mapping[str, Any] | None = None) -> Table:
+        """The tensor table for a design; ``found`` (the names in a file) decides between prefixes."""
+        default, first = self.prefixes[0], self.rows[0].theirs
+        prefix = default
+        if found is not None:
+            stem = first.removeprefix(default)
+            prefix = next((p for p in self.prefixes if p + stem in found), default)
+        if prefix == default:
+            return Table(self.rows, config)
+        return Table(
+            self.rows, config, lambda name: prefix + name[len(default) :] if name.startswith(default) else name
+        )
+
+
+def sound(build: Callable[[], Config], where: str) -> Config:
+    """Builds a Config, and says which file it came from when it contradicts itself."""
+    try:
+        return build()
+    except ConfigError as error:
+        raise CheckpointError(f"{where} describes a model that cannot be built: {error}") from None
+
+
+def expressible(config: Config, read_back: Callable[[], Config], layout: str, tolerance: float = 0.0) -> None:
+    """Checks that a layout says what the design says.
+
+    Raises:
+        UnsupportedError: naming the fields that come back different, and their values.
+    """
+    try:
+        back = read_back()
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{layout} cannot express this design: {error}") from None
+    except CheckpointError as error:
+        raise UnsupportedError(f"{layout} cannot express this design: {error}") from None
+    lost = differences(canonical(config), canonical(back), tolerance)
+    if lost:
+        shown = ", ".join(f"{name} {ours!r} (it would become {theirs!r})" for name, ours, theirs in lost[:3])
+        raise UnsupportedError(
+            f"{layout} cannot express {shown}; export to the native layout, which holds every design."
+        )
+
+
+def canonical(config: Config) -> Config:
+    """The same computation in its one plainest spelling, so that two configs can be compared."""
+    attention, position = config.attention, config.position
+    if all(window is None for window in attention.windows):
+        attention = dataclasses.replace(attention, windows=())
+    if attention.scale is not None and math.isclose(attention.scale, attention.d_head**-0.5, rel_tol=1e-6):
+        attention = dataclasses.replace(attention, scale=None)
+    scaling = position.scaling
+    if scaling is not None and (
+        (scaling.kind == "linear" and scaling.factor == 1)
+        or (scaling.kind == "factors" and set(scaling.factors) == {1})
+    ):
+        position = dataclasses.replace(position, scaling=None)
+    if position.local_theta is not None and (
+        not attention.windows or (position.scaling is None and position.local_theta == position.theta)
+    ):
+        position = dataclasses.replace(position, local_theta=None)
+    return dataclasses.replace(config, attention=attention, position=position)
+
+
+def differences(ours: Config, theirs: Config, tolerance: float = 0.0) -> list[tuple[str, Any, Any]]:
+    """Fields in which two designs differ: (dotted name, ours, theirs)."""
+    return list(_differences(dataclasses.asdict(ours), dataclasses.asdict(theirs), "", tolerance))
+
+
+def _differences(ours: Any, theirs: Any, name: str, tolerance: float) -> Any:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for field in ours:
+            yield from _differences(ours[field], theirs[field], f"{name}.{field}".lstrip("."), tolerance)
+    elif isinstance(ours, float) and isinstance(theirs, (int, float)) and tolerance:
+        if not math.isclose(ours, theirs, rel_tol=tolerance):
+            yield name, ours, theirs
+    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and tolerance and len(ours) == len(theirs):
+        if any(
+            isinstance(a, float) != isinstance(b, float) or list(_differences(a, b, name, tolerance))
+            for a, b in zip(ours, theirs, strict=True)
+        ):
+            yield name, ours, theirs
+    elif ours != theirs:
+        yield name, ours, theirs

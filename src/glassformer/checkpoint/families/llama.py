@@ -1,0 +1,227 @@
+"""Llama and what grew from it: SmolLM, Mistral, Qwen2, Qwen3. One tensor table, four sets of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.family import Family, GgufLayout
+from glassformer.checkpoint.families.settings import (
+    ACTIVATION_NAMES,
+    activation,
+    gguf_rope,
+    gguf_rope_settings,
+    layer_types,
+    one_window,
+    rope,
+    rope_settings,
+    windows,
+)
+from glassformer.checkpoint.keys import Shape
+from glassformer.checkpoint.tables import Row, row
+from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+
+_LAYER, _BLOCK = "model.layers.{i}.", "blocks.{i}."
+
+ROWS: tuple[Row, ...] = (
+    row("model.embed_tokens.weight", "embed.weight"),
+    row(_LAYER + "input_layernorm.weight", _BLOCK + "ln1.weight"),
+    *(row(f"{_LAYER}self_attn.{p}_proj.{t}", f"{_BLOCK}attn.{p}.{t}") for p in "qkvo" for t in ("weight", "bias")),
+    *(row(f"{_LAYER}self_attn.{p}_norm.weight", f"{_BLOCK}attn.{p}_norm.weight") for p in "qk"),
+    row(_LAYER + "post_attention_layernorm.weight", _BLOCK + "ln2.weight"),
+    *(
+        row(f"{_LAYER}mlp.{p}_proj.{t}", f"{_BLOCK}mlp.{p}.{t}")
+        for p in ("gate", "up", "down")
+        for t in ("weight", "bias")
+    ),
+    row("model.norm.weight", "final.weight"),
+    row("lm_head.weight", "unembed.weight"),
+)
+
+
+def gguf_rows(*, interleaved: bool = False, shift: float = 0.0) -> tuple[Row, ...]:
+    """The tensors of Llama-like architectures in GGUF.
+
+    Args:
+        interleaved: queries and keys have rotary pairs as neighbouring rows (architecture "llama").
+        shift: what is added to stored norms (Gemma).
+    """
+    layer = "blk.{i}."
+    pairs = {"q": interleaved, "k": interleaved, "v": False}
+    return (
+        row("token_embd.weight", "embed.weight"),
+        row(layer + "attn_norm.weight", _BLOCK + "ln1.weight", shift=shift),
+        *(
+            row(f"{layer}attn_{p}.{t}", f"{_BLOCK}attn.{p}.{t}", interleaved=turn)
+            for p, turn in pairs.items()
+            for t in ("weight", "bias")
+        ),
+        *(row(f"{layer}attn_{p}_norm.weight", f"{_BLOCK}attn.{p}_norm.weight", shift=shift) for p in "qk"),
+        *(row(f"{layer}attn_output.{t}", f"{_BLOCK}attn.o.{t}") for t in ("weight", "bias")),
+        row(layer + "ffn_norm.weight", _BLOCK + "ln2.weight", shift=shift),
+        *(
+            row(f"{layer}ffn_{p}.{t}", f"{_BLOCK}mlp.{p}.{t}")
+            for p in ("gate", "up", "down")
+            for t in ("weight", "bias")
+        ),
+        row(layer + "post_attention_norm.weight", _BLOCK + "ln1_post.weight", shift=shift),
+        row(layer + "post_ffw_norm.weight", _BLOCK + "ln2_post.weight", shift=shift),
+        row("output_norm.weight", "final.weight", shift=shift),
+        row("output.weight", "unembed.weight"),
+    )
+
+
+def _read(name: str, attributes: Attributes) -> Config:
+    """config.json of any of the four, which differ in their defaults and in what they leave unsaid."""
+    heads = attributes.integer("num_attention_heads")
+    d_model = attributes.integer("hidden_size")
+    layers = attributes.integer("num_hidden_layers")
+    context = attributes.integer("max_position_embeddings", {"llama": 2048, "mistral": 131_072}.get(name, 32_768))
+    theta, _, scaling = rope(attributes, context)
+    bias = name == "qwen2" or (name != "mistral" and attributes.flag("attention_bias", False))
+    return Config(
+        vocab_size=attributes.integer("vocab_size"),
+        d_model=d_model,
+        n_layers=layers,
+        context=context,
+        attention=Attention(
+            n_heads=heads,
+            n_kv_heads=attributes.integer("num_key_value_heads", 8 if name == "mistral" else None, null=True) or heads,
+            d_head=attributes.integer("head_dim", 128 if name == "qwen3" else None, null=True) or d_model // heads,
+            bias=bias,
+            out_bias=bias and name != "qwen2",
+            qk_norm=name == "qwen3",
+            windows=_windows(name, attributes, layers),
+        ),
+        feed_forward=FeedForward(
+            attributes.integer("intermediate_size"),
+            activation=activation(attributes, "hidden_act", "silu"),
+            bias=name == "llama" and attributes.flag("mlp_bias", False),
+        ),
+        norm=Norm("rms", eps=attributes.number("rms_norm_eps", 1e-6)),
+        position=Position(theta=theta, scaling=scaling),
+        tied=attributes.flag("tie_word_embeddings", False),
+    )
+
+
+def _windows(name: str, attributes: Attributes, layers: int) -> tuple[int | None, ...]:
+    if name == "llama":
+        return ()
+    window = attributes.integer("sliding_window", 4096, null=True)
+    if name == "mistral":
+        return (window,) * layers if window is not None else ()
+    if not attributes.flag("use_sliding_window", False):
+        window = None
+    first = attributes.integer("max_window_layers", 28)
+    return windows(attributes, layers, window, lambda i: window is not None and i >= first)
+
+
+def _write(name: str, config: Config) -> dict[str, Any]:
+    attention, window = config.attention, one_window(config)
+    settings: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.feed_forward.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": attention.n_heads,
+        "num_key_value_heads": attention.n_kv_heads,
+        "head_dim": attention.d_head,
+        "hidden_act": ACTIVATION_NAMES[config.feed_forward.activation],
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm.eps,
+        "tie_word_embeddings": config.tied,
+        **rope_settings(config),
+    }
+    if name == "llama":
+        settings |= {"attention_bias": attention.bias, "mlp_bias": config.feed_forward.bias}
+    elif name == "mistral":
+        settings["sliding_window"] = window
+    else:
+        settings |= {
+            "use_sliding_window": window is not None,
+            "sliding_window": window,
+            "layer_types": layer_types(config),
+            "max_window_layers": next((i for i in range(config.n_layers) if config.window(i)), config.n_layers),
+        }
+    if name == "qwen3":
+        settings["attention_bias"] = attention.bias
+    return settings
+
+
+def read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
+    """Any Llama-like architecture's settings; what a tensor's presence says is read from the tensors."""
+    attributes.only("expert_count", 0)
+    attributes.only("use_parallel_residual", False)
+    attributes.only("attention.causal", True)
+    heads = attributes.integer("attention.head_count")
+    d_model = attributes.integer("embedding_length")
+    d_head = attributes.integer("attention.key_length", d_model // heads if heads else 0)
+    attributes.only("attention.value_length", d_head)
+    rotated = attributes.integer("rope.dimension_count", d_head)
+    return Config(
+        vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
+        d_model=d_model,
+        n_layers=attributes.integer("block_count"),
+        context=attributes.integer("context_length"),
+        attention=Attention(
+            n_heads=heads,
+            n_kv_heads=attributes.integer("attention.head_count_kv", heads),
+            d_head=d_head,
+            bias="blk.0.attn_q.bias" in shapes,
+            out_bias="blk.0.attn_output.bias" in shapes,
+            qk_norm="blk.0.attn_q_norm.weight" in shapes,
+        ),
+        feed_forward=FeedForward(attributes.integer("feed_forward_length"), bias="blk.0.ffn_down.bias" in shapes),
+        norm=Norm("rms", eps=attributes.number("attention.layer_norm_rms_epsilon")),
+        position=Position(
+            theta=attributes.number("rope.freq_base", 10_000.0),
+            fraction=1.0 if rotated == d_head else rotated / d_head,
+            scaling=gguf_rope(attributes),
+        ),
+        tied="output.weight" not in shapes,
+    )
+
+
+def write_gguf(config: Config) -> dict[str, Any]:
+    """`read_gguf` the other way."""
+    return {
+        "block_count": config.n_layers,
+        "context_length": config.context,
+        "embedding_length": config.d_model,
+        "feed_forward_length": config.feed_forward.d_ff,
+        "attention.head_count": config.attention.n_heads,
+        "attention.head_count_kv": config.attention.n_kv_heads,
+        "attention.key_length": config.attention.d_head,
+        "attention.value_length": config.attention.d_head,
+        "attention.layer_norm_rms_epsilon": config.norm.eps,
+        **gguf_rope_settings(config),
+    }
+
+
+_ONLY: Mapping[str, tuple[Any, ...]] = {"partial_rotary_factor": (1, 1.0)}
+_IGNORED = (r"\.rotary_emb\.inv_freq$",)
+
+
+def _family(name: str, stem: str, gguf: GgufLayout) -> Family:
+    return Family(
+        name=name,
+        architecture=f"{stem}ForCausalLM",
+        base=f"{stem}Model",
+        rows=ROWS,
+        read=partial(_read, name),
+        write=partial(_write, name),
+        prefixes=("model.", ""),
+        only=_ONLY,
+        ignored=_IGNORED,
+        gguf=gguf,
+    )
+
+
+_GGUF_LLAMA = GgufLayout("llama", gguf_rows(interleaved=True), read_gguf, write_gguf)
+
+LLAMA = _family("llama", "Llama", _GGUF_LLAMA)
+MISTRAL = _family("mistral", "Mistral", _GGUF_LLAMA)
+QWEN2 = _family("qwen2", "Qwen2", GgufLayout("qwen2", gguf_rows(), read_gguf, write_gguf))
+QWEN3 = _family("qwen3", "Qwen3", GgufLayout("qwen3", gguf_rows(), read_gguf, write_gguf))

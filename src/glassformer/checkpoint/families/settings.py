@@ -1,0 +1,207 @@
+"""Settings that several families share: activations, rotary positions, and their GGUF spellings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.model.config import Activation, Config, RopeScaling
+
+# Several of Hugging Face's names compute the same function.
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+ACTIVATION_NAMES: Mapping[str, str] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+
+
+def activation(attributes: Attributes, name: str, default: str) -> Activation:
+    """The activation a setting names.
+
+    Raises:
+        UnsupportedError: it is none of ours.
+    """
+    value = attributes.text(name, default)
+    if value not in _ACTIVATIONS:
+        raise attributes.unsupported(name, value)
+    return _ACTIVATIONS[value]
+
+
+def rope(
+    attributes: Attributes, context: int, theta: float = 10_000.0, parameters: Mapping[str, Any] | None = None
+) -> tuple[float, float | None, RopeScaling | None]:
+    """Rotary base, rotated share (None when unsaid) and scaling, in the old spelling or the new.
+
+    ``rope_theta`` beside ``rope_scaling`` is what transformers wrote up to version 4,
+    ``rope_parameters`` holding everything is what it writes since; a filled ``rope_scaling`` wins, as it does there.
+    """
+    if parameters is None:
+        parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
+    inner = attributes.inside(parameters, "rope_parameters")
+    base = inner.number("rope_theta", attributes.number("rope_theta", theta))
+    fraction = inner.number("partial_rotary_factor", attributes.number("partial_rotary_factor", None))
+    kind = inner.text("rope_type", inner.text("type", "default"))
+    for name in ("mrope_section", "short_factor", "long_factor"):
+        inner.only(name)
+    inner.only("truncate", True)
+    if kind == "default":
+        return base, fraction, None
+    if kind == "linear":
+        return base, fraction, RopeScaling("linear", factor=inner.number("factor"))
+    original = inner.integer("original_max_position_embeddings", context)
+    if kind == "llama3":
+        return (
+            base,
+            fraction,
+            RopeScaling(
+                "llama3",
+                factor=inner.number("factor"),
+                original_context=original,
+                low=inner.number("low_freq_factor"),
+                high=inner.number("high_freq_factor"),
+            ),
+        )
+    if kind == "yarn":
+        return base, fraction, _yarn(inner, original, context)
+    raise inner.unsupported("rope_type", kind)
+
+
+def _yarn(inner: Attributes, original: int, context: int) -> RopeScaling:
+    factor = inner.number("factor", context / original)
+    attention = inner.number("attention_factor", None)
+    if attention is None:
+        one, all_dims = inner.number("mscale", None), inner.number("mscale_all_dim", None)
+        if one and all_dims:
+            attention = _yarn_temperature(factor, one) / _yarn_temperature(factor, all_dims)
+        else:
+            attention = _yarn_temperature(factor)
+    return RopeScaling(
+        "yarn",
+        factor=factor,
+        original_context=original,
+        low=inner.number("beta_slow", 1.0),
+        high=inner.number("beta_fast", 32.0),
+        attention_factor=attention,
+    )
+
+
+def _yarn_temperature(factor: float, scale: float = 1.0) -> float:
+    """What cosines and sines are multiplied by, by default (arXiv:2309.00071, section 3.4)."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rope_settings(config: Config) -> dict[str, Any]:
+    """`rope` the other way, in the spelling that every version of transformers reads."""
+    scaling = config.position.scaling
+    return {"rope_theta": config.position.theta, "rope_scaling": None if scaling is None else scaling_settings(scaling)}
+
+
+def scaling_settings(scaling: RopeScaling) -> dict[str, Any]:
+    """One scaling as ``rope_scaling`` says it."""
+    settings: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        settings |= {"low_freq_factor": scaling.low, "high_freq_factor": scaling.high}
+    elif scaling.kind == "yarn":
+        settings |= {
+            "beta_slow": scaling.low,
+            "beta_fast": scaling.high,
+            "attention_factor": float(scaling.attention_factor),
+        }
+    elif scaling.kind == "factors":
+        raise UnsupportedError(
+            "Hugging Face layouts have no setting for position.scaling 'factors', one divisor per rotated pair; "
+            "export to GGUF or to the native layout."
+        )
+    if scaling.original_context:
+        settings["original_max_position_embeddings"] = scaling.original_context
+    return settings
+
+
+def windows(attributes: Attributes, n_layers: int, window: int | None, sliding: Any) -> tuple[int | None, ...]:
+    """Windows per layer from ``layer_types``; without it, layers for which ``sliding(i)`` holds."""
+    kinds = attributes.sequence("layer_types")
+    if kinds is None:
+        kinds = ["sliding_attention" if sliding(i) else "full_attention" for i in range(n_layers)]
+    if len(kinds) != n_layers:
+        raise CheckpointError(f"{attributes.where} names {len(kinds)} layer_types for {n_layers} layers.")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise attributes.unsupported("layer_types", kind)
+    if "sliding_attention" in kinds and window is None:
+        raise CheckpointError(f"{attributes.where} has sliding_attention layers and no sliding_window.")
+    each = tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return each if any(each) else ()
+
+
+def layer_types(config: Config) -> list[str]:
+    """`windows` the other way."""
+    return ["full_attention" if config.window(i) is None else "sliding_attention" for i in range(config.n_layers)]
+
+
+def one_window(config: Config) -> int | None:
+    """The window of the layers that have one; families hold a single size.
+
+    Raises:
+        UnsupportedError: two layers have windows of different sizes.
+    """
+    sizes = {window for window in config.attention.windows if window is not None}
+    if len(sizes) > 1:
+        listed = ", ".join(str(size) for size in sorted(sizes))
+        raise UnsupportedError(f"attention.windows holds several sizes ({listed}), where there is room for one.")
+    return sizes.pop() if sizes else None
+
+
+def gguf_rope(attributes: Attributes) -> RopeScaling | None:
+    """Rotary scaling from GGUF settings; a ``rope_freqs`` tensor is looked at elsewhere."""
+    kind = attributes.text("rope.scaling.type", "none")
+    if kind == "none":
+        # Before rope.scaling.* existed there was one number.
+        factor = attributes.number("rope.scale_linear", 1.0)
+        return RopeScaling("linear", factor=factor) if factor != 1 else None
+    factor = attributes.number("rope.scaling.factor", 1.0)
+    if kind == "linear":
+        return RopeScaling("linear", factor=factor) if factor != 1 else None
+    if kind == "yarn":
+        return RopeScaling(
+            "yarn",
+            factor=factor,
+            original_context=attributes.integer("rope.scaling.original_context_length"),
+            low=attributes.number("rope.scaling.yarn_beta_slow", 1.0),
+            high=attributes.number("rope.scaling.yarn_beta_fast", 32.0),
+            # The runtime multiplies the stored number by YaRN's own temperature.
+            attention_factor=attributes.number("rope.scaling.attn_factor", 1.0) * _yarn_temperature(factor),
+        )
+    raise attributes.unsupported("rope.scaling.type", kind)
+
+
+def gguf_rope_settings(config: Config) -> dict[str, Any]:
+    """`gguf_rope` the other way; "llama3" and "factors" travel as a tensor and write nothing here."""
+    settings: dict[str, Any] = {"rope.freq_base": config.position.theta, "rope.dimension_count": config.rotary_dims}
+    scaling = config.position.scaling
+    if scaling is None or scaling.kind in ("llama3", "factors"):
+        return settings
+    settings |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
+    if scaling.kind == "yarn":
+        settings["rope.scaling.original_context_length"] = scaling.original_context
+        settings["rope.scaling.yarn_beta_slow"] = scaling.low
+        settings["rope.scaling.yarn_beta_fast"] = scaling.high
+        settings["rope.scaling.attn_factor"] = scaling.attention_factor / _yarn_temperature(scaling.factor)
+    return settings

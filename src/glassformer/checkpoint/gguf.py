@@ -1,0 +1,310 @@
+"""GGUF files: a design from the settings, weights dequantised once into the cache and mapped afterwards.
+
+A GGUF means what llama.cpp computes from it. The dequantised copy is a native-layout safetensors
+file named after the content of the GGUF; opening it again reads neither the GGUF's tensors nor the
+`gguf` package. `raw_blocks` gives the stored blocks as they are, for engines that compute with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families import Family, GgufLayout, by_architecture
+from glassformer.checkpoint.families.family import sound
+from glassformer.checkpoint.gguf_header import GgufHeader, Stored, read_gguf_header
+from glassformer.checkpoint.keys import Shape, native_shapes
+from glassformer.checkpoint.native import LazyTensors
+from glassformer.checkpoint.tables import Table, take, take_rows
+from glassformer.checkpoint.tensorfile import SIZES, TensorFile, read_header, write_tensors
+from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.model.config import Config, RopeScaling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Progress = Callable[[int, int], None]
+
+_STORED: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_COPY_VERSION = "1"  # of what the cached copies hold; a new number makes the old ones unused
+_SAMPLES, _SAMPLE, _HEAD = 64, 4096, 1 << 20
+_FACTORS = "rope_freqs.weight"
+_IGNORED = (r"^rope_freqs\.weight$",)
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """A GGUF file understood: header, family, design, and the table of its tensors."""
+
+    header: GgufHeader
+    family: Family
+    layout: GgufLayout
+    config: Config
+    table: Table
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The settings, without the long arrays of the tokenizer."""
+        return {name: value for name, value in self.header.settings.items() if not isinstance(value, list)}
+
+
+def tokenizer_fields(path: Path) -> dict[str, Any]:
+    """The settings a tokenizer is built from: ``tokenizer.*`` and ``general.architecture``; raises as `read_gguf`."""
+    settings = read_gguf_header(path).settings
+    return {k: v for k, v in settings.items() if k.startswith("tokenizer.") or k == "general.architecture"}
+
+
+def read_gguf(path: Path) -> Gguf:
+    """Understands a GGUF from its header alone: nothing is dequantised and torch is not imported.
+
+    Raises:
+        CheckpointError: it is broken or its tensors do not fit its settings.
+        UnsupportedError: an architecture, a setting or a tensor type that Glassformer cannot express.
+    """
+    header = read_gguf_header(path)
+    family = by_architecture(header.settings.get("general.architecture"), str(path))
+    layout = family.gguf
+    assert layout is not None
+    attributes = Attributes(header.settings, str(path), f"{layout.architecture}.")
+    config = sound(lambda: _with_factors(layout.read(attributes, header.shapes), header), str(path))
+    table = Table(layout.rows, config)
+    table.check(header.shapes, _IGNORED, str(path))
+    return Gguf(header, family, layout, config, table)
+
+
+def _with_factors(config: Config, header: GgufHeader) -> Config:
+    """Adds the divisors of a ``rope_freqs`` tensor, which is how GGUF stores Llama 3's scaling."""
+    stored = header.tensors.get(_FACTORS)
+    if stored is None:
+        return config
+    if stored.kind != "F32":
+        raise UnsupportedError(f"{header.path} stores {_FACTORS} as {stored.kind} instead of F32.")
+    import struct
+
+    with header.path.open("rb") as file:
+        file.seek(stored.start)
+        data = file.read(stored.end - stored.start)
+    factors = struct.unpack(f"<{len(data) // 4}f", data)
+    if set(factors) == {1.0}:
+        return config
+    if config.position.scaling is not None:
+        raise UnsupportedError(
+            f"{header.path} holds {_FACTORS} and sets rope.scaling.type too; Glassformer expresses one of them."
+        )
+    position = dataclasses.replace(config.position, scaling=RopeScaling("factors", factors=factors))
+    return dataclasses.replace(config, position=position)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A dequantised copy in the cache: its tensors, mapped, and what its header says of the GGUF."""
+
+    tensors: Mapping[str, Tensor]
+    config: Config
+    family: str
+    metadata: dict[str, Any]
+
+
+def dequantised(
+    path: Path, cache: Path | None = None, dtype: Dtype = "float32", progress: Progress | None = None
+) -> Copy:
+    """The dequantised copy of a GGUF, made when the cache has none.
+
+    The copy's name is a digest of the file's size, time of change, first mebibyte and 64 pages spread
+    over the rest, so that finding it takes about a millisecond. Two processes that ask at once make it once.
+
+    Args:
+        cache: folder of the copies; None for the user's cache.
+        progress: called with (bytes written, bytes in all) while the copy is made.
+    Raises:
+        CheckpointError: the GGUF is broken, or the cache cannot be written or has no room.
+        UnsupportedError: the GGUF holds something Glassformer cannot express.
+    """
+    from glassformer.checkpoint import store
+
+    if dtype not in _STORED:
+        raise UnsupportedError(f"A GGUF can be dequantised to {', '.join(_STORED)}; not to {dtype!r}.")
+    own = cache is None
+    if cache is None:
+        cache = store.dequantised_directory()
+    target = cache / f"{path.stem[:80]}-{identity(path)}-{dtype}.safetensors"
+    store.note_use(target)
+    copy = _opened(target)
+    if copy is None:
+        import filelock
+
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(target.with_suffix(".lock")):
+                copy = _opened(target)
+                if copy is None:
+                    _make(path, target, dtype, progress)
+                    copy = _opened(target)
+        except OSError as error:
+            raise CheckpointError(
+                f"The dequantised copy of {path} cannot be written to {cache} ({error.strerror or error}); "
+                "set GLASSFORMER_CACHE to a folder that can be written."
+            ) from None
+        if copy is None:
+            raise CheckpointError(f"The dequantised copy {target} cannot be read back; delete it and try again.")
+        if own:
+            store.enforce_limit()
+    return copy
+
+
+def identity(path: Path) -> str:
+    """A digest that changes when a large file does, without reading all of it.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            digest = hashlib.sha256(f"{_COPY_VERSION} {status.st_size} {status.st_mtime_ns}".encode())
+            digest.update(file.read(_HEAD))
+            for i in range(_SAMPLES if status.st_size > _HEAD else 0):
+                file.seek(_HEAD + (status.st_size - _HEAD - _SAMPLE) * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from None
+    return digest.hexdigest()[:24]
+
+
+def _opened(target: Path) -> Copy | None:
+    """The copy, or None when there is none that is whole: then it is made again."""
+    if not target.exists():
+        return None
+    try:
+        header = read_header(target)
+        note = json.loads(header.metadata["glassformer"])
+        config = Config.from_dict(note["config"])
+        if {name: entry.shape for name, entry in header.tensors.items()} != native_shapes(config):
+            return None
+        return Copy(
+            LazyTensors(header.tensors, TensorFile(header).__getitem__), config, note["family"], note["metadata"]
+        )
+    except (CheckpointError, KeyError, ValueError):
+        return None
+
+
+def _make(path: Path, target: Path, dtype: Dtype, progress: Progress | None) -> None:
+    gguf = read_gguf(path)
+    shapes = native_shapes(gguf.config)
+    total = sum(math.prod(shape) for shape in shapes.values()) * SIZES[_STORED[dtype]]
+    free = shutil.disk_usage(target.parent).free
+    if total > free:
+        raise CheckpointError(
+            f"{path} dequantised to {dtype} takes {total / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB "
+            "free; set GLASSFORMER_CACHE to a roomier folder."
+        )
+    note = {"config": gguf.config.to_dict(), "family": gguf.family.name, "metadata": gguf.metadata}
+    done = 0
+
+    def step(written: int) -> None:
+        nonlocal done
+        done += written
+        if progress is not None:
+            progress(done, total)
+
+    blocks = Blocks(gguf)
+    write_tensors(target, shapes, blocks.tensor, _STORED[dtype], {"glassformer": json.dumps(note)}, step)
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """One parameter as the file stores it.
+
+    Args:
+        kind: its ggml type, such as "Q4_1", "Q8_0" or "F32".
+        shape: of the parameter: (out, in), or (n,).
+        data: bytes (uint8), one row per row of the parameter; ``(1, bytes)`` for a vector.
+            A mapping of the file where rows lie as ours do; queries and keys of "llama" are copied into our order.
+    """
+
+    kind: str
+    shape: Shape
+    data: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """The parameter in float32."""
+        return _values(self.data, self.kind).reshape(self.shape)
+
+
+def raw_blocks(path: str | Path) -> Mapping[str, RawTensor]:
+    """Every parameter of a GGUF by native key, in the file's own blocks, mapped and made when asked for.
+
+    Raises:
+        CheckpointError: the GGUF is broken.
+        UnsupportedError: it holds something Glassformer cannot express.
+    """
+    return Blocks(read_gguf(Path(path)))
+
+
+class Blocks(Mapping[str, RawTensor]):
+    """`raw_blocks` of a GGUF already understood."""
+
+    def __init__(self, gguf: Gguf):
+        import numpy as np
+
+        self._gguf = gguf
+        # Copy on write: never written, but torch warns of arrays that could not be.
+        self._data = np.memmap(gguf.header.path, mode="c", dtype=np.uint8)
+        self._homes = gguf.table.homes
+
+    def __getitem__(self, key: str) -> RawTensor:
+        place, part = self._homes[key]
+        stored = self._gguf.header.tensors[place.theirs]
+        config, shape = self._gguf.config, place.shapes[part]
+        if len(shape) == 1 or place.row.shift:  # vectors are small, and shifted values are not the stored ones
+            values = take(place, part, self._stored(stored), config)
+            return RawTensor("F32", shape, values.reshape((-1, shape[-1])).view("uint8"))
+        rows = take_rows(place, part, self._bytes(stored).reshape((-1, stored.row_bytes)), config)
+        return RawTensor(stored.kind, shape, rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+    def tensor(self, key: str) -> Tensor:
+        """One parameter, dequantised."""
+        import torch
+
+        return torch.from_numpy(self[key].values())
+
+    def _bytes(self, stored: Stored) -> np.ndarray:
+        return self._data[stored.start : stored.end]
+
+    def _stored(self, stored: Stored) -> np.ndarray:
+        return _values(self._bytes(stored).reshape((-1, stored.row_bytes)), stored.kind).reshape(stored.shape)
+
+
+def _values(data: np.ndarray, kind: str) -> np.ndarray:
+    """Blocks of any type the `gguf` package can dequantise, in float32."""
+    import numpy as np
+
+    plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
+    if kind in plain:
+        return np.ascontiguousarray(data).view(plain[kind]).astype(np.float32)
+    from gguf import GGMLQuantizationType, dequantize
+
+    try:
+        values: np.ndarray = dequantize(np.ascontiguousarray(data), GGMLQuantizationType[kind])
+    except NotImplementedError:
+        raise UnsupportedError(
+            f"Tensors of ggml type {kind} cannot be dequantised; use another quantisation."
+        ) from None
+    return values.astype(np.float32, copy=False)

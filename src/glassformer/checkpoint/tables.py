@@ -1,0 +1,206 @@
+"""One line per tensor: how another layout's tensors become ours, and ours theirs.
+
+A `Row` says which tensor of theirs holds which of ours and how it is laid out; `Table` spells the
+rows out for one design and reads them in either direction. The same code moves torch tensors and
+numpy arrays. It knows no family and no file format, and it never touches a value it need not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from glassformer.checkpoint.keys import Shape, native_shapes
+from glassformer.errors import CheckpointError, near
+from glassformer.model.config import Config
+
+Array = Any  # a torch.Tensor or a numpy array: both have .T, .reshape and row indexing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of theirs and the one or several of ours that it holds; ``{i}`` is the layer.
+
+    Args:
+        theirs: its name there.
+        ours: native keys; several when theirs is their rows joined.
+        transposed: theirs is (in, out).
+        per_head: joined head by head (q, k, v of head 0, then of head 1, …), not one whole after another.
+        interleaved: rotary pairs are neighbouring rows there; here the first half pairs with the second.
+        shift: what theirs has added to every value.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool = False
+    per_head: bool = False
+    interleaved: bool = False
+    shift: float = 0.0
+
+
+def row(theirs: str, *ours: str, **how: Any) -> Row:
+    """A `Row`, with our keys as plain arguments."""
+    return Row(theirs, ours, **how)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor of theirs in one design: its row, its shape there, our keys and their shapes."""
+
+    row: Row
+    theirs: str
+    shape: Shape
+    ours: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+
+
+class Table:
+    """The rows spelled out for one design."""
+
+    def __init__(self, rows: tuple[Row, ...], config: Config, rename: Callable[[str], str] = lambda name: name):
+        self.config = config
+        self._rows = rows
+        self._rename = rename
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Every tensor of theirs that this design has, by its name there."""
+        shapes = native_shapes(self.config)
+        places: dict[str, Place] = {}
+        for line, layer in self._lines():
+            ours = tuple(key.replace("{i}", str(layer)) for key in line.ours)
+            if not all(key in shapes for key in ours):
+                continue
+            theirs = self._rename(line.theirs.replace("{i}", str(layer)))
+            parts = tuple(shapes[key] for key in ours)
+            whole = (sum(part[0] for part in parts), *parts[0][1:])
+            places[theirs] = Place(line, theirs, whole[::-1] if line.transposed else whole, ours, parts)
+        return places
+
+    @cached_property
+    def homes(self) -> dict[str, tuple[Place, int]]:
+        """For every native key, the tensor of theirs that holds it and which part of it."""
+        homes = {key: (place, part) for place in self.places.values() for part, key in enumerate(place.ours)}
+        return {key: homes[key] for key in native_shapes(self.config) if key in homes}
+
+    def unplaced(self) -> list[str]:
+        """Native keys of this design that their layout has no tensor for."""
+        return [key for key in native_shapes(self.config) if key not in self.homes]
+
+    def check(self, found: Mapping[str, Shape], ignored: Collection[str], where: str) -> None:
+        """Compares what a file holds with what the design needs, from names and shapes alone.
+
+        Args:
+            found: shapes by name in the file.
+            ignored: patterns of names that may be there and are not needed.
+        Raises:
+            CheckpointError: naming what is missing, what has another shape, or what is left over.
+        """
+        missing = [name for name in self.places if name not in found]
+        if missing:
+            raise CheckpointError(
+                f"{where} lacks {_some(missing)}, which its config calls for.{near(missing[0], found)}"
+                " The file is incomplete or belongs to another config."
+            )
+        for name, place in self.places.items():
+            if tuple(found[name]) != place.shape:
+                raise CheckpointError(
+                    f"{where} holds {name} with shape {tuple(found[name])}; its config calls for {place.shape}."
+                )
+        extra = [n for n in found if n not in self.places and not any(re.search(pattern, n) for pattern in ignored)]
+        if extra:
+            raise CheckpointError(
+                f"{where} holds {_some(extra)}, which its config has no place for; "
+                "loading without would give wrong answers."
+            )
+
+    def ours(self, key: str, fetch: Callable[[str], Array]) -> Array:
+        """One native tensor; ``fetch`` gives theirs by name."""
+        place, part = self.homes[key]
+        return take(place, part, fetch(place.theirs), self.config)
+
+    def theirs(self, name: str, fetch: Callable[[str], Array]) -> Array:
+        """One tensor of theirs; ``fetch`` gives ours by native key."""
+        place = self.places[name]
+        return join(place, [fetch(key) for key in place.ours], self.config)
+
+    def _lines(self) -> Iterator[tuple[Row, int]]:
+        for line in self._rows:
+            for layer in range(self.config.n_layers if "{i}" in line.theirs else 1):
+                yield line, layer
+
+
+def take(place: Place, part: int, x: Array, config: Config) -> Array:
+    """Our tensor number ``part`` out of theirs; a view wherever the layouts allow one."""
+    line = place.row
+    if line.transposed:
+        x = x.T
+    x = take_rows(place, part, x, config)
+    return x - line.shift if line.shift else x
+
+
+def take_rows(place: Place, part: int, x: Array, config: Config) -> Array:
+    """What `take` does to rows alone: rows may then be blocks of quantised bytes as well as numbers."""
+    line, rest = place.row, tuple(x.shape[1:])
+    if len(place.ours) > 1:
+        if line.per_head:
+            d_head = config.attention.d_head
+            x = x.reshape((-1, len(place.ours), d_head, *rest))[:, part].reshape((-1, *rest))
+        else:
+            start = sum(shape[0] for shape in place.shapes[:part])
+            x = x[start : start + place.shapes[part][0]]
+    if line.interleaved:
+        x = x[_half_from_interleaved(place.shapes[part][0], config)]
+    return x
+
+
+def join(place: Place, parts: list[Array], config: Config) -> Array:
+    """Theirs out of ours: `take` the other way."""
+    line = place.row
+    if line.shift:
+        parts = [x + line.shift for x in parts]
+    if line.interleaved:
+        parts = [x[_interleaved_from_half(x.shape[0], config)] for x in parts]
+    if len(parts) == 1:
+        x = parts[0]
+    elif line.per_head:
+        d_head, rest = config.attention.d_head, tuple(parts[0].shape[1:])
+        x = _concatenate([x.reshape((-1, 1, d_head, *rest)) for x in parts], 1).reshape((-1, *rest))
+    else:
+        x = _concatenate(parts, 0)
+    return x.T if line.transposed else x
+
+
+def _half_from_interleaved(rows: int, config: Config) -> list[int]:
+    """For each of our rows, the row of theirs: pair j is (2j, 2j + 1) there and (j, j + pairs) here."""
+    d_head, rotated = config.attention.d_head, config.rotary_dims
+    pairs = rotated // 2
+    one = [2 * j + side for side in (0, 1) for j in range(pairs)] + list(range(rotated, d_head))
+    return [start + offset for start in range(0, rows, d_head) for offset in one]
+
+
+def _interleaved_from_half(rows: int, config: Config) -> list[int]:
+    order = _half_from_interleaved(rows, config)
+    inverse = [0] * rows
+    for ours, theirs in enumerate(order):
+        inverse[theirs] = ours
+    return inverse
+
+
+def _concatenate(parts: list[Array], axis: int) -> Array:
+    if type(parts[0]).__module__.startswith("numpy"):
+        import numpy as np
+
+        return np.concatenate(parts, axis)
+    import torch
+
+    return torch.cat(parts, axis)
+
+
+def _some(names: list[str]) -> str:
+    """A few names and how many more."""
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more tensors"
