@@ -139,6 +139,8 @@ def test_gradients_flow_and_agree_with_and_without_onednn(monkeypatch: pytest.Mo
         model(tokens).logsumexp(-1).sum().backward()
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
+    if torch.backends.mkldnn.is_available():
+        monkeypatch.setattr(layers, "_ONEDNN", torch.ops.mkldnn._linear_pointwise.default)
     ours = gradients()
     monkeypatch.setattr(layers, "_ONEDNN", None)
     theirs = gradients()

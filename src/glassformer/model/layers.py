@@ -9,6 +9,7 @@ Shape suffixes: (batch, query, d_model) unless a signature says otherwise.
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +26,25 @@ _ONEDNN_ROWS = 32
 
 
 def _onednn_linear() -> Callable[..., Tensor] | None:
-    """oneDNN's float32 product on dense weights, where this build of torch has it."""
-    if not torch.backends.mkldnn.is_available():
+    """oneDNN's float32 product on dense weights, where torch has it and it is the quicker one.
+
+    MKL uses AVX-512 on Intel's processors only; there the two are equal and `F.linear` is kept. The
+    choice depends on the processor alone, so a run repeats to the bit on the same machine.
+    """
+    if not torch.backends.mkldnn.is_available() or "GenuineIntel" in _processor():
         return None
     try:
         return torch.ops.mkldnn._linear_pointwise.default
     except (AttributeError, RuntimeError):
         return None
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            return file.read(4096)
+    except OSError:
+        return platform.processor()
 
 
 _ONEDNN = _onednn_linear()
@@ -68,9 +81,9 @@ def linear(
 ) -> Float[Tensor, "*batch d_out"]:
     """x @ weight.T + bias.
 
-    In float32 on a CPU with many rows it goes through oneDNN, which uses the whole width of the
-    processor where MKL, behind `F.linear`, does not (docs/decisions/0002). Both accumulate in
-    float32 and agree within rounding.
+    In float32 on a CPU with many rows it goes through oneDNN where that uses the whole width of the
+    processor and MKL, behind `F.linear`, does not (docs/decisions/0002). Both accumulate in float32
+    and agree within rounding.
     """
     if (
         _ONEDNN is not None

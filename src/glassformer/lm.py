@@ -1,0 +1,256 @@
+"""`Model`: what users hold. One transformer, its tokenizer, and the verbs on them.
+
+This is the facade: it opens checkpoints, turns text into tensors and hands them to the rooms below.
+It computes nothing itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from glassformer.errors import ShapeError, TextError, UsageError
+from glassformer.model import Cache, Config, Transformer
+
+if TYPE_CHECKING:
+    from glassformer.generate.distribution import Distribution
+    from glassformer.model.sites import Tap
+    from glassformer.text.tokenizer import Tokenizer
+
+Progress = Callable[[int, int | None, str], None]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Open a model.
+
+    Args:
+        source: a path (directory, GGUF file, training run), a catalogue name, or org/name[@revision]
+            on the hub; None for the environment's GLASSFORMER_MODEL or the catalogue's default.
+        device: "cpu", "cuda", …; "auto" takes an accelerator where there is one.
+        dtype: "float32", "bfloat16", "float16" or "float64"; "auto" is float32 on a CPU and the
+            checkpoint's own on an accelerator.
+        revision: of a hub model.
+        offline: True never asks the network; None asks only when needed.
+        progress: called with (done, total, what) while something is fetched or converted.
+
+    Raises:
+        SourceError, CheckpointError, TokenizerError, UsageError: one sentence each.
+    """
+    from glassformer.checkpoint import open_checkpoint
+    from glassformer.checkpoint.sources import resolve
+
+    place = _device(device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}.")
+    resolved = resolve(None if source is None else str(source), revision=revision, progress=progress, offline=offline)
+    checkpoint = open_checkpoint(resolved.path, progress=_dequantising(progress, resolved.name))
+    wanted = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else None)
+    transformer = Transformer.empty(checkpoint.config).load(checkpoint.tensors, dtype=wanted)
+    if place.type != "cpu":
+        transformer = transformer.to(place)
+    tokenizer = _tokenizer(checkpoint)
+    return Model(transformer, tokenizer, name=resolved.name, source=str(resolved.path), metadata=checkpoint.metadata)
+
+
+def _dequantising(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(done, total, f"dequantising {name}")
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")  # type: ignore[arg-type]
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"Device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
+    return place
+
+
+def _tokenizer(checkpoint: Any) -> Tokenizer:
+    from glassformer.text.tokenizer import Tokenizer
+
+    kind, where = checkpoint.tokenizer_source
+    return Tokenizer.from_gguf(where) if kind == "gguf" else Tokenizer.from_directory(where)
+
+
+class Model:
+    """A transformer with its tokenizer.
+
+    `edited(...)` gives a view that shares the weights; a `Model` itself never changes.
+
+    Attributes:
+        transformer, tokenizer, config: the parts.
+        name: how it was asked for; source: the path it was read from.
+        precision: the weights' dtype, which every answer states.
+        taps: what `edited` put in, in order.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "model",
+        source: str = "",
+        metadata: dict[str, Any] | None = None,
+        taps: tuple[Tap, ...] = (),
+    ) -> None:
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+        self.name = name
+        self.source = source
+        self.metadata = metadata or {}
+        self.taps = taps
+
+    @property
+    def config(self) -> Config:
+        """The design."""
+        return self.transformer.config
+
+    @property
+    def precision(self) -> str:
+        """The weights' dtype: "float32", "bfloat16", …"""
+        return str(self.transformer.dtype).removeprefix("torch.")
+
+    def __repr__(self) -> str:
+        edits = f", {len(self.taps)} edits" if self.taps else ""
+        return (
+            f"<glassformer.Model {self.name}: {self.config.n_layers} layers × {self.config.attention.n_heads} heads, "
+            f"width {self.config.d_model}, {self.precision}{edits}>"
+        )
+
+    # Text in, text out
+
+    def encode(self, text: str, bos: bool | None = None) -> list[int]:
+        """Token ids of a text, with the beginning-of-text token as the tokenizer says (or `bos` does)."""
+        return self.tokenizer.encode(text, bos)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(ids)
+
+    def ids(self, text: str | Sequence[int], bos: bool | None = None) -> list[int]:
+        """Checked token ids of a text or of ids.
+
+        Raises:
+            TextError: for an empty text, unknown ids, or more tokens than the context.
+        """
+        if isinstance(text, str):
+            if not text:
+                raise TextError("The text is empty; give at least one word.")
+            ids = self.encode(text, bos)
+        else:
+            ids = [int(i) for i in text]
+        if not ids:
+            raise TextError("The text holds no token; give at least one word.")
+        for i in ids:
+            if not 0 <= i < self.config.vocab_size:
+                raise TextError(f"Token id {i} is not in this model's vocabulary of {self.config.vocab_size}.")
+        if len(ids) > self.config.context:
+            raise TextError(
+                f"The text is {len(ids)} tokens long and {self.name} reads at most {self.config.context}; shorten it."
+            )
+        return ids
+
+    # Next word
+
+    def next(self, text: str | Sequence[int], bos: bool | None = None) -> Distribution:
+        """The probability of every next token after a text, and of whole next words on request."""
+        from glassformer.generate.distribution import Distribution
+
+        ids = self.ids(text, bos)
+        cache = self._cache(len(ids))
+        logits = self._forward([ids], cache)[0, -1]
+        return Distribution(
+            logits,
+            tokenizer=self.tokenizer,
+            ids=ids,
+            text=text if isinstance(text, str) else self.decode(ids),
+            model=self.name,
+            precision=self.precision,
+            continuations=_Continuations(self, cache),
+        )
+
+    def logits(self, text: str | Sequence[int], bos: bool | None = None) -> Tensor:
+        """Scores of every next token after every position, (query, vocab)."""
+        ids = self.ids(text, bos)
+        with torch.inference_mode():
+            return self.transformer(self._tensor([ids]), tap=self._tap())[0]
+
+    # Views
+
+    def edited(self, *taps: Tap) -> Model:
+        """This model with taps put in: a view that shares the weights."""
+        view = copy.copy(self)
+        view.taps = self.taps + taps
+        return view
+
+    def _tap(self) -> Tap | None:
+        if not self.taps:
+            return None
+        from glassformer.inspect.taps import compose
+
+        return compose(*self.taps, config=self.config)
+
+    # Tensors
+
+    def _tensor(self, rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=self.transformer.device)
+
+    def _cache(self, capacity: int, batch: int = 1) -> Cache:
+        return Cache(self.config, batch, capacity, self.transformer.dtype, self.transformer.device)
+
+    def _forward(self, rows: list[list[int]], cache: Cache | None = None) -> Tensor:
+        with torch.inference_mode():
+            return self.transformer(self._tensor(rows), cache, tap=self._tap(), last=True)
+
+
+class _Continuations:
+    """Log-probabilities after token paths that continue a prompt, batched over the prompt's cache."""
+
+    # Rows × slots of one expanded cache: bounds its memory.
+    MAX_SLOTS = 65_536
+
+    def __init__(self, model: Model, cache: Cache) -> None:
+        self.model = model
+        self.prompt = cache
+
+    def __call__(self, paths: list[list[int]]) -> Tensor:
+        """(path, vocab) float32 log-probabilities of the token after each path.
+
+        Raises:
+            ShapeError: for an empty path.
+        """
+        if not paths or not all(paths):
+            raise ShapeError("Continuations need paths of at least one token.")
+        out = torch.empty(len(paths), self.model.config.vocab_size)
+        by_length: dict[int, list[int]] = {}
+        for i, path in enumerate(paths):
+            by_length.setdefault(len(path), []).append(i)
+        for length, members in by_length.items():
+            slots = self.prompt.length + length
+            rows = max(1, self.MAX_SLOTS // slots)
+            for at in range(0, len(members), rows):
+                part = members[at : at + rows]
+                cache = self.prompt.expand(len(part), slots)
+                logits = self.model._forward([paths[i] for i in part], cache)[:, -1]
+                out[part] = torch.log_softmax(logits.float(), dim=-1).cpu()
+        return out
+
+
+__all__ = ["Model", "load"]
