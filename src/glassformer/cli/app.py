@@ -56,13 +56,12 @@ class VerbGroup(TyperGroup):
     """A group that lists its verbs from a table and imports only the one that is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name, verb in VERBS.items() if _written(verb)]
+        return verbs()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        verb = VERBS.get(cmd_name)
-        if verb is None or not _written(verb):
+        if cmd_name not in verbs():
             return None
-        return TyperCommand(cmd_name, help=verb.help, rich_markup_mode=None)
+        return TyperCommand(cmd_name, help=VERBS[cmd_name].help, rich_markup_mode=None)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         self.commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}  # for near matches
@@ -72,10 +71,10 @@ class VerbGroup(TyperGroup):
         return name, command, rest
 
 
-def _written(verb: Verb) -> bool:
-    """Whether the verb's file is there."""
-    module = verb.target.partition(":")[0]
-    return Path(__file__).with_name(module.rpartition(".")[2] + ".py").exists()
+def verbs() -> list[str]:
+    """The verbs whose file is there, in the table's order."""
+    here = {path.stem for path in Path(__file__).parent.glob("*.py")}
+    return [name for name, verb in VERBS.items() if verb.target.partition(":")[0].rpartition(".")[2] in here]
 
 
 def load_verb(name: str) -> Any:
@@ -88,16 +87,19 @@ def load_verb(name: str) -> Any:
         found = single
     command = typer.main.get_command(found)
     command.name = name
+    for part in (command, *getattr(command, "commands", {}).values()):
+        part.context_settings.update(CONTEXT)
+        part.rich_markup_mode = None
     return command
+
+
+# Plain help: readable everywhere, and rich is not imported to print it.
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def _typer(**options: Any) -> typer.Typer:
     return typer.Typer(
-        add_completion=False,
-        rich_markup_mode=None,  # plain help: readable everywhere, and rich is not imported to print it
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-        **options,
+        add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=CONTEXT, **options
     )
 
 

@@ -1,0 +1,68 @@
+# Each target makes the environment it needs, from python3.11 or newer, git and make alone.
+#   make PYTHON=python3.12 …   chooses the interpreter;   make ARGS="-k words" test   passes arguments on.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PEERS := .venv-peers
+PIP := -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell grep -m1 '^torch==' constraints.txt)
+PYTHON_FILES := src tests benchmarks scripts
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs bench peers clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready ## install, fetch SmolLM2-135M, and show the next words of a few sentences
+	@$(BIN)/glassformer demo
+
+test: $(VENV)/.ready-dev ## run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.ready-dev ## check style, types and the generated documentation
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+	$(BIN)/mypy
+	$(BIN)/python scripts/make_docs.py --check
+
+format: $(VENV)/.ready-dev ## put the code into its format and mend what can be mended by rule
+	$(BIN)/ruff format $(PYTHON_FILES)
+	$(BIN)/ruff check --fix $(PYTHON_FILES)
+
+docs: $(VENV)/.ready-dev ## write the documentation that is generated
+	$(BIN)/python scripts/make_docs.py
+
+bench: $(VENV)/.ready-dev ## run every benchmark beside its peer (make peers first) and say what was skipped
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+peers: $(PEERS)/.ready ## install the libraries that the benchmarks compare with, apart from ours
+
+clean: ## remove the environments and caches; models fetched stay
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# torch first and by its exact version: whatever comes after is satisfied with it.
+$(VENV)/.torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "Glassformer needs Python 3.11 or newer; none was found. Try make PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH) into $(VENV) (the largest part, some minutes the first time) …"
+	@$(BIN)/python $(PIP) -c constraints.txt '$(TORCH)'
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml
+	@echo "Installing Glassformer …"
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[serve,chat]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.torch pyproject.toml
+	@echo "Installing Glassformer and what its tests need …"
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[test,dev]'
+	@touch $@ $(VENV)/.ready
+
+$(PEERS)/.ready: benchmarks/peers.txt constraints.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python $(PIP) '$(TORCH)'
+	@$(PEERS)/bin/python $(PIP) '$(TORCH)' -r benchmarks/peers.txt
+	@touch $@

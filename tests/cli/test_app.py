@@ -1,0 +1,145 @@
+"""The command line as a person meets it: help, exit codes, errors in one line."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from glassformer.cli import app as cli
+from glassformer.errors import GlassformerError, TextError, UsageError
+
+VERB_ERRORS = [(GlassformerError("Broken."), 1), (UsageError("Cannot be meant."), 2), (KeyboardInterrupt(), 130)]
+
+
+def run(*args: str, stdin: bytes | None = None, code: str = "", **env: str) -> subprocess.CompletedProcess[bytes]:
+    import os
+
+    start = [sys.executable, "-c", code] if code else [sys.executable, "-m", "glassformer"]
+    return subprocess.run(
+        [*start, *args], input=stdin, capture_output=True, timeout=120, env={**os.environ, "COLUMNS": "100", **env}
+    )
+
+
+def test_every_verb_has_its_file():
+    assert cli.verbs()
+
+
+@pytest.mark.parametrize("name", cli.verbs())
+def test_the_table_s_help_is_the_verb_s_own(name):
+    command = cli.load_verb(name)
+    assert inspect.cleandoc(command.help).splitlines()[0] == cli.VERBS[name].help
+
+
+@pytest.mark.parametrize("name", cli.verbs())
+def test_every_option_is_explained(name):
+    for param in cli.load_verb(name).params:
+        assert getattr(param, "help", "said"), f"{name}: {param.name} has no help"
+
+
+def test_help_lists_the_verbs():
+    done = run("--help")
+    assert done.returncode == 0
+    for name in cli.verbs():
+        assert f"\n  {name}" in done.stdout.decode()
+    assert run("-h").stdout == done.stdout
+
+
+def test_version():
+    assert run("--version").stdout.split()[0] == b"glassformer"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["nxet"], "No such command 'nxet'. Did you mean 'next'?"),
+        (["count", "gpt3", "--cotnext", "3"], "No such option: --cotnext"),
+        (["count", "gpt3", "--context", "many"], "Input should be a valid integer"),
+        (["count"], "Missing argument"),
+    ],
+)
+def test_usage_errors_exit_2(args, said):
+    done = run(*args)
+    assert done.returncode == 2
+    assert said in done.stderr.decode()
+    assert done.stdout == b""
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A verb that raises what it is given."""
+
+    def install(error: BaseException) -> None:
+        def command() -> None:
+            raise error
+
+        module = type(sys)("failing")
+        module.command = command
+        monkeypatch.setitem(sys.modules, "failing", module)
+        monkeypatch.setattr(cli, "verbs", lambda: ["fail"])
+        monkeypatch.setitem(cli.VERBS, "fail", cli.Verb("failing:command", "Fail."))
+
+    return install
+
+
+@pytest.mark.parametrize(("error", "code"), VERB_ERRORS)
+def test_errors_become_one_line_and_an_exit_code(failing, capsys, error, code):
+    failing(error)
+    with pytest.raises(SystemExit) as leave:
+        cli.main(["fail"])
+    assert leave.value.code == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == ("" if code == 130 else f"glassformer: {error}\n")
+
+
+def test_an_error_of_several_lines_is_still_one(failing, capsys):
+    failing(TextError("First.\nSecond."))
+    with pytest.raises(SystemExit):
+        cli.main(["fail"])
+    assert capsys.readouterr().err == "glassformer: First. Second.\n"
+
+
+def test_the_system_s_errors_name_the_file(failing, capsys):
+    failing(FileNotFoundError(2, "No such file or directory", "there.gguf"))
+    with pytest.raises(SystemExit) as leave:
+        cli.main(["fail"])
+    assert leave.value.code == 1
+    assert capsys.readouterr().err == "glassformer: there.gguf: No such file or directory.\n"
+
+
+def test_a_bug_is_called_one(failing, capsys, monkeypatch):
+    monkeypatch.delenv("GLASSFORMER_DEBUG", raising=False)
+    failing(ZeroDivisionError("division by zero"))
+    with pytest.raises(SystemExit) as leave:
+        cli.main(["fail"])
+    assert leave.value.code == 1
+    assert "This is a bug in Glassformer (ZeroDivisionError: division by zero)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), TextError("x"), OSError(2, "x")])
+def test_debug_shows_the_traceback(failing, monkeypatch, error):
+    monkeypatch.setenv("GLASSFORMER_DEBUG", "1")
+    failing(error)
+    with pytest.raises(type(error)):
+        cli.main(["fail"])
+
+
+def test_a_reader_that_leaves_is_no_error():
+    code = (
+        "import subprocess, sys\n"
+        "p = subprocess.Popen([sys.executable, '-m', 'glassformer', 'count', 'gpt3', '--json'],"
+        " stdout=subprocess.PIPE, stderr=subprocess.PIPE)\n"
+        "p.stdout.close()\n"
+        "sys.stdout.write(p.stderr.read().decode())\n"
+        "sys.exit(p.wait())"
+    )
+    done = run(code=code)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_python_m_is_the_program():
+    assert b"Usage: glassformer" in run("--help").stdout

@@ -1,0 +1,71 @@
+"""`glassformer count` on the terminal and for programs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from glassformer.cli.app import main
+from glassformer.count import DESIGNS
+
+
+def run(capsys, *args: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as leave:
+        main(["count", *args])
+    return leave.value.code, *capsys.readouterr()
+
+
+def test_gpt3_shows_both_tallies(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = run(capsys, "gpt3")
+    assert (code, err) == (0, "")
+    for number in (
+        "1,572,864",
+        "6,291,456",
+        "57,982,058,496",
+        "115,964,116,992",
+        "617,558,016",
+        "175,181,291,520",
+        "174,604,259,328",
+    ):
+        assert number in out
+    assert "matrices only" in out
+    assert "as built" in out
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("name", DESIGNS)
+def test_no_number_is_cut(capsys, monkeypatch, name, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, out, _ = run(capsys, name)
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= int(columns)
+
+
+def test_json_fields(capsys):
+    code, out, _ = run(capsys, "gpt3", "--json", "--context", "1024")
+    data = json.loads(out)
+    assert code == 0
+    assert set(data) == {"name", "config", "context", "parameters", "tallies", "flops_per_token", "bytes"}
+    assert data["context"] == 1024
+    assert [tally["total"] for tally in data["tallies"]] == [175_181_291_520, 174_604_259_328]
+    assert data["parameters"] == data["tallies"][-1]
+    assert set(data["parameters"]) == {
+        "label",
+        "total",
+        "components",
+        "attention",
+        "feed_forward",
+        "per_layer",
+        "per_head",
+    }
+    assert set(data["flops_per_token"]) == {"inference", "training", "formulas"}
+    assert set(data["bytes"]) == {"weights", "cache_per_token", "cache", "gradients", "optimizer"}
+
+
+def test_impossible_contexts_are_usage_errors(capsys):
+    assert run(capsys, "gpt2", "--context", "4096")[0] == 2
+    code, out, err = run(capsys, "gpt3", "--context", "0")
+    assert (code, out) == (2, "")
+    assert err == "glassformer: A context has at least 1 token; 0 was asked for.\n"

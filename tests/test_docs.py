@@ -1,0 +1,57 @@
+"""What a machine can know is generated, and what is written down is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_generated_pages_are_what_the_program_says():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "make_docs.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda p: p.name)
+def test_links_and_pictures_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:|#", t)]
+    missing = [t for t in targets if not (page.parent / t.partition("#")[0]).exists()]
+    assert not missing
+
+
+def commands() -> list[list[str]]:
+    """Every `glassformer …` line shown in a code block of the README."""
+    blocks = re.findall(r"```(?:sh|bash|console)?\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [line.split() for line in lines if line.startswith("glassformer ")]
+
+
+def test_the_readme_shows_only_verbs_and_options_that_exist():
+    from glassformer.cli.app import load_verb, verbs
+
+    assert {words[1] for words in commands()} <= {*verbs(), "--help", "--version"}
+    for words in commands():
+        if words[1] in verbs():
+            known = {opt for param in load_verb(words[1]).params for opt in [*param.opts, *param.secondary_opts]}
+            asked = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
+            assert asked <= known, f"{' '.join(words)}: {asked - known}"
+
+
+def test_the_readme_shows_targets_that_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    shown = set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text("utf-8")))
+    assert {"demo", "test"} <= shown <= targets
+
+
+def test_the_changelog_names_this_version():
+    import glassformer
+
+    assert f"## [{glassformer.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
