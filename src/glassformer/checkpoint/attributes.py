@@ -59,6 +59,19 @@ class Attributes:
         value: list[Any] | None = self._get(name, None, False, "a list", lambda v: isinstance(v, list))
         return value
 
+    def share(self, whole: str, total: int, parts: str, count: int) -> int:
+        """One of ``count`` equal parts of ``total``.
+
+        Raises:
+            CheckpointError: there are none, or they are not equal.
+        """
+        if count < 1 or total < 1 or total % count:
+            raise CheckpointError(
+                f"{self.where} sets {self.prefix}{whole} to {total} and {self.prefix}{parts} to {count}; "
+                "the first must be a multiple of the second."
+            )
+        return total // count
+
     def inside(self, values: Mapping[str, Any], name: str) -> Attributes:
         """The same checks for an object held inside this one."""
         return Attributes(values, f"{self.where}, {name}")

@@ -178,7 +178,7 @@ def write_tensors(
                 raise CheckpointError(f"{name} has shape {tuple(tensor.shape)} where {tuple(shape)} was to be written.")
             values = tensor.detach().to(device="cpu", dtype=types[header[name]["dtype"]]).contiguous()
             data = values.reshape(-1).view(torch.uint8).numpy()
-            file.write(memoryview(data))
+            file.write(data.data)
             if step is not None:
                 step(data.nbytes)
 

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.families.family import Family, GgufLayout
+from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
+from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from glassformer.checkpoint.families.neox import NEOX
 from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config
 
-FAMILIES: Mapping[str, Family] = {f.name: f for f in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+_ALL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX)
+FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 
 __all__ = ["FAMILIES", "Family", "GgufLayout", "by_architecture", "by_model_type", "for_config", "named"]
 
@@ -29,7 +33,7 @@ def by_model_type(settings: Mapping[str, Any], where: str) -> Family:
     if not isinstance(name, str):
         raise CheckpointError(f"{where} names no model_type; it is not the config.json of a Hugging Face model.")
     for family in FAMILIES.values():
-        if name == family.name or name in family.also:
+        if name == family.name or name in family.inside:
             return family
     raise UnsupportedError(
         f"{where} is a model of type {name!r}; Glassformer reads {', '.join(FAMILIES)}.{near(name, FAMILIES)}"
@@ -43,7 +47,7 @@ def by_architecture(name: Any, where: str) -> Family:
         CheckpointError: it names none.
         UnsupportedError: it names one that is not among ours.
     """
-    known = {f.gguf.architecture: f for f in reversed(FAMILIES.values()) if f.gguf is not None}
+    known = {f.gguf.architecture: f for f in reversed(_ALL) if f.gguf is not None}
     if not isinstance(name, str):
         raise CheckpointError(f"{where} names no general.architecture, so it cannot be told what model it is.")
     if name not in known:

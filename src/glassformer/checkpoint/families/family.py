@@ -62,7 +62,7 @@ class Family:
         prefixes: what tensor names may begin with where rows say the first of them.
         only: settings that must hold one of the given values, because the design has no place for others.
         ignored: names of stored buffers that can be computed again.
-        also: further ``model_type`` values with the same settings.
+        inside: further ``model_type`` values that hold this family's settings under the given name.
         gguf: the same family in GGUF.
     """
 
@@ -75,7 +75,7 @@ class Family:
     prefixes: tuple[str, ...]
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
+    inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: GgufLayout | None = None
 
     def from_hf(self, settings: Mapping[str, Any], where: str) -> Config:
@@ -85,11 +85,17 @@ class Family:
             UnsupportedError: it asks for something a Config has no place for, named.
             CheckpointError: it lacks a setting, or contradicts itself.
         """
-        attributes = Attributes(settings, where)
+        outer = Attributes(settings, where)
+        attributes = outer
+        if (name := self.inside.get(settings.get("model_type", ""))) is not None:
+            # What the whole model says of ties holds for its text part.
+            shared = {key: settings[key] for key in ("tie_word_embeddings",) if key in settings}
+            attributes = outer.inside({**outer.table(name), **shared}, name)
+            outer.only("quantization_config")
         for name, accepted in {**_COMMON_ONLY, **self.only}.items():
             attributes.only(name, *accepted)
         known = (self.architecture, self.base)
-        for architecture in attributes.sequence("architectures") or ():
+        for architecture in outer.sequence("architectures") or ():
             if architecture not in known and not str(architecture).endswith(
                 ("ForCausalLM", "ForConditionalGeneration")
             ):

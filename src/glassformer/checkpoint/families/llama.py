@@ -11,6 +11,7 @@ from glassformer.checkpoint.families.family import Family, GgufLayout
 from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
+    all_rotated,
     gguf_rope,
     gguf_rope_settings,
     layer_types,
@@ -75,11 +76,12 @@ def gguf_rows(*, interleaved: bool = False, shift: float = 0.0) -> tuple[Row, ..
 
 def _read(name: str, attributes: Attributes) -> Config:
     """config.json of any of the four, which differ in their defaults and in what they leave unsaid."""
+    all_rotated(attributes)
     heads = attributes.integer("num_attention_heads")
     d_model = attributes.integer("hidden_size")
     layers = attributes.integer("num_hidden_layers")
     context = attributes.integer("max_position_embeddings", {"llama": 2048, "mistral": 131_072}.get(name, 32_768))
-    theta, _, scaling = rope(attributes, context)
+    theta, scaling = rope(attributes, context, attributes.number("rope_theta", 10_000.0))
     bias = name == "qwen2" or (name != "mistral" and attributes.flag("attention_bias", False))
     return Config(
         vocab_size=attributes.integer("vocab_size"),
@@ -89,7 +91,8 @@ def _read(name: str, attributes: Attributes) -> Config:
         attention=Attention(
             n_heads=heads,
             n_kv_heads=attributes.integer("num_key_value_heads", 8 if name == "mistral" else None, null=True) or heads,
-            d_head=attributes.integer("head_dim", 128 if name == "qwen3" else None, null=True) or d_model // heads,
+            d_head=attributes.integer("head_dim", 128 if name == "qwen3" else None, null=True)
+            or attributes.share("hidden_size", d_model, "num_attention_heads", heads),
             bias=bias,
             out_bias=bias and name != "qwen2",
             qk_norm=name == "qwen3",
@@ -157,7 +160,9 @@ def read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     attributes.only("attention.causal", True)
     heads = attributes.integer("attention.head_count")
     d_model = attributes.integer("embedding_length")
-    d_head = attributes.integer("attention.key_length", d_model // heads if heads else 0)
+    d_head = attributes.integer("attention.key_length", None) or attributes.share(
+        "embedding_length", d_model, "attention.head_count", heads
+    )
     attributes.only("attention.value_length", d_head)
     rotated = attributes.integer("rope.dimension_count", d_head)
     return Config(
@@ -200,7 +205,6 @@ def write_gguf(config: Config) -> dict[str, Any]:
     }
 
 
-_ONLY: Mapping[str, tuple[Any, ...]] = {"partial_rotary_factor": (1, 1.0)}
 _IGNORED = (r"\.rotary_emb\.inv_freq$",)
 
 
@@ -213,7 +217,6 @@ def _family(name: str, stem: str, gguf: GgufLayout) -> Family:
         read=partial(_read, name),
         write=partial(_write, name),
         prefixes=("model.", ""),
-        only=_ONLY,
         ignored=_IGNORED,
         gguf=gguf,
     )

@@ -46,31 +46,33 @@ def activation(attributes: Attributes, name: str, default: str) -> Activation:
 
 
 def rope(
-    attributes: Attributes, context: int, theta: float = 10_000.0, parameters: Mapping[str, Any] | None = None
-) -> tuple[float, float | None, RopeScaling | None]:
-    """Rotary base, rotated share (None when unsaid) and scaling, in the old spelling or the new.
+    attributes: Attributes, context: int, theta: float, parameters: Mapping[str, Any] | None = None
+) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling, in the old spelling or the new.
 
-    ``rope_theta`` beside ``rope_scaling`` is what transformers wrote up to version 4,
-    ``rope_parameters`` holding everything is what it writes since; a filled ``rope_scaling`` wins, as it does there.
+    ``rope_theta`` beside ``rope_scaling`` is what transformers wrote up to version 4, ``rope_parameters`` holding
+    everything is what it writes since; a filled ``rope_scaling`` wins, as it does there.
+
+    Args:
+        theta: the base where ``parameters`` names none.
+        parameters: what to read instead of those two.
     """
     if parameters is None:
         parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
     inner = attributes.inside(parameters, "rope_parameters")
-    base = inner.number("rope_theta", attributes.number("rope_theta", theta))
-    fraction = inner.number("partial_rotary_factor", attributes.number("partial_rotary_factor", None))
+    base = inner.number("rope_theta", theta)
     kind = inner.text("rope_type", inner.text("type", "default"))
     for name in ("mrope_section", "short_factor", "long_factor"):
         inner.only(name)
     inner.only("truncate", True)
     if kind == "default":
-        return base, fraction, None
+        return base, None
     if kind == "linear":
-        return base, fraction, RopeScaling("linear", factor=inner.number("factor"))
+        return base, RopeScaling("linear", factor=inner.number("factor"))
     original = inner.integer("original_max_position_embeddings", context)
     if kind == "llama3":
         return (
             base,
-            fraction,
             RopeScaling(
                 "llama3",
                 factor=inner.number("factor"),
@@ -80,8 +82,23 @@ def rope(
             ),
         )
     if kind == "yarn":
-        return base, fraction, _yarn(inner, original, context)
+        return base, _yarn(inner, original, context)
     raise inner.unsupported("rope_type", kind)
+
+
+def rope_fraction(attributes: Attributes, name: str, default: float) -> float:
+    """The rotated share of each head, in either spelling; ``name`` is the older one."""
+    parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
+    inner = attributes.inside(parameters, "rope_parameters")
+    share: float = inner.number("partial_rotary_factor", attributes.number(name, default))
+    return share
+
+
+def all_rotated(attributes: Attributes) -> None:
+    """Refuses a rotated share below 1, which these families' reference code does not compute either."""
+    share = rope_fraction(attributes, "partial_rotary_factor", 1.0)
+    if share != 1:
+        raise attributes.unsupported("partial_rotary_factor", share)
 
 
 def _yarn(inner: Attributes, original: int, context: int) -> RopeScaling:

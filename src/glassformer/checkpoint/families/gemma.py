@@ -1,0 +1,229 @@
+"""Gemma 2 and the text part of Gemma 3: norms of 1 + weight around every part, alternating windows, soft caps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families import llama
+from glassformer.checkpoint.families.family import Family, GgufLayout
+from glassformer.checkpoint.families.settings import (
+    ACTIVATION_NAMES,
+    activation,
+    all_rotated,
+    layer_types,
+    one_window,
+    rope,
+    rope_settings,
+    scaling_settings,
+    windows,
+)
+from glassformer.checkpoint.keys import Shape
+from glassformer.checkpoint.tables import Row, row
+from glassformer.errors import UnsupportedError
+from glassformer.model.config import Attention, Config, FeedForward, Norm, Position, RopeScaling
+
+_LAYER, _BLOCK = "model.layers.{i}.", "blocks.{i}."
+_NORMS = {
+    "input_layernorm": "ln1",
+    "post_attention_layernorm": "ln1_post",
+    "pre_feedforward_layernorm": "ln2",
+    "post_feedforward_layernorm": "ln2_post",
+}
+# Llama's rows, except that Llama calls the second norm what Gemma calls the first one's after-norm.
+_ROWS: tuple[Row, ...] = (
+    *(line for line in llama.ROWS if "layernorm" not in line.theirs),
+    *(row(f"{_LAYER}{theirs}.weight", f"{_BLOCK}{ours}.weight") for theirs, ours in _NORMS.items()),
+)
+# Biases and an output matrix of its own are not in llama.cpp's Gemma; it takes the norms as 1 + weight.
+_GGUF_ROWS: tuple[Row, ...] = tuple(
+    line for line in llama.gguf_rows(shift=1.0) if not line.theirs.endswith(".bias") and line.theirs != "output.weight"
+)
+_PERIOD = {"gemma2": 2, "gemma3_text": 6}  # every so many layers one sees everything
+_LARGEST = {"gemma2": 46, "gemma3_text": 62}  # layers of the 27B models, whose scores are scaled by another rule
+
+
+def _read(name: str, attributes: Attributes) -> Config:
+    all_rotated(attributes)
+    second = name == "gemma2"
+    layers, d_model = attributes.integer("num_hidden_layers"), attributes.integer("hidden_size")
+    context = attributes.integer("max_position_embeddings", 8192 if second else 131_072)
+    d_head = attributes.integer("head_dim", 256)
+    bias = attributes.flag("attention_bias", False)
+    period = 2 if second else attributes.integer("sliding_window_pattern", 6)
+    window = attributes.integer("sliding_window", 4096, null=True)
+    each = windows(attributes, layers, window, lambda i: bool((i + 1) % period))
+    return Config(
+        vocab_size=attributes.integer("vocab_size", 256_000 if second else 262_208),
+        d_model=d_model,
+        n_layers=layers,
+        context=context,
+        attention=Attention(
+            n_heads=attributes.integer("num_attention_heads", 8),
+            n_kv_heads=attributes.integer("num_key_value_heads", 4),
+            d_head=d_head,
+            bias=bias,
+            out_bias=bias,
+            qk_norm=not second,
+            scale=_scale(attributes.integer("query_pre_attn_scalar", 256), d_head, attributes),
+            softcap=attributes.number("attn_logit_softcapping", 50.0, null=True) if second else None,
+            windows=each,
+        ),
+        feed_forward=FeedForward(
+            attributes.integer("intermediate_size"),
+            activation=activation(attributes, "hidden_activation", "gelu_pytorch_tanh"),
+        ),
+        norm=Norm("rms", eps=attributes.number("rms_norm_eps", 1e-6), one_plus=True, post=True),
+        position=_position(attributes, context) if second else _positions(attributes, context, bool(each)),
+        tied=attributes.flag("tie_word_embeddings", True),
+        embedding_scale=math.sqrt(d_model) if d_model > 0 else None,
+        logit_softcap=attributes.number("final_logit_softcapping", 30.0 if second else None, null=True),
+    )
+
+
+def _scale(scalar: int, d_head: int, attributes: Attributes) -> float | None:
+    if scalar < 1:
+        raise attributes.unsupported("query_pre_attn_scalar", scalar)
+    return None if scalar == d_head else scalar**-0.5
+
+
+def _position(attributes: Attributes, context: int) -> Position:
+    theta, scaling = rope(attributes, context, attributes.number("rope_theta", 10_000.0))
+    return Position(theta=theta, scaling=scaling)
+
+
+def _positions(attributes: Attributes, context: int, sliding: bool) -> Position:
+    """Gemma 3 turns its two kinds of layers by different bases, and stretches only those that see everything."""
+    kinds = attributes.table("rope_parameters")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise attributes.unsupported("rope_parameters", kinds)
+    wide = {**(kinds.get("full_attention") or {}), **attributes.table("rope_scaling")}
+    near = kinds.get("sliding_attention") or {}
+    theta, scaling = rope(attributes, context, attributes.number("rope_theta", 1_000_000.0), wide)
+    local, stretched = rope(attributes, context, attributes.number("rope_local_base_freq", 10_000.0), near)
+    if stretched is not None:
+        raise attributes.unsupported("rope_parameters.sliding_attention", near)
+    if not sliding or (local == theta and scaling is None):
+        return Position(theta=theta, scaling=scaling)
+    return Position(theta=theta, scaling=scaling, local_theta=local)
+
+
+def _write(name: str, config: Config) -> dict[str, Any]:
+    attention, position = config.attention, config.position
+    scalar = round(config.score_scale**-2)
+    settings: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.feed_forward.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": attention.n_heads,
+        "num_key_value_heads": attention.n_kv_heads,
+        "head_dim": attention.d_head,
+        "attention_bias": attention.bias,
+        "query_pre_attn_scalar": scalar,
+        "attn_logit_softcapping": attention.softcap if name == "gemma2" else None,
+        "final_logit_softcapping": config.logit_softcap,
+        # transformers wants a number here even where no layer slides.
+        "sliding_window": one_window(config) or 4096,
+        "layer_types": layer_types(config),
+        "hidden_activation": ACTIVATION_NAMES[config.feed_forward.activation],
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm.eps,
+        "tie_word_embeddings": config.tied,
+    }
+    if name == "gemma2":
+        return {**settings, **rope_settings(config)}
+    wide = {"rope_type": "default"} if position.scaling is None else scaling_settings(position.scaling)
+    local = position.theta if position.local_theta is None else position.local_theta
+    # Said once, in the spelling that transformers writes since version 5 and that keeps the two kinds of layers apart,
+    # and once more in the older one, which agrees.
+    return {
+        **settings,
+        "rope_theta": position.theta,
+        "rope_local_base_freq": local,
+        "rope_scaling": None if position.scaling is None else scaling_settings(position.scaling),
+        "rope_parameters": {
+            "full_attention": {**wide, "rope_theta": position.theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        },
+    }
+
+
+def _read_gguf(name: str, attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
+    second = name == "gemma2"
+    base = llama.read_gguf(attributes, shapes)
+    period = attributes.integer("attention.sliding_window_pattern", _PERIOD[name])
+    window = attributes.integer("attention.sliding_window", 4096 if second else None)
+    each = () if window is None else tuple(window if (i + 1) % period else None for i in range(base.n_layers))
+    theta = attributes.number("rope.freq_base", 10_000.0)
+    local = attributes.number("rope.freq_base_swa", theta if second else 10_000.0)
+    rule = base.d_model // base.attention.n_heads if base.n_layers == _LARGEST[name] else base.attention.d_head
+    return dataclasses.replace(
+        base,
+        attention=dataclasses.replace(
+            base.attention,
+            scale=attributes.number("attention.scale", None if rule == base.attention.d_head else rule**-0.5),
+            softcap=attributes.number("attn_logit_softcapping", 50.0) if second else None,
+            windows=each if any(each) else (),
+        ),
+        feed_forward=dataclasses.replace(base.feed_forward, activation="gelu_tanh"),
+        norm=dataclasses.replace(base.norm, one_plus=True, post=True),
+        position=dataclasses.replace(
+            base.position,
+            theta=theta,
+            local_theta=None if not any(each) or (local == theta and base.position.scaling is None) else local,
+        ),
+        tied=True,
+        embedding_scale=math.sqrt(base.d_model),
+        logit_softcap=attributes.number("final_logit_softcapping", 30.0 if second else None),
+    )
+
+
+def _write_gguf(name: str, config: Config) -> dict[str, Any]:
+    settings = llama.write_gguf(config)
+    window = one_window(config)
+    if window is not None:
+        settings["attention.sliding_window"] = window
+    if name == "gemma2":
+        if config.attention.softcap is not None:
+            settings["attn_logit_softcapping"] = config.attention.softcap
+        if config.logit_softcap is not None:
+            settings["final_logit_softcapping"] = config.logit_softcap
+    elif isinstance(config.position.scaling, RopeScaling) and config.position.scaling.kind != "linear":
+        raise UnsupportedError(f"position.scaling {config.position.scaling.kind!r} has no place in a GGUF of Gemma 3.")
+    return settings
+
+
+def _family(name: str, stem: str, base: str, gguf: str, **more: Any) -> Family:
+    return Family(
+        name=name,
+        architecture=f"{stem}ForCausalLM",
+        base=base,
+        rows=_ROWS,
+        read=partial(_read, name),
+        write=partial(_write, name),
+        gguf=GgufLayout(gguf, _GGUF_ROWS, partial(_read_gguf, name), partial(_write_gguf, name)),
+        **more,
+    )
+
+
+GEMMA2 = _family(
+    "gemma2", "Gemma2", "Gemma2Model", "gemma2", prefixes=("model.", ""), ignored=(r"\.rotary_emb\.inv_freq$",)
+)
+# The models that also see images hold the same text model under a longer name; their other parts are left alone.
+GEMMA3 = _family(
+    "gemma3_text",
+    "Gemma3",
+    "Gemma3TextModel",
+    "gemma3",
+    prefixes=("model.", "language_model.model.", "model.language_model.", ""),
+    inside={"gemma3": "text_config"},
+    # The setting exists and the reference code does not use it: what its author meant cannot be known.
+    only={"attn_logit_softcapping": ()},
+    ignored=(r"\.rotary_emb\.inv_freq$", r"^(model\.)?(vision_tower|multi_modal_projector)\."),
+)

@@ -1,0 +1,144 @@
+"""GPT-2: learned positions, fused queries, keys and values, and matrices stored (in, out)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.family import Family, GgufLayout
+from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation
+from glassformer.checkpoint.keys import Shape
+from glassformer.checkpoint.tables import Row, row
+from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+
+_LAYER, _BLOCK = "transformer.h.{i}.", "blocks.{i}."
+
+
+def _both(theirs: str, *ours: str, transposed: bool = False) -> tuple[Row, Row]:
+    """A weight and its bias; only matrices can be transposed."""
+    return (
+        row(f"{theirs}.weight", *(f"{key}.weight" for key in ours), transposed=transposed),
+        row(f"{theirs}.bias", *(f"{key}.bias" for key in ours)),
+    )
+
+
+QKV = tuple(f"{_BLOCK}attn.{p}" for p in "qkv")
+
+_ROWS: tuple[Row, ...] = (
+    row("transformer.wte.weight", "embed.weight"),
+    row("transformer.wpe.weight", "pos_embed.weight"),
+    *_both(_LAYER + "ln_1", _BLOCK + "ln1"),
+    *_both(_LAYER + "attn.c_attn", *QKV, transposed=True),
+    *_both(_LAYER + "attn.c_proj", _BLOCK + "attn.o", transposed=True),
+    *_both(_LAYER + "ln_2", _BLOCK + "ln2"),
+    *_both(_LAYER + "mlp.c_fc", _BLOCK + "mlp.up", transposed=True),
+    *_both(_LAYER + "mlp.c_proj", _BLOCK + "mlp.down", transposed=True),
+    *_both("transformer.ln_f", "final"),
+    row("lm_head.weight", "unembed.weight"),
+)
+
+# GPT-2 and GPT-NeoX have the same tensors in GGUF, positions aside.
+GGUF_ROWS: tuple[Row, ...] = (
+    row("token_embd.weight", "embed.weight"),
+    row("position_embd.weight", "pos_embed.weight"),
+    *_both("blk.{i}.attn_norm", _BLOCK + "ln1"),
+    *_both("blk.{i}.attn_qkv", *QKV),
+    *_both("blk.{i}.attn_output", _BLOCK + "attn.o"),
+    *_both("blk.{i}.ffn_norm", _BLOCK + "ln2"),
+    *_both("blk.{i}.ffn_up", _BLOCK + "mlp.up"),
+    *_both("blk.{i}.ffn_down", _BLOCK + "mlp.down"),
+    *_both("output_norm", "final"),
+    row("output.weight", "unembed.weight"),
+)
+
+
+def _read(attributes: Attributes) -> Config:
+    heads, d_model = attributes.integer("n_head", 12), attributes.integer("n_embd", 768)
+    return Config(
+        vocab_size=attributes.integer("vocab_size", 50_257),
+        d_model=d_model,
+        n_layers=attributes.integer("n_layer", 12),
+        context=attributes.integer("n_positions", 1024),
+        attention=Attention(
+            n_heads=heads,
+            n_kv_heads=heads,
+            d_head=attributes.share("n_embd", d_model, "n_head", heads),
+            bias=True,
+            out_bias=True,
+            scale=None if attributes.flag("scale_attn_weights", True) else 1.0,
+        ),
+        feed_forward=FeedForward(
+            attributes.integer("n_inner", 4 * d_model),
+            activation=activation(attributes, "activation_function", "gelu_new"),
+            gated=False,
+            bias=True,
+        ),
+        norm=Norm("layer", eps=attributes.number("layer_norm_epsilon", 1e-5)),
+        position=Position("learned"),
+        tied=attributes.flag("tie_word_embeddings", True),
+    )
+
+
+def _write(config: Config) -> dict[str, Any]:
+    name = ACTIVATION_NAMES[config.feed_forward.activation]
+    return {
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layers,
+        "n_head": config.attention.n_heads,
+        "n_inner": config.feed_forward.d_ff,
+        "activation_function": "gelu_new" if name == "gelu_pytorch_tanh" else name,
+        "layer_norm_epsilon": config.norm.eps,
+        "scale_attn_weights": config.attention.scale != 1.0,
+        "tie_word_embeddings": config.tied,
+    }
+
+
+def _read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
+    heads, d_model = attributes.integer("attention.head_count"), attributes.integer("embedding_length")
+    return Config(
+        vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
+        d_model=d_model,
+        n_layers=attributes.integer("block_count"),
+        context=attributes.integer("context_length"),
+        attention=Attention(
+            n_heads=heads,
+            n_kv_heads=heads,
+            d_head=attributes.share("embedding_length", d_model, "attention.head_count", heads),
+            bias=True,
+            out_bias=True,
+        ),
+        feed_forward=FeedForward(
+            attributes.integer("feed_forward_length"), activation="gelu_tanh", gated=False, bias=True
+        ),
+        norm=Norm("layer", eps=attributes.number("attention.layer_norm_epsilon")),
+        position=Position("learned"),
+        tied="output.weight" not in shapes,
+    )
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    return {
+        "block_count": config.n_layers,
+        "context_length": config.context,
+        "embedding_length": config.d_model,
+        "feed_forward_length": config.feed_forward.d_ff,
+        "attention.head_count": config.attention.n_heads,
+        "attention.layer_norm_epsilon": config.norm.eps,
+    }
+
+
+GPT2 = Family(
+    name="gpt2",
+    architecture="GPT2LMHeadModel",
+    base="GPT2Model",
+    rows=_ROWS,
+    read=_read,
+    write=_write,
+    prefixes=("transformer.", ""),
+    only={"scale_attn_by_inverse_layer_idx": (False,)},
+    ignored=(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$",),
+    gguf=GgufLayout("gpt2", GGUF_ROWS, _read_gguf, _write_gguf),
+)

@@ -1,0 +1,125 @@
+"""GPT-NeoX and Pythia: parallel residual, partial rotary, queries, keys and values fused head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.family import Family, GgufLayout
+from glassformer.checkpoint.families.gpt2 import GGUF_ROWS, QKV
+from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, gguf_rope, rope, rope_fraction, scaling_settings
+from glassformer.checkpoint.keys import Shape
+from glassformer.checkpoint.tables import Row, row
+from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+
+_LAYER, _BLOCK = "gpt_neox.layers.{i}.", "blocks.{i}."
+
+
+def _both(theirs: str, *ours: str, per_head: bool = False) -> tuple[Row, ...]:
+    return tuple(row(f"{theirs}.{t}", *(f"{k}.{t}" for k in ours), per_head=per_head) for t in ("weight", "bias"))
+
+
+_ROWS: tuple[Row, ...] = (
+    row("gpt_neox.embed_in.weight", "embed.weight"),
+    *_both(_LAYER + "input_layernorm", _BLOCK + "ln1"),
+    *_both(_LAYER + "attention.query_key_value", *QKV, per_head=True),
+    *_both(_LAYER + "attention.dense", _BLOCK + "attn.o"),
+    *_both(_LAYER + "post_attention_layernorm", _BLOCK + "ln2"),
+    *_both(_LAYER + "mlp.dense_h_to_4h", _BLOCK + "mlp.up"),
+    *_both(_LAYER + "mlp.dense_4h_to_h", _BLOCK + "mlp.down"),
+    *_both("gpt_neox.final_layer_norm", "final"),
+    row("embed_out.weight", "unembed.weight"),
+)
+
+
+def _read(attributes: Attributes) -> Config:
+    heads, d_model = attributes.integer("num_attention_heads"), attributes.integer("hidden_size")
+    context = attributes.integer("max_position_embeddings", 2048)
+    bias = attributes.flag("attention_bias", True)
+    base = attributes.number("rotary_emb_base", attributes.number("rope_theta", 10_000.0))
+    theta, scaling = rope(attributes, context, base)
+    return Config(
+        vocab_size=attributes.integer("vocab_size"),
+        d_model=d_model,
+        n_layers=attributes.integer("num_hidden_layers"),
+        context=context,
+        attention=Attention(
+            n_heads=heads,
+            n_kv_heads=heads,
+            d_head=attributes.share("hidden_size", d_model, "num_attention_heads", heads),
+            bias=bias,
+            out_bias=bias,
+        ),
+        feed_forward=FeedForward(
+            attributes.integer("intermediate_size"),
+            activation=activation(attributes, "hidden_act", "gelu"),
+            gated=False,
+            bias=True,
+        ),
+        norm=Norm("layer", eps=attributes.number("layer_norm_eps", 1e-5)),
+        position=Position(
+            theta=theta,
+            fraction=rope_fraction(attributes, "rotary_pct", 0.25),
+            scaling=scaling,
+        ),
+        parallel=attributes.flag("use_parallel_residual", True),
+        tied=attributes.flag("tie_word_embeddings", False),
+    )
+
+
+def _write(config: Config) -> dict[str, Any]:
+    scaling = config.position.scaling
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.feed_forward.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.attention.n_heads,
+        "attention_bias": config.attention.bias,
+        "hidden_act": ACTIVATION_NAMES[config.feed_forward.activation],
+        "max_position_embeddings": config.context,
+        "layer_norm_eps": config.norm.eps,
+        "rotary_emb_base": config.position.theta,
+        "rotary_pct": config.position.fraction,
+        "rope_scaling": None if scaling is None else scaling_settings(scaling),
+        "use_parallel_residual": config.parallel,
+        "tie_word_embeddings": config.tied,
+    }
+
+
+def _read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
+    heads, d_model = attributes.integer("attention.head_count"), attributes.integer("embedding_length")
+    d_head = attributes.share("embedding_length", d_model, "attention.head_count", heads)
+    return Config(
+        vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
+        d_model=d_model,
+        n_layers=attributes.integer("block_count"),
+        context=attributes.integer("context_length"),
+        attention=Attention(n_heads=heads, n_kv_heads=heads, d_head=d_head, bias=True, out_bias=True),
+        # GGUF does not say which gelu; llama.cpp, which defines what a GGUF means, computes the tanh form.
+        feed_forward=FeedForward(
+            attributes.integer("feed_forward_length"), activation="gelu_tanh", gated=False, bias=True
+        ),
+        norm=Norm("layer", eps=attributes.number("attention.layer_norm_epsilon")),
+        position=Position(
+            theta=attributes.number("rope.freq_base", 10_000.0),
+            fraction=attributes.integer("rope.dimension_count", d_head) / d_head,
+            scaling=gguf_rope(attributes),
+        ),
+        parallel=attributes.flag("use_parallel_residual", True),
+        tied="output.weight" not in shapes,
+    )
+
+
+NEOX = Family(
+    name="gpt_neox",
+    architecture="GPTNeoXForCausalLM",
+    base="GPTNeoXModel",
+    rows=_ROWS,
+    read=_read,
+    write=_write,
+    prefixes=("gpt_neox.", ""),
+    ignored=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",),
+    gguf=GgufLayout("gptneox", GGUF_ROWS, _read_gguf),
+)
