@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
 
 LAYOUT = 1
+FAST = 1 << 22  # bytes of data from which a faster encoder's start pays
 SPLITS = ("tail", "document")
 UNANSWERED = "conversations without answers that the chat template sets apart, left out"
 
@@ -156,8 +157,10 @@ def text_iterator(spec: Spec, report: Report | None = None, *, text_field: str |
 def corpora_dir(cache_dir: str | Path | None = None) -> Path:
     """Where shards are kept: in `corpora/` of `cache_dir`, else of `GLASSFORMER_CACHE`, else of the user's cache."""
     base = cache_dir or os.environ.get("GLASSFORMER_CACHE")
-    if base is None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "glassformer"
+    if not base:
+        import platformdirs
+
+        base = platformdirs.user_cache_dir("glassformer", appauthor=False)
     return Path(base).expanduser() / "corpora"
 
 
@@ -297,7 +300,6 @@ def _write(
     """Read, tokenise and write everything into `work`; returns whether a file changed in the meantime."""
     from glassformer.text.parallel import encode_pieces
 
-    encoder = Encoder(tokenizer)
     dtype = token_dtype(tokenizer.vocab_size)
     prefix = np.array(tokenizer.encode("", True) if getattr(tokenizer, "adds_bos", False) else [], dtype)
     eos = getattr(tokenizer, "eos_id", None)
@@ -306,7 +308,9 @@ def _write(
     names = ("train", "held_out") if by_document else ("all",)
     streams = {name: StreamWriter(work, name, dtype, FILE) for name in names}
     hasher = hashlib.blake2b(json.dumps([settings["held_out"], settings["fraction"]]).encode(), digest_size=16)
-    total = sum(p.size for p in prints) if all(isinstance(s, FileSource) for s in sources) else None
+    known = all(isinstance(s, FileSource) and s.path.suffix.lower() not in (".gz", ".zst", ".parquet") for s in sources)
+    total = sum(p.size for p in prints) if known else None
+    encoder = Encoder(tokenizer, fast=total is None or total >= FAST)
     stops: frozenset[int] = getattr(tokenizer, "stop_ids", frozenset())
     out = streams[names[0]]
     whole = not encoder.cuts_at_lines(PROBE)

@@ -7,16 +7,21 @@ the tokens they name. It knows nothing about files or shards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glassformer.errors import GlassformerError, TextError, TokenizerError
+from glassformer.text.twin import twin
 
 if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
+
+
+Batch = Callable[[Sequence[str]], list[NDArray[Any]]]
 
 
 class Encoded(NamedTuple):
@@ -37,20 +42,21 @@ class Encoder:
 
     Args:
         tokenizer: the tokenizer; anything with `encode(text, bos)` and `vocab_size` does.
+        fast: whether tiktoken is used where it gives the same ids; worth its start on megabytes of text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, fast: bool = True) -> None:
         self.tokenizer = tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
-        self._table = _table(tokenizer, self.dtype)
-        self._plain: Any = None
+        self._batch: Batch | None = None
+        self.light = False  # whether encoding is a look-up, for which starting processes does not pay
         backend = getattr(tokenizer, "backend", None)
-        if backend is not None and self._table is None:
-            import tokenizers
-
-            # A copy: reading literals as ordinary text is a switch on the whole tokenizer.
-            self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
-            self._plain.encode_special_tokens = True
+        if backend is not None:
+            source = json.loads(backend.to_str())
+            self._batch = _table(source, self.dtype, tokenizer)
+            self.light = self._batch is not None
+            if self._batch is None:
+                self._batch = (twin(tokenizer, self.dtype) if fast else None) or _library(source, self.dtype)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """The ids of each text, without begin-of-text tokens.
@@ -58,34 +64,13 @@ class Encoder:
         Raises:
             TokenizerError: a text that the vocabulary cannot spell.
         """
-        if self._table is not None:
-            return [self._look_up(text) for text in texts]
-        if self._plain is not None and getattr(self.tokenizer, "_whole", True):
+        if self._batch is not None:
             try:
-                found = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+                return self._batch(texts)
             except UnicodeEncodeError:
                 raise TextError("A text holds half a surrogate pair, which no encoding can carry.") from None
-            return [np.array(encoding.ids, dtype=self.dtype) for encoding in found]
-        if self._plain is not None:
-            return [np.array(self.tokenizer.encode(text, False, specials=False), self.dtype) for text in texts]
-        return [np.array(self.tokenizer.encode(text, False), dtype=self.dtype) for text in texts]
-
-    def _look_up(self, text: str) -> NDArray[Any]:
-        assert self._table is not None
-        by_bytes, table, unknown = self._table
-        if by_bytes:
-            return table[np.frombuffer(text.encode(), dtype=np.uint8)]
-        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-        if len(points) and int(points.max()) >= len(table):
-            ids = np.full(len(points), unknown, dtype=self.dtype)
-            inside = points < len(table)
-            ids[inside] = table[points[inside]]
-        else:
-            ids = table[points]
-        if (ids == unknown).any():
-            self.tokenizer.encode(text, False)  # names the characters
-            raise TokenizerError("This tokenizer does not know every character of the text.")
-        return ids
+        options = {"specials": False} if hasattr(self.tokenizer, "backend") else {}
+        return [np.array(self.tokenizer.encode(text, False, **options), dtype=self.dtype) for text in texts]
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> Encoded | None:
         """A conversation by the chat template; the mask is True on what the assistant said.
@@ -142,36 +127,58 @@ class Encoder:
             return False
 
 
-def _table(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> tuple[bool, NDArray[Any], int] | None:
-    """For a tokenizer of single bytes or characters: (by bytes?, value -> id, the id that says unknown)."""
-    source = getattr(tokenizer, "_json", None)
-    if source is None or source.get("normalizer") is not None:
-        return None
-    model = source["model"]
-    vocab: dict[str, int] = model.get("vocab", {}) if isinstance(model.get("vocab"), dict) else {}
-    added = {token["content"] for token in source["added_tokens"]}
-    if any(not token["special"] for token in source["added_tokens"]):
-        return None
-    letters = {token: id for token, id in vocab.items() if token not in added}
-    if model.get("merges") or not letters or any(len(token) != 1 for token in letters) or model.get("unk_token"):
-        return None
-    unknown = int(np.iinfo(dtype).max)
-    if tokenizer.vocab_size > unknown:
-        return None
-    kind = getattr(tokenizer, "_kind", "")
-    if kind == "bytes":
-        from glassformer.text.tokenizer import byte_letters
+def _table(source: Mapping[str, Any], dtype: np.dtype[Any], tokenizer: Tokenizer) -> Batch | None:
+    """For a tokenizer of single bytes or characters: its ids are looked up."""
+    from glassformer.text.tokenizer import byte_letters
 
+    model, added = source["model"], source["added_tokens"]
+    vocab: Any = model.get("vocab")
+    if not isinstance(vocab, dict) or model.get("merges") or model.get("unk_token") or source.get("normalizer"):
+        return None
+    letters = {token: id for token, id in vocab.items() if token not in {t["content"] for t in added}}
+    unknown = int(np.iinfo(dtype).max)
+    if (
+        model["type"] != "BPE"
+        or not letters
+        or any(len(token) != 1 for token in letters)
+        or any(not token["special"] for token in added)
+        or max(letters.values()) >= unknown
+    ):
+        return None
+    if tokenizer.kind == "bytes":
         spelled = byte_letters()
         if set(letters) != set(spelled):
             return None
-        table = np.zeros(256, dtype=dtype)
-        for letter, id in letters.items():
-            table[spelled[letter]] = id
-        return True, table, unknown
-    if kind == "plain" and model["type"] == "BPE":
-        table = np.full(1 + max(map(ord, letters)), unknown, dtype=dtype)
-        for letter, id in letters.items():
-            table[ord(letter)] = id
-        return False, table, unknown
-    return None
+        of_byte = np.zeros(256, dtype=dtype)
+        of_byte[[spelled[letter] for letter in letters]] = list(letters.values())
+        return lambda texts: [of_byte[np.frombuffer(text.encode(), dtype=np.uint8)] for text in texts]
+    if tokenizer.kind != "plain":
+        return None
+    of_point = np.full(0x110000, unknown, dtype=dtype)
+    of_point[[ord(letter) for letter in letters]] = list(letters.values())
+
+    def look_up(text: str) -> NDArray[Any]:
+        ids = of_point[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
+        if (ids == unknown).any():
+            tokenizer.encode(text, False)  # refuses the text, and names the characters
+            raise TokenizerError("This tokenizer does not know every character of the text.")
+        return ids
+
+    return lambda texts: [look_up(text) for text in texts]
+
+
+def _library(source: Mapping[str, Any], dtype: np.dtype[Any]) -> Batch | None:
+    """For a byte-level vocabulary with all 256 bytes: the tokenizers library, many texts at a time."""
+    from glassformer.text.tokenizer import byte_letters
+
+    vocab: Any = source["model"].get("vocab")
+    byte_level = (source.get("decoder") or {}).get("type") == "ByteLevel"
+    if not byte_level or not isinstance(vocab, dict) or not set(byte_letters()) <= set(vocab):
+        return None
+    import tokenizers
+
+    plain = tokenizers.Tokenizer.from_str(json.dumps(source))
+    plain.encode_special_tokens = True
+    return lambda texts: [
+        np.array(found.ids, dtype=dtype) for found in plain.encode_batch_fast(list(texts), add_special_tokens=False)
+    ]

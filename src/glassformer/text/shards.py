@@ -115,7 +115,7 @@ class Blocks:
             if self._sound[block]:
                 continue
             number, offset = divmod(block * BLOCK, self._file_bytes)
-            if zlib.crc32(memoryview(self._maps[number][offset : offset + BLOCK])) != self._checks[block]:
+            if zlib.crc32(self._maps[number][offset : offset + BLOCK].data) != self._checks[block]:
                 raise DataError(
                     f"The token shard {self._paths[number]} is damaged in its block at byte {offset}; delete its "
                     "folder and run again to make it anew."
