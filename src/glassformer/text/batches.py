@@ -99,9 +99,8 @@ def window_starts(tokens: int, length: int, numbers: NDArray[np.uint64], seed: i
     starts = np.empty(len(numbers), dtype=np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        keys = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, int(epoch)])).integers(
-            0, 1 << 64, size=_ROUNDS + 1, dtype=np.uint64
-        )
+        key = np.array([seed & 0xFFFFFFFFFFFFFFFF, epoch], dtype=np.uint64)
+        keys = np.random.Philox(key=key).random_raw(_ROUNDS + 1)  # raw bits: the same in every version of numpy
         offset = int(keys[_ROUNDS] % np.uint64(slack))
         starts[here] = _permute(places[here], count, keys).astype(np.int64) * length + offset
     return starts

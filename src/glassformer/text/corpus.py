@@ -325,9 +325,8 @@ def _write(
         done = 0
         for piece, encoded in encode_pieces(pieces, encoder, workers, total):
             if encoded is None:
-                report.note(
-                    "conversations without an answer to learn, or not by the chat template, left out", piece.origin
-                )
+                report.note(UNANSWERED, piece.origin)
+                report.documents -= 1
                 continue
             if piece.first:
                 if by_document:
