@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,11 +42,13 @@ class Spellings:
 
     Attributes:
         bytes: of every id; b"" for special tokens and for ids that stand for nothing.
+        plans: a place for readers to keep what shapes settle where.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
         silent = tokenizer.special_ids
         self.bytes = [b"" if id in silent else tokenizer.token_bytes(id) for id in range(vocab)]
+        self.plans: dict[tuple[str, str, bytes], Any] = {}
         self._after: dict[bytes, tuple[list[str | None], np.ndarray]] = {}
 
     def after(self, pending: bytes) -> tuple[list[str | None], np.ndarray]:

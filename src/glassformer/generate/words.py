@@ -24,14 +24,14 @@ import codecs
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from glassformer.errors import UsageError
+from glassformer.generate.reading import FINISH, NEW, OPEN, Plan, Reading, make_plan, read, settled_start
 from glassformer.generate.spellings import Spellings, shorten, spellings
-from glassformer.text.words import SPACES, UNSETTLED, YES, classes, ends_in_word, statuses
+from glassformer.text.words import classes, ends_in_word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from glassformer.generate.distribution import Continuations
     from glassformer.text.tokenizer import Tokenizer
 
-# Where the text ended: not known yet, a word starts there, the last word goes on.
-OPEN, NEW, FINISH = 0, 1, 2
 # Children of one place that can be looked into; the others stay part of what is unexplored.
 _MOST = 1024
 # Characters of the text before that may matter; no word or flag sequence is longer.
@@ -116,69 +114,6 @@ class Words(Sequence[WordProbability]):
         return f"Words({listed}, ... coverage {self.coverage:.3f})"
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a beginning of the text settles.
-
-    Attributes:
-        status: OPEN, NEW or FINISH.
-        start, end: of the word, in characters from the beginning of the context; end is -1 while it may go on,
-            and start is -1 while no word has begun.
-    """
-
-    status: int
-    start: int
-    end: int
-
-
-@lru_cache(maxsize=1 << 16)
-def read(left: str, right: str, ended: bool = False) -> Reading:
-    """What is settled when `right` follows `left` (both as classes).
-
-    Args:
-        left: the end of the text that was given, from a boundary on.
-        right: what followed it so far.
-        ended: whether nothing follows any more.
-    """
-    joint = len(left)
-    known = left + right
-    places = statuses(known)
-    if ended:  # what waited for a letter will not get one
-        places = tuple(YES if place == UNSETTLED else place for place in places)
-    if not left or left[-1] in SPACES:
-        status = NEW
-    elif not right:
-        status = NEW if ended else OPEN
-    else:
-        status = {YES: NEW, UNSETTLED: OPEN}.get(places[joint], FINISH)
-    if status == OPEN:
-        return Reading(OPEN, -1, -1)
-
-    total = len(known)
-    if status == FINISH:
-        start = max(at for at in range(joint) if places[at] == YES)
-        return Reading(FINISH, start, _end(places, joint + 1, total, ended))
-    start = joint
-    while start < total:
-        end = _end(places, start + 1, total, ended)
-        if end < 0 or not SPACES.issuperset(known[start:end]):
-            blank = end < 0 and SPACES.issuperset(known[start:])
-            return Reading(NEW, -1 if blank else start, end)
-        start = end
-    return Reading(NEW, -1, -1)
-
-
-def _end(places: tuple[int, ...], at: int, total: int, ended: bool) -> int:
-    """The first settled boundary from `at` on, or -1 when that is still open."""
-    while at < total:
-        if places[at] == YES:
-            return at
-        if places[at] == UNSETTLED:
-            return -1
-        at += 1
-    return total if ended else -1
-
-
 @dataclass
 class _Queue:
     """The children of one expanded path that leave something open, all under one status, likeliest first."""
@@ -250,21 +185,22 @@ class _Search:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text = decoder.decode(b"".join(tokenizer.token_bytes(id) for id in ids[last + 1 :]))[-_REACH:]
         self.pending: bytes = decoder.getstate()[0]
-        self.left = text[_settled_start(classes(text)) :]
+        self.left = text[settled_start(classes(text)) :]
         self.status = read(classes(self.left), "").status
         self.inside = ends_in_word(text) and not self.pending
         self.found: dict[int, dict[str, float]] = {NEW: {}, FINISH: {}}
         self.open = {OPEN: 0.0, NEW: 0.0, FINISH: 0.0}
         self.open[self.status] = 1.0
         self.heap: list[tuple[float, int, _Queue]] = []
+        self.booked = 0.0  # of next words
         self.count = 0
 
     # The account --------------------------------------------------------------------------------
 
     def starts(self) -> tuple[float, float]:
         """The probability that a word starts where the text ends: at least, at most."""
-        lower = sum(self.found[NEW].values()) + self.open[NEW]
-        return lower, lower + self.open[OPEN]
+        lower = min(1.0, self.booked + self.open[NEW])
+        return lower, min(1.0, lower + self.open[OPEN])
 
     def unexplored(self) -> tuple[float, float]:
         """What is open of the next words (of 1 = a word starts here), and of the ways to finish."""
@@ -304,36 +240,35 @@ class _Search:
         text, pending = self._spelled(path)
         following = torch.log_softmax(logits.detach().double(), -1).exp().cpu().numpy() * mass
         left, right = classes(self.left), classes(text)
-        short_left, short_right = shorten(left), shorten(right)
         self.open[status] -= mass
-
-        # Tokens of one shape settle the same, so the vocabulary is read shape by shape.
-        shapes, shape_of = self.spell.after(pending)
-        weights = np.bincount(shape_of, weights=following, minlength=len(shapes))
-        leaves = np.full(len(shapes), -1)  # the status under which a shape leaves something open
-        closed: dict[Reading, tuple[str, float]] = {}
-        for index in np.flatnonzero(weights > 0):
-            shape, weight = shapes[index], float(weights[index])
-            if shape is None:  # a special token: the text ends here
-                final = text + ("\ufffd" if pending else "")
-                self._book(read(left, classes(final), True), final, weight)
+        shape_of, plan = self._plan(left, right, pending)
+        weights = np.bincount(shape_of, weights=following, minlength=len(plan.leaves))
+        if plan.silent is not None:  # special tokens: the text ends here
+            final = text + ("\ufffd" if pending else "")
+            self._book(read(left, classes(final), True), final, float(weights[plan.silent]))
+        for members, shape in plan.closed:
+            self._book(read(left, right + shape), text, float(weights[members].sum()))
+        leaves_of = plan.leaves[shape_of]
+        for kind in (OPEN, NEW, FINISH):
+            self.open[kind] += float(weights[plan.leaves == kind].sum())
+            if kind == FINISH and not self.inside:
                 continue
-            reading = read(short_left, short_right + shape)
-            if 0 <= reading.end <= len(short_left) + len(short_right):
-                closed[reading] = (shape, closed.get(reading, ("", 0.0))[1] + weight)
-            else:
-                leaves[index] = reading.status
-                self.open[reading.status] += weight
-        for shape, weight in closed.values():
-            self._book(read(left, right + shape), text, weight)
-
-        leaves_of = leaves[shape_of]
-        for kind in (OPEN, NEW, FINISH) if self.inside else (OPEN, NEW):
             ids = np.flatnonzero((leaves_of == kind) & (following > 0))
             if len(ids) > _MOST:
                 ids = ids[np.argpartition(-following[ids], _MOST)[:_MOST]]
             ids = ids[np.argsort(-following[ids], kind="stable")]
             self._push(_Queue(path, kind, following[ids], ids))
+
+    def _plan(self, left: str, right: str, pending: bytes) -> tuple[np.ndarray, Plan]:
+        """What each shape of token settles here. Many paths look alike, so plans are kept."""
+        shapes, shape_of = self.spell.after(pending)
+        key = (shorten(left), shorten(right), pending)
+        plan = self.spell.plans.get(key)
+        if plan is None:
+            if len(self.spell.plans) > 4096:
+                self.spell.plans.clear()
+            plan = self.spell.plans[key] = make_plan(key[0], key[1], shapes)
+        return shape_of, plan
 
     def _push(self, queue: _Queue) -> None:
         if queue.reached < len(queue.ids):
@@ -351,6 +286,8 @@ class _Search:
         word = whole[reading.start : reading.end] if reading.start >= 0 and reading.end >= 0 else ""
         words = self.found[FINISH if reading.status == FINISH else NEW]
         words[word] = words.get(word, 0.0) + mass
+        if words is self.found[NEW]:
+            self.booked += mass
 
     def _spelled(self, path: tuple[int, ...]) -> tuple[str, bytes]:
         """What a path adds to the text as far as characters are whole, and the bytes left over."""
@@ -373,25 +310,13 @@ class _Search:
         if self.inside:
             ways = listed(self.found[FINISH], 1.0, finish)
             # The word as it stands: known as soon as it is known that another one starts.
-            ways.append(WordProbability(self.left, lower, min(1.0, upper)))
+            ways.append(WordProbability(self.left, lower, upper))
             ways = sorted(ways, key=lambda way: (-way.probability, way.word))[:k]
         return Words(
             words,
             ways,
             coverage=1 - new,
             finish_coverage=1 - finish if self.inside else 1.0,
-            starts=(lower, min(1.0, upper)),
+            starts=(lower, upper),
             expansions=self.expansions,
         )
-
-
-def _settled_start(known: str) -> int:
-    """Where the last segment begins that later text could still be part of."""
-    places = statuses(known)
-    start = 0
-    for at, place in enumerate(places):
-        if place == UNSETTLED:
-            break
-        if place == YES:
-            start = at
-    return start

@@ -165,11 +165,11 @@ def build(fields: Mapping[str, Any]) -> Tokenizer:
     ends = [special(name) for name in ("eos", "eot", "eom")]
     bos = special("bos")
     template = fields.get("tokenizer.chat_template")
-    config = {
-        f"{name}_token": tokens[id]
-        for name, short in (("unk", "unknown"), ("pad", "padding"))
-        if (id := special(short)) is not None
-    }
+    config = {}
+    for name, short in (("unk_token", "unknown"), ("pad_token", "padding")):
+        found = special(short)
+        if found is not None:
+            config[name] = tokens[found]
     return Tokenizer(
         backend,
         bos_id=bos,
@@ -283,8 +283,8 @@ def _common(tokenizer: Tokenizer, model: Mapping[str, Any]) -> dict[str, Any]:
         tokens[id] = token
         types[id] = BYTE if tokenizer.kind == "spaces" and byte_token(token) is not None else NORMAL
     unknown = model.get("unk_token")
-    for id, token in tokenizer.backend.get_added_tokens_decoder().items():
-        types[id] = UNKNOWN if token.content == unknown else CONTROL if token.special else USER
+    for id, added in tokenizer.backend.get_added_tokens_decoder().items():
+        types[id] = UNKNOWN if added.content == unknown else CONTROL if added.special else USER
     # Every name must differ: readers make a dictionary of them.
     for id, token in enumerate(tokens):
         if not token:
@@ -295,9 +295,9 @@ def _common(tokenizer: Tokenizer, model: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
         "tokenizer.ggml.add_eos_token": False,
     }
-    for name, id in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
-        if id is not None:
-            found[f"tokenizer.ggml.{name}_token_id"] = id
+    for name, which in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
+        if which is not None:
+            found[f"tokenizer.ggml.{name}_token_id"] = which
     for name, key in (("unknown", "unk_token"), ("padding", "pad_token")):
         content = tokenizer.config.get(key)
         content = content.get("content") if isinstance(content, dict) else content
