@@ -1,0 +1,140 @@
+"""What a piece of work will take, and whether it fits: asked before anything large is begun.
+
+Knows shapes and bytes, and how to ask the system what is free. It runs no model.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from glassformer.errors import MemoryLimitError
+from glassformer.model.config import Config
+
+# Work below this size is not worth asking the system about.
+SMALL = 64 << 20
+# Share of the free memory that one answer may take; the rest is for what else the machine does.
+SHARE = 0.9
+
+
+def available(device: str = "cpu") -> int | None:
+    """Bytes that can still be allocated, or None where the system does not say."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    free_here = _meminfo()
+    if free_here is None:
+        try:
+            free_here = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            return None
+    limit = _cgroup()
+    return free_here if limit is None else min(free_here, limit)
+
+
+def _meminfo() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _cgroup() -> int | None:
+    """What a container's limit leaves."""
+    try:
+        root = Path("/sys/fs/cgroup")
+        most = (root / "memory.max").read_text().strip()
+        return None if most == "max" else max(0, int(most) - int((root / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def human(count: float) -> str:
+    """Bytes for people: 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:,.0f} {unit}" if unit == "B" or count >= 100 else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work takes.
+
+    Attributes:
+        what: the work, in words.
+        arithmetic: how the bytes come about.
+        bytes: memory it adds.
+        available: what is free, or None where the system does not say.
+    """
+
+    what: str
+    arithmetic: str
+    bytes: int
+    available: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room, with some left for everything else."""
+        return self.available is None or self.bytes <= SHARE * self.available
+
+    def __str__(self) -> str:
+        free = "" if self.available is None else f"; {human(self.available)} are free"
+        return f"{self.what}: {self.arithmetic} = {human(self.bytes)}{free}"
+
+    def require(self, advice: str) -> Cost:
+        """Itself, or the refusal.
+
+        Raises:
+            MemoryLimitError: with the arithmetic and what to do instead.
+        """
+        if not self.fits:
+            assert self.available is not None
+            raise MemoryLimitError(
+                f"{self.what} would take {self.arithmetic} = {human(self.bytes)} and {human(self.available)} are free; "
+                f"{advice}."
+            )
+        return self
+
+
+def numbers(what: str, shape: tuple[int, ...], itemsize: int, device: str = "cpu") -> Cost:
+    """The cost of one tensor."""
+    count = itemsize
+    for size in shape:
+        count *= size
+    arithmetic = " × ".join(f"{size:,}" for size in shape if size != 1) or "1"
+    free = available(device) if count >= SMALL else None
+    return Cost(what, f"{arithmetic} numbers × {itemsize} bytes", count, free)
+
+
+def basis_width(config: Config) -> int:
+    """Numbers a trace keeps per token and layer: q, k, v, z, and what each part adds to the stream."""
+    a = config.attention
+    return 2 * a.n_heads * a.d_head + 2 * a.n_kv_heads * a.d_head + 2 * config.d_model
+
+
+def estimate(config: Config, tokens: int, *, batch: int = 1, itemsize: int = 4, device: str = "cpu") -> Cost:
+    """What a trace of `tokens` tokens keeps, and the largest thing its forward holds beside that."""
+    width = basis_width(config)
+    kept = batch * tokens * (config.n_layers * width + 2 * config.d_model) * itemsize
+    # The widest moment of a block: the feed-forward's hidden numbers (both halves and their product),
+    # or queries, keys and values repeated for the fused kernel.
+    hidden = 3 * config.feed_forward.d_ff if config.feed_forward.gated else 2 * config.feed_forward.d_ff
+    a = config.attention
+    work = batch * tokens * (3 * config.d_model + max(hidden, 5 * a.n_heads * a.d_head)) * itemsize
+    if a.softcap is not None:
+        work += 3 * batch * a.n_heads * min(tokens, 256) * tokens * itemsize
+    texts = "" if batch == 1 else f"{batch} texts × "
+    arithmetic = (
+        f"{texts}{tokens:,} tokens × {config.n_layers} layers × {width:,} numbers × {itemsize} bytes, "
+        f"and {human(work)} to work in"
+    )
+    total = kept + work
+    return Cost("A trace", arithmetic, total, available(device) if total >= SMALL else None)

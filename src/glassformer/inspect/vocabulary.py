@@ -1,0 +1,60 @@
+"""What inspection asks of a tokenizer, and tokens as people name them.
+
+A model's tokenizer satisfies the protocol; nothing here knows which one it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Protocol
+
+from glassformer.errors import TextError, TokenizerError, UsageError
+
+
+class Vocabulary(Protocol):
+    """Tokens to text and back."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def special_ids(self) -> Set[int]: ...
+
+    def encode(self, text: str, bos: bool | None = None) -> list[int]: ...
+
+    def token_bytes(self, id: int) -> bytes: ...
+
+    def token_text(self, id: int) -> str: ...
+
+
+def token_id(token: str | int, vocabulary: Vocabulary | None, vocab_size: int) -> int:
+    """The id of a token named by its exact text or its id.
+
+    Raises:
+        TextError: for a text that is not one token, saying how it splits; for an id out of range.
+        UsageError: for a text where no vocabulary is known.
+    """
+    if isinstance(token, int):
+        if not 0 <= token < vocab_size:
+            raise TextError(f"There is no token {token}: the vocabulary has {vocab_size:,}, 0 to {vocab_size - 1}.")
+        return token
+    if vocabulary is None:
+        raise UsageError(f"This trace knows no vocabulary, so {token!r} cannot be looked up; give the token's id.")
+    if not token:
+        raise TextError("The empty text is not a token; name one such as ' Paris', its space included.")
+    id_of = getattr(vocabulary, "id_of", None)
+    if id_of is not None and (found := id_of(token)) is not None and found < vocab_size:
+        return int(found)
+    try:
+        ids = vocabulary.encode(token, False)
+    except TokenizerError as error:
+        raise TextError(f"{token!r} is not a token of this model: {error}") from None
+    if len(ids) == 1:
+        return ids[0]
+    pieces = ", ".join(repr(vocabulary.token_text(i)) for i in ids)
+    raise TextError(f"{token!r} is not one token here but {len(ids)}: {pieces}. Name one of those, or another token.")
+
+
+def shown(text: str) -> str:
+    """A token on one line: line breaks and tabs as their escapes, spaces as they are."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
