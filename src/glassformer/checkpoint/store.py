@@ -17,7 +17,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from glassformer.errors import SourceError, UsageError
 
@@ -29,7 +29,7 @@ _USED = ".used"
 _ABANDONED_AFTER = 24 * 3600  # seconds without a write after which an unfinished file is nobody's
 _UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9}
 _UNITS |= {"T": 10**12, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_held: dict[str, IO[bytes]] = {}  # entries this process uses: their shared locks live as long as it does
+_held: dict[str, int] = {}  # entries this process uses: descriptors whose shared locks live as long as it does
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def cache_directory() -> Path:
     """The cache's root: ``GLASSFORMER_CACHE``, else the platform's folder for a user's caches. Not created here."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named).expanduser().absolute()
+        return Path(os.path.expanduser(named)).absolute()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("glassformer", appauthor=False))
@@ -110,29 +110,29 @@ def forget_use(path: str | Path) -> None:
     """Say that this process no longer uses what lies at ``path``: it may be evicted again."""
     entry = _entry(Path(path))
     if entry is not None and (held := _held.pop(str(entry), None)) is not None:
-        held.close()
+        os.close(held)
 
 
-def _share(marker: Path) -> IO[bytes]:
+def _share(marker: Path) -> int:
     while True:
-        file = marker.open("ab")
+        file = os.open(marker, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _flock(file, shared=True)
-            if os.name == "nt" or os.fstat(file.fileno()).st_nlink:
+            if os.name == "nt" or os.fstat(file).st_nlink:
                 return file
         except OSError:
-            file.close()
+            os.close(file)
             raise
-        file.close()  # an eviction removed the marker between opening and locking it: make it anew
+        os.close(file)  # an eviction removed the marker between opening and locking it: make it anew
 
 
-def _flock(file: IO[bytes], *, shared: bool) -> None:
-    """An advisory lock for the life of the open file. On Windows none: there a mapped file cannot be deleted anyway."""
+def _flock(file: int, *, shared: bool) -> None:
+    """An advisory lock for the life of the open descriptor. On Windows none: there a mapped file cannot be deleted."""
     try:
         import fcntl
     except ImportError:
         return
-    fcntl.flock(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _entry(path: Path) -> Path | None:
@@ -260,7 +260,7 @@ def _remove(entry: Path) -> bool:
     forget_use(entry)
     try:
         with marker.open("ab") as file:
-            _flock(file, shared=False)
+            _flock(file.fileno(), shared=False)
             if entry.is_dir():
                 # Renamed first, so that nobody can open a folder with half of its files gone.
                 doomed = entry.with_name(f".{entry.name}.{os.getpid()}.deleted")

@@ -105,7 +105,10 @@ def _confirm(doomed: list[Item], yes: bool) -> None:
         raise UsageError(f"Deleting {_together(doomed)} needs a yes, and nobody is at the terminal: add --yes.")
     shared = any(not item.path.is_relative_to(item.entry) for item in doomed)
     remark = " It lies in the hub's own cache, which other programs share." if shared else ""
-    typer.confirm(f"Delete {_together(doomed)}?{remark}", abort=True, err=True)
+    print(f"Delete {_together(doomed)}?{remark} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        note("Nothing was deleted.")
+        raise typer.Exit(1)
 
 
 def _together(items: list[Item]) -> str:
