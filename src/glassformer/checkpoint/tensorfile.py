@@ -170,7 +170,7 @@ def write_tensors(
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    with atomic(path) as file:
+    with atomic(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
             tensor = fetch(name)
@@ -184,18 +184,19 @@ def write_tensors(
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Any]:
-    """A file for writing bytes that takes its name only when the block ends well; a failure leaves nothing.
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that becomes ``path`` when the block ends well; a failure leaves nothing.
 
     Raises:
         CheckpointError: the folder or the file cannot be written, or the disk is full.
     """
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            yield file
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        os.close(handle)
+        yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
         temporary = None
@@ -203,8 +204,7 @@ def atomic(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path} cannot be written ({error.strerror or error}).") from None
     finally:
         if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

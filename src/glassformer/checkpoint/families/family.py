@@ -40,12 +40,14 @@ class GgufLayout:
         rows: tensors.
         read: (settings without prefix, shapes of the tensors) -> Config, rope factors aside.
         write: Config -> settings without prefix.
+        factors: whether a tensor of rotary divisors is part of it.
     """
 
     architecture: str
     rows: tuple[Row, ...]
     read: Callable[[Attributes, Mapping[str, Shape]], Config]
-    write: Callable[[Config], dict[str, Any]] | None = None
+    write: Callable[[Config], dict[str, Any]]
+    factors: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,6 @@ _ROWS: tuple[Row, ...] = (
     *(line for line in llama.ROWS if "layernorm" not in line.theirs),
     *(row(f"{_LAYER}{theirs}.weight", f"{_BLOCK}{ours}.weight") for theirs, ours in _NORMS.items()),
 )
-# Biases and an output matrix of its own are not in llama.cpp's Gemma; it takes the norms as 1 + weight.
-_GGUF_ROWS: tuple[Row, ...] = tuple(
-    line for line in llama.gguf_rows(shift=1.0) if not line.theirs.endswith(".bias") and line.theirs != "output.weight"
-)
 _PERIOD = {"gemma2": 2, "gemma3_text": 6}  # every so many layers one sees everything
 _LARGEST = {"gemma2": 46, "gemma3_text": 62}  # layers of the 27B models, whose scores are scaled by another rule
 
@@ -167,7 +163,7 @@ def _read_gguf(name: str, attributes: Attributes, shapes: Mapping[str, Shape]) -
         base,
         attention=dataclasses.replace(
             base.attention,
-            scale=attributes.number("attention.scale", None if rule == base.attention.d_head else rule**-0.5),
+            scale=None if rule == base.attention.d_head else rule**-0.5,
             softcap=attributes.number("attn_logit_softcapping", 50.0) if second else None,
             windows=each if any(each) else (),
         ),
@@ -207,7 +203,12 @@ def _family(name: str, stem: str, base: str, gguf: str, **more: Any) -> Family:
         rows=_ROWS,
         read=partial(_read, name),
         write=partial(_write, name),
-        gguf=GgufLayout(gguf, _GGUF_ROWS, partial(_read_gguf, name), partial(_write_gguf, name)),
+        gguf=GgufLayout(
+            gguf,
+            llama.gguf_rows(qk_norm=gguf == "gemma3", post=True, shift=1.0),
+            partial(_read_gguf, name),
+            partial(_write_gguf, name),
+        ),
         **more,
     )
 

@@ -22,6 +22,7 @@ from glassformer.checkpoint.families.settings import (
 )
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, row
+from glassformer.errors import UnsupportedError
 from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
 
 _LAYER, _BLOCK = "model.layers.{i}.", "blocks.{i}."
@@ -42,36 +43,37 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def gguf_rows(*, interleaved: bool = False, shift: float = 0.0) -> tuple[Row, ...]:
-    """The tensors of Llama-like architectures in GGUF.
+def gguf_rows(
+    *, interleaved: bool = False, biases: str = "", qk_norm: bool = False, post: bool = False, shift: float = 0.0
+) -> tuple[Row, ...]:
+    """The tensors that llama.cpp looks for in one of its Llama-like architectures.
 
     Args:
         interleaved: queries and keys have rotary pairs as neighbouring rows (architecture "llama").
+        biases: parts that may have one: any of q, k, v, o and f for the feed-forward matrices.
+        qk_norm: queries and keys have norms.
+        post: parts are followed by norms of their own, and the output is always tied (Gemma).
         shift: what is added to stored norms (Gemma).
     """
     layer = "blk.{i}."
-    pairs = {"q": interleaved, "k": interleaved, "v": False}
-    return (
-        row("token_embd.weight", "embed.weight"),
-        row(layer + "attn_norm.weight", _BLOCK + "ln1.weight", shift=shift),
-        *(
-            row(f"{layer}attn_{p}.{t}", f"{_BLOCK}attn.{p}.{t}", interleaved=turn)
-            for p, turn in pairs.items()
-            for t in ("weight", "bias")
-        ),
-        *(row(f"{layer}attn_{p}_norm.weight", f"{_BLOCK}attn.{p}_norm.weight", shift=shift) for p in "qk"),
-        *(row(f"{layer}attn_output.{t}", f"{_BLOCK}attn.o.{t}") for t in ("weight", "bias")),
-        row(layer + "ffn_norm.weight", _BLOCK + "ln2.weight", shift=shift),
-        *(
-            row(f"{layer}ffn_{p}.{t}", f"{_BLOCK}mlp.{p}.{t}")
-            for p in ("gate", "up", "down")
-            for t in ("weight", "bias")
-        ),
-        row(layer + "post_attention_norm.weight", _BLOCK + "ln1_post.weight", shift=shift),
-        row(layer + "post_ffw_norm.weight", _BLOCK + "ln2_post.weight", shift=shift),
-        row("output_norm.weight", "final.weight", shift=shift),
-        row("output.weight", "unembed.weight"),
-    )
+    names = {**{p: (f"attn_{p}", f"attn.{p}") for p in "qkv"}, "o": ("attn_output", "attn.o")}
+    feed = {p: (f"ffn_{p}", f"mlp.{p}") for p in ("gate", "up", "down")}
+    norms = {"attn_norm": "ln1", "ffn_norm": "ln2"}
+    if qk_norm:
+        norms |= {f"attn_{p}_norm": f"attn.{p}_norm" for p in "qk"}
+    if post:
+        norms |= {"post_attention_norm": "ln1_post", "post_ffw_norm": "ln2_post"}
+    rows = [row("token_embd.weight", "embed.weight")]
+    for part, (theirs, ours) in {**names, **feed}.items():
+        turned = interleaved and part in "qk"
+        rows.append(row(f"{layer}{theirs}.weight", f"{_BLOCK}{ours}.weight", interleaved=turned))
+        if (part if part in names else "f") in biases:
+            rows.append(row(f"{layer}{theirs}.bias", f"{_BLOCK}{ours}.bias", interleaved=turned))
+    rows += [row(f"{layer}{theirs}.weight", f"{_BLOCK}{ours}.weight", shift=shift) for theirs, ours in norms.items()]
+    rows.append(row("output_norm.weight", "final.weight", shift=shift))
+    if not post:
+        rows.append(row("output.weight", "unembed.weight"))
+    return tuple(rows)
 
 
 def _read(name: str, attributes: Attributes) -> Config:
@@ -153,11 +155,24 @@ def _write(name: str, config: Config) -> dict[str, Any]:
     return settings
 
 
+# Settings of GGUF that would change the computation: the values that do not.
+_GGUF_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "expert_count": (0,),
+    "use_parallel_residual": (False,),
+    "attention.causal": (True,),
+    "attention.scale": (),
+    "attention.clamp_kqv": (0, 0.0),
+    "attention.max_alibi_bias": (0, 0.0),
+    "logit_scale": (),
+    "embedding_scale": (),
+    "residual_scale": (),
+}
+
+
 def read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     """Any Llama-like architecture's settings; what a tensor's presence says is read from the tensors."""
-    attributes.only("expert_count", 0)
-    attributes.only("use_parallel_residual", False)
-    attributes.only("attention.causal", True)
+    for name, accepted in _GGUF_ONLY.items():
+        attributes.only(name, *accepted)
     heads = attributes.integer("attention.head_count")
     d_model = attributes.integer("embedding_length")
     d_head = attributes.integer("attention.key_length", None) or attributes.share(
@@ -205,6 +220,12 @@ def write_gguf(config: Config) -> dict[str, Any]:
     }
 
 
+def _write_qwen2(config: Config) -> dict[str, Any]:
+    if not config.attention.bias:
+        raise UnsupportedError("attention.bias False has no place in a GGUF of Qwen2.")
+    return write_gguf(config)
+
+
 _IGNORED = (r"\.rotary_emb\.inv_freq$",)
 
 
@@ -222,9 +243,9 @@ def _family(name: str, stem: str, gguf: GgufLayout) -> Family:
     )
 
 
-_GGUF_LLAMA = GgufLayout("llama", gguf_rows(interleaved=True), read_gguf, write_gguf)
+_GGUF_LLAMA = GgufLayout("llama", gguf_rows(interleaved=True, biases="qkvof"), read_gguf, write_gguf, factors=True)
 
 LLAMA = _family("llama", "Llama", _GGUF_LLAMA)
 MISTRAL = _family("mistral", "Mistral", _GGUF_LLAMA)
-QWEN2 = _family("qwen2", "Qwen2", GgufLayout("qwen2", gguf_rows(), read_gguf, write_gguf))
-QWEN3 = _family("qwen3", "Qwen3", GgufLayout("qwen3", gguf_rows(), read_gguf, write_gguf))
+QWEN2 = _family("qwen2", "Qwen2", GgufLayout("qwen2", gguf_rows(biases="qkv"), read_gguf, _write_qwen2))
+QWEN3 = _family("qwen3", "Qwen3", GgufLayout("qwen3", gguf_rows(qk_norm=True), read_gguf, write_gguf))

@@ -8,7 +8,15 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family, GgufLayout
 from glassformer.checkpoint.families.gpt2 import GGUF_ROWS, QKV
-from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, gguf_rope, rope, rope_fraction, scaling_settings
+from glassformer.checkpoint.families.settings import (
+    ACTIVATION_NAMES,
+    activation,
+    gguf_rope,
+    gguf_rope_settings,
+    rope,
+    rope_fraction,
+    scaling_settings,
+)
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, row
 from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
@@ -112,6 +120,19 @@ def _read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     )
 
 
+def _write_gguf(config: Config) -> dict[str, Any]:
+    return {
+        "block_count": config.n_layers,
+        "context_length": config.context,
+        "embedding_length": config.d_model,
+        "feed_forward_length": config.feed_forward.d_ff,
+        "attention.head_count": config.attention.n_heads,
+        "attention.layer_norm_epsilon": config.norm.eps,
+        "use_parallel_residual": config.parallel,
+        **gguf_rope_settings(config),
+    }
+
+
 NEOX = Family(
     name="gpt_neox",
     architecture="GPTNeoXForCausalLM",
@@ -121,5 +142,5 @@ NEOX = Family(
     write=_write,
     prefixes=("gpt_neox.", ""),
     ignored=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",),
-    gguf=GgufLayout("gptneox", GGUF_ROWS, _read_gguf),
+    gguf=GgufLayout("gptneox", GGUF_ROWS, _read_gguf, _write_gguf),
 )

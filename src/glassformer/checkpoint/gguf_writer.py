@@ -1,0 +1,243 @@
+"""GGUF files that llama.cpp runs, in float32 or float16, written with the `gguf` package one tensor at a time.
+
+A design is written only when reading the settings back gives the same computation; what llama.cpp
+would compute differently is refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families import FAMILIES, Family, named
+from glassformer.checkpoint.families.family import expressible
+from glassformer.checkpoint.keys import Shape, native_shapes
+from glassformer.checkpoint.native import check_shapes
+from glassformer.checkpoint.tables import Table
+from glassformer.checkpoint.tensorfile import atomic
+from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.model.config import Config, RopeScaling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FILE_TYPES = {"float32": 0, "float16": 1}
+_FACTORS = "rope_freqs.weight"
+_UNUSED = 5  # the token type of a row that no text reaches
+
+
+def write_gguf(
+    file: str | Path,
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    tokenizer: Any = None,
+    *,
+    family: str | None = None,
+    dtype: Literal["float32", "float16"] = "float16",
+    name: str | None = None,
+) -> Path:
+    """Writes a GGUF; it appears under its name only when it is whole.
+
+    Args:
+        tensors: by native key.
+        tokenizer: anything with ``gguf_fields()``, the ``tokenizer.*`` settings; None writes a model without one.
+        family: whose architecture; None for the first that expresses the design.
+        dtype: of the matrices; norms, biases and positions are float32 always.
+        name: what the file calls the model.
+    Raises:
+        UnsupportedError: the design, or a matrix's values in float16, cannot be expressed; by name.
+        CheckpointError: tensors do not fit the design, or the file cannot be written.
+        TokenizerError: GGUF has no word for what the tokenizer does.
+    """
+    from gguf import GGUFValueType, GGUFWriter
+
+    file = Path(file)
+    if dtype not in _FILE_TYPES:
+        raise UnsupportedError(f"A GGUF is written in {' or '.join(_FILE_TYPES)}; not in {dtype!r}.")
+    chosen = named(family) if family else gguf_family(config)
+    layout = chosen.gguf
+    assert layout is not None  # every family has one
+    table, settings = gguf_settings(chosen, config)
+    check_shapes(
+        native_shapes(config), {n: tuple(tensor.shape) for n, tensor in tensors.items()}, "The checkpoint to be written"
+    )
+    fields = _vocabulary(tokenizer, config.vocab_size)
+    factors = rope_factors(config)
+
+    class Writer(GGUFWriter):
+        def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
+            if vtype is GGUFValueType.ARRAY and not val:  # a byte tokenizer has no merges, and must say so
+                return struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.STRING, 0)
+            return super()._pack_val(val, vtype, add_vtype, sub_type)
+
+    with atomic(file) as temporary:
+        writer = Writer(temporary, layout.architecture)
+        try:
+            writer.add_string("general.type", "model")
+            writer.add_string("general.name", name or file.stem)
+            writer.add_uint32("general.file_type", _FILE_TYPES[dtype])
+            for key, value in settings.items():
+                _add(writer, f"{layout.architecture}.{key}", value)
+            _add(writer, f"{layout.architecture}.vocab_size", config.vocab_size)
+            for key, value in fields.items():
+                _add(writer, key, value)
+            types = {
+                name: "float32" if _always_full(name, place.shape) else dtype for name, place in table.places.items()
+            }
+            if factors:
+                writer.add_tensor_info(_FACTORS, (len(factors),), _numpy("float32"), 4 * len(factors))
+            for name, place in table.places.items():
+                kind = _numpy(types[name])
+                writer.add_tensor_info(name, place.shape, kind, math.prod(place.shape) * kind.itemsize)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if factors:
+                writer.write_tensor_data(_array(factors))
+            for name in table.places:
+                writer.write_tensor_data(_stored(table, name, tensors, types[name]))
+        finally:
+            writer.close()
+    return file
+
+
+def gguf_family(config: Config) -> Family:
+    """The first family whose GGUF architecture expresses a design.
+
+    Raises:
+        UnsupportedError: none does; the message says what stands in the way of each.
+    """
+    reasons: dict[str, str] = {}
+    for family in FAMILIES.values():
+        assert family.gguf is not None
+        if family.gguf.architecture in reasons:
+            continue
+        try:
+            gguf_settings(family, config)
+            return family
+        except UnsupportedError as error:
+            reasons[family.gguf.architecture] = str(error)
+    raise UnsupportedError("No GGUF architecture expresses this design. " + " ".join(reasons.values()))
+
+
+def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]]:
+    """The tensor table and the settings (without prefix) of a design in a family's architecture.
+
+    Raises:
+        UnsupportedError: naming what the architecture has no place for.
+    """
+    layout = family.gguf
+    assert layout is not None
+    what = f"A GGUF of architecture {layout.architecture}"
+    factors = rope_factors(config)
+    if factors and not layout.factors:
+        assert config.position.scaling is not None
+        raise UnsupportedError(f"{what} cannot express position.scaling {config.position.scaling.kind!r}.")
+    scaling = RopeScaling("factors", factors=factors) if factors else config.position.scaling
+    plain = dataclasses.replace(config, position=dataclasses.replace(config.position, scaling=scaling))
+    table = Table(layout.rows, config)
+    if table.unplaced():
+        raise UnsupportedError(f"{what} has no tensor for {', '.join(table.unplaced()[:3])}.")
+    settings: dict[str, Any] = {}
+
+    def read_back() -> Config:
+        settings.update({key: _float32(value) for key, value in layout.write(config).items()})
+        shapes: dict[str, Shape] = {name: place.shape for name, place in table.places.items()}
+        prefixed = {f"{layout.architecture}.{key}": value for key, value in settings.items()}
+        back = layout.read(Attributes(prefixed, "its header", f"{layout.architecture}."), shapes)
+        position = dataclasses.replace(back.position, scaling=scaling if factors else back.position.scaling)
+        return dataclasses.replace(back, position=position)
+
+    expressible(plain, read_back, what, tolerance=1e-6)
+    return table, settings
+
+
+def rope_factors(config: Config) -> tuple[float, ...]:
+    """The divisor of each rotated pair's frequency, for the scalings that GGUF stores as a tensor; else empty."""
+    scaling = config.position.scaling
+    if scaling is None or scaling.kind not in ("llama3", "factors"):
+        return ()
+    if scaling.kind == "factors":
+        return tuple(_float32(factor) for factor in scaling.factors)
+    rotated, factors = config.rotary_dims, []
+    for pair in range(rotated // 2):
+        turns = scaling.original_context / (2 * math.pi * config.position.theta ** (2 * pair / rotated))
+        blend = min(max((turns - scaling.low) / (scaling.high - scaling.low), 0.0), 1.0)
+        factors.append(_float32(1 / ((1 - blend) / scaling.factor + blend)))
+    return tuple(factors)
+
+
+def _vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
+    """The ``tokenizer.*`` settings, with a name for every row of the embedding."""
+    if tokenizer is None:
+        return {"tokenizer.ggml.model": "no_vocab"}
+    fields = {key: value for key, value in tokenizer.gguf_fields().items() if key.startswith("tokenizer.")}
+    tokens = fields.get("tokenizer.ggml.tokens", [])
+    missing = vocab_size - len(tokens)
+    if missing < 0:
+        raise CheckpointError(
+            f"The tokenizer has {len(tokens):,} tokens and the model {vocab_size:,}; they do not belong together."
+        )
+    if missing:
+        fields["tokenizer.ggml.tokens"] = [*tokens, *(f"[PAD{len(tokens) + i}]" for i in range(missing))]
+        for key, filler in (("token_type", _UNUSED), ("scores", 0.0)):
+            if (values := fields.get(f"tokenizer.ggml.{key}")) is not None:
+                fields[f"tokenizer.ggml.{key}"] = [*values, *[filler] * missing]
+    return fields
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    from gguf import GGUFValueType
+
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, (list, tuple)):
+        writer.add_key_value(key, list(value), GGUFValueType.ARRAY)
+    else:
+        raise CheckpointError(f"The setting {key} is a {type(value).__name__}, which GGUF does not hold.")
+
+
+def _always_full(name: str, shape: Shape) -> bool:
+    """Whether llama.cpp wants a tensor in float32 whatever the others are in."""
+    return len(shape) == 1 or name == "position_embd.weight"
+
+
+def _stored(table: Table, name: str, tensors: Mapping[str, Tensor], dtype: str) -> Any:
+    import torch
+
+    with torch.no_grad():
+        # float32 first: what is added to norms would be rounded away in half precision
+        values = table.theirs(name, lambda key: tensors[key].detach().to("cpu", torch.float32)).contiguous()
+        if dtype == "float16":
+            half = values.to(torch.float16)
+            if not torch.isfinite(half).all() and torch.isfinite(values).all():
+                raise UnsupportedError(f"{name} holds values beyond float16's 65,504; write the GGUF in float32.")
+            values = half
+    return values.numpy()
+
+
+def _numpy(dtype: str) -> Any:
+    import numpy as np
+
+    return np.dtype(dtype)
+
+
+def _array(values: tuple[float, ...]) -> Any:
+    import numpy as np
+
+    return np.array(values, dtype=np.float32)
+
+
+def _float32(value: Any) -> Any:
+    return struct.unpack("<f", struct.pack("<f", value))[0] if isinstance(value, float) else value

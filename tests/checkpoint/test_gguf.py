@@ -1,0 +1,338 @@
+"""GGUF: written files against transformers' reader and our own, quantised files against the `gguf` package."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from glassformer.checkpoint import open_checkpoint, raw_blocks, read_config, tensor_shapes, write_gguf
+from glassformer.checkpoint.families import FAMILIES
+from glassformer.checkpoint.gguf_header import TYPES, read_gguf_header
+from glassformer.checkpoint.gguf_writer import gguf_family
+from glassformer.checkpoint.keys import native_shapes
+from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.model import Transformer
+from glassformer.model.config import Config
+from glassformer.text.tokenizer import Tokenizer
+from tests.tiny import EVERY, VARIANTS, gap, reference_logits, tiny_directory, tiny_hf, tiny_tokens
+
+# Variants that no GGUF can hold, and the field that the refusal names.
+REFUSED = {
+    ("llama", "gelu"): "feed_forward.activation",
+    ("mistral", "window"): "attention.windows",
+    ("qwen2", "windows"): "attention.windows",
+    ("qwen2", "windows by layer"): "attention.windows",
+    ("qwen3", "biases"): "attn.q.bias",
+    ("qwen3", "windows"): "attention.windows",
+    ("gemma2", "plain"): "attention.scale",
+    ("gemma2", "no caps"): "attention.scale",
+    ("gemma2", "no windows"): "attention.scale",
+    ("gemma2", "biases"): "bias",
+    ("gemma3_text", "plain"): "attention.scale",
+    ("gemma3_text", "linear"): "attention.scale",
+    ("gemma3_text", "every sixth"): "attention.scale",
+    ("gemma3_text", "untied"): "unembed.weight",
+    ("gemma3_text", "cap"): "attention.scale",
+    ("gemma3_text", "no windows"): "attention.scale",
+    ("gpt2", "relu"): "feed_forward.activation",
+    ("gpt2", "unscaled"): "attention.scale",
+    ("gpt_neox", "plain"): "feed_forward.activation",
+    ("gpt_neox", "sequential"): "feed_forward.activation",
+    ("gpt_neox", "no biases"): "bias",
+    ("gpt_neox", "all rotated"): "feed_forward.activation",
+    ("gpt_neox", "linear"): "feed_forward.activation",
+    ("gpt_neox", "tied"): "feed_forward.activation",
+}
+# What those families' GGUFs do hold.
+MORE: list[tuple[str, dict]] = [
+    ("gemma2", {"query_pre_attn_scalar": 16}),
+    ("gemma2", {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 9.0, "final_logit_softcapping": 8.0}),
+    ("gemma3_text", {"query_pre_attn_scalar": 16, "layer_types": None, "num_hidden_layers": 7}),
+    ("gemma3_text", {"query_pre_attn_scalar": 16, "layer_types": ["full_attention"] * 4}),
+    ("gpt_neox", {"hidden_act": "gelu_new", "use_parallel_residual": False}),
+]
+HELD = [(family, VARIANTS[family][variant]) for family, variant in EVERY if (family, variant) not in REFUSED] + MORE
+
+
+def logits(path: Path, tokens: torch.Tensor, cache: Path) -> torch.Tensor:
+    checkpoint = open_checkpoint(path, cache=cache)
+    with torch.no_grad():
+        return Transformer.empty(checkpoint.config).load(checkpoint.tensors)(tokens)
+
+
+@pytest.mark.parametrize(("family", "settings"), HELD, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_written_and_read_again(tmp_path: Path, family: str, settings: dict) -> None:
+    model = tiny_hf(family, **settings)
+    model.save_pretrained(tmp_path / "hf")
+    checkpoint = open_checkpoint(tmp_path / "hf")
+    file = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, family=family, dtype="float32")
+    tokens = tiny_tokens()
+    assert gap(logits(file, tokens, tmp_path), reference_logits(model, tokens)) <= 1e-5
+    again = open_checkpoint(file, cache=tmp_path)
+    assert again.format == "gguf"
+    assert tensor_shapes(file) == native_shapes(checkpoint.config) == native_shapes(read_config(file))
+    for key, tensor in checkpoint.tensors.items():
+        assert torch.allclose(again.tensors[key], tensor, atol=1e-6), key  # Gemma's norms pass through 1 + weight
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("gpt2", {}),
+        MORE[0],
+        MORE[2],
+    ],
+    ids=lambda v: v if isinstance(v, str) else "-".join(v),
+)
+def test_transformers_reads_what_is_written(tmp_path: Path, family: str, settings: dict) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    path = tiny_directory(tmp_path / "hf", family, **settings)
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager")
+    checkpoint = open_checkpoint(path)
+    file = tmp_path / "m.gguf"
+    write_gguf(
+        file, checkpoint.config, checkpoint.tensors, Tokenizer.from_directory(path), family=family, dtype="float32"
+    )
+    found = load_gguf_checkpoint(file, return_tensors=True, model_to_load=model)
+    # Its tensors, all of them; of its settings it leaves some unread, so the model is our own original.
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name in found["tensors"]}
+    assert set(model.state_dict()) - set(expected) <= ({"lm_head.weight"} if checkpoint.config.tied else set())
+    for name, tensor in found["tensors"].items():
+        assert torch.allclose(tensor, expected[name], atol=1e-6), name
+    assert AutoConfig.for_model(**found["config"]).num_hidden_layers == checkpoint.config.n_layers
+
+
+@pytest.mark.parametrize(("family", "variant"), REFUSED)
+def test_what_llama_cpp_would_compute_differently_is_refused(tmp_path: Path, family: str, variant: str) -> None:
+    tiny_hf(family, **VARIANTS[family][variant]).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(UnsupportedError, match=REFUSED[family, variant]):
+        write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, family=family)
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+def tiny_gguf(directory: Path, family: str = "llama", **settings: object) -> tuple[Path, Config]:
+    path = tiny_directory(directory / family, family, **settings)
+    checkpoint = open_checkpoint(path)
+    file = directory / f"{family}.gguf"
+    write_gguf(file, checkpoint.config, checkpoint.tensors, Tokenizer.from_directory(path), dtype="float32")
+    return file, checkpoint.config
+
+
+def test_the_tokenizer_comes_back(tmp_path: Path) -> None:
+    file, _ = tiny_gguf(tmp_path)
+    kind, fields = open_checkpoint(file, cache=tmp_path).tokenizer_source
+    assert kind == "gguf"
+    original = Tokenizer.from_directory(tmp_path / "llama")
+    again = Tokenizer.from_gguf(fields)
+    for text in ("The American shrew mole", "One mole of naïve 🦔\n\n  x", ""):
+        assert again.encode(text) == original.encode(text)
+    assert (again.bos_id, again.eos_id) == (original.bos_id, original.eos_id)
+
+
+def test_float16_holds_matrices_only(tmp_path: Path) -> None:
+    tiny_hf("llama").save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    file = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors)
+    kinds = {name: stored.kind for name, stored in read_gguf_header(file).tensors.items()}
+    assert kinds["blk.0.attn_q.weight"] == "F16"
+    assert kinds["blk.0.attn_norm.weight"] == kinds["output_norm.weight"] == "F32"
+    again = open_checkpoint(file, cache=tmp_path)
+    for key, tensor in checkpoint.tensors.items():
+        kept = tensor if tensor.dim() == 1 else tensor.half().float()
+        assert torch.equal(again.tensors[key], kept), key
+
+
+def test_a_value_beyond_float16_is_refused(tmp_path: Path) -> None:
+    tiny_hf("llama").save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    tensors = {**checkpoint.tensors, "embed.weight": checkpoint.tensors["embed.weight"] * 1e6}
+    with pytest.raises(UnsupportedError, match="65,504"):
+        write_gguf(tmp_path / "m.gguf", checkpoint.config, tensors)
+
+
+def test_a_family_is_found_for_a_design(tmp_path: Path) -> None:
+    for family in ("llama", "qwen3", "gpt2"):
+        tiny_hf(family).save_pretrained(tmp_path / family)
+        assert gguf_family(read_config(tmp_path / family)).gguf.architecture == family
+    odd = dataclasses.replace(read_config(tmp_path / "llama"), logit_softcap=3.0)
+    with pytest.raises(UnsupportedError, match="No GGUF architecture"):
+        gguf_family(odd)
+    assert {family.gguf.architecture for family in FAMILIES.values()} == {
+        "llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gptneox"
+    }  # fmt: skip
+
+
+# Quantised files
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16"])
+def test_quantised_files_are_what_the_gguf_package_makes_of_them(tmp_path: Path, kind: str) -> None:
+    settings = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
+    file, config = tiny_gguf(tmp_path, **settings)
+    quantised, values = requantise(file, tmp_path / "q.gguf", kind)
+    checkpoint = open_checkpoint(quantised, cache=tmp_path)
+    assert checkpoint.config == read_config(file)
+    # The same file in float32, through the path that the tests above check against transformers.
+    plain, _ = requantise(file, tmp_path / "p.gguf", "F32", values)
+    expected = open_checkpoint(plain, cache=tmp_path).tensors
+    blocks = raw_blocks(quantised)
+    assert set(blocks) == set(checkpoint.tensors) == set(native_shapes(config))
+    for key, tensor in checkpoint.tensors.items():
+        assert torch.equal(tensor, expected[key]), key
+        raw = blocks[key]
+        assert np.array_equal(raw.values(), tensor.numpy()), key
+        assert raw.kind == (kind if tensor.dim() == 2 else "F32")
+        assert raw.data.dtype == np.uint8
+        assert raw.data.shape[0] == (raw.shape[0] if tensor.dim() == 2 else 1)
+
+
+def requantise(source: Path, target: Path, kind: str, values: dict | None = None) -> tuple[Path, dict]:
+    """A copy of a GGUF with its matrices in another type, and their values afterwards."""
+    reader = gguf.GGUFReader(source)
+    type_ = gguf.GGMLQuantizationType[kind]
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(target, architecture)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            sub = field.types[-1] if field.types[0] is gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub)
+    kept = {}
+    for tensor in reader.tensors:
+        if len(tensor.shape) == 1:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+            continue
+        data = gguf.quantize(np.array(tensor.data) if values is None else values[tensor.name], type_)
+        kept[tensor.name] = gguf.dequantize(data, type_)
+        writer.add_tensor(tensor.name, data, raw_dtype=type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target, kept
+
+
+def test_every_type_has_the_size_the_gguf_package_gives_it() -> None:
+    assert {kind.value for kind in gguf.GGMLQuantizationType} == set(TYPES)
+    for number, (name, block, width) in TYPES.items():
+        kind = gguf.GGMLQuantizationType(number)
+        assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (name, (block, width))
+
+
+def test_the_header_is_what_the_gguf_package_reads(tmp_path: Path) -> None:
+    file, _ = tiny_gguf(tmp_path, "gemma2", query_pre_attn_scalar=16)
+    ours, theirs = read_gguf_header(file), gguf.GGUFReader(file)
+    fields = {name: f.contents() for name, f in theirs.fields.items() if not name.startswith("GGUF.")}
+    assert set(ours.settings) == set(fields)
+    for name, value in fields.items():
+        if isinstance(value, float):
+            assert np.float32(ours.settings[name]) == np.float32(value)
+        else:
+            assert ours.settings[name] == value, name
+    assert list(ours.tensors) == [tensor.name for tensor in theirs.tensors]
+    for tensor in theirs.tensors:
+        stored = ours.tensors[tensor.name]
+        assert stored.shape == tuple(reversed(tensor.shape.tolist()))
+        assert (stored.start, stored.end) == (tensor.data_offset, tensor.data_offset + tensor.n_bytes)
+
+
+# The cache of dequantised copies
+
+
+def test_a_copy_is_made_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = tiny_gguf(tmp_path)
+    steps: list[tuple[int, int]] = []
+    cache = tmp_path / "cache"
+    first = open_checkpoint(file, cache=cache, progress=lambda done, total: steps.append((done, total)))
+    assert steps[-1][0] == steps[-1][1] > 0
+    assert [s[0] for s in steps] == sorted(s[0] for s in steps)
+    monkeypatch.setattr("glassformer.checkpoint.gguf._make", lambda *a: pytest.fail("dequantised twice"))
+    again = open_checkpoint(file, cache=cache)
+    assert again.config == first.config
+    assert again.metadata == first.metadata
+    assert all(torch.equal(first.tensors[key], tensor) for key, tensor in again.tensors.items())
+    assert [p.suffix for p in cache.iterdir() if p.suffix != ".lock"] == [".safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "other keys"])
+def test_a_damaged_copy_is_made_again(tmp_path: Path, damage: str) -> None:
+    file, _ = tiny_gguf(tmp_path)
+    cache = tmp_path / "cache"
+    whole = {key: tensor.clone() for key, tensor in open_checkpoint(file, cache=cache).tensors.items()}
+    (copy,) = cache.glob("*.safetensors")
+    data = copy.read_bytes()
+    copy.unlink()  # the mapping of the first opening stays whole
+    copy.write_bytes({"cut": data[:-5], "emptied": b"", "other keys": data.replace(b"embed.w", b"embed.v")}[damage])
+    again = open_checkpoint(file, cache=cache).tensors
+    assert all(torch.equal(again[key], tensor) for key, tensor in whole.items())
+
+
+def test_another_file_under_the_same_name_is_another_copy(tmp_path: Path) -> None:
+    file, _ = tiny_gguf(tmp_path)
+    cache = tmp_path / "cache"
+    before = open_checkpoint(file, cache=cache).tensors["embed.weight"].clone()
+    data = bytearray(file.read_bytes())
+    start = read_gguf_header(file).tensors["token_embd.weight"].start
+    data[start : start + 4] = np.float32(7).tobytes()
+    file.write_bytes(bytes(data))
+    after = open_checkpoint(file, cache=cache).tensors["embed.weight"]
+    assert after[0, 0] == 7
+    assert before[0, 0] != 7
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_copy_in_half_precision(tmp_path: Path, dtype: str) -> None:
+    file, _ = tiny_gguf(tmp_path)
+    full = open_checkpoint(file, cache=tmp_path).tensors["embed.weight"]
+    half = open_checkpoint(file, cache=tmp_path, dtype=dtype).tensors["embed.weight"]
+    assert torch.equal(half, full.to(getattr(torch, dtype)))
+
+
+def test_two_processes_make_it_once(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    file, _ = tiny_gguf(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from glassformer.checkpoint import open_checkpoint\n"
+        "made = []\n"
+        "c = open_checkpoint(sys.argv[1], cache=Path(sys.argv[2]), progress=lambda *a: made.append(a))\n"
+        "print(bool(made), float(c.tensors['embed.weight'].sum()))"
+    )
+    command = [sys.executable, "-c", code, str(file), str(tmp_path / "cache")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=120)[0].split() for process in running]
+    assert sorted(made for made, _ in said) == ["False", "False", "True"]
+    assert len({total for _, total in said}) == 1
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = tiny_gguf(tmp_path)
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_checkpoint(file, cache=tmp_path / "cache", progress=stop)
+    assert [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"] == []
+
+
+def test_no_room_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    file, _ = tiny_gguf(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(CheckpointError, match="GLASSFORMER_CACHE"):
+        open_checkpoint(file, cache=tmp_path / "cache")
