@@ -19,6 +19,8 @@ from glassformer.model import Cache, Config, Transformer
 
 if TYPE_CHECKING:
     from glassformer.generate.distribution import Distribution
+    from glassformer.inspect.taps import Bound
+    from glassformer.inspect.trace import Trace
     from glassformer.model.sites import Tap
     from glassformer.text.tokenizer import Tokenizer
 
@@ -172,10 +174,13 @@ class Model:
     def next(self, text: str | Sequence[int], bos: bool | None = None) -> Distribution:
         """The probability of every next token after a text, and of whole next words on request."""
         from glassformer.generate.distribution import Distribution
+        from glassformer.text.prompt import remark
 
         ids = self.ids(text, bos)
+        if isinstance(text, str):
+            remark(self.tokenizer, text)
         cache = self._cache(len(ids))
-        logits = self._forward([ids], cache)[0, -1]
+        logits = self._forward([ids], cache, whole=True)[0, -1]
         return Distribution(
             logits,
             tokenizer=self.tokenizer,
@@ -184,23 +189,50 @@ class Model:
             model=self.name,
             precision=self.precision,
             continuations=_Continuations(self, cache),
+            room=self.config.context - len(ids),
         )
 
     def logits(self, text: str | Sequence[int], bos: bool | None = None) -> Tensor:
         """Scores of every next token after every position, (query, vocab)."""
         ids = self.ids(text, bos)
-        with torch.inference_mode():
-            return self.transformer(self._tensor([ids]), tap=self._tap())[0]
+        return self._forward([ids], last=False, whole=True)[0]
+
+    # Seeing inside
+
+    def trace(
+        self, text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], bos: bool | None = None
+    ) -> Trace:
+        """One forward of a text (or of several), and everything inside it by name; see `glassformer.Trace`.
+
+        Raises:
+            TextError: for an empty text, unknown ids, or more tokens than the context.
+            MemoryLimitError: when it would not fit, with the arithmetic.
+        """
+        from glassformer.inspect.trace import Trace
+
+        ids: Any
+        if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], int)):
+            ids = self.ids(text, bos)  # type: ignore[arg-type]
+        elif len(text) == 0:
+            raise TextError("A trace needs a text, token ids, or a list of either; the list is empty.")
+        else:
+            ids = [self.ids(one, bos) for one in text]  # type: ignore[arg-type]
+        return Trace(self.transformer, ids, tap=self._tap(), vocabulary=self.tokenizer, model=self.name)
 
     # Views
 
     def edited(self, *taps: Tap) -> Model:
-        """This model with taps put in: a view that shares the weights."""
+        """This model with taps put in: a view that shares the weights.
+
+        Raises:
+            SiteError: for a place, layer or head that the model does not have.
+        """
         view = copy.copy(self)
         view.taps = self.taps + taps
+        view._tap()  # checks every name now
         return view
 
-    def _tap(self) -> Tap | None:
+    def _tap(self) -> Bound | None:
         if not self.taps:
             return None
         from glassformer.inspect.taps import compose
@@ -215,9 +247,16 @@ class Model:
     def _cache(self, capacity: int, batch: int = 1) -> Cache:
         return Cache(self.config, batch, capacity, self.transformer.dtype, self.transformer.device)
 
-    def _forward(self, rows: list[list[int]], cache: Cache | None = None) -> Tensor:
+    def _forward(
+        self, rows: list[list[int]], cache: Cache | None = None, *, last: bool = True, whole: bool = False
+    ) -> Tensor:
+        """Logits; `whole` says that this is all the text there is, so a tap that means a later position is refused."""
+        tap = self._tap()
         with torch.inference_mode():
-            return self.transformer(self._tensor(rows), cache, tap=self._tap(), last=True)
+            logits = self.transformer(self._tensor(rows), cache, tap=tap, last=last)
+        if whole and tap is not None:
+            tap.finish()
+        return logits
 
 
 class _Continuations:
