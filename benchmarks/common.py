@@ -76,6 +76,7 @@ def alternate(rounds: int, warmup: int = 1, **runners: Callable[[], float]) -> d
     times: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(rounds):
         for name, run in runners.items():
+            time.sleep(0.3)  # lets the other side's threads stop spinning
             times[name].append(run())
     return times
 
@@ -93,7 +94,12 @@ class Worker:
     """
 
     def __init__(self, python: str, script: str | Path, *args: str, threads: int = 2, **env: str) -> None:
-        settings = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        settings = {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "TQDM_DISABLE": "1",
+        }
         self.process = subprocess.Popen(
             [python, str(script), "--worker", *args],
             stdin=subprocess.PIPE,

@@ -17,7 +17,9 @@ NOT_BENCHMARKS = {"common", "run"}
 def main() -> int:
     names = [arg for arg in sys.argv[1:] if not arg.startswith("-")]
     passed_on = [arg for arg in sys.argv[1:] if arg.startswith("-")]
-    known = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+    known = sorted(
+        path.stem for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS and not path.stem.startswith("peer_")
+    )
     for name in names:
         if name not in known:
             print(f"There is no benchmark {name}; known are {', '.join(known)}.", file=sys.stderr)
