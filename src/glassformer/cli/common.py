@@ -105,7 +105,26 @@ def open_model(source: str | None = None, **options: Any) -> Model:
     """Load the model asked for; `options` go to `glassformer.load`."""
     import glassformer
 
+    plain_warnings()
     return glassformer.load(model_source(source), **options)
+
+
+def plain_warnings() -> None:
+    """From now on Glassformer's own warnings are one line each on standard error, said once."""
+    import warnings
+
+    before = warnings.showwarning
+    said: set[str] = set()
+
+    def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+        if not category.__module__.startswith("glassformer"):
+            before(message, category, *where, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            note(f"glassformer: note: {message}")
+
+    warnings.showwarning = show
+    warnings.filterwarnings("always", module="glassformer", category=UserWarning)
 
 
 def need(module: str, *, verb: str, extra: str) -> None:
