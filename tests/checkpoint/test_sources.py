@@ -90,6 +90,14 @@ def test_no_model_in_the_directory(tmp_path: Path) -> None:
         resolve("d/notes.txt")
 
 
+def test_a_native_directory(tmp_path: Path) -> None:
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "glassformer.json").write_text("{}")
+    assert resolve("n").kind == "native"
+    with pytest.raises(SourceError, match="is not a training run"):
+        resolve("run:n")
+
+
 def test_weights_alone_name_their_directory(tmp_path: Path) -> None:
     model(tmp_path / "mine")
     with pytest.raises(SourceError, match=r"holds weights only; give the directory that holds it, .*mine\."):
@@ -110,6 +118,9 @@ def test_runs(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
     run.mkdir(parents=True)
     (run / "journal.jsonl").write_text("")
+    with pytest.raises(SourceError, match="has saved no model yet; go on with it: glassformer train --resume --out"):
+        resolve("run:first")
+    (run / "glassformer.json").write_text("{}")
     assert resolve("run:first").kind == "run"
     assert resolve("run:first").path == run
     assert resolve("runs/first").path == resolve(f"run:{run}").path == run

@@ -106,6 +106,14 @@ def test_delete_a_model_and_all_copies(capsys, filled: Path) -> None:
     assert run(capsys, "delete", "--all-dequantised", "--yes")[::2] == (0, "There are no dequantised copies.\n")
 
 
+def test_deleting_a_model_deletes_its_dequantised_copies(capsys, filled: Path) -> None:
+    (store.dequantised_directory() / "mine-0123-float32.safetensors").write_bytes(b"x" * 5000)
+    code, _, err = run(capsys, "delete", "mine", "--yes")
+    assert code == 0
+    assert err.startswith("Deleted mine, mine-0123-float32.safetensors (6.")
+    assert {item.name for item in store.items()} == {"copy-a", "copy-b"}
+
+
 def test_delete_what_is_not_there(capsys, filled: Path) -> None:
     code, _, err = run(capsys, "delete", "mime", "--yes")
     assert code == 1

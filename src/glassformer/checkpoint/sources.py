@@ -150,6 +150,11 @@ def _local(path: Path, ask: _Ask) -> Resolved:
 def _directory(path: Path) -> Resolved:
     names = sorted(entry.name for entry in path.iterdir())
     kind = directory_kind(path)
+    if kind == "run" and not (path / "glassformer.json").is_file():
+        raise SourceError(
+            f"{path} is a training run that has saved no model yet; go on with it: glassformer train --resume --out"
+            f" {path}"
+        )
     if kind is not None:
         return Resolved(path.name, path, kind)
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
@@ -167,10 +172,10 @@ def _directory(path: Path) -> Resolved:
 
 def directory_kind(path: Path) -> Kind | None:
     """What a directory is by the files in it, or None: nothing is opened."""
+    if (path / "journal.jsonl").is_file():
+        return "run"
     if (path / "glassformer.json").is_file():
         return "native"
-    if (path / "journal.jsonl").is_file() or (path / "checkpoints").is_dir():
-        return "run"
     if (path / "config.json").is_file() and any(path.glob("*.safetensors*")):
         return "hf"
     return None
@@ -179,9 +184,11 @@ def directory_kind(path: Path) -> Kind | None:
 def _run(name: str) -> Path:
     for path in (Path(RUNS, name), Path(os.path.expanduser(name))):
         if name and _exists(path):
-            if path.is_dir() and directory_kind(path) is not None:
+            if path.is_dir() and directory_kind(path) == "run":
                 return path
-            raise SourceError(f"{path} is not a training run: glassformer train writes one, with a journal in it.")
+            raise SourceError(
+                f"{path} is not a training run: glassformer train writes one, with a journal.jsonl in it."
+            )
     try:
         runs = sorted(entry.name for entry in Path(RUNS).iterdir() if entry.is_dir())
     except OSError:

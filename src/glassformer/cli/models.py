@@ -58,7 +58,7 @@ def delete(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a model, or all dequantised copies, from the cache."""
+    """Delete a model with its dequantised copies, or all such copies, from the cache."""
     if (name is None) != all_dequantised:
         raise UsageError("Give either the NAME of a model in the cache or --all-dequantised.")
     from glassformer.checkpoint import store
@@ -77,7 +77,7 @@ def delete(
 
 
 def chosen(name: str | None) -> list[Item]:
-    """The items of the cache called ``name``, or every dequantised copy for None.
+    """The items of the cache called ``name`` with the dequantised copies of them, or every such copy for None.
 
     Raises:
         SourceError: when nothing in the cache is called so.
@@ -95,7 +95,8 @@ def chosen(name: str | None) -> list[Item]:
         there = [item.name for item in items]
         known = f" It holds {', '.join(there)}." if there else " It is empty."
         raise SourceError(f"There is no {name} in the cache {store.cache_directory()}.{near(name, there)}{known}")
-    return found
+    stems = tuple(f"{item.path.stem}-" for item in found if item.path.suffix == ".gguf")
+    return found + [item for item in items if item.kind == "dequantised" and stems and item.name.startswith(stems)]
 
 
 def _confirm(doomed: list[Item], yes: bool) -> None:
