@@ -1,0 +1,279 @@
+// Weight matrices in the order they are read, and their products with rows of activations.
+//
+// A matrix (rows = outputs, cols = inputs) is cut into units of 32 output rows; one unit is one
+// contiguous piece of memory. Inside, the rows' numbers are interleaved so that a vector register
+// holds the same input of sixteen outputs: sums never cross lanes, and every output row is summed
+// over the inputs in the same order however many activation rows share the product. So a token's
+// numbers do not depend on what else was in its batch.
+//
+//   F32   for each input: 32 floats
+//   BF16  for each pair of inputs: 32 pairs
+//   Q8_0, Q4_0, Q4_1 (GGUF's blocks of 32 inputs): two panels of 16 rows, each all its quants, then
+//         all its scales; the quants of a block interleaved by four bytes; scales as stored, in half
+//         precision. Q8_0's signed bytes have 128 added, because the dot product wants unsigned.
+#pragma once
+
+#include <cstddef>
+
+#include "vectors.h"
+
+enum Format { F32 = 0, BF16 = 1, Q8_0 = 2, Q4_0 = 3, Q4_1 = 4 };
+constexpr int UNIT = 32;     // output rows of one unit
+constexpr int BLOCK = 32;    // inputs that share a scale
+constexpr int TOGETHER = 8;  // activation rows that share one reading of the weights
+constexpr int AHEAD = 4096;  // bytes: how early memory is asked for; the processor's own guess stops at a page's end
+
+struct Matrix {
+    int32_t format, rows, cols;
+    const uint8_t* data;  // null: absent
+    const float* bias;    // padded to whole units, or null
+
+    int units() const { return data ? (rows + UNIT - 1) / UNIT : 0; }
+    bool quantised() const { return data && format >= Q8_0; }
+};
+
+GF_INLINE size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+GF_INLINE size_t quant_bytes(int format) { return format == Q8_0 ? 512 : 256; }
+GF_INLINE size_t raw_block_bytes(int format) { return format == Q8_0 ? 34 : format == Q4_0 ? 18 : 20; }
+
+GF_INLINE size_t panel_bytes(int format, int cols) {
+    size_t blocks = cols / BLOCK;
+    return blocks * quant_bytes(format) + round_up(blocks * (format == Q4_1 ? 64 : 32), 64);
+}
+
+GF_INLINE size_t unit_bytes(int format, int cols) {
+    if (format == F32) return (size_t)cols * UNIT * 4;
+    if (format == BF16) return (size_t)(cols + 1) / 2 * UNIT * 4;
+    return 2 * panel_bytes(format, cols);
+}
+
+// One unit from row-major source: floats, bfloat16 bits, or GGUF blocks. Rows beyond the last are 0.
+static void pack_unit(const Matrix& m, int unit, const uint8_t* source, uint8_t* out) {
+    memset(out, 0, unit_bytes(m.format, m.cols));
+    for (int r = 0; r < UNIT && unit * UNIT + r < m.rows; r++) {
+        size_t row = (size_t)unit * UNIT + r;
+        if (m.format == F32) {
+            const uint8_t* s = source + row * m.cols * 4;
+            for (int k = 0; k < m.cols; k++) memcpy(out + ((size_t)k * UNIT + r) * 4, s + (size_t)k * 4, 4);
+        } else if (m.format == BF16) {
+            const uint8_t* s = source + row * m.cols * 2;
+            for (int k = 0; k < m.cols; k++)
+                memcpy(out + ((size_t)(k / 2) * UNIT + r) * 4 + k % 2 * 2, s + (size_t)k * 2, 2);
+        } else {
+            int blocks = m.cols / BLOCK, lane = r % 16;
+            size_t quants = quant_bytes(m.format);
+            uint8_t* panel = out + r / 16 * panel_bytes(m.format, m.cols);
+            uint8_t* scales = panel + blocks * quants;
+            const uint8_t* s = source + row * blocks * raw_block_bytes(m.format);
+            for (int b = 0; b < blocks; b++, s += raw_block_bytes(m.format)) {
+                if (m.format == Q4_1) {
+                    memcpy(scales + b * 64 + lane * 2, s, 2);
+                    memcpy(scales + b * 64 + 32 + lane * 2, s + 2, 2);
+                } else {
+                    memcpy(scales + b * 32 + lane * 2, s, 2);
+                }
+                const uint8_t* q = s + (m.format == Q4_1 ? 4 : 2);
+                for (size_t i = 0; i < quants / 64; i++) {
+                    uint32_t word;
+                    memcpy(&word, q + i * 4, 4);
+                    if (m.format == Q8_0) word ^= 0x80808080u;
+                    memcpy(panel + b * quants + i * 64 + lane * 4, &word, 4);
+                }
+            }
+        }
+    }
+}
+
+// One row back as floats: how tokens are embedded, and how packing is tested.
+static void unpack_row(const Matrix& m, int row, float* out) {
+    const uint8_t* unit = m.data + (size_t)(row / UNIT) * unit_bytes(m.format, m.cols);
+    int r = row % UNIT;
+    if (m.format == F32) {
+        for (int k = 0; k < m.cols; k++) memcpy(out + k, unit + ((size_t)k * UNIT + r) * 4, 4);
+        return;
+    }
+    if (m.format == BF16) {
+        for (int k = 0; k < m.cols; k++) {
+            uint16_t h;
+            memcpy(&h, unit + ((size_t)(k / 2) * UNIT + r) * 4 + k % 2 * 2, 2);
+            out[k] = brain_value(h);
+        }
+        return;
+    }
+    int blocks = m.cols / BLOCK, lane = r % 16;
+    size_t quants = quant_bytes(m.format);
+    const uint8_t* panel = unit + r / 16 * panel_bytes(m.format, m.cols);
+    const uint8_t* scales = panel + blocks * quants;
+    for (int b = 0; b < blocks; b++) {
+        uint16_t half, low = 0;
+        memcpy(&half, scales + b * (m.format == Q4_1 ? 64 : 32) + lane * 2, 2);
+        if (m.format == Q4_1) memcpy(&low, scales + b * 64 + 32 + lane * 2, 2);
+        float d = half_value(half), base = half_value(low);
+        for (int k = 0; k < BLOCK; k++) {
+            int at = m.format == Q8_0 ? k : k % 16;
+            int q = panel[b * quants + at / 4 * 64 + lane * 4 + at % 4];
+            if (m.format == Q8_0)
+                q -= 128;
+            else
+                q = (k < 16 ? q & 15 : q >> 4) - (m.format == Q4_0 ? 8 : 0);
+            out[b * BLOCK + k] = d * q + base;
+        }
+    }
+}
+
+// What a product needs to know of 32 quantised activations beside the quants themselves.
+struct Scale {
+    float scale;         // of the quants
+    float total;         // scale * sum of the quants: what a weight block's minimum is multiplied by
+    int32_t less8;       // -8 * sum of the quants, for weights stored with 8 added,
+    int32_t less128;     // and with 128 added
+};
+
+// Rows of activations: float32, and beside them 8-bit quants with one scale per 32 inputs.
+struct Rows {
+    int stride = 0;  // of one row, in inputs: a multiple of 64, zero beyond the last
+    float* x = nullptr;
+    int8_t* q = nullptr;
+    Scale* scales = nullptr;  // (row, block)
+
+    int blocks() const { return stride / BLOCK; }
+
+    void quantise(int row) const {
+        const float* from = x + (size_t)row * stride;
+        int8_t* to = q + (size_t)row * stride;
+        for (int b = 0; b < blocks(); b++) {
+            F16 a = load<F16>(from + b * 32), c = load<F16>(from + b * 32 + 16);
+            float top = peak(largest(magnitude(a), magnitude(c))), scale = top / 127.f;
+            F16 inverse = splat(top > 0 ? 127.f / top : 0.f);
+            I16 i = nearest(a * inverse), j = nearest(c * inverse);
+            store(to + b * 32, __builtin_convertvector(i, S16));
+            store(to + b * 32 + 16, __builtin_convertvector(j, S16));
+            int32_t total = sum(i + j);
+            scales[(size_t)row * blocks() + b] = Scale{scale, scale * (float)total, -8 * total, -128 * total};
+        }
+    }
+};
+
+// out[c][0..31] = unit * activations of row first + c, for C rows.
+template <int C>
+static void product_f32(const uint8_t* unit, int cols, const Rows& rows, int first, float (*out)[UNIT]) {
+    F16 low[C], high[C];
+    const float* x[C];
+    for (int c = 0; c < C; c++) {
+        low[c] = high[c] = splat(0.f);
+        x[c] = rows.x + (size_t)(first + c) * rows.stride;
+    }
+    for (int k = 0; k < cols; k++) {
+        if (C == 1) __builtin_prefetch(unit + (size_t)k * 128 + AHEAD), __builtin_prefetch(unit + (size_t)k * 128 + AHEAD + 64);
+        F16 w = load<F16>(unit + (size_t)k * 128), v = load<F16>(unit + (size_t)k * 128 + 64);
+        for (int c = 0; c < C; c++) {
+            F16 a = splat(x[c][k]);
+            low[c] += w * a;
+            high[c] += v * a;
+        }
+    }
+    for (int c = 0; c < C; c++) {
+        store(out[c], low[c]);
+        store(out[c] + 16, high[c]);
+    }
+}
+
+template <int C>
+static void product_bf16(const uint8_t* unit, int cols, const Rows& rows, int first, float (*out)[UNIT]) {
+    F16 low[C], high[C];
+    const float* x[C];
+    for (int c = 0; c < C; c++) {
+        low[c] = high[c] = splat(0.f);
+        x[c] = rows.x + (size_t)(first + c) * rows.stride;
+    }
+    for (int k = 0; k < cols; k += 2) {  // an odd last input is paired with zeros on both sides
+        if (C == 1) __builtin_prefetch(unit + (size_t)k * 64 + AHEAD), __builtin_prefetch(unit + (size_t)k * 64 + AHEAD + 64);
+        U16 w = load<U16>(unit + (size_t)k * 64), v = load<U16>(unit + (size_t)k * 64 + 64);
+        F16 w0 = (F16)(w << 16), w1 = (F16)(w & 0xffff0000u);
+        F16 v0 = (F16)(v << 16), v1 = (F16)(v & 0xffff0000u);
+        for (int c = 0; c < C; c++) {
+            F16 a = splat(x[c][k]), b = splat(x[c][k + 1]);
+            low[c] += w0 * a;
+            high[c] += v0 * a;
+            low[c] += w1 * b;
+            high[c] += v1 * b;
+        }
+    }
+    for (int c = 0; c < C; c++) {
+        store(out[c], low[c]);
+        store(out[c] + 16, high[c]);
+    }
+}
+
+template <int FORMAT, int C>
+static void product_quant(const uint8_t* unit, int cols, const Rows& rows, int first, float (*out)[UNIT]) {
+    const int blocks = cols / BLOCK;
+    const size_t quants = quant_bytes(FORMAT), bytes = panel_bytes(FORMAT, cols);
+    const size_t stride = rows.stride, row_blocks = rows.blocks();
+    for (int half = 0; half < 2; half++) {
+        const uint8_t* q = unit + half * bytes;
+        const uint8_t* s = q + blocks * quants;
+        const int8_t* x = rows.q + first * stride;
+        const Scale* scales = rows.scales + first * row_blocks;
+        F16 acc[C];
+        for (int c = 0; c < C; c++) acc[c] = splat(0.f);
+        for (int b = 0; b < blocks; b++, q += quants, s += FORMAT == Q4_1 ? 64 : 32, x += BLOCK, scales++) {
+            B64 w[8];
+            if (C == 1)
+                for (size_t i = 0; i < quants; i += 64) __builtin_prefetch(q + AHEAD + i);
+            if (FORMAT == Q8_0) {
+                for (int i = 0; i < 8; i++) w[i] = load<B64>(q + i * 64);
+            } else {
+                for (int i = 0; i < 4; i++) {
+                    U16 pair = load<U16>(q + i * 64);
+                    w[i] = (B64)(pair & 0x0f0f0f0fu);
+                    w[i + 4] = (B64)((pair >> 4) & 0x0f0f0f0fu);
+                }
+            }
+            F16 d = halves(s), base = FORMAT == Q4_1 ? halves(s + 32) : splat(0.f);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; c++) {
+                const Scale* at = scales + c * row_blocks;
+                const int8_t* fours = x + c * stride;
+                I16 t = FORMAT == Q8_0 ? splat_int(at->less128) : FORMAT == Q4_0 ? splat_int(at->less8) : splat_int(0);
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++) {
+                    int32_t four;
+                    memcpy(&four, fours + i * 4, 4);
+                    t = FORMAT == Q8_0 ? dot4(t, w[i], four) : dot4_small(t, w[i], four);
+                }
+                acc[c] += __builtin_convertvector(t, F16) * (d * splat(at->scale));
+                if (FORMAT == Q4_1) acc[c] += base * splat(at->total);
+            }
+        }
+        for (int c = 0; c < C; c++) store(out[c] + half * 16, acc[c]);
+    }
+}
+
+template <int C>
+static void product_any(const Matrix& m, const uint8_t* unit, const Rows& rows, int first, float (*out)[UNIT]) {
+    switch (m.format) {
+        case F32: return product_f32<C>(unit, m.cols, rows, first, out);
+        case BF16: return product_bf16<C>(unit, m.cols, rows, first, out);
+        case Q8_0: return product_quant<Q8_0, C>(unit, m.cols, rows, first, out);
+        case Q4_0: return product_quant<Q4_0, C>(unit, m.cols, rows, first, out);
+        default: return product_quant<Q4_1, C>(unit, m.cols, rows, first, out);
+    }
+}
+
+static void product(const Matrix& m, int unit, const Rows& rows, int first, int count, float (*out)[UNIT]) {
+    const uint8_t* data = m.data + (size_t)unit * unit_bytes(m.format, m.cols);
+    switch (count) {
+        case 1: product_any<1>(m, data, rows, first, out); break;
+        case 2: product_any<2>(m, data, rows, first, out); break;
+        case 3: product_any<3>(m, data, rows, first, out); break;
+        case 4: product_any<4>(m, data, rows, first, out); break;
+        case 5: product_any<5>(m, data, rows, first, out); break;
+        case 6: product_any<6>(m, data, rows, first, out); break;
+        case 7: product_any<7>(m, data, rows, first, out); break;
+        default: product_any<8>(m, data, rows, first, out); break;
+    }
+    if (m.bias)
+        for (int c = 0; c < count; c++)
+            for (int i = 0; i < UNIT; i++) out[c][i] += m.bias[unit * UNIT + i];
+}

@@ -1,0 +1,154 @@
+"""Weights in the formats they are run in: float32, bfloat16, and blocks of 32 numbers in 8 or 4 bits.
+
+The block formats are GGUF's own Q8_0, Q4_0 and Q4_1, so a GGUF file's blocks run as they are, and "int8" and
+"int4" of any other checkpoint are the same formats made here. Other GGUF formats have no kernel: they are
+dequantised a matrix at a time and stored again as Q8_0 (`Weight.note` says so).
+
+It knows numbers and layouts; it does not know models, files or threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glassformer.errors import ShapeError, UsageError
+
+BLOCK = 32
+# The kernels' numbers for the formats.
+FORMATS = {"F32": 0, "BF16": 1, "Q8_0": 2, "Q4_0": 3, "Q4_1": 4}
+BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
+# What users call them, and the format that a float matrix is given.
+PRECISIONS = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_1"}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One matrix (rows = outputs, cols = inputs) in a format a kernel reads.
+
+    Attributes:
+        format: a key of `FORMATS`.
+        rows, cols: its shape.
+        data: float32 or bfloat16 (rows, cols), or uint8 (rows, bytes of a row's blocks).
+        note: what was done to it that its file did not do, or "".
+    """
+
+    format: str
+    rows: int
+    cols: int
+    data: Tensor = field(repr=False)
+    note: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes one product reads."""
+        return self.data.numel() * self.data.element_size()
+
+    def to_float(self) -> Tensor:
+        """The float32 numbers it stands for, (rows, cols)."""
+        if self.format in ("F32", "BF16"):
+            return self.data.float()
+        return dequantise(self.data, self.format)
+
+
+def weight(tensor: Tensor, precision: str) -> Weight:
+    """A float matrix in a precision.
+
+    A matrix whose rows are not whole blocks of 32 stays bfloat16 where 8 or 4 bits were asked for.
+
+    Raises:
+        UsageError: for an unknown precision.
+        ShapeError: for anything but a matrix.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"Precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}.")
+    if tensor.ndim != 2:
+        raise ShapeError(f"Only matrices have a weight format; got shape {tuple(tensor.shape)}.")
+    rows, cols = tensor.shape
+    format_ = PRECISIONS[precision]
+    tensor = tensor.detach().cpu()
+    if format_ == "F32":
+        return Weight("F32", rows, cols, tensor.float().contiguous())
+    if format_ == "BF16" or cols % BLOCK:
+        note = "" if format_ == "BF16" else f"kept in bfloat16: rows of {cols} are not whole blocks of {BLOCK}"
+        return Weight("BF16", rows, cols, tensor.to(torch.bfloat16).contiguous(), note)
+    return Weight(format_, rows, cols, quantise(tensor, format_))
+
+
+def blocks(raw: Any, kind: str, rows: int, cols: int) -> Weight:
+    """A GGUF tensor as it is: `raw` are its bytes, `kind` is its type's name ("Q4_1", "F16", "Q6_K", …)."""
+    data = np.ascontiguousarray(raw)
+    if kind in BLOCK_BYTES:
+        table = data.view(np.uint8).reshape(rows, cols // BLOCK * BLOCK_BYTES[kind])
+        return Weight(kind, rows, cols, _tensor(table))
+    if kind == "F32":
+        return Weight("F32", rows, cols, _tensor(data.view(np.float32).reshape(rows, cols)))
+    if kind == "BF16":
+        return Weight("BF16", rows, cols, _tensor(data.view(np.uint16).reshape(rows, cols)).view(torch.bfloat16))
+    import gguf
+
+    values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]).reshape(rows, cols).astype(np.float32)
+    again = weight(_tensor(values), "int8")
+    return Weight(again.format, rows, cols, again.data, f"{kind} stored again as {again.format}")
+
+
+def quantise(tensor: Tensor, kind: str) -> Tensor:
+    """uint8 (rows, bytes) of a float (rows, cols) matrix's blocks, cols a multiple of 32.
+
+    Q8_0 and Q4_0 keep one half-precision scale d per block and mean d·q; Q4_1 also keeps the block's minimum m and
+    means d·q + m. Rounded to nearest.
+    """
+    x = tensor.float().reshape(tensor.shape[0], -1, BLOCK)
+    if kind == "Q8_0":
+        d = x.abs().amax(-1, keepdim=True) / 127
+        q = _divide(x, d).round().to(torch.int8).view(torch.uint8)
+        parts = [_half_bytes(d), q]
+    elif kind == "Q4_0":
+        extreme = x.gather(-1, x.abs().argmax(-1, keepdim=True))
+        d = extreme / -8
+        q = (_divide(x, d) + 8.5).floor().clamp(0, 15).to(torch.uint8)
+        parts = [_half_bytes(d), q[..., :16] | q[..., 16:] << 4]
+    elif kind == "Q4_1":
+        low = x.amin(-1, keepdim=True)
+        d = (x.amax(-1, keepdim=True) - low) / 15
+        q = (_divide(x - low, d) + 0.5).floor().clamp(0, 15).to(torch.uint8)
+        parts = [_half_bytes(d), _half_bytes(low), q[..., :16] | q[..., 16:] << 4]
+    else:
+        raise UsageError(f"Block format {kind!r} is unknown; choose {', '.join(BLOCK_BYTES)}.")
+    return torch.cat(parts, -1).reshape(tensor.shape[0], -1).contiguous()
+
+
+def dequantise(data: Tensor, kind: str) -> Tensor:
+    """The float32 (rows, cols) numbers that blocks stand for: the formats' definition."""
+    raw = data.reshape(data.shape[0], -1, BLOCK_BYTES[kind])
+    d = raw[..., :2].contiguous().view(torch.float16).float()
+    if kind == "Q8_0":
+        x = raw[..., 2:].contiguous().view(torch.int8).float() * d
+    else:
+        at = 4 if kind == "Q4_1" else 2
+        q = torch.cat([raw[..., at:] & 15, raw[..., at:] >> 4], -1).float()
+        if kind == "Q4_1":
+            x = q * d + raw[..., 2:4].contiguous().view(torch.float16).float()
+        else:
+            x = (q - 8) * d
+    return x.reshape(data.shape[0], -1)
+
+
+def _divide(x: Tensor, d: Tensor) -> Tensor:
+    return x * torch.where(d == 0, 0.0, 1.0 / d)
+
+
+def _half_bytes(x: Tensor) -> Tensor:
+    return x.to(torch.float16).view(torch.uint8)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a read-only map: it is only read
+        return torch.from_numpy(array)
