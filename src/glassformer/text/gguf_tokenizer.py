@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TokenizerError, near
-from glassformer.text.tokenizer import Tokenizer, byte_token, steps_of
+from glassformer.text.tokenizer import Tokenizer, byte_letters, byte_token, steps_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -66,7 +66,8 @@ def _pre_name(fields: Mapping[str, Any]) -> str:
     return name
 
 
-def _cut(name: str) -> Any:
+def cut(name: str) -> Any:
+    """The pre-tokenizer of one of the names in `PRE`."""
     from tokenizers import Regex, pre_tokenizers
 
     steps: list[Any] = []
@@ -210,7 +211,7 @@ def _byte_level(fields: Mapping[str, Any], vocab: dict[str, int], types: list[in
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=name in ("llama-bpe", "gpt-4o")))
     if name in _NFC:
         backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = _cut(name)
+    backend.pre_tokenizer = cut(name)
     backend.decoder = decoders.ByteLevel()
     return backend
 
@@ -264,6 +265,8 @@ def fields(tokenizer: Tokenizer) -> dict[str, Any]:
     if model["type"] != "BPE":
         raise TokenizerError(f"GGUF cannot hold a {model['type']} tokenizer; byte-pair encodings it can.")
     found = _common(tokenizer, model)
+    if tokenizer.kind == "bytes" and not model["merges"] and len(model["vocab"]) == 256:
+        return found | _bytes_only(found)
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     if tokenizer.kind == "bytes":
         found |= {
@@ -308,12 +311,24 @@ def _common(tokenizer: Tokenizer, model: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _bytes_only(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes without merges, as a `llama` kind that always falls back to bytes."""
+    letters = byte_letters()
+    tokens = [f"<0x{letters[t]:02X}>" if t in letters else t for t in found["tokenizer.ggml.tokens"]]
+    types = found["tokenizer.ggml.token_type"]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [BYTE if byte_token(t) is not None else types[i] for i, t in enumerate(tokens)],
+        "tokenizer.ggml.scores": [0.0] * len(tokens),
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
 def _expressible(source: Mapping[str, Any]) -> str:
     """The GGUF name of how this byte-level tokenizer cuts text."""
-    model = source["model"]
     cuts = _cuts_of(source.get("pre_tokenizer"))
-    if cuts == () and not model["merges"]:
-        return "gpt-2"  # without merges it does not matter where the text is cut
     names = [name for name, patterns in PRE.items() if patterns == cuts]
     if not names:
         raise TokenizerError(

@@ -193,7 +193,8 @@ class Tokenizer:
         """The characters (or bytes, of a byte-level tokenizer) that can be encoded; None when all can."""
         singles = {token for token in self._vocab if len(token) == 1}
         if self.kind != "bytes":
-            return frozenset(singles).union(*(content for content, _ in self._added.values()))
+            spaces = {" "} if self.kind == "spaces" and "▁" in singles else set()
+            return frozenset(singles | spaces).union(*(content for content, _ in self._added.values()))
         letters = byte_letters()
         known = frozenset(letters[c] for c in singles if c in letters)
         # Bytes 192, 193 and 245 to 255 occur in no UTF-8 text.
