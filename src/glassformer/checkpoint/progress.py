@@ -53,11 +53,19 @@ class _Bar:
     def __call__(self, done: int, total: int | None, what: str) -> None:
         if self._bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                ProgressColumn,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-            self._bar = Bar(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
+            columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
         if what != self._what:
             if self._task is not None:

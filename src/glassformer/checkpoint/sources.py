@@ -5,6 +5,9 @@
     else         org/name[@revision] on the hub, or org/name/file.gguf[@revision]
     hf:…         forces the hub, run:… a training run: runs/NAME, or the path given
 
+What was fetched once is used without asking again. ``GLASSFORMER_OFFLINE=1`` forbids all fetching, ``HF_HUB_OFFLINE=1``
+asking the hub; ``HF_ENDPOINT``, ``HF_HOME`` and the hub's token count as they do for its own client.
+
 It refuses to know how a model file is read (the readers) and how bytes travel (``hub.py``, ``index.py``).
 """
 
@@ -343,7 +346,8 @@ def _on_hub(repo: str, revision: str, file: str | None, ask: _Ask, name: str | N
         note = _fetched_from_hub(key, repo, revision, file, ask, shown)
     store.note_use(store.home(key))
     path = Path(note["path"])
-    return Resolved(repo, path, "gguf" if path.suffix == ".gguf" else "hf", revision=note.get("revision"))
+    kind = "gguf" if path.suffix == ".gguf" else directory_kind(path) or "hf"
+    return Resolved(repo, path, kind, revision=note.get("revision"))
 
 
 def _still_whole(path: Path) -> bool:
