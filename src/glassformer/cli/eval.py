@@ -1,0 +1,177 @@
+"""`glassformer eval`: loss, perplexity and bits per byte of a model on a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glassformer.cli.common import JsonOption, print_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from glassformer.text.corpus import Corpus
+    from glassformer.text.shards import Shards
+
+LONGEST = 1024  # tokens of context when none is asked for: long ones cost more than they change the figure
+
+
+def command(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="A path, a catalogue name, or a model on the hub.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Files, folders, globs, hf:NAME, or - for standard input.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", "-c", metavar="N", help="Tokens read at once; at most 1,024 by default.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", metavar="N", help="New tokens per window; half the context by default.")
+    ] = None,
+    tail: Annotated[
+        float | None,
+        typer.Option("--tail", metavar="FRACTION", help="Only the last fraction of the data, as training holds out."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Windows per forward.")] = 1,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16, float16; auto is float32 on a CPU.")
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure loss, perplexity and bits per byte on a text.
+
+    Windows of --context tokens move on by --stride; every token is predicted once, from at least context minus
+    stride tokens before it. The first token of all has nothing before it and is not counted, nor are the
+    begin- and end-of-text tokens between documents. Loss is in nats per token of this model's tokenizer;
+    bits per byte divides by the UTF-8 bytes of the same text, so models with other tokenizers can be compared.
+    In conversations only the answers count.
+    """
+    from glassformer.errors import UsageError
+
+    if not data:
+        raise UsageError("glassformer eval needs a text to measure on; name it with --data FILE (- reads a pipe).")
+    if batch < 1:
+        raise UsageError(f"--batch must be at least 1; got {batch}.")
+    if tail is not None and not 0 < tail < 1:
+        raise UsageError(f"--tail is a fraction between 0 and 1; got {tail:g}.")
+    result = evaluate(source, list(data), context, stride, tail, batch, dtype)
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
+
+
+def evaluate(
+    source: str | None,
+    data: list[str],
+    context: int | None = None,
+    stride: int | None = None,
+    tail: float | None = None,
+    batch: int = 1,
+    dtype: str = "auto",
+) -> dict[str, Any]:
+    """What `--json` prints."""
+    from glassformer.cli.common import note, open_model
+    from glassformer.errors import DataError
+    from glassformer.generate.score import score
+    from glassformer.text.corpus import build_corpus
+
+    model = open_model(source, dtype=dtype)
+    corpus = build_corpus(data, model.tokenizer, fraction=tail or 0.0)
+    for sentence in corpus.report.sentences():
+        note(sentence)
+    shards = corpus.train if tail is None else corpus.held_out
+    if context is None:
+        context = min(model.config.context, LONGEST)
+    tally = _Tally(corpus, shards, model.tokenizer)
+    with _bar() as bar:
+        found = score(model.transformer, tally, context, stride, counted=tally.counted, batch=batch, progress=bar)
+    if not found.tokens:
+        raise DataError("Of this data no token counts: nothing comes after the first.")
+    return {
+        "model": model.name,
+        "precision": model.precision,
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte(tally.text_bytes),
+        "nats": found.nats,
+        "tokens": found.tokens,
+        "bytes": tally.text_bytes,
+        "context": found.context,
+        "stride": found.stride,
+        "documents": corpus.report.documents,
+        "data_hash": corpus.hash,
+        "problems": corpus.report.problems,
+    }
+
+
+class _Tally:
+    """The tokens to score, which of them count, and the bytes of text that those stand for.
+
+    An end of text that nothing follows is left off, so that a single document is read as it stands.
+    """
+
+    def __init__(self, corpus: Corpus, shards: Shards, tokenizer: Any) -> None:
+        import numpy as np
+
+        self.text_bytes = 0
+        self._shards = shards
+        self._masked = shards.masked
+        edges = shards.documents
+        special = {tokenizer.eos_id} - {None}
+        before = len(tokenizer.encode("", True)) if tokenizer.adds_bos else 0
+        inserted = [int(e) - 1 for e in edges[1:] if int(shards.slice(int(e) - 1, 1)[0]) in special]
+        starts = edges[:-1] if shards.start == 0 else edges[1:-1]  # a tail begins inside a document
+        inserted += [int(e) + k for e in starts for k in range(before)]
+        self._tokens = len(shards) - (len(shards) - 1 in inserted)
+        self._inserted = np.array(sorted(inserted), dtype=np.int64)
+        self._lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
+
+    def __len__(self) -> int:
+        return self._tokens
+
+    def slice(self, start: int, n: int) -> NDArray[np.unsignedinteger]:
+        return self._shards.slice(start, n)
+
+    def counted(self, start: int, n: int) -> NDArray[np.bool_]:
+        import numpy as np
+
+        keep = self._shards.mask_slice(start, n).copy()
+        if not self._masked:  # conversations are marked by their masks
+            low, high = np.searchsorted(self._inserted, [start, start + n])
+            keep[self._inserted[low:high] - start] = False
+        self.text_bytes += int(self._lengths[self._shards.slice(start, n)[keep]].sum())
+        return keep
+
+
+def _bar() -> Any:
+    """A progress line on standard error where that is a terminal: a context that gives a callback."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def shown() -> Any:
+        from glassformer.cli.common import progress_console
+
+        console = progress_console()
+        if not console.is_terminal:
+            yield None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("score", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    return shown()
+
+
+def _show(result: dict[str, Any]) -> None:
+    print(f"{result['model']} ({result['precision']}): {result['tokens']:,} tokens, {result['bytes']:,} bytes")
+    print(f"loss           {result['loss']:.4f} nats a token")
+    print(f"perplexity     {result['perplexity']:.4f}")
+    print(f"bits per byte  {result['bits_per_byte']:.4f}")
+    print(f"read in windows of {result['context']:,} tokens that move on by {result['stride']:,}")

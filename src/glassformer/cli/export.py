@@ -1,0 +1,144 @@
+"""`glassformer export`: a model in a layout that other libraries load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glassformer.cli.common import JsonOption, print_json
+
+DTYPES = {
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "float32": "float32", "float16": "float16",
+    "bfloat16": "bfloat16",
+}  # fmt: skip
+TYPES = {"hf": ("float32", "float16", "bfloat16"), "gguf": ("float32", "float16")}
+
+
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="RUN|SOURCE", help="A training run, a path, a catalogue name, or a model on the hub."),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="hf|gguf",
+            help="hf: a folder for transformers, vLLM and friends; gguf: a file for llama.cpp.",
+        ),
+    ],
+    out: Annotated[
+        str | None, typer.Argument(metavar="[OUT]", help="Where to; NAME-hf or NAME-f16.gguf here by default.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="f32|f16|bf16", help="Of the matrices; as stored for hf, f16 for gguf."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model in the Hugging Face or GGUF layout.
+
+    What is written appears whole or not at all, and never over something that is there. A design that the
+    layout cannot express is refused, by what stands in the way.
+    """
+    written = export(source, to, out, dtype)
+    if as_json:
+        print_json(written)
+    else:
+        print(f"{written['path']}: {written['family']} in {written['dtype']}, {written['bytes']:,} bytes")
+
+
+def export(source: str, to: str, out: str | None = None, dtype: str | None = None) -> dict[str, Any]:
+    """Write `source` and say what was written: path, format, family, dtype, bytes.
+
+    Raises:
+        UsageError: an unknown layout or dtype, or a destination that exists.
+        UnsupportedError: the layout cannot express the design.
+    """
+    from glassformer.checkpoint import open_checkpoint
+    from glassformer.checkpoint.sources import resolve
+    from glassformer.errors import UsageError, near
+    from glassformer.text.tokenizer import Tokenizer
+
+    if to not in TYPES:
+        raise UsageError(f"--to is hf or gguf; got {to!r}." + near(to, TYPES))
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"--dtype is f32, f16 or bf16; got {dtype!r}." + near(dtype, DTYPES))
+    kind = DTYPES[dtype] if dtype else ("float16" if to == "gguf" else None)
+    if kind is not None and kind not in TYPES[to]:
+        raise UsageError(f"A GGUF is written in f32 or f16; got {dtype}. Choose one of them, or --to hf.")
+    if out is not None:
+        _free(Path(out))
+    resolved = resolve(source)
+    checkpoint = open_checkpoint(resolved.path)
+    path = Path(out) if out is not None else Path(_default(resolved.name, to, kind))
+    _free(path)
+    place = checkpoint.tokenizer_source
+    tokenizer = Tokenizer.from_gguf(place[1]) if place[0] == "gguf" else Tokenizer.from_directory(place[1])
+    family = None if checkpoint.family == "native" else checkpoint.family
+    parts = (checkpoint.config, checkpoint.tensors, tokenizer)
+    if to == "gguf":
+        from glassformer.checkpoint import write_gguf
+
+        write_gguf(path, *parts, family=family, dtype=kind, name=resolved.name)
+        return _written(path, to, kind)
+    _folder(path, parts, family, kind)
+    return _written(path, to, kind)
+
+
+def _default(name: str, to: str, kind: str | None) -> str:
+    stem = Path(name.rstrip("/")).name.removesuffix(".gguf") or "model"
+    short = next((short for short, full in DTYPES.items() if full == kind), "")
+    return f"{stem}-hf" if to == "hf" else f"{stem}-{short}.gguf"
+
+
+def _free(path: Path) -> None:
+    from glassformer.errors import UsageError
+
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} exists and is not overwritten; name another place, or remove it first.")
+
+
+def _folder(path: Path, parts: tuple[Any, ...], family: str | None, kind: str | None) -> None:
+    """A folder that appears under its name when it is whole."""
+    import os
+    import shutil
+    import tempfile
+
+    from glassformer.checkpoint import write_hf
+    from glassformer.errors import CheckpointError
+
+    work: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        write_hf(work / "model", *parts, family=family, dtype=kind)
+        _free(path)
+        os.rename(work / "model", path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written ({error.strerror or error}).") from None
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _written(path: Path, to: str, kind: str | None) -> dict[str, Any]:
+    import json
+
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    if to == "hf":
+        settings = json.loads((path / "config.json").read_text("utf-8"))
+        family, kind = settings["model_type"], settings["torch_dtype"]
+    else:
+        from glassformer.checkpoint.gguf import read_gguf
+
+        family = read_gguf(path).family.name
+    return {
+        "path": str(path),
+        "format": to,
+        "family": family,
+        "dtype": kind,
+        "bytes": sum(p.stat().st_size for p in files),
+    }
