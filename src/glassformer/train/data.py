@@ -1,0 +1,214 @@
+"""From token shards to the rows of a batch, in an order that a resumed run continues exactly.
+
+Which row comes at which place is a pure function of the seed and a small cursor, so nothing but the cursor is
+stored, memory does not grow with the corpus, and any number of processes can share one order. Conversations come
+as rows whose targets count on the answers only. This module knows token arrays; texts and tokenizers are the floor
+below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glassformer.errors import DataError
+from glassformer.text.batches import window_starts
+from glassformer.train.loss import IGNORE
+
+Ints = NDArray[np.int64]
+
+
+class TokenShards(Protocol):
+    """What `glassformer.text.corpus` gives: a long sequence of token ids on disk."""
+
+    def __len__(self) -> int: ...
+
+    def slice(self, start: int, n: int) -> NDArray[Any]:
+        """`n` tokens from `start`."""
+        ...
+
+
+class Rows(Protocol):
+    """Rows of one length, each known by where it starts."""
+
+    masked: bool
+    """Whether some targets do not count."""
+
+    def grid(self, length: int) -> Ints:
+        """Where the rows start that cover everything once, in order."""
+        ...
+
+    def starts(self, numbers: Ints, length: int, seed: int, anywhere: bool) -> Ints:
+        """Where the rows with these numbers start, in the order that `seed` draws anew for each epoch."""
+        ...
+
+    def epoch(self, number: int, length: int) -> int:
+        """How often everything was shown before the row with this number."""
+        ...
+
+    def fetch(self, starts: Ints, length: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, both (row, length) int64."""
+        ...
+
+
+def rows_of(shards: TokenShards) -> Rows:
+    """Rows as the shards want them: conversations with a loss mask are kept whole, text is one long stream."""
+    return Conversations(shards) if getattr(shards, "masked", False) else Stream(shards)
+
+
+class Stream:
+    """Rows cut from one long stream of tokens; a row's targets are the tokens one further."""
+
+    masked = False
+
+    def __init__(self, shards: TokenShards) -> None:
+        self.shards = shards
+
+    def grid(self, length: int) -> Ints:
+        return np.arange(max(0, (len(self.shards) - 1) // length), dtype=np.int64) * length
+
+    def starts(self, numbers: Ints, length: int, seed: int, anywhere: bool) -> Ints:
+        total = len(self.shards)
+        if total < length + 1:
+            raise DataError(
+                f"The training text has {total} tokens, fewer than one row of {length} and its next; give more text "
+                "or a smaller context."
+            )
+        if anywhere:
+            return scatter(numbers, seed) % (total - length)
+        return window_starts(total, length, numbers.astype(np.uint64), seed)
+
+    def epoch(self, number: int, length: int) -> int:
+        return number // max(1, (len(self.shards) - length) // length)
+
+    def fetch(self, starts: Ints, length: int) -> tuple[Tensor, Tensor]:
+        block = np.stack([self.shards.slice(int(start), length + 1) for start in starts]).astype(np.int64)
+        whole = torch.from_numpy(block)
+        return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
+
+
+class Conversations:
+    """Rows that hold whole conversations, packed in order until full; only the answers' tokens are targets.
+
+    A conversation longer than a row is cut at its end. A row is known by its index.
+    """
+
+    masked = True
+
+    def __init__(self, shards: Any, pad: int = 0) -> None:
+        self.shards, self.pad = shards, pad
+        self._edges: list[int] = np.asarray(shards.documents, dtype=np.int64).tolist()
+        self._packed: dict[int, list[tuple[int, int]]] = {}
+
+    def grid(self, length: int) -> Ints:
+        return np.arange(len(self._rows(length)), dtype=np.int64)
+
+    def starts(self, numbers: Ints, length: int, seed: int, anywhere: bool) -> Ints:
+        total = len(self._rows(length))
+        if total == 0:
+            raise DataError("No conversation with an answer is left to train on; give more data or hold out less.")
+        # windows of one token over `total` + 1 tokens: each row once an epoch
+        return window_starts(total + 1, 1, numbers.astype(np.uint64), seed)
+
+    def epoch(self, number: int, length: int) -> int:
+        return number // max(1, len(self._rows(length)))
+
+    def fetch(self, starts: Ints, length: int) -> tuple[Tensor, Tensor]:
+        tokens = np.full((len(starts), length), self.pad, dtype=np.int64)
+        targets = np.full((len(starts), length), IGNORE, dtype=np.int64)
+        rows = self._rows(length)
+        for i, index in enumerate(starts):
+            start, stop = rows[int(index)]
+            ids = self.shards.slice(start, stop - start).astype(np.int64)
+            wanted = np.where(self.shards.mask_slice(start, stop - start), ids, IGNORE)
+            tokens[i, : len(ids) - 1] = ids[:-1]
+            targets[i, : len(ids) - 1] = wanted[1:]
+        return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+    def _rows(self, length: int) -> list[tuple[int, int]]:
+        """Where each row starts and stops in the stream."""
+        if length not in self._packed:
+            rows: list[tuple[int, int]] = []
+            for low, high in zip(self._edges[:-1], self._edges[1:], strict=True):
+                if rows and high - rows[-1][0] <= length + 1:
+                    rows[-1] = (rows[-1][0], high)
+                elif high - low > 1:
+                    rows.append((low, min(high, low + length + 1)))
+            self._packed[length] = rows
+        return self._packed[length]
+
+
+@dataclass
+class Cursor:
+    """Where in the order a run stands: everything that is stored about the data's order.
+
+    Attributes:
+        taken: rows of the present length given so far, over all epochs and processes.
+        length: their length.
+        stage: how often the length has changed.
+    """
+
+    taken: int = 0
+    length: int = 0
+    stage: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+class Order:
+    """The order in which rows are shown.
+
+    With "epoch" sampling each row is shown once per epoch, in an order and with row borders drawn anew for each. A
+    change of row length begins a new epoch. With "random" sampling rows start at any token.
+    """
+
+    def __init__(self, rows: Rows, seed: int, sampling: str = "epoch", cursor: Cursor | None = None) -> None:
+        self.rows, self.seed, self.sampling = rows, seed, sampling
+        self.cursor = cursor or Cursor()
+
+    def next(self, batch: int, length: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """This process's share of the next global batch: inputs and targets, (row, length).
+
+        Rows are dealt out in turn, so that the global batch is the same for any number of processes.
+        """
+        at = self.cursor
+        if length != at.length:
+            at = self.cursor = Cursor(0, length, at.stage + 1 if at.length else 0)
+        numbers = np.arange(at.taken + rank, at.taken + batch, world, dtype=np.int64)
+        at.taken += batch
+        if not len(numbers):
+            return torch.empty(0, length, dtype=torch.int64), torch.empty(0, length, dtype=torch.int64)
+        seed = self.seed + (at.stage << 32)
+        return self.rows.fetch(self.rows.starts(numbers, length, seed, self.sampling == "random"), length)
+
+    @property
+    def epoch(self) -> int:
+        """How often everything has been shown in this stage."""
+        return self.rows.epoch(self.cursor.taken, self.cursor.length) if self.cursor.length else 0
+
+
+def scatter(numbers: Ints, seed: int) -> Ints:
+    """63 well-mixed bits for each number (splitmix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        x = (numbers.astype(np.uint64) + np.uint64(seed) * np.uint64(0x632BE59BD9B4E019)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(1)).astype(np.int64)
+
+
+def held_out_batches(rows: Rows, length: int, batch: int, tokens: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """The first rows of a held-out text, end to end without overlap, up to `tokens` tokens of them."""
+    starts = rows.grid(length)[: max(1, tokens // length)]
+    for i in range(0, len(starts), batch):
+        yield rows.fetch(starts[i : i + batch], length)

@@ -1,0 +1,179 @@
+"""One process's gradient steps: forward, backward, optimiser, and the tensors a checkpoint needs.
+
+`Engine` holds the whole model; with several processes each computes its share of the rows and gradients are summed
+(data parallel). `glassformer.train.distributed` has the engine whose weights are sharded; both answer to the same
+calls, so that the loop does not know which one it drives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glassformer.errors import CheckpointError
+from glassformer.model import Config, Transformer
+from glassformer.train.loss import cross_entropy_sum
+from glassformer.train.optimizer import MuonAdamW
+from glassformer.train.recipe import Recipe
+from glassformer.train.weights import FlatWeights, norms
+
+
+class Objective(nn.Module):
+    """What is made small: the summed cross-entropy of a batch.
+
+    Args:
+        transformer: the model.
+        chunk: rows of logits at once, 0 for a choice by vocabulary size.
+        run_block: how each block is called, None for plainly.
+    """
+
+    def __init__(
+        self, transformer: Transformer, chunk: int = 0, run_block: Callable[..., Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.chunk, self.run_block = chunk, run_block
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Sum of −log p(target) over the targets that count; tokens and targets are (batch, query)."""
+        hidden = self.transformer.hidden(tokens, run_block=self.run_block)
+        cap = self.transformer.config.logit_softcap
+        return cross_entropy_sum(hidden, self.transformer.unembedding, targets, softcap=cap, chunk=self.chunk)
+
+
+def recomputing(block: nn.Module, *args: Any) -> Tensor:
+    """Call a block and keep only its input; the rest is computed again for the gradient (arXiv:1604.06174)."""
+    from torch.utils.checkpoint import checkpoint
+
+    result: Tensor = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+@torch.no_grad()
+def initialise(transformer: Transformer, seed: int) -> None:
+    """Fresh weights: each matrix at a scale that keeps its output's, parts that write to the stream at zero.
+
+    A block that begins at zero adds nothing, so at first every block sees the embeddings and learns from a clean
+    signal; the unembedding at zero starts the loss at log(vocab) exactly.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    config = transformer.config
+    for name, p in transformer.named_parameters():
+        if name.endswith("bias"):
+            p.zero_()
+        elif p.ndim == 1:
+            p.fill_(0.0 if config.norm.one_plus else 1.0)
+        elif name.endswith(("attn.o.weight", "mlp.down.weight")) or name == "unembed.weight":
+            p.zero_()
+        else:
+            deviation = (
+                0.02 if config.tied and name == "embed.weight" else 0.1 if "embed" in name else p.shape[1] ** -0.5
+            )
+            drawn = torch.empty(p.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
+            p.copy_(drawn)
+
+
+class Engine:
+    """The whole model on one device.
+
+    Args:
+        transformer: float32 weights, on the device.
+        recipe: the run.
+        compute: the dtype of forward and backward.
+        reduce: sums a tensor over all processes in place, or None for one process.
+    """
+
+    sharded = False
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        recipe: Recipe,
+        compute: torch.dtype,
+        reduce: Callable[[Tensor], object] | None = None,
+        run_block: Callable[..., Tensor] | None = None,
+    ) -> None:
+        self.transformer, self.recipe, self.reduce = transformer, recipe, reduce
+        transformer.requires_grad_(True)
+        self.weights = FlatWeights(transformer, compute, tied=transformer.config.tied)
+        self.optimizer = MuonAdamW(self.weights.parts, recipe.optimizer, muon_dtype(compute))
+        if run_block is None and recipe.loop.recompute:
+            run_block = recomputing
+        self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block)
+        self.call: Callable[[Tensor, Tensor], Tensor] = self.objective
+
+    @property
+    def config(self) -> Config:
+        """The model's design."""
+        return self.transformer.config
+
+    def zero(self) -> None:
+        """Begin a step."""
+        self.weights.zero()
+
+    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """Forward and backward of some rows; `scale` times the loss's gradient is added. Returns the summed loss."""
+        loss = self.call(tokens, targets)
+        loss.backward(torch.full_like(loss, scale))
+        self.weights.collect()
+        return loss.detach()
+
+    @torch.no_grad()
+    def finish(self) -> float:
+        """Sum the gradients over the processes; returns their norm, and clips them if the recipe says so."""
+        if self.reduce is not None:
+            self.reduce(self.weights.grad)
+        norm = float(self.weights.grad.norm())
+        clip = self.recipe.optimizer.clip
+        if clip and norm > clip:
+            self.weights.grad.mul_(clip / norm)
+        return norm
+
+    def step(self, rate: float, momentum: float) -> None:
+        """The optimiser's step."""
+        self.optimizer.step(rate, momentum)
+        self.weights.publish()
+
+    def whole(self) -> dict[str, Tensor]:
+        """The float32 weights by name."""
+        return self.weights.named()
+
+    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Norms of weights and gradients of each component."""
+        return norms(self.weights.named()), norms(self.weights.named_grads())
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs that is a tensor."""
+        return {**{f"model.{k}": v for k, v in self.weights.named().items()}, **self.optimizer.state()}
+
+    def write(self, folder: Path) -> None:
+        """Write `state` into a folder."""
+        from safetensors.torch import save_file
+
+        # parameters share one buffer, and the library refuses tensors that share memory
+        save_file({name: t.detach().cpu().clone() for name, t in self.state().items()}, folder / "state.safetensors")
+
+    def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Continue after `steps` steps from what `state` gave.
+
+        Raises:
+            CheckpointError: when a tensor is missing or has another shape.
+        """
+        for name, target in self.weights.named().items():
+            saved = tensors.get(f"model.{name}")
+            if saved is None or saved.shape != target.shape:
+                raise CheckpointError(
+                    f"The checkpoint does not hold {name} with shape {tuple(target.shape)}; it is of another model."
+                )
+            target.copy_(saved)
+        self.weights.publish()
+        self.optimizer.load(tensors, steps)
+
+
+def muon_dtype(compute: torch.dtype) -> torch.dtype:
+    """Newton–Schulz needs no more digits than the model's products had."""
+    return compute

@@ -1,0 +1,205 @@
+"""What a run tells: one live line for people, one JSON line per event for programs.
+
+The journal is append-only and holds every number the live line shows. When a run resumes, what came after its
+checkpoint is dropped, so that the journal of an interrupted run reads like that of one that never stopped. It knows
+numbers and events, not where they come from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from glassformer.errors import UsageError
+
+
+class Sink(Protocol):
+    """Where events go besides the journal file."""
+
+    def write(self, event: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Journal:
+    """Append events to `path`, one JSON object a line, each with `event`, `step` and seconds since the start.
+
+    Args:
+        path: the file; None keeps nothing.
+        sinks: what else is told.
+        upto: on resuming, the step after which earlier lines are dropped.
+    """
+
+    def __init__(self, path: Path | None, sinks: tuple[Sink, ...] = (), upto: int | None = None) -> None:
+        self.sinks = sinks
+        self._file: TextIO | None = None
+        self.began = time.monotonic()
+        if path is not None:
+            if upto is not None and path.exists():
+                _drop_after(path, upto)
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """Record one event."""
+        record = {"event": event, "step": step, "seconds": round(time.monotonic() - self.began, 3), **values}
+        if self._file is not None:
+            self._file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
+            self._file.flush()
+        for sink in self.sinks:
+            sink.write(record)
+
+    def close(self) -> None:
+        """Finish the file and the sinks."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        for sink in self.sinks:
+            sink.close()
+
+
+def read(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The events of a journal; a last line cut short by a crash is left out."""
+    with Path(path).open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = [event for event in read(path) if event["step"] <= step and event["event"] != "stop"]
+    fresh = path.with_suffix(".tmp")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
+    os.replace(fresh, path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinities: they become their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+class LiveLine:
+    """The one line on standard error: redrawn in place on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, steps: int, *, every: float = 15.0, stream: TextIO | None = None) -> None:
+        self.steps, self.every, self.stream = steps, every, stream or sys.stderr
+        self.interactive = self.stream.isatty()
+        self._values: dict[str, Any] = {}
+        self._last = -math.inf
+        self._live: Any = None
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Take in an event and show what changed."""
+        kind = event["event"]
+        if kind in ("step", "eval"):
+            self._values.update({k: v for k, v in event.items() if k not in ("event", "seconds")})
+            self._show(force=kind == "eval" or event["step"] >= self.steps)
+        elif kind == "sample":
+            self._print(f"  {event['text']!r}")
+        elif kind in ("note", "save"):
+            self._print(event.get("text", ""))
+
+    def close(self) -> None:
+        """Leave the last state of the line standing."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def text(self) -> str:
+        """The line as it stands."""
+        v = self._values
+        parts = [f"step {v.get('step', 0)}/{self.steps}"]
+        if "loss" in v:
+            parts.append(f"loss {v['loss']:.4f}")
+        if "held_out" in v:
+            parts.append(f"held-out {v['held_out']:.4f}")
+        if "bits_per_byte" in v:
+            parts.append(f"{v['bits_per_byte']:.3f} bits/byte")
+        if "tokens_per_second" in v:
+            parts.append(f"{_short(v['tokens_per_second'])} tokens/s")
+        if "mfu" in v:
+            parts.append(f"MFU {100 * v['mfu']:.0f} %")
+        if "eta" in v:
+            parts.append(f"{_clock(v['eta'])} left")
+        return "  ".join(parts)
+
+    def _show(self, force: bool) -> None:
+        now = time.monotonic()
+        if self.interactive:
+            if self._live is None:
+                from rich.console import Console
+                from rich.live import Live
+
+                self._live = Live(console=Console(file=self.stream), auto_refresh=False, transient=False)
+                self._live.start()
+            if force or now - self._last > 0.1:
+                self._live.update(self.text(), refresh=True)
+                self._last = now
+        elif force or now - self._last >= self.every:
+            self._last = now
+            print(self.text(), file=self.stream, flush=True)
+
+    def _print(self, text: str) -> None:
+        if not text:
+            return
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self.stream, flush=True)
+
+
+class TensorBoardSink:
+    """The journal's numbers for TensorBoard, under the run's folder.
+
+    Raises:
+        UsageError: when TensorBoard is not installed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UsageError(
+                "tensorboard=true needs the package tensorboard; install it with: pip install tensorboard"
+            ) from None
+        self._writer = SummaryWriter(str(directory))
+
+    def write(self, event: dict[str, Any]) -> None:
+        for key, value in event.items():
+            numbers = value.items() if isinstance(value, dict) else [("", value)]
+            for name, number in numbers:
+                if isinstance(number, (int, float)) and not isinstance(number, bool) and key not in ("step", "seconds"):
+                    tag = f"{event['event']}/{key}" + (f"/{name}" if name else "")
+                    self._writer.add_scalar(tag, number, event["step"])
+        if event["event"] == "sample":
+            self._writer.add_text("sample", event["text"], event["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    total = int(max(0, seconds))
+    hours, rest = divmod(total, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

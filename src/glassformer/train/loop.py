@@ -1,0 +1,324 @@
+"""The training loop: batches in, steps taken, everything told to the journal, nothing lost.
+
+It drives an engine (whole or sharded weights), an order of rows and a journal. It knows no files beyond its run
+directory, and what it samples and probes with is given to it.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassformer.errors import TrainError
+from glassformer.train import checkpoint, machine, schedule
+from glassformer.train.data import Cursor, Order, Rows, held_out_batches
+from glassformer.train.journal import Journal
+from glassformer.train.loss import IGNORE
+from glassformer.train.processes import Processes
+from glassformer.train.recipe import Recipe
+
+Probe = Callable[[Any, int], Mapping[str, Any]]
+"""Looks at the transformer at a step and gives what the journal should keep."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        path: the run directory, which is a model: `gf.load(path)`.
+        step: steps taken.
+        loss: held-out loss at the end, in nats per token (NaN where nothing was held out).
+        bits_per_byte: the same per byte of text (NaN where unknown).
+        best: the lowest held-out loss, and the step it was seen at.
+        seconds: time in this call's loop.
+        interrupted: stopped by a signal, with a checkpoint to resume from.
+    """
+
+    path: Path | None
+    step: int
+    loss: float
+    bits_per_byte: float
+    best: tuple[float, int] | None
+    seconds: float
+    interrupted: bool
+
+
+@dataclass
+class Run:
+    """Everything a run is made of; `execute` takes its steps.
+
+    Args:
+        recipe: what is asked.
+        engine: weights and optimiser.
+        order: the training rows, in order.
+        held_out: rows to measure on, or None.
+        journal: who is told.
+        processes: who else computes.
+        device: where batches go.
+        micro_batch: rows computed at once.
+        bytes_per_token: of the held-out text, or 0 where unknown.
+        directory: the run directory, None to keep nothing.
+        facts: what a checkpoint records besides (builds, data hash, …).
+        publish: writes the model into the run directory.
+        sample: continues a text with the model, or None.
+        probes: looked through every `probe_every` steps.
+        flops_per_token: of a training step, for MFU.
+        peak: of all devices together, and where the figure is from.
+    """
+
+    recipe: Recipe
+    engine: Any
+    order: Order
+    held_out: Rows | None
+    journal: Journal
+    processes: Processes
+    device: torch.device
+    micro_batch: int
+    bytes_per_token: float = 0.0
+    directory: Path | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    publish: Callable[[Mapping[str, Tensor]], None] | None = None
+    sample: Callable[[], str] | None = None
+    probes: tuple[Probe, ...] = ()
+    flops_per_token: Callable[[int], float] = lambda length: 0.0
+    peak: Callable[[], tuple[float, str]] = lambda: (0.0, "")
+
+    step: int = 0
+    best: tuple[float, int] | None = None
+    skipped: int = 0
+    last: float = float("nan")
+
+    def restore(self, saved: checkpoint.Saved) -> None:
+        """Continue from a checkpoint."""
+        self.engine.restore(saved) if self.engine.sharded else self.engine.load(saved.tensors(), saved.state["updates"])
+        self.step = saved.step
+        self.skipped = saved.step - int(saved.state["updates"])
+        self.order.cursor = Cursor(**saved.state["cursor"])
+        best = saved.state.get("best")
+        self.best = (float(best[0]), int(best[1])) if best else None
+
+    def execute(self) -> Result:
+        """Take the remaining steps, or as many as a signal allows.
+
+        Raises:
+            TrainError: for a loss that is no number or runs away, or a checkpoint that cannot be written.
+        """
+        recipe, loop = self.recipe, self.recipe.loop
+        began = mark = time.perf_counter()
+        tokens_since = 0
+        loss = float("nan")
+        steps = recipe.schedule.steps
+        with _signals() as asked_to_stop, machine.quiet_collector():
+            while self.step < steps:
+                loss, norm, tokens = self._one_step()
+                tokens_since += tokens
+                last = self.step == steps
+                if last or (loop.log_every and self.step % loop.log_every == 0):
+                    now = time.perf_counter()
+                    self._log(loss, norm, tokens_since, now - mark, now - began)
+                    mark, tokens_since = now, 0
+                stopping = self.processes.any(asked_to_stop.is_set())
+                if self.engine.sharded and self.engine.settle():
+                    self._saved()
+                paused = time.perf_counter()
+                if last or _due(loop.eval_every, self.step):
+                    self._measure(final=last)
+                if self.sample is not None and (last or _due(loop.sample_every, self.step)) and loop.sample_every:
+                    self.journal.write("sample", self.step, text=self.sample())
+                if self.probes and (last or _due(loop.probe_every, self.step)):
+                    self._probe()
+                if last or stopping or _due(loop.save_every, self.step):
+                    self.save()
+                mark += time.perf_counter() - paused
+                if (stopping or last) and self.engine.sharded and self.engine.settle(wait=True):
+                    self._saved()
+                if stopping and not last:
+                    self.journal.write("stop", self.step, reason="interrupted")
+                    return self._result(began, interrupted=True)
+        if self.held_out is not None and math.isnan(self.last):
+            self._measure(final=True)  # resumed at its end
+        self.journal.write("stop", self.step, reason="finished")
+        return self._result(began, interrupted=False)
+
+    def _one_step(self) -> tuple[float, float, int]:
+        """One optimiser step: mean loss, gradient norm, tokens in the global batch."""
+        recipe, ranks = self.recipe, self.processes
+        rows, length = schedule.batch(self.step, recipe), schedule.length(self.step, recipe)
+        cursor = self.order.cursor.to_dict()
+        tokens, targets = self.order.next(rows, length, ranks.rank, ranks.world)
+        counted = rows * length
+        if self.order.rows.masked:
+            counted = int(ranks.sum(float((targets != IGNORE).sum())))
+        # every process runs as many micro-batches as the one with most rows, or sharded engines would wait for ever
+        most = -(-rows // ranks.world)
+        passes = -(-most // self.micro_batch)
+        self.engine.zero()
+        total = torch.zeros((), device=self.device)
+        for i in range(passes):
+            a, b = i * self.micro_batch, (i + 1) * self.micro_batch
+            x, y = tokens[a:b], targets[a:b]
+            if len(x) == 0:
+                x, y = torch.zeros(1, length, dtype=torch.int64), torch.full((1, length), IGNORE)
+            total += self.engine.accumulate(x.to(self.device), y.to(self.device), 1.0 / max(1, counted))
+        loss = ranks.sum(float(total)) / max(1, counted)
+        norm = self.engine.finish()
+        if not self._sound(loss, norm, cursor, rows):
+            self.skipped += 1
+        else:
+            updates = self.step - self.skipped
+            spec = recipe.optimizer
+            self.engine.step(schedule.rate(self.step, recipe.schedule), schedule.momentum(updates, spec))
+        self.step += 1
+        return loss, norm, rows * length
+
+    def _sound(self, loss: float, norm: float, cursor: dict[str, int], rows: int) -> bool:
+        """Whether a step may be taken on this loss and gradient; False when the recipe says to skip it."""
+        limit = 2 * math.log(self.engine.config.vocab_size)
+        if math.isfinite(loss) and math.isfinite(norm) and loss <= max(limit, 4.0):
+            return True
+        what = f"loss {loss:.4g} and gradient norm {norm:.4g}"
+        where = (
+            f"step {self.step + 1}, rows {cursor['taken']} to {cursor['taken'] + rows - 1} of the training text's order"
+        )
+        self.journal.write("unsound", self.step, loss=loss, gradient_norm=norm, cursor=cursor, rows=rows)
+        if self.recipe.loop.on_nan == "skip":
+            self.journal.write("note", self.step, text=f"Skipped {where}: {what}.")
+            return False
+        raise TrainError(
+            f"The run went astray at {where}: {what}. Lower the learning rates (now muon_lr "
+            f"{self.recipe.optimizer.muon_lr}), or pass over such batches with --set on_nan=skip; --resume goes on "
+            "from the last checkpoint."
+        )
+
+    def _log(self, loss: float, norm: float, tokens: int, seconds: float, elapsed: float) -> None:
+        rate = tokens / seconds if seconds else 0.0
+        flops = self.flops_per_token(schedule.length(max(0, self.step - 1), self.recipe))
+        peak, _ = self.peak()
+        left = self.recipe.schedule.steps - self.step
+        per_step = seconds / max(1, self.recipe.loop.log_every)
+        values: dict[str, Any] = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "rate": schedule.rate(self.step - 1, self.recipe.schedule),
+            "tokens_per_second": rate,
+            "eta": per_step * left,
+        }
+        if peak and flops:
+            values["mfu"] = rate * flops / peak
+        self.journal.write("step", self.step, **values)
+
+    def _measure(self, final: bool) -> None:
+        """Held-out loss, end to end without overlap; every process measures its share."""
+        if self.held_out is None:
+            return
+        budget = self.recipe.loop.eval_tokens * (20 if final else 1)
+        loss = self.last = self.held_out_loss(budget)
+        values: dict[str, Any] = {"held_out": loss}
+        if self.bytes_per_token:
+            values["bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
+        if math.isfinite(loss) and (self.best is None or loss < self.best[0]):
+            self.best = (loss, self.step)
+        weights, grads = self.engine.norms()
+        self.journal.write("eval", self.step, **values, weight_norms=weights, gradient_norms=grads)
+
+    def held_out_loss(self, budget: int) -> float:
+        """Mean loss over up to `budget` held-out tokens."""
+        assert self.held_out is not None
+        length = self.recipe.model.context
+        total, count = 0.0, 0
+        if len(self.held_out.grid(length)) == 0:
+            return float("nan")
+        ranks = self.processes
+        batches = list(held_out_batches(self.held_out, length, max(1, self.micro_batch) * ranks.world, budget))
+        with torch.no_grad():
+            for tokens, targets in batches:
+                x, y = tokens[ranks.rank :: ranks.world], targets[ranks.rank :: ranks.world]
+                if len(x) == 0:
+                    x, y = tokens[:1], torch.full_like(targets[:1], IGNORE)
+                total += float(self.engine.call(x.to(self.device), y.to(self.device)))
+                count += int((y != IGNORE).sum())
+        return ranks.sum(total) / max(1.0, ranks.sum(float(count)))
+
+    def _probe(self) -> None:
+        for probe in self.probes:
+            with torch.no_grad():
+                self.journal.write("probe", self.step, **dict(probe(self.engine.transformer, self.step)))
+
+    def save(self) -> None:
+        """Write a checkpoint and, beside it, the model as it stands."""
+        if self.directory is None:
+            return
+        folder = self.directory / "checkpoints"
+        state = {
+            "updates": self.step - self.skipped,
+            "cursor": self.order.cursor.to_dict(),
+            "best": list(self.best) if self.best else None,
+            "micro_batch": self.micro_batch,
+            "world": self.processes.world,
+            "sharded": self.engine.sharded,
+            "recipe": self.recipe.to_dict(),
+            **self.facts,
+        }
+        if self.engine.sharded:
+            self.engine.save(folder, self.step, state)
+        elif self.processes.rank == 0:
+            checkpoint.write(folder, self.step, state, self.engine.write)
+        whole = self.engine.whole()
+        if self.processes.rank == 0 and self.publish is not None:
+            self.publish(whole)
+        self.processes.wait()
+        if not self.engine.sharded:
+            self._saved()
+
+    def _saved(self) -> None:
+        """A checkpoint is complete: older ones may go."""
+        if self.processes.rank == 0 and self.directory is not None:
+            best = self.best[1] if self.best else None
+            checkpoint.rotate(self.directory / "checkpoints", self.recipe.loop.keep, best)
+        self.journal.write("save", self.step)
+
+    def _result(self, began: float, interrupted: bool) -> Result:
+        loss = bits = float("nan")
+        if self.held_out is not None and not interrupted:
+            loss = self.last
+            bits = loss / math.log(2) / self.bytes_per_token if self.bytes_per_token else bits
+        seconds = time.perf_counter() - began
+        return Result(self.directory, self.step, loss, bits, self.best, seconds, interrupted)
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM ask for a checkpoint; a second Ctrl-C interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,143 @@
+"""Muon for the matrices of the blocks, AdamW for everything else.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum U S Vᵀ by about
+U Vᵀ, every direction with equal weight, through a few Newton–Schulz rounds. Ours takes all matrices of one shape
+as one stack, so a model with hundreds of small matrices pays a handful of batched products; query, key and value
+projections are separate matrices and are orthogonalised apart. This module knows gradients and rates; it knows
+neither schedule nor loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassformer.errors import CheckpointError
+from glassformer.train.recipe import OptimizerSpec
+from glassformer.train.weights import Part
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of x ← a x + b (x xᵀ) x + c (x xᵀ)² x, chosen for the steepest rise at 0 (Jordan et al.)."""
+
+
+def orthogonalise(stack: Tensor, rounds: int, dtype: torch.dtype = torch.bfloat16, eps: float = 1e-7) -> Tensor:
+    """Each matrix of a stack (count, rows, columns) with its singular values pushed towards 1 (0.7 to 1.2).
+
+    Returns a stack of the same shape in `dtype`. A matrix of zeros stays zeros.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = stack.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(rounds):
+        gram = torch.bmm(x, x.mT)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
+    return x.mT if tall else x
+
+
+def shape_scale(rows: int, columns: int) -> float:
+    """What multiplies an orthogonal update: sqrt(max(1, rows / columns))."""
+    return max(1.0, rows / columns) ** 0.5
+
+
+def muon_direction(grad: Tensor, buffer: Tensor, momentum: float) -> Tensor:
+    """Nesterov momentum, elementwise: `buffer` moves towards `grad`; returns what is then orthogonalised."""
+    buffer.lerp_(grad, 1 - momentum)
+    return grad.lerp(buffer, momentum)
+
+
+def apply_update(value: Tensor, update: Tensor, lr: float, decay: float, cautious: bool, scale: float) -> None:
+    """value ← value − lr · (decay · value + scale · update), the decay where it agrees with the step if cautious."""
+    if decay and cautious:
+        agrees = (update * value) > 0
+        value.sub_(value * agrees, alpha=lr * decay)
+    elif decay:
+        value.mul_(1 - lr * decay)
+    value.add_(update, alpha=-lr * scale)
+
+
+class MuonAdamW:
+    """Both optimisers over parts of flat weights.
+
+    Args:
+        parts: what `FlatWeights` lays out.
+        spec: rates and the rest.
+        dtype: of the Newton–Schulz products.
+    """
+
+    def __init__(self, parts: Sequence[Part], spec: OptimizerSpec, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.spec, self.dtype = spec, dtype
+        self.muon = [part for part in parts if part.kind == "matrix" and spec.kind == "muon"]
+        self.rest = [part for part in parts if part not in self.muon]
+        self.buffers = [torch.zeros_like(part.value) for part in self.muon]
+        self.adamw = adamw([(part.kind, part.value) for part in self.rest], spec)
+        for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
+            group["params"][0].grad = part.grad
+
+    @torch.no_grad()
+    def step(self, rate: float, momentum: float) -> None:
+        """One step at `rate` times each learning rate."""
+        spec = self.spec
+        set_rates(self.adamw, rate)
+        self.adamw.step()
+        lr = spec.muon_lr * rate
+        for part, buffer in zip(self.muon, self.buffers, strict=True):
+            direction = muon_direction(part.grad, buffer, momentum)
+            update = orthogonalise(direction, spec.newton_schulz, self.dtype)
+            scale = shape_scale(*part.value.shape[-2:])
+            apply_update(part.value, update, lr, spec.muon_decay, spec.cautious, scale)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs, by stable names that do not depend on how weights are laid out."""
+        tensors: dict[str, Tensor] = {}
+        for part, buffer in zip(self.muon, self.buffers, strict=True):
+            tensors.update({f"muon.momentum.{name}": view for name, view in part.split(buffer).items()})
+        for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
+            state = self.adamw.state[group["params"][0]]
+            for key in ("exp_avg", "exp_avg_sq"):
+                whole = state[key] if state else torch.zeros_like(part.value)
+                tensors.update({f"adamw.{key}.{name}": view for name, view in part.split(whole).items()})
+        return tensors
+
+    def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Continue after `steps` steps from what `state` gave.
+
+        Raises:
+            CheckpointError: when a tensor is absent or has another shape.
+        """
+        for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
+            parameter = group["params"][0]
+            self.adamw.state[parameter] = {
+                "step": torch.tensor(float(steps), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(part.value),
+                "exp_avg_sq": torch.zeros_like(part.value),
+            }
+        for name, target in self.state().items():
+            if name not in tensors or tensors[name].shape != target.shape:
+                raise CheckpointError(f"The checkpoint lacks {name} with shape {tuple(target.shape)}.")
+            target.copy_(tensors[name])
+
+
+def adamw(parameters: Sequence[tuple[str, Tensor]], spec: OptimizerSpec) -> torch.optim.AdamW:
+    """torch's AdamW, one group per (kind, tensor), fused into one pass where the device has it."""
+    rates = {"embed": spec.embed_lr, "head": spec.head_lr, "vector": spec.vector_lr, "matrix": spec.matrix_lr}
+    groups: list[dict[str, Any]] = []
+    for kind, tensor in parameters:
+        # vectors (norm scales, biases) are never decayed: a scale of 0 switches a part off
+        decay = 0.0 if kind == "vector" else spec.adam_decay
+        groups.append({"params": [tensor], "lr": rates[kind], "base_lr": rates[kind], "weight_decay": decay})
+    if not groups:
+        groups = [{"params": [torch.zeros(0)], "lr": 0.0, "base_lr": 0.0}]
+    return torch.optim.AdamW(groups, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Every group's learning rate becomes `rate` times its own."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * rate

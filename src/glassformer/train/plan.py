@@ -1,0 +1,180 @@
+"""What a run would cost, before it begins: parameters, FLOPs, tokens, memory, time.
+
+Everything but the time is arithmetic; the time is a measured micro-batch on this machine, times how many there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from glassformer.count import count
+from glassformer.errors import GlassformerError
+from glassformer.train import memory, schedule
+from glassformer.train.recipe import Recipe
+
+MEASURED_TOKENS = 4096
+"""At most this many tokens are computed to measure the time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's cost.
+
+    Attributes:
+        recipe: its name; expect: what it gave where it was measured, if it was.
+        parameters: of the model, with the vocabulary assumed.
+        vocab: tokens in the vocabulary.
+        tokens: seen in training; training_flops: for all of them.
+        bytes: of a step with `micro_batch` rows at once.
+        seconds: expected here, None where it could not be measured; precision: what it was measured with.
+        exports: layouts other libraries load.
+    """
+
+    recipe: str
+    out: str
+    parameters: int
+    vocab: int
+    steps: int
+    tokens: int
+    training_flops: float
+    flops_formula: str
+    micro_batch: int
+    bytes: int
+    free_bytes: int
+    seconds: float | None
+    tokens_per_second: float | None
+    precision: str
+    exports: tuple[str, ...]
+    expect: dict[str, str]
+    remark: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people."""
+        rows = [
+            ("recipe", self.recipe),
+            ("writes to", self.out),
+            ("parameters", f"{self.parameters:,} with a vocabulary of {self.vocab:,}"),
+            ("training", f"{self.steps:,} steps, {self.tokens:,} tokens, {self.training_flops:.3g} FLOPs"),
+            ("a token", self.flops_formula),
+            (
+                "memory",
+                f"about {self.bytes / 1e9:.2f} GB with {self.micro_batch} rows at once; {self.free_bytes / 1e9:.1f} GB free",
+            ),
+            ("time", self._time()),
+            ("exports to", " and ".join(self.exports) or "no other library: this design is ours alone"),
+        ]
+        rows += [(f"measured {key}", value) for key, value in self.expect.items() if value]
+        if self.remark:
+            rows.append(("remark", self.remark))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def _time(self) -> str:
+        if self.seconds is None or self.tokens_per_second is None:
+            return "not measured"
+        spent = (
+            f"{self.seconds:.0f} s"
+            if self.seconds < 120
+            else f"{self.seconds / 60:.0f} min"
+            if self.seconds < 7200
+            else f"{self.seconds / 3600:.1f} h"
+        )
+        return f"about {spent} here, from one micro-batch at {self.tokens_per_second:,.0f} tokens/s in {self.precision}"
+
+
+def plan(
+    source: str | Path | Recipe | None,
+    data: Sequence[str] | None,
+    out: str | Path | None,
+    resume: bool,
+    settings: Mapping[str, Any] | Sequence[str],
+) -> Plan:
+    """What the run with these arguments would cost; nothing is read, trained or written.
+
+    Raises:
+        UsageError: as the run itself would.
+    """
+    from glassformer.train import machine
+    from glassformer.train.run import opened, settle
+
+    recipe, directory = settle(source, data, out, resume, settings)
+    start = opened(recipe.model.start) if recipe.model.start else None
+    config = start.config if start is not None else recipe.config(_vocab(recipe))
+    machine.keep_freed_memory()
+    machine.set_threads(recipe.loop.threads)
+    device = machine.pick_device(recipe.loop.device)
+    compute = machine.pick_precision(recipe.loop.precision, device)
+    free = machine.free_memory(device)
+    need = memory.estimate(recipe, config, compute)
+    counted = count(config, min(recipe.model.context, config.context))
+    remark, seconds, speed = "", None, None
+    try:
+        rows = recipe.loop.micro_batch or memory.rows_that_fit(recipe, config, compute, free, recipe.schedule.batch)
+        speed = _measure(recipe, config, rows, device, compute)
+        seconds = schedule.total_tokens(recipe) / speed
+    except GlassformerError as error:
+        rows, remark = 1, str(error)
+    return Plan(
+        recipe=recipe.name,
+        out=str(directory),
+        parameters=counted.parameters,
+        vocab=config.vocab_size,
+        steps=recipe.schedule.steps,
+        tokens=schedule.total_tokens(recipe),
+        training_flops=counted.training_flops * schedule.total_tokens(recipe),
+        flops_formula=f"{counted.formulas['training']} = {counted.training_flops:.3g} FLOPs",
+        micro_batch=rows,
+        bytes=need.total(rows),
+        free_bytes=free,
+        seconds=seconds,
+        tokens_per_second=speed,
+        precision=str(compute).removeprefix("torch."),
+        exports=recipe.exports,
+        expect=asdict(recipe.expect),
+        remark=remark,
+    )
+
+
+def _vocab(recipe: Recipe) -> int:
+    """The vocabulary that the tokenizer will have, as far as its name says."""
+    wanted = recipe.data.tokenizer
+    if wanted.startswith("bpe:") and wanted[4:].isdecimal():
+        return int(wanted[4:])
+    # a character vocabulary is only known from the text; 128 is a fair guess for English
+    return {"byte": 257, "char": 128, "gpt2": 50257}.get(wanted, 32768)
+
+
+def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any) -> float:
+    """Tokens a second of forward, backward and a share of the optimiser's step."""
+    import torch
+
+    from glassformer.model import Transformer
+    from glassformer.train.engine import Engine, initialise
+
+    length = schedule.length(0, recipe)
+    rows = max(1, min(rows, MEASURED_TOKENS // length))
+    transformer = Transformer.empty(config).to_empty(device="cpu")
+    initialise(transformer, 0)
+    engine = Engine(transformer.to(device), recipe, compute)
+    tokens = torch.randint(0, config.vocab_size, (rows, length), device=device)
+    spent = []
+    for _ in range(2):
+        began = time.perf_counter()
+        engine.zero()
+        engine.accumulate(tokens, tokens, 1.0 / tokens.numel())
+        passed = time.perf_counter()
+        engine.finish()
+        engine.step(1.0, 0.9)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        passes = max(1, recipe.schedule.batch // rows)
+        spent.append(passes * (passed - began) + time.perf_counter() - passed)
+    return passes * tokens.numel() / min(spent)

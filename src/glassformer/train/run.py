@@ -1,0 +1,356 @@
+"""A run from beginning to end: recipe, processes, tokenizer, corpus, model, checkpoint; then the loop.
+
+Everything that is chosen for this machine is chosen here and recorded, so that a resumed run can repeat it or say
+what differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassformer.count import count
+from glassformer.errors import DataError, GlassformerError, TrainError, UsageError
+from glassformer.model import Config, Transformer
+from glassformer.text.corpus import Corpus, build_corpus
+from glassformer.train import checkpoint, compiling, machine, memory, processes
+from glassformer.train import recipe as recipes
+from glassformer.train.data import Order, Rows, rows_of
+from glassformer.train.engine import Engine, initialise
+from glassformer.train.journal import Journal, LiveLine, Sink, TensorBoardSink
+from glassformer.train.loop import Probe, Result, Run
+from glassformer.train.processes import Processes
+from glassformer.train.recipe import Recipe
+from glassformer.train.samples import sample
+
+RECIPE_FILE = "recipe.json"
+JOURNAL = "journal.jsonl"
+
+
+def train(
+    source: str | Path | Recipe | None,
+    data: Sequence[str] | None,
+    out: str | Path | None,
+    resume: bool,
+    probes: tuple[Probe, ...],
+    quiet: bool,
+    settings: Mapping[str, Any] | Sequence[str],
+) -> Result:
+    """See `glassformer.train.train`."""
+    recipe, directory = settle(source, data, out, resume, settings)
+    ranks, device = processes.join(recipe.loop.device)
+    try:
+        with _Recording(directory, ranks, recipe, quiet, resume) as (journal, saved):
+            run = assemble(recipe, directory, ranks, device, journal, saved, probes)
+            return run.execute()
+    finally:
+        processes.leave()
+
+
+def settle(
+    source: str | Path | Recipe | None,
+    data: Sequence[str] | None,
+    out: str | Path | None,
+    resume: bool,
+    settings: Mapping[str, Any] | Sequence[str],
+) -> tuple[Recipe, Path]:
+    """The recipe with all settings applied, and the run directory.
+
+    Raises:
+        UsageError: when the directory holds a run and `resume` is not asked for, or the other way round.
+    """
+    directory = Path(out) if out is not None else None
+    if source is None and resume:
+        directory = directory or Path("runs") / recipes.DEFAULT
+        recipe = _recipe_of(directory)
+    elif isinstance(source, Recipe):
+        recipe = source
+    else:
+        recipe = recipes.load(source if source is not None else recipes.DEFAULT)
+    if data is not None:
+        recipe = recipe.with_settings({"data": tuple(data)})
+    recipe = recipe.with_settings(settings)
+    directory = directory or Path("runs") / recipe.name
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file; a run needs a directory of its own.")
+    begun = (directory / JOURNAL).exists() or bool(checkpoint.all_steps(directory / "checkpoints"))
+    if begun and not resume:
+        raise UsageError(
+            f"{directory} holds a run already; go on with it by --resume, or name another place with --out."
+        )
+    if resume and not begun:
+        raise UsageError(f"There is no run in {directory} to resume; start it without --resume.")
+    if not begun and directory.is_dir() and any(directory.iterdir()):
+        raise UsageError(f"{directory} is not empty and holds no run; name another place with --out.")
+    return recipe, directory
+
+
+class _Recording:
+    """The journal of a run, open while the run lasts; an error's sentence becomes its last entry."""
+
+    def __init__(self, directory: Path, ranks: Processes, recipe: Recipe, quiet: bool, resume: bool) -> None:
+        self.notes: list[str] = []
+        self.saved = checkpoint.newest(directory / "checkpoints", self.notes.append) if resume else None
+        sinks: list[Sink] = []
+        if ranks.rank == 0:
+            with_directory(directory)
+            if not quiet:
+                sinks.append(LiveLine(recipe.schedule.steps))
+            if recipe.loop.tensorboard:
+                sinks.append(TensorBoardSink(directory / "tensorboard"))
+        path = directory / JOURNAL if ranks.rank == 0 else None
+        self.journal = Journal(path, tuple(sinks), upto=self.saved.step if self.saved else None)
+
+    def __enter__(self) -> tuple[Journal, checkpoint.Saved | None]:
+        step = self.saved.step if self.saved else 0
+        for text in self.notes:
+            self.journal.write("note", step, text=text)
+        return self.journal, self.saved
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, GlassformerError):
+            with suppress(OSError):
+                self.journal.write("error", self.saved.step if self.saved else 0, reason=str(error))
+        self.journal.close()
+
+
+def with_directory(directory: Path) -> None:
+    """Make the run directory.
+
+    Raises:
+        TrainError: when it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"The run directory {directory} cannot be made ({error.strerror or error}).") from None
+
+
+def assemble(
+    recipe: Recipe,
+    directory: Path,
+    ranks: Processes,
+    device: torch.device,
+    journal: Journal,
+    saved: checkpoint.Saved | None,
+    probes: tuple[Probe, ...] = (),
+) -> Run:
+    """Everything built and, when resuming, restored; the run is ready to `execute`."""
+    before = saved.state if saved else {}
+    machine.keep_freed_memory()
+    threads = machine.set_threads(recipe.loop.threads or int(before.get("builds", {}).get("threads", 0)))
+    compute = machine.pick_precision(recipe.loop.precision, device)
+    if device.type == "cuda" and recipe.loop.deterministic:
+        machine.be_deterministic()
+    start = opened(recipe.model.start) if recipe.model.start and saved is None else None
+    tokenizer = _tokenizer(recipe, directory if saved else None, start)
+    corpus = _corpus(recipe, tokenizer, journal)
+    config = _config(recipe, tokenizer, directory if saved else None, start)
+    if not recipe.exports:
+        journal.write("note", 0, text="No other library can load this design: the model stays in Glassformer's layout.")
+    transformer = _transformer(config, recipe, start).to(device)
+    run_block = compiling.choose(recipe, transformer, device, lambda text: journal.write("note", 0, text=text))
+    engine: Any
+    if recipe.loop.shard == "full" and ranks.world > 1:
+        from glassformer.train.distributed import ShardedEngine
+
+        engine = ShardedEngine(transformer, recipe, compute, ranks, run_block)
+    else:
+        engine = Engine(transformer, recipe, compute, ranks.reduce if ranks.world > 1 else None, run_block)
+    micro = _micro_batch(recipe, config, compute, device, ranks, before)
+    facts = {
+        "builds": machine.builds(device),
+        "compute": str(compute).removeprefix("torch."),
+        "data_hash": corpus.hash,
+        "compiled": run_block is not None and compiling.is_compiled(run_block),
+        "vocab_size": config.vocab_size,
+    }
+    rows = rows_of(corpus.train)
+    held: Rows | None = rows_of(corpus.held_out) if len(corpus.held_out) > 1 else None
+    if held is not None and len(held.grid(recipe.model.context)) == 0:
+        held = None
+        journal.write("note", 0, text="The held-out text is shorter than one row, so no held-out loss is measured.")
+    recipe_text = json.dumps(recipe.to_dict(), indent=1)
+
+    def publish(tensors: Mapping[str, Tensor]) -> None:
+        from glassformer.checkpoint.native import write_native
+
+        tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        write_native(directory, config, tensors, tokenizer=tokenizer, metadata={"recipe": recipe.name})
+
+    if ranks.rank == 0:
+        checkpoint.replace_text(directory / RECIPE_FILE, recipe_text)
+    per_token = 0.0 if rows.masked else (corpus.held_out.bytes_per_token or corpus.bytes_per_token)
+    run = Run(
+        recipe=recipe,
+        engine=engine,
+        order=Order(rows, recipe.loop.seed, recipe.data.sampling),
+        held_out=held,
+        journal=journal,
+        processes=ranks,
+        device=device,
+        micro_batch=micro,
+        bytes_per_token=per_token,
+        directory=directory,
+        facts=facts,
+        publish=publish,
+        sample=None if engine.sharded else lambda: sample(transformer, tokenizer, recipe.loop),
+        probes=() if engine.sharded else probes,
+        flops_per_token=lambda length: count(config, min(length, config.context)).training_flops,
+        peak=lambda: _peak(device, compute, ranks.world),
+    )
+    if saved is not None:
+        run.restore(saved)
+        for text in differences(before, {**facts, "world": ranks.world, "micro_batch": micro}, recipe):
+            journal.write("note", saved.step, text=text)
+    peak, peak_source = run.peak()
+    journal.write(
+        "start",
+        run.step,
+        recipe=recipe.to_dict(),
+        config=config.to_dict(),
+        parameters=sum(tensor.numel() for tensor in transformer.parameters()),
+        training_tokens=len(corpus.train),
+        held_out_tokens=len(corpus.held_out),
+        micro_batch=micro,
+        world=ranks.world,
+        threads=threads,
+        mfu_formula="tokens/s × training FLOPs a token / peak",
+        training_flops_per_token=run.flops_per_token(recipe.model.context),
+        peak_flops=peak,
+        peak_source=peak_source,
+        warnings=corpus.report.sentences(),
+        **facts,
+    )
+    for text in corpus.report.sentences():
+        journal.write("note", run.step, text=text)
+    return run
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """One sentence when a resumed run cannot be the same to the bit, naming everything that differs."""
+    changed: list[str] = []
+    for key in ("world", "micro_batch", "compute", "compiled", "data_hash"):
+        if before.get(key) != now.get(key):
+            changed.append(f"{key.replace('_', ' ')} {before.get(key)} → {now.get(key)}")
+    old, new = before.get("builds", {}), now.get("builds", {})
+    changed += [f"{key.replace('_', ' ')} {old.get(key)} → {new.get(key)}" for key in new if old.get(key) != new[key]]
+    old_recipe, new_recipe = before.get("recipe", {}), recipe.to_dict()
+    for section, values in new_recipe.items():
+        if isinstance(values, dict):
+            was = old_recipe.get(section, {})
+            changed += [f"{key} {was.get(key)} → {value}" for key, value in values.items() if was.get(key) != value]
+    if not changed:
+        return []
+    return [f"Resumed, but not bit for bit, for this differs: {'; '.join(changed)}."]
+
+
+def _recipe_of(directory: Path) -> Recipe:
+    try:
+        return Recipe.from_dict(json.loads((directory / RECIPE_FILE).read_text(encoding="utf-8")), str(directory))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"There is no run in {directory} to resume ({error}).") from None
+
+
+def opened(source: str) -> Any:
+    """The checkpoint behind a SOURCE."""
+    from glassformer.checkpoint import open_checkpoint
+    from glassformer.checkpoint.sources import resolve
+
+    return open_checkpoint(resolve(source).path)
+
+
+def _tokenizer(recipe: Recipe, directory: Path | None, start: Any) -> Any:
+    """The run's own tokenizer, the starting model's, or the one that the recipe names."""
+    from glassformer.text.tokenizer import Tokenizer
+
+    if directory is not None:
+        return Tokenizer.from_directory(directory)
+    wanted = recipe.data.tokenizer
+    if start is None and (wanted in ("byte", "char") or wanted.startswith("bpe:")):
+        from glassformer.text import train_tokenizer
+        from glassformer.text.corpus import text_iterator
+
+        spec = list(recipe.data.data) or None
+        if wanted == "byte":
+            return train_tokenizer.byte_tokenizer()
+        if wanted == "char":
+            return train_tokenizer.char_tokenizer(text_iterator(spec))
+        size = wanted.removeprefix("bpe:")
+        if not size.isdecimal():
+            raise UsageError(f"A BPE tokenizer is asked for as bpe:SIZE, such as bpe:4096; got {wanted!r}.")
+        return train_tokenizer.train_bpe(text_iterator(spec), int(size))
+    if start is None and (Path(wanted) / "tokenizer.json").is_file():
+        return Tokenizer.from_directory(wanted)
+    kind, where = (start or opened(wanted)).tokenizer_source
+    return Tokenizer.from_gguf(where) if kind == "gguf" else Tokenizer.from_directory(where)
+
+
+def _corpus(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
+    spec = list(recipe.data.data) or None
+    split = recipe.data.split if len(recipe.data.data) != 1 or not Path(recipe.data.data[0]).is_file() else "tail"
+    if recipe.data.chat:
+        split = "document"
+    corpus = build_corpus(spec, tokenizer, held_out=split, fraction=recipe.data.held_out)
+    if recipe.data.chat and not corpus.train.masked:
+        raise DataError('chat=true needs jsonl data with {"messages": [...]} on each line; this data has none.')
+    if len(corpus.train) < 2:
+        raise DataError("No training text is left after holding some out; give more, or set held_out=0.")
+    return corpus
+
+
+def _config(recipe: Recipe, tokenizer: Any, directory: Path | None, start: Any) -> Config:
+    if directory is not None:
+        from glassformer.checkpoint.native import read_native_config
+
+        return read_native_config(directory)[0]
+    if start is not None:
+        config: Config = start.config
+        if recipe.model.context > config.context and config.position.kind == "learned":
+            raise UsageError(
+                f"{recipe.model.start} has {config.context} trained positions; context={recipe.model.context} is more."
+            )
+        return config
+    return recipe.config(tokenizer.vocab_size)
+
+
+def _transformer(config: Config, recipe: Recipe, start: Any) -> Transformer:
+    transformer = Transformer.empty(config)
+    if start is not None:
+        copied = {name: start.tensors[name].to(torch.float32, copy=True) for name in start.tensors}
+        return transformer.load(copied)
+    transformer = transformer.to_empty(device="cpu")
+    initialise(transformer, recipe.loop.seed)
+    return transformer
+
+
+def _micro_batch(
+    recipe: Recipe,
+    config: Config,
+    compute: torch.dtype,
+    device: torch.device,
+    ranks: Processes,
+    before: Mapping[str, Any],
+) -> int:
+    """Rows at once: the recipe's, the resumed run's, or as many as fit."""
+    if recipe.loop.micro_batch:
+        return recipe.loop.micro_batch
+    if before.get("world") == ranks.world and before.get("micro_batch"):
+        return int(before["micro_batch"])
+    rows = max([recipe.schedule.batch, *(value for _, value in recipe.schedule.batch_stages)])
+    share = -(-rows // ranks.world)
+    fits = memory.rows_that_fit(recipe, config, compute, machine.free_memory(device), share, ranks.world)
+    fits = int(-ranks.max(-float(fits)))
+    # the same number of passes with even shares
+    return -(-share // -(-share // fits))
+
+
+def _peak(device: torch.device, compute: torch.dtype, world: int) -> tuple[float, str]:
+    peak, source = machine.peak_flops(device, compute)
+    return (peak * world, f"{source}, × {world} processes") if world > 1 else (peak, source)

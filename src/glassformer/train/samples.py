@@ -1,0 +1,46 @@
+"""A short continuation, drawn while a model trains, so that one can read how it learns.
+
+The full generator, with its caches and options, belongs to models that are done; this one has no settings but a
+prompt and a length, draws from its own generator, and so never disturbs the run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from glassformer.model import Cache, Transformer
+from glassformer.train.recipe import LoopSpec
+
+TEMPERATURE = 0.8
+
+
+@torch.no_grad()
+def sample(transformer: Transformer, tokenizer: Any, spec: LoopSpec) -> str:
+    """A continuation of the recipe's prompt, at a temperature of 0.8, the prompt included."""
+    ids = tokenizer.encode(spec.sample_prompt) or [_first(tokenizer)]
+    config = transformer.config
+    device = transformer.device
+    many = min(spec.sample_tokens, config.context - len(ids))
+    if many < 1:
+        return str(tokenizer.decode(ids))
+    generator = torch.Generator().manual_seed(spec.seed)
+    cache = Cache(config, 1, len(ids) + many, transformer.dtype, device)
+    fed = ids
+    for _ in range(many):
+        logits = transformer(torch.tensor([fed], device=device), cache, last=True)[0, -1].float().cpu()
+        chosen = int(torch.multinomial(torch.softmax(logits / TEMPERATURE, -1), 1, generator=generator))
+        if chosen >= tokenizer.vocab_size or chosen in tokenizer.stop_ids:
+            break
+        ids = [*ids, chosen]
+        fed = [chosen]
+    return str(tokenizer.decode(ids))
+
+
+def _first(tokenizer: Any) -> int:
+    """What an empty prompt begins with: begin of text, end of text (which documents follow), or a line break."""
+    for candidate in (tokenizer.bos_id, tokenizer.eos_id):
+        if candidate is not None:
+            return int(candidate)
+    return int(tokenizer.encode("\n")[0])

@@ -1,0 +1,82 @@
+"""Small runs: a byte tokenizer on disk, a little text, recipes of a few steps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassformer.train.recipe import Recipe
+
+WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "ran", "to", "the", "house", "by", "the", "sea", "while", "a", "bird", "sang", "in", "the", "tree"]
+
+
+def text(lines: int = 400) -> str:
+    """Plain sentences that have something to learn."""
+    return "".join(
+        f"{WORDS[i % 7]} {WORDS[(i * 3) % 11]} {WORDS[(i * 5) % 13]} {WORDS[(i * i) % 19]}.\n" for i in range(lines)
+    )
+
+
+@pytest.fixture
+def corpus_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A text file, and a cache of its own for its shards."""
+    monkeypatch.setenv("GLASSFORMER_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_text(text(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tokenizer_dir(tmp_path: Path) -> Path:
+    """A tokenizer whose tokens are the 256 bytes."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    from glassformer.text.tokenizer import Tokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    Tokenizer(backend).save(directory)
+    return directory
+
+
+@pytest.fixture
+def small(corpus_file: Path, tokenizer_dir: Path) -> Callable[..., Recipe]:
+    """A recipe of a tiny model on the little text; settings by key."""
+
+    def make(**settings: Any) -> Recipe:
+        base: dict[str, Any] = {
+            "layers": 2,
+            "width": 32,
+            "heads": 2,
+            "context": 16,
+            "data": (str(corpus_file),),
+            "tokenizer": str(tokenizer_dir),
+            "held_out": 0.1,
+            "steps": 8,
+            "batch": 4,
+            "precision": "fp32",
+            "threads": 1,
+            "log_every": 1,
+            "eval_every": 0,
+            "save_every": 0,
+            "eval_tokens": 256,
+        }
+        return Recipe(name="tiny").with_settings({**base, **settings})
+
+    return make
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Callable[[], Path]:
+    """A new place for a run, at each call."""
+    numbers = itertools.count()
+    return lambda: tmp_path / "runs" / str(next(numbers))

@@ -1,0 +1,104 @@
+"""A run from text to a model that opens like any other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import glassformer as gf
+from glassformer.errors import UsageError
+from glassformer.train import journal, train
+from glassformer.train.recipe import Recipe
+
+
+def losses(directory: Path) -> dict[int, float]:
+    return {e["step"]: e["loss"] for e in journal.read(directory / "journal.jsonl") if e["event"] == "step"}
+
+
+def test_a_run_is_a_model(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+    result = train(small(steps=40, batch=8), out=out(), quiet=True)
+    assert result.step == 40
+    assert not result.interrupted
+    seen = losses(result.path)
+    assert seen[1] == pytest.approx(math.log(256), abs=0.02)
+    assert result.loss < 0.75 * seen[1]
+    assert result.bits_per_byte == pytest.approx(result.loss / math.log(2))
+    model = gf.load(result.path, device="cpu")
+    assert model.config.n_layers == 2
+    distribution = model.next("the c")
+    assert distribution.top(3)
+
+
+def test_the_journal_tells_what_ran(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+    result = train(
+        small(eval_every=4, sample_every=4, probe_every=4, sample_tokens=5),
+        out=out(),
+        quiet=True,
+        probes=[lambda transformer, step: {"width": transformer.config.d_model}],
+    )
+    events = list(journal.read(result.path / "journal.jsonl"))
+    kinds = [e["event"] for e in events]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "stop"
+    start = events[0]
+    assert start["parameters"] > 0
+    assert start["peak_flops"] > 0
+    assert "peak" in start["mfu_formula"]
+    assert [e["step"] for e in events if e["event"] == "sample"] == [4, 8]
+    assert [(e["step"], e["width"]) for e in events if e["event"] == "probe"] == [(4, 32), (8, 32)]
+    measured = next(e for e in events if e["event"] == "eval")
+    assert measured["weight_norms"]["blocks.1.mlp"] >= 0
+    assert set(measured["gradient_norms"]) == set(measured["weight_norms"])
+
+
+def test_both_precisions_and_every_design_learn(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+    for design in ("qwen3", "llama", "gpt2", "relu2"):
+        for precision in ("bf16", "fp32"):
+            result = train(small(design=design, precision=precision, steps=20, batch=8), out=out(), quiet=True)
+            assert result.loss < 4.5, (design, precision)
+
+
+def test_gradients_accumulate_to_the_same(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+    whole = train(small(batch=8), out=out(), quiet=True)
+    parts = train(small(batch=8, micro_batch=3), out=out(), quiet=True)
+    a, b = losses(whole.path), losses(parts.path)
+    assert a.keys() == b.keys()
+    assert all(a[k] == pytest.approx(b[k], abs=1e-4) for k in a)
+
+
+def test_recomputing_changes_nothing(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+    plain = train(small(), out=out(), quiet=True)
+    again = train(small(recompute=True), out=out(), quiet=True)
+    assert losses(plain.path) == pytest.approx(losses(again.path), abs=1e-5)
+
+
+def test_schedules_change_rows_and_lengths(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+    recipe = small(length_stages=[[0.5, 8]], batch_stages=[[0.25, 2]])
+    result = train(recipe, out=out(), quiet=True)
+    assert result.step == 8
+
+
+def test_an_occupied_directory_is_refused(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+    place = out()
+    train(small(steps=1), out=place, quiet=True)
+    with pytest.raises(UsageError, match="holds a run already; go on with it by --resume"):
+        train(small(steps=1), out=place, quiet=True)
+    other = out()
+    other.mkdir(parents=True)
+    (other / "letter.txt").write_text("x")
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        train(small(), out=other, quiet=True)
+    with pytest.raises(UsageError, match="There is no run in .* to resume"):
+        train(small(), out=out(), resume=True, quiet=True)
+
+
+def test_training_leaves_the_random_state_alone(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(small(steps=2), out=out(), quiet=True)
+    assert torch.equal(torch.rand(3), expected)
