@@ -238,7 +238,7 @@ def _sentencepiece(
     from tokenizers import decoders, models, normalizers
 
     pieces = {token: float(scores[id]) for token, id in vocab.items() if types[id] == NORMAL and token}
-    falls = all(f"<0x{byte:02X}>" in vocab for byte in range(256))
+    falls = all(f"<0x{byte:02X}>" in vocab for byte in range(256) if byte != 0x20 or "▁" not in vocab)
     unknown = next((tokens[id] for id, kind in enumerate(types) if kind == UNKNOWN), None)
     backend = tokenizers.Tokenizer(
         models.BPE(vocab, merges_by_score(pieces), byte_fallback=falls, unk_token=unknown, fuse_unk=True)
@@ -315,6 +315,7 @@ def _bytes_only(found: Mapping[str, Any]) -> dict[str, Any]:
     """Bytes without merges, as a `llama` kind that always falls back to bytes."""
     letters = byte_letters()
     tokens = [f"<0x{letters[t]:02X}>" if t in letters else t for t in found["tokenizer.ggml.tokens"]]
+    tokens[tokens.index("<0x20>")] = "▁"  # readers turn spaces into this sign before they look
     types = found["tokenizer.ggml.token_type"]
     return {
         "tokenizer.ggml.model": "llama",
