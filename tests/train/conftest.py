@@ -11,7 +11,9 @@ import pytest
 
 from glassformer.train.recipe import Recipe
 
-WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "ran", "to", "the", "house", "by", "the", "sea", "while", "a", "bird", "sang", "in", "the", "tree"]
+WORDS = tuple(
+    "the cat sat on the mat and the dog ran to the house by the sea while a bird sang in the tree".split()  # noqa: SIM905
+)
 
 
 def text(lines: int = 400) -> str:

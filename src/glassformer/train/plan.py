@@ -66,7 +66,8 @@ class Plan:
             ("a token", self.flops_formula),
             (
                 "memory",
-                f"about {self.bytes / 1e9:.2f} GB with {self.micro_batch} rows at once; {self.free_bytes / 1e9:.1f} GB free",
+                f"about {self.bytes / 1e9:.2f} GB with {self.micro_batch} rows at once, "
+                f"of {self.free_bytes / 1e9:.1f} GB free",
             ),
             ("time", self._time()),
             ("exports to", " and ".join(self.exports) or "no other library: this design is ours alone"),

@@ -151,7 +151,7 @@ def assemble(
     start = opened(recipe.model.start) if recipe.model.start and saved is None else None
     tokenizer = _tokenizer(recipe, directory if saved else None, start)
     corpus = _corpus(recipe, tokenizer, journal)
-    config = _config(recipe, tokenizer, directory if saved else None, start)
+    config = _config(recipe, tokenizer, before, start)
     if not recipe.exports:
         journal.write("note", 0, text="No other library can load this design: the model stays in Glassformer's layout.")
     transformer = _transformer(config, recipe, start).to(device)
@@ -169,7 +169,7 @@ def assemble(
         "compute": str(compute).removeprefix("torch."),
         "data_hash": corpus.hash,
         "compiled": run_block is not None and compiling.is_compiled(run_block),
-        "vocab_size": config.vocab_size,
+        "config": config.to_dict(),
     }
     rows = rows_of(corpus.train)
     held: Rows | None = rows_of(corpus.held_out) if len(corpus.held_out) > 1 else None
@@ -186,6 +186,8 @@ def assemble(
 
     if ranks.rank == 0:
         checkpoint.replace_text(directory / RECIPE_FILE, recipe_text)
+        if saved is None:
+            tokenizer.save(directory)  # before any checkpoint, so that each one can be resumed
     per_token = 0.0 if rows.masked else (corpus.held_out.bytes_per_token or corpus.bytes_per_token)
     run = Run(
         recipe=recipe,
@@ -214,7 +216,6 @@ def assemble(
         "start",
         run.step,
         recipe=recipe.to_dict(),
-        config=config.to_dict(),
         parameters=sum(tensor.numel() for tensor in transformer.parameters()),
         training_tokens=len(corpus.train),
         held_out_tokens=len(corpus.held_out),
@@ -305,11 +306,9 @@ def _corpus(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
     return corpus
 
 
-def _config(recipe: Recipe, tokenizer: Any, directory: Path | None, start: Any) -> Config:
-    if directory is not None:
-        from glassformer.checkpoint.native import read_native_config
-
-        return read_native_config(directory)[0]
+def _config(recipe: Recipe, tokenizer: Any, before: Mapping[str, Any], start: Any) -> Config:
+    if "config" in before:
+        return Config.from_dict(before["config"])
     if start is not None:
         config: Config = start.config
         if recipe.model.context > config.context and config.position.kind == "learned":
