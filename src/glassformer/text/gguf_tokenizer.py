@@ -52,11 +52,11 @@ _SAME = {
     "gpt-4o": ("llama4",),
 }  # fmt: skip
 ALIASES = {other: name for name, others in _SAME.items() for other in others}
-_NFC = {"qwen2"}  # trained on normalised text
+_NFC = {"qwen2", "deepseek-r1-qwen"}  # trained on normalised text
+_WHOLE = {"llama-bpe", "gpt-4o"}  # a piece that is a token is taken whole, whatever its merges say
 
 
-def _pre_name(fields: Mapping[str, Any]) -> str:
-    given = str(fields.get("tokenizer.ggml.pre") or "default")
+def _pre_name(given: str) -> str:
     name = ALIASES.get(given, given)
     if name not in PRE:
         raise TokenizerError(
@@ -64,6 +64,11 @@ def _pre_name(fields: Mapping[str, Any]) -> str:
             f"tokens.{near(given, [*PRE, *ALIASES])} Load the model from its Hugging Face directory instead."
         )
     return name
+
+
+def takes_whole(given: str) -> bool:
+    """Whether a piece of text that is itself a token is taken whole under a pre-tokenizer's name."""
+    return ALIASES.get(given, given) in _WHOLE and given not in ("dbrx", "smaug-bpe")
 
 
 def cut(name: str) -> Any:
@@ -198,7 +203,8 @@ def _byte_level(fields: Mapping[str, Any], vocab: dict[str, int], types: list[in
     import tokenizers
     from tokenizers import decoders, models, normalizers
 
-    name = _pre_name(fields)
+    given = str(fields.get("tokenizer.ggml.pre") or "default")
+    name = _pre_name(given)
     listed = _listed(fields, "merges", str)
     if listed is None:
         raise TokenizerError("The GGUF file's byte-level tokenizer has no merges (tokenizer.ggml.merges).")
@@ -208,8 +214,8 @@ def _byte_level(fields: Mapping[str, Any], vocab: dict[str, int], types: list[in
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise TokenizerError(f"The GGUF file's merge {merge!r} names a token that its vocabulary lacks.")
         merges.append((left, right))
-    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=name in ("llama-bpe", "gpt-4o")))
-    if name in _NFC:
+    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=takes_whole(given)))
+    if given in _NFC:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = cut(name)
     backend.decoder = decoders.ByteLevel()
@@ -341,7 +347,26 @@ def _expressible(source: Mapping[str, Any]) -> str:
         raise TokenizerError(
             f"GGUF cannot hold this tokenizer's normaliser ({'+'.join(kinds)}), so the file would give other tokens."
         )
+    if bool(source["model"].get("ignore_merges")) != takes_whole(names[0]) and not _merges_agree(source):
+        raise TokenizerError(
+            "GGUF readers would merge this tokenizer's tokens in another order than it does (ignore_merges), so the "
+            "file would give other tokens."
+        )
     return names[0]
+
+
+def _merges_agree(source: Mapping[str, Any]) -> bool:
+    """Whether every token is also what its merges give, so that taking it whole changes nothing."""
+    import tokenizers
+
+    plain = {"version": "1.0", "added_tokens": [], "model": {**source["model"], "ignore_merges": False}}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
+    vocab: Mapping[str, int] = source["model"]["vocab"]
+    added = {token["content"] for token in source["added_tokens"]}
+    whole = [token for token in vocab if token not in added]
+    return all(
+        found.ids == [vocab[token]] for token, found in zip(whole, backend.encode_batch_fast(whole), strict=True)
+    )
 
 
 def _spelled(tokenizer: Tokenizer, source: Mapping[str, Any], merges: list[Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from glassformer.errors import DataError, UsageError
-from glassformer.text.gguf_tokenizer import ALIASES, PRE, cut
+from glassformer.text.gguf_tokenizer import ALIASES, PRE, cut, takes_whole
 from glassformer.text.tokenizer import Tokenizer, byte_letters
 
 END_OF_TEXT = "<|endoftext|>"
@@ -50,7 +50,7 @@ def train_bpe(
     name = ALIASES.get(pre, pre)
     if name not in PRE:
         raise UsageError(f"Pre-tokenizer {pre!r} is unknown; known are {', '.join(PRE)}.")
-    backend = tokenizers.Tokenizer(models.BPE())
+    backend = tokenizers.Tokenizer(models.BPE(ignore_merges=takes_whole(pre)))
     backend.pre_tokenizer = cut(name)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
