@@ -11,104 +11,14 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from glassformer.errors import TokenizerError, near
+from glassformer.errors import TokenizerError
+from glassformer.text.cuts import NORMALISED, PRE, cut, cuts_of, pre_name, takes_whole
 from glassformer.text.tokenizer import Tokenizer, byte_letters, byte_token, steps_of
 
 if TYPE_CHECKING:
     import tokenizers
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-
-# How a text is cut before merging, as regular expressions applied one after another, each isolating its matches.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_TAILS = r"|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_LLAMA3 = _LETTERS + _TAILS % "1,3"
-_QWEN2 = _LETTERS + _TAILS.replace("{%s}", "")
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDING}"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DIGIT = r"\p{N}"
-
-PRE: dict[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,),
-    "smollm": (_DIGIT, _GPT2),
-    "llama-bpe": (_LLAMA3,),
-    "qwen2": (_QWEN2,),
-    "gpt-4o": (_GPT4O,),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-    "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"),
-}
-# Other names in use for the same cuts.
-_SAME = {
-    "gpt-2": ("mpt", "olmo", "jais", "phi-2", "roberta-bpe", "gigachat", "jina-es", "jina-de", "jina-v1-en",
-              "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum", "exaone4", "modern-bert"),
-    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "dbrx", "smaug-bpe"),
-    "qwen2": ("deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"),
-    "gpt-4o": ("llama4",),
-}  # fmt: skip
-ALIASES = {other: name for name, others in _SAME.items() for other in others}
-_NFC = {"qwen2", "deepseek-r1-qwen"}  # trained on normalised text
-_WHOLE = {"llama-bpe", "gpt-4o"}  # a piece that is a token is taken whole, whatever its merges say
-
-
-def _pre_name(given: str) -> str:
-    name = ALIASES.get(given, given)
-    if name not in PRE:
-        raise TokenizerError(
-            f"The GGUF file's pre-tokenizer {given!r} is not known, and cutting text another way would give wrong "
-            f"tokens.{near(given, [*PRE, *ALIASES])} Load the model from its Hugging Face directory instead."
-        )
-    return name
-
-
-def takes_whole(given: str) -> bool:
-    """Whether a piece of text that is itself a token is taken whole under a pre-tokenizer's name."""
-    return ALIASES.get(given, given) in _WHOLE and given not in ("dbrx", "smaug-bpe")
-
-
-def cut(name: str) -> Any:
-    """The pre-tokenizer of one of the names in `PRE`."""
-    from tokenizers import Regex, pre_tokenizers
-
-    steps: list[Any] = []
-    last = PRE[name][-1] == _GPT2
-    for pattern in PRE[name][:-1] if last else PRE[name]:
-        if pattern == _DIGIT:
-            steps.append(pre_tokenizers.Digits(individual_digits=True))
-        else:
-            steps.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=last))
-    return steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
-
-
-def _cuts_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...] | None:
-    """The patterns that a tokenizer.json's pre-tokenizer applies; None when it does something else."""
-    patterns: list[str] = []
-    steps = steps_of(pre_tokenizer)
-    for index, step in enumerate(steps):
-        match step:
-            case {"type": "Digits", "individual_digits": True}:
-                patterns.append(_DIGIT)
-            case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}:
-                patterns.append(_canonical(regex))
-            case {"type": "ByteLevel", "add_prefix_space": False} if index == len(steps) - 1:
-                if step.get("use_regex", True):
-                    patterns.append(_GPT2)
-            case _:
-                return None
-    return tuple(patterns)
-
-
-def _canonical(regex: str) -> str:
-    """Spellings of the same expression that are in use, as ours."""
-    spelled = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-    return regex.replace(spelled, "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
-
 
 # Reading -----------------------------------------------------------------------------------------
 
@@ -204,7 +114,7 @@ def _byte_level(fields: Mapping[str, Any], vocab: dict[str, int], types: list[in
     from tokenizers import decoders, models, normalizers
 
     given = str(fields.get("tokenizer.ggml.pre") or "default")
-    name = _pre_name(given)
+    name = pre_name(given)
     listed = _listed(fields, "merges", str)
     if listed is None:
         raise TokenizerError("The GGUF file's byte-level tokenizer has no merges (tokenizer.ggml.merges).")
@@ -215,7 +125,7 @@ def _byte_level(fields: Mapping[str, Any], vocab: dict[str, int], types: list[in
             raise TokenizerError(f"The GGUF file's merge {merge!r} names a token that its vocabulary lacks.")
         merges.append((left, right))
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=takes_whole(given)))
-    if given in _NFC:
+    if given in NORMALISED:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = cut(name)
     backend.decoder = decoders.ByteLevel()
@@ -335,7 +245,7 @@ def _bytes_only(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _expressible(source: Mapping[str, Any]) -> str:
     """The GGUF name of how this byte-level tokenizer cuts text."""
-    cuts = _cuts_of(source.get("pre_tokenizer"))
+    cuts = cuts_of(source.get("pre_tokenizer"))
     names = [name for name, patterns in PRE.items() if patterns == cuts]
     if not names:
         raise TokenizerError(
@@ -343,7 +253,7 @@ def _expressible(source: Mapping[str, Any]) -> str:
             f"it has names for the cuts of {', '.join(PRE)}."
         )
     kinds = [step["type"] for step in steps_of(source.get("normalizer"))]
-    if kinds and not (kinds == ["NFC"] and names[0] in _NFC):
+    if kinds and not (kinds == ["NFC"] and names[0] in NORMALISED):
         raise TokenizerError(
             f"GGUF cannot hold this tokenizer's normaliser ({'+'.join(kinds)}), so the file would give other tokens."
         )
@@ -406,6 +316,3 @@ def _spelled(tokenizer: Tokenizer, source: Mapping[str, Any], merges: list[Any])
         "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.add_space_prefix": prefixed,
     }
-
-
-__all__ = ["ALIASES", "PRE", "build", "fields", "merges_by_score"]

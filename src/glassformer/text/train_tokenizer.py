@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from glassformer.errors import DataError, UsageError
-from glassformer.text.gguf_tokenizer import ALIASES, PRE, cut, takes_whole
+from glassformer.text.cuts import ALIASES, PRE, cut, takes_whole
 from glassformer.text.tokenizer import Tokenizer, byte_letters
 
 END_OF_TEXT = "<|endoftext|>"
