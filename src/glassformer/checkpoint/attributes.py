@@ -17,6 +17,8 @@ class _Required:
 
 
 REQUIRED: Final = _Required()
+_TOO_LARGE = 2**53  # beyond it a float no longer holds every whole number
+_MOST_LAYERS = 10_000
 
 
 class Attributes:
@@ -35,9 +37,12 @@ class Attributes:
         return self.values.get(self.prefix + name) is not None
 
     def integer(self, name: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
-        return self._get(
-            name, default, null, "a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)
-        )
+        return self._get(name, default, null, "a whole number", _is_integer)
+
+    def layers(self, name: str, default: Any = REQUIRED) -> int:
+        """A number of layers: bounded, because lists as long are made of it before any tensor is looked at."""
+        value: int = self._get(name, default, False, f"from 1 to {_MOST_LAYERS:,}", _is_depth)
+        return value
 
     def number(self, name: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
         value = self._get(name, default, null, "a number", _is_number)
@@ -102,5 +107,13 @@ class Attributes:
         return value
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
+
+
+def _is_depth(value: Any) -> bool:
+    return _is_integer(value) and 1 <= value <= _MOST_LAYERS
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))

@@ -73,14 +73,30 @@ def read_gguf(path: Path) -> Gguf:
         UnsupportedError: an architecture, a setting or a tensor type that Glassformer cannot express.
     """
     header = read_gguf_header(path)
+    parts = header.settings.get("split.count", 1)
+    if parts not in (0, 1):
+        raise UnsupportedError(
+            f"{path} is one of {parts} parts of a split GGUF; join them first with llama-gguf-split --merge."
+        )
     family = by_architecture(header.settings.get("general.architecture"), str(path))
     layout = family.gguf
     assert layout is not None
-    attributes = Attributes(header.settings, str(path), f"{layout.architecture}.")
+    attributes = Attributes(_uniform(header), str(path), f"{layout.architecture}.")
     config = sound(lambda: _with_factors(layout.read(attributes, header.shapes), header), str(path))
     table = Table(layout.rows, config)
     table.check(header.shapes, _IGNORED, str(path))
     return Gguf(header, family, layout, config, table)
+
+
+def _uniform(header: GgufHeader) -> dict[str, Any]:
+    """The settings, with counts that are given layer by layer, and are the same in all, as one number."""
+    settings = dict(header.settings)
+    for name, value in settings.items():
+        if isinstance(value, list) and name.endswith((".head_count", ".head_count_kv", ".feed_forward_length")):
+            if not value or any(one != value[0] for one in value):
+                raise UnsupportedError(f"{header.path} sets {name} layer by layer; Glassformer's layers are all alike.")
+            settings[name] = value[0]
+    return settings
 
 
 def _with_factors(config: Config, header: GgufHeader) -> Config:

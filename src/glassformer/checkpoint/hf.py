@@ -191,8 +191,10 @@ def write_hf(
         raise UnsupportedError(f"A Hugging Face folder is written in {', '.join(types)}; not in {dtype}.")
     table = chosen.table(config)
     shapes = {name: place.shape for name, place in table.places.items()}
+    if table.unplaced():
+        raise UnsupportedError(f"The layout of {chosen.name} has no tensor for {', '.join(table.unplaced()[:3])}.")
+    # Said even when unknown: the defaults of transformers' classes belong to other models' vocabularies.
     ends = {"bos_token_id": getattr(tokenizer, "bos_id", None), "eos_token_id": getattr(tokenizer, "eos_id", None)}
-    known = {name: value for name, value in ends.items() if tokenizer is not None}
     files = _split(shapes, SIZES[types[dtype]], shard)
     with torch.no_grad():
         for file, names in files.items():
@@ -210,7 +212,7 @@ def write_hf(
         tokenizer.save(directory)
     if generation is not None:
         write_json(directory / "generation_config.json", generation)
-    write_json(directory / CONFIG, {**settings, **known, "torch_dtype": dtype, "use_cache": True})
+    write_json(directory / CONFIG, {**settings, **ends, "torch_dtype": dtype, "use_cache": True})
     return directory
 
 

@@ -92,7 +92,7 @@ def read_header(path: Path) -> Header:
 def _entry(path: Path, name: str, item: Any, base: int, size: int) -> Entry:
     try:
         dtype, shape, (start, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
-        sound = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and start <= end
+        sound = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, start, end)) and start <= end
     except (TypeError, KeyError, ValueError):
         sound, dtype, shape, start, end = False, None, (), 0, 0
     width = SIZES.get(dtype) or _OTHER.get(dtype) if isinstance(dtype, str) else None

@@ -20,14 +20,12 @@ from glassformer.model.config import Config
 
 # Settings every family shares that would change the computation: the values that do not.
 _COMMON_ONLY: Mapping[str, tuple[Any, ...]] = {
-    "quantization_config": (),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "use_bidirectional_attention": (False,),
     "is_causal": (True,),
     "pruned_heads": ({},),
     "rope_interleaved": (False,),
-    "output_hidden_states": (False, True),
 }
 
 
@@ -93,7 +91,13 @@ class Family:
             # What the whole model says of ties holds for its text part.
             shared = {key: settings[key] for key in ("tie_word_embeddings",) if key in settings}
             attributes = outer.inside({**outer.table(name), **shared}, name)
-            outer.only("quantization_config")
+        for settings_of in (outer, attributes):
+            if quantisation := settings_of.table("quantization_config"):
+                method = quantisation.get("quant_method", "an unnamed method")
+                raise UnsupportedError(
+                    f"{where} describes weights quantised by {method}, which Glassformer does not read; "
+                    "use the model's float release, or a .gguf of it."
+                )
         for name, accepted in {**_COMMON_ONLY, **self.only}.items():
             attributes.only(name, *accepted)
         known = (self.architecture, self.base)
@@ -147,9 +151,7 @@ def expressible(config: Config, read_back: Callable[[], Config], layout: str, to
     """
     try:
         back = read_back()
-    except UnsupportedError as error:
-        raise UnsupportedError(f"{layout} cannot express this design: {error}") from None
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         raise UnsupportedError(f"{layout} cannot express this design: {error}") from None
     lost = differences(canonical(config), canonical(back), tolerance)
     if lost:

@@ -46,11 +46,13 @@ _LARGEST = {"gemma2": 46, "gemma3_text": 62}  # layers of the 27B models, whose 
 def _read(name: str, attributes: Attributes) -> Config:
     all_rotated(attributes)
     second = name == "gemma2"
-    layers, d_model = attributes.integer("num_hidden_layers"), attributes.integer("hidden_size")
+    layers, d_model = attributes.layers("num_hidden_layers"), attributes.integer("hidden_size")
     context = attributes.integer("max_position_embeddings", 8192 if second else 131_072)
     d_head = attributes.integer("head_dim", 256)
     bias = attributes.flag("attention_bias", False)
     period = 2 if second else attributes.integer("sliding_window_pattern", 6)
+    if period < 1:
+        raise attributes.unsupported("sliding_window_pattern", period)
     window = attributes.integer("sliding_window", 4096, null=True)
     each = windows(attributes, layers, window, lambda i: bool((i + 1) % period))
     return Config(
@@ -153,9 +155,9 @@ def _write(name: str, config: Config) -> dict[str, Any]:
 def _read_gguf(name: str, attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     second = name == "gemma2"
     base = llama.read_gguf(attributes, shapes)
-    period = attributes.integer("attention.sliding_window_pattern", _PERIOD[name])
+    attributes.only("attention.sliding_window_pattern", _PERIOD[name])
     window = attributes.integer("attention.sliding_window", 4096 if second else None)
-    each = () if window is None else tuple(window if (i + 1) % period else None for i in range(base.n_layers))
+    each = tuple(window if (i + 1) % _PERIOD[name] else None for i in range(base.n_layers))
     theta = attributes.number("rope.freq_base", 10_000.0)
     local = attributes.number("rope.freq_base_swa", theta if second else 10_000.0)
     rule = base.d_model // base.attention.n_heads if base.n_layers == _LARGEST[name] else base.attention.d_head
@@ -214,7 +216,7 @@ def _family(name: str, stem: str, base: str, gguf: str, **more: Any) -> Family:
 
 
 GEMMA2 = _family(
-    "gemma2", "Gemma2", "Gemma2Model", "gemma2", prefixes=("model.", ""), ignored=(r"\.rotary_emb\.inv_freq$",)
+    "gemma2", "Gemma2", "Gemma2Model", "gemma2", prefixes=("model.", ""), ignored=(r"(^|\.)rotary_emb\.inv_freq$",)
 )
 # The models that also see images hold the same text model under a longer name; their other parts are left alone.
 GEMMA3 = _family(
@@ -226,5 +228,5 @@ GEMMA3 = _family(
     inside={"gemma3": "text_config"},
     # The setting exists and the reference code does not use it: what its author meant cannot be known.
     only={"attn_logit_softcapping": ()},
-    ignored=(r"\.rotary_emb\.inv_freq$", r"^(model\.)?(vision_tower|multi_modal_projector)\."),
+    ignored=(r"(^|\.)rotary_emb\.inv_freq$", r"^(model\.)?(vision_tower|multi_modal_projector)\."),
 )

@@ -58,7 +58,7 @@ def _read(attributes: Attributes) -> Config:
     return Config(
         vocab_size=attributes.integer("vocab_size", 50_257),
         d_model=d_model,
-        n_layers=attributes.integer("n_layer", 12),
+        n_layers=attributes.layers("n_layer", 12),
         context=attributes.integer("n_positions", 1024),
         attention=Attention(
             n_heads=heads,
@@ -101,7 +101,7 @@ def _read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     return Config(
         vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
         d_model=d_model,
-        n_layers=attributes.integer("block_count"),
+        n_layers=attributes.layers("block_count"),
         context=attributes.integer("context_length"),
         attention=Attention(
             n_heads=heads,

@@ -81,7 +81,7 @@ def _read(name: str, attributes: Attributes) -> Config:
     all_rotated(attributes)
     heads = attributes.integer("num_attention_heads")
     d_model = attributes.integer("hidden_size")
-    layers = attributes.integer("num_hidden_layers")
+    layers = attributes.layers("num_hidden_layers")
     context = attributes.integer("max_position_embeddings", {"llama": 2048, "mistral": 131_072}.get(name, 32_768))
     theta, scaling = rope(attributes, context, attributes.number("rope_theta", 10_000.0))
     bias = name == "qwen2" or (name != "mistral" and attributes.flag("attention_bias", False))
@@ -183,7 +183,7 @@ def read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     return Config(
         vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
         d_model=d_model,
-        n_layers=attributes.integer("block_count"),
+        n_layers=attributes.layers("block_count"),
         context=attributes.integer("context_length"),
         attention=Attention(
             n_heads=heads,
@@ -226,7 +226,7 @@ def _write_qwen2(config: Config) -> dict[str, Any]:
     return write_gguf(config)
 
 
-_IGNORED = (r"\.rotary_emb\.inv_freq$",)
+_IGNORED = (r"(^|\.)rotary_emb\.inv_freq$",)
 
 
 def _family(name: str, stem: str, gguf: GgufLayout) -> Family:

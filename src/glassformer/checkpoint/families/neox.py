@@ -50,7 +50,7 @@ def _read(attributes: Attributes) -> Config:
     return Config(
         vocab_size=attributes.integer("vocab_size"),
         d_model=d_model,
-        n_layers=attributes.integer("num_hidden_layers"),
+        n_layers=attributes.layers("num_hidden_layers"),
         context=context,
         attention=Attention(
             n_heads=heads,
@@ -102,7 +102,7 @@ def _read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     return Config(
         vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
         d_model=d_model,
-        n_layers=attributes.integer("block_count"),
+        n_layers=attributes.layers("block_count"),
         context=attributes.integer("context_length"),
         attention=Attention(n_heads=heads, n_kv_heads=heads, d_head=d_head, bias=True, out_bias=True),
         # GGUF does not say which gelu; llama.cpp, which defines what a GGUF means, computes the tanh form.
@@ -141,6 +141,6 @@ NEOX = Family(
     read=_read,
     write=_write,
     prefixes=("gpt_neox.", ""),
-    ignored=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",),
+    ignored=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$", r"(^|\.)rotary_emb\.inv_freq$"),
     gguf=GgufLayout("gptneox", GGUF_ROWS, _read_gguf, _write_gguf),
 )

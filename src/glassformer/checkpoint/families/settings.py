@@ -70,6 +70,8 @@ def rope(
     if kind == "linear":
         return base, RopeScaling("linear", factor=inner.number("factor"))
     original = inner.integer("original_max_position_embeddings", context)
+    if original < 1:
+        raise inner.unsupported("original_max_position_embeddings", original)
     if kind == "llama3":
         return (
             base,
