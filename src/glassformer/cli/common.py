@@ -20,6 +20,7 @@ from glassformer.errors import TextError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from glassformer.lm import Model
 
@@ -92,6 +93,20 @@ def progress_console() -> Console:
 def note(message: str) -> None:
     """One line for the person at the terminal, on standard error."""
     print(message, file=sys.stderr)
+
+
+def bar(share: float, width: int, upper: float | None = None) -> Text:
+    """`share` of `width` characters, in eighths: full up to what is sure, light up to what is possible.
+
+    Anything above nothing shows.
+    """
+    from rich.text import Text
+
+    eighths = max(round(share * width * 8), 1 if share > 0 else 0)
+    full, part = divmod(eighths, 8)
+    sure = "█" * full + ("▏▎▍▌▋▊▉"[part - 1] if part else "")
+    rest = 0 if upper is None else max(0, round(upper * width) - len(sure))
+    return Text.assemble((sure, "cyan"), ("░" * rest, "dim"))
 
 
 def model_source(source: str | None) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.common import JsonOption, print_json
+from glassformer.cli.common import JsonOption, bar, print_json
 
 if TYPE_CHECKING:
     from glassformer.count import Count
@@ -108,18 +108,18 @@ def _show(found: Count) -> None:
         label = tally.label.replace(", ", ",\n")
         table.add_column(label if both else "whole model", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("", style="cyan", no_wrap=True)
+    table.add_column("", no_wrap=True)
     largest = max(built.whole.values())
 
-    def row(name: str, layer: str, sizes: list[int], style: str = "", shape: str = "", bar: bool = True) -> None:
+    def row(name: str, layer: str, sizes: list[int], style: str = "", shape: str = "", barred: bool = True) -> None:
         cells = [f"{size:,}" if size else "–" for size in sizes]
         share = sizes[-1] / built.total
-        length = _bar(sizes[-1] / largest, 16 if wide else 6) if bar else ""
+        length = bar(sizes[-1] / largest, 16 if wide else 6) if barred else ""
         table.add_row(name, *([shape] if wide else []), layer, *cells, f"{share:.1%}", length, style=style)
 
     def total(name: str, parts: tuple[str, ...]) -> None:
         layer = sum(built.layer.get(part, 0) for part in parts)
-        row(name, f"{layer:,}", [t.of(parts) for t in found.tallies], "bold", bar=False)
+        row(name, f"{layer:,}", [t.of(parts) for t in found.tallies], "bold", barred=False)
 
     for name, shape in SHAPES.items():
         sizes = [tally.whole.get(name, 0) for tally in found.tallies]
@@ -132,7 +132,7 @@ def _show(found: Count) -> None:
             total("  attention", ATTENTION)
         elif name == "down":
             total("  feed-forward", FEED_FORWARD)
-    row("total", f"{sum(built.layer.values()):,}", [tally.total for tally in found.tallies], "bold", bar=False)
+    row("total", f"{sum(built.layer.values()):,}", [tally.total for tally in found.tallies], "bold", barred=False)
     out.print(Padding(table, (1, 0, 1, 0)))
 
     one = built.head["query"]
@@ -164,12 +164,6 @@ def _show(found: Count) -> None:
     out.print(Padding(f"At a context of {found.context:,} tokens:", (1, 0, 0, 0)))
     out.print(costs)
     out.print()
-
-
-def _bar(share: float, width: int) -> str:
-    """A bar in eighths of a character; anything above nothing shows."""
-    eighths = max(1, round(share * width * 8)) if share > 0 else 0
-    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
 def _si(number: float) -> str:

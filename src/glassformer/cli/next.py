@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.common import BosOption, JsonOption, ModelOption, TextArgument, open_model, print_json, read_text
+from glassformer.cli.common import (
+    BosOption,
+    JsonOption,
+    ModelOption,
+    TextArgument,
+    bar,
+    open_model,
+    print_json,
+    read_text,
+)
 from glassformer.errors import TextError, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +40,8 @@ def command(
         float, typer.Option("--temperature", "-t", metavar="T", help="Below 1 sharpens, above 1 flattens.")
     ] = 1.0,
     coverage: Annotated[
-        float, typer.Option("--coverage", metavar="P", help="Explore words until this part of the probability is known.")
+        float,
+        typer.Option("--coverage", metavar="P", help="Explore words until this part of the probability is known."),
     ] = 0.95,
     expansions: Annotated[
         int, typer.Option("--expansions", metavar="N", help="Explore at most this many continuations.")
@@ -89,7 +99,7 @@ def show(found: Distribution, words: Words | None, top: int, temperature: float)
     out.print()
     table = _table("next token", ("", "id"))
     for token in found.top(top):
-        table.add_row(visible(token.token), f"{token.probability:7.2%}", str(token.id), _bar(token.probability))
+        table.add_row(visible(token.token), f"{token.probability:7.2%}", str(token.id), bar(token.probability, BAR))
     out.print(table)
     if words is None:
         return
@@ -118,7 +128,7 @@ def _words(title: str, words: list[WordProbability], end: str) -> Table:
     table = _table(title, ("at least", "at most"))
     for word in words:
         name = visible(word.word) or end
-        table.add_row(name, f"{word.probability:7.2%}", f"{word.upper:7.2%}", _bar(word.probability, word.upper))
+        table.add_row(name, f"{word.probability:7.2%}", f"{word.upper:7.2%}", bar(word.probability, BAR, word.upper))
     return table
 
 
@@ -131,14 +141,3 @@ def _table(title: str, columns: tuple[str, str]) -> Table:
         table.add_column(column, justify="right", style="dim" if column in ("id", "at most") else "")
     table.add_column("", min_width=BAR)
     return table
-
-
-def _bar(lower: float, upper: float | None = None) -> Any:
-    """Full up to what is certain, light up to what is possible."""
-    from rich.text import Text
-
-    eighths = round(lower * BAR * 8)
-    full, part = divmod(eighths, 8)
-    bar = "█" * full + ("▏▎▍▌▋▊▉"[part - 1] if part else "")
-    rest = 0 if upper is None else max(0, round(upper * BAR) - len(bar))
-    return Text.assemble((bar, "cyan"), ("░" * rest, "dim"))
