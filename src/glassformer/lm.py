@@ -19,6 +19,7 @@ from glassformer.model import Cache, Config, Transformer
 
 if TYPE_CHECKING:
     from glassformer.generate.distribution import Distribution
+    from glassformer.generate.neighbours import Neighbours
     from glassformer.inspect.taps import Bound
     from glassformer.inspect.trace import Trace
     from glassformer.model.sites import Tap
@@ -196,6 +197,33 @@ class Model:
         """Scores of every next token after every position, (query, vocab)."""
         ids = self.ids(text, bos)
         return self._forward([ids], last=False, whole=True)[0]
+
+    def neighbours(
+        self,
+        words: str = "",
+        *,
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
+        k: int = 10,
+        matrix: str = "embedding",
+    ) -> Neighbours:
+        """The tokens whose vectors lie nearest to a word or a sum such as "king - man + woman", by cosine.
+
+        Args:
+            words: a word, or words with signs between spaces.
+            plus, minus: more words.
+            k: how many.
+            matrix: "embedding" (what is read) or "unembedding" (what is said).
+
+        Raises:
+            TextError, UsageError: no word, or options out of range.
+        """
+        from glassformer.generate.neighbours import neighbours
+
+        if matrix not in ("embedding", "unembedding"):
+            raise UsageError(f"The matrix is embedding or unembedding; {matrix!r} is neither.")
+        table = self.transformer.embed.weight if matrix == "embedding" else self.transformer.unembedding
+        return neighbours(table.detach(), self.tokenizer, words, plus=plus, minus=minus, k=k)
 
     # Seeing inside
 

@@ -139,8 +139,8 @@ def merges_by_score(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
     """
     found: list[tuple[float, str, str]] = []
     for piece, score in pieces.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
+        for at in range(1, len(piece)):
+            left, right = piece[:at], piece[at:]
             if left in pieces and right in pieces:
                 found.append((score, left, right))
     found.sort(key=lambda merge: -merge[0])
