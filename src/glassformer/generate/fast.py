@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from glassformer.checkpoint import raw_blocks, read_config
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError
 from glassformer.generate import native
-from glassformer.generate.quantize import FORMATS, Weight, weight
+from glassformer.generate.quantize import FORMATS, Raw, Weight, stored, weight
 from glassformer.model.config import ACTIVATIONS, Config
 from glassformer.model.layers import rotaries
+
+if TYPE_CHECKING:
+    from glassformer.model.transformer import Transformer
 
 # Tokens of one native call: enough rows for every weight read to be used often, few enough that
 # their activations stay in cache.
@@ -80,6 +86,23 @@ class FastModel:
         self._handle = self._create()
         self._weights = {}
 
+    @classmethod
+    def from_transformer(cls, transformer: Transformer, precision: str = "float32", **options: Any) -> FastModel:
+        """The model of a `Transformer`'s weights, put into `precision`; options as for the class."""
+        names = dict(transformer.named_parameters())
+        options.setdefault("cache", "float32" if precision == "float32" else "bfloat16")
+        return cls(transformer.config, names, precision=precision, **options)
+
+    @classmethod
+    def from_gguf(cls, path: str | Path, **options: Any) -> FastModel:
+        """The model of a GGUF file's own 4- and 8-bit blocks, which are never made float32."""
+        config, raw = read_config(path), raw_blocks(path)
+        names = _Stored(raw)
+        options.setdefault("cache", "bfloat16")
+        model = cls(config, names, precision="int8", **options)
+        model.precision = names.kinds()
+        return model
+
     # Use
 
     def forward(
@@ -102,7 +125,7 @@ class FastModel:
         done = 0
         for at in range(0, len(tokens), ROWS):
             end = min(at + ROWS, len(tokens))
-            wanted = []
+            wanted: list[int] = []
             while done + len(wanted) < len(out) and out[done + len(wanted)] < end:
                 wanted.append(out[done + len(wanted)] - at)
             self._call(tokens[at:end], slots[at:end], positions[at:end], wanted, logits[done:])
@@ -170,10 +193,8 @@ class FastModel:
             logit_softcap=c.logit_softcap or 0.0,
             embedding_scale=c.embedding_scale or 0.0,
         )
-        parts = native.Parts(embed=self._matrix("embed.weight"), final_norm=self._norm("final"))
+        parts = native.Parts(embed=self._matrix("embed.weight", read=c.tied), final_norm=self._norm("final"))
         parts.unembed = parts.embed if c.tied else self._matrix("unembed.weight")
-        if c.tied:
-            self.weight_bytes += self._size("embed.weight")
         if position.kind == "learned":
             parts.pos_embed = self._matrix("pos_embed.weight", read=False)
         full, local = rotaries(c)
@@ -212,16 +233,21 @@ class FastModel:
             raise CheckpointError(f"The checkpoint lacks {name!r}, which its config asks for.")
         return self._weights[name]
 
-    def _size(self, name: str) -> int:
+    def _weight(self, name: str) -> Weight:
         value = self._get(name)
-        return (value if isinstance(value, Weight) else weight(value, self.precision)).bytes
+        if isinstance(value, Weight):
+            return value
+        if name == "pos_embed.weight":
+            return weight(value, "float32")
+        # The embedding rows and the logits suffer most from 4 bits; GGUF files keep them in 8 as well.
+        outer = self.precision == "int4" and name in ("embed.weight", "unembed.weight")
+        return weight(value, "int8" if outer else self.precision)
 
     def _matrix(self, name: str, read: bool = True) -> native.Matrix:
-        value = self._get(name)
-        w = value if isinstance(value, Weight) else weight(value, self.precision)
+        w = self._weight(name)
         if w.note:
             self.notes[name] = w.note
-        if read and name != "embed.weight":
+        if read:
             self.weight_bytes += w.bytes
         bias = self._weights.get(name.removesuffix("weight") + "bias")
         packed = Packed(self._lib, w, self.threads)
@@ -276,6 +302,33 @@ class Packed:
         data = w.data.contiguous()
         lib.gf_pack(kind, w.rows, w.cols, data.data_ptr(), place, threads or torch.get_num_threads())
         self.matrix = native.Matrix(kind, w.rows, w.cols, place, None)
+
+
+class _Stored(Mapping[str, Weight | Tensor]):
+    """A GGUF's parameters, one at a time."""
+
+    def __init__(self, raw: Mapping[str, Raw]) -> None:
+        self._raw = raw
+        self._bytes: dict[str, int] = {}
+
+    def __getitem__(self, name: str) -> Weight | Tensor:
+        value = stored(self._raw[name])
+        if isinstance(value, Weight):
+            self._bytes[value.format] = self._bytes.get(value.format, 0) + value.bytes
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._raw
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def kinds(self) -> str:
+        """The formats met, the one with most bytes first: "Q4_1+Q8_0"."""
+        return "+".join(sorted(self._bytes, key=lambda kind: -self._bytes[kind]))
 
 
 def _floats(value: Weight | Tensor) -> Tensor:

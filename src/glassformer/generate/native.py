@@ -131,6 +131,14 @@ def library(*extra: str) -> ctypes.CDLL:
         return _loaded[extra]
 
 
+def compiled() -> bool:
+    """Whether the library is loaded, in the cache, or known not to come: asking for it takes no time."""
+    if () in _loaded or () in _failed:
+        return True
+    compiler = find_compiler()
+    return compiler is None or _place(compiler, ()).exists()
+
+
 def unavailable() -> str | None:
     """Why there is no native library here, in a sentence; None when there is one."""
     try:
@@ -171,15 +179,19 @@ def _compiled(extra: tuple[str, ...]) -> Path:
     compiler = find_compiler()
     if compiler is None:
         raise NativeUnavailableError(_missing())
-    directory = cache_directory() / "native"
+    place: Path | None = _place(compiler, extra)
+    assert place is not None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        place: Path | None = directory / f"forward-{_key(compiler, extra)}.so"
-        if place is not None and place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if place.exists():
             return place
     except OSError:
         place = None  # a cache that cannot be written: compile for this process alone
     return _compile(compiler, extra, place)
+
+
+def _place(compiler: list[str], extra: tuple[str, ...]) -> Path:
+    return cache_directory() / "native" / f"forward-{_key(compiler, extra)}.so"
 
 
 def _compile(compiler: list[str], extra: tuple[str, ...], place: Path | None) -> Path:

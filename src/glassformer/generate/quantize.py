@@ -10,7 +10,7 @@ It knows numbers and layouts; it does not know models, files or threads.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -79,21 +79,36 @@ def weight(tensor: Tensor, precision: str) -> Weight:
     return Weight(format_, rows, cols, quantise(tensor, format_))
 
 
-def blocks(raw: Any, kind: str, rows: int, cols: int) -> Weight:
-    """A GGUF tensor as it is: `raw` are its bytes, `kind` is its type's name ("Q4_1", "F16", "Q6_K", …)."""
-    data = np.ascontiguousarray(raw)
-    if kind in BLOCK_BYTES:
-        table = data.view(np.uint8).reshape(rows, cols // BLOCK * BLOCK_BYTES[kind])
-        return Weight(kind, rows, cols, _tensor(table))
-    if kind == "F32":
-        return Weight("F32", rows, cols, _tensor(data.view(np.float32).reshape(rows, cols)))
-    if kind == "BF16":
-        return Weight("BF16", rows, cols, _tensor(data.view(np.uint16).reshape(rows, cols)).view(torch.bfloat16))
-    import gguf
+class Raw(Protocol):
+    """A parameter as a GGUF stores it, in native row order (`checkpoint.raw_blocks` gives these)."""
 
-    values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]).reshape(rows, cols).astype(np.float32)
-    again = weight(_tensor(values), "int8")
-    return Weight(again.format, rows, cols, again.data, f"{kind} stored again as {again.format}")
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def data(self) -> np.ndarray: ...
+
+    def values(self) -> np.ndarray: ...
+
+
+def stored(raw: Raw) -> Weight | Tensor:
+    """A GGUF's parameter as it is: a matrix in its own blocks, a vector in float32."""
+    if len(raw.shape) == 1:
+        return _tensor(raw.values().astype(np.float32))
+    rows, cols = raw.shape
+    data = np.ascontiguousarray(raw.data)
+    if raw.kind in BLOCK_BYTES:
+        return Weight(raw.kind, rows, cols, _tensor(data.reshape(rows, -1)))
+    if raw.kind == "F32":
+        return Weight("F32", rows, cols, _tensor(data.view(np.float32).reshape(rows, cols)))
+    if raw.kind == "BF16":
+        return Weight("BF16", rows, cols, _tensor(data.view(np.uint16).reshape(rows, cols)).view(torch.bfloat16))
+    again = weight(_tensor(raw.values().astype(np.float32)), "int8")
+    note = again.note or f"stored again as {again.format}"
+    return Weight(again.format, rows, cols, again.data, f"{raw.kind} in the file, {note}")
 
 
 def quantise(tensor: Tensor, kind: str) -> Tensor:

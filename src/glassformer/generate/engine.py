@@ -1,0 +1,442 @@
+"""The engine: many requests at once over one model, token by token.
+
+One thread owns the runner. Each step lets every active request put in what it has not put in yet (a piece of its
+prompt, its last token, guesses to be checked), so requests join and leave at any step. Answers begin at once: where
+the native library still has to be compiled, the eager path answers until it is there. A prompt whose beginning a slot
+already holds is not read again.
+
+It knows runners, sampling and requests; it does not know servers, chats or checkpoints' formats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from glassformer.errors import GlassformerError, ServerError, TextError, UsageError
+from glassformer.generate import native
+from glassformer.generate.backends import EagerRunner, Runner
+from glassformer.generate.fast import ROWS, FastModel
+from glassformer.generate.request import Finish, Handle, Request, Step
+from glassformer.generate.sampling import adjust, choose, logprobs, probabilities
+from glassformer.generate.speculative import accept
+from glassformer.generate.stopping import Ending
+
+if TYPE_CHECKING:
+    from glassformer.model.sites import Tap
+    from glassformer.model.transformer import Transformer
+    from glassformer.text.tokenizer import Tokenizer
+
+PRECISIONS = ("exact", "fast", "float32", "bfloat16", "int8", "int4")
+# Seconds without a request after which the engine's thread ends.
+_IDLE = 10.0
+# A prefix this much longer in another slot is worth copying.
+_WORTH_COPYING = 16
+
+
+@dataclass
+class _Active:
+    """A request in a slot."""
+
+    handle: Handle
+    slot: int
+    ids: list[int]
+    ending: Ending
+    generator: torch.Generator
+    done: int = 0
+    guesses: list[int] = field(default_factory=list)
+    drawn_from: Tensor | None = None
+
+    @property
+    def request(self) -> Request:
+        return self.handle.request
+
+    @property
+    def answer(self) -> list[int]:
+        return self.ids[len(self.request.prompt) :]
+
+
+class Engine:
+    """Generation with one model.
+
+    Args:
+        transformer: the model; it answers itself until the native path is ready, and where there is none.
+        tokenizer: turns ids into text; None for ids only.
+        precision: "exact" is float32; "fast" is the file's own blocks for a GGUF with such, else int8;
+            or one of float32, bfloat16, int8, int4.
+        source: the GGUF file the transformer came from, for "fast".
+        slots: requests worked on at once; more wait.
+        capacity: tokens of prompt and answer together; the model's context by default.
+        use_native: False stays on the eager path.
+        threads: of the native path; torch's number by default.
+
+    Raises:
+        UsageError: for an unknown precision.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        tokenizer: Tokenizer | None = None,
+        *,
+        precision: str = "exact",
+        source: str | Path | None = None,
+        slots: int = 4,
+        capacity: int | None = None,
+        use_native: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(f"Precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}.")
+        self.tokenizer, self.transformer = tokenizer, transformer
+        self.config = transformer.config
+        self.capacity = min(capacity or self.config.context, self.config.context)
+        self.slots = slots
+        self.asked_precision = precision
+        self.note: str | None = None
+        self._source = Path(source) if source is not None and str(source).endswith(".gguf") else None
+        self._threads = threads
+        self._runner: Runner = EagerRunner(transformer, slots=slots, capacity=self.capacity)
+        self._next_runner: Runner | None = None
+        self._waiting: deque[Handle] = deque()
+        self._active: list[_Active] = []
+        self._held: list[list[int]] = [[] for _ in range(slots)]
+        self._used = [0] * slots  # when a slot was last given away, in steps
+        self._clock = 0
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self.ready = threading.Event()
+        if not use_native or transformer.device.type != "cpu":
+            self.ready.set()
+        elif native.compiled():
+            self._build()  # under a second: quicker than answering twice
+        else:
+            threading.Thread(target=self._build, name="glassformer-compile", daemon=True).start()
+
+    # Use
+
+    @property
+    def precision(self) -> str:
+        """Of what answers now: "float32", "Q4_1+Q8_0", …"""
+        runner = self._next_runner or self._runner
+        return runner.precision
+
+    @property
+    def path(self) -> str:
+        """What computes now, in words."""
+        runner = self._next_runner or self._runner
+        return f"native ({runner.instructions})" if isinstance(runner, FastModel) else "eager"
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._waiting)
+
+    @property
+    def active(self) -> int:
+        """Requests being worked on."""
+        return len(self._active)
+
+    def submit(self, request: Request, on_step: Callable[[Step | BaseException], None] | None = None) -> Handle:
+        """Queue a request; its steps come through the handle, or to `on_step` (called on the engine's thread).
+
+        Raises:
+            TextError: for an empty prompt, unknown ids, or one that leaves no room for an answer.
+            UsageError: for stop strings that cannot be. ServerError: when the engine is closed.
+        """
+        self.check(request)
+        handle = Handle(request, on_step)
+        with self._wake:
+            if self._closed:
+                raise ServerError("The engine is closed; start another.")
+            self._waiting.append(handle)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="glassformer-engine", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+        return handle
+
+    def check(self, request: Request) -> None:
+        """Raise what `submit` would for this request."""
+        n, vocab = len(request.prompt), self.config.vocab_size
+        if n == 0:
+            raise TextError("The prompt holds no token; give at least one word.")
+        for i in request.prompt:
+            if not 0 <= i < vocab:
+                raise TextError(f"Token id {i} is not in this model's vocabulary of {vocab}.")
+        if n >= self.capacity:
+            raise TextError(
+                f"The prompt is {n} tokens long and this model reads at most {self.capacity}, with at least one left"
+                " for the answer; shorten it."
+            )
+        for token in request.sampling.logit_bias:
+            if token >= vocab:
+                raise UsageError(f"logit_bias names token {token}; this vocabulary has {vocab}.")
+        self._ending(request)
+
+    def generate(self, request: Request, tap: Tap | None = None) -> Iterator[Step]:
+        """The steps of one answer; leaving the loop cancels it.
+
+        With a tap the answer is computed by the transformer itself, apart from everybody else's.
+        """
+        if tap is not None:
+            yield from self._tapped(request, tap)
+            return
+        handle = self.submit(request)
+        try:
+            yield from handle
+        finally:
+            handle.cancel()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the native path is there or known not to come; False when the time ran out."""
+        return self.ready.wait(timeout)
+
+    def close(self) -> None:
+        """Cancel everything and let the thread end."""
+        with self._wake:
+            self._closed = True
+            for handle in [*self._waiting, *(a.handle for a in self._active)]:
+                handle.cancel()
+            self._wake.notify()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # The native path
+
+    def _build(self) -> None:
+        try:
+            options = {"slots": self.slots, "capacity": self.capacity, "threads": self._threads}
+            if self.asked_precision == "fast" and self._source is not None:
+                runner = FastModel.from_gguf(self._source, **options)
+            else:
+                wanted = {"exact": "float32", "fast": "int8"}.get(self.asked_precision, self.asked_precision)
+                runner = FastModel.from_transformer(self.transformer, wanted, **options)
+            with self._wake:
+                self._next_runner = runner
+        except GlassformerError as error:
+            self.note = str(error)
+        finally:
+            self.ready.set()
+
+    def _change_runner(self) -> None:
+        with self._wake:
+            if self._next_runner is None:
+                return
+            self._runner, self._next_runner = self._next_runner, None
+        self._held = [[] for _ in range(self.slots)]
+        for active in self._active:  # what they have read so far is read again, quickly
+            active.done = 0
+
+    # The loop
+
+    def _serve(self) -> None:
+        while True:
+            with self._wake:
+                if not (self._waiting or self._active or self._closed):
+                    self._wake.wait(_IDLE)
+                if not (self._waiting or self._active):
+                    self._thread = None  # the next request starts another; an engine nobody uses can go
+                    return
+            try:
+                self._change_runner()
+                self._admit()
+                if self._active:
+                    self._step()
+            except BaseException as error:
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """An error of the step itself ends every request in it; the engine goes on."""
+        for active in self._active:
+            active.handle.put(error)
+        self._active.clear()
+        self._held = [[] for _ in range(self.slots)]
+
+    def _ending(self, request: Request) -> Ending:
+        stop_ids = request.stop_ids
+        if stop_ids is None:
+            stop_ids = frozenset() if self.tokenizer is None else self.tokenizer.stop_ids
+        return Ending(self.tokenizer, request.stop, stop_ids)
+
+    def _admit(self) -> None:
+        while True:
+            busy = {active.slot for active in self._active}
+            free = [slot for slot in range(self.slots) if slot not in busy]
+            with self._wake:
+                if not free or not self._waiting:
+                    return
+                handle = self._waiting.popleft()
+            if handle.cancelled:
+                handle.put(Step(None, finish="cancelled", precision=self._runner.precision))
+                continue
+            try:
+                self._start(handle, free)
+            except BaseException as error:
+                handle.put(error)
+
+    def _start(self, handle: Handle, free: list[int]) -> None:
+        ids = list(handle.request.prompt)
+        slot, have = self._place(ids, free)
+        handle.cached = have
+        self._clock += 1
+        self._used[slot] = self._clock
+        self._held[slot] = []
+        generator = handle.request.sampling.generator()
+        self._active.append(_Active(handle, slot, ids, self._ending(handle.request), generator, have))
+
+    def _place(self, ids: list[int], free: list[int]) -> tuple[int, int]:
+        """A free slot for a prompt, and how many of its tokens are there already."""
+        held = self._held.copy()
+        for active in self._active:
+            held[active.slot] = active.ids[: active.done]
+        common = [min(_common(tokens, ids), len(ids) - 1) for tokens in held]
+        oldest = min(free, key=lambda slot: (len(held[slot]) > 0, self._used[slot]))
+        mine = max(free, key=lambda slot: common[slot])
+        best = max(range(self.slots), key=lambda slot: common[slot])
+        # Taking a slot over forgets what else it held: worth it when most of that is wanted.
+        if common[mine] >= common[best] - _WORTH_COPYING and 2 * common[mine] >= len(held[mine]):
+            return mine, common[mine]
+        if common[best] > _WORTH_COPYING and best != oldest:
+            self._runner.copy_prefix(best, oldest, common[best])
+            return oldest, common[best]
+        return oldest, common[oldest]
+
+    def _step(self) -> None:
+        for active in [a for a in self._active if a.handle.cancelled]:
+            self._finish(active, Step(None, active.ending.finish(), None, (), "cancelled", self._runner.precision))
+        if not self._active:
+            return
+        tokens: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        out: list[int] = []
+        parts: list[tuple[_Active, int, int]] = []  # who, tokens put in, rows of logits
+        room = max(ROWS, len(self._active))
+        for active in sorted(self._active, key=lambda a: len(a.ids) - a.done):  # who waits for one token goes first
+            if room < 1:
+                break
+            piece = active.ids[active.done : active.done + room]
+            wanted = 0
+            if active.done + len(piece) == len(active.ids):
+                self._guess(active, room - len(piece))
+                piece = piece + active.guesses
+                wanted = 1 + len(active.guesses)
+            out += range(len(tokens) + len(piece) - wanted, len(tokens) + len(piece))
+            tokens += piece
+            slots += [active.slot] * len(piece)
+            positions += range(active.done, active.done + len(piece))
+            parts.append((active, len(piece), wanted))
+            room -= len(piece)
+        logits = self._runner.forward(tokens, slots, positions, out)
+        row = 0
+        for active, count, wanted in parts:
+            active.done += count - len(active.guesses) if wanted else count
+            if wanted:
+                self._advance(active, logits[row : row + wanted])
+                row += wanted
+
+    def _guess(self, active: _Active, room: int) -> None:
+        active.guesses, active.drawn_from = [], None
+        request = active.request
+        room = min(room, request.guesses, self.capacity - len(active.ids) - 1)
+        if request.max_tokens is not None:
+            room = min(room, request.max_tokens - len(active.answer) - 1)
+        if request.guesser is not None and room > 0:
+            active.guesses, active.drawn_from = request.guesser.guess(
+                active.ids, room, request.sampling, active.generator
+            )
+
+    def _advance(self, active: _Active, logits: Tensor) -> None:
+        """Turn the logits of a request's last token (and of its guesses) into tokens."""
+        request, sampling = active.request, active.request.sampling
+        answer = active.answer
+        if active.guesses:
+            followed = [[*answer, *active.guesses[:i]] for i in range(len(logits))]
+            target = torch.stack(
+                [
+                    probabilities(adjust(row, sampling, request.prompt, before), sampling)
+                    for row, before in zip(logits, followed, strict=True)
+                ]
+            )
+            chosen = accept(target, active.guesses, active.drawn_from, active.generator)
+        elif sampling.greedy and sampling.plain:
+            chosen = [int(logits[0].numpy().argmax())]
+        else:
+            chosen = [choose(adjust(logits[0], sampling, request.prompt, answer), sampling, active.generator)]
+        for row, token in zip(logits, chosen, strict=False):
+            step = self._told(active, row, token)
+            if step.finish is not None:
+                self._finish(active, step)
+                return
+            active.handle.put(step)
+        active.done = len(active.ids) - 1  # kept guesses are in the cache already
+
+    def _told(self, active: _Active, logits: Tensor, token: int) -> Step:
+        request = active.request
+        active.ids.append(token)
+        text = active.ending.push(token)
+        finish: Finish | None = None
+        if active.ending.stopped:
+            finish = "stop"
+        elif len(active.answer) == request.max_tokens or len(active.ids) >= self.capacity:
+            finish = "length"
+            text += active.ending.finish()
+            if active.ending.stopped:
+                finish = "stop"
+        if request.logprobs is None:
+            return Step(token, text, finish=finish, precision=self._runner.precision)
+        mine, top = logprobs(logits, token, request.logprobs)
+        return Step(token, text, mine, top, finish, self._runner.precision)
+
+    def _finish(self, active: _Active, step: Step) -> None:
+        with contextlib.suppress(ValueError):
+            self._active.remove(active)
+        self._held[active.slot] = active.ids[: active.done]
+        active.handle.put(step)
+
+    # Requests with a tap
+
+    @torch.inference_mode()
+    def _tapped(self, request: Request, tap: Tap) -> Iterator[Step]:
+        from glassformer.model.cache import Cache
+
+        self.check(request)
+        sampling, generator = request.sampling, request.sampling.generator()
+        room = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
+        cache = Cache(self.config, 1, room, self.transformer.dtype, self.transformer.device)
+        active = _Active(Handle(request), 0, list(request.prompt), self._ending(request), generator)
+        precision = str(self.transformer.dtype).removeprefix("torch.")
+        while True:
+            ids = torch.tensor([active.ids[cache.length :]], device=self.transformer.device)
+            logits = self.transformer(ids, cache, tap=tap, last=True)[0, -1].float().cpu()
+            token = choose(adjust(logits, sampling, request.prompt, active.answer), sampling, generator)
+            step = self._told(active, logits, token)
+            yield Step(step.id, step.text, step.logprob, step.top, step.finish, precision)
+            if step.finish is not None:
+                return
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n

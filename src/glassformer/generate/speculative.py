@@ -1,0 +1,85 @@
+"""Several tokens per step: cheap guesses that the model checks all at once, with its own distribution kept exactly.
+
+A guess is kept with probability min(1, p/q), p the model's and q the guesser's probability of it; the first refused
+one is replaced by a draw from what p has beyond q (arXiv:2211.17192). A guesser that looks up an earlier repeat of the
+last words (n-gram lookup) is sure of itself: q is 1 for its guess. What comes out is distributed as without guessing.
+It knows distributions and ids; it does not know models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from glassformer.errors import UsageError
+from glassformer.generate.sampling import Sampling, draw
+
+
+class Guesser(Protocol):
+    """Proposes how a text goes on."""
+
+    def guess(
+        self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator
+    ) -> tuple[list[int], Tensor | None]:
+        """At most `most` ids that may follow `ids`, and the distribution each was drawn from, (guess, vocab), or None
+        where it was not drawn."""
+        ...
+
+
+class NgramLookup:
+    """Guesses that what followed the last few tokens before will follow them again.
+
+    Args:
+        longest: tokens of the longest ending that is looked up; shorter ones are tried after.
+        shortest: tokens of the shortest.
+    """
+
+    def __init__(self, longest: int = 3, shortest: int = 2) -> None:
+        if not 1 <= shortest <= longest:
+            raise UsageError(f"N-gram lookup needs 1 <= shortest <= longest; got {shortest} and {longest}.")
+        self.longest, self.shortest = longest, shortest
+
+    def guess(
+        self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator
+    ) -> tuple[list[int], Tensor | None]:
+        return self.look_up(ids, most), None
+
+    def look_up(self, ids: Sequence[int], most: int) -> list[int]:
+        """What followed the latest earlier occurrence of the text's ending; [] when there was none."""
+        text = torch.as_tensor(ids)
+        for size in range(min(self.longest, len(ids) - 1), self.shortest - 1, -1):
+            ending = text[-size:]
+            found = (text[:-1].unfold(0, size, 1) == ending).all(1).nonzero()
+            if len(found):
+                start = int(found[-1]) + size
+                return text[start : start + most].tolist()
+        return []
+
+
+def accept(target: Tensor, guesses: Sequence[int], drawn_from: Tensor | None, generator: torch.Generator) -> list[int]:
+    """The tokens that really follow: guesses up to the first refused one, and one token more.
+
+    Args:
+        target: (guess + 1, vocab) distributions of the model, before each guess and after the last.
+        guesses: the proposed ids.
+        drawn_from: (guess, vocab) distributions the guesses were drawn from; None when each was certain.
+        generator: of the random numbers.
+    """
+    out: list[int] = []
+    for i, token in enumerate(guesses):
+        p = target[i]
+        q = 1.0 if drawn_from is None else float(drawn_from[i, token])
+        u = float(torch.rand(1, dtype=torch.float64, generator=generator))
+        if u * q < float(p[token]):
+            out.append(token)
+            continue
+        rest = p.clone()
+        if drawn_from is None:
+            rest[token] = 0
+        else:
+            rest = (p - drawn_from[i]).clamp(min=0)
+        return [*out, draw(rest if float(rest.sum()) > 0 else p, generator)]
+    return [*out, draw(target[len(guesses)], generator)]
