@@ -14,7 +14,7 @@ import pytest
 
 from glassformer.checkpoint import catalogue, hub, store
 from glassformer.checkpoint.catalogue import Entry, OnHub
-from glassformer.checkpoint.sources import resolve
+from glassformer.checkpoint.sources import resolve, resolve_config
 from glassformer.errors import SourceError, UnsafeFileError
 from tests.checkpoint import loopback
 from tests.checkpoint.loopback import Loopback
@@ -55,6 +55,21 @@ def test_a_model_and_nothing_that_does_not_belong_to_it(model: Loopback) -> None
     assert reports[-1] == (total, total, "fetching org/model")
     done = [report[0] for report in reports]
     assert done == sorted(done)
+
+
+def test_a_config_comes_without_the_weights(model: Loopback) -> None:
+    path = resolve_config("org/model")
+    assert path.read_bytes() == MODEL["config.json"]
+    assert fetched(model) == {"config.json"}
+    assert resolve("org/model").path.joinpath("model.safetensors").read_bytes() == WEIGHTS  # not taken for the model
+    model.log.clear()
+    assert resolve_config("org/model") == resolve("org/model").path
+    assert model.log == []
+
+
+def test_a_model_without_a_config_is_fetched_whole_for_it(net: Loopback) -> None:
+    net.repos["org/one-GGUF"] = {"m.Q4_0.gguf": b"GGUF" + WEIGHTS}
+    assert resolve_config("org/one-GGUF").name == "m.Q4_0.gguf"
 
 
 def test_offline_after_the_first_time(model: Loopback, monkeypatch) -> None:

@@ -81,7 +81,17 @@ def resolve(
         UsageError: when ``revision`` is given for something that has none.
     """
     text = os.fspath(source) if source is not None else os.environ.get(MODEL_VARIABLE) or catalogue.DEFAULT
-    ask = _Ask(revision, progress, _offline() if offline is None else offline, refresh)
+    return _resolve(text, _Ask(revision, progress, _offline() if offline is None else offline, refresh))
+
+
+def resolve_config(source: str | os.PathLike[str], *, offline: bool | None = None) -> Path:
+    """Where the config of a model can be read: as `resolve`, but of a Hugging Face folder on the hub only config.json
+    is fetched, never its weights."""
+    ask = _Ask(None, None, _offline() if offline is None else offline, False, config_only=True)
+    return _resolve(os.fspath(source), ask).path
+
+
+def _resolve(text: str, ask: _Ask) -> Resolved:
     if not text.strip():
         raise SourceError(f"The name of the model is empty; give a path, {_names()}, or org/name on the hub.")
     if text.startswith("hf:"):
@@ -115,6 +125,7 @@ class _Ask:
     progress: Progress | None
     offline: bool
     refresh: bool
+    config_only: bool = False
 
 
 def _names() -> str:
@@ -343,11 +354,24 @@ def _on_hub(repo: str, revision: str, file: str | None, ask: _Ask, name: str | N
     shown = name or repo
     note = None if ask.refresh else store.read_note(key)
     if note is None or not _still_whole(Path(note["path"])):
+        if ask.config_only and not ask.offline and (config := _config_on_hub(repo, revision, ask)):
+            return Resolved(repo, config, "hf", revision=revision)
         note = _fetched_from_hub(key, repo, revision, file, ask, shown)
     store.note_use(store.home(key))
     path = Path(note["path"])
     kind = "gguf" if path.suffix == ".gguf" else directory_kind(path) or "hf"
     return Resolved(repo, path, kind, revision=note.get("revision"))
+
+
+def _config_on_hub(repo: str, revision: str, ask: _Ask) -> Path | None:
+    """The config.json of a repository, fetched alone; None when it has none or nobody answers."""
+    from glassformer.checkpoint import hub
+
+    try:
+        with progress.shown(ask.progress) as report:
+            return hub.fetch(repo, revision, "config.json", report).path / "config.json"
+    except SourceError:
+        return None
 
 
 def _still_whole(path: Path) -> bool:

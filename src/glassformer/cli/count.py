@@ -63,13 +63,18 @@ class _Named:
 
 def _read(source: str) -> Config:
     """The config of a model on this machine, in the catalogue or on the hub."""
+    from pathlib import Path
+
     from glassformer.checkpoint import read_config
-    from glassformer.checkpoint.sources import resolve
+    from glassformer.checkpoint.sources import resolve_config
     from glassformer.count import DESIGNS
     from glassformer.errors import SourceError, near
 
+    here = Path(source)
+    if here.is_file() or (here / "config.json").is_file():
+        return read_config(here)  # a design is enough, weights may be missing
     try:
-        path = resolve(source).path
+        path = resolve_config(source)
     except SourceError as error:
         if not source.replace("-", "").replace(".", "").isalnum():
             raise
