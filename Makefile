@@ -1,5 +1,6 @@
 # Each target makes the environment it needs, from python3.11 or newer, git and make alone.
-#   make PYTHON=python3.12 …   chooses the interpreter;   make ARGS="-k words" test   passes arguments on.
+#   make PYTHON=python3.12 …   chooses the interpreter;   make ARGS="-k words" test   passes arguments on;
+#   make WORKERS=8 test        tests in eight processes of one thread each.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
@@ -8,6 +9,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
+WORKERS ?= 2
 PYTHON_FILES := src tests benchmarks scripts
 
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ demo: $(VENV)/.ready ## install, fetch SmolLM2-135M, and show the next words of 
 	@$(BIN)/glassformer demo
 
 test: $(VENV)/.ready-dev ## run every test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.ready-dev ## check style, types and the generated documentation
 	$(BIN)/ruff check $(PYTHON_FILES)

@@ -18,6 +18,8 @@ FLOORS: list[set[str]] = [
     {"__main__"},
     {"cli"},
     {"serve", "notebook"},
+    {"studio"},
+    {"studio"},
     {"lm"},
     {"train"},
     {"generate", "inspect"},
