@@ -414,19 +414,16 @@ def _parts(
         }
     entry = entries["all"]
     cut = int(entry["tokens"] * (1 - settings["fraction"]))
-    tail = Shards(work, entry, cut, entry["tokens"], 0)
-    lengths = _lengths(tokenizer)
-    behind = sum(int(lengths[ids].sum()) for ids in tail.chunks())
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for ids in Shards(work, entry, cut, entry["tokens"], 0).chunks():
+        counts += np.bincount(ids, minlength=len(counts))
+    special = tokenizer.special_ids
+    used = (int(id) for id in np.flatnonzero(counts))
+    behind = sum(int(counts[id]) * len(tokenizer.token_bytes(id)) for id in used if id not in special)
     return {
         "train": {"stream": "all", "start": 0, "stop": cut, "text_bytes": entry["text_bytes"] - behind},
         "held_out": {"stream": "all", "start": cut, "stop": entry["tokens"], "text_bytes": behind},
     }
-
-
-def _lengths(tokenizer: Tokenizer) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Bytes of text per id; special tokens stand for none."""
-    special = tokenizer.special_ids
-    return np.array([0 if id in special else len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
 
 
 def _changed(sources: Sequence[Source], prints: Sequence[_Print], report: Report) -> bool:

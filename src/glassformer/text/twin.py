@@ -103,12 +103,14 @@ def _ranks(source: Mapping[str, Any]) -> tuple[dict[bytes, int], list[int]] | No
     for letter, byte in letters.items():
         ids[byte] = vocab[letter]
     names: list[str] = []
+    # Bytes as the characters of Latin-1, which are the same numbers; others than the 256 letters fail to encode.
+    as_bytes = dict.fromkeys(range(256), 0x100) | {ord(letter): byte for letter, byte in letters.items()}
     for merge in model["merges"]:
         left, right = merge if isinstance(merge, (list, tuple)) else merge.split(" ")
         name = left + right
         try:
-            spelled = bytes(letters[c] for c in name)
-        except KeyError:
+            spelled = name.translate(as_bytes).encode("latin-1")
+        except UnicodeEncodeError:
             return None
         if spelled in ranks or name not in vocab:
             return None
