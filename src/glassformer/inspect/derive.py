@@ -173,6 +173,13 @@ class Forward:
                 return x
         raise KeyError(name)
 
+    def entering(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
+        """The residual stream handed to a block, before anything a tap does at its `resid_pre`."""
+        if layer > 0:
+            return self.get(f"blocks.{layer - 1}.resid_post", at)
+        x = self.recorded["embed"][:, at]
+        return x + self.recorded["pos_embed"][:, at] if "pos_embed" in self.recorded else x
+
     def last(self, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
         """The residual stream as it leaves the last block."""
         return self.get(f"blocks.{self.config.n_layers - 1}.resid_post", at)

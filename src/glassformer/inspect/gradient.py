@@ -65,7 +65,7 @@ def gradients(
             x = sum(found.values())
             assert isinstance(x, Tensor)
         else:
-            x = forward.get(f"blocks.{first}.resid_pre").detach().clone().requires_grad_()
+            x = forward.entering(first).detach().clone().requires_grad_()
         x = run_blocks(
             transformer,
             x,

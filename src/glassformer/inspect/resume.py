@@ -7,12 +7,11 @@ and values that the trace kept. It runs the model's own blocks; it knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from glassformer.errors import UsageError
 from glassformer.inspect.derive import Forward
 from glassformer.inspect.taps import Bound
 from glassformer.model import Cache, Transformer
@@ -61,20 +60,18 @@ class Context(Cache):
     Nothing is copied: rows see the trace's tensors and add their own new keys behind them.
     """
 
-    def __init__(self, forward: Forward, length: int, batch: int, layers: Sequence[int] | None = None) -> None:
+    def __init__(self, forward: Forward, length: int, batch: int = 1) -> None:
+        if forward.positions.shape[0] != 1:
+            raise UsageError("Only a trace of one text can be continued; take one of the batch: trace.row(0).")
+        _refuse_rows(forward)
         config = forward.config
         self.length = length
         self.mask = None
         self._batch = batch
         self._room = config.context
         self.keys, self.values = [], []
-        wanted = set(range(config.n_layers) if layers is None else layers)
         at = slice(0, length)
         for layer in range(config.n_layers):
-            if layer not in wanted:
-                self.keys.append(torch.empty(0))
-                self.values.append(torch.empty(0))
-                continue
             name = f"blocks.{layer}.attn."
             k = forward.get(name + ("rot_k" if config.position.kind == "rotary" else "k"), at)
             v = forward.get(name + "v", at)
@@ -89,9 +86,13 @@ class Context(Cache):
     def capacity(self) -> int:
         return self._room
 
-    def resize(self, batch: int) -> None:
-        """The same context for another number of rows."""
-        self._batch = batch
+    def cut(self, length: int, batch: int) -> Context:
+        """The first `length` tokens of it, for another number of rows; shares the memory."""
+        out = Context.__new__(Context)
+        out.length, out.mask, out._batch, out._room = length, None, batch, self._room
+        out.keys = [k[:, :, :length] for k in self.keys]
+        out.values = [v[:, :, :length] for v in self.values]
+        return out
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The shared keys and values with these new ones behind them; nothing is kept."""
@@ -102,6 +103,12 @@ class Context(Cache):
 
     def advance(self, count: int) -> None:
         """Nothing was kept, so nothing moves."""
+
+
+def _refuse_rows(forward: Forward) -> None:
+    """A tap that means rows of the traced batch would mean others here."""
+    if forward.edit is not None and any(not step.rows.everything for step in forward.edit.steps):
+        raise UsageError("This trace was made under a tap that means rows of its batch; trace that text alone.")
 
 
 def tap_of(*taps: Bound | None) -> Bound | None:

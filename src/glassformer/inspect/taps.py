@@ -40,7 +40,8 @@ class Step:
     site: str
     action: Action
     writes: bool
-    wanted: Places = EVERY
+    wanted: Places = EVERY  # positions it means
+    rows: Places = EVERY  # rows of the batch it means
 
 
 class Bound:
@@ -204,7 +205,8 @@ class At(Edit):
         return new.expand(x.shape) if chosen is None else torch.where(chosen, new, x)
 
     def steps(self, config: Config) -> list[Step]:
-        return [Step(name, self.act, True, self.selection.positions) for name in self.names(config)]
+        chosen = self.selection
+        return [Step(name, self.act, True, chosen.positions, chosen.rows) for name in self.names(config)]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from glassformer.model.sites import Tap, canonical, layer_of, site_of
 
 if TYPE_CHECKING:
     from glassformer.inspect.drilldown import Cell
+    from glassformer.inspect.lens import Lens
     from glassformer.inspect.why import Why
     from glassformer.inspect.words import Word
 
