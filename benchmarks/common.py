@@ -123,8 +123,11 @@ class Worker:
     def close(self) -> None:
         """Let the worker finish."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait(timeout=60)
+        self.process.stdout.close()
 
     def __enter__(self) -> Worker:
         return self
