@@ -284,6 +284,8 @@ def _spelled(tokenizer: Tokenizer, source: Mapping[str, Any], merges: list[Any])
     vocab = source["model"]["vocab"]
     steps = steps_of(source.get("normalizer"))
     cuts = steps_of(source.get("pre_tokenizer"))
+    if steps and len(cuts) == 1 and cuts[0]["type"] == "Split" and cuts[0].get("pattern") == {"String": " "}:
+        cuts = []  # Gemma's: by then no space is left to cut at
     prefixed: bool | None = None
     if tokenizer.kind == "plain" and not steps and not cuts and not any("▁" in token for token in vocab):
         prefixed = False
