@@ -1,0 +1,192 @@
+"""Who may speak to the server: one middleware in front of everything else.
+
+It refuses, before a route runs: a Host header that is not ours (DNS rebinding), a page of another
+origin (no CORS is granted unless asked for), a missing or wrong key, and a body over the limit. It
+knows headers and bytes, nothing of models.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+Scope = dict[str, Any]
+
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+COOKIE = "glassformer"
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = [
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the server asks of a request.
+
+    Args:
+        hosts: names by which it may be called, without port; "*" accepts any.
+        origins: other origins whose pages may call it; none by default.
+        key: the API key that `Authorization: Bearer` must carry, or None.
+        token: the page's token: once in the address, then in a cookie; None where there is no page.
+        max_body: bytes a request may carry.
+        open_paths: paths that need no key (health checks).
+    """
+
+    hosts: frozenset[str] = LOCAL_HOSTS
+    origins: frozenset[str] = frozenset()
+    key: str | None = None
+    token: str | None = None
+    max_body: int = 4 * 2**20
+    open_paths: frozenset[str] = field(default_factory=lambda: frozenset({"/healthz"}))
+
+
+def new_token() -> str:
+    """A token that cannot be guessed."""
+    return secrets.token_urlsafe(24)
+
+
+def same(given: str, wanted: str) -> bool:
+    """Equality in constant time."""
+    return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def hostname(header: str) -> str:
+    """The host of a Host header, without its port."""
+    if header.startswith("["):
+        return header.partition("]")[0] + "]"
+    return header.partition(":")[0].lower()
+
+
+class Guard:
+    """ASGI middleware that enforces a `Policy` and adds the security headers to every answer."""
+
+    def __init__(self, app: Any, policy: Policy) -> None:
+        self.app = app
+        self.policy = policy
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        headers = _headers(scope)
+        origin = headers.get("origin")
+        granted = origin if origin in self.policy.origins else None
+
+        async def sending(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS, *_cors(granted)]}
+            await send(message)
+
+        refusal = self._refusal(scope, headers, origin)
+        if refusal is not None:
+            await _answer(sending, *refusal)
+        elif scope["method"] == "OPTIONS" and granted:
+            await _answer(sending, 204, None)
+        elif self._arrives_with_token(scope):
+            # The token leaves the address bar at once; from here on the cookie carries it.
+            cookie = f"{COOKIE}={self.policy.token}; Path=/; HttpOnly; SameSite=Strict"
+            rest = _without_token(scope)
+            await _answer(sending, 303, None, [(b"location", rest.encode()), (b"set-cookie", cookie.encode())])
+        else:
+            await self.app(scope, _limited(receive, self.policy.max_body), sending)
+
+    def _refusal(self, scope: Scope, headers: dict[str, str], origin: str | None) -> tuple[int, str] | None:
+        policy = self.policy
+        host = headers.get("host", "")
+        if "*" not in policy.hosts and hostname(host) not in policy.hosts:
+            return 421, f"This server does not answer to the host {hostname(host)[:100]!r}; start it with --host-name."
+        if origin is not None and origin not in policy.origins and urlsplit(origin).netloc.lower() != host.lower():
+            return 403, "Pages of other origins may not call this server; start it with --allow-origin to let one."
+        if headers.get("sec-fetch-site") == "cross-site" and origin not in policy.origins and scope["path"] != "/":
+            return 403, "Pages of other origins may not call this server."
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > policy.max_body:
+            return 413, f"The request carries {length[:20]} bytes; at most {policy.max_body} are read."
+        if scope["path"] in policy.open_paths or scope["method"] == "OPTIONS":
+            return None
+        if policy.key is not None and not self._key_given(headers) and not self._token_given(scope, headers):
+            return 401, "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'."
+        if policy.key is None and policy.token is not None and not self._token_given(scope, headers):
+            return 401, "This page opens with the address that `glassformer open` printed; open that one."
+        return None
+
+    def _key_given(self, headers: dict[str, str]) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and self.policy.key is not None and same(given.strip(), self.policy.key)
+
+    def _token_given(self, scope: Scope, headers: dict[str, str]) -> bool:
+        if self.policy.token is None:
+            return False
+        if self._arrives_with_token(scope):
+            return True
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and same(cookie.value, self.policy.token)
+
+    def _arrives_with_token(self, scope: Scope) -> bool:
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        return self.policy.token is not None and scope["method"] == "GET" and same(given, self.policy.token)
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _cors(origin: str | None) -> Iterable[tuple[bytes, bytes]]:
+    if origin is None:
+        return ()
+    return (
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-allow-headers", b"authorization, content-type"),
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"vary", b"Origin"),
+    )
+
+
+def _without_token(scope: Scope) -> str:
+    kept = [part for part in scope["query_string"].decode("latin-1").split("&") if not part.startswith("token=")]
+    # One slash only: "//host" in a Location header would lead elsewhere.
+    return "/" + scope["path"].lstrip("/") + ("?" + "&".join(kept) if any(kept) else "")
+
+
+def _limited(receive: Any, limit: int) -> Any:
+    read = 0
+
+    async def limited() -> dict[str, Any]:
+        nonlocal read
+        message = await receive()
+        if message["type"] == "http.request":
+            read += len(message.get("body", b""))
+            if read > limit:
+                return {"type": "http.disconnect"}
+        return message
+
+    return limited
+
+
+async def _answer(send: Any, status: int, problem: str | None, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    body = b""
+    if problem is not None:
+        kind = "authentication_error" if status == 401 else "invalid_request_error"
+        body = json.dumps({"error": {"message": problem, "type": kind, "param": None, "code": None}}).encode()
+    start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})
