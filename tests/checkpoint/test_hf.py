@@ -185,6 +185,14 @@ def test_a_tied_config_beside_another_output_matrix_is_untied_as_in_transformers
     assert gap(logits(tmp_path), reference_logits(theirs, tiny_tokens())) <= 1e-5
 
 
+def test_the_design_is_read_beside_weights_that_are_not_all_there(tmp_path: Path) -> None:
+    tiny_hf("gpt2").save_pretrained(tmp_path)
+    said = read_config(tmp_path)
+    with (tmp_path / "model.safetensors").open("r+b") as f:
+        f.truncate(1000)
+    assert read_config(tmp_path) == said
+
+
 def test_a_tied_config_beside_a_copy_of_the_embedding_is_tied(tmp_path: Path) -> None:
     tiny_hf("llama", tie_word_embeddings=True).save_pretrained(tmp_path)
     before = logits(tmp_path)
@@ -273,6 +281,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor to 0.5"),
     ("llama", {"hidden_act": "quick_gelu"}, "hidden_act to 'quick_gelu'"),
     ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by gptq"),
+    ("mistral", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types to"),
+    ("llama", {"layer_types": ["sliding_attention"] * 3}, "layer_types to"),
     ("llama", {"is_causal": False}, "is_causal to False"),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
     ("qwen2", {"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "'linear_attention'"),

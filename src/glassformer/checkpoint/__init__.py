@@ -6,6 +6,7 @@ builds a model or a tokenizer, and importing it does not import torch.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,12 @@ from glassformer.model.config import Config
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from glassformer.checkpoint.gguf import Dtype, Progress
+    from glassformer.checkpoint.gguf import Dtype, Progress, RawTensor
+    from glassformer.checkpoint.gguf_writer import write_gguf
+    from glassformer.checkpoint.hf import write_hf
     from glassformer.checkpoint.keys import Shape
+    from glassformer.checkpoint.native import write_native
+    from glassformer.checkpoint.tables import Table
 
 Format = Literal["hf", "gguf", "native"]
 
@@ -143,7 +148,7 @@ def tensor_shapes(path: str | Path) -> dict[str, Shape]:
     return _native(table)
 
 
-def _native(table: Any) -> dict[str, Shape]:
+def _native(table: Table) -> dict[str, Shape]:
     return {key: place.shapes[part] for key, (place, part) in table.homes.items()}
 
 
@@ -184,24 +189,18 @@ def _begins(path: Path, magic: bytes) -> bool:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
-def raw_blocks(path: str | Path) -> Mapping[str, Any]:
+def raw_blocks(path: str | Path) -> Mapping[str, RawTensor]:
     """Every parameter of a GGUF by native key in the file's own blocks: see `gguf.raw_blocks`."""
     from glassformer.checkpoint.gguf import raw_blocks
 
     return raw_blocks(path)
 
 
+_WRITERS = {"write_gguf": "gguf_writer", "write_hf": "hf", "write_native": "native"}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "write_hf":
-        from glassformer.checkpoint.hf import write_hf
-
-        return write_hf
-    if name == "write_native":
-        from glassformer.checkpoint.native import write_native
-
-        return write_native
-    if name == "write_gguf":
-        from glassformer.checkpoint.gguf_writer import write_gguf
-
-        return write_gguf
+    """The writers, imported when first used."""
+    if name in _WRITERS:
+        return getattr(importlib.import_module(f"glassformer.checkpoint.{_WRITERS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ reading them runs code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -77,35 +78,39 @@ def read_hf(directory: Path, *, weights: bool = True) -> HuggingFace:
     settings = read_json(directory / CONFIG)
     family = by_model_type(settings, str(directory / CONFIG))
     config = family.from_hf(settings, str(directory / CONFIG))
-    headers = _headers(directory) if weights or _has_weights(directory) else []
-    if not headers:
+    if not weights:
+        # Weights that are not all there, or not sound, say nothing about the design.
+        with contextlib.suppress(CheckpointError):
+            config = _truly_tied(family, config, _files(directory)) if config.tied else config
         return HuggingFace(directory, settings, family, config, None, {})
+    files = _files(directory)
+    config = _truly_tied(family, config, files)
+    table = family.table(config, files)
+    ignored = [*family.ignored, *([r"(^|\.)(lm_head|embed_out)\.weight$"] if config.tied else [])]
+    table.check({name: header.tensors[name].shape for name, header in files.items()}, ignored, str(directory))
+    for header in {id(header): header for header in files.values()}.values():
+        refuse_types(header, table.places)
+    return HuggingFace(directory, settings, family, config, table, files)
+
+
+def _files(directory: Path) -> dict[str, Header]:
+    """Which file holds each tensor."""
     files: dict[str, Header] = {}
-    for header in headers:
+    for header in _headers(directory):
         for name in header.tensors:
             if name in files:
                 raise CheckpointError(
                     f"{directory} holds {name} in both {files[name].path.name} and {header.path.name}."
                 )
             files[name] = header
-    config = _truly_tied(family, config, files)
-    table = family.table(config, files)
-    ignored = [*family.ignored, *([r"(^|\.)(lm_head|embed_out)\.weight$"] if config.tied else [])]
-    table.check({name: header.tensors[name].shape for name, header in files.items()}, ignored, str(directory))
-    for header in headers:
-        refuse_types(header, table.places)
-    return HuggingFace(directory, settings, family, config, table, files)
-
-
-def _has_weights(directory: Path) -> bool:
-    return (directory / SINGLE).exists() or (directory / INDEX).exists()
+    return files
 
 
 def _headers(directory: Path) -> list[Header]:
     if (directory / SINGLE).exists():
         return [read_header(directory / SINGLE)]
     if not (directory / INDEX).exists():
-        for path in sorted(directory.iterdir()):
+        for path in sorted(directory.iterdir(), key=lambda path: ("model" not in path.name, path.name)):
             refuse_pickled(path)
         raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}; there are no weights to read.")
     places = read_json(directory / INDEX).get("weight_map")

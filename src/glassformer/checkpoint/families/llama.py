@@ -112,11 +112,15 @@ def _read(name: str, attributes: Attributes) -> Config:
 
 
 def _windows(name: str, attributes: Attributes, layers: int) -> tuple[int | None, ...]:
-    if name == "llama":
-        return ()
     window = attributes.integer("sliding_window", 4096, null=True)
-    if name == "mistral":
-        return (window,) * layers if window is not None else ()
+    if name in ("llama", "mistral"):
+        if name == "llama":
+            window = None
+        every = "full_attention" if window is None else "sliding_attention"
+        kinds = attributes.sequence("layer_types") or []
+        if any(kind != every for kind in kinds):
+            raise attributes.unsupported("layer_types", kinds)
+        return () if window is None else (window,) * layers
     if not attributes.flag("use_sliding_window", False):
         window = None
     first = attributes.integer("max_window_layers", 28)
@@ -163,6 +167,10 @@ _GGUF_ONLY: Mapping[str, tuple[Any, ...]] = {
     "attention.scale": (),
     "attention.clamp_kqv": (0, 0.0),
     "attention.max_alibi_bias": (0, 0.0),
+    "rope.scaling.alpha": (),
+    "rope.scaling.yarn_ext_factor": (1.0, -1.0),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
     "logit_scale": (),
     "embedding_scale": (),
     "residual_scale": (),

@@ -69,7 +69,8 @@ def rope(
         return base, None
     if kind == "linear":
         return base, RopeScaling("linear", factor=inner.number("factor"))
-    original = inner.integer("original_max_position_embeddings", context)
+    said = inner.integer("original_max_position_embeddings", context)
+    original = attributes.integer("original_max_position_embeddings", said)
     if original < 1:
         raise inner.unsupported("original_max_position_embeddings", original)
     if kind == "llama3":
