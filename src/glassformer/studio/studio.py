@@ -68,11 +68,16 @@ class Studio:
                 return self._models[name]
         if self._open is None:
             raise SourceError(f"{name!r} is not open here; this view has {', '.join(self.opened)}.")
-        model = self._open(name)
+        return self.add(self._open(name), name)
+
+    def add(self, model: Model, name: str | None = None) -> Model:
+        """Hold an open model; of the others, the one not used for longest is let go."""
+        name = name or model.name
         with self._lock:
             self._models[name] = model
-            for old in [n for n in self._models if n not in (self.current, name)][: -(MODELS_OPEN - 2) or None]:
-                if len(self._models) > MODELS_OPEN:
+            self._models.move_to_end(name)
+            for old in list(self._models):
+                if len(self._models) > MODELS_OPEN and old not in (self.current, name):
                     del self._models[old]
         return model
 

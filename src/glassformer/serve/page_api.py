@@ -1,0 +1,164 @@
+"""The page's own API: views by name, generation as a stream, opening models, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from glassformer.errors import GlassformerError, SourceError
+from glassformer.serve.work import Workers
+from glassformer.studio import Cancelled, Studio
+from glassformer.studio.requests import Edit, Text
+
+WEB = Path(__file__).parents[1] / "web"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".woff2": "font/woff2",
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class GenerateAsk(_Strict):
+    """What the page's generation takes."""
+
+    model: str | None = None
+    text: Text
+    edits: list[Edit] = Field(default=[], max_length=200)
+    max_tokens: int = Field(default=40, ge=1, le=2000)
+    temperature: float = Field(default=1.0, ge=0, le=10)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = None
+    alternatives: int = Field(default=8, ge=0, le=50)
+
+
+class OpenAsk(_Strict):
+    """Which model to open."""
+
+    source: str = Field(min_length=1, max_length=1000)
+
+
+class ReportAsk(_Strict):
+    """What a report holds."""
+
+    model: str | None = None
+    text: Text
+    edits: list[Edit] = Field(default=[], max_length=200)
+
+
+class RaceAsk(_Strict):
+    """The passage that is raced."""
+
+    text: Text
+
+
+def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = None) -> APIRouter:
+    """The routes; `load(source, progress)` opens models that are not open yet."""
+    api = APIRouter(include_in_schema=False)
+
+    @api.post("/api/view/{name}")
+    async def view(name: str, request: Request) -> Response:
+        try:
+            data = await request.json()
+        except ValueError:
+            return _problem("The request's body is not JSON.", "UsageError")
+        try:
+            found = await workers.run(request, lambda check: studio.view(name, data, check))
+        except Cancelled:
+            return Response(status_code=499)
+        except GlassformerError as error:
+            return _problem(str(error), type(error).__name__)
+        return JSONResponse(found)
+
+    @api.post("/api/generate")
+    async def generate(ask: GenerateAsk, request: Request) -> Response:
+        def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
+            model = studio.edited(ask)
+            sampling = {"top_k": ask.top_k, "top_p": ask.top_p, "min_p": ask.min_p, "seed": ask.seed}
+            pieces = model.generate(
+                ask.text,
+                max_tokens=ask.max_tokens,
+                temperature=ask.temperature,
+                alternatives=ask.alternatives,
+                **{name: value for name, value in sampling.items() if value is not None},
+            )
+            for piece in pieces:
+                check()
+                emit(piece.to_dict())
+            emit({"done": True})
+
+        return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
+
+    @api.post("/api/open")
+    async def open_model(ask: OpenAsk, request: Request) -> Response:
+        def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
+            def progress(done: int, total: int | None, what: str) -> None:
+                check()
+                emit({"done": done, "total": total, "what": what})
+
+            if ask.source not in studio.opened:
+                if load is None:
+                    raise SourceError("This server keeps to the model it was started with.")
+                studio.add(load(ask.source, progress))
+            emit({"model": studio.choose(ask.source).name})
+
+        return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
+
+    @api.post("/api/race")
+    async def race(ask: RaceAsk, request: Request) -> Response:
+        def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
+            from glassformer.generate.race import race as raced
+
+            model = studio.model()
+            for lap in raced(model.transformer, model.ids(ask.text)):
+                check()
+                emit(lap)
+
+        return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
+
+    @api.post("/api/report")
+    async def report(ask: ReportAsk, request: Request) -> Response:
+        from glassformer.studio.report import build
+
+        try:
+            html = await workers.run(request, lambda check: build(studio, ask.text, edits=ask.edits, check=check))
+        except Cancelled:
+            return Response(status_code=499)
+        except GlassformerError as error:
+            return _problem(str(error), type(error).__name__)
+        return HTMLResponse(html, headers={"content-disposition": 'attachment; filename="glassformer-report.html"'})
+
+    @api.get("/")
+    async def page() -> Response:
+        return _file("index.html")
+
+    @api.get("/web/{path:path}")
+    async def asset(path: str) -> Response:
+        return _file(path)
+
+    return api
+
+
+def _file(path: str) -> Response:
+    found = (WEB / path).resolve()
+    if not found.is_relative_to(WEB) or found.suffix not in TYPES or not found.is_file():
+        return JSONResponse({"error": {"message": "There is no such file.", "kind": "NotFound"}}, 404)
+    return FileResponse(found, media_type=TYPES[found.suffix], headers={"cache-control": "no-cache"})
+
+
+def _problem(message: str, kind: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "kind": kind}}, 400)
