@@ -6,7 +6,6 @@ token means before any context. This module knows matrices and a tokenizer; it k
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from glassformer.errors import TextError, UsageError
 if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
 
-_SIGNS = re.compile(r"\s+([+\-−–])\s+")
+_SIGNS = {"+": 1, "-": -1, "−": -1, "–": -1}
 _ROWS = 16_384  # converted and compared at a time
 
 
@@ -87,14 +86,18 @@ def parse(expression: str) -> list[tuple[str, int]]:
     Raises:
         TextError: a sign without a word.
     """
-    text = f" + {expression.strip()}" if not re.match(r"\s*[+\-−–]\s", expression) else f" {expression.strip()}"
-    parts = _SIGNS.split(f"{text} ")
-    found = []
-    for sign, word in zip(parts[1::2], parts[2::2], strict=True):
-        word = word.strip()
-        if not word or re.fullmatch(r"[+\-−–]", word):
+    found: list[tuple[str, int]] = []
+    sign, words = 1, []
+    parts = expression.split()
+    for at, part in enumerate([*parts, "+"]):
+        if part not in _SIGNS:
+            words.append(part)
+            continue
+        if words:
+            found.append((" ".join(words), sign))
+        elif at and parts:
             raise TextError(f"{expression!r} has a sign without a word; write it as in: king - man + woman")
-        found.append((word, 1 if sign == "+" else -1))
+        sign, words = _SIGNS[part], []
     if not found:
         raise TextError("There is no word; give at least one, as in: king - man + woman")
     return found
