@@ -118,7 +118,11 @@ def root(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """A transformer language model made of glass: train it, run it, and see why it says what it says."""
+    """A transformer language model made of glass: train it, run it, and see why it says what it says.
+
+    GLASSFORMER_MODEL names the model used when --model is not given; GLASSFORMER_DEBUG=1 shows where an error
+    happened.
+    """
 
 
 def main(args: list[str] | None = None) -> None:
