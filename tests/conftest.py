@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # The shapes in signatures are checked here and cost nothing elsewhere. Modules whose own checks the tests provoke
 # with wrong shapes (the transformer's front door) stay out.
 CHECKED = ["glassformer.model.attention", "glassformer.model.cache", "glassformer.model.layers"]
 install_import_hook(CHECKED, "beartype.beartype")
+
+# Machines differ in speed; what a test examines is not how fast it is.
+settings.register_profile("glassformer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("glassformer")
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
