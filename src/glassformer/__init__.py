@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 _PUBLIC: dict[str, str] = {
     "Model": "glassformer.lm",
     "load": "glassformer.lm",
+    "train": "glassformer.train",
     "ablate": "glassformer.inspect.edits",
     "freeze": "glassformer.inspect.edits",
     "knockout": "glassformer.inspect.edits",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from glassformer.lm import Model as Model
     from glassformer.lm import load as load
     from glassformer.model.config import Config as Config
+    from glassformer.train import train as train
 
 
 class _Package(ModuleType):

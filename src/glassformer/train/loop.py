@@ -121,7 +121,8 @@ class Run:
         steps = recipe.schedule.steps
         with _signals() as asked_to_stop, machine.quiet_collector():
             while self.step < steps:
-                loss, norm, tokens = self._one_step()
+                with self.processes.listening():
+                    loss, norm, tokens = self._one_step()
                 tokens_since += tokens
                 last = self.step == steps
                 if last or (loop.log_every and self.step % loop.log_every == 0):
@@ -259,7 +260,11 @@ class Run:
         """Write a checkpoint and, beside it, the model as it stands."""
         if self.directory is None:
             return
-        folder = self.directory / "checkpoints"
+        with self.processes.listening():
+            self._save(self.directory)
+
+    def _save(self, directory: Path) -> None:
+        folder = directory / "checkpoints"
         state = {
             "updates": self.step - self.skipped,
             "cursor": self.order.cursor.to_dict(),

@@ -7,7 +7,9 @@ returns at once. It knows no model.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +20,9 @@ from glassformer.errors import TrainError
 
 WAIT_MINUTES = 10
 """How long a process waits for the others before it gives up; `GLASSFORMER_WAIT_MINUTES` overrides it."""
+
+_SILENCE = re.compile(r"gloo|nccl|connection|timed out|timeout|peer|socket|broken pipe", re.IGNORECASE)
+"""What backends say when another process does not answer."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,28 @@ class Processes:
         Raises:
             TrainError: when another process is gone.
         """
-        try:
+        with self.listening():
             dist.all_reduce(tensor)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Collectives inside that fail because another process is gone say so.
+
+        Raises:
+            TrainError: in their place.
+        """
+        try:
+            yield
         except RuntimeError as error:
-            raise TrainError(lost(error)) from error
+            if self.world > 1 and _SILENCE.search(str(error)):
+                raise TrainError(lost(error)) from error
+            raise
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
-            try:
+            with self.listening():
                 dist.barrier()
-            except RuntimeError as error:
-                raise TrainError(lost(error)) from error
 
 
 def lost(error: BaseException) -> str:

@@ -1,0 +1,119 @@
+"""Several processes compute what one computes, lose nothing when one is killed, and may be another number later."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import glassformer as gf
+from glassformer.train import checkpoint, journal, train
+from glassformer.train.distributed import shard_rows
+from glassformer.train.recipe import Recipe
+
+Make = Callable[..., Recipe]
+Place = Callable[[], Path]
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def torchrun(world: int, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the worker in `world` processes on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", str(WORKER)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLASSFORMER_WAIT_MINUTES": "2"}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert not check or done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def losses(directory: Path) -> dict[int, float]:
+    return {e["step"]: e["loss"] for e in journal.read(directory / "journal.jsonl") if e["event"] == "step"}
+
+
+def written(recipe: Recipe, place: Path) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    file = place.with_suffix(".json")
+    file.write_text(json.dumps(recipe.to_dict()))
+    return file
+
+
+@pytest.mark.parametrize(("world", "shard"), [(2, "none"), (2, "full"), (4, "none"), (4, "full")])
+def test_many_processes_equal_one(small: Make, out: Place, world: int, shard: str) -> None:
+    # 7 rows do not divide by 2 or 4, 3 rows of a vector not by 4, and 40 columns give matrices of three shapes
+    recipe = small(steps=10, batch=7, d_ff=40, kv_heads=1, micro_batch=2, seed=3)
+    one, many = out(), out()
+    torchrun(1, written(recipe, one), one, one.with_suffix(".grads"))
+    torchrun(world, written(recipe.with_settings({"shard": shard}), many), many, many.with_suffix(".grads"))
+    a, b = load_file(one.with_suffix(".grads")), load_file(many.with_suffix(".grads"))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert (a[name] - b[name]).norm() <= 1e-5 * a[name].norm(), name
+    expected, found = losses(one), losses(many)
+    assert expected.keys() == found.keys()
+    assert all(abs(expected[step] - found[step]) <= 1e-4 for step in expected)
+    weights = gf.load(many, device="cpu").transformer.state_dict()
+    reference = gf.load(one, device="cpu").transformer.state_dict()
+    assert all(torch.allclose(weights[name], reference[name], atol=2e-3) for name in reference)
+
+
+def test_adamw_sharded_equals_one(small: Make, out: Place) -> None:
+    recipe = small(steps=10, batch=4, kind="adamw", clip=0.5, eps=1e-8)
+    one, many = out(), out()
+    train(recipe, out=one, quiet=True)
+    torchrun(2, written(recipe.with_settings({"shard": "full"}), many), many, "-")
+    expected, found = losses(one), losses(many)
+    assert all(abs(expected[step] - found[step]) <= 1e-4 for step in expected)
+
+
+@pytest.mark.parametrize(("first", "then", "shard"), [(2, 4, "full"), (4, 1, "full"), (1, 2, "full"), (2, 1, "none")])
+def test_resumed_on_another_number(small: Make, out: Place, first: int, then: int, shard: str) -> None:
+    recipe = small(steps=10, batch=4, save_every=5, shard=shard)
+    straight, place = out(), out()
+    train(recipe, out=straight, quiet=True)
+    torchrun(first, written(recipe, place), place, "-")
+    # forget the second half, as if the run had been cut there
+    folder = place / "checkpoints"
+    for step, path in checkpoint.all_steps(folder):
+        if step > 5:
+            path.rename(place / "later")
+    before = losses(place)
+    torchrun(then, written(recipe, place), place, "-", "--resume")
+    after = losses(place)
+    assert list(after) == list(range(1, 11))
+    assert all(after[step] == before[step] for step in range(1, 6))
+    assert all(abs(after[step] - losses(straight)[step]) <= 1e-4 for step in after)
+    texts = [e["text"] for e in journal.read(place / "journal.jsonl") if e["event"] == "note"]
+    assert any(f"world {first} → {then}" in text for text in texts)
+
+
+@pytest.mark.parametrize("shard", ["none", "full"])
+def test_a_killed_process_ends_the_job_and_it_resumes(small: Make, out: Place, shard: str) -> None:
+    recipe = small(steps=10, batch=4, save_every=2, shard=shard)
+    straight, place = out(), out()
+    train(recipe, out=straight, quiet=True)
+    done = torchrun(2, written(recipe, place), place, "-", "--kill", 1, 7, check=False)
+    assert done.returncode != 0
+    assert "Another process of this run is gone or does not answer" in done.stderr
+    assert "start all of them again with --resume" in done.stderr
+    saved = checkpoint.newest(place / "checkpoints", print)
+    assert saved.step in (4, 6)
+    torchrun(2, written(recipe, place), place, "-", "--resume")
+    found = losses(place)
+    assert list(found) == list(range(1, 11))
+    assert all(abs(found[step] - losses(straight)[step]) <= 1e-4 for step in found)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 40])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+def test_rows_are_shared_as_torch_shares_them(rows: int, world: int) -> None:
+    pieces = torch.zeros(rows, 1).chunk(world)
+    sizes = [len(piece) for piece in pieces] + [0] * (world - len(pieces))
+    assert [shard_rows(rows, rank, world) for rank in range(world)] == sizes
