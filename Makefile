@@ -8,9 +8,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := -m pip install --quiet --disable-pip-version-check
+TSC := npx --yes -p typescript@5.9.3 tsc
+JS_TESTS = $(wildcard tests/web/*.test.mjs tests/web/*.test.js)
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 WORKERS ?= 2
 PYTHON_FILES := src tests benchmarks scripts
+
+# $(call with,PROGRAM,WHAT,COMMAND): run COMMAND; without PROGRAM say what is left out, or in CI fail.
+with = @if command -v $(1) >/dev/null; then echo '$(3)' && $(3); \
+	elif [ -n "$$CI" ]; then echo 'There is no $(1), which checks $(2).' && exit 1; \
+	else echo "skipped: there is no $(1) to check $(2)"; fi
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format docs bench peers clean
@@ -22,6 +29,7 @@ demo: $(VENV)/.ready ## install, fetch SmolLM2-135M, and show the next words of 
 	@$(BIN)/glassformer demo
 
 test: $(VENV)/.ready-dev ## run every test
+	$(if $(JS_TESTS),$(call with,node,the units of the page,node --test $(JS_TESTS)))
 	OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.ready-dev ## check style, types and the generated documentation
@@ -29,6 +37,7 @@ lint: $(VENV)/.ready-dev ## check style, types and the generated documentation
 	$(BIN)/ruff format --check $(PYTHON_FILES)
 	$(BIN)/mypy
 	$(BIN)/python scripts/make_docs.py --check
+	$(if $(wildcard jsconfig.json),$(call with,npx,the types of the page,$(TSC) -p jsconfig.json))
 
 format: $(VENV)/.ready-dev ## put the code into its format and mend what can be mended by rule
 	$(BIN)/ruff format $(PYTHON_FILES)
