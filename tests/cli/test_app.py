@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -15,8 +16,6 @@ VERB_ERRORS = [(GlassformerError("Broken."), 1), (UsageError("Cannot be meant.")
 
 
 def run(*args: str, stdin: bytes | None = None, code: str = "", **env: str) -> subprocess.CompletedProcess[bytes]:
-    import os
-
     start = [sys.executable, "-c", code] if code else [sys.executable, "-m", "glassformer"]
     return subprocess.run(
         [*start, *args], input=stdin, capture_output=True, timeout=120, env={**os.environ, "COLUMNS": "100", **env}
@@ -139,6 +138,15 @@ def test_a_reader_that_leaves_is_no_error():
     )
     done = run(code=code)
     assert (done.returncode, done.stdout) == (1, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_a_full_disk_is_said():
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "glassformer", "count", "gpt3", "--json"], stdout=full, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (1, b"glassformer: Standard output: No space left on device.\n")
 
 
 def test_python_m_is_the_program():

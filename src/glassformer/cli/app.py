@@ -133,7 +133,9 @@ def main(args: list[str] | None = None) -> None:
     code = _run(args)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # a reader that left knows why; a full disk must be said
+            _say(f"Standard output: {error.strerror}.")
         quiet_stdout()
         code = code or 1
     sys.exit(code)
@@ -158,7 +160,7 @@ def _run(args: list[str] | None) -> int:
     except OSError as error:
         if debug:
             raise
-        _say(f"{error.filename or 'The system'}: {error.strerror or error}.")
+        _say(f"{error.filename or 'The system says'}: {error.strerror or error}.")
         return 1
     except Exception as error:
         if debug:
