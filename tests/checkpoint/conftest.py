@@ -36,6 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def net(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     """A loopback hub and package index that everything is pointed to, this process and those it starts."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
 
     for variable in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "HF_TOKEN", "HF_HUB_CACHE"):
         monkeypatch.delenv(variable, raising=False)
@@ -50,6 +51,7 @@ def net(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         monkeypatch.setenv("HF_ENDPOINT", offer.url)
         monkeypatch.setenv("PIP_INDEX_URL", f"{offer.url}/simple")
         yield offer
+        close_session()  # the client keeps connections open; let go of them before the server ends
     index._pip_says.cache_clear()
 
 
