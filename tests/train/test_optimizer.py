@@ -1,0 +1,130 @@
+"""Muon against torch's own, and what a step must keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from glassformer.model import Transformer
+from glassformer.train import weights
+from glassformer.train.optimizer import MuonAdamW, orthogonalise
+from glassformer.train.recipe import Recipe
+from glassformer.train.weights import FlatWeights
+
+
+def model() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(Recipe().with_settings(["layers=2", "width=32", "heads=2", "kv_heads=1", "d_ff=48"]).config(50))
+
+
+def grads(flat: FlatWeights, seed: int) -> None:
+    flat.grad.normal_(generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 24, 8), (4, 8, 24)])
+def test_orthogonalising_evens_singular_values(shape: tuple[int, ...]) -> None:
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(orthogonalise(stack, 10, torch.float32))
+    assert 0.5 < values.min() <= values.max() < 1.3
+    assert torch.equal(orthogonalise(torch.zeros(shape), 5, torch.float32), torch.zeros(shape))
+
+
+def test_muon_equals_torchs_own() -> None:
+    ours, theirs = model(), model()
+    recipe = Recipe().with_settings({"muon_lr": 0.03, "muon_decay": 0.1, "newton_schulz": 5}).optimizer
+    flat = FlatWeights(ours, torch.float32)
+    optimizer = MuonAdamW(flat.parts, recipe)
+    named = {
+        n: nn.Parameter(p.detach().clone())
+        for n, p in theirs.named_parameters()
+        if weights.kind_of(n, p.shape) == "matrix"
+    }
+    reference = torch.optim.Muon(named.values(), lr=0.03, weight_decay=0.1, momentum=0.95, ns_steps=5)
+    for seed in range(4):
+        grads(flat, seed)
+        for name, p in named.items():
+            p.grad = flat.named_grads()[name].clone()
+        optimizer.step(1.0, 0.95)
+        reference.step()
+    for name, p in named.items():
+        assert torch.allclose(flat.named()[name], p, atol=1e-6), name
+
+
+def test_adamw_equals_torchs_own_parameter_by_parameter() -> None:
+    ours, theirs = model(), model()
+    spec = Recipe().with_settings({"kind": "adamw", "adam_decay": 0.1}).optimizer
+    flat = FlatWeights(ours, torch.float32)
+    optimizer = MuonAdamW(flat.parts, spec)
+    rates = {"matrix": spec.matrix_lr, "embed": spec.embed_lr, "head": spec.head_lr, "vector": spec.vector_lr}
+    groups = [
+        {"params": [p], "lr": rates[kind], "weight_decay": 0.0 if kind == "vector" else 0.1}
+        for n, p in theirs.named_parameters()
+        for kind in [weights.kind_of(n, p.shape)]
+    ]
+    reference = torch.optim.AdamW(groups, betas=(spec.beta1, spec.beta2), eps=spec.eps)
+    for seed in range(3):
+        grads(flat, seed)
+        for name, p in theirs.named_parameters():
+            p.grad = flat.named_grads()[name].clone()
+        optimizer.step(1.0, 0.95)
+        reference.step()
+    for name, p in theirs.named_parameters():
+        assert torch.allclose(flat.named()[name], p, atol=1e-6), name
+
+
+def test_queries_keys_and_values_are_orthogonalised_apart() -> None:
+    ours = model()
+    flat = FlatWeights(ours, torch.float32)
+    optimizer = MuonAdamW(flat.parts, Recipe().with_settings({"muon_lr": 1.0}).optimizer, torch.float32)
+    before = {name: tensor.clone() for name, tensor in flat.named().items()}
+    grads(flat, 7)
+    optimizer.step(1.0, 0.9)
+    for name in ("blocks.0.attn.q.weight", "blocks.0.attn.k.weight", "blocks.1.mlp.down.weight"):
+        change = torch.linalg.svdvals(before[name] - flat.named()[name])
+        rows, columns = before[name].shape
+        assert 0.6 < change.min() / max(1, rows / columns) ** 0.5 < change.max() / max(1, rows / columns) ** 0.5 < 1.3
+
+
+def test_cautious_decay_only_where_it_agrees() -> None:
+    from glassformer.train.optimizer import apply_update
+
+    value = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    update = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
+    apply_update(value, update, 0.1, 0.5, True, 1.0)
+    assert torch.allclose(value, torch.tensor([[0.85, 1.1], [-1.1, -0.85]]))
+
+
+def test_state_goes_out_and_in() -> None:
+    a, b = FlatWeights(model(), torch.float32), FlatWeights(model(), torch.float32)
+    spec = Recipe().optimizer
+    one, two = MuonAdamW(a.parts, spec), MuonAdamW(b.parts, spec)
+    for seed in range(3):
+        grads(a, seed)
+        one.step(1.0, 0.9)
+    b.load({name: tensor.clone() for name, tensor in a.named().items()})
+    state = {name: tensor.clone() for name, tensor in one.state().items()}
+    assert {"muon.momentum.blocks.0.attn.q.weight", "adamw.exp_avg.embed.weight"} <= state.keys()
+    two.load(state, 3)
+    for flat, optimizer in ((a, one), (b, two)):
+        grads(flat, 9)
+        optimizer.step(0.5, 0.9)
+    assert torch.equal(a.master, b.master)
+
+
+def test_flat_weights_are_the_module() -> None:
+    module = model()
+    expected = {name: p.detach().clone() for name, p in module.named_parameters()}
+    flat = FlatWeights(module, torch.bfloat16)
+    for name, p in module.named_parameters():
+        assert p.dtype == torch.bfloat16
+        assert torch.equal(flat.named()[name], expected[name])
+        assert torch.equal(p, expected[name].bfloat16())
+    tokens = torch.randint(0, 50, (2, 5))
+    flat.zero()
+    module(tokens).float().sum().backward()
+    flat.collect()
+    assert flat.named_grads()["blocks.1.attn.v.weight"].abs().sum() > 0
+    flat.master.add_(1.0)
+    flat.publish()
+    assert torch.equal(module.embed.weight, (expected["embed.weight"] + 1).bfloat16())

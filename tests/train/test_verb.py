@@ -1,0 +1,123 @@
+"""The command line of training."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from glassformer.cli.app import main
+from glassformer.train.loop import Run
+from glassformer.train.recipe import Recipe
+
+SHORT = ["--set", "steps=4", "--set", "layers=1", "--set", "width=16", "--set", "heads=2", "--set", "context=16"]
+SHORT += ["--set", "tokenizer=byte", "--set", "batch=2", "--set", "sample_every=0", "--set", "precision=fp32"]
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(["train", *arguments])
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def test_a_text_file_becomes_a_model(corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "run"
+    assert call("--data", str(corpus_file), "--out", str(place), *SHORT) == 0
+    said = capsys.readouterr()
+    assert "4 steps in" in said.out
+    assert "bits a byte" in said.out
+    assert "step 4/4  loss" in said.err
+    assert call("--data", str(corpus_file), "--out", str(place), *SHORT) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_characters_and_bpe_and_json(corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tokenizer in ("char", "bpe:300"):
+        place = tmp_path / tokenizer.replace(":", "-")
+        extra = ["--set", f"tokenizer={tokenizer}", "--json"]
+        assert call("--data", str(corpus_file), "--out", str(place), *SHORT, *extra) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert data["step"] == 4
+        assert not math.isnan(data["loss"])
+    assert call("--data", str(corpus_file), "--out", str(tmp_path / "x"), *SHORT, "--set", "tokenizer=bpe:few") == 2
+
+
+def test_a_dry_run_says_what_it_costs_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "run"
+    assert call("--dry-run", "--out", str(place), *SHORT, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["tokens"] == 4 * 2 * 16
+    assert plan["parameters"] > 0
+    assert plan["seconds"] > 0
+    assert not place.exists()
+    assert call("--dry-run", "--out", str(place), *SHORT) == 0
+    assert "exports to  hf and gguf" in capsys.readouterr().out
+    assert (
+        call(
+            "--dry-run",
+            "--out",
+            str(place),
+            "--set",
+            "width=65536",
+            "--set",
+            "heads=512",
+            "--set",
+            "layers=512",
+            "--set",
+            "batch=1",
+        )
+        == 0
+    )
+    assert "GB may be used" in capsys.readouterr().out
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--recipes") == 0
+    assert "cpu-minutes: " in capsys.readouterr().out
+    assert call("--recipes", "--json") == 0
+    assert "gpt2-124m" in {row["name"] for row in json.loads(capsys.readouterr().out)}
+
+
+def test_an_interrupt_leaves_with_130_and_says_how_to_go_on(
+    small: Callable[..., Recipe],
+    corpus_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = Run._one_step
+
+    def one_step(self: Run) -> tuple[float, float, int]:
+        result = plain(self)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    place = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "_one_step", one_step)
+        assert call("--data", str(corpus_file), "--out", str(place), *SHORT) == 130
+    said = capsys.readouterr().err
+    assert "Stopped at step 2 with a checkpoint" in said
+    assert f"--resume --out {place}" in said
+    assert call("--resume", "--out", str(place)) == 0
+
+
+def test_a_wrong_setting_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--set", "stepz=4") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("glassformer: No recipe setting is called 'stepz'. Did you mean steps")
+    assert said.count("\n") == 1
+
+
+def test_training_is_not_loaded_to_print_help() -> None:
+    program = "import sys; import glassformer.cli.train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
