@@ -12,6 +12,7 @@ from glassformer.count import DESIGNS, PER_LAYER, count
 from glassformer.errors import ConfigError, UsageError
 from glassformer.model.config import Attention, Config, FeedForward
 from tests.strategies import configs
+from tests.tiny import EVERY, VARIANTS, tiny_hf
 
 PUBLISHED = {
     "gpt2": 124_439_808,
@@ -210,3 +211,12 @@ def test_contexts_that_cannot_be_are_refused():
 
 def test_rotary_designs_reach_further():
     assert count("llama-7b", 100_000).context == 100_000
+
+
+@pytest.mark.parametrize(("family", "variant"), EVERY)
+def test_every_family_holds_what_is_counted(tmp_path, family, variant):
+    from glassformer.checkpoint import read_config
+
+    reference = tiny_hf(family, **VARIANTS[family][variant])
+    reference.config.save_pretrained(tmp_path)
+    assert count(read_config(tmp_path)).parameters == reference.num_parameters()
