@@ -1,0 +1,97 @@
+/** Building elements. Text goes in as text: nothing here parses HTML. */
+
+/**
+ * @param {string} tag
+ * @param {Record<string, any>} [props] `on…` are listeners, `style` an object of properties, others attributes.
+ * @param {...(Node|string|number|null|undefined|false)} children
+ * @returns {any}
+ */
+export function h(tag, props = {}, ...children) {
+  return fill(document.createElement(tag), props, children);
+}
+
+/**
+ * @param {string} tag
+ * @param {Record<string, any>} [props]
+ * @param {...(Node|string|number|null|undefined|false)} children
+ * @returns {any}
+ */
+export function s(tag, props = {}, ...children) {
+  return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), props, children);
+}
+
+/** @param {any} element @param {Record<string, any>} props @param {any[]} children */
+function fill(element, props, children) {
+  for (const [name, value] of Object.entries(props)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [k, v] of Object.entries(value)) element.style.setProperty(k, String(v));
+    else if (name === "value") element.value = value;
+    else if (name === "checked") element.checked = value;
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  add(element, children);
+  return element;
+}
+
+/** @param {Element} element @param {any[]} children */
+function add(element, children) {
+  for (const child of children.flat(Infinity)) {
+    if (child === null || child === undefined || child === false) continue;
+    element.append(child instanceof Node ? child : String(child));
+  }
+}
+
+/** Replace what an element holds. @param {Element} element @param {...any} children */
+export function put(element, ...children) {
+  element.replaceChildren();
+  add(element, children);
+}
+
+/** A token's text made visible: spaces, line breaks and controls have signs. @param {string} text */
+export function shown(text) {
+  if (text === "") return "∅";
+  return text
+    .replace(/\n/g, "⏎")
+    .replace(/\r/g, "␍")
+    .replace(/\t/g, "⇥")
+    .replace(/^ +| +$/g, (m) => "␣".repeat(m.length))
+    .replace(/[\u0000-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2066-\u2069]/g, (c) => `‹${c.codePointAt(0)?.toString(16)}›`);
+}
+
+/** @param {number} p @param {number} [digits] */
+export function percent(p, digits = 1) {
+  if (p > 0 && p < 0.5 / 10 ** (digits + 2)) return `<${(1 / 10 ** digits).toFixed(digits)}%`;
+  return `${(100 * p).toFixed(digits)}%`;
+}
+
+/** Four significant digits. @param {number|null|undefined} x */
+export function number(x) {
+  if (x === null || x === undefined || Number.isNaN(x)) return "–";
+  if (x === 0) return "0";
+  const size = Math.abs(x);
+  return size >= 1e6 || size < 1e-3 ? x.toExponential(2) : x.toPrecision(size >= 1000 ? 6 : 4).replace(/\.?0+$/, "");
+}
+
+const tip = typeof document === "undefined" ? null : h("div", { class: "tip", role: "tooltip", hidden: true });
+
+/** Show `text()` beside the pointer or the focused element. @param {Element} element @param {() => string} text */
+export function hint(element, text) {
+  const show = (/** @type {any} */ event) => {
+    if (!tip) return;
+    if (!tip.isConnected) document.body.append(tip);
+    tip.textContent = text();
+    tip.hidden = !tip.textContent;
+    const box = element.getBoundingClientRect();
+    const x = event.clientX ?? box.left;
+    const y = event.clientY ?? box.bottom;
+    tip.style.setProperty("left", `${Math.max(8, Math.min(x + 14, innerWidth - tip.offsetWidth - 12))}px`);
+    tip.style.setProperty("top", `${y + 18 + tip.offsetHeight > innerHeight ? y - tip.offsetHeight - 12 : y + 18}px`);
+  };
+  const hide = () => { if (tip) tip.hidden = true; };
+  element.addEventListener("pointermove", show);
+  element.addEventListener("focus", show);
+  element.addEventListener("pointerleave", hide);
+  element.addEventListener("blur", hide);
+  return element;
+}

@@ -1,0 +1,57 @@
+/** A view's cycle: ask when seen, show that it works, cancel what is no longer wanted, say what went wrong. */
+
+import { h } from "./dom.js";
+
+/**
+ * @param {HTMLElement} element what shows the data
+ * @param {import("./store.js").Store} state
+ * @param {string[]} keys fields it depends on
+ * @param {(signal: AbortSignal) => Promise<any>} ask
+ * @param {(data: any) => void} draw
+ * @returns {{refresh: () => void, stop: () => void}}
+ */
+export function live(element, state, keys, ask, draw) {
+  /** @type {AbortController|null} */
+  let current = null;
+  let seen = false;
+  let stale = true;
+  const problem = h("p", { class: "problem", role: "alert", hidden: true });
+  element.before(problem);
+
+  async function run() {
+    stale = true;
+    current?.abort();
+    if (!seen) return;
+    stale = false;
+    const mine = (current = new AbortController());
+    element.setAttribute("aria-busy", "true");
+    try {
+      const data = await ask(mine.signal);
+      if (mine.signal.aborted) return;
+      problem.hidden = true;
+      if (data !== null) draw(data);
+    } catch (error) {
+      if (mine.signal.aborted) return;
+      problem.textContent = error instanceof Error ? error.message : String(error);
+      problem.hidden = false;
+      if (error instanceof Error && /** @type {any} */ (error).kind === "Gone") setTimeout(() => mine === current && run(), 2000);
+    } finally {
+      if (mine === current) element.removeAttribute("aria-busy");
+    }
+  }
+
+  const off = state.on(keys, run);
+  const watcher = new IntersectionObserver((entries) => {
+    seen = entries[entries.length - 1].isIntersecting;
+    if (seen && stale) run();
+  });
+  watcher.observe(element);
+  return {
+    refresh: run,
+    stop() {
+      off();
+      watcher.disconnect();
+      current?.abort();
+    },
+  };
+}

@@ -1,0 +1,64 @@
+/** The arithmetic of sampling, on the model's own logits: what the sliders change needs no new forward. */
+
+/**
+ * From raw logits to the distribution that is sampled from.
+ * @param {Float32Array} logits
+ * @param {{temperature: number, top_k: number, top_p: number, min_p: number}} how 0, 1 and 0 switch the cuts off
+ * @returns {{raw: Float64Array, tempered: Float64Array, final: Float64Array, kept: number, mass: number, order: Uint32Array}}
+ */
+export function sampling(logits, how) {
+  const raw = softmax(logits, 1);
+  const order = sorted(raw);
+  const tempered = how.temperature > 0 ? softmax(logits, how.temperature) : onlyFirst(raw.length, order[0]);
+  let kept = raw.length;
+  if (how.top_k > 0) kept = Math.min(kept, how.top_k);
+  if (how.top_p < 1) {
+    let sum = 0;
+    let count = 0;
+    let whole = 0;
+    for (let i = 0; i < kept; i++) whole += tempered[order[i]];
+    while (count < kept && sum < how.top_p * whole) sum += tempered[order[count++]];
+    kept = Math.max(1, count);
+  }
+  if (how.min_p > 0) {
+    const least = how.min_p * tempered[order[0]];
+    let count = 0;
+    while (count < kept && tempered[order[count]] >= least) count++;
+    kept = Math.max(1, count);
+  }
+  let mass = 0;
+  for (let i = 0; i < kept; i++) mass += tempered[order[i]];
+  const final = new Float64Array(raw.length);
+  for (let i = 0; i < kept; i++) final[order[i]] = tempered[order[i]] / mass;
+  return { raw, tempered, final, kept, mass, order };
+}
+
+/** @param {ArrayLike<number>} logits @param {number} temperature */
+export function softmax(logits, temperature) {
+  let top = -Infinity;
+  for (let i = 0; i < logits.length; i++) if (logits[i] > top) top = logits[i];
+  const out = new Float64Array(logits.length);
+  let sum = 0;
+  for (let i = 0; i < logits.length; i++) sum += out[i] = Math.exp((logits[i] - top) / temperature);
+  for (let i = 0; i < out.length; i++) out[i] /= sum;
+  return out;
+}
+
+/** Ids, most probable first; of equals the smaller id first. @param {Float64Array} p */
+export function sorted(p) {
+  return Uint32Array.from(p.keys()).sort((a, b) => p[b] - p[a] || a - b);
+}
+
+/** @param {number} length @param {number} id */
+function onlyFirst(length, id) {
+  const out = new Float64Array(length);
+  out[id] = 1;
+  return out;
+}
+
+/** In nats. @param {Float64Array} p */
+export function entropy(p) {
+  let sum = 0;
+  for (const x of p) if (x > 0) sum -= x * Math.log(x);
+  return sum;
+}

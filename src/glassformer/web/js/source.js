@@ -1,0 +1,68 @@
+/** Where views get their data: over HTTP in the app; reports and notebooks bring sources of their own. */
+
+export class SourceProblem extends Error {
+  /** @param {string} message @param {string} kind */
+  constructor(message, kind) {
+    super(message);
+    this.kind = kind;
+  }
+}
+
+export class HttpSource {
+  constructor() {
+    this.live = true;
+  }
+
+  /** @param {string} view @param {Record<string, any>} args @param {{signal?: AbortSignal}} [options] @returns {Promise<any>} */
+  async get(view, args, { signal } = {}) {
+    return (await this.#post(`/api/view/${view}`, args, signal)).json();
+  }
+
+  /** @param {string} path @param {Record<string, any>} args @param {AbortSignal} [signal] */
+  async #post(path, args, signal) {
+    let answer;
+    try {
+      answer = await fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(args), signal });
+    } catch (error) {
+      if (signal?.aborted) throw error;
+      throw new SourceProblem("The server does not answer. Start it again with glassformer open; this page then goes on.", "Gone");
+    }
+    if (!answer.ok) {
+      const data = await answer.json().catch(() => null);
+      throw new SourceProblem(data?.error?.message ?? `The server answered ${answer.status}.`, data?.error?.kind ?? "Error");
+    }
+    return answer;
+  }
+
+  /** Server-sent events as they come. @param {string} path @param {Record<string, any>} args @param {{signal?: AbortSignal}} [options] */
+  async *stream(path, args, { signal } = {}) {
+    const answer = await this.#post(path, args, signal);
+    if (!answer.body) return;
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      rest += value;
+      const events = rest.split("\n\n");
+      rest = events.pop() ?? "";
+      for (const event of events) {
+        const data = JSON.parse(event.replace(/^data: /, ""));
+        if (data.error) throw new SourceProblem(data.error.message, data.error.kind);
+        yield data;
+      }
+    }
+  }
+
+  /** @param {Record<string, any>} args */
+  async report(args) {
+    return (await this.#post("/api/report", args)).blob();
+  }
+}
+
+/** Numbers sent as base64. @param {{shape: number[], dtype: string, base64: string}} packed */
+export function unpack(packed) {
+  const bytes = Uint8Array.from(atob(packed.base64), (c) => c.charCodeAt(0));
+  const data = packed.dtype === "uint8" ? bytes : new Float32Array(bytes.buffer);
+  return { shape: packed.shape, data };
+}

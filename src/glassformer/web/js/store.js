@@ -1,0 +1,66 @@
+/** What the page is looking at: one flat observable state, restored from and written to the address. */
+
+/** Fields that a shared address restores. */
+const SHARED = ["text", "model", "position", "layer", "head", "query", "key", "tab", "edits", "temperature", "top_k", "top_p", "min_p", "token", "against"];
+
+export class Store {
+  /** @param {Record<string, any>} initial */
+  constructor(initial) {
+    this.values = { ...initial };
+    /** @type {Set<{keys: Set<string>|null, call: (changed: Set<string>) => void}>} */
+    this.listeners = new Set();
+  }
+
+  /** @param {string} key */
+  get(key) {
+    return this.values[key];
+  }
+
+  /** Set several fields; listeners hear once, only of what changed. @param {Record<string, any>} change */
+  set(change) {
+    const changed = new Set();
+    for (const [key, value] of Object.entries(change)) {
+      if (JSON.stringify(this.values[key]) !== JSON.stringify(value)) {
+        this.values[key] = value;
+        changed.add(key);
+      }
+    }
+    if (!changed.size) return;
+    for (const { keys, call } of [...this.listeners]) {
+      if (!keys || [...changed].some((k) => keys.has(k))) call(changed);
+    }
+  }
+
+  /** @param {string[]|null} keys @param {(changed: Set<string>) => void} call @returns {() => void} */
+  on(keys, call) {
+    const entry = { keys: keys ? new Set(keys) : null, call };
+    this.listeners.add(entry);
+    return () => this.listeners.delete(entry);
+  }
+
+  /** The address fragment that restores this state. */
+  fragment() {
+    const parts = SHARED.filter((k) => this.values[k] !== null && this.values[k] !== undefined && this.values[k] !== "")
+      .filter((k) => !(k === "edits" && this.values[k].length === 0))
+      .map((k) => `${k}=${encodeURIComponent(typeof this.values[k] === "string" ? this.values[k] : JSON.stringify(this.values[k]))}`);
+    return "#" + parts.join("&");
+  }
+}
+
+/** Fields from an address fragment; what cannot be read is left out. @param {string} fragment */
+export function fromFragment(fragment) {
+  /** @type {Record<string, any>} */
+  const found = {};
+  for (const part of fragment.replace(/^#/, "").split("&")) {
+    const at = part.indexOf("=");
+    const key = part.slice(0, at);
+    if (at < 0 || !SHARED.includes(key)) continue;
+    try {
+      const value = decodeURIComponent(part.slice(at + 1));
+      found[key] = ["text", "model", "tab"].includes(key) ? value : JSON.parse(value);
+    } catch {
+      continue;
+    }
+  }
+  return found;
+}

@@ -1,0 +1,64 @@
+/** Depth: the lens table, and one token's journey through the layers. */
+
+import { css, inkOn } from "../colour.js";
+import { h, hint, number, percent, put, shown } from "../dom.js";
+import { live } from "../live.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+const COLUMNS = 16;
+
+/** @param {HTMLElement} element @param {any} source @param {Store} state */
+export function mount(element, source, state) {
+  const table = h("div", { class: "scroll-x" });
+  const journey = h("div", { class: "journey" });
+  const pager = h("div", { class: "row" });
+  element.append(
+    h("h2", {}, "What each layer would say"),
+    h("p", { class: "soft small" }, "The stream after every half-step, read out as if it were the last: the most likely next token, its probability as colour. The top row is the model's answer."),
+    pager, table,
+    h("h2", {}, "One token's journey"),
+    h("p", { class: "soft small" }, "What attention and feed-forward each added, as a length, and the probability that the stream then gives to the model's final choice."),
+    journey,
+  );
+  const window_ = () => {
+    const n = state.get("count");
+    const at = state.get("position") ?? n - 1;
+    const start = Math.max(0, Math.min(n - COLUMNS, at - COLUMNS + 1));
+    return [start, Math.min(n, start + COLUMNS)];
+  };
+  live(table, state, ["text", "model", "edits", "position", "count"], async (signal) => {
+    if (!state.get("text") || !state.get("count")) return null;
+    const [start, stop] = window_();
+    return source.get("lens", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), start, stop, top: 3 }, { signal });
+  }, (data) => {
+    const tokens = state.get("tokens");
+    const place = (/** @type {string} */ name) => name.replace(/^blocks\.(\d+)\.resid_mid$/, "$1 · attention").replace(/^blocks\.(\d+)\.resid_post$/, "$1 · feed-forward").replace(/^embed$/, "embedding");
+    put(pager, h("span", { class: "soft small" }, `positions ${data.positions[0]} to ${data.positions[data.positions.length - 1]} of ${tokens.length}`));
+    const head = h("tr", {}, h("th", { scope: "col" }, "after"), data.positions.map((/** @type {number} */ p) => h("th", { scope: "col", class: "mono" }, shown(tokens[p] ?? ""))));
+    put(table, h("table", { class: "lens" }, h("thead", {}, head), h("tbody", {}, [...data.rows].reverse().map((/** @type {any} */ row) =>
+      h("tr", {}, h("th", { scope: "row" }, place(row.place)), row.cells.map((/** @type {any} */ cell) => {
+        const [best] = cell.top;
+        const td = h("td", { class: "mono" }, shown(best.token));
+        td.style.setProperty("background", css(best.probability));
+        td.style.setProperty("color", inkOn(best.probability));
+        return hint(td, () => cell.top.map((/** @type {any} */ t) => `${shown(t.token)}  ${percent(t.probability, 2)}`).join("\n") + `\nentropy ${cell.entropy.toFixed(2)} nats\nthe model's choice is number ${cell.rank + 1} here, ${percent(cell.followed, 2)}`);
+      }))))));
+  });
+  live(journey, state, ["text", "model", "edits", "position", "count"], async (signal) => {
+    if (!state.get("text") || !state.get("count")) return null;
+    return source.get("journey", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: state.get("position") ?? -1 }, { signal });
+  }, (data) => {
+    const largest = Math.max(...data.steps.map((/** @type {any} */ s) => s.added_norm));
+    put(journey, h("p", { class: "small" }, `Following “${shown(data.followed.token)}” after position ${data.position}.`), data.steps.map((/** @type {any} */ step) => {
+      const bar = h("span", { class: `bar ${step.kind}` });
+      bar.style.setProperty("--share", String(step.added_norm / largest));
+      const chance = h("span", { class: "dot" });
+      chance.style.setProperty("left", `${100 * (step.followed ?? 0)}%`);
+      const name = step.kind === "embed" ? "embedding" : `${step.layer} · ${step.kind === "attn" ? "attention" : "feed-forward"}`;
+      return hint(h("div", { class: "hop" }, h("span", { class: "small" }, name), h("span", { class: "track" }, bar), h("span", { class: "lane" }, chance),
+        h("span", { class: "mono small" }, step.top.length ? shown(step.top[0].token) : "")),
+      () => `added a vector of length ${number(step.added_norm)}; the stream is now ${number(step.norm)} long\ncosine with the stream before: ${number(step.turned)}` + (step.followed === null ? "" : `\n“${shown(data.followed.token)}” has ${percent(step.followed, 2)} here, number ${step.rank + 1}`));
+    }));
+  });
+}

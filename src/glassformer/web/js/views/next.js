@@ -1,0 +1,177 @@
+/** The next word: bars of probability, tokens or whole words, and sliders that act on the logits at once. */
+
+import { h, hint, number, percent, put, shown } from "../dom.js";
+import { live } from "../live.js";
+import { entropy, sampling } from "../math.js";
+import { unpack } from "../source.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+const SLIDERS = [
+  { key: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, off: 1, show: (/** @type {number} */ v) => v.toFixed(2) },
+  { key: "top_k", label: "Top-k", min: 0, max: 100, step: 1, off: 0, show: (/** @type {number} */ v) => (v ? String(v) : "off") },
+  { key: "top_p", label: "Top-p", min: 0.05, max: 1, step: 0.01, off: 1, show: (/** @type {number} */ v) => (v < 1 ? v.toFixed(2) : "off") },
+  { key: "min_p", label: "Min-p", min: 0, max: 0.5, step: 0.01, off: 0, show: (/** @type {number} */ v) => (v ? v.toFixed(2) : "off") },
+];
+
+/** @param {HTMLElement} element @param {any} source @param {Store} state */
+export function mount(element, source, state) {
+  /** @type {any} */
+  let data = null;
+  /** @type {Float32Array|null} */
+  let logits = null;
+  /** @type {Map<number, string>} */
+  const texts = new Map();
+  let hidden = false;
+
+  const unit = h("div", { class: "row", role: "group", "aria-label": "Show" });
+  const bars = h("div", { class: "bars", role: "list", "aria-label": "Most probable next tokens" });
+  const words = h("div", { class: "bars", role: "list", "aria-label": "Most probable next words" });
+  const facts = h("p", { class: "soft small" });
+  const sliders = h("div", { class: "sliders" });
+  const guess = h("form", { class: "row guess" });
+  const said = h("p", { class: "small", role: "status" });
+  element.append(
+    h("div", { class: "row spread" }, h("h2", {}, "Next word"), unit),
+    h("p", { class: "soft small", id: "next-after" }),
+    bars, words, facts, h("h3", {}, "Choosing"), sliders, guess, said,
+  );
+  const after = /** @type {HTMLElement} */ (element.querySelector("#next-after"));
+
+  for (const [name, label] of [["tokens", "Tokens"], ["words", "Whole words"]]) {
+    unit.append(h("button", { type: "button", "data-unit": name, onclick: () => state.set({ unit: name }) }, label));
+  }
+  const inputs = SLIDERS.map((slider) => {
+    const out = h("output", { class: "num" });
+    const input = h("input", {
+      type: "range", min: slider.min, max: slider.max, step: slider.step, value: state.get(slider.key), id: `slider-${slider.key}`,
+      oninput: () => state.set({ [slider.key]: Number(input.value) }),
+    });
+    sliders.append(h("label", { for: `slider-${slider.key}` }, slider.label), input, out);
+    return { ...slider, input, out };
+  });
+  sliders.append(h("button", { type: "button", class: "small", onclick: () => state.set({ temperature: 1, top_k: 0, top_p: 1, min_p: 0 }) }, "As the model says"));
+
+  const attempt = h("input", { type: "text", placeholder: "Your guess, then Enter", "aria-label": "Your guess of the next word", size: "16" });
+  const cover = h("button", { type: "button", "aria-pressed": "false", onclick: () => { hidden = !hidden; draw(); } }, "Guess first");
+  guess.append(cover, attempt);
+  guess.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const word = attempt.value.trim();
+    if (!word || !data) return;
+    const found = data.tokens.findIndex((/** @type {any} */ t) => t.token.trim().toLowerCase() === word.toLowerCase());
+    said.textContent = found < 0
+      ? `“${word}” is not among the model's first ${data.tokens.length} tokens.`
+      : `“${word}” is the model's choice number ${found + 1}, with ${percent(data.tokens[found].probability)}.`;
+    hidden = false;
+    draw();
+  });
+
+  function how() {
+    return Object.fromEntries(SLIDERS.map(({ key }) => [key, state.get(key)]));
+  }
+
+  function draw() {
+    for (const { key, input, out, show } of inputs) {
+      input.value = String(state.get(key));
+      out.textContent = show(state.get(key));
+    }
+    for (const button of unit.children) button.setAttribute("aria-pressed", String(button.dataset.unit === state.get("unit")));
+    cover.setAttribute("aria-pressed", String(hidden));
+    attempt.hidden = !hidden;
+    bars.hidden = state.get("unit") !== "tokens" || hidden;
+    words.hidden = state.get("unit") !== "words" || hidden;
+    if (!data || !logits) return;
+    const at = data.position;
+    const tokens = state.get("tokens");
+    after.textContent = at === tokens.length - 1 ? "after the whole text" : `after “…${shown(tokens[at] ?? "")}”, position ${at}`;
+    if (hidden) {
+      facts.textContent = "";
+      return;
+    }
+    const settings = /** @type {any} */ (how());
+    const plain = settings.temperature === 1 && !settings.top_k && settings.top_p === 1 && !settings.min_p;
+    const d = sampling(logits, settings);
+    const rows = Array.from(d.order.subarray(0, 12));
+    need(rows);
+    const largest = Math.max(d.final[rows[0]], d.raw[rows[0]]);
+    put(bars, rows.map((id) => row(id, d, largest, settings, plain)));
+    facts.textContent = plain
+      ? `entropy ${data.entropy.toFixed(2)} nats · the other ${(logits.length - rows.length).toLocaleString()} tokens share ${percent(1 - rows.reduce((s, i) => s + d.raw[i], 0))}`
+      : `${d.kept.toLocaleString()} of ${logits.length.toLocaleString()} tokens kept, holding ${percent(d.mass)} after tempering · entropy ${entropy(d.raw).toFixed(2)} → ${entropy(d.final).toFixed(2)} nats`;
+  }
+
+  /** @param {number} id @param {any} d @param {number} largest @param {any} settings @param {boolean} plain */
+  function row(id, d, largest, settings, plain) {
+    const text = texts.get(id) ?? `#${id}`;
+    const bar = h("span", { class: "bar" });
+    bar.style.setProperty("--share", String(d.final[id] / largest));
+    const was = h("span", { class: "was" });
+    was.style.setProperty("--share", String(d.raw[id] / largest));
+    const item = h("button", {
+      type: "button", class: d.final[id] ? "prob" : "prob cut", role: "listitem", "aria-label": `${shown(text)}, ${percent(d.final[id])}; continue the text with it`,
+      onclick: () => branch(text),
+    },
+      h("span", { class: "what mono" }, shown(text)),
+      h("span", { class: "track" }, plain ? null : was, bar),
+      plain
+        ? h("span", { class: "num" }, percent(d.final[id]))
+        : h("span", { class: "num columns" }, h("span", {}, percent(d.raw[id])), h("span", {}, percent(d.tempered[id])), h("span", {}, d.final[id] ? percent(d.final[id]) : "cut")),
+    );
+    const l = /** @type {Float32Array} */ (logits);
+    hint(item, () => [
+      `logit ${number(l[id])}`,
+      `raw        e^${number(l[id])} / Σ e^logit = ${percent(d.raw[id], 2)}`,
+      settings.temperature > 0 ? `tempered   e^(${number(l[id])} / ${settings.temperature}) / Σ = ${percent(d.tempered[id], 2)}` : "tempered   temperature 0 takes the first only",
+      d.final[id] ? `final      ${percent(d.tempered[id], 2)} / ${percent(d.mass, 2)} kept = ${percent(d.final[id], 2)}` : `cut        not among the ${d.kept} kept`,
+    ].join("\n"));
+    return item;
+  }
+
+  /** @param {string} text */
+  function branch(text) {
+    if (!source.live || text.includes("\ufffd")) return;
+    const tokens = state.get("tokens");
+    const whole = data.position === tokens.length - 1;
+    const before = whole ? state.get("text") : tokens.slice(0, data.position + 1).join("");
+    state.set({ text: before + text, position: null, edits: [], query: null, key: null });
+  }
+
+  /** @param {number[]} ids */
+  async function need(ids) {
+    const missing = ids.filter((id) => !texts.has(id));
+    if (!missing.length) return;
+    const found = await source.get("vocab", { ids: missing, model: state.get("model") }).catch(() => null);
+    if (!found) return;
+    missing.forEach((id, i) => texts.set(id, found.texts[i]));
+    draw();
+  }
+
+  const args = () => ({ text: state.get("text"), model: state.get("model"), position: state.get("position") ?? -1, edits: state.get("edits") });
+  live(bars, state, ["text", "model", "position", "edits"], async (signal) => {
+    if (!state.get("text")) return null;
+    return { ...(await source.get("next", args(), { signal })), text: state.get("text") };
+  }, (found) => {
+    data = found;
+    logits = /** @type {Float32Array} */ (unpack(found.logits).data);
+    for (const token of found.tokens) texts.set(token.id, token.token);
+    state.set({ prediction: { text: found.text, token: found.tokens[0].token, id: found.tokens[0].id } });
+    draw();
+  });
+  live(words, state, ["text", "model", "position", "edits", "unit"], async (signal) => {
+    if (!state.get("text") || state.get("unit") !== "words") return null;
+    return source.get("words", args(), { signal });
+  }, (found) => {
+    const largest = found.words.length ? found.words[0].upper : 1;
+    put(words, found.words.map((/** @type {any} */ w) => {
+      const bar = h("span", { class: "bar" });
+      bar.style.setProperty("--share", String(w.probability / largest));
+      const more = h("span", { class: "was" });
+      more.style.setProperty("--share", String(w.upper / largest));
+      return h("div", { class: "prob", role: "listitem" }, h("span", { class: "what" }, shown(w.word)), h("span", { class: "track" }, more, bar),
+        h("span", { class: "num" }, `${percent(w.probability)} – ${percent(w.upper)}`));
+    }), h("p", { class: "soft small" }, `${percent(found.coverage)} of the probability was followed to whole words; each may have up to ${percent(1 - found.coverage)} more. At the model's own temperature.`));
+  });
+  state.on(["temperature", "top_k", "top_p", "min_p", "unit", "tokens"], draw);
+  draw();
+}

@@ -1,0 +1,128 @@
+/** Why: the prediction taken apart, with its receipt; parts switched off to see what changes. */
+
+import { signed } from "../colour.js";
+import { h, hint, number, percent, put, shown } from "../dom.js";
+import { live } from "../live.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+/** @param {any} edit */
+export function editName(edit) {
+  if (edit.kind === "ablate_head") return `layer ${edit.layer} head ${edit.head} off`;
+  if (edit.kind === "ablate_attn") return `layer ${edit.layer} attention off`;
+  if (edit.kind === "ablate_mlp") return `layer ${edit.layer} feed-forward off`;
+  if (edit.kind === "ablate_neuron") return `layer ${edit.layer} neuron ${edit.neuron} off`;
+  return `nobody looks at ${edit.source.length > 1 ? `positions ${edit.source.join(", ")}` : `position ${edit.source[0]}`}`;
+}
+
+/** @param {HTMLElement} element @param {any} source @param {Store} state */
+export function mount(element, source, state) {
+  const form = h("form", { class: "row" });
+  const token = h("input", { type: "text", size: "10", "aria-label": "Token to explain", placeholder: "its first choice" });
+  const against = h("input", { type: "text", size: "10", "aria-label": "Compared with", placeholder: "compared with…" });
+  form.append(h("label", { class: "small" }, "Why ", token), h("label", { class: "small" }, "rather than ", against), h("button", { type: "submit" }, "Explain"),
+    h("span", { class: "soft small" }, "a token carries its leading space"));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    state.set({ token: token.value || null, against: against.value || null });
+  });
+  const edits = h("div", { class: "row", role: "group", "aria-label": "Switched off" });
+  const effect = h("div", { class: "effect" });
+  const body = h("div", { class: "why" });
+  element.append(h("h2", {}, "Why it says so"), form, edits, effect, body);
+
+  function drawEdits() {
+    const list = state.get("edits");
+    put(edits, list.map((/** @type {any} */ edit, /** @type {number} */ i) => h("button", {
+      type: "button", "aria-label": `Switch on again: ${editName(edit)}`, onclick: () => state.set({ edits: list.filter((/** @type {any} */ _, /** @type {number} */ j) => j !== i) }),
+    }, `${editName(edit)} ✕`)), list.length > 1 ? h("button", { type: "button", onclick: () => state.set({ edits: [] }) }, "All on again") : null,
+    list.length ? h("button", { type: "button", onclick: () => state.set({ edits: list.slice(0, -1) }) }, "Undo") : null);
+  }
+  /** @param {any} edit */
+  function switchOff(edit) {
+    if (!source.live) return;
+    const list = state.get("edits");
+    if (!list.some((/** @type {any} */ e) => JSON.stringify(e) === JSON.stringify(edit))) state.set({ edits: [...list, edit] });
+  }
+  state.on(["edits"], drawEdits);
+  drawEdits();
+
+  const where = () => ({ text: state.get("text"), model: state.get("model"), position: state.get("position") ?? -1 });
+  live(effect, state, ["text", "model", "position", "edits"], async (signal) => {
+    if (!state.get("edits").length || !state.get("text")) {
+      put(effect);
+      return null;
+    }
+    return source.get("effects", { ...where(), edits: state.get("edits"), top: 8 }, { signal });
+  }, (data) => {
+    const side = (/** @type {string} */ name, /** @type {any} */ which) => h("div", {}, h("h3", {}, name), which.tokens.slice(0, 8).map((/** @type {any} */ t) => {
+      const bar = h("span", { class: "bar" });
+      bar.style.setProperty("--share", String(t.probability));
+      return h("div", { class: "prob" }, h("span", { class: "what mono" }, shown(t.token)), h("span", { class: "track" }, bar), h("span", { class: "num" }, percent(t.probability)));
+    }));
+    put(effect, h("div", { class: "two" }, side("Before", data.before), side("After", data.after)),
+      h("p", { class: "small soft num" }, `KL divergence ${number(data.kl)} nats. Moved most: ${data.changed.slice(0, 4).map((/** @type {any} */ c) => `${shown(c.token)} ${percent(c.before)} → ${percent(c.after)}`).join(", ")}.`));
+  });
+
+  live(body, state, ["text", "model", "position", "token", "against"], async (signal) => {
+    if (!state.get("text")) return null;
+    const found = await source.get("why", { ...where(), token: state.get("token"), against: state.get("against") }, { signal });
+    return found;
+  }, draw);
+
+  /** @param {any} d */
+  function draw(d) {
+    const tokens = d.tokens;
+    const measured = (/** @type {any} */ p) => p.total ?? p.direct;
+    const parts = d.parts.filter((/** @type {any} */ p) => p.kind !== "head" || p.source === null || d.parts.length < 60);
+    const ranked = [...d.parts].sort((a, b) => Math.abs(measured(b)) - Math.abs(measured(a)));
+    const largest = Math.max(...ranked.slice(0, 1).map((p) => Math.abs(measured(p))), 1e-9);
+    const wordSize = (/** @type {any} */ w) => w.replaced?.median ?? w.knocked_out ?? 0;
+    const loudest = Math.max(...d.words.map((/** @type {any} */ w) => Math.abs(wordSize(w))), 1e-9);
+    put(body,
+      h("p", { class: "sentence" }, d.sentence),
+      h("div", { class: "receipt num" }, h("h3", {}, "Receipt"),
+        h("dl", {}, pair("explained", `${number(d.value)} (${d.unit})`), pair("sum of parts", number(d.sum)), pair("residual", `${d.residual.toExponential(1)} of the sum of absolute parts`),
+          pair("probability", percent(d.probability, 2)), pair("precision", d.precision),
+          ...Object.entries(d.agreement).filter(([, v]) => typeof v === "number").map(([k, v]) => pair(k.replaceAll("_", " "), number(/** @type {number} */ (v)))))),
+      h("h3", {}, "Words: what happens when one is replaced by others"),
+      h("div", { class: "chips big" }, d.words.map((/** @type {any} */ w) => {
+        const x = wordSize(w);
+        const chip = h("button", { type: "button", class: "chip word", onclick: () => switchOff({ kind: "knockout", source: w.positions }) }, w.word);
+        chip.style.setProperty("background", signed(x / loudest));
+        return hint(chip, () => [
+          w.replaced ? `replaced: ${number(w.replaced.median)} median, ${number(w.replaced.low)} to ${number(w.replaced.high)}` : "not replaced",
+          w.knocked_out === null ? "" : `nobody looks at it: ${number(w.knocked_out)}`,
+          w.sink ? "the first position is a sink: heads rest there" : "", "click: nobody looks at it"].filter(Boolean).join("\n"));
+      })),
+      h("h3", {}, "Parts, by what their removal changes"),
+      h("div", { class: "waterfall", role: "list" }, ranked.slice(0, 24).map((p) => {
+        const x = measured(p);
+        const bar = h("span", { class: "bar" });
+        bar.style.setProperty("--from", String(x >= 0 ? 0.5 : 0.5 + x / largest / 2));
+        bar.style.setProperty("--share", String(Math.abs(x) / largest / 2));
+        bar.style.setProperty("background", signed(x >= 0 ? 1 : -1));
+        return hint(h("button", { type: "button", class: "part", role: "listitem", onclick: () => { const edit = editOf(p); if (edit) switchOff(edit); } },
+          h("span", { class: "small" }, partName(p, tokens)), h("span", { class: "track" }, bar), h("span", { class: "num small" }, `${x >= 0 ? "+" : "−"}${number(Math.abs(x))}`)),
+        () => `claimed direct ${number(p.claimed)}\nmeasured direct ${number(p.direct)}\nmeasured total ${p.total === null ? "not measured" : number(p.total)}\nlarger than ${number(p.percentile)}% of its kind${editOf(p) ? "\nclick: switch it off" : ""}`);
+      })),
+      h("p", { class: "soft small" }, `${d.parts.length.toLocaleString()} parts in all; the ${Math.min(24, ranked.length)} largest are drawn. ${parts.length ? "" : ""}Words were replaced ${d.replacements.count} times each, seed ${d.replacements.seed}.`),
+    );
+  }
+  const pair = (/** @type {string} */ k, /** @type {string} */ v) => h("div", {}, h("dt", {}, k), h("dd", {}, v));
+}
+
+/** @param {any} p @param {string[]} tokens */
+function partName(p, tokens) {
+  const from = p.source === null ? "" : ` from “${shown(tokens[p.source] ?? "")}”`;
+  if (p.kind === "head") return `layer ${p.layer} head ${p.head}${from}`;
+  if (p.layer === null) return p.kind.replaceAll("_", " ") + from;
+  return `layer ${p.layer} ${p.kind.replaceAll("_", " ")}${from}`;
+}
+
+/** @param {any} p */
+function editOf(p) {
+  if (p.kind === "head") return { kind: "ablate_head", layer: p.layer, head: p.head };
+  if (p.kind.includes("feed") || p.kind === "mlp") return { kind: "ablate_mlp", layer: p.layer };
+  return null;
+}
