@@ -176,6 +176,21 @@ def test_a_family_is_found_for_a_design(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_llama_3_scaling_comes_back_by_its_name(tmp_path: Path) -> None:
+    """As a tensor of divisors it could not be exported to the other layout again."""
+    parameters = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0}
+    parameters |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    tiny_hf("llama", head_dim=64, rope_parameters=parameters).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    file = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, dtype="float32")
+    assert read_config(file) == checkpoint.config
+    other = {**parameters, "low_freq_factor": 2.0}
+    tiny_hf("llama", head_dim=64, rope_parameters=other).save_pretrained(tmp_path / "other")
+    checkpoint = open_checkpoint(tmp_path / "other")
+    file = write_gguf(tmp_path / "o.gguf", checkpoint.config, checkpoint.tensors, dtype="float32")
+    assert read_config(file).position.scaling.kind == "factors"
+
+
 # Quantised files
 
 

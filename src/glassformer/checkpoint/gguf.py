@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families import Family, GgufLayout, by_architecture
 from glassformer.checkpoint.families.family import sound
+from glassformer.checkpoint.families.settings import named_factors
 from glassformer.checkpoint.gguf_header import GgufHeader, Stored, read_gguf_header
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import LazyTensors
 from glassformer.checkpoint.tables import Table, take, take_rows
 from glassformer.checkpoint.tensorfile import SIZES, TensorFile, read_header, write_tensors
 from glassformer.errors import CheckpointError, UnsupportedError
-from glassformer.model.config import Config, RopeScaling
+from glassformer.model.config import Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,19 +108,20 @@ def _with_factors(config: Config, header: GgufHeader) -> Config:
         return config
     if stored.kind != "F32":
         raise UnsupportedError(f"{header.path} stores {_FACTORS} as {stored.kind} instead of F32.")
-    import struct
-
     with header.path.open("rb") as file:
         file.seek(stored.start)
         data = file.read(stored.end - stored.start)
     factors = struct.unpack(f"<{len(data) // 4}f", data)
-    if set(factors) == {1.0}:
+    if not all(0 < factor < math.inf for factor in factors):
+        raise CheckpointError(f"{header.path} holds rotary divisors in {_FACTORS} that are not positive numbers.")
+    scaling = named_factors(config, factors)
+    if scaling is None:
         return config
     if config.position.scaling is not None:
         raise UnsupportedError(
             f"{header.path} holds {_FACTORS} and sets rope.scaling.type too; Glassformer expresses one of them."
         )
-    position = dataclasses.replace(config.position, scaling=RopeScaling("factors", factors=factors))
+    position = dataclasses.replace(config.position, scaling=scaling)
     return dataclasses.replace(config, position=position)
 
 

@@ -8,6 +8,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Imports neith
 
 from __future__ import annotations
 
+import functools
 import mmap
 import struct
 from collections.abc import Callable, Mapping
@@ -68,12 +69,21 @@ class GgufHeader:
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """The header of a GGUF file, versions 2 and 3.
+    """The header of a GGUF file, versions 2 and 3; the last one read is remembered while its file does not change.
 
     Raises:
         CheckpointError: the file is not a GGUF, is truncated, or lies about its sizes.
         UnsupportedError: another version, the other byte order, or an unknown tensor type.
     """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from None
+    return _read(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)  # a start asks for the design, the tokenizer and the tensors, in three places
+def _read(path: Path, size: int, changed: int) -> GgufHeader:
     try:
         with path.open("rb") as file:
             start = file.read(8)

@@ -11,11 +11,12 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families import FAMILIES, Family, named
 from glassformer.checkpoint.families.family import expressible
+from glassformer.checkpoint.families.settings import float32, rope_factors
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import check_shapes
 from glassformer.checkpoint.tables import Table
@@ -38,7 +39,7 @@ def write_gguf(
     tokenizer: Any = None,
     *,
     family: str | None = None,
-    dtype: Literal["float32", "float16"] = "float16",
+    dtype: str = "float16",
     name: str | None = None,
 ) -> Path:
     """Writes a GGUF; it appears under its name only when it is whole.
@@ -47,7 +48,7 @@ def write_gguf(
         tensors: by native key.
         tokenizer: anything with ``gguf_fields()``, the ``tokenizer.*`` settings; None writes a model without one.
         family: whose architecture; None for the first that expresses the design.
-        dtype: of the matrices; norms, biases and positions are float32 always.
+        dtype: "float32" or "float16", of the matrices; norms, biases and positions are float32 always.
         name: what the file calls the model.
     Raises:
         UnsupportedError: the design, or a matrix's values in float16, cannot be expressed; by name.
@@ -146,7 +147,7 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
     settings: dict[str, Any] = {}
 
     def read_back() -> Config:
-        settings.update({key: _float32(value) for key, value in layout.write(config).items()})
+        settings.update({key: float32(value) for key, value in layout.write(config).items()})
         shapes: dict[str, Shape] = {name: place.shape for name, place in table.places.items()}
         prefixed = {f"{layout.architecture}.{key}": value for key, value in settings.items()}
         back = layout.read(Attributes(prefixed, "its header", f"{layout.architecture}."), shapes)
@@ -155,21 +156,6 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
 
     expressible(plain, read_back, what, tolerance=1e-6)
     return table, settings
-
-
-def rope_factors(config: Config) -> tuple[float, ...]:
-    """The divisor of each rotated pair's frequency, for the scalings that GGUF stores as a tensor; else empty."""
-    scaling = config.position.scaling
-    if scaling is None or scaling.kind not in ("llama3", "factors"):
-        return ()
-    if scaling.kind == "factors":
-        return tuple(_float32(factor) for factor in scaling.factors)
-    rotated, factors = config.rotary_dims, []
-    for pair in range(rotated // 2):
-        turns = scaling.original_context / (2 * math.pi * config.position.theta ** (2 * pair / rotated))
-        blend = min(max((turns - scaling.low) / (scaling.high - scaling.low), 0.0), 1.0)
-        factors.append(_float32(1 / ((1 - blend) / scaling.factor + blend)))
-    return tuple(factors)
 
 
 def _vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
@@ -237,7 +223,3 @@ def _array(values: tuple[float, ...]) -> Any:
     import numpy as np
 
     return np.array(values, dtype=np.float32)
-
-
-def _float32(value: Any) -> Any:
-    return struct.unpack("<f", struct.pack("<f", value))[0] if isinstance(value, float) else value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -225,3 +227,37 @@ def gguf_rope_settings(config: Config) -> dict[str, Any]:
         settings["rope.scaling.yarn_beta_fast"] = scaling.high
         settings["rope.scaling.attn_factor"] = scaling.attention_factor / _yarn_temperature(scaling.factor)
     return settings
+
+
+def rope_factors(config: Config) -> tuple[float, ...]:
+    """The divisor of each rotated pair's frequency, for the scalings that GGUF stores as a tensor; else empty."""
+    scaling = config.position.scaling
+    if scaling is None or scaling.kind not in ("llama3", "factors"):
+        return ()
+    if scaling.kind == "factors":
+        return tuple(float32(factor) for factor in scaling.factors)
+    rotated, factors = config.rotary_dims, []
+    for pair in range(rotated // 2):
+        turns = scaling.original_context / (2 * math.pi * config.position.theta ** (2 * pair / rotated))
+        blend = min(max((turns - scaling.low) / (scaling.high - scaling.low), 0.0), 1.0)
+        factors.append(float32(1 / ((1 - blend) / scaling.factor + blend)))
+    return tuple(factors)
+
+
+def named_factors(config: Config, factors: tuple[float, ...]) -> RopeScaling | None:
+    """The scaling that a tensor of divisors stands for; Llama 3's by its name, which other layouts know."""
+    if all(factor == 1 for factor in factors):
+        return None
+    stored = RopeScaling("factors", factors=factors)
+    guess = RopeScaling("llama3", factor=max(factors), original_context=8192, low=1.0, high=4.0)
+    position = dataclasses.replace(config.position, scaling=guess)
+    computed = rope_factors(dataclasses.replace(config, position=position))
+    alike = len(computed) == len(factors) and all(
+        math.isclose(a, b, rel_tol=1e-6) for a, b in zip(computed, factors, strict=True)
+    )
+    return guess if alike else stored
+
+
+def float32(value: Any) -> Any:
+    """A float as a file of float32 holds it; anything else as it is."""
+    return struct.unpack("<f", struct.pack("<f", value))[0] if isinstance(value, float) else value
