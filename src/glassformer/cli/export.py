@@ -82,7 +82,7 @@ def export(source: str, to: str, out: str | None = None, dtype: str | None = Non
     if to == "gguf":
         from glassformer.checkpoint import write_gguf
 
-        write_gguf(path, *parts, family=family, dtype=kind, name=resolved.name)
+        write_gguf(path, *parts, family=family, dtype="float32" if kind == "float32" else "float16", name=resolved.name)
         return _written(path, to, kind)
     _folder(path, parts, family, kind)
     return _written(path, to, kind)
