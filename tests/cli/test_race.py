@@ -36,7 +36,7 @@ def test_for_people(model: Path, capsys, monkeypatch) -> None:
     assert "at once" in out
     assert "random weights" in " ".join(out.split())
     assert "gave the same answer, within" in out
-    assert "8 tokens, word by word …" in err
+    assert "8 tokens, at once …" in err
 
 
 def test_json_fields(model: Path, capsys) -> None:

@@ -25,7 +25,7 @@ def command(
         list[int] | None,
         typer.Option("--length", "-n", metavar="N", help="A length to time; by default doubling ones and the whole."),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Timings of each; the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Timings of each; the shortest counts.")] = 3,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw seconds against length: .svg, .png or .pdf.")
     ] = None,
