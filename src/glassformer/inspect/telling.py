@@ -76,7 +76,9 @@ def _part(part: dict[str, Any], found: Why) -> str:
     line = f"{part_name(part, found.tokens)}: claimed {part['claimed']:+.2f}, measured {part['direct']:+.2f} directly"
     if part["total"] is not None:
         line += f" and {part['total']:+.2f} with everything after it run again"
-    return f"{line} (no smaller than {part['percentile']:.1f}% of its kind)"
+    if part["percentile"] < 100:
+        line += f" (no smaller than {part['percentile']:.1f}% of its kind)"
+    return line
 
 
 def _what(found: Why) -> str:

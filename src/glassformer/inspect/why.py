@@ -115,8 +115,8 @@ class Why:
 
         return sentence(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; the field names are public."""
+    def to_dict(self, parts: bool = True) -> dict[str, Any]:
+        """Plain data for JSON, with or without the list of parts; the field names are public."""
         t = self.target
         return {
             "token": self.token,
@@ -125,7 +125,7 @@ class Why:
             "sum": self.sum,
             "residual": self.residual,
             "precision": self.precision,
-            "parts": [self.part(i) for i in range(len(self.parts))],
+            "parts": [self.part(i) for i in range(len(self.parts))] if parts else [],
             "words": [effect.to_dict() for effect in self.words],
             "against": self.against,
             "position": t.position,

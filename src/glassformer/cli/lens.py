@@ -1,0 +1,98 @@
+"""`glassformer lens`: every layer read out as if it were the last."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from glassformer.cli.attention import DtypeOption, HtmlOption, PngOption, write
+from glassformer.cli.common import (
+    BosOption,
+    JsonOption,
+    ModelOption,
+    TextArgument,
+    console,
+    need,
+    open_model,
+    print_json,
+    read_text,
+)
+from glassformer.errors import UsageError
+
+
+def command(
+    text: TextArgument,
+    model: ModelOption = None,
+    position: Annotated[
+        list[int] | None,
+        typer.Option("--position", "-p", help="A position to read; may be repeated. The last without."),
+    ] = None,
+    everywhere: Annotated[bool, typer.Option("--all", help="Read every position.")] = False,
+    top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many tokens of each.")] = 5,
+    follow: Annotated[
+        str | None,
+        typer.Option("--follow", metavar="TOKEN", help="A token to follow; the model's first choice without."),
+    ] = None,
+    halves: Annotated[
+        bool, typer.Option("--halves/--no-halves", help="Also between attention and feed-forward.")
+    ] = True,
+    bos: BosOption = None,
+    dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
+    png: PngOption = None,
+    html: HtmlOption = None,
+) -> None:
+    """Read every layer out as a next-token distribution.
+
+    Each place of the residual stream goes through the final norm and the unembedding; the last row is the model's
+    own answer.
+    """
+    if top < 1:
+        raise UsageError(f"--top is 1 or more; {top} is not.")
+    if everywhere and position:
+        raise UsageError("Give either --all or positions, not both.")
+    if png is not None:
+        need("matplotlib", verb="lens --png", extra="plot")
+    trace = open_model(model, dtype=dtype).trace(read_text(text), bos)
+    positions = None if everywhere else position or [-1]
+    found = trace.lens(top, positions=positions, follow=follow, halves=halves)
+    data = {"model": trace.model, "precision": trace.precision, "tokens": trace.tokens, **found.to_dict()}
+    write(data, png, html, "lens")
+    if as_json:
+        print_json(data)
+    elif png is None and html is None:
+        for column in range(len(data["positions"])):
+            show(data, column)
+
+
+def show(data: dict[str, Any], column: int) -> None:
+    """One position's journey through the layers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from glassformer.cli.next import visible
+
+    out = console()
+    at = data["positions"][column]
+    followed = visible(data["followed"][column]["token"])
+    out.print(Text(f"After position {at}, {visible(data['tokens'][at])!r}", style="bold"))
+    out.print(Text(f"{data['model']}, {data['precision']}; the last row is the model's answer", style="dim"))
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("after")
+    table.add_column(f"{followed}", justify="right")
+    table.add_column("rank", justify="right")
+    table.add_column("most probable", no_wrap=True)
+    for row in data["rows"]:
+        cell = row["cells"][column]
+        best = "  ".join(f"{visible(t['token'])} {t['probability']:.1%}" for t in cell["top"])
+        table.add_row(place_name(row["place"]), f"{cell['followed']:.2%}", str(cell["rank"] + 1), Text(best))
+    out.print(table)
+
+
+def place_name(place: str) -> str:
+    """ "blocks.3.resid_mid" -> "3 attention"."""
+    if place == "embed":
+        return "embedding"
+    _, layer, half = place.split(".")
+    return f"{layer} {'attention' if half == 'resid_mid' else 'feed-forward'}"

@@ -1,0 +1,140 @@
+"""`glassformer attention`, `lens` and `why` as a person and a program meet them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import glassformer
+from glassformer.cli.app import main
+from tests.tiny import tiny_directory
+
+TEXT = "The American shrew mole"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_directory(tmp_path_factory.mktemp("looking") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leave:
+        main([*map(str, args)])
+    out, err = capsys.readouterr()
+    return int(leave.value.code or 0), out, err
+
+
+def answer(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
+    code, out, err = run(capsys, *args, "--json")
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_a_head_s_grid(capsys, model):
+    found = answer(capsys, "attention", TEXT, "-m", model, "--layer", 1, "--head", 2)
+    trace = glassformer.load(model).trace(TEXT)
+    assert found["rows"] == pytest.approx(trace.pattern(1, 2).double().numpy(), abs=1e-6)
+    assert found["keys"] == found["queries"] == trace.tokens
+    assert found["row_sum_error"] < 1e-6
+    row = answer(capsys, "attention", TEXT, "-m", model, "--layer", -1, "--head", 2, "--query", -1, "--words")
+    assert row["keys"] == ["The", "American", "shrew", "mole"]
+    assert sum(row["rows"][0]) == pytest.approx(1, abs=1e-6)
+    assert row["layer"] == 2
+    code, out, _ = run(capsys, "attention", TEXT, "-m", model, "--layer", 1, "--head", 2)
+    assert code == 0
+    assert "Layer 1, head 2: weight by token" in out
+    assert "Rows sum to 1 within" in out
+    code, out, _ = run(capsys, "attention", TEXT, "-m", model, "--layer", 1, "--head", 2, "--query", 2, "--weighted")
+    assert "value-weighted" in out
+
+
+def test_where_every_head_looks(capsys, model):
+    found = answer(capsys, "attention", TEXT, "-m", model)
+    assert [row["layer"] for row in found["layers"]] == [0, 1, 2]
+    assert len(found["layers"][0]["heads"]) == 4
+    code, out, _ = run(capsys, "attention", TEXT, "-m", model)
+    assert code == 0
+    assert "Where every head looks from position" in out
+    code, _, err = run(capsys, "attention", TEXT, "-m", model, "--head", 1)
+    assert (code, err) == (
+        2,
+        "glassformer: Name a layer with --layer; without one only the overview of all heads is shown.\n",
+    )
+
+
+def test_the_lens(capsys, model):
+    found = answer(capsys, "lens", TEXT, "-m", model, "--all", "-k", 3)
+    assert len(found["positions"]) == len(found["tokens"])
+    assert [row["place"] for row in found["rows"]][:3] == ["embed", "blocks.0.resid_mid", "blocks.0.resid_post"]
+    best = glassformer.load(model).next(TEXT).top(3)
+    last = found["rows"][-1]["cells"][-1]["top"]
+    assert [t["id"] for t in last] == [t.id for t in best]
+    assert [t["probability"] for t in last] == pytest.approx([t.probability for t in best], rel=1e-4)
+    code, out, _ = run(capsys, "lens", TEXT, "-m", model, "--follow", " mole", "--no-halves")
+    assert code == 0
+    assert "2 feed-forward" in out
+    assert "attention" not in out
+
+
+def test_why(capsys, model):
+    found = answer(capsys, "why", TEXT, "-m", model)
+    assert list(found)[1:9] == ["token", "unit", "value", "sum", "residual", "precision", "parts", "words"]
+    assert found["residual"] <= 1e-5
+    assert [w["word"] for w in found["words"]] == ["The", "American", "shrew", "mole"]
+    assert found["words"][0]["sink"]
+    code, out, _ = run(capsys, "why", TEXT, "-m", model, "--token", " mole", "--against", " of", "--words", 2)
+    assert code == 0
+    assert "' mole' is ahead of ' of' by" in out.replace("\n", " ")
+    assert "residual" in out
+    double = answer(capsys, "why", TEXT, "-m", model, "--dtype", "float64", "--words", 0)
+    assert double["residual"] <= 1e-12
+    assert double["precision"] == "float64"
+    assert double["value"] == pytest.approx(found["value"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "args", [("attention", "--layer", 0, "--head", 1), ("attention", "--layer", 0), ("lens", "--all"), ("why",)]
+)
+def test_pictures_and_pages(capsys, model, tmp_path, args):
+    picture, page = tmp_path / "a.png", tmp_path / "a.html"
+    text = TEXT + " $x$ </script> 鼹"
+    code, out, err = run(capsys, args[0], text, "-m", model, *args[1:], "--png", picture, "--html", page)
+    assert (code, out) == (0, "")
+    assert f"Wrote {page}." in err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    html = page.read_text("utf-8")
+    assert not re.search(r"(src|href)\s*=|url\(|@import|https?://", html)
+    data = json.loads(re.search(r"<script type='application/json' id='data'>(.*)</script>", html, re.S)[1])
+    assert data["precision"] == "float32"
+    assert html.count("</script>") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("why", TEXT, "--token", " molecules shrew"), 1, "is not one token here but"),
+        (("why", TEXT, "--position", 99), 1, "there is no position 99."),
+        (("why", ""), 1, "The text is empty"),
+        (("why", TEXT, "--alternatives", 0), 2, "at least one alternative"),
+        (("attention", TEXT, "--layer", 7), 1, "There is no layer 7: the model has 3 layers, 0 to 2."),
+        (("attention", TEXT, "--layer", 0, "--head", 4), 1, "no head 4: each layer has 4 heads"),
+        (("lens", TEXT, "--top", 0), 2, "--top is 1 or more; 0 is not."),
+        (("lens", TEXT, "--all", "-p", 1), 2, "either --all or positions"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_sentence(capsys, model, args, code, message):
+    got, out, err = run(capsys, *args, "-m", model)
+    assert (got, out) == (code, "")
+    assert message in err
+    assert err.count("\n") == 1
