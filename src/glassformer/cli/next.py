@@ -45,7 +45,7 @@ def command(
     ] = 0.95,
     expansions: Annotated[
         int, typer.Option("--expansions", metavar="N", help="Explore at most this many continuations.")
-    ] = 160,
+    ] = 96,
     bos: BosOption = None,
     as_json: JsonOption = False,
 ) -> None:
