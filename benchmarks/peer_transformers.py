@@ -52,6 +52,19 @@ class Peer:
         logits = model(rows, use_cache=True, logits_to_keep=1).logits
         return {"seconds": time.perf_counter() - start, "logits": logits[0, -1].float().tolist()}
 
+    def decode(self, ids: list[int], count: int, dtype: str) -> dict[str, Any]:
+        """Greedy decoding after a prompt: seconds of the `count` steps, and the tokens."""
+        model = self.model(dtype)
+        found = model(self.torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+        token, answer = int(found.logits[0, -1].argmax()), []
+        start = time.perf_counter()
+        for _ in range(count):
+            answer.append(token)
+            rows = self.torch.tensor([[token]])
+            found = model(rows, past_key_values=found.past_key_values, use_cache=True, logits_to_keep=1)
+            token = int(found.logits[0, -1].argmax())
+        return {"seconds": time.perf_counter() - start, "ids": answer}
+
     def logprobs(self, windows: list[list[int]]) -> list[list[float]]:
         """Log-probability of every token but the first of each window."""
         found = []

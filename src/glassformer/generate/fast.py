@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,8 @@ class FastModel:
         out = range(len(tokens)) if out is None else out
         if not len(tokens) == len(slots) == len(positions):
             raise ShapeError(f"{len(tokens)} tokens, {len(slots)} slots and {len(positions)} positions do not match.")
+        if any(a >= b for a, b in pairwise(out)) or (len(out) and not 0 <= out[0] <= out[-1] < len(tokens)):
+            raise ShapeError(f"Logits were asked of tokens {list(out)} of {len(tokens)}; name them in rising order.")
         logits = torch.empty(len(out), self.config.vocab_size)
         done = 0
         for at in range(0, len(tokens), ROWS):
@@ -130,8 +133,6 @@ class FastModel:
                 wanted.append(out[done + len(wanted)] - at)
             self._call(tokens[at:end], slots[at:end], positions[at:end], wanted, logits[done:])
             done += len(wanted)
-        if done != len(out):
-            raise ShapeError(f"Logits were asked of tokens {list(out)} of {len(tokens)}; name them in rising order.")
         return logits
 
     def prefill(self, tokens: Sequence[int], slot: int = 0, start: int = 0) -> Tensor:

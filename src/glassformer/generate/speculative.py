@@ -3,7 +3,7 @@
 A guess is kept with probability min(1, p/q), p the model's and q the guesser's probability of it; the first refused
 one is replaced by a draw from what p has beyond q (arXiv:2211.17192). A guesser that looks up an earlier repeat of the
 last words (n-gram lookup) is sure of itself: q is 1 for its guess. What comes out is distributed as without guessing.
-It knows distributions and ids; it does not know models.
+It knows distributions, ids and what a runner is called by; it does not know models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import UsageError
-from glassformer.generate.sampling import Sampling, draw
+from glassformer.generate.sampling import Sampling, draw, probabilities
 
 
 class Guesser(Protocol):
@@ -83,3 +83,51 @@ def accept(target: Tensor, guesses: Sequence[int], drawn_from: Tensor | None, ge
             rest = (p - drawn_from[i]).clamp(min=0)
         return [*out, draw(rest if float(rest.sum()) > 0 else p, generator)]
     return [*out, draw(target[len(guesses)], generator)]
+
+
+class Drafter(Protocol):
+    """What a draft model's runner must do (a `FastModel` does)."""
+
+    capacity: int
+
+    def forward(
+        self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], out: Sequence[int] | None = None
+    ) -> Tensor: ...
+
+
+class DraftModel:
+    """Guesses with a smaller model of the same vocabulary, for one request at a time.
+
+    Args:
+        runner: the draft model.
+        slot: of the runner's cache, this guesser's own.
+    """
+
+    def __init__(self, runner: Drafter, slot: int = 0) -> None:
+        self.runner, self.slot = runner, slot
+        self._read: list[int] = []
+
+    def guess(
+        self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator
+    ) -> tuple[list[int], Tensor | None]:
+        most = min(most, self.runner.capacity - len(ids))
+        if most < 1:
+            return [], None
+        same = 0
+        for mine, theirs in zip(self._read, ids[:-1], strict=False):
+            if mine != theirs:
+                break
+            same += 1
+        new = list(ids[same:])
+        guesses: list[int] = []
+        drawn: list[Tensor] = []
+        self._read = list(ids[:same])
+        while len(guesses) < most:
+            at = len(self._read)
+            logits = self.runner.forward(new, [self.slot] * len(new), range(at, at + len(new)), [len(new) - 1])[0]
+            self._read += new
+            p = probabilities(logits, sampling)
+            drawn.append(p)
+            guesses.append(draw(p, generator))
+            new = guesses[-1:]
+        return guesses, torch.stack(drawn)

@@ -1,0 +1,304 @@
+"""The engine: what streams out equals what the transformer says, whoever shares the steps."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from glassformer.errors import ServerError, TextError, UsageError
+from glassformer.generate import engine as engine_module
+from glassformer.generate import native
+from glassformer.generate.backends import EagerRunner
+from glassformer.generate.engine import Engine
+from glassformer.generate.request import Request
+from glassformer.generate.sampling import Sampling
+from glassformer.generate.speculative import DraftModel, NgramLookup
+from glassformer.generate.stopping import Ending
+from glassformer.model import Attention, Config, FeedForward, Position, Transformer
+
+CONFIG = Config(
+    vocab_size=50,
+    d_model=32,
+    n_layers=2,
+    context=128,
+    attention=Attention(n_heads=4, n_kv_heads=2, d_head=8),
+    feed_forward=FeedForward(d_ff=64),
+    position=Position(theta=1000.0),
+    tied=True,
+)
+
+
+class Letters:
+    """A tokenizer for tests: id i is the letter chr(97 + i % 26); 40 to 42 are the bytes of "€"."""
+
+    stop_ids = frozenset({49})
+
+    def stream(self, *, start: bool = False, specials: bool = True):
+        from glassformer.text.stream import StreamDecoder
+
+        return StreamDecoder(self.token_bytes, lambda id: None)
+
+    def token_bytes(self, id: int) -> bytes:
+        return "€".encode()[id - 40 : id - 39] if 40 <= id <= 42 else bytes([97 + id % 26])
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    torch.manual_seed(1)
+    transformer = Transformer(CONFIG)
+    with torch.no_grad():
+        for p in transformer.parameters():
+            p.normal_(0, 0.5) if p.ndim > 1 else p.fill_(1.0)
+    return transformer.requires_grad_(False)
+
+
+@pytest.fixture(params=["native", "eager"])
+def engine(request, model):
+    with Engine(model, Letters(), slots=3, use_native=request.param == "native") as made:  # type: ignore[arg-type]
+        assert made.wait(120)
+        assert made.path.startswith(request.param)
+        yield made
+
+
+def greedy(model: Transformer, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.inference_mode():
+            ids.append(int(model(torch.tensor([ids]), last=True)[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def ids_of(steps) -> list[int]:
+    return [step.id for step in steps if step.id is not None]
+
+
+def prompts(count: int, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 40, (count,), generator=generator).tolist()
+    return [torch.randint(0, 39, (n,), generator=generator).tolist() for n in lengths]
+
+
+def test_greedy_equals_the_transformer(engine, model):
+    for prompt in prompts(4):
+        steps = list(engine.generate(Request(tuple(prompt), max_tokens=12, stop_ids=frozenset())))
+        assert ids_of(steps) == greedy(model, prompt, 12)
+        assert [s.finish for s in steps] == [None] * 11 + ["length"]
+        assert {s.precision for s in steps} == {"float32"}
+
+
+def test_many_requests_share_the_engine_and_none_is_changed_by_it(engine, model):
+    texts = prompts(11, seed=2)
+    handles = [engine.submit(Request(tuple(p), max_tokens=5 + i, stop_ids=frozenset())) for i, p in enumerate(texts)]
+    for i, (prompt, handle) in enumerate(zip(texts, handles, strict=True)):
+        assert ids_of(handle) == greedy(model, prompt, 5 + i)
+    assert (engine.active, engine.waiting) == (0, 0)
+
+
+def test_a_prefix_that_is_there_is_not_read_again(engine, model):
+    first = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 3
+    a = engine.submit(Request(tuple(first), max_tokens=4, stop_ids=frozenset()))
+    assert ids_of(a) == greedy(model, first, 4)
+    assert a.cached == 0
+    longer = [*first, *greedy(model, first, 4), 17, 18]
+    b = engine.submit(Request(tuple(longer), max_tokens=4, stop_ids=frozenset()))
+    assert ids_of(b) == greedy(model, longer, 4)
+    assert b.cached == len(first) + 3  # the last token of the first answer was never read
+    same = engine.submit(Request(tuple(first), max_tokens=4, stop_ids=frozenset()))
+    assert ids_of(same) == greedy(model, first, 4)
+    assert same.cached == len(first) - 1  # the last one is needed for its logits
+    other = engine.submit(Request((5, 5, 5), max_tokens=2, stop_ids=frozenset()))
+    assert ids_of(other) == greedy(model, [5, 5, 5], 2)
+
+
+def test_a_prefix_in_a_busy_slot_is_copied(model):
+    with Engine(model, slots=2) as engine:
+        engine.wait(120)
+        shared = list(range(1, 31))
+        at_first = threading.Event()
+        long = engine.submit(
+            Request(tuple(shared), max_tokens=90, stop_ids=frozenset()), on_step=lambda step: at_first.set()
+        )
+        assert at_first.wait(60)
+        second = engine.submit(Request((*shared, 40), max_tokens=3, stop_ids=frozenset()))
+        assert ids_of(second) == greedy(model, [*shared, 40], 3)
+        assert second.cached >= 29
+        long.cancel()
+
+
+def test_seeds_reproduce_whatever_shares_the_steps(engine):
+    settings = Sampling(temperature=1.5, top_p=0.9, seed=11, frequency_penalty=0.3, repetition_penalty=1.1)
+    alone = ids_of(engine.generate(Request((1, 2, 3), max_tokens=20, sampling=settings, stop_ids=frozenset())))
+    noise = [engine.submit(Request(tuple(p), max_tokens=9, stop_ids=frozenset())) for p in prompts(6)]
+    again = ids_of(engine.generate(Request((1, 2, 3), max_tokens=20, sampling=settings, stop_ids=frozenset())))
+    assert alone == again
+    for handle in noise:
+        handle.text()
+
+
+@pytest.mark.parametrize("kind", ["lookup", "draft", "wrong"])
+def test_speculation_changes_nothing_of_a_greedy_answer(engine, model, kind):
+    class Wrong:
+        def guess(self, ids, most, sampling, generator):
+            return [49] * most, None
+
+    for prompt in [[1, 2, 3] * 4, *prompts(2)]:
+        guesser = {"lookup": NgramLookup, "draft": lambda: DraftModel(EagerRunner(model)), "wrong": Wrong}[kind]()
+        request = Request(tuple(prompt), max_tokens=17, stop_ids=frozenset(), guesser=guesser, guesses=4)
+        assert ids_of(engine.generate(request)) == greedy(model, prompt, 17)
+
+
+def test_logprobs_are_those_of_the_transformer(engine, model):
+    prompt = [3, 1, 4, 1, 5]
+    steps = list(engine.generate(Request(tuple(prompt), max_tokens=3, logprobs=5, stop_ids=frozenset())))
+    ids = list(prompt)
+    for step in steps:
+        with torch.inference_mode():
+            expected = torch.log_softmax(model(torch.tensor([ids]))[0, -1].double(), 0)
+        assert step.id is not None
+        assert step.logprob is not None
+        assert step.logprob.logprob == pytest.approx(float(expected[step.id]), abs=1e-4)
+        assert [t.id for t in step.top] == expected.topk(5).indices.tolist()
+        ids.append(step.id)
+
+
+def test_cancelled_requests_stop_and_free_their_slot(engine):
+    handles = [engine.submit(Request((i, 2, 3), max_tokens=120, stop_ids=frozenset())) for i in range(5)]
+    for handle in handles:
+        handle.cancel()
+    for handle in handles:
+        steps = list(handle)
+        assert steps[-1].finish == "cancelled"
+    after = list(engine.generate(Request((1, 2), max_tokens=2, stop_ids=frozenset())))
+    assert len(after) == 2
+    for _ in engine.generate(Request((1, 2), max_tokens=100, stop_ids=frozenset())):
+        break  # leaving the loop cancels
+    list(engine.generate(Request((1, 2), max_tokens=1)))
+    assert engine.active == 0
+
+
+def test_an_answer_ends_where_the_capacity_does(model):
+    with Engine(model, slots=1, capacity=20) as engine:
+        steps = list(engine.generate(Request(tuple(range(15)), stop_ids=frozenset())))
+        assert len(steps) == 5
+        assert steps[-1].finish == "length"
+
+
+def test_a_tap_gets_the_transformer_itself_and_steps_of_its_own(engine, model):
+    class Zero:
+        reads: frozenset[str] = frozenset()
+        writes = frozenset({"blocks.0.mlp.out"})
+
+        def __call__(self, site, x, where):
+            return torch.zeros_like(x)
+
+    request = Request((1, 2, 3), max_tokens=6, stop_ids=frozenset())
+    changed = ids_of(engine.generate(request, tap=Zero()))
+    ids = [1, 2, 3]
+    for _ in range(6):
+        with torch.inference_mode():
+            ids.append(int(model(torch.tensor([ids]), tap=Zero())[0, -1].argmax()))
+    assert changed == ids[3:]
+
+
+def test_bad_requests_are_refused_in_a_sentence(engine):
+    with pytest.raises(TextError, match="The prompt holds no token; give at least one word."):
+        engine.submit(Request(()))
+    with pytest.raises(
+        TextError, match="The prompt is 130 tokens long and this model reads at most 128, with at least"
+    ):
+        engine.submit(Request((1,) * 130))
+    with pytest.raises(TextError, match="Token id 50 is not in this model's vocabulary of 50."):
+        engine.submit(Request((50,)))
+    with pytest.raises(UsageError, match="logit_bias names token 77; this vocabulary has 50."):
+        engine.submit(Request((1,), sampling=Sampling(logit_bias={77: 1.0})))
+    with pytest.raises(UsageError, match="At most 16 stop strings are possible; got 17."):
+        engine.submit(Request((1,), stop=("x",) * 17))
+    with pytest.raises(UsageError, match="max_tokens must be at least 1; got 0."):
+        Request((1,), max_tokens=0)
+    engine.close()
+    with pytest.raises(ServerError, match="The engine is closed"):
+        engine.submit(Request((1,)))
+
+
+def test_unknown_precisions_are_refused(model):
+    with pytest.raises(UsageError, match="Precision 'int3' is unknown; choose exact, fast, float32"):
+        Engine(model, precision="int3")
+
+
+def test_an_error_of_a_step_reaches_its_requests_and_the_engine_goes_on(model, monkeypatch):
+    with Engine(model, slots=2, use_native=False) as engine:
+        real = engine._runner.forward
+        monkeypatch.setattr(engine._runner, "forward", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(engine.generate(Request((1, 2), max_tokens=3)))
+        monkeypatch.setattr(engine._runner, "forward", real)
+        assert len(list(engine.generate(Request((1, 2), max_tokens=3, stop_ids=frozenset())))) == 3
+
+
+def test_without_a_compiler_it_answers_and_says_what_is_slower(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(native, "_failed", {})
+    with Engine(model) as engine:
+        assert engine.wait(10)
+        assert ids_of(engine.generate(Request((1, 2), max_tokens=5, stop_ids=frozenset()))) == greedy(model, [1, 2], 5)
+        assert engine.path == "eager"
+        assert "no C++ compiler" in str(engine.note)
+        assert "several times slower" in str(engine.note)
+
+
+def test_answers_begin_before_the_library_is_compiled_and_go_on_after(model, monkeypatch):
+    """The native path comes in the middle of an answer, which it does not change."""
+    may_build, half = threading.Event(), threading.Event()
+    real = engine_module.FastModel.from_transformer
+
+    def slow(*args, **kwargs):
+        assert may_build.wait(60)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(engine_module.native, "compiled", lambda: False)
+    monkeypatch.setattr(engine_module.FastModel, "from_transformer", slow)
+    with Engine(model, slots=2) as engine:
+        assert engine.path == "eager"
+        got: list[int] = []
+
+        def on_step(step) -> None:
+            got.append(step.id)
+            if len(got) == 10:
+                may_build.set()
+                assert engine.wait(120)
+            if step.finish:
+                half.set()
+
+        engine.submit(Request((4, 5, 6), max_tokens=30, stop_ids=frozenset()), on_step)
+        assert half.wait(120)
+        assert engine.path.startswith("native")
+        assert got == greedy(model, [4, 5, 6], 30)
+
+
+def letters(*ids: int, stop: tuple[str, ...] = (), stop_ids: tuple[int, ...] = ()) -> tuple[list[str], bool]:
+    ending = Ending(Letters(), stop, stop_ids)  # type: ignore[arg-type]
+    pieces = []
+    for id in ids:
+        pieces.append(ending.push(id))
+        if ending.stopped:
+            return pieces, True
+    return [*pieces, ending.finish()], ending.stopped
+
+
+def test_text_comes_in_whole_characters_and_without_stop_strings():
+    assert letters(0, 40, 41, 42, 1) == (["a", "", "", "€", "b", ""], False)
+    assert letters(0, 40) == (["a", "", "\ufffd"], False)  # never became whole
+    assert letters(0, 1, 2, 3, stop=("bcd",)) == (["a", "", "", ""], True)
+    assert letters(0, 1, 2, 0, stop=("bcd",)) == (["a", "", "", "bca", ""], False)  # held back, then certain
+    assert letters(0, 1, 2, stop=("bcd",)) == (["a", "", "", "bc"], False)  # the answer ended first
+    assert letters(0, 1, 2, stop=("zz", "b")) == (["a", ""], True)
+    assert letters(0, 49, 1, stop_ids=(49,)) == (["a", ""], True)
+    assert letters(0, 1, 49, stop=("bc",), stop_ids=(49,)) == (["a", "", "b"], True)
+    with pytest.raises(UsageError, match="A stop string must have 1 to 500 characters; one has 0."):
+        Ending(Letters(), ("",))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="Stop strings need a tokenizer"):
+        Ending(None, ("x",))
