@@ -40,9 +40,9 @@ def main() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment(options.threads))
         return json.loads(done.stdout[done.stdout.index("{") :])
 
-    def ours() -> float:
+    def ours(*options: str) -> float:
         def work() -> None:
-            answers["ours"] = output(ours_command)["tokens"][0]["token"]
+            answers["ours"] = output([*ours_command, *options])["tokens"][0]["token"]
 
         return seconds(work)
 
@@ -54,7 +54,7 @@ def main() -> None:
 
         return seconds(work)
 
-    times = alternate(options.rounds, ours=ours, theirs=theirs)
+    times = alternate(options.rounds, ours=ours, tokens=lambda: ours("--no-words"), theirs=theirs)
     if answers["ours"] != answers["theirs"]:
         sys.exit(f"The answers differ: {answers}")
     mine = statistics.median(times["ours"])
@@ -62,7 +62,8 @@ def main() -> None:
     whole, strict = statistics.median(times["theirs"]) / mine, statistics.median(loading) / mine
     asked = verdict(strict, least=ASKED)
     rows = [
-        ("glassformer next, whole process", spread(times["ours"]), "", ""),
+        ("glassformer next, whole process, with whole words", spread(times["ours"]), "", ""),
+        ("glassformer next --no-words, whole process", spread(times["tokens"]), "", ""),
         ("transformers: load and one forward, imports left out", spread(loading), f"{strict:.1f} ×", asked),
         ("transformers, whole process", spread(times["theirs"]), f"{whole:.1f} ×", ""),
     ]
