@@ -32,6 +32,9 @@ LONG = """{{ bos_token }}
     {% set seen.count = seen.count + 1 %}
 {{ message.role }}: {{ said(message['content']) }} {{ {"a": "<é>"} | tojson }}
 {% endfor %}
+{% generation %}
+{{ tools is none }} {{ documents is defined }}
+{% endgeneration %}
 {% if add_generation_prompt %}assistant:{% endif %}"""
 HELLO = [{"role": "user", "content": " Hi & <you> "}, {"role": "assistant", "content": "Hello"}]
 

@@ -36,10 +36,21 @@ def _now(pattern: str) -> str:
 @functools.lru_cache(maxsize=32)
 def _compiled(template: str) -> Any:
     import jinja2
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    class Generation(Extension):
+        """`{% generation %}` marks what the assistant says, for training; the text is its body's."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = _now
@@ -85,7 +96,7 @@ def render(
             compiled.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=generation_prompt,
-                **dict(variables or {}),
+                **{"tools": None, "documents": None, **(variables or {})},  # templates ask whether they are none
             )
         )
     except _Refused as refusal:
