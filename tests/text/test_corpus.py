@@ -27,9 +27,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from glassformer.errors import DataError, TokenizerError
 from glassformer.text import corpus as corpus_module
-from glassformer.text import parallel, readers, shards
+from glassformer.text import inputs, parallel, readers, shards
 from glassformer.text.corpus import build_corpus, corpora_dir, text_iterator
-from glassformer.text.readers import Report, expand, read
+from glassformer.text.inputs import Report, expand
+from glassformer.text.readers import read
 from glassformer.text.shards import BLOCK, Shards, StreamWriter
 from glassformer.text.tokenizer import Tokenizer
 
@@ -136,12 +137,12 @@ def test_compressed_text_globs_and_lists(tmp_path: Path, cache: Path, tokenizer:
 def test_standard_input(cache: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"from a pipe")))
     spooled = expand("-", Report())
-    assert isinstance(spooled[0], readers.FileSource)
-    assert spooled[0].path.exists()
-    readers.clean_up(spooled)
-    assert not spooled[0].path.exists()
-    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"from a pipe")))
+    assert expand("-", Report()) == spooled, "a pipe is read once and can be used again"
+    assert list(text_iterator("-")) == ["from a pipe"]
     assert _texts(_whole("-", tokenizer), tokenizer) == ["from a pipe"]
+    assert isinstance(spooled[0], inputs.FileSource)
+    inputs._remove(str(spooled[0].path))
+    inputs._remove(str(spooled[0].path))
 
 
 def test_the_standard_library_is_there_and_in_order() -> None:
@@ -162,12 +163,29 @@ def test_a_hub_set_is_streamed_through_datasets(
         return [{"story": "once"}, {"story": "twice"}, {"other": "never"}]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    version = ["one"]
+    monkeypatch.setattr(corpus_module, "hub_version", lambda source: version[0])
     corpus = _whole("hf:some/stories@abc?split=test&text=story&config=en", tokenizer)
     assert asked == {"path": "some/stories", "name": "en", "split": "test", "revision": "abc", "streaming": True}
     assert _texts(corpus, tokenizer) == ["once", "twice"]
     assert corpus.report.sentences() == ["1 without a text in story, left out: hf:some/stories:3."]
+    asked.clear()
+    _whole("hf:some/stories@abc?split=test&text=story&config=en", tokenizer)
+    assert not asked, "the same version is not streamed again"
+    version[0] = "two"
+    _whole("hf:some/stories@abc?split=test&text=story&config=en", tokenizer)
+    assert asked
     with pytest.raises(DataError, match="has the option 'splt'; known are config, split, text. Did you mean split"):
         expand("hf:some/stories?splt=test", Report())
+
+
+def test_a_local_set_is_known_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "once"}')
+    source = readers.HubSource(str(tmp_path))
+    before = readers.hub_version(source)
+    assert before == readers.hub_version(source)
+    (tmp_path / "train.jsonl").write_text('{"text": "twice"}')
+    assert before != readers.hub_version(source)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +197,7 @@ def test_a_missing_library_is_one_sentence(
     (tmp_path / "a.txt.zst").write_bytes(b"x")
     (tmp_path / "a.parquet").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(corpus_module, "hub_version", lambda source: None)
     with pytest.raises(DataError, match=r"install its? ?.*with: pip install 'glassformer\[data\]'"):
         _whole(spec if spec.startswith("hf:") else tmp_path / spec, tokenizer)
 

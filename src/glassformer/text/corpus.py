@@ -22,20 +22,8 @@ import numpy as np
 
 from glassformer.errors import DataError
 from glassformer.text.encoding import Encoder, token_dtype
-from glassformer.text.readers import (
-    LONGEST,
-    PIECE,
-    FileSource,
-    HubSource,
-    Piece,
-    ProgressCallback,
-    Report,
-    Source,
-    Spec,
-    clean_up,
-    expand,
-    read,
-)
+from glassformer.text.inputs import FileSource, HubSource, Report, Source, Spec, expand
+from glassformer.text.readers import LONGEST, PIECE, Piece, ProgressCallback, hub_version, read
 from glassformer.text.shards import FILE, Shards, StreamWriter
 
 if TYPE_CHECKING:
@@ -117,24 +105,21 @@ def build_corpus(
         raise DataError(f"Faulty UTF-8 is met with replace or skip; got {invalid!r}.")
     report = Report()
     sources = expand(spec, report)
-    try:
-        prints = _fingerprints(sources, progress)
-        settings = {
-            "layout": LAYOUT,
-            "tokenizer": tokenizer_hash(tokenizer),
-            "held_out": held_out,
-            "fraction": fraction,
-            "invalid": invalid,
-            "text_field": text_field,
-        }
-        key = _digest(json.dumps([settings, [p.key for p in prints]], sort_keys=True).encode())
-        home = corpora_dir(cache_dir)
-        found = _open(home / key)
-        if found is not None:
-            return found
-        return _build(home, key, sources, prints, report, tokenizer, settings, progress, workers)
-    finally:
-        clean_up(sources)
+    prints = _fingerprints(sources, progress)
+    settings = {
+        "layout": LAYOUT,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "held_out": held_out,
+        "fraction": fraction,
+        "invalid": invalid,
+        "text_field": text_field,
+    }
+    key = _digest(json.dumps([settings, [p.key for p in prints]], sort_keys=True).encode())
+    home = corpora_dir(cache_dir)
+    found = _open(home / key)
+    if found is not None:
+        return found
+    return _build(home, key, sources, prints, report, tokenizer, settings, progress, workers)
 
 
 def text_iterator(spec: Spec, report: Report | None = None, *, text_field: str | None = None) -> Iterator[str]:
@@ -143,15 +128,11 @@ def text_iterator(spec: Spec, report: Report | None = None, *, text_field: str |
     Conversations give their contents.
     """
     report = report if report is not None else Report()
-    sources = expand(spec, report)
-    try:
-        for piece in read(sources, report, text_field=text_field):
-            if piece.messages is None:
-                yield piece.text
-            else:
-                yield from (str(m["content"]) for m in piece.messages if m["content"])
-    finally:
-        clean_up(sources)
+    for piece in read(expand(spec, report), report, text_field=text_field):
+        if piece.messages is None:
+            yield piece.text
+        else:
+            yield from (str(m["content"]) for m in piece.messages if m["content"])
 
 
 def corpora_dir(cache_dir: str | Path | None = None) -> Path:
@@ -194,7 +175,8 @@ def _fingerprints(sources: Sequence[Source], progress: ProgressCallback | None) 
     done = 0
     for source in sources:
         if isinstance(source, HubSource):
-            prints.append(_Print(["hub", source.name, source.revision, source.config, source.split, source.text]))
+            asked = [source.name, source.revision, source.config, source.split, source.text]
+            prints.append(_Print(["hub", *asked, hub_version(source)]))
             continue
         hasher = hashlib.blake2b(digest_size=16)
         try:

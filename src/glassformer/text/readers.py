@@ -1,4 +1,4 @@
-"""From what a person names to documents: files, folders, globs, compressed files, tables, hub sets, pipes.
+"""From sources to documents: plain and compressed files, lines, tables, hub sets.
 
 A document is one text file, one line of a jsonl file, one row of a table, or one conversation. Long
 documents come in pieces, so that no file is ever held whole. Nothing is dropped in silence: whatever
@@ -8,33 +8,23 @@ cannot be read as it stands is counted and named in a `Report`. This module know
 from __future__ import annotations
 
 import codecs
-import contextlib
-import glob
 import gzip
 import io
 import json
-import os
 import re
-import shutil
-import sys
-import sysconfig
-import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import parse_qsl
 
 from glassformer.errors import DataError, near
-
-Spec = str | os.PathLike[str] | list[Any] | tuple[Any, ...] | None
+from glassformer.text.inputs import FileSource, HubSource, Report, Source
 
 PIECE = 1 << 17  # characters a piece aims at
 LONGEST = 1 << 24  # characters without a place to cut before a cut is made anyway
 LONGEST_LINE = 1 << 28  # bytes of one jsonl line
-NAMED = 100  # names kept per problem; the count is always exact
 TEXT_FIELDS = ("text", "content")
 
 
@@ -59,109 +49,6 @@ class Piece:
     @property
     def size(self) -> int:
         return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass"))
-
-
-@dataclass
-class Report:
-    """What was read, and by name what could not be read as it stood.
-
-    `problems` maps a sentence part ("empty, left out") to how often it happened and to the first
-    `NAMED` names it happened to.
-    """
-
-    files: int = 0
-    documents: int = 0
-    bytes: int = 0
-    problems: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def note(self, problem: str, name: str) -> None:
-        """Count `problem` and name what it happened to."""
-        entry = self.problems.setdefault(problem, {"count": 0, "names": []})
-        entry["count"] += 1
-        if len(entry["names"]) < NAMED:
-            entry["names"].append(name)
-
-    def count(self, problem: str) -> int:
-        """How often a problem happened, by its beginning: `count("empty")`."""
-        return sum(entry["count"] for name, entry in self.problems.items() if name.startswith(problem))
-
-    def sentences(self, names: int = 3) -> list[str]:
-        """One line per problem, with its count and the first few names."""
-        lines = []
-        for problem, entry in self.problems.items():
-            shown = entry["names"][:names]
-            more = entry["count"] - len(shown)
-            listed = ", ".join(shown) + (f" and {more} more" if more else "")
-            lines.append(f"{entry['count']} {problem}: {listed}.")
-        return lines
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"files": self.files, "documents": self.documents, "bytes": self.bytes, "problems": self.problems}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Report:
-        return cls(data["files"], data["documents"], data["bytes"], data["problems"])
-
-
-@dataclass(frozen=True)
-class FileSource:
-    """One file, and the name it goes by; `listed` when it was found by looking into a folder."""
-
-    path: Path
-    name: str
-    listed: bool = False
-    temporary: bool = False
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """A data set read row by row through the `datasets` library."""
-
-    name: str
-    revision: str | None = None
-    config: str | None = None
-    split: str = "train"
-    text: str | None = None
-
-
-Source = FileSource | HubSource
-
-
-def expand(spec: Spec, report: Report) -> list[Source]:
-    """The sources a spec names, in an order that does not depend on the machine.
-
-    Args:
-        spec: None for Python's own standard library; a file, a folder, a glob, "-" for standard
-            input, "hf:NAME[@REVISION][?config=…&split=…&text=…]" for a Hugging Face set; or a list.
-        report: gets what could not be looked into.
-
-    Raises:
-        DataError: when something named does not exist or a glob matches nothing.
-    """
-    if spec is None:
-        return list(_standard_library())
-    if isinstance(spec, (list, tuple)):
-        if not spec:
-            raise DataError("The list of data is empty; name at least one file, folder or set.")
-        return [source for one in spec for source in expand(_named(one), report)]
-    text = os.fspath(spec)
-    if text == "-":
-        return [_spool(sys.stdin.buffer)]
-    if text.startswith("hf:"):
-        return [_hub(text[3:])]
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return list(_folder(path, report))
-    if path.exists():
-        return [FileSource(path, text)]
-    if any(c in text for c in "*?["):
-        found = sorted(p for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
-        if not found:
-            raise DataError(f"No file matches {text!r}; check the pattern, and quote it against the shell.")
-        return [FileSource(Path(p), p) for p in found]
-    parent = path.parent
-    siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-    raise DataError(f"There is no file or folder {text!r}." + near(path.name, siblings))
 
 
 def read(
@@ -195,69 +82,6 @@ def read(
             report.bytes += one.size
             yield one
         report.files += found
-
-
-# --- what a spec names ---------------------------------------------------------------------------
-
-
-def _named(one: Any) -> Spec:
-    if isinstance(one, (str, os.PathLike)):
-        return one
-    raise DataError(f"Data is named by paths or strings; got {one!r}.")
-
-
-def _standard_library() -> Iterator[FileSource]:
-    """Every module of the standard library, without its tests (some systems ship none)."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-    names = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name not in left_out and not name.startswith(".")]
-        names += [Path(folder, name).relative_to(root).as_posix() for name in files if name.endswith(".py")]
-    if not names:
-        raise DataError(f"Python's standard library has no .py files under {root}; name your data instead.")
-    for name in sorted(names):
-        yield FileSource(root / name, name, listed=True)
-
-
-def _folder(root: Path, report: Report) -> Iterator[FileSource]:
-    names = []
-
-    def failed(error: OSError) -> None:
-        report.note("unreadable, left out", str(error.filename))
-
-    for folder, folders, files in os.walk(root, onerror=failed):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
-        names += [Path(folder, name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
-    if not names:
-        raise DataError(f"The folder {str(root)!r} holds no files; hidden files are not read.")
-    for name in sorted(names):
-        if (root / name).is_file() or not (root / name).exists():  # no pipes or devices; a dangling link is named later
-            yield FileSource(root / name, name, listed=True)
-
-
-def _spool(stream: IO[bytes]) -> FileSource:
-    """Standard input as a file, so that it can be hashed first and tokenised after."""
-    handle, name = tempfile.mkstemp(prefix="glassformer-stdin-")
-    with os.fdopen(handle, "wb") as out:
-        shutil.copyfileobj(stream, out, 1 << 20)
-    return FileSource(Path(name), "standard input", temporary=True)
-
-
-def _hub(text: str) -> HubSource:
-    name, _, query = text.partition("?")
-    name, _, revision = name.partition("@")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    known = ("config", "split", "text")
-    for option in options:
-        if option not in known:
-            raise DataError(f"hf:{text} has the option {option!r}; known are {', '.join(known)}." + near(option, known))
-    if not name:
-        raise DataError("hf: needs the name of a Hugging Face set, for example hf:roneneldan/TinyStories.")
-    return HubSource(name, revision or None, options.get("config"), options.get("split", "train"), options.get("text"))
-
-
-# --- one source ----------------------------------------------------------------------------------
 
 
 def _file(source: FileSource, report: Report, invalid: str, text_field: str | None, piece: int) -> Iterator[Piece]:
@@ -555,12 +379,21 @@ def _hub_rows(source: HubSource, report: Report, text_field: str | None) -> Iter
         raise DataError(f"hf:{source.name} could not be read through datasets: {what}") from error
 
 
-def clean_up(sources: Iterable[Source]) -> None:
-    """Delete what was spooled."""
-    for source in sources:
-        if isinstance(source, FileSource) and source.temporary:
-            with contextlib.suppress(OSError):
-                source.path.unlink()
+def hub_version(source: HubSource) -> Any:
+    """What stands for a set's content: the commit it is at, or of a local folder what its files look like.
+
+    None when the hub cannot be asked.
+    """
+    folder = Path(source.name)
+    if folder.is_dir():
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        return [[p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    try:
+        from huggingface_hub import HfApi
+
+        return HfApi().dataset_info(source.name, revision=source.revision, timeout=10).sha
+    except Exception:  # no network, no such set, no access: reading says which
+        return None
 
 
 ProgressCallback = Callable[[str, int, int | None], None]
