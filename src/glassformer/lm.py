@@ -20,6 +20,9 @@ from glassformer.model import Cache, Config, Transformer
 if TYPE_CHECKING:
     from glassformer.generate.distribution import Distribution
     from glassformer.generate.neighbours import Neighbours
+    from glassformer.inspect.heads import Heads
+    from glassformer.inspect.meaning import Meaning
+    from glassformer.inspect.patching import Patching
     from glassformer.inspect.taps import Bound
     from glassformer.inspect.trace import Trace
     from glassformer.model.sites import Tap
@@ -246,6 +249,26 @@ class Model:
         else:
             ids = [self.ids(one, bos) for one in text]  # type: ignore[arg-type]
         return Trace(self.transformer, ids, tap=self._tap(), vocabulary=self.tokenizer, model=self.name)
+
+    def heads(self, text: str | Sequence[int] | None = None, **options: Any) -> Heads:
+        """What every attention head does, by definition, evidence and null; see `inspect.heads`."""
+        from glassformer.inspect.heads import head_scores
+
+        bos = self.tokenizer.bos_id if self.tokenizer.adds_bos else None
+        trace = None if text is None else self.trace(text)
+        return head_scores(self.transformer, vocabulary=self.tokenizer, bos=bos, text=trace, **options)
+
+    def meaning(self, word: str, texts: Sequence[str], **options: Any) -> Meaning:
+        """One word's vector in several texts, layer by layer; see `inspect.meaning`."""
+        from glassformer.inspect.meaning import meaning
+
+        return meaning(word, [self.trace(text) for text in texts], **options)
+
+    def patch(self, pairs: Sequence[tuple[str, str]], what: Any = "stream", **options: Any) -> Patching:
+        """Which places carry what makes (clean, corrupted) prompts end differently; see `inspect.patching`."""
+        from glassformer.inspect.patching import patch
+
+        return patch([(self.trace(clean), self.trace(corrupted)) for clean, corrupted in pairs], what, **options)
 
     # Views
 

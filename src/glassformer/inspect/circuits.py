@@ -35,18 +35,23 @@ def _checked(transformer: Transformer, layer: int, head: int) -> tuple[int, int]
     return layer % config.n_layers, head % heads
 
 
+def _attention(transformer: Transformer, layer: int) -> Any:
+    return transformer.blocks[layer].attn
+
+
 def _read(transformer: Transformer, layer: int, ids: Tensor) -> Float[Tensor, "token d_model"]:
     """Tokens as the layer's norm hands them over when only the embedding stands in the stream."""
     x = transformer.embed.weight[ids]
     if transformer.config.embedding_scale is not None:
         x = x * transformer.config.embedding_scale
-    return transformer.blocks[layer].ln1(x)
+    block: Any = transformer.blocks[layer]
+    return block.ln1(x)
 
 
 def _side(
     transformer: Transformer, layer: int, which: str, index: int, ids: Tensor, position: int
 ) -> Float[Tensor, "token d_head"]:
-    part = transformer.blocks[layer].attn
+    part: Any = _attention(transformer, layer)
     d = part.d_head
     matrix = getattr(part, which)
     x = F.linear(
@@ -69,7 +74,7 @@ def query_key(transformer: Transformer, layer: int, head: int, token: int, offse
     layer, head = _checked(transformer, layer, head)
     if offset < 0:
         raise SiteError(f"The offset counts backwards from the query and is 0 or more; got {offset}.")
-    part = transformer.blocks[layer].attn
+    part: Any = _attention(transformer, layer)
     device = transformer.device
     q = _side(transformer, layer, "q", head, torch.tensor([token], device=device), offset)[0]
     group = head // (part.heads // part.kv_heads)
@@ -85,7 +90,7 @@ def query_key(transformer: Transformer, layer: int, head: int, token: int, offse
 def output_value(transformer: Transformer, layer: int, head: int, token: int) -> Float[Tensor, " vocab"]:
     """What attending fully to `token` would add to every token's logit, before the final norm's division."""
     layer, head = _checked(transformer, layer, head)
-    part = transformer.blocks[layer].attn
+    part: Any = _attention(transformer, layer)
     group = head // (part.heads // part.kv_heads)
     v = _side(transformer, layer, "v", group, torch.tensor([token], device=transformer.device), 0)[0]
     d = part.d_head
@@ -110,8 +115,9 @@ def copying_scores(transformer: Transformer) -> Float[Tensor, "layer head"]:
     gram = gram * gain(transformer.final).double().cpu()
     out = torch.zeros(config.n_layers, config.attention.n_heads)
     d = config.attention.d_head
-    for layer, block in enumerate(transformer.blocks):
-        part: Any = block.attn
+    for layer in range(config.n_layers):
+        block: Any = transformer.blocks[layer]
+        part = block.attn
         before = gain(block.ln1).double().cpu()
         o = part.o.weight.double().cpu()
         v = part.v.weight.double().cpu() * before

@@ -105,7 +105,8 @@ def meaning(word: str, traces: Sequence[Trace], occurrence: int = -1) -> Meaning
     if len(traces) < 2:
         raise UsageError("A word's meaning is compared between texts; give at least two.")
     found = [find(trace, word, occurrence) for trace in traces]
-    streams, places = [], []
+    streams: list[Tensor] = []
+    places: list[str] = []
     for trace, (position, _) in zip(traces, found, strict=True):
         places, stream = vectors(trace, position)
         streams.append(stream)

@@ -144,7 +144,10 @@ def patch(
         )
     total, done = sum(clean.config.n_layers for clean, _ in pairs), 0
     say = progress or (lambda done, total, what: None)
-    results, estimates, tokens, ends = [], [], [], []
+    results: list[Tensor] = []
+    estimates: list[Tensor] = []
+    tokens: list[tuple[int, int | None]] = []
+    ends: list[tuple[float, float]] = []
     for clean, corrupted in pairs:
         right, other = _answers(clean, corrupted, answer, wrong, position)
         vector = direction(corrupted, right, other, position).vector
@@ -200,7 +203,7 @@ def _answers(
         return right, other
     if answer is None:
         raise UsageError(
-            f"Both prompts are continued with {clean.token_text(right)!r}; name the answer and the wrong one to compare."
+            f"Both prompts are continued with {clean.token_text(right)!r}; name the answer and the wrong one."
         )
     return right, None
 

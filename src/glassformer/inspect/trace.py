@@ -26,7 +26,9 @@ from glassformer.model.sites import Tap, canonical, layer_of, site_of
 
 if TYPE_CHECKING:
     from glassformer.inspect.drilldown import Cell
+    from glassformer.inspect.heads import Heads
     from glassformer.inspect.lens import Lens
+    from glassformer.inspect.neurons import Neurons
     from glassformer.inspect.why import Why
     from glassformer.inspect.words import Word
 
@@ -388,6 +390,20 @@ class Trace:
         from glassformer.inspect.why import why
 
         return why(self._one("the reasons"), token, against, position, **options)
+
+    def heads(self, **options: Any) -> Heads:
+        """What every head does, by definition and evidence, this text among it; see `heads.head_scores`."""
+        from glassformer.inspect.heads import head_scores
+
+        return head_scores(self.transformer, vocabulary=self.vocabulary, text=self._one("head scores"), **options)
+
+    def neurons(
+        self, token: str | int | None = None, against: str | int | None = None, position: int = -1, **options: Any
+    ) -> Neurons:
+        """The feed-forward neurons behind a prediction; see `neurons.top_neurons`."""
+        from glassformer.inspect.neurons import top_neurons
+
+        return top_neurons(self._one("neurons"), token, against, position, **options)
 
     def gradient(self, site: str, of: str | int | Callable[[Tensor], Tensor] | None = None, **options: Any) -> Tensor:
         """The gradient of a chosen number at a site; see `gradient.gradients`."""

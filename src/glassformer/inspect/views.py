@@ -97,3 +97,17 @@ def why_view(found: Why, top: int = 10) -> dict[str, Any]:
     data["top"] = [{**part, "name": part_name(part, found.tokens)} for part in found.ranked_parts(sink=False)[:top]]
     data["heads"] = [{**part, "name": part_name(part, found.tokens)} for part in found.ranked_parts("head")[:top]]
     return data
+
+
+def grid_view(
+    title: str, rows: list[str], columns: list[str], values: list[list[float]], unit: str, note: str = ""
+) -> dict[str, Any]:
+    """A table of numbers with labels, as one picture: heads, patching, similarity. Not-a-numbers become null."""
+    return {
+        "title": title,
+        "rows": rows,
+        "columns": columns,
+        "values": [[None if x != x else x for x in row] for row in values],
+        "unit": unit,
+        "note": note,
+    }

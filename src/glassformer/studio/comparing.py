@@ -33,8 +33,8 @@ def compare(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
     }
     if ask.what == "next":
         logits = [t.logits(-1).float() for t in traces]
-        for side, model, x in zip(("a", "b"), models, logits, strict=True):
-            out[side]["next"] = predicting._listed(model, x, ask.top)
+        for name, model, x in zip(("a", "b"), models, logits, strict=True):
+            out[name]["next"] = predicting._listed(model, x, ask.top)
         if len(logits[0]) != len(logits[1]):
             raise UsageError(
                 f"{models[0].name} and {models[1].name} have different vocabularies: their predictions share no axis."

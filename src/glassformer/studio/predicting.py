@@ -21,7 +21,8 @@ def tokens(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
     model = studio.model(ask.model)
     ids = studio.ids(ask)
     tokenizer = model.tokenizer
-    out, at = [], 0
+    out: list[dict[str, Any]] = []
+    at = 0
     for id in ids:
         special = id in tokenizer.special_ids
         spelled = tokenizer.token_bytes(id)
@@ -35,7 +36,7 @@ def tokens(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
                 "end": at + (0 if special else len(spelled)),
             }
         )
-        at = out[-1]["end"]
+        at += 0 if special else len(spelled)
     return {
         "model": model.name,
         "precision": model.precision,
