@@ -7,7 +7,7 @@ It computes nothing itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from glassformer.model import Cache, Config, Transformer
 if TYPE_CHECKING:
     from glassformer.generate.distribution import Distribution
     from glassformer.generate.neighbours import Neighbours
+    from glassformer.generate.pieces import Engines, Piece
+    from glassformer.generate.speculative import Guesser
     from glassformer.inspect.heads import Heads
     from glassformer.inspect.meaning import Meaning
     from glassformer.inspect.patching import Patching
@@ -51,29 +53,31 @@ def load(
             checkpoint's own on an accelerator.
         revision: of a hub model.
         offline: True never asks the network; None asks only when needed.
-        progress: called with (done, total, what) while something is fetched or converted.
+        progress: called with (done, total, what) while something is fetched or converted; None shows a bar on
+            standard error.
 
     Raises:
         SourceError, CheckpointError, TokenizerError, UsageError: one sentence each.
     """
     from glassformer.checkpoint import open_checkpoint
+    from glassformer.checkpoint.progress import shown
     from glassformer.checkpoint.sources import resolve
 
     place = _device(device)
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}.")
-    resolved = resolve(None if source is None else str(source), revision=revision, progress=progress, offline=offline)
-    checkpoint = open_checkpoint(resolved.path, progress=_dequantising(progress, resolved.name))
+    named = None if source is None else str(source)
+    with shown(progress) as report:
+        resolved = resolve(named, revision=revision, progress=report, offline=offline)
+        checkpoint = open_checkpoint(
+            resolved.path, progress=lambda done, total: report(done, total, f"dequantising {resolved.name}")
+        )
     wanted = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else None)
     transformer = Transformer.empty(checkpoint.config).load(checkpoint.tensors, dtype=wanted)
     if place.type != "cpu":
         transformer = transformer.to(place)
     tokenizer = _tokenizer(checkpoint)
     return Model(transformer, tokenizer, name=resolved.name, source=str(resolved.path), metadata=checkpoint.metadata)
-
-
-def _dequantising(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(done, total, f"dequantising {name}")
 
 
 def _device(device: str) -> torch.device:
@@ -122,6 +126,7 @@ class Model:
         self.source = source
         self.metadata = metadata or {}
         self.taps = taps
+        self._engines: list[Engines] = []  # at most one; views of this model share it
 
     @property
     def config(self) -> Config:
@@ -227,6 +232,102 @@ class Model:
             raise UsageError(f"The matrix is embedding or unembedding; {matrix!r} is neither.")
         table = self.transformer.embed.weight if matrix == "embedding" else self.transformer.unembedding
         return neighbours(table.detach(), self.tokenizer, words, plus=plus, minus=minus, k=k)
+
+    # Text
+
+    def generate(
+        self,
+        text: str | Sequence[int],
+        *,
+        max_tokens: int | None = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str | int] = (),
+        alternatives: int = 0,
+        precision: str = "exact",
+        bos: bool | None = None,
+        guesser: Guesser | None = None,
+    ) -> Generator[Piece]:
+        """Continue a text, token by token; closing the generator, or leaving its loop, stops the computation.
+
+        Args:
+            text: the text, or its token ids.
+            max_tokens: of the answer; None for as many as the context holds.
+            temperature: logits are divided by it; 0 takes the likeliest token.
+            top_k, top_p, min_p: only the k likeliest; the likeliest that reach p together; those at least min_p
+                times as likely as the likeliest. None for all.
+            repetition_penalty, presence_penalty, frequency_penalty, logit_bias: see `generate.sampling.Sampling`.
+            seed: the same seed, text and options give the same answer.
+            stop: strings that end the answer and are not part of it, and ids of tokens that do, besides the
+                tokenizer's own.
+            alternatives: how many of the likeliest tokens each piece lists.
+            precision: "exact" is what the other verbs compute, in float32; "fast" is a GGUF file's own 4- and 8-bit
+                blocks, else int8; or float32, bfloat16, int8, int4. Every piece states what computed it. With edits
+                the answer is always exact.
+            bos: as for `encode`.
+            guesser: proposes tokens that are checked several at once; the distribution stays the same.
+
+        Raises:
+            TextError: an empty text, or one that leaves no room for an answer.
+            UsageError: an option out of its range.
+        """
+        from glassformer.generate.pieces import pieces, request
+        from glassformer.text.prompt import remark
+
+        ids = self.ids(text, bos)
+        if isinstance(text, str):
+            remark(self.tokenizer, text)
+        asked = request(
+            ids,
+            stop,
+            self.tokenizer,
+            max_tokens=max_tokens,
+            alternatives=alternatives,
+            guesser=guesser,
+            temperature=temperature,
+            top_k=top_k or 0,
+            top_p=1.0 if top_p is None else top_p,
+            min_p=min_p or 0.0,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=dict(logit_bias or {}),
+            seed=seed,
+        )
+        room = self.config.context if max_tokens is None else len(ids) + max_tokens
+        tap = self._tap()
+        if tap is None:
+            engine = self.engines.get(precision, room)
+        else:
+            engine = self.engines.make(native=False, slots=1)
+        engine.check(asked)
+        return pieces(engine.generate(asked, tap), self.tokenizer)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generator[Piece]:
+        """The assistant's answer to a conversation of `{"role": ..., "content": ...}`, by the model's own template.
+
+        Options are those of `generate`.
+
+        Raises:
+            TokenizerError: a model without a chat template. TextError: messages that its template refuses.
+        """
+        return self.generate(self.tokenizer.encode(self.tokenizer.render_chat(messages), bos=False), **options)
+
+    @property
+    def engines(self) -> Engines:
+        """What computes this model's answers."""
+        if not self._engines:
+            from glassformer.generate.pieces import Engines
+
+            self._engines.append(Engines(self.transformer, self.tokenizer, self.source))
+        return self._engines[0]
 
     # Seeing inside
 
