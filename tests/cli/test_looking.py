@@ -81,6 +81,8 @@ def test_the_lens(capsys, model):
     last = found["rows"][-1]["cells"][-1]["top"]
     assert [t["id"] for t in last] == [t.id for t in best]
     assert [t["probability"] for t in last] == pytest.approx([t.probability for t in best], rel=1e-4)
+    whole = answer(capsys, "lens", TEXT, "-m", model, "--words")
+    assert whole["positions"] == [word.positions[-1] for word in glassformer.load(model).trace(TEXT).words]
     code, out, _ = run(capsys, "lens", TEXT, "-m", model, "--follow", " mole", "--no-halves")
     assert code == 0
     assert "2 feed-forward" in out
@@ -130,7 +132,7 @@ def test_pictures_and_pages(capsys, model, tmp_path, args):
         (("attention", TEXT, "--layer", 7), 1, "There is no layer 7: the model has 3 layers, 0 to 2."),
         (("attention", TEXT, "--layer", 0, "--head", 4), 1, "no head 4: each layer has 4 heads"),
         (("lens", TEXT, "--top", 0), 2, "--top is 1 or more; 0 is not."),
-        (("lens", TEXT, "--all", "-p", 1), 2, "either --all or positions"),
+        (("lens", TEXT, "--all", "-p", 1), 2, "one of --all, --words and --position"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_sentence(capsys, model, args, code, message):

@@ -125,6 +125,8 @@ def test_sums_and_averages_by_word():
     t = Trace(model(), [1, 2, 30, 31], vocabulary=Letters(40))
     assert len(t.words) == 3
     close(pattern_by_word(t, 0).sum(-1), torch.ones(4, 3))
+    z = t["blocks.0.mlp.out"]
+    close(t.by_word(z, 0, "mean")[0], z[:2].mean(0))
 
 
 @settings(max_examples=20, deadline=None)

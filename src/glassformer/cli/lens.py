@@ -29,6 +29,7 @@ def command(
         typer.Option("--position", "-p", help="A position to read; may be repeated. The last without."),
     ] = None,
     everywhere: Annotated[bool, typer.Option("--all", help="Read every position.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="Read after every whole word: at its last token.")] = False,
     top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many tokens of each.")] = 5,
     follow: Annotated[
         str | None,
@@ -50,12 +51,14 @@ def command(
     """
     if top < 1:
         raise UsageError(f"--top is 1 or more; {top} is not.")
-    if everywhere and position:
-        raise UsageError("Give either --all or positions, not both.")
+    if everywhere + words + bool(position) > 1:
+        raise UsageError("Give one of --all, --words and --position.")
     if png is not None:
         need("matplotlib", verb="lens --png", extra="plot")
     trace = open_model(model, dtype=dtype).trace(read_text(text), bos)
     positions = None if everywhere else position or [-1]
+    if words:
+        positions = [word.positions[-1] for word in trace.words]
     found = trace.lens(top, positions=positions, follow=follow, halves=halves)
     data = {"model": trace.model, "precision": trace.precision, "tokens": trace.tokens, **found.to_dict()}
     write(data, png, html, "lens")

@@ -8,7 +8,7 @@ Arguments shared by all of them:
     positions  counted from the text's first token; a number, a slice, several numbers, or None for all
     rows       of the batch
 
-Knows no tensors; what each tap does is in `taps`.
+Knows no tensors; what each tap does is in `acts`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from glassformer.errors import UsageError
+from glassformer.inspect.acts import Ablate, Apply, Freeze, Knockout, Replace, Steer
 from glassformer.inspect.select import Chosen, Places, Selection
-from glassformer.inspect.taps import Ablate, Apply, Freeze, Knockout, Record, Recorded, Replace, Steer
+from glassformer.inspect.taps import Record, Recorded
 from glassformer.model.sites import Where
 
 Names = str | Sequence[str] | None

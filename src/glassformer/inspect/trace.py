@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.errors import ShapeError, SiteError, TextError, UsageError
+from glassformer.errors import ShapeError, SiteError, UsageError
 from glassformer.inspect import memory
-from glassformer.inspect.derive import Forward, basis_sites, grid_site
+from glassformer.inspect.derive import Forward, grid_site
+from glassformer.inspect.running import Ids, checked, run
 from glassformer.inspect.select import layers_of
-from glassformer.inspect.taps import Bound, Compose, Record
 from glassformer.inspect.vocabulary import Vocabulary, token_id
 from glassformer.model import Config, Transformer
-from glassformer.model.sites import Tap, canonical, layer_of, site_of
+from glassformer.model.sites import Tap, canonical, site_of
 
 if TYPE_CHECKING:
     from glassformer.inspect.drilldown import Cell
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from glassformer.inspect.neurons import Neurons
     from glassformer.inspect.why import Why
     from glassformer.inspect.words import Word
-
-Ids = Sequence[int] | Sequence[Sequence[int]]
 
 
 class Trace:
@@ -69,7 +67,7 @@ class Trace:
             MemoryLimitError: when it would not fit, with the arithmetic.
             SiteError: when the tap names a place, or a position, that this forward does not have.
         """
-        rows, self.batched = _rows(ids, transformer.config)
+        rows, self.batched = checked(ids, transformer.config)
         longest = max(map(len, rows))
         itemsize = transformer.embed.weight.element_size()
         cost = memory.estimate(
@@ -79,7 +77,7 @@ class Trace:
         self.ids: Any = rows if self.batched else rows[0]
         self.vocabulary = vocabulary
         self.model = model
-        self._forward = _run(transformer, rows, longest, tap)
+        self._forward = run(transformer, rows, longest, tap)
         self._rows: dict[int, Trace] = {}
 
     @classmethod
@@ -140,6 +138,12 @@ class Trace:
         from glassformer.inspect.words import words
 
         return words(self._one("words").ids, self.vocabulary)
+
+    def by_word(self, x: Tensor, axis: int = -1, how: Literal["sum", "mean"] = "sum") -> Tensor:
+        """Numbers per token along an axis as numbers per word of `words`: added up, or averaged."""
+        from glassformer.inspect.words import mean_by_word, sum_by_word
+
+        return (sum_by_word if how == "sum" else mean_by_word)(x, self.words, axis)
 
     def row(self, row: int) -> Trace:
         """One text of a batch, without its padding; shares the memory.
@@ -437,49 +441,6 @@ class Trace:
     def __repr__(self) -> str:
         texts = f"{len(self.ids)} texts, " if self.batched else ""
         return f"<glassformer.Trace of {texts}{self.length} tokens, {self.config.n_layers} layers, {self.precision}>"
-
-
-def _rows(ids: Ids | Tensor, config: Config) -> tuple[list[list[int]], bool]:
-    """Checked ids as a list of texts, and whether several were given."""
-    given: list[Any] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-    batched = bool(given) and not isinstance(given[0], int)
-    rows: list[list[int]] = [[int(i) for i in row] for row in (given if batched else [given])]
-    if not rows or not all(rows):
-        raise TextError("A trace needs at least one token of every text.")
-    for i in (i for row in rows for i in row):
-        if not 0 <= i < config.vocab_size:
-            raise TextError(f"Token id {i} is not in this model's vocabulary of {config.vocab_size:,}.")
-    return rows, batched
-
-
-def _run(transformer: Transformer, rows: list[list[int]], longest: int, tap: Tap | None) -> Forward:
-    """The forward, its basis kept; anything a tap writes outside the grids is kept as written."""
-    config, device = transformer.config, transformer.device
-    tokens = torch.tensor([[0] * (longest - len(r)) + r for r in rows], device=device)
-    mask = None
-    if any(len(r) < longest for r in rows):
-        mask = torch.tensor([[False] * (longest - len(r)) + [True] * len(r) for r in rows], device=device)
-    edit: Bound | None = None if tap is None else Compose(tap).bind(config)
-    written = set() if edit is None else {name for name in edit.writes if not grid_site(name)}
-    record = Record(*dict.fromkeys([*basis_sites(config), *sorted(written)]))
-    looking = Compose(record).bind(config) if edit is None else Compose(edit, record).bind(config)
-    to_logits = edit is not None and any(_after_final(name) for name in edit.reads | edit.writes)
-    with torch.no_grad():
-        if to_logits:
-            transformer(tokens, mask=mask, tap=looking)
-        else:
-            transformer.hidden(tokens, mask=mask, tap=looking)
-    if edit is not None:
-        looking.finish()
-    if mask is None:
-        positions = torch.arange(longest, device=device).expand(tokens.shape)
-    else:
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    return Forward(transformer, {name: record.tensor(name) for name in record}, positions, mask, edit)
-
-
-def _after_final(name: str) -> bool:
-    return layer_of(name) is None and name.startswith("logits")
 
 
 def trace(
