@@ -343,6 +343,25 @@ def test_long_documents_are_cut_without_a_trace(
     assert corpus.train.documents.tolist() == [0, len(expected)]
 
 
+def test_a_tokenizer_that_marks_where_a_text_begins_gets_documents_whole(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocab = {"<unk>": 0, "▁": 1, "a": 2, "b": 3, "\n": 4}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    marks = Tokenizer(backend)
+    text = "a b\n" * 300
+    (tmp_path / "a.txt").write_text(text)
+    monkeypatch.setattr(corpus_module, "PIECE", 64)
+    corpus = _whole(tmp_path / "a.txt", marks)
+    assert corpus.train.slice(0, len(corpus.train)).tolist() == marks.encode(text)
+    assert not corpus.report.problems
+    monkeypatch.setattr(corpus_module, "LONGEST", 64)
+    cut = _whole(tmp_path / "a.txt", marks, cache_dir=tmp_path / "other")
+    assert cut.report.count("longer than 16 million characters") == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(alphabet="ab \n\t\u3000é", max_size=400), piece=st.integers(1, 30), data=st.data())
 def test_pieces_join_to_the_document(text: str, piece: int, data: st.DataObject) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LAYOUT = 1
 FAST = 1 << 22  # bytes of data from which a faster encoder's start pays
 SPLITS = ("tail", "document")
+CUT = "longer than 16 million characters for a tokenizer that wants documents whole, cut at line breaks"
 UNANSWERED = "conversations without answers that the chat template sets apart, left out"
 
 
@@ -295,7 +296,7 @@ def _write(
     encoder = Encoder(tokenizer, fast=total is None or total >= FAST)
     stops: frozenset[int] = getattr(tokenizer, "stop_ids", frozenset())
     out = streams[names[0]]
-    whole = not encoder.cuts_at_lines(PROBE)
+    whole = not (encoder.light or encoder.cuts_at_lines(PROBE))
     try:
         pieces = read(
             sources,
@@ -310,6 +311,8 @@ def _write(
                 report.note(UNANSWERED, piece.origin)
                 report.documents -= 1
                 continue
+            if whole and piece.first and not piece.last:
+                report.note(CUT, piece.origin)
             if piece.first:
                 if by_document:
                     out = streams["held_out" if _held_out(piece, settings["fraction"]) else "train"]
