@@ -38,7 +38,7 @@ def test_the_journal_tells_what_ran(small: Callable[..., Recipe], out: Callable[
         small(eval_every=4, sample_every=4, probe_every=4, sample_tokens=5),
         out=out(),
         quiet=True,
-        probes=[lambda transformer, step: {"width": transformer.config.d_model}],
+        probes=[lambda transformer, tokenizer, step: {"width": transformer.config.d_model}],
     )
     events = list(journal.read(result.path / "journal.jsonl"))
     kinds = [e["event"] for e in events]

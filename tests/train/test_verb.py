@@ -121,3 +121,17 @@ def test_a_wrong_setting_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
 def test_training_is_not_loaded_to_print_help() -> None:
     program = "import sys; import glassformer.cli.train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_probes_follow_prompts_and_heads(corpus_file: Path, tmp_path: Path) -> None:
+    from glassformer.train import journal
+
+    place = tmp_path / "run"
+    assert call("--data", str(corpus_file), "--out", str(place), *SHORT, "--set", "probe_every=2") == 0
+    probes = [e for e in journal.read(place / "journal.jsonl") if e["event"] == "probe"]
+    assert [e["step"] for e in probes] == [2, 4]
+    assert sum(p for _, p in probes[0]["next"]["Once upon a time"]) <= 1
+    assert set(probes[0]["heads"]) == {"previous", "itself", "first", "induction"}
+    assert len(probes[0]["heads"]["induction"]) == 1
+    assert len(probes[0]["heads"]["induction"][0]) == 2
+    assert all(0 <= share <= 1 for kind in probes[0]["heads"].values() for layer in kind for share in layer)

@@ -43,9 +43,10 @@ def command(
         found = plan(recipe, data, out, resume, settings or [])
         print_json(found.to_dict()) if json else print(found.text())
         return
+    from glassformer.cli.probes import standard
     from glassformer.train.run import train
 
-    result = train(recipe, data, out, resume, (), False, settings or [])
+    result = train(recipe, data, out, resume, (standard(),), False, settings or [])
     if json:
         print_json(_plain(result))
     if result.interrupted:

@@ -35,7 +35,8 @@ def train(
         data: what to learn from, instead of what the recipe says; see `DataSpec`.
         out: the run directory, `runs/NAME` by default.
         resume: go on from the newest sound checkpoint in `out`.
-        probes: called with the transformer and the step every `probe_every` steps; the journal keeps what they give.
+        probes: called with the transformer, its tokenizer and the step every `probe_every` steps; the journal keeps
+            what they give.
         quiet: no live line.
         settings, **more: recipe settings by key, as in `steps=200`.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from glassformer.errors import CheckpointError
 from glassformer.model import Config, Transformer
+from glassformer.train import attention, fused
 from glassformer.train.loss import cross_entropy_sum
 from glassformer.train.optimizer import MuonAdamW
 from glassformer.train.recipe import Recipe
@@ -103,6 +104,10 @@ class Engine:
         self.optimizer = MuonAdamW(self.weights.parts, recipe.optimizer, muon_dtype(compute))
         if run_block is None and recipe.loop.recompute:
             run_block = recomputing
+        if recipe.loop.fused and transformer.device.type == "cpu":
+            attention.install(transformer)
+            if run_block is None and fused.supported(transformer):
+                run_block = fused.FusedBlocks(transformer, self.weights)
         self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block)
         self.call: Callable[[Tensor, Tensor], Tensor] = self.objective
 

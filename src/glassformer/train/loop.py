@@ -27,8 +27,8 @@ from glassformer.train.loss import IGNORE
 from glassformer.train.processes import Processes
 from glassformer.train.recipe import Recipe
 
-Probe = Callable[[Any, int], Mapping[str, Any]]
-"""Looks at the transformer at a step and gives what the journal should keep."""
+Probe = Callable[[Any, Any, int], Mapping[str, Any]]
+"""Looks at the transformer (and its tokenizer) at a step and gives what the journal should keep."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Run:
         facts: what a checkpoint records besides (builds, data hash, …).
         publish: writes the model into the run directory.
         sample: continues a text with the model, or None.
-        probes: looked through every `probe_every` steps.
+        probes, tokenizer: looked through every `probe_every` steps, and what they are given beside the model.
         flops_per_token: of a training step, for MFU.
         peak: of all devices together, and where the figure is from.
     """
@@ -91,6 +91,7 @@ class Run:
     publish: Callable[[Mapping[str, Tensor]], None] | None = None
     sample: Callable[[], str] | None = None
     probes: tuple[Probe, ...] = ()
+    tokenizer: Any = None
     flops_per_token: Callable[[int], float] = lambda length: 0.0
     peak: Callable[[], tuple[float, str]] = lambda: (0.0, "")
 
@@ -254,7 +255,9 @@ class Run:
     def _probe(self) -> None:
         for probe in self.probes:
             with torch.no_grad():
-                self.journal.write("probe", self.step, **dict(probe(self.engine.transformer, self.step)))
+                self.journal.write(
+                    "probe", self.step, **dict(probe(self.engine.transformer, self.tokenizer, self.step))
+                )
 
     def save(self) -> None:
         """Write a checkpoint and, beside it, the model as it stands."""

@@ -146,6 +146,7 @@ class LoopSpec:
         loss_chunk: tokens whose logits exist at once, 0 for a choice by vocabulary size.
         recompute: activation checkpointing: forget what is inside a block, compute it again for the gradient.
         compile: "off", "on" or "auto" (where it will pay).
+        fused: on a processor, attention and plain blocks in fewer operations than PyTorch's.
         deterministic: on a GPU, only kernels that give the same bits every time (slower).
         shard: "none" (every process holds the model) or "full" (FSDP2).
         seed: of weights and of the order of the data.
@@ -165,6 +166,7 @@ class LoopSpec:
     loss_chunk: int = 0
     recompute: bool = False
     compile: str = "off"
+    fused: bool = True
     deterministic: bool = False
     shard: str = "none"
     seed: int = 1

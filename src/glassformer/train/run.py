@@ -203,7 +203,8 @@ def assemble(
         facts=facts,
         publish=publish,
         sample=None if engine.sharded else lambda: sample(transformer, tokenizer, recipe.loop),
-        probes=() if engine.sharded else probes,
+        probes=() if engine.sharded or not recipe.loop.probe_every else probes,
+        tokenizer=tokenizer,
         flops_per_token=lambda length: count(config, min(length, config.context)).training_flops,
         peak=lambda: _peak(device, compute, ranks.world),
     )
