@@ -32,6 +32,11 @@ def test_the_table_s_help_is_the_verb_s_own(name):
     assert inspect.cleandoc(command.help).splitlines()[0] == cli.VERBS[name].help
 
 
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_help_lines_fit_a_terminal_of_80_columns(name):
+    assert len(cli.VERBS[name].help) <= 80 - 6 - max(map(len, cli.VERBS))
+
+
 @pytest.mark.parametrize("name", cli.verbs())
 def test_every_option_is_explained(name):
     for param in cli.load_verb(name).params:

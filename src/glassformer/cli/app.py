@@ -28,10 +28,10 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "next": Verb("glassformer.cli.next:command", "Show the probability of every next token and of whole next words."),
+    "next": Verb("glassformer.cli.next:command", "Show how likely every next token and whole next word is."),
     "complete": Verb("glassformer.cli.complete:command", "Continue a text, streamed."),
     "chat": Verb("glassformer.cli.chat:command", "Talk with a model in the terminal."),
-    "why": Verb("glassformer.cli.why:command", "Show which words, heads and layers made the model say what it says."),
+    "why": Verb("glassformer.cli.why:command", "Show which words, heads and layers made the model say that."),
     "attention": Verb("glassformer.cli.attention:command", "Show where each head looks."),
     "lens": Verb("glassformer.cli.lens:command", "Read every layer out as a next-token distribution."),
     "heads": Verb("glassformer.cli.heads:command", "Score and name what each attention head does."),

@@ -49,7 +49,7 @@ def command(
     bos: BosOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the probability of every next token and of whole next words.
+    """Show how likely every next token and whole next word is.
 
     A word's probability is the sum over all ways to spell it in tokens. It is shown as an interval, whose width is
     what was not explored. White space before a word is not part of it.

@@ -47,7 +47,7 @@ def command(
     png: PngOption = None,
     html: HtmlOption = None,
 ) -> None:
-    """Show which words, heads and layers made the model say what it says.
+    """Show which words, heads and layers made the model say that.
 
     Claimed is a part's share by the arithmetic of the sum; direct is measured by taking it from the last stream;
     total by taking it out where it enters and running everything after it again.
