@@ -357,6 +357,7 @@ class Model:
 
         bos = self.tokenizer.bos_id if self.tokenizer.adds_bos else None
         trace = None if text is None else self.trace(text)
+        options = {"tap": self._tap(), **options}
         return head_scores(self.transformer, vocabulary=self.tokenizer, bos=bos, text=trace, **options)
 
     def meaning(self, word: str, texts: Sequence[str], **options: Any) -> Meaning:

@@ -10,8 +10,10 @@ It knows runners, sampling and requests; it does not know servers, chats or chec
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +117,7 @@ class Engine:
         self._closed = False
         self._thread: threading.Thread | None = None
         self.ready = threading.Event()
+        _open.add(self)
         if not use_native or transformer.device.type != "cpu":
             self.ready.set()
         elif native.compiled():
@@ -431,6 +434,16 @@ class Engine:
             yield Step(step.id, step.text, step.logprob, step.top, step.finish, precision)
             if step.finish is not None:
                 return
+
+
+_open: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    """End every engine before the interpreter does: it would end a thread inside torch by aborting the process."""
+    for engine in list(_open):
+        engine.close()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -1,0 +1,179 @@
+"""What `complete` and `chat` share: the sampling options, and how pieces of an answer are shown."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glassformer.errors import UsageError
+
+if TYPE_CHECKING:
+    from glassformer.generate.pieces import Piece
+    from glassformer.generate.speculative import Guesser
+    from glassformer.lm import Model
+
+SHOWN = 5  # rejected alternatives beside each token
+INTERRUPTED = 130
+
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Tokens of the answer; 0 for all that fit.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", "-t", metavar="T", help="Below 1 sharpens, 0 takes the likeliest token.")
+]
+TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Only the K likeliest tokens.")]
+TopPOption = Annotated[
+    float | None, typer.Option("--top-p", metavar="P", help="Only the likeliest tokens that reach P together.")
+]
+MinPOption = Annotated[
+    float | None, typer.Option("--min-p", metavar="P", help="Only tokens at least P times as likely as the likeliest.")
+]
+RepetitionOption = Annotated[
+    float, typer.Option("--repetition-penalty", metavar="X", help="Above 1: what was there before is less likely.")
+]
+PresenceOption = Annotated[
+    float, typer.Option("--presence-penalty", metavar="X", help="Taken once from the scores of tokens in the answer.")
+]
+FrequencyOption = Annotated[
+    float, typer.Option("--frequency-penalty", metavar="X", help="Taken as often as a token is in the answer.")
+]
+BiasOption = Annotated[
+    list[str] | None,
+    typer.Option("--logit-bias", metavar="ID=X", help="Added to a token's score; may be given several times."),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.")]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends the answer; may be given several times.")
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        help="exact (float32), fast (the file's own blocks, else int8), bfloat16, int8, int4.",
+    ),
+]
+ShowOption = Annotated[
+    bool, typer.Option("--show", "-s", help="Each token with its probability and the rejected alternatives.")
+]
+LookupOption = Annotated[
+    bool, typer.Option("--lookup", help="Guess ahead from repeats in the text; quicker, the same distribution.")
+]
+DraftOption = Annotated[
+    str | None, typer.Option("--draft", metavar="SOURCE", help="Guess ahead with this smaller model.")
+]
+
+
+def bias(given: list[str] | None) -> dict[int, float]:
+    """`ID=X` options as a logit bias.
+
+    Raises:
+        UsageError: for one of another form.
+    """
+    found: dict[int, float] = {}
+    for one in given or []:
+        id, sign, value = one.partition("=")
+        try:
+            found[int(id)] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign:
+            raise UsageError(f"--logit-bias is a token's id and a number, such as 42=-100; {one!r} is not.")
+    return found
+
+
+def guesser(model: Model, lookup: bool, draft: str | None) -> Guesser | None:
+    """What guesses ahead, if anything does.
+
+    Raises:
+        UsageError: for a draft model with other tokens.
+    """
+    if not (lookup or draft):
+        return None
+    from glassformer.cli.common import open_model
+    from glassformer.generate.backends import EagerRunner
+    from glassformer.generate.speculative import DraftModel, NgramLookup
+
+    if draft is None:
+        return NgramLookup()
+    if lookup:
+        raise UsageError("--lookup and --draft both guess ahead; give one of them.")
+    smaller = open_model(draft)
+    if smaller.config.vocab_size != model.config.vocab_size:
+        raise UsageError(
+            f"A draft model must have the same tokens; {smaller.name} has {smaller.config.vocab_size} and "
+            f"{model.name} {model.config.vocab_size}."
+        )
+    return DraftModel(EagerRunner(smaller.transformer))
+
+
+class Teller:
+    """Writes an answer as it comes: text to standard output, or with `show` one line a token.
+
+    Attributes:
+        text: the answer so far.
+        pieces: what it was made of.
+    """
+
+    def __init__(self, show: bool = False, quiet: bool = False) -> None:
+        self._show, self._quiet = show, quiet
+        self.text = ""
+        self.pieces: list[Piece] = []
+        self._start = time.perf_counter()
+        self._first: float | None = None
+
+    def tell(self, piece: Piece) -> None:
+        """Take in one piece and write it."""
+        self._first = self._first or time.perf_counter()
+        self.text += piece.text
+        self.pieces.append(piece)
+        if self._quiet:
+            return
+        sys.stdout.write(line(piece) + "\n" if self._show else piece.text)
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """The line break after an answer."""
+        if not self._quiet and not self._show and not self.text.endswith("\n"):
+            print()
+        sys.stdout.flush()
+
+    @property
+    def precision(self) -> str:
+        """Of what computed the answer; several when it changed on the way."""
+        return ", then ".join(dict.fromkeys(piece.precision for piece in self.pieces)) or "no token"
+
+    def summary(self, model: Model) -> str:
+        """Model, precision, tokens and speed, on one line."""
+        count = len(self.pieces)
+        parts = [model.name, self.precision, f"{count} token{'' if count == 1 else 's'}"]
+        if self._first is not None:
+            parts.append(f"first after {self._first - self._start:.2f} s")
+            if count > 1:
+                parts.append(f"{(count - 1) / max(time.perf_counter() - self._first, 1e-9):.0f} tokens/s")
+        if self.pieces and self.pieces[-1].finish == "length":
+            parts.append("cut at its length")
+        return ", ".join(parts)
+
+
+def line(piece: Piece) -> str:
+    """A token, its probability, and what was rejected for it."""
+    from glassformer.cli.next import visible
+
+    others = "  ".join(f"{visible(one.token)} {one.probability:.1%}" for one in piece.rejected[:SHOWN])
+    return f"{visible(piece.token):<16} {piece.probability:7.2%}   {others}".rstrip()
+
+
+def tell(pieces: Any, teller: Teller) -> bool:
+    """Write a whole answer; False when Ctrl-C ended it, which ends the computation too."""
+    try:
+        for piece in pieces:
+            teller.tell(piece)
+    except KeyboardInterrupt:
+        return False
+    finally:
+        pieces.close()
+    return True
