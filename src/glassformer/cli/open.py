@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,7 +38,10 @@ def command(
     from glassformer.studio import Studio
 
     model = open_model(source)
-    studio = Studio(model, open_model=lambda name: load(name))
+    runs = Path("runs")
+    if (Path(model.source) / "journal.jsonl").is_file():
+        runs = Path(model.source).parent
+    studio = Studio(model, open_model=lambda name: load(name), runs=str(runs))
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from glassformer.errors import GlassformerError, SourceError
 from glassformer.serve.work import Workers
 from glassformer.studio import Cancelled, Studio
+from glassformer.studio.generating import steps
 from glassformer.studio.requests import Edit, Text
 
 WEB = Path(__file__).parents[1] / "web"
@@ -61,8 +62,9 @@ class ReportAsk(_Strict):
 
 
 class RaceAsk(_Strict):
-    """The passage that is raced."""
+    """The passage that is raced, and who reads it."""
 
+    model: str | None = None
     text: Text
 
 
@@ -87,18 +89,8 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
     @api.post("/api/generate")
     async def generate(ask: GenerateAsk, request: Request) -> Response:
         def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
-            model = studio.edited(ask)
-            sampling = {"top_k": ask.top_k, "top_p": ask.top_p, "min_p": ask.min_p, "seed": ask.seed}
-            pieces = model.generate(
-                ask.text,
-                max_tokens=ask.max_tokens,
-                temperature=ask.temperature,
-                alternatives=ask.alternatives,
-                **{name: value for name, value in sampling.items() if value is not None},
-            )
-            for piece in pieces:
-                check()
-                emit(piece.to_dict())
+            for step in steps(studio, ask, check):
+                emit(step)
             emit({"done": True})
 
         return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
@@ -111,10 +103,13 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
                 emit({"done": done, "total": total, "what": what})
 
             if ask.source not in studio.opened:
-                if load is None:
+                if ask.source.startswith("run:"):
+                    studio.model(ask.source)
+                elif load is None:
                     raise SourceError("This server keeps to the model it was started with.")
-                studio.add(load(ask.source, progress))
-            emit({"model": studio.choose(ask.source).name})
+                else:
+                    studio.add(load(ask.source, progress), ask.source)
+            emit({"model": ask.source, "name": studio.model(ask.source).name})
 
         return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
 
@@ -123,10 +118,12 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
         def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
             from glassformer.generate.race import race as raced
 
-            model = studio.model()
-            for lap in raced(model.transformer, model.ids(ask.text)):
+            def progress(who: str, length: int) -> None:
                 check()
-                emit(lap)
+                emit({"who": who, "tokens": length})
+
+            model = studio.model(ask.model)
+            emit({"race": raced(model.transformer, model.ids(ask.text), repeats=1, progress=progress).to_dict()})
 
         return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
 

@@ -168,14 +168,50 @@ def why(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
     if not ask.words:
         options["words"] = 0
     found = trace.why(ask.token, ask.against, ask.position, **options)
-    return {**found.to_dict(), "tokens": trace.tokens}
+    # A long text has a part for every head at every token: the largest are sent, and all of them summed by layer.
+    return {
+        **found.to_dict(parts=False),
+        "tokens": trace.tokens,
+        "parts": found.ranked_parts(),
+        "part_count": len(found.parts),
+        "layers": _by_layer(found.parts),
+    }
+
+
+def _by_layer(parts: Any) -> list[dict[str, Any]]:
+    """Claimed contributions summed over heads, sources and positions: what each half layer adds, in order."""
+    from glassformer.inspect.parts import KINDS
+
+    sums: dict[tuple[int, str], float] = {}
+    for layer, kind, claimed in zip(parts.layer.tolist(), parts.kind.tolist(), parts.claimed.tolist(), strict=True):
+        name = KINDS[kind]
+        key = (layer, "attention" if name == "head" else name)
+        sums[key] = sums.get(key, 0.0) + claimed
+    return [{"layer": None if i < 0 else i, "kind": kind, "claimed": x} for (i, kind), x in sorted(sums.items())]
+
+
+def heads(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
+    """What each head of the model does, scored on sequences of its own; the same for every text."""
+    from glassformer.inspect.heads import head_scores
+
+    name = ask.model or studio.current
+    if name not in studio.scored:
+        model = studio.model(ask.model)
+        found = head_scores(
+            model.transformer,
+            vocabulary=model.tokenizer,
+            bos=model.tokenizer.bos_id if model.tokenizer.adds_bos else None,
+            progress=lambda done, total, what: check(),
+        )
+        studio.scored[name] = found.to_dict()
+    return {"model": studio.model(ask.model).name, **studio.scored[name]}
 
 
 def neurons(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
     """The feed-forward neurons that pushed a prediction most, and what each writes."""
     from glassformer.inspect.neurons import top_neurons
 
-    return top_neurons(studio.trace(ask), ask.token, position=ask.position, k=ask.top).to_dict()
+    return top_neurons(studio.trace(ask), ask.token, ask.against, ask.position, k=ask.top).to_dict()
 
 
 def meaning(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:

@@ -124,7 +124,12 @@ class EffectsAsk(At):
 
 class NeuronsAsk(At):
     token: int | str | None = None
+    against: int | str | None = None
     top: Count = 20
+
+
+class HeadsAsk(_Strict):
+    model: str | None = None
 
 
 class Side(_Strict):
@@ -149,6 +154,7 @@ class MeaningAsk(_Strict):
 
 
 class SizeAsk(_Strict):
+    model: str | None = None
     name: str | None = None
     context: int | None = Field(default=None, ge=1)
 
@@ -161,9 +167,9 @@ class RunAsk(_Strict):
     name: str
 
 
-class RunStepAsk(_Strict):
-    name: str
-    text: Text
+class RunStepAsk(Ask):
+    rate: float | None = Field(default=None, gt=0)
+    top: int = Field(default=8, ge=1, le=50)
 
 
 class ModelsAsk(_Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ class Studio:
         self.runs = runs
         self._open = open_model
         self._models: OrderedDict[str, Model] = OrderedDict({model.name: model})
+        self.scored: dict[str, dict[str, Any]] = {}  # what the heads of each model do, by its name
         self._traces: OrderedDict[tuple[Any, ...], Trace] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -66,6 +68,10 @@ class Studio:
             if name in self._models:
                 self._models.move_to_end(name)
                 return self._models[name]
+        if name.startswith("run:"):
+            from glassformer.studio.learning import open_run
+
+            return self.add(open_run(self.runs, name), name)
         if self._open is None:
             raise SourceError(f"{name!r} is not open here; this view has {', '.join(self.opened)}.")
         return self.add(self._open(name), name)
@@ -79,6 +85,8 @@ class Studio:
             for old in list(self._models):
                 if len(self._models) > MODELS_OPEN and old not in (self.current, name):
                     del self._models[old]
+                    for key in [key for key in self._traces if key[0] == old]:
+                        del self._traces[key]
         return model
 
     def choose(self, name: str) -> Model:
@@ -128,7 +136,18 @@ class Studio:
         schema, function = VIEWS[name]
         ask = requests.parsed(schema, data)
         check()
-        return function(self, ask, check)
+        return finite(function(self, ask, check))  # type: ignore[no-any-return]
+
+
+def finite(value: Any) -> Any:
+    """Plain data as JSON can hold it: what is not a finite number becomes None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
 
 
 def taps(edits: Sequence[Any]) -> list[Any]:

@@ -26,6 +26,7 @@ VIEWS: dict[str, tuple[Any, View]] = {
     "lens": (requests.LensAsk, looking.lens),
     "journey": (requests.JourneyAsk, looking.journey),
     "why": (requests.WhyAsk, looking.why),
+    "heads": (requests.HeadsAsk, looking.heads),
     "neurons": (requests.NeuronsAsk, looking.neurons),
     "meaning": (requests.MeaningAsk, looking.meaning),
     "size": (requests.SizeAsk, learning.size),

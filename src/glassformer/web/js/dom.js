@@ -3,7 +3,7 @@
 /**
  * @param {string} tag
  * @param {Record<string, any>} [props] `on…` are listeners, `style` an object of properties, others attributes.
- * @param {...(Node|string|number|null|undefined|false)} children
+ * @param {...any} children
  * @returns {any}
  */
 export function h(tag, props = {}, ...children) {
@@ -13,7 +13,7 @@ export function h(tag, props = {}, ...children) {
 /**
  * @param {string} tag
  * @param {Record<string, any>} [props]
- * @param {...(Node|string|number|null|undefined|false)} children
+ * @param {...any} children
  * @returns {any}
  */
 export function s(tag, props = {}, ...children) {

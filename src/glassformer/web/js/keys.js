@@ -2,17 +2,21 @@
 
 import { h } from "./dom.js";
 
-/** @param {import("./store.js").Store} state @returns {HTMLDialogElement} */
-export function keys(state) {
-  const rooms = ["attention", "depth", "why", "size"];
+/** @param {import("./store.js").Store} state @param {string[]} rooms @returns {HTMLDialogElement} */
+export function keys(state, rooms) {
   const table = [
     ["/", "write the text", () => document.getElementById("composer")?.focus()],
-    ["1–9", "open a room", null],
+    [`1–${rooms.length}`, "open a room", null],
     ["[ ]", "layer down, up", null],
     ["{ }", "head down, up", null],
     [", .", "token before, after", null],
+    ["g", "write on, or stop", () => /** @type {any} */ (document.getElementById("write-on"))?.click()],
+    ["l", "large type", () => state.set({ large: !state.get("large") })],
+    ["t", "the tour", () => /** @type {any} */ (document.getElementById("take-tour"))?.click()],
+    ["c", "text as tokens or as words", () => state.set({ chips: state.get("chips") === "words" ? "tokens" : "words" })],
+    ["s", "heads by layer or by what they do", () => state.set({ sort: state.get("sort") === "role" ? "layer" : "role" })],
     ["m", "matrix or arcs", () => state.set({ mode: state.get("mode") === "matrix" ? "arcs" : "matrix" })],
-    ["w", "tokens or whole words", () => state.set({ unit: state.get("unit") === "words" ? "tokens" : "words" })],
+    ["w", "next: tokens or whole words", () => state.set({ unit: state.get("unit") === "words" ? "tokens" : "words" })],
     ["u", "undo the last switching off", () => state.set({ edits: state.get("edits").slice(0, -1) })],
     ["Tab", "in the text: accept the grey prediction", null],
     ["?", "this table", () => dialog.showModal()],

@@ -2,15 +2,23 @@
 
 import { h, put } from "./dom.js";
 import { keys } from "./keys.js";
+import { chooser } from "./models.js";
+import { picture, save } from "./picture.js";
 import { HttpSource } from "./source.js";
 import { Store, fromFragment } from "./store.js";
+import { tour } from "./tour.js";
+import { segmented } from "./ui.js";
 import { mount as attention } from "./views/attention.js";
+import { mount as compare } from "./views/compare.js";
 import { mount as depth } from "./views/depth.js";
+import { mount as learning } from "./views/learning.js";
+import { mount as meaning } from "./views/meaning.js";
 import { mount as next } from "./views/next.js";
 import { mount as size } from "./views/size.js";
 import { mount as tokens } from "./views/tokens.js";
 import { mount as why } from "./views/why.js";
 
+/** @type {[string, string][]} */
 export const EXAMPLES = [
   ["Capital", "The capital of France is"],
   ["Mole", "The American shrew mole is a small"],
@@ -21,78 +29,112 @@ export const EXAMPLES = [
   ["Code", "def add(a, b):\n    return"],
 ];
 
+/** @type {[string, string, (element: HTMLElement, source: any, state: Store) => void][]} */
 export const ROOMS = [
   ["attention", "Attention", attention],
   ["depth", "Depth", depth],
   ["why", "Why", why],
+  ["compare", "Compare", compare],
+  ["meaning", "Meaning", meaning],
+  ["learning", "Learning", learning],
   ["size", "Size", size],
 ];
 
 export const START = {
-  text: EXAMPLES[0][1], model: null, position: null, layer: 0, head: 0, query: null, key: null, tab: "attention", edits: [],
-  temperature: 1, top_k: 0, top_p: 1, min_p: 0, unit: "tokens", mode: "matrix", token: null, against: null,
-  tokens: [], words: [], count: 0, layers: 0, heads: 0, hover: null, prediction: null, theme: "auto",
+  text: EXAMPLES[0][1], model: null, modelName: null, position: null, layer: 0, head: 0, query: null, key: null, tab: "attention", edits: [],
+  temperature: 1, top_k: 0, top_p: 1, min_p: 0, unit: "tokens", chips: "tokens", mode: "matrix", sort: "layer", token: null, against: null,
+  tokens: [], words: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
+  other: { text: "The capital of Italy is", model: null }, what: "next",
+  word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0,
 };
 
 /** @param {HTMLElement} root @param {any} source @param {Store} state */
 export function build(root, source, state) {
-  const theme = h("button", { type: "button", onclick: () => {
-    const order = ["auto", "light", "dark"];
-    state.set({ theme: order[(order.indexOf(state.get("theme")) + 1) % 3] });
-  } });
-  const large = h("button", { type: "button", "aria-pressed": "false", onclick: () => {
-    const on = document.documentElement.dataset.large !== "true";
-    document.documentElement.dataset.large = String(on);
-    large.setAttribute("aria-pressed", String(on));
-  } }, "Large type");
+  const rooms = ROOMS.filter(([name]) => !source.rooms || source.rooms.includes(name));
+  if (!rooms.some(([name]) => name === state.get("tab"))) state.set({ tab: rooms[0][0] });
   const said = h("span", { class: "visually-hidden", role: "status" });
+  const { button: model, dialog: models } = chooser(source, state);
+  const walk = tour(state);
+  const dialog = keys(state, rooms.map(([name]) => name));
+  const theme = segmented("Theme", [["auto", "Auto"], ["light", "Light"], ["dark", "Dark"]], () => state.get("theme"), (name) => state.set({ theme: name }));
+  const large = h("button", { type: "button", onclick: () => state.set({ large: !state.get("large") }) }, "Large type");
   const share = h("button", { type: "button", onclick: async () => {
     history.replaceState(null, "", state.fragment());
     await navigator.clipboard?.writeText(location.href).catch(() => null);
-    share.textContent = "Link copied";
-    said.textContent = "A link to this view is in the address bar and on the clipboard.";
-    setTimeout(() => (share.textContent = "Share"), 1500);
-  } }, "Share");
+    tell(share, "Link copied", "A link to this view is in the address bar and on the clipboard.");
+  } }, "Copy link");
+  const image = h("button", { type: "button", onclick: async () => {
+    const panel = /** @type {HTMLElement} */ (panels.get(state.get("tab")).panel);
+    try {
+      save(await picture(panel), `glassformer-${state.get("tab")}.png`);
+      tell(image, "Image saved", "An image of this view was saved.");
+    } catch (error) {
+      tell(image, "No image", error instanceof Error ? error.message : String(error));
+    }
+  } }, "Image");
+  const report = h("button", { type: "button", onclick: async () => {
+    report.setAttribute("aria-busy", "true");
+    try {
+      save(await source.report({ text: state.get("text"), model: state.get("model"), edits: state.get("edits") }), "glassformer-report.html");
+      tell(report, "Report saved", "The report was saved: one file that works offline.");
+    } catch (error) {
+      tell(report, "No report", error instanceof Error ? error.message : String(error));
+    }
+    report.removeAttribute("aria-busy");
+  } }, "Report");
+  /** @param {HTMLElement} button @param {string} short @param {string} long */
+  function tell(button, short, long) {
+    const before = button.dataset.label ?? button.textContent ?? "";
+    button.dataset.label = before;
+    button.textContent = short;
+    said.textContent = long;
+    setTimeout(() => (button.textContent = before), 1800);
+  }
   const help = h("button", { type: "button", "aria-label": "Keyboard", onclick: () => dialog.showModal() }, "?");
-  const dialog = keys(state);
+  const tourButton = h("button", { type: "button", id: "take-tour", onclick: () => walk.start() }, "Tour");
   const reflect = () => {
     const chosen = state.get("theme");
     if (chosen === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = chosen;
-    theme.textContent = { auto: "Auto", light: "Light", dark: "Dark" }[/** @type {"auto"} */ (chosen)];
-    theme.setAttribute("aria-label", `Theme: ${theme.textContent}`);
+    document.documentElement.dataset.large = String(state.get("large"));
+    large.setAttribute("aria-pressed", String(state.get("large")));
+    theme.reflect();
   };
-  state.on(["theme"], reflect);
+  state.on(["theme", "large"], reflect);
   reflect();
 
-  const composer = h("section", { class: "panel", "aria-label": "Words in" });
+  const composer = h("section", { class: "panel words", "aria-label": "Words in" });
   const left = h("section", { class: "panel left", "aria-label": "Next word" });
   const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Rooms" });
   const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs);
   put(root,
-    h("header", { class: "top" }, h("span", { class: "brand" }, h("img", { src: "/web/icon.svg", alt: "" }), h("h1", { class: "brand" }, "Glassformer")), theme, large, share, help, said),
-    h("main", {}, composer, h("div", { class: "layout" }, left, right)), dialog);
-  composer.append(h("div", { class: "row examples", role: "group", "aria-label": "Examples" }, EXAMPLES.map(([name, text]) =>
-    h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: [], query: null, key: null, token: null, against: null }) }, name))));
+    h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), source.live ? model : h("span", { class: "soft" }, source.title ?? ""),
+      h("div", { class: "row tools" }, source.live ? tourButton : null, source.live ? share : null, image, source.live ? report : null, theme.element, large, help), said),
+    h("main", {}, composer, h("div", { class: "layout" }, left, right)), walk.card, dialog, models);
+  if (source.live) {
+    composer.append(h("div", { class: "row examples", role: "group", "aria-label": "Examples" }, EXAMPLES.map(([name, text]) =>
+      h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: [], query: null, key: null, token: null, against: null }) }, name))));
+  }
   tokens(composer, source, state);
   next(left, source, state);
   /** @type {Map<string, any>} */
   const panels = new Map();
-  for (const [name, label, mount] of ROOMS) {
+  for (const [name, label, mount] of rooms) {
     tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, "data-room": name, onclick: () => state.set({ tab: name }) }, label));
     const panel = h("div", { role: "tabpanel", id: `room-${name}`, "aria-labelledby": `tab-${name}`, hidden: true });
     right.append(panel);
-    panels.set(/** @type {string} */ (name), { panel, mount, mounted: false });
+    panels.set(name, { panel, mount, mounted: false });
   }
   tabs.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    const names = ROOMS.map(([n]) => n);
+    const names = rooms.map(([n]) => n);
     const to = names[(names.indexOf(state.get("tab")) + step + names.length) % names.length];
     state.set({ tab: to });
     /** @type {any} */ (tabs.querySelector(`[data-room="${to}"]`)).focus();
   });
   const choose = () => {
+    if (!panels.has(state.get("tab"))) return state.set({ tab: rooms[0][0] });
     for (const button of /** @type {any} */ (tabs.children)) {
       const here = button.dataset.room === state.get("tab");
       button.setAttribute("aria-selected", String(here));
@@ -110,9 +152,18 @@ export function build(root, source, state) {
   choose();
 }
 
-const app = document.getElementById("app");
-if (app) {
+/** The mark: a small field of attention. */
+function logo() {
+  const mark = h("span", { class: "logo", "aria-hidden": "true" });
+  for (let i = 0; i < 9; i++) mark.append(h("span", {}));
+  return mark;
+}
+
+/** The app in the page that the server sends. */
+export function app() {
+  const root = document.getElementById("app");
+  if (!root) return;
   const state = new Store({ ...START, ...fromFragment(location.hash) });
-  build(app, new HttpSource(), state);
+  build(root, new HttpSource(), state);
   addEventListener("hashchange", () => state.set(fromFragment(location.hash)));
 }

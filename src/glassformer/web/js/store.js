@@ -1,7 +1,11 @@
 /** What the page is looking at: one flat observable state, restored from and written to the address. */
 
-/** Fields that a shared address restores. */
-const SHARED = ["text", "model", "position", "layer", "head", "query", "key", "tab", "edits", "temperature", "top_k", "top_p", "min_p", "token", "against"];
+/** Fields that a shared address restores, and what each must be. @type {Record<string, "text"|"number"|"list"|"object">} */
+const SHARED = {
+  text: "text", model: "text", position: "number", layer: "number", head: "number", query: "number", key: "number", tab: "text", edits: "list",
+  temperature: "number", top_k: "number", top_p: "number", min_p: "number", token: "text", against: "text", unit: "text", chips: "text", mode: "text",
+  sort: "text", what: "text", other: "object", word: "text", contexts: "list", run: "text",
+};
 
 export class Store {
   /** @param {Record<string, any>} initial */
@@ -40,8 +44,8 @@ export class Store {
 
   /** The address fragment that restores this state. */
   fragment() {
-    const parts = SHARED.filter((k) => this.values[k] !== null && this.values[k] !== undefined && this.values[k] !== "")
-      .filter((k) => !(k === "edits" && this.values[k].length === 0))
+    const parts = Object.keys(SHARED).filter((k) => this.values[k] !== null && this.values[k] !== undefined && this.values[k] !== "")
+      .filter((k) => !(Array.isArray(this.values[k]) && this.values[k].length === 0))
       .map((k) => `${k}=${encodeURIComponent(typeof this.values[k] === "string" ? this.values[k] : JSON.stringify(this.values[k]))}`);
     return "#" + parts.join("&");
   }
@@ -54,10 +58,16 @@ export function fromFragment(fragment) {
   for (const part of fragment.replace(/^#/, "").split("&")) {
     const at = part.indexOf("=");
     const key = part.slice(0, at);
-    if (at < 0 || !SHARED.includes(key)) continue;
+    if (at < 0 || !Object.hasOwn(SHARED, key)) continue;
     try {
-      const value = decodeURIComponent(part.slice(at + 1));
-      found[key] = ["text", "model", "tab"].includes(key) ? value : JSON.parse(value);
+      const text = decodeURIComponent(part.slice(at + 1));
+      if (SHARED[key] === "text") {
+        found[key] = text;
+        continue;
+      }
+      const value = JSON.parse(text);
+      const kind = Array.isArray(value) ? "list" : typeof value;
+      if (value !== null && kind === SHARED[key]) found[key] = value;
     } catch {
       continue;
     }

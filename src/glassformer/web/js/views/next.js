@@ -4,6 +4,7 @@ import { h, hint, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
 import { entropy, sampling } from "../math.js";
 import { unpack } from "../source.js";
+import { mount as timeline } from "./timeline.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -24,17 +25,18 @@ export function mount(element, source, state) {
   const texts = new Map();
   let hidden = false;
 
-  const unit = h("div", { class: "row", role: "group", "aria-label": "Show" });
+  const unit = h("div", { class: "segmented", role: "group", "aria-label": "Show" });
   const bars = h("div", { class: "bars", role: "list", "aria-label": "Most probable next tokens" });
   const words = h("div", { class: "bars", role: "list", "aria-label": "Most probable next words" });
   const facts = h("p", { class: "soft small" });
   const sliders = h("div", { class: "sliders" });
   const guess = h("form", { class: "row guess" });
+  const writing = h("div", { class: "writing" });
   const said = h("p", { class: "small", role: "status" });
   element.append(
     h("div", { class: "row spread" }, h("h2", {}, "Next word"), unit),
     h("p", { class: "soft small", id: "next-after" }),
-    bars, words, facts, h("h3", {}, "Choosing"), sliders, guess, said,
+    bars, words, facts, h("h3", {}, "Choosing"), sliders, guess, said, h("h3", {}, "Writing on"), writing,
   );
   const after = /** @type {HTMLElement} */ (element.querySelector("#next-after"));
 
@@ -55,7 +57,7 @@ export function mount(element, source, state) {
   const attempt = h("input", { type: "text", placeholder: "Your guess, then Enter", "aria-label": "Your guess of the next word", size: "16" });
   const cover = h("button", { type: "button", "aria-pressed": "false", onclick: () => { hidden = !hidden; draw(); } }, "Guess first");
   guess.append(cover, attempt);
-  guess.addEventListener("submit", (event) => {
+  guess.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     const word = attempt.value.trim();
     if (!word || !data) return;
@@ -172,6 +174,8 @@ export function mount(element, source, state) {
         h("span", { class: "num" }, `${percent(w.probability)} – ${percent(w.upper)}`));
     }), h("p", { class: "soft small" }, `${percent(found.coverage)} of the probability was followed to whole words; each may have up to ${percent(1 - found.coverage)} more. At the model's own temperature.`));
   });
+  state.on(["model"], () => texts.clear());
   state.on(["temperature", "top_k", "top_p", "min_p", "unit", "tokens"], draw);
+  timeline(writing, source, state);
   draw();
 }

@@ -3,6 +3,7 @@
 import { h, hint, number, put } from "../dom.js";
 import { live } from "../live.js";
 import { treemap } from "../treemap.js";
+import { track } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -16,7 +17,48 @@ export function mount(element, source, state) {
     two.append(box);
     const body = h("div", {});
     box.append(body);
-    live(body, state, ["model"], async (signal) => source.get("size", name ? { name } : {}, { signal }), (data) => draw(body, data));
+    live(body, state, ["model"], async (signal) => source.get("size", name ? { name } : { model: state.get("model") }, { signal }), (data) => draw(body, data));
+  }
+  const lap = h("div", {});
+  element.append(lap);
+  race(lap, source, state);
+}
+
+const RUNNERS = /** @type {[string, string][]} */ ([["at_once", "all at once"], ["word_by_word", "word by word"], ["recurrent", "a recurrent network"]]);
+
+/** The same text read three ways, timed now. @param {HTMLElement} element @param {any} source @param {Store} state */
+function race(element, source, state) {
+  const out = h("div", {});
+  const said = h("p", { class: "small", role: "status" });
+  /** @type {AbortController|null} */
+  let running = null;
+  const go = h("button", { type: "button", id: "race", disabled: !source.live, onclick: async () => {
+    if (running) return running.abort();
+    const mine = (running = new AbortController());
+    go.textContent = "Stop";
+    said.textContent = "Getting ready…";
+    try {
+      for await (const event of source.stream("/api/race", { text: state.get("text"), model: state.get("model") }, { signal: mine.signal })) {
+        if (event.race) show(event.race);
+        else said.textContent = `${event.tokens} tokens, ${event.who}…`;
+      }
+      said.textContent = "";
+    } catch (error) {
+      said.textContent = mine.signal.aborted ? "Stopped." : error instanceof Error ? error.message : String(error);
+    } finally {
+      running = null;
+      go.textContent = "Race";
+    }
+  } }, "Race");
+  element.append(h("h2", {}, "At once against word by word"),
+    h("p", { class: "soft small" }, "A transformer reads a whole text in one pass, for no position waits for the one before. A recurrent network has to go step by step. Timed on this machine, on the text above."),
+    go, said, out);
+
+  /** @param {any} r */
+  function show(r) {
+    const longest = Math.max(...r.laps.flatMap((/** @type {any} */ l) => [l.at_once, l.word_by_word, l.recurrent]));
+    put(out, r.laps.map((/** @type {any} */ l) => h("div", {}, h("h3", {}, `${l.tokens} tokens`), h("div", { role: "list" }, RUNNERS.map(([key, name]) => h("div", { class: "prob", role: "listitem" }, h("span", { class: "what small" }, name), track(l[key] / longest), h("span", { class: "num small" }, `${(1000 * l[key]).toFixed(1)} ms`)))))),
+      h("p", { class: "soft small" }, `Both ways give the transformer's own answer, ${number(r.laps[r.laps.length - 1].gap)} of the largest logit apart. The recurrent network has ${r.recurrent_parameters.toLocaleString()} parameters in ${r.recurrent_layers} layers and random weights: its time is real, its answer would not be. ${r.threads} thread${r.threads === 1 ? "" : "s"}, ${r.dtype}.`));
   }
 }
 

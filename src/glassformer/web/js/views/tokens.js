@@ -1,7 +1,8 @@
 /** The words in: your own text, cut as the model cuts it, the predicted token as ghost text. */
 
-import { h, hint, put, shown, percent } from "../dom.js";
+import { h, hint, put, shown } from "../dom.js";
 import { live } from "../live.js";
+import { segmented } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -10,16 +11,17 @@ export function mount(element, source, state) {
   const ghost = h("span", { class: "ghost" });
   const mirror = h("div", { class: "mirror", "aria-hidden": "true" });
   const box = h("textarea", {
-    id: "composer", rows: "2", spellcheck: "false", autocomplete: "off", "aria-label": "Your text",
+    id: "composer", rows: "1", spellcheck: "false", autocomplete: "off", "aria-label": "Your text",
     "aria-describedby": "ghost-help", value: state.get("text"), readonly: !source.live,
   });
   const chips = h("div", { class: "chips mono", role: "listbox", "aria-label": "Tokens: choose one to see what was predicted after it" });
   const facts = h("p", { class: "soft small", id: "facts", role: "status" });
+  const unit = segmented("Cut into", [["tokens", "Tokens"], ["words", "Words"]], () => state.get("chips"), (name) => state.set({ chips: name }));
   element.append(
     h("div", { class: "composer" }, mirror, box),
     h("p", { class: "visually-hidden", id: "ghost-help" }, "Tab accepts the model's most likely next token, shown in grey."),
     chips,
-    facts,
+    h("div", { class: "row spread" }, facts, unit.element),
   );
   let predicted = "";
 
@@ -60,26 +62,35 @@ export function mount(element, source, state) {
     reflect();
   });
 
+  /** Where a chip begins and ends, in tokens. @param {any} chip */
+  const span = (chip) => [Number(chip.dataset.from), Number(chip.dataset.position)];
   function mark() {
     const at = state.get("position") ?? state.get("count") - 1;
     for (const chip of chips.children) {
-      const here = Number(chip.dataset.position) === at;
+      const [from, to] = span(chip);
+      const here = from <= at && at <= to;
       chip.setAttribute("aria-selected", String(here));
       chip.tabIndex = here ? 0 : -1;
     }
   }
   state.on(["position", "count"], mark);
-  state.on(["hover"], () => {
-    for (const chip of chips.children) chip.classList.toggle("hover", Number(chip.dataset.position) === state.get("hover"));
+  state.on(["hover", "hoverQuery"], () => {
+    const within = (/** @type {any} */ chip, /** @type {number|null} */ at) => at !== null && span(chip)[0] <= at && at <= span(chip)[1];
+    for (const chip of chips.children) {
+      chip.classList.toggle("hover", within(chip, state.get("hover")));
+      chip.classList.toggle("hover-query", within(chip, state.get("hoverQuery")));
+    }
   });
   chips.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
     if (!step) return;
     event.preventDefault();
-    const at = (state.get("position") ?? state.get("count") - 1) + step;
-    const next = Math.max(0, Math.min(state.get("count") - 1, at));
-    state.set({ position: next });
-    /** @type {any} */ (chips.children[next])?.focus();
+    const all = /** @type {any[]} */ ([...chips.children]);
+    const now = all.findIndex((chip) => chip.getAttribute("aria-selected") === "true");
+    const next = all[Math.max(0, Math.min(all.length - 1, now + step))];
+    if (!next) return;
+    state.set({ position: span(next)[1] });
+    next.focus();
   });
 
   const shownMost = 4000;
@@ -87,25 +98,41 @@ export function mount(element, source, state) {
     if (!state.get("text")) return { tokens: [], words: [], model: "", precision: "", context: 0 };
     return source.get("tokens", { text: state.get("text"), model: state.get("model") }, { signal });
   }, (data) => {
-    put(chips, data.tokens.slice(0, shownMost).map((/** @type {any} */ token, /** @type {number} */ i) => {
-      const chip = h("button", {
-        class: token.special ? "chip special" : "chip", role: "option", "data-position": i, type: "button",
-        onclick: () => state.set({ position: i }),
-        onpointerenter: () => state.set({ hover: i }),
-        onpointerleave: () => state.set({ hover: null }),
-      }, shown(token.text));
-      chip.style.setProperty("--shade", String(i % 3));
-      return hint(chip, () => `${i}: ${JSON.stringify(token.text)}\nid ${token.id}, bytes ${token.bytes.replace(/(..)/g, "$1 ").trim() || "none"}`);
-    }));
+    cut = data;
+    drawChips();
     facts.textContent = data.tokens.length
       ? `${data.tokens.length} of ${data.context} tokens · ${data.words.length} words · ${data.model} · ${data.precision}`
       : "Type a text, or choose an example.";
-    state.set({ tokens: data.tokens.map((/** @type {any} */ t) => t.text), words: data.words, count: data.tokens.length, layers: data.layers, heads: data.heads });
+    state.set({ modelName: data.model, tokens: data.tokens.map((/** @type {any} */ t) => t.text), words: data.words, count: data.tokens.length, layers: data.layers, heads: data.heads });
+    if (state.get("layer") >= data.layers) state.set({ layer: data.layers - 1 });
+    if (state.get("head") !== null && state.get("head") >= data.heads) state.set({ head: data.heads - 1 });
     const at = state.get("position");
     if (at !== null && at >= data.tokens.length) state.set({ position: null });
     mark();
   });
+
+  /** @type {any} */
+  let cut = null;
+  function drawChips() {
+    unit.reflect();
+    if (!cut) return;
+    const byWord = state.get("chips") === "words";
+    const pieces = byWord
+      ? cut.words.map((/** @type {any} */ w) => ({ text: w.text, from: w.tokens[0], to: w.tokens[w.tokens.length - 1] }))
+      : cut.tokens.map((/** @type {any} */ t, /** @type {number} */ i) => ({ text: t.text, from: i, to: i }));
+    put(chips, pieces.slice(0, shownMost).map((/** @type {any} */ piece, /** @type {number} */ i) => {
+      const token = cut.tokens[piece.to];
+      const chip = h("button", {
+        class: token.special ? "chip special" : "chip", role: "option", "data-position": piece.to, "data-from": piece.from, type: "button",
+        onclick: () => state.set({ position: piece.to }),
+        onpointerenter: () => state.set({ hover: piece.to, hoverQuery: null }),
+        onpointerleave: () => state.set({ hover: null }),
+      }, shown(piece.text));
+      chip.style.setProperty("--shade", String(i % 3));
+      return hint(chip, () => cut.tokens.slice(piece.from, piece.to + 1).map((/** @type {any} */ t, /** @type {number} */ j) => `${piece.from + j}: ${JSON.stringify(t.text)}  id ${t.id}  bytes ${t.bytes.replace(/(..)/g, "$1 ").trim() || "none"}`).join("\n"));
+    }));
+    mark();
+  }
+  state.on(["chips"], drawChips);
   reflect();
 }
-
-export { percent };

@@ -3,6 +3,7 @@
 import { signed } from "../colour.js";
 import { h, hint, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
+import { chance, fork, track, withSign } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -22,14 +23,16 @@ export function mount(element, source, state) {
   const against = h("input", { type: "text", size: "10", "aria-label": "Compared with", placeholder: "compared with…" });
   form.append(h("label", { class: "small" }, "Why ", token), h("label", { class: "small" }, "rather than ", against), h("button", { type: "submit" }, "Explain"),
     h("span", { class: "soft small" }, "a token carries its leading space"));
-  form.addEventListener("submit", (event) => {
+  form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     state.set({ token: token.value || null, against: against.value || null });
   });
   const edits = h("div", { class: "row", role: "group", "aria-label": "Switched off" });
   const effect = h("div", { class: "effect" });
   const body = h("div", { class: "why" });
-  element.append(h("h2", {}, "Why it says so"), form, edits, effect, body);
+  const neurons = h("div", { class: "neurons", role: "list" });
+  element.append(h("h2", {}, "Why it says so"), form, edits, effect, body, h("h3", {}, "Neurons of the feed-forward layers"),
+    h("p", { class: "soft small" }, "What each added to the number explained above, and the tokens whose score it raises; click one to switch it off."), neurons);
 
   function drawEdits() {
     const list = state.get("edits");
@@ -55,11 +58,8 @@ export function mount(element, source, state) {
     }
     return source.get("effects", { ...where(), edits: state.get("edits"), top: 8 }, { signal });
   }, (data) => {
-    const side = (/** @type {string} */ name, /** @type {any} */ which) => h("div", {}, h("h3", {}, name), which.tokens.slice(0, 8).map((/** @type {any} */ t) => {
-      const bar = h("span", { class: "bar" });
-      bar.style.setProperty("--share", String(t.probability));
-      return h("div", { class: "prob" }, h("span", { class: "what mono" }, shown(t.token)), h("span", { class: "track" }, bar), h("span", { class: "num" }, percent(t.probability)));
-    }));
+    const side = (/** @type {string} */ name, /** @type {any} */ which) => h("div", {}, h("h3", {}, name),
+      h("div", { role: "list", "aria-label": name }, which.tokens.slice(0, 8).map((/** @type {any} */ t) => chance(t.token, t.probability))));
     put(effect, h("div", { class: "two" }, side("Before", data.before), side("After", data.after)),
       h("p", { class: "small soft num" }, `KL divergence ${number(data.kl)} nats. Moved most: ${data.changed.slice(0, 4).map((/** @type {any} */ c) => `${shown(c.token)} ${percent(c.before)} → ${percent(c.after)}`).join(", ")}.`));
   });
@@ -74,7 +74,6 @@ export function mount(element, source, state) {
   function draw(d) {
     const tokens = d.tokens;
     const measured = (/** @type {any} */ p) => p.total ?? p.direct;
-    const parts = d.parts.filter((/** @type {any} */ p) => p.kind !== "head" || p.source === null || d.parts.length < 60);
     const ranked = [...d.parts].sort((a, b) => Math.abs(measured(b)) - Math.abs(measured(a)));
     const largest = Math.max(...ranked.slice(0, 1).map((p) => Math.abs(measured(p))), 1e-9);
     const wordSize = (/** @type {any} */ w) => w.replaced?.median ?? w.knocked_out ?? 0;
@@ -95,20 +94,29 @@ export function mount(element, source, state) {
           w.knocked_out === null ? "" : `nobody looks at it: ${number(w.knocked_out)}`,
           w.sink ? "the first position is a sink: heads rest there" : "", "click: nobody looks at it"].filter(Boolean).join("\n"));
       })),
+      h("h3", {}, "The sum, layer by layer"),
+      fall(d),
       h("h3", {}, "Parts, by what their removal changes"),
       h("div", { class: "waterfall", role: "list" }, ranked.slice(0, 24).map((p) => {
         const x = measured(p);
-        const bar = h("span", { class: "bar" });
-        bar.style.setProperty("--from", String(x >= 0 ? 0.5 : 0.5 + x / largest / 2));
-        bar.style.setProperty("--share", String(Math.abs(x) / largest / 2));
-        bar.style.setProperty("background", signed(x >= 0 ? 1 : -1));
-        return hint(h("button", { type: "button", class: "part", role: "listitem", onclick: () => { const edit = editOf(p); if (edit) switchOff(edit); } },
-          h("span", { class: "small" }, partName(p, tokens)), h("span", { class: "track" }, bar), h("span", { class: "num small" }, `${x >= 0 ? "+" : "−"}${number(Math.abs(x))}`)),
-        () => `claimed direct ${number(p.claimed)}\nmeasured direct ${number(p.direct)}\nmeasured total ${p.total === null ? "not measured" : number(p.total)}\nlarger than ${number(p.percentile)}% of its kind${editOf(p) ? "\nclick: switch it off" : ""}`);
+        return h("div", { role: "listitem" }, hint(h("button", { type: "button", class: "part", onclick: () => { const edit = editOf(p); if (edit) switchOff(edit); } },
+          h("span", { class: "small" }, partName(p, tokens)), fork(x / largest), h("span", { class: "num small" }, withSign(x))),
+        () => `claimed direct ${number(p.claimed)}\nmeasured direct ${number(p.direct)}\nmeasured total ${p.total === null ? "not measured" : number(p.total)}\nlarger than ${number(p.percentile)}% of its kind${editOf(p) ? "\nclick: switch it off" : ""}`));
       })),
-      h("p", { class: "soft small" }, `${d.parts.length.toLocaleString()} parts in all; the ${Math.min(24, ranked.length)} largest are drawn. ${parts.length ? "" : ""}Words were replaced ${d.replacements.count} times each, seed ${d.replacements.seed}.`),
+      h("p", { class: "soft small" }, `${(d.part_count ?? d.parts.length).toLocaleString()} parts in all; the ${Math.min(24, ranked.length)} largest are drawn. Words were replaced ${d.replacements.count} times each, seed ${d.replacements.seed}.`),
     );
   }
+  live(neurons, state, ["text", "model", "position", "token", "against"], async (signal) => {
+    if (!state.get("text")) return null;
+    return source.get("neurons", { ...where(), token: state.get("token"), against: state.get("against"), top: 16 }, { signal });
+  }, (d) => {
+    const most = Math.max(...d.neurons.map((/** @type {any} */ n) => Math.abs(n.contribution)), 1e-9);
+    put(neurons, d.neurons.map((/** @type {any} */ n) => h("div", { role: "listitem" }, hint(h("button", {
+      type: "button", class: "part neuron", onclick: () => switchOff({ kind: "ablate_neuron", layer: n.layer, neuron: n.index }),
+    }, h("span", { class: "small" }, `layer ${n.layer} neuron ${n.index}`), fork(n.contribution / most), h("span", { class: "num small" }, withSign(n.contribution)), h("span", { class: "mono small writes" }, n.writes.map(shown).join(" "))),
+    () => `activation ${number(n.activation)}\nadds ${withSign(n.contribution)}\nraises ${n.writes.map(shown).join(", ")}\nclick: switch it off`))),
+    h("p", { class: "soft small" }, `All feed-forward layers together add ${withSign(d.all)} of ${number(d.value)}.`));
+  });
   const pair = (/** @type {string} */ k, /** @type {string} */ v) => h("div", {}, h("dt", {}, k), h("dd", {}, v));
 }
 
@@ -125,4 +133,17 @@ function editOf(p) {
   if (p.kind === "head") return { kind: "ablate_head", layer: p.layer, head: p.head };
   if (p.kind.includes("feed") || p.kind === "mlp") return { kind: "ablate_mlp", layer: p.layer };
   return null;
+}
+
+/** From nothing to the number explained: what each half layer adds, one under the other. @param {any} d */
+function fall(d) {
+  let sum = 0;
+  const rows = d.layers.filter((/** @type {any} */ l) => l.claimed !== 0).map((/** @type {any} */ l) => ({ ...l, from: sum, to: (sum += l.claimed) }));
+  const low = Math.min(0, ...rows.map((/** @type {any} */ r) => r.to));
+  const high = Math.max(0, ...rows.map((/** @type {any} */ r) => r.to));
+  const at = (/** @type {number} */ v) => (v - low) / (high - low || 1);
+  return h("div", { class: "waterfall sum", role: "list" }, rows.map((/** @type {any} */ r) => hint(h("div", { class: "part", role: "listitem" },
+    h("span", { class: "small" }, `${r.layer === null ? "" : `${r.layer} · `}${r.kind.replaceAll("_", " ")}`), track(Math.abs(at(r.to) - at(r.from)), Math.min(at(r.from), at(r.to)), signed(r.claimed >= 0 ? 1 : -1)),
+    h("span", { class: "num small" }, withSign(r.claimed))), () => `adds ${withSign(r.claimed)}\nthe sum is then ${number(r.to)}`)),
+  h("div", { class: "part" }, h("strong", { class: "small" }, "sum"), track(Math.abs(at(sum) - at(0)), Math.min(at(0), at(sum))), h("strong", { class: "num small" }, number(sum))));
 }

@@ -1,0 +1,84 @@
+/** Choosing the model: the catalogue, what is open, runs of one's own and their checkpoints, or any path or name. */
+
+import { h, percent, put } from "./dom.js";
+import { bytes } from "./ui.js";
+
+/** @typedef {import("./store.js").Store} Store */
+
+/** What may be laid beside the current model: open models, and every checkpoint. @param {any} source @returns {Promise<[string, string][]>} */
+export async function choices(source) {
+  const [{ models }, { runs }] = await Promise.all([source.get("models", {}), source.get("runs", {})]);
+  return [
+    ...models.filter((/** @type {any} */ m) => m.open).map((/** @type {any} */ m) => [m.name, m.name]),
+    ...runs.flatMap((/** @type {any} */ r) => r.checkpoints.map((/** @type {number} */ step) => [`run:${r.name}@${step}`, `${r.name}, step ${step}`])),
+  ];
+}
+
+/** The button that names the model, and its dialog. @param {any} source @param {Store} state */
+export function chooser(source, state) {
+  const button = h("button", { type: "button", class: "model", "aria-haspopup": "dialog", disabled: !source.live, onclick: () => { dialog.showModal(); list(); } });
+  const said = h("p", { class: "small", role: "status" });
+  const meter = h("progress", { max: 1, value: 0, hidden: true, "aria-label": "Opening the model" });
+  const stop = h("button", { type: "button", class: "small", hidden: true, onclick: () => opening?.abort() }, "Cancel");
+  const catalogue = h("div", { class: "models" });
+  const custom = h("input", { type: "text", "aria-label": "A path, or org/name of the hub", placeholder: "a path, or org/name of the hub", size: "30" });
+  const form = h("form", { class: "row" }, custom, h("button", { type: "submit" }, "Open"));
+  form.addEventListener("submit", (/** @type {Event} */ event) => {
+    event.preventDefault();
+    if (custom.value.trim()) open(custom.value.trim());
+  });
+  const dialog = h("dialog", { "aria-label": "Choose the model", class: "chooser" },
+    h("div", { class: "row spread" }, h("h2", {}, "Which model"), h("form", { method: "dialog" }, h("button", { "aria-label": "Close" }, "Close"))),
+    said, h("div", { class: "row" }, meter, stop), catalogue, h("h3", {}, "Another"), form);
+  /** @type {AbortController|null} */
+  let opening = null;
+
+  async function list() {
+    try {
+      const [{ models, current }, { runs }] = await Promise.all([source.get("models", {}), source.get("runs", {})]);
+      const here = state.get("model") ?? current;
+      put(catalogue,
+        h("h3", {}, "Catalogue"), models.map((/** @type {any} */ m) => h("button", {
+          type: "button", class: "entry", "data-model": m.name, "aria-pressed": String(m.name === here), onclick: () => open(m.name),
+        }, h("strong", {}, m.name), h("span", { class: "soft small" }, [m.summary, m.licence, bytes(m.bytes)].filter(Boolean).join(" · ")), m.open ? h("span", { class: "small badge" }, "open") : null)),
+        runs.length ? h("h3", {}, "Your training runs") : null, runs.map((/** @type {any} */ r) => h("button", {
+          type: "button", class: "entry", "data-model": `run:${r.name}`, disabled: !r.checkpoints.length, onclick: () => open(`run:${r.name}@${r.checkpoints[r.checkpoints.length - 1]}`),
+        }, h("strong", {}, r.name), h("span", { class: "soft small" }, `step ${r.step}${r.steps ? ` of ${r.steps}` : ""} · ${r.state}`))));
+    } catch (error) {
+      said.textContent = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  /** @param {string} name */
+  async function open(name) {
+    opening?.abort();
+    const mine = (opening = new AbortController());
+    said.textContent = `Opening ${name}…`;
+    meter.hidden = stop.hidden = false;
+    meter.removeAttribute("value");
+    try {
+      for await (const event of source.stream("/api/open", { source: name }, { signal: mine.signal })) {
+        if (event.model) {
+          state.set({ model: event.model, edits: [], query: null, key: null, layer: 0, head: 0, token: null, against: null });
+          said.textContent = `${event.name} is open.`;
+          dialog.close();
+        } else {
+          if (event.total) meter.value = event.done / event.total;
+          said.textContent = `${event.what}${event.total ? `: ${percent(event.done / event.total, 0)}` : ""}`;
+        }
+      }
+    } catch (error) {
+      said.textContent = mine.signal.aborted ? "Cancelled." : error instanceof Error ? error.message : String(error);
+    } finally {
+      if (mine === opening) meter.hidden = stop.hidden = true;
+    }
+  }
+
+  const reflect = () => {
+    const name = state.get("model") ?? state.get("modelName") ?? "model";
+    button.textContent = `${name.replace(/^run:/, "").replace("@", ", step ")} ▾`;
+  };
+  state.on(["model", "modelName"], reflect);
+  reflect();
+  return { button, dialog };
+}

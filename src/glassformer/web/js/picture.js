@@ -1,0 +1,59 @@
+/** An image of a view: what stands on the page, drawn into a PNG. */
+
+import { h } from "./dom.js";
+
+/** Style properties that a picture must carry with it. */
+const KEPT = [
+  "display", "position", "inset", "left", "top", "right", "bottom", "width", "height", "min-width", "max-width", "margin", "padding", "border", "border-radius", "box-sizing",
+  "background-color", "background-image", "background-size", "color", "font", "font-variant-numeric", "letter-spacing", "line-height", "text-align", "vertical-align", "white-space", "overflow", "text-overflow",
+  "grid-template-columns", "grid-auto-flow", "grid-auto-columns", "grid-column", "gap", "flex", "flex-wrap", "flex-direction", "align-items", "justify-content", "align-self", "justify-self", "opacity", "transform",
+  "border-collapse", "border-spacing", "list-style", "stroke", "stroke-width", "fill", "stroke-dasharray", "aspect-ratio", "image-rendering", "outline", "outline-offset", "z-index", "text-anchor",
+];
+
+/** @param {HTMLElement} element @returns {Promise<Blob>} */
+export async function picture(element) {
+  const box = element.getBoundingClientRect();
+  const [width, height] = [Math.ceil(box.width), Math.ceil(element.scrollHeight)];
+  const copy = /** @type {HTMLElement} */ (element.cloneNode(true));
+  dress(element, copy);
+  copy.style.setProperty("margin", "0");
+  copy.style.setProperty("height", "auto");
+  copy.style.setProperty("background-color", getComputedStyle(document.documentElement).backgroundColor);
+  const text = new XMLSerializer().serializeToString(copy);
+  const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"><foreignObject width="100%" height="100%">${text}</foreignObject></svg>`;
+  const image = new Image();
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
+  await image.decode();
+  const scale = Math.min(2, 16000 / Math.max(width, height));
+  const canvas = h("canvas", { width: Math.round(width * scale), height: Math.round(height * scale) });
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise((done, fail) => canvas.toBlob((/** @type {Blob|null} */ blob) => (blob ? done(blob) : fail(new Error("The image could not be drawn."))), "image/png"));
+}
+
+/** Computed styles onto the copy, canvases as images, fields as their text. @param {Element} from @param {Element} to */
+function dress(from, to) {
+  const style = getComputedStyle(from);
+  const target = /** @type {HTMLElement} */ (to);
+  for (const name of KEPT) target.style?.setProperty(name, style.getPropertyValue(name));
+  const [a, b] = [[...from.children], [...to.children]];
+  a.forEach((child, i) => {
+    if (child instanceof HTMLCanvasElement) {
+      const image = h("img", { src: child.width && child.height ? child.toDataURL() : "", alt: "" });
+      b[i].replaceWith(image);
+      dress(child, image);
+    } else {
+      dress(child, b[i]);
+    }
+  });
+  if (from instanceof HTMLTextAreaElement) to.textContent = from.value;
+  if (from instanceof HTMLInputElement) to.setAttribute("value", from.value);
+}
+
+/** Offer a file. @param {Blob} blob @param {string} name */
+export function save(blob, name) {
+  const link = h("a", { href: URL.createObjectURL(blob), download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}

@@ -1,0 +1,115 @@
+/** Pieces that several views draw: bars, segmented choices, line charts, small grids. */
+
+import { signed } from "./colour.js";
+import { h, hint, number, percent, s, shown } from "./dom.js";
+
+/** A bar in a track. @param {number} share of the track @param {number} [from] where it starts @param {string} [colour] */
+export function track(share, from = 0, colour = "") {
+  const bar = h("span", { class: "bar" });
+  bar.style.setProperty("--share", String(Math.max(0, Math.min(1, share))));
+  if (from) bar.style.setProperty("--from", String(from));
+  if (colour) bar.style.setProperty("background", colour);
+  return h("span", { class: "track" }, bar);
+}
+
+/** A bar from the middle: right for more, left for less. @param {number} x -1 to 1 */
+export function fork(x) {
+  return track(Math.abs(x) / 2, x >= 0 ? 0.5 : 0.5 + x / 2, signed(x >= 0 ? 1 : -1));
+}
+
+/** A token and its probability. @param {string} token @param {number} p @param {number} [largest] */
+export function chance(token, p, largest = 1) {
+  return h("div", { class: "prob", role: "listitem" }, h("span", { class: "what mono" }, shown(token)), track(p / largest), h("span", { class: "num" }, percent(p)));
+}
+
+/**
+ * Buttons of which one is chosen.
+ * @param {string} label @param {[string, string][]} options @param {() => string} current @param {(name: string) => void} choose
+ */
+export function segmented(label, options, current, choose) {
+  const buttons = options.map(([name, text]) => h("button", { type: "button", "data-choice": name, onclick: () => choose(name) }, text));
+  const element = h("div", { class: "segmented", role: "group", "aria-label": label }, buttons);
+  const reflect = () => {
+    for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.choice === current()));
+  };
+  reflect();
+  return { element, reflect };
+}
+
+/**
+ * Lines over steps, with axes, a reading under the pointer and a table for those who do not see it.
+ * @param {{name: string, steps: number[], values: number[], kind?: string}[]} lines
+ * @param {{label: string, unit: string, mark?: number|null, width?: number, height?: number}} options
+ */
+export function chart(lines, { label, unit, mark = null, width = 640, height = 220 }) {
+  const all = lines.flatMap((l) => l.values.filter(Number.isFinite));
+  const steps = lines.flatMap((l) => l.steps);
+  if (!all.length) return h("p", { class: "soft small" }, "No numbers yet.");
+  const [low, high] = [Math.min(...all), Math.max(...all)];
+  const [first, last] = [Math.min(...steps), Math.max(...steps)];
+  const [L, R, T, B] = [52, 12, 12, 28];
+  const x = (/** @type {number} */ v) => L + ((v - first) / (last - first || 1)) * (width - L - R);
+  const y = (/** @type {number} */ v) => T + (1 - (v - low) / (high - low || 1)) * (height - T - B);
+  const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `${label}: ${lines.map((l) => `${l.name} from ${number(l.values[0])} to ${number(l.values[l.values.length - 1])}`).join("; ")}` });
+  for (const v of ticks(low, high)) {
+    svg.append(s("line", { class: "grid", x1: L, x2: width - R, y1: y(v), y2: y(v) }), s("text", { class: "tick", x: L - 6, y: y(v) + 4, "text-anchor": "end" }, number(v)));
+  }
+  for (const v of ticks(first, last)) svg.append(s("text", { class: "tick", x: x(v), y: height - 8, "text-anchor": "middle" }, number(v)));
+  lines.forEach((line, i) => {
+    const points = line.steps.map((step, j) => [step, line.values[j]]).filter(([, v]) => Number.isFinite(v));
+    svg.append(s("polyline", { class: `line ${line.kind ?? `line-${i}`}`, points: points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" ") }));
+    if (points.length < 40) for (const [a, b] of points) svg.append(s("circle", { class: `point ${line.kind ?? `line-${i}`}`, cx: x(a), cy: y(b), r: 2.5 }));
+  });
+  if (mark !== null && mark >= first && mark <= last) svg.append(s("line", { class: "mark", x1: x(mark), x2: x(mark), y1: T, y2: height - B }));
+  /** @type {any} */
+  let at = null;
+  svg.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
+    const box = svg.getBoundingClientRect();
+    at = first + (((event.clientX - box.left) / box.width) * width - L) / (width - L - R) * (last - first);
+  });
+  hint(svg, () => {
+    if (at === null) return "";
+    return lines.map((line) => {
+      let best = 0;
+      line.steps.forEach((step, j) => { if (Math.abs(step - at) < Math.abs(line.steps[best] - at)) best = j; });
+      return `step ${line.steps[best]}: ${line.name} ${number(line.values[best])} ${unit}`;
+    }).join("\n");
+  });
+  return h("figure", { class: "figure" }, svg, lines.length > 1 ? h("figcaption", { class: "row small" }, lines.map((line, i) => h("span", { class: `key ${line.kind ?? `line-${i}`}` }, line.name))) : null);
+}
+
+/** Three to six round numbers between two. @param {number} low @param {number} high */
+export function ticks(low, high) {
+  const span = high - low;
+  if (!(span > 0)) return [low];
+  const rough = 10 ** Math.floor(Math.log10(span / 3));
+  const step = [1, 2, 5, 10].map((m) => m * rough).find((t) => span / t <= 5) ?? rough * 10;
+  const out = [];
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) out.push(Math.abs(v) < step * 1e-9 ? 0 : Number(v.toPrecision(12)));
+  return out;
+}
+
+/** A matrix of −1…1 as a picture, blue and orange. @param {Float32Array} data @param {number} rows @param {number} columns @param {string} label */
+export function grid(data, rows, columns, label) {
+  const canvas = h("canvas", { width: columns, height: rows, class: "grid-picture", role: "img", "aria-label": label });
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(columns, rows);
+  const most = data.reduce((m, v) => Math.max(m, Math.abs(v)), 1e-9);
+  for (let i = 0; i < rows * columns; i++) {
+    const [r, g, b] = data[i] >= 0 ? [47, 109, 240] : [224, 114, 20];
+    image.data.set([r, g, b, Math.round(255 * Math.sqrt(Math.abs(data[i]) / most))], 4 * i);
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+/** A number with its sign. @param {number} x */
+export function withSign(x) {
+  return `${x >= 0 ? "+" : "−"}${number(Math.abs(x))}`;
+}
+
+/** @param {number|null|undefined} bytes */
+export function bytes(bytes) {
+  if (!bytes) return "";
+  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.round(bytes / 1e6)} MB`;
+}

@@ -1,0 +1,123 @@
+/** Compare: two texts, two models or two checkpoints, and what differs, ranked. */
+
+import { h, hint, number, percent, put, shown } from "../dom.js";
+import { live } from "../live.js";
+import { choices as sources } from "../models.js";
+import { unpack } from "../source.js";
+import { chance, fork, grid, segmented, track } from "../ui.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+/** Texts worth laying beside the examples: as many tokens, one word changed. */
+const PAIRS = [
+  ["The capital of France is", "The capital of Italy is"],
+  ["When Mary and John went to the store, John gave a drink to", "When Mary and John went to the store, Mary gave a drink to"],
+  ["She sat on the bank of the", "She went to the bank of the"],
+];
+
+/** @param {HTMLElement} element @param {any} source @param {Store} state */
+export function mount(element, source, state) {
+  const other = h("input", { type: "text", id: "other-text", "aria-label": "The other text", class: "wide", value: state.get("other").text ?? "" });
+  const model = h("select", { id: "other-model", "aria-label": "The other model" });
+  const what = segmented("Compare", [["next", "Next token"], ["lens", "Layers"], ["attention", "Attention"]], () => state.get("what"), (name) => state.set({ what: name }));
+  const body = h("div", { class: "compare" });
+  const form = h("form", { class: "fields" },
+    h("span", { class: "side-name" }, "A"), h("p", { class: "mono side-text" }), h("span", { class: "soft small side-model" }),
+    h("span", { class: "side-name" }, "B"), other, model);
+  element.append(h("h2", {}, "Side by side"), form,
+    h("div", { class: "row" }, what.element, PAIRS.map(([a, b]) => h("button", { type: "button", class: "small", onclick: () => {
+      state.set({ text: a, other: { ...state.get("other"), text: b }, position: null, edits: [], query: null, key: null });
+    } }, `${lastWords(a)} | ${lastWords(b)}`))),
+    body);
+  form.addEventListener("submit", (/** @type {Event} */ event) => event.preventDefault());
+  let timer = 0;
+  other.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = window.setTimeout(() => state.set({ other: { ...state.get("other"), text: other.value } }), 250);
+  });
+  model.addEventListener("change", () => state.set({ other: { ...state.get("other"), model: model.value || null } }));
+
+  async function fill() {
+    const found = await sources(source).catch(() => /** @type {[string, string][]} */ ([]));
+    const chosen = state.get("other").model ?? "";
+    if (chosen && !found.some(([name]) => name === chosen)) found.push([chosen, chosen]);
+    put(model, h("option", { value: "" }, "the same model"), found.map(([name, text]) => h("option", { value: name }, text)));
+    model.value = chosen;
+  }
+  fill();
+  const reflect = () => {
+    what.reflect();
+    put(/** @type {any} */ (form.querySelector(".side-text")), state.get("text"));
+    put(/** @type {any} */ (form.querySelector(".side-model")), state.get("model") ?? "the model chosen above");
+    if (document.activeElement !== other) other.value = state.get("other").text ?? "";
+  };
+  state.on(["text", "model", "other", "what"], reflect);
+  reflect();
+
+  live(body, state, ["text", "model", "edits", "other", "what", "layer", "head"], async (signal) => {
+    const b = { text: state.get("other").text || state.get("text"), model: state.get("other").model ?? state.get("model") };
+    const a = { text: state.get("text"), model: state.get("model"), edits: state.get("edits") };
+    if (!a.text || (a.text === b.text && a.model === b.model && !a.edits.length)) {
+      put(body, h("p", { class: "soft" }, "Change a word in B, or choose another model or checkpoint for it; or switch a part off in A."));
+      return null;
+    }
+    const inside = state.get("what") === "attention" && state.get("head") !== null ? { layer: state.get("layer"), head: state.get("head") } : {};
+    return source.get("compare", { a, b, what: state.get("what"), ...inside }, { signal });
+  }, draw);
+
+  /** @param {any} d */
+  function draw(d) {
+    if (d.what === "next") return drawNext(d);
+    return d.what === "lens" ? drawLens(d) : drawAttention(d);
+  }
+
+  /** @param {any} d */
+  function drawNext(d) {
+    const side = (/** @type {string} */ name, /** @type {any} */ x) => h("div", {}, h("h3", {}, `${name}: ${x.model}`),
+      h("div", { role: "list", "aria-label": name }, x.next.slice(0, 10).map((/** @type {any} */ t) => chance(t.token, t.probability, x.next[0].probability))));
+    const most = Math.max(...d.changed.map((/** @type {any} */ c) => Math.abs(c.after - c.before)), 1e-9);
+    put(body, h("div", { class: "two" }, side("A", d.a), side("B", d.b)),
+      h("h3", {}, "What differs most"),
+      h("div", { role: "list" }, d.changed.slice(0, 12).map((/** @type {any} */ c) => h("div", { class: "prob", role: "listitem" }, h("span", { class: "what mono" }, shown(c.token)), fork((c.after - c.before) / most),
+        h("span", { class: "num small" }, `${percent(c.before)} → ${percent(c.after)}`)))),
+      h("p", { class: "soft small" }, `B lies ${number(d.kl)} nats from A (KL divergence over the whole vocabulary).`));
+  }
+
+  /** @param {any} d */
+  function drawLens(d) {
+    const rows = d.differing.slice(0, 40);
+    put(body, h("p", { class: "small" }, `${d.count.toLocaleString()} of ${(d.places.length * d.a.tokens.length).toLocaleString()} readings have another first choice; those said with most certainty come first.`),
+      h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": "Readings that differ" }, h("table", { class: "plain small" },
+        h("thead", {}, h("tr", {}, ["after", "place", "A says", "B says"].map((t) => h("th", { scope: "col" }, t)))),
+        h("tbody", {}, rows.map((/** @type {any} */ r) => h("tr", {},
+          h("td", { class: "mono" }, shown(d.a.tokens[r.position])), h("td", {}, placeName(r.place)),
+          h("td", { class: "mono" }, `${shown(r.a.token)} ${percent(r.a.probability)}`), h("td", { class: "mono" }, `${shown(r.b.token)} ${percent(r.b.probability)}`)))))));
+  }
+
+  /** @param {any} d */
+  function drawAttention(d) {
+    const most = Math.max(d.heads[0]?.mean ?? 0, 1e-9);
+    /** @type {any} */
+    let picture = null;
+    if (d.difference) {
+      const { data, shape } = unpack(d.difference);
+      picture = h("div", {}, h("h3", {}, `A − B, layer ${state.get("layer")}, head ${state.get("head")}`), grid(/** @type {Float32Array} */ (data), shape[0], shape[1], "Difference of the two patterns"), h("p", { class: "soft small" }, "Blue: A looks there more. Orange: B does."));
+    }
+    put(body, h("div", { class: "two" },
+      h("div", {}, h("h3", {}, "Heads that look elsewhere most"), h("div", { role: "list" }, d.heads.slice(0, 16).map((/** @type {any} */ x) => h("div", { role: "listitem" }, hint(h("button", {
+        type: "button", class: "prob", "aria-pressed": String(x.layer === state.get("layer") && x.head === state.get("head")), onclick: () => state.set({ layer: x.layer, head: x.head, query: null, key: null }),
+      }, h("span", { class: "what" }, `layer ${x.layer} head ${x.head}`), track(x.mean / most), h("span", { class: "num" }, percent(x.mean))), () => `largest at one query: ${percent(x.largest)}\nclick: see the difference`)))),
+        h("p", { class: "soft small" }, "Share of its attention that moved, averaged over the text.")),
+      picture));
+  }
+}
+
+/** @param {string} text */
+function lastWords(text) {
+  return `…${text.split(" ").slice(-2).join(" ")}`;
+}
+
+/** @param {string} place */
+export function placeName(place) {
+  return place.replace(/^blocks\.(\d+)\.resid_mid$/, "$1 · attention").replace(/^blocks\.(\d+)\.resid_post$/, "$1 · feed-forward").replace(/^embed$/, "embedding");
+}

@@ -1,0 +1,88 @@
+/** Meaning: one word in several texts, its vectors parting layer by layer. */
+
+import { h, hint, number, put, s, shown } from "../dom.js";
+import { css, inkOn, signed } from "../colour.js";
+import { live } from "../live.js";
+import { placeName } from "./compare.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+/** Words with more than one meaning, in contexts that tell them apart. */
+const WORDS = /** @type {[string, string[]][]} */ ([
+  ["mole", ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"]],
+  ["bank", ["She sat on the bank of the river, a grassy bank", "He put his money in the bank", "They robbed the bank at noon"]],
+  ["light", ["The bag was very light", "She turned on the light", "The speed of light"]],
+]);
+
+/** @param {HTMLElement} element @param {any} source @param {Store} state */
+export function mount(element, source, state) {
+  const word = h("input", { type: "text", id: "meaning-word", size: "10", value: state.get("word") });
+  const texts = h("textarea", { id: "meaning-texts", rows: "3", spellcheck: "false", class: "boxed" });
+  texts.value = state.get("contexts").join("\n");
+  const body = h("div", {});
+  const form = h("form", { class: "fields-plain" }, h("label", { for: "meaning-word" }, "The word"), word, h("label", { for: "meaning-texts" }, "in these texts, one a line"), texts,
+    h("button", { type: "submit" }, "Lay side by side"));
+  form.addEventListener("submit", (/** @type {Event} */ event) => {
+    event.preventDefault();
+    state.set({ word: word.value.trim(), contexts: texts.value.split("\n").map((/** @type {string} */ t) => t.trim()).filter(Boolean) });
+  });
+  element.append(h("h2", {}, "One word, several meanings"),
+    h("p", { class: "soft small" }, "At the embedding the word is one and the same vector in every text. Attention brings in what stands around it, and the vectors part."),
+    h("div", { class: "row" }, WORDS.map(([name, contexts]) => h("button", { type: "button", class: "small", onclick: () => state.set({ word: name, contexts }) }, name))),
+    form, body);
+  state.on(["word", "contexts"], () => {
+    word.value = state.get("word");
+    texts.value = state.get("contexts").join("\n");
+  });
+
+  live(body, state, ["model", "word", "contexts"], async (signal) => {
+    if (!state.get("word") || state.get("contexts").length < 2) {
+      put(body, h("p", { class: "soft" }, "Name a word and give at least two texts that hold it."));
+      return null;
+    }
+    return source.get("meaning", { model: state.get("model"), word: state.get("word"), texts: state.get("contexts") }, { signal });
+  }, draw);
+
+  /** @param {any} d */
+  function draw(d) {
+    const n = d.texts.length;
+    /** @type {[number, number][]} */
+    const pairs = [];
+    for (let i = 0; i < n; i++) for (let j = i + 1; j < n; j++) pairs.push([i, j]);
+    const [width, height, L, B, T] = [720, 280, 44, 30, 10];
+    const values = d.similarity.flatMap((/** @type {number[][]} */ m) => pairs.map(([i, j]) => m[i][j]));
+    const low = Math.min(0, ...values);
+    const x = (/** @type {number} */ i) => L + (i / Math.max(1, d.places.length - 1)) * (width - L - 12);
+    const y = (/** @type {number} */ v) => T + ((1 - v) / (1 - low)) * (height - T - B);
+    const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `Cosine of the word's vectors by layer: ${pairs.map(([i, j]) => `texts ${i + 1} and ${j + 1} from ${number(d.similarity[0][i][j])} to ${number(d.similarity[d.places.length - 1][i][j])}`).join("; ")}` });
+    for (const v of [0, 0.25, 0.5, 0.75, 1]) svg.append(s("line", { class: "grid", x1: L, x2: width - 12, y1: y(v), y2: y(v) }), s("text", { class: "tick", x: L - 6, y: y(v) + 4, "text-anchor": "end" }, v));
+    svg.append(s("text", { class: "tick", x: L, y: height - 8 }, "embedding"), s("text", { class: "tick", x: width - 12, y: height - 8, "text-anchor": "end" }, "last layer"));
+    pairs.forEach(([i, j], k) => svg.append(s("polyline", { class: `line line-${k % 4}`, points: d.places.map((/** @type {string} */ _, /** @type {number} */ p) => `${x(p).toFixed(1)},${y(d.similarity[p][i][j]).toFixed(1)}`).join(" ") })));
+    let at = 0;
+    svg.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
+      const box = svg.getBoundingClientRect();
+      at = Math.max(0, Math.min(d.places.length - 1, Math.round(((((event.clientX - box.left) / box.width) * width - L) / (width - L - 12)) * (d.places.length - 1))));
+    });
+    hint(svg, () => `${placeName(d.places[at])}\n${pairs.map(([i, j]) => `${i + 1} and ${j + 1}: cosine ${number(d.similarity[at][i][j])}`).join("\n")}`);
+    const last = d.similarity[d.places.length - 1];
+    const most = Math.max(...d.parted.flat().map((/** @type {number|null} */ v) => Math.abs(v ?? 0)), 1e-9);
+    put(body,
+      h("ol", { class: "contexts" }, d.texts.map((/** @type {any} */ t) => h("li", {}, h("span", { class: "mono" }, t.tokens.slice(0, t.position - t.pieces + 1).join("")), h("mark", { class: "mono" }, t.tokens.slice(t.position - t.pieces + 1, t.position + 1).join("")), h("span", { class: "mono" }, t.tokens.slice(t.position + 1).join("")),
+        t.pieces > 1 ? h("span", { class: "soft small" }, ` ${t.pieces} tokens, read at the last`) : null))),
+      h("figure", { class: "figure" }, svg, h("figcaption", { class: "row small" }, pairs.map(([i, j], k) => h("span", { class: `key line-${k % 4}` }, `${i + 1} and ${j + 1}`)))),
+      h("div", { class: "two" },
+        h("div", {}, h("h3", {}, "At the end"), h("table", { class: "lens" }, h("thead", {}, h("tr", {}, h("td", {}), d.texts.map((/** @type {any} */ _, /** @type {number} */ i) => h("th", { scope: "col" }, i + 1)))),
+          h("tbody", {}, last.map((/** @type {number[]} */ row, /** @type {number} */ i) => h("tr", {}, h("th", { scope: "row" }, `${i + 1} ${shown(d.texts[i].tokens.join("").slice(0, 22))}`), row.map((v) => {
+            const td = h("td", { class: "num" }, v.toFixed(2));
+            td.style.setProperty("background", css(Math.max(0, v)));
+            td.style.setProperty("color", inkOn(Math.max(0, v)));
+            return td;
+          })))))),
+        h("div", {}, h("h3", {}, "Where they part"), h("div", { class: "strip tall", role: "img", "aria-label": "How much each half layer parted the vectors" }, d.parted.flatMap((/** @type {(number|null)[]} */ parts, /** @type {number} */ layer) => parts.map((v, part) => {
+          const box = h("span", {});
+          box.style.setProperty("background", signed((v ?? 0) / most));
+          return hint(box, () => `layer ${layer}, ${part ? "feed-forward" : "attention"}: mean cosine ${v === null ? "not told apart" : `${v >= 0 ? "fell" : "rose"} by ${number(Math.abs(v))}`}`);
+        }))), h("p", { class: "soft small" }, "One box for each half layer, from the first to the last: blue parts the meanings, orange brings them closer."))),
+    );
+  }
+}

@@ -1,0 +1,93 @@
+/** Writing on: the model continues the text with the sliders as they stand; every step can be gone back to. */
+
+import { h, hint, percent, put, shown } from "../dom.js";
+import { track } from "../ui.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+/** @param {HTMLElement} element @param {any} source @param {Store} state */
+export function mount(element, source, state) {
+  const go = h("button", { type: "button", id: "write-on", disabled: !source.live, onclick: () => (running ? running.abort() : start()) }, "Write on");
+  const many = h("input", { type: "number", min: "1", max: "500", value: "24", "aria-label": "Tokens to write", class: "narrow" });
+  const seed = h("input", { type: "number", min: "0", placeholder: "any", "aria-label": "Seed", class: "narrow" });
+  const tokens = h("div", { class: "chips mono", role: "listbox", "aria-label": "What was written; choose a step to see its alternatives" });
+  const slider = h("input", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": "Step", hidden: true, oninput: () => choose(Number(slider.value)) });
+  const detail = h("div", {});
+  const said = h("p", { class: "small", role: "status" });
+  element.append(h("div", { class: "row" }, go, h("label", { class: "small" }, "tokens ", many), h("label", { class: "small" }, "seed ", seed)), said, tokens, slider, detail);
+  /** @type {AbortController|null} */
+  let running = null;
+  /** @type {any[]} */
+  let steps = [];
+  let prompt = "";
+  let chosen = -1;
+
+  async function start() {
+    if (!state.get("text")) return;
+    const mine = (running = new AbortController());
+    prompt = state.get("text");
+    steps = [];
+    chosen = -1;
+    put(tokens);
+    put(detail);
+    go.textContent = "Stop";
+    said.textContent = "Writing…";
+    const how = { temperature: state.get("temperature"), top_k: state.get("top_k") || null, top_p: state.get("top_p") < 1 ? state.get("top_p") : null, min_p: state.get("min_p") || null };
+    try {
+      const asked = { text: prompt, model: state.get("model"), edits: state.get("edits"), max_tokens: Math.max(1, Number(many.value) || 24), seed: seed.value === "" ? null : Number(seed.value), ...how };
+      for await (const event of source.stream("/api/generate", asked, { signal: mine.signal })) {
+        if (event.done) break;
+        add(event);
+      }
+      said.textContent = steps.length ? `${steps.length} tokens. Choose one to see what else was possible there.` : "The model ended the text at once.";
+    } catch (error) {
+      said.textContent = mine.signal.aborted ? `Stopped after ${steps.length} tokens.` : error instanceof Error ? error.message : String(error);
+    } finally {
+      running = null;
+      go.textContent = "Write on";
+    }
+  }
+
+  /** @param {any} event */
+  function add(event) {
+    const i = steps.length;
+    steps.push(event);
+    const chip = h("button", { type: "button", role: "option", class: "chip", "data-step": i, onclick: () => choose(i) }, shown(event.token || event.text));
+    chip.style.setProperty("--weight", String(event.probability ?? 0));
+    chip.classList.add("sure");
+    tokens.append(hint(chip, () => `step ${i + 1}: ${percent(event.probability ?? 0, 2)}`));
+    slider.hidden = false;
+    slider.max = String(i);
+    choose(i);
+  }
+
+  /** @param {number} i */
+  function choose(i) {
+    chosen = i;
+    slider.value = String(i);
+    for (const chip of /** @type {any} */ (tokens.children)) {
+      const here = Number(chip.dataset.step) === i;
+      chip.setAttribute("aria-selected", String(here));
+      chip.tabIndex = here ? 0 : -1;
+      chip.classList.toggle("later", Number(chip.dataset.step) > i);
+    }
+    const step = steps[i];
+    const upto = prompt + steps.slice(0, i).map((s) => s.text).join("");
+    const largest = step.alternatives[0]?.probability || 1;
+    put(detail,
+      h("p", { class: "small soft" }, `Step ${i + 1} of ${steps.length}: “${shown(step.token || step.text)}” was taken; the model gave it ${percent(step.probability ?? 0, 2)}.`),
+      h("div", { role: "list", "aria-label": "Alternatives at this step" }, step.alternatives.map((/** @type {any} */ a) => h("div", { role: "listitem" }, h("button", {
+        type: "button", class: a.id === step.id ? "prob taken" : "prob", "aria-label": `${shown(a.token)}, ${percent(a.probability)}; go on from here with it`,
+        onclick: () => state.set({ text: upto + a.token, position: null, edits: [], query: null, key: null }),
+      }, h("span", { class: "what mono" }, shown(a.token)), track(a.probability / largest), h("span", { class: "num" }, percent(a.probability)))))),
+      h("button", { type: "button", class: "small", onclick: () => state.set({ text: upto + step.text, position: null, edits: [], query: null, key: null }) }, "Keep the text up to here"));
+  }
+
+  tokens.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1, Home: -1e9, End: 1e9 }[event.key];
+    if (!by || !steps.length) return;
+    event.preventDefault();
+    choose(Math.max(0, Math.min(steps.length - 1, chosen + by)));
+    /** @type {any} */ (tokens.children[chosen]).focus();
+  });
+}
