@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+import glassformer
 from glassformer.errors import ShapeError, SiteError, UsageError
 from glassformer.inspect import edits
 from glassformer.inspect.taps import Compose, compose
 from glassformer.inspect.trace import Trace, trace
 from glassformer.model import Cache
 from tests.inspect.helpers import close, model
+from tests.tiny import tiny_directory
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
@@ -203,3 +205,25 @@ def test_a_position_that_never_comes_is_an_error_in_the_end():
     transformer(torch.tensor([IDS]), tap=bound)
     with pytest.raises(SiteError, match="means position 12, and the text ended at position 9"):
         bound.finish()
+
+
+def test_an_edited_model_generates_as_it_predicts(tmp_path):
+    loaded = glassformer.load(tiny_directory(tmp_path / "tiny"))
+    text = "The American shrew"
+    for tap in (
+        edits.ablate(layer=1, head=2),
+        edits.knockout(keys=1),
+        edits.steer(torch.linspace(-2, 2, 32), layer=0, positions=slice(2, None)),
+    ):
+        edited = loaded.edited(tap)
+        ids = edited.encode(text)
+        for _ in range(6):
+            ids.append(edited.next(ids).top(1)[0].id)
+        got = [piece.id for piece in edited.generate(text, max_tokens=6, temperature=0) if piece.id is not None]
+        assert len(got) > 1
+        assert got == ids[len(edited.encode(text)) :][: len(got)]
+        assert edited.next(text).top(1)[0].probability != loaded.next(text).top(1)[0].probability
+    with pytest.raises(SiteError, match="no layer 5"):
+        loaded.edited(edits.ablate(layer=5))
+    with pytest.raises(SiteError, match="means position 40"):
+        loaded.edited(edits.ablate(layer=0, positions=40)).next(text)

@@ -147,6 +147,25 @@ def test_a_replaced_word_is_another_forward():
     assert effect.knocked_out == pytest.approx(found.value - float(normed @ found.target.way.vector), abs=1e-4)
 
 
+def test_long_texts_measure_the_words_that_are_read_from_most(monkeypatch):
+    transformer, ids, cause = planted()
+    t = Trace(transformer, ids, vocabulary=Letters(transformer.config.vocab_size))
+    found = t.why(words=2)
+    measured = [w.word.positions[0] for w in found.words if w.replaced is not None]
+    assert measured == [cause, len(ids) - 1]
+    monkeypatch.setattr("glassformer.inspect.why.TOKENS", 24 * 7)
+    measured = [w.word.positions[0] for w in t.why().words if w.replaced is not None]
+    assert measured == [cause, len(ids) - 1]
+
+
+def test_one_token_is_enough():
+    found = Trace(model(), [3], vocabulary=Letters(40)).why()
+    assert found.words[0].knocked_out is None
+    assert found.residual < 1e-5
+    assert found.sentence()
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 def test_alternatives_keep_their_kind():
     kinds = {b" the": "space lower", b"The": "capital", b" USA": "space upper", b"12": "digits", b", ": "signs"}
     assert {piece: _kind(piece) for piece in kinds} == kinds

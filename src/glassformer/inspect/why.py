@@ -32,6 +32,8 @@ PARTS = 5000
 # Words that are replaced and knocked out; beyond this, those that heads read most from.
 WORDS = 32
 ALTERNATIVES = 24
+# Tokens that may be run for replacing words; in long texts this leaves fewer words than `WORDS`.
+TOKENS = 30_000
 
 Progress = Callable[[int, int, str], None]
 
@@ -162,7 +164,8 @@ def why(
         token: its exact text or id; None for the model's first choice.
         against: another token, to explain the difference.
         parts: how many parts' total effects are measured; when there are more, those that claim most.
-        words: how many words are replaced and knocked out; when there are more, those read from most. 0 for none.
+        words: how many words are replaced and knocked out; when there are more, the last and those read from most,
+            and in long texts no more than `TOKENS` tokens' work allows. 0 for none.
         alternatives: how many others each word is replaced by.
         seed: of the draw.
         progress: called with (done, total, what).
@@ -240,10 +243,15 @@ def _words(
     claimed = torch.zeros(goal.position + 1, dtype=torch.float64)
     claimed.index_add_(0, parts.source[heads], parts.claimed[heads])
     size = {w: float(claimed[[p for p in w.positions if p <= goal.position]].sum()) for w in shown_words}
-    chosen = set(shown_words)
-    if len(shown_words) > most:
-        kept = sorted(shown_words, key=lambda w: abs(size[w]), reverse=True)[: max(most - 1, 0)]
-        chosen = {*kept, shown_words[-1]} if most else set()
+    # The last word first, then by what heads read from them, as far as the work allows.
+    order = sorted(shown_words[:-1], key=lambda w: abs(size[w]), reverse=True)
+    chosen: set[Word] = set()
+    work = 0
+    for word in [*shown_words[-1:], *order][:most]:
+        work += count * (goal.position + 1 - word.positions[0])
+        if chosen and work > TOKENS:
+            break
+        chosen.add(word)
     draw = Alternatives(trace.vocabulary, trace.config.vocab_size, seed) if chosen else None
     run = Continuation(trace, goal) if chosen else None
     out = []
