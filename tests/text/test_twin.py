@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from glassformer.text.corpus import PROBE
 from glassformer.text.encoding import Encoder
+from glassformer.text.readers import cut_everywhere
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.twin import twin
 
@@ -75,6 +77,21 @@ MIX = st.lists(st.sampled_from([*"ab1 \n\t\r'!_", "  ", "'s", "é", "二", "٣",
 def test_the_same_ids_on_every_text(pair: tuple[Encoder, Encoder], parts: list[str], text: str) -> None:
     _equal(pair, "".join(parts))
     _equal(pair, text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(parts=MIX)
+def test_cuts_between_pieces_leave_no_trace(pair: tuple[Encoder, Encoder], parts: list[str]) -> None:
+    pieces = cut_everywhere("".join(parts))
+    assert "".join(pieces) == "".join(parts)
+    if pieces:
+        assert all(encoder.joins(pieces) for encoder in pair), pieces
+
+
+def test_cuts_between_pieces_leave_no_trace_in_real_text(pair: tuple[Encoder, Encoder]) -> None:
+    for text in [*TEXTS, PROBE]:
+        assert len(cut_everywhere(text)) > 3
+        assert all(encoder.joins(cut_everywhere(text)) for encoder in pair)
 
 
 def test_the_same_ids_on_real_text(pair: tuple[Encoder, Encoder]) -> None:

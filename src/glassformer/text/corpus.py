@@ -23,7 +23,7 @@ import numpy as np
 from glassformer.errors import DataError
 from glassformer.text.encoding import Encoder, token_dtype
 from glassformer.text.inputs import FileSource, HubSource, Report, Source, Spec, expand
-from glassformer.text.readers import LONGEST, PIECE, Piece, ProgressCallback, hub_version, read
+from glassformer.text.readers import LONGEST, PIECE, Piece, ProgressCallback, cut_everywhere, hub_version, read
 from glassformer.text.shards import FILE, Shards, StreamWriter
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LAYOUT = 1
 FAST = 1 << 22  # bytes of data from which a faster encoder's start pays
 SPLITS = ("tail", "document")
-CUT = "longer than 16 million characters for a tokenizer that wants documents whole, cut at line breaks"
+CUT = "longer than 16 million characters for a tokenizer that wants documents whole, cut between words"
 UNANSWERED = "conversations without answers that the chat template sets apart, left out"
 
 
@@ -296,7 +296,7 @@ def _write(
     encoder = Encoder(tokenizer, fast=total is None or total >= FAST)
     stops: frozenset[int] = getattr(tokenizer, "stop_ids", frozenset())
     out = streams[names[0]]
-    whole = not (encoder.light or encoder.cuts_at_lines(PROBE))
+    whole = not (encoder.light or encoder.joins(cut_everywhere(PROBE)))
     try:
         pieces = read(
             sources,
@@ -365,10 +365,11 @@ def first(a, b):
 class Second:
 \tpass
 A line of words, and another; 123 of them.
-"Quoted"
+"Quoted" (and more); x = 3 * y[2] + 0.5, isn't it?
 
-Über Straße.
-"""
+Über Straße, 日本語 1234 5\r\nnext\r\n  # two
+
+\tlast don't"""
 
 
 def _held_out(piece: Piece, fraction: float) -> bool:

@@ -110,19 +110,11 @@ class Encoder:
             ids, mask = prefix + ids, [False] * len(prefix) + mask
         return Encoded(np.array(ids, self.dtype), np.array(mask, bool), len(done.encode("utf-8", "replace")))
 
-    def cuts_at_lines(self, sample: str) -> bool:
-        """Whether encoding `sample` line by line gives what encoding it whole gives."""
-        lines = sample.split("\n")
-        pieces: list[str] = []
-        for number, line in enumerate(lines):
-            text = line + "\n" if number < len(lines) - 1 else line
-            if pieces and (not line or line[0].isspace() or not pieces[-1].endswith("\n")):
-                pieces[-1] += text
-            elif text:
-                pieces.append(text)
+    def joins(self, pieces: Sequence[str]) -> bool:
+        """Whether encoding the pieces of a text one by one gives what encoding it whole gives."""
         try:
-            apart = self.encode(pieces)
-            return bool(np.array_equal(np.concatenate(apart), self.encode([sample])[0]))
+            apart = np.concatenate(self.encode(pieces))
+            return bool(np.array_equal(apart, self.encode(["".join(pieces)])[0]))
         except GlassformerError:
             return False
 

@@ -23,7 +23,7 @@ from glassformer.errors import DataError, near
 from glassformer.text.inputs import FileSource, HubSource, Report, Source
 
 PIECE = 1 << 17  # characters a piece aims at
-LONGEST = 1 << 24  # characters without a place to cut before a cut is made anyway
+LONGEST = 1 << 24  # characters of a piece for tokenizers that want documents whole
 LONGEST_LINE = 1 << 28  # bytes of one jsonl line
 TEXT_FIELDS = ("text", "content")
 
@@ -67,7 +67,7 @@ def read(
             U+FFFD, or left out with "skip"; both are counted and named.
         text_field: the field or column that holds the text; None takes "text", "content" or, in a
             table, the only column of strings.
-        piece: characters a piece aims at; cuts fall after a line break and before a non-space.
+        piece: characters a piece aims at; cuts fall where `cut_everywhere` has them.
     """
     for source in sources:
         found = False
@@ -199,31 +199,27 @@ def _rejoined(head: bytes, stream: IO[bytes]) -> Iterator[bytes]:
     yield b""
 
 
-_CUT = re.compile(r"\n(?=\S)")
+# Where words end for every pre-tokenizer that splits at spaces: after a lone line break, or before a lone space.
+# Beside other white space the end of a piece would change how the run is cut.
+_CUT = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)")
+
+
+def cut_everywhere(text: str) -> list[str]:
+    """A text in the smallest pieces that long documents are ever cut into."""
+    return [part for part in _CUT.split(text) if part]
 
 
 def _pieces(chunks: Iterable[tuple[str, int]], name: str, report: Report, piece: int) -> Iterator[Piece]:
     held: list[str] = []
     length = faults = 0
     first = True
-
-    def cut(text: str) -> tuple[str, str]:
-        """All whole pieces' worth, and the rest; nothing when there is no place to cut."""
-        at = text.rfind("\n", 0, len(text) - 1)
-        while at >= 0 and text[at + 1].isspace():
-            at = text.rfind("\n", 0, at)
-        if at < 0 and len(text) >= LONGEST:
-            report.note("without a line break for 16 million characters, cut there", name)
-            at = len(text) - 2
-        return text[: at + 1], text[at + 1 :]
-
     for text, now in chunks:
         faults = now
         held.append(text)
         length += len(text)
         if length < 2 * piece:
             continue
-        ready, rest = cut("".join(held))
+        ready, rest = _last_cut("".join(held), name, report)
         held, length = [rest], len(rest)
         for part in _split(ready, piece):
             yield Piece(name, part, first=first, last=False)
@@ -237,14 +233,26 @@ def _pieces(chunks: Iterable[tuple[str, int]], name: str, report: Report, piece:
         report.note("empty, left out", name)
 
 
+def _last_cut(text: str, name: str, report: Report) -> tuple[str, str]:
+    """What lies before the last place to cut, and the rest; everything is rest when there is none."""
+    for reach in (1 << 10, 1 << 14, len(text)):
+        at = max((found.start() for found in _CUT.finditer(text, max(0, len(text) - reach))), default=0)
+        if at:
+            return text[:at], text[at:]
+    if len(text) >= 2 * LONGEST:
+        report.note("without a space for 32 million characters, cut there", name)
+        return text, ""
+    return "", text
+
+
 def _split(text: str, piece: int) -> Iterator[str]:
     start = 0
     while len(text) - start > piece:
-        found = _CUT.search(text, start + piece - 1)
+        found = _CUT.search(text, start + piece)
         if found is None:
             break
-        yield text[start : found.end()]
-        start = found.end()
+        yield text[start : found.start()]
+        start = found.start()
     if start < len(text):
         yield text[start:]
 
