@@ -15,13 +15,26 @@ class Peer:
         import llama_cpp
 
         self.library = llama_cpp
+        self.built = llama_cpp.llama_print_system_info().decode()
+        if "AMX_INT8 = 1" in self.built:
+            # Its AMX buffers end the process with a segmentation fault at the first evaluation (0.3.36, GCC 12).
+            # peers.txt says how to build it without them; where that was not done, switch them off.
+            defaults = llama_cpp.llama_model_default_params
+
+            def plain() -> Any:
+                parameters = defaults()
+                parameters.use_extra_bufts = False
+                return parameters
+
+            llama_cpp.llama_model_default_params = plain
+            self.built += "(its AMX buffers switched off: they crash)"
         self.models: dict[str, Any] = {}
 
     def __call__(self, do: str, **request: Any) -> Any:
         return getattr(self, do)(**request)
 
     def about(self) -> dict[str, Any]:
-        return {"version": self.library.__version__, "built": self.library.llama_print_system_info().decode()}
+        return {"version": self.library.__version__, "built": self.built}
 
     def model(self, path: str, threads: int) -> Any:
         if path not in self.models:
@@ -36,7 +49,7 @@ class Peer:
 
         model = self.model(path, threads)
         model.reset()
-        model._ctx.kv_cache_clear() if hasattr(model._ctx, "kv_cache_clear") else None
+        model._ctx.kv_cache_clear()
         model.eval(ids)
         vocab, answer = model.n_vocab(), []
 
@@ -56,7 +69,7 @@ class Peer:
         """Seconds to read a text."""
         model = self.model(path, threads)
         model.reset()
-        model._ctx.kv_cache_clear() if hasattr(model._ctx, "kv_cache_clear") else None
+        model._ctx.kv_cache_clear()
         start = time.perf_counter()
         model.eval(ids)
         return {"seconds": time.perf_counter() - start}

@@ -2,7 +2,7 @@
 
 One thread owns the runner. Each step lets every active request put in what it has not put in yet (a piece of its
 prompt, its last token, guesses to be checked), so requests join and leave at any step. Answers begin at once: where
-the native library still has to be compiled, the eager path answers until it is there. A prompt whose beginning a slot
+the native library still has to be compiled, or a large model packed, the eager path answers until that is done. A prompt whose beginning a slot
 already holds is not read again.
 
 It knows runners, sampling and requests; it does not know servers, chats or checkpoints' formats.
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("exact", "fast", "float32", "bfloat16", "int8", "int4")
 # Seconds without a request after which the engine's thread ends.
 _IDLE = 10.0
+# Parameters up to which packing the weights is waited for.
+_QUICKLY_PACKED = 400_000_000
 # A prefix this much longer in another slot is worth copying.
 _WORTH_COPYING = 16
 
@@ -120,8 +122,8 @@ class Engine:
         _open.add(self)
         if not use_native or transformer.device.type != "cpu":
             self.ready.set()
-        elif native.compiled():
-            self._build()  # under a second: quicker than answering twice
+        elif native.compiled() and sum(p.numel() for p in transformer.parameters()) <= _QUICKLY_PACKED:
+            self._build()  # about a second: quicker than answering twice
         else:
             threading.Thread(target=self._build, name="glassformer-compile", daemon=True).start()
 

@@ -3,12 +3,15 @@
 // Keys lie in panels of sixteen positions, (position / 16, dimension, 16), so that sixteen scores
 // come out of one register without sums across lanes; values lie (position, dimension). Every sum
 // runs over dimensions or positions in rising order from an aligned start, and masked positions add
-// exact zeros, so a row's result does not depend on the rows computed beside it.
+// exact zeros. Long sequences are cut into spans at fixed positions, each with its own largest score
+// and sum, merged in order. So a row's result does not depend on the rows computed beside it, nor on
+// which thread did which span.
 #pragma once
 
 #include "vectors.h"
 
 constexpr int ALIGN = 32;  // positions the score kernel takes at a time
+constexpr int SPAN = 512;  // positions that share a softmax before the merge: their scores stay in the nearest cache
 
 GF_INLINE F16 load_cached(const float* p) { return load<F16>(p); }
 GF_INLINE F16 load_cached(const uint16_t* p) { return brain(p); }
@@ -37,9 +40,9 @@ static void score(const E* keys, int width, const float* const* q, int d_head, i
     }
 }
 
+// out[c][at..] = the weighted sum of 16 * V dimensions of the values.
 template <class E, int C, int V>
-static void mix(const E* values, int width, const float* weights, int stride, int from, int to, float* const* out,
-                const float* inverse, int at) {
+static void mix(const E* values, int width, const float* weights, int from, int to, float* const* out, int at) {
     F16 acc[C][V];
     for (int c = 0; c < C; c++)
         for (int v = 0; v < V; v++) acc[c][v] = splat(0.f);
@@ -48,16 +51,17 @@ static void mix(const E* values, int width, const float* weights, int stride, in
         F16 x[V];
         for (int v = 0; v < V; v++) x[v] = load_cached(row + v * 16);
         for (int c = 0; c < C; c++) {
-            F16 w = splat(weights[(size_t)c * stride + p - from]);
+            F16 w = splat(weights[c * SPAN + p - from]);
             for (int v = 0; v < V; v++) acc[c][v] += x[v] * w;
         }
     }
     for (int c = 0; c < C; c++)
-        for (int v = 0; v < V; v++) store(out[c] + at + v * 16, acc[c][v] * splat(inverse[c]));
+        for (int v = 0; v < V; v++) store(out[c] + at + v * 16, acc[c][v]);
 }
 
-// Scores become weights in place, zero outside [first, last]; returns 1 / their sum.
-static float soften(float* s, int from, int to, int first, int last, float softcap) {
+// Scores become weights in place, zero outside [first, last]; the largest score and the weights' sum
+// go to result[0] and [1] (minus infinity and 0 where nothing is seen).
+static void soften(float* s, int from, int to, int first, int last, float softcap, float* result) {
     F16 top = splat(-INFINITY);
     for (int p = from; p < to; p += 16) {
         F16 x = load<F16>(s + p - from);
@@ -69,46 +73,73 @@ static float soften(float* s, int from, int to, int first, int last, float softc
         store(s + p - from, x);
         top = largest(top, x);
     }
-    F16 most = splat(peak(top)), total = splat(0.f);
+    result[0] = peak(top), result[1] = 0;
+    if (result[0] == -INFINITY) return;
+    F16 most = splat(result[0]), total = splat(0.f);
     for (int p = from; p < to; p += 16) {
         F16 e = exponential(load<F16>(s + p - from) - most);
         store(s + p - from, e);
         total += e;
     }
-    return 1.f / sum(total);
+    result[1] = sum(total);
 }
 
+// One head's shape and cache, and what its rows may see.
+template <class E>
+struct Head {
+    const E *keys, *values;
+    int width, d_head;  // width: d_head rounded up to 16
+    int window;         // latest positions seen, 0 for all
+    float scale, softcap;
+
+    int first_seen(int position) const { return window > 0 && position >= window ? position - window + 1 : 0; }
+    size_t partial() const { return (size_t)width + 16; }  // floats: the unscaled sum, then largest score and sum
+};
+
 template <class E, int C>
-static void attend_rows(const E* keys, const E* values, int width, int d_head, const float* const* q, float* const* out,
-                        const int* position, int window, float scale, float softcap, float* scratch, int stride) {
+static void attend_span(const Head<E>& h, const float* const* q, const int* position, int span, float* const* out) {
+    alignas(64) static thread_local float scores[4 * SPAN];
     int lowest = position[0], highest = position[0];
     for (int c = 1; c < C; c++) {
         lowest = position[c] < lowest ? position[c] : lowest;
         highest = position[c] > highest ? position[c] : highest;
     }
-    int first = window > 0 && lowest - window + 1 > 0 ? lowest - window + 1 : 0;
-    int from = first / ALIGN * ALIGN, to = (highest / ALIGN + 1) * ALIGN;
-    score<E, C>(keys, width, q, d_head, from, to, scale, scratch, stride);
-    float inverse[C];
-    for (int c = 0; c < C; c++) {
-        int start = window > 0 && position[c] - window + 1 > 0 ? position[c] - window + 1 : 0;
-        inverse[c] = soften(scratch + (size_t)c * stride, from, to, start, position[c], softcap);
-    }
+    int from = span * SPAN, end = from + SPAN, first = h.first_seen(lowest) / ALIGN * ALIGN;
+    if (first > from) from = first;
+    if (end > highest + 1) end = highest + 1;
+    for (int c = 0; c < C; c++) out[c][h.width] = -INFINITY, out[c][h.width + 1] = 0;
+    if (from >= end) return;
+    int to = (int)((end + ALIGN - 1) / ALIGN * ALIGN);
+    score<E, C>(h.keys, h.width, q, h.d_head, from, to, h.scale, scores, SPAN);
+    for (int c = 0; c < C; c++)
+        soften(scores + c * SPAN, from, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
     int at = 0;
-    for (; at + 64 <= width; at += 64) mix<E, C, 4>(values, width, scratch, stride, from, highest + 1, out, inverse, at);
-    for (; at < width; at += 16) mix<E, C, 1>(values, width, scratch, stride, from, highest + 1, out, inverse, at);
+    for (; at + 64 <= h.width; at += 64) mix<E, C, 4>(h.values, h.width, scores, from, end, out, at);
+    for (; at < h.width; at += 16) mix<E, C, 1>(h.values, h.width, scores, from, end, out, at);
 }
 
-// `count` rows, at most four at a time. `scratch` holds 4 * stride floats, stride >= the longest row
-// rounded up to ALIGN. Each out row has room for `width` floats (d_head rounded up to 16).
+// One span of up to four rows: out[c] gets what merge() needs.
 template <class E>
-static void attend(const E* keys, const E* values, int width, int d_head, const float* const* q, float* const* out,
-                   const int* position, int count, int window, float scale, float softcap, float* scratch, int stride) {
-    for (int i = 0; i < count; i += 4) {
-        auto run = count - i >= 4   ? attend_rows<E, 4>
-                   : count - i == 3 ? attend_rows<E, 3>
-                   : count - i == 2 ? attend_rows<E, 2>
-                                    : attend_rows<E, 1>;
-        run(keys, values, width, d_head, q + i, out + i, position + i, window, scale, softcap, scratch, stride);
+static void attend(const Head<E>& h, const float* const* q, const int* position, int count, int span, float* const* out) {
+    switch (count) {
+        case 1: return attend_span<E, 1>(h, q, position, span, out);
+        case 2: return attend_span<E, 2>(h, q, position, span, out);
+        case 3: return attend_span<E, 3>(h, q, position, span, out);
+        default: return attend_span<E, 4>(h, q, position, span, out);
     }
+}
+
+// The spans of one row, each `stride` floats after the one before, become its result.
+static void merge(const float* parts, size_t stride, int spans, int width, int d_head, float* out) {
+    float top = -INFINITY, total = 0;
+    for (int s = 0; s < spans; s++) top = parts[s * stride + width] > top ? parts[s * stride + width] : top;
+    for (int i = 0; i < d_head; i++) out[i] = 0;
+    for (int s = 0; s < spans; s++) {
+        const float* part = parts + s * stride;
+        if (part[width] == -INFINITY) continue;
+        float weight = exponential(splat(part[width] - top))[0];
+        total += weight * part[width + 1];
+        for (int i = 0; i < d_head; i++) out[i] += weight * part[i];
+    }
+    for (int i = 0; i < d_head; i++) out[i] *= 1.f / total;
 }

@@ -1,0 +1,121 @@
+// A model as the forward pass sees it: what Python hands over, the buffers of a pass, the cache.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "attention.h"
+#include "matrix.h"
+#include "pool.h"
+
+extern "C" {
+
+struct Shape {
+    int32_t vocab, d_model, n_layers, n_heads, n_kv_heads, d_head, d_ff;
+    int32_t rotary, activation, layer_norm, parallel, slots, capacity, brain_cache, rows;
+    float eps, score_scale, score_softcap, logit_softcap, embedding_scale;
+};
+
+struct NormWeights {
+    const float *weight, *bias;  // weight null: no such norm
+};
+
+struct Layer {
+    Matrix q, k, v, o, gate, up, down;
+    NormWeights ln1, ln2, ln1_post, ln2_post, q_norm, k_norm;
+    int32_t window, table;  // window 0: all positions; table: which rotary table
+};
+
+struct Parts {
+    Matrix embed, unembed, pos_embed;
+    NormWeights final_norm;
+    const float *cosines, *sines;  // (table, capacity, rotary / 2)
+};
+
+}  // extern "C"
+
+namespace {
+
+void* allocate(size_t bytes) {
+    size_t align = bytes >= (1u << 21) ? (1u << 21) : 64;
+    void* p = nullptr;
+    if (posix_memalign(&p, align, round_up(bytes ? bytes : 64, align) + 8192)) return nullptr;
+#if defined(__linux__)
+    if (align > 64) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return p;
+}
+
+struct Free {
+    void operator()(void* p) const { free(p); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+template <class T>
+Buffer<T> zeros(size_t n) {
+    T* p = static_cast<T*>(allocate(n * sizeof(T)));
+    if (p) memset((void*)p, 0, n * sizeof(T));
+    return Buffer<T>(p);
+}
+
+std::mutex pool_use;  // one forward pass at a time in a process
+std::unique_ptr<Pool> pool;
+
+Pool& team(int threads) {
+    if (pool && !pool->alive()) (void)pool.release();  // a fork's child has none of the threads
+    if (!pool || pool->size() != threads) {
+        pool.reset();
+        pool = std::make_unique<Pool>(threads);
+    }
+    return *pool;
+}
+
+constexpr int SPLIT_ROWS = 8;  // up to this many rows, one head's spans are shared between threads
+
+struct RowBuffers {
+    Buffer<float> x;
+    Buffer<int8_t> q;
+    Buffer<Scale> scales;
+    Rows rows;
+
+    bool make(int count, int cols) {
+        rows.stride = (int)round_up(cols, 64);
+        size_t n = (size_t)count * rows.stride;
+        x = zeros<float>(n);
+        q = zeros<int8_t>(n);
+        scales = zeros<Scale>(n / BLOCK);
+        rows.x = x.get(), rows.q = q.get(), rows.scales = scales.get();
+        return x && q && scales;
+    }
+};
+
+struct Model {
+    Shape s;
+    Parts parts;
+    std::vector<Layer> layers;
+    int width = 0;                     // of a cached head: d_head rounded up to 16
+    void *keys = nullptr, *values = nullptr;  // (layer, slot, kv_head, ...), from calloc: untouched pages cost nothing
+    RowBuffers attention_in, feed_in, mixed, hidden, last;
+    Buffer<float> residual, query, key, value, part;
+    Buffer<float> partials;  // (row, head, span, width + 16) of rows whose spans are shared out
+    std::vector<Phase> phases;
+
+    ~Model() {
+        free(keys);
+        free(values);
+    }
+
+    size_t head_size() const { return (size_t)s.capacity * width; }
+    int spans() const { return (s.capacity + SPAN - 1) / SPAN; }
+    size_t element() const { return s.brain_cache ? 2 : 4; }
+    size_t cache_at(int layer, int slot, int head) const {
+        return (((size_t)layer * s.slots + slot) * s.n_kv_heads + head) * head_size();
+    }
+};
+
+}  // namespace

@@ -1,0 +1,328 @@
+// The phases of one forward pass, from embedding to logits, as every thread walks them.
+#pragma once
+
+#include "model.h"
+
+namespace {
+
+void normalise(const Shape& s, const NormWeights& w, const float* x, float* out, int n, bool layer_norm) {
+    // d_model may not be a multiple of 16: buffers are padded with zeros, sums stop at n.
+    F16 total = splat(0.f);
+    float mean = 0;
+    int whole = n / 16 * 16;
+    float rest = 0;
+    if (layer_norm) {
+        for (int i = 0; i < whole; i += 16) total += load<F16>(x + i);
+        for (int i = whole; i < n; i++) rest += x[i];
+        mean = (sum(total) + rest) / n;
+        total = splat(0.f), rest = 0;
+    }
+    for (int i = 0; i < whole; i += 16) {
+        F16 d = load<F16>(x + i) - splat(mean);
+        total += d * d;
+    }
+    for (int i = whole; i < n; i++) rest += (x[i] - mean) * (x[i] - mean);
+    float inverse = 1.f / sqrtf((sum(total) + rest) / n + s.eps);
+    for (int i = 0; i < n; i++) {
+        float y = (x[i] - mean) * inverse * w.weight[i];
+        out[i] = w.bias ? y + w.bias[i] : y;
+    }
+}
+
+struct Run {
+    Model& m;
+    int count;
+    const int32_t *tokens, *slots, *positions;
+    int n_out;
+    const int32_t* out_rows;
+    float* logits;
+    struct Group {
+        int first, count;
+    };
+    std::vector<Group> groups;  // rows of one slot at successive positions: they share a reading of the cache
+
+    void make_groups() {
+        int most = 16 / (m.s.n_heads / m.s.n_kv_heads);
+        if (most < 1) most = 1;
+        for (int r = 0; r < count;) {
+            int n = 1;
+            while (n < most && r + n < count && slots[r + n] == slots[r] && positions[r + n] == positions[r] + n) n++;
+            groups.push_back({r, n});
+            r += n;
+        }
+    }
+};
+
+// One thread's walk through the phases; all threads walk the same phases in the same order.
+struct Walk {
+    Run& run;
+    Pool& threads;
+    const Shape& s;
+    Model& m;
+    int phase = 0;
+    int spans = 0;   // of the longest row
+    bool split;      // few rows of long sequences: their spans are pieces of work of their own
+
+    Walk(Run& r, Pool& p) : run(r), threads(p), s(r.m.s), m(r.m) {
+        for (int i = 0; i < run.count; i++) spans = run.positions[i] / SPAN >= spans ? run.positions[i] / SPAN + 1 : spans;
+        split = spans > 1 && run.count <= SPLIT_ROWS;
+    }
+
+    template <class F>
+    void share(int n, int grab, F work) {
+        m.phases[phase++].share(n, grab, work);
+    }
+
+    // Small work per row between the products: a few rows are one piece.
+    template <class F>
+    void each_row(int n, F work) {
+        int grab = n <= 4 ? n : n <= 64 ? 1 : 4;
+        share(n, grab > 0 ? grab : 1, work);
+    }
+
+    int grab(int units) const {
+        int n = units / (threads.size() * 4);
+        return run.count > 8 || n < 1 ? 1 : n;
+    }
+
+    // Products of one input with up to three matrices; done(which, unit, first row, rows, results).
+    template <class F>
+    void products(const Matrix* const* matrices, int n, const Rows& in, int rows, F done) {
+        int total = 0;
+        for (int i = 0; i < n; i++) total += matrices[i]->units();
+        share(total, grab(total), [&](int unit) {
+            int which = 0;
+            while (unit >= matrices[which]->units()) unit -= matrices[which++]->units();
+            alignas(64) float y[TOGETHER][UNIT];
+            for (int r = 0; r < rows; r += TOGETHER) {
+                int c = rows - r < TOGETHER ? rows - r : TOGETHER;
+                product(*matrices[which], unit, in, r, c, y);
+                done(which, unit, r, c, y);
+            }
+        });
+    }
+
+    void norm_into(const NormWeights& w, const float* x, const RowBuffers& to, int row, bool quantise) {
+        normalise(s, w, x, to.rows.x + (size_t)row * to.rows.stride, s.d_model, s.layer_norm);
+        if (quantise) to.rows.quantise(row);
+    }
+
+    float* residual(int row) { return m.residual.get() + (size_t)row * m.feed_in.rows.stride; }
+
+    void embed(int row) {
+        float* x = residual(row);
+        unpack_row(m.parts.embed, run.tokens[row], x);
+        if (s.embedding_scale > 0)
+            for (int i = 0; i < s.d_model; i++) x[i] *= s.embedding_scale;
+        if (m.parts.pos_embed.data) {
+            float* p = m.part.get() + (size_t)row * m.feed_in.rows.stride;
+            unpack_row(m.parts.pos_embed, run.positions[row], p);
+            for (int i = 0; i < s.d_model; i++) x[i] += p[i];
+        }
+    }
+
+    void before_attention(const Layer& layer, int row) {
+        bool quantise = layer.q.quantised() || layer.k.quantised() || layer.v.quantised();
+        norm_into(layer.ln1, residual(row), m.attention_in, row, quantise);
+        if (s.parallel) before_feed(layer, row);
+    }
+
+    void before_feed(const Layer& layer, int row) {
+        norm_into(layer.ln2, residual(row), m.feed_in, row, layer.up.quantised() || layer.gate.quantised());
+    }
+
+    void add_normed(const NormWeights& w, int row) {
+        float *p = m.part.get() + (size_t)row * m.feed_in.rows.stride, *x = residual(row);
+        normalise(s, w, p, p, s.d_model, s.layer_norm);
+        for (int i = 0; i < s.d_model; i++) x[i] += p[i];
+    }
+
+    void turn(const Layer& layer, int row, float* x, const NormWeights& norm) {
+        if (norm.weight) normalise(s, norm, x, x, s.d_head, false);
+        int half = s.rotary / 2;
+        size_t at = ((size_t)layer.table * s.capacity + run.positions[row]) * half;
+        const float *cosine = m.parts.cosines + at, *sine = m.parts.sines + at;
+        for (int i = 0; i < half; i++) {
+            float a = x[i], b = x[i + half];
+            x[i] = a * cosine[i] - b * sine[i];
+            x[i + half] = b * cosine[i] + a * sine[i];
+        }
+    }
+
+    template <class E>
+    void remember(const Layer& layer, int index, int row) {
+        int q_width = (int)round_up(s.n_heads * s.d_head, UNIT), k_width = (int)round_up(s.n_kv_heads * s.d_head, UNIT);
+        for (int h = 0; h < s.n_heads; h++)
+            turn(layer, row, m.query.get() + (size_t)row * q_width + h * s.d_head, layer.q_norm);
+        int p = run.positions[row];
+        for (int h = 0; h < s.n_kv_heads; h++) {
+            float* k = m.key.get() + (size_t)row * k_width + h * s.d_head;
+            const float* v = m.value.get() + (size_t)row * k_width + h * s.d_head;
+            turn(layer, row, k, layer.k_norm);
+            size_t base = m.cache_at(index, run.slots[row], h);
+            E* keys = static_cast<E*>(m.keys) + base + (size_t)(p / 16) * 16 * m.width + p % 16;
+            E* values = static_cast<E*>(m.values) + base + (size_t)p * m.width;
+            for (int i = 0; i < s.d_head; i++) {
+                put(keys + i * 16, k[i]);
+                put(values + i, v[i]);
+            }
+        }
+    }
+
+    float* partial(int row, int head, int span) {
+        return m.partials.get() + (((size_t)row * s.n_heads + head) * m.spans() + span) * (m.width + 16);
+    }
+
+    // The rows of a group that share a cached head: all their spans, or one of them.
+    template <class E>
+    void attend_group(const Layer& layer, int index, const Run::Group& g, int kv_head, int only) {
+        int q_width = (int)round_up(s.n_heads * s.d_head, UNIT), share = s.n_heads / s.n_kv_heads;
+        size_t base = m.cache_at(index, run.slots[g.first], kv_head);
+        Head<E> head{static_cast<const E*>(m.keys) + base, static_cast<const E*>(m.values) + base,
+                     m.width, s.d_head, layer.window, s.score_scale, s.score_softcap};
+        static thread_local std::vector<float> room;
+        size_t part = head.partial();
+        if (!split && room.size() < 4 * spans * part) room.resize(4 * spans * part);
+        for (int i = 0, n = g.count * share; i < n; i += 4) {
+            int count = n - i < 4 ? n - i : 4, position[4], rows[4], heads[4], last = 0;
+            const float* q[4];
+            for (int c = 0; c < count; c++) {
+                rows[c] = g.first + (i + c) / share, heads[c] = kv_head * share + (i + c) % share;
+                q[c] = m.query.get() + (size_t)rows[c] * q_width + heads[c] * s.d_head;
+                position[c] = run.positions[rows[c]];
+                last = position[c] / SPAN > last ? position[c] / SPAN : last;
+            }
+            float* out[4];
+            if (split) {
+                for (int c = 0; c < count; c++) out[c] = partial(rows[c], heads[c], only);
+                attend<E>(head, q, position, count, only, out);
+                continue;
+            }
+            for (int span = 0; span <= last; span++) {
+                for (int c = 0; c < count; c++) out[c] = room.data() + ((size_t)c * spans + span) * part;
+                attend<E>(head, q, position, count, span, out);
+            }
+            for (int c = 0; c < count; c++)
+                merge(room.data() + (size_t)c * spans * part, part, last + 1, m.width, s.d_head,
+                      m.mixed.rows.x + (size_t)rows[c] * m.mixed.rows.stride + heads[c] * s.d_head);
+        }
+    }
+
+    void merge_row(int row) {
+        for (int h = 0; h < s.n_heads; h++)
+            merge(partial(row, h, 0), m.width + 16, run.positions[row] / SPAN + 1, m.width, s.d_head,
+                  m.mixed.rows.x + (size_t)row * m.mixed.rows.stride + h * s.d_head);
+    }
+
+    // A part's output, to the residual stream or, when a norm comes first, to `part`.
+    void deliver(bool normed, int unit, int first, int rows, float (*y)[UNIT]) {
+        int stride = m.feed_in.rows.stride, from = unit * UNIT, n = s.d_model - from < UNIT ? s.d_model - from : UNIT;
+        float* base = (normed ? m.part.get() : m.residual.get()) + from;
+        for (int c = 0; c < rows; c++) {
+            float* to = base + (size_t)(first + c) * stride;
+            for (int i = 0; i < n; i++) to[i] = normed ? y[c][i] : to[i] + y[c][i];
+        }
+    }
+
+    void attention(const Layer& layer, int index) {
+        const Matrix* qkv[3] = {&layer.q, &layer.k, &layer.v};
+        float* to[3] = {m.query.get(), m.key.get(), m.value.get()};
+        products(qkv, 3, m.attention_in.rows, run.count, [&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
+            size_t width = round_up(qkv[which]->rows, UNIT);
+            for (int c = 0; c < rows; c++) memcpy(to[which] + (first + c) * width + unit * UNIT, y[c], sizeof y[c]);
+        });
+        each_row(run.count, [&](int r) {
+            if (s.brain_cache)
+                remember<uint16_t>(layer, index, r);
+            else
+                remember<float>(layer, index, r);
+        });
+        int pieces = split ? spans : 1;
+        share((int)run.groups.size() * s.n_kv_heads * pieces, 1, [&](int i) {
+            int group = i / (s.n_kv_heads * pieces), kv_head = i / pieces % s.n_kv_heads;
+            const Run::Group& g = run.groups[run.groups.size() - 1 - group];  // the longest first
+            if (s.brain_cache)
+                attend_group<uint16_t>(layer, index, g, kv_head, i % pieces);
+            else
+                attend_group<float>(layer, index, g, kv_head, i % pieces);
+        });
+        if (split || layer.o.quantised())
+            each_row(run.count, [&](int r) {
+                if (split) merge_row(r);
+                if (layer.o.quantised()) m.mixed.rows.quantise(r);
+            });
+        const Matrix* o = &layer.o;
+        bool post = layer.ln1_post.weight != nullptr;
+        products(&o, 1, m.mixed.rows, run.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
+            deliver(post, unit, first, rows, y);
+        });
+    }
+
+    void feed_forward(const Layer& layer) {
+        const int units = layer.up.units();
+        share(units, grab(units), [&](int unit) {
+            alignas(64) float up[TOGETHER][UNIT], gate[TOGETHER][UNIT];
+            int from = unit * UNIT, n = s.d_ff - from < UNIT ? s.d_ff - from : UNIT;
+            for (int r = 0; r < run.count; r += TOGETHER) {
+                int rows = run.count - r < TOGETHER ? run.count - r : TOGETHER;
+                product(layer.up, unit, m.feed_in.rows, r, rows, up);
+                if (layer.gate.data) product(layer.gate, unit, m.feed_in.rows, r, rows, gate);
+                for (int c = 0; c < rows; c++)
+                    for (int i = 0; i < UNIT; i += 16) {
+                        F16 u = load<F16>(up[c] + i);
+                        F16 y = layer.gate.data ? activate(s.activation, load<F16>(gate[c] + i)) * u
+                                                : activate(s.activation, u);
+                        store(up[c] + i, y);
+                    }
+                for (int c = 0; c < rows; c++)
+                    memcpy(m.hidden.rows.x + (size_t)(r + c) * m.hidden.rows.stride + from, up[c], n * sizeof(float));
+            }
+        });
+        if (layer.down.quantised()) each_row(run.count, [&](int r) { m.hidden.rows.quantise(r); });
+        const Matrix* down = &layer.down;
+        bool post = layer.ln2_post.weight != nullptr;
+        products(&down, 1, m.hidden.rows, run.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
+            deliver(post, unit, first, rows, y);
+        });
+    }
+
+    void go() {
+        each_row(run.count, [&](int r) {
+            embed(r);
+            before_attention(m.layers[0], r);
+        });
+        for (int i = 0; i < s.n_layers; i++) {
+            const Layer& layer = m.layers[i];
+            attention(layer, i);
+            if (!s.parallel)
+                each_row(run.count, [&](int r) {
+                    if (layer.ln1_post.weight) add_normed(layer.ln1_post, r);
+                    before_feed(layer, r);
+                });
+            feed_forward(layer);
+            if (i + 1 < s.n_layers)
+                each_row(run.count, [&](int r) {
+                    if (layer.ln2_post.weight) add_normed(layer.ln2_post, r);
+                    before_attention(m.layers[i + 1], r);
+                });
+        }
+        each_row(run.n_out, [&](int i) {
+            int r = run.out_rows[i];
+            if (m.layers.back().ln2_post.weight) add_normed(m.layers.back().ln2_post, r);
+            norm_into(m.parts.final_norm, residual(r), m.last, i, m.parts.unembed.quantised());
+        });
+        const Matrix* unembed = &m.parts.unembed;
+        products(&unembed, 1, m.last.rows, run.n_out, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
+            int from = unit * UNIT, n = s.vocab - from < UNIT ? s.vocab - from : UNIT;
+            for (int c = 0; c < rows; c++) {
+                if (s.logit_softcap > 0)
+                    for (int i = 0; i < UNIT; i += 16)
+                        store(y[c] + i, splat(s.logit_softcap) *
+                                            hyperbolic_tangent(load<F16>(y[c] + i) / splat(s.logit_softcap)));
+                memcpy(run.logits + (size_t)(first + c) * s.vocab + from, y[c], n * sizeof(float));
+            }
+        });
+    }
+};
+
+}  // namespace
