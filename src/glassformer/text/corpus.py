@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
 
 LAYOUT = 1
-FAST = 1 << 22  # bytes of data from which a faster encoder's start pays
+FAST = 1 << 21  # bytes of data from which a faster encoder's start pays
 SPLITS = ("tail", "document")
 CUT = "longer than 16 million characters for a tokenizer that wants documents whole, cut between words"
 UNANSWERED = "conversations without answers that the chat template sets apart, left out"
