@@ -70,7 +70,7 @@ def _say(result: object) -> None:
     loss = "" if math.isnan(result.loss) else f", held-out loss {result.loss:.4f} nats a token"
     bits = "" if math.isnan(result.bits_per_byte) else f" ({result.bits_per_byte:.3f} bits a byte)"
     print(f"{result.path}: {result.step} steps in {result.seconds:.1f} s{loss}{bits}")
-    print(f'Try: glassformer complete --model {result.path} ""')
+    print(f'Try: glassformer complete --model {result.path} "The "')
 
 
 def _plain(result: object) -> dict[str, object]:
