@@ -174,7 +174,7 @@ def main() -> None:
         options,
         f"A byte-level BPE of {tokenizer.vocab_size:,} tokens trained on the standard library; the pieces were found "
         "equal on a sample first. Ours is all of the preparation, from files to checked shards; tiktoken's is encoding "
-        "alone; neither counts the encoder's start. Where a BPE's ids are provably tiktoken's, we encode with tiktoken: "
+        "alone; neither counts the encoder's start. Where ids are provably tiktoken's, we encode with tiktoken: "
         "the ratio is then what reading, hashing, checking and writing cost. The columns after it: what the tokenizers "
         "library alone would give, and several processes with everything counted.",
     )
