@@ -56,7 +56,7 @@ class StoredRun:
         return self._summary(list(self.events()))
 
     def _summary(self, events: list[dict[str, Any]]) -> dict[str, Any]:
-        start = next((e for e in reversed(events) if e["event"] == "start"), {})
+        start: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "start"), {})
         recipe = start.get("recipe") or self._recipe()
         return {
             "name": self.name,
@@ -89,7 +89,7 @@ class StoredRun:
     def to_dict(self) -> dict[str, Any]:
         """The summary, the recipe, the curves, samples, probes and remarks: plain data."""
         events = list(self.events())
-        start = next((e for e in reversed(events) if e["event"] == "start"), {})
+        start: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "start"), {})
         curves = {name: _curve(events, kind, name) for kind, names in _CURVES.items() for name in names}
         return {
             **self._summary(events),

@@ -50,6 +50,7 @@ export const START = {
 
 /** @param {HTMLElement} root @param {any} source @param {Store} state */
 export function build(root, source, state) {
+  const alone = source.live && !source.embedded;
   const rooms = ROOMS.filter(([name]) => !source.rooms || source.rooms.includes(name));
   if (!rooms.some(([name]) => name === state.get("tab"))) state.set({ tab: rooms[0][0] });
   const said = h("span", { class: "visually-hidden", role: "status" });
@@ -108,10 +109,10 @@ export function build(root, source, state) {
   const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Rooms" });
   const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs);
   put(root,
-    h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), source.live ? model : h("span", { class: "soft" }, source.title ?? ""),
-      h("div", { class: "row tools" }, source.live ? tourButton : null, source.live ? share : null, image, source.live ? report : null, theme.element, large, help), said),
-    h("main", {}, composer, h("div", { class: "layout" }, left, right)), walk.card, dialog, models);
-  if (source.live) {
+    h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? model : h("span", { class: "soft" }, source.title ?? ""),
+      h("div", { class: "row tools" }, alone ? tourButton : null, alone ? share : null, image, alone ? report : null, theme.element, large, help), said),
+    h("main", {}, composer, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
+  if (alone) {
     composer.append(h("div", { class: "row examples", role: "group", "aria-label": "Examples" }, EXAMPLES.map(([name, text]) =>
       h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: [], query: null, key: null, token: null, against: null }) }, name))));
   }

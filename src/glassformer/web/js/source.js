@@ -60,9 +60,15 @@ export class HttpSource {
   }
 }
 
-/** Numbers sent as base64. @param {{shape: number[], dtype: string, base64: string}} packed */
+const ARRAYS = { float32: Float32Array, uint8: Uint8Array, uint16: Uint16Array };
+
+/**
+ * Numbers sent as base64, or as they are.
+ * @param {{shape: number[], dtype?: string, base64?: string, data?: Float32Array}} packed
+ * @returns {{shape: number[], data: Float32Array|Uint8Array|Uint16Array}}
+ */
 export function unpack(packed) {
+  if (packed.base64 === undefined) return { shape: packed.shape, data: packed.data ?? new Float32Array() };
   const bytes = Uint8Array.from(atob(packed.base64), (c) => c.charCodeAt(0));
-  const data = packed.dtype === "uint8" ? bytes : new Float32Array(bytes.buffer);
-  return { shape: packed.shape, data };
+  return { shape: packed.shape, data: new ARRAYS[/** @type {"uint8"} */ (packed.dtype)](bytes.buffer) };
 }

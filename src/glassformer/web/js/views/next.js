@@ -4,6 +4,7 @@ import { h, hint, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
 import { entropy, sampling } from "../math.js";
 import { unpack } from "../source.js";
+import { chance } from "../ui.js";
 import { mount as timeline } from "./timeline.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -33,10 +34,10 @@ export function mount(element, source, state) {
   const guess = h("form", { class: "row guess" });
   const writing = h("div", { class: "writing" });
   const said = h("p", { class: "small", role: "status" });
-  element.append(
+  put(element,
     h("div", { class: "row spread" }, h("h2", {}, "Next word"), unit),
     h("p", { class: "soft small", id: "next-after" }),
-    bars, words, facts, h("h3", {}, "Choosing"), sliders, guess, said, h("h3", {}, "Writing on"), writing,
+    bars, words, facts, h("h3", {}, "Choosing"), sliders, guess, said, source.live && !source.embedded ? [h("h3", {}, "Writing on"), writing] : null,
   );
   const after = /** @type {HTMLElement} */ (element.querySelector("#next-after"));
 
@@ -83,12 +84,19 @@ export function mount(element, source, state) {
     attempt.hidden = !hidden;
     bars.hidden = state.get("unit") !== "tokens" || hidden;
     words.hidden = state.get("unit") !== "words" || hidden;
-    if (!data || !logits) return;
+    for (const { input } of inputs) input.disabled = data !== null && !logits;
+    if (!data) return;
     const at = data.position;
     const tokens = state.get("tokens");
     after.textContent = at === tokens.length - 1 ? "after the whole text" : `after “…${shown(tokens[at] ?? "")}”, position ${at}`;
     if (hidden) {
       facts.textContent = "";
+      return;
+    }
+    if (!logits) {
+      // A report keeps the whole distribution of the last position only.
+      put(bars, data.tokens.slice(0, 12).map((/** @type {any} */ t) => chance(t.token, t.probability, data.tokens[0].probability)));
+      facts.textContent = `entropy ${data.entropy.toFixed(2)} nats. The sliders act on the last position, whose every logit is here.`;
       return;
     }
     const settings = /** @type {any} */ (how());
@@ -155,7 +163,7 @@ export function mount(element, source, state) {
     return { ...(await source.get("next", args(), { signal })), text: state.get("text") };
   }, (found) => {
     data = found;
-    logits = /** @type {Float32Array} */ (unpack(found.logits).data);
+    logits = found.logits ? /** @type {Float32Array} */ (unpack(found.logits).data) : null;
     for (const token of found.tokens) texts.set(token.id, token.token);
     state.set({ prediction: { text: found.text, token: found.tokens[0].token, id: found.tokens[0].id } });
     draw();

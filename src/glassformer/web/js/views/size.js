@@ -19,6 +19,7 @@ export function mount(element, source, state) {
     box.append(body);
     live(body, state, ["model"], async (signal) => source.get("size", name ? { name } : { model: state.get("model") }, { signal }), (data) => draw(body, data));
   }
+  if (!source.live || source.embedded) return;
   const lap = h("div", {});
   element.append(lap);
   race(lap, source, state);

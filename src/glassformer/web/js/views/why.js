@@ -43,8 +43,8 @@ export function mount(element, source, state) {
   }
   /** @param {any} edit */
   function switchOff(edit) {
-    if (!source.live) return;
     const list = state.get("edits");
+    if (!source.live && !source.holds("effects", { edits: [...list, edit] })) return;
     if (!list.some((/** @type {any} */ e) => JSON.stringify(e) === JSON.stringify(edit))) state.set({ edits: [...list, edit] });
   }
   state.on(["edits"], drawEdits);
@@ -113,8 +113,8 @@ export function mount(element, source, state) {
     const most = Math.max(...d.neurons.map((/** @type {any} */ n) => Math.abs(n.contribution)), 1e-9);
     put(neurons, d.neurons.map((/** @type {any} */ n) => h("div", { role: "listitem" }, hint(h("button", {
       type: "button", class: "part neuron", onclick: () => switchOff({ kind: "ablate_neuron", layer: n.layer, neuron: n.index }),
-    }, h("span", { class: "small" }, `layer ${n.layer} neuron ${n.index}`), fork(n.contribution / most), h("span", { class: "num small" }, withSign(n.contribution)), h("span", { class: "mono small writes" }, n.writes.map(shown).join(" "))),
-    () => `activation ${number(n.activation)}\nadds ${withSign(n.contribution)}\nraises ${n.writes.map(shown).join(", ")}\nclick: switch it off`))),
+    }, h("span", { class: "small" }, `layer ${n.layer} neuron ${n.index}`), fork(n.contribution / most), h("span", { class: "num small" }, withSign(n.contribution)), h("span", { class: "mono small writes" }, n.raises.map(shown).join(" "))),
+    () => `activation ${number(n.activation)}\nadds ${withSign(n.contribution)}\nraises ${n.raises.map(shown).join(", ")}\nclick: switch it off`))),
     h("p", { class: "soft small" }, `All feed-forward layers together add ${withSign(d.all)} of ${number(d.value)}.`));
   });
   const pair = (/** @type {string} */ k, /** @type {string} */ v) => h("div", {}, h("dt", {}, k), h("dd", {}, v));
