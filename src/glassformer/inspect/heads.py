@@ -12,20 +12,22 @@ the second half, with n tokens in the sequence:
 
 and on the user's own text
 
-    same        mean attention from a token to its own earlier occurrences, over queries that have one
+    text previous, text first    as above, over all queries but the first
+    text same        mean attention from a word's token to earlier occurrences of the same word
+    text induction   mean attention to the tokens that followed the same token earlier
 
-The null is the same measurement on the same tokens shuffled, where no order is left to find. Knows
-traces and weights; names nothing that its number does not show.
+The null is the same measurement, at the same places, on the same tokens shuffled, where no order is left to
+find. Knows traces and weights; names nothing that its number does not show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glassformer.errors import UsageError
@@ -35,19 +37,28 @@ if TYPE_CHECKING:
     from glassformer.inspect.trace import Trace
     from glassformer.inspect.vocabulary import Vocabulary
     from glassformer.model import Transformer
+    from glassformer.model.sites import Tap
 
+# Queries at a time.
+TILE = 256
 LENGTH = 50
 SHUFFLES = 3
-# A head is named by its largest score when that is at least this, and above every shuffle's.
+# A head is named by its largest score when that is at least this, and twice every shuffle's.
 CLEAR = 0.4
 DEFINITIONS: dict[str, str] = {
-    "previous": "mean attention to the token before",
-    "first": "mean attention to the first token (a sink where heads rest)",
+    "previous": "on a random sequence repeated: mean attention to the token before",
+    "first": "on a random sequence repeated: mean attention to the first token (a sink where heads rest)",
     "duplicate": "on a random sequence repeated: mean attention to the same token in the first half",
     "induction": "on a random sequence repeated: mean attention to what followed the same token in the first half",
     "copying": "sum of the real parts of the value-output circuit's eigenvalues over the sum of their sizes",
-    "same": "on your text: mean attention to earlier occurrences of the same token",
+    "text previous": "on your text: mean attention to the token before",
+    "text first": "on your text: mean attention to the first token",
+    "text same": "on your text: mean attention to earlier occurrences of the same word",
+    "text induction": "on your text: mean attention to what followed the same token earlier",
 }
+NAMED = ("induction", "duplicate", "previous", "first")
+# These follow from positions alone, so shuffling the tokens does not lower them.
+POSITIONAL = ("previous", "first", "text previous", "text first")
 Progress = Callable[[int, int, str], None]
 
 
@@ -57,6 +68,7 @@ class Heads:
 
     Attributes:
         scores: by name, (layer, head).
+            A score of the text that no place in it can have (no word comes twice) is absent.
         null: by name, (layer, head): the largest score over the shuffles; copying has none.
         length, seed, shuffles: of the random sequence. tokens: how long the user's text was, None without one.
     """
@@ -70,13 +82,16 @@ class Heads:
     definitions: dict[str, str] = field(default_factory=lambda: dict(DEFINITIONS))
 
     def name(self, layer: int, head: int) -> str | None:
-        """What a head mostly does, or None when no score is clear and above its null."""
+        """What a head does, or None when no score is clear and above its null.
+
+        The largest clear score; "first" only where nothing else is clear, for heads rest there between their work.
+        """
         best: tuple[float, str] | None = None
-        for kind in ("induction", "duplicate", "previous", "first"):
+        for kind in NAMED:
             score = float(self.scores[kind][layer, head])
-            # Position-only heads score the same on shuffled text: the null says something of content only.
-            beats = kind in ("previous", "first") or score > float(self.null[kind][layer, head])
-            if score >= CLEAR and beats and (best is None or score > best[0]):
+            # A head that looks a fixed way back scores the same on shuffled tokens: it found no content.
+            beats = kind in POSITIONAL or score > 2 * float(self.null[kind][layer, head])
+            if score >= CLEAR and beats and (best is None or (score > best[0] and kind != "first")):
                 best = (score, kind)
         return None if best is None else best[1]
 
@@ -86,9 +101,13 @@ class Heads:
         return [[self.name(layer, head) for head in range(heads)] for layer in range(layers)]
 
     def ranked(self, kind: str, most: int = 10) -> list[dict[str, Any]]:
-        """Heads by one score, with the null beside it."""
+        """Heads by one score, with the null beside it.
+
+        Raises:
+            UsageError: for a score that is not there.
+        """
         if kind not in self.scores:
-            raise UsageError(f"There is no score {kind!r}; there are {', '.join(self.scores)}.")
+            raise UsageError(f"There is no score {kind!r} here; there are {', '.join(self.scores)}.{self._why(kind)}")
         grid = self.scores[kind]
         order = grid.flatten().argsort(descending=True)[:most].tolist()
         heads = grid.shape[1]
@@ -101,6 +120,11 @@ class Heads:
             }
             for i in order
         ]
+
+    def _why(self, kind: str) -> str:
+        if not kind.startswith("text ") or kind not in DEFINITIONS:
+            return ""
+        return " It needs a text." if self.tokens is None else " In this text no place has one: nothing comes twice."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -123,6 +147,7 @@ def head_scores(
     vocabulary: Vocabulary | None = None,
     bos: int | None = None,
     text: Trace | None = None,
+    tap: Tap | None = None,
     length: int = LENGTH,
     seed: int = 0,
     shuffles: int = SHUFFLES,
@@ -134,8 +159,12 @@ def head_scores(
         vocabulary: keeps special tokens out of the random sequence.
         bos: put first when the model's texts begin with it.
         text: a trace of the user's own text, for the scores that need one.
+        tap: under which the sequences run; copying is of the weights alone.
         length: of the random sequence; made shorter where twice that does not fit the context or a window.
         seed: of the sequence and the shuffles; shuffles: how many.
+
+    Raises:
+        UsageError: for a sequence too short to be repeated, or no shuffle.
     """
     from glassformer.inspect.trace import Trace as Traced
 
@@ -144,28 +173,49 @@ def head_scores(
     config = transformer.config
     reach = min([config.context, *(w for w in config.attention.windows if w is not None)])
     lead = [] if bos is None else [bos]
-    n = min(length, (reach - len(lead)) // 2, config.vocab_size)
+    generator = torch.Generator().manual_seed(seed)
+    special = frozenset(lead) if vocabulary is None else frozenset([*lead, *vocabulary.special_ids])
+    drawn = [i for i in torch.randperm(config.vocab_size, generator=generator).tolist() if i not in special]
+    drawn = drawn[: max(0, min(length, (reach - len(lead)) // 2))]
+    n = len(drawn)
     if n < 2:
         raise UsageError(f"This model sees {reach} positions, too few to repeat a sequence in.")
-    generator = torch.Generator().manual_seed(seed)
-    special = frozenset() if vocabulary is None else frozenset(vocabulary.special_ids)
-    drawn = [i for i in torch.randperm(config.vocab_size, generator=generator).tolist() if i not in special][:n]
-    n = len(drawn)
+    steps = shuffles * (1 if text is None else 2) + 2
+    done = 0
     say = progress or (lambda done, total, what: None)
-    say(0, shuffles + 2, "measuring heads")
-    scores = _repeated(Traced(transformer, [*lead, *drawn, *drawn]), n, len(lead))
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        say(done, steps, "measuring heads")
+
+    say(0, steps, "measuring heads")
+    scores = _repeated(Traced(transformer, [*lead, *drawn, *drawn], tap=tap), n, len(lead))
+    step()
     nulls = []
-    for i in range(shuffles):
+    for _ in range(shuffles):
         mixed = [(drawn + drawn)[j] for j in torch.randperm(2 * n, generator=generator).tolist()]
-        nulls.append(_repeated(Traced(transformer, [*lead, *mixed]), n, len(lead)))
-        say(i + 1, shuffles + 2, "measuring heads")
-    null = {kind: torch.stack([one[kind] for one in nulls]).amax(0) for kind in scores}
+        nulls.append(_repeated(Traced(transformer, [*lead, *mixed], tap=tap), n, len(lead)))
+        step()
+    null = _largest(nulls)
     scores["copying"] = copying_scores(transformer)
-    tokens = None
+    step()
     if text is not None:
-        tokens = len(text)
-        scores["same"] = same_token(text)
-    return Heads(scores, null, n, seed, shuffles, tokens)
+        places = _places(text)
+        scores |= _on_text(text, places)
+        keep = 1 if lead and text.ids[0] == bos else 0
+        nulls = []
+        for _ in range(shuffles):
+            order = torch.randperm(len(text) - keep, generator=generator).tolist()
+            mixed = [*text.ids[:keep], *(text.ids[keep + j] for j in order)]
+            nulls.append(_on_text(Traced(transformer, mixed, tap=tap), places))
+            step()
+        null |= _largest(nulls)
+    return Heads(scores, null, n, seed, shuffles, None if text is None else len(text))
+
+
+def _largest(nulls: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {kind: torch.stack([one[kind] for one in nulls]).amax(0) for kind in nulls[0]}
 
 
 def _repeated(trace: Trace, n: int, lead: int) -> dict[str, Float[Tensor, "layer head"]]:
@@ -178,21 +228,35 @@ def _repeated(trace: Trace, n: int, lead: int) -> dict[str, Float[Tensor, "layer
     return {kind: torch.stack(each).cpu() for kind, each in rows.items()}
 
 
-@torch.no_grad()
-def same_token(trace: Trace) -> Float[Tensor, "layer head"]:
-    """Mean attention from a token to its own earlier occurrences; NaN where no token comes twice."""
-    ids: Sequence[int] = trace.ids
-    earlier: dict[int, list[int]] = {}
-    pairs: list[tuple[int, list[int]]] = []
-    for at, id in enumerate(ids):
-        if id in earlier:
-            pairs.append((at, list(earlier[id])))
-        earlier.setdefault(id, []).append(at)
+def _places(trace: Trace) -> dict[str, Bool[Tensor, "query key"]]:
+    """Which keys count for each query, by score; rows without any are not averaged over."""
+    n = len(trace)
+    grids = {kind: torch.zeros(n, n, dtype=torch.bool) for kind in DEFINITIONS if kind.startswith("text ")}
+    queries = torch.arange(1, n)
+    grids["text previous"][queries, queries - 1] = True
+    grids["text first"][queries, 0] = True
+    earlier: dict[str, list[int]] = {}
+    for word in trace.words:
+        name = word.text.casefold()
+        if word.special or (trace.vocabulary is not None and not any(map(str.isalnum, name))):
+            continue
+        for at in word.positions:
+            grids["text same"][at, earlier.get(name, [])] = True
+        earlier.setdefault(name, []).extend(word.positions)
+    seen: dict[int, list[int]] = {}
+    for at, id in enumerate(trace.ids):
+        grids["text induction"][at, [p + 1 for p in seen.get(id, []) if p + 1 < at]] = True
+        seen.setdefault(id, []).append(at)
+    return {kind: grid for kind, grid in grids.items() if grid.any()}
+
+
+def _on_text(trace: Trace, places: dict[str, Tensor]) -> dict[str, Float[Tensor, "layer head"]]:
+    """Mean attention to the places, over the queries that have one."""
     shape = (trace.config.n_layers, trace.config.attention.n_heads)
-    if not pairs:
-        return torch.full(shape, float("nan"))
-    out = torch.zeros(shape)
+    out = {kind: torch.zeros(shape) for kind in places}
     for layer in range(shape[0]):
-        for at, keys in pairs:
-            out[layer] += trace.pattern(layer, queries=at)[:, keys].float().sum(-1).cpu()
-    return out / len(pairs)
+        for low in range(0, len(trace), TILE):
+            tile = trace.pattern(layer, queries=slice(low, low + TILE)).float().cpu()
+            for kind, grid in places.items():
+                out[kind][layer] += (tile * grid[low : low + TILE]).sum((1, 2))
+    return {kind: x / places[kind].any(1).sum() for kind, x in out.items()}

@@ -7,7 +7,7 @@ the others; the answer says so. Knows traces and positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from glassformer.errors import TextError, UsageError
 
 if TYPE_CHECKING:
     from glassformer.inspect.trace import Trace
+    from glassformer.inspect.words import Word
+    from glassformer.model import Config
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,19 @@ class Meaning:
     Attributes:
         word: as asked for; texts: tokens of each text; positions: of the word in each (its last token).
         pieces: how many tokens the word is in each text.
-        places: "embed", then each layer's "resid_mid" (where there is one) and "resid_post".
+        ids: the word's token ids in each text; where they differ, so do the vectors at the embedding.
+        places: "embed" (and "blocks.0.resid_pre", where learned positions are added to it), then each layer's
+            "resid_mid" (where there is one) and "resid_post".
         similarity: (place, text, text) cosine of the word's vectors.
         added: (layer, text, 2) length of what attention and feed-forward added at the word.
-        parted: (layer, 2) how much each part lowered the mean cosine between texts, by attention and feed-forward.
+        parted: (layer, 2) how much attention and feed-forward lowered the mean cosine between texts; where they run
+            side by side their steps cannot be told apart, and the first is both, the second not a number.
     """
 
     word: str
     texts: list[list[str]]
     positions: list[int]
-    pieces: list[int]
+    ids: list[list[int]]
     places: list[str]
     similarity: Float[Tensor, "place text text"]
     added: Float[Tensor, "layer text part"]
@@ -49,18 +54,25 @@ class Meaning:
         return {
             "word": self.word,
             "texts": [
-                {"tokens": tokens, "position": position, "pieces": pieces}
-                for tokens, position, pieces in zip(self.texts, self.positions, self.pieces, strict=True)
+                {"tokens": tokens, "position": position, "pieces": len(ids), "ids": ids}
+                for tokens, position, ids in zip(self.texts, self.positions, self.ids, strict=True)
             ],
             "places": self.places,
             "similarity": self.similarity.tolist(),
             "added": self.added.tolist(),
-            "parted": self.parted.tolist(),
+            "parted": [[None if x != x else x for x in row] for row in self.parted.tolist()],
         }
 
+    @property
+    def mean(self) -> list[float]:
+        """At each place, the mean cosine over pairs of texts."""
+        n = self.similarity.shape[-1]
+        off = ~torch.eye(n, dtype=torch.bool)
+        return [float(x) for x in self.similarity[:, off].mean(-1)]
 
-def find(trace: Trace, word: str, occurrence: int = -1) -> tuple[int, int]:
-    """Position of a word's last token in a traced text, and how many tokens it is.
+
+def find(trace: Trace, word: str, occurrence: int = -1) -> tuple[int, ...]:
+    """Positions of a word's tokens in a traced text.
 
     Args:
         occurrence: which one, when it comes several times; the last by default.
@@ -68,8 +80,7 @@ def find(trace: Trace, word: str, occurrence: int = -1) -> tuple[int, int]:
     Raises:
         TextError: when the word is not there, naming the words that are.
     """
-    wanted = word.strip().casefold()
-    hits = [w for w in trace.words if w.text.casefold() == wanted]
+    hits = _hits(trace, word)
     if not hits:
         there = ", ".join(dict.fromkeys(w.text for w in trace.words if not w.special and w.text.strip()))
         raise TextError(
@@ -77,19 +88,24 @@ def find(trace: Trace, word: str, occurrence: int = -1) -> tuple[int, int]:
         )
     if not -len(hits) <= occurrence < len(hits):
         raise TextError(f"{word.strip()!r} comes {len(hits)} times in the text; there is no occurrence {occurrence}.")
-    return hits[occurrence].positions[-1], len(hits[occurrence].positions)
+    return hits[occurrence].positions
+
+
+def _hits(trace: Trace, word: str) -> list[Word]:
+    wanted = word.strip().casefold()
+    return [w for w in trace.words if w.text.casefold() == wanted and not w.special]
 
 
 @torch.no_grad()
 def vectors(trace: Trace, position: int) -> tuple[list[str], Float[Tensor, "place d_model"]]:
     """The residual stream at one position, at every half-step, with the places' names."""
-    names = ["embed"]
-    for layer in range(trace.config.n_layers):
-        if not trace.config.parallel:
-            names.append(f"blocks.{layer}.resid_mid")
-        names.append(f"blocks.{layer}.resid_post")
     at = slice(position, position + 1)
-    return names, torch.stack([trace.forward.get(name, at)[0, 0].double() for name in names])
+    found = [("embed", trace.forward.get("embed", at))]
+    learned = trace.config.position.kind == "learned"
+    for name, x in trace.forward.walk(at):
+        if not name.endswith("resid_pre") or (learned and name == "blocks.0.resid_pre"):
+            found.append((name, x))
+    return [name for name, _ in found], torch.stack([x[0, 0].double().cpu() for _, x in found])
 
 
 @torch.no_grad()
@@ -107,37 +123,37 @@ def meaning(word: str, traces: Sequence[Trace], occurrence: int = -1) -> Meaning
     found = [find(trace, word, occurrence) for trace in traces]
     streams: list[Tensor] = []
     places: list[str] = []
-    for trace, (position, _) in zip(traces, found, strict=True):
-        places, stream = vectors(trace, position)
+    for trace, where in zip(traces, found, strict=True):
+        places, stream = vectors(trace, where[-1])
         streams.append(stream)
     x = F.normalize(torch.stack(streams, 1), dim=-1)
     similarity = x @ x.transpose(1, 2)
     added = torch.zeros(traces[0].config.n_layers, len(traces), 2, dtype=torch.float64)
-    for i, (trace, (at, _)) in enumerate(zip(traces, found, strict=True)):
+    for i, (trace, where) in enumerate(zip(traces, found, strict=True)):
         for layer in range(trace.config.n_layers):
             for j, part in enumerate(("attn.out", "mlp.out")):
-                added[layer, i, j] = trace.at(f"blocks.{layer}.{part}", at).double().norm()
+                added[layer, i, j] = trace.at(f"blocks.{layer}.{part}", where[-1]).double().norm()
     return Meaning(
         word=word.strip(),
         texts=[trace.tokens for trace in traces],
-        positions=[at for at, _ in found],
-        pieces=[n for _, n in found],
+        positions=[where[-1] for where in found],
+        ids=[[trace.ids[p] for p in where] for trace, where in zip(traces, found, strict=True)],
         places=places,
-        similarity=similarity.cpu(),
+        similarity=similarity,
         added=added,
-        parted=_parted(similarity, traces[0].config.n_layers, traces[0].config.parallel).cpu(),
+        parted=_parted(similarity, traces[0].config),
     )
 
 
-def _parted(similarity: Tensor, layers: int, parallel: bool) -> Float[Tensor, "layer part"]:
-    n = similarity.shape[-1]
-    off = ~torch.eye(n, dtype=torch.bool)
+def _parted(similarity: Tensor, config: Config) -> Float[Tensor, "layer part"]:
+    off = ~torch.eye(similarity.shape[-1], dtype=torch.bool)
     mean = similarity[:, off].mean(-1)
-    if parallel:  # both parts read the same stream: their steps cannot be told apart
-        steps = mean[:-1] - mean[1:]
-        return torch.stack([steps, torch.full_like(steps, float("nan"))], -1)
+    if config.position.kind == "learned":
+        mean = mean[1:]  # adding positions is no layer's doing
     steps = mean[:-1] - mean[1:]
-    return steps.view(layers, 2)
+    if config.parallel:
+        return torch.stack([steps, torch.full_like(steps, float("nan"))], -1)
+    return steps.view(config.n_layers, 2)
 
 
 @dataclass(frozen=True)
@@ -153,15 +169,16 @@ class Context:
 
 
 @torch.no_grad()
-def nearest(word: str, example: Trace, traces: Sequence[Trace], *, layer: int = -1, k: int = 10) -> list[Context]:
+def nearest(
+    word: str, example: Trace, traces: Iterable[Trace], *, occurrence: int = -1, layer: int = -1, k: int = 10
+) -> list[Context]:
     """Occurrences of a word in the user's texts, by the cosine of their vectors to the example's after a layer."""
     place = f"blocks.{example.layer(layer)}.resid_post"
-    at, _ = find(example, word)
+    at = find(example, word, occurrence)[-1]
     wanted = F.normalize(example.at(place, at).double(), dim=0)
     out = []
     for number, trace in enumerate(traces):
-        hits = [w for w in trace.words if w.text.casefold() == word.strip().casefold()]
-        for hit in hits:
+        for hit in _hits(trace, word):
             x = F.normalize(trace.at(place, hit.positions[-1]).double(), dim=0)
             low, high = hit.positions[0], hit.positions[-1]
             out.append(

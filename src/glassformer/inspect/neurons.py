@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from glassformer.errors import SiteError
+from glassformer.errors import SiteError, UsageError
+from glassformer.inspect.circuits import unembedded
 from glassformer.inspect.heads_out import gain, through_post
 from glassformer.inspect.receipts import target
+from glassformer.model.layers import linear
 
 if TYPE_CHECKING:
     from glassformer.inspect.trace import Trace
     from glassformer.model import Transformer
+
+# Tokens embedded at a time.
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class Neurons:
     Attributes:
         token, position, unit, value: the number explained.
         all: share of the number that all feed-forward layers have together (biases apart).
-        neurons: the largest, each with layer, index, activation, contribution, and the tokens that it raises.
+        written_over: layers whose feed-forward output a tap wrote, so that their neurons have no share.
+        neurons: the largest, each with layer, index, activation, contribution, the tokens that its output as it
+            stood raises and lowers, and those whose embeddings excite it.
     """
 
     token: str
@@ -39,6 +46,7 @@ class Neurons:
     unit: str
     value: float
     all: float
+    written_over: list[int]
     neurons: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,35 +64,58 @@ def top_neurons(
     k: int = 20,
     words: int = 5,
 ) -> Neurons:
-    """The `k` neurons with the largest shares of a prediction, of either sign; `words` tokens for each."""
+    """The `k` neurons with the largest shares of a prediction, of either sign; `words` tokens for each.
+
+    Raises:
+        UsageError: for fewer than one neuron or word.
+    """
+    if k < 1 or words < 1:
+        raise UsageError("At least one neuron, and one word for each, can be shown.")
     goal = target(trace, token, against, position)
     at = slice(goal.position, goal.position + 1)
+    edit = trace.forward.edit
+    written = [i for i in range(trace.config.n_layers) if edit is not None and f"blocks.{i}.mlp.out" in edit.writes]
     shares, activations = [], []
     for layer in range(trace.config.n_layers):
         post = trace.forward.get(f"blocks.{layer}.mlp.post", at)[0, 0]
         columns = trace.forward.block(layer).mlp.down.weight.T
         columns = through_post(trace.forward, layer, "mlp", columns[None, None], at)[0, 0]
-        shares.append(goal.share(columns) * post.double())
+        share = goal.share(columns) * post.double()
+        shares.append(torch.zeros_like(share) if layer in written else share)
         activations.append(post)
     grid, fired = torch.stack(shares), torch.stack(activations)
     d_ff = grid.shape[1]
-    chosen = grid.abs().flatten().topk(min(k, grid.numel())).indices.tolist()
+    chosen = [divmod(i, d_ff) for i in grid.abs().flatten().topk(min(k, grid.numel())).indices.tolist()]
+    exciting: dict[tuple[int, int], list[int]] = {}
+    for layer in {layer for layer, _ in chosen}:
+        mine = [index for at_layer, index in chosen if at_layer == layer]
+        for index, tokens in zip(mine, excite(trace.transformer, layer, mine, words), strict=True):
+            exciting[layer, index] = tokens
+    found = []
+    for layer, index in chosen:
+        activation = float(fired[layer, index])
+        raised, lowered = writes(trace.transformer, layer, index, words)
+        if activation < 0:  # what a negative output raises is what a positive one lowers
+            raised, lowered = lowered, raised
+        found.append(
+            {
+                "layer": layer,
+                "index": index,
+                "activation": activation,
+                "contribution": float(grid[layer, index]),
+                "raises": [trace.token_text(t) for t in raised],
+                "lowers": [trace.token_text(t) for t in lowered],
+                "excited_by": [trace.token_text(t) for t in exciting[layer, index]],
+            }
+        )
     return Neurons(
         token=trace.token_text(goal.way.token),
         position=goal.position,
         unit=goal.way.unit,
         value=goal.value,
         all=float(grid.sum()),
-        neurons=[
-            {
-                "layer": i // d_ff,
-                "index": i % d_ff,
-                "activation": float(fired.flatten()[i]),
-                "contribution": float(grid.flatten()[i]),
-                "writes": [trace.token_text(t) for t in writes(trace.transformer, i // d_ff, i % d_ff, words)[0]],
-            }
-            for i in chosen
-        ],
+        written_over=written,
+        neurons=found,
     )
 
 
@@ -104,31 +135,40 @@ def writes(transformer: Transformer, layer: int, index: int, k: int = 10) -> tup
     block = _neuron(transformer, layer, index)
     column = block.mlp.down.weight[:, index]
     if block.ln2_post is not None:
-        column = column * gain(block.ln2_post)
-    pushed = transformer.unembedding @ (column * gain(transformer.final))
+        column = (column - column.mean() if block.ln2_post.centred else column) * gain(block.ln2_post)
+    pushed = unembedded(transformer, column)
+    k = min(k, len(pushed))
     return pushed.topk(k).indices.tolist(), (-pushed).topk(k).indices.tolist()
 
 
-@torch.no_grad()
 def excited_by(transformer: Transformer, layer: int, index: int, k: int = 10) -> list[int]:
-    """The tokens whose embeddings, through the layer's norm, drive the neuron's activation most."""
-    block = _neuron(transformer, layer, index)
-    mlp = block.mlp
-    best: list[tuple[float, int]] = []
-    for low in range(0, transformer.config.vocab_size, 8192):
-        e = transformer.embed.weight[low : low + 8192]
-        x = block.ln2(e if transformer.config.embedding_scale is None else e * transformer.config.embedding_scale)
-        up = x @ mlp.up.weight[index] + (0 if mlp.up.bias is None else mlp.up.bias[index])
-        if mlp.gate is None:
-            out = mlp.activation(up)
-        else:
-            out = (
-                mlp.activation(x @ mlp.gate.weight[index] + (0 if mlp.gate.bias is None else mlp.gate.bias[index])) * up
-            )
-        top = out.topk(min(k, len(out)))
-        pairs = ((float(v), low + int(i)) for v, i in zip(top.values, top.indices, strict=True))
-        best = heapq.nlargest(k, [*best, *pairs])
-    return [i for _, i in best]
+    """The tokens whose embeddings, through the layer's norm, give the neuron its largest outputs."""
+    return excite(transformer, layer, [index], k)[0]
+
+
+@torch.no_grad()
+def excite(transformer: Transformer, layer: int, neurons: list[int], k: int = 10) -> list[list[int]]:
+    """`excited_by` for several neurons of one layer, the vocabulary read once."""
+    for index in neurons:
+        block = _neuron(transformer, layer, index)
+    mlp, chosen = block.mlp, torch.tensor(neurons, device=transformer.device)
+    values = torch.empty(0, len(neurons), device=transformer.device, dtype=transformer.dtype)
+    tokens = torch.empty(0, len(neurons), device=transformer.device, dtype=torch.long)
+
+    def rows(part: Any, x: Tensor) -> Tensor:
+        return linear(x, part.weight[chosen], None if part.bias is None else part.bias[chosen])
+
+    for low in range(0, transformer.config.vocab_size, _CHUNK):
+        e = transformer.embed.weight[low : low + _CHUNK]
+        scale = transformer.config.embedding_scale
+        x = block.ln2(e if scale is None else e * torch.tensor(scale, dtype=e.dtype, device=e.device))
+        up = rows(mlp.up, x)
+        out = mlp.activation(up) if mlp.gate is None else mlp.activation(rows(mlp.gate, x)) * up
+        ids = torch.arange(low, low + len(e), device=out.device)[:, None].expand(-1, len(neurons))
+        values, tokens = torch.cat([values, out]), torch.cat([tokens, ids])
+        values, order = values.topk(min(k, len(values)), dim=0)
+        tokens = tokens.gather(0, order)
+    return tokens.T.tolist()
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ def _text(token: str) -> str:
     return escape(shown(token))
 
 
-def _shade(share: float) -> str:
-    return f"background: rgb(31 119 180 / {max(0.0, min(1.0, share)):.3f})"
+def _shade(share: float, *, signed: bool = False) -> str:
+    colour = "214 39 40" if signed and share < 0 else "31 119 180"
+    return f"background: rgb({colour} / {max(0.0, min(1.0, abs(share) if signed else share)):.3f})"
 
 
 def attention_html(view: dict[str, Any], path: Path) -> None:
@@ -65,6 +66,28 @@ def attention_html(view: dict[str, Any], path: Path) -> None:
         f"<table class='grid'><thead><tr><td></td>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
     path.write_text(_page(title, body, view), "utf-8")
+
+
+def grid_html(view: dict[str, Any], path: Path) -> None:
+    """A labelled table of numbers, shaded blue above nothing and red below; each cell says its number."""
+    known = [abs(x) for row in view["values"] for x in row if x is not None]
+    most = max(known, default=0.0) or 1.0
+    header = "".join(f"<th scope='col'>{_text(name)}</th>" for name in view["columns"])
+    rows = []
+    for name, row in zip(view["rows"], view["values"], strict=True):
+        cells = "".join(
+            "<td title='not a number'></td>"
+            if x is None
+            else f"<td style='{_shade(x / most, signed=True)}' title='{_text(name)}, {_text(column)}: {x:.4f}'></td>"
+            for column, x in zip(view["columns"], row, strict=True)
+        )
+        rows.append(f"<tr><th class='row' scope='row'>{_text(name)}</th>{cells}</tr>")
+    body = (
+        f"<h1>{_text(view['title'])}</h1><p class='quiet'>{_text(view['unit'])}; the darkest is {most:.4f}. "
+        f"{_text(view['note'])}</p><div class='wide'><table class='grid'><thead><tr><td></td>{header}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+    path.write_text(_page(view["title"], body, view), "utf-8")
 
 
 def lens_html(view: dict[str, Any], path: Path) -> None:

@@ -4,7 +4,8 @@ Two prompts of equal length differ in a few tokens. One place of the corrupted r
 clean run had there, everything downstream is computed anew, and the answer is measured: 1 means that
 this place alone brings the clean answer back, 0 that it does nothing (arXiv:2202.05262). Attribution
 patching estimates the same from one gradient (arXiv:2310.10348); its correlation with the measured
-values is printed beside it, for it is an estimate. Knows traces, not models' names or files.
+values is printed beside it, for it is an estimate. Knows traces, not models' names or files; how the variants are
+run is `sweep`'s.
 """
 
 from __future__ import annotations
@@ -18,20 +19,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import ShapeError, UsageError
-from glassformer.inspect.edits import tap
 from glassformer.inspect.gradient import gradients
 from glassformer.inspect.receipts import direction
-from glassformer.inspect.resume import finish, run_blocks, tap_of
+from glassformer.inspect.sweep import Measure, Metric, Sweep
+from glassformer.inspect.vocabulary import shown
 
 if TYPE_CHECKING:
     from glassformer.inspect.trace import Trace
 
 What = Literal["stream", "attention", "feed_forward", "heads"]
 SITES: dict[str, str] = {"stream": "resid_pre", "attention": "attn.out", "feed_forward": "mlp.out", "heads": "attn.z"}
+Tokens = str | int | Sequence[str | int | None] | None
 Progress = Callable[[int, int, str], None]
-
-# Tokens of one batch of variants.
-_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,10 @@ class Patching:
 
     Attributes:
         what: "stream" (before each layer), "attention", "feed_forward": layer × position; "heads": layer × head.
-        answer, wrong: per pair, the token ids whose logits are compared (wrong None: the vocabulary's mean).
-        clean, corrupted: per pair, the metric of the two runs.
+        answer, wrong: per pair, the token ids whose logits are compared (wrong None: the vocabulary's mean);
+            both None under a metric of the caller's.
+        unit: what the numbers are, in words.
+        clean, corrupted: per pair, the number of the two runs.
         measured: (pair, layer, column) metric of the corrupted run with that place as in the clean run.
         attribution: the gradient's estimate of `measured` − `corrupted`; None when not asked for.
         columns: their labels: the tokens of the first pair's corrupted prompt, or head numbers.
@@ -49,8 +50,9 @@ class Patching:
     """
 
     what: What
-    answer: list[int]
+    answer: list[int | None]
     wrong: list[int | None]
+    unit: str
     clean: list[float]
     corrupted: list[float]
     measured: Float[Tensor, "pair layer column"]
@@ -61,8 +63,8 @@ class Patching:
     @property
     def restored(self) -> Float[Tensor, "pair layer column"]:
         """(measured − corrupted) / (clean − corrupted): 0 does nothing, 1 brings the clean answer back."""
-        base = torch.tensor(self.corrupted).view(-1, 1, 1)
-        span = torch.tensor(self.clean).view(-1, 1, 1) - base
+        base = torch.tensor(self.corrupted, dtype=torch.float64).view(-1, 1, 1)
+        span = torch.tensor(self.clean, dtype=torch.float64).view(-1, 1, 1) - base
         return (self.measured - base) / span
 
     @property
@@ -70,9 +72,9 @@ class Patching:
         """Pearson's, of the attribution with what was measured, over all cells of all pairs."""
         if self.attribution is None:
             return None
-        true = (self.measured - torch.tensor(self.corrupted).view(-1, 1, 1)).flatten().double()
+        true = (self.measured - torch.tensor(self.corrupted, dtype=torch.float64).view(-1, 1, 1)).flatten()
         guess = self.attribution.flatten().double()
-        if true.std() == 0 or guess.std() == 0:
+        if len(true) < 2 or true.std() == 0 or guess.std() == 0:
             return None
         return float(torch.corrcoef(torch.stack([true, guess]))[0, 1])
 
@@ -94,6 +96,7 @@ class Patching:
         return {
             "what": self.what,
             "site": SITES[self.what],
+            "unit": self.unit,
             "pairs": [
                 {"answer": named(a), "wrong": named(w), "clean": c, "corrupted": k}
                 for a, w, c, k in zip(self.answer, self.wrong, self.clean, self.corrupted, strict=True)
@@ -111,9 +114,10 @@ def patch(
     pairs: Sequence[tuple[Trace, Trace]],
     what: What = "stream",
     *,
-    answer: str | int | None = None,
-    wrong: str | int | None = None,
+    answer: Tokens = None,
+    wrong: Tokens = None,
     position: int = -1,
+    metric: Metric | None = None,
     attribution: bool = True,
     progress: Progress | None = None,
 ) -> Patching:
@@ -121,17 +125,24 @@ def patch(
 
     Args:
         pairs: (clean, corrupted) traces of one text each; the two of a pair have as many tokens.
-        answer, wrong: the tokens compared; None takes what each clean and each corrupted run predicts.
-        position: after which the answer is predicted.
+        answer, wrong: the tokens compared, for all pairs or a list with one for each; None takes what each clean
+            and each corrupted run predicts.
+        position: after which the answer is predicted; negative from the end.
+        metric: instead of the two tokens, a function `metric(logits (row, vocab), pair) -> (row,)` of the
+            predictions after `position`, differentiable unless `attribution` is off.
         attribution: also the gradient's estimate.
         progress: called with (done, total, what).
 
     Raises:
-        ShapeError: when two prompts do not line up.
-        UsageError: when both runs predict the same token and none was named, or nothing was given.
+        ShapeError: when two prompts do not line up, or the metric gives no number per row.
+        UsageError: when both runs predict the same token and none was named, when the two runs' numbers are
+            equal, so that no part of the difference can be said, or when nothing was given.
     """
     if what not in SITES:
         raise UsageError(f"There is nothing called {what!r} to patch; choose {', '.join(SITES)}.")
+    if metric is not None and (answer is not None or wrong is not None):
+        raise UsageError("Give either a metric or the tokens to compare, not both.")
+    pairs = list(pairs)
     if not pairs:
         raise UsageError("Patching needs at least one pair of prompts.")
     for clean, corrupted in pairs:
@@ -142,33 +153,43 @@ def patch(
             f"The pairs are {', '.join(map(str, sorted(lengths)))} tokens long; a grid over positions needs pairs of "
             "one length (heads can be patched over pairs of several)."
         )
-    total, done = sum(clean.config.n_layers for clean, _ in pairs), 0
+    named = zip(_each(answer, len(pairs), "answers"), _each(wrong, len(pairs), "wrong answers"), strict=True)
+    compared = [
+        (None, None) if metric else _answers(clean, corrupted, right, other, position)
+        for (clean, corrupted), (right, other) in zip(pairs, named, strict=True)
+    ]
+    layers = pairs[0][0].config.n_layers
     say = progress or (lambda done, total, what: None)
-    results: list[Tensor] = []
-    estimates: list[Tensor] = []
-    tokens: list[tuple[int, int | None]] = []
-    ends: list[tuple[float, float]] = []
-    for clean, corrupted in pairs:
-        right, other = _answers(clean, corrupted, answer, wrong, position)
-        vector = direction(corrupted, right, other, position).vector
+    results, estimates, ends, unit = [], [], [], "the caller's metric"
+    for number, ((clean, corrupted), (right, other)) in enumerate(zip(pairs, compared, strict=True)):
         at = corrupted.position(position)
-        ends.append((_metric(clean, vector, at), _metric(corrupted, vector, at)))
-        tokens.append((right, other))
-        rows = []
-        for layer in range(clean.config.n_layers):
-            rows.append(_layer(clean, corrupted, layer, what, vector, at))
-            done += 1
-            say(done, total, "patching")
-        results.append(torch.stack(rows))
+        measure = Measure(None, metric, number)
+        if metric is None:
+            way = direction(corrupted, right, other, position)
+            measure, unit = Measure(way.vector, None, number), way.unit
+        base, goal = measure.run(corrupted, at), measure.run(clean, at)
+        if base == goal:
+            raise UsageError(
+                f"Pair {number + 1} gives {goal:.4g} both ways ({unit}), so there is no difference to bring back; "
+                "compare other tokens."
+            )
+        ends.append((goal, base))
+        sweep = Sweep(clean, corrupted, SITES[what], at, measure, heads=what == "heads")
+
+        def tell(share: float, number: int = number) -> None:
+            say(int((number + share) * layers), len(pairs) * layers, "patching")
+
+        results.append(sweep.grid(base, tell))
         if attribution:
-            estimates.append(_attributed(clean, corrupted, what, right, other, position))
+            estimates.append(_attributed(clean, corrupted, what, right, other, at, measure))
     first = pairs[0][1]
     heads = [str(h) for h in range(first.config.attention.n_heads)]
-    ids = {i for pair in tokens for i in pair if i is not None}
+    ids = {i for pair in compared for i in pair if i is not None}
     return Patching(
         what=what,
-        answer=[a for a, _ in tokens],
-        wrong=[w for _, w in tokens],
+        answer=[a for a, _ in compared],
+        wrong=[w for _, w in compared],
+        unit=unit,
         clean=[c for c, _ in ends],
         corrupted=[c for _, c in ends],
         measured=torch.stack(results),
@@ -178,6 +199,15 @@ def patch(
     )
 
 
+def _each(tokens: Tokens, count: int, what: str) -> list[str | int | None]:
+    if tokens is None or isinstance(tokens, str | int):
+        return [tokens] * count
+    listed = list(tokens)
+    if len(listed) != count:
+        raise UsageError(f"There are {count} pairs and {len(listed)} {what}; give one for each, or one for all.")
+    return listed
+
+
 def _aligned(clean: Trace, corrupted: Trace) -> None:
     if clean.batched or corrupted.batched:
         raise UsageError("Patching takes traces of one text each; take one of a batch with trace.row(i).")
@@ -185,11 +215,16 @@ def _aligned(clean: Trace, corrupted: Trace) -> None:
         raise UsageError("Both prompts of a pair must be traced in the same model.")
     if len(clean) != len(corrupted):
         raise ShapeError(
-            f"The prompts are {len(clean)} and {len(corrupted)} tokens long ({' | '.join(clean.tokens)}; "
-            f"{' | '.join(corrupted.tokens)}); to be patched they need as many tokens, place for place."
+            f"The prompts are {len(clean)} and {len(corrupted)} tokens long ({_short(clean)}; {_short(corrupted)}); "
+            "to be patched they need as many tokens, place for place."
         )
-    if clean.ids == corrupted.ids:
+    if clean.ids == corrupted.ids and clean.forward.edit is corrupted.forward.edit:
         raise UsageError("The two prompts are the same, so there is nothing to patch; change a word in one of them.")
+
+
+def _short(trace: Trace, most: int = 40) -> str:
+    tokens = trace.tokens if len(trace) <= most else [*trace.tokens[:most], "…"]
+    return " | ".join(map(shown, tokens))
 
 
 def _answers(
@@ -208,54 +243,18 @@ def _answers(
     return right, None
 
 
-@torch.no_grad()
-def _metric(trace: Trace, vector: Tensor, at: int) -> float:
-    return float(trace.forward.get("final.normed", slice(at, at + 1))[0, 0].double() @ vector)
-
-
-@torch.no_grad()
-def _layer(clean: Trace, corrupted: Trace, layer: int, what: What, vector: Tensor, at: int) -> Float[Tensor, " column"]:
-    """The metric with each position (or head) of one layer as in the clean run, all in one batch."""
-    forward, site = corrupted.forward, f"blocks.{layer}.{SITES[what]}"
-    wanted = clean.forward.get(site)
-    # Later positions cannot change what is predicted at `at`.
-    count = corrupted.config.attention.n_heads if what == "heads" else at + 1
-    start = forward.entering(layer)[:, : at + 1]
-    out = torch.full((corrupted.config.attention.n_heads if what == "heads" else corrupted.length,), float("nan"))
-    step = max(1, _TOKENS // (at + 1))
-    for low in range(0, count, step):
-        rows = torch.arange(low, min(low + step, count))
-
-        def put(x: Tensor, where: Any, rows: Tensor = rows) -> Tensor:
-            x, each = x.clone(), torch.arange(len(rows))
-            if what == "heads":
-                x[each, :, rows] = wanted[0, : at + 1, rows].transpose(0, 1).to(x.dtype)
-            else:
-                x[each, rows] = wanted[0, rows].to(x.dtype)
-            return x
-
-        change = tap_of(forward.edit, tap(site, put).bind(corrupted.config))
-        x = run_blocks(
-            corrupted.transformer,
-            start.expand(len(rows), -1, -1),
-            forward.positions[:, : at + 1].expand(len(rows), -1),
-            layers=range(layer, corrupted.config.n_layers),
-            tap=change,
-        )
-        normed = finish(corrupted.transformer, x[:, -1:], forward.where)
-        out[rows] = (normed[:, 0].double() @ vector).float().cpu()
-    return out if what == "heads" else torch.where(torch.arange(len(out)) <= at, out, _metric(corrupted, vector, at))
-
-
 def _attributed(
-    clean: Trace, corrupted: Trace, what: What, right: int, other: int | None, position: int
+    clean: Trace, corrupted: Trace, what: What, right: int | None, other: int | None, at: int, measure: Measure
 ) -> Float[Tensor, "layer column"]:
-    """Gradient of the metric at every place of the corrupted run, times what the clean run has there instead."""
+    """Gradient of the number at every place of the corrupted run, times what the clean run has there instead."""
     names = [f"blocks.{layer}.{SITES[what]}" for layer in range(clean.config.n_layers)]
-    slopes = gradients(corrupted, names, right, against=other, position=position)
+    if measure.metric is None:
+        slopes = gradients(corrupted, names, right, against=other, position=at)
+    else:
+        slopes = gradients(corrupted, names, lambda logits: measure.logits(logits[:, at]).sum())
     rows = []
     for name in names:
         change = clean.forward.get(name) - corrupted.forward.get(name)
-        share = (slopes[name] * change)[0].double()
+        share = (slopes[name].double() * change.double())[0]
         rows.append(share.sum((0, 2)) if what == "heads" else share.sum(-1))
-    return torch.stack(rows).float().cpu()
+    return torch.stack(rows).cpu()

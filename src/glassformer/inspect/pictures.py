@@ -48,6 +48,30 @@ def attention_png(view: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def grid_png(view: dict[str, Any], path: Path) -> None:
+    """A labelled table of numbers as a heat map; blue above nothing, red below."""
+    from matplotlib.figure import Figure
+
+    rows = [[float("nan") if x is None else x for x in row] for row in view["values"]]
+    wide, tall = len(rows[0]), len(rows)
+    figure = Figure(figsize=(max(4.0, min(30.0, 0.36 * wide + 2.5)), max(2.0, min(40.0, 0.24 * tall + 1.8))))
+    axes = figure.add_subplot()
+    known = [x for row in rows for x in row if x == x]
+    most = max(map(abs, known), default=0.0) or 1.0
+    signed = min(known, default=0.0) < 0
+    shades = {"cmap": "RdBu", "vmin": -most} if signed else {"cmap": "Blues", "vmin": 0}
+    image = axes.imshow(rows, vmax=most, aspect="auto", **shades)
+    if wide <= 100:
+        axes.set_xticks(range(wide), _labels(view["columns"]), rotation=90, fontsize=8)
+    if tall <= 140:
+        axes.set_yticks(range(tall), _labels(view["rows"]), fontsize=8)
+    axes.set_title(_labels([view["title"]])[0], fontsize=10)
+    if view["note"]:
+        axes.set_xlabel(_labels([view["note"]])[0], fontsize=8, wrap=True)
+    figure.colorbar(image, label=_labels([view["unit"]])[0])
+    _save(figure, path)
+
+
 def lens_png(view: dict[str, Any], path: Path) -> None:
     """The lens as a table of tokens, shaded by probability."""
     from matplotlib.figure import Figure

@@ -399,6 +399,8 @@ class Trace:
         """What every head does, by definition and evidence, this text among it; see `heads.head_scores`."""
         from glassformer.inspect.heads import head_scores
 
+        begins = self.vocabulary is not None and self._one("head scores").ids[0] in self.vocabulary.special_ids
+        options = {"bos": self.ids[0] if begins else None, "tap": self.forward.edit, **options}
         return head_scores(self.transformer, vocabulary=self.vocabulary, text=self._one("head scores"), **options)
 
     def neurons(
