@@ -119,8 +119,6 @@ def show(data: dict[str, Any], texts: list[str]) -> None:
             out.print(Text("The word does not come in them.", style="dim"))
         for c in row["contexts"]:
             out.print(in_context(f"{c['similarity']:.4f}", c["before"], c["word"], c["after"]))
-                line.append(f"[{_line(c['word'])}]", style="bold cyan").append(_line(c["after"])[:32], style="dim")
-            )
 
 
 def _layers(out: Any, data: dict[str, Any]) -> None:
@@ -166,4 +164,3 @@ def place_name(place: str, places: list[str]) -> str:
     if f"blocks.{layer}.resid_mid" not in places:
         return f"{layer} both"
     return f"{layer} {'attention' if half == 'resid_mid' else 'feed-forward'}"
-

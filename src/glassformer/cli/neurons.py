@@ -169,6 +169,3 @@ def show(data: dict[str, Any]) -> None:
         out.print(Text(f"Where neuron {found['layer']}.{found['index']} puts out most in your texts", style="bold"))
         for p in found["found"]:
             out.print(in_context(f"{p['activation']:+8.2f}", p["before"], p["token"], p["after"]))
-                line.append(f"[{_line(p['token'])}]", style="bold cyan").append(_line(p["after"])[:32], style="dim")
-            )
-
