@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -373,6 +374,11 @@ class Model:
         return patch([(self.trace(clean), self.trace(corrupted)) for clean, corrupted in pairs], what, **options)
 
     # Views
+
+    def view(self, text: str, **options: Any) -> Any:
+        """The page for this model and a text, as a Jupyter widget; see `glassformer.notebook.view`."""
+        # Drawing stands above this floor: it is found by name when asked for, and nothing here depends on it.
+        return import_module("glassformer.notebook").view(self, text, **options)
 
     def edited(self, *taps: Tap) -> Model:
         """This model with taps put in: a view that shares the weights.

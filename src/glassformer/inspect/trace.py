@@ -8,6 +8,7 @@ own (`saving`), and how a model was loaded is not its business.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -378,6 +379,15 @@ class Trace:
         best = probabilities.topk(min(k, len(probabilities)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(i, self.token_text(i), p) for i, p in pairs]
+
+    def view(self, room: str = "attention", **options: Any) -> Any:
+        """This trace in Jupyter: its "attention", "depth" or "why"; see `glassformer.notebook.of_trace`."""
+        # Drawing stands above this floor: it is found by name when asked for, and nothing here depends on it.
+        return import_module("glassformer.notebook").of_trace(self, room, **options)
+
+    def attention(self, **options: Any) -> Any:
+        """Every head of this trace in Jupyter; `trace.pattern(layer, head)` gives the numbers."""
+        return self.view("attention", **options)
 
     # Analyses, each in its own file
 

@@ -112,7 +112,13 @@ class Studio:
             if key in self._traces:
                 self._traces.move_to_end(key)
                 return self._traces[key]
-        trace = model.trace(ids)
+        return self._kept(key, model.trace(ids))
+
+    def keep(self, trace: Trace) -> None:
+        """Hold a trace of the current model that has already run, so that views of its text use it."""
+        self._kept((self.current, tuple(trace.ids), json.dumps([])), trace)
+
+    def _kept(self, key: tuple[Any, ...], trace: Trace) -> Trace:
         with self._lock:
             self._traces[key] = trace
             while len(self._traces) > 1 and sum(len(k[1]) for k in self._traces) > TRACE_TOKENS:
