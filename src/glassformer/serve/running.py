@@ -1,0 +1,78 @@
+"""Running an app until it is told to end: the first signal drains, the second ends at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from glassformer.serve.desk import Desk
+from glassformer.serve.telemetry import LOGGER
+
+# Connections at once, idle ones included; beyond, the HTTP library itself answers 503.
+CONNECTIONS = 1000
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: while it drains, it goes on listening and says so to whoever asks."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(app: Any, desk: Desk, listener: socket.socket, *, drain: float, ready: Callable[[], None]) -> int:
+    """Serve until a signal comes; the signal's number.
+
+    SIGTERM and SIGINT let running requests finish, for `drain` seconds at most, while new ones get 503; a second
+    signal ends at once.
+
+    Args:
+        ready: called when requests are taken.
+    """
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
+    )
+    return asyncio.run(_run(_Server(config), desk, listener, drain, ready))
+
+
+async def _run(server: _Server, desk: Desk, listener: socket.socket, drain: float, ready: Callable[[], None]) -> int:
+    loop = asyncio.get_running_loop()
+    got: list[int] = []
+    told = asyncio.Event()
+
+    def stop(number: int) -> None:
+        got.append(number)
+        told.set()
+        if len(got) > 1:
+            server.should_exit = server.force_exit = True
+
+    before = {
+        number: signal.signal(number, lambda number, frame: loop.call_soon_threadsafe(stop, number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not (server.started or running.done()):
+            await asyncio.sleep(0.01)
+        ready()
+        waiting = asyncio.create_task(told.wait())
+        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if got:
+            log = logging.getLogger(LOGGER)
+            log.info("draining", extra={"fields": {"answers": desk.taken, "seconds": drain}})
+            whole = await desk.drain(drain)
+            log.info("drained" if whole else "cut off", extra={"fields": {}})
+            server.should_exit = True
+        await running
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return got[0] if got else 0
