@@ -80,7 +80,7 @@ def command(
     try:
         from glassformer.serve.app import api_app
         from glassformer.serve.desk import Desk
-        from glassformer.serve.openai_api import Serving
+        from glassformer.serve.openai_exchange import Serving
         from glassformer.serve.running import serve
         from glassformer.serve.security import LOCAL_HOSTS, Policy
         from glassformer.serve.telemetry import log_to_stderr

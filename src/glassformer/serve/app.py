@@ -16,7 +16,7 @@ from glassformer.serve.work import Workers
 from glassformer.studio import Studio
 
 if TYPE_CHECKING:
-    from glassformer.serve.openai_api import Serving
+    from glassformer.serve.openai_exchange import Serving
 
 
 def page_app(studio: Studio, policy: Policy, *, load: Callable[..., Any] | None = None) -> Any:
