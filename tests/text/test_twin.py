@@ -17,7 +17,7 @@ from glassformer.text.corpus import PROBE
 from glassformer.text.encoding import Encoder
 from glassformer.text.readers import cut_everywhere
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.text.twin import twin
+from glassformer.text.twin import NO_SPECIAL, twin
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -98,6 +98,7 @@ def test_the_same_ids_on_real_text(pair: tuple[Encoder, Encoder]) -> None:
     for text in TEXTS:
         _equal(pair, text)
     _equal(pair, "<|endoftext|> stays text")
+    _equal(pair, f"and {NO_SPECIAL} too {NO_SPECIAL}")
 
 
 def test_characters_are_classed_the_same(pair: tuple[Encoder, Encoder]) -> None:

@@ -56,7 +56,7 @@ class Encoder:
             self._batch = _table(source, self.dtype, tokenizer)
             self.light = self._batch is not None
             if self._batch is None:
-                self._batch = (twin(tokenizer, self.dtype) if fast else None) or _library(source, self.dtype)
+                self._batch = (twin(tokenizer, self.dtype, source) if fast else None) or _library(source, self.dtype)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """The ids of each text, without begin-of-text tokens.

@@ -25,26 +25,31 @@ _GPT2 = _WORDS + r"|\s++$|\s+(?!\S)|\s"
 # The same after every digit has been set apart: a run of spaces before a digit ends its stretch of text.
 _GPT2_DIGITS = r"\p{N}|" + _WORDS.replace(r"| ?\p{N}++", "") + r"|\s++$|\s+(?=\p{N})|\s+(?!\S)|\s"
 
+# tiktoken looks for special tokens even where none is allowed, and with none to look for it stops at every character.
+NO_SPECIAL = "<|\0 read as text like any other \0|>"
+
 Encode = Callable[[Sequence[str]], list[NDArray[Any]]]
 
 
-def twin(tokenizer: Tokenizer, dtype: np.dtype[Any]) -> Encode | None:
+def twin(tokenizer: Tokenizer, dtype: np.dtype[Any], source: Mapping[str, Any] | None = None) -> Encode | None:
     """A function from texts to their ids, equal to the tokenizer's without special tokens; None if there is none.
 
-    None too when tiktoken is not installed.
+    None too when tiktoken is not installed. `source` is the tokenizer.json where it has been read already.
     """
     try:
         import tiktoken
     except ModuleNotFoundError:
         return None
-    source = json.loads(tokenizer.backend.to_str())
+    source = json.loads(tokenizer.backend.to_str()) if source is None else source
     pattern = _pattern(source)
     table = _ranks(source)
     if pattern is None or table is None:
         return None
     ranks, ids = table
     try:
-        encoding = tiktoken.Encoding("glassformer", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        encoding = tiktoken.Encoding(
+            "glassformer", pat_str=pattern, mergeable_ranks=ranks, special_tokens={NO_SPECIAL: len(ranks)}
+        )
     except ValueError:  # a pattern that its regular expressions do not know
         return None
     lookup = np.array(ids, dtype=dtype)
