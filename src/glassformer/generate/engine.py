@@ -2,8 +2,8 @@
 
 One thread owns the runner. Each step lets every active request put in what it has not put in yet (a piece of its
 prompt, its last token, guesses to be checked), so requests join and leave at any step. Answers begin at once: where
-the native library still has to be compiled, or a large model packed, the eager path answers until that is done. A prompt whose beginning a slot
-already holds is not read again.
+the native library still has to be compiled, or a large model packed, the eager path answers until that is done. A
+prompt whose beginning a slot already holds is not read again.
 
 It knows runners, sampling and requests; it does not know servers, chats or checkpoints' formats.
 """
