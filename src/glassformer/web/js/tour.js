@@ -53,7 +53,12 @@ export function tour(state) {
     at = Math.max(0, Math.min(STOPS.length - 1, to));
     const stop = STOPS[at];
     unlight();
-    state.set({ ...(stop.set ?? {}), tour: at });
+    const change = { ...(stop.set ?? {}), tour: at };
+    // A small model has fewer layers, heads and tokens than the walk has in mind.
+    for (const [field, all] of [["layer", "layers"], ["head", "heads"], ["query", "count"], ["key", "count"]]) {
+      if (typeof change[field] === "number" && state.get(all)) change[field] = Math.min(change[field], state.get(all) - 1);
+    }
+    state.set(change);
     title.textContent = stop.name;
     say.textContent = stop.say;
     count.textContent = `${at + 1} of ${STOPS.length}`;
@@ -71,6 +76,9 @@ export function tour(state) {
       return;
     }
     found.classList.add("lit");
+    // The card keeps out of the way of what it speaks of.
+    const box = found.getBoundingClientRect();
+    card.classList.toggle("aside", innerWidth >= 1000 && box.left + box.width / 2 > innerWidth / 2);
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     found.scrollIntoView({ block: found.offsetHeight > innerHeight * 0.7 ? "start" : "center", behavior: calm ? "auto" : "smooth" });
   }

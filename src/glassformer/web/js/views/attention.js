@@ -425,6 +425,7 @@ export function mount(element, source, state) {
     if (!on) return;
     const tokens = state.get("tokens");
     const n = Math.min(tokens.length, TILE);
+    if (!n) return;
     const from = Math.min(state.get("position") ?? n - 1, n - 1);
     if (!tiles.has("0,0")) {
       fetchTile(0, 0);

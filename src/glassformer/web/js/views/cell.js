@@ -12,7 +12,7 @@ export function mount(element, source, state) {
   element.append(body);
   live(body, state, ["text", "model", "edits", "layer", "head", "query", "key", "token"], async (signal) => {
     const [query, key, head] = ["query", "key", "head"].map((k) => state.get(k));
-    if (query === null || key === null || head === null) {
+    if (query === null || key === null || head === null || Math.max(query, key) >= state.get("count")) {
       put(body, h("p", { class: "soft small" }, "Choose a cell to take it apart."));
       return null;
     }

@@ -48,10 +48,10 @@ export function mount(element, source, state) {
   const reflect = () => {
     what.reflect();
     put(/** @type {any} */ (form.querySelector(".side-text")), state.get("text"));
-    put(/** @type {any} */ (form.querySelector(".side-model")), state.get("model") ?? "the model chosen above");
+    put(/** @type {any} */ (form.querySelector(".side-model")), state.get("modelName") ?? "");
     if (document.activeElement !== other) other.value = state.get("other").text ?? "";
   };
-  state.on(["text", "model", "other", "what"], reflect);
+  state.on(["text", "modelName", "other", "what"], reflect);
   reflect();
 
   live(body, state, ["text", "model", "edits", "other", "what", "layer", "head"], async (signal) => {
@@ -78,7 +78,7 @@ export function mount(element, source, state) {
     const most = Math.max(...d.changed.map((/** @type {any} */ c) => Math.abs(c.after - c.before)), 1e-9);
     put(body, h("div", { class: "two" }, side("A", d.a), side("B", d.b)),
       h("h3", {}, "What differs most"),
-      h("div", { role: "list" }, d.changed.slice(0, 12).map((/** @type {any} */ c) => h("div", { class: "prob", role: "listitem" }, h("span", { class: "what mono" }, shown(c.token)), fork((c.after - c.before) / most),
+      h("div", { role: "list" }, d.changed.slice(0, 12).map((/** @type {any} */ c) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what mono" }, shown(c.token)), fork((c.after - c.before) / most),
         h("span", { class: "num small" }, `${percent(c.before)} → ${percent(c.after)}`)))),
       h("p", { class: "soft small" }, `B lies ${number(d.kl)} nats from A (KL divergence over the whole vocabulary).`));
   }

@@ -121,9 +121,9 @@ function one(element, source, state) {
     put(out,
       h("p", {}, `Loss ${number(d.loss)} → ${number(d.loss_after)} nats a token: it fell by ${number(d.loss - d.loss_after)}, where the gradient promised ${number(d.promised)} (rate ${number(d.rate)} × norm ${number(d.gradient_norm)}²).`),
       h("div", { class: "two" },
-        h("div", {}, h("h3", {}, "Each token, before and after"), h("div", { role: "list" }, d.tokens.slice(0, 24).map((/** @type {any} */ t) => h("div", { class: "prob", role: "listitem" }, h("span", { class: "what mono" }, shown(t.token)), double(t.before, t.now), h("span", { class: "num small" }, `${percent(t.before)} → ${percent(t.now)}`))))),
-        h("div", {}, h("h3", {}, "The next token"), h("div", { role: "list" }, d.next.map((/** @type {any} */ t) => h("div", { class: "prob", role: "listitem" }, h("span", { class: "what mono" }, shown(t.token)), fork(t.after - t.before), h("span", { class: "num small" }, `${percent(t.before)} → ${percent(t.after)}`)))),
-          h("h3", {}, "What the loss asked of each part"), h("div", { role: "list" }, d.components.slice(0, 10).map((/** @type {any} */ c) => h("div", { class: "prob", role: "listitem" }, h("span", { class: "what small" }, c.name), track(c.gradient / most), h("span", { class: "num small" }, number(c.gradient))))))));
+        h("div", {}, h("h3", {}, "Each token, before and after"), h("div", { role: "list" }, d.tokens.slice(0, 24).map((/** @type {any} */ t) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what mono" }, shown(t.token)), double(t.before, t.now), h("span", { class: "num small" }, `${percent(t.before)} → ${percent(t.now)}`))))),
+        h("div", {}, h("h3", {}, "The next token"), h("div", { role: "list" }, d.next.map((/** @type {any} */ t) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what mono" }, shown(t.token)), fork(t.after - t.before), h("span", { class: "num small" }, `${percent(t.before)} → ${percent(t.after)}`)))),
+          h("h3", {}, "What the loss asked of each part"), h("div", { role: "list" }, d.components.slice(0, 10).map((/** @type {any} */ c) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what small" }, c.name), track(c.gradient / most), h("span", { class: "num small" }, number(c.gradient))))))));
   });
   let drawn = 0;
 }

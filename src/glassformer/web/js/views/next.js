@@ -105,7 +105,8 @@ export function mount(element, source, state) {
     const rows = Array.from(d.order.subarray(0, 12));
     need(rows);
     const largest = Math.max(d.final[rows[0]], d.raw[rows[0]]);
-    put(bars, rows.map((id) => row(id, d, largest, settings, plain)));
+    put(bars, plain ? null : h("div", { class: "prob head", "aria-hidden": "true" }, h("span", {}), h("span", {}), h("span", { class: "num columns" }, h("span", {}, "raw"), h("span", {}, "tempered"), h("span", {}, "final"))),
+      rows.map((id) => row(id, d, largest, settings, plain)));
     facts.textContent = plain
       ? `entropy ${data.entropy.toFixed(2)} nats · the other ${(logits.length - rows.length).toLocaleString()} tokens share ${percent(1 - rows.reduce((s, i) => s + d.raw[i], 0))}`
       : `${d.kept.toLocaleString()} of ${logits.length.toLocaleString()} tokens kept, holding ${percent(d.mass)} after tempering · entropy ${entropy(d.raw).toFixed(2)} → ${entropy(d.final).toFixed(2)} nats`;

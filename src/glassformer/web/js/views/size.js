@@ -71,7 +71,7 @@ function draw(body, data) {
   const total = list.reduce((s, p) => s + p.value, 0);
   const map = h("div", { class: "treemap", role: "img", "aria-label": list.map((p) => `${p.name} ${((100 * p.value) / total).toFixed(1)}%`).join(", ") });
   for (const box of treemap(list, 100, 100)) {
-    const cell = h("div", { class: "treecell" }, h("span", {}, box.name));
+    const cell = h("div", { class: box.w < 7 || box.h < 5 ? "treecell tiny" : "treecell" }, h("span", {}, box.name));
     cell.style.setProperty("left", `${box.x}%`);
     cell.style.setProperty("top", `${box.y}%`);
     cell.style.setProperty("width", `${box.w}%`);

@@ -45,7 +45,8 @@ export function mount(element, source, state) {
     ghost.textContent = predicted;
     put(mirror, box.value, ghost);
     box.style.setProperty("height", "auto");
-    box.style.setProperty("height", `${Math.min(box.scrollHeight + 2, innerHeight * 0.35)}px`);
+    // The grey prediction may need a line of its own.
+    box.style.setProperty("height", `${Math.min(Math.max(box.scrollHeight, mirror.scrollHeight) + 2, innerHeight * 0.35)}px`);
   }
 
   state.on(["text"], () => {

@@ -83,7 +83,7 @@ export function mount(element, source, state) {
       h("div", { class: "receipt num" }, h("h3", {}, "Receipt"),
         h("dl", {}, pair("explained", `${number(d.value)} (${d.unit})`), pair("sum of parts", number(d.sum)), pair("residual", `${d.residual.toExponential(1)} of the sum of absolute parts`),
           pair("probability", percent(d.probability, 2)), pair("precision", d.precision),
-          ...Object.entries(d.agreement).filter(([, v]) => typeof v === "number").map(([k, v]) => pair(k.replaceAll("_", " "), number(/** @type {number} */ (v)))))),
+          ...Object.entries(d.agreement).filter(([k, v]) => typeof v === "number" && k !== "part").map(([k, v]) => pair(k.replaceAll("_", " "), number(/** @type {number} */ (v)))))),
       h("h3", {}, "Words: what happens when one is replaced by others"),
       h("div", { class: "chips big" }, d.words.map((/** @type {any} */ w) => {
         const x = wordSize(w);
