@@ -15,6 +15,7 @@ from typing import Any
 from common import DATA, HERE, Worker, alternate, arguments, need_peers, report, serve, smollm2, spread, table, verdict
 
 WHOLE = 8192  # SmolLM2's context
+ME = str(HERE / "trace.py")
 
 
 def peak(work: Callable[[], Any]) -> tuple[float, float, float]:
@@ -97,69 +98,21 @@ def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--peer-tokens", type=int, default=1024, help="TransformerLens needs 13 GB for 2,048")
-    parser.add_argument("--whole", action=argparse_boolean(), default=True, help="also the whole context of 8,192")
+    parser.add_argument("--only", choices=["plain", "peer", "whole"], nargs="+", default=["plain", "peer", "whole"])
     options = parser.parse_args()
-    need_peers(options, "transformer_lens")
-    from glassformer.checkpoint import open_checkpoint
-    from glassformer.text.tokenizer import Tokenizer
-
-    kind, where = open_checkpoint(smollm2()).tokenizer_source
-    tokenizer = Tokenizer.from_gguf(where) if kind == "gguf" else Tokenizer.from_directory(where)
-    text = DATA / "wikitext-2-test.txt"
-    source = text if text.exists() else HERE.parent / "LICENSE"
-    ids = tokenizer.encode(source.read_text("utf-8")[:60_000], False)
-    ids = (ids * (WHOLE // len(ids) + 1))[:WHOLE]
+    if "peer" in options.only:
+        need_peers(options, "transformer_lens")
+    ids = tokens()
     rows: list[tuple[str, ...]] = []
-    me = str(HERE / "trace.py")
-    with Worker(sys.executable, me, "ours", str(options.threads), threads=options.threads) as us:
-        some = ids[: options.tokens]
-        peaks: dict[str, list[float]] = {}
-        kept: dict[str, list[float]] = {}
-
-        def asked(worker: Worker, do: str, which: list[int], name: str) -> Callable[[], float]:
-            def run() -> float:
-                took, added, held = worker.ask(do=do, ids=which)
-                peaks.setdefault(name, []).append(added)
-                kept.setdefault(name, []).append(held)
-                return took
-
-            return run
-
-        times = alternate(
-            options.rounds,
-            plain=asked(us, "plain", some, "plain"),
-            logits=asked(us, "plain, all logits", some, "logits"),
-            trace=asked(us, "trace", some, "trace"),
-        )
-        ratio = statistics.median(times["trace"]) / statistics.median(times["plain"])
-        above = max(peaks["trace"]) - min(peaks["plain"])
-        head = f"{len(some):,} tokens: "
-        for name, label in (("plain", "plain forward"), ("logits", "… with all logits"), ("trace", "trace")):
-            rows.append((head + label, spread(times[name]), f"{max(peaks[name]):.2f}", ""))
-        rows.append((head + "trace over plain", f"{ratio:.2f} ×", "", verdict(ratio, most=1.15)))
-        rows.append((head + "trace above plain", "", f"{above:.2f}", verdict(above, most=1.2)))
-        with Worker(options.peers, me, "theirs", str(smollm2()), str(options.threads), threads=options.threads) as them:
-            few = ids[: options.peer_tokens]
-            times = alternate(
-                max(2, options.rounds // 2),
-                ours=asked(us, "trace", few, "ours"),
-                theirs=asked(them, "cache", few, "theirs"),
-            )
-        faster = statistics.median(times["theirs"]) / statistics.median(times["ours"])
-        share = max(peaks["ours"]) / max(peaks["theirs"])
-        head = f"{len(few):,} tokens: "
-        rows.append((head + "trace", spread(times["ours"]), f"{max(peaks['ours']):.2f}", ""))
-        rows.append((head + "run_with_cache", spread(times["theirs"]), f"{max(peaks['theirs']):.2f}", ""))
-        rows.append((head + "faster", f"{faster:.1f} ×", "", verdict(faster, least=5)))
-        rows.append((head + "share of the added memory", "", f"{share:.3f}", verdict(share, most=0.1)))
-        if options.whole:
-            took, added, _ = us.ask(do="trace", ids=ids)
-            rows.append((f"{WHOLE:,} tokens: trace", f"{took:.1f}", f"{added:.2f}", ""))
-            found = us.ask(do="read", ids=ids)
-            for what, limit in (("row", 50), ("tile", 100)):
-                worst = max(found[what]) * 1000
-                label = {"row": "a head's row, slowest of 20", "tile": "a 256 × 256 tile, slowest of 20"}[what]
-                rows.append((f"{WHOLE:,} tokens: {label}", f"{worst:.0f} ms", "", verdict(worst, most=limit)))
+    with Worker(sys.executable, ME, "ours", str(options.threads), threads=options.threads) as us:
+        if "plain" in options.only:
+            rows += against_plain(us, ids[: options.tokens], options.rounds)
+        if "peer" in options.only:
+            gguf = str(smollm2())
+            with Worker(options.peers, ME, "theirs", gguf, str(options.threads), threads=options.threads) as them:
+                rows += against_peer(us, them, ids[: options.peer_tokens], max(2, options.rounds // 2))
+        if "whole" in options.only:
+            rows += whole(us, ids)
     report(
         "trace",
         "Traces: everything inside one forward",
@@ -171,10 +124,77 @@ def main() -> None:
     )
 
 
-def argparse_boolean() -> Any:
-    import argparse
+def tokens() -> list[int]:
+    """A text as long as the model's context."""
+    import glassformer as gf
 
-    return argparse.BooleanOptionalAction
+    text = DATA / "wikitext-2-test.txt"
+    source = text if text.exists() else HERE.parent / "LICENSE"
+    ids = gf.load("smollm2", device="cpu").encode(source.read_text("utf-8")[:60_000], bos=False)
+    return (ids * (WHOLE // len(ids) + 1))[:WHOLE]
+
+
+class Asked:
+    """Runs of a worker, each one's memory kept beside its time."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, list[float]] = {}
+
+    def run(self, worker: Worker, do: str, ids: list[int], name: str) -> Callable[[], float]:
+        def once() -> float:
+            took, added, _ = worker.ask(do=do, ids=ids)
+            self.peaks.setdefault(name, []).append(added)
+            return took
+
+        return once
+
+
+def against_plain(us: Worker, ids: list[int], rounds: int) -> list[tuple[str, ...]]:
+    """A trace beside the plain forward."""
+    asked = Asked()
+    times = alternate(
+        rounds,
+        plain=asked.run(us, "plain", ids, "plain"),
+        logits=asked.run(us, "plain, all logits", ids, "logits"),
+        trace=asked.run(us, "trace", ids, "trace"),
+    )
+    ratio = statistics.median(times["trace"]) / statistics.median(times["plain"])
+    above = max(asked.peaks["trace"]) - min(asked.peaks["plain"])
+    head = f"{len(ids):,} tokens: "
+    rows: list[tuple[str, ...]] = [
+        (head + label, spread(times[name]), f"{max(asked.peaks[name]):.2f}", "")
+        for name, label in (("plain", "plain forward"), ("logits", "… with all logits"), ("trace", "trace"))
+    ]
+    rows.append((head + "trace over plain", f"{ratio:.2f} ×", "", verdict(ratio, most=1.15)))
+    rows.append((head + "trace above plain", "", f"{above:.2f}", verdict(above, most=1.2)))
+    return rows
+
+
+def against_peer(us: Worker, them: Worker, ids: list[int], rounds: int) -> list[tuple[str, ...]]:
+    """A trace beside run_with_cache."""
+    asked = Asked()
+    times = alternate(rounds, ours=asked.run(us, "trace", ids, "ours"), theirs=asked.run(them, "cache", ids, "theirs"))
+    faster = statistics.median(times["theirs"]) / statistics.median(times["ours"])
+    share = max(asked.peaks["ours"]) / max(asked.peaks["theirs"])
+    head = f"{len(ids):,} tokens: "
+    return [
+        (head + "trace", spread(times["ours"]), f"{max(asked.peaks['ours']):.2f}", ""),
+        (head + "run_with_cache", spread(times["theirs"]), f"{max(asked.peaks['theirs']):.2f}", ""),
+        (head + "faster", f"{faster:.1f} ×", "", verdict(faster, least=5)),
+        (head + "share of the added memory", "", f"{share:.3f}", verdict(share, most=0.1)),
+    ]
+
+
+def whole(us: Worker, ids: list[int]) -> list[tuple[str, ...]]:
+    """The whole context traced, and rows and tiles read from it."""
+    took, added, _ = us.ask(do="trace", ids=ids)
+    rows: list[tuple[str, ...]] = [(f"{WHOLE:,} tokens: trace", f"{took:.1f}", f"{added:.2f}", "")]
+    found = us.ask(do="read", ids=ids)
+    for what, label, limit in (("row", "a head's row", 50), ("tile", "a 256 × 256 tile", 100)):
+        middle = statistics.median(found[what]) * 1000
+        slowest = f" (slowest of {len(found[what])}: {max(found[what]) * 1000:.0f})"
+        rows.append((f"{WHOLE:,} tokens: {label}", f"{middle:.0f} ms{slowest}", "", verdict(middle, most=limit)))
+    return rows
 
 
 if __name__ == "__main__":

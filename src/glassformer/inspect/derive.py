@@ -67,6 +67,7 @@ class Forward:
         self.positions = positions
         self.mask = mask
         self.edit = edit
+        self._angles: dict[bool, tuple[Tensor, Tensor] | None] = {}
         self.where = Where(positions, mask, 0)
         self.visible = Visible(0, mask)
 
@@ -188,8 +189,11 @@ class Forward:
 
     def turned(self, layer: int, x: Tensor, at: Index = ALL) -> Tensor:
         """Queries or keys after rotation (unchanged where positions are learned)."""
-        angles = self.transformer.angles(self.positions[:, at], layer)
-        return x if angles is None else rotate(x, *angles)
+        windowed = self.config.window(layer) is not None
+        if windowed not in self._angles:
+            self._angles[windowed] = self.transformer.angles(self.positions, layer)
+        angles = self._angles[windowed]
+        return x if angles is None else rotate(x, angles[0][:, at], angles[1][:, at])
 
     def _side(self, layer: int, which: str, at: Index, heads: list[int] | None) -> Tensor:
         """Rotated queries or keys, (batch, head, slot, d_head); keys of the heads' groups when heads are chosen."""
