@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Longer runs of these settle nothing more.
 _RUNS = re.compile(r"(A|0|S|X)\1+")
 _BROKEN = classes("\ufffd")
+# The class of every ASCII character: most tokens are made of these alone, and a table reads them at once.
+_ASCII = bytes(ord(classes(chr(byte))) for byte in range(128)) + bytes(128)
 _made: weakref.WeakKeyDictionary[Tokenizer, dict[int, Spellings]] = weakref.WeakKeyDictionary()
 
 
@@ -35,6 +37,10 @@ def _decoded(spelled: bytes) -> str:
         return spelled.decode()
     except UnicodeDecodeError:
         return codecs.getincrementaldecoder("utf-8")("replace").decode(spelled)
+
+
+def _shape(spelled: bytes) -> str:
+    return shorten(spelled.translate(_ASCII).decode("ascii") if spelled.isascii() else classes(_decoded(spelled)))
 
 
 class Spellings:
@@ -72,7 +78,7 @@ class Spellings:
             if pending and spelled and not 0x80 <= spelled[0] < 0xC0:
                 shape = _BROKEN + (plain[before[id]] or "")  # the character that was pending stays broken
             elif spelled:
-                shape = shorten(classes(_decoded(pending + spelled)))
+                shape = _shape(pending + spelled)
             found[id] = known.setdefault(shape, len(known))
         return list(known), found
 
