@@ -114,7 +114,7 @@ class MuonAdamW:
         for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
             parameter = group["params"][0]
             self.adamw.state[parameter] = {
-                "step": torch.tensor(float(steps), dtype=torch.float32),
+                "step": torch.tensor(float(steps), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(part.value),
                 "exp_avg_sq": torch.zeros_like(part.value),
             }

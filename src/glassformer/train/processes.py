@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -81,6 +83,11 @@ class Processes:
             if self.world > 1 and _SILENCE.search(str(error)):
                 raise TrainError(lost(error)) from error
             raise
+
+    def wait_for(self, path: Path) -> None:
+        """Until the first process has written a file; the launcher ends this one if that one fails."""
+        while not path.exists():
+            time.sleep(0.2)
 
     def wait(self) -> None:
         """Until every process is here."""

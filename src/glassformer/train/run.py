@@ -66,8 +66,10 @@ def settle(
         UsageError: when the directory holds a run and `resume` is not asked for, or the other way round.
     """
     directory = Path(out) if out is not None else None
-    if source is None and resume:
-        directory = directory or Path("runs") / recipes.DEFAULT
+    named = source is None or (isinstance(source, str) and source in recipes.names())
+    if resume and named:
+        # a name only says where the run is; what it was started with stands there
+        directory = directory or Path("runs") / (str(source) if source else recipes.DEFAULT)
         recipe = _recipe_of(directory)
     elif isinstance(source, Recipe):
         recipe = source
@@ -149,7 +151,16 @@ def assemble(
     if device.type == "cuda" and recipe.loop.deterministic:
         machine.be_deterministic()
     start = opened(recipe.model.start) if recipe.model.start and saved is None else None
-    tokenizer = _tokenizer(recipe, directory if saved else None, start)
+    if ranks.world > 1 and "-" in recipe.data.data:
+        raise DataError("Several processes cannot share standard input; write the text to a file first.")
+    trained = recipe.data.tokenizer.startswith("bpe:") and start is None
+    if trained and ranks.rank and saved is None:
+        ranks.wait_for(directory / RECIPE_FILE)  # the first process trains the tokenizer for all
+    tokenizer = _tokenizer(recipe, directory if saved or (trained and ranks.rank) else None, start)
+    if ranks.rank == 0:
+        if saved is None:
+            tokenizer.save(directory)  # before any checkpoint, so that each one can be resumed
+        checkpoint.replace_text(directory / RECIPE_FILE, json.dumps(recipe.to_dict(), indent=1))
     corpus = _corpus(recipe, tokenizer, journal)
     config = _config(recipe, tokenizer, before, start)
     if not recipe.exports:
@@ -176,7 +187,6 @@ def assemble(
     if held is not None and len(held.grid(recipe.model.context)) == 0:
         held = None
         journal.write("note", 0, text="The held-out text is shorter than one row, so no held-out loss is measured.")
-    recipe_text = json.dumps(recipe.to_dict(), indent=1)
 
     def publish(tensors: Mapping[str, Tensor]) -> None:
         from glassformer.checkpoint.native import write_native
@@ -184,10 +194,6 @@ def assemble(
         tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         write_native(directory, config, tensors, tokenizer=tokenizer, metadata={"recipe": recipe.name})
 
-    if ranks.rank == 0:
-        checkpoint.replace_text(directory / RECIPE_FILE, recipe_text)
-        if saved is None:
-            tokenizer.save(directory)  # before any checkpoint, so that each one can be resumed
     per_token = 0.0 if rows.masked else (corpus.held_out.bytes_per_token or corpus.bytes_per_token)
     run = Run(
         recipe=recipe,
