@@ -40,7 +40,9 @@ VERBS: dict[str, Verb] = {
     "patch": Verb("glassformer.cli.patch:command", "Find where two prompts part, by activation patching."),
     "neighbours": Verb("glassformer.cli.neighbours:command", "List the nearest tokens of a word or a direction."),
     "open": Verb("glassformer.cli.open:command", "Open the app in the browser."),
-    "report": Verb("glassformer.cli.report:command", "Write a text's every view into one HTML file that works offline."),
+    "report": Verb(
+        "glassformer.cli.report:command", "Write a text's every view into one HTML file that works offline."
+    ),
     "train": Verb("glassformer.cli.train:command", "Train a model from raw text."),
     "eval": Verb("glassformer.cli.eval:command", "Measure loss, perplexity and bits per byte on a text."),
     "step": Verb("glassformer.cli.step:command", "Take one gradient step on a sentence and show what changed."),
