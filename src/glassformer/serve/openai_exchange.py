@@ -68,6 +68,9 @@ class Serving:
             raise Unknown(f"The model {name[:100]!r} is not served here; {self.names[0]!r} is.{near(name, self.names)}")
 
 
+_FAILED = "The server failed on this answer; it goes on, and its log says more."
+
+
 class Unknown(Exception):
     """A model that is not served."""
 
@@ -193,6 +196,9 @@ async def answered(
         return problem(408, f"The answer took longer than the {serving.desk.seconds:g} s that this server allows.")
     except GlassformerError as error:
         return told(error)
+    except Exception:
+        logging.getLogger(LOGGER).exception("failure")
+        return problem(500, _FAILED)
     finally:
         exchange.close()
 
@@ -293,7 +299,7 @@ class _Events(Response):
                     await send(_event(_failure(str(error))))
                 except Exception:
                     logging.getLogger(LOGGER).exception("failure")
-                    await send(_event(_failure("The server failed on this answer; it goes on.")))
+                    await send(_event(_failure(_FAILED)))
         except TimeoutError:
             more = False
         finally:

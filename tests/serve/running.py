@@ -1,0 +1,118 @@
+"""A server on a tiny model, in a thread of this process, and what holds its engine still."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import uvicorn
+
+import glassformer
+from glassformer.lm import Model
+from glassformer.serve.app import api_app
+from glassformer.serve.desk import Desk
+from glassformer.serve.openai_exchange import Serving
+from glassformer.serve.running import _Server
+from glassformer.serve.security import Policy
+from tests.tiny import tiny_directory
+
+CONTEXT = 2048
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[a] {% endif %}"
+)
+
+
+def tiny_model(directory: Path, context: int = CONTEXT) -> Model:
+    """A tiny model with a chat template and a context long enough to be interrupted in."""
+    model = glassformer.load(tiny_directory(directory / "tiny", max_position_embeddings=context))
+    model.tokenizer.chat_template = TEMPLATE
+    return model
+
+
+class Gate:
+    """Holds an engine's forward passes while it is shut, or makes each take a while."""
+
+    def __init__(self, engine: Any) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.seconds = 0.0
+        real = engine._runner.forward
+
+        def forward(*args: Any) -> Any:
+            assert self.open.wait(60)
+            time.sleep(self.seconds)
+            return real(*args)
+
+        engine._runner.forward = forward
+
+
+@dataclass
+class Running:
+    """A server that runs."""
+
+    url: str
+    serving: Serving
+    gate: Gate
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def model(self) -> Model:
+        return self.serving.model
+
+    @property
+    def desk(self) -> Desk:
+        return self.serving.desk
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **options})
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One number of /metrics, 0 where it is not there."""
+        wanted = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        line = f"glassformer_{name}" + (f"{{{wanted}}}" if wanted else "")
+        for row in httpx.get(f"{self.url}/metrics").text.splitlines():
+            if row.startswith(line + " "):
+                return float(row.rpartition(" ")[2])
+        return 0.0
+
+
+def eventually(true: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def running(
+    model: Model, *, slots: int = 4, queue: int = 64, policy: Policy | None = None, seconds: float = 120.0, **more: Any
+) -> Iterator[Running]:
+    """A server for a while."""
+    engine = model.engines.make("exact", native=False, slots=slots)
+    serving = Serving(model, Desk(engine, queue=queue, seconds=seconds), ("tiny",), **more)
+    gate = Gate(engine)
+    server = _Server(uvicorn.Config(api_app(serving, policy or Policy()), log_config=None, access_log=False))
+    loop = asyncio.new_event_loop()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])), daemon=True)
+        thread.start()
+        eventually(lambda: server.started)
+        try:
+            yield Running(url, serving, gate, loop)
+        finally:
+            gate.open.set()
+            server.should_exit = True
+            thread.join(30)
+            loop.close()
