@@ -195,7 +195,6 @@ class Chat:
             turns, left_out = turns[2:], left_out + 1
         if left_out:
             note(f"(the context of {context} tokens is full: the first {left_out} of the turns are not read any more)")
-        self.options["max_tokens"] = self.options["max_tokens"] and min(self.options["max_tokens"], context)
         return ids
 
     # Commands

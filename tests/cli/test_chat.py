@@ -1,0 +1,181 @@
+"""`glassformer chat`: a conversation, its commands, and a pipe instead of a person."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import glassformer
+from glassformer.cli import answers
+from glassformer.cli import chat as chat_module
+from glassformer.cli.app import main
+from glassformer.cli.chat import COMMANDS, Chat
+from glassformer.errors import TextError, UsageError
+from tests.tiny import CONTEXT, tiny_directory
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }} {% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+OPTIONS = {"max_tokens": 4, "temperature": 1.0, "seed": 1, "logit_bias": {0: -100.0}, "precision": "exact"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tiny_directory(tmp_path_factory.mktemp("chat") / "tiny")
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def model(source: Path) -> glassformer.Model:
+    return glassformer.load(source)
+
+
+@pytest.fixture
+def chat(model) -> Chat:
+    return Chat(model, dict(OPTIONS))
+
+
+def roles(chat: Chat) -> str:
+    return "".join(message["role"][0] for message in chat.messages)
+
+
+def test_a_conversation_grows_and_follows_the_template(chat, model, capsys):
+    chat.take("mole")
+    chat.take("Paris")
+    assert roles(chat) == "uaua"
+    first, second = chat.messages[1]["content"], chat.messages[3]["content"]
+    assert first == "".join(p.text for p in model.chat(chat.messages[:1], **OPTIONS))
+    assert second == "".join(p.text for p in model.chat(chat.messages[:3], **OPTIONS))
+    out, err = capsys.readouterr()
+    assert out == f"{first}\n{second}\n"
+    assert "tiny, float32, 4 tokens" in err
+
+
+def test_undo_retry_edit_and_reset(chat):
+    chat.take("mole")
+    answer = chat.messages[1]["content"]
+    chat.take("/retry")
+    assert chat.messages[0]["content"] == "mole"
+    assert chat.messages[1]["content"] != answer  # another seed
+    chat.take("/edit Paris")
+    assert [m["content"] for m in chat.messages[:1]] == ["Paris"]
+    chat.take("/edit")
+    assert (roles(chat), chat.draft) == ("", "Paris")
+    chat.take("one")
+    chat.take("two")
+    chat.take("/undo")
+    assert (roles(chat), chat.messages[0]["content"]) == ("ua", "one")
+    chat.take("/reset")
+    assert roles(chat) == ""
+    for nothing in ("/undo", "/retry", "/edit"):
+        with pytest.raises(UsageError, match="Nothing was said yet"):
+            chat.take(nothing)
+
+
+def test_the_system_message_stays_first(model):
+    chat = Chat(model, dict(OPTIONS), system="Be kind.")
+    chat.take("mole")
+    chat.take("/system Be brief.")
+    assert [m["content"] for m in chat.messages if m["role"] == "system"] == ["Be brief."]
+    assert roles(chat) == "sua"
+    chat.take("/reset")
+    assert roles(chat) == "s"
+    chat.take("/system")
+    assert roles(chat) == ""
+
+
+def test_show_and_help_and_unknown_commands(chat, capsys):
+    chat.take("/show")
+    chat.take("mole")
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 4
+    assert all(line.count("%") == 6 for line in out.splitlines())
+    chat.take("/help")
+    told = capsys.readouterr().err
+    assert all(name in told for name in COMMANDS)
+    with pytest.raises(UsageError, match="There is no command /unod; /help lists them. Did you mean /undo"):
+        chat.take("/unod")
+    assert chat.take("/quit") is False
+
+
+def test_saving(chat, tmp_path):
+    chat.take("mole")
+    chat.take(f"/save {tmp_path / 'talk.json'}")
+    told = json.loads((tmp_path / "talk.json").read_text("utf-8"))
+    assert told == {"model": "tiny", "messages": chat.messages}
+    with pytest.raises(UsageError, match="needs a file's name"):
+        chat.take("/save")
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(chat, monkeypatch, capsys):
+    real = answers.Teller.tell
+
+    def tell(self, piece):
+        real(self, piece)
+        if piece.index == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(answers.Teller, "tell", tell)
+    chat.take("mole")
+    assert roles(chat) == "ua"
+    assert "(stopped)" in capsys.readouterr().err
+    monkeypatch.undo()
+    pieces = list(chat.model.chat(chat.messages[:1], **OPTIONS))
+    assert chat.messages[1]["content"] == "".join(piece.text for piece in pieces[:2])
+
+
+def test_old_turns_are_left_out_when_the_context_is_full(chat, capsys):
+    for _ in range(6):
+        chat.take("the mole is small")
+    assert roles(chat) == "ua" * 6
+    assert f"the context of {CONTEXT} tokens is full" in capsys.readouterr().err
+    with pytest.raises(TextError, match=f"tokens long and tiny reads at most {CONTEXT}"):
+        chat.take("mole " * CONTEXT)
+    assert roles(chat) == "ua" * 6  # what could not be answered is not kept
+
+
+def test_a_pipe(source, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("mole\n\n/retry\n"))
+    with pytest.raises(SystemExit) as leave:
+        main(["chat", "-m", str(source), "-n", "3", "--precision", "exact", "--logit-bias", "0=-100"])
+    assert leave.value.code in (0, None)
+    err = capsys.readouterr().err
+    assert err.count("tiny, float32, 3 tokens") == 2
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/nope\n"))
+    with pytest.raises(SystemExit) as leave:
+        main(["chat", "-m", str(source)])
+    assert leave.value.code == 2  # nobody is there to mend it
+
+
+def test_a_person_at_a_terminal(source, monkeypatch, capsys):
+    lines = iter(["/nope", KeyboardInterrupt, "mole", "/edit", "changed", EOFError])
+    drafts = []
+
+    def ask(prompt: str, draft: str) -> str:
+        drafts.append(draft)
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr(chat_module, "asker", lambda: (ask, True))
+    with pytest.raises(SystemExit) as leave:
+        main(["chat", "-m", str(source), "-n", "2", "--precision", "exact", "--logit-bias", "0=-100"])
+    assert leave.value.code in (0, None)
+    err = capsys.readouterr().err
+    assert "/help lists the commands; Ctrl-D leaves." in err
+    assert "There is no command /nope" in err
+    assert drafts == ["", "", "", "", "mole", ""]
+
+
+def test_a_model_without_a_template_is_refused(tmp_path, capsys):
+    plain = tiny_directory(tmp_path / "plain")
+    with pytest.raises(SystemExit) as leave:
+        main(["chat", "-m", str(plain)])
+    assert leave.value.code == 1
+    assert "plain has no chat template: it was not trained on conversations." in capsys.readouterr().err

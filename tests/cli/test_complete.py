@@ -1,0 +1,142 @@
+"""`glassformer complete` as a person and a program meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import glassformer
+from glassformer.cli.app import main
+from tests.tiny import CONTEXT, tiny_directory
+
+TEXT = "The American shrew mole"
+NO_END = ("--logit-bias", "0=-100")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_directory(tmp_path_factory.mktemp("complete") / "tiny")
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leave:
+        main([*map(str, args)])
+    out, err = capsys.readouterr()
+    return int(leave.value.code or 0), out, err
+
+
+def test_the_answer_is_what_generate_says(capsys, model):
+    code, out, err = run(capsys, "complete", TEXT, "-m", model, "-n", 12, "--seed", 3, *NO_END)
+    pieces = glassformer.load(model).generate(TEXT, max_tokens=12, seed=3, logit_bias={0: -100})
+    assert code == 0
+    assert out.rstrip("\n") == "".join(p.text for p in pieces).rstrip("\n")
+    assert err.startswith("tiny, float32, 12 tokens, first after ")
+    assert "tokens/s" in err
+
+
+def test_every_option_reaches_the_sampler(capsys, model, monkeypatch):
+    seen = {}
+
+    def generate(self, text, **options):
+        seen.update(options, text=text)
+        return iter(())
+
+    monkeypatch.setattr(glassformer.Model, "generate", lambda *a, **k: _Closing(generate(*a, **k)))
+    given = "-n 7 -t 0.5 --top-k 4 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --presence-penalty 0.3"
+    more = "--frequency-penalty 0.4 --logit-bias 5=1.5 --logit-bias 6=-2 --seed 9 --stop END --stop DONE --show"
+    code, _, _ = run(capsys, "complete", TEXT, "-m", model, *given.split(), *more.split(), "--precision", "int8")
+    assert code == 0
+    assert seen == {
+        "text": TEXT, "max_tokens": 7, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1,
+        "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.4, "logit_bias": {5: 1.5, 6: -2.0},
+        "seed": 9, "stop": ["END", "DONE"], "alternatives": 6, "precision": "int8", "bos": None, "guesser": None,
+    }  # fmt: skip
+
+
+class _Closing:
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __iter__(self):
+        return self.inner
+
+    def close(self):
+        pass
+
+
+def test_json_is_the_public_format(capsys, model):
+    code, out, _ = run(capsys, "complete", TEXT, "-m", model, "-n", 5, "-t", 0, "--json", *NO_END)
+    told = json.loads(out)
+    assert code == 0
+    assert list(told) == ["model", "precision", "text", "ids", "answer", "finish", "pieces"]
+    assert (told["precision"], told["finish"], len(told["pieces"])) == ("float32", "length", 5)
+    assert told["answer"] == "".join(piece["text"] for piece in told["pieces"])
+    assert [len(piece["alternatives"]) for piece in told["pieces"]] == [6] * 5
+
+
+def test_show_tells_each_token_and_what_was_rejected(capsys, model):
+    code, out, _ = run(capsys, "complete", TEXT, "-m", model, "-n", 4, "-t", 0, "--show", *NO_END)
+    pieces = list(
+        glassformer.load(model).generate(TEXT, max_tokens=4, temperature=0, logit_bias={0: -100}, alternatives=6)
+    )
+    assert code == 0
+    lines = out.splitlines()
+    assert len(lines) == 4
+    for line, piece in zip(lines, pieces, strict=True):
+        assert f"{piece.probability:.2%}" in line
+        assert line.count("%") == 1 + 5
+
+
+def test_standard_input_and_guesses(capsys, model, monkeypatch):
+    import io
+    import sys
+
+    plain = run(capsys, "complete", TEXT, "-m", model, "-n", 9, "-t", 0, *NO_END)[1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode() + b"\n")))
+    assert run(capsys, "complete", "-", "-m", model, "-n", 9, "-t", 0, *NO_END)[1] == plain
+    assert run(capsys, "complete", TEXT, "-m", model, "-n", 9, "-t", 0, "--lookup", *NO_END)[1] == plain
+    assert run(capsys, "complete", TEXT, "-m", model, "-n", 9, "-t", 0, "--draft", model, *NO_END)[1] == plain
+
+
+def test_ctrl_c_ends_the_answer_and_says_so(capsys, model, monkeypatch):
+    from glassformer.cli import answers
+
+    real, count = answers.Teller.tell, []
+
+    def tell(self, piece):
+        real(self, piece)
+        count.append(piece)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(answers.Teller, "tell", tell)
+    code, out, err = run(capsys, "complete", TEXT, "-m", model, "-n", 40, "--json", *NO_END)
+    told = json.loads(out)
+    assert (code, told["finish"], len(told["pieces"])) == (130, "cancelled", 3)
+    assert "3 tokens" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("-t", -1), 2, "temperature must be at least 0; got -1.0."),
+        (("--logit-bias", "x"), 2, "--logit-bias is a token's id and a number, such as 42=-100; 'x' is not."),
+        (("--logit-bias", "999999=1"), 2, "logit_bias names token 999999; this vocabulary has 320."),
+        (("--precision", "best"), 2, "Precision 'best' is unknown; choose exact, fast"),
+        (("--lookup", "--draft", "smollm2"), 2, "--lookup and --draft both guess ahead; give one of them."),
+    ],
+)
+def test_options_that_cannot_be_meant(capsys, model, args, code, message):
+    got, out, err = run(capsys, "complete", TEXT, "-m", model, *args)
+    assert (got, out) == (code, "")
+    assert message in err
+
+
+def test_a_text_that_is_too_long_says_both_numbers(capsys, model):
+    code, _, err = run(capsys, "complete", "mole " * CONTEXT, "-m", model)
+    assert code == 1
+    assert f"tokens long and tiny reads at most {CONTEXT}; shorten it." in err
+    assert run(capsys, "complete", "", "-m", model)[0] == 1
