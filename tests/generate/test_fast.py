@@ -283,3 +283,19 @@ def test_bytes_read_count_weights_and_cache():
     fast = FastModel.from_transformer(model, capacity=64)
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2) * 4
     assert fast.bytes_per_token(9) == matrices + 2 * 10 * 2 * 2 * 16 * 4
+
+
+@pytest.mark.smollm2
+def test_smollm2_exactly_and_in_its_files_own_blocks(smollm2):
+    ids = smollm2.encode("The capital of France is")
+    expected = reference(smollm2.transformer, ids)
+    exact = FastModel.from_transformer(smollm2.transformer, capacity=64)
+    close(exact.forward(ids, [0] * len(ids), range(len(ids))), expected)
+    del exact
+    own = FastModel.from_gguf(smollm2.source, capacity=64)
+    assert own.precision == "Q4_1+Q8_0"
+    assert own.notes == {}  # every matrix as the file stores it
+    assert own.weight_bytes < 100e6
+    p = torch.softmax(own.prefill(ids), 0)
+    assert smollm2.decode([int(p.argmax())]) == " Paris"
+    assert float(p.max()) == pytest.approx(0.7725, abs=0.05)
