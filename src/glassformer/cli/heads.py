@@ -186,17 +186,14 @@ def show_circuits(data: dict[str, Any]) -> None:
     out = console()
     here = visible(data["token"])
     out.print(Text(f"Layer {data['layer']}, head {data['head']}, at “{here}”", style="bold"))
-    out.print(Text(f"{data['model']}, {data['precision']}; from the weights and embeddings alone", style="dim"))
+    out.print(Text(f"{data['model']}, {data['precision']}; from the weights and embeddings alone.", style="dim"))
+    said = f"Looking from it {data['offset']} back, and what attending to it writes:"
+    out.print(Text(said, style="dim"))
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    columns = {
-        "looks_for": f"looks {data['offset']} back for",
-        "looks_away_from": "away from",
-        "raises": "attended to, raises",
-        "lowers": "lowers",
-    }
+    columns = {"looks_for": "looks for", "looks_away_from": "away from", "raises": "raises", "lowers": "lowers"}
     for title in columns.values():
-        table.add_column(title, no_wrap=True, max_width=18)
-        table.add_column("", justify="right", style="dim", no_wrap=True, min_width=6)
+        table.add_column(title, no_wrap=True, max_width=14)
+        table.add_column("", justify="right", style="dim", no_wrap=True)
     for row in zip(*(data[key] for key in columns), strict=True):
         table.add_row(*(cell for t in row for cell in (Text(visible(t["token"])), f"{t['score']:+.2f}")))
     out.print(table)

@@ -56,7 +56,13 @@ def run(transformer: Transformer, rows: list[list[int]], longest: int, tap: Tap 
         positions = torch.arange(longest, device=device).expand(tokens.shape)
     else:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    return Forward(transformer, {name: record.tensor(name) for name in record}, positions, mask, edit)
+    return Forward(transformer, {name: record.tensor(name) for name in record}, positions, mask, _changing(edit))
+
+
+def _changing(edit: Bound | None) -> Bound | None:
+    """What of a tap changes the model: what only looks has seen this forward, and what is run again later is not it."""
+    steps = [] if edit is None else [step for step in edit.steps if step.writes]
+    return Bound(steps) if steps else None
 
 
 def _after_final(name: str) -> bool:

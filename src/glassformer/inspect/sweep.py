@@ -71,7 +71,7 @@ class Measure:
         for low in range(0, len(normed), step):
             part = normed[low : low + step, None]
             here = Where(where.positions[low : low + step], None, where.start)
-            edit = writing(trace)
+            edit = trace.forward.edit
             view = None if edit is None else Looking(edit, transformer.config, here).top
             out.append(self.logits(transformer.unembed_hidden(part, view)[:, 0]).double().cpu())
         return torch.cat(out)
@@ -85,13 +85,6 @@ class Measure:
         return float(self.logits(trace.forward.get("logits", here)[0])[0])
 
 
-def writing(trace: Trace) -> Bound | None:
-    """What the trace's tap changes; what it only looks at is not looked at again."""
-    edit = trace.forward.edit
-    steps = [] if edit is None else [step for step in edit.steps if step.writes]
-    return Bound(steps) if steps else None
-
-
 class Sweep:
     """All variants of one pair of prompts.
 
@@ -103,7 +96,7 @@ class Sweep:
     def __init__(self, clean: Trace, corrupted: Trace, part: str, at: int, measure: Measure, *, heads: bool) -> None:
         self.trace, self.part, self.at, self.heads, self.measure = corrupted, part, at, heads, measure
         self.config = corrupted.config
-        self.edit = writing(corrupted)
+        self.edit = corrupted.forward.edit
         self.context = Context(corrupted.forward, at + 1)
         whole = slice(0, at + 1)
         mine, theirs = self._sites(corrupted, whole), self._sites(clean, whole)

@@ -1,0 +1,153 @@
+"""Activation patching of every layer and position against TransformerLens's hooks, on the same weights.
+
+Each side runs in a process of its own and in turn, and fills the same grid: the logit difference of the two names
+with one place of the residual stream as in the clean run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import HERE, Worker, alternate, arguments, need_peers, report, serve, smollm2, spread, table, verdict
+
+PAIRS = {
+    "words differ late": (
+        "When Mary and John went to the store, John gave a drink to",
+        "When Mary and John went to the store, Mary gave a drink to",
+    ),
+    "words differ at once": (
+        "When Mary and John went to the store, John gave a drink to",
+        "When John and Mary went to the store, Mary gave a drink to",
+    ),
+}
+ANSWERS = (" Mary", " John")
+
+
+def ours(threads: int) -> Callable[..., Any]:
+    """Our side: the two forwards and the grid."""
+    import torch
+
+    import glassformer as gf
+
+    torch.set_num_threads(threads)
+    model = gf.load("smollm2", device="cpu", dtype="float32")
+    right, wrong = (model.encode(text, False)[0] for text in ANSWERS)
+
+    def handle(clean: str, corrupted: str) -> Any:
+        start = time.perf_counter()
+        found = model.patch([(clean, corrupted)], answer=right, wrong=wrong, attribution=False)
+        return {"seconds": time.perf_counter() - start, "grid": found.measured[0].tolist()}
+
+    return handle
+
+
+def theirs(gguf: Path, threads: int) -> Callable[..., Any]:
+    """TransformerLens's side: a hook for each place, a forward for each."""
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    plain = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    bridge = TransformerBridge.boot_transformers("smollm2", hf_model=plain, tokenizer=tokenizer, device="cpu")
+    right, wrong = (tokenizer.encode(text, add_special_tokens=False)[0] for text in ANSWERS)
+
+    def handle(clean: str, corrupted: str) -> Any:
+        a, b = (torch.tensor([tokenizer.encode(text, add_special_tokens=False)]) for text in (clean, corrupted))
+        start = time.perf_counter()
+        with torch.inference_mode():
+            names = [f"blocks.{layer}.hook_resid_pre" for layer in range(plain.config.num_hidden_layers)]
+            kept: dict[str, Any] = {}
+
+            def keep(x: Any, hook: Any, name: str) -> Any:
+                kept[name] = x.clone()
+                return x
+
+            def keeping(name: str) -> Callable[..., Any]:
+                return lambda x, hook: keep(x, hook, name)
+
+            bridge.run_with_hooks(a, fwd_hooks=[(name, keeping(name)) for name in names])
+            grid = []
+            for name in names:
+                row = []
+                for position in range(a.shape[1]):
+
+                    def put(x: Any, hook: Any, name: str = name, position: int = position) -> Any:
+                        x = x.clone()
+                        x[:, position] = kept[name][:, position]
+                        return x
+
+                    logits = bridge.run_with_hooks(b, fwd_hooks=[(name, put)])[0, -1]
+                    row.append(float(logits[right] - logits[wrong]))
+                grid.append(row)
+        return {"seconds": time.perf_counter() - start, "grid": grid}
+
+    return handle
+
+
+def main() -> None:
+    options = arguments(__doc__, rounds=3).parse_args()
+    need_peers(options, "transformer_lens")
+    me, threads = str(HERE / "patching.py"), options.threads
+    rows: list[tuple[str, ...]] = []
+    with (
+        Worker(sys.executable, me, "ours", str(threads), threads=threads) as us,
+        Worker(options.peers, me, "theirs", str(smollm2()), str(threads), threads=threads) as them,
+    ):
+        for name, (clean, corrupted) in PAIRS.items():
+            grids: dict[str, Any] = {}
+
+            def asked(worker: Worker, who: str, a: str, b: str, grids: dict[str, Any] = grids) -> Callable[[], float]:
+                def run() -> float:
+                    answer = worker.ask(clean=a, corrupted=b)
+                    grids[who] = answer["grid"]
+                    return float(answer["seconds"])
+
+                return run
+
+            times = alternate(
+                options.rounds,
+                warmup=1 if not rows else 0,
+                ours=asked(us, "ours", clean, corrupted),
+                theirs=asked(them, "theirs", clean, corrupted),
+            )
+            cells = [
+                (x, y) for a, b in zip(grids["ours"], grids["theirs"], strict=True) for x, y in zip(a, b, strict=True)
+            ]
+            most = max(abs(y) for _, y in cells)
+            gap = max(abs(x - y) for x, y in cells) / most
+            ratio = statistics.median(times["theirs"]) / statistics.median(times["ours"])
+            head = f"{name}, {len(grids['ours'])} × {len(grids['ours'][0])}: "
+            rows += [
+                (head + "ours", spread(times["ours"]), ""),
+                (head + "TransformerLens", spread(times["theirs"]), ""),
+                (head + "faster", f"{ratio:.1f} ×", verdict(ratio, least=3)),
+                (head + "largest difference of the grids", f"{gap:.1e}", verdict(gap, most=1e-4)),
+            ]
+    report(
+        "patching",
+        "Activation patching: every layer and position",
+        table(("what", "seconds", "asked"), rows),
+        options,
+        "SmolLM2-135M in float32. The residual stream before every layer, at every position, as in the clean run; "
+        "the number is the difference of the logits of ' Mary' and ' John'. Ours runs only what a place can change: "
+        "nothing before the first word that differs, nothing before the patched layer and position; its time holds "
+        "both traces. TransformerLens 4.3's bridge runs one forward with a hook for each place, as its users do, on "
+        "the same dequantised weights.",
+    )
+
+
+if __name__ == "__main__":
+    if "--worker" in sys.argv:
+        role, *rest = sys.argv[sys.argv.index("--worker") + 1 :]
+        serve(ours(int(rest[0])) if role == "ours" else theirs(Path(rest[0]), int(rest[1])))
+    else:
+        main()
