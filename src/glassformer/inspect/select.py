@@ -7,6 +7,7 @@ is done with the numbers chosen.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ class Places:
             else:
                 _whole([v for v in (chosen.start, chosen.stop) if v is not None], what)
                 return cls(None, chosen.start or 0, chosen.stop)
-        listed = (chosen,) if isinstance(chosen, int) else tuple(int(v) for v in chosen)
+        listed = tuple(int(v) for v in chosen) if isinstance(chosen, Iterable) else (operator.index(chosen),)
         _whole(listed, what)
         if not listed:
             raise ShapeError(f"A tap was given no {what} to act on; name at least one, or leave them out for all.")
