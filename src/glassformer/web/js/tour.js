@@ -53,6 +53,7 @@ export function tour(state) {
     at = Math.max(0, Math.min(STOPS.length - 1, to));
     const stop = STOPS[at];
     unlight();
+    /** @type {Record<string, any>} */
     const change = { ...(stop.set ?? {}), tour: at };
     // A small model has fewer layers, heads and tokens than the walk has in mind.
     for (const [field, all] of [["layer", "layers"], ["head", "heads"], ["query", "count"], ["key", "count"]]) {

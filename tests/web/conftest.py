@@ -1,0 +1,178 @@
+"""The page served for real, and a browser in front of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import tiny_directory
+
+TEXT = "The American shrew mole is a small"
+SHOTS = Path(__file__).parents[2] / "out" / "screenshots"
+
+
+class Server:
+    """The app on a free port, in a thread; can be stopped and started again at the same address."""
+
+    def __init__(self, app: Any, token: str) -> None:
+        self.app, self.token, self.port = app, token, 0
+        self.start()
+
+    def start(self) -> None:
+        import uvicorn
+
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        config = uvicorn.Config(self.app, log_level="error", access_log=False, timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/?token={self.token}"
+
+
+def serve(model: Any, runs: Path, token: str = "a-token-of-the-tests") -> Server:
+    from glassformer.errors import SourceError
+    from glassformer.serve.app import page_app
+    from glassformer.serve.security import Policy
+    from glassformer.studio import Studio
+
+    def load(name: str, progress: Any = None) -> Any:
+        if progress:
+            progress(1, 4, f"fetching {name}")
+        raise SourceError(f"There is no model called {name}.")
+
+    return Server(page_app(Studio(model, open_model=load, runs=str(runs)), Policy(token=token), load=load), token)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import glassformer
+
+    directory = tiny_directory(tmp_path_factory.mktemp("tiny") / "tiny", "llama")
+    return glassformer.load(directory, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one short training run of two checkpoints."""
+    import glassformer
+
+    folder = tmp_path_factory.mktemp("runs")
+    text = folder.parent / "little.txt"
+    text.write_text("the cat sat on the mat and the dog ran to the sea.\n" * 200, "utf-8")
+    os.environ.setdefault("GLASSFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
+    settings = {
+        "layers": 2, "width": 32, "heads": 4, "d_ff": 48, "context": 32, "steps": 6, "batch": 4, "save_every": 3,
+        "eval_every": 3, "sample_every": 3, "log_every": 1, "keep": 5, "eval_tokens": 256, "sample_tokens": 8,
+        "probe_every": 3, "threads": 1,
+    }  # fmt: skip
+    glassformer.train(
+        "shakespeare-char",
+        data=str(text),
+        out=str(folder / "little"),
+        quiet=True,
+        settings=settings,
+        probes=(lambda *given: {"steps seen": float(given[-1])},),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model: Any, runs: Path) -> Iterator[Server]:
+    running = serve(tiny_model, runs)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("There is no Chromium; the page's tests need it: apt-get install chromium.")
+        pytest.skip("there is no Chromium here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+class Watched:
+    """A page whose errors and console messages are kept."""
+
+    def __init__(self, page: Any, server: Server | None) -> None:
+        self.page, self.server = page, server
+        self.complaints: list[str] = []
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
+
+    def open(self, fragment: str = "") -> Watched:
+        """Open the app; a page that was opened before goes to the new view."""
+        assert self.server is not None
+        self.page.goto("about:blank")
+        self.page.goto(self.server.address + fragment)
+        self.page.wait_for_selector("#composer", state="attached")
+        return self.settle()
+
+    def settle(self) -> Watched:
+        """Wait until nothing that is seen is working any more."""
+        self.page.wait_for_timeout(150)
+        self.page.wait_for_selector('[aria-busy="true"]', state="detached", timeout=60_000)
+        self.page.wait_for_timeout(50)
+        return self
+
+    def room(self, name: str) -> Watched:
+        self.page.click(f"#tab-{name}")
+        return self.settle()
+
+    def problems(self) -> list[str]:
+        return self.page.locator(".problem:visible").all_text_contents()
+
+    def shot(self, name: str) -> None:
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Watched]]:
+    """Open pages, each in an empty profile, closed at the end."""
+    contexts = []
+
+    def opened(server: Server | None = None, **options: Any) -> Watched:
+        context = browser.new_context(**{"viewport": {"width": 1300, "height": 900}, **options})
+        contexts.append(context)
+        return Watched(context.new_page(), server)
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def app(visit: Callable[..., Watched], server: Server) -> Iterator[Watched]:
+    """The app on the tiny model; at the end nothing may have complained."""
+    watched = visit(server, reduced_motion="reduce")
+    yield watched
+    assert not watched.complaints

@@ -1,0 +1,51 @@
+// The arithmetic of sampling, on plain numbers.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { entropy, sampling, softmax, sorted } from "../../src/glassformer/web/js/math.js";
+
+const near = (a, b, by = 1e-9) => assert.ok(Math.abs(a - b) < by, `${a} is not ${b}`);
+const sum = (p) => p.reduce((s, x) => s + x, 0);
+const none = { temperature: 1, top_k: 0, top_p: 1, min_p: 0 };
+const LOGITS = Float32Array.from([2, 1, 0, -1, -800]);
+
+test("softmax sums to 1, and large logits do not overflow", () => {
+  near(sum(softmax(LOGITS, 1)), 1);
+  near(softmax([1000, 1000], 1)[0], 0.5);
+  near(softmax([0, Math.log(3)], 1)[1], 0.75);
+});
+
+test("nothing switched on leaves the distribution as it is", () => {
+  const d = sampling(LOGITS, none);
+  assert.deepEqual(d.final, d.raw);
+  assert.equal(d.kept, LOGITS.length);
+});
+
+test("temperature 0 takes the first token only", () => {
+  const d = sampling(LOGITS, { ...none, temperature: 0 });
+  assert.equal(d.final[0], 1);
+  assert.equal(sum(d.final), 1);
+});
+
+test("top-k keeps k, rescaled", () => {
+  const d = sampling(LOGITS, { ...none, top_k: 2 });
+  assert.equal(d.kept, 2);
+  near(d.final[0] / d.final[1], Math.E, 1e-6);
+  near(sum(d.final), 1);
+});
+
+test("top-p keeps the fewest that reach p, and at least one", () => {
+  const p = sampling(Float32Array.from([Math.log(0.5), Math.log(0.3), Math.log(0.2)]), { ...none, top_p: 0.6 });
+  assert.equal(p.kept, 2);
+  assert.equal(sampling(LOGITS, { ...none, top_p: 0.01 }).kept, 1);
+});
+
+test("min-p keeps what is likely enough beside the first", () => {
+  const d = sampling(Float32Array.from([Math.log(0.6), Math.log(0.3), Math.log(0.1)]), { ...none, min_p: 0.4 });
+  assert.equal(d.kept, 2);
+});
+
+test("equals are in the order of their ids", () => {
+  assert.deepEqual([...sorted(Float64Array.from([0.25, 0.5, 0.25]))], [1, 0, 2]);
+});
+
+test("entropy of a fair choice of four", () => near(entropy(Float64Array.from([0.25, 0.25, 0.25, 0.25])), Math.log(4)));
