@@ -22,8 +22,8 @@ SHOTS = Path(__file__).parents[2] / "out" / "screenshots"
 class Server:
     """The app on a free port, in a thread; can be stopped and started again at the same address."""
 
-    def __init__(self, app: Any, token: str) -> None:
-        self.app, self.token, self.port = app, token, 0
+    def __init__(self, make: Callable[[], Any], token: str) -> None:
+        self.make, self.token, self.port = make, token, 0
         self.start()
 
     def start(self) -> None:
@@ -33,7 +33,7 @@ class Server:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
-        config = uvicorn.Config(self.app, log_level="error", access_log=False, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(self.make(), log_level="error", access_log=False, timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()
@@ -60,7 +60,8 @@ def serve(model: Any, runs: Path, token: str = "a-token-of-the-tests") -> Server
             progress(1, 4, f"fetching {name}")
         raise SourceError(f"There is no model called {name}.")
 
-    return Server(page_app(Studio(model, open_model=load, runs=str(runs)), Policy(token=token), load=load), token)
+    studio = Studio(model, open_model=load, runs=str(runs))
+    return Server(lambda: page_app(studio, Policy(token=token), load=load), token)
 
 
 @pytest.fixture(scope="session")

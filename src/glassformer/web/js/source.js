@@ -25,7 +25,7 @@ export class HttpSource {
       answer = await fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(args), signal });
     } catch (error) {
       if (signal?.aborted) throw error;
-      throw new SourceProblem("The server does not answer. Start it again with glassformer open; this page then goes on.", "Gone");
+      throw new SourceProblem("The server does not answer. This page goes on by itself once it does; if the server has ended, start it with glassformer open and use the address it prints.", "Gone");
     }
     if (!answer.ok) {
       const data = await answer.json().catch(() => null);

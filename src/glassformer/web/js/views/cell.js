@@ -10,7 +10,7 @@ import { live } from "../live.js";
 export function mount(element, source, state) {
   const body = h("div", { class: "steps" });
   element.append(body);
-  live(body, state, ["text", "model", "edits", "layer", "head", "query", "key", "token"], async (signal) => {
+  live(body, state, ["text", "model", "edits", "layer", "head", "query", "key", "token", "count"], async (signal) => {
     const [query, key, head] = ["query", "key", "head"].map((k) => state.get(k));
     if (query === null || key === null || head === null || Math.max(query, key) >= state.get("count")) {
       put(body, h("p", { class: "soft small" }, "Choose a cell to take it apart."));

@@ -120,7 +120,7 @@ export function mount(element, source, state) {
     const was = h("span", { class: "was" });
     was.style.setProperty("--share", String(d.raw[id] / largest));
     const item = h("button", {
-      type: "button", class: d.final[id] ? "prob" : "prob cut", role: "listitem", "aria-label": `${shown(text)}, ${percent(d.final[id])}; continue the text with it`,
+      type: "button", class: d.final[id] ? "prob" : "prob cut", "aria-label": `${shown(text)}, ${percent(d.final[id])}; continue the text with it`,
       onclick: () => branch(text),
     },
       h("span", { class: "what mono" }, shown(text)),
@@ -136,7 +136,7 @@ export function mount(element, source, state) {
       settings.temperature > 0 ? `tempered   e^(${number(l[id])} / ${settings.temperature}) / Σ = ${percent(d.tempered[id], 2)}` : "tempered   temperature 0 takes the first only",
       d.final[id] ? `final      ${percent(d.tempered[id], 2)} / ${percent(d.mass, 2)} kept = ${percent(d.final[id], 2)}` : `cut        not among the ${d.kept} kept`,
     ].join("\n"));
-    return item;
+    return h("div", { role: "listitem" }, item);
   }
 
   /** @param {string} text */

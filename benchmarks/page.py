@@ -1,0 +1,188 @@
+"""The page in a browser: how soon what is typed is answered, and how much travels.
+
+SmolLM2 behind `glassformer open`, Chromium in front of it. No peer: the figures are what a person at the
+page waits for.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from common import arguments, environment, report, skip, spread, table, verdict
+
+# 29 tokens; one more is typed.
+TEXT = (
+    "The American shrew mole is a small mammal that lives in the damp forests of the coast, where it digs for "
+    "worms under the fallen leaves and"
+)
+REPORT = (
+    "The quick brown fox jumps over the lazy dog while the old clock on the wall strikes nine and nobody in the house "
+    "seems to notice, for the fire is warm, the soup is hot, and the story that grandmother tells is long. " * 2
+)
+KEY_MS, HEAD_MS, PAINT_MS, FRAMES, SCRIPT_KB, REPORT_MB = 300, 150, 1000, 30, 200, 5
+
+# Runs in the page: milliseconds from the input event to the frame after the bars have changed.
+TYPE = """async (text) => {
+  const box = document.getElementById("composer");
+  const bars = document.querySelector("[aria-label='Most probable next tokens']");
+  const before = bars.textContent;
+  const start = performance.now();
+  const changed = new Promise((done) => {
+    const watcher = new MutationObserver(() => {
+      if (bars.textContent === before) return;
+      watcher.disconnect();
+      requestAnimationFrame(() => done(performance.now() - start));
+    });
+    watcher.observe(bars, { childList: true, subtree: true, characterData: true });
+  });
+  box.value = text;
+  box.dispatchEvent(new Event("input"));
+  return changed;
+}"""
+# … from the click on a thumbnail to the frame in which its matrix is drawn.
+HEAD = """async ([layer, head]) => {
+  const start = performance.now();
+  const real = CanvasRenderingContext2D.prototype.putImageData;
+  const drawn = new Promise((done) => {
+    CanvasRenderingContext2D.prototype.putImageData = function (image, ...rest) {
+      real.call(this, image, ...rest);
+      // The matrix is drawn at once, empty, and again when its numbers are there.
+      if (image.data.some((v, i) => i % 4 === 3 && v > 0)) requestAnimationFrame(() => done(performance.now() - start));
+    };
+  });
+  document.querySelector(`[data-layer="${layer}"][data-head="${head}"]`).click();
+  const took = await drawn;
+  CanvasRenderingContext2D.prototype.putImageData = real;
+  return took;
+}"""
+# … frames a second while the matrix is scrolled from corner to corner.
+SCROLL = """async () => {
+  const scroller = document.querySelector(".scroller");
+  const far = scroller.scrollHeight - scroller.clientHeight;
+  const times = [];
+  const start = performance.now();
+  await new Promise((done) => {
+    const frame = (now) => {
+      times.push(now);
+      const at = (performance.now() - start) / 3000;
+      scroller.scrollTo(at * far, at * far);
+      if (at < 1) requestAnimationFrame(frame); else done();
+    };
+    requestAnimationFrame(frame);
+  });
+  return { far, frames: (times.length - 1) / ((times[times.length - 1] - times[0]) / 1000) };
+}"""
+
+
+def start(threads: int, folder: Path) -> tuple[subprocess.Popen[str], str]:
+    """The server and the address that it prints."""
+    command = [sys.executable, "-m", "glassformer", "open", "--no-browser", "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(threads), cwd=folder)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"http\S+token=\S+", line):
+            return process, found[0]
+    raise RuntimeError("glassformer open ended without an address")
+
+
+def settled(page: Any) -> None:
+    page.wait_for_timeout(300)
+    page.wait_for_selector('[aria-busy="true"]', state="detached", timeout=300_000)
+
+
+def measure(address: str, program: str, rounds: int) -> dict[str, Any]:
+    """All timings, in milliseconds; frames a second; bytes of scripts and styles."""
+    from playwright.sync_api import sync_playwright
+
+    found: dict[str, Any] = {"paint": [], "key": [], "head": []}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        context = browser.new_context(viewport={"width": 1400, "height": 900})
+        page = context.new_page()
+        sizes: dict[str, int] = {}
+        page.on("response", lambda r: sizes.update({r.url: len(r.body())}) if r.url.endswith((".js", ".css")) else None)
+        page.goto(address)
+        settled(page)
+        found["bytes"] = sum(sizes.values())
+        found["files"] = len(sizes)
+        for _ in range(rounds):
+            page.goto("about:blank")
+            page.goto(address)
+            page.wait_for_selector("#composer")
+            paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
+            while (at := page.evaluate(paint)) is None:
+                page.wait_for_timeout(10)
+            found["paint"].append(at)
+        fragment = f"#text={quote(TEXT)}&tab=size"  # the bars alone, then with the heads beside them
+        page.goto("about:blank")
+        page.goto(address + fragment)
+        settled(page)
+        found["tokens"] = page.locator(".panel.words .chip").count()
+        for i in range(rounds + 1):
+            took = page.evaluate(TYPE, TEXT + [" the", " a", " some", " its"][i % 4])
+            settled(page)
+            if i:
+                found["key"].append(took)
+        page.click("#tab-attention")
+        settled(page)
+        for i in range(rounds + 1):
+            took = page.evaluate(HEAD, [3 + i, i % 9])
+            settled(page)
+            if i:
+                found["head"].append(took)
+        long = "the mole and the bank of the river are " * 228
+        page.goto("about:blank")
+        page.goto(address + f"#text={quote(long[:9000].strip())}&layer=5&head=3")
+        settled(page)
+        found["long"] = page.inner_text("#facts")
+        page.evaluate(SCROLL)  # the tiles come in
+        settled(page)
+        found["scroll"] = page.evaluate(SCROLL)
+        browser.close()
+    return found
+
+
+def main() -> None:
+    options = arguments(__doc__, rounds=9).parse_args()
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        skip("there is no Chromium here (apt-get install chromium)")
+    with tempfile.TemporaryDirectory() as folder:
+        process, address = start(options.threads, Path(folder))
+        try:
+            found = measure(address, program, options.rounds)
+        finally:
+            process.terminate()
+            process.wait()
+        file = Path(folder) / "report.html"
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "glassformer", "report", REPORT.strip(), "-o", str(file)]
+        subprocess.run(command, check=True, env=environment(options.threads), stderr=subprocess.DEVNULL)
+        wrote = time.perf_counter() - began
+        megabytes = file.stat().st_size / 1e6
+    key, head, paint = (statistics.median(found[name]) for name in ("key", "head", "paint"))
+    frames, kilobytes = found["scroll"]["frames"], found["bytes"] / 1000
+    rows = [
+        (f"key press to new bars, {found['tokens'] + 1} tokens (ms)", spread(found["key"]), verdict(key, most=KEY_MS)),
+        ("opening a head (ms)", spread(found["head"]), verdict(head, most=HEAD_MS)),
+        ("first paint (ms)", spread(found["paint"]), verdict(paint, most=PAINT_MS)),
+        (f"scripts and styles, {found['files']} files (kB)", f"{kilobytes:.0f}", verdict(kilobytes, most=SCRIPT_KB)),
+        ("scrolling the matrix of a long text (frames/s)", f"{frames:.0f}", verdict(frames, least=FRAMES)),
+        (f"a report of a long text, {wrote:.0f} s (MB)", f"{megabytes:.1f}", verdict(megabytes, most=REPORT_MB)),
+    ]
+    report(
+        "page", "The page", table(("what", "median (range)", "asked"), rows), options, f"Long text: {found['long']}."
+    )
+
+
+if __name__ == "__main__":
+    main()
