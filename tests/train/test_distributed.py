@@ -45,6 +45,7 @@ def written(recipe: Recipe, place: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "shard"), [(2, "none"), (2, "full"), (4, "none"), (4, "full")])
 def test_many_processes_equal_one(small: Make, out: Place, world: int, shard: str) -> None:
     # 7 rows do not divide by 2 or 4, 3 rows of a vector not by 4, and 40 columns give matrices of three shapes
@@ -64,6 +65,7 @@ def test_many_processes_equal_one(small: Make, out: Place, world: int, shard: st
     assert all(torch.allclose(weights[name], reference[name], atol=2e-3) for name in reference)
 
 
+@pytest.mark.slow
 def test_adamw_sharded_equals_one(small: Make, out: Place) -> None:
     recipe = small(steps=10, batch=4, kind="adamw", clip=0.5, eps=1e-8)
     one, many = out(), out()
@@ -73,6 +75,7 @@ def test_adamw_sharded_equals_one(small: Make, out: Place) -> None:
     assert all(abs(expected[step] - found[step]) <= 1e-4 for step in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then", "shard"), [(2, 4, "full"), (4, 1, "full"), (1, 2, "full"), (2, 1, "none")])
 def test_resumed_on_another_number(small: Make, out: Place, first: int, then: int, shard: str) -> None:
     recipe = small(steps=10, batch=4, save_every=5, shard=shard)
@@ -94,6 +97,7 @@ def test_resumed_on_another_number(small: Make, out: Place, first: int, then: in
     assert any(f"world {first} → {then}" in text for text in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["none", "full"])
 def test_a_killed_process_ends_the_job_and_it_resumes(small: Make, out: Place, shard: str) -> None:
     recipe = small(steps=10, batch=4, save_every=2, shard=shard)
