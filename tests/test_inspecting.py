@@ -1,0 +1,88 @@
+"""The numbers in docs/inspecting.md are those that the model gives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[1] / "docs" / "inspecting.md").read_text("utf-8")
+CLEAN = "When Mary and John went to the store, John gave a drink to"
+CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
+
+pytestmark = pytest.mark.smollm2
+
+
+def rows(name: str) -> list[list[str]]:
+    """The cells of the page's table of this name, its head left out."""
+    table = PAGE.split(f"<!-- {name} -->\n")[1].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def quoted(before: str) -> list[str]:
+    """The quoted texts of the command after some words of the page."""
+    return re.findall(r'"([^"]+)"', PAGE.split(before)[1].split("```")[0])
+
+
+@pytest.mark.parametrize(
+    ("word", "pairs"),
+    [
+        ("mole", [(0, 1), (0, 2), (1, 2)]),
+        ("bank", [(0, 1), (2, 3), (0, 2), (0, 3), (1, 2), (1, 3)]),
+    ],
+)
+def test_meaning(smollm2, word, pairs):
+    from glassformer.cli.meaning import place_name
+
+    texts = quoted(f"glassformer meaning {word}")
+    found = smollm2.meaning(word, texts)
+    by_name = {place_name(p, found.places): found.similarity[i] for i, p in enumerate(found.places)}
+    for name, *cells in rows(word):
+        for cell, (i, j) in zip(cells, pairs, strict=True):
+            assert float(cell) == pytest.approx(float(by_name[name][i, j]), abs=0.002), (name, i, j)
+    if word == "mole":
+        assert float(found.parted.max()) == pytest.approx(0.130, abs=0.002)
+        assert found.parted.argmax() == 2 * 29 + 1
+
+
+def test_patching(smollm2):
+    assert quoted("glassformer patch") == [CLEAN, CORRUPTED]
+    stream = smollm2.patch([(CLEAN, CORRUPTED)])
+    assert stream.clean[0] == pytest.approx(6.120, abs=0.01)
+    assert stream.corrupted[0] == pytest.approx(-5.485, abs=0.01)
+    assert [stream.texts[i] for i in (stream.answer[0], stream.wrong[0])] == [" Mary", " John"]
+    for layer, name, end in rows("stream"):
+        assert 100 * stream.restored[0, int(layer), 9] == pytest.approx(float(name), abs=1)
+        assert 100 * stream.restored[0, int(layer), 13] == pytest.approx(float(end), abs=1)
+    assert stream.columns[9] == " Mary"
+    assert stream.columns[13] == " to"
+    assert stream.correlation == pytest.approx(0.85, abs=0.02)
+    heads = smollm2.patch([(CLEAN, CORRUPTED)], "heads")
+    ranked = [(f"{row['layer']}.{row['head']}", 100 * row["restored"]) for row in heads.ranked(6)]
+    for (head, value), (name, measured) in zip(rows("heads"), ranked, strict=True):
+        assert head == name
+        assert float(value) == pytest.approx(measured, abs=1)
+    assert heads.correlation == pytest.approx(0.98, abs=0.01)
+
+
+def test_heads(smollm2):
+    found = smollm2.heads()
+    for kind, _, head, score, null in rows("scores"):
+        best = found.ranked(kind, 1)[0]
+        assert head == f"{best['layer']}.{best['head']}"
+        assert float(score) == pytest.approx(best["score"], abs=0.003)
+        assert (null == "–") if best["null"] is None else float(null) == pytest.approx(best["null"], abs=0.003)
+
+
+def test_neurons(smollm2):
+    found = smollm2.trace("The capital of France is").neurons(k=4)
+    assert found.token == " Paris"
+    assert found.value == pytest.approx(19.230, abs=0.01)
+    assert found.all == pytest.approx(9.382, abs=0.01)
+    for (name, output, share), neuron in zip(rows("neurons"), found.neurons, strict=True):
+        assert name == f"{neuron['layer']}.{neuron['index']}"
+        assert float(output) == pytest.approx(neuron["activation"], abs=0.02)
+        assert float(share) == pytest.approx(neuron["contribution"], abs=0.005)
+    assert {" French", " Paris", " France"} <= set(found.neurons[0]["excited_by"])
+    assert {" French", " Paris", " France"} <= set(found.neurons[0]["lowers"])
