@@ -11,7 +11,7 @@ import time
 
 from common import HERE, SKIPPED
 
-NOT_BENCHMARKS = {"common", "run"}
+NOT_BENCHMARKS = {"common", "run", "server_common"}
 
 
 def main() -> int:

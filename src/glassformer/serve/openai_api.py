@@ -129,7 +129,8 @@ def _completion_plan(serving: Serving, ask: CompletionAsk) -> Plan:
     if ask.max_tokens != 0:
         for ids in prompts:
             room = serving.desk.engine.capacity - len(ids)
-            most = min(_USUAL, max(1, room)) if ask.max_tokens is None else ask.max_tokens
+            usual = min(_USUAL, max(1, room), serving.most_tokens or _USUAL)
+            most = usual if ask.max_tokens is None else ask.max_tokens
             asked += _asked(serving, ask, ids, most, ask.logprobs)
     return Plan(prompts, asked, texts if ask.echo else [""] * len(texts), [])
 
