@@ -286,6 +286,9 @@ def test_a_run_and_its_checkpoints_through_every_view(app: Watched):
     for room in ("attention", "depth", "why", "size"):
         app.room(room)
         assert app.problems() == []
+    app.page.locator(".checkpoints input").fill("1")  # also beside the model's name, whatever room is open
+    app.settle()
+    assert "step 6" in app.page.inner_text(".model")
     app.room("learning")
     app.page.click("text=Take one step")
     app.settle()

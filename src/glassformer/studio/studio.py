@@ -50,6 +50,7 @@ class Studio:
         self.scored: dict[str, dict[str, Any]] = {}  # what the heads of each model do, by its name
         self._traces: OrderedDict[tuple[Any, ...], Trace] = OrderedDict()
         self._lock = threading.RLock()
+        self._opening = threading.Lock()
 
     @property
     def opened(self) -> list[str]:
@@ -63,11 +64,19 @@ class Studio:
         Raises:
             SourceError and the rest of `load`'s: when it cannot be opened.
         """
+        name = name or self.current
+        if (found := self._held(name)) is not None:
+            return found
+        with self._opening:  # views come several at once: the first opens, the others find it open
+            return self._held(name) or self._opened(name)
+
+    def _held(self, name: str) -> Model | None:
         with self._lock:
-            name = name or self.current
             if name in self._models:
                 self._models.move_to_end(name)
-                return self._models[name]
+            return self._models.get(name)
+
+    def _opened(self, name: str) -> Model:
         if name.startswith("run:"):
             from glassformer.studio.learning import open_run
 

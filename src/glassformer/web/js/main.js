@@ -54,7 +54,7 @@ export function build(root, source, state) {
   const rooms = ROOMS.filter(([name]) => !source.rooms || source.rooms.includes(name));
   if (!rooms.some(([name]) => name === state.get("tab"))) state.set({ tab: rooms[0][0] });
   const said = h("span", { class: "visually-hidden", role: "status" });
-  const { button: model, dialog: models } = chooser(source, state);
+  const { button: model, dialog: models, checkpoints } = chooser(source, state);
   const walk = tour(state);
   const dialog = keys(state, rooms.map(([name]) => name));
   const theme = segmented("Theme", [["auto", "Auto"], ["light", "Light"], ["dark", "Dark"]], () => state.get("theme"), (name) => state.set({ theme: name }));
@@ -109,7 +109,7 @@ export function build(root, source, state) {
   const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Rooms" });
   const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs);
   put(root,
-    h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? model : h("span", { class: "soft" }, source.title ?? ""),
+    h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
       h("div", { class: "row tools" }, alone ? tourButton : null, alone ? share : null, image, alone ? report : null, theme.element, large, help), said),
     h("main", {}, composer, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
   if (alone) {

@@ -74,11 +74,32 @@ export function chooser(source, state) {
     }
   }
 
+  // With a run open, its checkpoints are beside its name: the view that is open shows another step of the same head.
+  const slider = h("input", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": "Checkpoint", onchange: () => state.set({ model: `run:${run}@${steps[slider.value]}`, edits: [], query: null, key: null }) });
+  const checkpoints = h("div", { class: "row checkpoints", hidden: true }, slider);
+  let run = "";
+  /** @type {number[]} */
+  let steps = [];
+  async function stepsOf() {
+    const found = /^run:(.*)@(\d+)$/.exec(state.get("model") ?? "");
+    checkpoints.hidden = !found;
+    if (!found) return;
+    run = found[1];
+    const { runs } = await source.get("runs", {}).catch(() => ({ runs: [] }));
+    steps = runs.find((/** @type {any} */ r) => r.name === run)?.checkpoints ?? [];
+    slider.max = String(Math.max(0, steps.length - 1));
+    slider.value = String(Math.max(0, steps.indexOf(Number(found[2]))));
+    slider.setAttribute("aria-valuetext", `step ${found[2]}`);
+    checkpoints.hidden = steps.length < 2;
+  }
+  state.on(["model"], stepsOf);
+  stepsOf();
+
   const reflect = () => {
     const name = state.get("model") ?? state.get("modelName") ?? "model";
     button.textContent = `${name.replace(/^run:/, "").replace("@", ", step ")} ▾`;
   };
   state.on(["model", "modelName"], reflect);
   reflect();
-  return { button, dialog };
+  return { button, dialog, checkpoints };
 }
