@@ -81,18 +81,16 @@ async def load(url: str, options: Any, server: Server) -> tuple[list[Answer], li
     answers: list[Answer] = []
     errors: list[str] = []
     memory: list[float] = []
-    start = time.perf_counter()
-    end = start + options.seconds
+    start = end = 0.0
 
     async def one(number: int) -> None:
         turn = number
-        async with httpx.AsyncClient(timeout=300) as client:
-            while time.perf_counter() < end:
-                try:
-                    answers.append(await stream(client, url, turn % len(PROMPTS), options.tokens))
-                except Exception as error:
-                    errors.append(f"{type(error).__name__}: {error}")
-                turn += 7
+        while time.perf_counter() < end:
+            try:
+                answers.append(await stream(client, url, turn % len(PROMPTS), options.tokens))
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {error}")
+            turn += 7
 
     async def watch() -> None:
         while True:
@@ -100,7 +98,12 @@ async def load(url: str, options: Any, server: Server) -> tuple[list[Answer], li
             await asyncio.sleep(max(0.5, options.seconds / 40))
 
     watching = asyncio.create_task(watch())
-    await asyncio.gather(*(one(number) for number in range(options.clients)))
+    # A connection each, in one pool: 64 clients of the library would spend the first seconds reading certificates.
+    limits = httpx.Limits(max_connections=options.clients, max_keepalive_connections=options.clients)
+    async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+        start = time.perf_counter()
+        end = start + options.seconds
+        await asyncio.gather(*(one(number) for number in range(options.clients)))
     watching.cancel()
     return answers, errors, memory, time.perf_counter() - start
 
