@@ -48,8 +48,9 @@ def lib_of(name: str) -> ctypes.CDLL:
     return found.get(name, found["best"])
 
 
-def multiply(lib: ctypes.CDLL, w: Weight, x: Tensor, bias: Tensor | None = None) -> Tensor:
+def multiply(lib: ctypes.CDLL, w: Weight, x: Tensor, bias: Tensor | None = None, exact: bool = False) -> Tensor:
     packed = Packed(lib, w, 1)
+    packed.matrix.exact = exact
     out = torch.empty(x.shape[0], w.rows)
     x = x.contiguous()
     if bias is not None:
@@ -93,6 +94,16 @@ def test_products_equal_torch(name, precision, rows, blocks, count, seed):
     # A quant that falls within rounding of a half may go either way: one step of 1/127.
     slack = 3e-6 if w.format in ("F32", "BF16") else 1e-4
     assert ((got - expected).abs() <= slack * size).all()
+
+
+@pytest.mark.parametrize("name", lib_names())
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+def test_exact_products_of_blocks_are_those_of_their_float32_numbers_to_the_bit(name, kind):
+    for count in (1, 3, 8, 11):
+        w = Weight(kind, 50, 96, quantise(torch.randn(50, 96), kind))
+        x = torch.randn(count, 96)
+        expected = multiply(lib_of(name), Weight("F32", 50, 96, w.to_float()), x)
+        assert torch.equal(multiply(lib_of(name), w, x, exact=True), expected)
 
 
 @pytest.mark.parametrize("name", lib_names())
@@ -292,6 +303,10 @@ def test_smollm2_exactly_and_in_its_files_own_blocks(smollm2):
     exact = FastModel.from_transformer(smollm2.transformer, capacity=64)
     close(exact.forward(ids, [0] * len(ids), range(len(ids))), expected)
     del exact
+    blocks = FastModel.from_gguf(smollm2.source, exact=True, capacity=64)
+    assert (blocks.precision, blocks.notes) == ("float32", {})
+    close(blocks.forward(ids, [0] * len(ids), range(len(ids))), expected)
+    del blocks
     own = FastModel.from_gguf(smollm2.source, capacity=64)
     assert own.precision == "Q4_1+Q8_0"
     assert own.notes == {}  # every matrix as the file stores it

@@ -76,7 +76,7 @@ class Engine:
         tokenizer: turns ids into text; None for ids only.
         precision: "exact" is float32; "fast" is the file's own blocks for a GGUF with such, else int8;
             or one of float32, bfloat16, int8, int4.
-        source: the GGUF file the transformer came from, for "fast".
+        source: the GGUF file the transformer came from: "exact" and "fast" then compute with its own blocks.
         slots: requests worked on at once; more wait.
         capacity: tokens of prompt and answer together; the model's context by default.
         use_native: False stays on the eager path.
@@ -228,8 +228,8 @@ class Engine:
     def _build(self) -> None:
         try:
             options = {"slots": self.slots, "capacity": self.capacity, "threads": self._threads}
-            if self.asked_precision == "fast" and self._source is not None:
-                runner = FastModel.from_gguf(self._source, **options)
+            if self.asked_precision in ("fast", "exact") and self._source is not None:
+                runner = FastModel.from_gguf(self._source, exact=self.asked_precision == "exact", **options)
             else:
                 wanted = {"exact": "float32", "fast": "int8"}.get(self.asked_precision, self.asked_precision)
                 runner = FastModel.from_transformer(self.transformer, wanted, **options)

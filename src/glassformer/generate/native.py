@@ -44,6 +44,7 @@ class Matrix(ctypes.Structure):
         ("format", ctypes.c_int32),
         ("rows", ctypes.c_int32),
         ("cols", ctypes.c_int32),
+        ("exact", ctypes.c_int32),
         ("data", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
     ]

@@ -94,8 +94,11 @@ class Raw(Protocol):
     def values(self) -> np.ndarray: ...
 
 
-def stored(raw: Raw) -> Weight | Tensor:
-    """A GGUF's parameter as it is: a matrix in its own blocks, a vector in float32."""
+def stored(raw: Raw, exact: bool = False) -> Weight | Tensor:
+    """A GGUF's parameter as it is: a matrix in its own blocks, a vector in float32.
+
+    A matrix in a format that has no kernel becomes Q8_0, or float32 with `exact`.
+    """
     if len(raw.shape) == 1:
         return _tensor(raw.values().astype(np.float32))
     rows, cols = raw.shape
@@ -106,6 +109,8 @@ def stored(raw: Raw) -> Weight | Tensor:
         return Weight("F32", rows, cols, _tensor(data.view(np.float32).reshape(rows, cols)))
     if raw.kind == "BF16":
         return Weight("BF16", rows, cols, _tensor(data.view(np.uint16).reshape(rows, cols)).view(torch.bfloat16))
+    if exact:
+        return Weight("F32", rows, cols, _tensor(raw.values().astype(np.float32).reshape(rows, cols)))
     again = weight(_tensor(raw.values().astype(np.float32)), "int8")
     note = again.note or f"stored again as {again.format}"
     return Weight(again.format, rows, cols, again.data, f"{raw.kind} in the file, {note}")

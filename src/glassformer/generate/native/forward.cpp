@@ -26,7 +26,7 @@ size_t gf_matrix_bytes(int format, int rows, int cols) {
 }
 
 void gf_pack(int format, int rows, int cols, const uint8_t* source, uint8_t* out, int threads) {
-    Matrix m{format, rows, cols, out, nullptr};
+    Matrix m{format, rows, cols, 0, out, nullptr};
     std::lock_guard<std::mutex> hold(pool_use);
     std::atomic<int> next{0};
     team(threads).run([&] {
@@ -42,7 +42,7 @@ int gf_multiply(const Matrix* m, const float* x, int count, float* out) {
     if (!in.make(count, m->cols)) return 1;
     for (int r = 0; r < count; r++) {
         memcpy(in.rows.x + (size_t)r * in.rows.stride, x + (size_t)r * m->cols, m->cols * sizeof(float));
-        if (m->quantised()) in.rows.quantise(r);
+        if (m->rounds()) in.rows.quantise(r);
     }
     alignas(64) float y[TOGETHER][UNIT];
     for (int unit = 0; unit < m->units(); unit++)

@@ -80,9 +80,12 @@ struct Walk {
         share(n, grab > 0 ? grab : 1, work);
     }
 
-    int grab(int units) const {
-        int n = units / (threads.size() * 4);
-        return run.count > 8 || n < 1 ? 1 : n;
+    // Units taken at a time: enough bytes to be worth the asking, few enough that nobody waits long
+    // for the last piece.
+    int grab(const Matrix& m, int units) const {
+        if (run.count > TOGETHER) return 1;
+        int worth = (int)((48 << 10) / unit_bytes(m.format, m.cols)), fair = units / (threads.size() * 64);
+        return worth > fair ? (worth > 0 ? worth : 1) : fair > 0 ? fair : 1;
     }
 
     // Products of one input with up to three matrices; done(which, unit, first row, rows, results).
@@ -90,7 +93,7 @@ struct Walk {
     void products(const Matrix* const* matrices, int n, const Rows& in, int rows, F done) {
         int total = 0;
         for (int i = 0; i < n; i++) total += matrices[i]->units();
-        share(total, grab(total), [&](int unit) {
+        share(total, grab(*matrices[0], total), [&](int unit) {
             int which = 0;
             while (unit >= matrices[which]->units()) unit -= matrices[which++]->units();
             alignas(64) float y[TOGETHER][UNIT];
@@ -122,13 +125,13 @@ struct Walk {
     }
 
     void before_attention(const Layer& layer, int row) {
-        bool quantise = layer.q.quantised() || layer.k.quantised() || layer.v.quantised();
+        bool quantise = layer.q.rounds() || layer.k.rounds() || layer.v.rounds();
         norm_into(layer.ln1, residual(row), m.attention_in, row, quantise);
         if (s.parallel) before_feed(layer, row);
     }
 
     void before_feed(const Layer& layer, int row) {
-        norm_into(layer.ln2, residual(row), m.feed_in, row, layer.up.quantised() || layer.gate.quantised());
+        norm_into(layer.ln2, residual(row), m.feed_in, row, layer.up.rounds() || layer.gate.rounds());
     }
 
     void add_normed(const NormWeights& w, int row) {
@@ -246,10 +249,10 @@ struct Walk {
             else
                 attend_group<float>(layer, index, g, kv_head, i % pieces);
         });
-        if (split || layer.o.quantised())
+        if (split || layer.o.rounds())
             each_row(run.count, [&](int r) {
                 if (split) merge_row(r);
-                if (layer.o.quantised()) m.mixed.rows.quantise(r);
+                if (layer.o.rounds()) m.mixed.rows.quantise(r);
             });
         const Matrix* o = &layer.o;
         bool post = layer.ln1_post.weight != nullptr;
@@ -260,7 +263,7 @@ struct Walk {
 
     void feed_forward(const Layer& layer) {
         const int units = layer.up.units();
-        share(units, grab(units), [&](int unit) {
+        share(units, grab(layer.up, units), [&](int unit) {
             alignas(64) float up[TOGETHER][UNIT], gate[TOGETHER][UNIT];
             int from = unit * UNIT, n = s.d_ff - from < UNIT ? s.d_ff - from : UNIT;
             for (int r = 0; r < run.count; r += TOGETHER) {
@@ -278,7 +281,7 @@ struct Walk {
                     memcpy(m.hidden.rows.x + (size_t)(r + c) * m.hidden.rows.stride + from, up[c], n * sizeof(float));
             }
         });
-        if (layer.down.quantised()) each_row(run.count, [&](int r) { m.hidden.rows.quantise(r); });
+        if (layer.down.rounds()) each_row(run.count, [&](int r) { m.hidden.rows.quantise(r); });
         const Matrix* down = &layer.down;
         bool post = layer.ln2_post.weight != nullptr;
         products(&down, 1, m.hidden.rows, run.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
@@ -309,7 +312,7 @@ struct Walk {
         each_row(run.n_out, [&](int i) {
             int r = run.out_rows[i];
             if (m.layers.back().ln2_post.weight) add_normed(m.layers.back().ln2_post, r);
-            norm_into(m.parts.final_norm, residual(r), m.last, i, m.parts.unembed.quantised());
+            norm_into(m.parts.final_norm, residual(r), m.last, i, m.parts.unembed.rounds());
         });
         const Matrix* unembed = &m.parts.unembed;
         products(&unembed, 1, m.last.rows, run.n_out, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
