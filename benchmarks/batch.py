@@ -27,6 +27,7 @@ def main() -> None:
     rows = []
     made = {
         "fast": lambda: FastModel.from_gguf(smollm2(), slots=max(SIZES), capacity=512),
+        "exact": lambda: FastModel.from_gguf(smollm2(), exact=True, slots=max(SIZES), capacity=512),
         "bfloat16": lambda: FastModel.from_transformer(model.transformer, "bfloat16", slots=max(SIZES), capacity=512),
         "float32": lambda: FastModel.from_transformer(model.transformer, "float32", slots=max(SIZES), capacity=512),
     }

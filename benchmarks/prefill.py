@@ -26,7 +26,10 @@ def main() -> None:
     text = DATA / "wikitext-2-test.txt"
     source = text if text.exists() else HERE.parent / "LICENSE"
     ids = model.encode(source.read_text("utf-8")[:20_000], bos=False)[: options.tokens]
-    ours = {"fast": FastModel.from_gguf(smollm2(), capacity=2048)}
+    ours = {
+        "fast": FastModel.from_gguf(smollm2(), capacity=2048),
+        "exact": FastModel.from_gguf(smollm2(), exact=True, capacity=2048),
+    }
     for precision in ("bfloat16", "float32"):
         ours[precision] = FastModel.from_transformer(model.transformer, precision, capacity=2048)
 

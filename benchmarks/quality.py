@@ -37,6 +37,7 @@ def main() -> None:
         exact = torch.cat(losses(lambda w: model.transformer(torch.tensor([w]))[0]))
     runners = {
         "fast": lambda: FastModel.from_gguf(smollm2(), capacity=size),
+        "exact": lambda: FastModel.from_gguf(smollm2(), exact=True, capacity=size),
         **{p: lambda p=p: FastModel.from_transformer(model.transformer, p, capacity=size) for p in PRECISIONS},
     }
     rows = [("transformer, float32", f"{exact.mean().exp():.4f}", "", "", "", "")]
