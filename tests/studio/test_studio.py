@@ -221,6 +221,13 @@ def test_a_report_holds_its_numbers_and_loads_nothing(studio: Studio):
     assert "unsafe" not in re.search(r'content-security-policy" content="([^"]*)"', html)[1]  # type: ignore[index]
 
 
+def test_a_report_of_a_hundred_tokens_stays_small():
+    """Of SmolLM2's shape, by the parts that grow: patterns are bounded, the lens has a cell for each place and token."""
+    places, tokens, cell = 61, 100, 220
+    patterns = report.PATTERN_BYTES * 4 / 3
+    assert patterns + places * tokens * cell + 1_400_000 <= 5_000_000
+
+
 def test_a_report_s_data_cannot_end_its_script(studio: Studio):
     html = report.build(studio, "</script><script>alert(1)</script>", rooms=["depth"])
     assert html.count("<script") == 2

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOMS = ("attention", "depth", "why", "size")
 # Bytes of attention patterns in a report, before base64: leaves room for the rest under 5 MB.
-PATTERN_BYTES = 2_400_000
+PATTERN_BYTES = 1_600_000
 # A text up to this many tokens has every position's journey inside.
 ALL_JOURNEYS = 12
 CELLS = 24
@@ -102,7 +102,19 @@ def collect(
             "": studio.view("size", {"model": model}, check),
             "gpt3": studio.view("size", {"name": "gpt3"}, check),
         }
-    return data
+    shorter: dict[str, Any] = _rounded(data)
+    return shorter
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six significant digits, more than the page shows: a third of the file."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return value
 
 
 def ask_without_edits(studio: Studio, view: str, same: dict[str, Any], check: Check, **more: Any) -> dict[str, Any]:
