@@ -222,7 +222,7 @@ def test_a_report_holds_its_numbers_and_loads_nothing(studio: Studio):
 
 
 def test_a_report_of_a_hundred_tokens_stays_small():
-    """Of SmolLM2's shape, by the parts that grow: patterns are bounded, the lens has a cell for each place and token."""
+    """Of SmolLM2's shape, by the parts that grow: bounded patterns, and the lens's cell for each place and token."""
     places, tokens, cell = 61, 100, 220
     patterns = report.PATTERN_BYTES * 4 / 3
     assert patterns + places * tokens * cell + 1_400_000 <= 5_000_000
