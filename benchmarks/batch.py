@@ -43,7 +43,7 @@ def main() -> None:
             start = time.perf_counter()
             for step in range(options.tokens):
                 positions = [len(p) + step for p in prompts]
-                tokens = fast.decode(tokens, range(size), positions).argmax(1).tolist()
+                tokens = fast.decode(tokens, range(size), positions).numpy().argmax(1).tolist()
                 for answer, token in zip(answers, tokens, strict=True):
                     answer.append(token)
             took = time.perf_counter() - start

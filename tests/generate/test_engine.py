@@ -96,6 +96,18 @@ def test_many_requests_share_the_engine_and_none_is_changed_by_it(engine, model)
     assert (engine.active, engine.waiting) == (0, 0)
 
 
+def test_other_threads_keep_their_number_of_torch_threads(model):
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    with Engine(model, slots=1) as engine:
+        assert engine.wait(120)
+        list(engine.generate(Request((1, 2), max_tokens=2)))
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+    assert [torch.get_num_threads(), *seen] == [before, before]
+
+
 def test_a_prefix_that_is_there_is_not_read_again(engine, model):
     first = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 3
     a = engine.submit(Request(tuple(first), max_tokens=4, stop_ids=frozenset()))

@@ -80,7 +80,7 @@ class Engine:
         slots: requests worked on at once; more wait.
         capacity: tokens of prompt and answer together; the model's context by default.
         use_native: False stays on the eager path.
-        threads: of the native path; torch's number by default.
+        threads: of the native path; torch's number, as it is now, by default.
 
     Raises:
         UsageError: for an unknown precision.
@@ -107,7 +107,7 @@ class Engine:
         self.asked_precision = precision
         self.note: str | None = None
         self._source = Path(source) if source is not None and str(source).endswith(".gguf") else None
-        self._threads = threads
+        self._threads = threads or torch.get_num_threads()
         self._runner: Runner = EagerRunner(transformer, slots=slots, capacity=self.capacity)
         self._next_runner: Runner | None = None
         self._waiting: deque[Handle] = deque()
@@ -245,6 +245,7 @@ class Engine:
             if self._next_runner is None:
                 return
             self._runner, self._next_runner = self._next_runner, None
+        _work_alone()
         self._held = [[] for _ in range(self.slots)]
         for active in self._active:  # what they have read so far is read again, quickly
             active.done = 0
@@ -252,6 +253,8 @@ class Engine:
     # The loop
 
     def _serve(self) -> None:
+        if isinstance(self._runner, FastModel):
+            _work_alone()
         while True:
             with self._wake:
                 if not (self._waiting or self._active or self._closed):
@@ -446,6 +449,17 @@ def _end() -> None:
     """End every engine before the interpreter does: it would end a thread inside torch by aborting the process."""
     for engine in list(_open):
         engine.close()
+
+
+def _work_alone() -> None:
+    """This thread's torch operations use no other threads from now on: they are small, and torch's threads would go on
+    spinning where the native path's are wanted. Other threads keep their number."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    # That also set what threads to come begin with: set it back, from a thread that does not matter.
+    restore = threading.Thread(target=torch.set_num_threads, args=(number,))
+    restore.start()
+    restore.join()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -165,7 +165,7 @@ static void product_f32(const uint8_t* unit, int cols, const Rows& rows, int fir
         x[c] = rows.x + (size_t)(first + c) * rows.stride;
     }
     for (int k = 0; k < cols; k++) {
-        if (C == 1) __builtin_prefetch(unit + (size_t)k * 128 + AHEAD), __builtin_prefetch(unit + (size_t)k * 128 + AHEAD + 64);
+        __builtin_prefetch(unit + (size_t)k * 128 + AHEAD), __builtin_prefetch(unit + (size_t)k * 128 + AHEAD + 64);
         F16 w = load<F16>(unit + (size_t)k * 128), v = load<F16>(unit + (size_t)k * 128 + 64);
         for (int c = 0; c < C; c++) {
             F16 a = splat(x[c][k]);
@@ -188,7 +188,7 @@ static void product_bf16(const uint8_t* unit, int cols, const Rows& rows, int fi
         x[c] = rows.x + (size_t)(first + c) * rows.stride;
     }
     for (int k = 0; k < cols; k += 2) {  // an odd last input is paired with zeros on both sides
-        if (C == 1) __builtin_prefetch(unit + (size_t)k * 64 + AHEAD), __builtin_prefetch(unit + (size_t)k * 64 + AHEAD + 64);
+        __builtin_prefetch(unit + (size_t)k * 64 + AHEAD), __builtin_prefetch(unit + (size_t)k * 64 + AHEAD + 64);
         U16 w = load<U16>(unit + (size_t)k * 64), v = load<U16>(unit + (size_t)k * 64 + 64);
         F16 w0 = (F16)(w << 16), w1 = (F16)(w & 0xffff0000u);
         F16 v0 = (F16)(v << 16), v1 = (F16)(v & 0xffff0000u);
@@ -220,8 +220,7 @@ static void product_quant(const uint8_t* unit, int cols, const Rows& rows, int f
         for (int c = 0; c < C; c++) acc[c] = splat(0.f);
         for (int b = 0; b < blocks; b++, q += quants, s += FORMAT == Q4_1 ? 64 : 32, x += BLOCK, scales++) {
             B64 w[8];
-            if (C == 1)
-                for (size_t i = 0; i < quants; i += 64) __builtin_prefetch(q + AHEAD + i);
+            for (size_t i = 0; i < quants; i += 64) __builtin_prefetch(q + AHEAD + i);
             if (FORMAT == Q8_0) {
                 for (int i = 0; i < 8; i++) w[i] = load<B64>(q + i * 64);
             } else {
@@ -266,8 +265,7 @@ static void product_exact(const uint8_t* unit, int cols, const Rows& rows, int f
         x[c] = rows.x + (size_t)(first + c) * rows.stride;
     }
     for (int b = 0; b < blocks; b++, q += quants, s += FORMAT == Q4_1 ? 64 : 32) {
-        if (C == 1)
-            for (size_t i = 0; i < quants; i += 64) __builtin_prefetch(q + AHEAD + i), __builtin_prefetch(q + bytes + AHEAD + i);
+        for (size_t i = 0; i < quants; i += 64) __builtin_prefetch(q + AHEAD + i), __builtin_prefetch(q + bytes + AHEAD + i);
         F16 d = halves(s), e = halves(s + bytes);
         F16 d0 = FORMAT == Q4_1 ? halves(s + 32) : d * splat(FORMAT == Q8_0 ? -128.f : -8.f);
         F16 e0 = FORMAT == Q4_1 ? halves(s + bytes + 32) : e * splat(FORMAT == Q8_0 ? -128.f : -8.f);

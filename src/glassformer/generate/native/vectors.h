@@ -60,18 +60,26 @@ GF_INLINE float sum(F16 v) {
 }
 
 GF_INLINE int32_t sum(I16 v) {
+#if defined(GF_VNNI)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
     int32_t a[16], total = 0;
     store(a, v);
     for (int i = 0; i < 16; i++) total += a[i];
     return total;
+#endif
 }
 
 GF_INLINE float peak(F16 v) {
+#if defined(GF_VNNI)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float a[16];
     store(a, v);
     for (int width = 8; width; width /= 2)
         for (int i = 0; i < width; i++) a[i] = a[i] > a[i + width] ? a[i] : a[i + width];
     return a[0];
+#endif
 }
 
 // Nearest integer (ties to even) of |x| < 2^22, by adding and removing 1.5 * 2^23.
