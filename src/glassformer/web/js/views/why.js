@@ -31,7 +31,7 @@ export function mount(element, source, state) {
   const effect = h("div", { class: "effect" });
   const body = h("div", { class: "why" });
   const neurons = h("div", { class: "neurons", role: "list" });
-  element.append(h("h2", {}, "Why it says so"), form, edits, effect, body, h("h3", {}, "Neurons of the feed-forward layers"),
+  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, edits, effect), body, h("h3", {}, "Neurons of the feed-forward layers"),
     h("p", { class: "soft small" }, "What each added to the number explained above, and the tokens whose score it raises; click one to switch it off."), neurons);
 
   function drawEdits() {
