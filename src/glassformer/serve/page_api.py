@@ -132,7 +132,9 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
         from glassformer.studio.report import build
 
         try:
-            html = await workers.run(request, lambda check: build(studio, ask.text, ask.edits, model=ask.model, check=check))
+            html = await workers.run(
+                request, lambda check: build(studio, ask.text, ask.edits, model=ask.model, check=check)
+            )
         except Cancelled:
             return Response(status_code=499)
         except GlassformerError as error:
