@@ -16,20 +16,17 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from glassformer.errors import GlassformerError, ServerError, TextError, UsageError
 from glassformer.generate import native
+from glassformer.generate.answer import Answer
 from glassformer.generate.backends import EagerRunner, Runner
 from glassformer.generate.fast import ROWS, FastModel
-from glassformer.generate.request import Finish, Handle, Request, Step
-from glassformer.generate.sampling import adjust, choose, logprobs, probabilities
-from glassformer.generate.speculative import accept
+from glassformer.generate.request import Handle, Request, Step
 from glassformer.generate.stopping import Ending
 
 if TYPE_CHECKING:
@@ -44,28 +41,6 @@ _IDLE = 10.0
 _QUICKLY_PACKED = 400_000_000
 # A prefix this much longer in another slot is worth copying.
 _WORTH_COPYING = 16
-
-
-@dataclass
-class _Active:
-    """A request in a slot."""
-
-    handle: Handle
-    slot: int
-    ids: list[int]
-    ending: Ending
-    generator: torch.Generator
-    done: int = 0
-    guesses: list[int] = field(default_factory=list)
-    drawn_from: Tensor | None = None
-
-    @property
-    def request(self) -> Request:
-        return self.handle.request
-
-    @property
-    def answer(self) -> list[int]:
-        return self.ids[len(self.request.prompt) :]
 
 
 class Engine:
@@ -111,7 +86,7 @@ class Engine:
         self._runner: Runner = EagerRunner(transformer, slots=slots, capacity=self.capacity)
         self._next_runner: Runner | None = None
         self._waiting: deque[Handle] = deque()
-        self._active: list[_Active] = []
+        self._active: list[Answer] = []
         self._held: list[list[int]] = [[] for _ in range(slots)]
         self._used = [0] * slots  # when a slot was last given away, in steps
         self._clock = 0
@@ -307,7 +282,7 @@ class Engine:
         self._used[slot] = self._clock
         self._held[slot] = []
         generator = handle.request.sampling.generator()
-        self._active.append(_Active(handle, slot, ids, self._ending(handle.request), generator, have))
+        self._active.append(Answer(handle, slot, ids, self._ending(handle.request), generator, self.capacity, have))
 
     def _place(self, ids: list[int], free: list[int]) -> tuple[int, int]:
         """A free slot for a prompt, and how many of its tokens are there already."""
@@ -335,7 +310,7 @@ class Engine:
         slots: list[int] = []
         positions: list[int] = []
         out: list[int] = []
-        parts: list[tuple[_Active, int, int]] = []  # who, tokens put in, rows of logits
+        parts: list[tuple[Answer, int, int]] = []  # who, tokens put in, rows of logits
         room = max(ROWS, len(self._active))
         for active in sorted(self._active, key=lambda a: len(a.ids) - a.done):  # who waits for one token goes first
             if room < 1:
@@ -343,7 +318,7 @@ class Engine:
             piece = active.ids[active.done : active.done + room]
             wanted = 0
             if active.done + len(piece) == len(active.ids):
-                self._guess(active, room - len(piece))
+                active.guess(room - len(piece))
                 piece = piece + active.guesses
                 wanted = 1 + len(active.guesses)
             out += range(len(tokens) + len(piece) - wanted, len(tokens) + len(piece))
@@ -357,63 +332,16 @@ class Engine:
         for active, count, wanted in parts:
             active.done += count - len(active.guesses) if wanted else count
             if wanted:
-                self._advance(active, logits[row : row + wanted])
+                steps = active.advance(logits[row : row + wanted], self._runner.precision)
                 row += wanted
+                for step in steps[:-1]:
+                    active.handle.put(step)
+                if steps[-1].finish is not None:
+                    self._finish(active, steps[-1])
+                else:
+                    active.handle.put(steps[-1])
 
-    def _guess(self, active: _Active, room: int) -> None:
-        active.guesses, active.drawn_from = [], None
-        request = active.request
-        room = min(room, request.guesses, self.capacity - len(active.ids) - 1)
-        if request.max_tokens is not None:
-            room = min(room, request.max_tokens - len(active.answer) - 1)
-        if request.guesser is not None and room > 0:
-            active.guesses, active.drawn_from = request.guesser.guess(
-                active.ids, room, request.sampling, active.generator
-            )
-
-    def _advance(self, active: _Active, logits: Tensor) -> None:
-        """Turn the logits of a request's last token (and of its guesses) into tokens."""
-        request, sampling = active.request, active.request.sampling
-        answer = active.answer
-        if active.guesses:
-            followed = [[*answer, *active.guesses[:i]] for i in range(len(logits))]
-            target = torch.stack(
-                [
-                    probabilities(adjust(row, sampling, request.prompt, before), sampling)
-                    for row, before in zip(logits, followed, strict=True)
-                ]
-            )
-            chosen = accept(target, active.guesses, active.drawn_from, active.generator)
-        elif sampling.greedy and sampling.plain:
-            chosen = [int(logits[0].numpy().argmax())]
-        else:
-            chosen = [choose(adjust(logits[0], sampling, request.prompt, answer), sampling, active.generator)]
-        for row, token in zip(logits, chosen, strict=False):
-            step = self._told(active, row, token)
-            if step.finish is not None:
-                self._finish(active, step)
-                return
-            active.handle.put(step)
-        active.done = len(active.ids) - 1  # kept guesses are in the cache already
-
-    def _told(self, active: _Active, logits: Tensor, token: int) -> Step:
-        request = active.request
-        active.ids.append(token)
-        text = active.ending.push(token)
-        finish: Finish | None = None
-        if active.ending.stopped:
-            finish = "stop"
-        elif len(active.answer) == request.max_tokens or len(active.ids) >= self.capacity:
-            finish = "length"
-            text += active.ending.finish()
-            if active.ending.stopped:
-                finish = "stop"
-        if request.logprobs is None:
-            return Step(token, text, finish=finish, precision=self._runner.precision)
-        mine, top = logprobs(logits, token, request.logprobs)
-        return Step(token, text, mine, top, finish, self._runner.precision)
-
-    def _finish(self, active: _Active, step: Step) -> None:
+    def _finish(self, active: Answer, step: Step) -> None:
         with contextlib.suppress(ValueError):
             self._active.remove(active)
         self._held[active.slot] = active.ids[: active.done]
@@ -426,17 +354,16 @@ class Engine:
         from glassformer.model.cache import Cache
 
         self.check(request)
-        sampling, generator = request.sampling, request.sampling.generator()
+        generator = request.sampling.generator()
         room = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
         cache = Cache(self.config, 1, room, self.transformer.dtype, self.transformer.device)
-        active = _Active(Handle(request), 0, list(request.prompt), self._ending(request), generator)
+        active = Answer(Handle(request), 0, list(request.prompt), self._ending(request), generator, self.capacity)
         precision = str(self.transformer.dtype).removeprefix("torch.")
         while True:
             ids = torch.tensor([active.ids[cache.length :]], device=self.transformer.device)
             logits = self.transformer(ids, cache, tap=tap, last=True)[0, -1].float().cpu()
-            token = choose(adjust(logits, sampling, request.prompt, active.answer), sampling, generator)
-            step = self._told(active, logits, token)
-            yield Step(step.id, step.text, step.logprob, step.top, step.finish, precision)
+            (step,) = active.advance(logits[None], precision)
+            yield step
             if step.finish is not None:
                 return
 
