@@ -21,6 +21,7 @@ enum Format { F32 = 0, BF16 = 1, Q8_0 = 2, Q4_0 = 3, Q4_1 = 4 };
 constexpr int UNIT = 32;     // output rows of one unit
 constexpr int BLOCK = 32;    // inputs that share a scale
 constexpr int TOGETHER = 8;  // activation rows that share one reading of the weights
+constexpr int AT_ONCE = 4;   // of them whose sums of 32 outputs stay in registers, for blocks
 constexpr int AHEAD = 2048;  // bytes: how early memory is asked for; the processor's own guess stops at a page's end
 
 struct Matrix {
@@ -206,47 +207,61 @@ static void product_bf16(const uint8_t* unit, int cols, const Rows& rows, int fi
     }
 }
 
+template <int FORMAT>
+GF_INLINE B64 unpack(const uint8_t* q, int i) {
+    if (FORMAT == Q8_0) return load<B64>(q + i * 64);
+    U16 pair = load<U16>(q + i % 4 * 64);
+    return (B64)((i < 4 ? pair : pair >> 4) & 0x0f0f0f0fu);
+}
+
+// Both panels at once, so that each activation is fetched once for 32 outputs; at most AT_ONCE rows at a
+// time.
 template <int FORMAT, int C>
 static void product_quant(const uint8_t* unit, int cols, const Rows& rows, int first, float (*out)[UNIT]) {
-    const int blocks = cols / BLOCK;
-    const size_t quants = quant_bytes(FORMAT), bytes = panel_bytes(FORMAT, cols);
-    const size_t stride = rows.stride, row_blocks = rows.blocks();
-    for (int half = 0; half < 2; half++) {
-        const uint8_t* q = unit + half * bytes;
-        const uint8_t* s = q + blocks * quants;
+    if constexpr (C > AT_ONCE) {
+        product_quant<FORMAT, AT_ONCE>(unit, cols, rows, first, out);
+        product_quant<FORMAT, C - AT_ONCE>(unit, cols, rows, first + AT_ONCE, out + AT_ONCE);
+    } else {
+        const int blocks = cols / BLOCK;
+        const size_t quants = quant_bytes(FORMAT), bytes = panel_bytes(FORMAT, cols);
+        const size_t stride = rows.stride, row_blocks = rows.blocks();
+        const uint8_t *q = unit, *s = unit + blocks * quants;
         const int8_t* x = rows.q + first * stride;
         const Scale* scales = rows.scales + first * row_blocks;
-        F16 acc[C];
-        for (int c = 0; c < C; c++) acc[c] = splat(0.f);
+        F16 low[C], high[C];
+        for (int c = 0; c < C; c++) low[c] = high[c] = splat(0.f);
         for (int b = 0; b < blocks; b++, q += quants, s += FORMAT == Q4_1 ? 64 : 32, x += BLOCK, scales++) {
-            B64 w[8];
-            for (size_t i = 0; i < quants; i += 64) __builtin_prefetch(q + AHEAD + i);
-            if (FORMAT == Q8_0) {
-                for (int i = 0; i < 8; i++) w[i] = load<B64>(q + i * 64);
-            } else {
-                for (int i = 0; i < 4; i++) {
-                    U16 pair = load<U16>(q + i * 64);
-                    w[i] = (B64)(pair & 0x0f0f0f0fu);
-                    w[i + 4] = (B64)((pair >> 4) & 0x0f0f0f0fu);
-                }
-            }
-            F16 d = halves(s), base = FORMAT == Q4_1 ? halves(s + 32) : splat(0.f);
-#pragma GCC unroll 8
+            I16 t[C], u[C];
+            for (size_t i = 0; i < quants; i += 64) __builtin_prefetch(q + AHEAD + i), __builtin_prefetch(q + bytes + AHEAD + i);
             for (int c = 0; c < C; c++) {
                 const Scale* at = scales + c * row_blocks;
-                const int8_t* fours = x + c * stride;
-                I16 t = FORMAT == Q8_0 ? splat_int(at->less128) : FORMAT == Q4_0 ? splat_int(at->less8) : splat_int(0);
+                t[c] = u[c] = splat_int(FORMAT == Q8_0 ? at->less128 : FORMAT == Q4_0 ? at->less8 : 0);
+            }
 #pragma GCC unroll 8
-                for (int i = 0; i < 8; i++) {
+            for (int i = 0; i < 8; i++) {
+                B64 v = unpack<FORMAT>(q, i), w = unpack<FORMAT>(q + bytes, i);
+                for (int c = 0; c < C; c++) {
                     int32_t four;
-                    memcpy(&four, fours + i * 4, 4);
-                    t = FORMAT == Q8_0 ? dot4(t, w[i], four) : dot4_small(t, w[i], four);
+                    memcpy(&four, x + c * stride + i * 4, 4);
+                    t[c] = FORMAT == Q8_0 ? dot4(t[c], v, four) : dot4_small(t[c], v, four);
+                    u[c] = FORMAT == Q8_0 ? dot4(u[c], w, four) : dot4_small(u[c], w, four);
                 }
-                acc[c] += __builtin_convertvector(t, F16) * (d * splat(at->scale));
-                if (FORMAT == Q4_1) acc[c] += base * splat(at->total);
+            }
+            F16 d = halves(s), e = halves(s + bytes);
+            for (int c = 0; c < C; c++) {
+                const Scale* at = scales + c * row_blocks;
+                low[c] += __builtin_convertvector(t[c], F16) * (d * splat(at->scale));
+                high[c] += __builtin_convertvector(u[c], F16) * (e * splat(at->scale));
+                if (FORMAT == Q4_1) {
+                    low[c] += halves(s + 32) * splat(at->total);
+                    high[c] += halves(s + bytes + 32) * splat(at->total);
+                }
             }
         }
-        for (int c = 0; c < C; c++) store(out[c] + half * 16, acc[c]);
+        for (int c = 0; c < C; c++) {
+            store(out[c], low[c]);
+            store(out[c] + 16, high[c]);
+        }
     }
 }
 
