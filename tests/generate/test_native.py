@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +66,7 @@ def test_a_damaged_library_is_thrown_away(fresh):
     assert not place.exists()
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_a_cache_that_cannot_be_written_is_done_without(fresh):
-    fresh.chmod(0o500)
+    (fresh / "native").write_text("a file where the folder should be: not even root can write into it")
     assert native.unavailable() is None
+    assert (fresh / "native").is_file()
