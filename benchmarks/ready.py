@@ -19,12 +19,11 @@ import glassformer as gf
 imported = time.time()
 model = gf.load("smollm2", device="cpu")
 loaded = time.time()
-from pathlib import Path
-from glassformer.generate import native
+import os
 from glassformer.generate.engine import Engine
 from glassformer.generate.request import Request
 if sys.argv[4]:
-    native.cache_directory = lambda: Path(sys.argv[4])
+    os.environ["GLASSFORMER_CACHE"] = sys.argv[4]  # the model is open; from here on it is where libraries are kept
 engine = Engine(model.transformer, model.tokenizer, precision="fast", source=sys.argv[3], capacity=2048)
 steps = engine.generate(Request(tuple(model.encode("The capital of France is")), max_tokens=40))
 next(steps)

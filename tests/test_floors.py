@@ -25,7 +25,8 @@ FLOORS: list[set[str]] = [
     {"generate", "inspect"},
     {"checkpoint", "text", "count"},
     {"model"},
-    {"errors"},
+    {"kernels"},
+    {"errors", "places"},
 ]
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -33,6 +34,8 @@ HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = [
     "glassformer",
     "glassformer.errors",
+    "glassformer.places",
+    "glassformer.kernels.build",
     "glassformer.count",
     "glassformer.model.config",
     "glassformer.model.sites",

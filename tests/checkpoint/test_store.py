@@ -12,6 +12,7 @@ import pytest
 
 from glassformer.checkpoint import store
 from glassformer.errors import SourceError, UsageError
+from glassformer.places import cache_directory
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +62,10 @@ def test_where_it_is(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("GLASSFORMER_CACHE")
-    assert store.cache_directory().name == "glassformer"
-    assert store.cache_directory().is_relative_to(tmp_path)
+    assert cache_directory().name == "glassformer"
+    assert cache_directory().is_relative_to(tmp_path)
     monkeypatch.setenv("GLASSFORMER_CACHE", "~/here")
-    assert store.cache_directory() == tmp_path / "here"
+    assert cache_directory() == tmp_path / "here"
 
 
 def test_least_recently_used_goes_first() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from glassformer.generate import native
+from glassformer.kernels.build import find_compiler
 
 CODE = "from glassformer.generate import native; print(native.instructions(native.library()))"
 
@@ -17,8 +18,8 @@ CODE = "from glassformer.generate import native; print(native.instructions(nativ
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty cache, and no memory of an earlier answer."""
     monkeypatch.setenv("GLASSFORMER_CACHE", str(tmp_path))
-    monkeypatch.setattr(native, "_loaded", {})
-    monkeypatch.setattr(native, "_failed", {})
+    monkeypatch.setattr(native.LIBRARY, "_loaded", {})
+    monkeypatch.setattr(native.LIBRARY, "_failed", {})
     return tmp_path
 
 
@@ -57,9 +58,9 @@ def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch):
 
 
 def test_a_damaged_library_is_thrown_away(fresh):
-    compiler = native.find_compiler()
+    compiler = find_compiler()
     assert compiler is not None
-    place = native._place(compiler, ())
+    place = native.LIBRARY.place(compiler)
     place.parent.mkdir(parents=True)
     place.write_bytes(b"not a library")
     assert "cannot be loaded" in str(native.unavailable())

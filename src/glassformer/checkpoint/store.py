@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glassformer.errors import SourceError, UsageError
+from glassformer.places import CACHE_VARIABLE, cache_directory
 
-CACHE_VARIABLE = "GLASSFORMER_CACHE"
 LIMIT_VARIABLE = "GLASSFORMER_CACHE_LIMIT"
 DEFAULT_LIMIT = 20 * 10**9
 NOTE = "note.json"
@@ -43,16 +43,6 @@ class Item:
     last_use: float
     entry: Path  # the folder or file directly under ``models/`` or ``dequantised/``
     note: dict[str, Any]
-
-
-def cache_directory() -> Path:
-    """The cache's root: ``GLASSFORMER_CACHE``, else the platform's folder for a user's caches. Not created here."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(os.path.expanduser(named)).absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("glassformer", appauthor=False))
 
 
 def models_directory() -> Path:

@@ -10,6 +10,7 @@ import typer
 
 from glassformer.cli.common import JsonOption, console, note, print_json
 from glassformer.errors import SourceError, UsageError, near
+from glassformer.places import cache_directory
 
 if TYPE_CHECKING:
     from glassformer.checkpoint.store import Item
@@ -94,7 +95,7 @@ def chosen(name: str | None) -> list[Item]:
     if not found:
         there = [item.name for item in items]
         known = f" It holds {', '.join(there)}." if there else " It is empty."
-        raise SourceError(f"There is no {name} in the cache {store.cache_directory()}.{near(name, there)}{known}")
+        raise SourceError(f"There is no {name} in the cache {cache_directory()}.{near(name, there)}{known}")
     stems = tuple(f"{item.path.stem}-" for item in found if item.path.suffix == ".gguf")
     return found + [item for item in items if item.kind == "dequantised" and stems and item.name.startswith(stems)]
 
@@ -127,7 +128,7 @@ def listing() -> dict[str, Any]:
     there = {item.name for item in items if item.kind != "dequantised"}
     return {
         "cache": {
-            "path": str(store.cache_directory()),
+            "path": str(cache_directory()),
             "bytes": sum(item.bytes for item in items),
             "dequantised_bytes": sum(item.bytes for item in items if item.kind == "dequantised"),
             "dequantised_limit": store.cache_limit(),

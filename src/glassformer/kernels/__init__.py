@@ -1,0 +1,1 @@
+"""C++ for a processor, compiled at first use with the system's compiler."""
