@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from glassformer.kernels import cpu
 from glassformer.model.cache import Cache
 from glassformer.model.config import Config
 from glassformer.model.layers import Linear, NormLayer, rotate, softcap
@@ -111,7 +112,11 @@ def attend_tiled(
 def attend_fused(
     q: Tensor, k: Tensor, v: Tensor, visible: Visible, *, scale: float, window: int | None
 ) -> Float[Tensor, "batch head query d_head"]:
-    """Attention through the fused kernel; the grid is never formed."""
+    """Attention through a fused kernel, ours or torch's; the grid is never formed."""
+    if visible.mask is None:
+        z = cpu.attention(q, k, v, start=visible.start, window=window, scale=scale)
+        if z is not None:
+            return z
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from glassformer.kernels import cpu
 from glassformer.model.config import Config, Position, RopeScaling
 from glassformer.model.sites import View, see
 
@@ -81,10 +82,12 @@ def linear(
 ) -> Float[Tensor, "*batch d_out"]:
     """x @ weight.T + bias.
 
-    In float32 on a CPU with many rows it goes through oneDNN where that uses the whole width of the
-    processor and MKL, behind `F.linear`, does not (docs/decisions/0002). Both accumulate in float32
-    and agree within rounding.
+    In float32 on a CPU with many rows it goes through the processor's tiles where it has them
+    (docs/decisions/0016), and through oneDNN where that uses the whole width of the processor and
+    MKL, behind `F.linear`, does not (docs/decisions/0002). All of them agree within float32's rounding.
     """
+    if (out := cpu.linear(x, weight, bias)) is not None:
+        return out
     if (
         _ONEDNN is not None
         and x.dtype == torch.float32 == weight.dtype
@@ -134,6 +137,8 @@ class NormLayer(nn.Module):
     def _fused(self, x: Tensor) -> Tensor:
         if self.centred:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        if (out := cpu.rms_norm(x, self.weight, float(self.one_plus), self.eps)) is not None:
+            return out
         if x.dtype in (torch.float32, torch.float64):
             return F.rms_norm(x, self.weight.shape, 1.0 + self.weight if self.one_plus else self.weight, self.eps)
         return self.apply_scale(x, self.scale(x))
@@ -172,6 +177,14 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     }[name]
 
 
+def gate(name: str, pre: Tensor, linear: Tensor | None = None) -> Tensor:
+    """act(pre) × linear, or act(pre) alone."""
+    if (out := cpu.gated(name, pre, linear)) is not None:
+        return out
+    h = activation(name)(pre)
+    return h if linear is None else h * linear
+
+
 def softcap(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap): squeezes numbers into (-cap, cap)."""
     return x if cap is None else cap * torch.tanh(x / cap)
@@ -208,6 +221,8 @@ def rotate(
     x: Float[Tensor, "batch query head d_head"], cos: Tensor, sin: Tensor
 ) -> Float[Tensor, "batch query head d_head"]:
     """Turn the first 2·pair dimensions of every head; the first half pairs with the second half."""
+    if (out := cpu.rotate(x, cos, sin)) is not None:
+        return out
     pairs = cos.shape[-1]
     first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
     turned = [first * cos - second * sin, second * cos + first * sin]

@@ -6,6 +6,7 @@ into through the same code. It knows no files, no tokenizer, and none of the tap
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -17,7 +18,7 @@ from glassformer.errors import CheckpointError, ShapeError, near
 from glassformer.model.attention import AttentionPart, Visible
 from glassformer.model.cache import Cache
 from glassformer.model.config import Config
-from glassformer.model.layers import Linear, NormLayer, activation, linear, rotaries, softcap
+from glassformer.model.layers import Linear, NormLayer, gate, linear, rotaries, softcap
 from glassformer.model.sites import Looking, Tap, View, Where, see
 
 Angles = tuple[Tensor, Tensor] | None
@@ -32,7 +33,7 @@ class FeedForwardPart(nn.Module):
         self.gate = Linear(config.d_model, f.d_ff, f.bias) if f.gated else None
         self.up = Linear(config.d_model, f.d_ff, f.bias)
         self.down = Linear(f.d_ff, config.d_model, f.bias)
-        self.activation = activation(f.activation)
+        self.activation = functools.partial(gate, f.activation)
 
     def forward(
         self, x: Float[Tensor, "batch query d_model"], view: View | None = None
@@ -40,7 +41,8 @@ class FeedForwardPart(nn.Module):
         if self.gate is None:
             h = self.activation(see(view, "mlp.pre", self.up(x)))
         else:
-            h = self.activation(see(view, "mlp.pre", self.gate(x))) * see(view, "mlp.pre_linear", self.up(x))
+            pre = see(view, "mlp.pre", self.gate(x))
+            h = self.activation(pre, see(view, "mlp.pre_linear", self.up(x)))
         return self.down(see(view, "mlp.post", h))
 
 

@@ -29,7 +29,7 @@ GF_INLINE void relax() {
 class Pool {
    public:
     explicit Pool(int threads) : size_(threads < 1 ? 1 : threads), owner_(getpid()) {
-        for (int id = 1; id < size_; id++) workers_.emplace_back([this] { serve(); });
+        for (int id = 1; id < size_; id++) workers_.emplace_back([this, id] { me() = id, serve(); });
     }
 
     ~Pool() {
@@ -43,6 +43,12 @@ class Pool {
     }
 
     int size() const { return size_; }
+    // The calling thread's number: 0, or a worker's, from 1.
+    static int& me() {
+        static thread_local int id = 0;
+        return id;
+    }
+
     bool alive() const { return owner_ == getpid(); }  // threads do not survive a fork
 
     // Runs task() on the calling thread and on every worker that comes in time, until all of those
