@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import glassformer
-from glassformer.cli.app import main
+from tests.cli.running import run
 from tests.tiny import CONTEXT, tiny_directory
 
 TEXT = "The American shrew mole"
@@ -18,14 +18,6 @@ NO_END = ("--logit-bias", "0=-100")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_directory(tmp_path_factory.mktemp("complete") / "tiny")
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as leave:
-        main([*map(str, args)])
-    out, err = capsys.readouterr()
-    return int(leave.value.code or 0), out, err
 
 
 def test_the_answer_is_what_generate_says(capsys, model):

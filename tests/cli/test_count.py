@@ -6,14 +6,12 @@ import json
 
 import pytest
 
-from glassformer.cli.app import main
 from glassformer.count import DESIGNS
+from tests.cli import running
 
 
-def run(capsys, *args: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as leave:
-        main(["count", *args])
-    return leave.value.code, *capsys.readouterr()
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    return running.run(capsys, "count", *args)
 
 
 def test_gpt3_shows_both_tallies(capsys, monkeypatch):

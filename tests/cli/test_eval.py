@@ -9,18 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from glassformer.cli.app import main
+from tests.cli import running
 from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole is a small mole.\nOne mole of carbon dioxide; take a biopsy of the møle. " * 8
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as leave:
-        main(["eval", *map(str, args)])
-    out, err = capsys.readouterr()
-    return int(leave.value.code or 0), out, err
+    return running.run(capsys, "eval", *args)
 
 
 @pytest.fixture(autouse=True)

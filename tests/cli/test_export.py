@@ -9,16 +9,12 @@ import pytest
 import torch
 
 import glassformer
-from glassformer.cli.app import main
+from tests.cli import running
 from tests.tiny import gap, tiny_directory, tiny_tokens
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    capsys.readouterr()  # what transformers said before
-    with pytest.raises(SystemExit) as leave:
-        main(["export", *map(str, args)])
-    out, err = capsys.readouterr()
-    return int(leave.value.code or 0), out, err
+    return running.run(capsys, "export", *args)
 
 
 def _logits(path: Path, **options: object) -> torch.Tensor:

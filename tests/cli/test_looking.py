@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import glassformer
-from glassformer.cli.app import main
+from tests.cli.running import answer, run
 from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole"
@@ -24,21 +23,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as leave:
-        main([*map(str, args)])
-    out, err = capsys.readouterr()
-    return int(leave.value.code or 0), out, err
-
-
-def answer(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
-    code, out, err = run(capsys, *args, "--json")
-    assert code == 0, err
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 def test_a_head_s_grid(capsys, model):

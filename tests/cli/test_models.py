@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glassformer.checkpoint import catalogue, store
-from glassformer.cli import app
+from tests.cli import running
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +33,8 @@ def filled(cache: Path) -> Path:
     return cache
 
 
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
-        app.main(["models", *arguments])
-    return (left.value.code, *capsys.readouterr())
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    return running.run(capsys, "models", *args)
 
 
 def test_an_empty_cache(capsys, cache: Path) -> None:

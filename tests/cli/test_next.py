@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import glassformer
-from glassformer.cli.app import main
+from tests.cli.running import answer, run
 from tests.tiny import CONTEXT, tiny_directory
 
 TEXT = "The American shrew mole"
@@ -26,21 +26,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as leave:
-        main([*map(str, args)])
-    out, err = capsys.readouterr()
-    return int(leave.value.code or 0), out, err
-
-
-def answer(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
-    code, out, _ = run(capsys, *args, "--json")
-    assert code == 0
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 def test_json_is_the_public_format(capsys: pytest.CaptureFixture[str], model: Path) -> None:

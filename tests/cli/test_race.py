@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from glassformer.cli.app import main
 from glassformer.cli.race import _apart
+from tests.cli import running
 from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole is a small mole. One mole of carbon dioxide."
@@ -22,11 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as leave:
-        main(["race", *map(str, args)])
-    out, err = capsys.readouterr()
-    return int(leave.value.code or 0), out, err
+    return running.run(capsys, "race", *args)
 
 
 def test_for_people(model: Path, capsys, monkeypatch) -> None:
