@@ -10,12 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole is a small"
+HERE = f"#text={quote(TEXT)}"
+HOSTILE = "</script><img src=x onerror=document.title='broken'><b>&lt;"
+ROOMS = ["attention", "depth", "why", "compare", "meaning", "learning", "size"]
 SHOTS = Path(__file__).parents[2] / "out" / "screenshots"
 
 
@@ -177,3 +181,13 @@ def app(visit: Callable[..., Watched], server: Server) -> Iterator[Watched]:
     watched = visit(server, reduced_motion="reduce")
     yield watched
     assert not watched.complaints
+
+
+def chips(app: Watched) -> list[str]:
+    """The texts of the tokens under the words."""
+    return app.page.locator(".panel.words .chips .chip").all_text_contents()
+
+
+def bars(app: Watched) -> list[str]:
+    """The numbers beside the bars of the next token."""
+    return app.page.locator("[aria-label='Most probable next tokens'] button .num").all_text_contents()

@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 /** Style properties that a picture must carry with it. */
 const KEPT = [
   "display", "position", "inset", "left", "top", "right", "bottom", "width", "height", "min-width", "max-width", "margin", "padding", "border", "border-radius", "box-sizing",
-  "background-color", "background-image", "background-size", "color", "font", "font-variant-numeric", "letter-spacing", "line-height", "text-align", "vertical-align", "white-space", "overflow", "text-overflow",
+  "background-color", "background-image", "background-size", "background-position", "background-origin", "background-clip", "color", "font", "font-variant-numeric", "letter-spacing", "line-height", "text-align", "vertical-align", "white-space", "overflow", "text-overflow",
   "grid-template-columns", "grid-auto-flow", "grid-auto-columns", "grid-column", "gap", "flex", "flex-wrap", "flex-direction", "align-items", "justify-content", "align-self", "justify-self", "opacity", "transform",
   "border-collapse", "border-spacing", "list-style", "stroke", "stroke-width", "fill", "stroke-dasharray", "aspect-ratio", "image-rendering", "outline", "outline-offset", "z-index", "text-anchor",
 ];
@@ -19,6 +19,7 @@ export async function picture(element) {
   copy.style.setProperty("margin", "0");
   copy.style.setProperty("height", "auto");
   copy.style.setProperty("background-color", getComputedStyle(document.documentElement).backgroundColor);
+  copy.prepend(h("style", {}, await grounds(copy)));
   const text = new XMLSerializer().serializeToString(copy);
   const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"><foreignObject width="100%" height="100%">${text}</foreignObject></svg>`;
   const image = new Image();
@@ -47,6 +48,29 @@ function dress(from, to) {
   });
   if (from instanceof HTMLTextAreaElement) to.textContent = from.value;
   if (from instanceof HTMLInputElement) to.setAttribute("value", from.value);
+}
+
+/** A rule for each picture that lies behind elements, with the picture inside: an image cannot load anything. @param {HTMLElement} copy */
+async function grounds(copy) {
+  /** @type {Map<string, HTMLElement[]>} */
+  const users = new Map();
+  for (const element of /** @type {NodeListOf<HTMLElement>} */ (copy.querySelectorAll("[style*='blob:']"))) {
+    const [, url] = /url\("?(blob:[^")]*)"?\)/.exec(element.style.backgroundImage) ?? [];
+    if (url) users.set(url, [...(users.get(url) ?? []), element]);
+  }
+  const rules = [...users].map(async ([url, elements], i) => {
+    const image = new Image();
+    image.src = url;
+    await image.decode();
+    const canvas = h("canvas", { width: image.width, height: image.height });
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    for (const element of elements) {
+      element.style.removeProperty("background-image");
+      element.classList.add(`ground-${i}`);
+    }
+    return `.ground-${i} { background-image: url("${canvas.toDataURL()}"); }`;
+  });
+  return (await Promise.all(rules)).join("\n");
 }
 
 /** Offer a file. @param {Blob} blob @param {string} name */

@@ -75,11 +75,16 @@ export function mount(element, source, state) {
     }
   }
   state.on(["position", "count"], mark);
+  /** The chip of each token, and those that are marked now: a long text has thousands, and the pointer moves often. @type {any[]} */
+  let chipOf = [];
+  const marked = { hover: /** @type {any} */ (null), hoverQuery: /** @type {any} */ (null) };
   state.on(["hover", "hoverQuery"], () => {
-    const within = (/** @type {any} */ chip, /** @type {number|null} */ at) => at !== null && span(chip)[0] <= at && at <= span(chip)[1];
-    for (const chip of chips.children) {
-      chip.classList.toggle("hover", within(chip, state.get("hover")));
-      chip.classList.toggle("hover-query", within(chip, state.get("hoverQuery")));
+    for (const [field, name] of /** @type {["hover"|"hoverQuery", string][]} */ ([["hover", "hover"], ["hoverQuery", "hover-query"]])) {
+      const chip = chipOf[state.get(field) ?? -1] ?? null;
+      if (chip === marked[field]) continue;
+      marked[field]?.classList.remove(name);
+      chip?.classList.add(name);
+      marked[field] = chip;
     }
   });
   chips.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
@@ -121,6 +126,7 @@ export function mount(element, source, state) {
     const pieces = byWord
       ? cut.words.map((/** @type {any} */ w) => ({ text: w.text, from: w.tokens[0], to: w.tokens[w.tokens.length - 1] }))
       : cut.tokens.map((/** @type {any} */ t, /** @type {number} */ i) => ({ text: t.text, from: i, to: i }));
+    chipOf = [];
     put(chips, pieces.slice(0, shownMost).map((/** @type {any} */ piece, /** @type {number} */ i) => {
       const token = cut.tokens[piece.to];
       const chip = h("button", {
@@ -130,6 +136,7 @@ export function mount(element, source, state) {
         onpointerleave: () => state.set({ hover: null }),
       }, shown(piece.text));
       chip.style.setProperty("--shade", String(i % 3));
+      for (let at = piece.from; at <= piece.to; at++) chipOf[at] = chip;
       return hint(chip, () => cut.tokens.slice(piece.from, piece.to + 1).map((/** @type {any} */ t, /** @type {number} */ j) => `${piece.from + j}: ${JSON.stringify(t.text)}  id ${t.id}  bytes ${t.bytes.replace(/(..)/g, "$1 ").trim() || "none"}`).join("\n"));
     }));
     mark();

@@ -1,0 +1,191 @@
+"""The rooms in a browser: every view and its controls, on a tiny model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.web.conftest import HERE, ROOMS, TEXT, Watched, bars, chips
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_view_draws(app: Watched, room: str):
+    app.open(HERE).room(room)
+    assert app.problems() == []
+    panel = app.page.locator(f"#room-{room}")
+    assert panel.is_visible()
+    assert len(panel.inner_text()) > 60
+    app.shot(room)
+
+
+def test_the_page_opens_where_its_address_says(app: Watched):
+    app.open(f"{HERE}&tab=depth&position=2&temperature=0.5")
+    assert app.page.locator("#tab-depth").get_attribute("aria-selected") == "true"
+    assert app.page.locator(".panel.words .chip[aria-selected='true']").get_attribute("data-position") == "2"
+    assert app.page.locator("#slider-temperature").input_value() == "0.5"
+
+
+@pytest.mark.parametrize(
+    "fragment", ["#text=%ZZ&layer=x", "#layer=%22a%22&temperature=%7B%7D", "#constructor=1&edits=3"]
+)
+def test_an_address_that_makes_no_sense_is_passed_over(app: Watched, fragment: str):
+    app.open(fragment)
+    assert app.problems() == []
+    assert bars(app)
+
+
+def test_attention_from_head_to_number(app: Watched):
+    app.open(HERE)
+    app.page.click("[data-layer='1'][data-head='2']")
+    app.settle()
+    assert "Layer 1, head 2" in app.page.inner_text(".opened")
+    app.page.focus(".scroller")
+    app.page.keyboard.press("ArrowLeft")
+    app.page.keyboard.press("ArrowRight")
+    app.page.keyboard.press("Enter")
+    app.settle()
+    steps = app.page.locator(".step strong").all_text_contents()
+    assert steps == ["Query · key", "Scale", "Softmax", "Value", "Effect"]
+    box = app.page.locator(".scroller").bounding_box()
+    assert box is not None
+    app.page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.85)
+    assert app.page.locator(".panel.words .chip.hover").count() == 1
+    assert "looks at" in app.page.inner_text(".stage [role='status']")
+    for key in ("+", "-", "-"):
+        app.page.keyboard.press(key)
+    wide = "document.querySelector('.ground').offsetWidth"
+    before = app.page.evaluate(wide)
+    app.page.click("[aria-label='Zoom in']")
+    assert app.page.evaluate(wide) > before
+    app.page.click("[aria-label='The whole matrix']")
+    box = app.page.locator(".scroller").bounding_box()
+    assert box is not None
+    assert app.page.evaluate(wide) <= box["width"]
+    app.page.click("text=Average of heads")
+    app.settle()
+    assert "average" in app.page.inner_text(".opened h3")
+    app.page.click("[data-choice='arcs']")
+    app.settle()
+    assert app.page.locator(".chip.arc").count() == len(chips(app))
+    app.page.locator(".chip.arc").first.click()
+    app.page.click("[data-choice='role']")
+    assert app.page.locator(".field-title").count() >= 1
+    app.shot("attention-arcs")
+
+
+def test_scrolling_is_not_weighed_down_by_the_rest_of_the_page(app: Watched):
+    """What each frame would have to put together anew: a canvas for every head, glass over everything."""
+    app.open(HERE)
+    assert app.page.locator("canvas").count() <= 2
+    blurred = "[...document.querySelectorAll('*')].filter((e) => getComputedStyle(e).backdropFilter !== 'none').length"
+    assert app.page.evaluate(blurred) == 0
+
+
+def test_a_cell_shows_the_weight_that_the_model_has(app: Watched, tiny_model: Any):
+    weight = float(tiny_model.trace(TEXT).pattern(1, 2)[3, 1])
+    app.open(f"{HERE}&layer=1&head=2&query=3&key=1")
+    assert f"{100 * weight:.2f}%" in app.page.inner_text(".steps")
+    app.shot("cell")
+
+
+def test_parts_switched_off_and_on_again(app: Watched):
+    app.open(HERE).room("why")
+    app.page.locator(".waterfall:not(.sum) button.part").filter(has_text="feed").first.click()
+    app.settle()
+    assert app.page.locator(".effect h3").all_text_contents() == ["Before", "After"]
+    app.page.locator(".chip.word").nth(1).click()
+    app.settle()
+    app.page.locator(".neuron").first.click()
+    app.settle()
+    assert app.page.locator("[aria-label='Switched off'] button[aria-label^='Switch on']").count() == 3
+    app.shot("why-switched-off")
+    app.page.click("text=Undo")
+    app.page.click("text=All on again")
+    app.settle()
+    assert app.page.locator("[aria-label^='Switch on']").count() == 0
+    assert app.page.locator(".effect h3").count() == 0
+
+
+def test_why_this_rather_than_that(app: Watched):
+    app.open(HERE).room("why")
+    app.page.fill("[aria-label='Token to explain']", " a")
+    app.page.fill("[aria-label='Compared with']", " the")
+    app.page.click("text=Explain")
+    app.settle()
+    assert "the" in app.page.inner_text(".sentence")
+    app.page.fill("[aria-label='Token to explain']", "no such token at all")
+    app.page.click("text=Explain")
+    app.settle()
+    assert app.problems()
+    app.complaints.clear()  # the browser logs the refusal, too
+
+
+def test_comparing(app: Watched):
+    app.open(HERE).room("compare")
+    app.page.fill("#other-text", TEXT.replace("shrew", "carbon"))
+    app.page.wait_for_timeout(300)
+    app.settle()
+    assert "nats from A" in app.page.inner_text("#room-compare")
+    app.page.fill("#other-text", TEXT)
+    app.page.select_option("#other-model", "run:little@3")
+    app.page.wait_for_timeout(300)
+    app.settle()
+    assert app.problems()  # another tokenizer: said, not drawn
+    app.complaints.clear()
+    app.page.select_option("#other-model", "")
+    app.page.fill("#other-text", "The American shrew mole is a mole")
+    app.page.wait_for_timeout(300)
+    for mode in ("lens", "attention"):
+        app.page.click(f"#room-compare [data-choice='{mode}']")
+        app.settle()
+        assert len(app.page.inner_text("#room-compare .compare")) > 40 or app.problems()
+    app.complaints.clear()
+
+
+def test_one_word_in_several_texts(app: Watched):
+    app.open().room("meaning")
+    assert app.page.locator("#room-meaning svg polyline").count() == 3
+    app.page.fill("#meaning-texts", "The mole\nNo such word")
+    app.page.click("text=Lay side by side")
+    app.settle()
+    assert "is not in" in " ".join(app.problems())
+    app.complaints.clear()
+
+
+def test_a_run_and_its_checkpoints_through_every_view(app: Watched):
+    app.open("#text=the cat").room("learning")
+    assert app.page.locator("[data-run='little']").count() == 1
+    assert app.page.locator("#room-learning svg.chart polyline").count() == 2
+    assert "What it wrote" in app.page.inner_text("#room-learning")
+    assert "steps seen" in app.page.inner_text("#room-learning")
+    app.page.click("text=Look inside this run")
+    app.settle()
+    assert "little" in app.page.inner_text(".model")
+    app.page.locator("#checkpoint").fill("0")
+    app.settle()
+    assert "step 3" in app.page.inner_text(".model")
+    for room in ("attention", "depth", "why", "size"):
+        app.room(room)
+        assert app.problems() == []
+    app.page.locator(".checkpoints input").fill("1")  # also beside the model's name, whatever room is open
+    app.settle()
+    assert "step 6" in app.page.inner_text(".model")
+    app.room("learning")
+    app.page.click("text=Take one step")
+    app.settle()
+    assert "the gradient promised" in app.page.inner_text("#room-learning")
+    for curve in ("tokens_per_second", "rate", "gradient_norm"):
+        app.page.click(f"#room-learning [data-choice='{curve}']")
+    app.page.click("text=Back to the model")
+    app.settle()
+    assert app.problems() == []
+
+
+def test_the_race(app: Watched):
+    app.open(HERE).room("size")
+    app.page.click("#race")
+    app.page.wait_for_selector("text=random weights")
+    assert app.page.locator("#room-size .prob").count() >= 3

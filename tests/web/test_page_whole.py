@@ -1,0 +1,127 @@
+"""The page as a whole: the model, the tour, sharing, themes, widths, keys, and reading it without seeing it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.web.conftest import HERE, ROOMS, TEXT, Server, Watched
+
+pytestmark = pytest.mark.browser
+
+
+def test_choosing_a_model(app: Watched):
+    app.open("#text=the cat")
+    app.page.click("button.model")
+    app.page.wait_for_selector("[data-model='smollm2']")
+    app.page.fill("[aria-label='A path, or org/name of the hub']", "nobody/nothing")
+    app.page.click(".chooser form button[type='submit']:text('Open')")
+    app.page.wait_for_selector("text=There is no model called nobody/nothing")
+    app.page.click("[data-model='run:little']")
+    app.page.wait_for_selector(".chooser", state="hidden")
+    app.settle()
+    assert "step 6" in app.page.inner_text(".model")
+    assert app.problems() == []
+
+
+def test_the_tour_from_end_to_end(app: Watched):
+    app.open()
+    app.page.click("#take-tour")
+    seen = []
+    while app.page.locator(".tour").is_visible():
+        app.settle()
+        app.page.wait_for_selector(".lit", state="attached")
+        seen.append(app.page.inner_text(".tour h2"))
+        assert app.problems() == [], seen[-1]
+        app.page.click(".tour .primary")
+    assert seen == [
+        "Words", "Vectors", "Attention", "One cell", "Many heads", "Feed-forward", "Layers", "Next word", "Why",
+        "Training", "Size",
+    ]  # fmt: skip
+    assert app.page.locator(".lit").count() == 0
+    app.page.click("#take-tour")
+    app.page.keyboard.press("ArrowRight")
+    assert app.page.inner_text(".tour h2") == "Vectors"
+    app.page.keyboard.press("Escape")
+    assert not app.page.locator(".tour").is_visible()
+
+
+def test_a_link_restores_the_view(app: Watched):
+    app.open(HERE).room("depth")
+    app.page.locator("#slider-temperature").fill("0.6")
+    app.page.click("text=Copy link")
+    fragment = "#" + app.page.url.partition("#")[2]
+    app.open(fragment)
+    assert app.page.input_value("#composer") == TEXT
+    assert app.page.locator("#tab-depth").get_attribute("aria-selected") == "true"
+    assert app.page.locator("#slider-temperature").input_value() == "0.6"
+
+
+def test_an_image_of_a_view(app: Watched):
+    app.open(HERE)
+    with app.page.expect_download() as waiting:
+        app.page.click("text=Image")
+    path = Path(waiting.value.path())
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert path.stat().st_size > 10_000
+
+
+def test_themes_and_large_type(app: Watched):
+    app.open(HERE)
+    grounds = set()
+    for theme in ("light", "dark"):
+        app.page.click(f"[aria-label='Theme'] [data-choice='{theme}']")
+        grounds.add(app.page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
+    assert len(grounds) == 2
+    size = "getComputedStyle(document.documentElement).fontSize"
+    small = app.page.evaluate(size)
+    app.page.click("text=Large type")
+    assert float(app.page.evaluate(size)[:-2]) > 1.2 * float(small[:-2])
+    app.shot("large")
+
+
+@pytest.mark.parametrize("width", [375, 1000, 2560])
+def test_every_width(app: Watched, width: int):
+    app.page.set_viewport_size({"width": width, "height": 900})
+    app.open(HERE)
+    for room in ROOMS:
+        app.room(room)
+        assert app.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), room
+        app.shot(f"{room}-{width}")
+
+
+def test_keys(app: Watched):
+    app.open(HERE)
+    app.page.locator("body").press("2")
+    assert app.page.locator("#room-depth").is_visible()
+    app.page.keyboard.press("1")
+    app.page.keyboard.press("]")
+    app.page.keyboard.press("}")
+    app.settle()
+    assert "Layer 1, head 1" in app.page.inner_text(".opened")
+    app.page.keyboard.press("m")
+    assert app.page.locator(".arcs").is_visible()
+    app.page.keyboard.press(",")
+    app.settle()
+    assert "position" in (app.page.text_content("#next-after") or "")
+    app.page.keyboard.press("?")
+    assert app.page.locator("dialog[aria-label='Keyboard']").is_visible()
+    app.page.keyboard.press("Escape")
+    app.page.keyboard.press("/")
+    assert app.page.evaluate("document.activeElement.id") == "composer"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(visit: Any, server: Server, scheme: str):
+    from axe_playwright_python.sync_playwright import Axe
+
+    app = visit(server, color_scheme=scheme, reduced_motion="reduce").open(HERE)
+    found: dict[str, Any] = {}
+    for room in ROOMS:
+        app.room(room)
+        for violation in Axe().run(app.page).response["violations"]:
+            found[f"{room}: {violation['id']}"] = [node["html"][:160] for node in violation["nodes"][:3]]
+    assert not found, json.dumps(found, indent=1)
