@@ -43,6 +43,10 @@ def command(
         found = plan(recipe, data, out, resume, settings or [])
         print_json(found.to_dict()) if json else print(found.text())
         return
+    if not resume:
+        from glassformer.train import native
+
+        native.begin_for(recipe, settings or [])  # while torch is imported and the data are read
     from glassformer.cli.probes import standard
     from glassformer.train.run import train
 

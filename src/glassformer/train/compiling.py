@@ -58,6 +58,8 @@ def choose(
         reason = "recompute=true runs blocks twice, which is not compiled"
     if reason is None and recipe.loop.shard == "full":
         reason = "sharded blocks are not compiled"
+    if reason is None and recipe.optimizer.dropout:
+        reason = "dropout is not compiled"
     if reason is None and wanted == "auto":
         from glassformer.train.machine import peak_flops, pick_precision
 

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from glassformer.errors import CheckpointError
 from glassformer.model import Config, Transformer
 from glassformer.train import attention, fused
+from glassformer.train.dropout import Dropout
 from glassformer.train.loss import cross_entropy_sum
+from glassformer.train.nativestep import NativeStep
 from glassformer.train.optimizer import MuonAdamW
 from glassformer.train.recipe import Recipe
 from glassformer.train.weights import FlatWeights, norms
@@ -30,18 +32,24 @@ class Objective(nn.Module):
         transformer: the model.
         chunk: rows of logits at once, 0 for a choice by vocabulary size.
         run_block: how each block is called, None for plainly.
+        dropout: what is left out of the stream while gradients are made, if anything.
     """
 
     def __init__(
-        self, transformer: Transformer, chunk: int = 0, run_block: Callable[..., Tensor] | None = None
+        self,
+        transformer: Transformer,
+        chunk: int = 0,
+        run_block: Callable[..., Tensor] | None = None,
+        dropout: Dropout | None = None,
     ) -> None:
         super().__init__()
         self.transformer = transformer
-        self.chunk, self.run_block = chunk, run_block
+        self.chunk, self.run_block, self.dropout = chunk, run_block, dropout
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Sum of −log p(target) over the targets that count; tokens and targets are (batch, query)."""
-        hidden = self.transformer.hidden(tokens, run_block=self.run_block)
+        tap = self.dropout if torch.is_grad_enabled() else None
+        hidden = self.transformer.hidden(tokens, tap=tap, run_block=self.run_block)
         cap = self.transformer.config.logit_softcap
         return cross_entropy_sum(hidden, self.transformer.unembedding, targets, softcap=cap, chunk=self.chunk)
 
@@ -86,6 +94,11 @@ class Engine:
         recipe: the run.
         compute: the dtype of forward and backward.
         reduce: sums a tensor over all processes in place, or None for one process.
+        run_block: how each block is called, None for plainly.
+        native: compute in C++; the design must be one that `native.refusal` has nothing against.
+
+    Raises:
+        NativeUnavailableError: for `native` where it cannot be had.
     """
 
     sharded = False
@@ -97,19 +110,31 @@ class Engine:
         compute: torch.dtype,
         reduce: Callable[[Tensor], object] | None = None,
         run_block: Callable[..., Tensor] | None = None,
+        native: bool = False,
     ) -> None:
         self.transformer, self.recipe, self.reduce = transformer, recipe, reduce
         transformer.requires_grad_(True)
         self.weights = FlatWeights(transformer, compute, tied=transformer.config.tied)
+        rate = recipe.optimizer.dropout
+        self.dropout = Dropout(rate, recipe.loop.seed, transformer.config) if rate else None
+        self.updates = 0
+        self.native: NativeStep | None = None
+        self.optimizer: MuonAdamW | NativeStep
+        self.call: Callable[[Tensor, Tensor], Tensor]
+        if native:
+            self.optimizer = self.native = NativeStep(transformer.config, self.weights, recipe.optimizer)
+            self.call = self.native.loss
+            return
         self.optimizer = MuonAdamW(self.weights.parts, recipe.optimizer, muon_dtype(compute))
+        tap = self.dropout
         if run_block is None and recipe.loop.recompute:
             run_block = recomputing
         if recipe.loop.fused and transformer.device.type == "cpu":
             attention.install(transformer)
             if run_block is None and fused.supported(transformer):
-                run_block = fused.FusedBlocks(transformer, self.weights)
-        self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block)
-        self.call: Callable[[Tensor, Tensor], Tensor] = self.objective
+                run_block, tap = fused.FusedBlocks(transformer, self.weights, self.dropout), None
+        self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block, tap)
+        self.call = self.objective
 
     @property
     def config(self) -> Config:
@@ -118,13 +143,20 @@ class Engine:
 
     def zero(self) -> None:
         """Begin a step."""
-        self.weights.zero()
+        self.weights.zero() if self.native is None else self.native.zero()
+        if self.dropout is not None:
+            self.dropout.begin(self.updates)
 
     def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
         """Forward and backward of some rows; `scale` times the loss's gradient is added. Returns the summed loss."""
-        loss = self.call(tokens, targets)
-        loss.backward(torch.full_like(loss, scale))
-        self.weights.collect()
+        if self.native is not None:
+            loss = self.native.accumulate(tokens, targets, scale, self.dropout)
+        else:
+            loss = self.call(tokens, targets)
+            loss.backward(torch.full_like(loss, scale))
+            self.weights.collect()
+        if self.dropout is not None:
+            self.dropout.passed(tokens.numel())
         return loss.detach()
 
     @torch.no_grad()
@@ -132,7 +164,7 @@ class Engine:
         """Sum the gradients over the processes; returns their norm, and clips them if the recipe says so."""
         if self.reduce is not None:
             self.reduce(self.weights.grad)
-        norm = float(self.weights.grad.norm())
+        norm = float(self.weights.grad.norm()) if self.native is None else self.native.norm()
         clip = self.recipe.optimizer.clip
         if clip and norm > clip:
             self.weights.grad.mul_(clip / norm)
@@ -141,7 +173,9 @@ class Engine:
     def step(self, rate: float, momentum: float) -> None:
         """The optimiser's step."""
         self.optimizer.step(rate, momentum)
-        self.weights.publish()
+        self.updates += 1
+        if self.native is None:
+            self.weights.publish()
 
     def whole(self) -> dict[str, Tensor]:
         """The float32 weights by name."""
@@ -177,6 +211,9 @@ class Engine:
             target.copy_(saved)
         self.weights.publish()
         self.optimizer.load(tensors, steps)
+        self.updates = steps
+        if self.native is not None:
+            self.native.publish()
 
 
 def muon_dtype(compute: torch.dtype) -> torch.dtype:

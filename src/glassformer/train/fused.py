@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from glassformer.model import Transformer
 from glassformer.model.layers import linear, rotaries
 from glassformer.train import attention
+from glassformer.train.dropout import Dropout
 from glassformer.train.weights import FlatWeights
 
 
@@ -77,11 +78,14 @@ class FusedBlocks:
     Args:
         transformer: of a supported design.
         weights: its flat weights.
+        dropout: what is left out of the stream, if anything.
     """
 
-    def __init__(self, transformer: Transformer, weights: FlatWeights) -> None:
+    def __init__(self, transformer: Transformer, weights: FlatWeights, dropout: Dropout | None = None) -> None:
         self.parts = {id(b): _Part(weights, f"blocks.{i}", transformer) for i, b in enumerate(transformer.blocks)}
+        self.numbers = {id(b): i for i, b in enumerate(transformer.blocks)}
         self.last = transformer.blocks[-1]
+        self.dropout = dropout
         rotary, _ = rotaries(transformer.config)
         assert rotary is not None
         self.rotary = rotary
@@ -99,7 +103,13 @@ class FusedBlocks:
             cos, sin = self.rotary(torch.arange(length)[None], torch.float32)
             self._angles[length] = cos[0], sin[0]
         part = self.parts[id(block)]
-        y: Tensor = _Block.apply(x, part, *self._angles[length])
+        masks: list[Tensor | None] = [None, None]
+        if self.dropout is not None:
+            i, rows, width = self.numbers[id(block)], x.shape[0] * length, x.shape[2]
+            if i == 0:
+                x = x * self.dropout.keep(0, rows, width, x.dtype).view(x.shape)
+            masks = [self.dropout.keep(site, rows, width, part.o.dtype) for site in (2 * i + 1, 2 * i + 2)]
+        y: Tensor = _Block.apply(x, part, *self._angles[length], *masks)
         return y.to(part.o.dtype) if block is self.last else y
 
 
@@ -107,7 +117,9 @@ class _Block(torch.autograd.Function):
     """Gradients of weights go where the weights' owner wants them; autograd sees only the stream."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, part: _Part, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, part: _Part, cos: Tensor, sin: Tensor, keep_a: Tensor | None, keep_m: Tensor | None
+    ) -> Tensor:
         batch, length, width = x.shape
         heads, d_head = part.heads, part.d_head
         stream = x.float().view(-1, width)
@@ -124,27 +136,27 @@ class _Block(torch.autograd.Function):
         v = _heads_first(qkv.view(batch, length, 3 * heads, d_head)[:, :, 2 * heads :], qkv.dtype)
         z, kept = attention.forward(q, k, v, part.scale)
         z = _heads_last(z, batch)
-        middle = stream + linear(z, part.o)
+        middle = stream + _kept(linear(z, part.o), keep_a)
         n2, r2 = _normed(middle, part.eps, part.ln2.dtype)
         gate_up = linear(n2 * part.ln2, part.gate_up)
         gate, up = gate_up[:, : part.d_ff], gate_up[:, part.d_ff :]
         open_ = F.silu(gate)
-        out = middle + linear(open_ * up, part.down)
-        ctx.save_for_backward(n1, r1, qkv, r_qk, q, k, v, z, n2, r2, gate_up, open_, cos, sin, *kept)
+        out = middle + _kept(linear(open_ * up, part.down), keep_m)
+        ctx.save_for_backward(n1, r1, qkv, r_qk, q, k, v, z, n2, r2, gate_up, open_, cos, sin, keep_a, keep_m, *kept)
         ctx.part, ctx.dtype = part, x.dtype
         return out.view(batch, length, width)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         part: _Part = ctx.part
-        n1, r1, qkv, r_qk, q, k, v, z, n2, r2, gate_up, open_, cos, sin, *kept = ctx.saved_tensors
+        n1, r1, qkv, r_qk, q, k, v, z, n2, r2, gate_up, open_, cos, sin, keep_a, keep_m, *kept = ctx.saved_tensors
         batch, length, width = d_out.shape
         heads, d_head, d_ff = part.heads, part.d_head, part.d_ff
         dtype = gate_up.dtype
         d_stream = d_out.reshape(-1, width)
         gate, up = gate_up[:, :d_ff], gate_up[:, d_ff:]
-        dy = d_stream.to(dtype)
+        dy = _kept(d_stream.to(dtype), keep_m)
         d_inner = _back(dy, part.down)
         _accumulate(part.g_down, dy, open_ * up)
         d_gate_up = torch.empty_like(gate_up)
@@ -152,7 +164,7 @@ class _Block(torch.autograd.Function):
         torch.ops.aten.silu_backward.grad_input(d_inner.mul_(up), gate, grad_input=d_gate_up[:, :d_ff])
         _accumulate(part.g_gate_up, d_gate_up, n2 * part.ln2)
         d_middle = _norm_back(_back(d_gate_up, part.gate_up), n2, r2, part.ln2, part.g_ln2).add_(d_stream)
-        da = d_middle.to(dtype)
+        da = _kept(d_middle.to(dtype), keep_a)
         dz = _back(da, part.o)
         _accumulate(part.g_o, da, z)
         dq, dk, dv = attention.backward(
@@ -176,7 +188,11 @@ class _Block(torch.autograd.Function):
         by_head[:, :, 2 * heads :] = dv.view(batch, heads, length, d_head).transpose(1, 2)
         _accumulate(part.g_qkv, d_qkv, n1 * part.ln1)
         dx = _norm_back(_back(d_qkv, part.qkv), n1, r1, part.ln1, part.g_ln1).add_(d_middle)
-        return dx.view(batch, length, width).to(ctx.dtype), None, None, None
+        return dx.view(batch, length, width).to(ctx.dtype), None, None, None, None, None
+
+
+def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 from glassformer.count import count
 from glassformer.errors import GlassformerError
+from glassformer.kernels.build import NativeUnavailableError
 from glassformer.train import memory, schedule
 from glassformer.train.recipe import Recipe
 
@@ -32,6 +33,7 @@ class Plan:
         bytes: of a step with `micro_batch` rows at once.
         seconds: expected here, None where it could not be measured; precision: what it was measured with.
         exports: layouts other libraries load.
+        engine: what takes the steps, and why.
     """
 
     recipe: str
@@ -49,6 +51,7 @@ class Plan:
     tokens_per_second: float | None
     precision: str
     exports: tuple[str, ...]
+    engine: str
     expect: dict[str, str]
     remark: str
 
@@ -70,6 +73,7 @@ class Plan:
                 f"of {self.free_bytes / 1e9:.1f} GB free",
             ),
             ("time", self._time()),
+            ("steps by", self.engine),
             ("exports to", " and ".join(self.exports) or "no other library: this design is ours alone"),
         ]
         rows += [(f"measured {key}", value) for key, value in self.expect.items() if value]
@@ -117,9 +121,10 @@ def plan(
     need = memory.estimate(recipe, config, compute)
     counted = count(config, min(recipe.model.context, config.context))
     remark, seconds, speed = "", None, None
+    by, engine = _engine(recipe, config, compute, device)
     try:
         rows = recipe.loop.micro_batch or memory.rows_that_fit(recipe, config, compute, free, recipe.schedule.batch)
-        speed = _measure(recipe, config, rows, device, compute)
+        speed = _measure(recipe, config, rows, device, compute, by)
         seconds = schedule.total_tokens(recipe) / speed
     except GlassformerError as error:
         rows, remark = 1, str(error)
@@ -139,9 +144,26 @@ def plan(
         tokens_per_second=speed,
         precision=str(compute).removeprefix("torch."),
         exports=recipe.exports,
+        engine=engine,
         expect=asdict(recipe.expect),
         remark=remark,
     )
+
+
+def _engine(recipe: Recipe, config: Any, compute: Any, device: Any) -> tuple[bool, str]:
+    """Whether the native step is taken, and a sentence."""
+    import torch
+
+    from glassformer.train import native
+
+    chosen, reason = native.decide(recipe, config, device=device.type)
+    if chosen:
+        try:
+            library = native.LIBRARY.get(*native.flags(compute == torch.bfloat16))
+        except NativeUnavailableError as error:
+            return False, f"torch: {error}"
+        return True, f"the native step ({library.gf_arithmetic().decode()}), for {reason}"
+    return False, f"torch, for {reason}"
 
 
 def _vocab(recipe: Recipe) -> int:
@@ -153,7 +175,7 @@ def _vocab(recipe: Recipe) -> int:
     return {"byte": 257, "char": 128, "gpt2": 50257}.get(wanted, 32768)
 
 
-def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any) -> float:
+def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, native: bool) -> float:
     """Tokens a second of forward, backward and a share of the optimiser's step."""
     import torch
 
@@ -164,7 +186,7 @@ def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any) 
     rows = max(1, min(rows, MEASURED_TOKENS // length))
     transformer = Transformer.empty(config).to_empty(device="cpu")
     initialise(transformer, 0)
-    engine = Engine(transformer.to(device), recipe, compute)
+    engine = Engine(transformer.to(device), recipe, compute, native=native)
     tokens = torch.randint(0, config.vocab_size, (rows, length), device=device)
     spent = []
     for _ in range(2):

@@ -89,6 +89,7 @@ class OptimizerSpec:
         beta1, beta2, eps, adam_decay: AdamW's other numbers.
         cautious: weight decay only where it agrees with the step's direction.
         clip: largest gradient norm, 0 for no clipping.
+        dropout: share of the numbers that embeddings and parts of blocks add to the stream which a step leaves out.
     """
 
     kind: str = "muon"
@@ -108,6 +109,7 @@ class OptimizerSpec:
     adam_decay: float = 0.0
     cautious: bool = False
     clip: float = 0.0
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ class LoopSpec:
         recompute: activation checkpointing: forget what is inside a block, compute it again for the gradient.
         compile: "off", "on" or "auto" (where it will pay).
         fused: on a processor, attention and plain blocks in fewer operations than PyTorch's.
+        native: on a processor, the whole step in C++: "off", "on" or "auto" (plain designs that are small enough, runs
+            that are long enough).
         deterministic: on a GPU, only kernels that give the same bits every time (slower).
         shard: "none" (every process holds the model) or "full" (FSDP2).
         seed: of weights and of the order of the data.
@@ -167,6 +171,7 @@ class LoopSpec:
     recompute: bool = False
     compile: str = "off"
     fused: bool = True
+    native: str = "auto"
     deterministic: bool = False
     shard: str = "none"
     seed: int = 1
@@ -401,6 +406,7 @@ def _check(r: Recipe) -> None:
         "kind": (r.optimizer.kind, ("muon", "adamw")),
         "precision": (r.loop.precision, ("auto", "bf16", "fp32")),
         "compile": (r.loop.compile, ("off", "on", "auto")),
+        "native": (r.loop.native, ("off", "on", "auto")),
         "shard": (r.loop.shard, ("none", "full")),
         "on_nan": (r.loop.on_nan, ("stop", "skip")),
     }
@@ -427,7 +433,7 @@ def _check(r: Recipe) -> None:
         for key in keys:
             if getattr(getattr(r, _OWNER[key]), key) < least:
                 raise UsageError(f"{key} must be at least {least}; got {getattr(getattr(r, _OWNER[key]), key)}.")
-    for key in ("momentum", "momentum_start", "beta1", "beta2", "held_out"):
+    for key in ("momentum", "momentum_start", "beta1", "beta2", "held_out", "dropout"):
         if not 0 <= getattr(getattr(r, _OWNER[key]), key) < 1:
             raise UsageError(f"{key} must be at least 0 and below 1; got {getattr(getattr(r, _OWNER[key]), key)}.")
     for key in ("decay", "final", "memory"):
@@ -437,6 +443,8 @@ def _check(r: Recipe) -> None:
         raise UsageError(
             f"width {r.model.width} does not divide into {r.model.heads} heads; set head_dims or change one."
         )
+    if r.optimizer.dropout and r.loop.shard == "full":
+        raise UsageError("dropout needs shard=none: sharded weights are trained without it.")
     if r.schedule.warmup > r.schedule.steps:
         raise UsageError(f"warmup of {r.schedule.warmup} steps is longer than the run of {r.schedule.steps}.")
     for key in ("batch_stages", "length_stages"):

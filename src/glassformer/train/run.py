@@ -17,9 +17,10 @@ from torch import Tensor
 
 from glassformer.count import count
 from glassformer.errors import DataError, GlassformerError, TrainError, UsageError
+from glassformer.kernels.build import NativeUnavailableError
 from glassformer.model import Config, Transformer
 from glassformer.text.corpus import Corpus, build_corpus
-from glassformer.train import checkpoint, compiling, machine, memory, processes
+from glassformer.train import checkpoint, compiling, machine, memory, native, processes
 from glassformer.train import recipe as recipes
 from glassformer.train.data import Order, Rows, rows_of
 from glassformer.train.engine import Engine, initialise
@@ -44,6 +45,7 @@ def train(
 ) -> Result:
     """See `glassformer.train.train`."""
     recipe, directory = settle(source, data, out, resume, settings)
+    native.begin(recipe)
     ranks, device = processes.join(recipe.loop.device)
     try:
         with _Recording(directory, ranks, recipe, quiet, resume) as (journal, saved):
@@ -166,20 +168,14 @@ def assemble(
     if not recipe.exports:
         journal.write("note", 0, text="No other library can load this design: the model stays in Glassformer's layout.")
     transformer = _transformer(config, recipe, start).to(device)
-    run_block = compiling.choose(recipe, transformer, device, lambda text: journal.write("note", 0, text=text))
-    engine: Any
-    if recipe.loop.shard == "full" and ranks.world > 1:
-        from glassformer.train.distributed import ShardedEngine
-
-        engine = ShardedEngine(transformer, recipe, compute, ranks, run_block)
-    else:
-        engine = Engine(transformer, recipe, compute, ranks.reduce if ranks.world > 1 else None, run_block)
+    engine, engine_reason, compiled = _engine(transformer, recipe, compute, ranks, device, journal, before)
     micro = _micro_batch(recipe, config, compute, device, ranks, before)
     facts = {
         "builds": machine.builds(device),
         "compute": str(compute).removeprefix("torch."),
         "data_hash": corpus.hash,
-        "compiled": run_block is not None and compiling.is_compiled(run_block),
+        "compiled": compiled,
+        "engine": "torch" if engine.sharded or engine.native is None else f"native, {engine.native.arithmetic}",
         "config": config.to_dict(),
     }
     rows = rows_of(corpus.train)
@@ -234,6 +230,7 @@ def assemble(
         peak_flops=peak,
         peak_source=peak_source,
         warnings=corpus.report.sentences(),
+        engine_reason=engine_reason,
         **facts,
     )
     for text in corpus.report.sentences():
@@ -241,10 +238,40 @@ def assemble(
     return run
 
 
+def _engine(
+    transformer: Transformer,
+    recipe: Recipe,
+    compute: torch.dtype,
+    ranks: Processes,
+    device: torch.device,
+    journal: Journal,
+    before: Mapping[str, Any],
+) -> tuple[Any, str, bool]:
+    """What takes the steps, why it and not another, and whether its blocks are compiled."""
+    asked = before.get("engine", "torch") if before else None
+    chosen, reason = native.decide(recipe, transformer.config, device=device.type, processes=ranks.world, before=asked)
+    if chosen:
+        try:
+            return Engine(transformer, recipe, compute, native=True), reason, False
+        except NativeUnavailableError as error:
+            if recipe.loop.native == "on":
+                raise UsageError(f"native=on cannot be had. {error}") from None
+            reason = str(error)
+            journal.write("note", 0, text=reason)
+    run_block = compiling.choose(recipe, transformer, device, lambda text: journal.write("note", 0, text=text))
+    compiled = run_block is not None and compiling.is_compiled(run_block)
+    if recipe.loop.shard == "full" and ranks.world > 1:
+        from glassformer.train.distributed import ShardedEngine
+
+        return ShardedEngine(transformer, recipe, compute, ranks, run_block), reason, compiled
+    return Engine(transformer, recipe, compute, ranks.reduce if ranks.world > 1 else None, run_block), reason, compiled
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """One sentence when a resumed run cannot be the same to the bit, naming everything that differs."""
     changed: list[str] = []
-    for key in ("world", "micro_batch", "compute", "compiled", "data_hash"):
+    before = {"engine": "torch", **before}  # checkpoints of earlier versions do not say
+    for key in ("world", "micro_batch", "compute", "compiled", "engine", "data_hash"):
         if before.get(key) != now.get(key):
             changed.append(f"{key.replace('_', ' ')} {before.get(key)} → {now.get(key)}")
     old, new = before.get("builds", {}), now.get("builds", {})

@@ -1,0 +1,194 @@
+"""The native training step's library, and which runs it is for.
+
+How it is compiled and kept is `kernels/build.py`; the arithmetic is C++ in ``native/``. This module knows designs
+and recipes and does not import torch, so that compiling can begin while torch is still being imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glassformer.errors import GlassformerError, UsageError
+from glassformer.kernels.build import Library, NativeUnavailableError, Signature, processor
+
+if TYPE_CHECKING:
+    from glassformer.model.config import Config
+    from glassformer.train.recipe import Recipe
+
+BRAIN = "-DGLASSFORMER_BRAIN"
+"""The compiler flag of the library whose operands are bfloat16; without it they are float32."""
+PAYS_AFTER = 100
+"""Steps that a run must have before compiling is worth its few seconds (on "auto")."""
+LARGEST = 60_000_000
+"""Parameters up to which it is quicker than torch (on "auto"); beyond, both spend their time in large products."""
+LONGEST = 1024
+"""Tokens a row up to which one head's scores stay in cache (on "auto")."""
+ROLES = (
+    *("embed", "pos_embed", "unembed", "final", "ln1", "ln2", "attn.q_norm", "attn.k_norm"),
+    *("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"),
+)
+"""What a parameter is, in the order of the library's `Role`."""
+ACTIVATIONS = {"gelu_tanh": 1, "silu": 2}
+"""The activations it knows, by the library's numbers."""
+
+
+class Shape(ctypes.Structure):
+    """Sizes and numbers of a design."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("vocab", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")),
+        *((name, ctypes.c_int32) for name in ("d_ff", "context", "qk_norm", "layer_norm", "gated", "activation")),
+        *((name, ctypes.c_int32) for name in ("tied", "threads")),
+        *((name, ctypes.c_float) for name in ("eps", "score_scale")),
+    ]
+
+
+class Parameter(ctypes.Structure):
+    """Where one parameter lies in the flat buffers, what it is, and how it is stepped."""
+
+    _fields_ = [
+        ("offset", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("role", "layer", "rows", "cols", "bias", "muon")),
+        *((name, ctypes.c_float) for name in ("lr", "decay")),
+    ]
+
+
+class Rules(ctypes.Structure):
+    """The optimiser's numbers."""
+
+    _fields_ = [
+        *((name, ctypes.c_float) for name in ("muon_lr", "muon_decay", "beta1", "beta2", "eps")),
+        *((name, ctypes.c_int32) for name in ("rounds", "cautious")),
+    ]
+
+
+class Dropout(ctypes.Structure):
+    """What a pass leaves out."""
+
+    _fields_ = [("key", ctypes.c_uint32), ("share", ctypes.c_uint32), ("scale", ctypes.c_float)]
+
+
+_INT, _LONG, _POINTER, _FLOAT = ctypes.c_int, ctypes.c_long, ctypes.c_void_p, ctypes.c_float
+_SIGNATURES: dict[str, Signature] = {
+    "gf_arithmetic": (ctypes.c_char_p, []),
+    "gf_create": (_POINTER, [_POINTER, _POINTER, _INT, *[_POINTER] * 7]),
+    "gf_destroy": (None, [_POINTER]),
+    "gf_publish": (_INT, [_POINTER]),
+    "gf_loss": (ctypes.c_double, [_POINTER, _POINTER, _POINTER, _LONG, _LONG]),
+    "gf_gradient": (ctypes.c_double, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _POINTER, _LONG]),
+    "gf_square": (ctypes.c_double, [_POINTER]),
+    "gf_update": (_INT, [_POINTER, _POINTER, _FLOAT, _FLOAT, _LONG]),
+}
+
+LIBRARY = Library(
+    Path(__file__).with_name("native") / "step.cpp",
+    _SIGNATURES,
+    subject="The native training step",
+    instead="a run trains through torch without it, which takes a small model several times as long",
+)
+
+
+def flags(brain: bool) -> tuple[str, ...]:
+    """The compiler flags of the library for bfloat16, or for float32."""
+    return (BRAIN,) if brain else ()
+
+
+def refusal(config: Config) -> str | None:
+    """What of a design the native step does not do, as the end of "native does not train …"; None when it does all."""
+    a, f, n, p = config.attention, config.feed_forward, config.norm, config.position
+    reasons = {
+        "norms after the parts": n.post,
+        "norm scales of 1 + weight": n.one_plus,
+        "parts side by side": config.parallel,
+        "sliding windows": any(window is not None for window in a.windows),
+        "soft caps": a.softcap is not None or config.logit_softcap is not None,
+        "scaled embeddings": config.embedding_scale is not None,
+        "partly turned heads": p.kind == "rotary" and config.rotary_dims != a.d_head,
+        f"the activation {f.activation}": f.activation not in ACTIVATIONS,
+        f"heads of {a.d_head} dimensions": a.d_head > 512 or (p.kind == "rotary" and a.d_head % 2 == 1),
+    }
+    return next((reason for reason, there in reasons.items() if there), None)
+
+
+def decide(
+    recipe: Recipe, config: Config, *, device: str = "cpu", processes: int = 1, before: str | None = None
+) -> tuple[bool, str]:
+    """Whether a run is for the native step, and why (not): the same answer on every start of the same recipe.
+
+    Args:
+        recipe, config: the run and its design.
+        device: what it computes on.
+        processes: how many share it.
+        before: when resuming, what the run was trained by so far; "auto" stays with it.
+
+    Raises:
+        UsageError: for native="on" where the design or the machine is not for it.
+    """
+    loop = recipe.loop
+    if loop.native == "off":
+        return False, "native is off"
+    reason = None
+    unsupported = refusal(config)
+    if device != "cpu":
+        reason = f"the native step is for processors, and this run is on {device}"
+    elif processes > 1:
+        reason = f"the native step is for one process, and {processes} share this run"
+    elif unsupported is not None:
+        reason = f"the native step does not train {unsupported}"
+    if loop.native == "on":
+        if reason is not None:
+            raise UsageError(f"native=on cannot be had: {reason}. Set native=auto.")
+        return True, "native is on"
+    if reason is None and not loop.fused:
+        reason = "fused is off"
+    if reason is None and loop.compile == "on":
+        reason = "compile is on"
+    if reason is None and before is not None:
+        return before.startswith("native"), "the run began so"
+    if reason is None and recipe.schedule.steps < PAYS_AFTER:
+        reason = f"a run of {recipe.schedule.steps} steps is too short to compile for"
+    if reason is None and _parameters(config) > LARGEST:
+        reason = f"at {_parameters(config) / 1e6:.0f} M parameters torch's own products are as quick"
+    if reason is None and config.context > LONGEST:
+        reason = f"rows of {config.context} tokens are longer than the native step is made for"
+    return (False, reason) if reason is not None else (True, "the design is plain and small")
+
+
+def _parameters(config: Config) -> int:
+    from glassformer.count import count
+
+    return count(config).parameters
+
+
+def begin_for(source: str | None, settings: Sequence[str]) -> None:
+    """`begin` for a recipe that is still to be read; whatever is wrong with it is for others to say."""
+    from glassformer.train import recipe as recipes
+
+    with suppress(GlassformerError, OSError):
+        begin(recipes.load(source or recipes.DEFAULT).with_settings(settings))
+
+
+def begin(recipe: Recipe) -> None:
+    """Start compiling in the background if this run may want it; whoever needs the library then waits for less.
+
+    Which precision a recipe's "auto" will mean is guessed here from the processor's name for its instructions; a
+    wrong guess costs time only.
+    """
+    with suppress(GlassformerError):
+        config = recipe.config(256)
+        if recipe.model.start or recipe.loop.device not in ("auto", "cpu") or not decide(recipe, config)[0]:
+            return
+        brain = recipe.loop.precision == "bf16"
+        if recipe.loop.precision == "auto":
+            brain = any(word in processor() for word in ("avx512_bf16", "amx_bf16"))
+        threading.Thread(target=_try, args=flags(brain), daemon=True, name="glassformer-compile").start()
+
+
+def _try(*extra: str) -> None:
+    with suppress(NativeUnavailableError):
+        LIBRARY.get(*extra)
