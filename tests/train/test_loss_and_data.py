@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glassformer.errors import DataError
+from glassformer.errors import DataError, UsageError
 from glassformer.train.data import Conversations, Cursor, Order, Stream, held_out_batches
 from glassformer.train.loss import IGNORE, chunk_rows, cross_entropy_sum
 from glassformer.train.recipe import Recipe
@@ -133,6 +133,28 @@ def test_random_rows_start_anywhere() -> None:
     assert int(starts.min()) < 3
     assert int(starts.max()) > 86
     assert len(set((starts % 10).tolist())) == 10
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_noise_replaces_some_of_the_tokens_read_and_none_of_those_foretold(world: int) -> None:
+    shards = Array(list(range(10_000)))
+    plain, noisy = (Order(Stream(shards), 3, "random", noise=noise) for noise in (0.0, 0.2))
+    x, y = plain.next(64, 100)
+    got = [Order(Stream(shards), 3, "random", noise=0.2).next(64, 100, rank, world) for rank in range(world)]
+    first, targets = (torch.stack(parts, 1).flatten(0, 1) for parts in zip(*got, strict=True))
+    assert torch.equal(targets, y)
+    changed = first != x
+    assert 0.17 < changed.float().mean() < 0.23
+    assert bool(((first >= x[:, :1]) & (first <= x[:, -1:])).all())  # only tokens of the row itself
+    assert torch.equal(noisy.next(64, 100)[0], first)
+    second = noisy.next(64, 100)[0] != plain.next(64, 100)[0]
+    assert (second == changed).float().mean() < 0.8  # other places in every row, and at every step
+    assert (changed[0] == changed[1]).float().mean() < 0.9
+
+
+def test_noise_is_for_plain_text() -> None:
+    with pytest.raises(UsageError, match="noise is for plain text"):
+        Recipe().with_settings(["noise=0.1", "chat=true"])
 
 
 def test_too_little_text_is_refused() -> None:

@@ -22,6 +22,7 @@ from glassformer.text.batches import window_starts
 from glassformer.train.loss import IGNORE
 
 Ints = NDArray[np.int64]
+_NOISE = 0x6E6F697365
 
 
 class TokenShards(Protocol):
@@ -167,11 +168,14 @@ class Order:
     """The order in which rows are shown.
 
     With "epoch" sampling each row is shown once per epoch, in an order and with row borders drawn anew for each. A
-    change of row length begins a new epoch. With "random" sampling rows start at any token.
+    change of row length begins a new epoch. With "random" sampling rows start at any token. `noise` is the share of
+    input tokens that `garble` replaces.
     """
 
-    def __init__(self, rows: Rows, seed: int, sampling: str = "epoch", cursor: Cursor | None = None) -> None:
-        self.rows, self.seed, self.sampling = rows, seed, sampling
+    def __init__(
+        self, rows: Rows, seed: int, sampling: str = "epoch", cursor: Cursor | None = None, noise: float = 0.0
+    ) -> None:
+        self.rows, self.seed, self.sampling, self.noise = rows, seed, sampling, noise
         self.cursor = cursor or Cursor()
 
     def next(self, batch: int, length: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
@@ -187,12 +191,27 @@ class Order:
         if not len(numbers):
             return torch.empty(0, length, dtype=torch.int64), torch.empty(0, length, dtype=torch.int64)
         seed = self.seed + (at.stage << 32)
-        return self.rows.fetch(self.rows.starts(numbers, length, seed, self.sampling == "random"), length)
+        tokens, targets = self.rows.fetch(self.rows.starts(numbers, length, seed, self.sampling == "random"), length)
+        return (garble(tokens, numbers, self.noise, seed) if self.noise else tokens), targets
 
     @property
     def epoch(self) -> int:
         """How often everything has been shown in this stage."""
         return self.rows.epoch(self.cursor.taken, self.cursor.length) if self.cursor.length else 0
+
+
+def garble(tokens: Tensor, numbers: Ints, share: float, seed: int) -> Tensor:
+    """The rows with a share of their tokens replaced by others of the same row.
+
+    A model cannot learn a text by heart whose contexts are never the same twice (data noising, arXiv:1703.02573). It
+    is a pure function of the seed and of the rows' numbers, so a resumed run sees the same, in any number of processes.
+    """
+    length = tokens.shape[1]
+    with np.errstate(over="ignore"):
+        places = numbers.astype(np.uint64)[:, None] * np.uint64(length) + np.arange(length, dtype=np.uint64)
+    bits = torch.from_numpy(scatter(places.view(np.int64), seed ^ _NOISE))
+    hit = (bits >> 31) < round(share * 2**32)
+    return torch.where(hit, tokens.gather(1, (bits & 0x7FFFFFFF) % length), tokens)
 
 
 def scatter(numbers: Ints, seed: int) -> Ints:

@@ -66,6 +66,8 @@ class DataSpec:
         split: "document" keeps whole documents aside, "tail" the end of the text.
         chat: the data are conversations (jsonl, one `{"messages": [...]}` a line); the loss counts answers only.
         sampling: "epoch" shows each row once before any a second time; "random" draws rows at any offset.
+        noise: share of the tokens read while training (never of those foretold) that are replaced by others of
+            their row; it keeps a model from learning a small text by heart.
     """
 
     data: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class DataSpec:
     split: str = "document"
     chat: bool = False
     sampling: str = "epoch"
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -433,7 +436,7 @@ def _check(r: Recipe) -> None:
         for key in keys:
             if getattr(getattr(r, _OWNER[key]), key) < least:
                 raise UsageError(f"{key} must be at least {least}; got {getattr(getattr(r, _OWNER[key]), key)}.")
-    for key in ("momentum", "momentum_start", "beta1", "beta2", "held_out", "dropout"):
+    for key in ("momentum", "momentum_start", "beta1", "beta2", "held_out", "noise", "dropout"):
         if not 0 <= getattr(getattr(r, _OWNER[key]), key) < 1:
             raise UsageError(f"{key} must be at least 0 and below 1; got {getattr(getattr(r, _OWNER[key]), key)}.")
     for key in ("decay", "final", "memory"):
@@ -443,6 +446,8 @@ def _check(r: Recipe) -> None:
         raise UsageError(
             f"width {r.model.width} does not divide into {r.model.heads} heads; set head_dims or change one."
         )
+    if r.data.noise and r.data.chat:
+        raise UsageError("noise is for plain text, not for conversations (chat=true).")
     if r.optimizer.dropout and r.loop.shard == "full":
         raise UsageError("dropout needs shard=none: sharded weights are trained without it.")
     if r.schedule.warmup > r.schedule.steps:

@@ -194,7 +194,7 @@ def assemble(
     run = Run(
         recipe=recipe,
         engine=engine,
-        order=Order(rows, recipe.loop.seed, recipe.data.sampling),
+        order=Order(rows, recipe.loop.seed, recipe.data.sampling, noise=recipe.data.noise),
         held_out=held,
         journal=journal,
         processes=ranks,
