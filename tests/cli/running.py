@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,3 +27,14 @@ def answer(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
     assert code == 0, err
     found: dict[str, Any] = json.loads(out)
     return found
+
+
+def held(page: Path) -> dict[str, Any]:
+    """The data inside a page that was written, which loads nothing and is not ended by any text in it."""
+    html = page.read_text("utf-8")
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:|//)|@import""", html)
+    assert html.count("</script>") == 2
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data

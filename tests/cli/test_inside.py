@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import glassformer
-from tests.cli.running import answer, run
+from tests.cli.running import answer, held, run
 from tests.tiny import tiny_directory
 
 TEXT = "The mole and the American mole"
@@ -162,12 +162,30 @@ def test_pictures_and_pages(capsys, model, tmp_path, verb):
     code, out, err = run(capsys, *args, "-m", model, "--png", picture, "--html", page)
     assert (code, out) == (0, ""), err
     assert picture.read_bytes().startswith(b"\x89PNG")
-    html = page.read_text("utf-8")
-    assert not re.search(r"(src|href)\s*=|url\(|@import|https?://", html)
-    data = json.loads(re.search(r"<script type='application/json' id='data'>(.*)</script>", html, re.S)[1])
-    assert len(data["values"]) == len(data["rows"])
-    assert {len(row) for row in data["values"]} == {len(data["columns"])}
-    assert html.count("</script>") == 1
+    data = held(page)
+    rooms = {"heads": "attention", "neurons": "why", "meaning": "meaning", "patch": "compare"}
+    assert data["rooms"] == [rooms[verb]]
+    if verb == "patch":
+        mine = answer(capsys, *args, "-m", model)["results"][0]
+        assert data["compare"]["patch"]["stream"]["restored"] == [
+            pytest.approx(row, rel=1e-4, abs=1e-6) for row in mine["restored"]
+        ]
+        assert data["state"]["what"] == "patch"
+    elif verb == "meaning":
+        assert data["state"]["contexts"] == list(args[2:])
+    elif verb == "neurons":
+        assert [n["index"] for n in data["neurons"]["neurons"]] == [
+            n["index"] for n in answer(capsys, *args, "-m", model)["neurons"]
+        ]
+    else:
+        assert data["heads"]["scores"].keys() == answer(capsys, *args, "-m", model)["scores"].keys()
+
+
+def test_a_page_of_heads_without_a_text_says_what_it_shows_them_on(capsys, model, tmp_path):
+    code, _, err = run(capsys, "heads", "-m", model, "--html", tmp_path / "heads.html")
+    assert code == 0
+    assert "seven blue window" in err
+    assert held(tmp_path / "heads.html")["state"]["sort"] == "role"
 
 
 @pytest.mark.parametrize("verb", sorted(ASKED))

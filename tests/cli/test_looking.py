@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 
 import pytest
 
 import glassformer
-from tests.cli.running import answer, run
+from tests.cli.running import answer, held, run
 from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole"
@@ -99,11 +97,14 @@ def test_pictures_and_pages(capsys, model, tmp_path, args):
     assert (code, out) == (0, "")
     assert f"Wrote {page}." in err
     assert picture.read_bytes().startswith(b"\x89PNG")
-    html = page.read_text("utf-8")
-    assert not re.search(r"(src|href)\s*=|url\(|@import|https?://", html)
-    data = json.loads(re.search(r"<script type='application/json' id='data'>(.*)</script>", html, re.S)[1])
-    assert data["precision"] == "float32"
-    assert html.count("</script>") == 1
+    data = held(page)
+    assert data["text"] == text
+    assert data["tokens"]["precision"] == "float32"
+    assert data["rooms"] == [{"attention": "attention", "lens": "depth", "why": "why"}[args[0]]]
+    if args[0] == "attention":
+        assert (data["state"]["layer"], data["state"]["head"]) == (0, args[4] if len(args) > 4 else None)
+    if args[0] == "why":
+        assert data["why"]["value"] == pytest.approx(answer(capsys, "why", text, "-m", model)["value"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,7 @@ def test_pictures_and_pages(capsys, model, tmp_path, args):
         (("attention", TEXT, "--layer", 7), 1, "There is no layer 7: the model has 3 layers, 0 to 2."),
         (("attention", TEXT, "--layer", 0, "--head", 4), 1, "no head 4: each layer has 4 heads"),
         (("lens", TEXT, "--top", 0), 2, "--top is 1 or more; 0 is not."),
+        (("attention", TEXT, "--layer", 0, "--words", "--html", "x.html"), 2, "A page shows weights by token"),
         (("lens", TEXT, "--all", "-p", 1), 2, "one of --all, --words and --position"),
     ],
 )

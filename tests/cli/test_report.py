@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from glassformer.cli.app import main
 from glassformer.cli.report import GALLERY
+from tests.cli.running import held
 from tests.tiny import tiny_directory
 
 
@@ -35,18 +37,62 @@ def test_a_report_is_one_file(model: str, tmp_path: Path, capsys: pytest.Capture
 def test_the_gallery(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import glassformer.cli.report as verb
 
-    short = tuple((name, "The mole", about) for name, _, about in GALLERY)  # the tiny model reads 64 tokens
+    # The tiny model reads 64 tokens.
+    short = tuple(replace(one, text="The mole", other=one.other and "The shrew") for one in GALLERY)
     monkeypatch.setattr(verb, "GALLERY", short)
     assert run(["report", "--gallery", str(tmp_path / "g"), "--model", model]) == 0
-    assert {p.name for p in (tmp_path / "g").iterdir()} == {"index.html", *(f"{name}.html" for name, *_ in GALLERY)}
+    assert {p.name for p in (tmp_path / "g").iterdir()} == {"index.html", *(f"{one.name}.html" for one in GALLERY)}
     index = (tmp_path / "g" / "index.html").read_text("utf-8")
-    assert all(f'href="{name}.html"' in index for name, *_ in GALLERY)
+    assert all(f'href="{one.name}.html"' in index for one in GALLERY)
+    assert {"compare", "meaning", "learning"} <= set(held(tmp_path / "g" / "bank.html")["rooms"])
 
 
-@pytest.mark.parametrize("args", [[], ["text", "--gallery", "folder"]])
-def test_a_text_or_the_gallery(args: list[str], capsys: pytest.CaptureFixture[str]):
+def test_what_stands_beside_the_text(model: str, tmp_path: Path):
+    out = tmp_path / "beside.html"
+    beside = ["--other", "The American carbon mole", "--word", "mole", "--context", "The mole", "--context", "One mole"]
+    assert run(["report", "The American shrew mole", "--model", model, "-o", str(out), *beside]) == 0
+    data = held(out)
+    assert data["rooms"] == ["attention", "depth", "why", "compare", "meaning", "learning", "size"]
+    assert data["compare"]["next"]["kl"] > 0
+    assert data["compare"]["patch"]["heads"]["restored"]
+    assert len(data["meaning"]["texts"]) == 2
+    assert data["run_step"]["loss_after"] < data["run_step"]["loss"]
+    assert data["runs"] == {"runs": []}
+
+
+def test_a_report_of_a_run_holds_its_journal(tmp_path: Path):
+    import glassformer
+
+    text = tmp_path / "little.txt"
+    text.write_text("the cat sat on the mat and the dog ran to the sea.\n" * 200, "utf-8")
+    settings = {
+        "layers": 1, "width": 16, "heads": 2, "d_ff": 24, "context": 32, "steps": 4, "batch": 2, "save_every": 2,
+        "eval_every": 2, "sample_every": 2, "log_every": 1, "eval_tokens": 64, "sample_tokens": 4, "threads": 1,
+    }  # fmt: skip
+    run_at = tmp_path / "runs" / "little"
+    glassformer.train("shakespeare-char", data=str(text), out=str(run_at), quiet=True, settings=settings)
+    out = tmp_path / "run.html"
+    assert run(["report", "the cat", "--model", str(run_at), "-o", str(out)]) == 0
+    data = held(out)
+    assert data["run"]["curves"]["loss"]["steps"] == [1, 2, 3, 4]
+    assert data["run"]["samples"]
+    assert [one["name"] for one in data["runs"]["runs"]] == ["little"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "one of the two"),
+        (["text", "--gallery", "folder"], "one of the two"),
+        (["--gallery", "folder", "--other", "a"], "The gallery has its own texts"),
+        (["text", "--word", "mole"], "give --word and at least two times --context"),
+        (["text", "--word", "mole", "--context", "a mole"], "give --word and at least two times --context"),
+        (["text", "--context", "a", "--context", "b"], "give --word and at least two times --context"),
+    ],
+)
+def test_what_does_not_go_together(args: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert run(["report", *args]) == 2
-    assert "one of the two" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_text_too_long_for_a_report(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from glassformer.errors import GlassformerError, SourceError, TextError, UsageError
-from glassformer.studio import Cancelled, Studio, bundle, report
+from glassformer.studio import Cancelled, Studio, bundle
 from glassformer.studio.studio import MODELS_OPEN, finite
 from glassformer.studio.views import VIEWS
 from tests.tiny import tiny_directory
@@ -65,6 +65,7 @@ def test_views_without_a_text(studio: Studio):
         ("heads", {}),
         ("size", {}),
         ("size", {"name": "gpt3"}),
+        ("patch", {"clean": "One mole of", "corrupted": "One shrew of", "what": "heads"}),
         ("models", {}),
         ("runs", {}),
         ("meaning", {"word": "mole", "texts": ["The mole", "One mole of"]}),
@@ -111,6 +112,15 @@ def test_a_waterfall_ends_at_the_number_explained(studio: Studio):
     assert len(found["parts"]) <= 200
 
 
+def test_patching_brings_the_answer_back(studio: Studio, model: Any):
+    clean, corrupted = "One mole of", "One shrew of"
+    found = studio.view("patch", {"clean": clean, "corrupted": corrupted})
+    # Before the first layer only the word differs.
+    assert sorted(found["restored"][0]) == pytest.approx([0.0] * (len(found["columns"]) - 1) + [1.0], abs=1e-4)
+    first = model.next(clean).top(1)[0].token
+    assert found["pairs"][0]["answer"] == first  # also where both texts go on with the same token
+
+
 def test_comparing_with_itself_finds_no_difference(studio: Studio):
     side = {"text": TEXT}
     assert studio.view("compare", {"a": side, "b": side})["kl"] == pytest.approx(0, abs=1e-9)
@@ -134,6 +144,9 @@ def test_comparing_with_itself_finds_no_difference(studio: Studio):
         ("run", {"name": "../../etc"}, "There is no training run called"),
         ("run_step", {"text": " "}, "The sentence is empty"),
         ("compare", {"a": {"text": TEXT}, "b": {"text": "The"}, "what": "lens"}, "tokens long"),
+        ("patch", {"clean": TEXT, "corrupted": "The"}, "tokens long"),
+        ("patch", {"clean": TEXT, "corrupted": TEXT}, "The two prompts are the same"),
+        ("patch", {"clean": TEXT, "corrupted": TEXT, "what": "soul"}, "what:"),
     ],
 )
 def test_what_is_asked_wrongly_is_said(studio: Studio, name: str, ask: dict[str, Any], message: str):
@@ -204,44 +217,7 @@ def test_what_json_cannot_hold():
     assert finite({"a": [float("nan"), 1.0, float("-inf")], "b": (2,)}) == {"a": [None, 1.0, None], "b": [2]}
 
 
-# Reports
-
-
-def test_a_report_holds_its_numbers_and_loads_nothing(studio: Studio):
-    html = report.build(studio, TEXT, [{"kind": "ablate_head", "layer": 0, "head": 1}])
-    held = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
-    assert held["text"] == TEXT
-    assert held["effects"][0]["edits"] == [{"kind": "ablate_head", "layer": 0, "head": 1}]
-    pattern = studio.trace(report.requests.parsed(report.requests.Ask, {k: held[k] for k in ("text", "edits")}))
-    n = held["attention"]["size"]
-    triangle = np.frombuffer(base64.b64decode(held["attention"]["heads"]["1,2"]), "<u2") / 65535
-    grid = pattern.pattern(1, 2).numpy()
-    assert np.allclose(triangle, grid[np.tril_indices(n)], atol=1e-4)
-    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:|//)""", html)
-    assert "unsafe" not in re.search(r'content-security-policy" content="([^"]*)"', html)[1]  # type: ignore[index]
-
-
-def test_a_report_of_a_hundred_tokens_stays_small():
-    """Of SmolLM2's shape, by the parts that grow: bounded patterns, and the lens's cell for each place and token."""
-    places, tokens, cell = 61, 100, 220
-    patterns = report.PATTERN_BYTES * 4 / 3
-    assert patterns + places * tokens * cell + 1_400_000 <= 5_000_000
-
-
-def test_a_report_s_data_cannot_end_its_script(studio: Studio):
-    html = report.build(studio, "</script><script>alert(1)</script>", rooms=["depth"])
-    assert html.count("<script") == 2
-    assert "alert(1)</script>" not in html
-
-
-def test_a_report_of_a_long_text_keeps_the_heads_that_matter(studio: Studio, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(report, "PATTERN_BYTES", 400)
-    held = report.collect(studio, TEXT)["attention"]
-    assert not held["all"]
-    assert 0 < len(held["heads"]) < 12
-    monkeypatch.setattr(report, "LONGEST", 3)
-    with pytest.raises(TextError, match="at most"):
-        report.collect(studio, TEXT)
+# The page's files
 
 
 def test_the_modules_become_one_script():

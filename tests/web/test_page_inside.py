@@ -136,12 +136,22 @@ def test_comparing(app: Watched):
     assert app.problems()  # another tokenizer: said, not drawn
     app.complaints.clear()
     app.page.select_option("#other-model", "")
-    app.page.fill("#other-text", "The American shrew mole is a mole")
+    app.page.fill("#other-text", "The American carbon mole is a small")
     app.page.wait_for_timeout(300)
-    for mode in ("lens", "attention"):
-        app.page.click(f"#room-compare [data-choice='{mode}']")
+    compare = app.page.locator("#room-compare .compare")
+    for mode, said in (("lens", "another first choice"), ("attention", "Heads that look elsewhere"), ("patch", "100%")):
+        app.page.click(f"#room-compare [aria-label='Compare'] [data-choice='{mode}']")
         app.settle()
-        assert len(app.page.inner_text("#room-compare .compare")) > 40 or app.problems()
+        assert said in compare.inner_text()
+    app.page.click("#room-compare [aria-label='What is carried over'] [data-choice='heads']")
+    app.settle()
+    assert "head 3" in compare.inner_text()
+    app.shot("patching")
+    app.page.fill("#other-text", TEXT)
+    app.page.select_option("#other-model", "run:little@3")
+    app.page.wait_for_timeout(300)
+    app.settle()
+    assert "choose the same model for both" in " ".join(app.problems())
     app.complaints.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,32 @@ from tests.web.conftest import HERE, HOSTILE, TEXT, Watched, bars
 
 pytestmark = pytest.mark.browser
 
+# A word of what each room of a report shows.
+SAID = {
+    "attention": "All heads",
+    "depth": "feed-forward",
+    "why": "Receipt",
+    "compare": "nats from A",
+    "meaning": "At the end",
+    "learning": "the gradient promised",
+    "size": "gpt3",
+}
+
 
 @pytest.fixture
-def report(tiny_model: Any, tmp_path: Path) -> Path:
+def report(tiny_model: Any, runs: Path, tmp_path: Path) -> Path:
     from glassformer.studio import Studio
-    from glassformer.studio.report import build
+    from glassformer.studio.report import Wishes, build
 
     path = tmp_path / "report.html"
-    path.write_text(build(Studio(tiny_model), TEXT), "utf-8")
+    wishes = Wishes(
+        other={"text": TEXT.replace("shrew", "carbon")},
+        word="mole",
+        contexts=("The mole", "One mole of"),
+        run="little",
+        learning=True,
+    )
+    path.write_text(build(Studio(tiny_model, runs=str(runs)), TEXT, wishes=wishes), "utf-8")
     return path
 
 
@@ -30,10 +49,20 @@ def test_a_report_from_disk_with_the_network_off(visit: Any, report: Path):
     app.page.goto(report.as_uri())
     app.settle()
     assert bars(app)
-    for room in ("attention", "depth", "why", "size"):
+    for room, said in SAID.items():
         app.room(room)
         assert app.problems() == []
+        assert said in app.page.inner_text(f"#room-{room}")
         app.shot(f"report-{room}")
+    app.room("compare")
+    for mode, said in (("lens", "another first choice"), ("attention", "Heads that look elsewhere"), ("patch", "100%")):
+        app.page.click(f"#room-compare [aria-label='Compare'] [data-choice='{mode}']")
+        app.settle()
+        assert app.problems() == []
+        assert said in app.page.inner_text("#room-compare .compare")
+    app.page.click("#room-compare [data-choice='feed_forward']")
+    app.settle()
+    assert "patching of the stream and of the heads" in " ".join(app.problems())
     app.page.locator("#slider-temperature").fill("0.5")
     app.room("attention")
     app.page.focus(".scroller")
@@ -43,7 +72,7 @@ def test_a_report_from_disk_with_the_network_off(visit: Any, report: Path):
     app.settle()
     assert "after" in (app.page.text_content("#next-after") or "")
     app.room("why")
-    assert "explains the last prediction" in " ".join(app.problems())
+    assert "explains one prediction" in " ".join(app.problems())
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
     assert not app.complaints
 
@@ -55,6 +84,28 @@ def test_a_report_from_the_page(app: Watched):
     html = Path(waiting.value.path()).read_text("utf-8")
     assert html.startswith("<!doctype html>")
     assert not re.search(r"""(?:src|href)=["']https?:""", html)
+
+
+def test_the_page_s_report_holds_what_was_looked_at(app: Watched):
+    app.open(f"{HERE}&layer=1&head=2").room("compare")
+    app.page.fill("#other-text", TEXT.replace("shrew", "carbon"))
+    app.page.wait_for_timeout(300)
+    app.room("learning").room("meaning")
+    with app.page.expect_download(timeout=90_000) as waiting:
+        app.page.click("text=Report")
+    html = Path(waiting.value.path()).read_text("utf-8")
+    held = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
+    assert held["rooms"] == ["attention", "depth", "why", "compare", "meaning", "learning", "size"]
+    assert held["compare"]["other"]["text"] == TEXT.replace("shrew", "carbon")
+    assert (held["state"]["tab"], held["state"]["layer"], held["state"]["head"]) == ("meaning", 1, 2)
+
+
+def test_a_report_that_cannot_be_made_is_said(app: Watched):
+    app.open(f"{HERE}&word=zebra").room("meaning")
+    assert app.problems()
+    app.page.click("text=Report")
+    app.page.wait_for_selector("text=No report: ")
+    app.complaints.clear()
 
 
 def test_a_report_of_a_hostile_text(visit: Any, tiny_model: Any, tmp_path: Path):

@@ -19,13 +19,13 @@ from glassformer.cli.common import (
     print_json,
     read_text,
 )
+from glassformer.cli.pages import HtmlOption, write_page
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 PngOption = Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Write a picture.")]
-HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")]
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16; float64 to check a number again.")
 ]
@@ -55,34 +55,42 @@ def command(
     """
     if layer is None and (head is not None or weighted or words or png or html):
         raise UsageError("Name a layer with --layer; without one only the overview of all heads is shown.")
+    if html is not None and (weighted or words):
+        raise UsageError("A page shows weights by token; leave --weighted and --words out, or take --png.")
     if png is not None:
         need("matplotlib", verb="attention --png", extra="plot")
     text = read_text(text)
     from glassformer.inspect.views import attention_view, overview
 
-    trace = open_model(model, dtype=dtype).trace(text, bos)
+    opened = open_model(model, dtype=dtype)
+    trace = opened.trace(text, bos)
     if layer is None:
         data = overview(trace, -1 if query is None else query)
         print_json(data) if as_json else show_overview(data)
         return
     data = attention_view(trace, layer, head, query, weighted=weighted, by_word=words)
-    write(data, png, html, "attention")
+    draw(data, png, "attention")
+    if html is not None:
+        at = data["layer"]
+        heads = range(trace.config.attention.n_heads) if head is None else [data["head"]]
+        state = {"layer": at, "head": data["head"]}
+        if data["query"] is not None and head is not None:
+            row = data["rows"][0]
+            state |= {"query": data["query"], "key": row.index(max(row))}
+        write_page(html, opened, text, "attention", bos=bos, trace=trace, first=[(at, h) for h in heads], state=state)
     if as_json:
         print_json(data)
     elif png is None and html is None:
         show(data)
 
 
-def write(data: dict[str, Any], png: Path | None, html: Path | None, kind: str) -> None:
-    """The picture and the page, where they are asked for."""
-    from glassformer.inspect import pages, pictures
+def draw(data: dict[str, Any], png: Path | None, kind: str) -> None:
+    """The picture, where it is asked for."""
+    from glassformer.inspect import pictures
 
     if png is not None:
         getattr(pictures, f"{kind}_png")(data, png)
         note(f"Wrote {png}.")
-    if html is not None:
-        getattr(pages, f"{kind}_html")(data, html)
-        note(f"Wrote {html}.")
 
 
 def show_overview(data: dict[str, Any]) -> None:

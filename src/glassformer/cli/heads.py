@@ -6,21 +6,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, HtmlOption, PngOption, write
+from glassformer.cli.attention import DtypeOption, PngOption, draw
 from glassformer.cli.common import (
     BosOption,
     JsonOption,
     ModelOption,
     console,
     need,
+    note,
     open_model,
     print_json,
     read_text,
 )
+from glassformer.cli.pages import HtmlOption, write_page
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
+
+# What a page shows heads on when no text is given: something comes twice, so that every kind has something to find.
+SHOWN_ON = "seven blue window garden kite seven blue window garden"
 
 
 def command(
@@ -81,9 +86,13 @@ def command(
         **scored.to_dict(),
         "ranked": {kind: scored.ranked(kind, top) for kind in kinds},
     }
-    if png is not None or html is not None:
-        kind = kinds[0] if sort is not None else "induction"
-        write(grid(data, kind), png, html, "grid")
+    if png is not None:
+        draw(grid(data, kinds[0] if sort is not None else "induction"), png, "grid")
+    if html is not None:
+        if text is None:
+            note(f"Without a text of yours, the page shows the heads at work on “{SHOWN_ON}”.")
+        state = {"sort": "role"}
+        write_page(html, opened, text or SHOWN_ON, "attention", bos=bos, given={"heads": data}, state=state)
     if as_json:
         print_json(data)
     elif png is None and html is None:

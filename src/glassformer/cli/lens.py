@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, HtmlOption, PngOption, write
+from glassformer.cli.attention import DtypeOption, PngOption, draw
 from glassformer.cli.common import (
     BosOption,
     JsonOption,
@@ -18,6 +18,7 @@ from glassformer.cli.common import (
     print_json,
     read_text,
 )
+from glassformer.cli.pages import HtmlOption, write_page
 from glassformer.errors import UsageError
 
 
@@ -55,13 +56,19 @@ def command(
         raise UsageError("Give one of --all, --words and --position.")
     if png is not None:
         need("matplotlib", verb="lens --png", extra="plot")
-    trace = open_model(model, dtype=dtype).trace(read_text(text), bos)
+    text = read_text(text)
+    opened = open_model(model, dtype=dtype)
+    trace = opened.trace(text, bos)
     positions = None if everywhere else position or [-1]
     if words:
         positions = [word.positions[-1] for word in trace.words]
     found = trace.lens(top, positions=positions, follow=follow, halves=halves)
     data = {"model": trace.model, "precision": trace.precision, "tokens": trace.tokens, **found.to_dict()}
-    write(data, png, html, "lens")
+    draw(data, png, "lens")
+    if html is not None:
+        whole = trace.lens(min(top, 20), follow=follow, halves=halves).to_dict()
+        at = trace.position(found.to_dict()["positions"][-1])
+        write_page(html, opened, text, "depth", bos=bos, trace=trace, position=at, given={"lens": whole})
     if as_json:
         print_json(data)
     elif png is None and html is None:

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, HtmlOption, PngOption, write
+from glassformer.cli.attention import DtypeOption, PngOption, draw
 from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, need, open_model, print_json, read_text
+from glassformer.cli.pages import HtmlOption, write_page
 from glassformer.cli.passages import TextsOption
 from glassformer.errors import UsageError
 
@@ -68,8 +69,11 @@ def command(
             }
             for i, t in enumerate(traces)
         ]
-    if png is not None or html is not None:
-        write(grid(data), png, html, "grid")
+    if png is not None:
+        draw(grid(data), png, "grid")
+    if html is not None:
+        beside = {"word": data["word"], "contexts": texts, "given": {"meaning": data}}
+        write_page(html, opened, texts[0], "meaning", bos=bos, trace=traces[0], **beside)
     if as_json:
         print_json(data)
     elif png is None and html is None:

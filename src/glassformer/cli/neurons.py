@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, HtmlOption, PngOption, write
+from glassformer.cli.attention import DtypeOption, PngOption, draw
 from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, need, open_model, print_json, read_text
+from glassformer.cli.pages import HtmlOption, write_page
 from glassformer.cli.passages import TextsOption
 from glassformer.errors import UsageError
 
@@ -70,8 +71,15 @@ def command(
         data["neuron"] = alone(opened, neuron, words)
     if texts:
         data["passages"] = searched(opened, neuron, texts, top, bos)
-    if png is not None or html is not None:
-        write(grid(data), png, html, "grid")
+    if png is not None:
+        draw(grid(data), png, "grid")
+    if html is not None and text is not None:
+        from glassformer.studio.looking import told
+
+        why = trace.why(token, against, position, parts=400, words=0)
+        given = {"why": told(trace, why), "neurons": data}
+        beside = {"position": data["position"], "given": given, "token": token, "against": against, "look": ".neurons"}
+        write_page(html, opened, text, "why", bos=bos, trace=trace, **beside)
     if as_json:
         print_json(data)
     elif png is None and html is None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, HtmlOption, PngOption, write
+from glassformer.cli.attention import DtypeOption, PngOption, draw
 from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, need, open_model, print_json, read_text
+from glassformer.cli.pages import HtmlOption, write_page
 from glassformer.errors import DataError, UsageError, near
 
 if TYPE_CHECKING:
@@ -86,8 +87,20 @@ def command(
                 progress=report,
             ).to_dict()
     data = {"model": opened.name, "precision": opened.precision, "prompts": given, "results": list(results.values())}
-    if png is not None or html is not None:
-        write(grid(data), png, html, "grid")
+    if png is not None:
+        draw(grid(data), png, "grid")
+    if html is not None:
+        first = given[0]
+        write_page(
+            html,
+            opened,
+            first["clean"],
+            "compare",
+            bos=bos,
+            other={"text": first["corrupted"]},
+            given={"patch": {kinds[0]: results[kinds[0]]}},
+            state={"what": "patch", "place": kinds[0]},
+        )
     if as_json:
         print_json(data)
     elif png is None and html is None:

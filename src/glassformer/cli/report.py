@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,21 +12,53 @@ from glassformer.cli.common import ModelOption
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
+    from glassformer.lm import Model
     from glassformer.studio import Studio
 
-# File, text and what is seen in it.
+
+@dataclass(frozen=True)
+class Example:
+    """One page of the gallery: its file, text, what is seen in it, and what stands beside the text."""
+
+    name: str
+    text: str
+    about: str
+    other: str | None = None
+    word: str | None = None
+    contexts: tuple[str, ...] = ()
+
+
 GALLERY = (
-    ("mole", "The American shrew mole is a small", "One word that means several things: here, the animal."),
-    ("bank", "She sat on the bank of the", "A bank of what? The words before it decide."),
-    (
+    Example(
+        "mole",
+        "The American shrew mole is a small",
+        "One word that means several things: here, the animal.",
+        word="mole",
+        contexts=("The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"),
+    ),
+    Example(
+        "bank",
+        "She sat on the bank of the",
+        "A bank of what? The words before it decide.",
+        other="She went to the bank of the",
+        word="bank",
+        contexts=(
+            "She sat on the grassy bank",
+            "He put his money in the bank",
+            "They robbed the bank",
+        ),
+    ),
+    Example(
         "mary-and-john",
         "When Mary and John went to the store, John gave a drink to",
-        "Who gets the drink? Heads look back at the name that stands once.",
+        "Who gets the drink? Heads look back at the name that stands once; patching shows which carry it over.",
+        other="When Mary and John went to the store, Mary gave a drink to",
     ),
-    (
+    Example(
         "induction",
         "seven blue window garden kite lamp seven blue window garden",
         "An induction head: what followed last time is expected again.",
+        other="seven blue window garden kite lamp seven blue window kite",
     ),
 )
 
@@ -33,6 +66,16 @@ GALLERY = (
 def command(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The text; - reads standard input.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("report.html"),
+    other: Annotated[str | None, typer.Option("--other", metavar="TEXT", help="A text to compare with.")] = None,
+    other_model: Annotated[
+        str | None, typer.Option("--other-model", metavar="SOURCE", help="A model to compare with.")
+    ] = None,
+    word: Annotated[
+        str | None, typer.Option("--word", help="A word whose meaning is compared between --context texts.")
+    ] = None,
+    contexts: Annotated[
+        list[str] | None, typer.Option("--context", metavar="TEXT", help="A text with the word in it; at least two.")
+    ] = None,
     gallery: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the gallery of examples into a folder instead.")
     ] = None,
@@ -40,41 +83,79 @@ def command(
 ) -> None:
     """Write a text's every view into one HTML file that works offline.
 
-    The numbers are inside the file, which loads nothing from elsewhere: send it, or put it on a web page.
+    The numbers are inside the file, which loads nothing from elsewhere: send it, or put it on a web page. A file can
+    compute nothing: it holds one text, and beside it what the options name. Of a training run it also shows the curves,
+    samples and probes.
     """
     from glassformer.cli.common import note, open_model, read_text
-    from glassformer.studio import Studio
-    from glassformer.studio.report import build
+    from glassformer.studio.report import ROOMS, Wishes, build
 
     if (text is None) == (gallery is None):
         raise UsageError("Give a text to report on, or --gallery DIR for the examples; one of the two.")
-    studio = Studio(open_model(model))
+    beside = (other, other_model, word, contexts)
+    if gallery is not None and any(beside):
+        raise UsageError("The gallery has its own texts; leave --other, --other-model, --word and --context out.")
+    if (word is None) != (not contexts) or (contexts and len(contexts) < 2):
+        raise UsageError("A word's meaning is compared between texts: give --word and at least two times --context.")
+    opened = open_model(model)
+    studio, run = _studio(opened)
     if gallery is not None:
-        _gallery(studio, gallery)
+        _gallery(studio, gallery, run)
         return
-    html = build(studio, read_text(text or ""))
+    wishes = Wishes(
+        other={"text": None if other is None else read_text(other), "model": other_model}
+        if other is not None or other_model
+        else None,
+        word=word,
+        contexts=tuple(contexts or ()),
+        run=run,
+        learning=True,
+    )
+    html = build(studio, read_text(text or ""), rooms=ROOMS, wishes=wishes)
     out.write_text(html, "utf-8")
     note(f"{out}: {len(html.encode()) / 1e6:.1f} MB")
 
 
-def _gallery(studio: Studio, folder: Path) -> None:
+def _studio(opened: Model) -> tuple[Studio, str | None]:
+    """A studio, and the training run that the model is of."""
+    from glassformer.cli.common import open_model
+    from glassformer.studio import Studio
+
+    path = Path(opened.source)
+    run = path.name if (path / "journal.jsonl").is_file() else None
+    runs = str(path.parent) if run else "runs"
+    return Studio(opened, open_model=open_model, runs=runs), run
+
+
+def _gallery(studio: Studio, folder: Path, run: str | None) -> None:
     from html import escape
 
     from glassformer.cli.common import note
-    from glassformer.studio.report import build
+    from glassformer.studio.report import Wishes, build
 
     folder.mkdir(parents=True, exist_ok=True)
     links = []
-    for name, text, about in GALLERY:
-        html = build(studio, text)
-        (folder / f"{name}.html").write_text(html, "utf-8")
-        links.append(f'<li><p><a href="{name}.html">{escape(text)} …</a></p><p>{escape(about)}</p></li>')
-        note(f"{folder / name}.html: {len(html.encode()) / 1e6:.1f} MB")
+    for one in GALLERY:
+        beside: dict[str, Any] = {"other": {"text": one.other} if one.other else None, "word": one.word}
+        wishes = Wishes(**beside, contexts=one.contexts, run=run, learning=True)
+        html = build(studio, one.text, wishes=wishes)
+        (folder / f"{one.name}.html").write_text(html, "utf-8")
+        links.append(f'<li><a href="{one.name}.html">{escape(one.text)} …</a><p>{escape(one.about)}</p></li>')
+        note(f"{folder / one.name}.html: {len(html.encode()) / 1e6:.1f} MB")
     (folder / "index.html").write_text(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><title>Glassformer: a gallery</title></head>\n'
-        f"<body><h1>Glassformer: a gallery</h1><p>What {escape(studio.current)} does with a few texts. Each page holds "
-        f"its numbers and works offline.</p>\n<ul>{''.join(links)}</ul></body></html>\n",
+        '<meta name="color-scheme" content="light dark"><title>Glassformer: a gallery</title>'
+        f"<style>{_GALLERY_STYLE}</style></head>\n"
+        f"<body><main><h1>Glassformer: a gallery</h1><p>What {escape(studio.current)} does with a few texts. Each page "
+        f"holds its numbers and works offline.</p>\n<ul>{''.join(links)}</ul></main></body></html>\n",
         "utf-8",
     )
+
+
+_GALLERY_STYLE = (
+    ":root { color-scheme: light dark; } body { font: 17px/1.55 system-ui, sans-serif; margin: 8vh auto; "
+    "max-width: 44rem; padding: 0 1.2rem; } ul { list-style: none; padding: 0; } li { margin: 0.8rem 0; "
+    "padding: 0.9rem 1.2rem; border: 1px solid rgb(127 140 170 / 0.35); border-radius: 12px; } "
+    "a { font-size: 1.1em; font-weight: 600; } li p { margin: 0.3rem 0 0; opacity: 0.75; }"
+)

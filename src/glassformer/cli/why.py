@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, HtmlOption, PngOption, write
+from glassformer.cli.attention import DtypeOption, PngOption, draw
 from glassformer.cli.common import (
     BosOption,
     JsonOption,
@@ -19,6 +19,7 @@ from glassformer.cli.common import (
     progress_console,
     read_text,
 )
+from glassformer.cli.pages import HtmlOption, write_page
 from glassformer.errors import UsageError
 
 
@@ -56,13 +57,23 @@ def command(
         raise UsageError(f"--top is 1 or more; {top} is not.")
     if png is not None:
         need("matplotlib", verb="why --png", extra="plot")
-    trace = open_model(model, dtype=dtype).trace(read_text(text), bos)
+    text = read_text(text)
+    opened = open_model(model, dtype=dtype)
+    trace = opened.trace(text, bos)
     with progress_console().status("measuring"):
         found = trace.why(token, against, position, parts=parts, words=words, alternatives=alternatives, seed=seed)
-    if png is not None or html is not None:
+    if png is not None:
         from glassformer.inspect.views import why_view
 
-        write(why_view(found, top), png, html, "why")
+        draw(why_view(found, top), png, "why")
+    if html is not None:
+        from glassformer.studio.looking import told
+
+        neurons = trace.neurons(token, against, position, k=16).to_dict()
+        given = {"why": told(trace, found), "neurons": neurons}
+        at = trace.position(position)
+        asked = {"position": at, "token": token, "against": against, "given": given}
+        write_page(html, opened, text, "why", bos=bos, trace=trace, **asked)
     if as_json:
         print_json({"model": trace.model, **found.to_dict(), "tokens": trace.tokens})
     elif png is None and html is None:

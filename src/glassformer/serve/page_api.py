@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -53,12 +53,38 @@ class OpenAsk(_Strict):
     source: str = Field(min_length=1, max_length=1000)
 
 
+class Beside(_Strict):
+    """A text, a model or both to lay beside the report's."""
+
+    model: str | None = None
+    text: Text | None = None
+
+
+class Where(_Strict):
+    """Where the report opens."""
+
+    tab: str | None = None
+    layer: int = Field(default=0, ge=0)
+    head: int | None = Field(default=0, ge=0)
+    sort: Literal["layer", "role"] = "layer"
+    what: Literal["next", "lens", "attention", "patch"] = "next"
+    place: Literal["stream", "attention", "feed_forward", "heads"] = "stream"
+
+
 class ReportAsk(_Strict):
     """What a report holds."""
 
     model: str | None = None
     text: Text
     edits: list[Edit] = Field(default=[], max_length=200)
+    position: int = -1
+    token: str | None = None
+    against: str | None = None
+    other: Beside | None = None
+    word: str | None = Field(default=None, min_length=1, max_length=200)
+    contexts: list[Text] = Field(default=[], max_length=12)
+    learning: bool = False
+    state: Where = Where()
 
 
 class RaceAsk(_Strict):
@@ -129,12 +155,8 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
 
     @api.post("/api/report")
     async def report(ask: ReportAsk, request: Request) -> Response:
-        from glassformer.studio.report import build
-
         try:
-            html = await workers.run(
-                request, lambda check: build(studio, ask.text, ask.edits, model=ask.model, check=check)
-            )
+            html = await workers.run(request, lambda check: _report(studio, ask, check))
         except Cancelled:
             return Response(status_code=499)
         except GlassformerError as error:
@@ -150,6 +172,25 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
         return _file(path)
 
     return api
+
+
+def _report(studio: Studio, ask: ReportAsk, check: Callable[[], None]) -> str:
+    from glassformer.studio.report import Wishes, build
+
+    of = ask.model or studio.current
+    wishes = Wishes(
+        other=None if ask.other is None else ask.other.model_dump(),
+        word=ask.word,
+        contexts=ask.contexts,
+        run=of.removeprefix("run:").rpartition("@")[0] or None if of.startswith("run:") else None,
+        learning=ask.learning,
+        first=[] if ask.state.head is None else [(ask.state.layer, ask.state.head)],
+        position=ask.position,
+        token=ask.token,
+        against=ask.against,
+        state=ask.state.model_dump(),
+    )
+    return build(studio, ask.text, ask.edits, model=ask.model, wishes=wishes, check=check)
 
 
 def _file(path: str) -> Response:

@@ -20,7 +20,7 @@ def compare(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
     Raises:
         UsageError: when the two cannot be laid side by side, saying why.
     """
-    sides = [requests.Ask(model=s.model, text=s.text, edits=s.edits) for s in (ask.a, ask.b)]
+    sides = [requests.Ask(model=s.model, text=s.text, bos=s.bos, edits=s.edits) for s in (ask.a, ask.b)]
     models = [studio.model(s.model) for s in sides]
     traces = []
     for side in sides:
@@ -84,3 +84,23 @@ def _attention(traces: list[Any], ask: Any, check: Check) -> dict[str, Any]:
         out["a_pattern"], out["b_pattern"] = (packed(g) for g in grids)
         out["difference"] = packed(torch.sub(*grids))
     return out
+
+
+def patch(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
+    """Which places bring the first text's answer back when they are put into the reading of the second."""
+    from glassformer.inspect.patching import patch as patched
+
+    clean, corrupted = (
+        studio.trace(requests.Ask(model=ask.model, text=text, bos=ask.bos)) for text in (ask.clean, ask.corrupted)
+    )
+    first = int(clean.logits(-1).argmax())
+    # Where both go on with the same token, its lead over the vocabulary's mean is what is brought back.
+    same = first == int(corrupted.logits(-1).argmax())
+    found = patched(
+        [(clean, corrupted)],
+        ask.what,
+        answer=first if same else None,
+        attribution=False,
+        progress=lambda done, total, what: check(),
+    )
+    return {"model": studio.model(ask.model).name, **found.to_dict()}

@@ -13,6 +13,7 @@ from glassformer.studio.arrays import packed
 
 if TYPE_CHECKING:
     from glassformer.inspect.trace import Trace
+    from glassformer.inspect.why import Why
     from glassformer.studio.studio import Check, Studio
 
 # Numbers of one pattern tile that a view may ask for at once.
@@ -167,7 +168,11 @@ def why(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
     options: dict[str, Any] = {"parts": ask.parts, "progress": lambda done, total, what: check()}
     if not ask.words:
         options["words"] = 0
-    found = trace.why(ask.token, ask.against, ask.position, **options)
+    return told(trace, trace.why(ask.token, ask.against, ask.position, **options))
+
+
+def told(trace: Trace, found: Why) -> dict[str, Any]:
+    """An account as the page draws it."""
     # A long text has a part for every head at every token: the largest are sent, and all of them summed by layer.
     return {
         **found.to_dict(parts=False),
@@ -219,4 +224,4 @@ def meaning(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
     from glassformer.inspect.meaning import meaning as meant
 
     model = studio.model(ask.model)
-    return meant(ask.word, [model.trace(text) for text in ask.texts]).to_dict()
+    return meant(ask.word, [model.trace(text, ask.bos) for text in ask.texts]).to_dict()

@@ -133,10 +133,3 @@ def difference(model: Model, before: Tensor, after: Tensor, top: int) -> dict[st
             for i in most
         ],
     }
-
-
-def compare(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
-    """Two texts, models or checkpoints side by side, with their differences ranked."""
-    from glassformer.studio.comparing import compare as compared
-
-    return compared(studio, ask, check)

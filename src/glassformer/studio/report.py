@@ -1,32 +1,56 @@
 """The report: one HTML file with the real numbers of one text inside, that works offline.
 
-It asks the studio's views and keeps their answers; the page's own modules draw them. What would make
-the file large (every position's whole distribution, every cell's drill-down) is kept where one looks
-first, and the page says so elsewhere.
+It asks the studio's views and keeps their answers; the page's own modules draw them. What is left out so that the
+file stays small is `gathering`'s choice, and the page says so where one looks for it.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from glassformer.errors import TextError
-from glassformer.studio import bundle, requests
+from glassformer.studio import bundle, gathering
 
 if TYPE_CHECKING:
     from glassformer.studio.studio import Check, Studio
 
+# Rooms of a text alone; comparing, meaning and learning come with what they need to be told.
 ROOMS = ("attention", "depth", "why", "size")
-# Bytes of attention patterns in a report, before base64: leaves room for the rest under 5 MB.
-PATTERN_BYTES = 1_600_000
 # A text up to this many tokens has every position's journey inside.
 ALL_JOURNEYS = 12
-CELLS = 24
-EFFECTS = 6
 LONGEST = 512
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a report is to show beyond its text.
+
+    Attributes:
+        other: {"text", "model"} laid beside the text; either may be missing.
+        word, contexts: one word in several texts.
+        run: a training run of the studio, with its journal and probes.
+        learning: one gradient step on the text (and the run, where there is one).
+        first: heads, as (layer, head), whose patterns are kept before all others.
+        position: the one that is explained and followed; token, against: what is explained there.
+        given: answers of views that were computed before, by name, kept as they are.
+        state: where the page opens: layer, head, sort …
+        look: what is scrolled to at the beginning, as a CSS selector.
+    """
+
+    other: Mapping[str, Any] | None = None
+    word: str | None = None
+    contexts: Sequence[str] = ()
+    run: str | None = None
+    learning: bool = False
+    first: Sequence[tuple[int, int]] = ()
+    position: int = -1
+    token: str | None = None
+    against: str | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+    look: str | None = None
 
 
 def _never() -> None:
@@ -39,7 +63,9 @@ def build(
     edits: Sequence[Any] = (),
     *,
     model: str | None = None,
+    bos: bool | None = None,
     rooms: Sequence[str] = ROOMS,
+    wishes: Wishes | None = None,
     title: str | None = None,
     check: Check = _never,
 ) -> str:
@@ -48,14 +74,16 @@ def build(
     Args:
         edits: what is switched off, as the views take it.
         model: of the studio; the current one by default.
-        rooms: which of `ROOMS` it has.
+        bos: as for `encode`.
+        rooms: which it has; those that the wishes need are added.
+        wishes: what else it shows, and where it opens.
         title: of the page; by default the text's beginning.
         check: called between views; raises `Cancelled` to stop.
 
     Raises:
         TextError: for a text of more than 512 tokens, or one the model cannot read.
     """
-    data = collect(studio, text, edits, model=model, rooms=rooms, check=check)
+    data = collect(studio, text, edits, model=model, bos=bos, rooms=rooms, wishes=wishes, check=check)
     short = text if len(text) <= 60 else text[:59] + "…"
     return bundle.page(title or f"{short} · Glassformer", data, "start")
 
@@ -66,37 +94,71 @@ def collect(
     edits: Sequence[Any] = (),
     *,
     model: str | None = None,
+    bos: bool | None = None,
     rooms: Sequence[str] = ROOMS,
+    wishes: Wishes | None = None,
     check: Check = _never,
 ) -> dict[str, Any]:
     """What a report holds, as plain data."""
+    wishes = wishes or Wishes()
     plain = [edit if isinstance(edit, dict) else edit.model_dump() for edit in edits]
-    same = {"text": text, "model": model, "edits": plain}
+    same = {"text": text, "model": model, "bos": bos, "edits": plain}
 
     def ask(view: str, **more: Any) -> dict[str, Any]:
         check()
         return studio.view(view, {**same, **more}, check)
 
+    def plainly(view: str, **more: Any) -> dict[str, Any]:
+        """Of the model as it is, which is what is explained."""
+        return ask(view, edits=[], **more)
+
     tokens = ask("tokens")
     count = len(tokens["tokens"])
     if count > LONGEST:
         raise TextError(f"A report holds at most {LONGEST} tokens and this text has {count}; shorten it.")
-    data: dict[str, Any] = {**same, "rooms": list(rooms), "tokens": tokens, "next": _nexts(ask, count)}
-    data["words"] = ask("words")
+    if not -count <= wishes.position < count:
+        raise TextError(f"The text has {count} tokens, so there is no position {wishes.position}.")
+    rooms = _with(rooms, wishes)
+    explained = range(count)[wishes.position]
+    question = {"position": explained, "token": wishes.token, "against": wishes.against}
+    data: dict[str, Any] = {
+        "text": text,
+        "model": model,
+        "edits": plain,
+        "rooms": rooms,
+        "explained": explained,
+        "state": {**wishes.state, "token": wishes.token, "against": wishes.against},
+        "look": wishes.look,
+        "tokens": tokens,
+        "next": gathering.nexts(ask, count),
+        "words": ask("words", position=explained),
+    }
+    given = {k: v for k, v in wishes.given.items() if k != "lens"}
     if "why" in rooms:
-        data["why"] = ask_without_edits(studio, "why", same, check)
-        data["neurons"] = ask_without_edits(studio, "neurons", same, check, top=16)
-        data["effects"] = _effects(ask, data["why"]["parts"], plain)
+        data["why"] = given.get("why") or plainly("why", **question)
+        data["neurons"] = given.get("neurons") or plainly("neurons", **question, top=16)
+        data["effects"] = gathering.effects(
+            lambda view, **more: ask(view, position=explained, **more), data["why"]["parts"], plain
+        )
     if "attention" in rooms:
         data["thumbnails"] = ask("thumbnails")
-        data["heads"] = studio.view("heads", {"model": model}, check)
-        first = _telling_heads(data.get("why"))
-        data["attention"] = _patterns(studio, same, first, check)
-        data["cells"] = _cells(ask, studio, same, first, count)
+        data["heads"] = given.get("heads") or studio.view("heads", {"model": model}, check)
+        first = list(dict.fromkeys([*wishes.first, *gathering.telling_heads(data.get("why"))]))
+        data["attention"] = gathering.patterns(studio, same, first, check)
+        data["cells"] = gathering.cells(ask, studio, same, first, count)
     if "depth" in rooms:
-        data["lens"] = ask("lens", top=3)
-        at = range(count) if count <= ALL_JOURNEYS else [count - 1]
+        data["lens"] = gathering.lens(wishes.given.get("lens") or ask("lens", top=3))
+        at = range(count) if count <= ALL_JOURNEYS else sorted({count - 1, explained})
         data["journeys"] = {str(i): ask("journey", position=i) for i in at}
+    if "compare" in rooms:
+        data["compare"] = gathering.compared(studio, same, dict(wishes.other or {}), check)
+        data["compare"]["patch"] = {**data["compare"].get("patch", {}), **given.get("patch", {})}
+    if "meaning" in rooms:
+        asked = {"model": model, "bos": bos, "word": wishes.word, "texts": list(wishes.contexts)}
+        data["meaning"] = given.get("meaning") or studio.view("meaning", asked, check)
+        data["state"] |= {"word": wishes.word, "contexts": list(wishes.contexts)}
+    if "learning" in rooms:
+        data |= gathering.learning(studio, same, wishes.run, check)
     if "size" in rooms:
         data["size"] = {
             "": studio.view("size", {"model": model}, check),
@@ -104,6 +166,16 @@ def collect(
         }
     shorter: dict[str, Any] = _rounded(data)
     return shorter
+
+
+def _with(rooms: Sequence[str], wishes: Wishes) -> list[str]:
+    """The rooms in the page's order, with those that the wishes need."""
+    order = ("attention", "depth", "why", "compare", "meaning", "learning", "size")
+    wanted = {*rooms}
+    wanted |= {"compare"} if wishes.other else set()
+    wanted |= {"meaning"} if wishes.word else set()
+    wanted |= {"learning"} if wishes.learning or wishes.run else set()
+    return [room for room in order if room in wanted]
 
 
 def _rounded(value: Any) -> Any:
@@ -115,84 +187,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return value
-
-
-def ask_without_edits(studio: Studio, view: str, same: dict[str, Any], check: Check, **more: Any) -> dict[str, Any]:
-    """A view that explains the model as it is."""
-    check()
-    return studio.view(view, {"text": same["text"], "model": same["model"], **more}, check)
-
-
-def _nexts(ask: Callable[..., dict[str, Any]], count: int) -> dict[str, Any]:
-    """Every position's likeliest tokens, and the last one's whole distribution for the sliders."""
-    found = {}
-    for position in range(count):
-        last = position == count - 1
-        one = ask("next", position=position, top=200 if last else 12)
-        if not last:
-            one["logits"] = None
-        found[str(position)] = one
-    return found
-
-
-def _telling_heads(why: dict[str, Any] | None) -> list[tuple[int, int]]:
-    """Heads in the order in which the prediction depends on them."""
-    parts = [] if why is None else [p for p in why["parts"] if p["kind"] == "head"]
-    return list(dict.fromkeys((p["layer"], p["head"]) for p in parts))
-
-
-def _patterns(studio: Studio, same: dict[str, Any], first: list[tuple[int, int]], check: Check) -> dict[str, Any]:
-    """Lower triangles of the heads' patterns in 16 bits; of a long text, only of the heads that matter most."""
-    trace = studio.trace(requests.parsed(requests.Ask, same))
-    n, layers, heads = trace.length, trace.config.n_layers, trace.config.attention.n_heads
-    rows, columns = torch.tril_indices(n, n)
-    most = max(1, PATTERN_BYTES // (2 * len(rows)))
-    order = list(dict.fromkeys([*first, *((layer, h) for layer in range(layers) for h in range(heads))]))[:most]
-    found = {}
-    for layer in range(layers):
-        here = [h for at, h in order if at == layer]
-        if not here:
-            continue
-        check()
-        grid = trace.pattern(layer).float().cpu()
-        for head in here:
-            small = (grid[head][rows, columns] * 65535).round().to(torch.int32).to(torch.uint16)
-            found[f"{layer},{head}"] = base64.b64encode(small.numpy().tobytes()).decode("ascii")
-    return {"size": n, "heads": found, "all": len(found) == layers * heads}
-
-
-def _cells(
-    ask: Callable[..., dict[str, Any]], studio: Studio, same: dict[str, Any], first: list[tuple[int, int]], count: int
-) -> dict[str, Any]:
-    """Drill-downs: of the heads that matter most, the cell that the last token looks at most; of the first, its row."""
-    trace = studio.trace(requests.parsed(requests.Ask, same))
-    wanted = []
-    for layer, head in first[:CELLS]:
-        row = trace.pattern(layer, head, count - 1).flatten()
-        wanted.append((layer, head, count - 1, int(row[:count].argmax())))
-    if first:
-        layer, head = first[0]
-        wanted += [(layer, head, count - 1, key) for key in range(min(count, CELLS))]
-    return {
-        ",".join(map(str, at)): ask("cell", layer=at[0], head=at[1], query=at[2], key=at[3])
-        for at in dict.fromkeys(wanted)
-    }
-
-
-def _effects(
-    ask: Callable[..., dict[str, Any]], parts: list[dict[str, Any]], edits: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Before and after, for each of the largest parts switched off alone (and for the report's own edits)."""
-    tries: list[list[dict[str, Any]]] = [edits] if edits else []
-    for part in parts:
-        if part["kind"] == "head":
-            edit = {"kind": "ablate_head", "layer": part["layer"], "head": part["head"]}
-        elif part["kind"] == "feed_forward":
-            edit = {"kind": "ablate_mlp", "layer": part["layer"]}
-        else:
-            continue
-        if [edit] not in tries:
-            tries.append([edit])
-        if len(tries) >= EFFECTS:
-            break
-    return [{"edits": one, **ask("effects", edits=one, top=8)} for one in tries]

@@ -135,6 +135,7 @@ class HeadsAsk(_Strict):
 class Side(_Strict):
     model: str | None = None
     text: Text
+    bos: bool | None = None
     edits: list[Edit] = Field(default=[], max_length=200)
 
 
@@ -147,8 +148,17 @@ class CompareAsk(_Strict):
     top: Count = 20
 
 
+class PatchAsk(_Strict):
+    model: str | None = None
+    clean: Text
+    corrupted: Text
+    bos: bool | None = None
+    what: Literal["stream", "attention", "feed_forward", "heads"] = "stream"
+
+
 class MeaningAsk(_Strict):
     model: str | None = None
+    bos: bool | None = None
     word: str = Field(min_length=1, max_length=200)
     texts: list[Text] = Field(min_length=2, max_length=12)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from glassformer.studio import learning, looking, predicting, requests
+from glassformer.studio import comparing, learning, looking, predicting, requests
 
 View = Callable[..., dict[str, Any]]
 
@@ -19,7 +19,8 @@ VIEWS: dict[str, tuple[Any, View]] = {
     "vocab": (requests.VocabAsk, predicting.vocab),
     "words": (requests.WordsAsk, predicting.words),
     "effects": (requests.EffectsAsk, predicting.effects),
-    "compare": (requests.CompareAsk, predicting.compare),
+    "compare": (requests.CompareAsk, comparing.compare),
+    "patch": (requests.PatchAsk, comparing.patch),
     "thumbnails": (requests.ThumbnailsAsk, looking.thumbnails),
     "attention": (requests.AttentionAsk, looking.attention),
     "cell": (requests.CellAsk, looking.cell),

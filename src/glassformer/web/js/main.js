@@ -44,7 +44,7 @@ export const START = {
   text: EXAMPLES[0][1], model: null, modelName: null, position: null, layer: 0, head: 0, query: null, key: null, tab: "attention", edits: [],
   temperature: 1, top_k: 0, top_p: 1, min_p: 0, unit: "tokens", chips: "tokens", mode: "matrix", sort: "layer", token: null, against: null,
   tokens: [], words: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
-  other: { text: "The capital of Italy is", model: null }, what: "next",
+  other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0,
 };
 
@@ -70,19 +70,30 @@ export function build(root, source, state) {
       save(await picture(panel), `glassformer-${state.get("tab")}.png`);
       tell(image, "Image saved", "An image of this view was saved.");
     } catch (error) {
-      tell(image, "No image", error instanceof Error ? error.message : String(error));
+      refuse(image, "No image", error);
     }
   } }, "Image");
   const report = h("button", { type: "button", onclick: async () => {
     report.setAttribute("aria-busy", "true");
     try {
-      save(await source.report({ text: state.get("text"), model: state.get("model"), edits: state.get("edits") }), "glassformer-report.html");
+      save(await source.report(wished()), "glassformer-report.html");
       tell(report, "Report saved", "The report was saved: one file that works offline.");
     } catch (error) {
-      tell(report, "No report", error instanceof Error ? error.message : String(error));
+      refuse(report, "No report", error);
     }
     report.removeAttribute("aria-busy");
   } }, "Report");
+  /** The text, and what was laid beside it in the rooms that were opened. */
+  function wished() {
+    const [other, position] = [state.get("other"), state.get("position")];
+    const seen = (/** @type {string} */ room) => panels.get(room)?.mounted;
+    return {
+      text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: position ?? -1, token: state.get("token"), against: state.get("against"),
+      other: seen("compare") && (other.text !== state.get("text") || other.model) ? other : null,
+      word: seen("meaning") && state.get("contexts").length > 1 ? state.get("word") : null, contexts: state.get("contexts"), learning: seen("learning"),
+      state: { tab: state.get("tab"), layer: state.get("layer"), head: state.get("head"), sort: state.get("sort"), what: state.get("what"), place: state.get("place") },
+    };
+  }
   /** @param {HTMLElement} button @param {string} short @param {string} long */
   function tell(button, short, long) {
     const before = button.dataset.label ?? button.textContent ?? "";
@@ -90,6 +101,14 @@ export function build(root, source, state) {
     button.textContent = short;
     said.textContent = long;
     setTimeout(() => (button.textContent = before), 1800);
+  }
+  const notice = h("p", { class: "problem", role: "alert", hidden: true });
+  /** @param {HTMLElement} button @param {string} short @param {unknown} error */
+  function refuse(button, short, error) {
+    tell(button, short, "");
+    notice.textContent = `${short}: ${error instanceof Error ? error.message : error}`;
+    notice.hidden = false;
+    setTimeout(() => (notice.hidden = true), 15_000);
   }
   const help = h("button", { type: "button", "aria-label": "Keyboard", onclick: () => dialog.showModal() }, "?");
   const tourButton = h("button", { type: "button", id: "take-tour", onclick: () => walk.start() }, "Tour");
@@ -110,7 +129,7 @@ export function build(root, source, state) {
   const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs);
   put(root,
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
-      h("div", { class: "row tools" }, alone ? tourButton : null, alone ? share : null, image, alone ? report : null, theme.element, large, help), said),
+      h("div", { class: "row tools" }, alone ? tourButton : null, alone ? share : null, image, alone ? report : null, theme.element, large, help), said), notice,
     h("main", {}, composer, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
   if (alone) {
     composer.append(h("div", { class: "row examples", role: "group", "aria-label": "Examples" }, EXAMPLES.map(([name, text]) =>

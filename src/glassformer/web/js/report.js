@@ -23,10 +23,11 @@ export class ReportSource {
   /** @param {string} view @param {any} args @returns {Promise<any>} */
   async get(view, args) {
     const found = this.find(view, args);
-    if (found === null && args.edits && view !== "effects" && JSON.stringify(args.edits) !== JSON.stringify(this.data.edits)) {
+    if (found === null && args.edits && view !== "effects" && !same(args.edits, this.data.edits)) {
       throw new SourceProblem("With parts switched off, this report holds the change of the prediction alone (in Why); switch them on again to see this.", "NotHere");
     }
     if (found === null) throw new SourceProblem(ABSENT[/** @type {"cell"} */ (view)] ?? "This report does not hold that; open the text in Glassformer to see it.", "NotHere");
+    if (found.problem) throw new SourceProblem(found.problem, "NotHere");
     return found;
   }
 
@@ -34,22 +35,43 @@ export class ReportSource {
   find(view, args) {
     const d = this.data;
     // What was not computed with a part switched off is not shown as if it were.
-    if (view !== "effects" && args.edits && JSON.stringify(args.edits) !== JSON.stringify(d.edits)) return null;
+    if (view !== "effects" && args.edits && !same(args.edits, d.edits)) return null;
     const position = (args.position ?? -1) < 0 ? this.last : args.position;
-    if (view === "next") return d.next[position] ?? null;
-    if (view === "vocab") return null;
-    if (view === "words") return position === this.last ? d.words : null;
-    if (view === "why" || view === "neurons") return position === this.last && !args.token && !args.against ? d[view] : null;
-    if (view === "effects") return d.effects?.find((/** @type {any} */ e) => JSON.stringify(e.edits) === JSON.stringify(args.edits)) ?? null;
-    if (view === "attention") return this.pattern(args);
-    if (view === "cell") return d.cells[[args.layer, args.head, args.query, args.key].join(",")] ?? null;
-    if (view === "journey") return d.journeys[position] ?? null;
-    if (view === "size") return d.size[args.name ?? ""] ?? null;
-    if (view === "lens") {
-      const [from, to] = [args.start ?? 0, args.stop ?? this.last + 1];
-      return { ...d.lens, positions: d.lens.positions.slice(from, to), rows: d.lens.rows.map((/** @type {any} */ row) => ({ ...row, cells: row.cells.slice(from, to) })) };
+    const explained = position === d.explained;
+    switch (view) {
+      case "next": return d.next[position] ?? null;
+      case "vocab": return null;
+      case "words": return explained ? d.words : null;
+      // What was asked when the report was written (a token, another to compare it with) is what it can answer.
+      case "why": case "neurons": return explained && (args.token ?? null) === (d.state.token ?? null) && (args.against ?? null) === (d.state.against ?? null) ? d[view] : null;
+      case "effects": return explained ? d.effects?.find((/** @type {any} */ e) => same(e.edits, args.edits)) ?? null : null;
+      case "attention": return this.pattern(args);
+      case "cell": return d.cells[[args.layer, args.head, args.query, args.key].join(",")] ?? null;
+      case "journey": return d.journeys[position] ?? null;
+      case "size": return d.size[args.name ?? ""] ?? null;
+      case "lens": return this.lens(args.start ?? 0, args.stop ?? this.last + 1);
+      case "compare": return this.compare(args);
+      case "patch": return d.compare?.patch?.[args.what] ?? null;
+      default: return d[view] ?? null;
     }
-    return d[view] ?? null;
+  }
+
+  /** Each token's text is kept once. @param {number} from @param {number} to */
+  lens(from, to) {
+    const { rows, texts, positions, ...rest } = this.data.lens;
+    const cell = (/** @type {number[]} */ [followed, rank, entropy, ...tops]) => ({
+      followed, rank, entropy, top: tops.filter((_, i) => i % 2 === 0).map((id, i) => ({ id, token: texts[id], probability: tops[2 * i + 1] })),
+    });
+    return { ...rest, positions: positions.slice(from, to), rows: rows.map((/** @type {any} */ row) => ({ place: row.place, cells: row.cells.slice(from, to).map(cell) })) };
+  }
+
+  /** @param {any} args */
+  compare({ a, b, what, layer, head }) {
+    const held = this.data.compare;
+    if (!held || !same(a.edits ?? [], this.data.edits) || b.text !== held.other.text) return null;
+    const found = held[what] ?? null;
+    if (what !== "attention" || found === null || found.problem) return found;
+    return { ...found, difference: held.differences[`${layer},${head}`], drawn: Object.keys(held.differences).length };
   }
 
   /** @param {any} args */
@@ -67,13 +89,17 @@ export class ReportSource {
   }
 }
 
+/** @param {any} a @param {any} b */
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
 const ABSENT = {
   cell: "This report takes apart the cells in which the last token looks hardest, in the heads that matter most; open the text in Glassformer for any other.",
   attention: "This report holds the heads on which the prediction depends most; open the text in Glassformer for this one.",
-  journey: "This report follows the last token; open the text in Glassformer to follow another.",
-  words: "This report has whole words after the last token only.",
-  why: "This report explains the last prediction; open the text in Glassformer for another.",
-  neurons: "This report explains the last prediction; open the text in Glassformer for another.",
+  journey: "This report follows one token; open the text in Glassformer to follow another.",
+  words: "This report has whole words at one place only.",
+  why: "This report explains one prediction; open the text in Glassformer for another.",
+  neurons: "This report explains one prediction; open the text in Glassformer for another.",
+  patch: "This report holds patching of the stream and of the heads; open the texts in Glassformer for the other places.",
 };
 
 /** Asks whoever embeds this page, by messages; a notebook passes them to its kernel. */
@@ -125,9 +151,13 @@ export function start() {
   const data = held();
   const source = new ReportSource(data);
   const first = Object.keys(data.cells ?? {})[0]?.split(",").map(Number);
-  const state = begin({ ...data, state: first ? { layer: first[0], head: first[1] } : {} });
+  const state = begin({ ...data, state: {
+    ...(first ? { layer: first[0], head: first[1] } : {}), ...(data.compare ? { other: data.compare.other } : {}), ...(data.run ? { run: data.run.name } : {}),
+    ...data.state, position: data.explained === source.last ? null : data.explained,
+  } });
   state.set({ text: data.text, model: null });
   build(/** @type {any} */ (document.getElementById("app")), source, state);
+  if (data.look) setTimeout(() => document.querySelector(data.look)?.scrollIntoView(), 400);
 }
 
 /** Begin inside a notebook. */

@@ -1,5 +1,6 @@
 /** Compare: two texts, two models or two checkpoints, and what differs, ranked. */
 
+import { signed } from "../colour.js";
 import { h, hint, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
 import { choices as sources } from "../models.js";
@@ -15,17 +16,21 @@ const PAIRS = [
   ["She sat on the bank of the", "She went to the bank of the"],
 ];
 
+/** What patching carries over. */
+const PLACES = /** @type {[string, string][]} */ ([["stream", "Stream"], ["attention", "Attention"], ["feed_forward", "Feed-forward"], ["heads", "Heads"]]);
+
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
-  const other = h("input", { type: "text", id: "other-text", "aria-label": "The other text", class: "wide", value: state.get("other").text ?? "" });
-  const model = h("select", { id: "other-model", "aria-label": "The other model" });
-  const what = segmented("Compare", [["next", "Next token"], ["lens", "Layers"], ["attention", "Attention"]], () => state.get("what"), (name) => state.set({ what: name }));
+  const other = h("textarea", { id: "other-text", "aria-label": "The other text", class: "wide boxed mono", rows: "1", spellcheck: "false", value: state.get("other").text ?? "", readonly: !source.live });
+  const model = h("select", { id: "other-model", "aria-label": "The other model", disabled: !source.live });
+  const what = segmented("Compare", [["next", "Next token"], ["lens", "Layers"], ["attention", "Attention"], ["patch", "Patching"]], () => state.get("what"), (name) => state.set({ what: name }));
+  const place = segmented("What is carried over", PLACES, () => state.get("place"), (name) => state.set({ place: name }));
   const body = h("div", { class: "compare" });
   const form = h("form", { class: "fields" },
     h("span", { class: "side-name" }, "A"), h("p", { class: "mono side-text" }), h("span", { class: "soft small side-model" }),
     h("span", { class: "side-name" }, "B"), other, model);
   element.append(h("h2", {}, "Side by side"), form,
-    h("div", { class: "row" }, what.element, PAIRS.map(([a, b]) => h("button", { type: "button", class: "small", onclick: () => {
+    h("div", { class: "row" }, what.element, place.element, !source.live ? null : PAIRS.map(([a, b]) => h("button", { type: "button", class: "small", onclick: () => {
       state.set({ text: a, other: { ...state.get("other"), text: b }, position: null, edits: [], query: null, key: null });
     } }, `${lastWords(a)} | ${lastWords(b)}`))),
     body);
@@ -47,19 +52,26 @@ export function mount(element, source, state) {
   fill();
   const reflect = () => {
     what.reflect();
+    place.reflect();
+    place.element.hidden = state.get("what") !== "patch";
     put(/** @type {any} */ (form.querySelector(".side-text")), state.get("text"));
     put(/** @type {any} */ (form.querySelector(".side-model")), state.get("modelName") ?? "");
     if (document.activeElement !== other) other.value = state.get("other").text ?? "";
+    other.rows = Math.min(6, other.value.split("\n").length);
   };
-  state.on(["text", "modelName", "other", "what"], reflect);
+  state.on(["text", "modelName", "other", "what", "place"], reflect);
   reflect();
 
-  live(body, state, ["text", "model", "edits", "other", "what", "layer", "head"], async (signal) => {
+  live(body, state, ["text", "model", "edits", "other", "what", "place", "layer", "head"], async (signal) => {
     const b = { text: state.get("other").text || state.get("text"), model: state.get("other").model ?? state.get("model") };
     const a = { text: state.get("text"), model: state.get("model"), edits: state.get("edits") };
     if (!a.text || (a.text === b.text && a.model === b.model && !a.edits.length)) {
       put(body, h("p", { class: "soft" }, "Change a word in B, or choose another model or checkpoint for it; or switch a part off in A."));
       return null;
+    }
+    if (state.get("what") === "patch") {
+      if (a.model === b.model && !a.edits.length) return source.get("patch", { model: a.model, clean: a.text, corrupted: b.text, what: state.get("place") }, { signal });
+      throw new Error("Patching carries what one reading has at a place into another reading by the same model: choose the same model for both, with all parts on.");
     }
     const inside = state.get("what") === "attention" && state.get("head") !== null ? { layer: state.get("layer"), head: state.get("head") } : {};
     return source.get("compare", { a, b, what: state.get("what"), ...inside }, { signal });
@@ -67,6 +79,7 @@ export function mount(element, source, state) {
 
   /** @param {any} d */
   function draw(d) {
+    if (d.restored) return drawPatch(d);
     if (d.what === "next") return drawNext(d);
     return d.what === "lens" ? drawLens(d) : drawAttention(d);
   }
@@ -95,6 +108,25 @@ export function mount(element, source, state) {
   }
 
   /** @param {any} d */
+  function drawPatch(d) {
+    const [pair] = d.pairs;
+    const heads = d.what === "heads";
+    const seen = d.columns.map((/** @type {any} */ _, /** @type {number} */ i) => i).filter((/** @type {number} */ i) => heads || d.restored.some((/** @type {number[]} */ row) => Math.abs(row[i]) >= 0.005));
+    const name = (/** @type {number} */ i) => (heads ? `head ${d.columns[i]}` : shown(d.columns[i]));
+    put(body,
+      h("p", { class: "small" }, `A goes on with “${shown(pair.answer ?? "")}”${pair.wrong ? `, B with “${shown(pair.wrong)}”` : ""} (${d.unit}: ${number(pair.clean)} and ${number(pair.corrupted)}). B is read again with one place at a time as it was in A: 100% means that this place alone brings A's answer back.`),
+      h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": "What each place brings back, in percent" }, h("table", { class: "lens patch" },
+        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "layer"), seen.map((/** @type {number} */ i) => h("th", { scope: "col", class: "mono" }, name(i))))),
+        h("tbody", {}, d.restored.map((/** @type {number[]} */ row, /** @type {number} */ layer) => h("tr", {}, h("th", { scope: "row" }, layer), seen.map((/** @type {number} */ i) => {
+          const td = h("td", { class: "num" }, `${Math.round(100 * row[i]) || 0}`);
+          td.style.setProperty("background", signed(row[i]));
+          return hint(td, () => `layer ${layer}, ${name(i)}: ${(100 * row[i]).toFixed(1)}% brought back`);
+        })))))),
+      h("p", { class: "soft small" }, heads ? "One column for each head: what it writes, at all positions." : "One column for each token of B; where nothing is brought back at any layer, it is left out."),
+      d.correlation === null ? null : h("p", { class: "soft small" }, `The gradient's estimate of the same correlates with it by ${number(d.correlation)}.`));
+  }
+
+  /** @param {any} d */
   function drawAttention(d) {
     const most = Math.max(d.heads[0]?.mean ?? 0, 1e-9);
     /** @type {any} */
@@ -103,6 +135,7 @@ export function mount(element, source, state) {
       const { data, shape } = unpack(d.difference);
       picture = h("div", {}, h("h3", {}, `A − B, layer ${state.get("layer")}, head ${state.get("head")}`), grid(/** @type {Float32Array} */ (data), shape[0], shape[1], "Difference of the two patterns"), h("p", { class: "soft small" }, "Blue: A looks there more. Orange: B does."));
     }
+    if (!picture && d.drawn) picture = h("p", { class: "soft small" }, `This report holds the pictures of the first ${d.drawn} heads.`);
     put(body, h("div", { class: "two" },
       h("div", {}, h("h3", {}, "Heads that look elsewhere most"), h("div", { role: "list" }, d.heads.slice(0, 16).map((/** @type {any} */ x) => h("div", { role: "listitem" }, hint(h("button", {
         type: "button", class: "prob", "aria-pressed": String(x.layer === state.get("layer") && x.head === state.get("head")), onclick: () => state.set({ layer: x.layer, head: x.head, query: null, key: null }),

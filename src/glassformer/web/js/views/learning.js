@@ -24,7 +24,7 @@ export function mount(element, source, state) {
 
   const lister = live(list, state, ["tab"], async (signal) => source.get("runs", {}, { signal }), ({ runs }) => {
     if (!runs.length) {
-      put(list, h("p", { class: "soft" }, "There is no run yet. In a terminal, “glassformer train” learns from Python's own library; its loss then falls here while it runs."));
+      put(list, h("p", { class: "soft" }, source.live ? "There is no run yet. In a terminal, “glassformer train” learns from Python's own library; its loss then falls here while it runs." : "This report is of a model without a training run in it; a report of a run (glassformer report TEXT --model runs/NAME) shows its curves, samples and probes here."));
       return;
     }
     put(list, runs.map((/** @type {any} */ r) => h("button", { type: "button", class: "small", "data-run": r.name, onclick: () => state.set({ run: r.name }) },
@@ -66,6 +66,7 @@ export function mount(element, source, state) {
 
   /** The slider on which every other view works. @param {any} d @param {number|null} at */
   function checkpoints(d, at) {
+    if (!source.live) return h("p", { class: "soft small" }, `Checkpoints at steps ${d.checkpoints.join(", ") || "none"}. This report was made of the newest; glassformer open with the run's folder looks inside every one.`);
     if (!d.checkpoints.length) return h("p", { class: "soft small" }, "No checkpoint yet.");
     const index = at === null ? d.checkpoints.length - 1 : d.checkpoints.indexOf(at);
     const out = h("output", { class: "num" }, at === null ? "not shown" : `step ${at}`);
@@ -105,11 +106,12 @@ export function stepOf(model, run) {
 function one(element, source, state) {
   const out = h("div", { "aria-live": "polite" });
   let asked = 0;
-  const button = h("button", { type: "button", disabled: !source.live, onclick: () => { asked += 1; state.set({ stepAsked: asked }); } }, "Take one step on the text above");
+  const button = source.live ? h("button", { type: "button", onclick: () => { asked += 1; state.set({ stepAsked: asked }); } }, "Take one step on the text above") : null;
   element.append(h("h2", {}, "One gradient step"),
     h("p", { class: "soft small" }, "Learning is this, many times over: each weight moves a little against its gradient of the loss on this sentence. The model itself stays as it is; a copy takes the step."),
-    button, out);
+    ...(button ? [button] : []), out);
   live(out, state, ["stepAsked", "text", "model"], async (signal) => {
+    if (!source.live) return source.get("run_step", {}); // taken when the report was written
     if (!asked || state.get("stepAsked") !== asked || drawn === asked) {
       put(out);
       return null;

@@ -28,8 +28,8 @@ export function mount(element, source, state) {
   });
   element.append(h("h2", {}, "One word, several meanings"),
     h("p", { class: "soft small" }, "At the embedding the word is one and the same vector in every text. Attention brings in what stands around it, and the vectors part."),
-    h("div", { class: "row" }, WORDS.map(([name, contexts]) => h("button", { type: "button", class: "small", onclick: () => state.set({ word: name, contexts }) }, name))),
-    form, body);
+    ...(source.live ? [h("div", { class: "row" }, WORDS.map(([name, contexts]) => h("button", { type: "button", class: "small", onclick: () => state.set({ word: name, contexts }) }, name))), form]
+      : [h("p", {}, "The word ", h("strong", {}, state.get("word")), " in the texts that the report was written with:")]), body);
   state.on(["word", "contexts"], () => {
     word.value = state.get("word");
     texts.value = state.get("contexts").join("\n");

@@ -19,10 +19,16 @@ export function editName(edit) {
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
   const form = h("form", { class: "row" });
-  const token = h("input", { type: "text", size: "10", "aria-label": "Token to explain", placeholder: "its first choice" });
-  const against = h("input", { type: "text", size: "10", "aria-label": "Compared with", placeholder: "compared with…" });
-  form.append(h("label", { class: "small" }, "Why ", token), h("label", { class: "small" }, "rather than ", against), h("button", { type: "submit" }, "Explain"),
-    h("span", { class: "soft small" }, "a token carries its leading space"));
+  const token = h("input", { type: "text", size: "10", "aria-label": "Token to explain", placeholder: "its first choice", readonly: !source.live });
+  const against = h("input", { type: "text", size: "10", "aria-label": "Compared with", placeholder: "compared with…", readonly: !source.live });
+  put(form, h("label", { class: "small" }, "Why ", token), h("label", { class: "small" }, "rather than ", against),
+    source.live ? [h("button", { type: "submit" }, "Explain"), h("span", { class: "soft small" }, "a token carries its leading space")] : null);
+  const asked = () => {
+    token.value = state.get("token") ?? "";
+    against.value = state.get("against") ?? "";
+  };
+  state.on(["token", "against"], asked);
+  asked();
   form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     state.set({ token: token.value || null, against: against.value || null });
@@ -31,7 +37,8 @@ export function mount(element, source, state) {
   const effect = h("div", { class: "effect" });
   const body = h("div", { class: "why" });
   const neurons = h("div", { class: "neurons", role: "list" });
-  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, edits, effect), body, h("h3", {}, "Neurons of the feed-forward layers"),
+  const absent = h("p", { class: "small soft", role: "status" });
+  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, edits, absent, effect), body, h("h3", {}, "Neurons of the feed-forward layers"),
     h("p", { class: "soft small" }, "What each added to the number explained above, and the tokens whose score it raises; click one to switch it off."), neurons);
 
   function drawEdits() {
@@ -44,7 +51,11 @@ export function mount(element, source, state) {
   /** @param {any} edit */
   function switchOff(edit) {
     const list = state.get("edits");
-    if (!source.live && !source.holds("effects", { edits: [...list, edit] })) return;
+    if (!source.live && !source.holds("effects", { position: state.get("position") ?? -1, edits: [...list, edit] })) {
+      absent.textContent = `“${editName(edit)}” was not computed for this report, which holds that of the largest heads and layers, each alone; open the text in Glassformer to switch off any.`;
+      return;
+    }
+    absent.textContent = "";
     if (!list.some((/** @type {any} */ e) => JSON.stringify(e) === JSON.stringify(edit))) state.set({ edits: [...list, edit] });
   }
   state.on(["edits"], drawEdits);

@@ -1,0 +1,47 @@
+"""`--html` of the looking verbs: the page's own room, in one file, opened at what was asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from glassformer.inspect.trace import Trace
+    from glassformer.lm import Model
+
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with this view in it, which works offline."),
+]
+
+
+def write_page(
+    file: Path,
+    model: Model,
+    text: str,
+    room: str,
+    *,
+    bos: bool | None = None,
+    trace: Trace | None = None,
+    **wishes: Any,
+) -> None:
+    """A report of one room.
+
+    Args:
+        trace: of the text, where it has run already.
+        wishes: the fields of `studio.report.Wishes`.
+
+    Raises:
+        TextError: for a text too long for a report.
+    """
+    from glassformer.cli.common import note
+    from glassformer.studio import Studio
+    from glassformer.studio.report import Wishes, build
+
+    studio = Studio(model)
+    if trace is not None:
+        studio.keep(trace)
+    file.write_text(build(studio, text, bos=bos, rooms=[room], wishes=Wishes(**wishes)), "utf-8")
+    note(f"Wrote {file}.")
