@@ -307,7 +307,8 @@ class Model:
         if tap is None:
             engine = self.engines.get(precision, room)
         else:
-            engine = self.engines.make(native=False, slots=1)
+            # Of its own, for one answer: its cache is no larger than that.
+            engine = self.engines.make(native=False, slots=1, capacity=min(room, self.config.context))
         engine.check(asked)
         return pieces(engine.generate(asked, tap), self.tokenizer)
 
