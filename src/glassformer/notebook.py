@@ -50,6 +50,8 @@ class StaticView:
 def view(model: Model, text: str, *, rooms: Sequence[str] = ROOMS, height: int = HEIGHT, live: bool = True) -> Any:
     """The page for a model and a text: next word, attention, depth, why, compare, meaning, size.
 
+    Where an exported notebook cannot run the widget, a static view stands in its place, without what takes long.
+
     Args:
         rooms: which of those rooms, the first one open.
         height: of the widget, in pixels.
@@ -123,7 +125,10 @@ def _widget_class() -> Any:
             if made is None or not self.fixed:
                 return made
             data, metadata = made
-            static = StaticView(report.build(self.studio, self.text, rooms=self.fixed), self.height)
+            # The widget is not shown before this is written: only what is quick goes in, unless nothing else was asked.
+            quick = [room for room in self.fixed if room != "why"] or self.fixed
+            wishes = report.Wishes(light=True)
+            static = StaticView(report.build(self.studio, self.text, rooms=quick, wishes=wishes), self.height)
             return {**data, "text/html": static._repr_html_()}, metadata
 
     return LiveView

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -29,5 +30,8 @@ def test_a_notebook_shows_views(tmp_path: Path):
     for data in shown[:2]:
         assert "application/vnd.jupyter.widget-view+json" in data
         assert data["text/html"].startswith("<iframe")  # for wherever widgets cannot run
+    # The widget waits for its stand-in, which therefore holds what is quick; a static view holds what was asked.
+    rooms = [re.search(r"&quot;rooms&quot;:\[(.*?)\]", data["text/html"])[1] for data in shown]  # type: ignore[index]
+    assert [text.replace("&quot;", "") for text in rooms] == ["attention,depth,size", "attention", "why"]
     assert "application/vnd.jupyter.widget-view+json" not in shown[2]
     assert shown[2]["text/html"].startswith("<iframe")

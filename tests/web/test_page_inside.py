@@ -76,6 +76,43 @@ def test_attention_from_head_to_number(app: Watched):
     app.shot("attention-arcs")
 
 
+def test_another_head_keeps_the_zoom_and_another_text_does_not(app: Watched):
+    app.open(HERE)
+    wide = "document.querySelector('.ground').offsetWidth"
+    fitted = app.page.evaluate(wide)
+    app.page.click("[aria-label='Zoom in']")
+    nearer = app.page.evaluate(wide)
+    assert nearer > fitted
+    app.page.click("[data-layer='2'][data-head='1']")
+    app.settle()
+    assert app.page.evaluate(wide) == nearer
+    app.page.fill("#composer", TEXT + " a")
+    app.settle()
+    assert app.page.evaluate(wide) != nearer
+
+
+def test_what_changed_while_another_room_was_open_is_drawn(app: Watched):
+    app.open(HERE).room("depth")
+    app.page.fill("#composer", "the cat")
+    app.settle()
+    app.room("attention")
+    n = len(chips(app))
+    cells = "document.querySelector('.ground').offsetWidth"
+    app.page.wait_for_function(f"{cells} > 0")
+    asked = app.page.evaluate("document.querySelector('.scroller canvas').width")
+    assert asked > 0
+    # As many columns as tokens are painted, and none of the longer text before.
+    painted = """() => {
+      const c = document.querySelector('.scroller canvas');
+      const row = c.getContext('2d').getImageData(0, c.height - 12, c.width, 1).data;
+      let last = 0;
+      for (let i = 0; i < c.width; i++) if (row[4 * i + 3]) last = i;
+      return last / c.width;
+    }"""
+    assert n < 7
+    assert app.page.evaluate(painted) > 0.9
+
+
 def test_scrolling_is_not_weighed_down_by_the_rest_of_the_page(app: Watched):
     """What each frame would have to put together anew: a canvas for every head, glass over everything."""
     app.open(HERE)

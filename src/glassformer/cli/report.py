@@ -26,6 +26,7 @@ class Example:
     other: str | None = None
     word: str | None = None
     contexts: tuple[str, ...] = ()
+    sort: str = "layer"
 
 
 GALLERY = (
@@ -59,6 +60,7 @@ GALLERY = (
         "seven blue window garden kite lamp seven blue window garden",
         "An induction head: what followed last time is expected again.",
         other="seven blue window garden kite lamp seven blue window kite",
+        sort="role",
     ),
 )
 
@@ -137,7 +139,7 @@ def _gallery(studio: Studio, folder: Path, run: str | None) -> None:
     links = []
     for one in GALLERY:
         beside: dict[str, Any] = {"other": {"text": one.other} if one.other else None, "word": one.word}
-        wishes = Wishes(**beside, contexts=one.contexts, run=run, learning=True)
+        wishes = Wishes(**beside, contexts=one.contexts, run=run, learning=True, state={"sort": one.sort})
         html = build(studio, one.text, wishes=wishes)
         (folder / f"{one.name}.html").write_text(html, "utf-8")
         links.append(f'<li><a href="{one.name}.html">{escape(one.text)} …</a><p>{escape(one.about)}</p></li>')

@@ -36,6 +36,7 @@ class Wishes:
         position: the one that is explained and followed; token, against: what is explained there.
         given: answers of views that were computed before, by name, kept as they are.
         state: where the page opens: layer, head, sort …
+        light: leaves out what takes longest, whole words and what the model's heads do on sequences of their own.
         look: what is scrolled to at the beginning, as a CSS selector.
     """
 
@@ -50,6 +51,7 @@ class Wishes:
     against: str | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
+    light: bool = False
     look: str | None = None
 
 
@@ -131,7 +133,7 @@ def collect(
         "look": wishes.look,
         "tokens": tokens,
         "next": gathering.nexts(ask, count),
-        "words": ask("words", position=explained),
+        "words": None if wishes.light else ask("words", position=explained),
     }
     given = {k: v for k, v in wishes.given.items() if k != "lens"}
     if "why" in rooms:
@@ -142,7 +144,9 @@ def collect(
         )
     if "attention" in rooms:
         data["thumbnails"] = ask("thumbnails")
-        data["heads"] = given.get("heads") or studio.view("heads", {"model": model}, check)
+        data["heads"] = given.get("heads")
+        if not wishes.light:
+            data["heads"] = data["heads"] or studio.view("heads", {"model": model}, check)
         first = list(dict.fromkeys([*wishes.first, *gathering.telling_heads(data.get("why"))]))
         data["attention"] = gathering.patterns(studio, same, first, check)
         data["cells"] = gathering.cells(ask, studio, same, first, count)

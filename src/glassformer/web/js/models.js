@@ -40,7 +40,7 @@ export function chooser(source, state) {
       put(catalogue,
         h("h3", {}, "Catalogue"), models.map((/** @type {any} */ m) => h("button", {
           type: "button", class: "entry", "data-model": m.name, "aria-pressed": String(m.name === here), onclick: () => open(m.name),
-        }, h("strong", {}, m.name), h("span", { class: "soft small" }, [m.summary, m.licence, bytes(m.bytes)].filter(Boolean).join(" · ")), m.open ? h("span", { class: "small badge" }, "open") : null)),
+        }, h("strong", {}, m.name), m.open ? h("span", { class: "small badge" }, "open") : null, h("span", { class: "soft small" }, [m.summary, m.licence, bytes(m.bytes)].filter(Boolean).join(" · ")))),
         runs.length ? h("h3", {}, "Your training runs") : null, runs.map((/** @type {any} */ r) => h("button", {
           type: "button", class: "entry", "data-model": `run:${r.name}`, disabled: !r.checkpoints.length, onclick: () => open(`run:${r.name}@${r.checkpoints[r.checkpoints.length - 1]}`),
         }, h("strong", {}, r.name), h("span", { class: "soft small" }, `step ${r.step}${r.steps ? ` of ${r.steps}` : ""} · ${r.state}`))));
@@ -59,7 +59,7 @@ export function chooser(source, state) {
     try {
       for await (const event of source.stream("/api/open", { source: name }, { signal: mine.signal })) {
         if (event.model) {
-          state.set({ model: event.model, edits: [], query: null, key: null, layer: 0, head: 0, token: null, against: null });
+          state.set({ model: event.model, position: null, edits: [], query: null, key: null, layer: 0, head: 0, token: null, against: null });
           said.textContent = `${event.name} is open.`;
           dialog.close();
         } else {

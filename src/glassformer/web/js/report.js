@@ -96,7 +96,7 @@ const ABSENT = {
   cell: "This report takes apart the cells in which the last token looks hardest, in the heads that matter most; open the text in Glassformer for any other.",
   attention: "This report holds the heads on which the prediction depends most; open the text in Glassformer for this one.",
   journey: "This report follows one token; open the text in Glassformer to follow another.",
-  words: "This report has whole words at one place only.",
+  words: "This report does not hold the whole words for this place; open the text in Glassformer to see them.",
   why: "This report explains one prediction; open the text in Glassformer for another.",
   neurons: "This report explains one prediction; open the text in Glassformer for another.",
   patch: "This report holds patching of the stream and of the heads; open the texts in Glassformer for the other places.",

@@ -50,12 +50,13 @@ export function mount(element, source, state) {
     if (on) drawArcs();
     else matrix.soon();
   }
-  function reset() {
+  /** @param {Set<string>} [changed] */
+  function reset(changed) {
     tiles.forget();
     say("");
     label.textContent = `Layer ${state.get("layer")}, ${state.get("head") === null ? "average of its heads" : `head ${state.get("head")}`}`;
     average.setAttribute("aria-pressed", String(state.get("head") === null));
-    matrix.reset();
+    matrix.reset(!changed || ["tokens", "count", "model"].some((field) => changed.has(field)));
     show();
   }
   state.on(["tokens", "count", "model", "layer", "head", "edits"], reset);

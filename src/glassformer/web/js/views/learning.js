@@ -78,9 +78,9 @@ export function mount(element, source, state) {
     slider.value = String(Math.max(0, index));
     return h("div", { class: "sliders" }, h("label", { for: "checkpoint" }, "Checkpoint"), slider, out,
       h("div", { class: "row wide" }, at === null
-        ? h("button", { type: "button", onclick: () => state.set({ model: `run:${d.name}@${d.checkpoints[d.checkpoints.length - 1]}`, edits: [], query: null, key: null, layer: 0, head: 0 }) }, "Look inside this run")
+        ? h("button", { type: "button", onclick: () => state.set({ model: `run:${d.name}@${d.checkpoints[d.checkpoints.length - 1]}`, position: null, edits: [], query: null, key: null, layer: 0, head: 0 }) }, "Look inside this run")
         : h("span", { class: "soft small" }, "Every view now shows this checkpoint: open Attention or Next word and move the slider."),
-      at === null ? null : h("button", { type: "button", class: "small", onclick: () => state.set({ model: null, edits: [], query: null, key: null }) }, "Back to the model")));
+      at === null ? null : h("button", { type: "button", class: "small", onclick: () => state.set({ model: null, position: null, edits: [], query: null, key: null }) }, "Back to the model")));
   }
 
   /** @param {any} d @param {number|null} at */

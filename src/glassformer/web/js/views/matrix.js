@@ -228,12 +228,14 @@ export function mount(stage, tiles, state, say, open) {
 
   scroller.addEventListener("scroll", soon, { passive: true });
   let width = 0;
+  // What changed while another room was open is drawn when this one is seen again.
+  let stale = false;
   new ResizeObserver(() => {
-    if (stage.clientWidth && Math.abs(stage.clientWidth - width) > 8) {
-      width = stage.clientWidth;
-      fit();
-      soon();
-    }
+    if (!stage.clientWidth) return;
+    if (stale || Math.abs(stage.clientWidth - width) > 8) fit();
+    width = stage.clientWidth;
+    stale = false;
+    soon();
   }).observe(stage);
 
   /** @param {PointerEvent} event */
@@ -295,10 +297,11 @@ export function mount(stage, tiles, state, say, open) {
       fit();
       soon();
     },
-    /** Another head or text. */
-    reset() {
+    /** Another head, or another text, which is fitted anew. @param {boolean} text */
+    reset(text) {
       pictures = new WeakMap();
-      fit();
+      stale ||= text && !stage.clientWidth;
+      if (text) fit();
       paint();
     },
   };

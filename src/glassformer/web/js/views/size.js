@@ -65,9 +65,8 @@ function race(element, source, state) {
 
 /** @param {HTMLElement} body @param {any} data */
 function draw(body, data) {
-  const tally = data.tallies ? Object.values(data.tallies)[Object.keys(data.tallies).length - 1] : data;
-  const parts = /** @type {any} */ (tally).parameters ?? /** @type {any} */ (tally).components ?? {};
-  const list = Object.entries(parts).filter(([k, v]) => k !== "total" && typeof v === "number" && v > 0).map(([name, value]) => ({ name, value: /** @type {number} */ (value) }));
+  const tally = data.parameters;
+  const list = Object.entries(tally.components).filter(([, v]) => typeof v === "number" && v > 0).map(([name, value]) => ({ name, value: /** @type {number} */ (value) }));
   const total = list.reduce((s, p) => s + p.value, 0);
   const map = h("div", { class: "treemap", role: "img", "aria-label": list.map((p) => `${p.name} ${((100 * p.value) / total).toFixed(1)}%`).join(", ") });
   for (const box of treemap(list, 100, 100)) {
@@ -79,6 +78,9 @@ function draw(body, data) {
     cell.style.setProperty("--hue", String(({ embedding: 210, unembedding: 210, positions: 210, query: 255, key: 235, value: 275, output: 290 })[/** @type {"query"} */ (box.name)] ?? 30));
     map.append(hint(cell, () => `${box.name}\n${box.value.toLocaleString()} parameters\n${((100 * box.value) / total).toFixed(2)}% of ${total.toLocaleString()}`));
   }
-  put(body, h("h3", {}, `${data.name}: ${total.toLocaleString()} parameters`), map,
+  // Where two numbers are in use for one design, the other way of counting stands beside the one that is drawn.
+  const others = data.tallies.filter((/** @type {any} */ t) => t.label !== tally.label);
+  put(body, h("h3", {}, `${data.name}: ${total.toLocaleString()} parameters`),
+    others.length ? h("p", { class: "soft small" }, `${tally.label}; ${others.map((/** @type {any} */ t) => `${t.label}: ${t.total.toLocaleString()}`).join("; ")}`) : null, map,
     h("table", { class: "small" }, h("tbody", {}, list.map((p) => h("tr", {}, h("th", { scope: "row" }, p.name), h("td", {}, p.value.toLocaleString()), h("td", {}, `${number((100 * p.value) / total)}%`))))));
 }

@@ -99,7 +99,7 @@ export function mount(element, source, state) {
       h("div", { class: "chips big" }, d.words.map((/** @type {any} */ w) => {
         const x = wordSize(w);
         const chip = h("button", { type: "button", class: "chip word", onclick: () => switchOff({ kind: "knockout", source: w.positions }) }, w.word);
-        chip.style.setProperty("background", signed(x / loudest));
+        chip.style.setProperty("background", signed((0.6 * x) / loudest));
         return hint(chip, () => [
           w.replaced ? `replaced: ${number(w.replaced.median)} median, ${number(w.replaced.low)} to ${number(w.replaced.high)}` : "not replaced",
           w.knocked_out === null ? "" : `nobody looks at it: ${number(w.knocked_out)}`,
@@ -135,8 +135,8 @@ export function mount(element, source, state) {
 function partName(p, tokens) {
   const from = p.source === null ? "" : ` from “${shown(tokens[p.source] ?? "")}”`;
   if (p.kind === "head") return `layer ${p.layer} head ${p.head}${from}`;
-  if (p.layer === null) return p.kind.replaceAll("_", " ") + from;
-  return `layer ${p.layer} ${p.kind.replaceAll("_", " ")}${from}`;
+  if (p.layer === null) return p.kind.replaceAll("_", "-") + from;
+  return `layer ${p.layer} ${p.kind.replaceAll("_", "-")}${from}`;
 }
 
 /** @param {any} p */
@@ -154,7 +154,7 @@ function fall(d) {
   const high = Math.max(0, ...rows.map((/** @type {any} */ r) => r.to));
   const at = (/** @type {number} */ v) => (v - low) / (high - low || 1);
   return h("div", { class: "waterfall sum", role: "list" }, rows.map((/** @type {any} */ r) => hint(h("div", { class: "part", role: "listitem" },
-    h("span", { class: "small" }, `${r.layer === null ? "" : `${r.layer} · `}${r.kind.replaceAll("_", " ")}`), track(Math.abs(at(r.to) - at(r.from)), Math.min(at(r.from), at(r.to)), signed(r.claimed >= 0 ? 1 : -1)),
+    h("span", { class: "small" }, `${r.layer === null ? "" : `${r.layer} · `}${r.kind.replaceAll("_", "-")}`), track(Math.abs(at(r.to) - at(r.from)), Math.min(at(r.from), at(r.to)), signed(r.claimed >= 0 ? 1 : -1)),
     h("span", { class: "num small" }, withSign(r.claimed))), () => `adds ${withSign(r.claimed)}\nthe sum is then ${number(r.to)}`)),
   h("div", { class: "part" }, h("strong", { class: "small" }, "sum"), track(Math.abs(at(sum) - at(0)), Math.min(at(0), at(sum))), h("strong", { class: "num small" }, number(sum))));
 }
