@@ -141,7 +141,7 @@ def worker() -> None:
         tokens = state["tokens"]
         began = time.perf_counter()
         for _ in range(steps):
-            _, loss = state["model"](tokens[:, :-1], tokens[:, 1:])
+            _, loss = state["model"](tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(state["model"].parameters(), 1.0)
             state["optimizer"].step()
