@@ -37,6 +37,9 @@ function dress(from, to) {
   const target = /** @type {HTMLElement} */ (to);
   for (const name of KEPT) target.style?.setProperty(name, style.getPropertyValue(name));
   const [a, b] = [[...from.children], [...to.children]];
+  // A row stays a row, though the picture's letters may be a hair wider.
+  const row = style.display.endsWith("flex") && new Set(a.map((child) => /** @type {HTMLElement} */ (child).offsetTop)).size < 2;
+  if (row) target.style.setProperty("flex-wrap", "nowrap");
   a.forEach((child, i) => {
     if (child instanceof HTMLCanvasElement) {
       const image = h("img", { src: child.width && child.height ? child.toDataURL() : "", alt: "" });

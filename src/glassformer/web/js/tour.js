@@ -10,7 +10,7 @@ const FRESH = { position: null, edits: [], query: null, key: null, token: null, 
 
 /** @type {Stop[]} */
 export const STOPS = [
-  { name: "Words", look: ".panel.words", set: { text: TEXT, chips: "tokens", ...FRESH },
+  { name: "Words", look: ".panel.words", set: { tab: "attention", text: TEXT, chips: "tokens", ...FRESH },
     say: "The model reads no letters. Your text is cut into tokens, pieces that were frequent in what it learned from. Each is a number in a list; hover one to see its number and its bytes." },
   { name: "Vectors", look: "#room-meaning", set: { tab: "meaning", word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"] },
     say: "Each token stands for a long row of numbers, a vector. “mole” begins as the same vector in all three texts: the lines start at cosine 1. As they run to the right, layer by layer, the animal, the amount and the skin part." },
@@ -47,6 +47,8 @@ export function tour(state) {
   let at = 0;
   /** @type {any} */
   let watcher = null;
+  /** @type {ResizeObserver|null} */
+  let growing = null;
 
   /** @param {number} to */
   function go(to) {
@@ -81,10 +83,17 @@ export function tour(state) {
     const box = found.getBoundingClientRect();
     card.classList.toggle("aside", innerWidth >= 1000 && box.left + box.width / 2 > innerWidth / 2);
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    found.scrollIntoView({ block: found.offsetHeight > innerHeight * 0.7 ? "start" : "center", behavior: calm ? "auto" : "smooth" });
+    const show = () => found.scrollIntoView({ block: found.offsetHeight > innerHeight * 0.7 ? "start" : "center", behavior: calm ? "auto" : "smooth" });
+    show();
+    // What stands above it may still be computed, and pushes it out of sight when it comes.
+    growing = new ResizeObserver(show);
+    growing.observe(/** @type {Element} */ (found.closest(".panel") ?? found));
+    const mine = growing;
+    setTimeout(() => mine.disconnect(), 20_000);
   }
   function unlight() {
     clearTimeout(watcher);
+    growing?.disconnect();
     for (const element of document.querySelectorAll(".lit")) element.classList.remove("lit");
   }
   function end() {

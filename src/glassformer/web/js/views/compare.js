@@ -32,7 +32,7 @@ export function mount(element, source, state) {
   element.append(h("h2", {}, "Side by side"), form,
     h("div", { class: "row" }, what.element, place.element, !source.live ? null : PAIRS.map(([a, b]) => h("button", { type: "button", class: "small", onclick: () => {
       state.set({ text: a, other: { ...state.get("other"), text: b }, position: null, edits: [], query: null, key: null });
-    } }, `${lastWords(a)} | ${lastWords(b)}`))),
+    } }, differing(a, b)))),
     body);
   form.addEventListener("submit", (/** @type {Event} */ event) => event.preventDefault());
   let timer = 0;
@@ -145,9 +145,11 @@ export function mount(element, source, state) {
   }
 }
 
-/** @param {string} text */
-function lastWords(text) {
-  return `…${text.split(" ").slice(-2).join(" ")}`;
+/** The words in which two texts of as many words differ: "France | Italy". @param {string} a @param {string} b */
+function differing(a, b) {
+  const [x, y] = [a.split(" "), b.split(" ")];
+  const apart = (/** @type {string[]} */ one, /** @type {string[]} */ other) => one.filter((word, i) => word !== other[i]).join(" ");
+  return `${apart(x, y)} | ${apart(y, x)}`;
 }
 
 /** @param {string} place */
