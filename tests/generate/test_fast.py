@@ -21,6 +21,8 @@ from tests.strategies import configs
 # Flags for the plain path, and for processors with AVX2 at most, where this one can run that.
 PORTABLE = ("-DGLASSFORMER_PORTABLE",)
 AVX2 = ("-mno-avx512f", "-mno-avxvnni")
+# And without the tiles, where this one has them: the same numbers.
+NO_TILES = ("-DGLASSFORMER_NO_AMX",)
 PRECISIONS = ["float32", "bfloat16", "int8", "int4"]
 
 
@@ -30,6 +32,8 @@ def libraries() -> dict[str, ctypes.CDLL]:
     found = {"best": native.library(), "portable": native.library(*PORTABLE)}
     if native.instructions(found["best"]).startswith("AVX"):
         found["avx2"] = native.library(*AVX2)
+    if native.instructions(found["best"]).endswith("AMX"):
+        found["no tiles"] = native.library(*NO_TILES)
     return found
 
 
@@ -37,6 +41,7 @@ def test_the_paths_under_test_are_the_ones_meant():
     names = {name: native.instructions(lib) for name, lib in libraries().items()}
     assert names["portable"] == "portable"
     assert names.get("avx2", "AVX2") == "AVX2"
+    assert names.get("no tiles", "AVX-512 VNNI") == "AVX-512 VNNI"
 
 
 def lib_names() -> list[str]:
@@ -99,11 +104,31 @@ def test_products_equal_torch(name, precision, rows, blocks, count, seed):
 @pytest.mark.parametrize("name", lib_names())
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
 def test_exact_products_of_blocks_are_those_of_their_float32_numbers_to_the_bit(name, kind):
-    for count in (1, 3, 8, 11):
+    for count in (1, 3, 8, 11, 30):
         w = Weight(kind, 50, 96, quantise(torch.randn(50, 96), kind))
         x = torch.randn(count, 96)
         expected = multiply(lib_of(name), Weight("F32", 50, 96, w.to_float()), x)
         assert torch.equal(multiply(lib_of(name), w, x, exact=True), expected)
+
+
+@given(
+    kind=st.sampled_from(["Q8_0", "Q4_0", "Q4_1"]),
+    rows=st.integers(1, 80),
+    blocks=st.integers(1, 5),
+    count=st.integers(1, 70),
+    exact=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None)
+def test_many_rows_get_what_each_gets_alone_to_the_bit(kind, rows, blocks, count, exact, seed):
+    """With tiles, without them, and one at a time."""
+    torch.manual_seed(seed)
+    w = Weight(kind, rows, BLOCK * blocks, quantise(torch.randn(rows, BLOCK * blocks), kind))
+    x, bias = torch.randn(count, BLOCK * blocks) * 10.0 ** torch.randint(-3, 4, (count, 1)), torch.randn(rows)
+    x[torch.rand(count) < 0.1] = 0
+    alone = torch.cat([multiply(lib_of("best"), w, row[None], bias, exact) for row in x])
+    assert torch.equal(multiply(lib_of("best"), w, x, bias, exact), alone)
+    assert torch.equal(multiply(lib_of("no tiles"), w, x, bias, exact), alone)
 
 
 @pytest.mark.parametrize("name", lib_names())
@@ -251,6 +276,34 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached
         at = [start + step for start in starts]
         got = fast.decode([ids[i] for i in at], range(1, 9), at)
         assert torch.equal(got, whole[at])
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_whole_passes_with_and_without_tiles_are_equal_to_the_bit(precision):
+    model = random_transformer(WIDE)
+    ids = torch.randint(100, (700,)).tolist()
+    with_, without = (
+        FastModel.from_transformer(model, precision, threads=2, lib=lib_of(name)).forward(ids, [0] * 700, range(700))
+        for name in ("best", "no tiles")
+    )
+    assert torch.equal(with_, without)
+
+
+def test_weights_may_come_and_go_in_any_order():
+    """Small matrices share pages; a shelf that is emptied is given back while another is being filled."""
+    lib, generator = native.library(), torch.Generator().manual_seed(0)
+    held: list[tuple[Packed, Tensor]] = []
+    for step in range(300):
+        if held and torch.rand(1, generator=generator) < 0.45:
+            held.pop(int(torch.randint(len(held), (1,), generator=generator)))
+        rows = int(torch.randint(1, 3000, (1,), generator=generator))
+        tensor = torch.full((rows, 256), float(step))
+        held.append((Packed(lib, weight(tensor, "float32"), 1), tensor))
+    row = torch.empty(256)
+    for packed, tensor in held:
+        for i in (0, len(tensor) - 1):
+            lib.gf_unpack(ctypes.byref(packed.matrix), i, row.data_ptr())
+            assert torch.equal(row, tensor[i])
 
 
 def test_slots_are_apart_and_prefixes_can_be_copied():

@@ -129,6 +129,119 @@ static void attend(const Head<E>& h, const float* const* q, const int* position,
     }
 }
 
+// Many rows of one sequence: the same numbers as above, in an order that reads what is near. Keys and values
+// are made float32 once for all rows, a piece at a time; a piece stays in the nearest cache while every row
+// uses it. Rows go several at a time; missing ones repeat the last, which writes the same numbers again.
+constexpr int MANY = 96;      // rows at most,
+constexpr int MANY_FROM = 9;  // and at least
+constexpr int SCORED = 12;    // of them whose sums of 32 positions stay in registers
+constexpr int MIXED = 6;      // of them whose sums of 64 dimensions do
+constexpr int WIDEST = 512;    // dimensions of a head
+constexpr int POSITIONS = 64;  // of values that are mixed before the next rows' turn
+
+GF_INLINE const float* as_floats(const float* from, size_t, float*) { return from; }
+GF_INLINE const float* as_floats(const uint16_t* from, size_t n, float* room) {
+    for (size_t i = 0; i < n; i += 16) store(room + i, brain(from + i));
+    return room;
+}
+
+// 32 positions' scores of SCORED rows, whose queries lie (dimension, row).
+static void score_on(const float* keys, int width, const float* q, int d_head, float scale, float* const* out) {
+    const float* high = keys + (size_t)16 * width;
+    F16 a[SCORED], b[SCORED];
+    for (int c = 0; c < SCORED; c++) a[c] = b[c] = splat(0.f);
+    for (int i = 0; i < d_head; i++, q += SCORED) {
+        F16 k = load<F16>(keys + i * 16), l = load<F16>(high + i * 16);
+        for (int c = 0; c < SCORED; c++) {
+            F16 x = splat(q[c]);
+            a[c] += k * x;
+            b[c] += l * x;
+        }
+    }
+    for (int c = 0; c < SCORED; c++) {
+        store(out[c], a[c] * splat(scale));
+        store(out[c] + 16, b[c] * splat(scale));
+    }
+}
+
+template <int V>
+static void mix_on(const float* values, int width, const float* const* weights, int count, float* const* out, int at) {
+    F16 acc[MIXED][V];
+    for (int c = 0; c < MIXED; c++)
+        for (int v = 0; v < V; v++) acc[c][v] = load<F16>(out[c] + at + v * 16);
+    const float* row = values + at;
+    for (int p = 0; p < count; p++, row += width) {
+        F16 x[V];
+        for (int v = 0; v < V; v++) x[v] = load<F16>(row + v * 16);
+        for (int c = 0; c < MIXED; c++) {
+            F16 w = splat(weights[c][p]);
+            for (int v = 0; v < V; v++) acc[c][v] += x[v] * w;
+        }
+    }
+    for (int c = 0; c < MIXED; c++)
+        for (int v = 0; v < V; v++) store(out[c] + at + v * 16, acc[c][v]);
+}
+
+struct ManyRoom {
+    alignas(64) float scores[MANY][SPAN];
+    alignas(64) float queries[MANY * WIDEST];  // (row / SCORED, dimension, SCORED)
+    alignas(64) float floats[POSITIONS * WIDEST];
+};
+
+// `position` rises; out[c] gets what merge() needs.
+template <class E>
+static void attend_many(const Head<E>& h, const float* const* q, const int* position, int count, int span,
+                        float* const* out, ManyRoom& room) {
+    const int from = span * SPAN, highest = position[count - 1];
+    int first = h.first_seen(position[0]) / ALIGN * ALIGN, end = from + SPAN < highest + 1 ? from + SPAN : highest + 1;
+    if (first < from) first = from;
+    for (int c = 0; c < count; c++) {
+        for (int i = 0; i < h.width; i++) out[c][i] = 0;
+        out[c][h.width] = -INFINITY, out[c][h.width + 1] = 0;
+    }
+    if (first >= end) return;
+    // The last position that the rows from c on, n of them, see here, rounded up to what is scored at a time.
+    auto until = [&](int c, int n) {
+        int last = position[c + n <= count ? c + n - 1 : count - 1] + 1;
+        return ((last < end ? last : end) + ALIGN - 1) / ALIGN * ALIGN;
+    };
+    float* y[SCORED];
+    for (int c = 0; c < count; c += SCORED)
+        for (int i = 0; i < h.d_head; i++)
+            for (int j = 0; j < SCORED; j++)
+                room.queries[c * h.d_head + i * SCORED + j] = q[c + j < count ? c + j : count - 1][i];
+    for (int p = first; p < end; p += ALIGN) {
+        const float* keys = as_floats(h.keys + (size_t)p * h.width, (size_t)ALIGN * h.width, room.floats);
+        for (int c = 0; c < count; c += SCORED) {
+            if (p >= until(c, SCORED)) continue;
+            for (int i = 0; i < SCORED; i++) y[i] = room.scores[c + i < count ? c + i : count - 1] + p - from;
+            score_on(keys, h.width, room.queries + c * h.d_head, h.d_head, h.scale, y);
+        }
+    }
+    for (int c = 0; c < count; c++) {
+        int to = until(c / SCORED * SCORED, SCORED);
+        if (first < to)
+            soften(room.scores[c] + first - from, first, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
+    }
+    const float* w[MIXED];
+    float* z[MIXED];
+    for (int p = first; p < end; p += POSITIONS) {
+        int n = end - p < POSITIONS ? end - p : POSITIONS;
+        const float* values = as_floats(h.values + (size_t)p * h.width, (size_t)n * h.width, room.floats);
+        for (int c = 0; c < count; c += MIXED) {
+            int seen = until(c, MIXED) - p;
+            if (seen <= 0) continue;
+            for (int i = 0; i < MIXED; i++) {
+                int row = c + i < count ? c + i : count - 1;
+                w[i] = room.scores[row] + p - from, z[i] = out[row];
+            }
+            int at = 0, m = seen < n ? seen : n;
+            for (; at + 64 <= h.width; at += 64) mix_on<4>(values, h.width, w, m, z, at);
+            for (; at < h.width; at += 16) mix_on<1>(values, h.width, w, m, z, at);
+        }
+    }
+}
+
 // The spans of one row, each `stride` floats after the one before, become its result.
 static void merge(const float* parts, size_t stride, int spans, int width, int d_head, float* out) {
     float top = -INFINITY, total = 0;

@@ -10,6 +10,9 @@
 extern "C" {
 
 const char* gf_instructions() {
+#if defined(GF_AMX)
+    if (tiles_there()) return "AVX-512 VNNI, AMX";
+#endif
 #if defined(GF_VNNI)
     return "AVX-512 VNNI";
 #elif defined(GF_AVX2)
@@ -20,7 +23,7 @@ const char* gf_instructions() {
 }
 
 void* gf_allocate(size_t bytes) { return allocate(bytes); }
-void gf_free(void* p) { free(p); }
+void gf_free(void* p) { release(p); }
 size_t gf_matrix_bytes(int format, int rows, int cols) {
     return (size_t)((rows + UNIT - 1) / UNIT) * unit_bytes(format, cols);
 }
@@ -44,14 +47,13 @@ int gf_multiply(const Matrix* m, const float* x, int count, float* out) {
         memcpy(in.rows.x + (size_t)r * in.rows.stride, x + (size_t)r * m->cols, m->cols * sizeof(float));
         if (m->rounds()) in.rows.quantise(r);
     }
-    alignas(64) float y[TOGETHER][UNIT];
+    Tiles tiles(count >= TILES_FROM);
     for (int unit = 0; unit < m->units(); unit++)
-        for (int r = 0; r < count; r += TOGETHER) {
-            int c = count - r < TOGETHER ? count - r : TOGETHER, n = m->rows - unit * UNIT;
-            product(*m, unit, in.rows, r, c, y);
-            for (int i = 0; i < c; i++)
-                memcpy(out + (size_t)(r + i) * m->rows + unit * UNIT, y[i], (n < UNIT ? n : UNIT) * sizeof(float));
-        }
+        unit_products(tiles, *m, unit, in.rows, count, [&](int first, int rows, float(*y)[UNIT]) {
+            int n = m->rows - unit * UNIT;
+            for (int i = 0; i < rows; i++)
+                memcpy(out + (size_t)(first + i) * m->rows + unit * UNIT, y[i], (n < UNIT ? n : UNIT) * sizeof(float));
+        });
     return 0;
 }
 
@@ -97,10 +99,9 @@ Model* gf_create(const Shape* shape, const Parts* parts, const Layer* layers) {
     m->query = zeros<float>(rows * round_up(s.n_heads * s.d_head, UNIT));
     m->key = zeros<float>(rows * round_up(s.n_kv_heads * s.d_head, UNIT));
     m->value = zeros<float>(rows * round_up(s.n_kv_heads * s.d_head, UNIT));
-    m->partials.reset(static_cast<float*>(  // calloc: what is never used costs nothing
-        calloc((size_t)SPLIT_ROWS * s.n_heads * m->spans() * (m->width + 16), sizeof(float))));
+    m->partials = static_cast<float*>(
+        calloc((size_t)SPLIT_ROWS * s.n_heads * m->spans() * (m->width + 16), sizeof(float)));
     if (!m->partials || !m->residual || !m->part || !m->query || !m->key || !m->value) return nullptr;
-    m->phases = std::vector<Phase>((size_t)s.n_layers * 12 + 8);
     return m.release();
 }
 
@@ -117,11 +118,12 @@ int gf_forward(Model* m, int count, const int32_t* tokens, const int32_t* slots,
     for (int i = 0; i < n_out; i++)
         if (out_rows[i] < 0 || out_rows[i] >= count) return 3;
     std::lock_guard<std::mutex> hold(pool_use);
-    for (auto& p : m->phases) p.next.store(0), p.done.store(0);
     Run run{*m, count, tokens, slots, positions, n_out, out_rows, logits, {}};
-    run.make_groups();
-    Pool& threads_ = team(threads);
-    threads_.run([&] { Walk(run, threads_).go(); });
+    Pool& pool = team(threads);
+    run.make_groups(pool.size());
+    if (!m->phases || m->phases->threads() != pool.size()) m->phases = std::make_unique<Phases>(s.n_layers * 12 + 8, pool.size());
+    m->phases->reset();
+    pool.run([&] { Walk(run, Pool::me()).go(); });
     return 0;
 }
 

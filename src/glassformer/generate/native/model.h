@@ -1,16 +1,11 @@
 // A model as the forward pass sees it: what Python hands over, the buffers of a pass, the cache.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
 #include <vector>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "attention.h"
-#include "matrix.h"
-#include "pool.h"
+#include "memory.h"
+#include "phases.h"
 
 extern "C" {
 
@@ -40,29 +35,6 @@ struct Parts {
 
 namespace {
 
-void* allocate(size_t bytes) {
-    size_t align = bytes >= (1u << 21) ? (1u << 21) : 64;
-    void* p = nullptr;
-    if (posix_memalign(&p, align, round_up(bytes ? bytes : 64, align) + 8192)) return nullptr;
-#if defined(__linux__)
-    if (align > 64) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-    return p;
-}
-
-struct Free {
-    void operator()(void* p) const { free(p); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
-
-template <class T>
-Buffer<T> zeros(size_t n) {
-    T* p = static_cast<T*>(allocate(n * sizeof(T)));
-    if (p) memset((void*)p, 0, n * sizeof(T));
-    return Buffer<T>(p);
-}
-
 std::mutex pool_use;  // one forward pass at a time in a process
 std::unique_ptr<Pool> pool;
 
@@ -81,16 +53,19 @@ struct RowBuffers {
     Buffer<float> x;
     Buffer<int8_t> q;
     Buffer<Scale> scales;
+    Buffer<float> across;
     Rows rows;
 
     bool make(int count, int cols) {
         rows.stride = (int)round_up(cols, 64);
-        size_t n = (size_t)count * rows.stride;
+        size_t n = round_up(count, 16) * rows.stride;  // tiles take sixteen rows, though some be nobody's
         x = zeros<float>(n);
         q = zeros<int8_t>(n);
         scales = zeros<Scale>(n / BLOCK);
+        across = zeros<float>(n / BLOCK * 2);
         rows.x = x.get(), rows.q = q.get(), rows.scales = scales.get();
-        return x && q && scales;
+        rows.across = across.get();
+        return x && q && scales && across;
     }
 };
 
@@ -102,12 +77,13 @@ struct Model {
     void *keys = nullptr, *values = nullptr;  // (layer, slot, kv_head, ...), from calloc: untouched pages cost nothing
     RowBuffers attention_in, feed_in, mixed, hidden, last;
     Buffer<float> residual, query, key, value, part;
-    Buffer<float> partials;  // (row, head, span, width + 16) of rows whose spans are shared out
-    std::vector<Phase> phases;
+    float* partials = nullptr;  // (row, head, span, width + 16) of rows whose spans are shared out; also calloc
+    std::unique_ptr<Phases> phases;
 
     ~Model() {
         free(keys);
         free(values);
+        free(partials);
     }
 
     size_t head_size() const { return (size_t)s.capacity * width; }

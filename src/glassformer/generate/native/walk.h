@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model.h"
+#include "products.h"
 
 namespace {
 
@@ -41,8 +42,10 @@ struct Run {
     };
     std::vector<Group> groups;  // rows of one slot at successive positions: they share a reading of the cache
 
-    void make_groups() {
-        int most = 16 / (m.s.n_heads / m.s.n_kv_heads);
+    void make_groups(int threads) {
+        // Enough groups for all threads: a group and a cached head are a piece of work.
+        int share = m.s.n_heads / m.s.n_kv_heads, most = MANY / share, fair = count * m.s.n_kv_heads / (4 * threads);
+        most = most < fair ? most : fair < 16 / share ? 16 / share : fair;
         if (most < 1) most = 1;
         for (int r = 0; r < count;) {
             int n = 1;
@@ -56,21 +59,45 @@ struct Run {
 // One thread's walk through the phases; all threads walk the same phases in the same order.
 struct Walk {
     Run& run;
-    Pool& threads;
+    const int me;  // this thread's number
     const Shape& s;
     Model& m;
     int phase = 0;
+    Soon soon;
+    Tiles tiles;
     int spans = 0;   // of the longest row
     bool split;      // few rows of long sequences: their spans are pieces of work of their own
 
-    Walk(Run& r, Pool& p) : run(r), threads(p), s(r.m.s), m(r.m) {
+    Walk(Run& r, int thread) : run(r), me(thread), s(r.m.s), m(r.m), tiles(r.count >= TILES_FROM) {
         for (int i = 0; i < run.count; i++) spans = run.positions[i] / SPAN >= spans ? run.positions[i] / SPAN + 1 : spans;
         split = spans > 1 && run.count <= SPLIT_ROWS;
     }
 
     template <class F>
     void share(int n, int grab, F work) {
-        m.phases[phase++].share(n, grab, work);
+        m.phases->share(phase++, n, grab, me, soon, work);
+    }
+
+    // What the next products read, for whoever has to wait before. With many rows the weights are not what
+    // takes the time.
+    void expect(const Matrix* const* matrices, int n) {
+        soon.clear();
+        if (run.count > TOGETHER) return;
+        int total = 0;
+        for (int i = 0; i < n; i++) total += matrices[i]->units();
+        int unit = m.phases->first(total, me);
+        for (int i = 0; i < n; unit -= matrices[i++]->units())
+            if (unit >= 0) soon.add(*matrices[i], unit);
+    }
+
+    void expect(const Layer& layer) {
+        const Matrix* qkv[3] = {&layer.q, &layer.k, &layer.v};
+        expect(qkv, 3);
+    }
+
+    void expect(const Matrix& matrix) {
+        const Matrix* one = &matrix;
+        expect(&one, 1);
     }
 
     // Small work per row between the products: a few rows are one piece.
@@ -82,9 +109,9 @@ struct Walk {
 
     // Units taken at a time: enough bytes to be worth the asking, few enough that nobody waits long
     // for the last piece.
-    int grab(const Matrix& m, int units) const {
+    int grab(const Matrix& matrix, int units) const {
         if (run.count > TOGETHER) return 1;
-        int worth = (int)((48 << 10) / unit_bytes(m.format, m.cols)), fair = units / (threads.size() * 64);
+        int worth = (int)((48 << 10) / unit_bytes(matrix.format, matrix.cols)), fair = units / (m.phases->threads() * 64);
         return worth > fair ? (worth > 0 ? worth : 1) : fair > 0 ? fair : 1;
     }
 
@@ -96,12 +123,8 @@ struct Walk {
         share(total, grab(*matrices[0], total), [&](int unit) {
             int which = 0;
             while (unit >= matrices[which]->units()) unit -= matrices[which++]->units();
-            alignas(64) float y[TOGETHER][UNIT];
-            for (int r = 0; r < rows; r += TOGETHER) {
-                int c = rows - r < TOGETHER ? rows - r : TOGETHER;
-                product(*matrices[which], unit, in, r, c, y);
-                done(which, unit, r, c, y);
-            }
+            unit_products(tiles, *matrices[which], unit, in, rows,
+                          [&](int r, int c, float(*y)[UNIT]) { done(which, unit, r, c, y); });
         });
     }
 
@@ -173,7 +196,7 @@ struct Walk {
     }
 
     float* partial(int row, int head, int span) {
-        return m.partials.get() + (((size_t)row * s.n_heads + head) * m.spans() + span) * (m.width + 16);
+        return m.partials + (((size_t)row * s.n_heads + head) * m.spans() + span) * (m.width + 16);
     }
 
     // The rows of a group that share a cached head: all their spans, or one of them.
@@ -185,17 +208,21 @@ struct Walk {
                      m.width, s.d_head, layer.window, s.score_scale, s.score_softcap};
         static thread_local std::vector<float> room;
         size_t part = head.partial();
-        if (!split && room.size() < 4 * spans * part) room.resize(4 * spans * part);
-        for (int i = 0, n = g.count * share; i < n; i += 4) {
-            int count = n - i < 4 ? n - i : 4, position[4], rows[4], heads[4], last = 0;
-            const float* q[4];
+        const bool many = !split && g.count * share >= MANY_FROM && g.count * share <= MANY;
+        const int at_once = many ? MANY : 4;
+        static thread_local std::unique_ptr<ManyRoom> many_room;
+        if (many && !many_room) many_room.reset(new ManyRoom);
+        if (!split && room.size() < at_once * spans * part) room.resize(at_once * spans * part);
+        for (int i = 0, n = g.count * share; i < n; i += at_once) {
+            int count = n - i < at_once ? n - i : at_once, position[MANY], rows[MANY], heads[MANY], last = 0;
+            const float* q[MANY];
             for (int c = 0; c < count; c++) {
                 rows[c] = g.first + (i + c) / share, heads[c] = kv_head * share + (i + c) % share;
                 q[c] = m.query.get() + (size_t)rows[c] * q_width + heads[c] * s.d_head;
                 position[c] = run.positions[rows[c]];
                 last = position[c] / SPAN > last ? position[c] / SPAN : last;
             }
-            float* out[4];
+            float* out[MANY];
             if (split) {
                 for (int c = 0; c < count; c++) out[c] = partial(rows[c], heads[c], only);
                 attend<E>(head, q, position, count, only, out);
@@ -203,7 +230,7 @@ struct Walk {
             }
             for (int span = 0; span <= last; span++) {
                 for (int c = 0; c < count; c++) out[c] = room.data() + ((size_t)c * spans + span) * part;
-                attend<E>(head, q, position, count, span, out);
+                many ? attend_many<E>(head, q, position, count, span, out, *many_room) : attend<E>(head, q, position, count, span, out);
             }
             for (int c = 0; c < count; c++)
                 merge(room.data() + (size_t)c * spans * part, part, last + 1, m.width, s.d_head,
@@ -230,6 +257,7 @@ struct Walk {
     void attention(const Layer& layer, int index) {
         const Matrix* qkv[3] = {&layer.q, &layer.k, &layer.v};
         float* to[3] = {m.query.get(), m.key.get(), m.value.get()};
+        expect(layer.o);
         products(qkv, 3, m.attention_in.rows, run.count, [&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
             size_t width = round_up(qkv[which]->rows, UNIT);
             for (int c = 0; c < rows; c++) memcpy(to[which] + (first + c) * width + unit * UNIT, y[c], sizeof y[c]);
@@ -255,34 +283,44 @@ struct Walk {
                 if (layer.o.rounds()) m.mixed.rows.quantise(r);
             });
         const Matrix* o = &layer.o;
+        expect(layer.up);
+        if (run.count <= TOGETHER) soon.add(layer.gate, m.phases->first(layer.gate.units(), me));
         bool post = layer.ln1_post.weight != nullptr;
         products(&o, 1, m.mixed.rows, run.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
             deliver(post, unit, first, rows, y);
         });
     }
 
-    void feed_forward(const Layer& layer) {
+    void feed_forward(const Layer& layer, const Layer* next) {
         const int units = layer.up.units();
+        expect(layer.down);
         share(units, grab(layer.up, units), [&](int unit) {
-            alignas(64) float up[TOGETHER][UNIT], gate[TOGETHER][UNIT];
-            int from = unit * UNIT, n = s.d_ff - from < UNIT ? s.d_ff - from : UNIT;
-            for (int r = 0; r < run.count; r += TOGETHER) {
-                int rows = run.count - r < TOGETHER ? run.count - r : TOGETHER;
-                product(layer.up, unit, m.feed_in.rows, r, rows, up);
-                if (layer.gate.data) product(layer.gate, unit, m.feed_in.rows, r, rows, gate);
-                for (int c = 0; c < rows; c++)
-                    for (int i = 0; i < UNIT; i += 16) {
-                        F16 u = load<F16>(up[c] + i);
-                        F16 y = layer.gate.data ? activate(s.activation, load<F16>(gate[c] + i)) * u
-                                                : activate(s.activation, u);
-                        store(up[c] + i, y);
-                    }
-                for (int c = 0; c < rows; c++)
-                    memcpy(m.hidden.rows.x + (size_t)(r + c) * m.hidden.rows.stride + from, up[c], n * sizeof(float));
+            static thread_local std::vector<float> gates;  // (row, UNIT)
+            if (layer.gate.data) {
+                gates.resize((size_t)run.count * UNIT);
+                unit_products(tiles, layer.gate, unit, m.feed_in.rows, run.count, [&](int first, int rows, float(*y)[UNIT]) {
+                    memcpy(&gates[(size_t)first * UNIT], y, rows * sizeof *y);
+                });
             }
+            const float* gate = layer.gate.data ? gates.data() : nullptr;
+            const Rows& to = m.hidden.rows;
+            const int from = unit * UNIT, n = s.d_ff - from < UNIT ? s.d_ff - from : UNIT;
+            const bool rounds = layer.down.rounds();  // then 32 outputs are one block of what follows
+            unit_products(tiles, layer.up, unit, m.feed_in.rows, run.count, [&](int first, int rows, float(*y)[UNIT]) {
+                for (int c = 0; c < rows; c++) {
+                    for (int i = 0; i < UNIT; i += 16) {
+                        F16 u = load<F16>(y[c] + i);
+                        if (gate) u = activate(s.activation, load<F16>(gate + (first + c) * UNIT + i)) * u;
+                        else u = activate(s.activation, u);
+                        store(y[c] + i, u);
+                    }
+                    if (rounds) to.quantise(first + c, unit, y[c]);
+                    else memcpy(to.at(first + c) + from, y[c], n * sizeof(float));
+                }
+            });
         });
-        if (layer.down.rounds()) each_row(run.count, [&](int r) { m.hidden.rows.quantise(r); });
         const Matrix* down = &layer.down;
+        next ? expect(*next) : expect(m.parts.unembed);
         bool post = layer.ln2_post.weight != nullptr;
         products(&down, 1, m.hidden.rows, run.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
             deliver(post, unit, first, rows, y);
@@ -290,6 +328,7 @@ struct Walk {
     }
 
     void go() {
+        expect(m.layers[0]);
         each_row(run.count, [&](int r) {
             embed(r);
             before_attention(m.layers[0], r);
@@ -302,7 +341,7 @@ struct Walk {
                     if (layer.ln1_post.weight) add_normed(layer.ln1_post, r);
                     before_feed(layer, r);
                 });
-            feed_forward(layer);
+            feed_forward(layer, i + 1 < s.n_layers ? &m.layers[i + 1] : nullptr);
             if (i + 1 < s.n_layers)
                 each_row(run.count, [&](int r) {
                     if (layer.ln2_post.weight) add_normed(layer.ln2_post, r);
@@ -315,6 +354,7 @@ struct Walk {
             norm_into(m.parts.final_norm, residual(r), m.last, i, m.parts.unembed.rounds());
         });
         const Matrix* unembed = &m.parts.unembed;
+        soon.clear();
         products(&unembed, 1, m.last.rows, run.n_out, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
             int from = unit * UNIT, n = s.vocab - from < UNIT ? s.vocab - from : UNIT;
             for (int c = 0; c < rows; c++) {
