@@ -49,10 +49,11 @@ def main() -> None:
         times = alternate(options.rounds, **runners)
         about = llama.ask(do="about")
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    base = medians["llama.cpp Q4_1"]
+    base, best = medians["llama.cpp Q4_1"], min(medians[f"llama.cpp {kind}"] for kind in FORMATS)
     rows = []
     for name, seconds in times.items():
-        asked = verdict(base / medians[name], least=ASKED) if name == "ours fast" else ""
+        faster = best / medians[name]
+        asked = f"{faster:.2f} × llama.cpp's best ({verdict(faster, least=ASKED)})" if name == "ours fast" else ""
         label = f"{name} ({ours['fast'].precision})" if name == "ours fast" else name
         rows.append((label, spread(seconds), f"{len(ids) / medians[name]:.0f}", f"{base / medians[name]:.2f} ×", asked))
     report(
