@@ -388,4 +388,17 @@ def test_compiling_begins_before_torch_is_imported() -> None:
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [native.BRAIN, "False"]
+    assert done.stdout.split() == [*native.flags(True), "False"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_no_number_shows_in_the_loss(dtype: torch.dtype) -> None:
+    recipe = recipe_of()
+    for name in ("embed.weight", "blocks.1.attn.k.weight", "blocks.0.mlp.gate.weight", "unembed.weight"):
+        transformer = model_of(recipe)
+        with torch.no_grad():
+            transformer.get_parameter(name).fill_(float("nan"))
+        engine = Engine(transformer, recipe, dtype, native=True)
+        engine.zero()
+        assert not torch.isfinite(engine.accumulate(*batch_of(2, 20), 1.0)), name
+        assert not torch.isfinite(torch.tensor(engine.finish())), name

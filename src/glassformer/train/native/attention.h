@@ -12,7 +12,7 @@ struct Attention {
     Attention(const Model& m, Room& room) : m(m), cut(m.cut), room(room), z(m.z) {}
 
     // One head's rows of q or k: normed, turned by their positions, as rows of `out`.
-    void turn(const Number* raw, const Vector& norm, Number* out) const {
+    __attribute__((noinline)) void turn(const Number* raw, const Vector& norm, Number* out) const {
         const long half = z.half, wide = m.half_padded();
         for (long i = 0; i < cut.length; i++, raw += z.qkv, out += z.head) {
             F16 inverse = norm_of(raw, norm);
@@ -32,7 +32,7 @@ struct Attention {
     }
 
     // The gradient of `turn`: from that of its output (rows of z.head) to rows of the qkv operand's gradient.
-    void turn_back(const float* d, const Number* raw, const Vector& norm, Number* out, float* partial) const {
+    __attribute__((noinline)) void turn_back(const float* d, const Number* raw, const Vector& norm, Number* out, float* partial) const {
         const long half = z.half, wide = m.half_padded(), n = z.d_head;
         for (long i = 0; i < cut.length; i++, d += z.head, raw += z.qkv, out += z.qkv) {
             alignas(64) float room[512];
@@ -148,44 +148,49 @@ struct Attention {
         return norm.there() ? x * inverse * some(norm.at + at, n) : x;
     }
 
-    void copy_rows(const Number* from, long ld, Number* to) const {
+    __attribute__((noinline)) void copy_rows(const Number* from, long ld, Number* to) const {
         for (long i = 0; i < cut.length; i++)
             for (long j = 0; j < z.d_head; j += SIDE) put_some(to + i * z.head + j, z.d_head - j, some(from + i * ld + j, z.d_head - j));
     }
 
     // Softmax of 32 queries' scaled scores over the keys up to each, rows of `p`; beyond, and for padding, 0.
-    void pattern(long q, Number* p) const {
+    __attribute__((noinline)) void pattern(long q, Number* p) const {
         const Multiply multiply = arithmetic().multiply;
         const Left rows = Left::rows(room.q, z.head);
         const Right keys = Right::panels(room.k_turned, z.head);
         for (long k = 0; k <= q; k += EDGE) multiply(rows.from(q, 0), keys.from(k, 0), z.head, room.scores + k * EDGE);
         const F16 scale = splat(m.s.score_scale), never = splat(-1e30f);
+        const long length = cut.length, padded = cut.padded;
+        float *scores = room.scores, most[EDGE], sums[EDGE];
+        auto at = [=](long i, long k) { return scores + k / EDGE * EDGE * EDGE + i * EDGE + k % EDGE; };
+        // one step for all rows before the next, so that rows do not wait for each other
         for (long i = 0; i < EDGE; i++) {
-            Number* out = p + (q + i) * cut.padded;
-            const long last = q + i, whole = last / SIDE * SIDE;
-            if (last >= cut.length) {
-                for (long k = 0; k < q + EDGE; k += SIDE) put(out + k, splat(0.f));
-                continue;
-            }
-            float* row = room.scores + i * EDGE;
-            auto at = [&](long k) { return row + k / EDGE * EDGE * EDGE + k % EDGE; };
-            F16 top = select(lanes() <= splat_int((int)(last % SIDE)), load<F16>(at(whole)), never);
-            store(at(whole), top);
-            for (long k = 0; k < whole; k += SIDE) top = largest(top, load<F16>(at(k)));
-            F16 most = splat(peak(top)) * scale, sum = splat(0.f);
-            for (long k = 0; k <= whole; k += SIDE) {
-                F16 e = exponential(load<F16>(at(k)) * scale - most);
-                store(at(k), e);
+            const long whole = (q + i) / SIDE * SIDE;
+            F16 top = select(lanes() <= splat_int((int)(q + i - whole)), load<F16>(at(i, whole)), never);
+            store(at(i, whole), top);
+            for (long k = 0; k < whole; k += SIDE) top = largest(top, load<F16>(at(i, k)));
+            most[i] = peak(top);
+        }
+        for (long i = 0; i < EDGE; i++) {
+            const F16 top = splat(most[i]) * scale;
+            F16 sum = splat(0.f);
+            for (long k = 0; k <= q + i; k += SIDE) {
+                F16 e = power_of_e(load<F16>(at(i, k)) * scale - top);
+                store(at(i, k), e);
                 sum += e;
             }
-            F16 inverse = splat(1.f) / fold_sum(sum);
-            for (long k = 0; k <= whole; k += SIDE) put(out + k, load<F16>(at(k)) * inverse);
-            for (long k = whole + SIDE; k < q + EDGE; k += SIDE) put(out + k, splat(0.f));
+            sums[i] = total(sum);
+        }
+        for (long i = 0; i < EDGE; i += SIDE) store(sums + i, splat(1.f) / load<F16>(sums + i));
+        for (long i = 0; i < EDGE; i++) {
+            Number* out = p + (q + i) * padded;
+            const F16 inverse = splat(q + i < length ? sums[i] : 0.f);
+            for (long k = 0; k < q + EDGE; k += SIDE) put(out + k, k <= q + i ? load<F16>(at(i, k)) * inverse : splat(0.f));
         }
     }
 
     // The gradient of 32 queries' scores, rows of room.ds, from their rows of the pattern.
-    void pattern_back(long q, const Number* p) const {
+    __attribute__((noinline)) void pattern_back(long q, const Number* p) const {
         const Multiply multiply = arithmetic().multiply;
         const Left rows = Left::rows(room.dz, z.head);
         const Right values = Right::panels(room.v_turned, z.head);
@@ -204,7 +209,7 @@ struct Attention {
     }
 
     // to (key, head) += tiles (key, query) x panels (query, head), for 32 keys from k.
-    void add(const Number* tiles, const Number* panels, long k, float* to, bool fresh) const {
+    __attribute__((noinline)) void add(const Number* tiles, const Number* panels, long k, float* to, bool fresh) const {
         product(EDGE, z.head, cut.padded - k, Left::tiles(tiles, cut.padded).from(k, k),
                 Right::panels(panels, cut.padded).from(0, k), [&](long, long n, const float* c) {
                     for (long i = 0; i < EDGE; i++)

@@ -26,10 +26,10 @@ struct Block {
           sequences(sequences), used(sequences * cut.length), ids(ids), targets(targets), dropout(dropout), place(place) {}
 
     // Operands for weight gradients.
-    void keep_input(const Weight& w, const Number* x) {
+    __attribute__((noinline)) void keep_input(const Weight& w, const Number* x) {
         if (learning) to_panels(x, w.ins, rows, w.ins, w.right, tokens, index * rows);
     }
-    void keep_output(const Weight& w, const Number* d) {
+    __attribute__((noinline)) void keep_output(const Weight& w, const Number* d) {
         to_tiles(d, w.outs(), rows, w.outs(), w.left, tokens, index * rows);
         bias_back(w.bias, d, w.outs(), rows, partial);
     }
@@ -71,7 +71,7 @@ struct Block {
    private:
     Keep keep(int site) const { return {dropout, (uint32_t)site}; }
 
-    void embed(float* x) {
+    __attribute__((noinline)) void embed(float* x) {
         const long d = m.s.d_model;
         const Keep kept = keep(0);
         for (long r = 0; r < rows; r++, x += z.width) {
@@ -89,7 +89,7 @@ struct Block {
         }
     }
 
-    void attend(const Layer& l, const Kept& k, const Keep& keep) {
+    __attribute__((noinline)) void attend(const Layer& l, const Kept& k, const Keep& keep) {
         norm_rows(m, k.x, l.ln1, l.ln1_bias, rows, k.scale1, k.mean1, room.operand);
         keep_input(l.qkv, room.operand);
         product(rows, z.qkv, z.width, Left::rows(room.operand, z.width), l.qkv.ahead(), [&](long r, long n, const float* c) {
@@ -104,54 +104,60 @@ struct Block {
         product(rows, z.width, z.mixed, Left::rows(room.mixed, z.mixed), l.o.ahead(), onto(k.x, k.middle, l.o.bias, keep));
     }
 
-    void feed(const Layer& l, const Kept& k, float* next, const Keep& keep) {
+    __attribute__((noinline)) void feed(const Layer& l, const Kept& k, float* next, const Keep& keep) {
         norm_rows(m, k.middle, l.ln2, l.ln2_bias, rows, k.scale2, k.mean2, room.operand);
         keep_input(l.in, room.operand);
-        Number* inner = room.hidden;
+        Number *inner = room.hidden, *kept = k.inner;
         const int kind = m.s.activation;
         const Vector& bias = l.in.bias;
+        const long rows = this->rows, width = z.inner;
         if (m.s.gated)
             product(rows, z.in, z.width, Left::rows(room.operand, z.width), l.in.ahead(), [&](long r, long n, const float* c) {
-                for (long i = 0; i < EDGE; i++) {
-                    long at = (r + i) * z.inner + n / 2;
+                Number* to = kept + (n / EDGE * rows + r) * EDGE;
+                for (long i = 0; i < EDGE; i++, to += EDGE) {
                     F16 slope, open = activated(kind, with_bias(bias, n, load<F16>(c + i * EDGE)), slope);
                     F16 up = with_bias(bias, n + SIDE, load<F16>(c + i * EDGE + SIDE));
-                    put(k.open + at, open), put(k.slope + at, slope * up), put(inner + at, open * up);
+                    put(to, slope * up), put(to + SIDE, open), put(inner + (r + i) * width + n / 2, open * up);
                 }
             });
         else
             product(rows, z.in, z.width, Left::rows(room.operand, z.width), l.in.ahead(), [&](long r, long n, const float* c) {
-                for (long i = 0; i < EDGE; i++)
-                    for (long j = 0; j < EDGE; j += SIDE) {
-                        long at = (r + i) * z.inner + n + j;
+                for (long j = 0; j < EDGE; j += SIDE) {
+                    Number* to = kept + ((n + j) / SIDE * rows + r) * EDGE;
+                    for (long i = 0; i < EDGE; i++, to += EDGE) {
                         F16 slope, open = activated(kind, with_bias(bias, n + j, load<F16>(c + i * EDGE + j)), slope);
-                        put(k.slope + at, slope), put(inner + at, open);
+                        put(to, slope), put(inner + (r + i) * width + n + j, open);
                     }
+                }
             });
         keep_input(l.down, inner);
         product(rows, z.width, z.inner, Left::rows(inner, z.inner), l.down.ahead(), onto(k.middle, next, l.down.bias, keep));
     }
 
-    void feed_back(const Layer& l, const Kept& k, const Keep& keep) {
+    __attribute__((noinline)) void feed_back(const Layer& l, const Kept& k, const Keep& keep) {
         round_d(keep);
         keep_output(l.down, room.operand);
         Number* d_in = room.hidden;
+        const Number* kept = k.inner;
+        const bool gated = m.s.gated;
+        const long rows = this->rows, width = z.in;
         product(rows, z.inner, z.width, Left::rows(room.operand, z.width), l.down.back(), [&](long r, long n, const float* c) {
-            for (long i = 0; i < EDGE; i++)
-                for (long j = 0; j < EDGE; j += SIDE) {
-                    long at = (r + i) * z.inner + n + j;
-                    F16 d = load<F16>(c + i * EDGE + j), slope = get(k.slope + at);
-                    Number* out = d_in + (r + i) * z.in + (m.s.gated ? 2 : 1) * (n + j);
-                    put(out, d * slope);
-                    if (m.s.gated) put(out + SIDE, d * get(k.open + at));
+            for (long j = 0; j < EDGE; j += SIDE) {
+                const Number* from = kept + ((n + j) / SIDE * rows + r) * EDGE;
+                Number* to = d_in + r * width + (gated ? 2 : 1) * (n + j);
+                for (long i = 0; i < EDGE; i++, from += EDGE, to += width) {
+                    F16 d = load<F16>(c + i * EDGE + j);
+                    put(to, d * get(from));
+                    if (gated) put(to + SIDE, d * get(from + SIDE));
                 }
+            }
         });
         keep_output(l.in, d_in);
         product(rows, z.width, z.in, Left::rows(d_in, z.in), l.in.back(), into_wide());
         norm_back(m, room.wide, k.middle, l.ln2, l.ln2_bias, rows, k.scale2, k.mean2, room.d, partial);
     }
 
-    void attend_back(const Layer& l, const Kept& k, const Keep& keep) {
+    __attribute__((noinline)) void attend_back(const Layer& l, const Kept& k, const Keep& keep) {
         round_d(keep);
         keep_output(l.o, room.operand);
         product(rows, z.mixed, z.width, Left::rows(room.operand, z.width), l.o.back(), [&](long r, long n, const float* c) {
@@ -167,7 +173,7 @@ struct Block {
     }
 
     // The gradient of what a part adds to the stream, as an operand.
-    void round_d(const Keep& keep) {
+    __attribute__((noinline)) void round_d(const Keep& keep) {
         for (long r = 0; r < rows; r++)
             for (long i = 0, at = r * z.width; i < z.width; i += SIDE, at += SIDE)
                 put(room.operand + at, keep(place + r, i, load<F16>(room.d + at)));
@@ -204,7 +210,7 @@ struct Block {
     }
 
     // Sum of -log p(target); the logits' gradient times `scale` becomes the operand. Targets below 0 do not count.
-    double loss(float scale) {
+    __attribute__((noinline)) double loss(float scale) {
         double sum_of_losses = 0;
         const long n = m.s.vocab, whole = n / SIDE * SIDE;
         const F16 never = splat(-1e30f);
@@ -222,7 +228,7 @@ struct Block {
             for (long i = 0; i < z.vocab; i += SIDE) top = largest(top, load<F16>(row + i));
             const float most = peak(top), wanted = row[targets[r]];
             for (long i = 0; i < z.vocab; i += SIDE) {
-                F16 e = exponential(load<F16>(row + i) - splat(most));
+                F16 e = power_of_e(load<F16>(row + i) - splat(most));
                 sum += e;
                 store(row + i, e);
             }

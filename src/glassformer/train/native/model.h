@@ -122,7 +122,7 @@ struct Sizes {
 // What one block of rows keeps from its forward to its backward pass, per layer.
 struct Kept {
     float *x, *middle, *scale1, *scale2, *mean1, *mean2;
-    Number *qkv, *open, *slope, *pattern;
+    Number *qkv, *inner, *pattern;  // inner: sixteen columns at a time, in each row their slopes and what is open
 };
 
 // A thread's room for one block of rows.

@@ -32,10 +32,18 @@ constexpr int EDGE = 32;
 #define GF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, I16{__VA_ARGS__})
 #endif
 
+#define GF_APART static __attribute__((noinline))  // once in the library: less to compile
+
 GF_INLINE long round_to(long n, long to) { return (n + to - 1) / to * to; }
 
+#if defined(GF_VNNI)
+GF_INLINE U16 widened(const uint16_t* p) { return (U16)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+#else
+GF_INLINE U16 widened(const uint16_t* p) { return __builtin_convertvector(load<H16>(p), U16); }
+#endif
+
 #if defined(GLASSFORMER_BRAIN)
-GF_INLINE F16 get(const Number* p) { return brain(p); }
+GF_INLINE F16 get(const Number* p) { return (F16)(widened(p) << 16); }
 GF_INLINE float get_one(const Number* p) { return brain_value(*p); }
 GF_INLINE void put(Number* p, F16 x) {
 #if defined(GF_VNNI) && defined(__AVX512BF16__)
@@ -62,10 +70,10 @@ inline F16 some<float>(const float* p, long n) {
 }
 template <>
 inline F16 some<uint16_t>(const uint16_t* p, long n) {
-    if (n >= SIDE) return brain(p);
+    if (n >= SIDE) return (F16)(widened(p) << 16);
     uint16_t room[SIDE] = {};
     if (n > 0) memcpy(room, p, n * 2);
-    return brain(room);
+    return (F16)(widened(room) << 16);
 }
 
 GF_INLINE void put_some(Number* p, long n, F16 x) {
@@ -105,8 +113,34 @@ GF_INLINE F16 reciprocal(F16 x) {
 #endif
 }
 
+// e^x, to the digits that the products keep; 0 far below.
+GF_INLINE F16 power_of_e(F16 x) {
+#if defined(GF_VNNI)
+    // what would not be a normal number is 0: the processor is slow where numbers are not normal
+    const __mmask16 alive = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.f), _CMP_NLE_UQ);
+    x = (F16)_mm512_max_ps(_mm512_set1_ps(-87.f), _mm512_min_ps(_mm512_set1_ps(88.f), (__m512)x));  // NaN stays NaN
+    const __m512 n = _mm512_roundscale_ps((__m512)x * _mm512_set1_ps(1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    F16 r = x - (F16)n * splat(0.693359375f) - (F16)n * splat(-2.12194440e-4f);
+#if defined(GLASSFORMER_BRAIN)
+    F16 p = splat(8.3333333e-3f);
+#else
+    F16 p = splat(1.9841270e-4f);
+    p = p * r + splat(1.3888889e-3f);
+    p = p * r + splat(8.3333333e-3f);
+#endif
+    p = p * r + splat(4.1666667e-2f);
+    p = p * r + splat(1.6666667e-1f);
+    p = p * r + splat(0.5f);
+    p = p * r + splat(1.f);
+    p = p * r + splat(1.f);
+    return (F16)_mm512_maskz_scalef_ps(alive, (__m512)p, n);
+#else
+    return exponential(x);
+#endif
+}
+
 // A square of sixteen by sixteen 32-bit words, turned over its diagonal.
-GF_INLINE void turn_over(I16* v) {
+GF_APART void turn_over(I16* v) {
 #define GF_EXCHANGE(s, ...)                                            \
     for (int i = 0; i < SIDE; i++)                                     \
         if (!(i & s)) {                                                \
@@ -131,10 +165,14 @@ GF_INLINE void turn_over(I16* v) {
 
 // One line of a panel: sixteen columns of one row, or of two rows side by side.
 GF_INLINE I16 line_of(const Number* row, long ld) {
-#if defined(GLASSFORMER_BRAIN)
-    U16 first = __builtin_convertvector(load<H16>(row), U16);
-    U16 second = __builtin_convertvector(load<H16>(row + ld), U16);
-    return (I16)(first | (second << 16));
+#if defined(GLASSFORMER_BRAIN) && defined(GF_VNNI)
+    alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i both = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)row));
+    both = _mm512_inserti64x4(both, _mm256_loadu_si256((const __m256i*)(row + ld)), 1);
+    return (I16)_mm512_permutexvar_epi16(_mm512_load_si512(order), both);
+#elif defined(GLASSFORMER_BRAIN)
+    return (I16)(widened(row) | (widened(row + ld) << 16));
 #else
     (void)ld;
     return load<I16>(row);
@@ -142,7 +180,7 @@ GF_INLINE I16 line_of(const Number* row, long ld) {
 }
 
 // Row-major rows k (count of them, from k0 of K) become panels.
-static inline void to_panels(const Number* rows, long ld, long count, long columns, Number* out, long K, long k0) {
+GF_APART void to_panels(const Number* rows, long ld, long count, long columns, Number* out, long K, long k0) {
     for (long p = 0; p < columns / SIDE; p++) {
         Number* to = out + p * K * SIDE + k0 * SIDE;
         const Number* from = rows + p * SIDE;
@@ -151,7 +189,7 @@ static inline void to_panels(const Number* rows, long ld, long count, long colum
 }
 
 // The same rows k become tiles, in which columns are rows.
-static inline void to_tiles(const Number* rows, long ld, long count, long columns, Number* out, long K, long k0) {
+GF_APART void to_tiles(const Number* rows, long ld, long count, long columns, Number* out, long K, long k0) {
 #if defined(GLASSFORMER_BRAIN)
     for (long p = 0; p < columns / SIDE; p++) {
         Number* to = out + p * K * SIDE + k0 * SIDE;
@@ -169,7 +207,7 @@ static inline void to_tiles(const Number* rows, long ld, long count, long column
 }
 
 // Row-major (columns, K): every row becomes a column of a panel.
-static inline void turn_to_panels(const Number* rows, long ld, long columns, long K, Number* out) {
+GF_APART void turn_to_panels(const Number* rows, long ld, long columns, long K, Number* out) {
     constexpr int STEP = SIDE * PAIR;
     for (long p = 0; p < columns / SIDE; p++) {
         Number* to = out + p * K * SIDE;

@@ -15,7 +15,7 @@ GF_INLINE F16 root_inverse(F16 x) {
 }
 
 // Rows over their root mean square (about the mean, for layer norm), times a weight: into the left operand `out`.
-static void norm_rows(const Model& m, const float* x, const Vector& w, const Vector& b, long rows, float* scale, float* mean,
+GF_APART void norm_rows(const Model& m, const float* x, const Vector& w, const Vector& b, long rows, float* scale, float* mean,
                       Number* out) {
     const long width = m.z.width, d = m.s.d_model;
     const bool centred = m.s.layer_norm;
@@ -41,7 +41,7 @@ static void norm_rows(const Model& m, const float* x, const Vector& w, const Vec
 }
 
 // From the gradient `dn` of the norm's output: adds that of its input to `d`, and those of weight and bias to theirs.
-static void norm_back(const Model& m, const float* dn, const float* x, const Vector& w, const Vector& b, long rows,
+GF_APART void norm_back(const Model& m, const float* dn, const float* x, const Vector& w, const Vector& b, long rows,
                       const float* scale, const float* mean, float* d, float* partial) {
     const long width = m.z.width;
     const bool centred = m.s.layer_norm;
@@ -68,7 +68,7 @@ static void norm_back(const Model& m, const float* dn, const float* x, const Vec
 }
 
 // The gradient of a bias: the sum of rows.
-static void bias_back(const Vector& bias, const Number* d, long ld, long rows, float* partial) {
+GF_APART void bias_back(const Vector& bias, const Number* d, long ld, long rows, float* partial) {
     if (!bias.there()) return;
     float* g = partial + bias.partial;
     for (long r = 0; r < rows; r++)
@@ -81,14 +81,14 @@ GF_INLINE F16 with_bias(const Vector& bias, long at, F16 x) { return bias.there(
 GF_INLINE F16 activated(int kind, F16 x, F16& slope) {
     const F16 one = splat(1.f);
     if (kind == SILU) {
-        F16 open = reciprocal(one + exponential(-x));
+        F16 open = reciprocal(one + power_of_e(-x));
         slope = open * (one + x * (one - open));
         return x * open;
     }
     // GELU by tanh: x s(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
     const F16 rate = splat(0.7978845608f), cube = splat(0.044715f);
     F16 u = rate * (x + cube * x * x * x);
-    F16 open = reciprocal(one + exponential(splat(-2.f) * u));
+    F16 open = reciprocal(one + power_of_e(splat(-2.f) * u));
     slope = open + x * open * (one - open) * splat(2.f) * rate * (one + splat(3.f) * cube * x * x);
     return x * open;
 }

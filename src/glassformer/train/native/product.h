@@ -44,7 +44,7 @@ typedef void (*Multiply)(Left, Right, long, float*);
 GF_INLINE F16 low(U16 line) { return (F16)(line << 16); }
 GF_INLINE F16 high(U16 line) { return (F16)(line & 0xffff0000u); }
 
-static void multiply_plainly(Left a, Right b, long k, float* c) {
+static __attribute__((noinline)) void multiply_plainly(Left a, Right b, long k, float* c) {
     constexpr int ROWS = 4;
     for (int m = 0; m < EDGE; m += ROWS) {
         F16 sums[ROWS][2] = {};
@@ -66,7 +66,7 @@ static void multiply_plainly(Left a, Right b, long k, float* c) {
 
 #if defined(GF_VNNI) && defined(__AVX512BF16__)
 #define GF_DOT 1
-static void multiply_by_pairs(Left a, Right b, long k, float* c) {
+static __attribute__((noinline)) void multiply_by_pairs(Left a, Right b, long k, float* c) {
     constexpr int ROWS = 8;
     for (int m = 0; m < EDGE; m += ROWS) {
         __m512 sums[ROWS][2] = {};
@@ -90,9 +90,10 @@ static void multiply_by_pairs(Left a, Right b, long k, float* c) {
 #endif
 
 #if defined(GF_AMX)
-static void multiply_tiles(Left a, Right b, long k, float* c) {
+static __attribute__((noinline)) void multiply_tiles(Left a, Right b, long k, float* c) {
     const Number *first = a.at, *second = a.at + a.panel, *left = b.at, *right = b.at + b.panel;
     const long row = a.row * 2;
+    asm volatile("" : : : "memory");  // the intrinsics do not say that they read
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -123,7 +124,7 @@ static bool ask_for_tiles() {
 
 #else  // float32
 
-static void multiply_plainly(Left a, Right b, long k, float* c) {
+static __attribute__((noinline)) void multiply_plainly(Left a, Right b, long k, float* c) {
 #if defined(__AVX512F__)
     constexpr int ROWS = 8;
 #else
@@ -181,6 +182,7 @@ struct Tiles {
             uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
             uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
         } shape;
+        asm volatile("" : : "r"(&shape) : "memory");  // the intrinsics do not say what they read
         _tile_loadconfig(&shape);
 #endif
     }
@@ -191,14 +193,19 @@ struct Tiles {
     }
 };
 
-// done(m, n, sums) for every 32 x 32 of the (M, N) product over K.
+// done(m, n, sums) for every 32 x 32 of the (M, N) product over K. One square is worked on while the tiles make the next.
 template <class F>
 GF_INLINE void product(long M, long N, long K, Left a, Right b, F done) {
     const Multiply multiply = arithmetic().multiply;
-    alignas(64) float c[EDGE * EDGE];
+    alignas(64) float c[2][EDGE * EDGE];
+    long last_m = -1, last_n = 0;
+    int now = 0;
     for (long n = 0; n < N; n += EDGE)
         for (long m = 0; m < M; m += EDGE) {
-            multiply(a.from(m, 0), b.from(n, 0), K, c);
-            done(m, n, c);
+            multiply(a.from(m, 0), b.from(n, 0), K, c[now]);
+            now = !now;
+            if (last_m >= 0) done(last_m, last_n, (const float*)c[now]);
+            last_m = m, last_n = n;
         }
+    done(last_m, last_n, (const float*)c[!now]);
 }

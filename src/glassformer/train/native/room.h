@@ -49,7 +49,7 @@ static void lay_room(const Model& m, const Cut& c, Room& r, Arena& a, bool learn
         k.scale1 = a.take<float>(rows), k.scale2 = a.take<float>(rows);
         k.mean1 = a.take<float>(rows), k.mean2 = a.take<float>(rows);
         k.qkv = a.take<Number>(rows * z.qkv);
-        k.open = a.take<Number>(rows * z.inner), k.slope = a.take<Number>(rows * z.inner);
+        k.inner = a.take<Number>(rows * 2 * z.inner);
         k.pattern = learning && c.keeps_pattern ? a.take<Number>(c.group * z.heads * square) : nullptr;
     }
     r.last = a.take<float>(rows * z.width), r.last_scale = a.take<float>(rows), r.last_mean = a.take<float>(rows);
