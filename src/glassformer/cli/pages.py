@@ -43,5 +43,6 @@ def write_page(
     studio = Studio(model)
     if trace is not None:
         studio.keep(trace)
-    file.write_text(build(studio, text, bos=bos, rooms=[room], wishes=Wishes(**wishes)), "utf-8")
+    asked = Wishes(**wishes, light=True)  # nothing beside it that would take longer than what was asked for
+    file.write_text(build(studio, text, bos=bos, rooms=[room], wishes=asked), "utf-8")
     note(f"Wrote {file}.")

@@ -42,11 +42,21 @@ export function mount(element, source, state) {
     return source.get("run", { name: state.get("run") }, { signal });
   }, (found) => {
     data = found;
-    draw(found);
+    redraw(found);
     // A run that goes on is read again; one that has stopped is not.
     if (found.state === "running" && source.live) timer = window.setTimeout(() => { if (!element.hidden) { reader.refresh(); lister.refresh(); } }, 2000);
   });
   state.on(["model"], () => data && draw(data));
+
+  /** A run that goes on is drawn anew every other second: what the reader holds or has opened stays so. @param {any} d */
+  function redraw(d) {
+    if (body.querySelector("#checkpoint:active")) return;
+    const held = /** @type {HTMLElement|null} */ (body.contains(document.activeElement) ? document.activeElement : null);
+    const opened = body.querySelector("details")?.open ?? false;
+    draw(d);
+    /** @type {any} */ (body.querySelector("details")).open = opened;
+    if (held && document.activeElement !== held) (held.isConnected ? held : document.getElementById(held.id))?.focus();
+  }
 
   /** @param {any} d */
   function draw(d) {

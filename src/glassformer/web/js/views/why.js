@@ -95,7 +95,7 @@ export function mount(element, source, state) {
         h("dl", {}, pair("explained", `${number(d.value)} (${d.unit})`), pair("sum of parts", number(d.sum)), pair("residual", `${d.residual.toExponential(1)} of the sum of absolute parts`),
           pair("probability", percent(d.probability, 2)), pair("precision", d.precision),
           ...Object.entries(d.agreement).filter(([k, v]) => typeof v === "number" && k !== "part").map(([k, v]) => pair(k.replaceAll("_", " "), number(/** @type {number} */ (v)))))),
-      h("h3", {}, "Words: what happens when one is replaced by others"),
+      d.words.length ? h("h3", {}, "Words: what happens when one is replaced by others") : null,
       h("div", { class: "chips big" }, d.words.map((/** @type {any} */ w) => {
         const x = wordSize(w);
         const chip = h("button", { type: "button", class: "chip word", onclick: () => switchOff({ kind: "knockout", source: w.positions }) }, w.word);
@@ -114,7 +114,7 @@ export function mount(element, source, state) {
           h("span", { class: "small" }, partName(p, tokens)), fork(x / largest), h("span", { class: "num small" }, withSign(x))),
         () => `claimed direct ${number(p.claimed)}\nmeasured direct ${number(p.direct)}\nmeasured total ${p.total === null ? "not measured" : number(p.total)}\nlarger than ${number(p.percentile)}% of its kind${editOf(p) ? "\nclick: switch it off" : ""}`));
       })),
-      h("p", { class: "soft small" }, `${(d.part_count ?? d.parts.length).toLocaleString()} parts in all; the ${Math.min(24, ranked.length)} largest are drawn. Words were replaced ${d.replacements.count} times each, seed ${d.replacements.seed}.`),
+      h("p", { class: "soft small" }, `${(d.part_count ?? d.parts.length).toLocaleString()} parts in all; the ${Math.min(24, ranked.length)} largest are drawn.${d.words.length ? ` Words were replaced ${d.replacements.count} times each, seed ${d.replacements.seed}.` : ""}`),
     );
   }
   live(neurons, state, ["text", "model", "position", "token", "against"], async (signal) => {
