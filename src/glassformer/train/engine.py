@@ -86,6 +86,14 @@ def initialise(transformer: Transformer, seed: int) -> None:
             p.copy_(drawn)
 
 
+def fresh(empty: Transformer, seed: int) -> Transformer:
+    """An empty model with memory and first weights, float32 on the processor."""
+    # module.to_empty() would do, but imports a library for algebra on the way, a third of a second
+    empty.load({name: torch.empty(p.shape, dtype=torch.float32) for name, p in empty.named_parameters()})
+    initialise(empty, seed)
+    return empty
+
+
 class Engine:
     """The whole model on one device.
 

@@ -96,7 +96,8 @@ LIBRARY = Library(
 def flags(brain: bool) -> tuple[str, ...]:
     """The compiler flags of the library for bfloat16, or for float32.
 
-    What is hot is written with vectors, so -O3 gains 4 % and takes a quarter longer to compile, which short runs wait for.
+    What is hot is written with vectors: -O3 gains 4 % and takes a quarter longer to compile, and short runs wait
+    for that.
     """
     return (BRAIN, "-O2") if brain else ("-O2",)
 

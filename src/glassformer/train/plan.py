@@ -180,12 +180,11 @@ def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, 
     import torch
 
     from glassformer.model import Transformer
-    from glassformer.train.engine import Engine, initialise
+    from glassformer.train.engine import Engine, fresh
 
     length = schedule.length(0, recipe)
     rows = max(1, min(rows, MEASURED_TOKENS // length))
-    transformer = Transformer.empty(config).to_empty(device="cpu")
-    initialise(transformer, 0)
+    transformer = fresh(Transformer.empty(config), 0)
     engine = Engine(transformer.to(device), recipe, compute, native=native)
     tokens = torch.randint(0, config.vocab_size, (rows, length), device=device)
     spent = []

@@ -23,7 +23,7 @@ from glassformer.text.corpus import Corpus, build_corpus
 from glassformer.train import checkpoint, compiling, machine, memory, native, processes
 from glassformer.train import recipe as recipes
 from glassformer.train.data import Order, Rows, rows_of
-from glassformer.train.engine import Engine, initialise
+from glassformer.train.engine import Engine, fresh
 from glassformer.train.journal import Journal, LiveLine, Sink, TensorBoardSink
 from glassformer.train.loop import Probe, Result, Run
 from glassformer.train.processes import Processes
@@ -358,9 +358,7 @@ def _transformer(config: Config, recipe: Recipe, start: Any) -> Transformer:
     if start is not None:
         copied = {name: start.tensors[name].to(torch.float32, copy=True) for name in start.tensors}
         return transformer.load(copied)
-    transformer = transformer.to_empty(device="cpu")
-    initialise(transformer, recipe.loop.seed)
-    return transformer
+    return fresh(transformer, recipe.loop.seed)
 
 
 def _micro_batch(
