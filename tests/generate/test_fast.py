@@ -227,8 +227,11 @@ def test_every_design_equals_the_transformer(name, config, seed, threads):
     model = random_transformer(config, seed)
     fast = FastModel.from_transformer(model, threads=threads, lib=lib_of(name))
     ids = torch.randint(config.vocab_size, (40,), generator=torch.Generator().manual_seed(seed)).tolist()
+    single = reference(model, ids)
     expected = reference(model.double(), ids).float()
-    close(fast.forward(ids, [0] * 40, range(40)), expected)
+    # A few random designs are badly conditioned: torch's own float32 is then as far from the truth.
+    own = float((single - expected).abs().max() / expected.abs().max())
+    close(fast.forward(ids, [0] * 40, range(40)), expected, max(1e-5, 4 * own))
 
 
 WIDE = Config(

@@ -10,7 +10,7 @@
 extern "C" {
 
 const char* gf_instructions() {
-#if defined(GF_AMX)
+#if defined(GF_BYTE_TILES)
     if (tiles_there()) return "AVX-512 VNNI, AMX";
 #endif
 #if defined(GF_VNNI)

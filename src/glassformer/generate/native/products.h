@@ -47,7 +47,7 @@ void unit_products(const Tiles& tiles, const Matrix& matrix, int unit, const Row
     alignas(64) float y[TILE][UNIT];
     int r = 0, from = unit;
     Matrix read = matrix;
-#if defined(GF_AMX)
+#if defined(GF_BYTE_TILES)
     static thread_local Unpacked unpacked;
     if (tiles.on() && rows >= TILES_FROM && matrix.rounds() && unpacked.fill(matrix, unit))
         for (; rows - r >= TILE_FROM; r += TILE) {

@@ -5,16 +5,16 @@
 // in any order; what follows, block by block, is the float arithmetic of product_quant in its order. So a
 // row gets the same numbers here as alone. A unit's weights are unpacked to signed bytes once for all rows.
 //
-// Linux gives a process the tiles when it asks, and a thread's shape of them has to be set before use.
 // -DGLASSFORMER_NO_AMX leaves this out.
 #pragma once
 
+#include <optional>
+
+#include "amx.h"
 #include "memory.h"
 
-#if defined(GF_VNNI) && defined(__AMX_INT8__) && defined(__linux__) && !defined(GLASSFORMER_NO_AMX)
-#define GF_AMX 1
-#include <sys/syscall.h>
-#include <unistd.h>
+#if defined(GF_AMX) && defined(GF_VNNI) && defined(__AMX_INT8__)
+#define GF_BYTE_TILES 1
 #endif
 
 constexpr int TILE = 16;  // rows, and outputs, of one tile
@@ -22,50 +22,25 @@ constexpr int TILE = 16;  // rows, and outputs, of one tile
 // though it be not full.
 constexpr int TILES_FROM = 16, TILE_FROM = 6;
 
-#if defined(GF_AMX)
+#if defined(GF_BYTE_TILES)
 
 namespace {
 
-// The compiler's tile instructions do not all say that they read memory (GCC 12): what they read is written
-// before this.
-GF_INLINE void settle() { asm volatile("" ::: "memory"); }
-
-bool tiles_there() {
-    static const bool there = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
-    return there;
-}
-
-// While it lives, this thread's tiles have our shape. What it had before is set again after: other libraries
-// remember what they set.
+// While it lives, this thread's tiles have our shapes.
 class Tiles {
    public:
-    explicit Tiles(bool wanted) : on_(wanted && tiles_there()) {
-        if (!on_) return;
-        _tile_storeconfig(&before_);
-        settle();
-        Config ours{};
-        ours.palette = 1;
-        for (int t = 0; t < 4; t++) ours.bytes[t] = 64, ours.rows[t] = TILE;  // sums
-        for (int t = 4; t < 6; t++) ours.bytes[t] = BLOCK, ours.rows[t] = TILE;  // activations
-        for (int t = 6; t < 8; t++) ours.bytes[t] = 64, ours.rows[t] = BLOCK / 4;  // weights
-        settle();
-        _tile_loadconfig(&ours);
+    explicit Tiles(bool wanted) {
+        if (!wanted || !tiles_there()) return;
+        TileShapes shapes;
+        shapes.set(0, 4, TILE, 64);        // sums
+        shapes.set(4, 6, TILE, BLOCK);     // activations
+        shapes.set(6, 8, BLOCK / 4, 64);   // weights
+        setting_.emplace(shapes);
     }
-    ~Tiles() {
-        if (!on_) return;
-        settle();
-        before_.palette ? _tile_loadconfig(&before_) : _tile_release();
-    }
-    bool on() const { return on_; }
+    bool on() const { return setting_.has_value(); }
 
    private:
-    struct alignas(64) Config {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    };
-    bool on_;
-    Config before_;
+    std::optional<TileSetting> setting_;
 };
 
 // A unit for the tiles: per panel and block 32 x 16 signed bytes, and the scales in float32.
@@ -129,7 +104,7 @@ void product_tiles(const Unpacked& unit, const Rows& rows, int first, float (*ou
     const size_t stride = rows.stride;
     const int8_t* x = rows.q + first * stride;
     const float* side = rows.across + (size_t)(first / TILE) * rows.blocks() * 32;
-    settle();
+    settle(rows.q), settle(unit.quants.get());
     for (int p = 0; p < 2; p++) {
         const int8_t* w = unit.quants.get() + (size_t)p * blocks * 512;
         const float* d = unit.scales.get() + (size_t)p * blocks * 32;

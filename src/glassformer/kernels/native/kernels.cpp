@@ -9,7 +9,7 @@ void gk_threads(void* region) { parallel_region = (Parallel)region; }
 
 int gk_tiles() {
 #ifdef GF_TILES
-    return tiles_allowed();
+    return tiles_there();
 #else
     return 0;
 #endif

@@ -8,47 +8,23 @@
 // An operand is packed into tiles of 16 rows × 32 inputs, all parts of a tile side by side.
 #pragma once
 
+#include "amx.h"
 #include "vectors.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(GLASSFORMER_PORTABLE)
+#if defined(GF_AMX) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define GF_TILES 1
-#include <sys/syscall.h>
-#include <unistd.h>
 
 constexpr int ROWS = 16, DEPTH = 32;   // of a tile: rows, inputs
 constexpr int TILE_BYTES = 1024;
 
-// Linux gives a process the tiles when it asks.
-static bool tiles_allowed() {
-    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-    return allowed;
-}
-
-// All eight tiles full while it lives. What the thread had set before is set again after: others
-// (oneDNN) remember what they set.
+// All eight tiles full while it lives.
 class Tiles {
-   public:
-    Tiles() {
-        _tile_storeconfig(&before_);
-        Config ours{};
-        ours.palette = 1;
-        for (int i = 0; i < 8; i++) ours.bytes[i] = 64, ours.rows[i] = 16;
-        _tile_loadconfig(&ours);
+    static TileShapes full() {
+        TileShapes shapes;
+        shapes.set(0, 8, ROWS, 64);
+        return shapes;
     }
-    ~Tiles() {
-        if (before_.palette)
-            _tile_loadconfig(&before_);
-        else
-            _tile_release();
-    }
-
-   private:
-    struct alignas(64) Config {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    };
-    Config before_;
+    TileSetting setting_{full()};
 };
 
 template <int PARTS>
@@ -182,6 +158,7 @@ GF_INLINE void clear_sums() {
 
 // Every row begins as the 32 numbers given.
 GF_INLINE void begin_sums(const float* row) {
+    settle(row);
     _tile_loadd(0, row, 0);
     _tile_loadd(1, row + 16, 0);
     _tile_loadd(2, row, 0);
@@ -217,6 +194,8 @@ GF_INLINE void multiply() {
 template <int PARTS>
 GF_INLINE void accumulate(
     const uint8_t* a0, const uint8_t* a1, long left, const uint8_t* b0, const uint8_t* b1, long right, long steps) {
+    settle(a0);
+    settle(b0);
     for (long k = 0; k < steps; k++, a0 += left, a1 += left, b0 += right, b1 += right) {
         load_left(a0, a1, 0);
         if constexpr (PARTS == 3) {  // in an order that loads least
