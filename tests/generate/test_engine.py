@@ -252,8 +252,8 @@ def test_an_error_of_a_step_reaches_its_requests_and_the_engine_goes_on(model, m
 def test_without_a_compiler_it_answers_and_says_what_is_slower(model, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(native, "_loaded", {})
-    monkeypatch.setattr(native, "_failed", {})
+    monkeypatch.setattr(native.LIBRARY, "_loaded", {})
+    monkeypatch.setattr(native.LIBRARY, "_failed", {})
     with Engine(model) as engine:
         assert engine.wait(10)
         assert ids_of(engine.generate(Request((1, 2), max_tokens=5, stop_ids=frozenset()))) == greedy(model, [1, 2], 5)

@@ -21,12 +21,7 @@ namespace {
 
 constexpr size_t HUGE_PAGE = (size_t)2 << 20;
 constexpr size_t SHELF = (size_t)16 << 20;
-// Pieces up to this size share a shelf. Under AddressSanitizer none do, so that it sees where each ends.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr size_t SHARED = 0;
-#else
-constexpr size_t SHARED = SHELF / 4;
-#endif
+constexpr size_t SHARED = SHELF / 4;  // pieces up to this size share a shelf
 
 // At the start of a shelf, which is where no piece is: so an address says whether it is on a shelf.
 struct Shelf {
@@ -45,10 +40,21 @@ void* huge_pages(size_t bytes, size_t align) {
     return p;
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+
+// Every piece by itself, so that AddressSanitizer sees where each ends.
+void* allocate(size_t bytes) {
+    void* p = nullptr;
+    return posix_memalign(&p, 64, round_up(bytes ? bytes : 1, 64)) ? nullptr : p;
+}
+void release(void* p) { free(p); }
+
+#else
+
 // Aligned to 64 bytes; null when there is none.
 void* allocate(size_t bytes) {
     bytes = round_up(bytes ? bytes : 1, 64);
-    if (bytes > SHARED) return huge_pages(bytes < HUGE_PAGE ? bytes : round_up(bytes, HUGE_PAGE), SHELF);
+    if (bytes > SHARED) return huge_pages(round_up(bytes, HUGE_PAGE), SHELF);
     std::lock_guard<std::mutex> hold(shelf_use);
     if (!open_shelf || open_shelf->used + bytes > SHELF) {
         auto* next = static_cast<Shelf*>(huge_pages(SHELF, SHELF));
@@ -71,6 +77,8 @@ void release(void* p) {
     if (shelf == open_shelf) open_shelf = nullptr;
     free(shelf);
 }
+
+#endif
 
 struct Free {
     void operator()(void* p) const { release(p); }
