@@ -74,6 +74,14 @@ def test_small_numbers_keep_their_digits_beside_large_ones():
 
 
 @needs_tiles
+def test_operands_may_lie_anyhow():
+    x, w, b = torch.randn(64, 256).T, torch.randn(33, 64), torch.randn(66)[::2]
+    assert apart(cpu.linear(x, w, b), x.double() @ w.double().T + b.double()) < 1e-6
+    assert cpu.linear(x, w.T.contiguous().T, b) is None  # a weight read across is torch's to read
+    assert cpu.linear(x, w, b.double()) is None
+
+
+@needs_tiles
 def test_a_row_does_not_depend_on_its_company_nor_on_the_threads():
     x, w = torch.randn(700, 96), torch.randn(200, 96)
     whole = cpu.linear(x, w, None)

@@ -109,13 +109,15 @@ def _brain(*tensors: Tensor) -> int | None:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """x @ weight.T + bias of float32 (..., d_in), (d_out, d_in) and (d_out)."""
     rows = x.numel() // max(1, x.shape[-1])
-    if rows < _PRODUCT_ROWS or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if rows < _PRODUCT_ROWS or _brain(x, weight, *(() if bias is None else (bias,))) != 0:
         return None
     if not _plain(x, weight, bias) or not weight.is_contiguous() or (lib := _tiles()) is None:
         return None
     flat = x.reshape(rows, x.shape[-1])
     if flat.stride(1) != 1:
         flat = flat.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()  # held until the call is over
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     failed = lib.gk_linear(
         flat.data_ptr(),
@@ -123,7 +125,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         flat.shape[1],
         flat.stride(0),
         weight.data_ptr(),
-        None if bias is None else bias.contiguous().data_ptr(),
+        None if bias is None else bias.data_ptr(),
         weight.shape[0],
         out.data_ptr(),
         torch.get_num_threads(),
