@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
 
 from glassformer.errors import UsageError
-from glassformer.kernels.build import NativeUnavailableError
+from glassformer.kernels.build import find_compiler
 from glassformer.model import Transformer
 from glassformer.train.dropout import Dropout
 from glassformer.train.engine import Engine, initialise
@@ -86,10 +88,9 @@ def test_fused_blocks_leave_out_what_plain_ones_do(design: str) -> None:
 @pytest.mark.parametrize("design", ["qwen3", "llama", "gpt2"])
 def test_the_native_step_leaves_out_the_same(design: str) -> None:
     recipe = Recipe().with_settings({**SHAPE, "design": design, "fused": False})
-    try:
-        engine = engine_of(recipe, native=True)
-    except NativeUnavailableError as error:
-        pytest.skip(str(error))
+    if find_compiler() is None and not os.environ.get("CI"):
+        pytest.skip("there is no C++ compiler here")
+    engine = engine_of(recipe, native=True)
     close(gradients(engine, rows=2, step=3), gradients(engine_of(recipe), step=3))
 
 

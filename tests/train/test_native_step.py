@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassformer.errors import ShapeError, UsageError
+from glassformer.kernels.build import find_compiler
 from glassformer.model import Transformer
 from glassformer.train import checkpoint, journal, native, train
 from glassformer.train.engine import Engine, initialise
@@ -31,9 +33,8 @@ PORTABLE = "-DGLASSFORMER_PORTABLE"
 
 @pytest.fixture(autouse=True)
 def _compiler() -> None:
-    why = native.LIBRARY.unavailable()
-    if why:
-        pytest.skip(why)
+    if find_compiler() is None and not os.environ.get("CI"):
+        pytest.skip("there is no C++ compiler here")
 
 
 def recipe_of(**changes: Any) -> Recipe:
