@@ -111,6 +111,32 @@ def test_exact_products_of_blocks_are_those_of_their_float32_numbers_to_the_bit(
         assert torch.equal(multiply(lib_of(name), w, x, exact=True), expected)
 
 
+@pytest.mark.parametrize("name", lib_names())
+@pytest.mark.parametrize("cols", [1, 2, 7, 33, 96, 130])
+def test_bfloat16_numbers_give_what_they_give_as_float32_to_the_bit(name, cols):
+    tensor = torch.randn(70, cols).bfloat16().float()
+    narrow, wide = weight(tensor, "float32"), Weight("F32", 70, cols, tensor)
+    assert narrow.format == "BF16"
+    for count in (1, 2, 3, 5, 8, 11, 30, 64):
+        x, bias = torch.randn(count, cols) * 10.0 ** torch.randint(-3, 4, (count, 1)), torch.randn(70)
+        assert torch.equal(multiply(lib_of(name), narrow, x, bias), multiply(lib_of(name), wide, x, bias))
+
+
+def test_float32_is_kept_as_bfloat16_only_where_nothing_is_lost():
+    tensor = torch.randn(300, 64).bfloat16().float()
+    tensor[0, :4] = torch.tensor([-0.0, torch.inf, 1e-40, 3e38]).bfloat16().float()
+    for given_ in (tensor, tensor.double(), tensor.bfloat16(), tensor.T.contiguous().T):
+        kept = weight(given_, "float32")
+        assert (kept.format, kept.note) == ("BF16", "")
+        assert torch.equal(kept.to_float().view(torch.int32), tensor.view(torch.int32))
+    for at in ((0, 0), (299, 63)):  # one number that has more digits, wherever it is
+        other = tensor.clone()
+        other[at] = 1 + 2**-20
+        kept = weight(other, "float32")
+        assert kept.format == "F32"
+        assert torch.equal(kept.to_float(), other)
+
+
 @given(
     kind=st.sampled_from(["Q8_0", "Q4_0", "Q4_1"]),
     rows=st.integers(1, 80),
@@ -196,6 +222,21 @@ def test_other_gguf_formats_are_stored_again_and_say_so():
     torch.testing.assert_close(w.to_float(), torch.from_numpy(Raw().values()), rtol=0, atol=0.02)
 
 
+def test_float32_of_a_gguf_takes_bfloat16_where_that_is_the_same_and_exactness_was_asked():
+    class Raw:
+        kind, shape = "F32", (4, 64)
+        numbers = torch.randn(4, 64).bfloat16().float()
+        data = numbers.numpy().view("uint8")
+
+        def values(self):
+            return self.numbers.numpy()
+
+    for exact, format_ in ((True, "BF16"), (False, "F32")):
+        w = stored(Raw(), exact)
+        assert (w.format, w.note) == (format_, "")
+        assert torch.equal(w.to_float(), Raw.numbers)
+
+
 def test_unknown_precision_is_refused():
     with pytest.raises(UsageError, match="Precision 'int3' is unknown; choose float32, bfloat16, int8, int4."):
         weight(torch.zeros(2, 32), "int3")
@@ -279,6 +320,30 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached
         at = [start + step for start in starts]
         got = fast.decode([ids[i] for i in at], range(1, 9), at)
         assert torch.equal(got, whole[at])
+
+
+@pytest.mark.parametrize("name", lib_names())
+def test_a_model_of_bfloat16_numbers_is_answered_in_float32_from_half_the_bytes(name):
+    model = random_transformer(WIDE)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16().float())
+    wide = {k: Weight("F32", *p.shape, p.detach()) if p.ndim == 2 else p for k, p in model.named_parameters()}
+    narrow = FastModel.from_transformer(model, slots=3, lib=lib_of(name))
+    plain = FastModel(WIDE, wide, slots=3, lib=lib_of(name))
+    assert (narrow.precision, narrow.cache_dtype, narrow.notes) == ("float32", "float32", {})
+    assert narrow.weight_bytes * 2 == plain.weight_bytes
+    ids = torch.randint(100, (600,)).tolist()
+    expected = plain.forward(ids, [0] * 600, range(600))
+    assert torch.equal(narrow.forward(ids, [0] * 600, range(600)), expected)
+    close(expected, reference(model, ids))
+    for each in (narrow, plain):
+        each.prefill(ids[:50], 1)
+        each.prefill(ids[:7], 2)
+    for step in range(3):
+        at = [600 + step, 50 + step, 7 + step]
+        tokens = [ids[step], ids[at[1]], ids[at[2]]]
+        assert torch.equal(narrow.decode(tokens, range(3), at), plain.decode(tokens, range(3), at))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
