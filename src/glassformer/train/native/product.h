@@ -5,12 +5,13 @@
 // products, and plain float32 arithmetic anywhere.
 #pragma once
 
+#include <optional>
+
+#include "amx.h"
 #include "numbers.h"
 
-#if defined(GLASSFORMER_BRAIN) && !defined(GLASSFORMER_PORTABLE) && defined(__AMX_BF16__) && defined(__linux__)
-#define GF_AMX 1
-#include <sys/syscall.h>
-#include <unistd.h>
+#if defined(GF_AMX) && defined(GLASSFORMER_BRAIN) && defined(__AMX_BF16__)
+#define GF_BRAIN_TILES 1
 #endif
 
 // The left operand: row m, column k stands at panel m / 16, row m % 16, and `step` further for every 32 (bfloat16) or
@@ -89,11 +90,11 @@ static __attribute__((noinline)) void multiply_by_pairs(Left a, Right b, long k,
 }
 #endif
 
-#if defined(GF_AMX)
+#if defined(GF_BRAIN_TILES)
 static __attribute__((noinline)) void multiply_tiles(Left a, Right b, long k, float* c) {
     const Number *first = a.at, *second = a.at + a.panel, *left = b.at, *right = b.at + b.panel;
     const long row = a.row * 2;
-    asm volatile("" : : : "memory");  // the intrinsics do not say that they read
+    settle(a.at), settle(b.at);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -114,11 +115,6 @@ static __attribute__((noinline)) void multiply_tiles(Left a, Right b, long k, fl
     _tile_stored(1, c + SIDE, EDGE * 4);
     _tile_stored(2, c + SIDE * EDGE, EDGE * 4);
     _tile_stored(3, c + SIDE * EDGE + SIDE, EDGE * 4);
-}
-
-static bool ask_for_tiles() {
-    constexpr int REQUEST = 0x1023, TILE_DATA = 18;
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
 #endif
 
@@ -158,8 +154,8 @@ struct Arithmetic {
 // The quickest way this processor has, found out once.
 static const Arithmetic& arithmetic() {
     static const Arithmetic chosen = [] {
-#if defined(GF_AMX)
-        if (ask_for_tiles()) return Arithmetic{multiply_tiles, "bfloat16 by AMX tiles", true};
+#if defined(GF_BRAIN_TILES)
+        if (tiles_there()) return Arithmetic{multiply_tiles, "bfloat16 by AMX tiles", true};
 #endif
 #if defined(GF_DOT)
         return Arithmetic{multiply_by_pairs, "bfloat16 by AVX-512", false};
@@ -172,25 +168,20 @@ static const Arithmetic& arithmetic() {
     return chosen;
 }
 
-// What a thread must do before and after its products.
-struct Tiles {
+// While it lives, this thread may multiply: where products are made on tiles, its tiles have their shapes.
+class Tiles {
+#if defined(GF_BRAIN_TILES)
+   public:
     Tiles() {
-#if defined(GF_AMX)
         if (!arithmetic().tiles) return;
-        struct alignas(64) {
-            uint8_t palette = 1, start = 0, reserved[14] = {};
-            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        } shape;
-        asm volatile("" : : "r"(&shape) : "memory");  // the intrinsics do not say what they read
-        _tile_loadconfig(&shape);
-#endif
+        TileShapes shapes;
+        shapes.set(0, 8, SIDE, 64);
+        setting_.emplace(shapes);
     }
-    ~Tiles() {
-#if defined(GF_AMX)
-        if (arithmetic().tiles) _tile_release();
+
+   private:
+    std::optional<TileSetting> setting_;
 #endif
-    }
 };
 
 // done(m, n, sums) for every 32 x 32 of the (M, N) product over K. One square is worked on while the tiles make the next.
