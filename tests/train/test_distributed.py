@@ -20,6 +20,7 @@ from glassformer.train.recipe import Recipe
 
 Make = Callable[..., Recipe]
 Place = Callable[[], Path]
+LOOKS = ("sample", "probe", "eval")
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -49,7 +50,8 @@ def written(recipe: Recipe, place: Path) -> Path:
 @pytest.mark.parametrize(("world", "shard"), [(2, "none"), (2, "full"), (4, "none"), (4, "full")])
 def test_many_processes_equal_one(small: Make, out: Place, world: int, shard: str) -> None:
     # 7 rows do not divide by 2 or 4, 3 rows of a vector not by 4, and 40 columns give matrices of three shapes
-    recipe = small(steps=10, batch=7, d_ff=40, kv_heads=1, micro_batch=2, seed=3)
+    looks = {"sample_every": 5, "sample_tokens": 8, "probe_every": 5, "eval_every": 5}
+    recipe = small(steps=10, batch=7, d_ff=40, kv_heads=1, micro_batch=2, seed=3, **looks)
     one, many = out(), out()
     torchrun(1, written(recipe, one), one, one.with_suffix(".grads"))
     torchrun(world, written(recipe.with_settings({"shard": shard}), many), many, many.with_suffix(".grads"))
@@ -63,6 +65,28 @@ def test_many_processes_equal_one(small: Make, out: Place, world: int, shard: st
     weights = gf.load(many, device="cpu").transformer.state_dict()
     reference = gf.load(one, device="cpu").transformer.state_dict()
     assert all(torch.allclose(weights[name], reference[name], atol=2e-3) for name in reference)
+    same_looks(one, many)
+
+
+def same_looks(one: Path, many: Path) -> None:
+    """What was sampled, probed and measured on the way is the same, and written once."""
+    a, b = ([e for e in journal.read(place / "journal.jsonl") if e["event"] in LOOKS] for place in (one, many))
+    assert [(e["event"], e["step"]) for e in a] == [(e["event"], e["step"]) for e in b]
+    assert [e["step"] for e in a if e["event"] == "probe"] == [5, 10]
+    assert [e["text"] for e in a if e["event"] == "sample"] == [e["text"] for e in b if e["event"] == "sample"]
+    for x, y in zip(a, b, strict=True):
+        if x["event"] == "eval":
+            assert x["held_out"] == pytest.approx(y["held_out"], abs=1e-4)
+        if x["event"] != "probe":
+            continue
+        assert x["next"].keys() == y["next"].keys()
+        for prompt, expected in x["next"].items():
+            found = dict(y["next"][prompt])
+            assert len(found.keys() & dict(expected).keys()) >= 4  # the fifth may be another where two are as likely
+            assert all(found[token] == pytest.approx(p, abs=1e-4) for token, p in expected if token in found)
+        assert x["heads"].keys() == y["heads"].keys()
+        for kind, layers in x["heads"].items():
+            assert torch.tensor(y["heads"][kind]) == pytest.approx(torch.tensor(layers), abs=5e-4)
 
 
 @pytest.mark.slow

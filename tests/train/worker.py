@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from glassformer.cli.app import main
+from glassformer.cli.probes import standard
 from glassformer.train import run as runs
 from glassformer.train.loop import Run
 from glassformer.train.recipe import Recipe
@@ -52,7 +53,7 @@ def go() -> None:
     import glassformer.cli.train as verb
 
     def command() -> None:
-        result = runs.train(None if resume else recipe, None, out, resume, (), True, {})
+        result = runs.train(None if resume else recipe, None, out, resume, (standard(),), True, {})
         verb._say(result)
 
     from glassformer.cli import app

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from glassformer.errors import CheckpointError, TrainError
 from glassformer.model import Config, Transformer
-from glassformer.train import checkpoint
+from glassformer.train import checkpoint, machine
 from glassformer.train.engine import Objective, muon_dtype, recomputing
 from glassformer.train.optimizer import adamw, apply_update, muon_direction, orthogonalise, set_rates, shape_scale
 from glassformer.train.processes import Processes
@@ -137,9 +137,9 @@ class ShardedEngine:
         ranks: Processes,
         run_block: Callable[..., Tensor] | None = None,
     ) -> None:
-        self.transformer, self.recipe, self.ranks = transformer, recipe, ranks
+        self.transformer, self.recipe, self.ranks, self.compute = transformer, recipe, ranks, compute
         transformer.requires_grad_(True)
-        device = transformer.device
+        self.device = device = transformer.device
         self.mesh = init_device_mesh(device.type, (ranks.world,))
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         shard = functools.partial(fully_shard, mesh=self.mesh, mp_policy=policy, reshard_after_forward=True)
@@ -204,10 +204,32 @@ class ShardedEngine:
         self.adamw.step()
         self.muon.step(spec.muon_lr * rate, momentum, spec.newton_schulz, spec.muon_decay, spec.cautious)
 
-    @torch.no_grad()
     def whole(self) -> dict[str, Tensor]:
-        """The float32 weights by name, gathered; on every process, in its main memory."""
-        return {name: p.full_tensor().cpu() for name, p in self.named.items()}
+        """The float32 weights by name, gathered into the first process's main memory; nothing on the others."""
+        return self._gathered(torch.float32)
+
+    def visible(self) -> Transformer | None:
+        """The model as it stands, unsharded, in the dtype it computes with; None on all but the first process.
+
+        Every process has to call this. The copy lies where the model is trained if it takes at most half of the
+        memory that is free there, else in main memory.
+        """
+        whole = self._gathered(self.compute)
+        if self.ranks.rank:
+            return None
+        copied = Transformer.empty(self.config).load(whole)
+        fits = 2 * sum(tensor.nbytes for tensor in whole.values()) <= machine.free_memory(self.device)
+        return copied.to(self.device) if fits else copied
+
+    @torch.no_grad()
+    def _gathered(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The weights by name in the first process's main memory, one after the other through the devices."""
+        found = {}
+        for name, p in self.named.items():
+            full = p.full_tensor()
+            if self.ranks.rank == 0:
+                found[name] = full.to("cpu", dtype)
+        return found
 
     @torch.no_grad()
     def whole_grads(self) -> dict[str, Tensor]:

@@ -189,6 +189,10 @@ class Engine:
         """The float32 weights by name."""
         return self.weights.named()
 
+    def visible(self) -> Transformer | None:
+        """The model as it stands, to sample from and to look into."""
+        return self.transformer
+
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         """Norms of weights and gradients of each component."""
         return norms(self.weights.named()), norms(self.weights.named_grads())

@@ -71,8 +71,9 @@ class Run:
         directory: the run directory, None to keep nothing.
         facts: what a checkpoint records besides (builds, data hash, …).
         publish: writes the model into the run directory.
-        sample: continues a text with the model, or None.
+        sample: continues a text with the transformer it is given, or None.
         probes, tokenizer: looked through every `probe_every` steps, and what they are given beside the model.
+            Samples and probes are the first process's; the others have to name them too, to join in gathering weights.
         flops_per_token: of a training step, for MFU.
         peak: of all devices together, and where the figure is from.
     """
@@ -89,7 +90,7 @@ class Run:
     directory: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     publish: Callable[[Mapping[str, Tensor]], None] | None = None
-    sample: Callable[[], str] | None = None
+    sample: Callable[[Any], str] | None = None
     probes: tuple[Probe, ...] = ()
     tokenizer: Any = None
     flops_per_token: Callable[[int], float] = lambda length: 0.0
@@ -136,10 +137,7 @@ class Run:
                 paused = time.perf_counter()
                 if last or _due(loop.eval_every, self.step):
                     self._measure(final=last)
-                if self.sample is not None and (last or _due(loop.sample_every, self.step)) and loop.sample_every:
-                    self.journal.write("sample", self.step, text=self.sample())
-                if self.probes and (last or _due(loop.probe_every, self.step)):
-                    self._probe()
+                self._look(last)
                 if last or stopping or _due(loop.save_every, self.step):
                     self.save()
                 mark += time.perf_counter() - paused
@@ -252,12 +250,22 @@ class Run:
                 count += int((y != IGNORE).sum())
         return ranks.sum(total) / max(1.0, ranks.sum(float(count)))
 
-    def _probe(self) -> None:
-        for probe in self.probes:
-            with torch.no_grad():
-                self.journal.write(
-                    "probe", self.step, **dict(probe(self.engine.transformer, self.tokenizer, self.step))
-                )
+    def _look(self, last: bool) -> None:
+        """A sample and probes where they are due, by the first process."""
+        loop = self.recipe.loop
+        sampling = self.sample is not None and loop.sample_every > 0 and (last or _due(loop.sample_every, self.step))
+        probing = bool(self.probes) and (last or _due(loop.probe_every, self.step))
+        if not sampling and not probing:
+            return
+        with self.processes.listening():
+            transformer = self.engine.visible()
+        if transformer is None or self.processes.rank:
+            return
+        with torch.no_grad():
+            if sampling and self.sample is not None:
+                self.journal.write("sample", self.step, text=self.sample(transformer))
+            for probe in self.probes if probing else ():
+                self.journal.write("probe", self.step, **dict(probe(transformer, self.tokenizer, self.step)))
 
     def save(self) -> None:
         """Write a checkpoint and, beside it, the model as it stands."""
