@@ -17,7 +17,7 @@ from glassformer.text.corpus import PROBE
 from glassformer.text.encoding import Encoder
 from glassformer.text.readers import cut_everywhere
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.text.twin import NO_SPECIAL, twin
+from glassformer.text.twin import NO_SPECIAL, _grouped, twin
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -106,6 +106,20 @@ def test_characters_are_classed_the_same(pair: tuple[Encoder, Encoder]) -> None:
     points = [*range(1, 0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x20000, 7), *range(0x20000, 0x110000, 4001)]
     for start in range(0, len(points), 2000):
         _equal(pair, "".join(f"a{chr(p)}1 {chr(p)}{chr(p)}!{chr(p)} \n" for p in points[start : start + 2000]))
+
+
+@pytest.mark.parametrize("run", [" " * 1_200_000, "\n\t" * 600_000])
+def test_a_run_of_spaces_longer_than_tiktoken_bears(pair: tuple[Encoder, Encoder], run: str) -> None:
+    for text in (f"a{run}b", f"a{run}1", run):
+        slow, fast = (encoder.encode([text])[0] for encoder in pair)
+        assert np.array_equal(slow, fast)
+
+
+def test_flags_keep_their_reach() -> None:
+    """An expression whose flags hold to its end is not put into a group."""
+    assert _grouped(r"\w+|\S|\s+(?!\S)|\s+") == r"(?:\w+|\S)|\s+(?!\S)|\s+"
+    for pattern in (r"(?i)\w+|\S|\s+(?!\S)|\s+", r"\w+|\S|(?i-u)x|\s+(?!\S)|\s+", r"\w+|\S|\s+", r"\w+\|\s+(?!\S)|\s+"):
+        assert _grouped(pattern) == pattern
 
 
 def _edited(change: object) -> Tokenizer:

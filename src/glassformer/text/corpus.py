@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import shutil
 import tempfile
@@ -149,8 +150,8 @@ def corpora_dir(cache_dir: str | Path | None = None) -> Path:
 def tokenizer_hash(tokenizer: Any) -> str:
     """A hash of everything that decides how a tokenizer encodes data."""
     parts: list[Any] = [tokenizer.vocab_size, getattr(tokenizer, "eos_id", None), getattr(tokenizer, "adds_bos", False)]
-    backend = getattr(tokenizer, "backend", None)
-    parts.append(backend.to_str() if backend is not None else type(tokenizer).__qualname__)
+    serialised = getattr(tokenizer, "serialised", None)
+    parts.append(type(tokenizer).__qualname__ if serialised is None else _digest(serialised.encode()))
     parts.append(getattr(tokenizer, "chat_template", None))
     return _digest(json.dumps(parts).encode())
 
@@ -403,9 +404,9 @@ def _parts(
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for ids in Shards(work, entry, cut, entry["tokens"], 0).chunks():
         counts += np.bincount(ids, minlength=len(counts))
-    special = tokenizer.special_ids
-    used = (int(id) for id in np.flatnonzero(counts))
-    behind = sum(int(counts[id]) * len(tokenizer.token_bytes(id)) for id in used if id not in special)
+    counts[list(tokenizer.special_ids)] = 0
+    used = np.flatnonzero(counts).tolist()
+    behind = sum(map(operator.mul, counts[used].tolist(), map(len, map(tokenizer.token_bytes, used))))
     return {
         "train": {"stream": "all", "start": 0, "stop": cut, "text_bytes": entry["text_bytes"] - behind},
         "held_out": {"stream": "all", "start": cut, "stop": entry["tokens"], "text_bytes": behind},

@@ -50,13 +50,15 @@ class Encoder:
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._batch: Batch | None = None
         self.light = False  # whether encoding is a look-up, for which starting processes does not pay
-        backend = getattr(tokenizer, "backend", None)
-        if backend is not None:
-            source = json.loads(backend.to_str())
+        serialised = getattr(tokenizer, "serialised", None)
+        if serialised is not None:
+            source = json.loads(serialised)
             self._batch = _table(source, self.dtype, tokenizer)
             self.light = self._batch is not None
             if self._batch is None:
-                self._batch = (twin(tokenizer, self.dtype, source) if fast else None) or _library(source, self.dtype)
+                self._batch = (twin(tokenizer, self.dtype, source) if fast else None) or _library(
+                    serialised, source, self.dtype
+                )
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """The ids of each text, without begin-of-text tokens.
@@ -159,7 +161,7 @@ def _table(source: Mapping[str, Any], dtype: np.dtype[Any], tokenizer: Tokenizer
     return lambda texts: [look_up(text) for text in texts]
 
 
-def _library(source: Mapping[str, Any], dtype: np.dtype[Any]) -> Batch | None:
+def _library(serialised: str, source: Mapping[str, Any], dtype: np.dtype[Any]) -> Batch | None:
     """For a byte-level vocabulary with all 256 bytes: the tokenizers library, many texts at a time."""
     from glassformer.text.tokenizer import byte_letters
 
@@ -169,7 +171,7 @@ def _library(source: Mapping[str, Any], dtype: np.dtype[Any]) -> Batch | None:
         return None
     import tokenizers
 
-    plain = tokenizers.Tokenizer.from_str(json.dumps(source))
+    plain = tokenizers.Tokenizer.from_str(serialised)
     plain.encode_special_tokens = True
     return lambda texts: [
         np.array(found.ids, dtype=dtype) for found in plain.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -176,7 +176,7 @@ def fields(tokenizer: Tokenizer) -> dict[str, Any]:
     """GGUF metadata for a tokenizer; see `Tokenizer.gguf_fields`."""
     if tokenizer.gguf is not None:
         return dict(tokenizer.gguf)
-    source = json.loads(tokenizer.backend.to_str())
+    source = json.loads(tokenizer.serialised)
     model = source["model"]
     if model["type"] != "BPE":
         raise TokenizerError(f"GGUF cannot hold a {model['type']} tokenizer; byte-pair encodings it can.")

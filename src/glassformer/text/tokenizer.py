@@ -41,6 +41,15 @@ def byte_letters() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
+@functools.cache
+def byte_points() -> dict[int, int]:
+    """For `str.translate`: a byte-level token to its bytes as characters of Latin-1, which are the same numbers.
+
+    A character below 256 that stands for no byte becomes one that Latin-1 cannot encode, as all others are.
+    """
+    return dict.fromkeys(range(256), 0x100) | {ord(letter): byte for letter, byte in byte_letters().items()}
+
+
 class Tokenizer:
     """Text to ids and back.
 
@@ -205,7 +214,7 @@ class Tokenizer:
         # A second backend: the switch is mutable state, and one tokenizer may serve many threads.
         import tokenizers
 
-        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend = tokenizers.Tokenizer.from_str(self.serialised)
         backend.encode_special_tokens = True
         return backend
 
@@ -254,13 +263,16 @@ class Tokenizer:
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
         table = [b""] * self.vocab_size
-        letters = byte_letters()
+        as_bytes = byte_points()
         for token, id in self._vocab.items():
             if id in self._added:
                 table[id] = self._added[id][0].encode()
             elif self.kind == "bytes":
-                spelled = [letters.get(c) for c in token]
-                table[id] = token.encode() if None in spelled else bytes(b for b in spelled if b is not None)
+                spelled = token.translate(as_bytes)
+                try:
+                    table[id] = spelled.encode("latin-1")
+                except UnicodeEncodeError:
+                    table[id] = token.encode()
             elif self.kind == "spaces":
                 byte = byte_token(token)
                 table[id] = bytes([byte]) if byte is not None else token.replace("▁", " ").encode()
@@ -328,6 +340,11 @@ class Tokenizer:
     def backend(self) -> tokenizers.Tokenizer:
         """The `tokenizers.Tokenizer` underneath; do not change it."""
         return self._backend
+
+    @functools.cached_property
+    def serialised(self) -> str:
+        """The backend as the text of a `tokenizer.json`, made once: it has megabytes."""
+        return str(self._backend.to_str())
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, kind={self.kind!r}, adds_bos={self.adds_bos})"

@@ -10,6 +10,7 @@ where it does not hold. This module knows nothing about files or corpora.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
 
-# GPT-2's words, written so that matching never backtracks over a word.
-_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++"
-_GPT2 = _WORDS + r"|\s++$|\s+(?!\S)|\s"
+# Alternatives in a group of their own, without a look ahead among them, are matched by an automaton in one pass and
+# several times sooner than by backtracking, so only white space is left to the latter.
+_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
+_SPACES = r"|\s+(?!\S)|\s+"
+GPT2 = f"(?:{_WORDS}){_SPACES}"
 # The same after every digit has been set apart: a run of spaces before a digit ends its stretch of text.
-_GPT2_DIGITS = r"\p{N}|" + _WORDS.replace(r"| ?\p{N}++", "") + r"|\s++$|\s+(?=\p{N})|\s+(?!\S)|\s"
+_GPT2_DIGITS = r"(?:\p{N}|" + _WORDS.replace(r"| ?\p{N}+", "") + r")|\s++(?=\p{N})" + _SPACES
+_FLAGS = re.compile(r"\(\?[a-zA-Z-]+\)")  # which would hold to the end of a group and no further
 
 # tiktoken looks for special tokens even where none is allowed, and with none to look for it stops at every character.
 NO_SPECIAL = "<|\0 read as text like any other \0|>"
@@ -40,9 +44,9 @@ def twin(tokenizer: Tokenizer, dtype: np.dtype[Any], source: Mapping[str, Any] |
         import tiktoken
     except ModuleNotFoundError:
         return None
-    source = json.loads(tokenizer.backend.to_str()) if source is None else source
+    source = json.loads(tokenizer.serialised) if source is None else source
     pattern = _pattern(source)
-    table = _ranks(source)
+    table = _ranks(source, tokenizer.backend.model) if pattern is not None else None
     if pattern is None or table is None:
         return None
     ranks, ids = table
@@ -54,10 +58,16 @@ def twin(tokenizer: Tokenizer, dtype: np.dtype[Any], source: Mapping[str, Any] |
         return None
     lookup = np.array(ids, dtype=dtype)
 
-    def encode(texts: Sequence[str]) -> list[NDArray[Any]]:
-        return [lookup[encoding.encode_to_numpy(text, disallowed_special=())] for text in texts]
+    def one(text: str) -> NDArray[Any]:
+        try:
+            return lookup[encoding.encode_to_numpy(text, disallowed_special=())]
+        except ValueError as error:
+            if isinstance(error, UnicodeError):
+                raise
+            # A run of a million spaces is more than its backtracking can hold.
+            return np.array(tokenizer.encode(text, False, specials=False), dtype=dtype)
 
-    return encode
+    return lambda texts: [one(text) for text in texts]
 
 
 def _pattern(source: Mapping[str, Any]) -> str | None:
@@ -70,7 +80,7 @@ def _pattern(source: Mapping[str, Any]) -> str | None:
         return None
     before, own_words = steps[:-1], steps[-1].get("use_regex", True)
     if not before and own_words:
-        return _GPT2
+        return GPT2
     if len(before) != 1:
         return None
     step = before[0]
@@ -79,15 +89,23 @@ def _pattern(source: Mapping[str, Any]) -> str | None:
     if step["type"] == "Split" and not own_words and step.get("behavior") == "Isolated" and not step.get("invert"):
         found = step.get("pattern", {}).get("Regex")
         # Words must cover every character, or what stands between them is cut differently.
-        return str(found) if found and found.endswith((r"|\s+", r"|\s")) else None
+        return _grouped(str(found)) if found and found.endswith((r"|\s+", r"|\s")) else None
     return None
 
 
-def _ranks(source: Mapping[str, Any]) -> tuple[dict[bytes, int], list[int]] | None:
-    """The rank of each token's bytes and the id of each rank, when following ranks is following the merges."""
-    import tokenizers
+def _grouped(pattern: str) -> str:
+    """The same expression, with everything before its white space in a group."""
+    words = pattern.removesuffix(_SPACES)
+    whole = words == pattern or words.endswith("\\") or _FLAGS.search(words)
+    return pattern if whole else f"(?:{words}){_SPACES}"
 
-    from glassformer.text.tokenizer import byte_letters
+
+def _ranks(source: Mapping[str, Any], made: Any) -> tuple[dict[bytes, int], list[int]] | None:
+    """The rank of each token's bytes and the id of each rank, when following ranks is following the merges.
+
+    `made` is the model that `source` describes.
+    """
+    from glassformer.text.tokenizer import byte_letters, byte_points
 
     model = source["model"]
     if (
@@ -108,8 +126,7 @@ def _ranks(source: Mapping[str, Any]) -> tuple[dict[bytes, int], list[int]] | No
     for letter, byte in letters.items():
         ids[byte] = vocab[letter]
     names: list[str] = []
-    # Bytes as the characters of Latin-1, which are the same numbers; others than the 256 letters fail to encode.
-    as_bytes = dict.fromkeys(range(256), 0x100) | {ord(letter): byte for letter, byte in letters.items()}
+    as_bytes = byte_points()
     for merge in model["merges"]:
         left, right = merge if isinstance(merge, (list, tuple)) else merge.split(" ")
         name = left + right
@@ -126,10 +143,13 @@ def _ranks(source: Mapping[str, Any]) -> tuple[dict[bytes, int], list[int]] | No
         return None
     if set(vocab) - set(names) - set(letters) - {token["content"] for token in source["added_tokens"]}:
         return None
-    plain = dict(model, ignore_merges=False)
-    bare = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "model": plain, "added_tokens": []}))
+    if model.get("ignore_merges"):  # it would take every name whole, and merge nothing
+        import tokenizers
+
+        plain = dict(model, ignore_merges=False)
+        made = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "model": plain, "added_tokens": []})).model
     for name in names:
-        made = bare.model.tokenize(name)
-        if len(made) != 1 or made[0].id != vocab[name]:
+        found = made.tokenize(name)
+        if len(found) != 1 or found[0].id != vocab[name]:
             return None
     return ranks, ids
