@@ -26,7 +26,16 @@ _CACHE = 8 << 20
 
 
 @functools.lru_cache(maxsize=64)
+def _kept_bias(rows: int, keys: int, dtype: torch.dtype) -> Tensor:
+    return _new_bias(rows, keys, dtype)
+
+
 def _bias(rows: int, keys: int, dtype: torch.dtype) -> Tensor:
+    # what is compiled keeps it by itself, and warns of functions that do
+    return (_new_bias if torch.compiler.is_compiling() else _kept_bias)(rows, keys, dtype)
+
+
+def _new_bias(rows: int, keys: int, dtype: torch.dtype) -> Tensor:
     """0 where the last `rows` of `keys` positions may look, −∞ where they may not."""
     allowed = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)
     return torch.zeros(rows, keys, dtype=dtype).masked_fill(~allowed, float("-inf"))

@@ -144,14 +144,14 @@ def decide(
         reason = f"the native step is for one process, and {processes} share this run"
     elif unsupported is not None:
         reason = f"the native step does not train {unsupported}"
+    elif loop.compile == "on":
+        reason = "compile is on"
     if loop.native == "on":
         if reason is not None:
             raise UsageError(f"native=on cannot be had: {reason}. Set native=auto.")
         return True, "native is on"
     if reason is None and not loop.fused:
         reason = "fused is off"
-    if reason is None and loop.compile == "on":
-        reason = "compile is on"
     if reason is None and before is not None:
         return before.startswith("native"), "the run began so"
     if reason is None and recipe.schedule.steps < PAYS_AFTER:

@@ -258,9 +258,17 @@ def _engine(
                 raise UsageError(f"native=on cannot be had. {error}") from None
             reason = str(error)
             journal.write("note", 0, text=reason)
-    run_block = compiling.choose(recipe, transformer, device, lambda text: journal.write("note", 0, text=text))
+    sharded = recipe.loop.shard == "full" and ranks.world > 1
+    run_block = compiling.choose(
+        recipe,
+        transformer,
+        device,
+        lambda text: journal.write("note", 0, text=text),
+        sharded=sharded,
+        before=before.get("compiled"),
+    )
     compiled = run_block is not None and compiling.is_compiled(run_block)
-    if recipe.loop.shard == "full" and ranks.world > 1:
+    if sharded:
         from glassformer.train.distributed import ShardedEngine
 
         return ShardedEngine(transformer, recipe, compute, ranks, run_block), reason, compiled
