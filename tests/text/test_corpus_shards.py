@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,24 @@ __all__ = ["a_cache", "a_tokenizer"]  # fixtures
 
 
 # Shards
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(0, 70), max_size=12))
+def test_files_and_checksums_do_not_depend_on_how_bytes_came(sizes: list[int], tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("blocks")
+    data = np.random.default_rng(sum(sizes)).bytes(sum(sizes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "BLOCK", 16)
+        patch.setattr(shards, "SMALL", 5)
+        writer = shards.BlockWriter(folder, "x", file_bytes=48)
+        for stop, size in zip(itertools.accumulate(sizes), sizes, strict=True):
+            writer.append(data[stop - size : stop])
+        entry = writer.close()
+    files = [path.read_bytes() for path in sorted(folder.iterdir())]
+    assert files == [data[at : at + 48] for at in range(0, len(data), 48)]
+    assert entry["crc32"] == [zlib.crc32(data[at : at + 16]) for at in range(0, len(data), 16)]
+    assert entry["bytes"] == len(data)
 
 
 @settings(max_examples=40, deadline=None)
@@ -200,7 +220,7 @@ def test_a_full_disk_is_one_sentence(
     def full(self: object, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards.BlockWriter, "_block", full)
+    monkeypatch.setattr(shards.BlockWriter, "_write", full)
     with pytest.raises(DataError, match=r"could not be written under .*corpora: No space left on device"):
         whole(tmp_path / "a.txt", tokenizer)
     assert not list(corpora_dir().glob(".building-*"))

@@ -175,6 +175,7 @@ def _digest(data: bytes) -> str:
 def _fingerprints(sources: Sequence[Source], progress: ProgressCallback | None) -> list[_Print]:
     prints = []
     done = 0
+    buffer = memoryview(bytearray(1 << 17))
     for source in sources:
         if isinstance(source, HubSource):
             asked = [source.name, source.revision, source.config, source.split, source.text]
@@ -182,11 +183,11 @@ def _fingerprints(sources: Sequence[Source], progress: ProgressCallback | None) 
             continue
         hasher = hashlib.blake2b(digest_size=16)
         try:
-            with source.path.open("rb") as file:
+            with source.path.open("rb", buffering=0) as file:
                 state = os.fstat(file.fileno())
-                while data := file.read(1 << 22):
-                    hasher.update(data)
-                    done += len(data)
+                while size := file.readinto(buffer):
+                    hasher.update(buffer[:size])
+                    done += size
                     if progress and state.st_size > 1 << 24:
                         progress("reading", done, None)
             prints.append(_Print([source.name, hasher.hexdigest()], state.st_size, state.st_mtime_ns))
@@ -323,9 +324,9 @@ def _write(
                     out.append(prefix)
                     hasher.update(prefix.tobytes())
             out.append(encoded.ids, encoded.mask, encoded.text_bytes)
-            hasher.update(encoded.ids.tobytes())
+            hasher.update(encoded.ids.data)
             if encoded.mask is not None:
-                hasher.update(encoded.mask.tobytes())
+                hasher.update(encoded.mask.data)
             if piece.last and len(end) and not (piece.messages is not None and int(encoded.ids[-1]) in stops):
                 out.append(end, None if piece.messages is None else np.array([False]))
                 hasher.update(end.tobytes())
@@ -402,7 +403,7 @@ def _parts(
     entry = entries["all"]
     cut = int(entry["tokens"] * (1 - settings["fraction"]))
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    for ids in Shards(work, entry, cut, entry["tokens"], 0).chunks():
+    for ids in Shards(work, entry, cut, entry["tokens"], 0).chunks(1 << 16):
         counts += np.bincount(ids, minlength=len(counts))
     counts[list(tokenizer.special_ids)] = 0
     used = np.flatnonzero(counts).tolist()

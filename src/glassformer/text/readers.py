@@ -24,6 +24,7 @@ from glassformer.text.inputs import FileSource, HubSource, Report, Source
 
 PIECE = 1 << 17  # characters a piece aims at
 LONGEST = 1 << 24  # characters of a piece for tokenizers that want documents whole
+CHUNK = 1 << 16  # bytes read at a time: of much larger strings, made and let go, malloc leaves its heap in holes
 LONGEST_LINE = 1 << 28  # bytes of one jsonl line
 TEXT_FIELDS = ("text", "content")
 
@@ -194,7 +195,7 @@ def _rejoined(head: bytes, stream: IO[bytes]) -> Iterator[bytes]:
     """A stream's bytes, of which the first have been looked at; ends with an empty one."""
     if head:
         yield head
-    while data := stream.read(1 << 20):
+    while data := stream.read(CHUNK):
         yield data
     yield b""
 

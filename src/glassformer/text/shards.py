@@ -20,6 +20,7 @@ from glassformer.errors import DataError
 
 BLOCK = 1 << 20  # bytes per checksum
 FILE = 1 << 27  # bytes per file
+SMALL = 1 << 16  # bytes below which pieces are gathered before they are written
 
 
 class BlockWriter:
@@ -27,37 +28,47 @@ class BlockWriter:
 
     def __init__(self, directory: Path, name: str, file_bytes: int = FILE) -> None:
         self._directory, self._name, self._file_bytes = directory, name, file_bytes
-        self._pending = bytearray()
+        self._pending = bytearray()  # less than `SMALL`
         self._checks: list[int] = []
         self._size = 0
         self._file: Any = None
 
     def append(self, data: bytes | memoryview) -> None:
-        self._pending += data
-        while len(self._pending) >= BLOCK:
-            self._block(bytes(self._pending[:BLOCK]))
-            del self._pending[:BLOCK]
+        """More bytes: large pieces go to the file as they are, small ones together."""
+        if len(self._pending) + len(data) < SMALL:
+            self._pending += data
+            return
+        self._write(self._pending)
+        self._pending = bytearray()
+        self._write(data)
 
-    def _block(self, data: bytes) -> None:
-        if self._size % self._file_bytes == 0:
-            self._close_file()
-            self._file = (self._directory / f"{self._name}-{self._size // self._file_bytes:05}.bin").open("wb")
-        self._file.write(data)
-        self._checks.append(zlib.crc32(data))
-        self._size += len(data)
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
+        with memoryview(data) as view:
+            done = 0
+            while done < len(view):
+                if self._size % self._file_bytes == 0:
+                    self._close_file()
+                    path = self._directory / f"{self._name}-{self._size // self._file_bytes:05}.bin"
+                    self._file = path.open("wb", buffering=0)
+                filled = self._size % BLOCK
+                if filled == 0:
+                    self._checks.append(0)
+                with view[done : done + BLOCK - filled] as part:
+                    written = self._file.write(part)
+                    self._checks[-1] = zlib.crc32(part[:written], self._checks[-1])
+                self._size += written
+                done += written
 
     def _close_file(self) -> None:
         if self._file is not None:
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
 
     def close(self) -> dict[str, Any]:
         """Write what is pending; returns the entry that `Blocks` opens."""
-        if self._pending:
-            self._block(bytes(self._pending))
-            self._pending.clear()
+        self._write(self._pending)
+        self._pending = bytearray()
         self._close_file()
         return {"name": self._name, "bytes": self._size, "file_bytes": self._file_bytes, "crc32": self._checks}
 
@@ -155,7 +166,7 @@ class StreamWriter:
                 self._append_bits(np.ones(min(1 << 20, self.tokens - done), dtype=np.uint8))
         if self._mask is not None:
             self._append_bits(np.ones(len(ids), np.uint8) if mask is None else mask.astype(np.uint8))
-        self._ids.append(np.ascontiguousarray(ids, dtype=self._dtype).tobytes())
+        self._ids.append(np.ascontiguousarray(ids, dtype=self._dtype).view(np.uint8).data)
         self.tokens += len(ids)
         self.text_bytes += text_bytes
 
