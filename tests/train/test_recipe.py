@@ -8,11 +8,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from glassformer.count import count
 from glassformer.errors import ConfigError, UsageError
+from glassformer.train import machine, memory, schedule
 from glassformer.train import recipe as recipes
-from glassformer.train import schedule
 from glassformer.train.recipe import Recipe, load, names
 
 
@@ -25,6 +26,25 @@ def test_every_named_recipe_is_sound_and_states_what_it_gives() -> None:
         assert Recipe.from_dict(recipe.to_dict()) == recipe
         config = recipe.config(1000)
         assert config.vocab_size == 1000
+        assert recipe.expect.machine
+        for stated in (recipe.expect.loss, recipe.expect.time, recipe.expect.memory):
+            assert "measured" in stated or "computed" in stated, (name, stated)
+
+
+@pytest.mark.parametrize("name", ["gpt2-124m", "gpt2-350m"])
+def test_what_the_gpu_recipes_state_is_what_the_formulas_give(name: str) -> None:
+    recipe = load(name)
+    config = recipe.config(50257)
+    counted, tokens = count(config), schedule.total_tokens(recipe)
+    flops = counted.training_flops * tokens
+    h100, _ = next((peak, word) for word, peak in machine._GPU_PEAKS if word == "H100")
+    assert f"{flops / (0.4 * h100) / 3600:.1f} hours (computed: {flops:.2e}".replace("e+", "e") in recipe.expect.time
+    need = memory.estimate(recipe, config, torch.bfloat16)
+    assert recipe.expect.memory.startswith(
+        f"{need.total(1) / 1e9:.1f} GB with one row at once and {need.row / 1e9:.2f} GB"
+    )
+    law = 1.69 + 406.4 / counted.parameters**0.34 + 410.7 / tokens**0.28
+    assert recipe.expect.loss.startswith(f"about {law:.2f} nats")
 
 
 def test_the_default_recipe_exports_to_both() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -102,3 +103,44 @@ def test_training_leaves_the_random_state_alone(small: Callable[..., Recipe], ou
     torch.manual_seed(5)
     train(small(steps=2), out=out(), quiet=True)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_few_documents_hold_out_the_end(small: Callable[..., Recipe], out: Callable[[], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for i in range(2):
+        (folder / f"{i}.txt").write_text("the cat sat on the mat and the dog ran to the house.\n" * 40)
+    result = train(small(data=(str(folder),), held_out=0.2, split="document"), out=out(), quiet=True)
+    notes = [e["text"] for e in journal.read(result.path / "journal.jsonl") if e["event"] == "note"]
+    assert notes == ["Too few documents to hold whole ones out: the end of the text is held out."]
+    assert not math.isnan(result.loss)
+
+
+def test_reading_is_told_while_it_lasts(
+    small: Callable[..., Recipe], out: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    monkeypatch.setattr(journal.Journal, "progress", lambda self, *what: told.append((*what, None)[:3]))
+    train(small(steps=1, tokenizer="bpe:300"), out=out(), quiet=True)
+    assert {stage for stage, _, _ in told} == {"learning a tokenizer", "tokenising"}
+    assert told[-1][1] > 0
+
+
+def test_the_live_line_shows_a_bar_on_a_terminal_and_keeps_quiet_elsewhere() -> None:
+    stream = io.StringIO()
+    line = journal.LiveLine(10, stream=stream)
+    line.progress("tokenising", 5_000_000, 20_000_000)
+    assert stream.getvalue() == ""
+    line.every = 0.0
+    line.progress("tokenising", 5_000_000, 20_000_000)
+    line.progress("reading", 5_000_000, None)
+    assert stream.getvalue() == f"tokenising  {'━' * 6}{'╌' * 18}  5.0 of 20.0 MB\nreading  5.0 MB\n"
+    shown: list[str] = []
+    line.interactive = True
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patched:
+        patched.setattr(line, "_draw", shown.append)
+        line._told = 0.0
+        line.progress("tokenising", 10, 10)
+        line.progress("tokenising", 10, 10)  # too soon after the one before
+    assert shown == [f"tokenising  {'━' * 24}  0.0 of 0.0 MB"]

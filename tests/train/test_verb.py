@@ -15,7 +15,7 @@ import pytest
 
 from glassformer.cli.app import main
 from glassformer.train.loop import Run
-from glassformer.train.recipe import Recipe
+from glassformer.train.recipe import Recipe, names
 
 SHORT = ["--set", "steps=4", "--set", "layers=1", "--set", "width=16", "--set", "heads=2", "--set", "context=16"]
 SHORT += ["--set", "tokenizer=byte", "--set", "batch=2", "--set", "sample_every=0", "--set", "precision=fp32"]
@@ -59,7 +59,7 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(tmp_path: Path, capsys:
     assert plan["seconds"] > 0
     assert not place.exists()
     assert call("--dry-run", "--out", str(place), *SHORT) == 0
-    assert "exports to  hf and gguf" in capsys.readouterr().out
+    assert "\nexports to       hf and gguf\n" in capsys.readouterr().out
     assert (
         call(
             "--dry-run",
@@ -79,9 +79,25 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(tmp_path: Path, capsys:
     assert "GB may be used" in capsys.readouterr().out
 
 
+def test_a_dry_run_tells_what_the_recipe_states(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("shakespeare-char", "--dry-run", "--data", "mine.txt") == 0
+    said = capsys.readouterr().out
+    for words in ("expected loss    1.788 to 1.814 nats", "expected time ", "expected memory ", "on  "):
+        assert f"\n{words}" in said
+    assert "without your changes" not in said
+    assert call("shakespeare-char", "--dry-run", "--set", "steps=300") == 0
+    assert "\nexpected         what follows is stated of the recipe without your changes\n" in capsys.readouterr().out
+    assert call("shakespeare-char", "--dry-run", "--set", "steps=300", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["changed"] is True
+    assert plan["expect"]["loss"].startswith("1.788")
+
+
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--recipes") == 0
-    assert "cpu-minutes: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cpu-minutes: " in said
+    assert said.count("    expected loss: ") == said.count("    expected memory: ") == len(names())
     assert call("--recipes", "--json") == 0
     assert "gpt2-124m" in {row["name"] for row in json.loads(capsys.readouterr().out)}
 

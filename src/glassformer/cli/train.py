@@ -88,7 +88,7 @@ def _plain(result: object) -> dict[str, object]:
 
 def _list(json: bool) -> None:
     from glassformer.cli.common import print_json
-    from glassformer.train.recipe import load, names
+    from glassformer.train.recipe import EXPECTED, load, names
 
     found = [load(name) for name in names()]
     if json:
@@ -96,5 +96,7 @@ def _list(json: bool) -> None:
         return
     for r in found:
         exports = "exports to " + " and ".join(r.exports) if r.exports else "no other library loads it"
-        expect = "; ".join(part for part in (r.expect.loss, r.expect.time, r.expect.memory) if part) or "not measured"
-        print(f"{r.name}: {r.about}\n    {exports}; {expect}")
+        print(f"{r.name}: {r.about}\n    {exports}")
+        for name, value in vars(r.expect).items():
+            if value:
+                print(f"    {EXPECTED[name]}: {value}")

@@ -54,6 +54,12 @@ class Journal:
         for sink in self.sinks:
             sink.write(record)
 
+    def progress(self, stage: str, done: int, total: int | None = None) -> None:
+        """Tell those who watch how far reading the data has come, in bytes; the file does not keep it."""
+        for sink in self.sinks:
+            if isinstance(sink, LiveLine):
+                sink.progress(stage, done, total)
+
     def close(self) -> None:
         """Finish the file and the sinks."""
         if self._file is not None:
@@ -99,7 +105,7 @@ class LiveLine:
         self.steps, self.every, self.stream = steps, every, stream or sys.stderr
         self.interactive = self.stream.isatty()
         self._values: dict[str, Any] = {}
-        self._last = -math.inf
+        self._last, self._told = -math.inf, time.monotonic()
         self._live: Any = None
 
     def write(self, event: dict[str, Any]) -> None:
@@ -112,6 +118,13 @@ class LiveLine:
             self._print(f"  {event['text']!r}")
         elif kind in ("note", "save"):
             self._print(event.get("text", ""))
+
+    def progress(self, stage: str, done: int, total: int | None) -> None:
+        """Show how far reading the data has come: at once on a terminal, elsewhere only when it takes long."""
+        now = time.monotonic()
+        if now - self._told >= (0.1 if self.interactive else self.every):
+            self._told = now
+            self._draw(f"{stage}  {_bar(done, total)}")
 
     def close(self) -> None:
         """Leave the last state of the line standing."""
@@ -139,19 +152,21 @@ class LiveLine:
 
     def _show(self, force: bool) -> None:
         now = time.monotonic()
-        if self.interactive:
-            if self._live is None:
-                from rich.console import Console
-                from rich.live import Live
-
-                self._live = Live(console=Console(file=self.stream), auto_refresh=False, transient=False)
-                self._live.start()
-            if force or now - self._last > 0.1:
-                self._live.update(self.text(), refresh=True)
-                self._last = now
-        elif force or now - self._last >= self.every:
+        if force or now - self._last >= (0.1 if self.interactive else self.every):
             self._last = now
-            print(self.text(), file=self.stream, flush=True)
+            self._draw(self.text())
+
+    def _draw(self, text: str) -> None:
+        if not self.interactive:
+            print(text, file=self.stream, flush=True)
+            return
+        if self._live is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(file=self.stream), auto_refresh=False, transient=False)
+            self._live.start()
+        self._live.update(text, refresh=True)
 
     def _print(self, text: str) -> None:
         if not text:
@@ -190,6 +205,14 @@ class TensorBoardSink:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _bar(done: int, total: int | None, cells: int = 24) -> str:
+    """Bytes done, and of how many where that is known."""
+    if total is None:
+        return f"{done / 1e6:,.1f} MB"
+    full = min(cells, cells * done // max(1, total))
+    return f"{'━' * full}{'╌' * (cells - full)}  {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
 
 
 def _short(number: float) -> str:

@@ -15,6 +15,7 @@ from glassformer.count import count
 from glassformer.errors import GlassformerError
 from glassformer.kernels.build import NativeUnavailableError
 from glassformer.train import memory, schedule
+from glassformer.train import recipe as recipes
 from glassformer.train.recipe import Recipe
 
 MEASURED_TOKENS = 4096
@@ -26,7 +27,8 @@ class Plan:
     """A run's cost.
 
     Attributes:
-        recipe: its name; expect: what it gave where it was measured, if it was.
+        recipe: its name; expect: what it gives, and how that is known, as the recipe states it.
+        changed: settings were changed, and what is expected is of the recipe without them.
         parameters: of the model, with the vocabulary assumed.
         vocab: tokens in the vocabulary.
         tokens: seen in training; training_flops: for all of them.
@@ -53,6 +55,7 @@ class Plan:
     exports: tuple[str, ...]
     engine: str
     expect: dict[str, str]
+    changed: bool
     remark: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +79,10 @@ class Plan:
             ("steps by", self.engine),
             ("exports to", " and ".join(self.exports) or "no other library: this design is ours alone"),
         ]
-        rows += [(f"measured {key}", value) for key, value in self.expect.items() if value]
+        stated = [(recipes.EXPECTED[key], value) for key, value in self.expect.items() if value]
+        if stated and self.changed:
+            rows.append(("expected", "what follows is stated of the recipe without your changes"))
+        rows += stated
         if self.remark:
             rows.append(("remark", self.remark))
         width = max(len(name) for name, _ in rows)
@@ -108,7 +114,8 @@ def plan(
         UsageError: as the run itself would.
     """
     from glassformer.train import machine
-    from glassformer.train.run import opened, settle
+    from glassformer.train.material import opened
+    from glassformer.train.run import settle
 
     recipe, directory = settle(source, data, out, resume, settings)
     start = opened(recipe.model.start) if recipe.model.start else None
@@ -146,8 +153,19 @@ def plan(
         exports=recipe.exports,
         engine=engine,
         expect=asdict(recipe.expect),
+        changed=_changed(source, recipe),
         remark=remark,
     )
+
+
+def _changed(source: str | Path | Recipe | None, recipe: Recipe) -> bool:
+    """Whether the recipe is another than the one that states what is expected; the data may be anybody's own."""
+    if isinstance(source, Recipe):
+        return source.with_settings({"data": recipe.data.data}) != recipe
+    named = str(source) if source is not None and Path(source).is_file() else recipe.name
+    if named == recipe.name and named not in recipes.names():
+        return False
+    return recipes.load(named).with_settings({"data": recipe.data.data}) != recipe
 
 
 def _engine(recipe: Recipe, config: Any, compute: Any, device: Any) -> tuple[bool, str]:

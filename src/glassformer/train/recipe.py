@@ -1,15 +1,14 @@
 """What a training run is, as frozen data: model, data, optimiser, schedule and loop.
 
-A recipe is a TOML file (or a name of one that comes with the package) plus `key=value` settings. This module
-checks every key and value by name before anything is built; it does not import torch, reads no training text
-and does no arithmetic beyond what a setting must satisfy.
+A recipe is a TOML file (or a name of one that comes with the package) plus `key=value` settings. Every key and value
+is checked by name before anything is built (`settings.py` has what they may be); nothing here imports torch, reads
+training text or does arithmetic.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +18,11 @@ from typing import Any, get_type_hints
 
 from glassformer.errors import UsageError, near
 from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+from glassformer.train.settings import check, coerce, pair
 
 DEFAULT = "cpu-minutes"
-DESIGNS = ("qwen3", "llama", "gpt2", "relu2")
-"""qwen3, llama and gpt2 are what Hugging Face and llama.cpp know by those names; relu2 is ours alone."""
+EXPECTED = {"loss": "expected loss", "time": "expected time", "memory": "expected memory", "machine": "on"}
+"""What a recipe states, in words."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,13 @@ class LoopSpec:
 
 @dataclass(frozen=True)
 class Expect:
-    """What a named recipe gave where it was measured; empty for a recipe that was never measured."""
+    """What a named recipe gives; each says itself whether that was measured or computed from a formula.
+
+    Args:
+        loss: at the end, on held-out text, and of which text.
+        time, memory: of the whole run.
+        machine: what they were measured on, or assume.
+    """
 
     loss: str = ""
     time: str = ""
@@ -215,7 +221,7 @@ class Recipe:
     expect: Expect = field(default_factory=Expect)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     @property
     def exports(self) -> tuple[str, ...]:
@@ -236,7 +242,7 @@ class Recipe:
         parts: dict[str, Any] = {}
         for key, value in data.items():
             if key in ("name", "about"):
-                parts[key] = _coerce(str, value, key)
+                parts[key] = coerce(str, value, key)
             elif key in _SECTIONS:
                 if not isinstance(value, Mapping):
                     raise UsageError(f"[{key}] in {where} must be a table of settings, not {value!r}.")
@@ -253,7 +259,7 @@ class Recipe:
         Raises:
             UsageError: for a setting without `=`, an unknown key (with near matches), or an unfit value.
         """
-        pairs = settings.items() if isinstance(settings, Mapping) else [_pair(text) for text in settings]
+        pairs = settings.items() if isinstance(settings, Mapping) else [pair(text) for text in settings]
         changed: dict[str, dict[str, Any]] = {}
         for key, value in pairs:
             section, _, short = key.rpartition(".")
@@ -261,7 +267,7 @@ class Recipe:
             if owner is None or (section and section != owner):
                 known = [*_OWNER, *(f"{owner}.{short}" for short, owner in _OWNER.items())]
                 raise UsageError(f"No recipe setting is called {key!r}." + near(key, known))
-            changed.setdefault(owner, {})[short] = _coerce(_TYPES[owner][short], value, short)
+            changed.setdefault(owner, {})[short] = coerce(_TYPES[owner][short], value, short)
         parts = {s: dataclasses.replace(getattr(self, s), **values) for s, values in changed.items()}
         return dataclasses.replace(self, **parts)
 
@@ -349,115 +355,4 @@ def _section(name: str, values: Mapping[str, Any], where: str) -> Any:
         if key not in known:
             elsewhere = f" {key} belongs under [{_OWNER[key]}]." if key in _OWNER else near(key, known)
             raise UsageError(f"[{name}] in {where} has no key {key!r}." + elsewhere)
-    return _SECTIONS[name](**{key: _coerce(known[key], value, key) for key, value in values.items()})
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"A setting is written key=value, as in steps=200; got {text!r}.")
-    return key.strip(), value.strip()
-
-
-def _coerce(kind: Any, value: Any, key: str) -> Any:
-    """`value` as the setting's type; text (from the command line) is read, anything else must already fit."""
-    if kind is bool:
-        if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "on", "off"):
-            return value.lower() in ("true", "yes", "on")
-        if isinstance(value, bool):
-            return value
-        raise UsageError(f"{key} is true or false; got {value!r}.")
-    if kind in (int, float):
-        try:
-            if isinstance(value, bool):
-                raise ValueError
-            number = float(str(value).replace("_", ""))
-            if not math.isfinite(number) or (kind is int and number != int(number)):
-                raise ValueError
-            return int(number) if kind is int else number
-        except ValueError:
-            raise UsageError(f"{key} is a {'whole ' if kind is int else ''}number; got {value!r}.") from None
-    if kind is str:
-        if isinstance(value, str):
-            return value
-        raise UsageError(f"{key} is text; got {value!r}.")
-    if isinstance(value, str) and "stages" not in key:
-        return tuple(part for part in value.split(",") if part)
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise UsageError(f"{key} is a list such as [[0.3, 64], [0.6, 128]]; got {value!r}.") from None
-    if not isinstance(value, (list, tuple)):
-        raise UsageError(f"{key} is a list; got {value!r}.")
-    if "stages" not in key:
-        return tuple(_coerce(str, item, key) for item in value)
-    stages = []
-    for item in value:
-        if not isinstance(item, (list, tuple)) or len(item) != 2:
-            raise UsageError(f"{key} is a list such as [[0.3, 64], [0.6, 128]]; got {value!r}.")
-        stages.append((_coerce(float, item[0], key), _coerce(int, item[1], key)))
-    return tuple(stages)
-
-
-def _check(r: Recipe) -> None:
-    """Refuse values that cannot be meant, by name, before anything is built."""
-    choices = {
-        "design": (r.model.design, DESIGNS),
-        "split": (r.data.split, ("document", "tail")),
-        "sampling": (r.data.sampling, ("epoch", "random")),
-        "kind": (r.optimizer.kind, ("muon", "adamw")),
-        "precision": (r.loop.precision, ("auto", "bf16", "fp32")),
-        "compile": (r.loop.compile, ("off", "on", "auto")),
-        "native": (r.loop.native, ("off", "on", "auto")),
-        "shard": (r.loop.shard, ("none", "full")),
-        "on_nan": (r.loop.on_nan, ("stop", "skip")),
-    }
-    for key, (value, known) in choices.items():
-        if value not in known:
-            raise UsageError(f"{key} is one of {', '.join(known)}; got {value!r}." + near(value, known))
-    at_least = {
-        1: ("layers", "width", "heads", "context", "steps", "batch", "newton_schulz", "keep", "eval_tokens"),
-        0: (
-            "kv_heads",
-            "head_dims",
-            "d_ff",
-            "warmup",
-            "momentum_warmup",
-            "threads",
-            "micro_batch",
-            "loss_chunk",
-            "seed",
-        )
-        + ("log_every", "eval_every", "sample_every", "save_every", "probe_every", "sample_tokens")
-        + ("muon_lr", "embed_lr", "head_lr", "vector_lr", "matrix_lr", "muon_decay", "adam_decay", "clip"),
-    }
-    for least, keys in at_least.items():
-        for key in keys:
-            if getattr(getattr(r, _OWNER[key]), key) < least:
-                raise UsageError(f"{key} must be at least {least}; got {getattr(getattr(r, _OWNER[key]), key)}.")
-    for key in ("momentum", "momentum_start", "beta1", "beta2", "held_out", "noise", "dropout"):
-        if not 0 <= getattr(getattr(r, _OWNER[key]), key) < 1:
-            raise UsageError(f"{key} must be at least 0 and below 1; got {getattr(getattr(r, _OWNER[key]), key)}.")
-    for key in ("decay", "final", "memory"):
-        if not 0 <= getattr(getattr(r, _OWNER[key]), key) <= 1:
-            raise UsageError(f"{key} is a share between 0 and 1; got {getattr(getattr(r, _OWNER[key]), key)}.")
-    if not r.model.head_dims and r.model.width % r.model.heads:
-        raise UsageError(
-            f"width {r.model.width} does not divide into {r.model.heads} heads; set head_dims or change one."
-        )
-    if r.data.noise and r.data.chat:
-        raise UsageError("noise is for plain text, not for conversations (chat=true).")
-    if r.optimizer.dropout and r.loop.shard == "full":
-        raise UsageError("dropout needs shard=none: sharded weights are trained without it.")
-    if r.schedule.warmup > r.schedule.steps:
-        raise UsageError(f"warmup of {r.schedule.warmup} steps is longer than the run of {r.schedule.steps}.")
-    for key in ("batch_stages", "length_stages"):
-        last = 0.0
-        for share, value in getattr(r.schedule, key):
-            if not last < share <= 1 or value < 1:
-                raise UsageError(f"{key} needs rising shares up to 1 and values of at least 1.")
-            if key == "length_stages" and value > r.model.context:
-                raise UsageError(f"length_stages asks for {value} tokens a row; context is {r.model.context}.")
-            last = share
-    r.config(256)  # the design contradicts itself here or nowhere
+    return _SECTIONS[name](**{key: coerce(known[key], value, key) for key, value in values.items()})

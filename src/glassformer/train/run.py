@@ -19,13 +19,13 @@ from glassformer.count import count
 from glassformer.errors import DataError, GlassformerError, TrainError, UsageError
 from glassformer.kernels.build import NativeUnavailableError
 from glassformer.model import Config, Transformer
-from glassformer.text.corpus import Corpus, build_corpus
 from glassformer.train import checkpoint, compiling, machine, memory, native, processes
 from glassformer.train import recipe as recipes
 from glassformer.train.data import Order, Rows, rows_of
 from glassformer.train.engine import Engine, fresh
 from glassformer.train.journal import Journal, LiveLine, Sink, TensorBoardSink
 from glassformer.train.loop import Probe, Result, Run
+from glassformer.train.material import corpus_for, opened, tokenizer_for
 from glassformer.train.processes import Processes
 from glassformer.train.recipe import Recipe
 from glassformer.train.samples import sample
@@ -158,12 +158,12 @@ def assemble(
     trained = recipe.data.tokenizer.startswith("bpe:") and start is None
     if trained and ranks.rank and saved is None:
         ranks.wait_for(directory / RECIPE_FILE)  # the first process trains the tokenizer for all
-    tokenizer = _tokenizer(recipe, directory if saved or (trained and ranks.rank) else None, start)
+    tokenizer = tokenizer_for(recipe, directory if saved or (trained and ranks.rank) else None, start, journal)
     if ranks.rank == 0:
         if saved is None:
             tokenizer.save(directory)  # before any checkpoint, so that each one can be resumed
         checkpoint.replace_text(directory / RECIPE_FILE, json.dumps(recipe.to_dict(), indent=1))
-    corpus = _corpus(recipe, tokenizer, journal)
+    corpus = corpus_for(recipe, tokenizer, journal)
     config = _config(recipe, tokenizer, before, start)
     if not recipe.exports:
         journal.write("note", 0, text="No other library can load this design: the model stays in Glassformer's layout.")
@@ -299,53 +299,6 @@ def _recipe_of(directory: Path) -> Recipe:
         return Recipe.from_dict(json.loads((directory / RECIPE_FILE).read_text(encoding="utf-8")), str(directory))
     except (OSError, ValueError) as error:
         raise UsageError(f"There is no run in {directory} to resume ({error}).") from None
-
-
-def opened(source: str) -> Any:
-    """The checkpoint behind a SOURCE."""
-    from glassformer.checkpoint import open_checkpoint
-    from glassformer.checkpoint.sources import resolve
-
-    return open_checkpoint(resolve(source).path)
-
-
-def _tokenizer(recipe: Recipe, directory: Path | None, start: Any) -> Any:
-    """The run's own tokenizer, the starting model's, or the one that the recipe names."""
-    from glassformer.text.tokenizer import Tokenizer
-
-    if directory is not None:
-        return Tokenizer.from_directory(directory)
-    wanted = recipe.data.tokenizer
-    if start is None and (wanted in ("byte", "char") or wanted.startswith("bpe:")):
-        from glassformer.text import train_tokenizer
-        from glassformer.text.corpus import text_iterator
-
-        spec = list(recipe.data.data) or None
-        if wanted == "byte":
-            return train_tokenizer.byte_tokenizer()
-        if wanted == "char":
-            return train_tokenizer.char_tokenizer(text_iterator(spec))
-        size = wanted.removeprefix("bpe:")
-        if not size.isdecimal():
-            raise UsageError(f"A BPE tokenizer is asked for as bpe:SIZE, such as bpe:4096; got {wanted!r}.")
-        return train_tokenizer.train_bpe(text_iterator(spec), int(size))
-    if start is None and (Path(wanted) / "tokenizer.json").is_file():
-        return Tokenizer.from_directory(wanted)
-    kind, where = (start or opened(wanted)).tokenizer_source
-    return Tokenizer.from_gguf(where) if kind == "gguf" else Tokenizer.from_directory(where)
-
-
-def _corpus(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
-    spec = list(recipe.data.data) or None
-    split = recipe.data.split if len(recipe.data.data) != 1 or not Path(recipe.data.data[0]).is_file() else "tail"
-    if recipe.data.chat:
-        split = "document"
-    corpus = build_corpus(spec, tokenizer, held_out=split, fraction=recipe.data.held_out)
-    if recipe.data.chat and not corpus.train.masked:
-        raise DataError('chat=true needs jsonl data with {"messages": [...]} on each line; this data has none.')
-    if len(corpus.train) < 2:
-        raise DataError("No training text is left after holding some out; give more, or set held_out=0.")
-    return corpus
 
 
 def _config(recipe: Recipe, tokenizer: Any, before: Mapping[str, Any], start: Any) -> Config:
