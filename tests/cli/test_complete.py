@@ -111,6 +111,22 @@ def test_ctrl_c_ends_the_answer_and_says_so(capsys, model, monkeypatch):
     assert "3 tokens" in err
 
 
+def test_without_a_compiler_it_says_once_what_is_slower_and_states_what_computed(capsys, model, monkeypatch):
+    from glassformer.generate import native
+
+    plain = run(capsys, "complete", TEXT, "-m", model, "-n", 5, "-t", 0, *NO_END)[1]
+    monkeypatch.setattr(native.LIBRARY, "_loaded", {})
+    monkeypatch.setattr(native.LIBRARY, "_failed", {})
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    for precision in ("exact", "fast"):
+        code, out, err = run(capsys, "complete", TEXT, "-m", model, "-n", 5, "-t", 0, "--precision", precision, *NO_END)
+        assert (code, out) == (0, plain)
+        [said, summary] = err.splitlines()
+        assert said.startswith("glassformer: note: The fast engine is not available because CXX names '/nowhere/c++'")
+        assert "text is generated through torch in float32 instead, several times slower" in said
+        assert summary.startswith("tiny, float32, 5 tokens")
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [

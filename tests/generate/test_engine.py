@@ -11,7 +11,7 @@ from glassformer.errors import ServerError, TextError, UsageError
 from glassformer.generate import engine as engine_module
 from glassformer.generate import native
 from glassformer.generate.backends import EagerRunner
-from glassformer.generate.engine import Engine
+from glassformer.generate.engine import Engine, SlowWarning
 from glassformer.generate.request import Request
 from glassformer.generate.sampling import Sampling
 from glassformer.generate.speculative import DraftModel, NgramLookup
@@ -254,9 +254,13 @@ def test_without_a_compiler_it_answers_and_says_what_is_slower(model, monkeypatc
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(native.LIBRARY, "_loaded", {})
     monkeypatch.setattr(native.LIBRARY, "_failed", {})
-    with Engine(model) as engine:
+    with pytest.warns(SlowWarning, match="through torch in float32 instead, several times slower"):
+        made = Engine(model, precision="int8")
+    with made as engine:
         assert engine.wait(10)
-        assert ids_of(engine.generate(Request((1, 2), max_tokens=5, stop_ids=frozenset()))) == greedy(model, [1, 2], 5)
+        steps = list(engine.generate(Request((1, 2), max_tokens=5, stop_ids=frozenset())))
+        assert ids_of(steps) == greedy(model, [1, 2], 5)
+        assert {step.precision for step in steps} == {"float32"}  # stated as it is, not as it was asked
         assert engine.path == "eager"
         assert "no C++ compiler" in str(engine.note)
         assert "several times slower" in str(engine.note)

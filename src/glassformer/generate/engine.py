@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,10 @@ _QUICKLY_PACKED = 400_000_000
 _WORTH_COPYING = 16
 
 
+class SlowWarning(UserWarning):
+    """Answers come more slowly than they could, and in float32 whatever was asked; the message says why."""
+
+
 class Engine:
     """Generation with one model.
 
@@ -57,8 +62,14 @@ class Engine:
         use_native: False stays on the eager path.
         threads: of the native path; torch's number, as it is now, by default.
 
+    Attributes:
+        note: why the native path cannot be had, and what is slower without it; None while all is well.
+
     Raises:
         UsageError: for an unknown precision.
+
+    Warns:
+        SlowWarning: with `note`, as soon as that is known.
     """
 
     def __init__(
@@ -214,6 +225,8 @@ class Engine:
             self.note = str(error)
         finally:
             self.ready.set()
+        if self.note is not None:
+            warnings.warn(self.note, SlowWarning, stacklevel=1)
 
     def _change_runner(self) -> None:
         with self._wake:
