@@ -85,6 +85,23 @@ def test_temperature_zero_is_greedy_whatever_the_rest_says():
     assert (ids.tolist(), p.tolist()) == ([1], [1.0])
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_temperatures_and_penalties_at_the_edge_of_floats_still_mean_something(filters):
+    logits = torch.tensor([-3.0, 12.0, 11.5, 0.0])
+    coldest = probabilities(logits, Sampling(temperature=5e-324, **filters))
+    assert coldest.tolist() == [0, 1, 0, 0]
+    hottest = probabilities(logits, Sampling(temperature=1.7e308))
+    assert hottest.tolist() == [0.25] * 4
+    for penalty in (1e-300, 1e300):
+        s = Sampling(repetition_penalty=penalty, **filters)
+        p = probabilities(adjust(logits, s, prompt=[0, 1, 2], answer=[]), s)
+        assert float(p.sum()) == pytest.approx(1.0)
+        assert p[0] == 0  # what was said and unlikely
+        assert p[1] == p[2] > 0  # what was said and likely: as far up, or down, as floats reach
+    everything = Sampling(repetition_penalty=1e300)
+    assert probabilities(adjust(-logits - 20, everything, [0, 1, 2, 3], []), everything).isfinite().all()
+
+
 def test_penalties_and_bias_equal_their_formulas():
     logits = torch.tensor([2.0, -2.0, 1.0, -1.0, 0.5])
     s = Sampling(repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5, logit_bias={4: 3.0, 0: -1.0})

@@ -17,6 +17,7 @@ from glassformer.errors import UsageError
 
 # Candidates looked at first where only the likeliest matter; sorting a whole vocabulary takes as long as a token.
 _FIRST = 512
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def adjust(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Se
     if sampling._counted and answer:
         ids, counts = torch.tensor(answer).unique(return_counts=True)
         out[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-    return out
+    return out.clamp_(-_LARGEST, _LARGEST)  # an extreme penalty leaves no number that cannot be compared
 
 
 def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -128,7 +129,8 @@ def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     if sampling.greedy:
         best = logits.argmax()[None]  # the first of the largest
         return best, torch.ones(1, dtype=torch.float64)
-    scaled = logits.double() / sampling.temperature
+    scores = logits.double()
+    scaled = (scores - scores.max()) / sampling.temperature  # the largest is 0 however low the temperature
     if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
         return torch.arange(len(scaled)), scaled.softmax(0)
     count = len(scaled) if sampling.top_k == 0 else min(sampling.top_k, len(scaled))
