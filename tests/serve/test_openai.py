@@ -460,6 +460,14 @@ def test_overload_is_refused_with_a_time_to_try_again(model):
         assert server.metric("refused_total", why="overload") == 1
 
 
+def test_more_answers_than_ever_fit_are_refused_for_good(model):
+    with running(model, slots=1, queue=1) as server:
+        answer = post(server, json={"prompt": TEXT, "n": 3, "max_tokens": 1})
+        assert answer.status_code == 400
+        assert "asks for 3 answers and this server holds at most 2 at once" in error_of(answer)["message"]
+        assert post(server, json={"prompt": TEXT, "n": 2, "max_tokens": 1}).status_code == 200
+
+
 def test_an_answer_that_takes_too_long_is_ended(model):
     with running(model, seconds=0.5) as server:
         server.gate.seconds = 0.02

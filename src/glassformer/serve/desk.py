@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from glassformer.errors import UsageError
 from glassformer.serve.telemetry import Metrics
 
 if TYPE_CHECKING:
@@ -70,16 +71,22 @@ class Desk:
         """Seats for the answers of one HTTP request, which begin at once or when their turn comes.
 
         Raises:
-            Refused: when there are not so many free. TextError, UsageError: what the engine cannot answer.
+            Refused: when there are not so many free. UsageError: more than there are; also, as TextError, for what
+                the engine cannot answer.
         """
         self.check(len(asked))
         return Job(self, asked)
 
     def check(self, count: int) -> None:
-        """Raise `Refused` where so many answers would not be taken."""
+        """Raise `Refused` where so many answers would not be taken now, `UsageError` where they never are."""
         if self.draining:
             self.metrics.refused.labels("draining").inc()
             raise Refused(503, "This server is about to end and takes no new requests.", "draining", 5)
+        if count > self.seats:
+            raise UsageError(
+                f"The request asks for {count} answers and this server holds at most {self.seats} at once, waiting "
+                "ones included; ask for fewer."
+            )
         if self.taken + count > self.seats:
             self.metrics.refused.labels("overload").inc()
             wait = min(_LONGEST_RETRY, max(1, math.ceil(self._usual * self.queue / self.engine.slots / 2)))
