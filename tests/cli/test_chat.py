@@ -152,6 +152,36 @@ def test_a_pipe(source, monkeypatch, capsys):
     assert leave.value.code == 2  # nobody is there to mend it
 
 
+def test_bytes_that_are_no_text_are_refused(source, monkeypatch, capsys):
+    for encoding in ("utf-8", "ascii"):
+        typed = io.TextIOWrapper(io.BytesIO("é\n".encode() + b"mole\xff\n"), encoding)
+        monkeypatch.setattr(sys, "stdin", typed)
+        with pytest.raises(SystemExit) as leave:
+            main(["chat", "-m", str(source), "-n", "3", "--precision", "exact", "--logit-bias", "0=-100"])
+        assert leave.value.code == 1
+        err = capsys.readouterr().err
+        assert err.count("tiny, float32, 3 tokens") == 1  # the é was understood
+        assert "The text is not valid UTF-8 (its character 4 is not a character); give it in UTF-8." in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("-t", "-1"), "temperature must be at least 0; got -1.0."),
+        (("--precision", "best"), "Precision 'best' is unknown"),
+        (("--stop", ""), "A stop string must have 1 to 500 characters; one has 0."),
+        (("--logit-bias", "999999=1"), "logit_bias names token 999999; this vocabulary has 320."),
+        (("-n", "-4"), "max_tokens must be at least 1; got -4."),
+    ],
+)
+def test_options_that_cannot_be_meant_are_said_before_anything_is_typed(source, monkeypatch, capsys, args, message):
+    monkeypatch.setattr(chat_module, "asker", lambda: pytest.fail("it asked for words first"))
+    with pytest.raises(SystemExit) as leave:
+        main(["chat", "-m", str(source), *args])
+    assert leave.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_person_at_a_terminal(source, monkeypatch, capsys):
     lines = iter(["/nope", KeyboardInterrupt, "mole", "/edit", "changed", EOFError])
     drafts = []

@@ -1,10 +1,14 @@
-"""What `complete` and `chat` share: the sampling options, and how pieces of an answer are shown."""
+"""What the verbs that answer share: the options of an answer, and how its pieces are shown."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -59,6 +63,66 @@ PrecisionOption = Annotated[
 ShowOption = Annotated[
     bool, typer.Option("--show", "-s", help="Each token with its probability and the rejected alternatives.")
 ]
+
+
+@dataclass(frozen=True)
+class How:
+    """How an answer is computed, chosen and shown: the options that every verb which answers takes, in their order."""
+
+    max_tokens: MaxTokensOption = None
+    temperature: TemperatureOption = 1.0
+    top_k: TopKOption = None
+    top_p: TopPOption = None
+    min_p: MinPOption = None
+    repetition_penalty: RepetitionOption = 1.0
+    presence_penalty: PresenceOption = 0.0
+    frequency_penalty: FrequencyOption = 0.0
+    logit_bias: BiasOption = None
+    seed: SeedOption = None
+    stop: StopOption = None
+    precision: PrecisionOption = "exact"
+    show: ShowOption = False
+
+    def options(self) -> dict[str, Any]:
+        """For `Model.generate`.
+
+        Raises:
+            UsageError: for a bias of another form.
+        """
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "show"}
+        biases = {"logit_bias": bias(self.logit_bias), "stop": self.stop or ()}
+        return given | biases | {"max_tokens": self.max_tokens or None}
+
+
+def answering(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A verb whose parameter `how` stands for all of `How`'s options, with these defaults where they differ."""
+
+    def decorated(verb: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(verb, eval_str=True)
+        hints = get_type_hints(How, include_extras=True)
+        shared = [
+            inspect.Parameter(
+                one.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=defaults.get(one.name, one.default),
+                annotation=hints[one.name],
+            )
+            for one in fields(How)
+        ]
+
+        @functools.wraps(verb)
+        def command(**given: Any) -> None:
+            how = How(**{one.name: given.pop(one.name) for one in fields(How)})
+            verb(**given, how=how)
+
+        parameters = [p for one in own.parameters.values() for p in (shared if one.name == "how" else [one])]
+        command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return decorated
+
+
 LookupOption = Annotated[
     bool, typer.Option("--lookup", help="Guess ahead from repeats in the text; quicker, the same distribution.")
 ]
@@ -153,7 +217,8 @@ class Teller:
         if self._first is not None:
             parts.append(f"first after {self._first - self._start:.2f} s")
             if count > 1:
-                parts.append(f"{(count - 1) / max(time.perf_counter() - self._first, 1e-9):.0f} tokens/s")
+                speed = (count - 1) / max(time.perf_counter() - self._first, 1e-9)
+                parts.append(f"{speed:.{0 if speed >= 10 else 1}f} tokens/s")
         if self.pieces and self.pieces[-1].finish == "length":
             parts.append("cut at its length")
         return ", ".join(parts)

@@ -10,26 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.answers import (
-    SHOWN,
-    BiasOption,
-    FrequencyOption,
-    MaxTokensOption,
-    MinPOption,
-    PrecisionOption,
-    PresenceOption,
-    RepetitionOption,
-    SeedOption,
-    ShowOption,
-    StopOption,
-    Teller,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    bias,
-    tell,
-)
-from glassformer.cli.common import ModelOption, note, open_model
+from glassformer.cli.answers import SHOWN, How, Teller, answering, tell
+from glassformer.cli.common import ModelOption, characters, note, open_model
 from glassformer.errors import GlassformerError, TextError, TokenizerError, UsageError, near
 
 if TYPE_CHECKING:
@@ -51,51 +33,28 @@ COMMANDS = {
 }
 
 
+@answering(max_tokens=1024, temperature=0.7, top_p=0.95, precision="fast")
 def command(
     model: ModelOption = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the assistant is.")] = None,
-    max_tokens: MaxTokensOption = 1024,
-    temperature: TemperatureOption = 0.7,
-    top_k: TopKOption = None,
-    top_p: TopPOption = 0.95,
-    min_p: MinPOption = None,
-    repetition_penalty: RepetitionOption = 1.0,
-    presence_penalty: PresenceOption = 0.0,
-    frequency_penalty: FrequencyOption = 0.0,
-    logit_bias: BiasOption = None,
-    seed: SeedOption = None,
-    stop: StopOption = None,
-    precision: PrecisionOption = "fast",
-    show: ShowOption = False,
+    how: How = How(),
 ) -> None:
     """Talk with a model in the terminal.
 
     Ctrl-C stops an answer and keeps what was said; /help lists the commands. Messages may also come through a pipe,
     one a line.
     """
-    options: dict[str, Any] = {
-        "max_tokens": max_tokens or None,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "logit_bias": bias(logit_bias),
-        "seed": seed,
-        "stop": stop or (),
-        "precision": precision,
-    }
+    options = how.options()
     opened = open_model(model)
     if opened.tokenizer.chat_template is None:
         raise TokenizerError(
             f"{opened.name} has no chat template: it was not trained on conversations. Use glassformer complete."
         )
-    chat = Chat(opened, options, system=system, show=show)
+    opened.generate([0], **options).close()  # what cannot be meant is said before anything is typed
+    chat = Chat(opened, options, system=system, show=how.show)
     ask, person = asker()
     if person:
-        note(f"{opened.name}, {precision}. /help lists the commands; Ctrl-D leaves.")
+        note(f"{opened.name}, {how.precision}. /help lists the commands; Ctrl-D leaves.")
     while True:
         try:
             typed = ask("> ", chat.draft)
@@ -108,7 +67,7 @@ def command(
         if not typed.strip():
             continue
         try:
-            if not chat.take(typed.strip()):
+            if not chat.take(characters(typed.strip())):
                 return
         except GlassformerError as error:
             if not person:
@@ -252,6 +211,8 @@ class Chat:
 
 def asker() -> tuple[Ask, bool]:
     """How lines are read, and whether a person types them: with editing and history where that can be had."""
+    if hasattr(sys.stdin, "reconfigure"):  # as `complete -` reads; what is no UTF-8 is refused by `characters`
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return _piped, False
     try:

@@ -61,6 +61,15 @@ def read_text(text: str) -> str:
             if text.endswith(end):
                 return text[: -len(end)]
         return text
+    return characters(text)
+
+
+def characters(text: str) -> str:
+    """The same text, typed or given as an argument, once it is known to be one.
+
+    Raises:
+        TextError: when it is not UTF-8.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # the system hands undecodable bytes over as lone surrogates

@@ -9,23 +9,11 @@ import typer
 from glassformer.cli.answers import (
     INTERRUPTED,
     SHOWN,
-    BiasOption,
     DraftOption,
-    FrequencyOption,
+    How,
     LookupOption,
-    MaxTokensOption,
-    MinPOption,
-    PrecisionOption,
-    PresenceOption,
-    RepetitionOption,
-    SeedOption,
-    ShowOption,
-    StopOption,
     Teller,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    bias,
+    answering,
     guesser,
     tell,
 )
@@ -42,24 +30,13 @@ from glassformer.cli.common import (
 from glassformer.errors import TextError
 
 
+@answering(max_tokens=100)
 def command(
     text: TextArgument,
     model: ModelOption = None,
-    max_tokens: MaxTokensOption = 100,
-    temperature: TemperatureOption = 1.0,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    repetition_penalty: RepetitionOption = 1.0,
-    presence_penalty: PresenceOption = 0.0,
-    frequency_penalty: FrequencyOption = 0.0,
-    logit_bias: BiasOption = None,
-    seed: SeedOption = None,
-    stop: StopOption = None,
-    precision: PrecisionOption = "exact",
+    how: How = How(),
     lookup: LookupOption = False,
     draft: DraftOption = None,
-    show: ShowOption = False,
     bos: BosOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,28 +49,17 @@ def command(
     text = read_text(text)
     if not text:
         raise TextError("The text is empty; give at least one word.")
-    biases = bias(logit_bias)
+    options = how.options()
     opened = open_model(model)
     pieces = opened.generate(
         text,
-        max_tokens=max_tokens or None,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=biases,
-        seed=seed,
-        stop=stop or (),
-        alternatives=SHOWN + 1 if show or as_json else 0,
-        precision=precision,
+        alternatives=SHOWN + 1 if how.show or as_json else 0,
         bos=bos,
         guesser=guesser(opened, lookup, draft),
+        **options,
     )
-    teller = Teller(show, quiet=as_json)
-    if sys.stdout.isatty() and not show and not as_json:
+    teller = Teller(how.show, quiet=as_json)
+    if sys.stdout.isatty() and not how.show and not as_json:
         typer.echo(typer.style(text, bold=True), nl=False)
     whole = tell(pieces, teller)
     teller.end()
