@@ -42,6 +42,8 @@ def command(
 
     if plot is not None and plot.suffix.lower() not in (".svg", ".png", ".pdf"):
         raise UsageError(f"A plot is drawn as .svg, .png or .pdf; {plot} is none of them.")
+    if plot is not None and not plot.parent.is_dir():
+        raise UsageError(f"The plot cannot be written: there is no folder {plot.parent}.")
     if plot is not None and plot.suffix.lower() != ".svg":
         from glassformer.cli.common import need
 
@@ -56,7 +58,7 @@ def command(
         opened.ids(passage, bos),
         length or None,
         repeats=repeats,
-        progress=None if as_json else lambda who, n: note(f"{n:,} tokens, {who} …"),
+        progress=None if as_json else lambda who, n: note(f"{n:,} token{'s' * (n > 1)}, {who} …"),
     )
     if plot is not None:
         draw(found, plot)
@@ -94,7 +96,8 @@ def _show(found: Race, name: str) -> None:
         style="dim",
     )
     gap = max(lap.gap for lap in found.laps)
-    out.print(f"Both ways of the transformer gave the same answer, within {gap:.0e} of the largest logit.", style="dim")
+    within = f"within {gap:.0e} of the largest logit" if gap else "to the bit"
+    out.print(f"Both ways of the transformer gave the same answer, {within}.", style="dim")
 
 
 def draw(found: Race, file: Path) -> None:
