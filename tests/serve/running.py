@@ -26,6 +26,8 @@ from glassformer.serve.security import Policy
 from tests.tiny import tiny_directory
 
 CONTEXT = 2048
+TEXT = "The American shrew mole"
+NO_END = {"0": -100}  # the tiny model's end-of-text token
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[a] {% endif %}"
 )
@@ -93,12 +95,33 @@ def eventually(true: Callable[[], Any], seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
+def post(server: Running, path: str = "/v1/completions", **options: Any) -> httpx.Response:
+    """A request as it is, right or wrong."""
+    return httpx.post(server.url + path, **options)
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """What a refusal says, in OpenAI's shape."""
+    found: dict[str, Any] = answer.json()["error"]
+    assert list(found) == ["message", "type", "param", "code"]
+    return found
+
+
 @contextlib.contextmanager
 def running(
-    model: Model, *, slots: int = 4, queue: int = 64, policy: Policy | None = None, seconds: float = 120.0, **more: Any
+    model: Model,
+    *,
+    slots: int = 4,
+    queue: int = 64,
+    policy: Policy | None = None,
+    seconds: float = 120.0,
+    precision: str = "exact",
+    native: bool = False,
+    **more: Any,
 ) -> Iterator[Running]:
     """A server for a while."""
-    engine = model.engines.make("exact", native=False, slots=slots)
+    engine = model.engines.make(precision, native=native, slots=slots)
+    assert engine.wait(300)
     serving = Serving(model, Desk(engine, queue=queue, seconds=seconds), ("tiny",), **more)
     gate = Gate(engine)
     server = _Server(uvicorn.Config(api_app(serving, policy or Policy()), log_config=None, access_log=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -24,6 +25,7 @@ from glassformer.serve.telemetry import CONTENT_TYPE
 
 ROUTES = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/healthz", "/metrics", "/openapi.json"})
 BODY_SECONDS = 30.0
+_JSON = re.compile(r"\s*application/([^/;\s]+\+)?json\s*(;|$)", re.IGNORECASE)
 _USUAL = 16  # tokens of a completion that does not say how many
 _PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Problem}, "5XX": {"model": Problem}}
 
@@ -59,6 +61,10 @@ async def _unreadable(request: Request) -> Response | None:
         return problem(400, f"The request's body is not JSON ({error.msg} at character {error.pos}).")
     except (ValueError, RecursionError):
         return problem(400, "The request's body is JSON that cannot be read: too deep, or with numbers too long.")
+    kind = request.headers.get("content-type", "")
+    if not _JSON.match(kind):
+        said = f"said to be {kind[:100]!r}" if kind else "of no kind that is said"
+        return problem(415, f"The request's body is {said}; send it with the header 'Content-Type: application/json'.")
     return None
 
 

@@ -211,7 +211,15 @@ class _Exchange:
 
     @property
     def precision(self) -> str:
-        return next((answer.precision for answer in self.answers if answer.precision), "")
+        """Of what computed the answer; a prompt that was scored in another one says so as well."""
+        written = next((answer.precision for answer in self.answers if answer.precision), "")
+        if not self.plan.scored:
+            return written
+        scored = str(self.shape.serving.model.transformer.dtype).removeprefix("torch.")
+        if not self.plan.asked:
+            return scored
+        written = written or self.shape.serving.desk.engine.precision
+        return written if written == scored else f"{written}-prompt-{scored}"
 
     def usage(self) -> dict[str, Any]:
         return usage(sum(map(len, self.plan.prompts)), self.answers, self.job.cached)
