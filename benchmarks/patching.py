@@ -49,22 +49,16 @@ def ours(threads: int) -> Callable[..., Any]:
 def theirs(gguf: Path, threads: int) -> Callable[..., Any]:
     """TransformerLens's side: a hook for each place, a forward for each."""
     import torch
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from peer_transformer_lens import bridge
 
-    torch.set_num_threads(threads)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    plain = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    bridge = TransformerBridge.boot_transformers("smollm2", hf_model=plain, tokenizer=tokenizer, device="cpu")
+    model, tokenizer, layers = bridge(gguf, threads)
     right, wrong = (tokenizer.encode(text, add_special_tokens=False)[0] for text in ANSWERS)
 
     def handle(clean: str, corrupted: str, every: int = 1) -> Any:
         a, b = (torch.tensor([tokenizer.encode(text, add_special_tokens=False)]) for text in (clean, corrupted))
         start = time.perf_counter()
         with torch.inference_mode():
-            names = [f"blocks.{layer}.hook_resid_pre" for layer in range(0, plain.config.num_hidden_layers, every)]
+            names = [f"blocks.{layer}.hook_resid_pre" for layer in range(0, layers, every)]
             kept: dict[str, Any] = {}
 
             def keep(x: Any, hook: Any, name: str) -> Any:
@@ -74,7 +68,7 @@ def theirs(gguf: Path, threads: int) -> Callable[..., Any]:
             def keeping(name: str) -> Callable[..., Any]:
                 return lambda x, hook: keep(x, hook, name)
 
-            bridge.run_with_hooks(a, fwd_hooks=[(name, keeping(name)) for name in names])
+            model.run_with_hooks(a, fwd_hooks=[(name, keeping(name)) for name in names])
             grid = []
             for name in names:
                 row = []
@@ -85,11 +79,11 @@ def theirs(gguf: Path, threads: int) -> Callable[..., Any]:
                         x[:, position] = kept[name][:, position]
                         return x
 
-                    logits = bridge.run_with_hooks(b, fwd_hooks=[(name, put)])[0, -1]
+                    logits = model.run_with_hooks(b, fwd_hooks=[(name, put)])[0, -1]
                     row.append(float(logits[right] - logits[wrong]))
                 grid.append(row)
         # One forward for each cell, whichever its layer: the whole grid takes as much for every layer.
-        share = len(names) / plain.config.num_hidden_layers
+        share = len(names) / layers
         return {"seconds": (time.perf_counter() - start) / share, "grid": grid}
 
     return handle

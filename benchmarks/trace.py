@@ -87,19 +87,13 @@ def ours(threads: int) -> Callable[..., Any]:
 def theirs(gguf: Path, threads: int) -> Callable[..., Any]:
     """TransformerLens's side."""
     import torch
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from peer_transformer_lens import bridge
 
-    torch.set_num_threads(threads)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    plain = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    bridge = TransformerBridge.boot_transformers("smollm2", hf_model=plain, tokenizer=tokenizer, device="cpu")
+    model, _, _ = bridge(gguf, threads)
 
     def handle(do: str, ids: list[int], **_: Any) -> Any:
         with torch.inference_mode():
-            return peak(lambda: bridge.run_with_cache(torch.tensor([ids])))
+            return peak(lambda: model.run_with_cache(torch.tensor([ids])))
 
     return handle
 

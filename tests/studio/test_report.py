@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,21 +12,8 @@ import pytest
 from glassformer.errors import TextError
 from glassformer.studio import Studio, gathering, report, requests
 from glassformer.studio.report import Wishes
-from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole is a small"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    import glassformer
-
-    return glassformer.load(tiny_directory(tmp_path_factory.mktemp("tiny") / "tiny"), device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def studio(model: Any, tmp_path: Path) -> Studio:
-    return Studio(model, runs=str(tmp_path / "runs"))
 
 
 def test_a_report_holds_its_numbers_and_loads_nothing(studio: Studio):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,8 @@ from glassformer.errors import GlassformerError, SourceError, TextError, UsageEr
 from glassformer.studio import Cancelled, Studio, bundle
 from glassformer.studio.studio import MODELS_OPEN, finite
 from glassformer.studio.views import VIEWS
-from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole is a small"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    import glassformer
-
-    return glassformer.load(tiny_directory(tmp_path_factory.mktemp("tiny") / "tiny"), device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def studio(model: Any, tmp_path: Path) -> Studio:
-    return Studio(model, runs=str(tmp_path / "runs"))
 
 
 def numbers(packed: dict[str, Any]) -> np.ndarray:
