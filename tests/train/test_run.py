@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import glassformer as gf
-from glassformer.errors import UsageError
+from glassformer.errors import DataError, UsageError
 from glassformer.train import journal, train
 from glassformer.train.recipe import Recipe
 
@@ -144,3 +145,36 @@ def test_the_live_line_shows_a_bar_on_a_terminal_and_keeps_quiet_elsewhere() -> 
         line.progress("tokenising", 10, 10)
         line.progress("tokenising", 10, 10)  # too soon after the one before
     assert shown == [f"tokenising  {'━' * 24}  0.0 of 0.0 MB"]
+
+
+def test_a_model_without_a_template_learns_conversations(
+    small: Callable[..., Recipe], out: Callable[[], Path], tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    turn = {"messages": [{"role": "user", "content": "say it"}, {"role": "assistant", "content": "the cat sat"}]}
+    chats.write_text((json.dumps(turn) + "\n") * 30)
+    first = train(small(steps=4, context=32, tokenizer="byte"), out=out(), quiet=True)
+    recipe = small(start=str(first.path), data=(str(chats),), chat=True, steps=60, context=64, held_out=0)
+    result = train(recipe, out=out(), quiet=True)
+    notes = [e["text"] for e in journal.read(result.path / "journal.jsonl") if e["event"] == "note"]
+    assert notes == ["The model has no chat template: a plain one is used (User: …, Assistant: …) and saved."]
+    model = gf.load(result.path, device="cpu")
+    assert model.config.context == 64, "rows longer than the model was made for make its context longer"
+    prompt = model.tokenizer.render_chat([{"role": "user", "content": "say it"}])
+    assert prompt == "User: say it\nAssistant:"
+    ids = model.tokenizer.encode(prompt, False)
+    for _ in range(13):
+        ids.append(int(model.transformer(torch.tensor([ids]), last=True)[0, -1].argmax()))
+    assert model.decode(ids).removeprefix(prompt).startswith(" the cat sat")
+    assert ids[-1] == model.tokenizer.eos_id, "the answer's end is learned too"
+    # only answers ask for loss: what the user says is as strange to the model as before
+    assert losses(result.path)[60] < 0.2
+
+
+def test_conversations_are_asked_for_by_name(
+    small: Callable[..., Recipe], out: Callable[[], Path], corpus_file: Path
+) -> None:
+    with pytest.raises(DataError, match=r"There are too few conversations to hold out 0\.1 of them; give more"):
+        train(small(chat=True), out=out(), quiet=True)
+    with pytest.raises(DataError, match=r'chat=true needs jsonl data with \{"messages": \[\.\.\.\]\} on each line'):
+        train(small(chat=True, held_out=0, tokenizer="byte"), out=out(), quiet=True)

@@ -151,3 +151,12 @@ def test_probes_follow_prompts_and_heads(corpus_file: Path, tmp_path: Path) -> N
     assert len(probes[0]["heads"]["induction"]) == 1
     assert len(probes[0]["heads"]["induction"][0]) == 2
     assert all(0 <= share <= 1 for kind in probes[0]["heads"].values() for layer in kind for share in layer)
+
+
+def test_only_the_first_process_says_how_it_ended(
+    corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    for number, extra in enumerate(([], ["--json"])):
+        assert call("--data", str(corpus_file), "--out", str(tmp_path / str(number)), *SHORT, *extra) == 0
+    assert capsys.readouterr().out == ""

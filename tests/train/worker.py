@@ -54,7 +54,8 @@ def go() -> None:
 
     def command() -> None:
         result = runs.train(None if resume else recipe, None, out, resume, (standard(),), True, {})
-        verb._say(result)
+        if int(os.environ["RANK"]) == 0:
+            verb._say(result)
 
     from glassformer.cli import app
 

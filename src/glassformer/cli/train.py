@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -51,23 +52,23 @@ def command(
     from glassformer.train.run import train
 
     result = train(recipe, data, out, resume, (standard(),), False, settings or [])
-    if json:
+    first = int(os.environ.get("RANK", "0")) == 0
+    if json and first:
         print_json(_plain(result))
+    if result.interrupted and not first:
+        raise typer.Exit(130)
     if result.interrupted:
         from glassformer.cli.common import note
 
         note(f"Stopped at step {result.step} with a checkpoint; go on: glassformer train --resume --out {result.path}")
         raise typer.Exit(130)
-    if not json:
+    if first and not json:
         _say(result)
 
 
 def _say(result: object) -> None:
     import math
-    import os
 
-    if int(os.environ.get("RANK", "0")):
-        return
     from glassformer.train.loop import Result
 
     assert isinstance(result, Result)

@@ -14,6 +14,14 @@ from glassformer.text.corpus import Corpus, build_corpus
 from glassformer.train.journal import Journal
 from glassformer.train.recipe import Recipe
 
+PLAIN_CHAT = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ 'Assistant: ' + message['content'] + eos_token + '\n' }}"
+    "{% else %}{{ message['role'] | capitalize + ': ' + message['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""How conversations are written for a model that has no template of its own; it is saved with what is trained."""
+
 
 def opened(source: str) -> Any:
     """The checkpoint behind a SOURCE."""
@@ -26,9 +34,21 @@ def opened(source: str) -> Any:
 def tokenizer_for(recipe: Recipe, directory: Path | None, start: Any, journal: Journal) -> Any:
     """The run's own tokenizer (in `directory`), the starting model's, or the one that the recipe names.
 
+    For conversations, one without a chat template is given a plain one, and a note says so.
+
     Raises:
         UsageError, DataError: when there is no such tokenizer, or no text to learn it from.
     """
+    tokenizer = _tokenizer(recipe, directory, start, journal)
+    if recipe.data.chat and tokenizer.chat_template is None and tokenizer.eos_id is not None:
+        tokenizer.chat_template = PLAIN_CHAT
+        journal.write(
+            "note", 0, text="The model has no chat template: a plain one is used (User: …, Assistant: …) and saved."
+        )
+    return tokenizer
+
+
+def _tokenizer(recipe: Recipe, directory: Path | None, start: Any, journal: Journal) -> Any:
     from glassformer.text.tokenizer import Tokenizer
 
     if directory is not None:
@@ -73,11 +93,14 @@ def corpus_for(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
     try:
         corpus = build(split)
     except DataError as error:
+        if spec == ["-"] and str(error).startswith("There is nothing"):
+            raise DataError("Nothing came from standard input; pipe the text in, also to resume a run of it.") from None
         if split == "tail" or not str(error).startswith("Holding out"):
             raise
         if chat:
             raise DataError(
-                f"Too few conversations to hold out {recipe.data.held_out:g} of them; give more, or set held_out=0."
+                f"There are too few conversations to hold out {recipe.data.held_out:g} of them; give more (jsonl data "
+                'with {"messages": [...]} on each line), or set held_out=0.'
             ) from None
         journal.write("note", 0, text="Too few documents to hold whole ones out: the end of the text is held out.")
         corpus = build("tail")

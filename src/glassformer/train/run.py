@@ -6,6 +6,7 @@ what differs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -310,7 +311,8 @@ def _config(recipe: Recipe, tokenizer: Any, before: Mapping[str, Any], start: An
             raise UsageError(
                 f"{recipe.model.start} has {config.context} trained positions; context={recipe.model.context} is more."
             )
-        return config
+        # positions that are turned, not learned, go on past what the model was made for
+        return dataclasses.replace(config, context=max(config.context, recipe.model.context))
     return recipe.config(tokenizer.vocab_size)
 
 
