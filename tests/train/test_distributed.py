@@ -90,6 +90,28 @@ def same_looks(one: Path, many: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shard", ["none", "full"])
+def test_conversations_count_their_answers_over_all_processes(
+    small: Make, out: Place, tmp_path: Path, shard: str
+) -> None:
+    # answers of very different lengths: a mean of each process's mean would be another loss
+    turns = [("long", "the cat sat on the mat and the dog ran"), ("short", "no"), ("which", "this or that")]
+    chats = tmp_path / "chats.jsonl"
+    with chats.open("w") as file:
+        for i in range(36):
+            asked, answer = turns[i % 3]
+            messages = [{"role": "user", "content": f"{asked} {i}"}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    recipe = small(data=(str(chats),), tokenizer="byte", chat=True, context=64, steps=6, batch=3, held_out=0.2)
+    one, many = out(), out()
+    train(recipe, out=one, quiet=True)
+    torchrun(2, written(recipe.with_settings({"shard": shard}), many), many, "-")
+    expected, found = losses(one), losses(many)
+    assert expected.keys() == found.keys()
+    assert all(abs(expected[step] - found[step]) <= 1e-4 for step in expected)
+
+
+@pytest.mark.slow
 def test_adamw_sharded_equals_one(small: Make, out: Place) -> None:
     recipe = small(steps=10, batch=4, kind="adamw", clip=0.5, eps=1e-8)
     one, many = out(), out()

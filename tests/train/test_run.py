@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 import glassformer as gf
 from glassformer.errors import DataError, UsageError
 from glassformer.train import journal, train
+from glassformer.train.engine import Engine
 from glassformer.train.recipe import Recipe
 
 
@@ -78,10 +80,44 @@ def test_recomputing_changes_nothing(small: Callable[..., Recipe], out: Callable
     assert losses(plain.path) == pytest.approx(losses(again.path), abs=1e-5)
 
 
-def test_schedules_change_rows_and_lengths(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+def test_schedules_change_rows_and_lengths(
+    small: Callable[..., Recipe], out: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    plain = Engine.accumulate
+
+    def accumulate(self: Engine, tokens: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+        seen.append(tuple(tokens.shape))
+        assert scale == pytest.approx(1 / tokens.numel())
+        return plain(self, tokens, targets, scale)
+
+    monkeypatch.setattr(Engine, "accumulate", accumulate)
     recipe = small(length_stages=[[0.5, 8]], batch_stages=[[0.25, 2]])
-    result = train(recipe, out=out(), quiet=True)
-    assert result.step == 8
+    assert train(recipe, out=out(), quiet=True).step == 8
+    assert seen == [(2, 8)] * 2 + [(4, 8)] * 2 + [(4, 16)] * 4
+
+
+def test_tensorboard_shows_what_the_journal_holds(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train(small(tensorboard=True, eval_every=4, sample_every=8, sample_tokens=3), out=out(), quiet=True)
+    shown = EventAccumulator(str(result.path / "tensorboard"))
+    shown.Reload()
+    curve = {e.step: e.value for e in shown.Scalars("step/loss")}
+    assert curve == pytest.approx(losses(result.path), rel=1e-6)
+    assert [e.step for e in shown.Scalars("eval/held_out")] == [4, 8]
+    assert shown.Scalars("eval/weight_norms/blocks.1.mlp")[0].value > 0
+    assert "sample/text_summary" in shown.Tags()["tensors"]
+
+
+def test_without_tensorboard_it_is_said_before_training(
+    small: Callable[..., Recipe], out: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        UsageError, match="tensorboard=true needs the package tensorboard; install it with: pip install"
+    ):
+        train(small(tensorboard=True), out=out(), quiet=True)
 
 
 def test_an_occupied_directory_is_refused(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
