@@ -158,6 +158,33 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
     assert losses(place) == losses(train(recipe, out=out(), quiet=True).path)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits of files are POSIX")
+def test_a_disk_that_takes_no_more_of_a_file_is_said_in_a_sentence(
+    small: Make, out: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    from glassformer.train.engine import Engine
+
+    plain = Engine.write
+
+    def limited(self: Engine, folder: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        try:
+            plain(self, folder)  # the tensor library itself meets the limit, and wraps it in an error of its own
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    place = out()
+    monkeypatch.setattr(Engine, "write", limited)
+    with pytest.raises(
+        TrainError, match=r"The checkpoint of step 2 could not be written \(File too large\); there is no earlier one\."
+    ):
+        train(small(save_every=2), out=place, quiet=True)
+    assert list((place / "checkpoints").iterdir()) == []
+
+
 def test_old_checkpoints_go_and_the_best_stays(small: Make, out: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = iter([3.0, 1.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
     monkeypatch.setattr(Run, "held_out_loss", lambda self, budget: next(measured))

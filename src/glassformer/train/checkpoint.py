@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, TrainError
@@ -86,11 +87,10 @@ def write(
         draft.mkdir()
         write_tensors(draft)
         seal(draft, target, {**state, "step": step})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         _remove(draft)
         raise TrainError(
-            f"The checkpoint of step {step} could not be written ({error.strerror or error}); {_left(directory)} "
-            "Make room or choose another place with --out, then go on with --resume."
+            f"The checkpoint of step {step} could not be written ({_why(error)}); {_left(directory)}"
         ) from error
     except BaseException:
         _remove(draft)
@@ -177,9 +177,19 @@ def _drafts(directory: Path) -> Iterator[Path]:
         yield from directory.glob(".step-*")
 
 
+def _why(error: OSError | SafetensorError) -> str:
+    """What the system said; the tensor library wraps it in words of its own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = re.search(r"I/O error: (.+) \(os error", str(error))
+    return found[1] if found else str(error)
+
+
 def _left(directory: Path) -> str:
     steps = all_steps(directory)
-    return f"the one of step {steps[0][0]} is intact." if steps else "there is no earlier one."
+    if not steps:
+        return "there is no earlier one. Make room, or start again in another place with --out."
+    return f"the one of step {steps[0][0]} is intact. Make room, then go on with --resume."
 
 
 def _digest(file: Path) -> str:

@@ -98,8 +98,10 @@ class Processes:
 
 def lost(error: BaseException) -> str:
     """What to say when a collective fails."""
+    # the backend begins with its source's line and ends with advice
+    reason = re.sub(r"^\[/[^\]]*\] ", "", str(error).splitlines()[0]).split(". ")[0]
     return (
-        f"Another process of this run is gone or does not answer ({str(error).splitlines()[0]}); start all of them "
+        f"Another process of this run is gone or does not answer ({reason}); start all of them "
         "again with --resume to go on from the last complete checkpoint."
     )
 
