@@ -84,6 +84,8 @@ def same_looks(one: Path, many: Path) -> None:
             found = dict(y["next"][prompt])
             assert len(found.keys() & dict(expected).keys()) >= 4  # the fifth may be another where two are as likely
             assert all(found[token] == pytest.approx(p, abs=1e-4) for token, p in expected if token in found)
+            rows, others = (torch.tensor(e["attention"][prompt]["last"]) for e in (x, y))
+            assert torch.allclose(rows, others, atol=5e-4)
         assert x["heads"].keys() == y["heads"].keys()
         for kind, layers in x["heads"].items():
             assert torch.tensor(y["heads"][kind]) == pytest.approx(torch.tensor(layers), abs=5e-4)

@@ -147,6 +147,11 @@ def test_probes_follow_prompts_and_heads(corpus_file: Path, tmp_path: Path) -> N
     probes = [e for e in journal.read(place / "journal.jsonl") if e["event"] == "probe"]
     assert [e["step"] for e in probes] == [2, 4]
     assert sum(p for _, p in probes[0]["next"]["Once upon a time"]) <= 1
+    attention = probes[0]["attention"]["Once upon a time"]
+    assert "".join(attention["tokens"]) == "Once upon a time"
+    assert len(attention["last"]) == 1  # layer
+    assert len(attention["last"][0]) == 2  # heads
+    assert all(sum(row) == pytest.approx(1, abs=1e-3) and len(row) == 16 for row in attention["last"][0])
     assert set(probes[0]["heads"]) == {"previous", "itself", "first", "induction"}
     assert len(probes[0]["heads"]["induction"]) == 1
     assert len(probes[0]["heads"]["induction"][0]) == 2

@@ -1,8 +1,8 @@
 """What a run is asked while it trains: the same few prompts at every look, so that what changes is the model.
 
-The journal keeps, for each prompt, the likeliest next tokens, and for each head where it looks: at the token before,
-at itself, at the first, and, on a text that repeats, at what followed the same token last time: the sign of an
-induction head (Olsson et al. 2022, arXiv:2209.11895).
+The journal keeps, for each prompt, its tokens, the likeliest next ones, and where each head looks from its last token;
+and for each head a score, on random tokens shown twice: how much it looks at the token before, at itself, at the first,
+and at what followed the same token last time, the sign of an induction head (Olsson et al. 2022, arXiv:2209.11895).
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ def standard(prompts: Sequence[str] = PROMPTS) -> Callable[[Any, Any, int], Mapp
     """The probe that `glassformer train` uses: called with the transformer, its tokenizer and the step."""
 
     def probe(transformer: Any, tokenizer: Any, step: int) -> Mapping[str, Any]:
+        looks = {prompt: _look(transformer, tokenizer, prompt) for prompt in prompts}
         return {
-            "next": {prompt: _next(transformer, tokenizer, prompt) for prompt in prompts},
+            "next": {prompt: found for prompt, (found, _) in looks.items()},
+            "attention": {prompt: attention for prompt, (_, attention) in looks.items()},
             "heads": _heads(transformer),
         }
 
     return probe
 
 
-def _next(transformer: Any, tokenizer: Any, prompt: str) -> list[list[Any]]:
-    """The likeliest next tokens and their probabilities; empty where the vocabulary cannot spell the prompt."""
+def _look(transformer: Any, tokenizer: Any, prompt: str) -> tuple[list[list[Any]], dict[str, Any]]:
+    """The likeliest next tokens and their probabilities; the tokens, and per layer and head how much the last one looks
+    at each. Both empty where the vocabulary cannot spell the prompt."""
     import torch
 
     from glassformer.errors import GlassformerError
@@ -40,10 +43,13 @@ def _next(transformer: Any, tokenizer: Any, prompt: str) -> list[list[Any]]:
     try:
         ids = tokenizer.encode(prompt)[-transformer.config.context :]
     except GlassformerError:
-        return []
-    logits = transformer(torch.tensor([ids], device=transformer.device), last=True)[0, -1].float()
+        return [], {}
+    patterns = _Patterns(transformer.config.n_layers)
+    logits = transformer(torch.tensor([ids], device=transformer.device), tap=patterns, last=True)[0, -1].float()
     p, found = torch.softmax(logits, -1).topk(min(TOP, logits.numel()))
-    return [[tokenizer.decode([i]), round(q, 5)] for i, q in zip(found.tolist(), p.tolist(), strict=True)]
+    likeliest = [[tokenizer.decode([i]), round(q, 5)] for i, q in zip(found.tolist(), p.tolist(), strict=True)]
+    last = [[[round(share, 4) for share in row] for row in seen[0, :, -1].tolist()] for seen in patterns.seen]
+    return likeliest, {"tokens": [tokenizer.token_text(i) for i in ids], "last": last}
 
 
 def _heads(transformer: Any) -> dict[str, list[list[float]]]:
