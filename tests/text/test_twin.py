@@ -61,7 +61,10 @@ def pair(request: pytest.FixtureRequest) -> tuple[Encoder, Encoder]:
     """The tokenizers library's own encoder, and the twin's."""
     tokenizer = Tokenizer(_train(SPLITS[request.param]), eos_id=0)
     assert twin(tokenizer, np.dtype("<u2")) is not None
-    return Encoder(tokenizer, fast=False), Encoder(tokenizer)
+    slow, fast = Encoder(tokenizer, fast=False), Encoder(tokenizer)
+    assert fast.quick
+    assert not slow.quick
+    return slow, fast
 
 
 def _equal(pair: tuple[Encoder, Encoder], text: str) -> None:

@@ -50,15 +50,16 @@ class Encoder:
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._batch: Batch | None = None
         self.light = False  # whether encoding is a look-up, for which starting processes does not pay
+        self.quick = False  # whether tiktoken encodes
         serialised = getattr(tokenizer, "serialised", None)
         if serialised is not None:
             source = json.loads(serialised)
             self._batch = _table(source, self.dtype, tokenizer)
             self.light = self._batch is not None
             if self._batch is None:
-                self._batch = (twin(tokenizer, self.dtype, source) if fast else None) or _library(
-                    serialised, source, self.dtype
-                )
+                self._batch = twin(tokenizer, self.dtype, source) if fast else None
+                self.quick = self._batch is not None
+                self._batch = self._batch or _library(serialised, source, self.dtype)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """The ids of each text, without begin-of-text tokens.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
 
 BATCH = 1 << 20  # characters of text that travel together
-WORTH = 1 << 24  # bytes of data from which starting processes pays
+WORTH, WORTH_QUICK = 1 << 24, 1 << 26  # bytes of data from which starting processes pays; where tiktoken encodes
 TEXT, CHAT = 0, 1
 NONE, PLAIN, MASKED, FAILED = 0, 1, 2, 3
 _ASKED = struct.Struct("<BII")
@@ -49,7 +49,7 @@ def encode_pieces(
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        large = total is None or total >= WORTH
+        large = total is None or total >= (WORTH_QUICK if encoder.quick else WORTH)
         workers = min(cores, 32) if large and cores > 1 and not encoder.light else 0
     if workers < 1 or not hasattr(encoder.tokenizer, "save"):
         for batch in _batches(pieces):

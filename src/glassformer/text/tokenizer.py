@@ -267,10 +267,9 @@ class Tokenizer:
         for token, id in self._vocab.items():
             if id in self._added:
                 table[id] = self._added[id][0].encode()
-            elif self.kind == "bytes":
-                spelled = token.translate(as_bytes)
+            elif self.kind == "bytes" and not token.isascii():  # the letters within ASCII stand for themselves
                 try:
-                    table[id] = spelled.encode("latin-1")
+                    table[id] = token.translate(as_bytes).encode("latin-1")
                 except UnicodeEncodeError:
                     table[id] = token.encode()
             elif self.kind == "spaces":
