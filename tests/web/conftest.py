@@ -80,6 +80,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one short training run of two checkpoints."""
     import glassformer
+    from glassformer.cli.probes import standard
 
     folder = tmp_path_factory.mktemp("runs")
     text = folder.parent / "little.txt"
@@ -96,7 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=str(folder / "little"),
         quiet=True,
         settings=settings,
-        probes=(lambda *given: {"steps seen": float(given[-1])},),
+        probes=(lambda *given: {"steps seen": float(given[-1])}, standard(["the cat"])),
     )
     return folder
 

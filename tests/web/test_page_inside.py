@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -207,7 +208,10 @@ def test_a_run_and_its_checkpoints_through_every_view(app: Watched):
     assert app.page.locator("[data-run='little']").count() == 1
     assert app.page.locator("#room-learning svg.chart polyline").count() == 2
     assert "What it wrote" in app.page.inner_text("#room-learning")
-    assert "steps seen" in app.page.inner_text("#room-learning")
+    told = app.page.inner_text("#room-learning")
+    assert "steps seen" in told
+    assert "after “the cat”" in told
+    assert re.search(r"most induction\s+layer \d, head \d: \d+% \(3\) → \d+% \(6\)", told), told
     app.page.click("text=Look inside this run")
     app.settle()
     assert "little" in app.page.inner_text(".model")

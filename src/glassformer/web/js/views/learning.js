@@ -96,9 +96,22 @@ export function mount(element, source, state) {
   /** @param {any} d @param {number|null} at */
   function probes(d, at) {
     if (!d.probes.length) return null;
-    const rows = flat(d.probes.reduce((/** @type {any} */ best, /** @type {any} */ p) => (at === null || p.step <= at ? p : best), d.probes[0]));
-    return h("div", {}, h("h3", {}, "Probes"), h("table", { class: "plain small" }, h("tbody", {}, rows.slice(0, 24).map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "num" }, typeof value === "number" ? number(value) : String(value)))))));
+    const when = d.probes.reduce((/** @type {number} */ best, /** @type {any} */ p) => (at === null || p.step <= at ? p.step : best), d.probes[0].step);
+    const { step, next, attention, heads, ...rest } = Object.assign({}, ...d.probes.filter((/** @type {any} */ p) => p.step === when));
+    const told = /** @type {[string, string][]} */ (Object.entries(next ?? {}).map(([prompt, found]) => [`after “${prompt}”`, found.map((/** @type {any} */ f) => `${shown(f[0])} ${percent(f[1])}`).join("  ")]));
+    for (const kind of Object.keys(heads ?? {})) told.push([`most ${kind}`, best(kind, heads, d.probes)]);
+    const rows = [...told, ...flat(rest)];
+    return h("div", {}, h("h3", {}, `Probes at step ${step}`), h("table", { class: "plain small" }, h("tbody", {}, rows.slice(0, 24).map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "num" }, typeof value === "number" ? number(value) : String(value)))))));
   }
+}
+
+/** The head that does most of a kind of looking, and how it came to it. @param {string} kind @param {any} heads @param {any[]} probes */
+function best(kind, heads, probes) {
+  const all = heads[kind].flatMap((/** @type {number[]} */ row, /** @type {number} */ layer) => row.map((share, head) => ({ layer, head, share })));
+  const most = all.reduce((/** @type {any} */ a, /** @type {any} */ b) => (b.share > a.share ? b : a));
+  const scored = probes.filter((p) => p.heads), every = Math.ceil(scored.length / 8);
+  const past = scored.filter((_, i) => (scored.length - 1 - i) % every === 0).map((p) => `${percent(p.heads[kind][most.layer][most.head], 0)} (${p.step})`);
+  return `layer ${most.layer}, head ${most.head}: ${past.join(" → ")}`;
 }
 
 /** @param {any} value @param {string} [prefix] @returns {[string, any][]} */
