@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from glassformer.count import count
 from glassformer.errors import ConfigError, UsageError
@@ -64,6 +66,7 @@ def test_shakespeare_recipes_keep_within_nanogpts_sizes() -> None:
 def test_settings_find_their_section() -> None:
     recipe = Recipe().with_settings(["steps=1_000", "optimizer.muon_lr=1e-2", "tied=yes", "data=a.txt,b.txt"])
     assert recipe.schedule.steps == 1000
+    assert Recipe().with_settings(["seed=9007199254740993"]).loop.seed == 9007199254740993
     assert recipe.optimizer.muon_lr == 0.01
     assert recipe.model.tied is True
     assert recipe.data.data == ("a.txt", "b.txt")
@@ -92,6 +95,11 @@ def test_settings_find_their_section() -> None:
         ("length_stages=[[0.5, 64], [0.2, 128]]", "length_stages needs rising shares up to 1"),
         ("batch_stages=[3]", "batch_stages is a list such as"),
         ("batch_stages={", "batch_stages is a list such as"),
+        ("seed=9223372036854775808", "seed must be at most 9223372036854775807; got 9223372036854775808."),
+        ("threads=100000", "threads must be at most 1024; got 100000."),
+        ("layers=1e18", "layers must be at most 100000; got 1000000000000000000."),
+        ("eps=0", "eps must be above 0; got 0.0."),
+        ("eps=-1", "eps must be above 0; got -1.0."),
     ],
 )
 def test_what_cannot_be_meant_is_refused(setting: str, says: str) -> None:
@@ -168,3 +176,18 @@ def test_momentum_batches_lengths_and_tokens() -> None:
     assert [schedule.length(step, recipe) for step in (0, 49, 50)] == [16, 16, 64]
     assert schedule.total_tokens(recipe) == 10 * 2 * 16 + 40 * 8 * 16 + 50 * 8 * 64
     assert not math.isnan(schedule.rate(99, recipe.schedule))
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 300),
+    *[st.lists(st.tuples(st.floats(0.001, 1), st.integers(1, 64)), max_size=3, unique_by=lambda x: x[0])] * 2,
+)
+def test_tokens_are_counted_as_they_are_taken(
+    steps: int, batches: list[tuple[float, int]], lengths: list[tuple[float, int]]
+) -> None:
+    recipe = Recipe().with_settings(
+        {"steps": steps, "context": 64, "batch_stages": sorted(batches), "length_stages": sorted(lengths)}
+    )
+    taken = sum(schedule.batch(step, recipe) * schedule.length(step, recipe) for step in range(steps))
+    assert schedule.total_tokens(recipe) == taken

@@ -5,6 +5,8 @@ Pure functions of the recipe and the step, so that a resumed run needs to store 
 
 from __future__ import annotations
 
+import itertools
+
 from glassformer.train.recipe import OptimizerSpec, Recipe, ScheduleSpec
 
 
@@ -40,7 +42,10 @@ def total_tokens(recipe: Recipe) -> int:
     """Tokens seen over the whole run."""
     if not recipe.schedule.batch_stages and not recipe.schedule.length_stages:
         return recipe.schedule.steps * recipe.schedule.batch * recipe.model.context
-    return sum(batch(step, recipe) * length(step, recipe) for step in range(recipe.schedule.steps))
+    steps = recipe.schedule.steps
+    stages = (*recipe.schedule.batch_stages, *recipe.schedule.length_stages)
+    ends = sorted({0, steps, *(round(share * steps) for share, _ in stages)})
+    return sum((b - a) * batch(a, recipe) * length(a, recipe) for a, b in itertools.pairwise(ends))
 
 
 def _stage(step: int, stages: tuple[tuple[float, int], ...], steps: int, otherwise: int) -> int:

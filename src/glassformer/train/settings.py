@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 DESIGNS = ("qwen3", "llama", "gpt2", "relu2")
 """qwen3, llama and gpt2 are what Hugging Face and llama.cpp know by those names; relu2 is ours alone."""
+MOST_THREADS = 1024
+"""Far more of them end the process: each has a stack of its own."""
+MOST_LAYERS = 100_000
+"""Far more take for ever to be counted."""
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -37,7 +41,10 @@ def coerce(kind: Any, value: Any, key: str) -> Any:
         try:
             if isinstance(value, bool):
                 raise ValueError
-            number = float(str(value).replace("_", ""))
+            text = str(value).replace("_", "")
+            if kind is int and text.lstrip("+-").isdecimal():
+                return int(text)  # not by way of a float, which would round large ones
+            number = float(text)
             if not math.isfinite(number) or (kind is int and number != int(number)):
                 raise ValueError
             return int(number) if kind is int else number
@@ -107,6 +114,11 @@ def check(r: Recipe) -> None:
         for key in keys:
             if values[key] < least:
                 raise UsageError(f"{key} must be at least {least}; got {values[key]}.")
+    for key, most in (("seed", 2**63 - 1), ("threads", MOST_THREADS), ("layers", MOST_LAYERS)):
+        if values[key] > most:
+            raise UsageError(f"{key} must be at most {most}; got {values[key]}.")
+    if values["eps"] <= 0:
+        raise UsageError(f"eps must be above 0; got {values['eps']}.")
     for key in ("momentum", "momentum_start", "beta1", "beta2", "held_out", "noise", "dropout"):
         if not 0 <= values[key] < 1:
             raise UsageError(f"{key} must be at least 0 and below 1; got {values[key]}.")
