@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from glassformer.lm import Model
 from glassformer.serve.app import api_app
 from glassformer.serve.desk import Desk
 from glassformer.serve.openai_exchange import Serving
-from glassformer.serve.running import _Server
+from glassformer.serve.running import _Server, listening
 from glassformer.serve.security import Policy
 from tests.tiny import tiny_directory
 
@@ -126,8 +125,7 @@ def running(
     gate = Gate(engine)
     server = _Server(uvicorn.Config(api_app(serving, policy or Policy()), log_config=None, access_log=False))
     loop = asyncio.new_event_loop()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with listening("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])), daemon=True)
         thread.start()

@@ -136,4 +136,4 @@ def test_a_view_answers_or_says_why_in_one_sentence(call: Caller):
 
 def test_the_page_binds_to_this_machine_only():
     source = (Path(__file__).parents[2] / "src" / "glassformer" / "cli" / "open.py").read_text("utf-8")
-    assert 'listener.bind(("127.0.0.1", port))' in source
+    assert 'listening("127.0.0.1", port)' in source

@@ -21,7 +21,6 @@ def command(
 ) -> None:
     """Open the app in the browser."""
     import logging
-    import socket
     import threading
     import webbrowser
     from urllib.parse import quote
@@ -34,6 +33,7 @@ def command(
         raise ServerError("The page needs the extra 'serve': pip install 'glassformer[serve]'.") from None
     from glassformer.cli.common import open_model
     from glassformer.lm import load
+    from glassformer.serve.running import listening
     from glassformer.serve.security import Policy, new_token
     from glassformer.studio import Studio
 
@@ -42,14 +42,13 @@ def command(
     if (Path(model.source) / "journal.jsonl").is_file():
         runs = Path(model.source).parent
     studio = Studio(model, open_model=lambda name: load(name), runs=str(runs))
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ServerError(
-                f"Port {port} cannot be used ({error.strerror}); choose another with --port, or --port 0."
-            ) from None
+    try:
+        listener = listening("127.0.0.1", port)
+    except OSError as error:
+        raise ServerError(
+            f"Port {port} cannot be used ({error.strerror}); choose another with --port, or --port 0."
+        ) from None
+    with listener:
         token = new_token()
         fragment = f"#text={quote(text)}" if text else ""
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/?token={token}{fragment}"

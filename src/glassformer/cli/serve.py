@@ -69,7 +69,6 @@ def command(
     standard error.
     """
     import signal
-    import socket
 
     from glassformer.cli.common import note, open_model
 
@@ -81,7 +80,7 @@ def command(
         from glassformer.serve.app import api_app
         from glassformer.serve.desk import Desk
         from glassformer.serve.openai_exchange import Serving
-        from glassformer.serve.running import serve
+        from glassformer.serve.running import listening, serve
         from glassformer.serve.security import LOCAL_HOSTS, Policy
         from glassformer.serve.telemetry import log_to_stderr
     except ImportError as error:
@@ -89,15 +88,13 @@ def command(
             raise
         raise ServerError("The server needs the extra 'serve': pip install 'glassformer[serve]'.") from None
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise ServerError(
-                f"{host}:{port} cannot be used ({error.strerror}); choose another --port or --host."
-            ) from None
+    try:
+        listener = listening(host, port)
+    except OSError as error:
+        raise ServerError(
+            f"{host}:{port} cannot be used ({error.strerror}); choose another --port or --host."
+        ) from None
+    with listener:
         model = open_model(source)
         room = min(context or CONTEXT, model.config.context)
         engine = model.engines.make(precision, slots=slots, capacity=room)

@@ -27,6 +27,26 @@ class _Server(uvicorn.Server):
         yield
 
 
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; whoever asks closes it.
+
+    It is named as TCP: asyncio sends small pieces at once only where that is said, and otherwise the second piece of
+    every answer waits 40 ms for the first one's receipt.
+
+    Raises:
+        OSError: an address that cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
 def serve(app: Any, desk: Desk, listener: socket.socket, *, drain: float, ready: Callable[[], None]) -> int:
     """Serve until a signal comes; the signal's number.
 
