@@ -25,7 +25,9 @@ def command(
     out: Annotated[str | None, typer.Option("--out", "-o", help="The run directory; runs/RECIPE by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest sound checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would cost, and stop.")] = False,
-    recipes: Annotated[bool, typer.Option("--recipes", help="List the recipes and what they gave, and stop.")] = False,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="List the recipes with the loss, time and memory to expect, and stop.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Train a model from raw text.

@@ -18,8 +18,10 @@ from glassformer.train import memory, schedule
 from glassformer.train import recipe as recipes
 from glassformer.train.recipe import Recipe
 
-MEASURED_TOKENS = 4096
-"""At most this many tokens are computed to measure the time."""
+MEASURED_TOKENS, MEASURED_FLOPS = 4096, 1e12
+"""At most this many tokens (and, beyond one row on a processor, FLOPs) are computed at once to measure the time."""
+ENOUGH = 5.0
+"""Seconds after which a first measurement is not repeated."""
 
 
 @dataclass(frozen=True)
@@ -201,15 +203,18 @@ def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, 
     from glassformer.train.engine import Engine, fresh
 
     length = schedule.length(0, recipe)
-    rows = max(1, min(rows, MEASURED_TOKENS // length))
+    tokens = MEASURED_TOKENS
+    if device.type == "cpu":
+        tokens = min(tokens, int(MEASURED_FLOPS / count(config, min(length, config.context)).training_flops))
+    rows = max(1, min(rows, tokens // length))
     transformer = fresh(Transformer.empty(config), 0)
     engine = Engine(transformer.to(device), recipe, compute, native=native)
-    tokens = torch.randint(0, config.vocab_size, (rows, length), device=device)
+    batch = torch.randint(0, config.vocab_size, (rows, length), device=device)
     spent = []
     for _ in range(2):
         began = time.perf_counter()
         engine.zero()
-        engine.accumulate(tokens, tokens, 1.0 / tokens.numel())
+        engine.accumulate(batch, batch, 1.0 / batch.numel())
         passed = time.perf_counter()
         engine.finish()
         engine.step(1.0, 0.9)
@@ -217,4 +222,6 @@ def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, 
             torch.cuda.synchronize(device)
         passes = max(1, recipe.schedule.batch // rows)
         spent.append(passes * (passed - began) + time.perf_counter() - passed)
-    return passes * tokens.numel() / min(spent)
+        if time.perf_counter() - began > ENOUGH:
+            break
+    return passes * batch.numel() / min(spent)
