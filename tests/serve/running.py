@@ -116,10 +116,11 @@ def running(
     seconds: float = 120.0,
     precision: str = "exact",
     native: bool = False,
+    capacity: int | None = None,
     **more: Any,
 ) -> Iterator[Running]:
     """A server for a while."""
-    engine = model.engines.make(precision, native=native, slots=slots)
+    engine = model.engines.make(precision, native=native, slots=slots, capacity=capacity)
     assert engine.wait(300)
     serving = Serving(model, Desk(engine, queue=queue, seconds=seconds), ("tiny",), **more)
     gate = Gate(engine)

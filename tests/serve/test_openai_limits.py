@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from glassformer.serve import scoring
 from glassformer.serve.security import Policy
 from tests.serve.running import CONTEXT, NO_END, TEXT, error_of, eventually, post, running
 
@@ -81,6 +85,60 @@ def test_who_leaves_is_not_computed_for(model):
         assert server.metric("generated_tokens_total") < 2 * (CONTEXT - 100)
         assert server.desk.taken == 0
         assert server.client().completions.create(model="tiny", prompt=TEXT, max_tokens=1).choices
+
+
+class Slow:
+    """Scoring a prompt takes a while for each of its tokens; counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+        self.count = 0
+        real = type(model.transformer).forward
+
+        def forward(transformer: Any, *args: Any, **more: Any) -> Any:
+            self.count += 1
+            time.sleep(0.02)
+            return real(transformer, *args, **more)
+
+        monkeypatch.setattr(scoring, "_ROWS", 1)
+        monkeypatch.setattr(type(model.transformer), "forward", forward)
+
+
+SCORED = {"prompt": [5] * 500, "echo": True, "logprobs": 1, "max_tokens": 0}
+
+
+def test_who_leaves_is_not_scored_for_and_others_are(model, monkeypatch):
+    with running(model, slots=1, queue=0) as server:
+        slow = Slow(monkeypatch, model)
+        with pytest.raises(httpx.ReadTimeout):
+            post(server, json=SCORED, timeout=0.3)
+        eventually(lambda: server.metric("answers_total", how="gone") == 1)
+        assert server.desk.taken == 0
+        assert 0 < slow.count < 300
+        assert post(server, json=SCORED | {"prompt": [5] * 4}).status_code == 200
+
+
+def test_scoring_takes_a_seat_and_no_longer_than_answers_may(model, monkeypatch):
+    with running(model, slots=1, queue=0, seconds=1.0) as server:
+        slow = Slow(monkeypatch, model)
+        found: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: found.append(post(server, json=SCORED, timeout=60)))
+        asking.start()
+        eventually(lambda: slow.count > 0)
+        assert post(server, json={"prompt": TEXT, "max_tokens": 1}).status_code == 429
+        asking.join()
+        assert found[0].status_code == 408
+        assert "longer than the 1 s" in error_of(found[0])["message"]
+        assert slow.count < 300
+        assert server.desk.taken == 0
+
+
+def test_a_prompt_is_not_scored_beyond_the_served_context(model):
+    with running(model, capacity=300) as server:
+        assert post(server, json=SCORED | {"prompt": [5] * 300}).status_code == 200
+        refused = post(server, json=SCORED)
+        assert refused.status_code == 400
+        assert "is 500 tokens long and tiny reads at most 300 here" in error_of(refused)["message"]
+        assert error_of(refused)["code"] == "context_length_exceeded"
 
 
 def test_overload_is_refused_with_a_time_to_try_again(model):

@@ -32,8 +32,11 @@ def api_app(serving: Serving, policy: Policy) -> Any:
     from glassformer.serve.openai_api import ROUTES, router
     from glassformer.serve.telemetry import Recorder
 
-    engine = serving.desk.engine
-    app = guarded([router(serving)], policy, close=engine.close, openapi="/openapi.json")
+    def close() -> None:
+        serving.scoring.close()
+        serving.desk.engine.close()
+
+    app = guarded([router(serving)], policy, close=close, openapi="/openapi.json")
     return Recorder(app, serving.desk.metrics, ROUTES)
 
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ class Desk:
         self.metrics = Metrics(lambda: engine.active, lambda: engine.waiting)
         self._usual = 1.0  # seconds an answer takes, lately
         self._jobs: set[Job] = set()
+        self._planned = 0  # requests that are being planned
 
     @property
     def seats(self) -> int:
@@ -74,14 +75,30 @@ class Desk:
             Refused: when there are not so many free. UsageError: more than there are; also, as TextError, for what
                 the engine cannot answer.
         """
-        self.check(len(asked))
+        self._check(len(asked))
         return Job(self, asked)
 
-    def check(self, count: int) -> None:
-        """Raise `Refused` where so many answers would not be taken now, `UsageError` where they never are."""
+    @contextlib.contextmanager
+    def planning(self) -> Iterator[None]:
+        """A seat while a request's prompts are read, before it is known what the engine is asked; the server does
+        not end meanwhile.
+
+        Raises:
+            Refused: when there is none, or the server is about to end.
+        """
         if self.draining:
             self.metrics.refused.labels("draining").inc()
             raise Refused(503, "This server is about to end and takes no new requests.", "draining", 5)
+        self._check(1)
+        self.taken += 1
+        self._planned += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+            self._planned -= 1
+
+    def _check(self, count: int) -> None:
         if count > self.seats:
             raise UsageError(
                 f"The request asks for {count} answers and this server holds at most {self.seats} at once, waiting "
@@ -102,9 +119,9 @@ class Desk:
         """Take nothing new and wait for what runs; False when it took longer and was cut off."""
         self.draining = True
         end = time.monotonic() + seconds
-        while self._jobs and time.monotonic() < end:
+        while (self._jobs or self._planned) and time.monotonic() < end:
             await asyncio.sleep(0.05)
-        cut = bool(self._jobs)
+        cut = bool(self._jobs or self._planned)
         for job in list(self._jobs):
             job.cancel()
         return not cut

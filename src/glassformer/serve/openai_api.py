@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -95,8 +96,8 @@ def router(serving: Serving) -> APIRouter:
             made = await run_in_threadpool(_completion_plan, serving, ask)
             if ask.echo and ask.logprobs is not None:
                 for ids in made.prompts:
-                    async with serving.scoring:
-                        made.scored.append(await run_in_threadpool(prompt_entries, serving.model, ids, ask.logprobs))
+                    score = partial(prompt_entries, serving.model, ids, ask.logprobs)
+                    made.scored.append(await serving.scoring.run(request, score))
             return made
 
         return await answered(serving, ask, request, plan, Completion(serving, ask))
@@ -131,6 +132,12 @@ def router(serving: Serving) -> APIRouter:
 def _completion_plan(serving: Serving, ask: CompletionAsk) -> Plan:
     prompts = [serving.model.ids(one) for one in ask.prompt]
     texts = [one if isinstance(one, str) else serving.model.decode(one) for one in ask.prompt]
+    for ids in prompts:
+        if len(ids) > (room := serving.desk.engine.capacity):
+            raise TextError(
+                f"The prompt is {len(ids)} tokens long and {serving.names[0]} reads at most {room} here, the answer "
+                "included; shorten it."
+            )
     asked: list[Asked] = []
     if ask.max_tokens != 0:
         for ids in prompts:

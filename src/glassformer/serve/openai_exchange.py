@@ -26,6 +26,8 @@ from glassformer.serve.desk import Desk, Gone, Job, Late, Refused
 from glassformer.serve.openai_answers import Entry, Transcript, chat_logprobs, completion_logprobs, usage
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk, Sampled
 from glassformer.serve.telemetry import LOGGER
+from glassformer.serve.work import Workers
+from glassformer.studio import Cancelled
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
@@ -47,7 +49,7 @@ class Serving:
     names: tuple[str, ...]
     most_tokens: int | None = None
     started: int = field(default_factory=lambda: int(time.time()))
-    scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # one prompt is scored at a time
+    scoring: Workers = field(default_factory=lambda: Workers(1))  # one prompt is scored at a time
 
     def card(self) -> dict[str, Any]:
         """The model as `/v1/models` lists it."""
@@ -176,11 +178,18 @@ async def answered(
     """Check, plan, take seats, and answer: whole, or as a stream."""
     try:
         serving.known(ask.model)
-        serving.desk.check(1)  # before any work is done for it
-        made = await plan()
+        with serving.desk.planning():  # before any work is done for it
+            async with asyncio.timeout(serving.desk.seconds):
+                made = await plan()
         job = serving.desk.take(made.asked)
     except (GlassformerError, Refused, Unknown) as error:
         return told(error)
+    except Cancelled:
+        serving.desk.metrics.ended.labels("gone").inc()
+        return Response(status_code=499)
+    except TimeoutError:
+        serving.desk.metrics.ended.labels("late").inc()
+        return _late(serving)
     answers = [
         Transcript(serving.model.tokenizer, serving.model.tokenizer.stop_ids, len(made.echoes[i // (ask.n or 1)]))
         for i in range(len(made.prompts) * (ask.n or 1))
@@ -193,7 +202,7 @@ async def answered(
     except Gone:
         return Response(status_code=499)
     except Late:
-        return problem(408, f"The answer took longer than the {serving.desk.seconds:g} s that this server allows.")
+        return _late(serving)
     except GlassformerError as error:
         return told(error)
     except Exception:
@@ -201,6 +210,10 @@ async def answered(
         return problem(500, _FAILED)
     finally:
         exchange.close()
+
+
+def _late(serving: Serving) -> Response:
+    return problem(408, f"The answer took longer than the {serving.desk.seconds:g} s that this server allows.")
 
 
 class _Exchange:
