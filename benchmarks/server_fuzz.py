@@ -10,14 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from common import ROOT, arguments, report, skip, smollm2, table, verdict
+from common import HERE, ROOT, arguments, report, skip, smollm2, table, verdict
 from server_common import Server
 
 PLACE = ROOT / ".bench" / "schemathesis"  # an environment of its own, made when first needed
 PACKAGE = "schemathesis>=4,<5"
+PROCESSES = 2
 WHOLE = {"prompt": "The capital of France is", "max_tokens": 1, "temperature": 0.5, "stop": ["a", "b"], "logprobs": 1}
 
 
@@ -33,19 +37,36 @@ def program() -> Path:
     return found
 
 
-def fuzz(server: Server, st: Path, seed: int, examples: int, limit: float) -> int:
-    """One run of schemathesis; its exit code."""
+def cover(server: Server, st: Path) -> None:
+    """Schemathesis' own run through every way of contradicting the description once: methods, headers, each field."""
     command = [
         str(st), "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error", "--mode", "negative",
-        "--phases", "coverage,fuzzing", "--max-examples", str(examples), "--seed", str(seed), "--workers", "2",
-        "--continue-on-failure", "--no-shrink", "--request-timeout", "60", "--max-time", str(int(limit)),
-        "--suppress-health-check", "all", "--warnings", "off", "--include-method", "POST",
+        "--phases", "coverage", "--seed", "0", "--workers", "2", "--continue-on-failure", "--no-shrink",
+        "--request-timeout", "60", "--suppress-health-check", "all", "--warnings", "off", "--include-method", "POST",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         print(done.stdout[-3000:])
-    return done.returncode
+
+
+def fuzz(server: Server, st: Path, requests: int, limit: float) -> dict[str, Any]:
+    """Requests by schemathesis' generator from several processes at once: their statuses, bodies and failures."""
+    interpreter = str(st.with_name("python"))
+    share = -(-requests // PROCESSES)
+    running = [
+        subprocess.Popen(
+            [interpreter, str(HERE / "peer_schemathesis.py"), server.url, str(share), str(limit), str(1000 * i)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(PROCESSES)
+    ]
+    told = [json.loads(process.communicate()[0]) for process in running]
+    for one in told:
+        print("".join(failure + "\n" for failure in one["failures"]), end="", file=sys.stderr)
+    lost = sum(n for one in told for status, n in one["statuses"].items() if not status.isdigit())
+    return {"bodies": len({digest for one in told for digest in one["bodies"]}), "lost": lost}
 
 
 def broken(generator: random.Random) -> bytes:
@@ -102,36 +123,37 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="give up after this long")
     options = parser.parse_args()
     st = program()
-    end = time.monotonic() + 60 * options.minutes
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         # Answers of two tokens: what some requests mean after all costs little.
         with Server(
             smollm2(), Path(place) / "log", "--max-tokens", "2", "--context", "256", threads=options.threads
         ) as server:
-            seed = 0
-            while (made := sum(statuses(server).values())) < options.requests and time.monotonic() < end:
-                left = end - time.monotonic()
-                fuzz(server, st, seed, max(20, (options.requests - made) // 2 + 20), max(10.0, left))
-                seed += 1
-                print(f"{sum(statuses(server).values())} requests", file=sys.stderr, flush=True)
+            cover(server, st)
+            covered = sum(statuses(server).values())
+            print(f"{covered} requests by coverage", file=sys.stderr, flush=True)
+            made = fuzz(server, st, options.requests - covered, 60 * options.minutes - (time.monotonic() - start))
+            minutes = (time.monotonic() - start) / 60
             by_schema = statuses(server)
             generator = random.Random(7)
             address = (urlsplit(server.url).hostname or "", urlsplit(server.url).port or 0)
-            raw: dict[int, int] = {}
-            for _ in range(options.bytes):
-                status = send(address, broken(generator), generator.random() < 0.1)
-                raw[status] = raw.get(status, 0) + 1
+            requests = [(broken(generator), generator.random() < 0.1) for _ in range(options.bytes)]
+            with ThreadPoolExecutor(8) as pool:
+                raw = Counter(pool.map(lambda one: send(address, *one), requests))
             good = send(address, _sound(), False)
             code = server.end()
         log = (Path(place) / "log").read_text()
     fives = sum(n for status, n in by_schema.items() if status.startswith("5"))
     fives += sum(n for status, n in raw.items() if status >= 500)
     tracebacks = log.count("Traceback")
-    made = sum(by_schema.values())
+    count = sum(by_schema.values())
     listed = ", ".join(f"{status}: {n}" for status, n in sorted(by_schema.items()))
     rows = [
-        ("requests by schemathesis", made, verdict(made, least=options.requests)),
+        ("requests by schemathesis", count, verdict(count, least=options.requests)),
         ("of these by status", listed, ""),
+        ("different bodies of the generator", made["bodies"], ""),
+        ("without an answer", made["lost"], verdict(made["lost"], most=0)),
+        ("minutes", f"{minutes:.1f}", ""),
         ("broken bytes, by status (0: no answer awaited)", ", ".join(f"{s}: {n}" for s, n in sorted(raw.items())), ""),
         ("answers of 500 and above", fives, verdict(fives, most=0)),
         ("tracebacks in the log", tracebacks, verdict(tracebacks, most=0)),
@@ -139,7 +161,8 @@ def main() -> None:
         ("exit code after SIGTERM", code, verdict(code, most=0)),
     ]
     notes = (
-        "Schemathesis makes requests that contradict /openapi.json (its negative mode) against completions and chat."
+        "Schemathesis makes requests that contradict /openapi.json (its negative mode) against completions and chat: "
+        "its coverage of every field once, the rest by its random generator, two at a time."
     )
     report("server_fuzz", "Server: malformed requests", table(("what", "figure", "asked"), rows), options, notes)
 
