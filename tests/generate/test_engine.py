@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from glassformer.generate import native
 from glassformer.generate.backends import EagerRunner
 from glassformer.generate.engine import Engine, SlowWarning
 from glassformer.generate.request import Request
-from glassformer.generate.sampling import Sampling
+from glassformer.generate.sampling import Sampling, adjust, probabilities
 from glassformer.generate.speculative import DraftModel, NgramLookup
 from glassformer.generate.stopping import Ending
 from glassformer.model import Attention, Config, FeedForward, Position, Transformer
@@ -159,6 +160,54 @@ def test_speculation_changes_nothing_of_a_greedy_answer(engine, model, kind):
         guesser = {"lookup": NgramLookup, "draft": lambda: DraftModel(EagerRunner(model)), "wrong": Wrong}[kind]()
         request = Request(tuple(prompt), max_tokens=17, stop_ids=frozenset(), guesser=guesser, guesses=4)
         assert ids_of(engine.generate(request)) == greedy(model, prompt, 17)
+
+
+def paths(model: Transformer, prompt: list[int], sampling: Sampling, count: int) -> dict[tuple[int, ...], float]:
+    """Every answer of so many tokens that can be drawn, and its probability."""
+    found = {(): 1.0}
+    for _ in range(count):
+        longer = {}
+        for answer, before in found.items():
+            with torch.inference_mode():
+                logits = model(torch.tensor([[*prompt, *answer]]), last=True)[0, -1]
+            p = probabilities(adjust(logits, sampling, prompt, list(answer)), sampling)
+            longer.update({(*answer, int(i)): before * float(p[i]) for i in p.nonzero()[:, 0]})
+        found = longer
+    return found
+
+
+class Anything:
+    """Guesses what may well be drawn, or not, and is sure of it."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+    def guess(self, ids, most, sampling, generator):
+        return [self.ids[int(i)] for i in torch.randint(len(self.ids), (min(most, 2),))], None
+
+
+@pytest.mark.parametrize("kind", ["anything", "draft"])
+def test_speculation_leaves_answers_distributed_as_they_were(model, kind):
+    """Whole answers through the engine, with filters and penalties that look at what was answered."""
+    torch.manual_seed(8)
+    sampling = Sampling(temperature=4.0, top_k=3, repetition_penalty=1.3, frequency_penalty=2.0, logit_bias={3: 1.5})
+    prompt, n = [5, 9, 3], 1000 if kind == "anything" else 400
+    expected = paths(model, prompt, sampling, 3)
+    assert len(expected) == 27
+    likely = sorted({token for answer in expected for token in answer})
+    drafter = DraftModel(EagerRunner(Transformer(CONFIG).requires_grad_(False)))
+    guesser = Anything(likely) if kind == "anything" else drafter
+    counts: dict[tuple[int, ...], int] = {}
+    with Engine(model, slots=4) as engine:
+        assert engine.wait(120)
+        for seed in range(n):
+            seeded = replace(sampling, seed=seed)
+            asked = Request(tuple(prompt), 3, seeded, stop_ids=frozenset(), guesser=guesser, guesses=2)
+            answer = tuple(ids_of(engine.generate(asked)))
+            counts[answer] = counts.get(answer, 0) + 1
+    assert set(counts) <= set(expected)
+    chi2 = sum((counts.get(answer, 0) - n * p) ** 2 / (n * p) for answer, p in expected.items())
+    assert chi2 < 54.1  # 99.9 % of 26 degrees of freedom
 
 
 def test_logprobs_are_those_of_the_transformer(engine, model):
