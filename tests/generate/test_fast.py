@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -320,6 +321,27 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached
         at = [start + step for start in starts]
         got = fast.decode([ids[i] for i in at], range(1, 9), at)
         assert torch.equal(got, whole[at])
+
+
+@pytest.mark.parametrize("name", lib_names())
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("heads", [6, 4])
+def test_short_sequences_in_one_step_get_what_each_gets_alone_to_the_bit(name, precision, heads):
+    """Two cached heads; with six heads their outputs share a block of 32, with four each has its own."""
+    model = random_transformer(replace(WIDE, attention=replace(WIDE.attention, n_heads=heads)))
+    ids = torch.randint(100, (200,)).tolist()
+    starts = [1, 3, 64, 5, 31, 100, 33, 150, 17, 80]
+    together, alone = (
+        FastModel.from_transformer(model, precision, slots=len(starts), cache="bfloat16", lib=lib_of(name))
+        for _ in range(2)
+    )
+    for slot, start in enumerate(starts):
+        assert torch.equal(together.prefill(ids[:start], slot), alone.prefill(ids[:start], slot))
+    for step in range(3):
+        at = [start + step for start in starts]
+        got = together.decode([ids[i] for i in at], range(len(at)), at)
+        each = [alone.decode([ids[i]], [slot], [i]) for slot, i in enumerate(at)]
+        assert torch.equal(got, torch.cat(each))
 
 
 @pytest.mark.parametrize("name", lib_names())

@@ -18,14 +18,23 @@ GF_INLINE F16 load_cached(const uint16_t* p) { return brain(p); }
 GF_INLINE void put(float* p, float x) { *p = x; }
 GF_INLINE void put(uint16_t* p, float x) { *p = to_brain_value(x); }
 
+// While one thing is worked on, what is read next is asked for, line by line: a sequence's keys are too short for the
+// processor to guess where they go on.
+template <int N, class E>
+GF_INLINE void ask_for(const E* from) {
+    for (size_t i = 0; i < N; i += 64 / sizeof(E)) __builtin_prefetch(from + i, 0, 2);
+}
+
+// Scores of 32 positions at a time; `next`: what is read after these keys.
 template <class E, int C>
 static void score(const E* keys, int width, const float* const* q, int d_head, int from, int to, float scale,
-                  float* out, int stride) {
+                  float* out, int stride, const E* next) {
     for (int p = from; p < to; p += ALIGN) {
         const E *low = keys + (size_t)p * width, *high = low + (size_t)16 * width;
         F16 a[C], b[C];
         for (int c = 0; c < C; c++) a[c] = b[c] = splat(0.f);
-        for (int i = 0; i < d_head; i++) {
+        for (int i = 0; i < d_head; i++, next += ALIGN) {
+            ask_for<ALIGN>(next);
             F16 k = load_cached(low + i * 16), l = load_cached(high + i * 16);
             for (int c = 0; c < C; c++) {
                 F16 x = splat(q[c][i]);
@@ -42,12 +51,14 @@ static void score(const E* keys, int width, const float* const* q, int d_head, i
 
 // out[c][at..] = the weighted sum of 16 * V dimensions of the values.
 template <class E, int C, int V>
-static void mix(const E* values, int width, const float* weights, int from, int to, float* const* out, int at) {
+static void mix(const E* values, int width, const float* weights, int from, int to, float* const* out, int at,
+                const E* next) {
     F16 acc[C][V];
     for (int c = 0; c < C; c++)
         for (int v = 0; v < V; v++) acc[c][v] = splat(0.f);
     const E* row = values + (size_t)from * width + at;
-    for (int p = from; p < to; p++, row += width) {
+    for (int p = from; p < to; p++, row += width, next += width) {
+        ask_for<16 * V>(next + at);
         F16 x[V];
         for (int v = 0; v < V; v++) x[v] = load_cached(row + v * 16);
         for (int c = 0; c < C; c++) {
@@ -91,6 +102,7 @@ struct Head {
     int width, d_head;  // width: d_head rounded up to 16
     int window;         // latest positions seen, 0 for all
     float scale, softcap;
+    const E* next;  // keys of which, probably, the same positions are read after these
 
     int first_seen(int position) const { return window > 0 && position >= window ? position - window + 1 : 0; }
     size_t partial() const { return (size_t)width + 16; }  // floats: the unscaled sum, then largest score and sum
@@ -110,12 +122,13 @@ static void attend_span(const Head<E>& h, const float* const* q, const int* posi
     for (int c = 0; c < C; c++) out[c][h.width] = -INFINITY, out[c][h.width + 1] = 0;
     if (from >= end) return;
     int to = (int)((end + ALIGN - 1) / ALIGN * ALIGN);
-    score<E, C>(h.keys, h.width, q, h.d_head, from, to, h.scale, scores, SPAN);
+    const size_t start = (size_t)from * h.width;
+    score<E, C>(h.keys, h.width, q, h.d_head, from, to, h.scale, scores, SPAN, h.values + start);
     for (int c = 0; c < C; c++)
         soften(scores + c * SPAN, from, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
     int at = 0;
-    for (; at + 64 <= h.width; at += 64) mix<E, C, 4>(h.values, h.width, scores, from, end, out, at);
-    for (; at < h.width; at += 16) mix<E, C, 1>(h.values, h.width, scores, from, end, out, at);
+    for (; at + 64 <= h.width; at += 64) mix<E, C, 4>(h.values, h.width, scores, from, end, out, at, h.next + start);
+    for (; at < h.width; at += 16) mix<E, C, 1>(h.values, h.width, scores, from, end, out, at, h.next + start);
 }
 
 // One span of up to four rows: out[c] gets what merge() needs.

@@ -24,7 +24,9 @@ constexpr int UNIT = 32;     // output rows of one unit
 constexpr int BLOCK = 32;    // inputs that share a scale
 constexpr int TOGETHER = 8;  // activation rows that share one reading of the weights
 constexpr int AT_ONCE = 4;   // of them whose sums of 32 outputs stay in registers, for blocks
-constexpr int AHEAD = 2048;  // bytes: how early memory is asked for; the processor's own guess stops at a page's end
+// Bytes: how early memory is asked for, as the processor's own guess stops at a page's end. Few rows are read as fast
+// as memory gives; with more, each block is worked on for longer and memory should be busy meanwhile.
+constexpr int AHEAD = 2048, FURTHER = 12 << 10;
 
 struct Matrix {
     int32_t format, rows, cols;
@@ -37,14 +39,15 @@ struct Matrix {
 };
 
 GF_INLINE size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
-GF_INLINE size_t quant_bytes(int format) { return format == Q8_0 ? 512 : 256; }
+constexpr size_t quant_bytes(int format) { return format == Q8_0 ? 512 : 256; }  // of a block of a panel
+constexpr size_t scale_bytes(int format) { return format == Q4_1 ? 64 : 32; }
 GF_INLINE size_t raw_block_bytes(int format) { return format == Q8_0 ? 34 : format == Q4_0 ? 18 : 20; }
 
 GF_INLINE size_t panel_bytes(int format, int cols) {
     if (format == F32) return (size_t)cols * 64;
     if (format == BF16) return (size_t)(cols + 1) / 2 * 64;
     size_t blocks = cols / BLOCK;
-    return blocks * quant_bytes(format) + round_up(blocks * (format == Q4_1 ? 64 : 32), 64);
+    return blocks * quant_bytes(format) + round_up(blocks * scale_bytes(format), 64);
 }
 
 GF_INLINE size_t unit_bytes(int format, int cols) { return 2 * panel_bytes(format, cols); }
@@ -109,7 +112,7 @@ static void unpack_row(const Matrix& m, int row, float* out) {
     const uint8_t* scales = panel + blocks * quants;
     for (int b = 0; b < blocks; b++) {
         uint16_t half, low = 0;
-        memcpy(&half, scales + b * (m.format == Q4_1 ? 64 : 32) + lane * 2, 2);
+        memcpy(&half, scales + b * scale_bytes(m.format) + lane * 2, 2);
         if (m.format == Q4_1) memcpy(&low, scales + b * 64 + 32 + lane * 2, 2);
         float d = half_value(half), base = half_value(low);
         for (int k = 0; k < BLOCK; k++) {
@@ -161,6 +164,11 @@ struct Rows {
         for (int b = 0; b < blocks(); b++) quantise(row, b, at(row) + b * BLOCK);
     }
 };
+
+// Asks for what the same block of another unit holds, `FURTHER` bytes on.
+GF_INLINE void ask_further(const uint8_t* unit, size_t at, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(unit + FURTHER + at + i, 0, 2);
+}
 
 // Asks for what both panels of a unit will read `AHEAD` bytes after `at`: beyond a panel's end, for the next
 // unit's. Into the second cache: the first is too small for that, and takes fewer requests at a time.
@@ -230,23 +238,79 @@ GF_INLINE B64 unpack(const uint8_t* q, int i) {
     return (B64)((i < 4 ? pair : pair >> 4) & 0x0f0f0f0fu);
 }
 
-// Both panels at once, so that each activation is fetched once for 32 outputs; at most AT_ONCE rows at a
-// time.
+// N blocks of one panel with C rows: y[c] += their products. Integer sums of several blocks run side by side,
+// because each waits for its own last dot product; the float additions keep the blocks' order.
+template <int FORMAT, int C, int N>
+GF_INLINE void add_blocks(const uint8_t* q, const uint8_t* s, const int8_t* x, size_t stride, const Scale* scales,
+                          size_t row_blocks, F16* y) {
+    constexpr size_t width = scale_bytes(FORMAT);
+    I16 t[N][C];
+    for (int n = 0; n < N; n++)
+        for (int c = 0; c < C; c++) {
+            const Scale* at = scales + c * row_blocks + n;
+            t[n][c] = splat_int(FORMAT == Q8_0 ? at->less128 : FORMAT == Q4_0 ? at->less8 : 0);
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+#pragma GCC unroll 2
+        for (int n = 0; n < N; n++) {
+            B64 w = unpack<FORMAT>(q + n * quant_bytes(FORMAT), i);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; c++) {
+                int32_t four;
+                memcpy(&four, x + c * stride + n * BLOCK + i * 4, 4);
+                t[n][c] = FORMAT == Q8_0 ? dot4(t[n][c], w, four) : dot4_small(t[n][c], w, four);
+            }
+        }
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) {
+        F16 d = halves(s + n * width), low = FORMAT == Q4_1 ? halves(s + n * width + 32) : d;
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) {
+            const Scale* at = scales + c * row_blocks + n;
+            y[c] += __builtin_convertvector(t[n][c], F16) * (d * splat(at->scale));
+            if (FORMAT == Q4_1) y[c] += low * splat(at->total);
+        }
+    }
+}
+
+// More rows than AT_ONCE: one panel after the other, so that the weights are read and unpacked once for all rows.
+template <int FORMAT, int C>
+static void product_panel(const uint8_t* panel, int cols, const Rows& rows, int first, float (*out)[UNIT], int lane) {
+    constexpr size_t quants = quant_bytes(FORMAT), width = scale_bytes(FORMAT);
+    const int blocks = cols / BLOCK;
+    const size_t stride = rows.stride, row_blocks = rows.blocks();
+    const uint8_t *q = panel, *s = panel + blocks * quants;
+    const int8_t* x = rows.q + first * stride;
+    const Scale* scales = rows.scales + first * row_blocks;
+    F16 y[C];
+    for (int c = 0; c < C; c++) y[c] = splat(0.f);
+    int b = 0;
+    for (; b + 2 <= blocks; b += 2, q += 2 * quants, s += 2 * width, x += 2 * BLOCK, scales += 2) {
+        ask_further(panel, b * (quants + width), 2 * (quants + width));
+        add_blocks<FORMAT, C, 2>(q, s, x, stride, scales, row_blocks, y);
+    }
+    if (b < blocks) add_blocks<FORMAT, C, 1>(q, s, x, stride, scales, row_blocks, y);
+    for (int c = 0; c < C; c++) store(out[c] + lane, y[c]);
+}
+
+// Up to AT_ONCE rows: both panels at once, so that each activation is fetched once for 32 outputs.
 template <int FORMAT, int C>
 static void product_quant(const uint8_t* unit, int cols, const Rows& rows, int first, float (*out)[UNIT]) {
+    constexpr size_t quants = quant_bytes(FORMAT), width = scale_bytes(FORMAT);
+    const int blocks = cols / BLOCK;
+    const size_t bytes = panel_bytes(FORMAT, cols);
     if constexpr (C > AT_ONCE) {
-        product_quant<FORMAT, AT_ONCE>(unit, cols, rows, first, out);
-        product_quant<FORMAT, C - AT_ONCE>(unit, cols, rows, first + AT_ONCE, out + AT_ONCE);
+        product_panel<FORMAT, C>(unit, cols, rows, first, out, 0);
+        product_panel<FORMAT, C>(unit + bytes, cols, rows, first, out, 16);
     } else {
-        const int blocks = cols / BLOCK;
-        const size_t quants = quant_bytes(FORMAT), bytes = panel_bytes(FORMAT, cols);
         const size_t stride = rows.stride, row_blocks = rows.blocks();
         const uint8_t *q = unit, *s = unit + blocks * quants;
         const int8_t* x = rows.q + first * stride;
         const Scale* scales = rows.scales + first * row_blocks;
         F16 low[C], high[C];
         for (int c = 0; c < C; c++) low[c] = high[c] = splat(0.f);
-        for (int b = 0; b < blocks; b++, q += quants, s += FORMAT == Q4_1 ? 64 : 32, x += BLOCK, scales++) {
+        for (int b = 0; b < blocks; b++, q += quants, s += width, x += BLOCK, scales++) {
             I16 t[C], u[C];
             ask(unit, bytes, b * quants, quants);
             for (int c = 0; c < C; c++) {
@@ -281,13 +345,20 @@ static void product_quant(const uint8_t* unit, int cols, const Rows& rows, int f
     }
 }
 
+// What stands in the lowest bits of each lane: eight of them, or four, whatever is above.
+template <int FORMAT>
+GF_INLINE F16 stored_number(U16 bits) {
+    return FORMAT == Q8_0 ? __builtin_convertvector((I16)(bits & 0xffu), F16) : low_nibble(bits);
+}
+
 // Blocks as the float32 numbers they stand for, times float32 activations: what product_f32 gives, to
 // the bit, for a sixth of the bytes. A half-precision scale times 8 bits is exact in float32, so
 // each weight is rounded once, by the addition, as when the block is dequantised.
 template <int FORMAT, int C>
 static void product_exact(const uint8_t* unit, int cols, const Rows& rows, int first, float (*out)[UNIT]) {
     const int blocks = cols / BLOCK;
-    const size_t quants = quant_bytes(FORMAT), bytes = panel_bytes(FORMAT, cols);
+    constexpr size_t quants = quant_bytes(FORMAT), width = scale_bytes(FORMAT);
+    const size_t bytes = panel_bytes(FORMAT, cols);
     const uint8_t *q = unit, *s = unit + blocks * quants;
     F16 low[C], high[C];
     const float* x[C];
@@ -295,8 +366,8 @@ static void product_exact(const uint8_t* unit, int cols, const Rows& rows, int f
         low[c] = high[c] = splat(0.f);
         x[c] = rows.x + (size_t)(first + c) * rows.stride;
     }
-    for (int b = 0; b < blocks; b++, q += quants, s += FORMAT == Q4_1 ? 64 : 32) {
-        ask(unit, bytes, b * quants, quants);
+    for (int b = 0; b < blocks; b++, q += quants, s += width) {
+        C > AT_ONCE ? ask_further(unit, 2 * b * (quants + width), 2 * (quants + width)) : ask(unit, bytes, b * quants, quants);
         F16 d = halves(s), e = halves(s + bytes);
         F16 d0 = FORMAT == Q4_1 ? halves(s + 32) : d * splat(FORMAT == Q8_0 ? -128.f : -8.f);
         F16 e0 = FORMAT == Q4_1 ? halves(s + bytes + 32) : e * splat(FORMAT == Q8_0 ? -128.f : -8.f);
@@ -310,9 +381,7 @@ static void product_exact(const uint8_t* unit, int cols, const Rows& rows, int f
             }
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
-                const uint32_t mask = FORMAT == Q8_0 ? 0xff : 0x0f;
-                F16 weight = __builtin_convertvector((I16)((v >> (8 * j)) & mask), F16) * d + d0;
-                F16 other = __builtin_convertvector((I16)((w >> (8 * j)) & mask), F16) * e + e0;
+                F16 weight = stored_number<FORMAT>(v >> (8 * j)) * d + d0, other = stored_number<FORMAT>(w >> (8 * j)) * e + e0;
                 for (int c = 0; c < C; c++) {
                     F16 a = splat(x[c][b * BLOCK + i * 4 + j]);
                     low[c] += weight * a;

@@ -28,7 +28,7 @@ struct Written {
         for (int p = 0; p < 2; p++) {
             const uint8_t* q = m.data + (size_t)unit * unit_bytes(m.format, m.cols) + p * panel_bytes(m.format, m.cols);
             const uint8_t* s = q + blocks * quant_bytes(m.format);
-            for (int b = 0; b < blocks; b++, q += quant_bytes(m.format), s += m.format == Q4_1 ? 64 : 32) {
+            for (int b = 0; b < blocks; b++, q += quant_bytes(m.format), s += scale_bytes(m.format)) {
                 F16 d = halves(s), low = m.format == Q4_1 ? halves(s + 32) : d * splat(m.format == Q8_0 ? -128.f : -8.f);
                 for (int i = 0; i < 8; i++) {
                     U16 v = m.format == Q8_0 ? load<U16>(q + i * 64) : load<U16>(q + i % 4 * 64) >> (i < 4 ? 0 : 4);

@@ -20,7 +20,7 @@
 constexpr int TILE = 16;  // rows, and outputs, of one tile
 // So many rows are worth unpacking the weights for. After them, from so many on a tile beats the dot products,
 // though it be not full.
-constexpr int TILES_FROM = 16, TILE_FROM = 6;
+constexpr int TILES_FROM = 25, TILE_FROM = 6;
 
 #if defined(GF_BYTE_TILES)
 
@@ -64,7 +64,7 @@ struct Unpacked {
             const uint8_t* s = q + blocks * quant_bytes(m.format);
             int8_t* to = quants.get() + (size_t)p * blocks * 512;
             float* scale = scales.get() + (size_t)p * blocks * 32;
-            for (int b = 0; b < blocks; b++, q += quant_bytes(m.format), to += 512, scale += 32, s += lows ? 64 : 32) {
+            for (int b = 0; b < blocks; b++, q += quant_bytes(m.format), to += 512, scale += 32, s += scale_bytes(m.format)) {
                 for (int i = 0; i < 8; i++) {
                     if (m.format == Q8_0) {
                         store(to + i * 64, load<U16>(q + i * 64) ^ 0x80808080u);

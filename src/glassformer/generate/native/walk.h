@@ -24,7 +24,11 @@ void normalise(const Shape& s, const NormWeights& w, const float* x, float* out,
     }
     for (int i = whole; i < n; i++) rest += (x[i] - mean) * (x[i] - mean);
     float inverse = 1.f / sqrtf((sum(total) + rest) / n + s.eps);
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < whole; i += 16) {
+        F16 y = (load<F16>(x + i) - splat(mean)) * splat(inverse) * load<F16>(w.weight + i);
+        store(out + i, w.bias ? y + load<F16>(w.bias + i) : y);
+    }
+    for (int i = whole; i < n; i++) {
         float y = (x[i] - mean) * inverse * w.weight[i];
         out[i] = w.bias ? y + w.bias[i] : y;
     }
@@ -41,6 +45,7 @@ struct Run {
         int first, count;
     };
     std::vector<Group> groups;  // rows of one slot at successive positions: they share a reading of the cache
+    bool apart = true;          // no two groups are of one slot: a group reads only what it has written itself
 
     void make_groups(int threads) {
         // Enough groups for all threads: a group and a cached head are a piece of work.
@@ -52,6 +57,11 @@ struct Run {
             while (n < most && r + n < count && slots[r + n] == slots[r] && positions[r + n] == positions[r] + n) n++;
             groups.push_back({r, n});
             r += n;
+        }
+        std::vector<bool> seen(m.s.slots);
+        for (const Group& g : groups) {
+            apart = apart && !seen[slots[g.first]];
+            seen[slots[g.first]] = true;
         }
     }
 };
@@ -175,28 +185,33 @@ struct Walk {
         }
     }
 
+    // One cached head's keys and values of a row, and the queries that will read them.
     template <class E>
-    void remember(const Layer& layer, int index, int row) {
+    void remember(const Layer& layer, int index, int row, int h) {
         int q_width = (int)round_up(s.n_heads * s.d_head, UNIT), k_width = (int)round_up(s.n_kv_heads * s.d_head, UNIT);
-        for (int h = 0; h < s.n_heads; h++)
-            turn(layer, row, m.query.get() + (size_t)row * q_width + h * s.d_head, layer.q_norm);
-        int p = run.positions[row];
-        for (int h = 0; h < s.n_kv_heads; h++) {
-            float* k = m.key.get() + (size_t)row * k_width + h * s.d_head;
-            const float* v = m.value.get() + (size_t)row * k_width + h * s.d_head;
-            turn(layer, row, k, layer.k_norm);
-            size_t base = m.cache_at(index, run.slots[row], h);
-            E* keys = static_cast<E*>(m.keys) + base + (size_t)(p / 16) * 16 * m.width + p % 16;
-            E* values = static_cast<E*>(m.values) + base + (size_t)p * m.width;
-            for (int i = 0; i < s.d_head; i++) {
-                put(keys + i * 16, k[i]);
-                put(values + i, v[i]);
-            }
+        int p = run.positions[row], share = s.n_heads / s.n_kv_heads;
+        for (int i = h * share; i < (h + 1) * share; i++)
+            turn(layer, row, m.query.get() + (size_t)row * q_width + i * s.d_head, layer.q_norm);
+        float* k = m.key.get() + (size_t)row * k_width + h * s.d_head;
+        const float* v = m.value.get() + (size_t)row * k_width + h * s.d_head;
+        turn(layer, row, k, layer.k_norm);
+        size_t base = m.cache_at(index, run.slots[row], h);
+        E* keys = static_cast<E*>(m.keys) + base + (size_t)(p / 16) * 16 * m.width + p % 16;
+        E* values = static_cast<E*>(m.values) + base + (size_t)p * m.width;
+        for (int i = 0; i < s.d_head; i++) {
+            put(keys + i * 16, k[i]);
+            put(values + i, v[i]);
         }
     }
 
     float* partial(int row, int head, int span) {
         return m.partials + (((size_t)row * s.n_heads + head) * m.spans() + span) * (m.width + 16);
+    }
+
+    // Where the keys lie of the group that is attended to after this one.
+    size_t follows(int index, const Run::Group& g) const {
+        const Run::Group& next = &g == run.groups.data() ? g : (&g)[-1];
+        return m.cache_at(index, run.slots[next.first], 0);
     }
 
     // The rows of a group that share a cached head: all their spans, or one of them.
@@ -205,7 +220,8 @@ struct Walk {
         int q_width = (int)round_up(s.n_heads * s.d_head, UNIT), share = s.n_heads / s.n_kv_heads;
         size_t base = m.cache_at(index, run.slots[g.first], kv_head);
         Head<E> head{static_cast<const E*>(m.keys) + base, static_cast<const E*>(m.values) + base,
-                     m.width, s.d_head, layer.window, s.score_scale, s.score_softcap};
+                     m.width, s.d_head, layer.window, s.score_scale, s.score_softcap,
+                     static_cast<const E*>(m.keys) + (kv_head + 1 < s.n_kv_heads ? base + m.head_size() : follows(index, g))};
         static thread_local std::vector<float> room;
         size_t part = head.partial();
         const bool many = !split && g.count * share >= MANY_FROM && g.count * share <= MANY;
@@ -262,22 +278,31 @@ struct Walk {
             size_t width = round_up(qkv[which]->rows, UNIT);
             for (int c = 0; c < rows; c++) memcpy(to[which] + (first + c) * width + unit * UNIT, y[c], sizeof y[c]);
         });
-        each_row(run.count, [&](int r) {
-            if (s.brain_cache)
-                remember<uint16_t>(layer, index, r);
-            else
-                remember<float>(layer, index, r);
-        });
-        int pieces = split ? spans : 1;
+        // Where nobody else reads what a group writes, all that attention does for a head is one piece of work.
+        const int pieces = split ? spans : 1, share_width = s.n_heads / s.n_kv_heads * s.d_head;
+        const bool at_once = run.apart && !split, whole_blocks = share_width % BLOCK == 0;
+        auto enter = [&](int r, int h) {
+            s.brain_cache ? remember<uint16_t>(layer, index, r, h) : remember<float>(layer, index, r, h);
+        };
+        if (!at_once)
+            each_row(run.count, [&](int r) {
+                for (int h = 0; h < s.n_kv_heads; h++) enter(r, h);
+            });
         share((int)run.groups.size() * s.n_kv_heads * pieces, 1, [&](int i) {
             int group = i / (s.n_kv_heads * pieces), kv_head = i / pieces % s.n_kv_heads;
             const Run::Group& g = run.groups[run.groups.size() - 1 - group];  // the longest first
+            if (at_once)
+                for (int r = g.first; r < g.first + g.count; r++) enter(r, kv_head);
             if (s.brain_cache)
                 attend_group<uint16_t>(layer, index, g, kv_head, i % pieces);
             else
                 attend_group<float>(layer, index, g, kv_head, i % pieces);
+            if (at_once && whole_blocks && layer.o.rounds())
+                for (int r = g.first; r < g.first + g.count; r++)
+                    for (int b = kv_head * share_width / BLOCK; b < (kv_head + 1) * share_width / BLOCK; b++)
+                        m.mixed.rows.quantise(r, b, m.mixed.rows.at(r) + b * BLOCK);
         });
-        if (split || layer.o.rounds())
+        if (split || (layer.o.rounds() && !(at_once && whole_blocks)))
             each_row(run.count, [&](int r) {
                 if (split) merge_row(r);
                 if (layer.o.rounds()) m.mixed.rows.quantise(r);

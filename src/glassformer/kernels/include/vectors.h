@@ -105,6 +105,16 @@ GF_INLINE float half_value(uint16_t h) {
     return h & 0x8000u ? -size : size;
 }
 
+// The lowest four bits of each lane as a number; what is above them does not matter.
+GF_INLINE F16 low_nibble(U16 bits) {
+#if defined(GF_VNNI)
+    const F16 numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return (F16)_mm512_permutexvar_ps((__m512i)bits, (__m512)numbers);
+#else
+    return __builtin_convertvector((I16)(bits & 15u), F16);
+#endif
+}
+
 GF_INLINE F16 brain(const void* p) { return (F16)(__builtin_convertvector(load<H16>(p), U16) << 16); }
 
 GF_INLINE float brain_value(uint16_t h) {
