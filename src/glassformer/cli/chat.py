@@ -33,7 +33,7 @@ COMMANDS = {
 }
 
 
-@answering(max_tokens=1024, temperature=0.7, top_p=0.95, precision="fast")
+@answering(max_tokens=1024, temperature=0.7, top_p=0.95)
 def command(
     model: ModelOption = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the assistant is.")] = None,

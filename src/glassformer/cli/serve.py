@@ -22,9 +22,9 @@ def command(
     precision: Annotated[
         str,
         typer.Option(
-            metavar="P", help="fast (the file's own blocks, else int8), exact (float32), bfloat16, int8, int4."
+            metavar="P", help="exact (float32), fast (the file's own blocks, else int8), bfloat16, int8, int4."
         ),
-    ] = "fast",
+    ] = "exact",
     context: Annotated[
         int | None,
         typer.Option(metavar="N", help="Tokens of prompt and answer; 4,096 or the model's, if fewer.", min=2),
