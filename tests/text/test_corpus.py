@@ -127,6 +127,50 @@ def test_a_hub_set_is_streamed_through_datasets(
         expand("hf:some/stories?splt=test", Report())
 
 
+@pytest.mark.parametrize(
+    ("query", "row", "found"),
+    [
+        ("", {"id": 1, "text": "once"}, "once"),
+        ("", {"id": 1, "story": "once"}, "once"),
+        ("?text=title", {"title": "once", "text": "twice"}, "once"),
+        (
+            "?text=stori",
+            {"title": "once", "story": "twice"},
+            r"no column 'stori'; it has title, story. Did you mean st",
+        ),
+        ("", {"title": "once", "story": "twice"}, r"has the columns title, story; say .*, as in hf:a/b\?text=COLUMN\."),
+    ],
+)
+def test_the_column_of_a_hub_set(query: str, row: dict, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda path, **options: [row, row]))
+    report = Report()
+    sources = expand(f"hf:a/b{query}", report)
+    if " " not in found:
+        assert [(piece.text, piece.first, piece.last) for piece in readers.read(sources, report)] == [
+            (found, True, True)
+        ] * 2
+        return
+    with pytest.raises(DataError, match=found):
+        list(readers.read(sources, report))
+
+
+def test_conversations_of_a_hub_set_and_one_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
+
+    def load_dataset(path: str, **options: object) -> list[dict[str, object]]:
+        if path == "a/chats":
+            return [{"id": 1, "messages": said}]
+        raise FileNotFoundError(f"Couldn't reach '{path}' on the Hub.")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    report = Report()
+    assert [piece.messages for piece in readers.read(expand("hf:a/chats", report), report)] == [said]
+    with pytest.raises(
+        DataError, match=r"datasets \(Couldn't reach 'a/b' on the Hub\); check the name, the split and the network\."
+    ):
+        list(readers.read(expand("hf:a/b", report), report))
+
+
 def test_a_local_set_is_known_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "once"}')
     source = readers.HubSource(str(tmp_path))

@@ -378,14 +378,32 @@ def _hub_rows(source: HubSource, report: Report, text_field: str | None) -> Iter
         rows = datasets.load_dataset(
             source.name, name=source.config, split=source.split, revision=source.revision, streaming=True
         )
-        wanted = source.text or text_field
+        column = ""
         for number, row in enumerate(rows, start=1):
-            yield from _record(dict(row), f"hf:{source.name}:{number}", report, wanted)
+            column = column or _column_of_rows(f"hf:{source.name}", dict(row), source.text or text_field)
+            yield from _record(dict(row), f"hf:{source.name}:{number}", report, _field_for(column))
     except DataError:
         raise
     except Exception as error:
-        what = " ".join(str(error).split())[:300]
-        raise DataError(f"hf:{source.name} could not be read through datasets: {what}") from error
+        what = " ".join(str(error).split())[:300].rstrip(".")
+        raise DataError(
+            f"hf:{source.name} could not be read through datasets ({what}); check the name, the split and the network."
+        ) from error
+
+
+def _column_of_rows(name: str, row: dict[str, Any], text_field: str | None) -> str:
+    """The column of a set that is read, by its first row: streamed sets need not say their columns before."""
+    if text_field is not None:
+        if text_field in row:
+            return text_field
+        raise DataError(f"{name} has no column {text_field!r}; it has {', '.join(row)}." + near(text_field, row))
+    for wanted in ("messages", *TEXT_FIELDS):
+        if wanted in row:
+            return wanted
+    strings = [column for column, value in row.items() if isinstance(value, str)]
+    if len(strings) == 1:
+        return strings[0]
+    raise DataError(f"{name} has the columns {', '.join(row)}; say which holds the text, as in {name}?text=COLUMN.")
 
 
 def hub_version(source: HubSource) -> Any:
