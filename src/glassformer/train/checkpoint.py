@@ -87,7 +87,7 @@ def write(
         draft.mkdir()
         write_tensors(draft)
         seal(draft, target, {**state, "step": step})
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, CheckpointError) as error:
         _remove(draft)
         raise TrainError(
             f"The checkpoint of step {step} could not be written ({_why(error)}); {_left(directory)}"
@@ -177,8 +177,10 @@ def _drafts(directory: Path) -> Iterator[Path]:
         yield from directory.glob(".step-*")
 
 
-def _why(error: OSError | SafetensorError) -> str:
-    """What the system said; the tensor library wraps it in words of its own."""
+def _why(error: OSError | SafetensorError | CheckpointError) -> str:
+    """What the system said; who writes tensors wraps it in words of its own."""
+    if isinstance(error, CheckpointError) and isinstance(error.__context__, OSError):
+        error = error.__context__
     if isinstance(error, OSError):
         return error.strerror or str(error)
     found = re.search(r"I/O error: (.+) \(os error", str(error))

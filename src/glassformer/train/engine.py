@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from glassformer.errors import CheckpointError
 from glassformer.model import Config, Transformer
-from glassformer.train import attention, fused
+from glassformer.train import attention, fused, machine
 from glassformer.train.dropout import Dropout
 from glassformer.train.loss import cross_entropy_sum
 from glassformer.train.nativestep import NativeStep
@@ -60,6 +60,38 @@ def recomputing(block: nn.Module, *args: Any) -> Tensor:
 
     result: Tensor = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
     return result
+
+
+class Recomputing:
+    """`recomputing` with all kept inputs side by side, made once.
+
+    Left where the blocks make them, they would lie between what is forgotten again, and on a processor's heap the
+    next block's tensors would find no place among them: several times the memory.
+    """
+
+    def __init__(self, transformer: Transformer) -> None:
+        self.numbers = {id(block): i for i, block in enumerate(transformer.blocks)}
+        self.places: list[Tensor] = []
+
+    def __call__(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        """The block's output."""
+        if not torch.is_grad_enabled():
+            out: Tensor = block(x, *args)
+            return out
+        if not self.places or self.places[0].shape != x.shape or self.places[0].dtype != x.dtype:
+            self.places.clear()
+            self.places.extend(torch.empty_like(x, requires_grad=False) for _ in self.numbers)
+        return recomputing(block, _Moved.apply(x, self.places[self.numbers[id(block)]]), *args)
+
+
+class _Moved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
+        return place.copy_(x).detach()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream[0], None
 
 
 @torch.no_grad()
@@ -132,17 +164,20 @@ class Engine:
         if native:
             self.optimizer = self.native = NativeStep(transformer.config, self.weights, recipe.optimizer)
             self.call = self.native.loss
+            machine.give_back_freed_memory()
             return
         self.optimizer = MuonAdamW(self.weights.parts, recipe.optimizer, muon_dtype(compute))
         tap = self.dropout
         if run_block is None and recipe.loop.recompute:
-            run_block = recomputing
+            run_block = Recomputing(transformer)
         if recipe.loop.fused and transformer.device.type == "cpu":
             attention.install(transformer)
             if run_block is None and fused.supported(transformer):
                 run_block, tap = fused.FusedBlocks(transformer, self.weights, self.dropout), None
         self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block, tap)
         self.call = self.objective
+        # what the weights came in is free now, in pieces that no activation fits into
+        machine.give_back_freed_memory()
 
     @property
     def config(self) -> Config:
@@ -202,11 +237,11 @@ class Engine:
         return {**{f"model.{k}": v for k, v in self.weights.named().items()}, **self.optimizer.state()}
 
     def write(self, folder: Path) -> None:
-        """Write `state` into a folder."""
-        from safetensors.torch import save_file
+        """Write `state` into a folder, one tensor after the other, so that nothing of it is held twice."""
+        from glassformer.checkpoint.tensorfile import write_tensors
 
-        # parameters share one buffer, and the library refuses tensors that share memory
-        save_file({name: t.detach().cpu().clone() for name, t in self.state().items()}, folder / "state.safetensors")
+        tensors = self.state()
+        write_tensors(folder / "state.safetensors", {name: t.shape for name, t in tensors.items()}, tensors.__getitem__)
 
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Continue after `steps` steps from what `state` gave.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassformer.model import Transformer
+from glassformer.model import Config, Transformer
 from glassformer.model.layers import linear, rotaries
 from glassformer.train import attention
 from glassformer.train.dropout import Dropout
@@ -24,12 +24,15 @@ from glassformer.train.weights import FlatWeights
 
 
 def supported(transformer: Transformer) -> bool:
+    """Whether this model is of the plain design, on a processor."""
+    return transformer.device.type == "cpu" and plain(transformer.config)
+
+
+def plain(c: Config) -> bool:
     """Whether this design is the plain one."""
-    c = transformer.config
     a, f, n, p = c.attention, c.feed_forward, c.norm, c.position
     return (
-        transformer.device.type == "cpu"
-        and n.kind == "rms"
+        n.kind == "rms"
         and not n.one_plus
         and not n.post
         and not c.parallel

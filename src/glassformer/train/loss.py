@@ -40,8 +40,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 squashed = torch.tanh(logits / softcap)
                 logits, slope = squashed * softcap, 1 - squashed * squashed
             log_p = torch.log_softmax(logits, dim=-1)
+            del logits  # here and below: nothing of a chunk may live into the next
             total -= (log_p.gather(1, index)[:, 0] * counts).sum()
             if not (needs_hidden or needs_weight):
+                del log_p
                 continue
             d_logits = log_p.exp_()
             d_logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
@@ -49,6 +51,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if slope is not None:
                 d_logits *= slope
             d_logits = d_logits.to(hidden.dtype)
+            del log_p, slope
             if needs_hidden:
                 if d_hidden is None:
                     d_hidden = d_logits @ weight
@@ -59,6 +62,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     d_weight = d_logits.T @ h
                 else:
                     d_weight += d_logits.T @ h
+            del d_logits
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype
         return total

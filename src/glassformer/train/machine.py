@@ -47,6 +47,12 @@ def keep_freed_memory() -> bool:
         return False
 
 
+def give_back_freed_memory() -> None:
+    """Return to the system what the C library keeps of freed memory, where it can (glibc); for once, not in a loop."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextmanager
 def quiet_collector() -> Iterator[None]:
     """Python's cycle collector off inside: it walks every object that a step makes and frees nothing."""

@@ -12,8 +12,18 @@ import torch
 from glassformer.count import count
 from glassformer.errors import MemoryLimitError
 from glassformer.model.config import Config
+from glassformer.train import fused
 from glassformer.train.loss import chunk_rows
 from glassformer.train.recipe import Recipe
+
+LIBRARIES = 80 << 20
+"""What torch takes for itself once it computes, beside what its import takes."""
+HEAP = 1.3
+"""Blocks that are run as they are written make and forget many tensors; between those kept, holes stay."""
+RECOMPUTED = 4.7
+"""Bytes over those of a block's input that each block costs where it is computed again (measured)."""
+NATIVE_STORE, NATIVE_BLOCK = 192 << 20, 256
+"""What the native step stores of a batch before it makes gradients of weights, and rows that it computes at once."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +33,35 @@ class StepMemory:
     Attributes:
         weights: masters, working copies, gradients and optimiser state.
         row: activations kept for the gradient, for one row.
-        logits: of one chunk, with what is derived from them.
+        logits: of one chunk, with what is derived from them, and the unembedding's gradient.
+        update: what the optimiser makes on the way, when activations and logits are gone.
+        fixed: whatever the design is.
+        most: activations never take more.
     """
 
     weights: int
     row: int
     logits: int
+    update: int = 0
+    fixed: int = LIBRARIES
+    most: int | None = None
 
     def total(self, rows: int) -> int:
         """With this many rows at once."""
-        return self.weights + self.row * rows + self.logits
+        kept = self.row * rows if self.most is None else min(self.row * rows, self.most)
+        return self.fixed + self.weights + max(kept + self.logits, self.update)
+
+    def rows(self, budget: int, wanted: int) -> int:
+        """Rows at once within a budget, at least 1 and at most `wanted`."""
+        if self.total(wanted) <= budget:
+            return wanted
+        return max(1, min(wanted, (budget - self.fixed - self.weights - self.logits) // max(1, self.row)))
 
 
-def estimate(recipe: Recipe, config: Config, compute: torch.dtype, shards: int = 1) -> StepMemory:
-    """What one step needs, on one process of `shards` that share the weights."""
+def estimate(
+    recipe: Recipe, config: Config, compute: torch.dtype, shards: int = 1, native: bool = False, threads: int = 0
+) -> StepMemory:
+    """What one step needs, on one process of `shards` that share the weights; `native`: in C++, on `threads`."""
     counted = count(config)
     parameters = counted.parameters
     size = 2 if compute == torch.bfloat16 else 4
@@ -44,29 +69,61 @@ def estimate(recipe: Recipe, config: Config, compute: torch.dtype, shards: int =
     weights = 4 * parameters + 4 * parameters + state
     if size == 2:
         weights += 2 * 2 * parameters
+    if native:
+        return _native(recipe, config, size, threads or torch.get_num_threads())
     length = recipe.model.context
     a, f = config.attention, config.feed_forward
     inner, shared = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
     # per token and layer: streams and norms (float32 inside), q k v before and after norm and rotation, feed-forward
     norms = config.d_model * (4 * size + 2 * 8)
     attention = (inner + shared) * ((4 * size + 8) if a.qk_norm else 3 * size) + (2 * inner + shared) * size
+    attention += 4 * (inner - shared) * size  # keys and values once for every query head, heads before tokens
     feed = f.d_ff * size * (4 if f.gated else 3)
     layer = norms + attention + feed
-    kept = config.n_layers * config.d_model * size + layer if recipe.loop.recompute else config.n_layers * layer
-    rows = recipe.loop.loss_chunk or chunk_rows(config.vocab_size)
-    logits = rows * config.vocab_size * 4 * 3
+    if config.norm.kind == "rms" and (recipe.loop.recompute or not recipe.loop.fused or not fused.plain(config)):
+        layer = int(layer * HEAP)
+    kept = config.n_layers * layer
+    if recipe.loop.recompute:
+        # a block's input, and as measured on a processor's heap nearly four holes of that size; one block being made
+        kept = int(config.n_layers * config.d_model * size * RECOMPUTED + 1.2 * layer)
+    rows = min(recipe.loop.loss_chunk or chunk_rows(config.vocab_size), max(1, recipe.schedule.batch) * length)
+    # its gradient: the sum in float32, one chunk's share, and rounded; tied or not, the embedding has one as well
+    logits = rows * config.vocab_size * 4 * 3 + config.vocab_size * config.d_model * (4 + 2 * size)
+    update = 0
+    if recipe.optimizer.kind == "muon":
+        # all matrices of one shape at once: direction, orthogonal so far, next, and their products
+        stack = config.n_layers * config.d_model * max((2 if f.gated else 1) * f.d_ff, 4 * inner)
+        update = stack * (4 + 4 * size)
     if shards > 1:
         weights = weights // shards + 2 * size * parameters // max(1, config.n_layers)
-    return StepMemory(weights, length * (kept + 2 * config.d_model * 4), logits)
+    return StepMemory(weights, length * (kept + 2 * config.d_model * 4), logits, update)
 
 
-def rows_that_fit(recipe: Recipe, config: Config, compute: torch.dtype, free: int, wanted: int, world: int = 1) -> int:
+def _native(recipe: Recipe, config: Config, size: int, threads: int) -> StepMemory:
+    """Of the native step: the weights packed for both directions, a store with an upper bound, a block a thread."""
+    parameters = count(config).parameters
+    weights = (4 + 4 + 8 + 2 * size) * parameters + (2 * 2 * parameters if size == 2 else 0)
+    a, f = config.attention, config.feed_forward
+    inner, shared = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
+    wide = (2 if f.gated else 1) * f.d_ff
+    length, outs = recipe.model.context, inner + 2 * shared
+    a_layer = (outs + config.d_model) + (config.d_model + inner) + (wide + config.d_model) + (config.d_model + f.d_ff)
+    stored = config.d_model * 4 + (config.n_layers * a_layer + config.vocab_size + config.d_model) * size
+    block = max(NATIVE_BLOCK, length)
+    kept = 2 * config.d_model * 4 + (outs + 2 * f.d_ff + (a.n_heads * length if length <= 128 else 0)) * size
+    room = threads * block * (config.n_layers * kept + config.vocab_size * (4 + size))
+    return StepMemory(weights, length * stored, room, most=max(NATIVE_STORE, 4 * block * stored))
+
+
+def rows_that_fit(
+    recipe: Recipe, config: Config, compute: torch.dtype, free: int, wanted: int, world: int = 1, native: bool = False
+) -> int:
     """Rows at once within the recipe's share of the free memory, at most `wanted`.
 
     Raises:
         MemoryLimitError: when not even one row fits.
     """
-    need = estimate(recipe, config, compute, world if recipe.loop.shard == "full" else 1)
+    need = estimate(recipe, config, compute, world if recipe.loop.shard == "full" else 1, native)
     budget = int(free * recipe.loop.memory)
     if need.total(1) > budget:
         raise MemoryLimitError(
@@ -74,4 +131,4 @@ def rows_that_fit(recipe: Recipe, config: Config, compute: torch.dtype, free: in
             f"optimiser, and {budget / 1e9:.1f} GB may be used (memory={recipe.loop.memory} of {free / 1e9:.1f} GB "
             "free); take a smaller model or context, or set recompute=true."
         )
-    return max(1, min(wanted, (budget - need.weights - need.logits) // max(1, need.row)))
+    return need.rows(budget, wanted)

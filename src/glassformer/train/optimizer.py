@@ -79,6 +79,18 @@ class MuonAdamW:
         self.adamw = adamw([(part.kind, part.value) for part in self.rest], spec)
         for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
             group["params"][0].grad = part.grad
+        # at once: made in the first step they would lie in holes between activations, which then find none again
+        self._begin(0)
+
+    def _begin(self, steps: int) -> None:
+        """AdamW's state after `steps` steps, its numbers still zero."""
+        for part, group in zip(self.rest, self.adamw.param_groups, strict=False):
+            parameter = group["params"][0]
+            self.adamw.state[parameter] = {
+                "step": torch.tensor(float(steps), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(part.value),
+                "exp_avg_sq": torch.zeros_like(part.value),
+            }
 
     @torch.no_grad()
     def step(self, rate: float, momentum: float) -> None:
@@ -101,8 +113,7 @@ class MuonAdamW:
         for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
             state = self.adamw.state[group["params"][0]]
             for key in ("exp_avg", "exp_avg_sq"):
-                whole = state[key] if state else torch.zeros_like(part.value)
-                tensors.update({f"adamw.{key}.{name}": view for name, view in part.split(whole).items()})
+                tensors.update({f"adamw.{key}.{name}": view for name, view in part.split(state[key]).items()})
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
@@ -111,13 +122,7 @@ class MuonAdamW:
         Raises:
             CheckpointError: when a tensor is absent or has another shape.
         """
-        for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
-            parameter = group["params"][0]
-            self.adamw.state[parameter] = {
-                "step": torch.tensor(float(steps), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(part.value),
-                "exp_avg_sq": torch.zeros_like(part.value),
-            }
+        self._begin(steps)
         for name, target in self.state().items():
             if name not in tensors or tensors[name].shape != target.shape:
                 raise CheckpointError(f"The checkpoint lacks {name} with shape {tuple(target.shape)}.")

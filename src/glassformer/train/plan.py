@@ -127,12 +127,14 @@ def plan(
     device = machine.pick_device(recipe.loop.device)
     compute = machine.pick_precision(recipe.loop.precision, device)
     free = machine.free_memory(device)
-    need = memory.estimate(recipe, config, compute)
     counted = count(config, min(recipe.model.context, config.context))
     remark, seconds, speed = "", None, None
     by, engine = _engine(recipe, config, compute, device)
+    need = memory.estimate(recipe, config, compute, native=by)
     try:
-        rows = recipe.loop.micro_batch or memory.rows_that_fit(recipe, config, compute, free, recipe.schedule.batch)
+        rows = recipe.loop.micro_batch or memory.rows_that_fit(
+            recipe, config, compute, free, recipe.schedule.batch, native=by
+        )
         speed = _measure(recipe, config, rows, device, compute, by)
         seconds = schedule.total_tokens(recipe) / speed
     except GlassformerError as error:

@@ -169,8 +169,10 @@ def assemble(
     if not recipe.exports:
         journal.write("note", 0, text="No other library can load this design: the model stays in Glassformer's layout.")
     transformer = _transformer(config, recipe, start).to(device)
+    start = None  # its tensors are in memory as well
     engine, engine_reason, compiled = _engine(transformer, recipe, compute, ranks, device, journal, before)
-    micro = _micro_batch(recipe, config, compute, device, ranks, before)
+    by_native = not engine.sharded and engine.native is not None
+    micro = _micro_batch(recipe, config, compute, device, ranks, before, by_native)
     facts = {
         "builds": machine.builds(device),
         "compute": str(compute).removeprefix("torch."),
@@ -331,6 +333,7 @@ def _micro_batch(
     device: torch.device,
     ranks: Processes,
     before: Mapping[str, Any],
+    by_native: bool,
 ) -> int:
     """Rows at once: the recipe's, the resumed run's, or as many as fit."""
     if recipe.loop.micro_batch:
@@ -339,7 +342,7 @@ def _micro_batch(
         return int(before["micro_batch"])
     rows = max([recipe.schedule.batch, *(value for _, value in recipe.schedule.batch_stages)])
     share = -(-rows // ranks.world)
-    fits = memory.rows_that_fit(recipe, config, compute, machine.free_memory(device), share, ranks.world)
+    fits = memory.rows_that_fit(recipe, config, compute, machine.free_memory(device), share, ranks.world, by_native)
     fits = int(-ranks.max(-float(fits)))
     # the same number of passes with even shares
     return -(-share // -(-share // fits))
