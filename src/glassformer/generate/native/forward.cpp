@@ -84,6 +84,8 @@ Model* gf_create(const Shape* shape, const Parts* parts, const Layer* layers) {
     m->parts = *parts;
     m->layers.assign(layers, layers + shape->n_layers);
     const Shape& s = m->s;
+    m->plain = !s.parallel;
+    for (const Layer& layer : m->layers) m->plain = m->plain && !layer.ln1_post.weight && !layer.ln2_post.weight;
     m->width = (int)round_up(s.d_head, 16);
     size_t cache = (size_t)s.n_layers * s.slots * s.n_kv_heads * m->head_size();
     m->keys = calloc(cache, m->element());
@@ -121,8 +123,7 @@ int gf_forward(Model* m, int count, const int32_t* tokens, const int32_t* slots,
     Run run{*m, count, tokens, slots, positions, n_out, out_rows, logits, {}};
     Pool& pool = team(threads);
     run.make_groups(pool.size());
-    if (!m->phases || m->phases->threads() != pool.size()) m->phases = std::make_unique<Phases>(s.n_layers * 12 + 8, pool.size());
-    m->phases->reset();
+    if (!m->prepare(pool.size())) return 4;
     pool.run([&] { Walk(run, Pool::me()).go(); });
     return 0;
 }

@@ -79,6 +79,23 @@ struct Model {
     Buffer<float> residual, query, key, value, part;
     float* partials = nullptr;  // (row, head, span, width + 16) of rows whose spans are shared out; also calloc
     std::unique_ptr<Phases> phases;
+    std::vector<RowBuffers> own;  // of each thread: normed rows of the residual stream, when there are few
+    bool plain = true;            // a block's parts read the stream as the last part left it, and add to it as they are
+
+    // One pass's phases and buffers for so many threads; false when there is no memory.
+    bool prepare(int threads) {
+        if (!phases || phases->threads() != threads) {
+            phases = std::make_unique<Phases>(s.n_layers * 12 + 8, threads);
+            own.clear();
+        }
+        while ((int)own.size() < threads) {
+            RowBuffers rows;
+            if (!rows.make(TOGETHER, s.d_model)) return false;
+            own.push_back(std::move(rows));
+        }
+        phases->reset();
+        return true;
+    }
 
     ~Model() {
         free(keys);

@@ -52,32 +52,35 @@ class Soon {
 class Phases {
    public:
     Phases(int phases, int threads)
-        : count_(phases), threads_(threads), lines_((threads + 8) / 8), words_(new Line[(size_t)phases * lines_]) {}
+        : threads_(threads), lines_((phases + 7) / 8), words_(new Line[(size_t)(threads + 1) * lines_]) {}
 
     int threads() const { return threads_; }
 
     // All phases anew; by one thread, before the others come.
     void reset() {
-        for (int i = 0; i < count_ * lines_; i++)
+        for (int i = 0; i < (threads_ + 1) * lines_; i++)
             for (auto& word : words_[i].words) word.store(0, std::memory_order_relaxed);
     }
 
     // The first of thread `who`'s pieces of n.
     int first(int n, int who) const { return (int)(((int64_t)n * who + threads_ - 1) / threads_); }
 
+    bool over(int phase, int n) const { return word(threads_, phase).load(std::memory_order_acquire) >= (uint64_t)n; }
+
     // Lets thread `me` do its part of a phase of n pieces, taken up to `grab` at a time, and wait for the others'.
     template <class F>
     void share(int phase, int n, int grab, int me, Soon& soon, F work) {
-        Line* at = &words_[(size_t)phase * lines_];
-        std::atomic<uint64_t>& done = at->words[0];
-        if (done.load(std::memory_order_acquire) >= (uint64_t)n) return;
+        if (over(phase, n)) return;
+        std::atomic<uint64_t>& done = word(threads_, phase);
+        int mine = 0;
         for (int k = 0; k < threads_; k++) {
             int who = (me + k) % threads_, from, to;
-            while (take(at[(who + 1) / 8].words[(who + 1) % 8], first(n, who), first(n, who + 1), grab, k > 0, from, to)) {
+            while (take(word(who, phase), first(n, who), first(n, who + 1), grab, k > 0, from, to)) {
                 for (int i = from; i < to; i++) work(i);
-                done.fetch_add(to - from, std::memory_order_acq_rel);
+                mine += to - from;
             }
         }
+        if (mine) done.fetch_add(mine, std::memory_order_acq_rel);
         for (int spins = 0; done.load(std::memory_order_acquire) < (uint64_t)n;)
             if (!soon.ask()) Pool::pause(spins++);
     }
@@ -86,6 +89,10 @@ class Phases {
     struct alignas(64) Line {
         std::atomic<uint64_t> words[8];
     };
+
+    // What thread `who` has of a phase, or, for the number after the last, how many pieces are done. A thread's words
+    // lie in lines of their own: taking from its own range, it waits for nobody.
+    std::atomic<uint64_t>& word(int who, int phase) const { return words_[(size_t)who * lines_ + phase / 8].words[phase % 8]; }
 
     // From the front of a range, or, of another's, from its back. `taken` counts both, 32 bits each.
     static bool take(std::atomic<uint64_t>& taken, int low, int high, int grab, bool back, int& from, int& to) {
@@ -99,6 +106,6 @@ class Phases {
         }
     }
 
-    int count_, threads_, lines_;
+    int threads_, lines_;  // lines of one thread's words
     std::unique_ptr<Line[]> words_;
 };

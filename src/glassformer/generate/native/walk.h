@@ -77,10 +77,12 @@ struct Walk {
     Tiles tiles;
     int spans = 0;   // of the longest row
     bool split;      // few rows of long sequences: their spans are pieces of work of their own
+    bool alone;      // few rows: every thread norms them for itself, which is quicker than waiting for each other's
 
     Walk(Run& r, int thread) : run(r), me(thread), s(r.m.s), m(r.m), tiles(r.count >= TILES_FROM) {
         for (int i = 0; i < run.count; i++) spans = run.positions[i] / SPAN >= spans ? run.positions[i] / SPAN + 1 : spans;
         split = spans > 1 && run.count <= SPLIT_ROWS;
+        alone = m.plain && run.count <= TOGETHER;
     }
 
     template <class F>
@@ -157,14 +159,24 @@ struct Walk {
         }
     }
 
-    void before_attention(const Layer& layer, int row) {
-        bool quantise = layer.q.rounds() || layer.k.rounds() || layer.v.rounds();
-        norm_into(layer.ln1, residual(row), m.attention_in, row, quantise);
-        if (s.parallel) before_feed(layer, row);
+    void before_attention(const Layer& layer, const RowBuffers& to, int row) {
+        norm_into(layer.ln1, residual(row), to, row, layer.q.rounds() || layer.k.rounds() || layer.v.rounds());
     }
 
-    void before_feed(const Layer& layer, int row) {
-        norm_into(layer.ln2, residual(row), m.feed_in, row, layer.up.rounds() || layer.gate.rounds());
+    void before_feed(const Layer& layer, const RowBuffers& to, int row) {
+        norm_into(layer.ln2, residual(row), to, row, layer.up.rounds() || layer.gate.rounds());
+    }
+
+    // The rows that the next phase, of n pieces, reads: this thread's own, made now by work(buffers, row), or those
+    // that the threads have made together. The stream does not change before the phase is over; who comes when it
+    // is, makes nothing, and who is overtaken while making them finds no piece left to use them for.
+    template <class F>
+    const Rows& input(const RowBuffers& shared, int n, F work) {
+        if (!alone) return shared.rows;
+        const RowBuffers& to = m.own[me];
+        if (!m.phases->over(phase, n))
+            for (int r = 0; r < run.count; r++) work(to, r);
+        return to.rows;
     }
 
     void add_normed(const NormWeights& w, int row) {
@@ -274,7 +286,9 @@ struct Walk {
         const Matrix* qkv[3] = {&layer.q, &layer.k, &layer.v};
         float* to[3] = {m.query.get(), m.key.get(), m.value.get()};
         expect(layer.o);
-        products(qkv, 3, m.attention_in.rows, run.count, [&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
+        const Rows& in = input(m.attention_in, layer.q.units() + layer.k.units() + layer.v.units(),
+                               [&](const RowBuffers& to, int r) { before_attention(layer, to, r); });
+        products(qkv, 3, in, run.count, [&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
             size_t width = round_up(qkv[which]->rows, UNIT);
             for (int c = 0; c < rows; c++) memcpy(to[which] + (first + c) * width + unit * UNIT, y[c], sizeof y[c]);
         });
@@ -319,11 +333,12 @@ struct Walk {
     void feed_forward(const Layer& layer, const Layer* next) {
         const int units = layer.up.units();
         expect(layer.down);
+        const Rows& in = input(m.feed_in, units, [&](const RowBuffers& to, int r) { before_feed(layer, to, r); });
         share(units, grab(layer.up, units), [&](int unit) {
             static thread_local std::vector<float> gates;  // (row, UNIT)
             if (layer.gate.data) {
                 gates.resize((size_t)run.count * UNIT);
-                unit_products(tiles, layer.gate, unit, m.feed_in.rows, run.count, [&](int first, int rows, float(*y)[UNIT]) {
+                unit_products(tiles, layer.gate, unit, in, run.count, [&](int first, int rows, float(*y)[UNIT]) {
                     memcpy(&gates[(size_t)first * UNIT], y, rows * sizeof *y);
                 });
             }
@@ -331,7 +346,7 @@ struct Walk {
             const Rows& to = m.hidden.rows;
             const int from = unit * UNIT, n = s.d_ff - from < UNIT ? s.d_ff - from : UNIT;
             const bool rounds = layer.down.rounds();  // then 32 outputs are one block of what follows
-            unit_products(tiles, layer.up, unit, m.feed_in.rows, run.count, [&](int first, int rows, float(*y)[UNIT]) {
+            unit_products(tiles, layer.up, unit, in, run.count, [&](int first, int rows, float(*y)[UNIT]) {
                 for (int c = 0; c < rows; c++) {
                     for (int i = 0; i < UNIT; i += 16) {
                         F16 u = load<F16>(y[c] + i);
@@ -352,25 +367,32 @@ struct Walk {
         });
     }
 
+    // What has to be ready before a block, and between its two parts, unless each thread makes it for itself.
+    void before_block(const Layer& layer, int row) {
+        if (alone) return;
+        before_attention(layer, m.attention_in, row);
+        if (s.parallel) before_feed(layer, m.feed_in, row);
+    }
+
     void go() {
         expect(m.layers[0]);
         each_row(run.count, [&](int r) {
             embed(r);
-            before_attention(m.layers[0], r);
+            before_block(m.layers[0], r);
         });
         for (int i = 0; i < s.n_layers; i++) {
             const Layer& layer = m.layers[i];
             attention(layer, i);
-            if (!s.parallel)
+            if (!s.parallel && !alone)
                 each_row(run.count, [&](int r) {
                     if (layer.ln1_post.weight) add_normed(layer.ln1_post, r);
-                    before_feed(layer, r);
+                    before_feed(layer, m.feed_in, r);
                 });
             feed_forward(layer, i + 1 < s.n_layers ? &m.layers[i + 1] : nullptr);
-            if (i + 1 < s.n_layers)
+            if (i + 1 < s.n_layers && !alone)
                 each_row(run.count, [&](int r) {
                     if (layer.ln2_post.weight) add_normed(layer.ln2_post, r);
-                    before_attention(m.layers[i + 1], r);
+                    before_block(m.layers[i + 1], r);
                 });
         }
         each_row(run.n_out, [&](int i) {
