@@ -130,6 +130,28 @@ def test_draws_follow_the_distribution():
     assert chi2 < 13.8  # 99.9 % of 2 degrees of freedom
 
 
+@pytest.mark.parametrize("vocab", [1, 5, 255, 256, 257, 1000, 1024])
+@pytest.mark.parametrize("temperature", [1e-40, 0.01, 0.7, 3.0])
+def test_drawing_from_a_whole_vocabulary_is_drawing_from_its_distribution(vocab, temperature):
+    """The same numbers give the same tokens as inverting the whole cumulative sum in float64."""
+    logits = 4 * torch.randn(vocab, generator=torch.Generator().manual_seed(vocab))
+    logits[vocab // 2 + 1 :: 3] = -torch.inf
+    sampling = Sampling(temperature=temperature)
+    p = probabilities(logits, sampling)
+    one, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    drawn = [choose(logits, sampling, one) for _ in range(300)]
+    assert drawn == [draw(p, other) for _ in range(300)]
+    assert len(set(drawn)) > 1 or temperature < 0.7 or vocab == 1
+
+
+def test_a_number_at_the_very_end_draws_the_last_token_that_can_be_drawn(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda n, dtype, generator: torch.ones(n, dtype=dtype))
+    for vocab in (4, 256, 300, 512):
+        logits = torch.zeros(vocab)
+        logits[-2:] = -torch.inf
+        assert choose(logits, Sampling(), torch.Generator()) == vocab - 3
+
+
 def test_seeds_reproduce_and_differ():
     logits = torch.randn(1000, generator=torch.Generator().manual_seed(0))
 

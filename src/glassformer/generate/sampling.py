@@ -18,6 +18,8 @@ from glassformer.errors import UsageError
 # Candidates looked at first where only the likeliest matter; sorting a whole vocabulary takes as long as a token.
 _FIRST = 512
 _LARGEST = torch.finfo(torch.float32).max
+_STRETCH = 256  # tokens whose probabilities are summed together before one is drawn
+_COLDEST = 1e-30  # temperatures below are drawn with in float64: float32 cannot divide by them
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0
+
+    @property
+    def unfiltered(self) -> bool:
+        """Whether every token may be drawn."""
+        return self.top_k == 0 and self.top_p == 1 and self.min_p == 0
 
     @property
     def plain(self) -> bool:
@@ -131,7 +138,7 @@ def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         return best, torch.ones(1, dtype=torch.float64)
     scores = logits.double()
     scaled = (scores - scores.max()) / sampling.temperature  # the largest is 0 however low the temperature
-    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+    if sampling.unfiltered:
         return torch.arange(len(scaled)), scaled.softmax(0)
     count = len(scaled) if sampling.top_k == 0 else min(sampling.top_k, len(scaled))
     total = None if sampling.top_k else scaled.logsumexp(0)
@@ -175,16 +182,39 @@ def draw(p: Tensor, generator: torch.Generator) -> int:
     total = p.double().cumsum(0)
     u = torch.rand(1, dtype=torch.float64, generator=generator) * total[-1]
     at = int(torch.searchsorted(total, u, right=True))
-    # Rounding can put u at the very end: the last index that can be drawn at all.
-    return min(at, int(p.nonzero()[-1]))
+    # Rounding can put u at the very end: then the last index that can be drawn at all.
+    return at if at < len(p) else int(p.nonzero()[-1])
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """A token for adjusted logits (vocab,)."""
     if sampling.greedy:
         return int(logits.argmax())
+    if sampling.unfiltered and sampling.temperature > _COLDEST:
+        return _draw_any(logits, sampling.temperature, generator)
     ids, p = kept(logits, sampling)
     return int(ids[draw(p, generator)])
+
+
+def _draw_any(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    """`draw` from all of a vocabulary, whose cumulative sum is only made where the number falls: a tenth of the time.
+
+    Weights and their sums over a stretch are float32's, what is summed of those float64's.
+    """
+    scores = logits.float()
+    weights = (scores - scores.max()).div_(temperature).exp_()
+    whole = len(weights) // _STRETCH * _STRETCH
+    sums = [weights[:whole].view(-1, _STRETCH).sum(1), weights[whole:].sum(0, True)]
+    reached = torch.cat(sums).double().cumsum(0)
+    u = float(torch.rand(1, dtype=torch.float64, generator=generator) * reached[-1])
+    stretch = min(int(torch.searchsorted(reached, u, right=True)), len(reached) - 1)
+    start = stretch * _STRETCH
+    within = weights[start : start + _STRETCH].double()
+    left = u - (float(reached[stretch - 1]) if stretch else 0.0)
+    at = int(torch.searchsorted(within.cumsum(0), left, right=True))
+    if at < len(within):
+        return start + at
+    return int(weights[: start + _STRETCH].nonzero()[-1])  # the end of a stretch, by rounding
 
 
 @dataclass(frozen=True)
@@ -197,10 +227,13 @@ class TokenLogprob:
 
 def logprobs(logits: Tensor, chosen: int, top: int = 0) -> tuple[TokenLogprob, tuple[TokenLogprob, ...]]:
     """The chosen token's log-probability and those of the `top` likeliest, from the model's own logits (vocab,)."""
-    scores = logits.double()
-    total = scores.logsumexp(0)
-    mine = TokenLogprob(chosen, float(scores[chosen] - total))
+    most = logits.max()
+    # Exponentials in float32, which are right to its last digit where they count, and their sum in float64.
+    total = most.double() + (logits.float() - most).exp_().sum(dtype=torch.float64).log()
+    mine = TokenLogprob(chosen, float(logits[chosen].double() - total))
     if top < 1:
         return mine, ()
-    values, ids = _likeliest(scores, min(top, len(scores)))
-    return mine, tuple(TokenLogprob(i, v) for i, v in zip(ids.tolist(), (values - total).tolist(), strict=True))
+    values, ids = _likeliest(logits, min(top, len(logits)))
+    return mine, tuple(
+        TokenLogprob(i, v) for i, v in zip(ids.tolist(), (values.double() - total).tolist(), strict=True)
+    )
