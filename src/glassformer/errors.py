@@ -16,6 +16,8 @@ The command line prints the message and exits with the class's ``exit_code``; a 
     ├── ShapeError                            tensors or positions that do not fit the model
     ├── MemoryLimitError                      work refused because the arithmetic says it will not fit
     ├── DataError                             training data that is missing or unusable
+    │   ├── EmptyDataError                    data without any text
+    │   └── TooFewDocumentsError              too few to hold whole ones out
     ├── TrainError                            a training run that cannot go on
     └── ServerError                           a server that cannot start or was asked the impossible
 """
@@ -80,6 +82,14 @@ class MemoryLimitError(GlassformerError):
 
 class DataError(GlassformerError):
     """Training data that is missing or unusable."""
+
+
+class EmptyDataError(DataError):
+    """Data without any text."""
+
+
+class TooFewDocumentsError(DataError):
+    """Whole documents cannot be held out: nothing would be left, or nothing held out."""
 
 
 class TrainError(GlassformerError):

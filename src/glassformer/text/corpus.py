@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glassformer.errors import DataError
+from glassformer.errors import DataError, EmptyDataError, TooFewDocumentsError
 from glassformer.text.encoding import Encoder, token_dtype
 from glassformer.text.inputs import FileSource, HubSource, Report, Source, Spec, expand
 from glassformer.text.readers import LONGEST, PIECE, Piece, ProgressCallback, cut_everywhere, hub_version, read
@@ -384,9 +384,9 @@ def _refuse_nothing(entries: dict[str, dict[str, Any]], settings: dict[str, Any]
     tokens = {name: entry["tokens"] for name, entry in entries.items()}
     if not sum(tokens.values()):
         why = " ".join(report.sentences()) or "There were no documents."
-        raise DataError(f"There is nothing to learn from in this data. {why}")
+        raise EmptyDataError(f"There is nothing to learn from in this data. {why}")
     if settings["held_out"] == "document" and settings["fraction"] > 0 and not all(tokens.values()):
-        raise DataError(
+        raise TooFewDocumentsError(
             f"Holding out {settings['fraction']:g} of {report.documents} documents leaves one part empty; "
             "hold out by tail, or another fraction."
         )

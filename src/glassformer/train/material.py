@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glassformer.errors import DataError, UsageError
+from glassformer.errors import DataError, EmptyDataError, TooFewDocumentsError, UsageError
 from glassformer.text.corpus import Corpus, build_corpus
 from glassformer.train.journal import Journal
 from glassformer.train.recipe import Recipe
@@ -92,11 +92,11 @@ def corpus_for(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
     split = "document" if chat else "tail" if one else recipe.data.split
     try:
         corpus = build(split)
-    except DataError as error:
-        if spec == ["-"] and str(error).startswith("There is nothing"):
-            raise DataError("Nothing came from standard input; pipe the text in, also to resume a run of it.") from None
-        if split == "tail" or not str(error).startswith("Holding out"):
+    except EmptyDataError:
+        if spec != ["-"]:
             raise
+        raise DataError("Nothing came from standard input; pipe the text in, also to resume a run of it.") from None
+    except TooFewDocumentsError:
         if chat:
             raise DataError(
                 f"There are too few conversations to hold out {recipe.data.held_out:g} of them; give more (jsonl data "
