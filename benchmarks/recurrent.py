@@ -35,7 +35,7 @@ def gru(config: Any) -> Any:
                 if name == "unembed.weight":
                     nn.init.zeros_(p)
 
-        def hidden(self, tokens: torch.Tensor, run_block: Any = None) -> torch.Tensor:
+        def hidden(self, tokens: torch.Tensor, tap: Any = None, run_block: Any = None) -> torch.Tensor:
             return self.recurrence(self.embed(tokens))[0]
 
         @property
