@@ -143,7 +143,7 @@ def main() -> None:
         options,
         f"Logits at every position of one text, ours in float32 against llama-cpp-python {version}: F32 files against "
         "the model that was exported, F16 files against what we read from the same file. The column before the last: "
-        "how far llama.cpp's answer from the F16 file lies from its own answer when the file's very numbers are written "
+        "how far llama.cpp's answer from the F16 file lies from its own answer when the file's own numbers are written "
         "as F32, and how far ours does: its products with F16 weights are what differs, not the file.",
     )
 
