@@ -274,7 +274,7 @@ GF_INLINE void add_blocks(const uint8_t* q, const uint8_t* s, const int8_t* x, s
     }
 }
 
-// More rows than AT_ONCE: one panel after the other, so that the weights are read and unpacked once for all rows.
+// As many rows as share a reading, or nearly: one panel after the other, so that the weights are unpacked once for all.
 template <int FORMAT, int C>
 static void product_panel(const uint8_t* panel, int cols, const Rows& rows, int first, float (*out)[UNIT], int lane) {
     constexpr size_t quants = quant_bytes(FORMAT), width = scale_bytes(FORMAT);
@@ -294,15 +294,19 @@ static void product_panel(const uint8_t* panel, int cols, const Rows& rows, int 
     for (int c = 0; c < C; c++) store(out[c] + lane, y[c]);
 }
 
-// Up to AT_ONCE rows: both panels at once, so that each activation is fetched once for 32 outputs.
+// Up to AT_ONCE rows: both panels at once, so that each activation is fetched once for 32 outputs. One row
+// fewer than TOGETHER is computed as TOGETHER rows (`Rows` and `out` have the room): that spares compiling it apart.
 template <int FORMAT, int C>
 static void product_quant(const uint8_t* unit, int cols, const Rows& rows, int first, float (*out)[UNIT]) {
     constexpr size_t quants = quant_bytes(FORMAT), width = scale_bytes(FORMAT);
     const int blocks = cols / BLOCK;
     const size_t bytes = panel_bytes(FORMAT, cols);
-    if constexpr (C > AT_ONCE) {
-        product_panel<FORMAT, C>(unit, cols, rows, first, out, 0);
-        product_panel<FORMAT, C>(unit + bytes, cols, rows, first, out, 16);
+    if constexpr (C + 1 >= TOGETHER) {
+        product_panel<FORMAT, TOGETHER>(unit, cols, rows, first, out, 0);
+        product_panel<FORMAT, TOGETHER>(unit + bytes, cols, rows, first, out, 16);
+    } else if constexpr (C > AT_ONCE) {
+        product_quant<FORMAT, AT_ONCE>(unit, cols, rows, first, out);
+        product_quant<FORMAT, C - AT_ONCE>(unit, cols, rows, first + AT_ONCE, out + AT_ONCE);
     } else {
         const size_t stride = rows.stride, row_blocks = rows.blocks();
         const uint8_t *q = unit, *s = unit + blocks * quants;
