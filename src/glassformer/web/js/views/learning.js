@@ -101,7 +101,7 @@ export function mount(element, source, state) {
     const told = /** @type {[string, string][]} */ (Object.entries(next ?? {}).map(([prompt, found]) => [`after “${prompt}”`, found.map((/** @type {any} */ f) => `${shown(f[0])} ${percent(f[1])}`).join("  ")]));
     for (const kind of Object.keys(heads ?? {})) told.push([`most ${kind}`, best(kind, heads, d.probes)]);
     const rows = [...told, ...flat(rest)];
-    return h("div", {}, h("h3", {}, `Probes at step ${step}`), h("table", { class: "plain small" }, h("tbody", {}, rows.slice(0, 24).map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "num" }, typeof value === "number" ? number(value) : String(value)))))));
+    return h("div", {}, h("h3", {}, `Probes at step ${step}`), h("table", { class: "plain small" }, h("tbody", {}, rows.slice(0, 24).map(([name, value]) => h("tr", typeof value === "number" ? {} : { class: "told" }, h("th", { scope: "row" }, name), h("td", { class: "num" }, typeof value === "number" ? number(value) : String(value)))))));
   }
 }
 
