@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glassformer.errors import CheckpointError, ShapeError, UsageError
+from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError, UsageError
 from glassformer.generate import native
 from glassformer.generate.fast import FastModel, Packed
 from glassformer.generate.quantize import BLOCK, Weight, dequantise, quantise, stored, weight
@@ -430,6 +431,13 @@ def test_what_does_not_fit_is_refused():
     del weights["blocks.1.mlp.up.weight"]
     with pytest.raises(CheckpointError, match=r"lacks 'blocks.1.mlp.up.weight'"):
         FastModel(WIDE, weights)
+
+
+def test_no_memory_for_a_pass_is_said(monkeypatch):
+    fast = FastModel.from_transformer(random_transformer(WIDE), lib=lib_of("best"))
+    monkeypatch.setattr(fast, "_lib", SimpleNamespace(gf_forward=lambda *given: 4))
+    with pytest.raises(MemoryLimitError, match="no memory for this model's buffers"):
+        fast.prefill([1, 2, 3])
 
 
 def test_bytes_read_count_weights_and_cache():

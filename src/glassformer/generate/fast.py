@@ -36,6 +36,8 @@ _ACTIVATION = {name: i for i, name in enumerate(ACTIVATIONS)}
 _WIDEST_HEAD = 512
 # The cache's capacity is a multiple of the positions that the score kernel takes at a time.
 BLOCKED = 32
+# What `gf_forward` returns when its buffers cannot be had.
+_NO_MEMORY = 4
 
 
 class FastModel:
@@ -294,6 +296,8 @@ class FastModel:
         result = self._lib.gf_forward(
             self._handle, len(tokens), ids, rows, places, len(out), wanted, logits.data_ptr(), threads
         )
+        if result == _NO_MEMORY:
+            raise MemoryLimitError("There is no memory for this model's buffers; free some, or set fewer threads.")
         if result:
             raise ShapeError(
                 f"The tokens do not fit: ids must be below {self.config.vocab_size} and slots below {self.slots}."

@@ -350,15 +350,19 @@ def _field_for(column: str) -> str | None:
     return None if column == "messages" else column
 
 
+def _known_column(name: str, names: list[str], text_field: str | None) -> str | None:
+    """The column that was asked for, or one of a name that says enough; None to look at what the columns hold."""
+    if text_field is None:
+        return next((wanted for wanted in ("messages", *TEXT_FIELDS) if wanted in names), None)
+    if text_field in names:
+        return text_field
+    raise DataError(f"{name} has no column {text_field!r}; it has {', '.join(names)}." + near(text_field, names))
+
+
 def _column(name: str, schema: Any, text_field: str | None) -> str:
     names = list(schema.names)
-    if text_field is not None:
-        if text_field in names:
-            return text_field
-        raise DataError(f"{name} has no column {text_field!r}; it has {', '.join(names)}." + near(text_field, names))
-    for wanted in ("messages", *TEXT_FIELDS):
-        if wanted in names:
-            return wanted
+    if (known := _known_column(name, names, text_field)) is not None:
+        return known
     import pyarrow.types as types
 
     strings = [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
@@ -393,13 +397,8 @@ def _hub_rows(source: HubSource, report: Report, text_field: str | None) -> Iter
 
 def _column_of_rows(name: str, row: dict[str, Any], text_field: str | None) -> str:
     """The column of a set that is read, by its first row: streamed sets need not say their columns before."""
-    if text_field is not None:
-        if text_field in row:
-            return text_field
-        raise DataError(f"{name} has no column {text_field!r}; it has {', '.join(row)}." + near(text_field, row))
-    for wanted in ("messages", *TEXT_FIELDS):
-        if wanted in row:
-            return wanted
+    if (known := _known_column(name, list(row), text_field)) is not None:
+        return known
     strings = [column for column, value in row.items() if isinstance(value, str)]
     if len(strings) == 1:
         return strings[0]

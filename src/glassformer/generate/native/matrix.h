@@ -165,7 +165,7 @@ struct Rows {
     }
 };
 
-// Asks for what the same block of another unit holds, `FURTHER` bytes on.
+// Asks for what lies `FURTHER` bytes beyond the bytes of a unit from `at` on.
 GF_INLINE void ask_further(const uint8_t* unit, size_t at, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(unit + FURTHER + at + i, 0, 2);
 }
