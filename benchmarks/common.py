@@ -195,7 +195,7 @@ def report(name: str, title: str, body: str, options: argparse.Namespace, notes:
 
 def smollm2() -> Path:
     """The catalogue's SmolLM2 GGUF, fetched when it is not on this machine yet."""
-    from glassformer.checkpoint.sources import resolve
+    from glassformer.fetch.sources import resolve
 
     return resolve("smollm2").path
 

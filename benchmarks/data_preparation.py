@@ -31,7 +31,7 @@ def train(texts: list[str], size: int) -> Any:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,7 +63,7 @@ def as_tiktoken(tokenizer: Any, pattern: str = PATTERN) -> Any:
     """The same merges in tiktoken."""
     import tiktoken
 
-    from glassformer.text.tokenizer import byte_letters
+    from glassformer.tokenizer.tokenizer import byte_letters
 
     letters = byte_letters()
     ranks = {bytes([byte]): byte for byte in range(256)}
@@ -74,8 +74,8 @@ def as_tiktoken(tokenizer: Any, pattern: str = PATTERN) -> Any:
 
 def memory(folder: str, size: int) -> None:
     """In a process of its own: prepare `size` MB and print the peak of this process's own memory, in bytes."""
-    from glassformer.text.corpus import build_corpus
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.data.corpus import build_corpus
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     peak = 0
     over = threading.Event()
@@ -104,10 +104,10 @@ def main() -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"  # per core: everybody on one thread
     import numpy
 
-    from glassformer.text import twin
-    from glassformer.text.corpus import build_corpus, text_iterator
-    from glassformer.text.encoding import Encoder
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.data.corpus import build_corpus, text_iterator
+    from glassformer.tokenizer import tiktoken_encoder
+    from glassformer.tokenizer.encode import Encoder
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     code = sample(options.megabytes * 1_000_000)
     english = [
@@ -117,7 +117,7 @@ def main() -> None:
     ]
     texts = list(text_iterator(None))
     tokenizer = train(texts, options.vocab)
-    encoding, regrouped = as_tiktoken(tokenizer), as_tiktoken(tokenizer, twin.GPT2)
+    encoding, regrouped = as_tiktoken(tokenizer), as_tiktoken(tokenizer, tiktoken_encoder.GPT2)
     rows = []
     for name, spec in (("Python code", code), ("English", english)):
         if spec == []:

@@ -108,9 +108,9 @@ def _bandwidth(threads: int) -> float:
     """GB/s of a plain read of 512 MiB with all threads, the best of 20."""
     import ctypes
 
-    from glassformer.generate import native
+    from glassformer.kernels import infer_abi
 
-    lib, size = native.library(), 512 << 20
+    lib, size = infer_abi.library(), 512 << 20
     place = lib.gf_allocate(size)
     ctypes.memset(place, 1, size)
     quickest = min(lib.gf_read(place, size, threads) for _ in range(20))

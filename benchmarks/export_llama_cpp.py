@@ -41,7 +41,7 @@ def random_model(folder: Path) -> None:
 
     from glassformer.checkpoint import open_checkpoint, write_native
     from glassformer.model import Attention, Config, FeedForward, Norm, Position, Transformer
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     place = open_checkpoint(smollm2()).tokenizer_source
     assert place[0] == "gguf"

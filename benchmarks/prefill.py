@@ -19,7 +19,7 @@ def main() -> None:
     import torch
 
     import glassformer as gf
-    from glassformer.generate.fast import FastModel
+    from glassformer.generate.native_model import FastModel
 
     torch.set_num_threads(options.threads)
     model = gf.load("smollm2", device="cpu", dtype="float32")

@@ -40,9 +40,9 @@ print(json.dumps({"import": imported - start, "load": loaded - imported, "first"
 def main() -> None:
     options = arguments(__doc__, rounds=3).parse_args()
     gguf = str(smollm2())
-    from glassformer.generate import native
+    from glassformer.kernels import infer_abi
 
-    native.library()
+    infer_abi.library()
 
     def run(cache: str) -> dict:
         import time

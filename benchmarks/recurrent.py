@@ -53,7 +53,7 @@ def engine(model: Any, recipe: Any) -> Any:
     """The trainer's engine around any model that answers to `hidden` and `unembedding`; float32 for both."""
     import torch
 
-    from glassformer.train.engine import Engine
+    from glassformer.train.stepper import Engine
 
     return Engine(model, recipe, torch.float32)
 
@@ -75,13 +75,14 @@ def main() -> None:
     import torch
 
     from glassformer.model import Transformer
-    from glassformer.train import machine, schedule
+    from glassformer.system import hardware
+    from glassformer.train import schedule
     from glassformer.train.data import Order, Stream, held_out_batches
-    from glassformer.train.engine import initialise
     from glassformer.train.recipe import Recipe
+    from glassformer.train.stepper import initialise
 
     torch.set_num_threads(options.threads)
-    machine.keep_freed_memory()
+    hardware.keep_freed_memory()
     text = read_text(options.text)
     letters = {letter: i for i, letter in enumerate(sorted(set(text)))}
     ids = np.array([letters[c] for c in text], dtype=np.uint16)

@@ -18,15 +18,16 @@ FLOORS: list[set[str]] = [
     {"__main__"},
     {"cli"},
     {"serve", "notebook"},
-    {"studio"},
-    {"studio"},
+    {"views"},
     {"lm"},
     {"train"},
-    {"generate", "inspect"},
-    {"checkpoint", "text", "count"},
-    {"model"},
+    {"generate", "interp"},
+    {"predict", "checkpoint"},
+    {"fetch", "data", "count"},
+    {"model", "tokenizer"},
     {"kernels"},
-    {"errors", "places"},
+    {"system"},
+    {"errors"},
 ]
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -34,8 +35,8 @@ HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = [
     "glassformer",
     "glassformer.errors",
-    "glassformer.places",
-    "glassformer.kernels.build",
+    "glassformer.system.folders",
+    "glassformer.kernels.compile",
     "glassformer.count",
     "glassformer.model.config",
     "glassformer.model.sites",
@@ -46,7 +47,7 @@ LIGHT = [
 
 
 def room_of(module: str) -> str:
-    """ "glassformer.text.tokenizer" -> "text"; a public name -> the room that defines it; else ""."""
+    """ "glassformer.tokenizer.tokenizer" -> "text"; a public name -> the room that defines it; else ""."""
     name = module.split(".")[1] if "." in module else ""
     if name in glassformer._PUBLIC and "." in glassformer._PUBLIC[name]:
         return glassformer._PUBLIC[name].split(".")[1]

@@ -11,7 +11,7 @@ import pytest
 
 import glassformer
 from glassformer.errors import TextError, TokenizerError, UsageError
-from glassformer.generate.speculative import NgramLookup
+from glassformer.generate.drafting import NgramLookup
 from glassformer.lm import Model
 from tests.tiny import CONTEXT, VOCAB, tiny_directory
 

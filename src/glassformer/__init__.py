@@ -24,14 +24,14 @@ _PUBLIC: dict[str, str] = {
     "Model": "glassformer.lm",
     "load": "glassformer.lm",
     "train": "glassformer.train",
-    "ablate": "glassformer.inspect.edits",
-    "freeze": "glassformer.inspect.edits",
-    "knockout": "glassformer.inspect.edits",
-    "record": "glassformer.inspect.edits",
-    "replace": "glassformer.inspect.edits",
-    "steer": "glassformer.inspect.edits",
-    "tap": "glassformer.inspect.edits",
-    "Trace": "glassformer.inspect.trace",
+    "ablate": "glassformer.interp.edits",
+    "freeze": "glassformer.interp.edits",
+    "knockout": "glassformer.interp.edits",
+    "record": "glassformer.interp.edits",
+    "replace": "glassformer.interp.edits",
+    "steer": "glassformer.interp.edits",
+    "tap": "glassformer.interp.edits",
+    "Trace": "glassformer.interp.trace",
     "count": "glassformer.count",
     "Config": "glassformer.model.config",
     "GlassformerError": "glassformer.errors",
@@ -42,14 +42,14 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 if TYPE_CHECKING:
     from glassformer.count import count as count
     from glassformer.errors import GlassformerError as GlassformerError
-    from glassformer.inspect.edits import ablate as ablate
-    from glassformer.inspect.edits import freeze as freeze
-    from glassformer.inspect.edits import knockout as knockout
-    from glassformer.inspect.edits import record as record
-    from glassformer.inspect.edits import replace as replace
-    from glassformer.inspect.edits import steer as steer
-    from glassformer.inspect.edits import tap as tap
-    from glassformer.inspect.trace import Trace as Trace
+    from glassformer.interp.edits import ablate as ablate
+    from glassformer.interp.edits import freeze as freeze
+    from glassformer.interp.edits import knockout as knockout
+    from glassformer.interp.edits import record as record
+    from glassformer.interp.edits import replace as replace
+    from glassformer.interp.edits import steer as steer
+    from glassformer.interp.edits import tap as tap
+    from glassformer.interp.trace import Trace as Trace
     from glassformer.lm import Model as Model
     from glassformer.lm import load as load
     from glassformer.model.config import Config as Config

@@ -19,17 +19,17 @@ from glassformer.errors import ShapeError, TextError, UsageError
 from glassformer.model import Cache, Config, Transformer
 
 if TYPE_CHECKING:
-    from glassformer.generate.distribution import Distribution
-    from glassformer.generate.neighbours import Neighbours
-    from glassformer.generate.pieces import Engines, Piece
-    from glassformer.generate.speculative import Guesser
-    from glassformer.inspect.heads import Heads
-    from glassformer.inspect.meaning import Meaning
-    from glassformer.inspect.patching import Patching
-    from glassformer.inspect.taps import Bound
-    from glassformer.inspect.trace import Trace
+    from glassformer.generate.drafting import Guesser
+    from glassformer.generate.tokens import Engines, Piece
+    from glassformer.interp.heads import Heads
+    from glassformer.interp.meaning import Meaning
+    from glassformer.interp.patching import Patching
+    from glassformer.interp.taps import Bound
+    from glassformer.interp.trace import Trace
     from glassformer.model.sites import Tap
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.predict.distribution import Distribution
+    from glassformer.predict.neighbours import Neighbours
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 Progress = Callable[[int, int | None, str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -61,8 +61,8 @@ def load(
         SourceError, CheckpointError, TokenizerError, UsageError: one sentence each.
     """
     from glassformer.checkpoint import open_checkpoint
-    from glassformer.checkpoint.progress import shown
-    from glassformer.checkpoint.sources import resolve
+    from glassformer.fetch.sources import resolve
+    from glassformer.system.progress import shown
 
     place = _device(device)
     if dtype != "auto" and dtype not in DTYPES:
@@ -93,7 +93,7 @@ def _device(device: str) -> torch.device:
 
 
 def _tokenizer(checkpoint: Any) -> Tokenizer:
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     kind, where = checkpoint.tokenizer_source
     return Tokenizer.from_gguf(where) if kind == "gguf" else Tokenizer.from_directory(where)
@@ -183,8 +183,8 @@ class Model:
 
     def next(self, text: str | Sequence[int], bos: bool | None = None) -> Distribution:
         """The probability of every next token after a text, and of whole next words on request."""
-        from glassformer.generate.distribution import Distribution
-        from glassformer.text.prompt import remark
+        from glassformer.predict.distribution import Distribution
+        from glassformer.tokenizer.prompt import remark
 
         ids = self.ids(text, bos)
         if isinstance(text, str):
@@ -227,7 +227,7 @@ class Model:
         Raises:
             TextError, UsageError: no word, or options out of range.
         """
-        from glassformer.generate.neighbours import neighbours
+        from glassformer.predict.neighbours import neighbours
 
         if matrix not in ("embedding", "unembedding"):
             raise UsageError(f"The matrix is embedding or unembedding; {matrix!r} is neither.")
@@ -279,8 +279,8 @@ class Model:
             TextError: an empty text, or one that leaves no room for an answer.
             UsageError: an option out of its range.
         """
-        from glassformer.generate.pieces import pieces, request
-        from glassformer.text.prompt import remark
+        from glassformer.generate.tokens import pieces, request
+        from glassformer.tokenizer.prompt import remark
 
         ids = self.ids(text, bos)
         if isinstance(text, str):
@@ -326,7 +326,7 @@ class Model:
     def engines(self) -> Engines:
         """What computes this model's answers."""
         if not self._engines:
-            from glassformer.generate.pieces import Engines
+            from glassformer.generate.tokens import Engines
 
             self._engines.append(Engines(self.transformer, self.tokenizer, self.source))
         return self._engines[0]
@@ -342,7 +342,7 @@ class Model:
             TextError: for an empty text, unknown ids, or more tokens than the context.
             MemoryLimitError: when it would not fit, with the arithmetic.
         """
-        from glassformer.inspect.trace import Trace
+        from glassformer.interp.trace import Trace
 
         ids: Any
         if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], int)):
@@ -355,7 +355,7 @@ class Model:
 
     def heads(self, text: str | Sequence[int] | None = None, **options: Any) -> Heads:
         """What every attention head does, by definition, evidence and null; see `inspect.heads`."""
-        from glassformer.inspect.heads import head_scores
+        from glassformer.interp.heads import head_scores
 
         bos = self.tokenizer.bos_id if self.tokenizer.adds_bos else None
         trace = None if text is None else self.trace(text)
@@ -364,13 +364,13 @@ class Model:
 
     def meaning(self, word: str, texts: Sequence[str], **options: Any) -> Meaning:
         """One word's vector in several texts, layer by layer; see `inspect.meaning`."""
-        from glassformer.inspect.meaning import meaning
+        from glassformer.interp.meaning import meaning
 
         return meaning(word, [self.trace(text) for text in texts], **options)
 
     def patch(self, pairs: Sequence[tuple[str, str]], what: Any = "stream", **options: Any) -> Patching:
         """Which places carry what makes (clean, corrupted) prompts end differently; see `inspect.patching`."""
-        from glassformer.inspect.patching import patch
+        from glassformer.interp.patching import patch
 
         return patch([(self.trace(clean), self.trace(corrupted)) for clean, corrupted in pairs], what, **options)
 
@@ -395,7 +395,7 @@ class Model:
     def _tap(self) -> Bound | None:
         if not self.taps:
             return None
-        from glassformer.inspect.taps import compose
+        from glassformer.interp.taps import compose
 
         return compose(*self.taps, config=self.config)
 

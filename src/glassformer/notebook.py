@@ -13,10 +13,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import GlassformerError, UsageError
-from glassformer.studio import Studio, bundle, report
+from glassformer.views import Studio, bundle, report
 
 if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
+    from glassformer.interp.trace import Trace
     from glassformer.lm import Model
 
 # What a live widget shows; a room that a static view cannot hold is left out there.

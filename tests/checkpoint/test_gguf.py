@@ -20,7 +20,7 @@ from glassformer.checkpoint.keys import native_shapes
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model import Transformer
 from glassformer.model.config import Config
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.tokenizer.tokenizer import Tokenizer
 from tests.tiny import EVERY, VARIANTS, gap, reference_logits, tiny_directory, tiny_hf, tiny_tokens
 
 # Variants that no GGUF can hold, and the field that the refusal names.

@@ -16,7 +16,7 @@ from glassformer.checkpoint import open_checkpoint, read_config, write_hf
 from glassformer.checkpoint.families import FAMILIES
 from glassformer.errors import CheckpointError, UnsafeFileError, UnsupportedError
 from glassformer.model import Transformer
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.tokenizer.tokenizer import Tokenizer
 from tests.tiny import gap, reference_logits, tiny_directory, tiny_hf, tiny_tokens
 
 

@@ -82,7 +82,7 @@ def test_written_as_gguf_it_is_the_same_file_to_read(checkpoint: Any, smollm2: A
         if expected.ndim == 2:
             expected = expected.astype(np.float16).astype(np.float32)
         assert np.array_equal(again[key].values(), expected), key
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     kind, fields = open_checkpoint(file, cache=tmp_path, dtype="float16").tokenizer_source
     assert kind == "gguf"

@@ -112,11 +112,11 @@ def test_ctrl_c_ends_the_answer_and_says_so(capsys, model, monkeypatch):
 
 
 def test_without_a_compiler_it_says_once_what_is_slower_and_states_what_computed(capsys, model, monkeypatch):
-    from glassformer.generate import native
+    from glassformer.kernels import infer_abi
 
     plain = run(capsys, "complete", TEXT, "-m", model, "-n", 5, "-t", 0, *NO_END)[1]
-    monkeypatch.setattr(native.LIBRARY, "_loaded", {})
-    monkeypatch.setattr(native.LIBRARY, "_failed", {})
+    monkeypatch.setattr(infer_abi.LIBRARY, "_loaded", {})
+    monkeypatch.setattr(infer_abi.LIBRARY, "_failed", {})
     monkeypatch.setenv("CXX", "/nowhere/c++")
     for precision in ("exact", "fast"):
         code, out, err = run(capsys, "complete", TEXT, "-m", model, "-n", 5, "-t", 0, "--precision", precision, *NO_END)

@@ -89,8 +89,8 @@ def test_for_people(model: Path, text: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_the_tail_is_what_training_holds_out(model: Path, text: Path, tmp_path: Path, capsys) -> None:
-    from glassformer.text.corpus import build_corpus
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.data.corpus import build_corpus
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     corpus = build_corpus([str(text)], Tokenizer.from_directory(model), fraction=0.25)
     found = json.loads(run(capsys, model, "-d", text, "--tail", "0.25", "--json")[1])

@@ -37,7 +37,7 @@ def _ours(path: Path) -> torch.Tensor:
 def native(tmp_path: Path) -> Path:
     """A checkpoint in the native layout of the default recipes' shape."""
     from glassformer.checkpoint import open_checkpoint, write_native
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     source = tiny_directory(tmp_path / "source", "qwen3")
     opened = open_checkpoint(source)
@@ -97,7 +97,7 @@ def test_nothing_is_overwritten(native: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_a_failure_leaves_nothing(native: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     def full(self: object, directory: object) -> None:
         raise OSError(28, "No space left on device")

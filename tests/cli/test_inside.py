@@ -58,7 +58,7 @@ def test_heads(capsys, model):
 
 def test_a_head_s_circuits(capsys, model):
     found = answer(capsys, "heads", "-m", model, "--circuit", 0, 2, "--token", " mole", "--offset", 3, "-k", 4)
-    from glassformer.inspect.circuits import output_value, query_key
+    from glassformer.interp.circuits import output_value, query_key
 
     opened = glassformer.load(model)
     token = opened.encode(" mole")[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glassformer.checkpoint import catalogue, store
+from glassformer.fetch import catalogue, store
 from tests.cli import running
 
 

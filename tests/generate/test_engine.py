@@ -10,13 +10,13 @@ import torch
 
 from glassformer.errors import ServerError, TextError, UsageError
 from glassformer.generate import engine as engine_module
-from glassformer.generate import native
-from glassformer.generate.backends import EagerRunner
+from glassformer.generate.drafting import DraftModel, NgramLookup
 from glassformer.generate.engine import Engine, SlowWarning
 from glassformer.generate.request import Request
+from glassformer.generate.runners import EagerRunner
 from glassformer.generate.sampling import Sampling, adjust, probabilities
-from glassformer.generate.speculative import DraftModel, NgramLookup
-from glassformer.generate.stopping import Ending
+from glassformer.generate.stop import Ending
+from glassformer.kernels import infer_abi
 from glassformer.model import Attention, Config, FeedForward, Position, Transformer
 
 CONFIG = Config(
@@ -37,7 +37,7 @@ class Letters:
     stop_ids = frozenset({49})
 
     def stream(self, *, start: bool = False, specials: bool = True):
-        from glassformer.text.stream import StreamDecoder
+        from glassformer.tokenizer.stream import StreamDecoder
 
         return StreamDecoder(self.token_bytes, lambda id: None)
 
@@ -301,8 +301,8 @@ def test_an_error_of_a_step_reaches_its_requests_and_the_engine_goes_on(model, m
 def test_without_a_compiler_it_answers_and_says_what_is_slower(model, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(native.LIBRARY, "_loaded", {})
-    monkeypatch.setattr(native.LIBRARY, "_failed", {})
+    monkeypatch.setattr(infer_abi.LIBRARY, "_loaded", {})
+    monkeypatch.setattr(infer_abi.LIBRARY, "_failed", {})
     with pytest.warns(SlowWarning, match="through torch in float32 instead, several times slower"):
         made = Engine(model, precision="int8")
     with made as engine:

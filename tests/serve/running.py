@@ -17,8 +17,8 @@ import uvicorn
 
 import glassformer
 from glassformer.lm import Model
+from glassformer.serve.admission import Desk
 from glassformer.serve.app import api_app
-from glassformer.serve.desk import Desk
 from glassformer.serve.openai_exchange import Serving
 from glassformer.serve.running import _Server, listening
 from glassformer.serve.security import Policy

@@ -10,7 +10,7 @@ import pytest
 
 from glassformer.serve.app import page_app
 from glassformer.serve.security import CONTENT_SECURITY_POLICY, Policy
-from glassformer.studio import Studio
+from glassformer.views import Studio
 from tests.tiny import tiny_directory
 
 TOKEN = "a-long-secret-of-this-test"

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import glassformer as gf
 from glassformer.train import checkpoint, journal, train
-from glassformer.train.distributed import shard_rows
 from glassformer.train.recipe import Recipe
+from glassformer.train.sharded_stepper import shard_rows
 
 Make = Callable[..., Recipe]
 Place = Callable[[], Path]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import UsageError
-from glassformer.kernels.build import find_compiler
+from glassformer.kernels.compile import find_compiler
 from glassformer.model import Transformer
 from glassformer.train.dropout import Dropout
-from glassformer.train.engine import Engine, initialise
 from glassformer.train.recipe import Recipe
+from glassformer.train.stepper import Engine, initialise
 
 SHAPE = {"layers": 2, "width": 64, "heads": 2, "context": 48, "dropout": 0.3}
 

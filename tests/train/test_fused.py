@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from glassformer.model import Transformer
 from glassformer.train import attention, fused
 from glassformer.train.attention import attend
-from glassformer.train.engine import Engine, initialise
 from glassformer.train.recipe import Recipe
+from glassformer.train.stepper import Engine, initialise
 
 
 @pytest.mark.parametrize("length", [1, 5, 64, 256, 300, 700])

@@ -192,7 +192,7 @@ TEMPLATE = (
 def test_fine_tuning_on_conversations(
     small: Callable[..., Recipe], out: Callable[[], Path], tmp_path: Path, tokenizer_dir: Path
 ) -> None:
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.tokenizer.tokenizer import Tokenizer
     from glassformer.train import journal, train
 
     base = train(small(steps=4), out=out(), quiet=True)

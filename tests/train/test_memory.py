@@ -11,8 +11,8 @@ import torch
 from glassformer.errors import MemoryLimitError
 from glassformer.model import Transformer
 from glassformer.train import memory
-from glassformer.train.engine import Engine, fresh
 from glassformer.train.recipe import Recipe
+from glassformer.train.stepper import Engine, fresh
 
 SMALL = {"layers": 3, "width": 64, "heads": 2, "context": 64, "native": "off"}
 

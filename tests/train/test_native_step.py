@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassformer.errors import ShapeError, UsageError
-from glassformer.kernels.build import find_compiler
+from glassformer.kernels.compile import find_compiler
 from glassformer.model import Transformer
 from glassformer.train import checkpoint, journal, native, train
-from glassformer.train.engine import Engine, initialise
 from glassformer.train.loop import Run
-from glassformer.train.nativestep import NativeStep
+from glassformer.train.native_stepper import NativeStep
 from glassformer.train.plan import plan
 from glassformer.train.recipe import Recipe
+from glassformer.train.stepper import Engine, initialise
 from glassformer.train.weights import FlatWeights
 
 Make = Callable[..., Recipe]

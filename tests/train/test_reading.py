@@ -11,9 +11,9 @@ import torch
 
 import glassformer
 from glassformer.errors import SourceError
-from glassformer.studio import Studio
 from glassformer.train import reading
 from glassformer.train.recipe import Recipe
+from glassformer.views import Studio
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_damage_of_every_kind_is_refused(small: Make, out: Place) -> None:
 def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
     small: Make, out: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from glassformer.train.engine import Engine
+    from glassformer.train.stepper import Engine
 
     recipe = small(save_every=2)
     place = out()
@@ -164,7 +164,7 @@ def test_a_disk_that_takes_no_more_of_a_file_is_said_in_a_sentence(
 ) -> None:
     import resource
 
-    from glassformer.train.engine import Engine
+    from glassformer.train.stepper import Engine
 
     plain = Engine.write
 
@@ -195,7 +195,7 @@ def test_old_checkpoints_go_and_the_best_stays(small: Make, out: Place, monkeypa
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps whose loss becomes no number."""
-    from glassformer.train.engine import Engine
+    from glassformer.train.stepper import Engine
 
     steps: list[int] = []
     plain = Engine.accumulate

@@ -15,8 +15,8 @@ import torch
 import glassformer as gf
 from glassformer.errors import DataError, UsageError
 from glassformer.train import journal, train
-from glassformer.train.engine import Engine
 from glassformer.train.recipe import Recipe
+from glassformer.train.stepper import Engine
 
 
 def losses(directory: Path) -> dict[int, float]:

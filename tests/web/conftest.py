@@ -57,7 +57,7 @@ def serve(model: Any, runs: Path, token: str = "a-token-of-the-tests") -> Server
     from glassformer.errors import SourceError
     from glassformer.serve.app import page_app
     from glassformer.serve.security import Policy
-    from glassformer.studio import Studio
+    from glassformer.views import Studio
 
     def load(name: str, progress: Any = None) -> Any:
         if progress:

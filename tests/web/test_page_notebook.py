@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 def test_the_frame_of_a_notebook(visit: Any, tiny_model: Any, tmp_path: Path):
     """The widget's own module in a page that plays the notebook: questions go out, answers come back."""
     from glassformer.notebook import view
-    from glassformer.studio import bundle
+    from glassformer.views import bundle
 
     widget = view(tiny_model, TEXT, rooms=["attention", "why"])
     module = (bundle.WEB / "js" / "notebook.js").read_text("utf-8")

@@ -27,8 +27,8 @@ SAID = {
 
 @pytest.fixture
 def report(tiny_model: Any, runs: Path, tmp_path: Path) -> Path:
-    from glassformer.studio import Studio
-    from glassformer.studio.report import Wishes, build
+    from glassformer.views import Studio
+    from glassformer.views.report import Wishes, build
 
     path = tmp_path / "report.html"
     wishes = Wishes(
@@ -109,8 +109,8 @@ def test_a_report_that_cannot_be_made_is_said(app: Watched):
 
 
 def test_a_report_of_a_hostile_text(visit: Any, tiny_model: Any, tmp_path: Path):
-    from glassformer.studio import Studio
-    from glassformer.studio.report import build
+    from glassformer.views import Studio
+    from glassformer.views.report import build
 
     path = tmp_path / "hostile.html"
     path.write_text(build(Studio(tiny_model), HOSTILE), "utf-8")

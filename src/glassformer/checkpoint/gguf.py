@@ -150,7 +150,7 @@ def dequantised(
         CheckpointError: the GGUF is broken, or the cache cannot be written or has no room.
         UnsupportedError: the GGUF holds something Glassformer cannot express.
     """
-    from glassformer.checkpoint import store
+    from glassformer.fetch import store
 
     if dtype not in _STORED:
         raise UnsupportedError(f"A GGUF can be dequantised to {', '.join(_STORED)}; not to {dtype!r}.")

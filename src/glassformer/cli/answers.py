@@ -15,8 +15,8 @@ import typer
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
-    from glassformer.generate.pieces import Piece
-    from glassformer.generate.speculative import Guesser
+    from glassformer.generate.drafting import Guesser
+    from glassformer.generate.tokens import Piece
     from glassformer.lm import Model
 
 SHOWN = 5  # rejected alternatives beside each token
@@ -158,8 +158,8 @@ def guesser(model: Model, lookup: bool, draft: str | None) -> Guesser | None:
     if not (lookup or draft):
         return None
     from glassformer.cli.common import open_model
-    from glassformer.generate.backends import EagerRunner
-    from glassformer.generate.speculative import DraftModel, NgramLookup
+    from glassformer.generate.drafting import DraftModel, NgramLookup
+    from glassformer.generate.runners import EagerRunner
 
     if draft is None:
         return NgramLookup()

@@ -60,7 +60,7 @@ def command(
     if png is not None:
         need("matplotlib", verb="attention --png", extra="plot")
     text = read_text(text)
-    from glassformer.inspect.views import attention_view, overview
+    from glassformer.interp.tables import attention_view, overview
 
     opened = open_model(model, dtype=dtype)
     trace = opened.trace(text, bos)
@@ -86,10 +86,10 @@ def command(
 
 def draw(data: dict[str, Any], png: Path | None, kind: str) -> None:
     """The picture, where it is asked for."""
-    from glassformer.inspect import pictures
+    from glassformer.interp import plots
 
     if png is not None:
-        getattr(pictures, f"{kind}_png")(data, png)
+        getattr(plots, f"{kind}_png")(data, png)
         note(f"Wrote {png}.")
 
 

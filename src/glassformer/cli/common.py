@@ -120,7 +120,7 @@ def bar(share: float, width: int, upper: float | None = None) -> Text:
 
 def model_source(source: str | None) -> str:
     """The model asked for: the option, else `GLASSFORMER_MODEL`, else the catalogue's default."""
-    from glassformer.checkpoint.catalogue import DEFAULT
+    from glassformer.fetch.catalogue import DEFAULT
 
     return source or os.environ.get("GLASSFORMER_MODEL") or DEFAULT
 

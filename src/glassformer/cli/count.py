@@ -66,9 +66,9 @@ def _read(source: str) -> Config:
     from pathlib import Path
 
     from glassformer.checkpoint import read_config
-    from glassformer.checkpoint.sources import resolve_config
     from glassformer.count import DESIGNS
     from glassformer.errors import SourceError, near
+    from glassformer.fetch.sources import resolve_config
 
     here = Path(source)
     if here.is_file() or (here / "config.json").is_file():

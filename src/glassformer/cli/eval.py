@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from glassformer.text.corpus import Corpus
-    from glassformer.text.shards import Shards
+    from glassformer.data.corpus import Corpus
+    from glassformer.data.shards import Shards
 
 LONGEST = 1024  # tokens of context when none is asked for: long ones cost more than they change the figure
 
@@ -75,9 +75,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """What `--json` prints."""
     from glassformer.cli.common import note, open_model
+    from glassformer.data.corpus import build_corpus
     from glassformer.errors import DataError
-    from glassformer.generate.score import score
-    from glassformer.text.corpus import build_corpus
+    from glassformer.predict.score import score
 
     model = open_model(source, dtype=dtype)
     corpus = build_corpus(data, model.tokenizer, fraction=tail or 0.0)

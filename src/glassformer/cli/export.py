@@ -58,9 +58,9 @@ def export(source: str, to: str, out: str | None = None, dtype: str | None = Non
         UnsupportedError: the layout cannot express the design.
     """
     from glassformer.checkpoint import open_checkpoint
-    from glassformer.checkpoint.sources import resolve
     from glassformer.errors import UsageError, near
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.fetch.sources import resolve
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
     if to not in TYPES:
         raise UsageError(f"--to is hf or gguf; got {to!r}." + near(to, TYPES))

@@ -107,7 +107,7 @@ def _kind(asked: str, known: dict[str, Any]) -> str:
 
 def grid(data: dict[str, Any], kind: str) -> dict[str, Any]:
     """One score of all heads as a picture's data."""
-    from glassformer.inspect.views import grid_view
+    from glassformer.interp.tables import grid_view
 
     values = data["scores"][kind]
     return grid_view(
@@ -156,8 +156,8 @@ def show(data: dict[str, Any]) -> None:
 
 def circuits(model: Model, which: tuple[int, int], token: str, offset: int, top: int) -> dict[str, Any]:
     """What a head at a token looks for, and what it writes when it attends to it."""
-    from glassformer.inspect.circuits import output_value, query_key
-    from glassformer.inspect.vocabulary import token_id
+    from glassformer.interp.circuits import output_value, query_key
+    from glassformer.interp.vocabulary import token_id
 
     layer, head = which
     id = token_id(token, model.tokenizer, model.config.vocab_size)

@@ -45,7 +45,7 @@ def command(
     if png is not None:
         need("matplotlib", verb="meaning --png", extra="plot")
     opened = open_model(model, dtype=dtype)
-    from glassformer.inspect.meaning import find, meaning, nearest
+    from glassformer.interp.meaning import find, meaning, nearest
 
     traces = [opened.trace(text, bos) for text in texts]
     for trace in traces:
@@ -88,7 +88,7 @@ def pairs(data: dict[str, Any]) -> list[tuple[int, int]]:
 
 def grid(data: dict[str, Any]) -> dict[str, Any]:
     """The cosines of every pair at every place as a picture's data."""
-    from glassformer.inspect.views import grid_view
+    from glassformer.interp.tables import grid_view
 
     chosen = pairs(data)
     return grid_view(

@@ -10,10 +10,10 @@ import typer
 
 from glassformer.cli.common import JsonOption, console, note, print_json
 from glassformer.errors import SourceError, UsageError, near
-from glassformer.places import cache_directory
+from glassformer.system.folders import cache_directory
 
 if TYPE_CHECKING:
-    from glassformer.checkpoint.store import Item
+    from glassformer.fetch.store import Item
 
 command = typer.Typer(
     add_completion=False,
@@ -44,7 +44,7 @@ def fetch(
     source: Annotated[str, typer.Argument(metavar="NAME", help="A catalogue name, or org/name[@revision] on the hub.")],
 ) -> None:
     """Fetch a model, or bring one from the hub up to date, and print where it lies."""
-    from glassformer.checkpoint import sources
+    from glassformer.fetch import sources
 
     found = sources.resolve(source, refresh=True)
     print(found.path)
@@ -62,7 +62,7 @@ def delete(
     """Delete a model with its dequantised copies, or all such copies, from the cache."""
     if (name is None) != all_dequantised:
         raise UsageError("Give either the NAME of a model in the cache or --all-dequantised.")
-    from glassformer.checkpoint import store
+    from glassformer.fetch import store
 
     doomed = chosen(name)
     if not doomed:
@@ -83,7 +83,7 @@ def chosen(name: str | None) -> list[Item]:
     Raises:
         SourceError: when nothing in the cache is called so.
     """
-    from glassformer.checkpoint import catalogue, store
+    from glassformer.fetch import catalogue, store
 
     items = store.items()
     if name is None:
@@ -114,7 +114,7 @@ def _confirm(doomed: list[Item], yes: bool) -> None:
 
 
 def _together(items: list[Item]) -> str:
-    from glassformer.checkpoint.download import size_text
+    from glassformer.system.progress import size_text
 
     names = ", ".join(item.name for item in items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")
     return f"{names} ({size_text(sum(item.bytes for item in items))})"
@@ -122,7 +122,7 @@ def _together(items: list[Item]) -> str:
 
 def listing() -> dict[str, Any]:
     """What the catalogue offers and what the cache holds, as plain data."""
-    from glassformer.checkpoint import catalogue, store
+    from glassformer.fetch import catalogue, store
 
     items = store.items()
     there = {item.name for item in items if item.kind != "dequantised"}
@@ -167,7 +167,7 @@ def _print(data: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from glassformer.checkpoint.download import size_text
+    from glassformer.system.progress import size_text
 
     out = console()
     offered = Table(title="Catalogue", title_justify="left", box=None, pad_edge=False)

@@ -10,7 +10,7 @@ from glassformer.cli.common import JsonOption, ModelOption, note, open_model, pr
 from glassformer.errors import TextError, UsageError
 
 if TYPE_CHECKING:
-    from glassformer.generate.neighbours import Neighbours
+    from glassformer.predict.neighbours import Neighbours
 
 MATRICES = ("embedding", "unembedding", "both")
 

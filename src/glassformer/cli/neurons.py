@@ -74,7 +74,7 @@ def command(
     if png is not None:
         draw(grid(data), png, "grid")
     if html is not None and text is not None:
-        from glassformer.studio.looking import told
+        from glassformer.views.inside import told
 
         why = trace.why(token, against, position, parts=400, words=0)
         given = {"why": told(trace, why), "neurons": data}
@@ -88,7 +88,7 @@ def command(
 
 def alone(model: Model, neuron: tuple[int, int], words: int) -> dict[str, Any]:
     """One neuron by its weights."""
-    from glassformer.inspect.neurons import excited_by, writes
+    from glassformer.interp.neurons import excited_by, writes
 
     raised, lowered = writes(model.transformer, *neuron, words)
     excited = excited_by(model.transformer, *neuron, words)
@@ -107,7 +107,7 @@ def searched(
 ) -> dict[str, Any]:
     """Where in the user's texts the neuron's output is largest."""
     from glassformer.cli.passages import traces_of
-    from glassformer.inspect.neurons import passages
+    from glassformer.interp.neurons import passages
 
     assert neuron is not None
     found = passages(traces_of(model, files, bos), *neuron, top)
@@ -116,7 +116,7 @@ def searched(
 
 def grid(data: dict[str, Any]) -> dict[str, Any]:
     """The neurons' shares as a picture's data."""
-    from glassformer.inspect.views import grid_view
+    from glassformer.interp.tables import grid_view
 
     return grid_view(
         f"{data['model']}: neurons behind {data['token']!r}",

@@ -21,8 +21,8 @@ from glassformer.errors import TextError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from glassformer.generate.distribution import Distribution
-    from glassformer.generate.words import WordProbability, Words
+    from glassformer.predict.distribution import Distribution
+    from glassformer.predict.next_words import WordProbability, Words
 
 BAR = 32
 # A word that goes on with less than this is not worth a table.

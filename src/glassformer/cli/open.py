@@ -35,7 +35,7 @@ def command(
     from glassformer.lm import load
     from glassformer.serve.running import listening
     from glassformer.serve.security import Policy, new_token
-    from glassformer.studio import Studio
+    from glassformer.views import Studio
 
     model = open_model(source)
     runs = Path("runs")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
+    from glassformer.interp.trace import Trace
     from glassformer.lm import Model
 
 HtmlOption = Annotated[
@@ -37,8 +37,8 @@ def write_page(
         TextError: for a text too long for a report.
     """
     from glassformer.cli.common import note
-    from glassformer.studio import Studio
-    from glassformer.studio.report import Wishes, build
+    from glassformer.views import Studio
+    from glassformer.views.report import Wishes, build
 
     studio = Studio(model)
     if trace is not None:

@@ -14,7 +14,7 @@ from glassformer.errors import TextError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from glassformer.inspect.trace import Trace
+    from glassformer.interp.trace import Trace
     from glassformer.lm import Model
 
 TextsOption = Annotated[

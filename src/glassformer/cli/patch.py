@@ -71,7 +71,7 @@ def command(
     given = read_pairs(pairs, clean, corrupted, answer, wrong)
     opened = open_model(model, dtype=dtype)
     from glassformer.cli.passages import progress
-    from glassformer.inspect.patching import patch
+    from glassformer.interp.patching import patch
 
     traces = [(opened.trace(p["clean"], bos), opened.trace(p["corrupted"], bos)) for p in given]
     results = {}
@@ -151,7 +151,7 @@ def _named(row: dict[str, Any]) -> dict[str, Any]:
 
 def grid(data: dict[str, Any]) -> dict[str, Any]:
     """The grid as a picture's data: what each place brings back, in percent."""
-    from glassformer.inspect.views import grid_view
+    from glassformer.interp.tables import grid_view
 
     found = data["results"][0]
     heads = found["what"] == "heads"

@@ -12,7 +12,7 @@ import typer
 from glassformer.cli.common import BosOption, JsonOption, ModelOption, TextArgument, print_json, read_text
 
 if TYPE_CHECKING:
-    from glassformer.generate.race import Race
+    from glassformer.predict.race import Race
 
 NAMES = {"at_once": "at once", "word_by_word": "word by word", "recurrent": "recurrent"}
 COLOURS = {"at_once": "#0b7285", "word_by_word": "#c2410c", "recurrent": "#5f3dc4"}
@@ -50,7 +50,7 @@ def command(
         need("matplotlib", verb="race", extra="plot")
     passage = read_text(text)
     from glassformer.cli.common import note, open_model
-    from glassformer.generate.race import race
+    from glassformer.predict.race import race
 
     opened = open_model(model)
     found = race(

@@ -13,7 +13,7 @@ from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
-    from glassformer.studio import Studio
+    from glassformer.views import Studio
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def command(
     samples and probes.
     """
     from glassformer.cli.common import note, open_model, read_text
-    from glassformer.studio.report import ROOMS, Wishes, build
+    from glassformer.views.report import ROOMS, Wishes, build
 
     if (text is None) == (gallery is None):
         raise UsageError("Give a text to report on, or --gallery DIR for the examples; one of the two.")
@@ -121,7 +121,7 @@ def command(
 def _studio(opened: Model) -> tuple[Studio, str | None]:
     """A studio, and the training run that the model is of."""
     from glassformer.cli.common import open_model
-    from glassformer.studio import Studio
+    from glassformer.views import Studio
 
     path = Path(opened.source)
     run = path.name if (path / "journal.jsonl").is_file() else None
@@ -133,7 +133,7 @@ def _gallery(studio: Studio, folder: Path, run: str | None) -> None:
     from html import escape
 
     from glassformer.cli.common import note
-    from glassformer.studio.report import Wishes, build
+    from glassformer.views.report import Wishes, build
 
     folder.mkdir(parents=True, exist_ok=True)
     links = []

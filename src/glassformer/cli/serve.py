@@ -77,8 +77,8 @@ def command(
     if api_key is not None and not (api_key.strip() and api_key.isascii()):
         raise UsageError("An API key is at least one character, of ASCII alone; this one is not.")
     try:
+        from glassformer.serve.admission import Desk
         from glassformer.serve.app import api_app
-        from glassformer.serve.desk import Desk
         from glassformer.serve.openai_exchange import Serving
         from glassformer.serve.running import listening, serve
         from glassformer.serve.security import LOCAL_HOSTS, Policy

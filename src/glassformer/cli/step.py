@@ -10,7 +10,7 @@ from glassformer.cli.common import BosOption, JsonOption, TextArgument
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
-    from glassformer.train.onestep import Step
+    from glassformer.train.gradient_step import Step
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
     after. The model on disk never changes.
     """
     from glassformer.cli.common import open_model, print_json, read_text
-    from glassformer.train.onestep import one_step
+    from glassformer.train.gradient_step import one_step
 
     model = open_model(source, dtype="float32")
     ids = model.encode(read_text(text), bos=bos)

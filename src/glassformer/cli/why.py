@@ -63,11 +63,11 @@ def command(
     with progress_console().status("measuring"):
         found = trace.why(token, against, position, parts=parts, words=words, alternatives=alternatives, seed=seed)
     if png is not None:
-        from glassformer.inspect.views import why_view
+        from glassformer.interp.tables import why_view
 
         draw(why_view(found, top), png, "why")
     if html is not None:
-        from glassformer.studio.looking import told
+        from glassformer.views.inside import told
 
         neurons = trace.neurons(token, against, position, k=16).to_dict()
         given = {"why": told(trace, found), "neurons": neurons}
@@ -77,7 +77,7 @@ def command(
     if as_json:
         print_json({"model": trace.model, **found.to_dict(), "tokens": trace.tokens})
     elif png is None and html is None:
-        from glassformer.inspect.views import why_view
+        from glassformer.interp.tables import why_view
 
         show(why_view(found, top))
 

@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from glassformer.errors import GlassformerError, ServerError, TextError, UsageError
-from glassformer.generate import native
-from glassformer.generate.answer import Answer
-from glassformer.generate.backends import EagerRunner, Runner
-from glassformer.generate.fast import ROWS, FastModel
+from glassformer.generate.native_model import ROWS, FastModel
 from glassformer.generate.request import Handle, Request, Step
-from glassformer.generate.stopping import Ending
+from glassformer.generate.runners import EagerRunner, Runner
+from glassformer.generate.sequence import Answer
+from glassformer.generate.stop import Ending
+from glassformer.kernels import infer_abi
 
 if TYPE_CHECKING:
     from glassformer.model.sites import Tap
     from glassformer.model.transformer import Transformer
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 PRECISIONS = ("exact", "fast", "float32", "bfloat16", "int8", "int4")
 # Seconds without a request after which the engine's thread ends.
@@ -108,7 +108,7 @@ class Engine:
         _open.add(self)
         if not use_native or transformer.device.type != "cpu":
             self.ready.set()
-        elif native.compiled() and sum(p.numel() for p in transformer.parameters()) <= _QUICKLY_PACKED:
+        elif infer_abi.compiled() and sum(p.numel() for p in transformer.parameters()) <= _QUICKLY_PACKED:
             self._build()  # about a second: quicker than answering twice
         else:
             threading.Thread(target=self._build, name="glassformer-compile", daemon=True).start()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from glassformer.errors import UsageError
+from glassformer.generate.drafting import Guesser
 from glassformer.generate.sampling import GREEDY, Sampling, TokenLogprob
-from glassformer.generate.speculative import Guesser
 
 Finish = Literal["stop", "length", "cancelled"]
 

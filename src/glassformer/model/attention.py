@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from glassformer.kernels import cpu
+from glassformer.kernels import ops
 from glassformer.model.cache import Cache
 from glassformer.model.config import Config
 from glassformer.model.layers import Linear, NormLayer, rotate, softcap
@@ -114,7 +114,7 @@ def attend_fused(
 ) -> Float[Tensor, "batch head query d_head"]:
     """Attention through a fused kernel, ours or torch's; the grid is never formed."""
     if visible.mask is None:
-        z = cpu.attention(q, k, v, start=visible.start, window=window, scale=scale)
+        z = ops.attention(q, k, v, start=visible.start, window=window, scale=scale)
         if z is not None:
             return z
     groups = q.shape[1] // k.shape[1]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from glassformer.kernels import cpu
+from glassformer.kernels import ops
 from glassformer.model.config import Config, Position, RopeScaling
 from glassformer.model.sites import View, see
 
@@ -86,7 +86,7 @@ def linear(
     (docs/decisions/0016), and through oneDNN where that uses the whole width of the processor and
     MKL, behind `F.linear`, does not (docs/decisions/0002). All of them agree within float32's rounding.
     """
-    if (out := cpu.linear(x, weight, bias)) is not None:
+    if (out := ops.linear(x, weight, bias)) is not None:
         return out
     if (
         _ONEDNN is not None
@@ -137,7 +137,7 @@ class NormLayer(nn.Module):
     def _fused(self, x: Tensor) -> Tensor:
         if self.centred:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        if (out := cpu.rms_norm(x, self.weight, float(self.one_plus), self.eps)) is not None:
+        if (out := ops.rms_norm(x, self.weight, float(self.one_plus), self.eps)) is not None:
             return out
         if x.dtype in (torch.float32, torch.float64):
             return F.rms_norm(x, self.weight.shape, 1.0 + self.weight if self.one_plus else self.weight, self.eps)
@@ -179,7 +179,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 def gate(name: str, pre: Tensor, linear: Tensor | None = None) -> Tensor:
     """act(pre) × linear, or act(pre) alone."""
-    if (out := cpu.gated(name, pre, linear)) is not None:
+    if (out := ops.gated(name, pre, linear)) is not None:
         return out
     h = activation(name)(pre)
     return h if linear is None else h * linear
@@ -221,7 +221,7 @@ def rotate(
     x: Float[Tensor, "batch query head d_head"], cos: Tensor, sin: Tensor
 ) -> Float[Tensor, "batch query head d_head"]:
     """Turn the first 2·pair dimensions of every head; the first half pairs with the second half."""
-    if (out := cpu.rotate(x, cos, sin)) is not None:
+    if (out := ops.rotate(x, cos, sin)) is not None:
         return out
     pairs = cos.shape[-1]
     first, second = x[..., :pairs], x[..., pairs : 2 * pairs]

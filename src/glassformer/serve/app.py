@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from glassformer.serve.security import Guard, Policy
 from glassformer.serve.work import Workers
-from glassformer.studio import Studio
+from glassformer.views import Studio
 
 if TYPE_CHECKING:
     from glassformer.serve.openai_exchange import Serving

@@ -14,7 +14,7 @@ from glassformer.generate.sampling import TokenLogprob
 
 if TYPE_CHECKING:
     from glassformer.generate.request import Step
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 _LEAST = -9999.0  # what OpenAI says for minus infinity, which JSON lacks
 

@@ -21,13 +21,13 @@ from fastapi.responses import JSONResponse, Response
 from glassformer import __version__
 from glassformer.errors import GlassformerError, ServerError, TextError, TokenizerError, UsageError, near
 from glassformer.generate.request import Request as Asked
+from glassformer.serve.admission import Desk, Gone, Job, Late, Refused
 from glassformer.serve.app import problem
-from glassformer.serve.desk import Desk, Gone, Job, Late, Refused
 from glassformer.serve.openai_answers import Entry, Transcript, chat_logprobs, completion_logprobs, usage
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk, Sampled
 from glassformer.serve.telemetry import LOGGER
 from glassformer.serve.work import Workers
-from glassformer.studio import Cancelled
+from glassformer.views import Cancelled
 
 if TYPE_CHECKING:
     from glassformer.lm import Model

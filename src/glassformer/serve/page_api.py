@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from glassformer.errors import GlassformerError, SourceError
 from glassformer.serve.work import Workers
-from glassformer.studio import Cancelled, Studio
-from glassformer.studio.generating import steps
-from glassformer.studio.requests import Edit, Text
+from glassformer.views import Cancelled, Studio
+from glassformer.views.generating import steps
+from glassformer.views.options import Edit, Text
 
 WEB = Path(__file__).parents[1] / "web"
 TYPES = {
@@ -142,7 +142,7 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
     @api.post("/api/race")
     async def race(ask: RaceAsk, request: Request) -> Response:
         def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
-            from glassformer.generate.race import race as raced
+            from glassformer.predict.race import race as raced
 
             def progress(who: str, length: int) -> None:
                 check()
@@ -175,7 +175,7 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
 
 
 def _report(studio: Studio, ask: ReportAsk, check: Callable[[], None]) -> str:
-    from glassformer.studio.report import Wishes, build
+    from glassformer.views.report import Wishes, build
 
     of = ask.model or studio.current
     wishes = Wishes(

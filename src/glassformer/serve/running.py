@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from glassformer.serve.desk import Desk
+from glassformer.serve.admission import Desk
 from glassformer.serve.telemetry import LOGGER
 
 # Connections at once, idle ones included; beyond, the HTTP library itself answers 503.

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from glassformer.studio import Cancelled
+from glassformer.views import Cancelled
 
 
 class Workers:

@@ -54,7 +54,7 @@ class Saved:
                 with safe_open(file, framework="pt") as opened:
                     found.update({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
             return found
-        from glassformer.train.distributed import read_whole
+        from glassformer.train.sharded_stepper import read_whole
 
         return read_whole(self.path)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glassformer.count import count
-from glassformer.kernels.build import find_compiler
+from glassformer.kernels.compile import find_compiler
 from glassformer.model import Transformer
 from glassformer.train import schedule
 from glassformer.train.recipe import Recipe
@@ -77,7 +77,8 @@ def choose(
     elif recipe.optimizer.dropout:
         reason = "dropout is not compiled"
     elif wanted == "auto" and before is None:
-        from glassformer.train.machine import peak_flops, pick_precision
+        from glassformer.system.hardware import pick_precision
+        from glassformer.train.peak import peak_flops
 
         peak, _ = peak_flops(device, pick_precision(recipe.loop.precision, device))
         work = count(transformer.config).training_flops * schedule.total_tokens(recipe)

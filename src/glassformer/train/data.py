@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from glassformer.data.loader import window_starts
 from glassformer.errors import DataError
-from glassformer.text.batches import window_starts
 from glassformer.train.loss import IGNORE
 
 Ints = NDArray[np.int64]
@@ -26,7 +26,7 @@ _NOISE = 0x6E6F697365
 
 
 class TokenShards(Protocol):
-    """What `glassformer.text.corpus` gives: a long sequence of token ids on disk."""
+    """What `glassformer.data.corpus` gives: a long sequence of token ids on disk."""
 
     def __len__(self) -> int: ...
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import TrainError
-from glassformer.train import checkpoint, machine, schedule
+from glassformer.system import hardware
+from glassformer.train import checkpoint, schedule
 from glassformer.train.data import Cursor, Order, Rows, held_out_batches
 from glassformer.train.journal import Journal
 from glassformer.train.loss import IGNORE
@@ -121,7 +122,7 @@ class Run:
         tokens_since = 0
         loss = float("nan")
         steps = recipe.schedule.steps
-        with _signals() as asked_to_stop, machine.quiet_collector():
+        with _signals() as asked_to_stop, hardware.quiet_collector():
             while self.step < steps:
                 with self.processes.listening():
                     loss, norm, tokens = self._one_step()

@@ -1,7 +1,7 @@
 """The native training step's library, and which runs it is for.
 
-How it is compiled and kept is `kernels/build.py`; the arithmetic is C++ in ``native/``. This module knows designs
-and recipes and does not import torch, so that compiling can begin while torch is still being imported.
+How it is compiled and kept is `kernels/compile.py`; the arithmetic is C++ in ``kernels/csrc/``. This module knows
+designs and recipes and does not import torch, so that compiling can begin while torch is still being imported.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glassformer.errors import GlassformerError, UsageError
-from glassformer.kernels.build import Library, NativeUnavailableError, Signature, processor
+from glassformer.kernels.compile import CSRC, Library, NativeUnavailableError, Signature, processor
 
 if TYPE_CHECKING:
     from glassformer.model.config import Config
@@ -86,7 +85,7 @@ _SIGNATURES: dict[str, Signature] = {
 }
 
 LIBRARY = Library(
-    Path(__file__).with_name("native") / "step.cpp",
+    CSRC / "train.cpp",
     _SIGNATURES,
     subject="The native training step",
     instead="a run trains through torch without it, which takes a small model several times as long",

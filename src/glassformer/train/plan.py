@@ -13,7 +13,7 @@ from typing import Any
 
 from glassformer.count import count
 from glassformer.errors import GlassformerError
-from glassformer.kernels.build import NativeUnavailableError
+from glassformer.kernels.compile import NativeUnavailableError
 from glassformer.train import memory, schedule
 from glassformer.train import recipe as recipes
 from glassformer.train.recipe import Recipe
@@ -115,18 +115,18 @@ def plan(
     Raises:
         UsageError: as the run itself would.
     """
-    from glassformer.train import machine
-    from glassformer.train.material import opened
+    from glassformer.system import hardware
     from glassformer.train.run import settle
+    from glassformer.train.run_inputs import opened
 
     recipe, directory = settle(source, data, out, resume, settings)
     start = opened(recipe.model.start) if recipe.model.start else None
     config = start.config if start is not None else recipe.config(_vocab(recipe))
-    machine.keep_freed_memory()
-    machine.set_threads(recipe.loop.threads)
-    device = machine.pick_device(recipe.loop.device)
-    compute = machine.pick_precision(recipe.loop.precision, device)
-    free = machine.free_memory(device)
+    hardware.keep_freed_memory()
+    hardware.set_threads(recipe.loop.threads)
+    device = hardware.pick_device(recipe.loop.device)
+    compute = hardware.pick_precision(recipe.loop.precision, device)
+    free = hardware.free_memory(device)
     counted = count(config, min(recipe.model.context, config.context))
     remark, seconds, speed = "", None, None
     by, engine = _engine(recipe, config, compute, device)
@@ -202,7 +202,7 @@ def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, 
     import torch
 
     from glassformer.model import Transformer
-    from glassformer.train.engine import Engine, fresh
+    from glassformer.train.stepper import Engine, fresh
 
     length = schedule.length(0, recipe)
     tokens = MEASURED_TOKENS

@@ -112,7 +112,7 @@ def join(device: str) -> tuple[Processes, torch.device]:
     Returns:
         Who this process is, and the device it computes on.
     """
-    from glassformer.train.machine import pick_device
+    from glassformer.system.hardware import pick_device
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or "RANK" not in os.environ:

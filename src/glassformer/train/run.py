@@ -18,18 +18,20 @@ from torch import Tensor
 
 from glassformer.count import count
 from glassformer.errors import DataError, GlassformerError, TrainError, UsageError
-from glassformer.kernels.build import NativeUnavailableError
+from glassformer.kernels.compile import NativeUnavailableError
 from glassformer.model import Config, Transformer
-from glassformer.train import checkpoint, compiling, machine, memory, native, processes
+from glassformer.system import hardware
+from glassformer.train import checkpoint, compiling, memory, native, processes
 from glassformer.train import recipe as recipes
 from glassformer.train.data import Order, Rows, rows_of
-from glassformer.train.engine import Engine, fresh
 from glassformer.train.journal import Journal, LiveLine, Sink, TensorBoardSink
 from glassformer.train.loop import Probe, Result, Run
-from glassformer.train.material import corpus_for, opened, tokenizer_for
+from glassformer.train.peak import peak_flops
 from glassformer.train.processes import Processes
 from glassformer.train.recipe import Recipe
+from glassformer.train.run_inputs import corpus_for, opened, tokenizer_for
 from glassformer.train.samples import sample
+from glassformer.train.stepper import Engine, fresh
 
 RECIPE_FILE = "recipe.json"
 JOURNAL = "journal.jsonl"
@@ -148,11 +150,11 @@ def assemble(
 ) -> Run:
     """Everything built and, when resuming, restored; the run is ready to `execute`."""
     before = saved.state if saved else {}
-    machine.keep_freed_memory()
-    threads = machine.set_threads(recipe.loop.threads or int(before.get("builds", {}).get("threads", 0)))
-    compute = machine.pick_precision(recipe.loop.precision, device)
+    hardware.keep_freed_memory()
+    threads = hardware.set_threads(recipe.loop.threads or int(before.get("builds", {}).get("threads", 0)))
+    compute = hardware.pick_precision(recipe.loop.precision, device)
     if device.type == "cuda" and recipe.loop.deterministic:
-        machine.be_deterministic()
+        hardware.be_deterministic()
     start = opened(recipe.model.start) if recipe.model.start and saved is None else None
     if ranks.world > 1 and "-" in recipe.data.data:
         raise DataError("Several processes cannot share standard input; write the text to a file first.")
@@ -174,7 +176,7 @@ def assemble(
     by_native = not engine.sharded and engine.native is not None
     micro = _micro_batch(recipe, config, compute, device, ranks, before, by_native)
     facts = {
-        "builds": machine.builds(device),
+        "builds": hardware.builds(device),
         "compute": str(compute).removeprefix("torch."),
         "data_hash": corpus.hash,
         "compiled": compiled,
@@ -272,7 +274,7 @@ def _engine(
     )
     compiled = run_block is not None and compiling.is_compiled(run_block)
     if sharded:
-        from glassformer.train.distributed import ShardedEngine
+        from glassformer.train.sharded_stepper import ShardedEngine
 
         return ShardedEngine(transformer, recipe, compute, ranks, run_block), reason, compiled
     return Engine(transformer, recipe, compute, ranks.reduce if ranks.world > 1 else None, run_block), reason, compiled
@@ -342,12 +344,12 @@ def _micro_batch(
         return int(before["micro_batch"])
     rows = max([recipe.schedule.batch, *(value for _, value in recipe.schedule.batch_stages)])
     share = -(-rows // ranks.world)
-    fits = memory.rows_that_fit(recipe, config, compute, machine.free_memory(device), share, ranks.world, by_native)
+    fits = memory.rows_that_fit(recipe, config, compute, hardware.free_memory(device), share, ranks.world, by_native)
     fits = int(-ranks.max(-float(fits)))
     # the same number of passes with even shares
     return -(-share // -(-share // fits))
 
 
 def _peak(device: torch.device, compute: torch.dtype, world: int) -> tuple[float, str]:
-    peak, source = machine.peak_flops(device, compute)
+    peak, source = peak_flops(device, compute)
     return (peak * world, f"{source}, × {world} processes") if world > 1 else (peak, source)

@@ -1,0 +1,1 @@
+"""Corpora: sources, readers, shards of token ids, and rows for training."""

@@ -1,0 +1,426 @@
+"""From sources to documents: plain and compressed files, lines, tables, hub sets.
+
+A document is one text file, one line of a jsonl file, one row of a table, or one conversation. Long
+documents come in pieces, so that no file is ever held whole. Nothing is dropped in silence: whatever
+cannot be read as it stands is counted and named in a `Report`. This module knows nothing about tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from glassformer.data.sources import FileSource, HubSource, Report, Source
+from glassformer.errors import DataError, near
+
+PIECE = 1 << 17  # characters a piece aims at
+LONGEST = 1 << 24  # characters of a piece for tokenizers that want documents whole
+CHUNK = 1 << 16  # bytes read at a time: of much larger strings, made and let go, malloc leaves its heap in holes
+LONGEST_LINE = 1 << 28  # bytes of one jsonl line
+TEXT_FIELDS = ("text", "content")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a document, whole when both `first` and `last`; conversations are always whole.
+
+    Args:
+        origin: where it came from, for messages ("notes.txt", "chats.jsonl:17").
+        text: its characters; empty for a conversation.
+        first, last: whether it opens, closes its document.
+        messages: a conversation ({"role", "content"} each), or None.
+        size: bytes of the text as UTF-8.
+    """
+
+    origin: str
+    text: str
+    first: bool = True
+    last: bool = True
+    messages: list[dict[str, Any]] | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass"))
+
+
+def read(
+    sources: Iterable[Source],
+    report: Report,
+    *,
+    invalid: str = "replace",
+    text_field: str | None = None,
+    piece: int = PIECE,
+) -> Iterator[Piece]:
+    """The pieces of every document, in order.
+
+    Args:
+        report: counts documents and bytes, and names what could not be read as it stood.
+        invalid: documents with bytes that are not UTF-8 are kept with those bytes "replace"d by
+            U+FFFD, or left out with "skip"; both are counted and named.
+        text_field: the field or column that holds the text; None takes "text", "content" or, in a
+            table, the only column of strings.
+        piece: characters a piece aims at; cuts fall where `cut_everywhere` has them.
+    """
+    for source in sources:
+        found = False
+        stream = (
+            _hub_rows(source, report, text_field)
+            if isinstance(source, HubSource)
+            else _file(source, report, invalid, text_field, piece)
+        )
+        for one in stream:
+            found = True
+            report.documents += one.first
+            report.bytes += one.size
+            yield one
+        report.files += found
+
+
+def _file(source: FileSource, report: Report, invalid: str, text_field: str | None, piece: int) -> Iterator[Piece]:
+    suffixes = [s.lower() for s in source.path.suffixes[-2:]]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
+    kind = suffixes[-1] if suffixes else ""
+    try:
+        if kind == ".parquet" and not packed:
+            yield from _parquet(source, report, text_field)
+        elif kind in (".jsonl", ".ndjson"):
+            yield from _lines(source, packed, report, invalid, text_field)
+        else:
+            yield from _plain(source, packed, report, invalid, piece)
+    except FileNotFoundError:
+        report.note("gone before they could be read", source.name)
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            report.note(f"unreadable ({error.strerror})", source.name)
+        else:
+            report.note("broken off or damaged; what was read before is kept", source.name)
+
+
+def open_bytes(path: Path, packed: str) -> IO[bytes]:
+    """A file's bytes, decompressed when `packed` is ".gz" or ".zst"."""
+    if packed == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if packed == ".zst":
+        try:
+            import zstandard
+        except ModuleNotFoundError:
+            raise DataError(
+                f"{path.name} is compressed with Zstandard; install its reader with: pip install 'glassformer[data]'"
+            ) from None
+        raw = path.open("rb")
+        return io.BufferedReader(_Zstandard(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)))
+    return path.open("rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """Zstandard's own errors as EOFError, which is what gzip raises for a file broken off."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        try:
+            return int(self._reader.readinto(buffer))
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+
+    def close(self) -> None:
+        self._reader.close()
+        super().close()
+
+
+_replaced = threading.local()
+
+
+def _count_replaced(error: UnicodeError) -> tuple[str, int]:
+    _replaced.count = getattr(_replaced, "count", 0) + 1
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd", error.end
+
+
+codecs.register_error("glassformer.replace", _count_replaced)
+
+
+def _characters(chunks: Iterable[bytes]) -> Iterator[tuple[str, int]]:
+    """Decoded text of chunks of bytes (the last one empty), each with how many faults were replaced so far."""
+    decoder = codecs.getincrementaldecoder("utf-8")("glassformer.replace")
+    faults = 0
+    start = True
+    for data in chunks:
+        _replaced.count = 0
+        text = decoder.decode(data, final=not data)
+        faults += _replaced.count
+        if start and text:
+            text, start = text.removeprefix("\ufeff"), False
+        if text:
+            yield text, faults
+        elif not data and faults:
+            yield "", faults
+
+
+def _plain(source: FileSource, packed: str, report: Report, invalid: str, piece: int) -> Iterator[Piece]:
+    with open_bytes(source.path, packed) as stream:
+        head = stream.read(1 << 13)
+        if b"\0" in head:
+            report.note("not text, left out", source.name)
+            return
+        if invalid == "skip":  # a long document is told to be sound before its first piece goes out
+            faults = 0
+            for _, faults in _characters(_rejoined(head, stream)):
+                if faults:
+                    report.note("not valid UTF-8, left out", source.name)
+                    return
+            stream.close()
+            stream = open_bytes(source.path, packed)
+            head = b""
+        with stream:
+            yield from _pieces(_characters(_rejoined(head, stream)), source.name, report, piece)
+
+
+def _rejoined(head: bytes, stream: IO[bytes]) -> Iterator[bytes]:
+    """A stream's bytes, of which the first have been looked at; ends with an empty one."""
+    if head:
+        yield head
+    while data := stream.read(CHUNK):
+        yield data
+    yield b""
+
+
+# Where words end for every pre-tokenizer that splits at spaces: after a lone line break, or before a lone space.
+# Beside other white space the end of a piece would change how the run is cut.
+_CUT = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)")
+
+
+def cut_everywhere(text: str) -> list[str]:
+    """A text in the smallest pieces that long documents are ever cut into."""
+    return [part for part in _CUT.split(text) if part]
+
+
+def _pieces(chunks: Iterable[tuple[str, int]], name: str, report: Report, piece: int) -> Iterator[Piece]:
+    held: list[str] = []
+    length = faults = 0
+    first = True
+    for text, now in chunks:
+        faults = now
+        held.append(text)
+        length += len(text)
+        if length < 2 * piece:
+            continue
+        ready, rest = _last_cut("".join(held), name, report)
+        held, length = [rest], len(rest)
+        for part in _split(ready, piece):
+            yield Piece(name, part, first=first, last=False)
+            first = False
+    text = "".join(held)
+    if faults:
+        report.note("not valid UTF-8, faulty bytes replaced", name)
+    if text or not first:
+        yield Piece(name, text, first=first, last=True)
+    else:
+        report.note("empty, left out", name)
+
+
+def _last_cut(text: str, name: str, report: Report) -> tuple[str, str]:
+    """What lies before the last place to cut, and the rest; everything is rest when there is none."""
+    for reach in (1 << 10, 1 << 14, len(text)):
+        at = max((found.start() for found in _CUT.finditer(text, max(0, len(text) - reach))), default=0)
+        if at:
+            return text[:at], text[at:]
+    if len(text) >= 2 * LONGEST:
+        report.note("without a space for 32 million characters, cut there", name)
+        return text, ""
+    return "", text
+
+
+def _split(text: str, piece: int) -> Iterator[str]:
+    start = 0
+    while len(text) - start > piece:
+        found = _CUT.search(text, start + piece)
+        if found is None:
+            break
+        yield text[start : found.start()]
+        start = found.start()
+    if start < len(text):
+        yield text[start:]
+
+
+def _lines(source: FileSource, packed: str, report: Report, invalid: str, text_field: str | None) -> Iterator[Piece]:
+    with open_bytes(source.path, packed) as stream:
+        number = 0
+        while raw := stream.readline(LONGEST_LINE):
+            number += 1
+            name = f"{source.name}:{number}"
+            if len(raw) == LONGEST_LINE:
+                report.note("lines longer than 256 MiB, left out", name)
+                while len(stream.readline(LONGEST_LINE)) == LONGEST_LINE:
+                    pass
+                continue
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if not raw.strip():
+                continue
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                if invalid == "skip":
+                    report.note("not valid UTF-8, left out", name)
+                    continue
+                report.note("not valid UTF-8, faulty bytes replaced", name)
+                line = raw.decode("utf-8", "replace")
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                report.note("lines that are not JSON, left out", name)
+                continue
+            yield from _record(record, name, report, text_field)
+
+
+def _record(record: Any, name: str, report: Report, text_field: str | None) -> Iterator[Piece]:
+    if isinstance(record, dict):
+        messages = record.get("messages") if text_field is None else None
+        if messages is not None:
+            if _is_conversation(messages):
+                yield Piece(name, "", messages=[dict(m) for m in messages])
+            else:
+                report.note("conversations without roles and contents, left out", name)
+            return
+        fields = (text_field,) if text_field else TEXT_FIELDS
+        record = next((record[f] for f in fields if f in record), None)
+    if not isinstance(record, str):
+        wanted = text_field or " or ".join(TEXT_FIELDS)
+        report.note(f"without a text in {wanted}, left out", name)
+    elif not record:
+        report.note("empty, left out", name)
+    else:
+        if not record.isascii():
+            record = record.encode("utf-8", "replace").decode("utf-8")  # JSON can spell lone surrogates
+        yield Piece(name, record)
+
+
+def _is_conversation(messages: Any) -> bool:
+    return (
+        isinstance(messages, (list, tuple))
+        and len(messages) > 0
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages)
+    )
+
+
+def _parquet(source: FileSource, report: Report, text_field: str | None) -> Iterator[Piece]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise DataError(
+            f"{source.name} is a Parquet table; install its reader with: pip install 'glassformer[data]'"
+        ) from None
+    try:
+        table = parquet.ParquetFile(source.path)
+    except pyarrow.ArrowInvalid:
+        report.note("damaged Parquet tables, left out", source.name)
+        return
+    with table:
+        column = _column(source.name, table.schema_arrow, text_field)
+        row = 0
+        try:
+            for batch in table.iter_batches(batch_size=256, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield from _record({column: value}, f"{source.name}:{row}", report, _field_for(column))
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            report.note("broken off or damaged; what was read before is kept", source.name)
+
+
+def _field_for(column: str) -> str | None:
+    return None if column == "messages" else column
+
+
+def _known_column(name: str, names: list[str], text_field: str | None) -> str | None:
+    """The column that was asked for, or one of a name that says enough; None to look at what the columns hold."""
+    if text_field is None:
+        return next((wanted for wanted in ("messages", *TEXT_FIELDS) if wanted in names), None)
+    if text_field in names:
+        return text_field
+    raise DataError(f"{name} has no column {text_field!r}; it has {', '.join(names)}." + near(text_field, names))
+
+
+def _column(name: str, schema: Any, text_field: str | None) -> str:
+    names = list(schema.names)
+    if (known := _known_column(name, names, text_field)) is not None:
+        return known
+    import pyarrow.types as types
+
+    strings = [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
+    if len(strings) == 1:
+        return str(strings[0])
+    raise DataError(f"{name} has the columns {', '.join(names)}; say which holds the text with text_field.")
+
+
+def _hub_rows(source: HubSource, report: Report, text_field: str | None) -> Iterator[Piece]:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise DataError(
+            f"hf:{source.name} is read through the datasets library; install it with: pip install 'glassformer[data]'"
+        ) from None
+    try:
+        rows = datasets.load_dataset(
+            source.name, name=source.config, split=source.split, revision=source.revision, streaming=True
+        )
+        column = ""
+        for number, row in enumerate(rows, start=1):
+            column = column or _column_of_rows(f"hf:{source.name}", dict(row), source.text or text_field)
+            yield from _record(dict(row), f"hf:{source.name}:{number}", report, _field_for(column))
+    except DataError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())[:300].rstrip(".")
+        raise DataError(
+            f"hf:{source.name} could not be read through datasets ({what}); check the name, the split and the network."
+        ) from error
+
+
+def _column_of_rows(name: str, row: dict[str, Any], text_field: str | None) -> str:
+    """The column of a set that is read, by its first row: streamed sets need not say their columns before."""
+    if (known := _known_column(name, list(row), text_field)) is not None:
+        return known
+    strings = [column for column, value in row.items() if isinstance(value, str)]
+    if len(strings) == 1:
+        return strings[0]
+    raise DataError(f"{name} has the columns {', '.join(row)}; say which holds the text, as in {name}?text=COLUMN.")
+
+
+def hub_version(source: HubSource) -> Any:
+    """What stands for a set's content: the commit it is at, or of a local folder what its files look like.
+
+    None when the hub cannot be asked.
+    """
+    folder = Path(source.name)
+    if folder.is_dir():
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        return [[p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    try:
+        from huggingface_hub import HfApi
+
+        return HfApi().dataset_info(source.name, revision=source.revision, timeout=10).sha
+    except Exception:  # no network, no such set, no access: reading says which
+        return None
+
+
+ProgressCallback = Callable[[str, int, int | None], None]
+"""Called with the stage ("reading", "tokenising"), the bytes done, and the bytes in all where known."""

@@ -1,0 +1,178 @@
+"""An answer as people and programs read it: pieces of text, each with its token's probability and its rivals.
+
+It turns an engine's steps into `Piece`s and keeps a model's engines between answers. It does not know models of the
+facade, prompts as text, or how anything is shown.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glassformer.errors import UsageError
+from glassformer.generate.engine import PRECISIONS, Engine
+from glassformer.generate.request import Finish, Request, Step
+from glassformer.generate.sampling import Sampling
+
+if TYPE_CHECKING:
+    from glassformer.generate.drafting import Guesser
+    from glassformer.model.transformer import Transformer
+    from glassformer.tokenizer.tokenizer import Tokenizer
+
+# Requests of one model at once, and tokens an engine has room for unless more are needed.
+SLOTS = 2
+ROOM = 2048
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that could have come instead.
+
+    Attributes:
+        id: its number in the vocabulary.
+        token: its text, for people (U+FFFD where its bytes are not whole characters).
+        probability: by the model's own distribution, before temperature and filters.
+    """
+
+    id: int
+    token: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token of an answer.
+
+    Attributes:
+        index: its number in the answer, from 0.
+        id: its number in the vocabulary.
+        token: its own text, for people; the token that ends a text shows its name.
+        text: what became certain with it: the pieces' texts joined are the answer. "" where a character or a stop
+            string may still be under way, and for the token that ends a text.
+        probability, logprob: by the model's own distribution, before temperature and filters.
+        alternatives: the likeliest tokens at this place, likeliest first; the chosen one is among them when it is
+            one of those.
+        finish: "stop" or "length" on the last piece, else None.
+        precision: of the weights that computed it.
+    """
+
+    index: int
+    id: int
+    token: str
+    text: str
+    probability: float
+    logprob: float
+    alternatives: tuple[Alternative, ...] = ()
+    finish: Finish | None = None
+    precision: str = ""
+
+    @property
+    def rejected(self) -> tuple[Alternative, ...]:
+        """The alternatives without the token that was taken."""
+        return tuple(one for one in self.alternatives if one.id != self.id)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data (public format; see docs); a logprob of minus infinity is None."""
+        found = asdict(self)
+        found["alternatives"] = [asdict(one) for one in self.alternatives]
+        found["logprob"] = self.logprob if math.isfinite(self.logprob) else None
+        return found
+
+
+def pieces(steps: Iterable[Step], tokenizer: Tokenizer) -> Generator[Piece]:
+    """The pieces of an answer whose steps came with log-probabilities."""
+    for index, step in enumerate(steps):
+        if step.id is None or step.logprob is None:
+            continue
+        logprob = step.logprob.logprob
+        yield Piece(
+            index=index,
+            id=step.id,
+            token=tokenizer.token_text(step.id),
+            text=step.text,
+            probability=math.exp(logprob),
+            logprob=logprob,
+            alternatives=tuple(
+                Alternative(one.id, tokenizer.token_text(one.id), math.exp(one.logprob)) for one in step.top
+            ),
+            finish=step.finish,
+            precision=step.precision,
+        )
+
+
+def request(
+    ids: Sequence[int],
+    stop: str | Sequence[str | int],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int | None,
+    alternatives: int,
+    guesser: Guesser | None = None,
+    **sampling: Any,
+) -> Request:
+    """What an engine is asked for pieces of: `stop` may mix strings and ids, which join the tokenizer's own.
+
+    Raises:
+        UsageError: an option out of its range.
+    """
+    listed = [stop] if isinstance(stop, str) else list(stop)
+    return Request(
+        tuple(ids),
+        max_tokens=max_tokens,
+        sampling=Sampling(**sampling),
+        stop=tuple(one for one in listed if isinstance(one, str)),
+        stop_ids=tokenizer.stop_ids | {int(one) for one in listed if not isinstance(one, str)},
+        logprobs=alternatives,
+        guesser=guesser,
+    )
+
+
+class Engines:
+    """One model's engines, made when first asked for: one per precision, and a larger one when an answer needs it.
+
+    May be used from several threads.
+    """
+
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, source: str | Path | None = None) -> None:
+        self._transformer, self._tokenizer, self._source = transformer, tokenizer, source
+        self._kept: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+
+    def get(self, precision: str, room: int) -> Engine:
+        """An engine of this precision with room for so many tokens of prompt and answer, up to the context.
+
+        Raises:
+            UsageError: for an unknown precision.
+        """
+        if precision not in PRECISIONS:
+            raise UsageError(f"Precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}.")
+        room = min(max(room, ROOM), self._transformer.config.context)
+        with self._lock:
+            engine = self._kept.get(precision)
+            if engine is None or engine.capacity < room:
+                # One that is still answering goes on until it has; it is only not asked again.
+                self._kept.pop(precision, None)
+                engine = self._kept[precision] = self.make(precision, slots=SLOTS, capacity=room)
+            return engine
+
+    def make(self, precision: str = "exact", *, native: bool = True, **options: Any) -> Engine:
+        """An engine of one's own; options as for `Engine`.
+
+        "exact" is what the model's other verbs compute: for weights that are not float32 the transformer itself.
+        """
+        if precision == "exact" and self._transformer.dtype != torch.float32:
+            native = False
+        return Engine(
+            self._transformer,
+            self._tokenizer,
+            precision=precision,
+            source=self._source,
+            use_native=native,
+            **options,
+        )

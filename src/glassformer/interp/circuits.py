@@ -1,0 +1,180 @@
+"""A head's two circuits, read from its weights: whom it would look at, and what it would write.
+
+The query-key circuit scores a looking token against a looked-at one at a stated distance, rotary turns
+and query-key norms included; the value-output circuit says which tokens attending to a token raises.
+Both read tokens from the embedding through the layer's own norm, as if nothing stood between: exact in
+the first layer (learned positions are added where a position is said), a convention above it. Norms' gains
+are included. No vocabulary × vocabulary matrix is formed (transformer-circuits.pub/2021/framework).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from glassformer.errors import SiteError
+from glassformer.interp.head_outputs import gain
+from glassformer.model import Transformer
+from glassformer.model.layers import rotate, softcap
+
+# Tokens embedded at a time.
+_CHUNK = 8192
+
+
+def _checked(transformer: Transformer, layer: int, head: int) -> tuple[int, int]:
+    config = transformer.config
+    if not -config.n_layers <= layer < config.n_layers:
+        raise SiteError(f"There is no layer {layer}: the model has {config.n_layers}, 0 to {config.n_layers - 1}.")
+    heads = config.attention.n_heads
+    if not -heads <= head < heads:
+        raise SiteError(f"There is no head {head}: each layer has {heads} heads, 0 to {heads - 1}.")
+    return layer % config.n_layers, head % heads
+
+
+def _attention(transformer: Transformer, layer: int) -> Any:
+    return transformer.blocks[layer].attn
+
+
+def _read(transformer: Transformer, layer: int, ids: Tensor, position: int | None) -> Float[Tensor, "token d_model"]:
+    """Tokens as the layer's norm hands them over when only the embedding stands in the stream."""
+    x = transformer.embed.weight[ids]
+    if transformer.config.embedding_scale is not None:
+        x = x * torch.tensor(transformer.config.embedding_scale, dtype=x.dtype, device=x.device)
+    if position is not None and transformer.pos_embed is not None:
+        if position >= transformer.config.context:
+            raise SiteError(
+                f"This model has {transformer.config.context} trained positions; there is no position {position}."
+            )
+        x = x + transformer.pos_embed.weight[position]
+    block: Any = transformer.blocks[layer]
+    return block.ln1(x)
+
+
+def _side(
+    transformer: Transformer, layer: int, which: str, index: int, ids: Tensor, position: int | None
+) -> Float[Tensor, "token d_head"]:
+    part: Any = _attention(transformer, layer)
+    d = part.d_head
+    matrix = getattr(part, which)
+    x = F.linear(
+        _read(transformer, layer, ids, position),
+        matrix.weight[index * d : (index + 1) * d],
+        None if matrix.bias is None else matrix.bias[index * d : (index + 1) * d],
+    )
+    if which == "v":
+        return x
+    norm = part.q_norm if which == "q" else part.k_norm
+    if norm is not None:
+        x = norm(x)
+    angles = transformer.angles(torch.full((1, len(ids)), position or 0, device=x.device), layer)
+    return x if angles is None else rotate(x[None, :, None], *angles)[0, :, 0]
+
+
+@torch.no_grad()
+def query_key(
+    transformer: Transformer, layer: int, head: int, token: int, offset: int, position: int | None = None
+) -> Float[Tensor, " vocab"]:
+    """The score with which a head at `token` would look at every token `offset` positions before it.
+
+    Args:
+        offset: how far back, 0 or more, within the layer's window.
+        position: where `token` stands, `offset` by default. Rotary scores do not depend on it; with learned
+            positions both tokens have theirs added.
+
+    Raises:
+        SiteError: for a layer, head, offset or position that is not there.
+    """
+    layer, head = _checked(transformer, layer, head)
+    if offset < 0:
+        raise SiteError(f"The offset counts backwards from the query and is 0 or more; got {offset}.")
+    part: Any = _attention(transformer, layer)
+    if part.window is not None and offset >= part.window:
+        raise SiteError(
+            f"Layer {layer} sees {part.window} positions, its own among them; nothing {offset} back is seen."
+        )
+    at = offset if position is None else position
+    if at < offset:
+        raise SiteError(f"Nothing stands {offset} positions before position {at}.")
+    device = transformer.device
+    q = _side(transformer, layer, "q", head, torch.tensor([token], device=device), at)[0]
+    group = head // (part.heads // part.kv_heads)
+    out = []
+    for low in range(0, transformer.config.vocab_size, _CHUNK):
+        ids = torch.arange(low, min(low + _CHUNK, transformer.config.vocab_size), device=device)
+        out.append(_side(transformer, layer, "k", group, ids, at - offset) @ q)
+    return softcap(torch.cat(out) * part.scale, part.cap)
+
+
+def written(transformer: Transformer, layer: int, head: int, token: int, position: int | None = None) -> Tensor:
+    """What a head that attends fully to `token` adds to the stream, (d_model,); a post-norm's gain is in it and
+    its division is not."""
+    layer, head = _checked(transformer, layer, head)
+    part: Any = _attention(transformer, layer)
+    block: Any = transformer.blocks[layer]
+    group = head // (part.heads // part.kv_heads)
+    v = _side(transformer, layer, "v", group, torch.tensor([token], device=transformer.device), position)[0]
+    d = part.d_head
+    out = part.o.weight[:, head * d : (head + 1) * d] @ v
+    if block.ln1_post is None:
+        return out
+    return (out - out.mean() if block.ln1_post.centred else out) * gain(block.ln1_post)
+
+
+@torch.no_grad()
+def output_value(
+    transformer: Transformer, layer: int, head: int, token: int, position: int | None = None
+) -> Float[Tensor, " vocab"]:
+    """What attending fully to `token` would add to every token's logit, before the final norm's division.
+
+    Args:
+        position: where the token stands; adds its learned position, where positions are learned.
+    """
+    return unembedded(transformer, written(transformer, layer, head, token, position))
+
+
+def unembedded(transformer: Transformer, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+    """A part of the stream read as logits: through the final norm's centring and gain, without its division."""
+    norm = transformer.final
+    x = x - x.mean(-1, keepdim=True) if norm.centred else x
+    return F.linear(x * gain(norm), transformer.unembedding)
+
+
+@torch.no_grad()
+def copying_scores(transformer: Transformer) -> Float[Tensor, "layer head"]:
+    """Σ Re λ / Σ |λ| of every head's value-output circuit, in [−1, 1].
+
+    The circuit is vocabulary × vocabulary of rank d_head; its eigenvalues other than zero are those of a
+    d_head × d_head product with the embedding-unembedding Gram matrix in the middle, formed once. Norms' gains
+    and centring are in it, their divisions and learned positions are not.
+    """
+    config = transformer.config
+    scale = config.embedding_scale or 1.0
+    gram = torch.zeros(config.d_model, config.d_model, dtype=torch.float64)
+    for low in range(0, config.vocab_size, _CHUNK):
+        e = transformer.embed.weight[low : low + _CHUNK].double().cpu() * scale
+        u = transformer.unembedding[low : low + _CHUNK].double().cpu() * gain(transformer.final).double().cpu()
+        if transformer.final.centred:
+            e, u = e - e.mean(-1, keepdim=True), u - u.mean(-1, keepdim=True)
+        gram += e.T @ u
+    out = torch.zeros(config.n_layers, config.attention.n_heads)
+    d = config.attention.d_head
+    for layer in range(config.n_layers):
+        block: Any = transformer.blocks[layer]
+        part = block.attn
+        before = gain(block.ln1).double().cpu()
+        o = part.o.weight.double().cpu()
+        if block.ln1_post is not None:
+            o = o - o.mean(0) if block.ln1_post.centred else o
+            o = o * gain(block.ln1_post).double().cpu()[:, None]
+        v = part.v.weight.double().cpu() * before
+        for head in range(part.heads):
+            group = head // (part.heads // part.kv_heads)
+            values = v[group * d : (group + 1) * d] @ gram @ o[:, head * d : (head + 1) * d]
+            found = torch.linalg.eigvals(values)
+            size = float(found.abs().sum())
+            out[layer, head] = float(found.real.sum()) / size if size else 0.0
+    return out

@@ -1,0 +1,220 @@
+"""The additive parts of a prediction: what each component put into the last residual stream.
+
+The stream at a position is the sum of the embedding, every head's reading of every source position, every
+feed-forward layer and the biases; each part's share of the explained number is a scalar, claimed by
+linearity and measured by taking the part out and computing the final norm anew. Everything in float64.
+Knows one position of one trace; what happens downstream of a part is `effects`' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from glassformer.interp.head_outputs import before_post, gain, writing
+from glassformer.interp.logit_target import Target
+from glassformer.model.layers import NormLayer
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
+
+KINDS = (
+    "embedding",
+    "position",
+    "head",
+    "feed_forward",
+    "attention_bias",
+    "feed_forward_bias",
+    "final_bias",
+    "edit",
+)
+
+
+@dataclass
+class Parts:
+    """Columns of numbers, one entry per part; −1 where a part has no layer, head or source."""
+
+    kind: Int[Tensor, " part"]
+    layer: Int[Tensor, " part"]
+    head: Int[Tensor, " part"]
+    source: Int[Tensor, " part"]
+    claimed: Float[Tensor, " part"]
+    direct: Float[Tensor, " part"]
+    total: Float[Tensor, " part"]
+    percentile: Float[Tensor, " part"]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def of(self, kind: str, layer: int | None = None) -> Tensor:
+        """Indices of the parts of a kind (of a layer)."""
+        chosen = self.kind == KINDS.index(kind)
+        if layer is not None:
+            chosen &= self.layer == layer
+        return chosen.nonzero()[:, 0]
+
+
+@dataclass
+class _Columns:
+    """Parts being gathered."""
+
+    blocks: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    def add(self, kind: str, layer: int, head: Tensor, source: Tensor, *numbers: Tensor) -> None:
+        codes = torch.full_like(head, KINDS.index(kind))
+        self.blocks.append((codes, torch.full_like(head, layer), head, source, *numbers))
+
+
+@torch.no_grad()
+def decompose(trace: Trace, goal: Target) -> Parts:
+    """Every part with its claimed and its measured direct share; totals are not measured yet."""
+    columns = _Columns()
+    whole = goal.share(goal.stream) + goal.bias
+    centred = goal.stream - goal.stream.mean() if goal.centred else goal.stream
+    alone = torch.tensor([-1])
+
+    def vector(kind: str, layer: int, x: Tensor) -> None:
+        """One part given by its vector."""
+        x = x.double().cpu()
+        y = x - x.mean() if goal.centred else x
+        claimed = (x @ goal.reading.cpu())[None]
+        left = goal.without(claimed.to(whole.device), (y @ centred.cpu())[None].to(whole.device), _square(y, whole))
+        columns.add(kind, layer, alone, alone, claimed, (whole - left).cpu())
+
+    forward = trace.forward
+    at = slice(goal.position, goal.position + 1)
+    vector("embedding", -1, forward.recorded["embed"][0, goal.position])
+    if "pos_embed" in forward.recorded:
+        vector("position", -1, forward.recorded["pos_embed"][0, goal.position])
+    sources = torch.arange(goal.position + 1)
+    for layer in range(trace.config.n_layers):
+        reads = Reads(trace, layer, goal.position)
+        claimed, overlap, square = reads.scalars(goal.reading, centred, goal.centred)
+        left = goal.without(claimed, overlap, square)
+        heads = torch.arange(claimed.shape[0])[:, None].expand(claimed.shape).reshape(-1)
+        places = sources.expand(claimed.shape).reshape(-1)
+        columns.add("head", layer, heads, places, claimed.reshape(-1).cpu(), (whole - left).reshape(-1).cpu())
+        for kind, x in bias_parts(trace, layer, goal.position):
+            vector(kind, layer, x)
+        vector("feed_forward", layer, feed_forward_part(trace, layer, goal.position))
+        for x in _edits(trace, layer, at, reads):
+            vector("edit", layer, x)
+    if goal.bias:
+        one = torch.tensor([goal.bias], dtype=torch.float64)
+        columns.add("final_bias", -1, alone, alone, one, one)
+    codes, layers, head, source, claimed, direct = (torch.cat(c) for c in zip(*columns.blocks, strict=True))
+    unknown = torch.full_like(claimed, float("nan"))
+    return Parts(codes, layers, head, source, claimed, direct, unknown, unknown.clone())
+
+
+def _square(y: Tensor, like: Tensor) -> Tensor:
+    return y.square().sum()[None].to(like.device)
+
+
+class Reads:
+    """What one position's heads read from every source position, in one layer.
+
+    Attributes:
+        weights: (head, source); values: (head, source, d_head), float64.
+        columns: (head, d_model, d_head), each head's output columns with the post-norm as run.
+    """
+
+    def __init__(self, trace: Trace, layer: int, position: int) -> None:
+        forward, a = trace.forward, trace.config.attention
+        groups = a.n_heads // a.n_kv_heads
+        seen = slice(0, position + 1)
+        self.weights = forward.grid(layer, "attn.pattern", None, slice(position, position + 1), seen)[0, :, 0].double()
+        values = forward.get(f"blocks.{layer}.attn.v", seen)[0].transpose(0, 1).double()
+        self.values = values.repeat_interleave(groups, dim=0)
+        self._post = PostNorm(trace, layer, "attn", position)
+        self.columns = self._post(writing(forward, layer).double().transpose(1, 2)).transpose(1, 2)
+
+    def scalars(self, reading: Tensor, stream: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Per (head, source): share of the number, product with the stream, squared length."""
+        handed = self.weights[..., None] * self.values
+        columns = self.columns - self.columns.mean(1, keepdim=True) if centred else self.columns
+        claimed = torch.einsum("hse,hde,d->hs", handed, columns, reading)
+        overlap = torch.einsum("hse,hde,d->hs", handed, columns, stream)
+        gram = columns.transpose(1, 2) @ columns
+        square = ((handed @ gram) * handed).sum(-1)
+        return claimed, overlap, square
+
+    def vectors(self, heads: Tensor, sources: Tensor) -> Float[Tensor, "part d_model"]:
+        """What the given heads add from the given sources, written out."""
+        out = torch.empty(len(heads), self.columns.shape[1], dtype=torch.float64, device=self.columns.device)
+        for head in heads.unique().tolist():
+            mine = (heads == head).to(out.device)
+            at = sources.to(out.device)[mine]
+            out[mine] = (self.weights[head, at, None] * self.values[head, at]) @ self.columns[head].T
+        return out
+
+    def total(self) -> Float[Tensor, " d_model"]:
+        """All heads and sources together."""
+        handed = (self.weights[..., None] * self.values).sum(1)
+        return torch.einsum("he,hde->d", handed, self.columns)
+
+
+class PostNorm:
+    """A layer's post-norm at one position with its divisor as run: linear. The identity where there is none."""
+
+    def __init__(self, trace: Trace, layer: int, part: str, position: int) -> None:
+        block = trace.forward.block(layer)
+        self.norm: NormLayer | None = block.ln1_post if part == "attn" else block.ln2_post
+        if self.norm is not None:
+            before = before_post(trace.forward, layer, part, slice(position, position + 1))[0, 0].double()
+            centred = before - before.mean() if self.norm.centred else before
+            self.scale = (centred.square().mean() + self.norm.eps).sqrt()
+
+    def __call__(self, x: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part d_model"]:
+        if self.norm is None:
+            return x
+        x = x - x.mean(-1, keepdim=True) if self.norm.centred else x
+        return x / self.scale * gain(self.norm).double()
+
+    def with_bias(self, bias: Tensor | None) -> Tensor | None:
+        """What a projection's bias and the norm's own add together; None where there is neither."""
+        out = None if bias is None else self(bias.double())
+        if self.norm is not None and self.norm.bias is not None:
+            out = self.norm.bias.double() if out is None else out + self.norm.bias.double()
+        return out
+
+
+def bias_parts(trace: Trace, layer: int, position: int) -> Iterator[tuple[str, Tensor]]:
+    """The biases that a layer adds to the stream at a position."""
+    block = trace.forward.block(layer)
+    for kind, part, projection in (
+        ("attention_bias", "attn", block.attn.o),
+        ("feed_forward_bias", "mlp", block.mlp.down),
+    ):
+        found = PostNorm(trace, layer, part, position).with_bias(projection.bias)
+        if found is not None:
+            yield kind, found
+
+
+def feed_forward_part(trace: Trace, layer: int, position: int) -> Float[Tensor, " d_model"]:
+    """What a feed-forward layer adds at a position, its bias left out."""
+    out = trace.forward.recorded[f"blocks.{layer}.mlp.out"][0, position].double()
+    bias = dict(bias_parts(trace, layer, position)).get("feed_forward_bias")
+    return out if bias is None else out - bias
+
+
+def _edits(trace: Trace, layer: int, at: slice, reads: Reads) -> Iterator[Tensor]:
+    """What a tap added in this layer beyond what the components gave; nothing in an unchanged model."""
+    forward = trace.forward
+    if forward.edit is None:
+        return
+    prefix = f"blocks.{layer}."
+    attention = forward.recorded[prefix + "attn.out"][0, at][0].double()
+    start = forward.entering(layer, at)[0, 0].double()
+    given = reads.total() + dict(bias_parts(trace, layer, int(at.start))).get("attention_bias", torch.zeros(()))
+    out = forward.recorded[prefix + "mlp.out"][0, at][0].double()
+    after = forward.get(prefix + "resid_post", at)[0, 0].double()
+    written = {s.site for s in forward.edit.steps if s.writes}
+    parts = ("resid_pre", "resid_mid", "resid_post", "attn.out", "attn.z", "attn.q", "attn.k", "attn.v")
+    if written & {prefix + p for p in parts} or forward.edits_grid(layer):
+        yield (attention - given) + (after - start - attention - out)

@@ -1,0 +1,205 @@
+"""Feed-forward neurons: which pushed a prediction, what each writes, what excites it, where it fires.
+
+A neuron's output scales one column of the down projection; with the norms' divisors as run, its share
+of the explained number is exact. What it writes is that column read through the unembedding; what
+excites it is its input weights read against the embedding: the neuron as its weights alone show it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from glassformer.errors import SiteError, UsageError
+from glassformer.interp.circuits import unembedded
+from glassformer.interp.head_outputs import gain, through_post
+from glassformer.interp.logit_target import target
+from glassformer.model.layers import linear
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
+    from glassformer.model import Transformer
+
+# Tokens embedded at a time.
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """The neurons behind one prediction.
+
+    Attributes:
+        token, position, unit, value: the number explained.
+        all: share of the number that all feed-forward layers have together (biases apart).
+        written_over: layers whose feed-forward output a tap wrote, so that their neurons have no share.
+        neurons: the largest, each with layer, index, activation, contribution, the tokens that its output as it
+            stood raises and lowers, and those whose embeddings excite it.
+    """
+
+    token: str
+    position: int
+    unit: str
+    value: float
+    all: float
+    written_over: list[int]
+    neurons: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dict(self.__dict__)
+
+
+@torch.no_grad()
+def top_neurons(
+    trace: Trace,
+    token: str | int | None = None,
+    against: str | int | None = None,
+    position: int = -1,
+    *,
+    k: int = 20,
+    words: int = 5,
+) -> Neurons:
+    """The `k` neurons with the largest shares of a prediction, of either sign; `words` tokens for each.
+
+    Raises:
+        UsageError: for fewer than one neuron or word.
+    """
+    if k < 1 or words < 1:
+        raise UsageError("At least one neuron, and one word for each, can be shown.")
+    goal = target(trace, token, against, position)
+    at = slice(goal.position, goal.position + 1)
+    edit = trace.forward.edit
+    written = [i for i in range(trace.config.n_layers) if edit is not None and f"blocks.{i}.mlp.out" in edit.writes]
+    shares, activations = [], []
+    for layer in range(trace.config.n_layers):
+        post = trace.forward.get(f"blocks.{layer}.mlp.post", at)[0, 0]
+        columns = trace.forward.block(layer).mlp.down.weight.T
+        columns = through_post(trace.forward, layer, "mlp", columns[None, None], at)[0, 0]
+        share = goal.share(columns) * post.double()
+        shares.append(torch.zeros_like(share) if layer in written else share)
+        activations.append(post)
+    grid, fired = torch.stack(shares), torch.stack(activations)
+    d_ff = grid.shape[1]
+    chosen = [divmod(i, d_ff) for i in grid.abs().flatten().topk(min(k, grid.numel())).indices.tolist()]
+    exciting: dict[tuple[int, int], list[int]] = {}
+    for layer in {layer for layer, _ in chosen}:
+        mine = [index for at_layer, index in chosen if at_layer == layer]
+        for index, tokens in zip(mine, excite(trace.transformer, layer, mine, words), strict=True):
+            exciting[layer, index] = tokens
+    found = []
+    for layer, index in chosen:
+        activation = float(fired[layer, index])
+        raised, lowered = writes(trace.transformer, layer, index, words)
+        if activation < 0:  # what a negative output raises is what a positive one lowers
+            raised, lowered = lowered, raised
+        found.append(
+            {
+                "layer": layer,
+                "index": index,
+                "activation": activation,
+                "contribution": float(grid[layer, index]),
+                "raises": [trace.token_text(t) for t in raised],
+                "lowers": [trace.token_text(t) for t in lowered],
+                "excited_by": [trace.token_text(t) for t in exciting[layer, index]],
+            }
+        )
+    return Neurons(
+        token=trace.token_text(goal.way.token),
+        position=goal.position,
+        unit=goal.way.unit,
+        value=goal.value,
+        all=float(grid.sum()),
+        written_over=written,
+        neurons=found,
+    )
+
+
+def _neuron(transformer: Transformer, layer: int, index: int) -> Any:
+    config = transformer.config
+    if not -config.n_layers <= layer < config.n_layers:
+        raise SiteError(f"There is no layer {layer}: the model has {config.n_layers}, 0 to {config.n_layers - 1}.")
+    if not 0 <= index < config.feed_forward.d_ff:
+        d_ff = config.feed_forward.d_ff
+        raise SiteError(f"There is no neuron {index}: each layer has {d_ff}, 0 to {d_ff - 1}.")
+    return transformer.blocks[layer]
+
+
+@torch.no_grad()
+def writes(transformer: Transformer, layer: int, index: int, k: int = 10) -> tuple[list[int], list[int]]:
+    """The tokens whose logits a positive output of the neuron raises most, and lowers most."""
+    block = _neuron(transformer, layer, index)
+    column = block.mlp.down.weight[:, index]
+    if block.ln2_post is not None:
+        column = (column - column.mean() if block.ln2_post.centred else column) * gain(block.ln2_post)
+    pushed = unembedded(transformer, column)
+    k = min(k, len(pushed))
+    return pushed.topk(k).indices.tolist(), (-pushed).topk(k).indices.tolist()
+
+
+def excited_by(transformer: Transformer, layer: int, index: int, k: int = 10) -> list[int]:
+    """The tokens whose embeddings, through the layer's norm, give the neuron its largest outputs."""
+    return excite(transformer, layer, [index], k)[0]
+
+
+@torch.no_grad()
+def excite(transformer: Transformer, layer: int, neurons: list[int], k: int = 10) -> list[list[int]]:
+    """`excited_by` for several neurons of one layer, the vocabulary read once."""
+    for index in neurons:
+        block = _neuron(transformer, layer, index)
+    mlp, chosen = block.mlp, torch.tensor(neurons, device=transformer.device)
+    values = torch.empty(0, len(neurons), device=transformer.device, dtype=transformer.dtype)
+    tokens = torch.empty(0, len(neurons), device=transformer.device, dtype=torch.long)
+
+    def rows(part: Any, x: Tensor) -> Tensor:
+        return linear(x, part.weight[chosen], None if part.bias is None else part.bias[chosen])
+
+    for low in range(0, transformer.config.vocab_size, _CHUNK):
+        e = transformer.embed.weight[low : low + _CHUNK]
+        scale = transformer.config.embedding_scale
+        x = block.ln2(e if scale is None else e * torch.tensor(scale, dtype=e.dtype, device=e.device))
+        up = rows(mlp.up, x)
+        out = mlp.activation(up) if mlp.gate is None else mlp.activation(rows(mlp.gate, x)) * up
+        ids = torch.arange(low, low + len(e), device=out.device)[:, None].expand(-1, len(neurons))
+        values, tokens = torch.cat([values, out]), torch.cat([tokens, ids])
+        values, order = values.topk(min(k, len(values)), dim=0)
+        tokens = tokens.gather(0, order)
+    return tokens.T.tolist()
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Where a neuron fired: the activation, the text around, and which token it was."""
+
+    activation: float
+    before: str
+    token: str
+    after: str
+    text: int
+    position: int
+
+
+@torch.no_grad()
+def passages(traces: Iterable[Trace], layer: int, index: int, k: int = 10, around: int = 12) -> list[Passage]:
+    """The `k` positions of the user's own texts at which a neuron's output was largest in size."""
+    best: list[tuple[float, int, int, Passage]] = []
+    for number, trace in enumerate(traces):
+        _neuron(trace.transformer, layer, index)
+        fired: Tensor = trace.forward.get(f"blocks.{layer % trace.config.n_layers}.mlp.post")[0, :, index].float()
+        tokens = trace.tokens
+        for at in fired.abs().topk(min(k, len(fired))).indices.tolist():
+            passage = Passage(
+                float(fired[at]),
+                "".join(tokens[max(0, at - around) : at]),
+                tokens[at],
+                "".join(tokens[at + 1 : at + 1 + around]),
+                number,
+                at,
+            )
+            best.append((abs(passage.activation), -number, -at, passage))
+        best = heapq.nlargest(k, best)
+    return [passage for *_, passage in best]

@@ -1,0 +1,103 @@
+"""Traces on disk: trace.safetensors holds what was kept, trace.json says what it is of.
+
+A trace is small because the model derives the rest, so reading one back needs the same model; a
+fingerprint of its weights says whether it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glassformer.errors import CheckpointError
+from glassformer.interp.recording import GRIDS, Forward, basis_sites
+from glassformer.interp.vocabulary import Vocabulary
+from glassformer.model import Transformer
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
+
+FORMAT = "glassformer.trace/1"
+TENSORS, DESCRIPTION = "trace.safetensors", "trace.json"
+
+
+def fingerprint(transformer: Transformer) -> str:
+    """A digest of the design and of numbers spread over every weight."""
+    digest = hashlib.sha256(json.dumps(transformer.config.to_dict(), sort_keys=True).encode())
+    for name, weight in transformer.named_parameters():
+        flat = weight.detach().reshape(-1)
+        spread = torch.linspace(0, flat.numel() - 1, 32, dtype=torch.float64).long().to(flat.device)
+        digest.update(name.encode() + str(flat.dtype).encode())
+        digest.update(flat[spread].double().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def save(trace: Trace, path: Path) -> None:
+    """Write a trace into a directory, made if need be."""
+    forward = trace.forward
+    path.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {name: x.detach().contiguous() for name, x in forward.recorded.items()}
+    for layer in range(forward.config.n_layers):
+        if forward.edits_grid(layer):  # what changed it is not saved, so what it became is
+            tensors |= {f"blocks.{layer}.{g}": forward.grid(layer, g).contiguous() for g in GRIDS}
+    shared = {name: x.clone() if x.untyped_storage().nbytes() != x.nbytes else x for name, x in tensors.items()}
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "model": trace.model,
+        "config": trace.config.to_dict(),
+        "weights": fingerprint(trace.transformer),
+        "precision": trace.precision,
+        "batched": trace.batched,
+        "ids": trace.ids,
+        "tokens": trace.tokens,
+        "edited": sorted(forward.edit.writes) if forward.edit is not None else [],
+    }
+    if forward.mask is not None:
+        shared["mask"] = forward.mask
+    save_file({name: x.cpu() for name, x in shared.items()}, path / TENSORS)
+    (path / DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1) + "\n", "utf-8")
+
+
+def load(path: Path, transformer: Transformer, vocabulary: Vocabulary | None = None) -> Trace:
+    """Read a trace that `save` wrote.
+
+    Raises:
+        CheckpointError: when it is no trace, is broken, or is of another model.
+    """
+    from glassformer.interp.trace import Trace
+
+    try:
+        description = json.loads((path / DESCRIPTION).read_text("utf-8"))
+        tensors = load_file(path / TENSORS, device=str(transformer.device))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} holds no readable trace ({error}); a trace is a directory with {DESCRIPTION} and {TENSORS}."
+        ) from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f"{path / DESCRIPTION} is not of the format {FORMAT}.")
+    if description.get("weights") != fingerprint(transformer):
+        raise CheckpointError(
+            f"The trace in {path} is of {description.get('model') or 'another model'} with other weights or in another "
+            "precision; open it with the model that made it."
+        )
+    ids, batched = description.get("ids"), bool(description.get("batched"))
+    mask = tensors.pop("mask", None)
+    missing = [name for name in basis_sites(transformer.config) if name not in tensors]
+    if missing or not isinstance(ids, list):
+        raise CheckpointError(f"The trace in {path} lacks {missing[0] if missing else 'its token ids'}.")
+    shape = tensors["embed"].shape[:2]
+    if mask is None:
+        positions = torch.arange(shape[1], device=transformer.device).expand(shape)
+    else:
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    forward = Forward(transformer, tensors, positions, mask)
+    model = str(description.get("model", ""))
+    return Trace.of_forward(forward, ids, batched=batched, vocabulary=vocabulary, model=model)

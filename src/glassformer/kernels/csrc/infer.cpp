@@ -1,0 +1,142 @@
+// A decoder-only transformer's forward pass over some tokens, each with its own sequence (slot) and
+// position, in one call. Prefill is many tokens of one slot, decode one token of each slot; both are
+// the same call and give each token the same numbers.
+//
+// It knows the shapes it is told and the buffers it is given; it does not know checkpoints,
+// sampling or requests. Python owns weights and names; this library owns the cache and the threads.
+
+#include "infer_forward.h"
+
+extern "C" {
+
+const char* gf_instructions() {
+#if defined(GF_BYTE_TILES)
+    if (tiles_there()) return "AVX-512 VNNI, AMX";
+#endif
+#if defined(GF_VNNI)
+    return "AVX-512 VNNI";
+#elif defined(GF_AVX2)
+    return "AVX2";
+#else
+    return "portable";
+#endif
+}
+
+void* gf_allocate(size_t bytes) { return allocate(bytes); }
+void gf_free(void* p) { release(p); }
+size_t gf_matrix_bytes(int format, int rows, int cols) {
+    return (size_t)((rows + UNIT - 1) / UNIT) * unit_bytes(format, cols);
+}
+
+void gf_pack(int format, int rows, int cols, const uint8_t* source, uint8_t* out, int threads) {
+    Matrix m{format, rows, cols, 0, out, nullptr};
+    std::lock_guard<std::mutex> hold(pool_use);
+    std::atomic<int> next{0};
+    team(threads).run([&] {
+        for (int unit; (unit = next.fetch_add(1)) < m.units();) pack_unit(m, unit, source, out + unit * unit_bytes(format, cols));
+    });
+}
+
+void gf_unpack(const Matrix* m, int row, float* out) { unpack_row(*m, row, out); }
+
+// out (count, rows) = x (count, cols) @ matrix, as the forward pass does it; for tests.
+int gf_multiply(const Matrix* m, const float* x, int count, float* out) {
+    RowBuffers in;
+    if (!in.make(count, m->cols)) return 1;
+    for (int r = 0; r < count; r++) {
+        memcpy(in.rows.x + (size_t)r * in.rows.stride, x + (size_t)r * m->cols, m->cols * sizeof(float));
+        if (m->rounds()) in.rows.quantise(r);
+    }
+    Tiles tiles(count >= TILES_FROM);
+    for (int unit = 0; unit < m->units(); unit++)
+        unit_products(tiles, *m, unit, in.rows, count, [&](int first, int rows, float(*y)[UNIT]) {
+            int n = m->rows - unit * UNIT;
+            for (int i = 0; i < rows; i++)
+                memcpy(out + (size_t)(first + i) * m->rows + unit * UNIT, y[i], (n < UNIT ? n : UNIT) * sizeof(float));
+        });
+    return 0;
+}
+
+// Reads `bytes` with all threads once and returns the seconds it took.
+double gf_read(const uint8_t* data, size_t bytes, int threads) {
+    std::lock_guard<std::mutex> hold(pool_use);
+    std::atomic<size_t> next{0};
+    std::atomic<int32_t> sink{0};
+    const size_t piece = 1 << 18;
+    auto start = std::chrono::steady_clock::now();
+    team(threads).run([&] {
+        I16 a = splat_int(0), b = a, c = a, d = a;
+        for (size_t at; (at = next.fetch_add(piece)) + piece <= bytes;)
+            for (size_t i = at; i < at + piece; i += 256) {
+                a ^= load<I16>(data + i), b ^= load<I16>(data + i + 64);
+                c ^= load<I16>(data + i + 128), d ^= load<I16>(data + i + 192);
+            }
+        sink.fetch_xor(sum(a ^ b ^ c ^ d));
+    });
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void gf_destroy(Model* m) { delete m; }
+
+Model* gf_create(const Shape* shape, const Parts* parts, const Layer* layers) {
+    auto m = std::make_unique<Model>();
+    m->s = *shape;
+    m->parts = *parts;
+    m->layers.assign(layers, layers + shape->n_layers);
+    const Shape& s = m->s;
+    m->plain = !s.parallel;
+    for (const Layer& layer : m->layers) m->plain = m->plain && !layer.ln1_post.weight && !layer.ln2_post.weight;
+    m->width = (int)round_up(s.d_head, 16);
+    size_t cache = (size_t)s.n_layers * s.slots * s.n_kv_heads * m->head_size();
+    m->keys = calloc(cache, m->element());
+    m->values = calloc(cache, m->element());
+    size_t rows = s.rows;
+    bool sound = m->keys && m->values;
+    sound = sound && m->attention_in.make(s.rows, s.d_model) && m->feed_in.make(s.rows, s.d_model);
+    sound = sound && m->mixed.make(s.rows, s.n_heads * s.d_head) && m->hidden.make(s.rows, s.d_ff);
+    sound = sound && m->last.make(s.rows, s.d_model);
+    if (!sound) return nullptr;
+    m->residual = zeros<float>(rows * m->feed_in.rows.stride);
+    m->part = zeros<float>(rows * m->feed_in.rows.stride);
+    m->query = zeros<float>(rows * round_up(s.n_heads * s.d_head, UNIT));
+    m->key = zeros<float>(rows * round_up(s.n_kv_heads * s.d_head, UNIT));
+    m->value = zeros<float>(rows * round_up(s.n_kv_heads * s.d_head, UNIT));
+    m->partials = static_cast<float*>(
+        calloc((size_t)SPLIT_ROWS * s.n_heads * m->spans() * (m->width + 16), sizeof(float)));
+    if (!m->partials || !m->residual || !m->part || !m->query || !m->key || !m->value) return nullptr;
+    return m.release();
+}
+
+// `count` tokens (at most Shape.rows) enter the cache at (slot, position); logits (n_out, vocab) of
+// the rows named in out_rows. Positions before a row's own must have been given before or with it.
+int gf_forward(Model* m, int count, const int32_t* tokens, const int32_t* slots, const int32_t* positions, int n_out,
+               const int32_t* out_rows, float* logits, int threads) {
+    const Shape& s = m->s;
+    if (count < 1 || count > s.rows || n_out < 0 || n_out > s.rows) return 1;
+    for (int r = 0; r < count; r++)
+        if (tokens[r] < 0 || tokens[r] >= s.vocab || slots[r] < 0 || slots[r] >= s.slots || positions[r] < 0 ||
+            positions[r] >= s.capacity)
+            return 2;
+    for (int i = 0; i < n_out; i++)
+        if (out_rows[i] < 0 || out_rows[i] >= count) return 3;
+    std::lock_guard<std::mutex> hold(pool_use);
+    Run run{*m, count, tokens, slots, positions, n_out, out_rows, logits, {}};
+    Pool& pool = team(threads);
+    run.make_groups(pool.size());
+    if (!m->prepare(pool.size())) return 4;
+    pool.run([&] { Walk(run, Pool::me()).go(); });
+    return 0;
+}
+
+// The first `n` positions of one slot become another's.
+void gf_copy(Model* m, int from, int to, int n) {
+    size_t unit = m->element(), bytes = round_up(n, 16) * m->width * unit;
+    for (int i = 0; i < m->s.n_layers; i++)
+        for (int h = 0; h < m->s.n_kv_heads; h++) {
+            size_t a = m->cache_at(i, from, h) * unit, b = m->cache_at(i, to, h) * unit;
+            memcpy((char*)m->keys + b, (char*)m->keys + a, bytes);
+            memcpy((char*)m->values + b, (char*)m->values + a, bytes);
+        }
+}
+
+}  // extern "C"

@@ -1,0 +1,213 @@
+// The optimiser's step: Muon (Newton-Schulz) for whole matrices, AdamW for the rest; then the packed copies.
+//
+// The same arithmetic as glassformer/train/optimizer.py, whose docstrings name the papers.
+#pragma once
+
+#include "scratch.h"
+
+struct Rules {
+    float muon_lr, muon_decay, beta1, beta2, eps;
+    int32_t rounds, cautious;
+};
+
+constexpr float NEWTON_SCHULZ[3] = {3.4445f, -4.7750f, 2.0315f};
+
+// Room of one thread for the largest matrix.
+struct Bench {
+    Number *x, *next, *panels, *gram, *poly, *rows;
+};
+
+static void lay_bench(Model& m, Arena& a, Bench& b) {
+    long matrix = 0, square = 0, ins = 0;
+    for (const Parameter& p : m.parameters) {
+        long rows = round_to(p.rows, EDGE), cols = round_to(p.cols, EDGE), small = rows < cols ? rows : cols;
+        if (p.muon && rows * cols > matrix) matrix = rows * cols;
+        if (p.muon && small * small > square) square = small * small;
+    }
+    for (Weight* w : m.weights())
+        if (w->ins > ins) ins = w->ins;
+    for (Number** p : {&b.x, &b.next, &b.panels}) *p = a.take<Number>(matrix > square ? matrix : square);
+    b.gram = a.take<Number>(square), b.poly = a.take<Number>(square), b.rows = a.take<Number>(SIDE * ins);
+}
+
+// Momentum moves towards the gradient; what is then orthogonalised, of sixteen entries.
+GF_INLINE F16 direction(const float* grad, const float* buffer, long n, float momentum) {
+    F16 g = some(grad, n);
+    return g + splat(momentum) * (some(buffer, n) - g);
+}
+
+static void muon(Model& m, const Parameter& p, const Rules& rules, float rate, float momentum, Bench& b) {
+    const bool tall = p.rows > p.cols;
+    const long rows = p.rows, cols = p.cols, small = round_to(tall ? cols : rows, EDGE), large = round_to(tall ? rows : cols, EDGE);
+    float *value = m.master + p.offset, *grad = m.grad + p.offset, *buffer = m.first + p.offset;
+    F16 square = splat(0.f);
+    for (long i = 0; i < rows * cols; i += SIDE) {
+        long n = rows * cols - i;
+        F16 old = some(buffer + i, n);
+        store_some(buffer + i, n, old + splat(1.f - momentum) * (some(grad + i, n) - old));
+        F16 x = direction(grad + i, buffer + i, n, momentum);
+        square += x * x;
+    }
+    const F16 inverse = splat(1.f / std::fmax(std::sqrt(total(square)), 1e-7f));
+    // in squares of sixteen, so that a tall matrix is laid on its side
+    for (long r = 0; r < round_to(rows, EDGE); r += SIDE)
+        for (long c = 0; c < round_to(cols, EDGE); c += SIDE) {
+            I16 part[SIDE];
+            for (long i = 0; i < SIDE; i++) {
+                long at = (r + i) * cols + c, n = r + i < rows ? cols - c : 0;
+                part[i] = (I16)(direction(grad + (n > 0 ? at : 0), buffer + (n > 0 ? at : 0), n, momentum) * inverse);
+            }
+            if (tall) turn_over(part);
+            for (long i = 0; i < SIDE; i++) put(b.x + ((tall ? c : r) + i) * large + (tall ? r : c), (F16)part[i]);
+        }
+    for (int round = 0; round < rules.rounds; round++) {
+        turn_to_panels(b.x, large, small, large, b.panels);
+        product(small, small, large, Left::rows(b.x, large), Right::panels(b.panels, large), [&](long r, long n, const float* c) {
+            for (long i = 0; i < EDGE; i++)
+                for (long j = 0; j < EDGE; j += SIDE) put(b.gram + (r + i) * small + n + j, load<F16>(c + i * EDGE + j));
+        });
+        to_panels(b.gram, small, small, small, b.panels, small, 0);
+        product(small, small, small, Left::rows(b.gram, small), Right::panels(b.panels, small), [&](long r, long n, const float* c) {
+            for (long i = 0; i < EDGE; i++)
+                for (long j = 0; j < EDGE; j += SIDE) {
+                    long at = (r + i) * small + n + j;
+                    put(b.poly + at, splat(NEWTON_SCHULZ[1]) * get(b.gram + at) + splat(NEWTON_SCHULZ[2]) * load<F16>(c + i * EDGE + j));
+                }
+        });
+        to_panels(b.x, large, small, large, b.panels, small, 0);
+        product(small, large, small, Left::rows(b.poly, small), Right::panels(b.panels, small), [&](long r, long n, const float* c) {
+            for (long i = 0; i < EDGE; i++)
+                for (long j = 0; j < EDGE; j += SIDE) {
+                    long at = (r + i) * large + n + j;
+                    put(b.next + at, splat(NEWTON_SCHULZ[0]) * get(b.x + at) + load<F16>(c + i * EDGE + j));
+                }
+        });
+        std::swap(b.x, b.next);
+    }
+    const float lr = rules.muon_lr * rate, size = tall ? std::sqrt((float)rows / cols) : 1.f;
+    for (long r = 0; r < rows; r += SIDE)
+        for (long c = 0; c < cols; c += SIDE) {
+            I16 part[SIDE];
+            for (long i = 0; i < SIDE; i++) part[i] = (I16)get(b.x + ((tall ? c : r) + i) * large + (tall ? r : c));
+            if (tall) turn_over(part);
+            for (long i = 0; i < SIDE && r + i < rows; i++) {
+                float* to = value + (r + i) * cols + c;
+                F16 v = some(to, cols - c), update = (F16)part[i];
+                if (rules.muon_decay > 0) {
+                    F16 shrunk = v - splat(lr * rules.muon_decay) * v;
+                    v = rules.cautious ? select(update * v > splat(0.f), shrunk, v) : shrunk;
+                }
+                store_some(to, cols - c, v - splat(lr * size) * update);
+            }
+        }
+}
+
+static void adamw(Model& m, const Parameter& p, const Rules& rules, float rate, double steps, long from, long n) {
+    float* value = m.master + p.offset + from;
+    const float* grad = m.grad + p.offset + from;
+    float *first = m.first + p.offset + from, *second = m.second + p.offset + from;
+    const float lr = p.lr * rate, keep = 1.f - lr * p.decay, b1 = rules.beta1, b2 = rules.beta2, eps = rules.eps;
+    const float pace = (float)(lr / (1.0 - std::pow((double)b1, steps)));
+    const float inverse = (float)(1.0 / std::sqrt(1.0 - std::pow((double)b2, steps)));
+    for (long i = 0; i < n; i++) {
+        float g = grad[i];
+        float a = first[i] + (1.f - b1) * (g - first[i]), b = b2 * second[i] + (1.f - b2) * g * g;
+        first[i] = a, second[i] = b;
+        value[i] = value[i] * keep - pace * a / (std::sqrt(b) * inverse + eps);
+    }
+}
+
+// One piece of the step: a whole matrix, or some rows.
+struct Piece {
+    const Parameter* p;
+    long from, rows, work;
+};
+
+static std::vector<Piece> pieces(const Model& m) {
+    std::vector<Piece> all;
+    for (const Parameter& p : m.parameters) {
+        long size = (long)p.rows * p.cols;
+        if (p.muon) {
+            long small = p.rows < p.cols ? p.rows : p.cols;
+            all.push_back({&p, 0, p.rows, size * (64 + small)});
+            continue;
+        }
+        long some = round_to(16384 / p.cols + 1, SIDE);
+        for (long r = 0; r < p.rows; r += some)
+            all.push_back({&p, r, p.rows - r < some ? p.rows - r : some, 64 * some * p.cols});
+    }
+    // the long ones first; pieces of one size in the parameters' order
+    std::stable_sort(all.begin(), all.end(), [](const Piece& a, const Piece& b) { return a.work > b.work; });
+    return all;
+}
+
+// Everything that the products and the module compute with, from the masters' rows.
+static void publish_rows(Model& m, const Parameter& p, long from, long rows, Number* room) {
+    if (Vector* v = vector_of(m, p)) return publish(m, *v);
+    Place place = place_of(m, p);
+    if (p.bias && place.weight) return;  // with the vectors, below: several parameters share one
+    if (place.weight) {
+        for (long r = from; r < from + rows; r += SIDE) pack_panel(m, *place.weight, (place.row + r * place.step) / SIDE, room);
+        return;
+    }
+#if defined(GLASSFORMER_BRAIN)
+    for (long i = p.offset + from * p.cols, end = i + rows * p.cols; i < end; i++) m.working[i] = to_brain_value(m.master[i]);
+#endif
+}
+
+static bool make_benches(Model& m, std::vector<Bench>& benches) {
+    benches.resize(m.s.threads);
+    for (int pass = 0; pass < 2; pass++) {
+        Arena a{m.benches.at()};
+        for (Bench& b : benches) lay_bench(m, a, b);
+        if (!pass && !m.benches.ask(a.used)) return false;
+    }
+    return true;
+}
+
+// Takes a step (`steps` counts from 1), or with none only makes the copies anew.
+static bool update(Model& m, const Rules* rules, float rate, float momentum, long steps) {
+    std::vector<Bench> benches;
+    if (!make_benches(m, benches)) return false;
+    const std::vector<Piece> all = pieces(m);
+    std::atomic<int> seats{0};
+    m.run([&] {
+        Tiles tiles;
+        Bench& bench = benches[seats.fetch_add(1)];
+        m.phases[0].share((int)all.size(), 1, [&](int i) {
+            const Piece& piece = all[i];
+            const Parameter& p = *piece.p;
+            if (rules && p.muon)
+                muon(m, p, *rules, rate, momentum, bench);
+            else if (rules)
+                adamw(m, p, *rules, rate, steps, piece.from * p.cols, piece.rows * p.cols);
+            publish_rows(m, p, piece.from, piece.rows, bench.rows);
+        });
+    });
+    for (Weight* w : m.weights())
+        if (w->bias.there()) publish(m, w->bias);
+    return true;
+}
+
+// The sum of squares of all gradients.
+static double square_of_gradients(Model& m) {
+    constexpr long CHUNK = 1 << 14;
+    std::vector<std::pair<const float*, long>> chunks;
+    for (const Parameter& p : m.parameters)
+        for (long i = 0, n = (long)p.rows * p.cols; i < n; i += CHUNK)
+            chunks.push_back({m.grad + p.offset + i, n - i < CHUNK ? n - i : CHUNK});
+    std::vector<double> sums(chunks.size());
+    m.run([&] {
+        m.phases[0].share((int)chunks.size(), 4, [&](int i) {
+            F16 sum = splat(0.f);
+            for (long j = 0; j < chunks[i].second; j += SIDE) {
+                F16 x = some(chunks[i].first + j, chunks[i].second - j);
+                sum += x * x;
+            }
+            sums[i] = total(sum);
+        });
+    });
+    double all = 0;
+    for (double x : sums) all += x;
+    return all;
+}

@@ -1,0 +1,106 @@
+// A whole batch: blocks in turn, then the weights' gradients from what the blocks stored.
+//
+// Every sum is made by one thread in an order that the shapes give, so neither timing nor the number
+// of threads shows in the bits.
+#pragma once
+
+#include "train_block.h"
+
+// A weight's gradient over all stored tokens, for 32 of its rows.
+static void weight_gradient(Model& m, const Weight& w, long row, long tokens, bool fresh) {
+    product(EDGE, w.ins, tokens, Left::tiles(w.left, tokens).from(row, 0), Right::panels(w.right, tokens),
+            [&](long, long n, const float* c) {
+                for (long i = 0; i < EDGE; i++) {
+                    const Panel& to = w.panels[(row + i) / SIDE];
+                    if (i % SIDE >= to.rows) continue;
+                    float* g = m.grad + to.offset + i % SIDE * w.cols + n;
+                    for (long j = 0; j < EDGE && n + j < w.cols; j += SIDE) {
+                        F16 x = load<F16>(c + i * EDGE + j);
+                        fresh ? store_some(g + j, w.cols - n - j, x) : add_some(g + j, w.cols - n - j, x);
+                    }
+                }
+            });
+}
+
+// A vector's gradient from the blocks' shares.
+static void vector_gradient(Model& m, const Vector& v, long blocks, bool fresh) {
+    for (size_t p = 0; p < v.panels.size(); p++) {
+        F16 sum = splat(0.f);
+        for (long b = 0; b < blocks; b++) sum += load<F16>(m.partials + b * m.partial_size + v.partial + p * SIDE);
+        if (v.panels[p].rows <= 0) continue;
+        float* g = m.grad + v.panels[p].offset;
+        fresh ? store_some(g, v.panels[p].rows, sum) : add_some(g, v.panels[p].rows, sum);
+    }
+}
+
+// Sixteen columns of the embeddings' gradients: every token's, in order. With tied weights `grad` already holds the
+// unembedding's.
+static void embedding_gradient(Model& m, const int64_t* ids, long sequences, long column, bool fresh) {
+    const long d = m.s.d_model, n = d - column, length = m.cut.length;
+    float* to[2] = {m.grad + m.embed + column, m.positions < 0 ? nullptr : m.grad + m.positions + column};
+    const long rows[2] = {m.s.vocab, m.s.context};
+    for (int t = 0; t < 2; t++)
+        if (to[t] && fresh && !(t == 0 && m.s.tied))
+            for (long r = 0; r < rows[t]; r++) store_some(to[t] + r * d, n, splat(0.f));
+    for (long s = 0; s < sequences; s++)
+        for (long i = 0; i < length; i++) {
+            long row = s / m.cut.group * m.cut.rows + s % m.cut.group * length + i;
+            F16 x = some(m.d_embedded + row * m.z.width + column, n);
+            add_some(to[0] + ids[s * length + i] * d, n, x);
+            if (to[1]) add_some(to[1] + i * d, n, x);
+        }
+}
+
+// The summed loss of a batch (batch, length); with `learning`, its gradient times `scale` too, in place of what is
+// there (`fresh`) or added to it. Below 0: -1 there is not enough memory, -2 an id is none, or there are more positions
+// than the model has.
+static double pass(Model& m, const int64_t* ids, const int64_t* targets, long batch, long length, float scale,
+                   bool learning, bool fresh, const Dropout& dropout, long place) {
+    for (long i = 0; i < batch * length; i++)
+        if (ids[i] < 0 || ids[i] >= m.s.vocab || targets[i] >= m.s.vocab) return -2;
+    if (batch < 1 || length < 1 || length > m.s.context) return -2;
+    const Cut cut = cut_for(m, batch, length);
+    if (!make_room(m, cut, learning)) return -1;
+    std::vector<std::pair<const Weight*, long>> items;
+    for (const Weight* w : m.weights())
+        for (long row = 0; row < w->outs(); row += EDGE) items.push_back({w, row});
+    const std::vector<Vector*> vectors = m.all_vectors();
+    const long columns = (m.s.d_model + SIDE - 1) / SIDE, all = (batch + cut.group - 1) / cut.group;
+    const long wave = learning ? cut.blocks : all;
+    double loss = 0;
+    for (long begin = 0; begin < all; begin += wave) {
+        const long blocks = all - begin < wave ? all - begin : wave, tokens = blocks * cut.rows;
+        const long start = begin * cut.group, sequences = batch - start < blocks * cut.group ? batch - start : blocks * cut.group;
+        const int64_t *x = ids + start * length, *y = targets + start * length;
+        m.losses.assign(blocks, 0.0);
+        std::atomic<int> seats{0};
+        m.run([&] {
+            Tiles tiles;
+            Room& room = m.rooms[seats.fetch_add(1)];
+            m.phases[0].share((int)blocks, 1, [&](int i) {
+                long first = i * cut.group, some = sequences - first < cut.group ? sequences - first : cut.group;
+                Block block(m, room, i, blocks, some, x + first * length, y + first * length, dropout,
+                            place + (start + first) * length);
+                if (learning) {
+                    block.partial = m.partials + i * m.partial_size, block.learning = true;
+                    memset(block.partial, 0, m.partial_size * sizeof(float));
+                }
+                m.losses[i] = block.forward(scale);
+                if (learning) block.backward();
+            });
+            if (!learning) return;
+            m.phases[1].share((int)items.size(), 1, [&](int i) {
+                weight_gradient(m, *items[i].first, items[i].second, tokens, fresh);
+            });
+            m.phases[2].share((int)(vectors.size() + columns), 1, [&](int i) {
+                if (i < columns)
+                    embedding_gradient(m, x, sequences, i * SIDE, fresh);
+                else
+                    vector_gradient(m, *vectors[i - columns], blocks, fresh);
+            });
+        });
+        for (double l : m.losses) loss += l;
+        fresh = false;
+    }
+    return loss;
+}

@@ -1,0 +1,1 @@
+"""This machine and its files: folders, hardware, atomic writes and locks."""

@@ -1,0 +1,425 @@
+"""Text to ids and back, exactly.
+
+One `Tokenizer` on top of the `tokenizers` library, whatever it came from: a directory with a
+`tokenizer.json`, a GGUF file's metadata, or training. It knows text, ids and the bytes an id stands for;
+it does not know the model, and a model's vocabulary may be larger than the tokenizer's.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glassformer.errors import TextError, TokenizerError
+from glassformer.tokenizer.stream import StreamDecoder
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# Names that end an assistant's turn or a text in the families we load.
+END_NAMES = frozenset(
+    {
+        "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>",
+        "<end_of_turn>", "<turn|>", "<|end|>", "<|eot|>", "<|return|>", "<|EOT|>", "<EOT>", "<｜end▁of▁sentence｜>",
+    }
+)  # fmt: skip
+
+
+class TextWarning(UserWarning):
+    """Something about a text that is allowed and probably not meant; the message says what."""
+
+
+@functools.cache
+def byte_letters() -> dict[str, int]:
+    """The printable letter that stands for each byte in a byte-level vocabulary (GPT-2's scheme) -> the byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+@functools.cache
+def byte_points() -> dict[int, int]:
+    """For `str.translate`: a byte-level token to its bytes as characters of Latin-1, which are the same numbers.
+
+    A character below 256 that stands for no byte becomes one that Latin-1 cannot encode, as all others are.
+    """
+    return dict.fromkeys(range(256), 0x100) | {ord(letter): byte for letter, byte in byte_letters().items()}
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Made by `Tokenizer.from_directory`, `Tokenizer.from_gguf` or the training functions of
+    `glassformer.tokenizer.train`.
+
+    Attributes:
+        bos_id, eos_id: begin and end of text, or None.
+        stop_ids: ids after which a text or a turn is over.
+        special_ids: ids that stand for no text (control tokens).
+        adds_bos: whether `encode` puts `bos_id` first when not told otherwise.
+        chat_template: Jinja source, or None.
+        vocab_size: one more than the largest id.
+        kind: how tokens spell bytes: "bytes" (byte-level), "spaces" (SentencePiece-style) or "plain" (characters).
+        gguf: the GGUF fields it was built from, or None.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        adds_bos: bool | None = None,
+        stop_ids: Iterable[int] = (),
+        chat_template: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        gguf: Mapping[str, Any] | None = None,
+    ) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.config = dict(config or {})
+        self.gguf = dict(gguf) if gguf is not None else None
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.chat_template = chat_template
+        self._added = {id: (token.content, token.special) for id, token in backend.get_added_tokens_decoder().items()}
+        self.special_ids = frozenset(id for id, (_, special) in self._added.items() if special)
+        ends = {id for id, (content, _) in self._added.items() if content in END_NAMES}
+        self.stop_ids = frozenset(stop_ids) | ends | (frozenset() if eos_id is None else {eos_id})
+        self._vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(self._vocab.values(), default=-1)
+        self.kind, self._strips = _decoder_kind(backend.decoder)
+        prefix = _prefix_ids(backend)
+        if adds_bos is None:
+            adds_bos = bool(prefix)
+        self._prefix = prefix or ([] if bos_id is None else [bos_id])
+        if adds_bos and not self._prefix:
+            raise TokenizerError("The tokenizer says that it adds a begin-of-text token and names none.")
+        self.adds_bos = adds_bos
+        self._letters = None if _is_whole(backend) else self._alphabet()
+
+    # Where tokenizers come from ----------------------------------------------------------------
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer of a model directory: `tokenizer.json` and what stands beside it.
+
+        Raises:
+            TokenizerError: no tokenizer.json, a broken one, or one whose decoding we cannot do exactly.
+        """
+        from glassformer.tokenizer.hf_files import read_directory
+
+        return read_directory(Path(path))
+
+    @classmethod
+    def from_gguf(cls, fields: Mapping[str, Any]) -> Tokenizer:
+        """A tokenizer from a GGUF file's metadata (`tokenizer.*` keys with plain Python values).
+
+        Raises:
+            TokenizerError: fields that are missing, contradict themselves or name what we cannot build.
+        """
+        from glassformer.tokenizer.gguf_vocab import build
+
+        return build(fields)
+
+    # Text to ids -------------------------------------------------------------------------------
+
+    def encode(self, text: str, bos: bool | None = None, *, specials: bool = True) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: any text; literals of special tokens in it become those tokens.
+            bos: whether the begin-of-text token goes first; None does what the tokenizer says.
+            specials: False reads literals of special tokens as ordinary text.
+
+        Warns:
+            TextWarning: the text begins with the begin-of-text literal and another one is put before it.
+
+        Raises:
+            TextError: not a string, or a string that holds half a surrogate pair.
+            TokenizerError: begin of text asked for where there is none, or a character that the vocabulary lacks.
+        """
+        ids = self._ids(text, specials)
+        if not (self.adds_bos if bos is None else bos):
+            return ids
+        if not self._prefix:
+            raise TokenizerError("This tokenizer has no begin-of-text token; leave --bos (bos=True) away.")
+        if ids and self.bos_id is not None and ids[0] == self.bos_id:
+            literal = self.token_text(self.bos_id)
+            warnings.warn(
+                f"The text begins with {literal!r} and the tokenizer adds another one; use --no-bos (bos=False) "
+                "or take it out of the text.",
+                TextWarning,
+                stacklevel=2,
+            )
+        return [*self._prefix, *ids]
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many texts, in parallel, without begin-of-text tokens."""
+        for text in texts:
+            self._check(text)
+        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def _ids(self, text: str, specials: bool) -> list[int]:
+        self._check(text)
+        backend = self._backend if specials else self._plain
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def _check(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TextError(f"A text is a string; this is a {type(text).__name__}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(
+                f"The text holds half a surrogate pair at character {error.start}, which no encoding can carry."
+            ) from None
+        known = self._letters
+        if known is None:
+            return
+        if self.kind == "bytes":
+            lacking = [c for c in dict.fromkeys(text) if not known.issuperset(c.encode())]
+            if lacking:
+                warnings.warn(
+                    f"The tokenizer has no token for some bytes of {_shown(lacking)}, and drops them.",
+                    TextWarning,
+                    stacklevel=4,
+                )
+            return
+        lacking = [c for c in dict.fromkeys(text) if c not in known]
+        if lacking:
+            raise TokenizerError(
+                f"This tokenizer knows {len(known)} characters and the text holds others: {_shown(lacking)}."
+            )
+
+    def _alphabet(self) -> frozenset[Any] | None:
+        """The characters (or bytes, of a byte-level tokenizer) that can be encoded; None when all can."""
+        singles = {token for token in self._vocab if len(token) == 1}
+        if self.kind != "bytes":
+            spaces = {" "} if self.kind == "spaces" and "▁" in singles else set()
+            return frozenset(singles | spaces).union(*(content for content, _ in self._added.values()))
+        letters = byte_letters()
+        known = frozenset(letters[c] for c in singles if c in letters)
+        # Bytes 192, 193 and 245 to 255 occur in no UTF-8 text.
+        return None if known >= {b for b in range(245) if b not in (192, 193)} else known
+
+    @functools.cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        # A second backend: the switch is mutable state, and one tokenizer may serve many threads.
+        import tokenizers
+
+        backend = tokenizers.Tokenizer.from_str(self.serialised)
+        backend.encode_special_tokens = True
+        return backend
+
+    # Ids to text -------------------------------------------------------------------------------
+
+    def decode(self, ids: Iterable[int], *, specials: bool = True) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            specials: whether special tokens show as their literals or not at all.
+        """
+        stream = self.stream(start=True, specials=specials)
+        return "".join([*(stream.push(int(id)) for id in ids), stream.finish()])
+
+    def stream(self, *, start: bool = False, specials: bool = True) -> StreamDecoder:
+        """Decodes ids one at a time without splitting a character.
+
+        Args:
+            start: whether the ids begin a text; False when they continue one, where SentencePiece's
+                leading space is a true space.
+            specials: whether special tokens show as their literals or not at all.
+        """
+
+        def literal(id: int) -> str | None:
+            token = self._added.get(id)
+            if token is None:
+                return None
+            return "" if token[1] and not specials else token[0]
+
+        return StreamDecoder(self.token_bytes, literal, strip=start and self._strips)
+
+    def token_bytes(self, id: int) -> bytes:
+        """The exact bytes that a token stands for; of a special token, its literal's.
+
+        Ids beyond the tokenizer's vocabulary (models round theirs up) stand for nothing: `b""`.
+        """
+        if id < 0:
+            raise TokenizerError(f"A token id is 0 or more; {id} is not.")
+        table = self._bytes
+        return table[id] if id < len(table) else b""
+
+    def token_text(self, id: int) -> str:
+        """A token as text, for people: U+FFFD where its bytes are not whole characters."""
+        return self.token_bytes(id).decode("utf-8", "replace")
+
+    @functools.cached_property
+    def _bytes(self) -> list[bytes]:
+        table = [b""] * self.vocab_size
+        as_bytes = byte_points()
+        for token, id in self._vocab.items():
+            if id in self._added:
+                table[id] = self._added[id][0].encode()
+            elif self.kind == "bytes" and not token.isascii():  # the letters within ASCII stand for themselves
+                try:
+                    table[id] = token.translate(as_bytes).encode("latin-1")
+                except UnicodeEncodeError:
+                    table[id] = token.encode()
+            elif self.kind == "spaces":
+                byte = byte_token(token)
+                table[id] = bytes([byte]) if byte is not None else token.replace("▁", " ").encode()
+            else:
+                table[id] = token.encode()
+        return table
+
+    def id_of(self, text: str) -> int | None:
+        """The one token that stands for exactly this text, or None; of several, the first ordinary one."""
+        return self._by_bytes.get(text.encode("utf-8", "surrogatepass"))
+
+    @functools.cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        found: dict[bytes, int] = {}
+        for id, spelled in enumerate(self._bytes):
+            if spelled:
+                known = found.setdefault(spelled, id)
+                if known != id and self._bytes_only(known):
+                    found[spelled] = id
+        return found
+
+    def _bytes_only(self, id: int) -> bool:
+        return self.kind == "spaces" and byte_token(self._backend.id_to_token(id) or "") is not None
+
+    # Chats, saving, exporting --------------------------------------------------------------------
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The text of a conversation by the model's chat template; encode it with `bos=False`.
+
+        Raises:
+            TokenizerError: no chat template, or a broken one.
+            TextError: messages that are malformed or refused by the template.
+        """
+        from glassformer.tokenizer.chat import render
+
+        if self.chat_template is None:
+            raise TokenizerError(
+                "This model has no chat template: it was not trained on conversations. Use completion instead."
+            )
+        names = {"bos_token": self._literal(self.bos_id), "eos_token": self._literal(self.eos_id)}
+        return render(self.chat_template, messages, generation_prompt=generation_prompt, variables=names | variables)
+
+    def _literal(self, id: int | None) -> str:
+        return "" if id is None else self.token_text(id)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, which transformers loads."""
+        from glassformer.tokenizer.hf_files import write_directory
+
+        write_directory(self, Path(directory))
+
+    def gguf_fields(self) -> dict[str, Any]:
+        """The `tokenizer.*` metadata of a GGUF file for this tokenizer.
+
+        Raises:
+            TokenizerError: GGUF has no word for what this tokenizer does.
+        """
+        from glassformer.tokenizer.gguf_vocab import fields
+
+        return fields(self)
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The `tokenizers.Tokenizer` underneath; do not change it."""
+        return self._backend
+
+    @functools.cached_property
+    def serialised(self) -> str:
+        """The backend as the text of a `tokenizer.json`, made once: it has megabytes."""
+        return str(self._backend.to_str())
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, kind={self.kind!r}, adds_bos={self.adds_bos})"
+
+
+def byte_token(token: str) -> int | None:
+    """`"<0x0A>"` -> 10; None for every other token."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return int(token[3:5], 16)
+        except ValueError:
+            return None
+    return None
+
+
+def component(part: Any) -> Mapping[str, Any] | None:
+    """A part of a backend (decoder, normaliser, ...) as it stands in tokenizer.json, without the whole vocabulary."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def steps_of(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """A component as a flat list of steps."""
+    if part is None:
+        return []
+    if part["type"] == "Sequence":
+        inner = next(value for value in part.values() if isinstance(value, list))
+        return [step for member in inner for step in steps_of(member)]
+    return [part]
+
+
+def _shown(characters: Sequence[str]) -> str:
+    return ", ".join(repr(c) for c in characters[:5]) + (", ..." if len(characters) > 5 else "")
+
+
+def _decoder_kind(decoder: Any) -> tuple[str, bool]:
+    """How tokens become bytes ("bytes", "spaces" or "plain"), and whether a text's first space is dropped."""
+    steps = steps_of(component(decoder))
+    types = [step["type"] for step in steps]
+    if types == ["ByteLevel"]:
+        return "bytes", False
+    if types == ["Metaspace"] and steps[0].get("replacement") == "▁":
+        return "spaces", steps[0].get("prepend_scheme", "always") != "never"
+    if types == ["Fuse"]:
+        return "plain", False
+    if types and set(types) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
+        replaces = [(s["pattern"].get("String"), s["content"]) for s in steps if s["type"] == "Replace"]
+        strips = [s for s in steps if s["type"] == "Strip"]
+        plain = all((s["content"], s["start"], s["stop"]) == (" ", 1, 0) for s in strips)
+        if replaces == [("▁", " ")] and plain and len(strips) <= 1:
+            return "spaces", bool(strips)
+    named = "+".join(types) or "none"
+    raise TokenizerError(
+        f"The tokenizer's decoder ({named}) is not one whose exact bytes are known; "
+        "byte-level and SentencePiece-style tokenizers are."
+    )
+
+
+def _prefix_ids(backend: tokenizers.Tokenizer) -> list[int]:
+    """What the post-processor puts before a text."""
+    if backend.post_processor is None:
+        return []
+    encoding = backend.encode("", add_special_tokens=True)
+    if not encoding.ids:
+        return []
+    # With a text in the middle, what stands before it is the prefix.
+    full = backend.encode("a", add_special_tokens=True)
+    bare = backend.encode("a", add_special_tokens=False).ids
+    for start in range(len(full.ids) - len(bare) + 1):
+        if full.ids[start : start + len(bare)] == bare:
+            return list(full.ids[:start])
+    return []
+
+
+def _is_whole(backend: tokenizers.Tokenizer) -> bool:
+    """Whether every text can be encoded: by byte fallback, or by an unknown token that was meant."""
+    model = backend.model
+    if type(model).__name__ == "Unigram":
+        return True
+    return bool(getattr(model, "byte_fallback", False)) or getattr(model, "unk_token", None) is not None

@@ -1,0 +1,111 @@
+"""What a run is made from: the checkpoint it starts at, its tokenizer, its corpus.
+
+It knows sources, tokenizers and corpora, and tells the journal how far reading has come; no model and no step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from glassformer.data.corpus import Corpus, build_corpus
+from glassformer.errors import DataError, EmptyDataError, TooFewDocumentsError, UsageError
+from glassformer.train.journal import Journal
+from glassformer.train.recipe import Recipe
+
+PLAIN_CHAT = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ 'Assistant: ' + message['content'] + eos_token + '\n' }}"
+    "{% else %}{{ message['role'] | capitalize + ': ' + message['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""How conversations are written for a model that has no template of its own; it is saved with what is trained."""
+
+
+def opened(source: str) -> Any:
+    """The checkpoint behind a SOURCE."""
+    from glassformer.checkpoint import open_checkpoint
+    from glassformer.fetch.sources import resolve
+
+    return open_checkpoint(resolve(source).path)
+
+
+def tokenizer_for(recipe: Recipe, directory: Path | None, start: Any, journal: Journal) -> Any:
+    """The run's own tokenizer (in `directory`), the starting model's, or the one that the recipe names.
+
+    For conversations, one without a chat template is given a plain one, and a note says so.
+
+    Raises:
+        UsageError, DataError: when there is no such tokenizer, or no text to learn it from.
+    """
+    tokenizer = _tokenizer(recipe, directory, start, journal)
+    if recipe.data.chat and tokenizer.chat_template is None and tokenizer.eos_id is not None:
+        tokenizer.chat_template = PLAIN_CHAT
+        journal.write(
+            "note", 0, text="The model has no chat template: a plain one is used (User: …, Assistant: …) and saved."
+        )
+    return tokenizer
+
+
+def _tokenizer(recipe: Recipe, directory: Path | None, start: Any, journal: Journal) -> Any:
+    from glassformer.tokenizer.tokenizer import Tokenizer
+
+    if directory is not None:
+        return Tokenizer.from_directory(directory)
+    wanted = recipe.data.tokenizer
+    if start is None and (wanted in ("byte", "char") or wanted.startswith("bpe:")):
+        from glassformer.data.corpus import text_iterator
+        from glassformer.tokenizer import train
+
+        spec = list(recipe.data.data) or None
+        if wanted == "byte":
+            return train.byte_tokenizer()
+        if wanted == "char":
+            return train.char_tokenizer(text_iterator(spec))
+        size = wanted.removeprefix("bpe:")
+        if not size.isdecimal():
+            raise UsageError(f"A BPE tokenizer is asked for as bpe:SIZE, such as bpe:4096; got {wanted!r}.")
+        told: Callable[[int], None] = lambda done: journal.progress("learning a tokenizer", done)  # noqa: E731
+        return train.train_bpe(text_iterator(spec), int(size), progress=told)
+    if start is None and (Path(wanted) / "tokenizer.json").is_file():
+        return Tokenizer.from_directory(wanted)
+    kind, where = (start or opened(wanted)).tokenizer_source
+    return Tokenizer.from_gguf(where) if kind == "gguf" else Tokenizer.from_directory(where)
+
+
+def corpus_for(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
+    """The recipe's data as tokens, split into what is trained on and what is held out.
+
+    Where whole documents cannot be held out because there are too few, the end of the text is, and a note says so.
+
+    Raises:
+        DataError: when nothing is left to train on, or the data are not what the recipe says.
+    """
+    spec, chat = list(recipe.data.data) or None, recipe.data.chat
+
+    def build(split: str) -> Corpus:
+        share = recipe.data.held_out
+        return build_corpus(spec, tokenizer, held_out=split, fraction=share, progress=journal.progress)
+
+    one = len(recipe.data.data) == 1 and (recipe.data.data[0] == "-" or Path(recipe.data.data[0]).is_file())
+    split = "document" if chat else "tail" if one else recipe.data.split
+    try:
+        corpus = build(split)
+    except EmptyDataError:
+        if spec != ["-"]:
+            raise
+        raise DataError("Nothing came from standard input; pipe the text in, also to resume a run of it.") from None
+    except TooFewDocumentsError:
+        if chat:
+            raise DataError(
+                f"There are too few conversations to hold out {recipe.data.held_out:g} of them; give more (jsonl data "
+                'with {"messages": [...]} on each line), or set held_out=0.'
+            ) from None
+        journal.write("note", 0, text="Too few documents to hold whole ones out: the end of the text is held out.")
+        corpus = build("tail")
+    if chat and not corpus.train.masked:
+        raise DataError('chat=true needs jsonl data with {"messages": [...]} on each line; this data has none.')
+    if len(corpus.train) < 2:
+        raise DataError("No training text is left after holding some out; give more, or set held_out=0.")
+    return corpus

@@ -1,0 +1,38 @@
+"""Writing on from a text, one step at a time, each with what else was possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from glassformer.errors import TextError
+
+if TYPE_CHECKING:
+    from glassformer.views.session import Check, Studio
+
+
+def steps(studio: Studio, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
+    """The pieces of `Model.generate` as plain data, under the request's edits.
+
+    Raises:
+        TextError: when the text leaves no room to write.
+    """
+    model, ids = studio.edited(ask), studio.ids(ask)
+    room = model.config.context - len(ids)
+    if room < 1:
+        raise TextError(f"The text fills {model.name}'s {model.config.context} tokens; shorten it to write on.")
+    pieces = model.generate(
+        ids,
+        max_tokens=min(ask.max_tokens, room),
+        temperature=ask.temperature,
+        top_k=ask.top_k,
+        top_p=ask.top_p,
+        min_p=ask.min_p,
+        seed=ask.seed,
+        alternatives=ask.alternatives,
+    )
+    with closing(pieces):  # whoever stops reading stops the computation
+        for piece in pieces:
+            check()
+            yield piece.to_dict()

@@ -1,0 +1,187 @@
+"""The studio: models that are open, traces that were just made, and views of them by name."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from glassformer.errors import GlassformerError, SourceError, UsageError, near
+from glassformer.views import options
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
+    from glassformer.lm import Model
+
+# Traces kept, in total tokens: SmolLM2's basis is about 1 MB a token.
+TRACE_TOKENS = 8192
+MODELS_OPEN = 3
+
+
+class Cancelled(Exception):
+    """The one who asked has gone; what was computed so far is dropped."""
+
+
+Check = Callable[[], None]
+Open = Callable[[str], "Model"]
+
+
+def _never() -> None:
+    return None
+
+
+class Studio:
+    """Open models and their recent traces.
+
+    Args:
+        model: the one that is meant when a request names none.
+        open_model: opens another by its source; None refuses.
+        runs: the folder that holds training runs.
+    """
+
+    def __init__(self, model: Model, *, open_model: Open | None = None, runs: str = "runs") -> None:
+        self.current = model.name
+        self.runs = runs
+        self._open = open_model
+        self._models: OrderedDict[str, Model] = OrderedDict({model.name: model})
+        self.scored: dict[str, dict[str, Any]] = {}  # what the heads of each model do, by its name
+        self._traces: OrderedDict[tuple[Any, ...], Trace] = OrderedDict()
+        self._lock = threading.RLock()
+        self._opening = threading.Lock()
+
+    @property
+    def opened(self) -> list[str]:
+        """Names of the models that are in memory."""
+        with self._lock:
+            return list(self._models)
+
+    def model(self, name: str | None = None) -> Model:
+        """An open model, opened now when it is not.
+
+        Raises:
+            SourceError and the rest of `load`'s: when it cannot be opened.
+        """
+        name = name or self.current
+        if (found := self._held(name)) is not None:
+            return found
+        with self._opening:  # views come several at once: the first opens, the others find it open
+            return self._held(name) or self._opened(name)
+
+    def _held(self, name: str) -> Model | None:
+        with self._lock:
+            if name in self._models:
+                self._models.move_to_end(name)
+            return self._models.get(name)
+
+    def _opened(self, name: str) -> Model:
+        if name.startswith("run:"):
+            from glassformer.views.learning import open_run
+
+            return self.add(open_run(self.runs, name), name)
+        if self._open is None:
+            raise SourceError(f"{name!r} is not open here; this view has {', '.join(self.opened)}.")
+        return self.add(self._open(name), name)
+
+    def add(self, model: Model, name: str | None = None) -> Model:
+        """Hold an open model; of the others, the one not used for longest is let go."""
+        name = name or model.name
+        with self._lock:
+            self._models[name] = model
+            self._models.move_to_end(name)
+            for old in list(self._models):
+                if len(self._models) > MODELS_OPEN and old not in (self.current, name):
+                    del self._models[old]
+                    for key in [key for key in self._traces if key[0] == old]:
+                        del self._traces[key]
+        return model
+
+    def choose(self, name: str) -> Model:
+        """Make a model the one that is meant when none is named."""
+        model = self.model(name)
+        self.current = name
+        return model
+
+    def edited(self, ask: Any) -> Model:
+        """The model of a request, with its edits put in."""
+        model = self.model(ask.model)
+        return model.edited(*taps(ask.edits)) if ask.edits else model
+
+    def ids(self, ask: Any) -> list[int]:
+        """Checked token ids of a request's text."""
+        return self.model(ask.model).ids(ask.text, getattr(ask, "bos", None))
+
+    def trace(self, ask: Any) -> Trace:
+        """The trace of a request's text under its edits, made once and kept while it is recent."""
+        model, ids = self.edited(ask), self.ids(ask)
+        key = (ask.model or self.current, tuple(ids), json.dumps([e.model_dump() for e in ask.edits]))
+        with self._lock:
+            if key in self._traces:
+                self._traces.move_to_end(key)
+                return self._traces[key]
+        return self._kept(key, model.trace(ids))
+
+    def keep(self, trace: Trace) -> None:
+        """Hold a trace of the current model that has already run, so that views of its text use it."""
+        self._kept((self.current, tuple(trace.ids), json.dumps([])), trace)
+
+    def _kept(self, key: tuple[Any, ...], trace: Trace) -> Trace:
+        with self._lock:
+            self._traces[key] = trace
+            while len(self._traces) > 1 and sum(len(k[1]) for k in self._traces) > TRACE_TOKENS:
+                self._traces.popitem(last=False)
+        return trace
+
+    def view(self, name: str, data: Any, check: Check = _never) -> dict[str, Any]:
+        """A view by name, from plain data to plain data.
+
+        Args:
+            check: called between steps; raises `Cancelled` to stop.
+
+        Raises:
+            UsageError: for an unknown view or field.
+            GlassformerError: whatever the view finds wrong, in one sentence.
+        """
+        from glassformer.views.registry import VIEWS
+
+        if name not in VIEWS:
+            raise UsageError(f"There is no view {name!r}; there are {', '.join(VIEWS)}." + near(name, VIEWS))
+        schema, function = VIEWS[name]
+        ask = options.parsed(schema, data)
+        check()
+        return finite(function(self, ask, check))
+
+
+def finite(value: Any) -> Any:
+    """Plain data as JSON can hold it: what is not a finite number becomes None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def taps(edits: Sequence[Any]) -> list[Any]:
+    """The taps that a request's edits mean."""
+    from glassformer.interp.edits import ablate, knockout
+
+    out: list[Any] = []
+    for e in edits:
+        if e.kind == "ablate_head":
+            out.append(ablate(layer=e.layer, head=e.head))
+        elif e.kind == "ablate_attn":
+            out.append(ablate(layer=e.layer, part="attention"))
+        elif e.kind == "ablate_mlp":
+            out.append(ablate(layer=e.layer, part="feed_forward"))
+        elif e.kind == "ablate_neuron":
+            out.append(ablate(layer=e.layer, neuron=e.neuron))
+        else:
+            out.append(knockout(keys=e.source, layer=e.layer, head=e.head))
+    return out
+
+
+__all__ = ["Cancelled", "GlassformerError", "Studio", "taps"]

@@ -1,0 +1,467 @@
+"""The native forward pass against the transformer in torch: kernels, formats, designs, slots."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError, UsageError
+from glassformer.generate.native_model import FastModel, Packed
+from glassformer.generate.quantize import BLOCK, Weight, dequantise, quantise, stored, weight
+from glassformer.kernels import infer_abi
+from glassformer.model import Attention, Config, FeedForward, Norm, Position, Transformer
+from tests.strategies import configs
+
+# Flags for the plain path, and for processors with AVX2 at most, where this one can run that.
+PORTABLE = ("-DGLASSFORMER_PORTABLE",)
+AVX2 = ("-mno-avx512f", "-mno-avxvnni")
+# And without the tiles, where this one has them: the same numbers.
+NO_TILES = ("-DGLASSFORMER_NO_AMX",)
+PRECISIONS = ["float32", "bfloat16", "int8", "int4"]
+
+
+@cache
+def libraries() -> dict[str, ctypes.CDLL]:
+    """One library per way of writing the kernels that this machine can run."""
+    found = {"best": infer_abi.library(), "portable": infer_abi.library(*PORTABLE)}
+    if infer_abi.instructions(found["best"]).startswith("AVX"):
+        found["avx2"] = infer_abi.library(*AVX2)
+    if infer_abi.instructions(found["best"]).endswith("AMX"):
+        found["no tiles"] = infer_abi.library(*NO_TILES)
+    return found
+
+
+def test_the_paths_under_test_are_the_ones_meant():
+    names = {name: infer_abi.instructions(lib) for name, lib in libraries().items()}
+    assert names["portable"] == "portable"
+    assert names.get("avx2", "AVX2") == "AVX2"
+    assert names.get("no tiles", "AVX-512 VNNI") == "AVX-512 VNNI"
+
+
+def lib_names() -> list[str]:
+    return ["best", "portable", "avx2"]
+
+
+def lib_of(name: str) -> ctypes.CDLL:
+    found = libraries()
+    return found.get(name, found["best"])
+
+
+def multiply(lib: ctypes.CDLL, w: Weight, x: Tensor, bias: Tensor | None = None, exact: bool = False) -> Tensor:
+    packed = Packed(lib, w, 1)
+    packed.matrix.exact = exact
+    out = torch.empty(x.shape[0], w.rows)
+    x = x.contiguous()
+    if bias is not None:
+        held = torch.zeros(-(-w.rows // 32) * 32)
+        held[: w.rows] = bias
+        packed.matrix.bias = held.data_ptr()
+    assert lib.gf_multiply(ctypes.byref(packed.matrix), x.data_ptr(), x.shape[0], out.data_ptr()) == 0
+    return out
+
+
+def as_quantised(x: Tensor) -> Tensor:
+    """Activations as the block formats' products see them: 8 bits, one scale per 32."""
+    parts = x.reshape(x.shape[0], -1, BLOCK).double()
+    scale = parts.abs().amax(-1, keepdim=True) / 127
+    return (torch.where(scale > 0, parts / scale, 0.0).round() * scale).reshape(x.shape).float()
+
+
+@pytest.mark.parametrize("name", lib_names())
+@given(
+    precision=st.sampled_from([*PRECISIONS, "Q4_0"]),
+    rows=st.integers(1, 80),
+    blocks=st.integers(1, 5),
+    count=st.integers(1, 19),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=40, deadline=None)
+def test_products_equal_torch(name, precision, rows, blocks, count, seed):
+    torch.manual_seed(seed)
+    tensor, x = torch.randn(rows, BLOCK * blocks), torch.randn(count, BLOCK * blocks)
+    x *= 10.0 ** torch.randint(-3, 4, (count, 1))
+    bias = torch.randn(rows)
+    w = (
+        Weight("Q4_0", rows, BLOCK * blocks, quantise(tensor, "Q4_0"))
+        if precision == "Q4_0"
+        else weight(tensor, precision)
+    )
+    seen = x if w.format in ("F32", "BF16") else as_quantised(x)
+    expected = (seen.double() @ w.to_float().double().T + bias).float()
+    got = multiply(lib_of(name), w, x, bias)
+    size = (seen.abs().double() @ w.to_float().abs().double().T).float() + 1
+    # A quant that falls within rounding of a half may go either way: one step of 1/127.
+    slack = 3e-6 if w.format in ("F32", "BF16") else 1e-4
+    assert ((got - expected).abs() <= slack * size).all()
+
+
+@pytest.mark.parametrize("name", lib_names())
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+def test_exact_products_of_blocks_are_those_of_their_float32_numbers_to_the_bit(name, kind):
+    for count in (1, 3, 8, 11, 30):
+        w = Weight(kind, 50, 96, quantise(torch.randn(50, 96), kind))
+        x = torch.randn(count, 96)
+        expected = multiply(lib_of(name), Weight("F32", 50, 96, w.to_float()), x)
+        assert torch.equal(multiply(lib_of(name), w, x, exact=True), expected)
+
+
+@pytest.mark.parametrize("name", lib_names())
+@pytest.mark.parametrize("cols", [1, 2, 7, 33, 96, 130])
+def test_bfloat16_numbers_give_what_they_give_as_float32_to_the_bit(name, cols):
+    tensor = torch.randn(70, cols).bfloat16().float()
+    narrow, wide = weight(tensor, "float32"), Weight("F32", 70, cols, tensor)
+    assert narrow.format == "BF16"
+    for count in (1, 2, 3, 5, 8, 11, 30, 64):
+        x, bias = torch.randn(count, cols) * 10.0 ** torch.randint(-3, 4, (count, 1)), torch.randn(70)
+        assert torch.equal(multiply(lib_of(name), narrow, x, bias), multiply(lib_of(name), wide, x, bias))
+
+
+def test_float32_is_kept_as_bfloat16_only_where_nothing_is_lost():
+    tensor = torch.randn(300, 64).bfloat16().float()
+    tensor[0, :4] = torch.tensor([-0.0, torch.inf, 1e-40, 3e38]).bfloat16().float()
+    for given_ in (tensor, tensor.double(), tensor.bfloat16(), tensor.T.contiguous().T):
+        kept = weight(given_, "float32")
+        assert (kept.format, kept.note) == ("BF16", "")
+        assert torch.equal(kept.to_float().view(torch.int32), tensor.view(torch.int32))
+    for at in ((0, 0), (299, 63)):  # one number that has more digits, wherever it is
+        other = tensor.clone()
+        other[at] = 1 + 2**-20
+        kept = weight(other, "float32")
+        assert kept.format == "F32"
+        assert torch.equal(kept.to_float(), other)
+
+
+@given(
+    kind=st.sampled_from(["Q8_0", "Q4_0", "Q4_1"]),
+    rows=st.integers(1, 80),
+    blocks=st.integers(1, 5),
+    count=st.integers(1, 70),
+    exact=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None)
+def test_many_rows_get_what_each_gets_alone_to_the_bit(kind, rows, blocks, count, exact, seed):
+    """With tiles, without them, and one at a time."""
+    torch.manual_seed(seed)
+    w = Weight(kind, rows, BLOCK * blocks, quantise(torch.randn(rows, BLOCK * blocks), kind))
+    x, bias = torch.randn(count, BLOCK * blocks) * 10.0 ** torch.randint(-3, 4, (count, 1)), torch.randn(rows)
+    x[torch.rand(count) < 0.1] = 0
+    alone = torch.cat([multiply(lib_of("best"), w, row[None], bias, exact) for row in x])
+    assert torch.equal(multiply(lib_of("best"), w, x, bias, exact), alone)
+    assert torch.equal(multiply(lib_of("no tiles"), w, x, bias, exact), alone)
+
+
+@pytest.mark.parametrize("name", lib_names())
+@pytest.mark.parametrize("cols", [1, 2, 7, 33, 65])
+def test_float_products_take_any_width(name, cols):
+    tensor, x = torch.randn(5, cols), torch.randn(3, cols)
+    for precision in ("float32", "bfloat16", "int8"):  # int8 keeps such rows in bfloat16
+        w = weight(tensor, precision)
+        assert w.format == ("F32" if precision == "float32" else "BF16")
+        torch.testing.assert_close(multiply(lib_of(name), w, x), x @ w.to_float().T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", lib_names())
+def test_extreme_quants_do_not_overflow(name):
+    """Every quant at its largest: sums that a narrower accumulator would wrap."""
+    for kind, value in (("Q8_0", 127.0), ("Q8_0", -127.0), ("Q4_0", -8.0), ("Q4_1", 15.0)):
+        tensor = torch.full((16, 64), value)
+        tensor[:, 0] = 0 if kind == "Q4_1" else value
+        w = Weight(kind, 16, 64, quantise(tensor, kind))
+        for sign in (1.0, -1.0):
+            x = torch.full((2, 64), 127.0 * sign)
+            torch.testing.assert_close(multiply(lib_of(name), w, x), x @ w.to_float().T, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("name", lib_names())
+def test_packing_loses_nothing(name, kind):
+    w = Weight(kind, 40, 96, quantise(torch.randn(40, 96) * 3, kind))
+    packed, row = Packed(lib_of(name), w), torch.empty(96)
+    for i in range(40):
+        lib_of(name).gf_unpack(ctypes.byref(packed.matrix), i, row.data_ptr())
+        assert torch.equal(row, w.to_float()[i])
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+def test_block_formats_are_ggufs(kind):
+    import gguf
+
+    x = torch.randn(8, 128)
+    x[0] = 0
+    mine = quantise(x, kind)
+    type_ = gguf.GGMLQuantizationType[kind]
+    assert torch.equal(torch.from_numpy(gguf.quants.dequantize(mine.numpy(), type_)), dequantise(mine, kind))
+    theirs = torch.from_numpy(gguf.quants.quantize(x.numpy(), type_))
+    assert (mine == theirs).float().mean() > 0.98  # both round to nearest; ties and reciprocals differ
+    assert (dequantise(mine, kind) - x).norm() <= 1.01 * (dequantise(theirs, kind) - x).norm()
+
+
+def test_other_gguf_formats_are_stored_again_and_say_so():
+    import gguf
+    import numpy as np
+
+    class Raw:
+        kind, shape = "Q5_0", (4, 64)
+        data = gguf.quants.quantize(
+            np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32), gguf.GGMLQuantizationType.Q5_0
+        )
+
+        def values(self):
+            return gguf.quants.dequantize(self.data, gguf.GGMLQuantizationType.Q5_0)
+
+    w = stored(Raw())
+    assert w.format == "Q8_0"
+    assert w.note == "Q5_0 in the file, stored again as Q8_0"
+    torch.testing.assert_close(w.to_float(), torch.from_numpy(Raw().values()), rtol=0, atol=0.02)
+
+
+def test_float32_of_a_gguf_takes_bfloat16_where_that_is_the_same_and_exactness_was_asked():
+    class Raw:
+        kind, shape = "F32", (4, 64)
+        numbers = torch.randn(4, 64).bfloat16().float()
+        data = numbers.numpy().view("uint8")
+
+        def values(self):
+            return self.numbers.numpy()
+
+    for exact, format_ in ((True, "BF16"), (False, "F32")):
+        w = stored(Raw(), exact)
+        assert (w.format, w.note) == (format_, "")
+        assert torch.equal(w.to_float(), Raw.numbers)
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(UsageError, match="Precision 'int3' is unknown; choose float32, bfloat16, int8, int4."):
+        weight(torch.zeros(2, 32), "int3")
+
+
+def random_transformer(config: Config, seed: int = 0) -> Transformer:
+    """Every parameter random, so that one that is dropped or swapped shows."""
+    torch.manual_seed(seed)
+    model = Transformer(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.4) if p.ndim > 1 else p.normal_(0.5, 0.3)
+    return model.requires_grad_(False)
+
+
+def reference(model: Transformer, ids: list[int]) -> Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([ids]))[0]
+
+
+def close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert (got - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", lib_names())
+@given(config=configs(), seed=st.integers(0, 99), threads=st.integers(1, 2))
+@settings(max_examples=40, deadline=None)
+def test_every_design_equals_the_transformer(name, config, seed, threads):
+    model = random_transformer(config, seed)
+    fast = FastModel.from_transformer(model, threads=threads, lib=lib_of(name))
+    ids = torch.randint(config.vocab_size, (40,), generator=torch.Generator().manual_seed(seed)).tolist()
+    single = reference(model, ids)
+    expected = reference(model.double(), ids).float()
+    # A few random designs are badly conditioned: torch's own float32 is then as far from the truth.
+    own = float((single - expected).abs().max() / expected.abs().max())
+    close(fast.forward(ids, [0] * 40, range(40)), expected, max(1e-5, 4 * own))
+
+
+WIDE = Config(
+    vocab_size=100,
+    d_model=64,
+    n_layers=2,
+    context=1300,  # several spans of the attention kernel
+    attention=Attention(n_heads=6, n_kv_heads=2, d_head=16, windows=(None, 50)),
+    feed_forward=FeedForward(d_ff=96),
+    norm=Norm("rms"),
+    position=Position(theta=1000.0),
+    tied=True,
+)
+
+
+def rounded(name: str, precision: str) -> str:
+    """4 bits spare the embedding."""
+    return "int8" if precision == "int4" and name == "embed.weight" else precision
+
+
+@pytest.mark.parametrize("name", lib_names())
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cached", ["float32", "bfloat16"])
+def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached):
+    """Bit for bit: prefill in one piece, in pieces, token by token, and in a batch at other positions."""
+    model = random_transformer(WIDE)
+    fast = FastModel.from_transformer(model, precision, slots=9, cache=cached, lib=lib_of(name))
+    ids = torch.randint(100, (1200,)).tolist()
+    whole = fast.forward(ids, [0] * 1200, range(1200))
+    # The same weights in float32 in torch: the rest is activations in 8 bits, and the cache's rounding.
+    same = Transformer.empty(WIDE).load(
+        {k: p if p.ndim == 1 else weight(p, rounded(k, precision)).to_float() for k, p in model.named_parameters()}
+    )
+    expected = reference(same, ids)
+    if precision in ("float32", "bfloat16") and cached == "float32":
+        close(whole, expected)
+    else:
+        assert (whole - expected).norm() <= 0.12 * expected.norm()
+    pieces = [fast.forward(ids[a:b], [1] * (b - a), range(a, b)) for a, b in ((0, 1), (1, 4), (4, 37), (37, 1200))]
+    assert torch.equal(torch.cat(pieces), whole)
+    starts = [0, 3, 64, 5, 31, 510, 700, 1150]
+    for slot, start in enumerate(starts, 1):
+        fast.prefill(ids[:start] or ids[:1], slot)
+    for step in range(4):
+        at = [start + step for start in starts]
+        got = fast.decode([ids[i] for i in at], range(1, 9), at)
+        assert torch.equal(got, whole[at])
+
+
+@pytest.mark.parametrize("name", lib_names())
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("heads", [6, 4])
+def test_short_sequences_in_one_step_get_what_each_gets_alone_to_the_bit(name, precision, heads):
+    """Two cached heads; with six heads their outputs share a block of 32, with four each has its own."""
+    model = random_transformer(replace(WIDE, attention=replace(WIDE.attention, n_heads=heads)))
+    ids = torch.randint(100, (200,)).tolist()
+    starts = [1, 3, 64, 5, 31, 100, 33, 150, 17, 80]
+    together, alone = (
+        FastModel.from_transformer(model, precision, slots=len(starts), cache="bfloat16", lib=lib_of(name))
+        for _ in range(2)
+    )
+    for slot, start in enumerate(starts):
+        assert torch.equal(together.prefill(ids[:start], slot), alone.prefill(ids[:start], slot))
+    for step in range(3):
+        at = [start + step for start in starts]
+        got = together.decode([ids[i] for i in at], range(len(at)), at)
+        each = [alone.decode([ids[i]], [slot], [i]) for slot, i in enumerate(at)]
+        assert torch.equal(got, torch.cat(each))
+
+
+@pytest.mark.parametrize("name", lib_names())
+def test_a_model_of_bfloat16_numbers_is_answered_in_float32_from_half_the_bytes(name):
+    model = random_transformer(WIDE)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16().float())
+    wide = {k: Weight("F32", *p.shape, p.detach()) if p.ndim == 2 else p for k, p in model.named_parameters()}
+    narrow = FastModel.from_transformer(model, slots=3, lib=lib_of(name))
+    plain = FastModel(WIDE, wide, slots=3, lib=lib_of(name))
+    assert (narrow.precision, narrow.cache_dtype, narrow.notes) == ("float32", "float32", {})
+    assert narrow.weight_bytes * 2 == plain.weight_bytes
+    ids = torch.randint(100, (600,)).tolist()
+    expected = plain.forward(ids, [0] * 600, range(600))
+    assert torch.equal(narrow.forward(ids, [0] * 600, range(600)), expected)
+    close(expected, reference(model, ids))
+    for each in (narrow, plain):
+        each.prefill(ids[:50], 1)
+        each.prefill(ids[:7], 2)
+    for step in range(3):
+        at = [600 + step, 50 + step, 7 + step]
+        tokens = [ids[step], ids[at[1]], ids[at[2]]]
+        assert torch.equal(narrow.decode(tokens, range(3), at), plain.decode(tokens, range(3), at))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_whole_passes_with_and_without_tiles_are_equal_to_the_bit(precision):
+    model = random_transformer(WIDE)
+    ids = torch.randint(100, (700,)).tolist()
+    with_, without = (
+        FastModel.from_transformer(model, precision, threads=2, lib=lib_of(name)).forward(ids, [0] * 700, range(700))
+        for name in ("best", "no tiles")
+    )
+    assert torch.equal(with_, without)
+
+
+def test_weights_may_come_and_go_in_any_order():
+    """Small matrices share pages; a shelf that is emptied is given back while another is being filled."""
+    lib, generator = infer_abi.library(), torch.Generator().manual_seed(0)
+    held: list[tuple[Packed, Tensor]] = []
+    for step in range(300):
+        if held and torch.rand(1, generator=generator) < 0.45:
+            held.pop(int(torch.randint(len(held), (1,), generator=generator)))
+        rows = int(torch.randint(1, 3000, (1,), generator=generator))
+        tensor = torch.full((rows, 256), float(step))
+        held.append((Packed(lib, weight(tensor, "float32"), 1), tensor))
+    row = torch.empty(256)
+    for packed, tensor in held:
+        for i in (0, len(tensor) - 1):
+            lib.gf_unpack(ctypes.byref(packed.matrix), i, row.data_ptr())
+            assert torch.equal(row, tensor[i])
+
+
+def test_slots_are_apart_and_prefixes_can_be_copied():
+    model = random_transformer(WIDE)
+    fast = FastModel.from_transformer(model, slots=3)
+    a, b = torch.randint(100, (2, 60)).tolist()
+    fast.prefill(a, 0)
+    fast.prefill(b, 1)
+    close(
+        fast.decode([5, 6], [0, 1], [60, 60]),
+        torch.stack([reference(model, [*a, 5])[-1], reference(model, [*b, 6])[-1]]),
+    )
+    fast.copy_prefix(0, 2, 33)
+    close(fast.prefill(b[33:], 2, 33), reference(model, a[:33] + b[33:])[-1])
+    # A position given again is overwritten, and what lies behind is not seen.
+    close(fast.forward(b[:10], [0] * 10, range(10), [9])[0], reference(model, b[:10])[-1])
+
+
+def test_what_does_not_fit_is_refused():
+    fast = FastModel.from_transformer(random_transformer(WIDE), slots=2, capacity=50)
+    with pytest.raises(ShapeError, match="Position 50 does not fit: this engine holds 50 tokens a sequence."):
+        fast.decode([1], [0], [50])
+    with pytest.raises(ShapeError, match="ids must be below 100 and slots below 2"):
+        fast.decode([100], [0], [0])
+    with pytest.raises(ShapeError, match="ids must be below 100 and slots below 2"):
+        fast.decode([1], [2], [0])
+    with pytest.raises(ShapeError, match="2 tokens, 1 slots and 1 positions do not match"):
+        fast.decode([1, 2], [0], [0])
+    with pytest.raises(ShapeError, match="name them in rising order"):
+        fast.forward([1, 2], [0, 0], [0, 1], [1, 0])
+    with pytest.raises(ShapeError, match="Cannot copy 5 tokens from slot 0 to 2 of 2 slots"):
+        fast.copy_prefix(0, 2, 5)
+    weights = dict(random_transformer(WIDE).named_parameters())
+    del weights["blocks.1.mlp.up.weight"]
+    with pytest.raises(CheckpointError, match=r"lacks 'blocks.1.mlp.up.weight'"):
+        FastModel(WIDE, weights)
+
+
+def test_no_memory_for_a_pass_is_said(monkeypatch):
+    fast = FastModel.from_transformer(random_transformer(WIDE), lib=lib_of("best"))
+    monkeypatch.setattr(fast, "_lib", SimpleNamespace(gf_forward=lambda *given: 4))
+    with pytest.raises(MemoryLimitError, match="no memory for this model's buffers"):
+        fast.prefill([1, 2, 3])
+
+
+def test_bytes_read_count_weights_and_cache():
+    model = random_transformer(WIDE)
+    fast = FastModel.from_transformer(model, capacity=64)
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2) * 4
+    assert fast.bytes_per_token(9) == matrices + 2 * 10 * 2 * 2 * 16 * 4
+
+
+@pytest.mark.smollm2
+def test_smollm2_exactly_and_in_its_files_own_blocks(smollm2):
+    ids = smollm2.encode("The capital of France is")
+    expected = reference(smollm2.transformer, ids)
+    exact = FastModel.from_transformer(smollm2.transformer, capacity=64)
+    close(exact.forward(ids, [0] * len(ids), range(len(ids))), expected)
+    del exact
+    blocks = FastModel.from_gguf(smollm2.source, exact=True, capacity=64)
+    assert (blocks.precision, blocks.notes) == ("float32", {})
+    close(blocks.forward(ids, [0] * len(ids), range(len(ids))), expected)
+    del blocks
+    own = FastModel.from_gguf(smollm2.source, capacity=64)
+    assert own.precision == "Q4_1+Q8_0"
+    assert own.notes == {}  # every matrix as the file stores it
+    assert own.weight_bytes < 100e6
+    p = torch.softmax(own.prefill(ids), 0)
+    assert smollm2.decode([int(p.argmax())]) == " Paris"
+    assert float(p.max()) == pytest.approx(0.7725, abs=0.05)

@@ -1,0 +1,23 @@
+"""A studio on a tiny model, for every test here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassformer.views import Studio
+from tests.tiny import tiny_directory
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import glassformer
+
+    return glassformer.load(tiny_directory(tmp_path_factory.mktemp("tiny") / "tiny"), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def studio(model: Any, tmp_path: Path) -> Studio:
+    return Studio(model, runs=str(tmp_path / "runs"))

@@ -1,0 +1,91 @@
+"""Reports: what a file holds is what the views say, it loads nothing, and what it leaves out it says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+
+from glassformer.errors import TextError
+from glassformer.views import Studio, options, report, report_data
+from glassformer.views.report import Wishes
+
+TEXT = "The American shrew mole is a small"
+
+
+def test_a_report_holds_its_numbers_and_loads_nothing(studio: Studio):
+    html = report.build(studio, TEXT, [{"kind": "ablate_head", "layer": 0, "head": 1}])
+    held = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
+    assert held["text"] == TEXT
+    assert held["effects"][0]["edits"] == [{"kind": "ablate_head", "layer": 0, "head": 1}]
+    pattern = studio.trace(options.parsed(options.Ask, {k: held[k] for k in ("text", "edits")}))
+    n = held["attention"]["size"]
+    triangle = np.frombuffer(base64.b64decode(held["attention"]["heads"]["1,2"]), "<u2") / 65535
+    grid = pattern.pattern(1, 2).numpy()
+    assert np.allclose(triangle, grid[np.tril_indices(n)], atol=1e-4)
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:|//)""", html)
+    assert "unsafe" not in re.search(r'content-security-policy" content="([^"]*)"', html)[1]  # type: ignore[index]
+
+
+def test_a_report_of_a_hundred_tokens_stays_small():
+    """Of SmolLM2's shape, by the parts that grow: bounded patterns, and the lens's cell for each place and token."""
+    places, tokens, cell = 61, 100, 95
+    patterns = report_data.PATTERN_BYTES * 4 / 3
+    differences = report_data.DIFFERENCES * tokens * tokens * 4 * 4 / 3
+    assert patterns + differences + places * tokens * cell + 1_700_000 <= 5_000_000
+
+
+def test_a_report_s_data_cannot_end_its_script(studio: Studio):
+    html = report.build(studio, "</script><script>alert(1)</script>", rooms=["depth"])
+    assert html.count("<script") == 2
+    assert "alert(1)</script>" not in html
+
+
+def test_a_report_of_a_long_text_keeps_the_heads_that_matter(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(report_data, "PATTERN_BYTES", 400)
+    held = report.collect(studio, TEXT)["attention"]
+    assert not held["all"]
+    assert 0 < len(held["heads"]) < 12
+    monkeypatch.setattr(report, "LONGEST", 3)
+    with pytest.raises(TextError, match="at most"):
+        report.collect(studio, TEXT)
+
+
+def test_a_report_keeps_each_token_of_the_lens_once(studio: Studio):
+    plain = studio.view("lens", {"text": TEXT, "top": 3})
+    packed = report_data.lens(plain)
+    for row, short in zip(plain["rows"], packed["rows"], strict=True):
+        for cell, (followed, rank, entropy, *tops) in zip(row["cells"], short["cells"], strict=True):
+            assert (followed, rank, entropy) == (cell["followed"], cell["rank"], cell["entropy"])
+            assert [packed["texts"][str(id)] for id in tops[::2]] == [t["token"] for t in cell["top"]]
+            assert tops[1::2] == [t["probability"] for t in cell["top"]]
+    assert len(json.dumps(packed)) < 0.6 * len(json.dumps(plain))
+
+
+def test_rooms_come_with_what_they_need(studio: Studio):
+    wishes = Wishes(other={"text": "The American carbon mole is a small"}, learning=True, position=2, token=" of")
+    held = report.collect(studio, TEXT, rooms=["why"], wishes=wishes)
+    assert held["rooms"] == ["why", "compare", "learning"]
+    assert held["why"]["token"] == " of"
+    assert held["why"]["position"] == held["explained"] == 2
+    side = {"text": TEXT}
+    assert held["compare"]["next"]["kl"] == pytest.approx(
+        studio.view("compare", {"a": side, "b": {"text": "The American carbon mole is a small"}})["kl"], rel=1e-4
+    )
+    assert len(held["compare"]["differences"]) == report_data.DIFFERENCES
+    assert held["run_step"]["loss_after"] < held["run_step"]["loss"]
+
+
+def test_what_cannot_be_laid_side_by_side_is_said_in_the_report(studio: Studio):
+    held = report.collect(studio, TEXT, rooms=["compare"], wishes=Wishes(other={"text": "The mole"}))
+    assert held["compare"]["next"]["kl"] > 0
+    assert "tokens long" in held["compare"]["lens"]["problem"]
+    assert "tokens long" in held["compare"]["patch"]["stream"]["problem"]
+
+
+def test_a_position_that_is_not_there(studio: Studio):
+    with pytest.raises(TextError, match="no position 9"):
+        report.collect(studio, TEXT, wishes=Wishes(position=9))

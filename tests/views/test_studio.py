@@ -1,0 +1,256 @@
+"""Views by name: their numbers are the model's, and what is asked wrongly is said in one sentence."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from glassformer.errors import GlassformerError, SourceError, TextError, UsageError
+from glassformer.views import Cancelled, Studio, bundle
+from glassformer.views.registry import VIEWS
+from glassformer.views.session import MODELS_OPEN, finite
+
+TEXT = "The American shrew mole is a small"
+
+
+def numbers(packed: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(packed["base64"]), packed["dtype"]).reshape(packed["shape"])
+
+
+ASKS: dict[str, dict[str, Any]] = {
+    "tokens": {},
+    "next": {"top": 5},
+    "words": {"limit": 3},
+    "effects": {"edits": [{"kind": "ablate_head", "layer": 1, "head": 2}]},
+    "thumbnails": {"size": 4},
+    "attention": {"layer": 1, "head": 2},
+    "cell": {"layer": 1, "head": 2, "query": 3, "key": 1},
+    "lens": {"top": 2},
+    "journey": {},
+    "why": {},
+    "neurons": {"top": 4},
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_views_are_plain_data(studio: Studio, name: str):
+    found = studio.view(name, {"text": TEXT, **ASKS[name]})
+    json.dumps(found, allow_nan=False)
+    assert found
+
+
+def test_views_without_a_text(studio: Studio):
+    for name, ask in (
+        ("vocab", {"ids": [1, 2, 10**6]}),
+        ("heads", {}),
+        ("size", {}),
+        ("size", {"name": "gpt3"}),
+        ("patch", {"clean": "One mole of", "corrupted": "One shrew of", "what": "heads"}),
+        ("models", {}),
+        ("runs", {}),
+        ("meaning", {"word": "mole", "texts": ["The mole", "One mole of"]}),
+    ):
+        json.dumps(studio.view(name, ask), allow_nan=False)
+
+
+def test_next_is_the_model_s_distribution(studio: Studio, model: Any):
+    found = studio.view("next", {"text": TEXT})
+    logits = model.logits(TEXT)[-1].float()
+    assert np.allclose(numbers(found["logits"]), logits.numpy(), atol=1e-4)
+    assert found["tokens"][0]["probability"] == pytest.approx(float(logits.double().softmax(-1).max()), abs=1e-6)
+
+
+def test_attention_tiles_are_the_pattern(studio: Studio, model: Any):
+    pattern = model.trace(TEXT).pattern(1, 2).numpy()
+    whole = studio.view("attention", {"text": TEXT, "layer": 1, "head": 2})
+    assert np.allclose(numbers(whole["tile"]), pattern, atol=1e-5)
+    assert whole["row_sum_error"] < 1e-5
+    part = studio.view("attention", {"text": TEXT, "layer": 1, "head": 2, "q0": 2, "q1": 5, "k0": 1, "k1": 3})
+    assert np.allclose(numbers(part["tile"]), pattern[2:5, 1:3], atol=1e-5)
+    coarse = studio.view("attention", {"text": TEXT, "layer": 1, "head": 2, "stride": 2})
+    assert numbers(coarse["tile"])[0, 0] == pytest.approx(pattern[:2, :2].max(), abs=1e-5)
+
+
+def test_edits_change_what_is_asked_under_them_and_nothing_else(studio: Studio, model: Any):
+    from glassformer.interp.edits import ablate
+
+    edit = {"kind": "ablate_mlp", "layer": 1}
+    edited = studio.view("next", {"text": TEXT, "edits": [edit]})
+    wanted = model.edited(ablate(layer=1, part="feed_forward")).logits(TEXT)[-1].float().numpy()
+    assert np.allclose(numbers(edited["logits"]), wanted, atol=1e-4)
+    plain = studio.view("next", {"text": TEXT})
+    assert np.allclose(numbers(plain["logits"]), model.logits(TEXT)[-1].float().numpy(), atol=1e-4)
+    effects = studio.view("effects", {"text": TEXT, "edits": [edit]})
+    assert effects["before"]["tokens"][0]["id"] == plain["tokens"][0]["id"]
+    assert effects["after"]["tokens"][0]["id"] == edited["tokens"][0]["id"]
+    assert effects["kl"] > 0
+
+
+def test_a_waterfall_ends_at_the_number_explained(studio: Studio):
+    found = studio.view("why", {"text": TEXT})
+    assert sum(step["claimed"] for step in found["layers"]) == pytest.approx(found["value"], abs=1e-3)
+    assert len(found["parts"]) <= 200
+
+
+def test_patching_brings_the_answer_back(studio: Studio, model: Any):
+    clean, corrupted = "One mole of", "One shrew of"
+    found = studio.view("patch", {"clean": clean, "corrupted": corrupted})
+    # Before the first layer only the word differs.
+    assert sorted(found["restored"][0]) == pytest.approx([0.0] * (len(found["columns"]) - 1) + [1.0], abs=1e-4)
+    first = model.next(clean).top(1)[0].token
+    assert found["pairs"][0]["answer"] == first  # also where both texts go on with the same token
+
+
+def test_comparing_with_itself_finds_no_difference(studio: Studio):
+    side = {"text": TEXT}
+    assert studio.view("compare", {"a": side, "b": side})["kl"] == pytest.approx(0, abs=1e-9)
+    assert studio.view("compare", {"a": side, "b": side, "what": "lens"})["count"] == 0
+    heads = studio.view("compare", {"a": side, "b": side, "what": "attention", "layer": 0, "head": 0})["heads"]
+    assert all(head["mean"] == 0 for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("name", "ask", "message"),
+    [
+        ("nexxt", {}, "There is no view 'nexxt'"),
+        ("next", {"text": ""}, "The text is empty"),
+        ("next", {"text": TEXT, "position": 99}, "position 99"),
+        ("next", {"text": 3}, "text:"),
+        ("next", {"text": "a", "colour": 1}, "colour"),
+        ("attention", {"text": TEXT, "layer": 9}, "layer 9"),
+        ("attention", {"text": TEXT, "layer": 0, "q0": 50, "q1": 60}, "The tile is empty"),
+        ("effects", {"text": TEXT, "edits": [{"kind": "explode"}]}, "edits"),
+        ("next", {"text": TEXT, "model": "another"}, "'another' is not open here"),
+        ("run", {"name": "../../etc"}, "There is no training run called"),
+        ("run_step", {"text": " "}, "The sentence is empty"),
+        ("compare", {"a": {"text": TEXT}, "b": {"text": "The"}, "what": "lens"}, "tokens long"),
+        ("patch", {"clean": TEXT, "corrupted": "The"}, "tokens long"),
+        ("patch", {"clean": TEXT, "corrupted": TEXT}, "The two prompts are the same"),
+        ("patch", {"clean": TEXT, "corrupted": TEXT, "what": "soul"}, "what:"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said(studio: Studio, name: str, ask: dict[str, Any], message: str):
+    with pytest.raises(GlassformerError) as error:
+        studio.view(name, ask)
+    assert message in str(error.value)
+
+
+def test_a_view_stops_when_nobody_wants_it(studio: Studio):
+    def gone() -> None:
+        raise Cancelled
+
+    for name in ("thumbnails", "why", "lens"):
+        with pytest.raises(Cancelled):
+            studio.view(name, {"text": TEXT}, gone)
+
+
+def test_models_come_and_go(model: Any):
+    opened: list[str] = []
+
+    def load(name: str) -> Any:
+        opened.append(name)
+        return model
+
+    studio = Studio(model, open_model=load)
+    for name in ("a", "b", "c", "d", "a"):
+        studio.view("tokens", {"text": "mole", "model": name})
+    assert opened == ["a", "b", "c", "d", "a"]
+    assert len(studio.opened) <= MODELS_OPEN
+    assert studio.current in studio.opened
+    with pytest.raises(SourceError):
+        Studio(model).model("a")
+
+
+def test_recent_traces_are_kept(studio: Studio):
+    from glassformer.views import options
+
+    ask = options.parsed(options.Ask, {"text": TEXT})
+    assert studio.trace(ask) is studio.trace(ask)
+
+
+def test_one_step_learns_the_sentence(studio: Studio, model: Any):
+    before = model.transformer.embed.weight.clone()
+    found = studio.view("run_step", {"text": TEXT})
+    assert found["loss_after"] < found["loss"]
+    assert torch.equal(before, model.transformer.embed.weight)
+    assert {"before", "now"} <= set(found["tokens"][0])
+
+
+def test_writing_on_gives_each_step_with_its_alternatives(studio: Studio, model: Any):
+    from glassformer.serve.page_api import GenerateAsk
+    from glassformer.views.generating import steps
+
+    ask = GenerateAsk(text=TEXT, max_tokens=5, temperature=0, alternatives=3)
+    found = list(steps(studio, ask, lambda: None))
+    assert 1 <= len(found) <= 5
+    assert [s["id"] for s in found] == [p.id for p in model.generate(TEXT, max_tokens=5, temperature=0)]
+    for step in found:
+        assert step["alternatives"][0]["id"] == step["id"]  # greedy
+        assert step["probability"] == pytest.approx(step["alternatives"][0]["probability"])
+    edited = GenerateAsk(text=TEXT, max_tokens=5, temperature=0, edits=[{"kind": "ablate_mlp", "layer": 0}])
+    assert [s["id"] for s in steps(studio, edited, lambda: None)] != [s["id"] for s in found]
+    with pytest.raises(TextError):
+        list(steps(studio, GenerateAsk(text="a mole " * 500), lambda: None))
+
+
+def test_writing_on_stops_when_nobody_reads(studio: Studio):
+    from glassformer.serve.page_api import GenerateAsk
+    from glassformer.views.generating import steps
+
+    seen = 0
+
+    def check() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        list(steps(studio, GenerateAsk(text=TEXT, max_tokens=20), check))
+    assert list(steps(studio, GenerateAsk(text=TEXT, max_tokens=2), lambda: None))
+
+
+def test_what_json_cannot_hold():
+    assert finite({"a": [float("nan"), 1.0, float("-inf")], "b": (2,)}) == {"a": [None, 1.0, None], "b": [2]}
+
+
+# The page's files
+
+
+def test_the_modules_become_one_script():
+    text = bundle.script("report.js")
+    assert not re.search(r"^(?:import|export)\b", text, re.MULTILINE)
+    for path in (bundle.WEB / "js").rglob("*.js"):
+        name = path.relative_to(bundle.WEB / "js").as_posix()
+        if name not in ("start.js", "notebook.js"):
+            assert f'glassformer["{name}"] = ' in text, name
+
+
+def test_the_page_is_small():
+    total = sum(p.stat().st_size for p in bundle.WEB.rglob("*") if p.suffix in (".js", ".css"))
+    assert total <= 200_000
+
+
+def test_every_view_is_in_the_table():
+    assert set(ASKS) <= set(VIEWS)
+    for schema, function in VIEWS.values():
+        assert schema.model_config["extra"] == "forbid"
+        assert function.__doc__
+
+
+def test_a_view_in_a_notebook_needs_rooms_that_are_there(model: Any):
+    from glassformer.notebook import of_trace, view
+
+    with pytest.raises(UsageError, match="has the rooms"):
+        view(model, TEXT, rooms=["cellar"])
+    with pytest.raises(UsageError, match="one text"):
+        of_trace(model.trace([TEXT, "The mole"]), "attention")
+    still = model.trace(TEXT).attention(live=False)
+    assert still._repr_html_().startswith("<iframe")
+    assert "&lt;script&gt;" in still._repr_html_()
