@@ -16,8 +16,7 @@ import torch
 
 from glassformer.errors import UsageError
 from glassformer.model import Transformer
-from glassformer.system import hardware
-from glassformer.train import compiling, journal, train
+from glassformer.train import compiling, journal, peak, train
 from glassformer.train.loop import Run
 from glassformer.train.recipe import Recipe
 
@@ -119,7 +118,7 @@ def test_why_a_run_is_not_compiled(small: Make, monkeypatch: pytest.MonkeyPatch)
 def test_auto_compiles_what_pays_and_keeps_to_it(small: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     auto = small(compile="auto")
     assert chosen(auto) == (None, ["Not compiled: the run is too short for compiling to pay."])
-    monkeypatch.setattr(hardware, "peak_flops", lambda device, dtype: (1.0, "a slow machine"))
+    monkeypatch.setattr(peak, "peak_flops", lambda device, dtype: (1.0, "a slow machine"))
     assert compiling.is_compiled(chosen(auto)[0])
     # a resumed run goes on as it began, however quick the machine is found to be this time
     assert chosen(auto, before=False) == (None, [])

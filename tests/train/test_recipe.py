@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from glassformer.count import count
 from glassformer.errors import ConfigError, UsageError
-from glassformer.system import hardware
-from glassformer.train import memory, schedule
+from glassformer.train import memory, peak, schedule
 from glassformer.train import recipe as recipes
 from glassformer.train.recipe import Recipe, load, names
 
@@ -40,7 +39,7 @@ def test_what_the_gpu_recipes_state_is_what_the_formulas_give(name: str) -> None
     config = recipe.config(50257)
     counted, tokens = count(config), schedule.total_tokens(recipe)
     flops = counted.training_flops * tokens
-    h100, _ = next((peak, word) for word, peak in hardware._GPU_PEAKS if word == "H100")
+    h100, _ = next((flops, word) for word, flops in peak._GPU_PEAKS if word == "H100")
     assert f"{flops / (0.4 * h100) / 3600:.1f} hours (computed: {flops:.2e}".replace("e+", "e") in recipe.expect.time
     need = memory.estimate(recipe, config, torch.bfloat16)
     assert recipe.expect.memory.startswith(
