@@ -7,6 +7,7 @@ The command line prints the message and exits with the class's ``exit_code``; a 
     ├── UsageError                   exit 2   an option or argument that cannot be meant
     ├── ConfigError                           a model design that contradicts itself
     ├── SourceError                           a model that cannot be found or fetched
+    ├── FileError                             a file or folder that cannot be written
     ├── CheckpointError                       a model file that is broken or lies about itself
     │   ├── UnsupportedError                  a true checkpoint of something we cannot express
     │   └── UnsafeFileError                   a file we refuse to open because reading it runs code
@@ -46,6 +47,10 @@ class ConfigError(GlassformerError):
 
 class SourceError(GlassformerError):
     """A model that cannot be found or fetched."""
+
+
+class FileError(GlassformerError):
+    """A file or folder that cannot be written; its cause is the system's error."""
 
 
 class CheckpointError(GlassformerError):

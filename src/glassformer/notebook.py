@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import GlassformerError, UsageError
+from glassformer.system import files
 from glassformer.views import Studio, bundle, report
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ class StaticView:
 
     def save(self, path: str) -> None:
         """Write the page into a file."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.page)
+        files.write_text(path, self.page)
 
 
 def view(model: Model, text: str, *, rooms: Sequence[str] = ROOMS, height: int = HEIGHT, live: bool = True) -> Any:

@@ -206,10 +206,10 @@ def test_a_killed_builder_leaves_nothing_in_the_way(tmp_path: Path, cache: Path,
     child.wait()
     child.stdin.close()
     child.stdout.close()
-    assert len(list(corpora_dir().glob(".building-*"))) == 1
+    assert len(list(corpora_dir().glob(".*.tmp"))) == 1
     saved = Tokenizer.from_directory(tmp_path / "tokenizer")
     assert texts(whole(tmp_path / "a.jsonl", saved), saved) == SENTENCES
-    assert not list(corpora_dir().glob(".building-*"))
+    assert not list(corpora_dir().glob(".*.tmp"))
 
 
 def test_a_full_disk_is_one_sentence(
@@ -223,7 +223,7 @@ def test_a_full_disk_is_one_sentence(
     monkeypatch.setattr(shards.BlockWriter, "_write", full)
     with pytest.raises(DataError, match=r"could not be written under .*corpora: No space left on device"):
         whole(tmp_path / "a.txt", tokenizer)
-    assert not list(corpora_dir().glob(".building-*"))
+    assert not list(corpora_dir().glob(".*.tmp"))
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path: Path, cache: Path, tokenizer: Tokenizer) -> None:

@@ -20,9 +20,9 @@ from glassformer.checkpoint.families.settings import float32, rope_factors
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import check_shapes
 from glassformer.checkpoint.tables import Table
-from glassformer.checkpoint.tensorfile import atomic
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.config import Config, RopeScaling
+from glassformer.system import files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ def write_gguf(
                 return struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.STRING, 0)
             return super()._pack_val(val, vtype, add_vtype, sub_type)
 
-    with atomic(file) as temporary:
+    with files.atomic(file, raises=CheckpointError) as temporary:
         writer = Writer(temporary, layout.architecture)
         try:
             writer.add_string("general.type", "model")

@@ -15,13 +15,13 @@ from glassformer.checkpoint.tensorfile import (
     SIZES,
     Header,
     TensorFile,
-    atomic,
     read_header,
     refuse_types,
     write_tensors,
 )
 from glassformer.errors import CheckpointError, ConfigError, UnsupportedError
 from glassformer.model.config import Config
+from glassformer.system import files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,8 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a JSON file whole or not at all."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_json(path, value, raises=CheckpointError)
 
 
 class LazyTensors(Mapping[str, Any]):

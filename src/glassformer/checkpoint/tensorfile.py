@@ -7,18 +7,16 @@ be converted; a file appears under its name only when it is whole. It knows no k
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.keys import Shape
 from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.system import files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,7 +168,7 @@ def write_tensors(
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with files.atomic(path, raises=CheckpointError) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
             tensor = fetch(name)
@@ -181,23 +179,3 @@ def write_tensors(
             file.write(data.data)
             if step is not None:
                 step(data.nbytes)
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that becomes ``path`` when the block ends well; a failure leaves nothing.
-
-    Raises:
-        CheckpointError: the folder or the file cannot be written, or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(exist_ok=False)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written ({error.strerror or error}).") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from glassformer.cli.answers import SHOWN, How, Teller, answering, tell
 from glassformer.cli.common import ModelOption, characters, note, open_model
 from glassformer.errors import GlassformerError, TextError, TokenizerError, UsageError, near
+from glassformer.system import files
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
@@ -192,7 +192,7 @@ class Chat:
         if not rest:
             raise UsageError("/save needs a file's name, such as /save talk.json.")
         told = {"model": self.model.name, "messages": self.messages}
-        Path(rest).expanduser().write_text(json.dumps(told, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        files.write_json(Path(rest).expanduser(), told)
         note(f"(written to {rest})")
 
     def _reset(self, rest: str) -> None:

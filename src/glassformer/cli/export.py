@@ -103,25 +103,12 @@ def _free(path: Path) -> None:
 
 def _folder(path: Path, parts: tuple[Any, ...], family: str | None, kind: str | None) -> None:
     """A folder that appears under its name when it is whole."""
-    import os
-    import shutil
-    import tempfile
-
     from glassformer.checkpoint import write_hf
     from glassformer.errors import CheckpointError
+    from glassformer.system import files
 
-    work: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        write_hf(work / "model", *parts, family=family, dtype=kind)
-        _free(path)
-        os.rename(work / "model", path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written ({error.strerror or error}).") from None
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+    with files.atomic_folder(path, raises=CheckpointError) as draft:
+        write_hf(draft, *parts, family=family, dtype=kind)
 
 
 def _written(path: Path, to: str, kind: str | None) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def write_page(
         TextError: for a text too long for a report.
     """
     from glassformer.cli.common import note
+    from glassformer.system import files
     from glassformer.views import Studio
     from glassformer.views.report import Wishes, build
 
@@ -44,5 +45,5 @@ def write_page(
     if trace is not None:
         studio.keep(trace)
     asked = Wishes(**wishes, light=True)  # nothing beside it that would take longer than what was asked for
-    file.write_text(build(studio, text, bos=bos, rooms=[room], wishes=asked), "utf-8")
+    files.write_text(file, build(studio, text, bos=bos, rooms=[room], wishes=asked))
     note(f"Wrote {file}.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glassformer.cli.common import BosOption, JsonOption, ModelOption, TextArgument, print_json, read_text
+from glassformer.system import files
 
 if TYPE_CHECKING:
     from glassformer.predict.race import Race
@@ -103,7 +104,7 @@ def _show(found: Race, name: str) -> None:
 def draw(found: Race, file: Path) -> None:
     """Seconds against length, both logarithmic."""
     if file.suffix.lower() == ".svg":
-        file.write_text(_svg(found), "utf-8")
+        files.write_text(file, _svg(found))
         return
     import matplotlib
 
@@ -118,7 +119,7 @@ def draw(found: Race, file: Path) -> None:
     axes.set_ylabel("seconds")
     axes.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(file)
+    files.write_with(file, lambda draft: figure.savefig(draft, format=file.suffix.lstrip(".") or "png"))
     pyplot.close(figure)
 
 

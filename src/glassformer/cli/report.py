@@ -10,6 +10,7 @@ import typer
 
 from glassformer.cli.common import ModelOption
 from glassformer.errors import UsageError
+from glassformer.system import files
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
@@ -114,7 +115,7 @@ def command(
         learning=True,
     )
     html = build(studio, read_text(text or ""), rooms=ROOMS, wishes=wishes)
-    out.write_text(html, "utf-8")
+    files.write_text(out, html)
     note(f"{out}: {len(html.encode()) / 1e6:.1f} MB")
 
 
@@ -141,17 +142,17 @@ def _gallery(studio: Studio, folder: Path, run: str | None) -> None:
         beside: dict[str, Any] = {"other": {"text": one.other} if one.other else None, "word": one.word}
         wishes = Wishes(**beside, contexts=one.contexts, run=run, learning=True, state={"sort": one.sort})
         html = build(studio, one.text, wishes=wishes)
-        (folder / f"{one.name}.html").write_text(html, "utf-8")
+        files.write_text(folder / f"{one.name}.html", html)
         links.append(f'<li><a href="{one.name}.html">{escape(one.text)} …</a><p>{escape(one.about)}</p></li>')
         note(f"{folder / one.name}.html: {len(html.encode()) / 1e6:.1f} MB")
-    (folder / "index.html").write_text(
+    files.write_text(
+        folder / "index.html",
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><title>Glassformer: a gallery</title>'
         f"<style>{_GALLERY_STYLE}</style></head>\n"
         f"<body><main><h1>Glassformer: a gallery</h1><p>What {escape(studio.current)} does with a few texts. Each page "
         f"holds its numbers and works offline.</p>\n<ul>{''.join(links)}</ul></main></body></html>\n",
-        "utf-8",
     )
 
 

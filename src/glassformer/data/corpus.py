@@ -11,8 +11,7 @@ import hashlib
 import json
 import operator
 import os
-import shutil
-import tempfile
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from glassformer.data.readers import LONGEST, PIECE, Piece, ProgressCallback, cu
 from glassformer.data.shards import FILE, Shards, StreamWriter
 from glassformer.data.sources import FileSource, HubSource, Report, Source, Spec, expand
 from glassformer.errors import DataError, EmptyDataError, TooFewDocumentsError
+from glassformer.system import files, locks
 from glassformer.tokenizer.encode import Encoder, token_dtype
 
 if TYPE_CHECKING:
@@ -233,43 +233,30 @@ def _build(
     progress: ProgressCallback | None,
     workers: int | None,
 ) -> Corpus:
-    from filelock import FileLock
-
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / f"{key}.lock"):
+    told = "waiting for another process that is tokenising the same data"
+    with locks.locked(home / key, None if progress is None else lambda: progress(told, 0, None), raises=DataError):
         found = _open(home / key)  # another builder may have made it while we waited
         if found is not None:
             return found
         if (home / key).exists():
             report.note("damaged shards in the cache, made anew", str(home / key))
-            shutil.rmtree(home / key)
-        for left in home.glob(f".building-{key}-*"):  # by a builder that was killed: the lock is ours
-            shutil.rmtree(left, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=f".building-{key}-", dir=home))
+            files.remove_folder(home / key)
+        files.sweep(home, of=key, alone=True)  # by a builder that was killed: the lock is ours
+        draft = files.temporary(home / key)
         try:
-            changed = _write(work, sources, prints, report, tokenizer, settings, progress, workers)
+            draft.mkdir()
+            changed = _write(draft, sources, prints, report, tokenizer, settings, progress, workers)
             # What was not what had been hashed must not be found under that hash.
-            final = home / (f"{key}-{work.name[-8:]}" if changed else key)
-            os.rename(work, final)
-        except BaseException as error:
-            shutil.rmtree(work, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise DataError(f"The token shards could not be written under {home}: {error.strerror}.") from error
-            raise
-        _sync_folder(home)
+            final = home / (f"{key}-{secrets.token_hex(4)}" if changed else key)
+            files.publish(draft, final)
+        except OSError as error:
+            raise DataError(f"The token shards could not be written under {home}: {error.strerror}.") from error
+        finally:
+            files.remove(draft)
     found = _open(final)
     if found is None:
         raise DataError(f"The token shards just written to {final} cannot be read back; is the disk sound?")
     return found
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _write(
@@ -353,10 +340,7 @@ def _write(
     index["bytes_per_token"] = sum(entry["text_bytes"] for entry in entries.values()) / tokens
     changed = _changed(sources, prints, report)
     index["report"] = report.to_dict()
-    with (work / "index.json").open("w", encoding="utf-8") as file:
-        json.dump(index, file)
-        file.flush()
-        os.fsync(file.fileno())
+    files.write_json(work / "index.json", index, indent=None, raises=DataError)
     return changed
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from glassformer.data.readers import Piece
 from glassformer.errors import DataError, GlassformerError
+from glassformer.system import hardware
 from glassformer.tokenizer.encode import Encoded, Encoder
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def encode_pieces(
         total: bytes of data where known.
     """
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = hardware.cores()
         large = total is None or total >= (WORTH_QUICK if encoder.quick else WORTH)
         workers = min(cores, 32) if large and cores > 1 and not encoder.light else 0
     if workers < 1 or not hasattr(encoder.tokenizer, "save"):

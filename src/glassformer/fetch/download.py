@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import os
 import shutil
 import time
 import zipfile
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.errors import SourceError
+from glassformer.system import files, locks
 from glassformer.system.progress import Progress, quiet, size_text
 
 TIMEOUT = 10.0  # seconds without an answer
@@ -30,30 +29,10 @@ class NoRoomError(SourceError):
     """The disk is full: another place to download from would not help."""
 
 
-@contextlib.contextmanager
-def locked(target: Path, what: str, progress: Progress = quiet) -> Iterator[None]:
-    """Hold the lock of ``target`` (a file beside it), waiting for another process that fetches the same."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(f"{target}.lock")
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress(0, None, f"waiting for another process that is fetching {what}")
-            lock.acquire()
-    except OSError as error:
-        raise SourceError(f"{target.parent} cannot be written ({error.strerror or error}).") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def locked(target: Path, what: str, progress: Progress = quiet) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of ``target``, waiting for another process that fetches the same."""
+    told = f"waiting for another process that is fetching {what}"
+    return locks.locked(target, lambda: progress(0, None, told), raises=SourceError)
 
 
 def fetch(
@@ -75,7 +54,7 @@ def fetch(
     import httpx2
 
     partial = target.with_name(target.name + ".partial")
-    if sha256 is not None and target.is_file() and sha256_of(target) == sha256:
+    if sha256 is not None and target.is_file() and files.sha256(target) == sha256:
         return target  # what a killed process had fetched and not yet used
     if sha256 is None:
         partial.unlink(missing_ok=True)  # nothing would tell if the rest were of another version
@@ -101,7 +80,7 @@ def fetch(
                 time.sleep(0.2 * failures)
             except httpx2.HTTPError as error:
                 raise SourceError(f"{_host(url)} did not deliver {what} ({reason(error)})") from None
-    os.replace(partial, target)
+    files.publish(partial, target)
     return target
 
 
@@ -160,7 +139,7 @@ def extract(
         partial.unlink(missing_ok=True)
         raise
     check(partial, what, sha256=sha256, size=size)
-    os.replace(partial, target)
+    files.publish(partial, target)
     return target
 
 
@@ -170,7 +149,7 @@ def check(path: Path, what: str, *, sha256: str | None, size: int | None = None)
     if size is not None and got != size:
         path.unlink(missing_ok=True)
         raise SourceError(f"what came as {what} has {got:,} bytes where {size:,} were expected, and was removed")
-    if sha256 is not None and (found := sha256_of(path)) != sha256:
+    if sha256 is not None and (found := files.sha256(path)) != sha256:
         path.unlink(missing_ok=True)
         raise SourceError(
             f"what came as {what} is not the expected file (its SHA-256 is {found[:12]}…, expected {sha256[:12]}…), and"

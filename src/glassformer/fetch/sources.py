@@ -23,7 +23,7 @@ from typing import Any, Literal
 from glassformer.errors import SourceError, UnsafeFileError, UsageError, near
 from glassformer.fetch import catalogue, download, store
 from glassformer.fetch.catalogue import Entry, OnHub
-from glassformer.system import progress
+from glassformer.system import files, progress
 from glassformer.system.progress import Progress
 
 MODEL_VARIABLE = "GLASSFORMER_MODEL"
@@ -267,7 +267,7 @@ def _kept(entry: Entry) -> Path | None:
     if stat.st_size != artifact.bytes:
         return None
     if stat.st_mtime_ns != note.get("changed"):
-        if download.sha256_of(path) != artifact.sha256:
+        if files.sha256(path) != artifact.sha256:
             return None
         _note(entry, path, str(note.get("origin", "")))
     return path
@@ -319,12 +319,12 @@ def _from_place(place: Any, entry: Entry, target: Path, ask: _Ask, report: Progr
         from glassformer.fetch import hub
 
         found = hub.cached(place.repo, place.revision, place.file)
-        if found is not None and download.sha256_of(found.path) == artifact.sha256:
+        if found is not None and files.sha256(found.path) == artifact.sha256:
             return found.path
         if ask.offline:
             raise SourceError("not in its cache, and fetching is off")
         found = hub.fetch(place.repo, place.revision, place.file, report)
-        if found.path.stat().st_size != artifact.bytes or download.sha256_of(found.path) != artifact.sha256:
+        if found.path.stat().st_size != artifact.bytes or files.sha256(found.path) != artifact.sha256:
             hub.delete(found.path)
             raise SourceError("what it gave is not the expected file (another SHA-256), and was removed")
         return found.path

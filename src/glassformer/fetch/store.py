@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glassformer.errors import SourceError, UsageError
+from glassformer.system import files
 from glassformer.system.folders import CACHE_VARIABLE, cache_directory
 
 LIMIT_VARIABLE = "GLASSFORMER_CACHE_LIMIT"
@@ -155,9 +156,7 @@ def write_note(name: str, note: dict[str, Any]) -> None:
     """Record what the model ``name`` is and where it lies, all at once or not at all."""
     note = note | {"name": name}
     home = _made(_home(name))
-    temporary = home / f".{NOTE}.{os.getpid()}"
-    temporary.write_text(json.dumps(note, indent=1, sort_keys=True), encoding="utf-8")
-    os.replace(temporary, home / NOTE)
+    files.write_json(home / NOTE, dict(sorted(note.items())), indent=1, raises=SourceError)
 
 
 def tidy(name: str, keep: Path) -> None:

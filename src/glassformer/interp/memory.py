@@ -5,12 +5,11 @@ Knows shapes and bytes, and how to ask the system what is free. It runs no model
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from glassformer.errors import MemoryLimitError
 from glassformer.model.config import Config
+from glassformer.system import hardware
 
 # Work below this size is not worth asking the system about.
 SMALL = 64 << 20
@@ -25,34 +24,7 @@ def available(device: str = "cpu") -> int | None:
 
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    free_here = _meminfo()
-    if free_here is None:
-        try:
-            free_here = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            return None
-    limit = _cgroup()
-    return free_here if limit is None else min(free_here, limit)
-
-
-def _meminfo() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
-def _cgroup() -> int | None:
-    """What a container's limit leaves."""
-    try:
-        root = Path("/sys/fs/cgroup")
-        most = (root / "memory.max").read_text().strip()
-        return None if most == "max" else max(0, int(most) - int((root / "memory.current").read_text()))
-    except (OSError, ValueError):
-        return None
+    return hardware.available_memory()
 
 
 def human(count: float) -> str:

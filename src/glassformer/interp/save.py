@@ -20,6 +20,7 @@ from glassformer.errors import CheckpointError
 from glassformer.interp.recording import GRIDS, Forward, basis_sites
 from glassformer.interp.vocabulary import Vocabulary
 from glassformer.model import Transformer
+from glassformer.system import files
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -62,8 +63,9 @@ def save(trace: Trace, path: Path) -> None:
     }
     if forward.mask is not None:
         shared["mask"] = forward.mask
-    save_file({name: x.cpu() for name, x in shared.items()}, path / TENSORS)
-    (path / DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    here = {name: x.cpu() for name, x in shared.items()}
+    files.write_with(path / TENSORS, lambda draft: save_file(here, draft), raises=CheckpointError)
+    files.write_json(path / DESCRIPTION, description, indent=1, raises=CheckpointError)
 
 
 def load(path: Path, transformer: Transformer, vocabulary: Vocabulary | None = None) -> Trace:

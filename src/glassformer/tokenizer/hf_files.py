@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.errors import TokenizerError
+from glassformer.system import files
 from glassformer.tokenizer.tokenizer import Tokenizer
 
 
@@ -135,8 +136,7 @@ def _add_tokens(backend: Any, config: dict[str, Any], file: Path) -> None:
 
 def write_directory(tokenizer: Tokenizer, directory: Path) -> None:
     """Writes the files of a tokenizer; see `Tokenizer.save`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.backend.save(str(directory / "tokenizer.json"))
+    files.write_with(directory / "tokenizer.json", lambda draft: tokenizer.backend.save(str(draft)))
     config = {
         k: v for k, v in tokenizer.config.items() if k not in ("chat_template", "added_tokens_decoder", "auto_map")
     }
@@ -146,10 +146,9 @@ def write_directory(tokenizer: Tokenizer, directory: Path) -> None:
     for name, id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
         if id is not None:
             config[name] = tokenizer.token_text(id)
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    (directory / "tokenizer_config.json").write_text(text + "\n", "utf-8")
+    files.write_json(directory / "tokenizer_config.json", config)
     template = directory / "chat_template.jinja"
     if tokenizer.chat_template is not None:
-        template.write_text(tokenizer.chat_template, "utf-8")
+        files.write_text(template, tokenizer.chat_template)
     else:
         template.unlink(missing_ok=True)
