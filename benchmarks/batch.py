@@ -19,23 +19,23 @@ def main() -> None:
     import torch
 
     import glassformer as gf
-    from glassformer.generate.native_model import FastModel
+    from glassformer.generate.native_model import NativeModel
 
     torch.set_num_threads(options.threads)
     model = gf.load("smollm2", device="cpu", dtype="float32")
     ids = model.encode(PROMPT)
     rows = []
     made = {
-        "fast": lambda: FastModel.from_gguf(smollm2(), slots=max(SIZES), capacity=512),
-        "exact": lambda: FastModel.from_gguf(smollm2(), exact=True, slots=max(SIZES), capacity=512),
-        "bfloat16": lambda: FastModel.from_transformer(model.transformer, "bfloat16", slots=max(SIZES), capacity=512),
-        "float32": lambda: FastModel.from_transformer(model.transformer, "float32", slots=max(SIZES), capacity=512),
+        "fast": lambda: NativeModel.from_gguf(smollm2(), slots=max(SIZES), capacity=512),
+        "exact": lambda: NativeModel.from_gguf(smollm2(), exact=True, slots=max(SIZES), capacity=512),
+        "bfloat16": lambda: NativeModel.from_transformer(model.transformer, "bfloat16", slots=max(SIZES), capacity=512),
+        "float32": lambda: NativeModel.from_transformer(model.transformer, "float32", slots=max(SIZES), capacity=512),
     }
     for precision, make in made.items():
         fast = make()
         texts: dict[int, list[list[int]]] = {}
 
-        def run(size: int, fast: FastModel = fast, texts: dict = texts) -> float:
+        def run(size: int, fast: NativeModel = fast, texts: dict = texts) -> float:
             """Each row's prompt is one token shorter than the one before, so positions differ."""
             prompts = [ids[: len(ids) - slot % 8] for slot in range(size)]
             tokens = [int(fast.prefill(p, slot).argmax()) for slot, p in enumerate(prompts)]

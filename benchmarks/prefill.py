@@ -19,7 +19,7 @@ def main() -> None:
     import torch
 
     import glassformer as gf
-    from glassformer.generate.native_model import FastModel
+    from glassformer.generate.native_model import NativeModel
 
     torch.set_num_threads(options.threads)
     model = gf.load("smollm2", device="cpu", dtype="float32")
@@ -27,11 +27,11 @@ def main() -> None:
     source = text if text.exists() else HERE.parent / "LICENSE"
     ids = model.encode(source.read_text("utf-8")[:20_000], bos=False)[: options.tokens]
     ours = {
-        "fast": FastModel.from_gguf(smollm2(), capacity=2048),
-        "exact": FastModel.from_gguf(smollm2(), exact=True, capacity=2048),
+        "fast": NativeModel.from_gguf(smollm2(), capacity=2048),
+        "exact": NativeModel.from_gguf(smollm2(), exact=True, capacity=2048),
     }
     for precision in ("bfloat16", "float32"):
-        ours[precision] = FastModel.from_transformer(model.transformer, precision, capacity=2048)
+        ours[precision] = NativeModel.from_transformer(model.transformer, precision, capacity=2048)
 
     def run(name: str) -> float:
         start = time.perf_counter()

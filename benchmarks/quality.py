@@ -21,7 +21,7 @@ def main() -> None:
     from torch.nn.functional import cross_entropy
 
     import glassformer as gf
-    from glassformer.generate.native_model import FastModel
+    from glassformer.generate.native_model import NativeModel
 
     torch.set_num_threads(options.threads)
     model = gf.load("smollm2", device="cpu", dtype="float32")
@@ -36,9 +36,9 @@ def main() -> None:
     with torch.inference_mode():
         exact = torch.cat(losses(lambda w: model.transformer(torch.tensor([w]))[0]))
     runners = {
-        "fast": lambda: FastModel.from_gguf(smollm2(), capacity=size),
-        "exact": lambda: FastModel.from_gguf(smollm2(), exact=True, capacity=size),
-        **{p: lambda p=p: FastModel.from_transformer(model.transformer, p, capacity=size) for p in PRECISIONS},
+        "fast": lambda: NativeModel.from_gguf(smollm2(), capacity=size),
+        "exact": lambda: NativeModel.from_gguf(smollm2(), exact=True, capacity=size),
+        **{p: lambda p=p: NativeModel.from_transformer(model.transformer, p, capacity=size) for p in PRECISIONS},
     }
     rows = [("transformer, float32", f"{exact.mean().exp():.4f}", "", "", "", "")]
     for name, make in runners.items():

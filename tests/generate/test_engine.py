@@ -318,14 +318,14 @@ def test_without_a_compiler_it_answers_and_says_what_is_slower(model, monkeypatc
 def test_answers_begin_before_the_library_is_compiled_and_go_on_after(model, monkeypatch):
     """The native path comes in the middle of an answer, which it does not change."""
     may_build, half = threading.Event(), threading.Event()
-    real = engine_module.FastModel.from_transformer
+    real = engine_module.NativeModel.from_transformer
 
     def slow(*args, **kwargs):
         assert may_build.wait(60)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(engine_module.native, "compiled", lambda: False)
-    monkeypatch.setattr(engine_module.FastModel, "from_transformer", slow)
+    monkeypatch.setattr(engine_module.NativeModel, "from_transformer", slow)
     with Engine(model, slots=2) as engine:
         assert engine.path == "eager"
         got: list[int] = []

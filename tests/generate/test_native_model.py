@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError, UsageError
-from glassformer.generate.native_model import FastModel, Packed
+from glassformer.generate.native_model import NativeModel, Packed
 from glassformer.generate.quantize import BLOCK, Weight, dequantise, quantise, stored, weight
 from glassformer.kernels import infer_abi
 from glassformer.model import Attention, Config, FeedForward, Norm, Position, Transformer
@@ -268,7 +268,7 @@ def close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 @settings(max_examples=40, deadline=None)
 def test_every_design_equals_the_transformer(name, config, seed, threads):
     model = random_transformer(config, seed)
-    fast = FastModel.from_transformer(model, threads=threads, lib=lib_of(name))
+    fast = NativeModel.from_transformer(model, threads=threads, lib=lib_of(name))
     ids = torch.randint(config.vocab_size, (40,), generator=torch.Generator().manual_seed(seed)).tolist()
     single = reference(model, ids)
     expected = reference(model.double(), ids).float()
@@ -301,7 +301,7 @@ def rounded(name: str, precision: str) -> str:
 def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached):
     """Bit for bit: prefill in one piece, in pieces, token by token, and in a batch at other positions."""
     model = random_transformer(WIDE)
-    fast = FastModel.from_transformer(model, precision, slots=9, cache=cached, lib=lib_of(name))
+    fast = NativeModel.from_transformer(model, precision, slots=9, cache=cached, lib=lib_of(name))
     ids = torch.randint(100, (1200,)).tolist()
     whole = fast.forward(ids, [0] * 1200, range(1200))
     # The same weights in float32 in torch: the rest is activations in 8 bits, and the cache's rounding.
@@ -333,7 +333,7 @@ def test_short_sequences_in_one_step_get_what_each_gets_alone_to_the_bit(name, p
     ids = torch.randint(100, (200,)).tolist()
     starts = [1, 3, 64, 5, 31, 100, 33, 150, 17, 80]
     together, alone = (
-        FastModel.from_transformer(model, precision, slots=len(starts), cache="bfloat16", lib=lib_of(name))
+        NativeModel.from_transformer(model, precision, slots=len(starts), cache="bfloat16", lib=lib_of(name))
         for _ in range(2)
     )
     for slot, start in enumerate(starts):
@@ -352,8 +352,8 @@ def test_a_model_of_bfloat16_numbers_is_answered_in_float32_from_half_the_bytes(
         for p in model.parameters():
             p.copy_(p.bfloat16().float())
     wide = {k: Weight("F32", *p.shape, p.detach()) if p.ndim == 2 else p for k, p in model.named_parameters()}
-    narrow = FastModel.from_transformer(model, slots=3, lib=lib_of(name))
-    plain = FastModel(WIDE, wide, slots=3, lib=lib_of(name))
+    narrow = NativeModel.from_transformer(model, slots=3, lib=lib_of(name))
+    plain = NativeModel(WIDE, wide, slots=3, lib=lib_of(name))
     assert (narrow.precision, narrow.cache_dtype, narrow.notes) == ("float32", "float32", {})
     assert narrow.weight_bytes * 2 == plain.weight_bytes
     ids = torch.randint(100, (600,)).tolist()
@@ -374,7 +374,7 @@ def test_whole_passes_with_and_without_tiles_are_equal_to_the_bit(precision):
     model = random_transformer(WIDE)
     ids = torch.randint(100, (700,)).tolist()
     with_, without = (
-        FastModel.from_transformer(model, precision, threads=2, lib=lib_of(name)).forward(ids, [0] * 700, range(700))
+        NativeModel.from_transformer(model, precision, threads=2, lib=lib_of(name)).forward(ids, [0] * 700, range(700))
         for name in ("best", "no tiles")
     )
     assert torch.equal(with_, without)
@@ -399,7 +399,7 @@ def test_weights_may_come_and_go_in_any_order():
 
 def test_slots_are_apart_and_prefixes_can_be_copied():
     model = random_transformer(WIDE)
-    fast = FastModel.from_transformer(model, slots=3)
+    fast = NativeModel.from_transformer(model, slots=3)
     a, b = torch.randint(100, (2, 60)).tolist()
     fast.prefill(a, 0)
     fast.prefill(b, 1)
@@ -414,7 +414,7 @@ def test_slots_are_apart_and_prefixes_can_be_copied():
 
 
 def test_what_does_not_fit_is_refused():
-    fast = FastModel.from_transformer(random_transformer(WIDE), slots=2, capacity=50)
+    fast = NativeModel.from_transformer(random_transformer(WIDE), slots=2, capacity=50)
     with pytest.raises(ShapeError, match="Position 50 does not fit: this engine holds 50 tokens a sequence."):
         fast.decode([1], [0], [50])
     with pytest.raises(ShapeError, match="ids must be below 100 and slots below 2"):
@@ -430,11 +430,11 @@ def test_what_does_not_fit_is_refused():
     weights = dict(random_transformer(WIDE).named_parameters())
     del weights["blocks.1.mlp.up.weight"]
     with pytest.raises(CheckpointError, match=r"lacks 'blocks.1.mlp.up.weight'"):
-        FastModel(WIDE, weights)
+        NativeModel(WIDE, weights)
 
 
 def test_no_memory_for_a_pass_is_said(monkeypatch):
-    fast = FastModel.from_transformer(random_transformer(WIDE), lib=lib_of("best"))
+    fast = NativeModel.from_transformer(random_transformer(WIDE), lib=lib_of("best"))
     monkeypatch.setattr(fast, "_lib", SimpleNamespace(gf_forward=lambda *given: 4))
     with pytest.raises(MemoryLimitError, match="no memory for this model's buffers"):
         fast.prefill([1, 2, 3])
@@ -442,7 +442,7 @@ def test_no_memory_for_a_pass_is_said(monkeypatch):
 
 def test_bytes_read_count_weights_and_cache():
     model = random_transformer(WIDE)
-    fast = FastModel.from_transformer(model, capacity=64)
+    fast = NativeModel.from_transformer(model, capacity=64)
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2) * 4
     assert fast.bytes_per_token(9) == matrices + 2 * 10 * 2 * 2 * 16 * 4
 
@@ -451,14 +451,14 @@ def test_bytes_read_count_weights_and_cache():
 def test_smollm2_exactly_and_in_its_files_own_blocks(smollm2):
     ids = smollm2.encode("The capital of France is")
     expected = reference(smollm2.transformer, ids)
-    exact = FastModel.from_transformer(smollm2.transformer, capacity=64)
+    exact = NativeModel.from_transformer(smollm2.transformer, capacity=64)
     close(exact.forward(ids, [0] * len(ids), range(len(ids))), expected)
     del exact
-    blocks = FastModel.from_gguf(smollm2.source, exact=True, capacity=64)
+    blocks = NativeModel.from_gguf(smollm2.source, exact=True, capacity=64)
     assert (blocks.precision, blocks.notes) == ("float32", {})
     close(blocks.forward(ids, [0] * len(ids), range(len(ids))), expected)
     del blocks
-    own = FastModel.from_gguf(smollm2.source, capacity=64)
+    own = NativeModel.from_gguf(smollm2.source, capacity=64)
     assert own.precision == "Q4_1+Q8_0"
     assert own.notes == {}  # every matrix as the file stores it
     assert own.weight_bytes < 100e6

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassformer.errors import ShapeError, UsageError
+from glassformer.kernels import train_abi
 from glassformer.kernels.compile import find_compiler
 from glassformer.model import Transformer
 from glassformer.train import checkpoint, journal, native, train
@@ -361,10 +362,10 @@ def test_the_plan_says_what_takes_the_steps(made: Make, out: Place) -> None:
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    native.LIBRARY.forget()
+    train_abi.LIBRARY.forget()
     yield
     monkeypatch.undo()
-    native.LIBRARY.forget()
+    train_abi.LIBRARY.forget()
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -389,7 +390,7 @@ def test_compiling_begins_before_torch_is_imported() -> None:
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [*native.flags(True), "False"]
+    assert done.stdout.split() == [*train_abi.flags(True), "False"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -86,7 +86,7 @@ def accept(target: Tensor, guesses: Sequence[int], drawn_from: Tensor | None, ge
 
 
 class Drafter(Protocol):
-    """What a draft model's runner must do (a `FastModel` does)."""
+    """What a draft model's runner must do (a `NativeModel` does)."""
 
     capacity: int
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from glassformer.errors import GlassformerError, ServerError, TextError, UsageError
-from glassformer.generate.native_model import ROWS, FastModel
+from glassformer.generate.native_model import ROWS, NativeModel
 from glassformer.generate.request import Handle, Request, Step
 from glassformer.generate.runners import EagerRunner, Runner
 from glassformer.generate.sequence import Answer
@@ -125,7 +125,7 @@ class Engine:
     def path(self) -> str:
         """What computes now, in words."""
         runner = self._next_runner or self._runner
-        return f"native ({runner.instructions})" if isinstance(runner, FastModel) else "eager"
+        return f"native ({runner.instructions})" if isinstance(runner, NativeModel) else "eager"
 
     @property
     def waiting(self) -> int:
@@ -215,10 +215,10 @@ class Engine:
         try:
             options = {"slots": self.slots, "capacity": self.capacity, "threads": self._threads}
             if self.asked_precision in ("fast", "exact") and self._source is not None:
-                runner = FastModel.from_gguf(self._source, exact=self.asked_precision == "exact", **options)
+                runner = NativeModel.from_gguf(self._source, exact=self.asked_precision == "exact", **options)
             else:
                 wanted = {"exact": "float32", "fast": "int8"}.get(self.asked_precision, self.asked_precision)
-                runner = FastModel.from_transformer(self.transformer, wanted, **options)
+                runner = NativeModel.from_transformer(self.transformer, wanted, **options)
             with self._wake:
                 self._next_runner = runner
         except GlassformerError as error:
@@ -241,7 +241,7 @@ class Engine:
     # The loop
 
     def _serve(self) -> None:
-        if isinstance(self._runner, FastModel):
+        if isinstance(self._runner, NativeModel):
             _work_alone()
         while True:
             with self._wake:

@@ -1,4 +1,4 @@
-"""`FastModel`: a transformer's weights, packed for the native forward pass, and its key-value cache.
+"""`NativeModel`: a transformer's weights, packed for the native forward pass, and its key-value cache.
 
 Tokens enter with the slot (sequence) and position they belong to; prefill, decode, batches of sequences at
 different positions, and mixtures of them are one call, and a token's logits do not depend on what shares the call.
@@ -40,7 +40,7 @@ BLOCKED = 32
 _NO_MEMORY = 4
 
 
-class FastModel:
+class NativeModel:
     """A model ready for fast inference on this machine's processor.
 
     Args:
@@ -93,14 +93,14 @@ class FastModel:
         self._weights = {}
 
     @classmethod
-    def from_transformer(cls, transformer: Transformer, precision: str = "float32", **options: Any) -> FastModel:
+    def from_transformer(cls, transformer: Transformer, precision: str = "float32", **options: Any) -> NativeModel:
         """The model of a `Transformer`'s weights, put into `precision`; options as for the class."""
         names = dict(transformer.named_parameters())
         options.setdefault("cache", "float32" if precision == "float32" else "bfloat16")
         return cls(transformer.config, names, precision=precision, **options)
 
     @classmethod
-    def from_gguf(cls, path: str | Path, *, exact: bool = False, **options: Any) -> FastModel:
+    def from_gguf(cls, path: str | Path, *, exact: bool = False, **options: Any) -> NativeModel:
         """The model of a GGUF file's own 4- and 8-bit blocks, which are never made float32 copies.
 
         With `exact` they meet float32 activations as the float32 numbers they stand for: the same answers as the

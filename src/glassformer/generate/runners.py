@@ -1,6 +1,6 @@
 """What an engine needs of whatever computes: tokens in at slots and positions, logits out.
 
-`FastModel` is one such runner; `EagerRunner` is the other, through the Transformer itself: it needs no compiler, is
+`NativeModel` is one such runner; `EagerRunner` is the other, through the Transformer itself: it needs no compiler, is
 exact, and works on any device. Neither knows requests, sampling or text.
 """
 

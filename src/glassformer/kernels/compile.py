@@ -1,8 +1,10 @@
-"""Libraries of our own C++: compiled once with the system's compiler, kept in the user's cache, loaded with ctypes.
+"""Libraries of our own C++: brought by the package, or compiled once and kept; loaded with ctypes.
 
-The sources are part of the package. The compiled file's name is a hash of the sources, the compiler, its flags and the
-processor, so a changed one of them compiles anew and an unchanged one starts at once. Where there is no compiler, what
-stands above works through torch and says what is slower.
+An installed wheel has every library built for several processors (`variants`). A checkout compiles at first use: in a
+process of its own that holds a lock and outlives the command that began it, so that a second command waits for the
+first one's result and none ever finds a half of it. The compiled file's name is a hash of the sources, the compiler,
+its flags and the processor, so a changed one of them compiles anew and an unchanged one starts at once. Where there is
+neither a library nor a compiler, what stands above works through torch and says what is slower.
 
 It knows no model and none of the functions compiled: a `Library` brings both.
 """
@@ -11,27 +13,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
+import json
 import os
 import platform
-import shlex
-import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from glassformer.errors import GlassformerError
+from glassformer.kernels import variants
+from glassformer.kernels.variants import COMPILERS, CSRC, LINK, NATIVE, find_compiler
 from glassformer.system.folders import cache_directory
 
-CSRC = Path(__file__).with_name("csrc")
-COMPILERS = ("c++", "g++", "clang++")
-_BASE = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi", "-w")
-# The first that compiles is taken: some compilers for ARM know -mcpu only, and a very old one neither.
-_TUNINGS = (("-march=native",), ("-mcpu=native",), ())
-_LINK = ("-pthread",)
-_TIMEOUT = 120.0
+__all__ = ["CSRC", "Library", "NativeUnavailableError", "Signature", "find_compiler", "processor"]
+
+_WORKER = "glassformer.kernels.compile_worker"
 
 Signature = tuple[type | None, Sequence[type]]
 
@@ -44,22 +45,37 @@ class Library:
     """One library: its sources, its functions, and what a user is told where it cannot be had.
 
     Args:
-        source: the file to compile; everything beside it and in ``include/`` counts into its identity.
+        driver: the file in ``csrc/`` to compile, without ``.cpp``; every source counts into its identity.
         signatures: each function's result and arguments, as ctypes has them.
+        structures: what Python and C++ hand each other, in the order of the library's ``gf_sizes``; their sizes are
+            compared when it is loaded.
         subject: what is missing without it ("The fast engine").
         instead: what happens then ("text is generated through torch in float32 instead, several times slower").
     """
 
-    def __init__(self, source: Path, signatures: Mapping[str, Signature], *, subject: str, instead: str) -> None:
-        self.source = source
-        self.signatures = signatures
+    def __init__(
+        self,
+        driver: str,
+        signatures: Mapping[str, Signature],
+        structures: Sequence[type[ctypes.Structure]] = (),
+        *,
+        subject: str,
+        instead: str,
+    ) -> None:
+        self.driver = driver
+        self.signatures, self.structures = signatures, structures
         self.subject, self.instead = subject, instead
         self._lock = threading.Lock()
         self._loaded: dict[tuple[str, ...], ctypes.CDLL] = {}
         self._failed: dict[tuple[str, ...], NativeUnavailableError] = {}
 
+    @property
+    def source(self) -> Path:
+        """The file that is compiled."""
+        return CSRC / f"{self.driver}.cpp"
+
     def get(self, *extra: str) -> ctypes.CDLL:
-        """The loaded library, compiled first where the cache has none (a few seconds, once).
+        """The loaded library, compiled first where neither the package nor the cache has it (a few seconds, once).
 
         Args:
             extra: further compiler flags, such as ``-DGLASSFORMER_PORTABLE``.
@@ -72,15 +88,15 @@ class Library:
                 raise self._failed[extra]
             if extra not in self._loaded:
                 try:
-                    self._loaded[extra] = self._load(self._compiled(extra))
+                    self._loaded[extra] = self._get(extra)
                 except NativeUnavailableError as error:
                     self._failed[extra] = error
                     raise
             return self._loaded[extra]
 
     def compiled(self) -> bool:
-        """Whether it is loaded, in the cache, or known not to come: asking for it takes no time."""
-        if () in self._loaded or () in self._failed:
+        """Whether it is loaded, in the package or the cache, or known not to come: asking for it takes no time."""
+        if () in self._loaded or () in self._failed or self._built(()) is not None:
             return True
         compiler = find_compiler()
         return compiler is None or self.place(compiler).exists()
@@ -100,7 +116,92 @@ class Library:
 
     def place(self, compiler: list[str], extra: tuple[str, ...] = ()) -> Path:
         """Where the compiled file lies, or will."""
-        return cache_directory() / "native" / f"{self.source.stem}-{self._key(compiler, extra)}.so"
+        return cache_directory() / "native" / f"{self.driver}-{self._key(compiler, extra)}.so"
+
+    def _get(self, extra: tuple[str, ...]) -> ctypes.CDLL:
+        if (path := self._built(extra)) is not None:
+            try:
+                return self._load(path)
+            except (OSError, AttributeError):
+                pass  # damaged, or for a system with older libraries: compile
+        compiler = find_compiler()
+        if compiler is None:
+            raise NativeUnavailableError(self._missing())
+        place = self.place(compiler, extra)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:  # a cache that cannot be written: for this process alone
+            with tempfile.TemporaryDirectory(prefix="glassformer-", ignore_cleanup_errors=True) as folder:
+                return self._compiled(compiler, extra, Path(folder, place.name))
+        return self._compiled(compiler, extra, place)
+
+    def _built(self, extra: tuple[str, ...]) -> Path | None:
+        names = [name for name, flags in variants.DRIVERS.items() if flags == extra]
+        name = next((name for name in names if name.partition("-")[0] == self.driver), None)
+        return None if name is None else variants.built(name)
+
+    def _compiled(self, compiler: list[str], extra: tuple[str, ...], place: Path) -> ctypes.CDLL:
+        there = place.exists()
+        if not there:
+            self._compile(compiler, extra, place)
+        try:
+            return self._load(place)
+        except (OSError, AttributeError) as error:
+            failure = error
+        with contextlib.suppress(OSError):
+            place.unlink()
+        if there:  # damaged in the cache: once more
+            return self._compiled(compiler, extra, place)
+        raise NativeUnavailableError(
+            f"{self.subject} is not available because its compiled library {place} cannot be loaded ({failure});"
+            f" {self.instead}."
+        )
+
+    def _compile(self, compiler: list[str], extra: tuple[str, ...], place: Path) -> None:
+        """Have another process compile, and wait for it as long as it takes.
+
+        That process is of a session of its own: whoever interrupts or ends this one does not end it, and the next
+        command finds what it has made.
+        """
+        base = [*compiler, *variants.base_flags(self.driver), f"-I{CSRC}"]
+        tries = [[*base, *tuning, *extra, str(self.source), "-o"] for tuning in NATIVE]
+        package = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        job = json.dumps({"target": str(place), "tries": tries, "link": LINK})
+        try:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", _WORKER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,
+                text=True,
+                errors="replace",
+            )
+            said, _ = worker.communicate(job)
+        except OSError as error:
+            said = str(error)
+        else:
+            if worker.returncode == 0:
+                return
+        error_line = next((line for line in said.splitlines() if "error" in line.lower()), said.strip()[-200:])
+        raise NativeUnavailableError(
+            f"{self.subject} is not available because {compiler[0]} could not compile it ({error_line});"
+            f" {self.instead}."
+        )
+
+    def _load(self, path: Path) -> ctypes.CDLL:
+        lib = ctypes.CDLL(str(path))
+        for name, (result, arguments) in self.signatures.items():
+            function = getattr(lib, name)
+            function.restype, function.argtypes = result, list(arguments)
+        sizes = (ctypes.c_int32 * 64)()
+        found = list(sizes[: lib.gf_sizes(sizes, len(sizes))])
+        wanted = [ctypes.sizeof(structure) for structure in self.structures]
+        if found != wanted:
+            raise OSError(f"its structures have {found} bytes, where {wanted} are handed over")
+        return lib
 
     def _missing(self) -> str:
         named = os.environ.get("CXX")
@@ -110,87 +211,20 @@ class Library:
             " Install g++ or clang++ (Debian: apt install g++) to get it."
         )
 
-    def _compiled(self, extra: tuple[str, ...]) -> Path:
-        compiler = find_compiler()
-        if compiler is None:
-            raise NativeUnavailableError(self._missing())
-        place: Path | None = self.place(compiler, extra)
-        assert place is not None
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if place.exists():
-                return place
-        except OSError:
-            place = None  # a cache that cannot be written: compile for this process alone
-        return self._compile(compiler, extra, place)
-
-    def _compile(self, compiler: list[str], extra: tuple[str, ...], place: Path | None) -> Path:
-        error = ""
-        folder = Path(tempfile.mkdtemp(prefix="glassformer-")) if place is None else place.parent
-        handle, name = tempfile.mkstemp(suffix=".so", prefix=".compiling-", dir=folder)
-        os.close(handle)
-        base = [*compiler, *_BASE, f"-I{CSRC}"]
-        try:
-            for tuning in _TUNINGS:
-                command = [*base, *tuning, *extra, str(self.source), "-o", name, *_LINK]
-                try:
-                    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
-                except (OSError, subprocess.TimeoutExpired) as failure:
-                    error = str(failure)
-                    break
-                if done.returncode == 0:
-                    target = Path(name).with_name(f"{self.source.stem}.so") if place is None else place
-                    os.replace(name, target)  # atomic: whoever else compiled it wrote the same
-                    return target
-                error = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-        raise NativeUnavailableError(
-            f"{self.subject} is not available because {compiler[0]} could not compile it ({error}); {self.instead}."
-        )
-
-    def _load(self, path: Path) -> ctypes.CDLL:
-        try:
-            lib = ctypes.CDLL(str(path))
-            for name, (result, arguments) in self.signatures.items():
-                function = getattr(lib, name)
-                function.restype, function.argtypes = result, list(arguments)
-        except (OSError, AttributeError) as error:
-            with contextlib.suppress(OSError):
-                path.unlink()  # damaged: the next start compiles it again
-            raise NativeUnavailableError(
-                f"{self.subject} is not available because its compiled library {path} cannot be loaded ({error});"
-                f" {self.instead}."
-            ) from None
-        return lib
-
     def _key(self, compiler: list[str], extra: tuple[str, ...]) -> str:
-        digest = hashlib.sha256()
-        for folder in {self.source.parent, CSRC}:
-            for path in sorted(folder.iterdir()):
-                if path.suffix in (".cpp", ".h"):
-                    digest.update(path.read_bytes())
-        try:
-            version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_TIMEOUT).stdout
-        except (OSError, subprocess.TimeoutExpired):
-            version = b""
-        digest.update(version)
-        digest.update(repr((compiler, _BASE, _TUNINGS, extra, _LINK, processor())).encode())
+        flags = (compiler, variants.base_flags(self.driver), NATIVE, extra, LINK, processor())
+        digest = hashlib.sha256(variants.sources_digest().encode())
+        digest.update(_version(tuple(compiler)))
+        digest.update(repr(flags).encode())
         return digest.hexdigest()[:24]
 
 
-def find_compiler() -> list[str] | None:
-    """The C++ compiler's command: what CXX names, else the first of c++, g++, clang++ on the path."""
-    named = os.environ.get("CXX")
-    if named is not None:
-        command = shlex.split(named)
-        return command if command and shutil.which(command[0]) else None
-    for name in COMPILERS:
-        path = shutil.which(name)
-        if path:
-            return [path]
-    return None
+@functools.cache
+def _version(compiler: tuple[str, ...]) -> bytes:
+    try:
+        return subprocess.run([*compiler, "--version"], capture_output=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return b""
 
 
 def processor() -> str:

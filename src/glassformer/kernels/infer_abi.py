@@ -1,13 +1,13 @@
 """The native forward pass's library: its functions and structures, as C++ has them in ``csrc/``.
 
-How it is compiled and kept is `kernels/build.py`; it does not know models or precisions.
+How it is compiled and kept is `kernels/compile.py`; it does not know models or precisions.
 """
 
 from __future__ import annotations
 
 import ctypes
 
-from glassformer.kernels.compile import CSRC, Library, NativeUnavailableError, Signature
+from glassformer.kernels.compile import Library, NativeUnavailableError, Signature
 
 __all__ = ["LIBRARY", "NativeUnavailableError", "compiled", "instructions", "library", "unavailable"]
 
@@ -82,8 +82,9 @@ _SIGNATURES: dict[str, Signature] = {
 }
 
 LIBRARY = Library(
-    CSRC / "infer.cpp",
+    "infer",
     _SIGNATURES,
+    (Matrix, NormWeights, Layer, Parts, Shape),
     subject="The fast engine",
     instead="text is generated through torch in float32 instead, several times slower",
 )

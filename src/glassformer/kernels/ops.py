@@ -1,226 +1,227 @@
-"""Parts of a forward pass on a processor, quicker than torch has them: products, attention, norms, gates, rotations.
+"""The operations of a forward pass, each by the quickest way that this machine has: torch is the reference.
 
-Each function takes tensors as torch's own would and returns None where it cannot or should not be used: another device
-or dtype, a gradient asked for, too few rows to pay, no C++ compiler. The caller then goes on through torch, which
-computes the same within float32's rounding. The choice depends on shapes and on the machine, never on timing, so a run
-repeats to the bit.
-
-Float32 products on a processor with tiles (AMX) are sums of six bfloat16 products (`csrc/amx_ops.h`), as exact as
-float32 and about twice as quick (docs/decisions/0016). It knows no model.
+Linear products, attention, norms, gates and rotations of plain tensors, complete: whoever calls one gets its result,
+differentiable, on every device and in every dtype. Where our kernels (`ops_abi`) or oneDNN are quicker they are used;
+both agree with torch within float32's rounding. The choice depends on shapes and on the machine, never on timing, so a
+run repeats to the bit. It knows no model.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import sys
+import platform
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from glassformer.kernels.compile import CSRC, Library, Signature
+from glassformer.kernels import ops_abi
 
-_PRODUCT_ROWS = 128
-"""Below this many rows packing a weight costs more than its product saves."""
-_ROW_NUMBERS = 1 << 16
-"""Below this many numbers a call costs more than the pass through memory that it saves."""
-_ATTENTION_QUERIES = 64
-_ACTIVATIONS = {"gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4}
+# Below this many rows calling oneDNN costs more than its product saves.
+_ONEDNN_ROWS = 32
+# Queries at a time where torch forms a grid of scores or a mask: a tile of all heads stays in cache.
+_TILE = 256
+# Up to this many queries the explicit product is quicker than the fused kernel and copies no keys.
+_FEW = 8
 
-_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_void_p
-_SIGNATURES: dict[str, Signature] = {
-    "gk_threads": (None, [_POINTER]),
-    "gk_tiles": (_INT, []),
-    "gk_linear": (_INT, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _INT]),
-    "gk_attention": (_INT, [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT]),
-    "gk_rms_norm": (None, [_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _FLOAT, _POINTER, _INT, _INT]),
-    "gk_gated": (None, [_POINTER, _POINTER, _LONG, _INT, _POINTER, _INT, _INT]),
-    "gk_rotate": (
-        None,
-        [_POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _INT, _INT],
-    ),
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
 }
-LIBRARY = Library(
-    CSRC / "ops.cpp",
-    _SIGNATURES,
-    subject="The quicker forward pass",
-    instead="texts are read through torch instead, up to two times slower",
-)
+"""The activations that `gated` knows."""
 
 
-class _Attention(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("batch", "heads", "kv_heads", "queries", "keys", "d_head")),
-        *((name, ctypes.c_int32) for name in ("start", "window", "brain")),
-        ("scale", _FLOAT),
-        *((name, ctypes.c_int64 * 3) for name in ("q", "k", "v", "out")),
-    ]
+def _onednn_linear() -> Callable[..., Tensor] | None:
+    """oneDNN's float32 product on dense weights, where torch has it and it is the quicker one.
 
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """The library, on torch's own threads; None where there is none."""
-    if sys.platform != "linux" or LIBRARY.unavailable() is not None:
+    MKL uses AVX-512 on Intel's processors only; there the two are equal and `F.linear` is kept. The choice depends on
+    the processor alone, so a run repeats to the bit on the same machine.
+    """
+    if not torch.backends.mkldnn.is_available() or "GenuineIntel" in _processor():
         return None
-    lib = LIBRARY.get()
-    try:  # the runtime that torch has loaded
-        lib.gk_threads(ctypes.cast(ctypes.CDLL("libgomp.so.1").GOMP_parallel, ctypes.c_void_p))
-    except (OSError, AttributeError):
-        return None  # torch has other threads, which ours would fight for the cores
-    return lib
+    try:
+        return torch.ops.mkldnn._linear_pointwise.default
+    except (AttributeError, RuntimeError):
+        return None
 
 
-@functools.cache
-def _tiles() -> ctypes.CDLL | None:
-    """The library where the processor has tiles."""
-    if "amx_bf16" not in _processor_flags():
-        return None  # asked before anything is compiled
-    lib = _library()
-    return lib if lib is not None and lib.gk_tiles() else None
-
-
-def _processor_flags() -> str:
+def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return next((line for line in file if line.startswith("flags")), "")
+            return file.read(4096)
     except OSError:
-        return ""
+        return platform.processor()
 
 
-def _plain(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary tensors on the processor that nobody differentiates, maps or traces."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    grad = torch.is_grad_enabled()
-    return all(
-        x is None or (x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter) and not (grad and x.requires_grad))
-        for x in tensors
-    )
+_ONEDNN = _onednn_linear()
 
 
-def _brain(*tensors: Tensor) -> int | None:
-    """1 for bfloat16, 0 for float32, None for anything else."""
-    dtypes = {x.dtype for x in tensors}
-    return 1 if dtypes == {torch.bfloat16} else 0 if dtypes == {torch.float32} else None
+class _OneDnnProduct(torch.autograd.Function):
+    """x @ weight.T + bias in float32 through oneDNN, both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        assert _ONEDNN is not None
+        return _ONEDNN(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # ty: ignore
+        assert _ONEDNN is not None
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        rows = grad.reshape(-1, grad.shape[-1])
+        if ctx.needs_input_grad[0]:
+            grad_x = _ONEDNN(rows, weight.t(), None, "none", [], "").view(x.shape)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _ONEDNN(rows.t(), x.reshape(-1, x.shape[-1]).t(), None, "none", [], "")
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0)
+        return grad_x, grad_weight, grad_bias
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """x @ weight.T + bias of float32 (..., d_in), (d_out, d_in) and (d_out)."""
-    rows = x.numel() // max(1, x.shape[-1])
-    if rows < _PRODUCT_ROWS or _brain(x, weight, *(() if bias is None else (bias,))) != 0:
-        return None
-    if not _plain(x, weight, bias) or not weight.is_contiguous() or (lib := _tiles()) is None:
-        return None
-    flat = x.reshape(rows, x.shape[-1])
-    if flat.stride(1) != 1:
-        flat = flat.contiguous()
-    if bias is not None:
-        bias = bias.contiguous()  # held until the call is over
-    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    failed = lib.gk_linear(
-        flat.data_ptr(),
-        rows,
-        flat.shape[1],
-        flat.stride(0),
-        weight.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        weight.shape[0],
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return None if failed else out
+def linear(
+    x: Float[Tensor, "*batch d_in"], weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None = None
+) -> Float[Tensor, "*batch d_out"]:
+    """x @ weight.T + bias.
 
-
-def attention(q: Tensor, k: Tensor, v: Tensor, *, start: int, window: int | None, scale: float) -> Tensor | None:
-    """Causal attention of q (batch, head, query, d_head) to k and v (batch, kv_head, key, d_head).
-
-    Query i stands at slot start + i, sees no later slot, and with a window only the latest of them, itself included.
+    In float32 on a processor with many rows it goes through the tiles where there are any (docs/decisions/0016), and
+    through oneDNN where that uses the whole width of the processor and MKL, behind `F.linear`, does not
+    (docs/decisions/0002).
     """
+    if (out := ops_abi.linear(x, weight, bias)) is not None:
+        return out
+    if (
+        _ONEDNN is not None
+        and x.dtype == torch.float32 == weight.dtype
+        and x.device.type == "cpu"
+        and x.numel() >= _ONEDNN_ROWS * x.shape[-1]
+        and not torch.compiler.is_compiling()
+        and type(weight) in (Tensor, nn.Parameter)
+        and type(x) is Tensor
+        and not torch._C._functorch.peek_interpreter_stack()
+    ):
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return _OneDnnProduct.apply(x, weight, bias)
+        return _ONEDNN(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def attention(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "batch kv_head key d_head"],
+    v: Float[Tensor, "batch kv_head key d_value"],
+    *,
+    start: int = 0,
+    window: int | None = None,
+    scale: float,
+    mask: Bool[Tensor, "batch key"] | None = None,
+    cap: float | None = None,
+) -> Float[Tensor, "batch head query d_value"]:
+    """Causal softmax attention; each kv_head serves head / kv_head heads in a row.
+
+    Args:
+        start: slot of the first query; query i stands at slot start + i and sees no later key.
+        window: how many latest slots a query sees, itself included; None for all.
+        scale: what products are multiplied by.
+        mask: False where a slot holds padding. A row that sees nothing is zero.
+        cap: scores become cap × tanh(score / cap).
+    """
+    queries, keys = q.shape[2], k.shape[2]
+    if mask is None and cap is None:
+        z = ops_abi.attention(q, k, v, start=start, window=window, scale=scale)
+        if z is not None:
+            return z
+    explicit = cap is not None or queries <= _FEW
+    if not explicit:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        if mask is None and start == 0 and (window is None or window >= keys):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    out, tile = [], _TILE if explicit else 4 * _TILE
+    for q0 in range(0, queries, tile):
+        q1 = min(q0 + tile, queries)
+        k0, k1 = 0 if window is None else max(0, start + q0 - window + 1), start + q1
+        allowed = _allowed(start + q0, start + q1, k0, k1, window, mask, q.device)
+        part, near, values = q[:, :, q0:q1], k[:, :, k0:k1], v[:, :, k0:k1]
+        if explicit:
+            out.append(_explicit(part, near, values, allowed, scale, cap))
+            continue
+        z = F.scaled_dot_product_attention(part, near, values, attn_mask=allowed, scale=scale)
+        if mask is not None:  # kernels differ on rows that see nothing
+            z = z.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
+        out.append(z)
+    return out[0] if len(out) == 1 else torch.cat(out, dim=2)
+
+
+def _allowed(
+    q0: int, q1: int, k0: int, k1: int, window: int | None, mask: Tensor | None, device: torch.device
+) -> Bool[Tensor, "rows 1 query key"]:
+    """True where the query at slot q0 + i may see key k0 + j; rows is 1 unless there is padding."""
+    slots, keys = torch.arange(q0, q1, device=device)[:, None], torch.arange(k0, k1, device=device)[None, :]
+    allowed = keys <= slots
+    if window is not None:
+        allowed &= keys > slots - window
+    allowed = allowed[None, None]
+    return allowed if mask is None else allowed & mask[:, None, None, k0:k1]
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float, cap: float | None) -> Tensor:
+    """The textbook's: scores, softmax in at least float32, weighted sum."""
     batch, heads, queries, d_head = q.shape
-    if queries < _ATTENTION_QUERIES or not _plain(q, k, v) or (brain := _brain(q, k, v)) is None:
-        return None
-    if any(x.stride(3) != 1 for x in (q, k, v)) or k.shape[2] < start + queries or (lib := _tiles()) is None:
-        return None
-    out = q.new_empty((batch, queries, heads, d_head)).transpose(1, 2)  # as the output projection reads it
-    sizes = _Attention(batch, heads, k.shape[1], queries, k.shape[2], d_head, start, window or 0, brain, scale)
-    for name, x in (("q", q), ("k", k), ("v", v), ("out", out)):
-        setattr(sizes, name, (ctypes.c_int64 * 3)(*x.stride()[:3]))
-    failed = lib.gk_attention(
-        ctypes.byref(sizes), q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), torch.get_num_threads()
-    )
-    return None if failed else out
+    folded = q.reshape(batch, k.shape[1], -1, d_head)
+    grid = torch.matmul(folded, k.transpose(-1, -2)).view(batch, heads, queries, k.shape[2]) * scale
+    if cap is not None:
+        grid = cap * torch.tanh(grid / cap)
+    weights = torch.softmax(_wide(grid.masked_fill(~allowed, float("-inf"))), dim=-1)
+    weights = torch.nan_to_num(weights, nan=0.0).to(grid.dtype)
+    return torch.matmul(weights.view(batch, k.shape[1], -1, k.shape[2]), v).view(batch, heads, queries, v.shape[3])
 
 
-def rms_norm(x: Tensor, weight: Tensor, plus: float, eps: float) -> Tensor | None:
-    """x / root mean square of its last axis × (weight + plus), computed in float32."""
-    if x.numel() < _ROW_NUMBERS or not _plain(x, weight) or (brain := _brain(x, weight)) is None:
-        return None
-    if not x.is_contiguous() or not weight.is_contiguous() or (lib := _library()) is None:
-        return None
-    out, d = torch.empty_like(x), x.shape[-1]
-    lib.gk_rms_norm(
-        x.data_ptr(), x.numel() // d, d, weight.data_ptr(), plus, eps, out.data_ptr(), brain, torch.get_num_threads()
-    )
-    return out
+def rms_norm(
+    x: Float[Tensor, "*batch d"], weight: Float[Tensor, " d"], plus: float, eps: float
+) -> Float[Tensor, "*batch d"]:
+    """x / root mean square of its last axis × (weight + plus), computed in at least float32 (arXiv:1910.07467)."""
+    if (out := ops_abi.rms_norm(x, weight, plus, eps)) is not None:
+        return out
+    if x.dtype in (torch.float32, torch.float64):
+        return F.rms_norm(x, weight.shape, weight + plus if plus else weight, eps)
+    wide = _wide(x)
+    unit = wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt()
+    return (unit * (_wide(weight) + plus)).to(x.dtype) if plus else unit.to(x.dtype) * weight
 
 
-def gated(activation: str, gate: Tensor, up: Tensor | None = None) -> Tensor | None:
-    """act(gate) × up, or act(gate) alone."""
-    if gate.numel() < _ROW_NUMBERS or activation not in _ACTIVATIONS or not _plain(gate, up):
-        return None
-    both = (gate,) if up is None else (gate, up)
-    brain = _brain(*both)
-    if brain is None or not all(x.is_contiguous() for x in both) or (lib := _library()) is None:
-        return None
-    out = torch.empty_like(gate)
-    lib.gk_gated(
-        gate.data_ptr(),
-        None if up is None else up.data_ptr(),
-        gate.numel(),
-        _ACTIVATIONS[activation],
-        out.data_ptr(),
-        brain,
-        torch.get_num_threads(),
-    )
-    return out
+def gated(
+    activation: str, gate: Float[Tensor, "*batch d_ff"], up: Float[Tensor, "*batch d_ff"] | None = None
+) -> Float[Tensor, "*batch d_ff"]:
+    """act(gate) × up, or act(gate) alone; `activation` is a key of `ACTIVATIONS`."""
+    if (out := ops_abi.gated(activation, gate, up)) is not None:
+        return out
+    h = ACTIVATIONS[activation](gate)
+    return h if up is None else h * up
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
-    """Turn pairs (i, i + pairs) of x (batch, query, head, d_head) by angles (batch, query, 1, pair)."""
-    if x.numel() < _ROW_NUMBERS or not _plain(x, cos, sin) or (brain := _brain(x)) is None:
-        return None
-    batch, queries, heads, d_head = x.shape
-    if x.stride(3) != 1 or x.stride(2) != d_head or x.stride(0) != queries * x.stride(1):
-        return None
-    if (lib := _library()) is None:
-        return None
+def rotate(
+    x: Float[Tensor, "batch query head d_head"],
+    cos: Float[Tensor, "batch query 1 pair"],
+    sin: Float[Tensor, "batch query 1 pair"],
+) -> Float[Tensor, "batch query head d_head"]:
+    """Turn dimensions (i, i + pair) of every head by their position's angles; those from 2·pair on stay."""
+    if (out := ops_abi.rotate(x, cos, sin)) is not None:
+        return out
     pairs = cos.shape[-1]
-    cosines, sines = (t.float().expand(batch, queries, 1, pairs).contiguous() for t in (cos, sin))
-    out = x.new_empty(x.shape)
-    lib.gk_rotate(
-        x.data_ptr(),
-        batch * queries,
-        heads,
-        d_head,
-        x.stride(1),
-        cosines.data_ptr(),
-        sines.data_ptr(),
-        pairs,
-        out.data_ptr(),
-        brain,
-        torch.get_num_threads(),
-    )
-    return out
+    first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    if 2 * pairs < x.shape[-1]:
+        turned.append(x[..., 2 * pairs :])
+    return torch.cat(turned, dim=-1)
 
 
-def forget() -> None:
-    """Ask the system anew next time; for tests."""
-    _library.cache_clear()
-    _tiles.cache_clear()
-    LIBRARY.forget()
-
-
-def available() -> dict[str, Any]:
-    """What there is here: the library, and products on tiles."""
-    return {"library": _library() is not None, "tiles": _tiles() is not None}
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

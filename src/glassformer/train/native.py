@@ -1,104 +1,30 @@
-"""The native training step's library, and which runs it is for.
+"""Which runs the native training step is for, and compiling it early.
 
-How it is compiled and kept is `kernels/compile.py`; the arithmetic is C++ in ``kernels/csrc/``. This module knows
-designs and recipes and does not import torch, so that compiling can begin while torch is still being imported.
+The library is `kernels/train_abi.py`. This module knows designs and recipes and does not import torch, so that
+compiling can begin while torch is still being imported.
 """
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from glassformer.errors import GlassformerError, UsageError
-from glassformer.kernels.compile import CSRC, Library, NativeUnavailableError, Signature, processor
+from glassformer.kernels.compile import NativeUnavailableError, processor
+from glassformer.kernels.train_abi import ACTIVATIONS, LIBRARY, flags
 
 if TYPE_CHECKING:
     from glassformer.model.config import Config
     from glassformer.train.recipe import Recipe
 
-BRAIN = "-DGLASSFORMER_BRAIN"
-"""The compiler flag of the library whose operands are bfloat16; without it they are float32."""
 PAYS_AFTER = 100
 """Steps that a run must have before compiling is worth its few seconds (on "auto")."""
 LARGEST = 60_000_000
 """Parameters up to which it is quicker than torch (on "auto"); beyond, both spend their time in large products."""
 LONGEST = 1024
 """Tokens a row up to which one head's scores stay in cache (on "auto")."""
-ROLES = (
-    *("embed", "pos_embed", "unembed", "final", "ln1", "ln2", "attn.q_norm", "attn.k_norm"),
-    *("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"),
-)
-"""What a parameter is, in the order of the library's `Role`."""
-ACTIVATIONS = {"gelu_tanh": 1, "silu": 2}
-"""The activations it knows, by the library's numbers."""
-
-
-class Shape(ctypes.Structure):
-    """Sizes and numbers of a design."""
-
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("vocab", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")),
-        *((name, ctypes.c_int32) for name in ("d_ff", "context", "qk_norm", "layer_norm", "gated", "activation")),
-        *((name, ctypes.c_int32) for name in ("tied", "threads")),
-        *((name, ctypes.c_float) for name in ("eps", "score_scale")),
-    ]
-
-
-class Parameter(ctypes.Structure):
-    """Where one parameter lies in the flat buffers, what it is, and how it is stepped."""
-
-    _fields_ = [
-        ("offset", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("role", "layer", "rows", "cols", "bias", "muon")),
-        *((name, ctypes.c_float) for name in ("lr", "decay")),
-    ]
-
-
-class Rules(ctypes.Structure):
-    """The optimiser's numbers."""
-
-    _fields_ = [
-        *((name, ctypes.c_float) for name in ("muon_lr", "muon_decay", "beta1", "beta2", "eps")),
-        *((name, ctypes.c_int32) for name in ("rounds", "cautious")),
-    ]
-
-
-class Dropout(ctypes.Structure):
-    """What a pass leaves out."""
-
-    _fields_ = [("key", ctypes.c_uint32), ("share", ctypes.c_uint32), ("scale", ctypes.c_float)]
-
-
-_INT, _LONG, _POINTER, _FLOAT = ctypes.c_int, ctypes.c_long, ctypes.c_void_p, ctypes.c_float
-_SIGNATURES: dict[str, Signature] = {
-    "gf_arithmetic": (ctypes.c_char_p, []),
-    "gf_create": (_POINTER, [_POINTER, _POINTER, _INT, *[_POINTER] * 7]),
-    "gf_destroy": (None, [_POINTER]),
-    "gf_publish": (_INT, [_POINTER]),
-    "gf_loss": (ctypes.c_double, [_POINTER, _POINTER, _POINTER, _LONG, _LONG]),
-    "gf_gradient": (ctypes.c_double, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _POINTER, _LONG]),
-    "gf_square": (ctypes.c_double, [_POINTER]),
-    "gf_update": (_INT, [_POINTER, _POINTER, _FLOAT, _FLOAT, _LONG]),
-}
-
-LIBRARY = Library(
-    CSRC / "train.cpp",
-    _SIGNATURES,
-    subject="The native training step",
-    instead="a run trains through torch without it, which takes a small model several times as long",
-)
-
-
-def flags(brain: bool) -> tuple[str, ...]:
-    """The compiler flags of the library for bfloat16, or for float32.
-
-    What is hot is written with vectors: -O3 gains 4 % and takes a quarter longer to compile, and short runs wait
-    for that.
-    """
-    return (BRAIN, "-O2") if brain else ("-O2",)
 
 
 def refusal(config: Config) -> str | None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError
+from glassformer.kernels import train_abi
 from glassformer.model import Config
 from glassformer.model.layers import rotaries
-from glassformer.train import native
 from glassformer.train.dropout import Dropout
 from glassformer.train.recipe import OptimizerSpec
 from glassformer.train.weights import FlatWeights, kind_of
@@ -47,11 +47,11 @@ class NativeStep:
     ) -> None:
         self.config, self.weights, self.spec = config, weights, spec
         brain = weights.compute == torch.bfloat16
-        self.library = native.LIBRARY.get(*native.flags(brain), *extra)
+        self.library = train_abi.LIBRARY.get(*train_abi.flags(brain), *extra)
         self.first, self.second = torch.zeros_like(weights.master), torch.zeros_like(weights.master)
         self.updates = 0
         self._fresh = True
-        self._rules = native.Rules(
+        self._rules = train_abi.Rules(
             spec.muon_lr, spec.muon_decay, spec.beta1, spec.beta2, spec.eps, spec.newton_schulz, spec.cautious
         )
         shape = _shape(config, threads or torch.get_num_threads())
@@ -60,7 +60,7 @@ class NativeStep:
         buffers = (weights.master, weights.grad, self.first, self.second, weights.working)
         self._model = self.library.gf_create(
             ctypes.byref(shape),
-            (native.Parameter * len(parameters))(*parameters),
+            (train_abi.Parameter * len(parameters))(*parameters),
             len(parameters),
             *(None if x is None else x.data_ptr() for x in (cosines, sines)),
             *(x.data_ptr() for x in buffers),
@@ -91,9 +91,9 @@ class NativeStep:
         """The summed loss of some rows; its gradient times `scale` is added."""
         x, y = self._sound(tokens), self._sound(targets)
         call = self.library.gf_gradient
-        out, place = native.Dropout(), 0
+        out, place = train_abi.Dropout(), 0
         if dropout is not None:
-            out, place = native.Dropout(dropout.key, dropout.share, dropout.scale), dropout.place
+            out, place = train_abi.Dropout(dropout.key, dropout.share, dropout.scale), dropout.place
         found = call(self._model, x.data_ptr(), y.data_ptr(), *x.shape, scale, self._fresh, ctypes.byref(out), place)
         self._fresh = False
         return self._found(found)
@@ -162,9 +162,9 @@ class NativeStep:
         shape = self.weights.shapes[name]
         kind, spec = self._kind(name), self.spec
         rates = {"embed": spec.embed_lr, "head": spec.head_lr, "vector": spec.vector_lr, "matrix": spec.matrix_lr}
-        return native.Parameter(
+        return train_abi.Parameter(
             offset=self.weights.offsets[name],
-            role=native.ROLES.index(role),
+            role=train_abi.ROLES.index(role),
             layer=layer,
             rows=shape[0] if len(shape) == 2 else 1,
             cols=shape[-1],
@@ -177,7 +177,7 @@ class NativeStep:
 
 def _shape(config: Config, threads: int) -> Any:
     a, f = config.attention, config.feed_forward
-    return native.Shape(
+    return train_abi.Shape(
         vocab=config.vocab_size,
         d_model=config.d_model,
         n_layers=config.n_layers,
@@ -189,7 +189,7 @@ def _shape(config: Config, threads: int) -> Any:
         qk_norm=a.qk_norm,
         layer_norm=config.norm.kind == "layer",
         gated=f.gated,
-        activation=native.ACTIVATIONS[f.activation],
+        activation=train_abi.ACTIVATIONS[f.activation],
         tied=config.tied,
         threads=threads,
         eps=config.norm.eps,

@@ -9,6 +9,14 @@
 
 extern "C" {
 
+// The sizes of the structures that Python hands over, in the order of its `Library`; returns how many.
+int gf_sizes(int32_t* out, int room) {
+    const size_t sizes[] = {sizeof(Matrix), sizeof(NormWeights), sizeof(Layer), sizeof(Parts), sizeof(Shape)};
+    const int n = sizeof sizes / sizeof *sizes;
+    for (int i = 0; i < n && i < room; i++) out[i] = (int32_t)sizes[i];
+    return n;
+}
+
 const char* gf_instructions() {
 #if defined(GF_BYTE_TILES)
     if (tiles_there()) return "AVX-512 VNNI, AMX";

@@ -5,6 +5,14 @@
 
 extern "C" {
 
+// The sizes of the structures that Python hands over, in the order of its `Library`; returns how many.
+int gf_sizes(int32_t* out, int room) {
+    const size_t sizes[] = {sizeof(Attention)};
+    const int n = sizeof sizes / sizeof *sizes;
+    for (int i = 0; i < n && i < room; i++) out[i] = (int32_t)sizes[i];
+    return n;
+}
+
 void gk_threads(void* region) { parallel_region = (Parallel)region; }
 
 int gk_tiles() {

@@ -10,6 +10,14 @@
 
 extern "C" {
 
+// The sizes of the structures that Python hands over, in the order of its `Library`; returns how many.
+int gf_sizes(int32_t* out, int room) {
+    const size_t sizes[] = {sizeof(Shape), sizeof(Parameter), sizeof(Rules), sizeof(Dropout)};
+    const int n = sizeof sizes / sizeof *sizes;
+    for (int i = 0; i < n && i < room; i++) out[i] = (int32_t)sizes[i];
+    return n;
+}
+
 const char* gf_arithmetic() { return arithmetic().name; }
 
 Model* gf_create(const Shape* shape, const Parameter* parameters, int count, const float* cosines, const float* sines,

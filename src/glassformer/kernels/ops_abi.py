@@ -1,0 +1,228 @@
+"""The library of single operations: products, attention, norms, gates and rotations of tensors on a processor.
+
+Each function takes what the function of its name in `ops` takes and returns None where it cannot or should not be used:
+another device or dtype, a gradient asked for, too few rows to pay, no C++ compiler. The choice depends on shapes and on
+the machine, never on timing, so a run repeats to the bit.
+
+Float32 products on a processor with tiles (AMX) are sums of six bfloat16 products (`csrc/amx.h`), as exact as float32
+and about twice as quick (docs/decisions/0016). It knows no model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glassformer.kernels.compile import Library, Signature
+
+_PRODUCT_ROWS = 128
+"""Below this many rows packing a weight costs more than its product saves."""
+_ROW_NUMBERS = 1 << 16
+"""Below this many numbers a call costs more than the pass through memory that it saves."""
+_ATTENTION_QUERIES = 64
+_ACTIVATIONS = {"gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4}
+
+_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_void_p
+_SIGNATURES: dict[str, Signature] = {
+    "gk_threads": (None, [_POINTER]),
+    "gk_tiles": (_INT, []),
+    "gk_linear": (_INT, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _INT]),
+    "gk_attention": (_INT, [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT]),
+    "gk_rms_norm": (None, [_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _FLOAT, _POINTER, _INT, _INT]),
+    "gk_gated": (None, [_POINTER, _POINTER, _LONG, _INT, _POINTER, _INT, _INT]),
+    "gk_rotate": (
+        None,
+        [_POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _INT, _INT],
+    ),
+}
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("batch", "heads", "kv_heads", "queries", "keys", "d_head")),
+        *((name, ctypes.c_int32) for name in ("start", "window", "brain")),
+        ("scale", _FLOAT),
+        *((name, ctypes.c_int64 * 3) for name in ("q", "k", "v", "out")),
+    ]
+
+
+LIBRARY = Library(
+    "ops",
+    _SIGNATURES,
+    (_Attention,),
+    subject="The quicker forward pass",
+    instead="texts are read through torch instead, up to two times slower",
+)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The library, on torch's own threads; None where there is none."""
+    if sys.platform != "linux" or LIBRARY.unavailable() is not None:
+        return None
+    lib = LIBRARY.get()
+    try:  # the runtime that torch has loaded
+        lib.gk_threads(ctypes.cast(ctypes.CDLL("libgomp.so.1").GOMP_parallel, ctypes.c_void_p))
+    except (OSError, AttributeError):
+        return None  # torch has other threads, which ours would fight for the cores
+    return lib
+
+
+@functools.cache
+def _tiles() -> ctypes.CDLL | None:
+    """The library where the processor has tiles."""
+    if "amx_bf16" not in _processor_flags():
+        return None  # asked before anything is compiled
+    lib = _library()
+    return lib if lib is not None and lib.gk_tiles() else None
+
+
+def _processor_flags() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            return next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return ""
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary tensors on the processor that nobody differentiates, maps or traces."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    grad = torch.is_grad_enabled()
+    return all(
+        x is None or (x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter) and not (grad and x.requires_grad))
+        for x in tensors
+    )
+
+
+def _brain(*tensors: Tensor) -> int | None:
+    """1 for bfloat16, 0 for float32, None for anything else."""
+    dtypes = {x.dtype for x in tensors}
+    return 1 if dtypes == {torch.bfloat16} else 0 if dtypes == {torch.float32} else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """x @ weight.T + bias of float32 (..., d_in), (d_out, d_in) and (d_out)."""
+    rows = x.numel() // max(1, x.shape[-1])
+    if rows < _PRODUCT_ROWS or _brain(x, weight, *(() if bias is None else (bias,))) != 0:
+        return None
+    if not _plain(x, weight, bias) or not weight.is_contiguous() or (lib := _tiles()) is None:
+        return None
+    flat = x.reshape(rows, x.shape[-1])
+    if flat.stride(1) != 1:
+        flat = flat.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()  # held until the call is over
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    failed = lib.gk_linear(
+        flat.data_ptr(),
+        rows,
+        flat.shape[1],
+        flat.stride(0),
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        weight.shape[0],
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return None if failed else out
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, start: int, window: int | None, scale: float) -> Tensor | None:
+    """Causal attention of q (batch, head, query, d_head) to k and v (batch, kv_head, key, d_head).
+
+    Query i stands at slot start + i, sees no later slot, and with a window only the latest of them, itself included.
+    """
+    batch, heads, queries, d_head = q.shape
+    if queries < _ATTENTION_QUERIES or not _plain(q, k, v) or (brain := _brain(q, k, v)) is None:
+        return None
+    if any(x.stride(3) != 1 for x in (q, k, v)) or k.shape[2] < start + queries or (lib := _tiles()) is None:
+        return None
+    out = q.new_empty((batch, queries, heads, d_head)).transpose(1, 2)  # as the output projection reads it
+    sizes = _Attention(batch, heads, k.shape[1], queries, k.shape[2], d_head, start, window or 0, brain, scale)
+    for name, x in (("q", q), ("k", k), ("v", v), ("out", out)):
+        setattr(sizes, name, (ctypes.c_int64 * 3)(*x.stride()[:3]))
+    failed = lib.gk_attention(
+        ctypes.byref(sizes), q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), torch.get_num_threads()
+    )
+    return None if failed else out
+
+
+def rms_norm(x: Tensor, weight: Tensor, plus: float, eps: float) -> Tensor | None:
+    """x / root mean square of its last axis × (weight + plus), computed in float32."""
+    if x.numel() < _ROW_NUMBERS or not _plain(x, weight) or (brain := _brain(x, weight)) is None:
+        return None
+    if not x.is_contiguous() or not weight.is_contiguous() or (lib := _library()) is None:
+        return None
+    out, d = torch.empty_like(x), x.shape[-1]
+    lib.gk_rms_norm(
+        x.data_ptr(), x.numel() // d, d, weight.data_ptr(), plus, eps, out.data_ptr(), brain, torch.get_num_threads()
+    )
+    return out
+
+
+def gated(activation: str, gate: Tensor, up: Tensor | None = None) -> Tensor | None:
+    """act(gate) × up, or act(gate) alone."""
+    if gate.numel() < _ROW_NUMBERS or activation not in _ACTIVATIONS or not _plain(gate, up):
+        return None
+    both = (gate,) if up is None else (gate, up)
+    brain = _brain(*both)
+    if brain is None or not all(x.is_contiguous() for x in both) or (lib := _library()) is None:
+        return None
+    out = torch.empty_like(gate)
+    lib.gk_gated(
+        gate.data_ptr(),
+        None if up is None else up.data_ptr(),
+        gate.numel(),
+        _ACTIVATIONS[activation],
+        out.data_ptr(),
+        brain,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
+    """Turn pairs (i, i + pairs) of x (batch, query, head, d_head) by angles (batch, query, 1, pair)."""
+    if x.numel() < _ROW_NUMBERS or not _plain(x, cos, sin) or (brain := _brain(x)) is None:
+        return None
+    batch, queries, heads, d_head = x.shape
+    if x.stride(3) != 1 or x.stride(2) != d_head or x.stride(0) != queries * x.stride(1):
+        return None
+    if (lib := _library()) is None:
+        return None
+    pairs = cos.shape[-1]
+    cosines, sines = (t.float().expand(batch, queries, 1, pairs).contiguous() for t in (cos, sin))
+    out = x.new_empty(x.shape)
+    lib.gk_rotate(
+        x.data_ptr(),
+        batch * queries,
+        heads,
+        d_head,
+        x.stride(1),
+        cosines.data_ptr(),
+        sines.data_ptr(),
+        pairs,
+        out.data_ptr(),
+        brain,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def forget() -> None:
+    """Ask the system anew next time; for tests."""
+    _library.cache_clear()
+    _tiles.cache_clear()
+    LIBRARY.forget()
+
+
+def available() -> dict[str, Any]:
+    """What there is here: the library, and products on tiles."""
+    return {"library": _library() is not None, "tiles": _tiles() is not None}
