@@ -1,4 +1,4 @@
-"""Write the documentation that the program itself can tell: `docs/cli.md` and `docs/sites.md`.
+"""Write the documentation that the program itself can tell: `docs/cli.md`, `docs/sites.md` and `docs/views.md`.
 
 python scripts/make_docs.py           write the files
 python scripts/make_docs.py --check   exit 1 when one of them is not what it would write
@@ -6,6 +6,7 @@ python scripts/make_docs.py --check   exit 1 when one of them is not what it wou
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -60,7 +61,43 @@ def sites() -> str:
     return head + "\n".join(rows) + "\n"
 
 
-PAGES = {"cli.md": cli, "sites.md": sites}
+def views() -> str:
+    """The views: what each shows, its parameters, and the Python that gives the same."""
+    from glassformer.views import VIEWS
+
+    parts = [
+        f"# The views\n\n{GENERATED}\n"
+        "What the page, the notebook and the report show: each view takes parameters and answers with plain data, all\n"
+        "of it computed by the model named. `glassformer.views.Session(model).view(name, {…})` gives them in Python.\n"
+    ]
+    for name, view in VIEWS.items():
+        shape = view.schema()
+        parts.append(f"## `{name}`\n\n{view.about}\n")
+        if view.python:
+            parts.append(f"In Python: `{view.python}`\n")
+        rows = []
+        for field, about in shape["properties"].items():
+            usual = "required" if field in shape.get("required", []) else f"`{json.dumps(about.get('default'))}`"
+            rows.append(f"| `{field}` | {_kind(about)} | {usual} | {view.ask.model_fields[field].description} |")
+        if rows:
+            parts.append(
+                "\n".join(["| parameter | type | default | what it is |", "| --- | --- | --- | --- |", *rows]) + "\n"
+            )
+    return "\n".join(parts)
+
+
+def _kind(about: dict) -> str:
+    """A parameter's type and bounds, from its JSON schema."""
+    options = [one for one in about.get("anyOf", [about]) if one.get("type") != "null"]
+    if "enum" in options[0]:
+        return " or ".join(f"`{value}`" for value in options[0]["enum"])
+    kind = " or ".join(one.get("type", one.get("$ref", "object").rpartition("/")[2]) for one in options)
+    low, high = options[0].get("minimum"), options[0].get("maximum")
+    bounds = "" if low is None and high is None else f", {'' if low is None else low}…{'' if high is None else high}"
+    return kind + bounds
+
+
+PAGES = {"cli.md": cli, "sites.md": sites, "views.md": views}
 
 
 def main() -> int:

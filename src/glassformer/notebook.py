@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import GlassformerError, UsageError
 from glassformer.system import files
-from glassformer.views import Studio, bundle, report
+from glassformer.views import Session, bundle, report
+from glassformer.views.report_data import ReportOptions
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -63,7 +64,7 @@ def view(model: Model, text: str, *, rooms: Sequence[str] = ROOMS, height: int =
     Raises:
         UsageError: for a room there is not.
     """
-    return _shown(Studio(model), text, rooms, height, live)
+    return _shown(Session(model), text, rooms, height, live)
 
 
 def of_trace(trace: Trace, room: str, *, height: int = HEIGHT, live: bool = True) -> Any:
@@ -81,14 +82,14 @@ def of_trace(trace: Trace, room: str, *, height: int = HEIGHT, live: bool = True
         raise UsageError("This trace is of an edited model; show it by model.edited(...).view(text).")
     model = Model(trace.transformer, tokenizer, name=trace.model or "model")
     text = tokenizer.decode(trace.ids)
-    studio = Studio(model)
-    studio.keep(trace)
+    session = Session(model)
+    session.keep(trace)
     if model.ids(text) != list(trace.ids):
         raise UsageError("The trace's tokens are not how its text is cut, so the page cannot show them; trace a text.")
-    return _shown(studio, text, [room], height, live)
+    return _shown(session, text, [room], height, live)
 
 
-def _shown(studio: Studio, text: str, rooms: Sequence[str], height: int, live: bool) -> Any:
+def _shown(session: Session, text: str, rooms: Sequence[str], height: int, live: bool) -> Any:
     unknown = [room for room in rooms if room not in ROOMS]
     if unknown or not rooms:
         raise UsageError(f"A view has the rooms {', '.join(ROOMS)}; got {', '.join(map(str, unknown)) or 'none'}.")
@@ -98,8 +99,8 @@ def _shown(studio: Studio, text: str, rooms: Sequence[str], height: int, live: b
         live = False
     fixed = [room for room in rooms if room in report.ROOMS]
     if not live:
-        return StaticView(report.build(studio, text, rooms=fixed or ["size"]), height)
-    return _widget_class()(studio, text, list(rooms), fixed, height)
+        return StaticView(report.build(session, text, rooms=fixed or ["size"]), height)
+    return _widget_class()(session, text, list(rooms), fixed, height)
 
 
 @cache
@@ -114,10 +115,10 @@ def _widget_class() -> Any:
         page = traitlets.Unicode("").tag(sync=True)
         height = traitlets.Int(HEIGHT).tag(sync=True)
 
-        def __init__(self, studio: Studio, text: str, rooms: list[str], fixed: list[str], height: int) -> None:
+        def __init__(self, session: Session, text: str, rooms: list[str], fixed: list[str], height: int) -> None:
             page = bundle.page("Glassformer", {"text": text, "rooms": rooms}, "embed")
             super().__init__(page=page, height=height)
-            self.studio, self.text, self.fixed = studio, text, fixed
+            self.session, self.text, self.fixed = session, text, fixed
             self.on_msg(_answer)
 
         def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -127,8 +128,8 @@ def _widget_class() -> Any:
             data, metadata = made
             # The widget is not shown before this is written: only what is quick goes in, unless nothing else was asked.
             quick = [room for room in self.fixed if room != "why"] or self.fixed
-            wishes = report.Wishes(light=True)
-            static = StaticView(report.build(self.studio, self.text, rooms=quick, wishes=wishes), self.height)
+            options = ReportOptions(light=True)
+            static = StaticView(report.build(self.session, self.text, rooms=quick, options=options), self.height)
             return {**data, "text/html": static._repr_html_()}, metadata
 
     return LiveView
@@ -139,7 +140,7 @@ def _answer(widget: Any, content: Any, buffers: Any) -> None:
     if not isinstance(content, dict) or "id" not in content:
         return
     try:
-        found = widget.studio.view(str(content.get("view")), content.get("args"))
+        found = widget.session.view(str(content.get("view")), content.get("args"))
     except GlassformerError as error:
         widget.send({"id": content["id"], "error": str(error)})
     else:

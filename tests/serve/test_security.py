@@ -10,7 +10,7 @@ import pytest
 
 from glassformer.serve.app import page_app
 from glassformer.serve.security import CONTENT_SECURITY_POLICY, Policy
-from glassformer.views import Studio
+from glassformer.views import Session
 from tests.tiny import tiny_directory
 
 TOKEN = "a-long-secret-of-this-test"
@@ -22,7 +22,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import glassformer
 
     model = glassformer.load(tiny_directory(tmp_path_factory.mktemp("tiny") / "tiny"), device="cpu")
-    return page_app(Studio(model), Policy(token=TOKEN))
+    return page_app(Session(model), Policy(token=TOKEN))
 
 
 class Caller:
@@ -106,7 +106,7 @@ def test_another_name_for_this_machine_is_refused(call: Caller):
 
 
 @pytest.mark.parametrize(
-    "path", ["/web/../studio/studio.py", "/web/%2e%2e/lm.py", "/web/../../etc/passwd", "/web/js", "/web/none.js"]
+    "path", ["/web/../views/session.py", "/web/%2e%2e/lm.py", "/web/../../etc/passwd", "/web/js", "/web/none.js"]
 )
 def test_only_the_page_s_own_files_are_handed_out(call: Caller, path: str):
     assert call("GET", path, headers=COOKIE).status_code == 404

@@ -13,7 +13,7 @@ import glassformer
 from glassformer.errors import SourceError
 from glassformer.train import reading
 from glassformer.train.recipe import Recipe
-from glassformer.views import Studio
+from glassformer.views import Session
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def test_a_run_is_read_back(folder: Path):
 
 def test_a_checkpoint_is_a_model(folder: Path):
     newest = glassformer.load(folder / "one", device="cpu")
-    studio = Studio(newest, runs=str(folder))
-    at_end, earlier = studio.model("run:one@6"), studio.model("run:one@3")
+    session = Session(newest, runs=str(folder))
+    at_end, earlier = session.model("run:one@6"), session.model("run:one@3")
     assert torch.equal(at_end.transformer.embed.weight, newest.transformer.embed.weight)
     assert not torch.equal(earlier.transformer.embed.weight, newest.transformer.embed.weight)
-    assert torch.equal(studio.model("run:one").transformer.embed.weight, newest.transformer.embed.weight)
+    assert torch.equal(session.model("run:one").transformer.embed.weight, newest.transformer.embed.weight)
     for wrong in ("run:two@3", "run:one@4", "run:one@x", "run:../runs/one@3"):
         with pytest.raises(SourceError):
-            studio.model(wrong)
+            session.model(wrong)
 
 
 def test_a_run_that_is_being_written(folder: Path):

@@ -1,4 +1,4 @@
-"""A studio on a tiny model, for every test here."""
+"""A session on a tiny model, for every test here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glassformer.views import Studio
+from glassformer.views import Session
 from tests.tiny import tiny_directory
 
 
@@ -19,5 +19,5 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def studio(model: Any, tmp_path: Path) -> Studio:
-    return Studio(model, runs=str(tmp_path / "runs"))
+def session(model: Any, tmp_path: Path) -> Session:
+    return Session(model, runs=str(tmp_path / "runs"))

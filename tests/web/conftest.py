@@ -57,15 +57,15 @@ def serve(model: Any, runs: Path, token: str = "a-token-of-the-tests") -> Server
     from glassformer.errors import SourceError
     from glassformer.serve.app import page_app
     from glassformer.serve.security import Policy
-    from glassformer.views import Studio
+    from glassformer.views import Session
 
     def load(name: str, progress: Any = None) -> Any:
         if progress:
             progress(1, 4, f"fetching {name}")
         raise SourceError(f"There is no model called {name}.")
 
-    studio = Studio(model, open_model=load, runs=str(runs))
-    return Server(lambda: page_app(studio, Policy(token=token), load=load), token)
+    session = Session(model, open_model=load, runs=str(runs))
+    return Server(lambda: page_app(session, Policy(token=token), load=load), token)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def answer(widget: Any, sent: list[dict[str, Any]], message: dict[str, Any]) -> 
 
     class Ear:
         def __init__(self) -> None:
-            self.studio, self.said = widget.studio, {}
+            self.session, self.said = widget.session, {}
 
         def send(self, data: dict[str, Any]) -> None:
             self.said = data

@@ -27,18 +27,19 @@ SAID = {
 
 @pytest.fixture
 def report(tiny_model: Any, runs: Path, tmp_path: Path) -> Path:
-    from glassformer.views import Studio
-    from glassformer.views.report import Wishes, build
+    from glassformer.views import Session
+    from glassformer.views.report import build
+    from glassformer.views.report_data import ReportOptions
 
     path = tmp_path / "report.html"
-    wishes = Wishes(
+    options = ReportOptions(
         other={"text": TEXT.replace("shrew", "carbon")},
         word="mole",
         contexts=("The mole", "One mole of"),
         run="little",
         learning=True,
     )
-    path.write_text(build(Studio(tiny_model, runs=str(runs)), TEXT, wishes=wishes), "utf-8")
+    path.write_text(build(Session(tiny_model, runs=str(runs)), TEXT, options=options), "utf-8")
     return path
 
 
@@ -96,7 +97,7 @@ def test_the_page_s_report_holds_what_was_looked_at(app: Watched):
     html = Path(waiting.value.path()).read_text("utf-8")
     held = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
     assert held["rooms"] == ["attention", "depth", "why", "compare", "meaning", "learning", "size"]
-    assert held["compare"]["other"]["text"] == TEXT.replace("shrew", "carbon")
+    assert held["other"]["text"] == TEXT.replace("shrew", "carbon")
     assert (held["state"]["tab"], held["state"]["layer"], held["state"]["head"]) == ("meaning", 1, 2)
 
 
@@ -109,11 +110,11 @@ def test_a_report_that_cannot_be_made_is_said(app: Watched):
 
 
 def test_a_report_of_a_hostile_text(visit: Any, tiny_model: Any, tmp_path: Path):
-    from glassformer.views import Studio
+    from glassformer.views import Session
     from glassformer.views.report import build
 
     path = tmp_path / "hostile.html"
-    path.write_text(build(Studio(tiny_model), HOSTILE), "utf-8")
+    path.write_text(build(Session(tiny_model), HOSTILE), "utf-8")
     app = visit(None, offline=True)
     app.page.goto(path.as_uri())
     app.settle()

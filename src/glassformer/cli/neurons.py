@@ -74,10 +74,10 @@ def command(
     if png is not None:
         draw(grid(data), png, "grid")
     if html is not None and text is not None:
-        from glassformer.views.inside import told
+        from glassformer.views.why import account
 
         why = trace.why(token, against, position, parts=400, words=0)
-        given = {"why": told(trace, why), "neurons": data}
+        given = {"why": account(trace, why), "neurons": data}
         beside = {"position": data["position"], "given": given, "token": token, "against": against, "look": ".neurons"}
         write_page(html, opened, text, "why", bos=bos, trace=trace, **beside)
     if as_json:

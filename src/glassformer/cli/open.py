@@ -35,13 +35,13 @@ def command(
     from glassformer.lm import load
     from glassformer.serve.running import listening
     from glassformer.serve.security import Policy, new_token
-    from glassformer.views import Studio
+    from glassformer.views import Session
 
     model = open_model(source)
     runs = Path("runs")
     if (Path(model.source) / "journal.jsonl").is_file():
         runs = Path(model.source).parent
-    studio = Studio(model, open_model=lambda name: load(name), runs=str(runs))
+    session = Session(model, open_model=lambda name: load(name), runs=str(runs))
     try:
         listener = listening("127.0.0.1", port)
     except OSError as error:
@@ -52,7 +52,7 @@ def command(
         token = new_token()
         fragment = f"#text={quote(text)}" if text else ""
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/?token={token}{fragment}"
-        app = page_app(studio, Policy(token=token), load=lambda name, progress: load(name, progress=progress))
+        app = page_app(session, Policy(token=token), load=lambda name, progress: load(name, progress=progress))
         typer.echo(
             f"{model.name} is open at\n\n  {address}\n\nThe address lets this browser in; Ctrl-C ends it.", err=True
         )

@@ -25,25 +25,26 @@ def write_page(
     *,
     bos: bool | None = None,
     trace: Trace | None = None,
-    **wishes: Any,
+    **options: Any,
 ) -> None:
     """A report of one room.
 
     Args:
         trace: of the text, where it has run already.
-        wishes: the fields of `studio.report.Wishes`.
+        options: the fields of `ReportOptions`.
 
     Raises:
         TextError: for a text too long for a report.
     """
     from glassformer.cli.common import note
     from glassformer.system import files
-    from glassformer.views import Studio
-    from glassformer.views.report import Wishes, build
+    from glassformer.views import Session
+    from glassformer.views.report import build
+    from glassformer.views.report_data import ReportOptions
 
-    studio = Studio(model)
+    session = Session(model)
     if trace is not None:
-        studio.keep(trace)
-    asked = Wishes(**wishes, light=True)  # nothing beside it that would take longer than what was asked for
-    files.write_text(file, build(studio, text, bos=bos, rooms=[room], wishes=asked))
+        session.keep(trace)
+    asked = ReportOptions(**options, light=True)  # nothing beside it that would take longer than what was asked for
+    files.write_text(file, build(session, text, bos=bos, rooms=[room], options=asked))
     note(f"Wrote {file}.")

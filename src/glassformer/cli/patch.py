@@ -98,7 +98,7 @@ def command(
             "compare",
             bos=bos,
             other={"text": first["corrupted"]},
-            given={"patch": {kinds[0]: results[kinds[0]]}},
+            given={"patched": {kinds[0]: results[kinds[0]]}},
             state={"what": "patch", "place": kinds[0]},
         )
     if as_json:

@@ -14,7 +14,7 @@ from glassformer.system import files
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
-    from glassformer.views import Studio
+    from glassformer.views import Session
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def command(
     samples and probes.
     """
     from glassformer.cli.common import note, open_model, read_text
-    from glassformer.views.report import ROOMS, Wishes, build
+    from glassformer.views.report import ROOMS, build
+    from glassformer.views.report_data import ReportOptions
 
     if (text is None) == (gallery is None):
         raise UsageError("Give a text to report on, or --gallery DIR for the examples; one of the two.")
@@ -101,11 +102,11 @@ def command(
     if (word is None) != (not contexts) or (contexts and len(contexts) < 2):
         raise UsageError("A word's meaning is compared between texts: give --word and at least two times --context.")
     opened = open_model(model)
-    studio, run = _studio(opened)
+    session, run = _session(opened)
     if gallery is not None:
-        _gallery(studio, gallery, run)
+        _gallery(session, gallery, run)
         return
-    wishes = Wishes(
+    options = ReportOptions(
         other={"text": None if other is None else read_text(other), "model": other_model}
         if other is not None or other_model
         else None,
@@ -114,34 +115,35 @@ def command(
         run=run,
         learning=True,
     )
-    html = build(studio, read_text(text or ""), rooms=ROOMS, wishes=wishes)
+    html = build(session, read_text(text or ""), rooms=ROOMS, options=options)
     files.write_text(out, html)
     note(f"{out}: {len(html.encode()) / 1e6:.1f} MB")
 
 
-def _studio(opened: Model) -> tuple[Studio, str | None]:
-    """A studio, and the training run that the model is of."""
+def _session(opened: Model) -> tuple[Session, str | None]:
+    """A session, and the training run that the model is of."""
     from glassformer.cli.common import open_model
-    from glassformer.views import Studio
+    from glassformer.views import Session
 
     path = Path(opened.source)
     run = path.name if (path / "journal.jsonl").is_file() else None
     runs = str(path.parent) if run else "runs"
-    return Studio(opened, open_model=open_model, runs=runs), run
+    return Session(opened, open_model=open_model, runs=runs), run
 
 
-def _gallery(studio: Studio, folder: Path, run: str | None) -> None:
+def _gallery(session: Session, folder: Path, run: str | None) -> None:
     from html import escape
 
     from glassformer.cli.common import note
-    from glassformer.views.report import Wishes, build
+    from glassformer.views.report import build
+    from glassformer.views.report_data import ReportOptions
 
     folder.mkdir(parents=True, exist_ok=True)
     links = []
     for one in GALLERY:
         beside: dict[str, Any] = {"other": {"text": one.other} if one.other else None, "word": one.word}
-        wishes = Wishes(**beside, contexts=one.contexts, run=run, learning=True, state={"sort": one.sort})
-        html = build(studio, one.text, wishes=wishes)
+        options = ReportOptions(**beside, contexts=one.contexts, run=run, learning=True, state={"sort": one.sort})
+        html = build(session, one.text, options=options)
         files.write_text(folder / f"{one.name}.html", html)
         links.append(f'<li><a href="{one.name}.html">{escape(one.text)} …</a><p>{escape(one.about)}</p></li>')
         note(f"{folder / one.name}.html: {len(html.encode()) / 1e6:.1f} MB")
@@ -151,8 +153,8 @@ def _gallery(studio: Studio, folder: Path, run: str | None) -> None:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><title>Glassformer: a gallery</title>'
         f"<style>{_GALLERY_STYLE}</style></head>\n"
-        f"<body><main><h1>Glassformer: a gallery</h1><p>What {escape(studio.current)} does with a few texts. Each page "
-        f"holds its numbers and works offline.</p>\n<ul>{''.join(links)}</ul></main></body></html>\n",
+        f"<body><main><h1>Glassformer: a gallery</h1><p>What {escape(session.current)} does with a few texts. "
+        f"Each page holds its numbers and works offline.</p>\n<ul>{''.join(links)}</ul></main></body></html>\n",
     )
 
 

@@ -67,10 +67,10 @@ def command(
 
         draw(why_view(found, top), png, "why")
     if html is not None:
-        from glassformer.views.inside import told
+        from glassformer.views.why import account
 
         neurons = trace.neurons(token, against, position, k=16).to_dict()
-        given = {"why": told(trace, found), "neurons": neurons}
+        given = {"why": account(trace, found), "neurons": neurons}
         at = trace.position(position)
         asked = {"position": at, "token": token, "against": against, "given": given}
         write_page(html, opened, text, "why", bos=bos, trace=trace, **asked)

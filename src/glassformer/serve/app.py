@@ -13,18 +13,18 @@ from starlette.exceptions import HTTPException
 
 from glassformer.serve.security import Guard, Policy
 from glassformer.serve.work import Workers
-from glassformer.views import Studio
+from glassformer.views import Session
 
 if TYPE_CHECKING:
     from glassformer.serve.openai_exchange import Serving
 
 
-def page_app(studio: Studio, policy: Policy, *, load: Callable[..., Any] | None = None) -> Any:
+def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | None = None) -> Any:
     """The app behind `glassformer open`: the page and its API, guarded."""
     from glassformer.serve.page_api import router
 
     workers = Workers()
-    return guarded([router(studio, workers, load)], policy, close=workers.close)
+    return guarded([router(session, workers, load)], policy, close=workers.close)
 
 
 def api_app(serving: Serving, policy: Policy) -> Any:

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from glassformer.errors import GlassformerError, SourceError
 from glassformer.serve.work import Workers
-from glassformer.views import Cancelled, Studio
-from glassformer.views.generating import steps
-from glassformer.views.options import Edit, Text
+from glassformer.views import Cancelled, Session
+from glassformer.views.asks import Edit, Text
+from glassformer.views.writing import steps
 
 WEB = Path(__file__).parents[1] / "web"
 TYPES = {
@@ -94,7 +94,7 @@ class RaceAsk(_Strict):
     text: Text
 
 
-def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = None) -> APIRouter:
+def router(session: Session, workers: Workers, load: Callable[..., Any] | None = None) -> APIRouter:
     """The routes; `load(source, progress)` opens models that are not open yet."""
     api = APIRouter(include_in_schema=False)
 
@@ -105,7 +105,7 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
         except ValueError:
             return _problem("The request's body is not JSON.", "UsageError")
         try:
-            found = await workers.run(request, lambda check: studio.view(name, data, check))
+            found = await workers.run(request, lambda check: session.view(name, data, check))
         except Cancelled:
             return Response(status_code=499)
         except GlassformerError as error:
@@ -115,7 +115,7 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
     @api.post("/api/generate")
     async def generate(ask: GenerateAsk, request: Request) -> Response:
         def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
-            for step in steps(studio, ask, check):
+            for step in steps(session, ask, check):
                 emit(step)
             emit({"done": True})
 
@@ -128,14 +128,14 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
                 check()
                 emit({"done": done, "total": total, "what": what})
 
-            if ask.source not in studio.opened:
+            if ask.source not in session.opened:
                 if ask.source.startswith("run:"):
-                    studio.model(ask.source)
+                    session.model(ask.source)
                 elif load is None:
                     raise SourceError("This server keeps to the model it was started with.")
                 else:
-                    studio.add(load(ask.source, progress), ask.source)
-            emit({"model": ask.source, "name": studio.model(ask.source).name})
+                    session.add(load(ask.source, progress), ask.source)
+            emit({"model": ask.source, "name": session.model(ask.source).name})
 
         return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
 
@@ -148,7 +148,7 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
                 check()
                 emit({"who": who, "tokens": length})
 
-            model = studio.model(ask.model)
+            model = session.model(ask.model)
             emit({"race": raced(model.transformer, model.ids(ask.text), repeats=1, progress=progress).to_dict()})
 
         return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
@@ -156,7 +156,7 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
     @api.post("/api/report")
     async def report(ask: ReportAsk, request: Request) -> Response:
         try:
-            html = await workers.run(request, lambda check: _report(studio, ask, check))
+            html = await workers.run(request, lambda check: _report(session, ask, check))
         except Cancelled:
             return Response(status_code=499)
         except GlassformerError as error:
@@ -174,11 +174,12 @@ def router(studio: Studio, workers: Workers, load: Callable[..., Any] | None = N
     return api
 
 
-def _report(studio: Studio, ask: ReportAsk, check: Callable[[], None]) -> str:
-    from glassformer.views.report import Wishes, build
+def _report(session: Session, ask: ReportAsk, check: Callable[[], None]) -> str:
+    from glassformer.views.report import build
+    from glassformer.views.report_data import ReportOptions
 
-    of = ask.model or studio.current
-    wishes = Wishes(
+    of = ask.model or session.current
+    options = ReportOptions(
         other=None if ask.other is None else ask.other.model_dump(),
         word=ask.word,
         contexts=ask.contexts,
@@ -190,7 +191,7 @@ def _report(studio: Studio, ask: ReportAsk, check: Callable[[], None]) -> str:
         against=ask.against,
         state=ask.state.model_dump(),
     )
-    return build(studio, ask.text, ask.edits, model=ask.model, wishes=wishes, check=check)
+    return build(session, ask.text, ask.edits, model=ask.model, options=options, check=check)
 
 
 def _file(path: str) -> Response:

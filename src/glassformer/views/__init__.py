@@ -1,9 +1,12 @@
-"""Named views of models as plain data: what the page, the notebook and the report all draw.
+"""Named views of models as plain data: what the page, the notebook, the report and the HTTP API show.
 
-A `Studio` holds models and recent traces; `studio.view("attention", {...})` answers with JSON-able
-data. It knows no HTTP, no HTML and no pixels.
+A `Session` holds models and recent traces; `session.view("attention", {...})` answers with JSON-able data, and
+`VIEWS` lists every view with its parameters. It knows no HTTP and no pixels.
 """
 
-from glassformer.views.session import Cancelled, Studio
+# Importing a file declares its views.
+from glassformer.views import attention, compare, depth, learning, meaning, models, next, why  # noqa: F401
+from glassformer.views.registry import VIEWS, View
+from glassformer.views.session import Cancelled, Session
 
-__all__ = ["Cancelled", "Studio"]
+__all__ = ["VIEWS", "Cancelled", "Session", "View"]

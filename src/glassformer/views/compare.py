@@ -2,30 +2,87 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import Field
 
 from glassformer.errors import ShapeError, UsageError
-from glassformer.views import next, options
 from glassformer.views.arrays import packed
+from glassformer.views.asks import Ask, Count, Edit, Strict, Text
+from glassformer.views.next import difference, listed
+from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
-    from glassformer.views.session import Check, Studio
+    from glassformer.views.report_data import Plan
+    from glassformer.views.session import Session
 
 
-def compare(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
+# Heads whose difference between two texts a report keeps as a picture, and the longest text that it patches.
+DIFFERENCES = 4
+PATCHED = 24
+
+
+class Side(Strict):
+    """One side: a text in a model, with edits."""
+
+    model: str | None = None
+    text: Text
+    bos: bool | None = None
+    edits: list[Edit] = Field(default=[], max_length=200)
+
+
+class CompareAsk(Strict):
+    a: Side = Field(description="One side: a text in a model, with edits.")
+    b: Side = Field(description="The other side.")
+    what: Literal["next", "lens", "attention"] = Field(default="next", description="What is compared.")
+    layer: int | None = Field(default=None, description="Layer of the head whose patterns are sent.")
+    head: int | None = Field(default=None, description="That head.")
+    top: Count = Field(default=20, description="Tokens listed.")
+
+
+def _other(plan: Plan) -> dict[str, Any]:
+    other = plan.options.other or {}
+    return {"text": other.get("text") or plan.text, "model": other.get("model") or plan.model, "bos": plan.bos}
+
+
+def _compared(plan: Plan) -> Any:
+    """The other text or model beside this one: next token, lens, heads with pictures of a few.
+
+    What cannot be laid side by side is kept as the sentence that says so.
+    """
+    sides = {"a": plan.same, "b": _other(plan)}
+    shown = {"a": {"edits": plan.edits}, "b": {**sides["b"], "model": (plan.options.other or {}).get("model")}}
+    for what in ("next", "lens", "attention"):
+        for _, answer in plan.tried("compare", **sides, what=what):
+            yield {**shown, "what": what}, answer
+            for found in answer.get("heads", [])[:DIFFERENCES]:
+                at = {"layer": found["layer"], "head": found["head"]}
+                for _, one in plan.tried("compare", **sides, what=what, **at):
+                    kept = {k: v for k, v in one.items() if k not in ("a_pattern", "b_pattern")}
+                    yield {**shown, "what": what, **at}, kept
+
+
+@view(
+    "compare",
+    CompareAsk,
+    room="compare",
+    report=_compared,
+    trims=("top",),
+    python="model.next({a.text!r}), model.next({b.text!r})",
+)
+def compare(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Both sides, and what differs, most first.
 
     Raises:
         UsageError: when the two cannot be laid side by side, saying why.
     """
-    sides = [options.Ask(model=s.model, text=s.text, bos=s.bos, edits=s.edits) for s in (ask.a, ask.b)]
-    models = [studio.model(s.model) for s in sides]
+    sides = [Ask(model=s.model, text=s.text, bos=s.bos, edits=s.edits) for s in (ask.a, ask.b)]
+    models = [session.model(s.model) for s in sides]
     traces = []
     for side in sides:
         check()
-        traces.append(studio.trace(side))
+        traces.append(session.trace(side))
     out: dict[str, Any] = {
         "what": ask.what,
         "a": {"model": models[0].name, "tokens": traces[0].tokens},
@@ -34,12 +91,12 @@ def compare(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
     if ask.what == "next":
         logits = [t.logits(-1).float() for t in traces]
         for name, model, x in zip(("a", "b"), models, logits, strict=True):
-            out[name]["next"] = next._listed(model, x, ask.top)
+            out[name]["next"] = listed(model, x, ask.top)
         if len(logits[0]) != len(logits[1]):
             raise UsageError(
                 f"{models[0].name} and {models[1].name} have different vocabularies: their predictions share no axis."
             )
-        return out | next.difference(models[0], logits[0], logits[1], ask.top)
+        return out | difference(models[0], logits[0], logits[1], ask.top)
     if len(traces[0]) != len(traces[1]):
         raise ShapeError(
             f"The two texts are {len(traces[0])} and {len(traces[1])} tokens long; to compare inside, they must have "
@@ -86,12 +143,46 @@ def _attention(traces: list[Any], ask: Any, check: Check) -> dict[str, Any]:
     return out
 
 
-def patch(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
+class PatchAsk(Strict):
+    model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
+    clean: Text = Field(description="Text whose answer is brought back.")
+    corrupted: Text = Field(description="Text that is read again with one place at a time as in the other.")
+    bos: bool | None = Field(default=None, description="Whether the beginning-of-text token is put first.")
+    what: Literal["stream", "attention", "feed_forward", "heads"] = Field(
+        default="stream", description="Places that are carried over."
+    )
+
+
+def _patched(plan: Plan) -> Any:
+    other = _other(plan)
+    given = plan.options.given.get("patched", {})
+    if (plan.options.other or {}).get("model") or plan.edits:
+        return
+    asked = {"clean": plan.text, "corrupted": other["text"]}
+    for what in ("stream", "attention", "feed_forward", "heads"):
+        if what in given:
+            yield {**asked, "what": what}, given[what]
+        elif what in ("stream", "heads"):
+            if plan.count > PATCHED:
+                left_out = f"A report patches texts of up to {PATCHED} tokens; glassformer patch --html takes longer."
+                yield {**asked, "what": what}, {"problem": left_out}
+            else:
+                yield from plan.tried("patch", **asked, what=what)
+
+
+@view(
+    "patch",
+    PatchAsk,
+    room="compare",
+    report=_patched,
+    python="glassformer.patch([(model.trace({clean!r}), model.trace({corrupted!r}))], {what!r})",
+)
+def patch(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Which places bring the first text's answer back when they are put into the reading of the second."""
     from glassformer.interp.patching import patch as patched
 
     clean, corrupted = (
-        studio.trace(options.Ask(model=ask.model, text=text, bos=ask.bos)) for text in (ask.clean, ask.corrupted)
+        session.trace(Ask(model=ask.model, text=text, bos=ask.bos)) for text in (ask.clean, ask.corrupted)
     )
     first = int(clean.logits(-1).argmax())
     # Where both go on with the same token, its lead over the vocabulary's mean is what is brought back.
@@ -103,4 +194,4 @@ def patch(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
         attribution=False,
         progress=lambda done, total, what: check(),
     )
-    return {"model": studio.model(ask.model).name, **found.to_dict()}
+    return {"model": session.model(ask.model).name, **found.to_dict()}

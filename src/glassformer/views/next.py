@@ -1,25 +1,30 @@
-"""Views of what comes next: tokens, distributions, whole words, and how edits change them."""
+"""What comes next: the text as tokens, the distribution after a position, whole words."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from glassformer.views.arrays import packed
+from glassformer.views.asks import Ask, At, Count, Strict
+from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
-    from glassformer.views.session import Check, Studio
+    from glassformer.views.report_data import Plan
+    from glassformer.views.session import Session
 
 
-def tokens(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
+@view("tokens", Ask, python="model.encode({text!r})")
+def tokens(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The text as the model cut it: ids, bytes, where each token stands, and the words."""
     from glassformer.interp.token_words import words as by_word
 
-    model = studio.model(ask.model)
-    ids = studio.ids(ask)
+    model = session.model(ask.model)
+    ids = session.ids(ask)
     tokenizer = model.tokenizer
     out: list[dict[str, Any]] = []
     at = 0
@@ -49,13 +54,13 @@ def tokens(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
     }
 
 
-def _logits(studio: Studio, ask: Any) -> tuple[int, Tensor]:
-    trace = studio.trace(ask)
+def logits_at(session: Session, ask: Any) -> tuple[int, Tensor]:
+    trace = session.trace(ask)
     position = trace.position(ask.position)
     return position, trace.logits(position).float()
 
 
-def _listed(model: Model, logits: Tensor, top: int) -> list[dict[str, Any]]:
+def listed(model: Model, logits: Tensor, top: int) -> list[dict[str, Any]]:
     probabilities = torch.softmax(logits.double(), -1)
     best = probabilities.topk(min(top, len(logits)))
     return [
@@ -70,55 +75,70 @@ def _listed(model: Model, logits: Tensor, top: int) -> list[dict[str, Any]]:
     ]
 
 
-def _entropy(logits: Tensor) -> float:
+def entropy(logits: Tensor) -> float:
     logprobs = torch.log_softmax(logits.double(), -1)
     return float(-(logprobs.exp() * logprobs).nan_to_num(0.0).sum())
 
 
-def next_token(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
+def _nexts(plan: Plan) -> Any:
+    """Every position's likeliest tokens, and the last one's whole distribution for the sliders."""
+    for position in range(plan.count):
+        last = position == plan.count - 1
+        found = plan.ask("next", position=position, top=200 if last else 12)
+        yield {"position": position, "edits": plan.edits}, found if last else {**found, "logits": None}
+
+
+class NextAsk(At):
+    top: Count = Field(default=200, description="Tokens listed.")
+
+
+@view("next", NextAsk, report=_nexts, trims=("top",), python="model.trace({text!r}).logits({position})")
+def next_token(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The whole distribution after a position: the likeliest spelled out, and every logit."""
-    position, logits = _logits(studio, ask)
-    model = studio.model(ask.model)
+    position, logits = logits_at(session, ask)
+    model = session.model(ask.model)
     return {
         "model": model.name,
         "precision": model.precision,
         "position": position,
-        "entropy": _entropy(logits),
-        "tokens": _listed(model, logits, ask.top),
+        "entropy": entropy(logits),
+        "tokens": listed(model, logits, ask.top),
         "logits": packed(logits),
     }
 
 
-def vocab(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
+class VocabAsk(Strict):
+    model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
+    ids: list[int] = Field(max_length=5000, description="Token ids.")
+
+
+@view("vocab", VocabAsk, python="[model.tokenizer.token_text(i) for i in {ids}]")
+def vocab(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The texts of token ids."""
-    tokenizer = studio.model(ask.model).tokenizer
+    tokenizer = session.model(ask.model).tokenizer
     known = range(tokenizer.vocab_size)
     return {"texts": [tokenizer.token_text(i) if i in known else f"<{i}>" for i in ask.ids]}
 
 
-def words(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
+class WordsAsk(At):
+    limit: Count = Field(default=10, description="Words listed.")
+
+
+@view(
+    "words",
+    WordsAsk,
+    report=lambda plan: None if plan.options.light else plan.kept("words", position=plan.explained, edits=plan.edits),
+    trims=("limit",),
+    python="model.next({text!r}).words({limit})",
+)
+def words(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Whole next words after a position, each as an interval."""
-    model, ids = studio.edited(ask), studio.ids(ask)
+    model, ids = session.edited(ask), session.ids(ask)
     position = (
-        ask.position % len(ids) if -len(ids) <= ask.position < len(ids) else studio.trace(ask).position(ask.position)
+        ask.position % len(ids) if -len(ids) <= ask.position < len(ids) else session.trace(ask).position(ask.position)
     )
     check()
     return model.next(ids[: position + 1]).words(ask.limit).to_json()
-
-
-def effects(studio: Studio, ask: Any, check: Check) -> dict[str, Any]:
-    """The prediction without and with the edits, side by side, and how far apart they are."""
-    model = studio.model(ask.model)
-    plain = ask.model_copy(update={"edits": []})
-    position, before = _logits(studio, plain)
-    check()
-    _, after = _logits(studio, ask)
-    return {
-        "position": position,
-        "before": {"tokens": _listed(model, before, ask.top), "entropy": _entropy(before)},
-        "after": {"tokens": _listed(model, after, ask.top), "entropy": _entropy(after)},
-        **difference(model, before, after, ask.top),
-    }
 
 
 def difference(model: Model, before: Tensor, after: Tensor, top: int) -> dict[str, Any]:

@@ -1,38 +1,75 @@
-"""The views by name: which request each takes, and what it answers.
+"""The views by name: each is declared once, where its function stands, and everything else follows from here.
 
-Every number here is computed by the model that the request names. The names and fields are public:
-the page, the notebook and the report read them.
+A view is a function from a checked request to plain data. `@view` declares its name, its parameters (typed, bounded,
+documented), the room of the page it belongs to, what a report keeps of it, and the lines of Python that give the same
+numbers. The page, the notebook, the report, the HTTP API and docs/views.md read this table; it knows no view itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from glassformer.views import compare, inside, learning, next, options
+from pydantic import BaseModel
 
-View = Callable[..., dict[str, Any]]
+Check = Callable[[], None]
+Answer = dict[str, Any]
 
-VIEWS: dict[str, tuple[Any, View]] = {
-    "tokens": (options.Ask, next.tokens),
-    "next": (options.NextAsk, next.next_token),
-    "vocab": (options.VocabAsk, next.vocab),
-    "words": (options.WordsAsk, next.words),
-    "effects": (options.EffectsAsk, next.effects),
-    "compare": (options.CompareAsk, compare.compare),
-    "patch": (options.PatchAsk, compare.patch),
-    "thumbnails": (options.ThumbnailsAsk, inside.thumbnails),
-    "attention": (options.AttentionAsk, inside.attention),
-    "cell": (options.CellAsk, inside.cell),
-    "lens": (options.LensAsk, inside.lens),
-    "journey": (options.JourneyAsk, inside.journey),
-    "why": (options.WhyAsk, inside.why),
-    "heads": (options.HeadsAsk, inside.heads),
-    "neurons": (options.NeuronsAsk, inside.neurons),
-    "meaning": (options.MeaningAsk, inside.meaning),
-    "size": (options.SizeAsk, learning.size),
-    "runs": (options.RunsAsk, learning.runs),
-    "run": (options.RunAsk, learning.run),
-    "run_step": (options.RunStepAsk, learning.run_step),
-    "models": (options.ModelsAsk, learning.models),
-}
+
+@dataclass(frozen=True)
+class View:
+    """One view.
+
+    Attributes:
+        name: by which it is asked for.
+        ask: its parameters; unknown ones are refused.
+        answer: `answer(session, ask, check)` gives plain data; `check` is called between steps and raises
+            `Cancelled` when nobody waits any more.
+        room: the room of the page that shows it, or None for all of them.
+        report: what a report keeps of it: pairs of parameters and answers, or one dictionary of its own shape.
+        trims: parameters that only shorten the answer, so that a report's answer serves any of their values.
+        python: the expression of the Python API that gives the same, with the parameters in braces.
+    """
+
+    name: str
+    ask: type[BaseModel]
+    answer: Callable[[Any, Any, Check], Answer]
+    room: str | None = None
+    report: Callable[[Any], Iterable[tuple[Answer, Answer]] | Answer | None] | None = None
+    trims: tuple[str, ...] = ()
+    python: str = ""
+
+    @property
+    def about(self) -> str:
+        """What it shows, in a sentence."""
+        return " ".join((self.answer.__doc__ or "").partition("\n\n")[0].split())
+
+    @property
+    def keys(self) -> Answer:
+        """Parameters that tell one answer of a report from another, with their defaults."""
+        shared = {"text", "model", "bos", *self.trims}
+        return {
+            name: None if field.is_required() else field.get_default(call_default_factory=True)
+            for name, field in self.ask.model_fields.items()
+            if name not in shared
+        }
+
+    def schema(self) -> Answer:
+        """JSON schema of its parameters."""
+        return self.ask.model_json_schema()
+
+
+VIEWS: dict[str, View] = {}
+
+
+def view(name: str, ask: type[BaseModel], **more: Any) -> Callable[[Any], Any]:
+    """Declare the function below as the view `name` with the parameters `ask`; `more` is the rest of `View`."""
+
+    def declare(answer: Any) -> Any:
+        if name in VIEWS:
+            raise ValueError(f"There are two views called {name!r}.")
+        VIEWS[name] = View(name, ask, answer, **more)
+        return answer
+
+    return declare

@@ -1,185 +1,121 @@
 """The report: one HTML file with the real numbers of one text inside, that works offline.
 
-It asks the studio's views and keeps their answers; the page's own modules draw them. What is left out so that the
-file stays small is `gathering`'s choice, and the page says so where one looks for it.
+It asks each view of its rooms for the view's report part and keeps the answers; the page's own modules draw them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TextError
-from glassformer.views import bundle, report_data
+from glassformer.views import bundle
+from glassformer.views.registry import VIEWS, Check
+from glassformer.views.report_data import Plan, ReportOptions
 
 if TYPE_CHECKING:
-    from glassformer.views.session import Check, Studio
+    from glassformer.views.session import Session
 
 # Rooms of a text alone; comparing, meaning and learning come with what they need to be told.
 ROOMS = ("attention", "depth", "why", "size")
-# A text up to this many tokens has every position's journey inside.
-ALL_JOURNEYS = 12
+ORDER = ("attention", "depth", "why", "compare", "meaning", "learning", "size")
 LONGEST = 512
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What a report is to show beyond its text.
-
-    Attributes:
-        other: {"text", "model"} laid beside the text; either may be missing.
-        word, contexts: one word in several texts.
-        run: a training run of the studio, with its journal and probes.
-        learning: one gradient step on the text (and the run, where there is one).
-        first: heads, as (layer, head), whose patterns are kept before all others.
-        position: the one that is explained and followed; token, against: what is explained there.
-        given: answers of views that were computed before, by name, kept as they are.
-        state: where the page opens: layer, head, sort …
-        light: leaves out what takes longest, whole words and what the model's heads do on sequences of their own.
-        look: what is scrolled to at the beginning, as a CSS selector.
-    """
-
-    other: Mapping[str, Any] | None = None
-    word: str | None = None
-    contexts: Sequence[str] = ()
-    run: str | None = None
-    learning: bool = False
-    first: Sequence[tuple[int, int]] = ()
-    position: int = -1
-    token: str | None = None
-    against: str | None = None
-    given: Mapping[str, Any] = field(default_factory=dict)
-    state: Mapping[str, Any] = field(default_factory=dict)
-    light: bool = False
-    look: str | None = None
-
-
-def _never() -> None:
+def _silent(*_: Any) -> None:
     return None
 
 
-def build(
-    studio: Studio,
-    text: str,
-    edits: Sequence[Any] = (),
-    *,
-    model: str | None = None,
-    bos: bool | None = None,
-    rooms: Sequence[str] = ROOMS,
-    wishes: Wishes | None = None,
-    title: str | None = None,
-    check: Check = _never,
-) -> str:
+def build(session: Session, text: str, edits: Sequence[Any] = (), *, title: str | None = None, **more: Any) -> str:
     """The report of a text, as HTML.
 
     Args:
         edits: what is switched off, as the views take it.
-        model: of the studio; the current one by default.
-        bos: as for `encode`.
-        rooms: which it has; those that the wishes need are added.
-        wishes: what else it shows, and where it opens.
         title: of the page; by default the text's beginning.
-        check: called between views; raises `Cancelled` to stop.
+        more: the rest of `collect`'s arguments.
 
     Raises:
         TextError: for a text of more than 512 tokens, or one the model cannot read.
     """
-    data = collect(studio, text, edits, model=model, bos=bos, rooms=rooms, wishes=wishes, check=check)
+    data = collect(session, text, edits, **more)
     short = text if len(text) <= 60 else text[:59] + "…"
     return bundle.page(title or f"{short} · Glassformer", data, "start")
 
 
 def collect(
-    studio: Studio,
+    session: Session,
     text: str,
     edits: Sequence[Any] = (),
     *,
     model: str | None = None,
     bos: bool | None = None,
     rooms: Sequence[str] = ROOMS,
-    wishes: Wishes | None = None,
-    check: Check = _never,
+    options: ReportOptions | None = None,
+    check: Check = _silent,
+    say: Callable[[str], None] = _silent,
 ) -> dict[str, Any]:
-    """What a report holds, as plain data."""
-    wishes = wishes or Wishes()
+    """What a report holds, as plain data.
+
+    Args:
+        edits: what is switched off, as the views take it.
+        model: of the session; the current one by default.
+        bos: as for `encode`.
+        rooms: which it has; those that the options need are added.
+        options: what else it shows, and where it opens.
+        check: called between views; raises `Cancelled` to stop.
+        say: called with the name of each view before it is computed.
+    """
+    options = options or ReportOptions()
     plain = [edit if isinstance(edit, dict) else edit.model_dump() for edit in edits]
-    same = {"text": text, "model": model, "bos": bos, "edits": plain}
-
-    def ask(view: str, **more: Any) -> dict[str, Any]:
-        check()
-        return studio.view(view, {**same, **more}, check)
-
-    def plainly(view: str, **more: Any) -> dict[str, Any]:
-        """Of the model as it is, which is what is explained."""
-        return ask(view, edits=[], **more)
-
-    tokens = ask("tokens")
+    tokens = session.view("tokens", {"text": text, "model": model, "bos": bos, "edits": plain}, check)
     count = len(tokens["tokens"])
     if count > LONGEST:
         raise TextError(f"A report holds at most {LONGEST} tokens and this text has {count}; shorten it.")
-    if not -count <= wishes.position < count:
-        raise TextError(f"The text has {count} tokens, so there is no position {wishes.position}.")
-    rooms = _with(rooms, wishes)
-    explained = range(count)[wishes.position]
-    question = {"position": explained, "token": wishes.token, "against": wishes.against}
+    if not -count <= options.position < count:
+        raise TextError(f"The text has {count} tokens, so there is no position {options.position}.")
+    rooms = _with(rooms, options)
+    explained = range(count)[options.position]
+    plan = Plan(session, text, model, bos, plain, rooms, options, count, explained, check, say)
     data: dict[str, Any] = {
         "text": text,
         "model": model,
         "edits": plain,
         "rooms": rooms,
         "explained": explained,
-        "state": {**wishes.state, "token": wishes.token, "against": wishes.against},
-        "look": wishes.look,
+        "state": {**options.state, "token": options.token, "against": options.against},
+        "look": options.look,
         "tokens": tokens,
-        "next": report_data.nexts(ask, count),
-        "words": None if wishes.light else ask("words", position=explained),
+        "answers": {},
+        "keys": {name: view.keys for name, view in VIEWS.items()},
     }
-    given = {k: v for k, v in wishes.given.items() if k != "lens"}
-    if "why" in rooms:
-        data["why"] = given.get("why") or plainly("why", **question)
-        data["neurons"] = given.get("neurons") or plainly("neurons", **question, top=16)
-        data["effects"] = report_data.effects(
-            lambda view, **more: ask(view, position=explained, **more), data["why"]["parts"], plain
-        )
-    if "attention" in rooms:
-        data["thumbnails"] = ask("thumbnails")
-        data["heads"] = given.get("heads")
-        if not wishes.light:
-            data["heads"] = data["heads"] or studio.view("heads", {"model": model}, check)
-        first = list(dict.fromkeys([*wishes.first, *report_data.telling_heads(data.get("why"))]))
-        data["attention"] = report_data.patterns(studio, same, first, check)
-        data["cells"] = report_data.cells(ask, studio, same, first, count)
-    if "depth" in rooms:
-        data["lens"] = report_data.lens(wishes.given.get("lens") or ask("lens", top=3))
-        at = range(count) if count <= ALL_JOURNEYS else sorted({count - 1, explained})
-        data["journeys"] = {str(i): ask("journey", position=i) for i in at}
-    if "compare" in rooms:
-        data["compare"] = report_data.compared(studio, same, dict(wishes.other or {}), check)
-        data["compare"]["patch"] = {**data["compare"].get("patch", {}), **given.get("patch", {})}
     if "meaning" in rooms:
-        asked = {"model": model, "bos": bos, "word": wishes.word, "texts": list(wishes.contexts)}
-        data["meaning"] = given.get("meaning") or studio.view("meaning", asked, check)
-        data["state"] |= {"word": wishes.word, "contexts": list(wishes.contexts)}
-    if "learning" in rooms:
-        data |= report_data.learning(studio, same, wishes.run, check)
-    if "size" in rooms:
-        data["size"] = {
-            "": studio.view("size", {"model": model}, check),
-            "gpt3": studio.view("size", {"name": "gpt3"}, check),
-        }
+        data["state"] |= {"word": options.word, "contexts": list(options.contexts)}
+    if "compare" in rooms:
+        other = options.other or {}
+        data["other"] = {"text": other.get("text") or text, "model": other.get("model")}
+    for name, view in VIEWS.items():
+        if view.report is None or (view.room is not None and view.room not in rooms):
+            continue
+        found = view.report(plan)
+        if isinstance(found, dict):
+            data[name] = found
+        elif found is not None:
+            data["answers"][name] = [[_of(parameters), answer] for parameters, answer in found]
     shorter: dict[str, Any] = _rounded(data)
     return shorter
 
 
-def _with(rooms: Sequence[str], wishes: Wishes) -> list[str]:
-    """The rooms in the page's order, with those that the wishes need."""
-    order = ("attention", "depth", "why", "compare", "meaning", "learning", "size")
+def _of(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in parameters.items() if k not in ("text", "model", "bos") and v is not None}
+
+
+def _with(rooms: Sequence[str], options: ReportOptions) -> list[str]:
+    """The rooms in the page's order, with those that the options need."""
     wanted = {*rooms}
-    wanted |= {"compare"} if wishes.other else set()
-    wanted |= {"meaning"} if wishes.word else set()
-    wanted |= {"learning"} if wishes.learning or wishes.run else set()
-    return [room for room in order if room in wanted]
+    wanted |= {"compare"} if options.other else set()
+    wanted |= {"meaning"} if options.word else set()
+    wanted |= {"learning"} if options.learning or options.run else set()
+    return [room for room in ORDER if room in wanted]
 
 
 def _rounded(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The studio: models that are open, traces that were just made, and views of them by name."""
+"""The session: models that are open, traces that were just made, and views of them by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import GlassformerError, SourceError, UsageError, near
-from glassformer.views import options
+from glassformer.views.asks import parsed
+from glassformer.views.registry import VIEWS, Check
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -25,7 +26,6 @@ class Cancelled(Exception):
     """The one who asked has gone; what was computed so far is dropped."""
 
 
-Check = Callable[[], None]
 Open = Callable[[str], "Model"]
 
 
@@ -33,7 +33,7 @@ def _never() -> None:
     return None
 
 
-class Studio:
+class Session:
     """Open models and their recent traces.
 
     Args:
@@ -78,7 +78,7 @@ class Studio:
 
     def _opened(self, name: str) -> Model:
         if name.startswith("run:"):
-            from glassformer.views.learning import open_run
+            from glassformer.views.runs import open_run
 
             return self.add(open_run(self.runs, name), name)
         if self._open is None:
@@ -144,14 +144,12 @@ class Studio:
             UsageError: for an unknown view or field.
             GlassformerError: whatever the view finds wrong, in one sentence.
         """
-        from glassformer.views.registry import VIEWS
-
         if name not in VIEWS:
             raise UsageError(f"There is no view {name!r}; there are {', '.join(VIEWS)}." + near(name, VIEWS))
-        schema, function = VIEWS[name]
-        ask = options.parsed(schema, data)
+        chosen = VIEWS[name]
+        ask = parsed(chosen.ask, data)
         check()
-        return finite(function(self, ask, check))
+        return finite(chosen.answer(self, ask, check))
 
 
 def finite(value: Any) -> Any:
@@ -184,4 +182,4 @@ def taps(edits: Sequence[Any]) -> list[Any]:
     return out
 
 
-__all__ = ["Cancelled", "GlassformerError", "Studio", "taps"]
+__all__ = ["Cancelled", "GlassformerError", "Session", "taps"]

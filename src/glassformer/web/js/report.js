@@ -35,25 +35,32 @@ export class ReportSource {
   find(view, args) {
     const d = this.data;
     // What was not computed with a part switched off is not shown as if it were.
-    if (view !== "effects" && args.edits && !same(args.edits, d.edits)) return null;
-    const position = (args.position ?? -1) < 0 ? this.last : args.position;
-    const explained = position === d.explained;
-    switch (view) {
-      case "next": return d.next[position] ?? null;
-      case "vocab": return null;
-      case "words": return explained ? d.words : null;
-      // What was asked when the report was written (a token, another to compare it with) is what it can answer.
-      case "why": case "neurons": return explained && (args.token ?? null) === (d.state.token ?? null) && (args.against ?? null) === (d.state.against ?? null) ? d[view] : null;
-      case "effects": return explained ? d.effects?.find((/** @type {any} */ e) => same(e.edits, args.edits)) ?? null : null;
-      case "attention": return this.pattern(args);
-      case "cell": return d.cells[[args.layer, args.head, args.query, args.key].join(",")] ?? null;
-      case "journey": return d.journeys[position] ?? null;
-      case "size": return d.size[args.name ?? ""] ?? null;
-      case "lens": return this.lens(args.start ?? 0, args.stop ?? this.last + 1);
-      case "compare": return this.compare(args);
-      case "patch": return d.compare?.patch?.[args.what] ?? null;
-      default: return d[view] ?? null;
+    const elsewhere = args.edits && !same(args.edits, d.edits);
+    if (view === "attention") return elsewhere ? null : this.pattern(args);
+    if (view === "lens") return elsewhere || !d.lens ? null : this.lens(args.start ?? 0, args.stop ?? this.last + 1);
+    if (view === "compare" && args.layer !== undefined) {
+      const { layer, head, ...rest } = args;
+      const all = /** @type {any[]} */ (d.answers.compare ?? []).filter(([kept]) => kept.layer !== undefined);
+      return this.answer(view, args) ?? { ...this.answer(view, rest), drawn: all.length };
     }
+    if (view === "tokens") return d.tokens;
+    return this.answer(view, args);
+  }
+
+  /** The kept answer whose parameters are these; what only shortens an answer does not count. @param {string} view @param {any} args */
+  answer(view, args) {
+    const keys = this.data.keys[view] ?? {};
+    const of = (/** @type {any} */ from) => stable(Object.fromEntries(Object.entries(keys).map(([key, usual]) => [key, this.#plain(key, from[key] ?? usual)])));
+    const wanted = of(args);
+    return /** @type {any[]} */ (this.data.answers[view] ?? []).find(([kept]) => of(kept) === wanted)?.[1] ?? null;
+  }
+
+  /** A parameter in one spelling: positions from the start, and the report's own text and model left out. @param {string} key @param {any} value */
+  #plain(key, value) {
+    if (key === "position" && value < 0) return this.last + 1 + value;
+    if (key === "a") return { edits: value.edits };
+    if (key === "b") return { text: value.text, model: value.model };
+    return value;
   }
 
   /** Each token's text is kept once. @param {number} from @param {number} to */
@@ -63,15 +70,6 @@ export class ReportSource {
       followed, rank, entropy, top: tops.filter((_, i) => i % 2 === 0).map((id, i) => ({ id, token: texts[id], probability: tops[2 * i + 1] })),
     });
     return { ...rest, positions: positions.slice(from, to), rows: rows.map((/** @type {any} */ row) => ({ place: row.place, cells: row.cells.slice(from, to).map(cell) })) };
-  }
-
-  /** @param {any} args */
-  compare({ a, b, what, layer, head }) {
-    const held = this.data.compare;
-    if (!held || !same(a.edits ?? [], this.data.edits) || b.text !== held.other.text) return null;
-    const found = held[what] ?? null;
-    if (what !== "attention" || found === null || found.problem) return found;
-    return { ...found, difference: held.differences[`${layer},${head}`], drawn: Object.keys(held.differences).length };
   }
 
   /** @param {any} args */
@@ -90,7 +88,15 @@ export class ReportSource {
 }
 
 /** @param {any} a @param {any} b */
-const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+const same = (a, b) => stable(a) === stable(b);
+
+/** JSON with its keys in order, without what says nothing. @param {any} value @returns {string} */
+function stable(value) {
+  return JSON.stringify(value, (_, x) => {
+    if (x === null || (Array.isArray(x) && !x.length)) return undefined;
+    return x && typeof x === "object" && !Array.isArray(x) ? Object.fromEntries(Object.entries(x).sort(([a], [b]) => (a < b ? -1 : 1))) : x;
+  });
+}
 
 const ABSENT = {
   cell: "This report takes apart the cells in which the last token looks hardest, in the heads that matter most; open the text in Glassformer for any other.",
@@ -150,9 +156,9 @@ const held = () => JSON.parse(/** @type {any} */ (document.getElementById("data"
 export function start() {
   const data = held();
   const source = new ReportSource(data);
-  const first = Object.keys(data.cells ?? {})[0]?.split(",").map(Number);
+  const first = data.answers.cell?.[0]?.[0];
   const state = begin({ ...data, state: {
-    ...(first ? { layer: first[0], head: first[1] } : {}), ...(data.compare ? { other: data.compare.other } : {}), ...(data.run ? { run: data.run.name } : {}),
+    ...(first ? { layer: first.layer, head: first.head } : {}), ...(data.other ? { other: data.other } : {}), ...(data.answers.run?.length ? { run: data.answers.run[0][0].name } : {}),
     ...data.state, position: data.explained === source.last ? null : data.explained,
   } });
   state.set({ text: data.text, model: null });

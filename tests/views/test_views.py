@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from glassformer.errors import GlassformerError, SourceError, TextError, UsageError
-from glassformer.views import Cancelled, Studio, bundle
+from glassformer.views import Cancelled, Session, bundle
 from glassformer.views.registry import VIEWS
 from glassformer.views.session import MODELS_OPEN, finite
 
@@ -39,13 +39,13 @@ ASKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ASKS)
-def test_views_are_plain_data(studio: Studio, name: str):
-    found = studio.view(name, {"text": TEXT, **ASKS[name]})
+def test_views_are_plain_data(session: Session, name: str):
+    found = session.view(name, {"text": TEXT, **ASKS[name]})
     json.dumps(found, allow_nan=False)
     assert found
 
 
-def test_views_without_a_text(studio: Studio):
+def test_views_without_a_text(session: Session):
     for name, ask in (
         ("vocab", {"ids": [1, 2, 10**6]}),
         ("heads", {}),
@@ -56,62 +56,62 @@ def test_views_without_a_text(studio: Studio):
         ("runs", {}),
         ("meaning", {"word": "mole", "texts": ["The mole", "One mole of"]}),
     ):
-        json.dumps(studio.view(name, ask), allow_nan=False)
+        json.dumps(session.view(name, ask), allow_nan=False)
 
 
-def test_next_is_the_model_s_distribution(studio: Studio, model: Any):
-    found = studio.view("next", {"text": TEXT})
+def test_next_is_the_model_s_distribution(session: Session, model: Any):
+    found = session.view("next", {"text": TEXT})
     logits = model.logits(TEXT)[-1].float()
     assert np.allclose(numbers(found["logits"]), logits.numpy(), atol=1e-4)
     assert found["tokens"][0]["probability"] == pytest.approx(float(logits.double().softmax(-1).max()), abs=1e-6)
 
 
-def test_attention_tiles_are_the_pattern(studio: Studio, model: Any):
+def test_attention_tiles_are_the_pattern(session: Session, model: Any):
     pattern = model.trace(TEXT).pattern(1, 2).numpy()
-    whole = studio.view("attention", {"text": TEXT, "layer": 1, "head": 2})
+    whole = session.view("attention", {"text": TEXT, "layer": 1, "head": 2})
     assert np.allclose(numbers(whole["tile"]), pattern, atol=1e-5)
     assert whole["row_sum_error"] < 1e-5
-    part = studio.view("attention", {"text": TEXT, "layer": 1, "head": 2, "q0": 2, "q1": 5, "k0": 1, "k1": 3})
+    part = session.view("attention", {"text": TEXT, "layer": 1, "head": 2, "q0": 2, "q1": 5, "k0": 1, "k1": 3})
     assert np.allclose(numbers(part["tile"]), pattern[2:5, 1:3], atol=1e-5)
-    coarse = studio.view("attention", {"text": TEXT, "layer": 1, "head": 2, "stride": 2})
+    coarse = session.view("attention", {"text": TEXT, "layer": 1, "head": 2, "stride": 2})
     assert numbers(coarse["tile"])[0, 0] == pytest.approx(pattern[:2, :2].max(), abs=1e-5)
 
 
-def test_edits_change_what_is_asked_under_them_and_nothing_else(studio: Studio, model: Any):
+def test_edits_change_what_is_asked_under_them_and_nothing_else(session: Session, model: Any):
     from glassformer.interp.edits import ablate
 
     edit = {"kind": "ablate_mlp", "layer": 1}
-    edited = studio.view("next", {"text": TEXT, "edits": [edit]})
+    edited = session.view("next", {"text": TEXT, "edits": [edit]})
     wanted = model.edited(ablate(layer=1, part="feed_forward")).logits(TEXT)[-1].float().numpy()
     assert np.allclose(numbers(edited["logits"]), wanted, atol=1e-4)
-    plain = studio.view("next", {"text": TEXT})
+    plain = session.view("next", {"text": TEXT})
     assert np.allclose(numbers(plain["logits"]), model.logits(TEXT)[-1].float().numpy(), atol=1e-4)
-    effects = studio.view("effects", {"text": TEXT, "edits": [edit]})
+    effects = session.view("effects", {"text": TEXT, "edits": [edit]})
     assert effects["before"]["tokens"][0]["id"] == plain["tokens"][0]["id"]
     assert effects["after"]["tokens"][0]["id"] == edited["tokens"][0]["id"]
     assert effects["kl"] > 0
 
 
-def test_a_waterfall_ends_at_the_number_explained(studio: Studio):
-    found = studio.view("why", {"text": TEXT})
+def test_a_waterfall_ends_at_the_number_explained(session: Session):
+    found = session.view("why", {"text": TEXT})
     assert sum(step["claimed"] for step in found["layers"]) == pytest.approx(found["value"], abs=1e-3)
     assert len(found["parts"]) <= 200
 
 
-def test_patching_brings_the_answer_back(studio: Studio, model: Any):
+def test_patching_brings_the_answer_back(session: Session, model: Any):
     clean, corrupted = "One mole of", "One shrew of"
-    found = studio.view("patch", {"clean": clean, "corrupted": corrupted})
+    found = session.view("patch", {"clean": clean, "corrupted": corrupted})
     # Before the first layer only the word differs.
     assert sorted(found["restored"][0]) == pytest.approx([0.0] * (len(found["columns"]) - 1) + [1.0], abs=1e-4)
     first = model.next(clean).top(1)[0].token
     assert found["pairs"][0]["answer"] == first  # also where both texts go on with the same token
 
 
-def test_comparing_with_itself_finds_no_difference(studio: Studio):
+def test_comparing_with_itself_finds_no_difference(session: Session):
     side = {"text": TEXT}
-    assert studio.view("compare", {"a": side, "b": side})["kl"] == pytest.approx(0, abs=1e-9)
-    assert studio.view("compare", {"a": side, "b": side, "what": "lens"})["count"] == 0
-    heads = studio.view("compare", {"a": side, "b": side, "what": "attention", "layer": 0, "head": 0})["heads"]
+    assert session.view("compare", {"a": side, "b": side})["kl"] == pytest.approx(0, abs=1e-9)
+    assert session.view("compare", {"a": side, "b": side, "what": "lens"})["count"] == 0
+    heads = session.view("compare", {"a": side, "b": side, "what": "attention", "layer": 0, "head": 0})["heads"]
     assert all(head["mean"] == 0 for head in heads)
 
 
@@ -135,19 +135,19 @@ def test_comparing_with_itself_finds_no_difference(studio: Studio):
         ("patch", {"clean": TEXT, "corrupted": TEXT, "what": "soul"}, "what:"),
     ],
 )
-def test_what_is_asked_wrongly_is_said(studio: Studio, name: str, ask: dict[str, Any], message: str):
+def test_what_is_asked_wrongly_is_said(session: Session, name: str, ask: dict[str, Any], message: str):
     with pytest.raises(GlassformerError) as error:
-        studio.view(name, ask)
+        session.view(name, ask)
     assert message in str(error.value)
 
 
-def test_a_view_stops_when_nobody_wants_it(studio: Studio):
+def test_a_view_stops_when_nobody_wants_it(session: Session):
     def gone() -> None:
         raise Cancelled
 
     for name in ("thumbnails", "why", "lens"):
         with pytest.raises(Cancelled):
-            studio.view(name, {"text": TEXT}, gone)
+            session.view(name, {"text": TEXT}, gone)
 
 
 def test_models_come_and_go(model: Any):
@@ -157,51 +157,51 @@ def test_models_come_and_go(model: Any):
         opened.append(name)
         return model
 
-    studio = Studio(model, open_model=load)
+    session = Session(model, open_model=load)
     for name in ("a", "b", "c", "d", "a"):
-        studio.view("tokens", {"text": "mole", "model": name})
+        session.view("tokens", {"text": "mole", "model": name})
     assert opened == ["a", "b", "c", "d", "a"]
-    assert len(studio.opened) <= MODELS_OPEN
-    assert studio.current in studio.opened
+    assert len(session.opened) <= MODELS_OPEN
+    assert session.current in session.opened
     with pytest.raises(SourceError):
-        Studio(model).model("a")
+        Session(model).model("a")
 
 
-def test_recent_traces_are_kept(studio: Studio):
-    from glassformer.views import options
+def test_recent_traces_are_kept(session: Session):
+    from glassformer.views.asks import Ask, parsed
 
-    ask = options.parsed(options.Ask, {"text": TEXT})
-    assert studio.trace(ask) is studio.trace(ask)
+    ask = parsed(Ask, {"text": TEXT})
+    assert session.trace(ask) is session.trace(ask)
 
 
-def test_one_step_learns_the_sentence(studio: Studio, model: Any):
+def test_one_step_learns_the_sentence(session: Session, model: Any):
     before = model.transformer.embed.weight.clone()
-    found = studio.view("run_step", {"text": TEXT})
+    found = session.view("run_step", {"text": TEXT})
     assert found["loss_after"] < found["loss"]
     assert torch.equal(before, model.transformer.embed.weight)
     assert {"before", "now"} <= set(found["tokens"][0])
 
 
-def test_writing_on_gives_each_step_with_its_alternatives(studio: Studio, model: Any):
+def test_writing_on_gives_each_step_with_its_alternatives(session: Session, model: Any):
     from glassformer.serve.page_api import GenerateAsk
-    from glassformer.views.generating import steps
+    from glassformer.views.writing import steps
 
     ask = GenerateAsk(text=TEXT, max_tokens=5, temperature=0, alternatives=3)
-    found = list(steps(studio, ask, lambda: None))
+    found = list(steps(session, ask, lambda: None))
     assert 1 <= len(found) <= 5
     assert [s["id"] for s in found] == [p.id for p in model.generate(TEXT, max_tokens=5, temperature=0)]
     for step in found:
         assert step["alternatives"][0]["id"] == step["id"]  # greedy
         assert step["probability"] == pytest.approx(step["alternatives"][0]["probability"])
     edited = GenerateAsk(text=TEXT, max_tokens=5, temperature=0, edits=[{"kind": "ablate_mlp", "layer": 0}])
-    assert [s["id"] for s in steps(studio, edited, lambda: None)] != [s["id"] for s in found]
+    assert [s["id"] for s in steps(session, edited, lambda: None)] != [s["id"] for s in found]
     with pytest.raises(TextError):
-        list(steps(studio, GenerateAsk(text="a mole " * 500), lambda: None))
+        list(steps(session, GenerateAsk(text="a mole " * 500), lambda: None))
 
 
-def test_writing_on_stops_when_nobody_reads(studio: Studio):
+def test_writing_on_stops_when_nobody_reads(session: Session):
     from glassformer.serve.page_api import GenerateAsk
-    from glassformer.views.generating import steps
+    from glassformer.views.writing import steps
 
     seen = 0
 
@@ -212,8 +212,8 @@ def test_writing_on_stops_when_nobody_reads(studio: Studio):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        list(steps(studio, GenerateAsk(text=TEXT, max_tokens=20), check))
-    assert list(steps(studio, GenerateAsk(text=TEXT, max_tokens=2), lambda: None))
+        list(steps(session, GenerateAsk(text=TEXT, max_tokens=20), check))
+    assert list(steps(session, GenerateAsk(text=TEXT, max_tokens=2), lambda: None))
 
 
 def test_what_json_cannot_hold():
@@ -239,9 +239,45 @@ def test_the_page_is_small():
 
 def test_every_view_is_in_the_table():
     assert set(ASKS) <= set(VIEWS)
-    for schema, function in VIEWS.values():
-        assert schema.model_config["extra"] == "forbid"
-        assert function.__doc__
+    for view in VIEWS.values():
+        assert view.ask.model_config["extra"] == "forbid"
+        assert view.about.endswith("."), view.name
+        for name, field in view.ask.model_fields.items():
+            assert (field.description or "").endswith("."), f"{view.name}: {name}"
+        assert set(view.trims) <= set(view.ask.model_fields)
+        json.dumps(view.schema())
+
+
+def test_a_view_is_declared_once(session: Session):
+    """Declared in one place, it is answered by name, checked, described and kept by a report."""
+    from pydantic import Field
+
+    from glassformer.views import registry, report
+    from glassformer.views.asks import Ask
+
+    class LengthAsk(Ask):
+        times: int = Field(default=1, ge=1, le=9, description="Times the length is taken.")
+
+    @registry.view(
+        "length", LengthAsk, report=lambda plan: plan.kept("length", times=2), python="len(model.ids({text!r}))"
+    )
+    def length(session: Session, ask: Any, check: Any) -> dict[str, Any]:
+        """Length of the text in tokens."""
+        return {"length": ask.times * len(session.ids(ask))}
+
+    try:
+        found = session.view("length", {"text": TEXT, "times": 3})
+        assert found["length"] == 3 * len(session.model().ids(TEXT))
+        with pytest.raises(UsageError, match="times"):
+            session.view("length", {"text": TEXT, "times": 10})
+        assert VIEWS["length"].schema()["properties"]["times"]["maximum"] == 9
+        held = report.collect(session, TEXT, rooms=["size"])
+        assert held["answers"]["length"] == [[{"edits": [], "times": 2}, {"length": found["length"] // 3 * 2}]]
+        assert held["keys"]["length"] == {"edits": [], "times": 1}
+        with pytest.raises(ValueError, match="two views"):
+            registry.view("length", LengthAsk)(length)
+    finally:
+        del VIEWS["length"]
 
 
 def test_a_view_in_a_notebook_needs_rooms_that_are_there(model: Any):

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 from glassformer.errors import TextError
 
 if TYPE_CHECKING:
-    from glassformer.views.session import Check, Studio
+    from glassformer.views.registry import Check
+    from glassformer.views.session import Session
 
 
-def steps(studio: Studio, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
+def steps(session: Session, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
     """The pieces of `Model.generate` as plain data, under the request's edits.
 
     Raises:
         TextError: when the text leaves no room to write.
     """
-    model, ids = studio.edited(ask), studio.ids(ask)
+    model, ids = session.edited(ask), session.ids(ask)
     room = model.config.context - len(ids)
     if room < 1:
         raise TextError(f"The text fills {model.name}'s {model.config.context} tokens; shorten it to write on.")

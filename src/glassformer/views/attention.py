@@ -1,0 +1,233 @@
+"""Attention: every head small, one head's pattern in tiles, one cell down to its scalars, what each head does."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from glassformer.errors import ShapeError
+from glassformer.views.arrays import packed
+from glassformer.views.asks import Ask, Strict, TokenChoice
+from glassformer.views.registry import Check, view
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
+    from glassformer.views.report_data import Plan
+    from glassformer.views.session import Session
+
+# Numbers of one pattern tile that a view may ask for at once.
+_TILE = 1 << 22
+# Bytes of attention patterns in a report, before base64: leaves room for the rest under 5 MB.
+PATTERN_BYTES = 1_600_000
+# Cells that a report takes apart.
+CELLS = 24
+
+
+class ThumbnailsAsk(Ask):
+    size: int = Field(default=24, ge=4, le=64, description="Cells on a thumbnail's side, at most.")
+
+
+@view(
+    "thumbnails",
+    ThumbnailsAsk,
+    room="attention",
+    report=lambda plan: plan.kept("thumbnails"),
+    trims=("size",),
+    python="model.trace({text!r}).pattern(layer)  # for each layer",
+)
+def thumbnails(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """Every head's pattern shrunk to at most `size` × `size`, each cell the largest weight it covers."""
+    trace = session.trace(ask)
+    config = trace.config
+    size = min(ask.size, trace.length)
+    small = torch.zeros(config.n_layers, config.attention.n_heads, size, size)
+    for layer in range(config.n_layers):
+        check()
+        small[layer] = _shrunk(trace, layer, size)
+    return {
+        "layers": config.n_layers,
+        "heads": config.attention.n_heads,
+        "size": size,
+        "length": trace.length,
+        "data": packed((small.clamp(0, 1) * 255).round(), torch.uint8),
+        "roles": _roles(small, trace, check),
+    }
+
+
+def _shrunk(trace: Trace, layer: int, size: int) -> Tensor:
+    """(head, size, size): the largest weight in each of size × size fields, rows computed in strips."""
+    if trace.length == size:
+        return trace.pattern(layer).float()
+    edges = [round(i * trace.length / size) for i in range(size + 1)]
+    heads = trace.config.attention.n_heads
+    out = torch.zeros(heads, size, size)
+    for i in range(size):
+        rows = trace.pattern(layer, queries=slice(edges[i], edges[i + 1])).float().amax(1)
+        out[:, i] = F.adaptive_max_pool1d(rows, size)
+    return out
+
+
+def _roles(small: Tensor, trace: Trace, check: Check) -> list[list[str | None]]:
+    """What each head mostly does on this text: the largest of three shares of its attention, if above a half."""
+    out: list[list[str | None]] = []
+    n = trace.length
+    if n < 3:
+        return [[None] * small.shape[1] for _ in range(small.shape[0])]
+    # A sample of rows is enough for a label; the heads view measures over all of them.
+    rows = torch.linspace(1, n - 1, min(n - 1, 128)).long().unique().tolist()
+    for layer in range(small.shape[0]):
+        check()
+        at = [trace.pattern(layer, queries=q)[:, : q + 1].float() for q in rows]
+        shares = {
+            "first": torch.stack([p[:, 0] for p in at]).mean(0),
+            "previous": torch.stack([p[:, -2] for p in at]).mean(0),
+            "self": torch.stack([p[:, -1] for p in at]).mean(0),
+        }
+        best = torch.stack(list(shares.values()))
+        share, which = best.max(0)
+        names = list(shares)
+        out.append([names[int(w)] if s > 0.5 else None for s, w in zip(share, which, strict=True)])
+    return out
+
+
+def _patterns(plan: Plan) -> dict[str, Any]:
+    """Lower triangles of the heads' patterns in 16 bits; of a long text, only of the heads that matter most."""
+    trace = plan.session.trace(plan.request)
+    n, layers, heads = trace.length, trace.config.n_layers, trace.config.attention.n_heads
+    rows, columns = torch.tril_indices(n, n)
+    most = max(1, PATTERN_BYTES // (2 * len(rows)))
+    order = list(dict.fromkeys([*plan.heads, *((layer, h) for layer in range(layers) for h in range(heads))]))[:most]
+    found = {}
+    for layer in range(layers):
+        here = [h for at, h in order if at == layer]
+        if not here:
+            continue
+        plan.check()
+        grid = trace.pattern(layer).float().cpu()
+        for head in here:
+            small = (grid[head][rows, columns] * 65535).round().to(torch.int32).to(torch.uint16)
+            found[f"{layer},{head}"] = base64.b64encode(small.numpy().tobytes()).decode("ascii")
+    return {"size": n, "heads": found, "all": len(found) == layers * heads}
+
+
+class AttentionAsk(Ask):
+    layer: int = Field(description="Layer, from 0; negative from the last.")
+    head: int | None = Field(default=None, description="Head, from 0; none for the mean of the layer's heads.")
+    q0: int = Field(default=0, description="First query of the tile.")
+    q1: int | None = Field(default=None, description="Query after the tile's last.")
+    k0: int = Field(default=0, description="First key of the tile.")
+    k1: int | None = Field(default=None, description="Key after the tile's last.")
+    stride: int = Field(default=1, ge=1, le=4096, description="Tokens a cell covers each way; it shows the largest.")
+
+
+@view(
+    "attention",
+    AttentionAsk,
+    room="attention",
+    report=_patterns,
+    python="model.trace({text!r}).pattern({layer}, {head})",
+)
+def attention(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """A tile of one head's pattern (or the heads' mean), computed now; with `stride`, the largest of each field."""
+    trace = session.trace(ask)
+    n = trace.length
+    q0, q1 = max(0, ask.q0), min(n, n if ask.q1 is None else ask.q1)
+    k0, k1 = max(0, ask.k0), min(n, n if ask.k1 is None else ask.k1)
+    if q0 >= q1 or k0 >= k1:
+        raise ShapeError(f"The tile is empty; the text has positions 0 to {n - 1}.")
+    rows = -(-(q1 - q0) // ask.stride)
+    columns = -(-(k1 - k0) // ask.stride)
+    if rows * columns > _TILE:
+        raise ShapeError(f"The tile would hold {rows} × {columns} numbers; ask for a smaller one or a larger stride.")
+    strip = max(ask.stride, (512 // ask.stride) * ask.stride)
+    pieces, error = [], 0.0
+    for at in range(q0, q1, strip):
+        check()
+        whole = trace.pattern(ask.layer, ask.head, slice(at, min(at + strip, q1))).double()
+        if ask.head is None:
+            whole = whole.mean(0)
+        error = max(error, float((whole.sum(-1) - 1).abs().max()))
+        part = whole[:, k0:k1].float()
+        if ask.stride > 1:
+            part = F.max_pool2d(part[None], ask.stride, ceil_mode=True)[0]
+        pieces.append(part)
+    return {
+        "layer": trace.layer(ask.layer),
+        "head": None if ask.head is None else trace.head(ask.head),
+        "q0": q0,
+        "q1": q1,
+        "k0": k0,
+        "k1": k1,
+        "stride": ask.stride,
+        "tile": packed(torch.cat(pieces)),
+        "row_sum_error": error,
+    }
+
+
+def _cells(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Of the heads that matter most, the cell that the last token looks at most; of the first, its row."""
+    trace = plan.session.trace(plan.request)
+    last = plan.count - 1
+    wanted = []
+    for layer, head in plan.heads[:CELLS]:
+        row = trace.pattern(layer, head, last).flatten()
+        wanted.append((layer, head, last, int(row[: plan.count].argmax())))
+    if plan.heads:
+        layer, head = plan.heads[0]
+        wanted += [(layer, head, last, key) for key in range(min(plan.count, CELLS))]
+    for layer, head, query, key in dict.fromkeys(wanted):
+        yield from plan.kept("cell", layer=layer, head=head, query=query, key=key)
+
+
+class CellAsk(Ask):
+    layer: int = Field(description="Layer, from 0; negative from the last.")
+    head: int = Field(description="Head, from 0.")
+    query: int = Field(description="Token that looks.")
+    key: int = Field(description="Token that is looked at.")
+    token: TokenChoice = None
+
+
+@view(
+    "cell",
+    CellAsk,
+    room="attention",
+    report=_cells,
+    python="model.trace({text!r}).cell({layer}, {head}, {query}, {key})",
+)
+def cell(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """One attention cell down to its scalars."""
+    return session.trace(ask).cell(ask.layer, ask.head, ask.query, ask.key, token=ask.token).to_dict()
+
+
+class HeadsAsk(Strict):
+    model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
+
+
+@view(
+    "heads",
+    HeadsAsk,
+    room="attention",
+    report=lambda plan: None if plan.options.light and "heads" not in plan.options.given else plan.kept("heads"),
+    python="model.heads()",
+)
+def heads(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """What each head of the model does, scored on sequences of its own; the same for every text."""
+    from glassformer.interp.heads import head_scores
+
+    name = ask.model or session.current
+    if name not in session.scored:
+        model = session.model(ask.model)
+        found = head_scores(
+            model.transformer,
+            vocabulary=model.tokenizer,
+            bos=model.tokenizer.bos_id if model.tokenizer.adds_bos else None,
+            progress=lambda done, total, what: check(),
+        )
+        session.scored[name] = found.to_dict()
+    return {"model": session.model(ask.model).name, **session.scored[name]}

@@ -1,0 +1,135 @@
+"""Why: the account of a prediction, the neurons behind it, and what a change does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from glassformer.views.asks import Against, At, Count, TokenChoice
+from glassformer.views.next import difference, entropy, listed, logits_at
+from glassformer.views.registry import Check, view
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
+    from glassformer.interp.why import Why
+    from glassformer.views.report_data import Plan
+    from glassformer.views.session import Session
+
+# Parts that a report switches off, one at a time.
+EFFECTS = 6
+
+
+class WhyAsk(At):
+    token: TokenChoice = None
+    against: Against = None
+    words: bool = Field(default=True, description="Whether each word is replaced to measure what depends on it.")
+    parts: int = Field(default=400, ge=0, le=100_000, description="Parts whose effect is measured.")
+
+
+@view(
+    "why",
+    WhyAsk,
+    room="why",
+    report=lambda plan: plan.kept("why", **plan.plain),
+    trims=("words", "parts"),
+    python="model.trace({text!r}).why({token!r}, {against!r}, {position})",
+)
+def why(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """The account of a prediction, with its receipts."""
+    trace = session.trace(ask)
+    options: dict[str, Any] = {"parts": ask.parts, "progress": lambda done, total, what: check()}
+    if not ask.words:
+        options["words"] = 0
+    return account(trace, trace.why(ask.token, ask.against, ask.position, **options))
+
+
+def account(trace: Trace, found: Why) -> dict[str, Any]:
+    """An account as the page draws it."""
+    # A long text has a part for every head at every token: the largest are sent, and all of them summed by layer.
+    return {
+        **found.to_dict(parts=False),
+        "tokens": trace.tokens,
+        "parts": found.ranked_parts(),
+        "part_count": len(found.parts),
+        "layers": _by_layer(found.parts),
+    }
+
+
+def _by_layer(parts: Any) -> list[dict[str, Any]]:
+    """Claimed contributions summed over heads, sources and positions: what each half layer adds, in order."""
+    from glassformer.interp.decompose import KINDS
+
+    sums: dict[tuple[int, str], float] = {}
+    for layer, kind, claimed in zip(parts.layer.tolist(), parts.kind.tolist(), parts.claimed.tolist(), strict=True):
+        name = KINDS[kind]
+        key = (layer, "attention" if name == "head" else name)
+        sums[key] = sums.get(key, 0.0) + claimed
+    return [{"layer": None if i < 0 else i, "kind": kind, "claimed": x} for (i, kind), x in sorted(sums.items())]
+
+
+def _effects(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Before and after, for each of the largest parts switched off alone (and for the report's own edits)."""
+    tries: list[list[dict[str, Any]]] = [plan.edits] if plan.edits else []
+    for part in plan.why["parts"]:
+        if part["kind"] == "head":
+            edit = {"kind": "ablate_head", "layer": part["layer"], "head": part["head"]}
+        elif part["kind"] == "feed_forward":
+            edit = {"kind": "ablate_mlp", "layer": part["layer"]}
+        else:
+            continue
+        if [edit] not in tries:
+            tries.append([edit])
+        if len(tries) >= EFFECTS:
+            break
+    for edits in tries:
+        yield from plan.kept("effects", edits=edits, position=plan.explained, top=8)
+
+
+class EffectsAsk(At):
+    top: Count = Field(default=20, description="Tokens listed.")
+
+
+@view(
+    "effects",
+    EffectsAsk,
+    room="why",
+    report=_effects,
+    trims=("top",),
+    python="model.next({text!r}), model.edited(*edits).next({text!r})",
+)
+def effects(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """The prediction without and with the edits, side by side, and how far apart they are."""
+    model = session.model(ask.model)
+    plain = ask.model_copy(update={"edits": []})
+    position, before = logits_at(session, plain)
+    check()
+    _, after = logits_at(session, ask)
+    return {
+        "position": position,
+        "before": {"tokens": listed(model, before, ask.top), "entropy": entropy(before)},
+        "after": {"tokens": listed(model, after, ask.top), "entropy": entropy(after)},
+        **difference(model, before, after, ask.top),
+    }
+
+
+class NeuronsAsk(At):
+    token: TokenChoice = None
+    against: Against = None
+    top: Count = Field(default=20, description="Neurons listed.")
+
+
+@view(
+    "neurons",
+    NeuronsAsk,
+    room="why",
+    report=lambda plan: plan.kept("neurons", **plan.plain, top=16),
+    trims=("top",),
+    python="model.trace({text!r}).neurons({token!r}, {against!r}, {position}, k={top})",
+)
+def neurons(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """The feed-forward neurons that pushed a prediction most, and what each writes."""
+    from glassformer.interp.neurons import top_neurons
+
+    return top_neurons(session.trace(ask), ask.token, ask.against, ask.position, k=ask.top).to_dict()
