@@ -38,3 +38,8 @@ def held(page: Path) -> dict[str, Any]:
     assert found is not None
     data: dict[str, Any] = json.loads(found[1])
     return data
+
+
+def kept(data: dict[str, Any], view: str, **asked: Any) -> dict[str, Any]:
+    """The first answer of a view that a report keeps under these parameters."""
+    return next(answer for keys, answer in data["answers"][view] if asked.items() <= keys.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import glassformer
-from tests.cli.running import answer, held, run
+from tests.cli.running import answer, held, kept, run
 from tests.tiny import tiny_directory
 
 TEXT = "The mole and the American mole"
@@ -167,18 +167,18 @@ def test_pictures_and_pages(capsys, model, tmp_path, verb):
     assert data["rooms"] == [rooms[verb]]
     if verb == "patch":
         mine = answer(capsys, *args, "-m", model)["results"][0]
-        assert data["compare"]["patch"]["stream"]["restored"] == [
+        assert kept(data, "patch", what="stream")["restored"] == [
             pytest.approx(row, rel=1e-4, abs=1e-6) for row in mine["restored"]
         ]
         assert data["state"]["what"] == "patch"
     elif verb == "meaning":
         assert data["state"]["contexts"] == list(args[2:])
     elif verb == "neurons":
-        assert [n["index"] for n in data["neurons"]["neurons"]] == [
+        assert [n["index"] for n in kept(data, "neurons")["neurons"]] == [
             n["index"] for n in answer(capsys, *args, "-m", model)["neurons"]
         ]
     else:
-        assert data["heads"]["scores"].keys() == answer(capsys, *args, "-m", model)["scores"].keys()
+        assert kept(data, "heads")["scores"].keys() == answer(capsys, *args, "-m", model)["scores"].keys()
 
 
 def test_a_page_of_heads_without_a_text_says_what_it_shows_them_on(capsys, model, tmp_path):

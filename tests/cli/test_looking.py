@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import glassformer
-from tests.cli.running import answer, held, run
+from tests.cli.running import answer, held, kept, run
 from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole"
@@ -104,7 +104,7 @@ def test_pictures_and_pages(capsys, model, tmp_path, args):
     if args[0] == "attention":
         assert (data["state"]["layer"], data["state"]["head"]) == (0, args[4] if len(args) > 4 else None)
     if args[0] == "why":
-        assert data["why"]["value"] == pytest.approx(answer(capsys, "why", text, "-m", model)["value"], rel=1e-4)
+        assert kept(data, "why")["value"] == pytest.approx(answer(capsys, "why", text, "-m", model)["value"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from glassformer.cli.app import main
 from glassformer.cli.report import GALLERY
-from tests.cli.running import held
+from tests.cli.running import held, kept
 from tests.tiny import tiny_directory
 
 
@@ -45,11 +45,6 @@ def test_the_gallery(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     index = (tmp_path / "g" / "index.html").read_text("utf-8")
     assert all(f'href="{one.name}.html"' in index for one in GALLERY)
     assert {"compare", "meaning", "learning"} <= set(held(tmp_path / "g" / "bank.html")["rooms"])
-
-
-def kept(data: dict[str, Any], view: str, **asked: Any) -> dict[str, Any]:
-    """The first answer of a view that a report keeps under these parameters."""
-    return next(answer for keys, answer in data["answers"][view] if asked.items() <= keys.items())
 
 
 def test_what_stands_beside_the_text(model: str, tmp_path: Path):
