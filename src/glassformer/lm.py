@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from glassformer.model.sites import Tap
     from glassformer.predict.distribution import Distribution
     from glassformer.predict.neighbours import Neighbours
+    from glassformer.tokenizer.generation import Generation
     from glassformer.tokenizer.tokenizer import Tokenizer
 
 Progress = Callable[[int, int | None, str], None]
@@ -108,6 +109,7 @@ class Model:
         transformer, tokenizer, config: the parts.
         name: how it was asked for; source: the path it was read from.
         precision: the weights' dtype, which every answer states.
+        generation: how the checkpoint wants its answers to be drawn (its generation_config.json).
         taps: what `edited` put in, in order.
     """
 
@@ -133,6 +135,11 @@ class Model:
     def config(self) -> Config:
         """The design."""
         return self.transformer.config
+
+    @property
+    def generation(self) -> Generation:
+        """How the checkpoint wants its answers to be drawn: `generation.sampling` holds its own defaults."""
+        return self.tokenizer.generation
 
     @property
     def precision(self) -> str:

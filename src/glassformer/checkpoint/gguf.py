@@ -62,9 +62,10 @@ class Gguf:
 
 
 def tokenizer_fields(path: Path) -> dict[str, Any]:
-    """The settings a tokenizer is built from: ``tokenizer.*`` and ``general.architecture``; raises as `read_gguf`."""
+    """The settings a tokenizer is built from: ``tokenizer.*``, ``general.sampling.*`` and ``general.architecture``;
+    raises as `read_gguf`."""
     settings = read_gguf_header(path).settings
-    return {k: v for k, v in settings.items() if k.startswith("tokenizer.") or k == "general.architecture"}
+    return {k: v for k, v in settings.items() if k.startswith(("tokenizer.", "general.sampling.", "general.arch"))}
 
 
 def read_gguf(path: Path) -> Gguf:

@@ -159,10 +159,10 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
 
 
 def _vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
-    """The ``tokenizer.*`` settings, with a name for every row of the embedding."""
+    """The settings of the tokenizer and of sampling, with a name for every row of the embedding."""
     if tokenizer is None:
         return {"tokenizer.ggml.model": "no_vocab"}
-    fields = {key: value for key, value in tokenizer.gguf_fields().items() if key.startswith("tokenizer.")}
+    fields = {key: value for key, value in tokenizer.gguf_fields().items() if key.startswith(("tokenizer.", "general.sampling."))}
     tokens = fields.get("tokenizer.ggml.tokens", [])
     missing = vocab_size - len(tokens)
     if missing < 0:
@@ -182,6 +182,8 @@ def _add(writer: Any, key: str, value: Any) -> None:
 
     if isinstance(value, bool):
         writer.add_bool(key, value)
+    elif isinstance(value, int) and key.startswith("general.sampling."):
+        writer.add_int32(key, value)  # llama.cpp looks for this type there
     elif isinstance(value, int):
         writer.add_uint32(key, value)
     elif isinstance(value, float):

@@ -177,7 +177,7 @@ def write_hf(
         family: which family's layout; None for the first that expresses the design.
         dtype: "float32", "float16" or "bfloat16"; None keeps the type of the embedding.
         shard: bytes above which the weights are split over several files.
-        generation: what generation_config.json says, when known.
+        generation: settings of generation_config.json over those that come with the tokenizer.
     Raises:
         UnsupportedError: no family's layout, or not this one's, expresses the design; by name.
         CheckpointError: tensors do not fit the design, or the folder cannot be written.
@@ -199,7 +199,7 @@ def write_hf(
     if table.unplaced():
         raise UnsupportedError(f"The layout of {chosen.name} has no tensor for {', '.join(table.unplaced()[:3])}.")
     # Said even when unknown: the defaults of transformers' classes belong to other models' vocabularies.
-    ends = {"bos_token_id": getattr(tokenizer, "bos_id", None), "eos_token_id": getattr(tokenizer, "eos_id", None)}
+    ends = {"bos_token_id": getattr(tokenizer, "bos_id", None), "eos_token_id": getattr(tokenizer, "end_ids", None)}
     files = _split(shapes, SIZES[types[dtype]], shard)
     with torch.no_grad():
         for file, names in files.items():
@@ -216,7 +216,8 @@ def write_hf(
     if tokenizer is not None:
         tokenizer.save(directory)
     if generation is not None:
-        write_json(directory / "generation_config.json", generation)
+        said = directory / "generation_config.json"
+        write_json(said, {**(read_json(said) if said.exists() else {}), **generation})
     write_json(directory / CONFIG, {**settings, **ends, "torch_dtype": dtype, "use_cache": True})
     return directory
 

@@ -8,17 +8,41 @@ It knows the metadata keys and nothing of the file around them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TokenizerError
-from glassformer.tokenizer.pretokenizers import NORMALISED, PRE, cut, cuts_of, pre_name, takes_whole
-from glassformer.tokenizer.tokenizer import Tokenizer, byte_letters, byte_token, steps_of
+from glassformer.tokenizer import generation
+from glassformer.tokenizer.post_processor import put_around
+from glassformer.tokenizer.pretokenizers import BEGINS, NORMALISED, PRE, cut, cuts_of, pre_name, takes_whole
+from glassformer.tokenizer.tokenizer import (
+    DEFAULT_TEMPLATE,
+    Tokenizer,
+    byte_letters,
+    byte_token,
+    content_of,
+    steps_of,
+)
 
 if TYPE_CHECKING:
     import tokenizers
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+# Tokens that llama.cpp takes for the end of an answer by their names.
+LLAMA_CPP_ENDS = frozenset(
+    {
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+        "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<turn|>",
+    }
+)  # fmt: skip
+# What configurations call a special token, and GGUF does.
+_NAMED = {
+    "unk_token": "unknown",
+    "sep_token": "seperator",  # spelled so there
+    "pad_token": "padding",
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
 
 # Reading -----------------------------------------------------------------------------------------
 
@@ -60,7 +84,7 @@ def build(fields: Mapping[str, Any]) -> Tokenizer:
     adds_bos = fields.get("tokenizer.ggml.add_bos_token")
     if model == "gpt2":
         backend = _byte_level(fields, vocab, types)
-        adds_bos = bool(adds_bos)
+        adds_bos = str(fields.get("tokenizer.ggml.pre")) in BEGINS if adds_bos is None else bool(adds_bos)
     else:
         if scores is None:
             raise TokenizerError("The GGUF file's SentencePiece-style tokenizer has no scores (tokenizer.ggml.scores).")
@@ -78,24 +102,47 @@ def build(fields: Mapping[str, Any]) -> Tokenizer:
             )
         return int(id)
 
-    ends = [special(name) for name in ("eos", "eot", "eom")]
-    bos = special("bos")
-    template = fields.get("tokenizer.chat_template")
+    bos, eos = special("bos"), special("eos")
+    adds_bos = adds_bos and bos is not None
+    adds_eos = bool(fields.get("tokenizer.ggml.add_eos_token")) and eos is not None
+    put_around(backend, [bos] * adds_bos, [eos] * adds_eos)  # type: ignore[list-item]  # None only where none is added
     config = {}
-    for name, short in (("unk_token", "unknown"), ("pad_token", "padding")):
+    for name, short in _NAMED.items():
         found = special(short)
         if found is not None:
             config[name] = tokens[found]
     return Tokenizer(
         backend,
         bos_id=bos,
-        eos_id=ends[0],
-        adds_bos=adds_bos and bos is not None,
-        stop_ids=[id for id in ends if id is not None],
-        chat_template=str(template) if template else None,
+        eos_id=eos,
+        adds_bos=adds_bos,
+        stop_ids=_ends(fields, tokens, types, [special(name) for name in ("eos", "eot", "eom")]),
+        chat_templates=_templates(fields),
         config=config,
-        gguf={k: v for k, v in fields.items() if k.startswith("tokenizer.")},
+        gguf={k: v for k, v in fields.items() if k.startswith(("tokenizer.", "general.sampling."))},
+        generation=generation.from_gguf(fields),
     )
+
+
+def _ends(fields: Mapping[str, Any], tokens: list[str], types: list[int], said: list[int | None]) -> set[int]:
+    """The ids that end an answer: those that the file names, and what llama.cpp adds to them.
+
+    A file without a list has room for one end of a turn (`eot`). Where it leaves that out, llama.cpp looks for
+    tokens with names that end turns; here only control tokens are looked at.
+    """
+    ends = {id for id in said if id is not None}
+    listed = _listed(fields, "eos_token_ids", int)
+    if listed is not None:
+        return ends | {id for id in listed if 0 <= id < len(tokens)}
+    if said[1] is None:
+        ends |= {id for id, kind in enumerate(types) if kind == CONTROL and tokens[id] in LLAMA_CPP_ENDS}
+    return ends
+
+
+def _templates(fields: Mapping[str, Any]) -> dict[str, str]:
+    names = {"tokenizer.chat_template": DEFAULT_TEMPLATE}
+    names |= {f"tokenizer.chat_template.{name}": name for name in fields.get("tokenizer.chat_templates") or ()}
+    return {name: str(fields[key]) for key, name in names.items() if fields.get(key)}
 
 
 def _add(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int], vocab: dict[str, int]) -> None:
@@ -212,19 +259,52 @@ def _common(tokenizer: Tokenizer, model: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.add_bos_token": tokenizer.adds_bos,
-        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_eos_token": bool(tokenizer.around[1]),
     }
-    for name, which in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
-        if which is not None:
-            found[f"tokenizer.ggml.{name}_token_id"] = which
-    for name, key in (("unknown", "unk_token"), ("padding", "pad_token")):
-        content = tokenizer.config.get(key)
-        content = content.get("content") if isinstance(content, dict) else content
-        if isinstance(content, str) and content in tokens:
-            found[f"tokenizer.ggml.{name}_token_id"] = tokens.index(content)
+    if tokenizer.bos_id is not None:
+        found["tokenizer.ggml.bos_token_id"] = tokenizer.bos_id
+    found |= _end_fields(tokenizer, tokens)
+    for name, short in _NAMED.items():
+        content = content_of(tokenizer.config.get(name))
+        if content in tokens:
+            found[f"tokenizer.ggml.{short}_token_id"] = tokens.index(content)
+    return found | _template_fields(tokenizer) | tokenizer.generation.gguf_fields()
+
+
+def _end_fields(tokenizer: Tokenizer, tokens: Sequence[str]) -> dict[str, Any]:
+    """The ids that end an answer: the end of text, two more for llama.cpp, and all of them as a list for others.
+
+    Raises:
+        TokenizerError: there are more than llama.cpp has room for and knows by name: it would not stop at them.
+    """
+    ends = tokenizer.end_ids
+    if not isinstance(ends, list):
+        return {} if ends is None else {"tokenizer.ggml.eos_token_id": ends}
+    first, others = ends[0], ends[1:]
+    if len(others) > 2:
+        others = [id for id in others if tokens[id] not in LLAMA_CPP_ENDS]
+    if len(others) > 2:
+        listed = ", ".join(f"{tokens[id]!r} ({id})" for id in others)
+        raise TokenizerError(
+            f"GGUF has room for three ends of an answer, and besides {tokens[first]!r} this model names {listed}; "
+            "llama.cpp would not stop at all of them. Export with --to hf instead."
+        )
+    message = next((id for id in others if tokens[id] == "<|eom_id|>"), others[1] if len(others) > 1 else None)
+    found: dict[str, Any] = {"tokenizer.ggml.eos_token_id": first, "tokenizer.ggml.eos_token_ids": ends}
+    for name, id in (("eot", next((id for id in others if id != message), None)), ("eom", message)):
+        if id is not None:
+            found[f"tokenizer.ggml.{name}_token_id"] = id
+    return found
+
+
+def _template_fields(tokenizer: Tokenizer) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    named = {name: text for name, text in tokenizer.chat_templates.items() if name != DEFAULT_TEMPLATE}
     if tokenizer.chat_template is not None:
         found["tokenizer.chat_template"] = tokenizer.chat_template
-    return found
+    if named:
+        found["tokenizer.chat_templates"] = list(named)
+    return found | {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
 
 
 def _bytes_only(found: Mapping[str, Any]) -> dict[str, Any]:

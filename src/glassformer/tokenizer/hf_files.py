@@ -12,7 +12,14 @@ from typing import Any
 
 from glassformer.errors import TokenizerError
 from glassformer.system import files
-from glassformer.tokenizer.tokenizer import Tokenizer
+from glassformer.tokenizer.generation import Generation
+from glassformer.tokenizer.post_processor import around, put_around
+from glassformer.tokenizer.tokenizer import DEFAULT_TEMPLATE, NAMED_TOKENS, Tokenizer, content_of, ids_in
+
+GENERATION = "generation_config.json"
+TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+# Classes of transformers that do what tokenizer.json says; the others may be told otherwise by add_bos_token.
+_GENERIC = (None, "PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -27,32 +34,24 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _content(token: Any) -> str | None:
-    """A token in a configuration is its text or an object with its text."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _template(directory: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else chat_template.json, else the configuration's; the default of several."""
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text("utf-8")
-        except (OSError, ValueError) as error:
-            raise TokenizerError(f"{file} is not readable text: {error}.") from None
+def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name: files of their own before chat_template.json before tokenizer_config.json."""
     found = _json(directory / "chat_template.json").get("chat_template", config.get("chat_template"))
     if isinstance(found, list):
         named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) and found else None
-
-
-def _ids(value: Any) -> list[int]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [value]
-    return [v for v in value if isinstance(v, int)] if isinstance(value, list) else []
+    else:
+        named = found if isinstance(found, dict) else {DEFAULT_TEMPLATE: found}
+    templates = {str(name): text for name, text in named.items() if isinstance(text, str) and text}
+    files = {DEFAULT_TEMPLATE: directory / TEMPLATE}
+    files |= {file.stem: file for file in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
+    for name, file in files.items():
+        if not file.is_file():
+            continue
+        try:
+            templates[name] = file.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"{file} is not readable text: {error}.") from None
+    return templates
 
 
 def read_directory(directory: Path) -> Tokenizer:
@@ -74,29 +73,33 @@ def read_directory(directory: Path) -> Tokenizer:
 
     config = _json(directory / "tokenizer_config.json")
     specials = _json(directory / "special_tokens_map.json")
+    named = bool(config or specials)
+    config = {n: specials[n] for n in NAMED_TOKENS if specials.get(n)} | {k: v for k, v in config.items() if v is not None}
     _add_tokens(backend, config, file)
     vocab = backend.get_vocab(with_added_tokens=True)
 
     def id_of(name: str) -> int | None:
-        content = _content(config.get(name)) or _content(specials.get(name))
+        content = content_of(config.get(name))
         return vocab.get(content) if content is not None else None
 
-    generation = _json(directory / "generation_config.json")
+    generation = Generation(_json(directory / GENERATION), str(directory / GENERATION))
     model = _json(directory / "config.json")
-    stops = _ids(generation.get("eos_token_id")) + _ids(model.get("eos_token_id"))
+    # As in transformers: what generation_config.json says goes before config.json.
+    stops = ids_in(generation.settings.get("eos_token_id")) or ids_in(model.get("eos_token_id"))
     bos, eos = id_of("bos_token"), id_of("eos_token")
-    if not config and not specials:  # a lone tokenizer.json: the model's own configuration names them
-        bos = next(iter(_ids(model.get("bos_token_id"))), None)
-        eos = next(iter(_ids(model.get("eos_token_id"))), None)
-    adds = config.get("add_bos_token")
+    if not named:  # a lone tokenizer.json: the model's own configuration names them
+        bos = next(iter(ids_in(model.get("bos_token_id"))), None)
+        eos = next(iter(ids_in(model.get("eos_token_id"))), None)
+    adds = None if config.get("tokenizer_class") in _GENERIC else config.get("add_bos_token")
     return Tokenizer(
         backend,
         bos_id=bos,
         eos_id=eos,
         adds_bos=adds and bos is not None if isinstance(adds, bool) else None,
         stop_ids=stops,
-        chat_template=_template(directory, config),
+        chat_templates=_templates(directory, config),
         config=config,
+        generation=generation,
     )
 
 
@@ -109,7 +112,7 @@ def _add_tokens(backend: Any, config: dict[str, Any], file: Path) -> None:
     if not isinstance(listed, dict):
         raise TokenizerError(f"added_tokens_decoder in {file.parent / 'tokenizer_config.json'} should be an object.")
     for key, entry in sorted(listed.items(), key=lambda item: int(item[0]) if item[0].isdigit() else -1):
-        content = _content(entry)
+        content = content_of(entry)
         if content is None or not key.isdigit():
             raise TokenizerError(
                 f"added_tokens_decoder in {file.parent / 'tokenizer_config.json'} has a bad entry {key!r}."
@@ -127,8 +130,8 @@ def _add_tokens(backend: Any, config: dict[str, Any], file: Path) -> None:
                 f"{file} and tokenizer_config.json disagree: the added token {content!r} has id "
                 f"{backend.token_to_id(content)} in one and {key} in the other."
             )
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        content = _content(config.get(name))
+    for name in NAMED_TOKENS:
+        content = content_of(config.get(name))
         id = backend.token_to_id(content) if content is not None else None
         if id is not None and not (id in known and known[id].special):
             backend.add_special_tokens([content])
@@ -136,7 +139,11 @@ def _add_tokens(backend: Any, config: dict[str, Any], file: Path) -> None:
 
 def write_directory(tokenizer: Tokenizer, directory: Path) -> None:
     """Writes the files of a tokenizer; see `Tokenizer.save`."""
-    files.write_with(directory / "tokenizer.json", lambda draft: tokenizer.backend.save(str(draft)))
+    backend = tokenizer.backend
+    if around(backend) != tokenizer.around:  # a configuration said otherwise, and other libraries do not ask it
+        backend = type(backend).from_str(tokenizer.serialised)
+        put_around(backend, *tokenizer.around)
+    files.write_with(directory / "tokenizer.json", lambda draft: backend.save(str(draft)))
     config = {
         k: v for k, v in tokenizer.config.items() if k not in ("chat_template", "added_tokens_decoder", "auto_map")
     }
@@ -147,8 +154,34 @@ def write_directory(tokenizer: Tokenizer, directory: Path) -> None:
         if id is not None:
             config[name] = tokenizer.token_text(id)
     files.write_json(directory / "tokenizer_config.json", config)
-    template = directory / "chat_template.jinja"
-    if tokenizer.chat_template is not None:
-        files.write_text(template, tokenizer.chat_template)
+    _write_templates(tokenizer, directory)
+    generation = generation_settings(tokenizer)
+    if generation:
+        files.write_json(directory / GENERATION, generation)
     else:
-        template.unlink(missing_ok=True)
+        (directory / GENERATION).unlink(missing_ok=True)
+
+
+def generation_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of generation_config.json: everything that the model's own said, and the ids as they are here."""
+    settings = {k: v for k, v in tokenizer.generation.settings.items() if k != "_from_model_config"}
+    padding = content_of(tokenizer.config.get("pad_token"))
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.end_ids,
+        "pad_token_id": settings.get("pad_token_id", None if padding is None else tokenizer.backend.token_to_id(padding)),
+    }
+    return settings | {name: id for name, id in ids.items() if id is not None}
+
+
+def _write_templates(tokenizer: Tokenizer, directory: Path) -> None:
+    written = set()
+    for name, text in tokenizer.chat_templates.items():
+        if Path(name).name != name:
+            raise TokenizerError(f"The chat template called {name!r} cannot be saved: its name is no file name.")
+        file = directory / TEMPLATE if name == DEFAULT_TEMPLATE else directory / MORE_TEMPLATES / f"{name}.jinja"
+        files.write_text(file, text)
+        written.add(file)
+    for old in [directory / TEMPLATE, *(directory / MORE_TEMPLATES).glob("*.jinja")]:
+        if old not in written:
+            old.unlink(missing_ok=True)

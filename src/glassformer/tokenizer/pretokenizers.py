@@ -46,6 +46,8 @@ _SAME = {
 }  # fmt: skip
 ALIASES = {other: name for name, others in _SAME.items() for other in others}
 NORMALISED = {"qwen2", "deepseek-r1-qwen"}  # trained on normalised text
+# Names under which llama.cpp puts the begin-of-text token before a text unless the file says otherwise.
+BEGINS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"})
 _WHOLE = {"llama-bpe", "gpt-4o"}  # a piece that is a token is taken whole, whatever its merges say
 
 

@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TextError, TokenizerError
+from glassformer.tokenizer.generation import Generation
+from glassformer.tokenizer.post_processor import around
 from glassformer.tokenizer.stream import StreamDecoder
 
 if TYPE_CHECKING:
     import tokenizers
 
-# Names that end an assistant's turn or a text in the families we load.
+DEFAULT_TEMPLATE = "default"  # the name of a chat template that has no other
+# Names that configurations give to tokens, and that chat templates may use.
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Names that end an assistant's turn or a text in the families we load: a guess, for files that name no end at all.
 END_NAMES = frozenset(
     {
         "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>",
@@ -58,10 +63,12 @@ class Tokenizer:
 
     Attributes:
         bos_id, eos_id: begin and end of text, or None.
-        stop_ids: ids after which a text or a turn is over.
+        stop_ids: ids after which a text or a turn is over: those that the files name; where they name none, special
+            tokens with a name that ends texts elsewhere.
         special_ids: ids that stand for no text (control tokens).
         adds_bos: whether `encode` puts `bos_id` first when not told otherwise.
-        chat_template: Jinja source, or None.
+        chat_templates: Jinja sources by name; `chat_template` is the one called "default", or None.
+        generation: how the checkpoint wants its answers to be drawn.
         vocab_size: one more than the largest id.
         kind: how tokens spell bytes: "bytes" (byte-level), "spaces" (SentencePiece-style) or "plain" (characters).
         gguf: the GGUF fields it was built from, or None.
@@ -76,8 +83,10 @@ class Tokenizer:
         adds_bos: bool | None = None,
         stop_ids: Iterable[int] = (),
         chat_template: str | None = None,
+        chat_templates: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
         gguf: Mapping[str, Any] | None = None,
+        generation: Generation | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -86,15 +95,18 @@ class Tokenizer:
         self.gguf = dict(gguf) if gguf is not None else None
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.chat_template = chat_template
+        self.chat_templates = dict(chat_templates or {})
+        if chat_template is not None:
+            self.chat_templates[DEFAULT_TEMPLATE] = chat_template
+        self.generation = generation or Generation()
         self._added = {id: (token.content, token.special) for id, token in backend.get_added_tokens_decoder().items()}
         self.special_ids = frozenset(id for id, (_, special) in self._added.items() if special)
-        ends = {id for id, (content, _) in self._added.items() if content in END_NAMES}
-        self.stop_ids = frozenset(stop_ids) | ends | (frozenset() if eos_id is None else {eos_id})
+        said = frozenset(stop_ids) | (frozenset() if eos_id is None else {eos_id})
+        self.stop_ids = said or frozenset(id for id in self.special_ids if self._added[id][0] in END_NAMES)
         self._vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(self._vocab.values(), default=-1)
         self.kind, self._strips = _decoder_kind(backend.decoder)
-        prefix = _prefix_ids(backend)
+        prefix, self._suffix = around(backend)
         if adds_bos is None:
             adds_bos = bool(prefix)
         self._prefix = prefix or ([] if bos_id is None else [bos_id])
@@ -298,35 +310,74 @@ class Tokenizer:
 
     # Chats, saving, exporting --------------------------------------------------------------------
 
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that is used when none is named."""
+        return self.chat_templates.get(DEFAULT_TEMPLATE)
+
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        if template is None:
+            self.chat_templates.pop(DEFAULT_TEMPLATE, None)
+        else:
+            self.chat_templates[DEFAULT_TEMPLATE] = template
+
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        generation_prompt: bool = True,
+        *,
+        template: str | None = None,
+        **variables: Any,
     ) -> str:
         """The text of a conversation by the model's chat template; encode it with `bos=False`.
 
+        Args:
+            messages: `{"role": ..., "content": ...}`, in order.
+            generation_prompt: whether the text ends where the assistant begins to speak.
+            template: which of the model's templates, by name; None for "tool_use" where there is one and tools are
+                given, else the default.
+            variables: more names for the template (`tools`, ...).
+
         Raises:
-            TokenizerError: no chat template, or a broken one.
+            TokenizerError: no chat template, none of that name, or a broken one.
             TextError: messages that are malformed or refused by the template.
         """
         from glassformer.tokenizer.chat import render
 
-        if self.chat_template is None:
+        source = self.chat_templates[self._template_name(template, bool(variables.get("tools")))]
+        return render(source, messages, generation_prompt=generation_prompt, variables=self._names() | variables)
+
+    def _template_name(self, asked: str | None, tools: bool) -> str:
+        known = self.chat_templates
+        if not known:
             raise TokenizerError(
                 "This model has no chat template: it was not trained on conversations. Use completion instead."
             )
-        names = {"bos_token": self._literal(self.bos_id), "eos_token": self._literal(self.eos_id)}
-        return render(self.chat_template, messages, generation_prompt=generation_prompt, variables=names | variables)
+        name = asked or ("tool_use" if tools and "tool_use" in known else DEFAULT_TEMPLATE)
+        if name not in known:
+            raise TokenizerError(
+                f"This model has no chat template called {name!r}; it has {', '.join(sorted(known))}. Name one of them."
+            )
+        return name
+
+    def _names(self) -> dict[str, str]:
+        """What templates call the special tokens: those that the checkpoint names; "" for begin and end without one."""
+        found = {name: token for name in NAMED_TOKENS if (token := content_of(self.config.get(name))) is not None}
+        return found | {"bos_token": self._literal(self.bos_id), "eos_token": self._literal(self.eos_id)}
 
     def _literal(self, id: int | None) -> str:
         return "" if id is None else self.token_text(id)
 
     def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, which transformers loads."""
+        """Writes the files that transformers loads: `tokenizer.json`, `tokenizer_config.json`, the chat templates, and
+        `generation_config.json` with the ids that end an answer and the defaults of drawing one."""
         from glassformer.tokenizer.hf_files import write_directory
 
         write_directory(self, Path(directory))
 
     def gguf_fields(self) -> dict[str, Any]:
-        """The `tokenizer.*` metadata of a GGUF file for this tokenizer.
+        """The `tokenizer.*` and `general.sampling.*` metadata of a GGUF file for this tokenizer.
 
         Raises:
             TokenizerError: GGUF has no word for what this tokenizer does.
@@ -334,6 +385,21 @@ class Tokenizer:
         from glassformer.tokenizer.gguf_vocab import fields
 
         return fields(self)
+
+    @property
+    def end_ids(self) -> int | list[int] | None:
+        """`stop_ids` as other libraries' configurations say them: one id, or a list that begins with the end of text;
+        in the order of the files they came from."""
+        said = ids_in(self.generation.settings.get("eos_token_id"))
+        if set(said) != self.stop_ids:
+            first = [] if self.eos_id is None else [self.eos_id]
+            said = first + sorted(self.stop_ids - set(first))
+        return said if len(said) > 1 else said[0] if said else None
+
+    @property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The ids that this tokenizer puts before a text and, for whole texts only, after it."""
+        return (list(self._prefix) if self.adds_bos else [], list(self._suffix))
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
@@ -357,6 +423,19 @@ def byte_token(token: str) -> int | None:
         except ValueError:
             return None
     return None
+
+
+def content_of(token: Any) -> str | None:
+    """A token in a configuration is its text or an object with its text."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def ids_in(value: Any) -> list[int]:
+    """An id in a configuration is a number or a list of them."""
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
 
 
 def component(part: Any) -> Mapping[str, Any] | None:
@@ -399,22 +478,6 @@ def _decoder_kind(decoder: Any) -> tuple[str, bool]:
         f"The tokenizer's decoder ({named}) is not one whose exact bytes are known; "
         "byte-level and SentencePiece-style tokenizers are."
     )
-
-
-def _prefix_ids(backend: tokenizers.Tokenizer) -> list[int]:
-    """What the post-processor puts before a text."""
-    if backend.post_processor is None:
-        return []
-    encoding = backend.encode("", add_special_tokens=True)
-    if not encoding.ids:
-        return []
-    # With a text in the middle, what stands before it is the prefix.
-    full = backend.encode("a", add_special_tokens=True)
-    bare = backend.encode("a", add_special_tokens=False).ids
-    for start in range(len(full.ids) - len(bare) + 1):
-        if full.ids[start : start + len(bare)] == bare:
-            return list(full.ids[:start])
-    return []
 
 
 def _is_whole(backend: tokenizers.Tokenizer) -> bool:
