@@ -162,7 +162,11 @@ def _vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     """The settings of the tokenizer and of sampling, with a name for every row of the embedding."""
     if tokenizer is None:
         return {"tokenizer.ggml.model": "no_vocab"}
-    fields = {key: value for key, value in tokenizer.gguf_fields().items() if key.startswith(("tokenizer.", "general.sampling."))}
+    fields = {
+        key: value
+        for key, value in tokenizer.gguf_fields().items()
+        if key.startswith(("tokenizer.", "general.sampling."))
+    }
     tokens = fields.get("tokenizer.ggml.tokens", [])
     missing = vocab_size - len(tokens)
     if missing < 0:

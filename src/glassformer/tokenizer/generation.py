@@ -131,7 +131,9 @@ class Generation:
             return
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not fits(value):
-            raise TokenizerError(f"{self.where} sets {name} to {value!r}; it must be {words}. Correct it or take it out.")
+            raise TokenizerError(
+                f"{self.where} sets {name} to {value!r}; it must be {words}. Correct it or take it out."
+            )
 
 
 def from_gguf(fields: Mapping[str, Any]) -> Generation:

@@ -74,7 +74,9 @@ def read_directory(directory: Path) -> Tokenizer:
     config = _json(directory / "tokenizer_config.json")
     specials = _json(directory / "special_tokens_map.json")
     named = bool(config or specials)
-    config = {n: specials[n] for n in NAMED_TOKENS if specials.get(n)} | {k: v for k, v in config.items() if v is not None}
+    config = {n: specials[n] for n in NAMED_TOKENS if specials.get(n)} | {
+        k: v for k, v in config.items() if v is not None
+    }
     _add_tokens(backend, config, file)
     vocab = backend.get_vocab(with_added_tokens=True)
 
@@ -150,6 +152,7 @@ def write_directory(tokenizer: Tokenizer, directory: Path) -> None:
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config["add_bos_token"] = tokenizer.adds_bos
     config["clean_up_tokenization_spaces"] = False
+    config |= {name: token for name in NAMED_TOKENS if (token := content_of(config.get(name))) is not None}
     for name, id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
         if id is not None:
             config[name] = tokenizer.token_text(id)
@@ -169,7 +172,9 @@ def generation_settings(tokenizer: Tokenizer) -> dict[str, Any]:
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.end_ids,
-        "pad_token_id": settings.get("pad_token_id", None if padding is None else tokenizer.backend.token_to_id(padding)),
+        "pad_token_id": settings.get(
+            "pad_token_id", None if padding is None else tokenizer.backend.token_to_id(padding)
+        ),
     }
     return settings | {name: id for name, id in ids.items() if id is not None}
 
