@@ -12,7 +12,8 @@ The command line prints the message and exits with the class's ``exit_code``; a 
     │   ├── UnsupportedError                  a true checkpoint of something we cannot express
     │   └── UnsafeFileError                   a file we refuse to open because reading it runs code
     ├── TokenizerError                        a tokenizer that is missing, broken or cannot do this
-    ├── TextError                             a text that is empty, too long, or not text
+    ├── TextError                             a text that is empty, or not text
+    │   └── ContextLengthError                one with more tokens than the model reads
     ├── SiteError                             a named place that does not exist or never fired
     ├── ShapeError                            tensors or positions that do not fit the model
     ├── MemoryLimitError                      work refused because the arithmetic says it will not fit
@@ -71,6 +72,10 @@ class TokenizerError(GlassformerError):
 
 class TextError(GlassformerError):
     """A text that is empty, too long, or not text."""
+
+
+class ContextLengthError(TextError):
+    """A text with more tokens than the model reads, or than leave room for an answer."""
 
 
 class SiteError(GlassformerError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from glassformer.errors import ShapeError, TextError, UsageError
+from glassformer.errors import ContextLengthError, ShapeError, TextError, UsageError
 from glassformer.model import Cache, Config, Transformer
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Model:
             if not 0 <= i < self.config.vocab_size:
                 raise TextError(f"Token id {i} is not in this model's vocabulary of {self.config.vocab_size}.")
         if len(ids) > self.config.context:
-            raise TextError(
+            raise ContextLengthError(
                 f"The text is {len(ids)} tokens long and {self.name} reads at most {self.config.context}; shorten it."
             )
         return ids

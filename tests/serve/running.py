@@ -17,9 +17,9 @@ import uvicorn
 
 import glassformer
 from glassformer.lm import Model
-from glassformer.serve.admission import Desk
+from glassformer.serve.admission import AdmissionQueue
 from glassformer.serve.app import api_app
-from glassformer.serve.openai_exchange import Serving
+from glassformer.serve.models import Models, Served
 from glassformer.serve.running import _Server, listening
 from glassformer.serve.security import Policy
 from tests.tiny import tiny_directory
@@ -61,17 +61,17 @@ class Running:
     """A server that runs."""
 
     url: str
-    serving: Serving
+    models: Models
     gate: Gate
     loop: asyncio.AbstractEventLoop
 
     @property
     def model(self) -> Model:
-        return self.serving.model
+        return self.models.default.model
 
     @property
-    def desk(self) -> Desk:
-        return self.serving.desk
+    def queue(self) -> AdmissionQueue:
+        return self.models.default.queue
 
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, **options})
@@ -96,7 +96,7 @@ def eventually(true: Callable[[], Any], seconds: float = 60.0) -> None:
 
 def post(server: Running, path: str = "/v1/completions", **options: Any) -> httpx.Response:
     """A request as it is, right or wrong."""
-    return httpx.post(server.url + path, **options)
+    return httpx.post(server.url + path, **{"timeout": 60, **options})
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:
@@ -104,6 +104,18 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     found: dict[str, Any] = answer.json()["error"]
     assert list(found) == ["message", "type", "param", "code"]
     return found
+
+
+def _run(loop: asyncio.AbstractEventLoop, serving: Any) -> None:
+    """As `asyncio.run`, on a loop that the tests hold."""
+    try:
+        loop.run_until_complete(serving)
+    finally:
+        for task in (left := asyncio.all_tasks(loop)):
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
+        loop.close()
 
 
 @contextlib.contextmanager
@@ -117,24 +129,25 @@ def running(
     precision: str = "exact",
     native: bool = False,
     capacity: int | None = None,
+    ping: float = 10.0,
     **more: Any,
 ) -> Iterator[Running]:
     """A server for a while."""
     engine = model.engines.make(precision, native=native, slots=slots, capacity=capacity)
     assert engine.wait(300)
-    serving = Serving(model, Desk(engine, queue=queue, seconds=seconds), ("tiny",), **more)
+    models = Models(Served(model, AdmissionQueue(engine, waiting=queue, seconds=seconds), "tiny", **more))
+    models.ping = ping
     gate = Gate(engine)
-    server = _Server(uvicorn.Config(api_app(serving, policy or Policy()), log_config=None, access_log=False))
+    server = _Server(uvicorn.Config(api_app(models, policy or Policy()), log_config=None, access_log=False))
     loop = asyncio.new_event_loop()
     with listening("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])), daemon=True)
+        thread = threading.Thread(target=_run, args=(loop, server.serve([listener])), daemon=True)
         thread.start()
         eventually(lambda: server.started)
         try:
-            yield Running(url, serving, gate, loop)
+            yield Running(url, models, gate, loop)
         finally:
             gate.open.set()
             server.should_exit = True
             thread.join(30)
-            loop.close()

@@ -199,7 +199,7 @@ class _Forced:
     """The engine's scores favour these tokens, one after another."""
 
     def __init__(self, server: Running, ids: list[int]) -> None:
-        self.engine, self.ids = server.desk.engine, list(ids)
+        self.engine, self.ids = server.queue.engine, list(ids)
 
     def __enter__(self) -> None:
         self.real = self.engine._runner.forward

@@ -20,19 +20,19 @@ from tests.serve.running import NO_END, TEXT, eventually, running, tiny_model
 
 
 def test_an_engine_that_fails_does_not_end_the_server(server, client):
-    real = server.desk.engine._runner.forward
+    real = server.queue.engine._runner.forward
 
     def broken(*args: Any) -> Any:
         raise MemoryError("none left")
 
-    server.desk.engine._runner.forward = broken
+    server.queue.engine._runner.forward = broken
     try:
         with pytest.raises(openai.InternalServerError, match="goes on"):
             client.completions.create(model="tiny", prompt=TEXT)
         with pytest.raises(openai.APIError, match="goes on"):
             list(client.completions.create(model="tiny", prompt=TEXT, stream=True))
     finally:
-        server.desk.engine._runner.forward = real
+        server.queue.engine._runner.forward = real
     assert client.completions.create(model="tiny", prompt=TEXT, max_tokens=1).choices
 
 
@@ -41,8 +41,8 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(model):
         server.gate.open.clear()
         client = server.client()
         held = client.completions.create(model="tiny", prompt=TEXT, max_tokens=3, stream=True, logit_bias=NO_END)
-        drained = asyncio.run_coroutine_threadsafe(server.desk.drain(60), server.loop)
-        eventually(lambda: server.desk.draining)
+        drained = asyncio.run_coroutine_threadsafe(server.queue.drain(60), server.loop)
+        eventually(lambda: server.queue.draining)
         with pytest.raises(openai.InternalServerError, match="takes no new requests") as refused:
             client.completions.create(model="tiny", prompt=TEXT)
         assert refused.value.status_code == 503

@@ -77,9 +77,9 @@ def command(
     if api_key is not None and not (api_key.strip() and api_key.isascii()):
         raise UsageError("An API key is at least one character, of ASCII alone; this one is not.")
     try:
-        from glassformer.serve.admission import Desk
+        from glassformer.serve.admission import AdmissionQueue
         from glassformer.serve.app import api_app
-        from glassformer.serve.openai_exchange import Serving
+        from glassformer.serve.models import Models, Served
         from glassformer.serve.running import listening, serve
         from glassformer.serve.security import LOCAL_HOSTS, Policy
         from glassformer.serve.telemetry import log_to_stderr
@@ -98,9 +98,8 @@ def command(
         model = open_model(source)
         room = min(context or CONTEXT, model.config.context)
         engine = model.engines.make(precision, slots=slots, capacity=room)
-        serving = Serving(
-            model, Desk(engine, queue=queue, seconds=seconds), tuple(dict.fromkeys([name or model.name])), max_tokens
-        )
+        admission = AdmissionQueue(engine, waiting=queue, seconds=seconds)
+        models = Models(Served(model, admission, name or model.name, max_tokens))
         hosts = LOCAL_HOSTS | {name.lower() for name in host_name or ()}
         if host not in ("0.0.0.0", "::"):
             hosts |= {f"[{host}]" if ":" in host else host.lower()}
@@ -109,11 +108,11 @@ def command(
         address = f"http://{local}:{listener.getsockname()[1]}/v1"
 
         def ready() -> None:
-            note(f"{serving.names[0]} ({engine.precision}, {engine.path}) is served at {address}")
+            note(f"{models.default.name} ({engine.precision}, {engine.path}) is served at {address}")
             if host not in ("127.0.0.1", "::1", "localhost") and api_key is None:
                 note("glassformer: note: other machines may reach it and no --api-key is asked of them.")
 
         log_to_stderr()
-        got = serve(api_app(serving, policy), serving.desk, listener, drain=drain, ready=ready)
+        got = serve(api_app(models, policy), models, listener, drain=drain, ready=ready)
     if got == signal.SIGINT:
         raise typer.Exit(INTERRUPTED)

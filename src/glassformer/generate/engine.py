@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from glassformer.errors import GlassformerError, ServerError, TextError, UsageError
+from glassformer.errors import ContextLengthError, GlassformerError, ServerError, TextError, UsageError
 from glassformer.generate.native_model import ROWS, NativeModel
 from glassformer.generate.request import Handle, Request, Step
 from glassformer.generate.runners import EagerRunner, Runner
@@ -165,7 +165,7 @@ class Engine:
             if not 0 <= i < vocab:
                 raise TextError(f"Token id {i} is not in this model's vocabulary of {vocab}.")
         if n >= self.capacity:
-            raise TextError(
+            raise ContextLengthError(
                 f"The prompt is {n} tokens long and this model reads at most {self.capacity}, with at least one left"
                 " for the answer; shorten it."
             )

@@ -1,57 +1,68 @@
-"""The HTTP app, put together: guard, page, inspection API, OpenAI API."""
+"""The HTTP apps, put together: guard, page with its inspection API, and the API for programs."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
+from glassformer import __version__
+from glassformer.errors import GlassformerError
+from glassformer.serve import openai_api, operations
+from glassformer.serve.bodies import careful
+from glassformer.serve.models import Models
+from glassformer.serve.page_api import router as page_router
+from glassformer.serve.problems import Refusal, openai, payload, problem
 from glassformer.serve.security import Guard, Policy
+from glassformer.serve.telemetry import LOGGER, Recorder
 from glassformer.serve.work import Workers
 from glassformer.views import Session
 
-if TYPE_CHECKING:
-    from glassformer.serve.openai_exchange import Serving
+_SECURITY: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "The server's key, where it asks for one."},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, another way."},
+}
 
 
 def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | None = None) -> Any:
     """The app behind `glassformer open`: the page and its API, guarded."""
-    from glassformer.serve.page_api import router
-
     workers = Workers()
-    return guarded([router(session, workers, load)], policy, close=workers.close)
+    return guarded(page_router(session, workers, load), policy, close=workers.close, say=openai)
 
 
-def api_app(serving: Serving, policy: Policy) -> Any:
-    """The app behind `glassformer serve`: OpenAI's API with its description, metrics and health; counted and logged."""
-    from glassformer.serve.openai_api import ROUTES, router
-    from glassformer.serve.telemetry import Recorder
-
-    def close() -> None:
-        serving.scoring.close()
-        serving.desk.engine.close()
-
-    app = guarded([router(serving)], policy, close=close, openapi="/openapi.json")
-    return Recorder(app, serving.desk.metrics, ROUTES)
+def api_app(models: Models, policy: Policy) -> Any:
+    """The app behind `glassformer serve`: its APIs, their description, metrics and health; counted and logged."""
+    api = APIRouter(route_class=careful(policy.max_body))
+    openai_api.add(api, models)
+    operations.add(api, models)
+    app = guarded(api, policy, close=models.close, description="/openapi.json")
+    paths = {str(getattr(route, "path", "{")) for route in api.routes}
+    routes = frozenset(path for path in paths if "{" not in path) | {"/openapi.json"}
+    return Recorder(app, models.metrics, routes)
 
 
 def guarded(
-    routers: list[APIRouter],
+    router: APIRouter,
     policy: Policy,
     *,
     close: Callable[[], None] | None = None,
-    openapi: str | None = None,
+    description: str | None = None,
+    say: Callable[[Refusal, str], dict[str, Any]] = payload,
 ) -> Any:
-    """An app of these routes behind a `Guard`; problems in a request are one sentence, in OpenAI's shape.
+    """An app of these routes behind a `Guard`; a problem in a request is one sentence, in its API's shape.
 
     Args:
         close: called when the server ends.
-        openapi: where the description of the routes is found; None for nowhere.
+        description: where the description of the routes is found; None for nowhere.
+        say: an error in the shape of the API that a path belongs to.
     """
 
     @asynccontextmanager
@@ -60,37 +71,52 @@ def guarded(
         if close is not None:
             close()
 
-    app = FastAPI(title="Glassformer", docs_url=None, redoc_url=None, openapi_url=openapi, lifespan=lifespan)
-    for router in routers:
-        app.include_router(router)
+    app = FastAPI(title="Glassformer", docs_url=None, redoc_url=None, openapi_url=description, lifespan=lifespan)
+    app.include_router(router)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
         said = str(first["msg"]).removeprefix("Value error, ")
-        return problem(400, f"{where or 'The request'}: {said}.", param=where or None)
+        said += "" if said.endswith((".", "?")) else "."
+        return problem(Refusal(400, f"{where or 'The request'}: {said}", param=where or None), request.url.path, say)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, f"{request.url.path}: {error.detail}.")
+        path = request.url.path
+        if error.status_code != 405:
+            return problem(Refusal(error.status_code, f"{path}: {error.detail}."), path, say)
+        allowed = ", ".join(sorted(_methods(router, request)))
+        said = f"{path} takes {allowed}, not {request.scope.get('state', {}).get('method', request.method)}."
+        return problem(Refusal(405, said, headers={"allow": allowed}), path, say)
+
+    @app.exception_handler(Refusal)
+    @app.exception_handler(GlassformerError)
+    async def told(request: Request, error: Exception) -> Response:
+        return problem(error, request.url.path, say)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return problem(500, "The server failed on this request and goes on; its log says more.")
+        logging.getLogger(LOGGER).error("failure", exc_info=error)
+        return problem(error, request.url.path, say)
 
-    return Guard(app, policy)
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = get_openapi(title=app.title, version=__version__, routes=app.routes)
+            if policy.guarded:
+                app.openapi_schema.setdefault("components", {})["securitySchemes"] = _SECURITY
+                app.openapi_schema["security"] = [{name: []} for name in _SECURITY]
+        return app.openapi_schema
+
+    app.openapi = describe  # type: ignore[method-assign]
+    return Guard(app, policy, say)
 
 
-def problem(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
-    """An error in OpenAI's shape."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    if status == 429:
-        kind = "rate_limit_error"
-    told = {"message": _sayable(message), "type": kind, "param": param and _sayable(param), "code": code}
-    return JSONResponse({"error": told}, status)
-
-
-def _sayable(text: str) -> str:
-    """What a request held may be repeated in an answer: shortened, and without halves of characters."""
-    return text[:2000].encode("utf-8", "replace").decode("utf-8")
+def _methods(router: APIRouter, request: Request) -> set[str]:
+    """Methods that a path takes."""
+    found: set[str] = set()
+    for route in router.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found | ({"HEAD"} if "GET" in found else set())

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from glassformer.serve.admission import Desk
+from glassformer.serve.models import Models
 from glassformer.serve.telemetry import LOGGER
 
 # Connections at once, idle ones included; beyond, the HTTP library itself answers 503.
@@ -47,7 +47,7 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: Any, desk: Desk, listener: socket.socket, *, drain: float, ready: Callable[[], None]) -> int:
+def serve(app: Any, models: Models, listener: socket.socket, *, drain: float, ready: Callable[[], None]) -> int:
     """Serve until a signal comes; the signal's number.
 
     SIGTERM and SIGINT let running requests finish, for `drain` seconds at most, while new ones get 503; a second
@@ -59,10 +59,12 @@ def serve(app: Any, desk: Desk, listener: socket.socket, *, drain: float, ready:
     config = uvicorn.Config(
         app, log_config=None, access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
     )
-    return asyncio.run(_run(_Server(config), desk, listener, drain, ready))
+    return asyncio.run(_run(_Server(config), models, listener, drain, ready))
 
 
-async def _run(server: _Server, desk: Desk, listener: socket.socket, drain: float, ready: Callable[[], None]) -> int:
+async def _run(
+    server: _Server, models: Models, listener: socket.socket, drain: float, ready: Callable[[], None]
+) -> int:
     loop = asyncio.get_running_loop()
     got: list[int] = []
     told = asyncio.Event()
@@ -87,10 +89,11 @@ async def _run(server: _Server, desk: Desk, listener: socket.socket, drain: floa
         waiting.cancel()
         if got:
             log = logging.getLogger(LOGGER)
-            log.info("draining", extra={"fields": {"answers": desk.taken, "seconds": drain}})
-            whole = await desk.drain(drain)
-            log.info("drained" if whole else "cut off", extra={"fields": {}})
+            log.info("draining", extra={"fields": {"answers": models.taken, "seconds": drain}})
+            whole = await models.drain(drain)
             server.should_exit = True
+            await running  # the last requests are logged first
+            log.info("drained" if whole else "cut off", extra={"fields": {}})
         await running
     finally:
         for number, handler in before.items():

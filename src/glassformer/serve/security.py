@@ -10,11 +10,13 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from glassformer.serve.problems import Refusal, payload
 
 Scope = dict[str, Any]
 
@@ -41,7 +43,7 @@ class Policy:
     Args:
         hosts: names by which it may be called, without port; "*" accepts any.
         origins: other origins whose pages may call it; none by default.
-        key: the API key that `Authorization: Bearer` must carry, or None.
+        key: the API key that `Authorization: Bearer` or `x-api-key` must carry, or None.
         token: the page's token: once in the address, then in a cookie; None where there is no page.
         max_body: bytes a request may carry.
         open_paths: paths that need no key (health checks).
@@ -52,7 +54,12 @@ class Policy:
     key: str | None = None
     token: str | None = None
     max_body: int = 4 * 2**20
-    open_paths: frozenset[str] = field(default_factory=lambda: frozenset({"/healthz"}))
+    open_paths: frozenset[str] = field(default_factory=lambda: frozenset({"/healthz", "/health"}))
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a key is asked for."""
+        return self.key is not None
 
 
 def new_token() -> str:
@@ -73,11 +80,14 @@ def hostname(header: str) -> str:
 
 
 class Guard:
-    """ASGI middleware that enforces a `Policy` and adds the security headers to every answer."""
+    """ASGI middleware that enforces a `Policy` and adds the security headers to every answer.
 
-    def __init__(self, app: Any, policy: Policy) -> None:
-        self.app = app
-        self.policy = policy
+    Args:
+        say: an error in the shape of the API that a path belongs to.
+    """
+
+    def __init__(self, app: Any, policy: Policy, say: Callable[[Refusal, str], dict[str, Any]] = payload) -> None:
+        self.app, self.policy, self.say = app, policy, say
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -95,7 +105,7 @@ class Guard:
 
         refusal = self._refusal(scope, headers, origin)
         if refusal is not None:
-            await _answer(sending, *refusal)
+            await _answer(sending, refusal[0], self.say(Refusal(*refusal), scope["path"]))
         elif scope["method"] == "OPTIONS" and granted:
             await _answer(sending, 204, None)
         elif self._arrives_with_token(scope):
@@ -104,7 +114,11 @@ class Guard:
             rest = _without_token(scope)
             await _answer(sending, 303, None, [(b"location", rest.encode()), (b"set-cookie", cookie.encode())])
         else:
-            await self.app(scope, _limited(receive, self.policy.max_body), sending)
+            inner = scope
+            if scope["method"] == "HEAD":  # as GET; the HTTP library leaves the body out
+                state = {**scope.get("state", {}), "method": "HEAD"}
+                inner = {**scope, "method": "GET", "state": state}
+            await self.app(inner, _limited(receive, self.policy.max_body), sending)
 
     def _refusal(self, scope: Scope, headers: dict[str, str], origin: str | None) -> tuple[int, str] | None:
         policy = self.policy
@@ -121,14 +135,16 @@ class Guard:
         if scope["path"] in policy.open_paths or scope["method"] == "OPTIONS":
             return None
         if policy.key is not None and not self._key_given(headers) and not self._token_given(scope, headers):
-            return 401, "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'."
+            return 401, "The API key is missing or wrong; send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
         if policy.key is None and policy.token is not None and not self._token_given(scope, headers):
             return 401, "This page opens with the address that `glassformer open` printed; open that one."
         return None
 
     def _key_given(self, headers: dict[str, str]) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and self.policy.key is not None and same(given.strip(), self.policy.key)
+        if scheme.lower() != "bearer" or not given.strip():
+            given = headers.get("x-api-key", "")
+        return self.policy.key is not None and same(given.strip(), self.policy.key)
 
     def _token_given(self, scope: Scope, headers: dict[str, str]) -> bool:
         if self.policy.token is None:
@@ -155,8 +171,9 @@ def _cors(origin: str | None) -> Iterable[tuple[bytes, bytes]]:
         return ()
     return (
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-allow-headers", b"authorization, content-type"),
-        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id, anthropic-version"),
+        (b"access-control-allow-methods", b"GET, POST, DELETE"),
+        (b"access-control-expose-headers", b"x-request-id, retry-after"),
         (b"vary", b"Origin"),
     )
 
@@ -182,11 +199,10 @@ def _limited(receive: Any, limit: int) -> Any:
     return limited
 
 
-async def _answer(send: Any, status: int, problem: str | None, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    body = b""
-    if problem is not None:
-        kind = "authentication_error" if status == 401 else "invalid_request_error"
-        body = json.dumps({"error": {"message": problem, "type": kind, "param": None, "code": None}}).encode()
+async def _answer(
+    send: Any, status: int, data: dict[str, Any] | None, headers: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
+    body = b"" if data is None else json.dumps(data).encode()
     start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": body})

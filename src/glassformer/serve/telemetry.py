@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
-from collections.abc import Callable
+import uuid
+import weakref
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+if TYPE_CHECKING:
+    from glassformer.generate.engine import Engine
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 LOGGER = "glassformer.serve"
+_ID = re.compile(r"[\x21-\x7e]{1,128}")  # a client's own request id that is taken over
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """One server's counters, in a registry of their own.
+    """One server's counters, in a registry of their own."""
 
-    Args:
-        active, waiting: how many answers are being computed and how many wait; asked when somebody looks.
-    """
-
-    def __init__(self, active: Callable[[], float], waiting: Callable[[], float]) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         made: dict[str, Any] = {"registry": self.registry, "namespace": "glassformer"}
         self.requests = Counter("requests", "HTTP requests answered.", ("route", "status"), **made)
@@ -38,8 +40,15 @@ class Metrics:
         self.written = Counter("generated_tokens", "Tokens computed for answers.", **made)
         self.ended = Counter("answers", "Answers by how they ended.", ("how",), **made)
         self.refused = Counter("refused", "Requests refused for want of room.", ("why",), **made)
-        Gauge("answers_active", "Answers being computed.", **made).set_function(active)
-        Gauge("answers_waiting", "Answers that wait for a slot.", **made).set_function(waiting)
+        self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        active = Gauge("answers_active", "Answers being computed.", **made)
+        active.set_function(lambda: sum(engine.active for engine in self._engines))
+        waiting = Gauge("answers_waiting", "Answers that wait for a slot.", **made)
+        waiting.set_function(lambda: sum(engine.waiting for engine in self._engines))
+
+    def watch(self, engine: Engine) -> None:
+        """Count this engine's active and waiting answers, for as long as it exists."""
+        self._engines.add(engine)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -72,7 +81,10 @@ def log_to_stderr(level: str = "info") -> None:
 
 
 class Recorder:
-    """ASGI middleware that counts and logs every request; routes add fields to `scope["state"]["told"]`."""
+    """ASGI middleware that numbers, counts and logs every request; routes add fields to `scope["state"]["told"]`.
+
+    A request's id is the client's own `X-Request-Id`, or a new one; the answer and the log carry it.
+    """
 
     def __init__(self, app: Any, metrics: Metrics, routes: frozenset[str]) -> None:
         self.app, self.metrics, self.routes = app, metrics, routes
@@ -85,11 +97,16 @@ class Recorder:
         start, status = time.perf_counter(), 0
         told: dict[str, Any] = {}
         scope.setdefault("state", {})["told"] = told
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+        number = given if _ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        # Anthropic's clients look for the second.
+        named = [(b"x-request-id", number.encode()), (b"request-id", number.encode())]
 
         async def sending(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", []), *named]}
             await send(message)
 
         try:
@@ -106,6 +123,7 @@ class Recorder:
                 "status": status or 499,
                 "ms": round(1000 * took, 1),
                 "client": client[0] if client else None,
+                "request": number,
                 **told,
             }
             self.logger.info("request", extra={"fields": fields})

@@ -1,0 +1,302 @@
+"""One HTTP request answered: planned, admitted, computed, and written whole or as a stream.
+
+It knows plans, queues and answers; how an API writes them is each `Shape`'s, and which routes there are is not known
+here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.requests import ClientDisconnect
+
+from glassformer.generate.request import Request as Asked
+from glassformer.serve.admission import Gone, Job, Late
+from glassformer.serve.answers import Answer, Delta, Entry, Reader
+from glassformer.serve.models import Models, Served
+from glassformer.serve.problems import Refusal, problem, refusal
+from glassformer.serve.telemetry import LOGGER
+from glassformer.views import Cancelled
+
+_SEND_SECONDS = 60.0  # a client that takes no bytes for so long is left
+
+
+@dataclass
+class Plan:
+    """One HTTP request, ready for the engine.
+
+    Attributes:
+        prompts: their token ids.
+        asked: requests to the engine, prompt by prompt; none where prompts are only scored.
+        echoes: what is repeated of each prompt. scored: the log-probabilities of each prompt's tokens, if asked for.
+        reader: makes what takes an answer apart.
+    """
+
+    prompts: list[list[int]]
+    asked: list[Asked]
+    echoes: list[str] = field(default_factory=list)
+    scored: list[list[Entry]] = field(default_factory=list)
+    reader: Callable[[], Reader] | None = None
+
+    @property
+    def answers_per_prompt(self) -> int:
+        """How often each prompt is answered."""
+        return max(1, len(self.asked) // len(self.prompts))
+
+    def echo(self, index: int) -> str:
+        """What the answer with this number begins with."""
+        return self.echoes[index // self.answers_per_prompt] if self.echoes else ""
+
+    def scores(self, index: int) -> list[Entry]:
+        """Log-probabilities of the prompt of the answer with this number."""
+        return self.scored[index // self.answers_per_prompt] if self.scored else []
+
+
+class Shape:
+    """How an API writes an answer.
+
+    Attributes:
+        id: of the answer.
+        done: what ends a stream, if anything.
+        sse: whether a stream is server-sent events; else one JSON object a line.
+        ping: what says that a stream is alive; None for a comment.
+    """
+
+    id = ""
+    done = b""
+    sse = True
+    ping: bytes | None = None
+
+    def whole(self, exchange: Exchange) -> dict[str, Any]:
+        """The finished answer."""
+        raise NotImplementedError
+
+    def events(self, exchange: Exchange) -> AsyncGenerator[bytes]:
+        """The answer in pieces, as they go over the wire."""
+        raise NotImplementedError
+
+    def failure(self, found: Refusal) -> bytes:
+        """What a stream that has begun says of an error."""
+        raise NotImplementedError
+
+
+class Exchange:
+    """One HTTP request being answered.
+
+    Attributes:
+        served: what answers. plan: what is asked. answers: as far as they have come.
+    """
+
+    def __init__(self, http: Request, served: Served, job: Job, plan: Plan) -> None:
+        self.http, self.served, self.job, self.plan = http, served, job, plan
+        tokenizer = served.model.tokenizer
+        count = max(1, len(plan.asked)) if plan.asked else len(plan.prompts)
+        self.answers = [
+            Answer(
+                tokenizer,
+                tokenizer.stop_ids if not plan.asked or (own := plan.asked[i].stop_ids) is None else own,
+                stop=plan.asked[i].stop if plan.asked else (),
+                reader=plan.reader() if plan.reader else None,
+                offset=len(plan.echo(i)),
+            )
+            for i in range(count)
+        ]
+
+    @property
+    def precision(self) -> str:
+        """Of what computed the answer; a prompt that was scored in another one says so as well."""
+        engine = self.served.queue.engine.precision
+        written = next((answer.precision for answer in self.answers if answer.precision), engine)
+        if not self.plan.scored:
+            return written
+        scored = self.served.model.precision
+        if not self.plan.asked:
+            return scored
+        return written if written == scored else f"{written}-prompt-{scored}"
+
+    @property
+    def read(self) -> int:
+        """Tokens of the prompts."""
+        return sum(map(len, self.plan.prompts))
+
+    @property
+    def written(self) -> int:
+        """Tokens of the answers."""
+        return sum(answer.tokens for answer in self.answers)
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
+        """What is new of each answer, as it comes; an answer that has just ended has a `finish`."""
+        async with aclosing(self.job.events(self.http)) as events:
+            async for index, event in events:
+                yield index, self.answers[index].push(event)
+
+    async def finish(self) -> None:
+        """Wait for the whole of every answer."""
+        async for _ in self.deltas():
+            pass
+
+    def close(self, id: str) -> None:
+        """Stop what still runs, give the places back, and tell the log."""
+        self.job.close()
+        self.http.scope.get("state", {}).get("told", {}).update(
+            id=id,
+            model=self.served.name,
+            precision=self.precision,
+            prompt_tokens=self.read,
+            cached_tokens=self.job.cached,
+            completion_tokens=self.written,
+            finish=[answer.finish or "unfinished" for answer in self.answers],
+        )
+
+
+Planned = Callable[[Served], Awaitable[Plan]]
+
+
+async def answered(
+    models: Models,
+    name: str | None,
+    http: Request,
+    plan: Planned,
+    shaped: Callable[[Served], Shape],
+    *,
+    stream: bool,
+    finished: Callable[[Exchange, dict[str, Any]], None] | None = None,
+) -> Response:
+    """Plan, take places, and answer: whole, or as a stream.
+
+    Args:
+        name: of the model.
+        plan: from what is asked to what the engine is asked.
+        shaped: how the answer is written.
+        finished: called with a whole answer.
+    """
+    path = http.url.path
+    try:
+        served = models.get(name)
+        with served.queue.planning():  # before any work is done for it
+            async with asyncio.timeout(served.queue.seconds):
+                made = await plan(served)
+        shape = shaped(served)
+        exchange = Exchange(http, served, served.queue.submit(made.asked), made)
+    except Cancelled:
+        models.metrics.ended.labels("gone").inc()
+        return Response(status_code=499)
+    except TimeoutError:
+        models.metrics.ended.labels("late").inc()
+        return problem(_late(served), path)
+    except Exception as error:
+        return problem(_logged(error), path)
+    if stream:
+        return _Events(exchange, shape, models.ping) if shape.sse else _Lines(exchange, shape)
+    try:
+        await exchange.finish()
+        told = shape.whole(exchange)
+        if finished is not None:
+            finished(exchange, told)
+        return JSONResponse(told)
+    except Gone:
+        return Response(status_code=499)
+    except Late:
+        return problem(_late(served), path)
+    except Exception as error:
+        return problem(_logged(error), path)
+    finally:
+        exchange.close(shape.id)
+
+
+def _late(served: Served) -> Refusal:
+    return Refusal(408, f"The answer took longer than the {served.queue.seconds:g} s that this server allows.")
+
+
+def _logged(error: Exception) -> Refusal:
+    found = refusal(error)
+    if found.status == 500:
+        logging.getLogger(LOGGER).error("failure", exc_info=error)
+    return found
+
+
+async def _told(exchange: Exchange, shape: Shape) -> AsyncGenerator[bytes]:
+    """A stream's bytes; whatever ends it, the computation ends with it."""
+    try:
+        async with aclosing(shape.events(exchange)) as events:
+            try:
+                async for event in events:
+                    yield event
+                if shape.done:
+                    yield shape.done
+            except (Gone, OSError):
+                return
+            except Late:
+                yield shape.failure(_late(exchange.served))
+            except Exception as error:
+                yield shape.failure(_logged(error))
+    finally:
+        exchange.close(shape.id)
+
+
+class _Events(EventSourceResponse):
+    """Server-sent events, with a sign of life while nothing comes."""
+
+    def __init__(self, exchange: Exchange, shape: Shape, ping: float) -> None:
+        self.exchange, self.shape = exchange, shape
+        factory = None if shape.ping is None else lambda: _Raw(shape.ping or b"")
+        super().__init__(
+            _told(exchange, shape), ping=ping, sep="\n", send_timeout=_SEND_SECONDS, ping_message_factory=factory
+        )
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await _bounded(super().__call__(scope, receive, send), self.exchange, self.shape)
+
+
+class _Raw(ServerSentEvent):
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self._data = data
+
+    def encode(self) -> bytes:
+        return self._data
+
+
+class _Lines(StreamingResponse):
+    """One JSON object a line."""
+
+    def __init__(self, exchange: Exchange, shape: Shape) -> None:
+        self.exchange, self.shape = exchange, shape
+        super().__init__(_told(exchange, shape), media_type="application/x-ndjson")
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await _bounded(super().__call__(scope, receive, send), self.exchange, self.shape)
+
+
+async def _bounded(answering: Awaitable[None], exchange: Exchange, shape: Shape) -> None:
+    """A client that reads too slowly, or has gone, is left."""
+    try:
+        async with asyncio.timeout(exchange.served.queue.seconds + 5):
+            with contextlib.suppress(OSError, SendTimeoutError, ClientDisconnect):
+                await answering
+    except TimeoutError:
+        pass
+    finally:
+        exchange.close(shape.id)
+
+
+def dumped(data: Any) -> bytes:
+    """JSON as it goes over the wire."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + dumped(data) + b"\n\n"

@@ -1,0 +1,207 @@
+"""What requests of every API are made of: how fields are checked, which change nothing, how tokens are chosen.
+
+A field that changes nothing at the value sent is taken; one that would change the answer and is not there is refused
+by its name. It knows the requests' shapes; it does not know models, and nothing here is computed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from glassformer.errors import near
+from glassformer.generate.sampling import Sampling
+from glassformer.generate.stop import LONGEST_STOP, MOST_STOPS
+
+MOST_CHOICES = 16
+MOST_PROMPTS = 64
+MOST_TOP = 20
+_MOST_BIASES = 1024
+_ID = re.compile(r"[0-9]{1,9}", re.ASCII)
+_LEAST_P = 1e-9  # a nucleus of 0 is the likeliest token alone
+
+# Taken and not used: they say who asks, what is kept of it, or how it is computed, and never what is answered.
+IGNORED = frozenset(
+    {
+        "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+        "cache_prompt", "id_slot", "n_keep", "verbosity", "request_id", "guided_decoding_backend", "keep_alive",
+        "return_progress", "timings_per_token", "min_keep", "priority",
+    }
+)  # fmt: skip
+# Not there: only these values, which change nothing, are taken (null always is).
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "typical_p": (1, 0),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "xtc_probability": (0,),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "mirostat": (0,),
+    "top_n_sigma": (-1, 0),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "include_stop_str_in_output": (False,),
+    "add_special_tokens": (True, False),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "truncate_prompt_tokens": (-1,),
+    "prompt_logprobs": (0, False),
+    "n_probs": (0,),
+    "suffix": ("",),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "documents": ([],),
+    "moderation": (),
+}
+
+
+class Ask(BaseModel):
+    """A request: fields that change nothing are dropped before the rest is checked."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        names = {field.validation_alias or name for name, field in cls.model_fields.items()} | set(cls.model_fields)
+        kept = {}
+        for name, value in data.items():
+            if name in names or not isinstance(name, str):
+                kept[name] = value
+            elif value is None or name in cls.IGNORED:
+                continue
+            elif name in cls.NEUTRAL:
+                if not any(
+                    value == one and isinstance(value, bool) == isinstance(one, bool) for one in cls.NEUTRAL[name]
+                ):
+                    raise ValueError(f"{name} is not supported by this server, and would change the answer")
+            else:
+                raise ValueError(
+                    f"{name[:100]!r} is not a field that this server knows.{near(name, [str(one) for one in names])}"
+                )
+        return kept
+
+
+def _listed(value: Any) -> Any:
+    """A stop is a string or several."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+def _biases(value: Any) -> Any:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError("a logit bias maps token ids to numbers")
+    for key in value:
+        if not (isinstance(key, str) and _ID.fullmatch(key)):
+            raise ValueError(f'a logit bias is for token ids such as "42"; {str(key)[:50]!r} is none')
+    return {int(key): number for key, number in value.items()}
+
+
+def _most(value: Any) -> Any:
+    """-1 asks for as many as fit."""
+    return None if value == -1 and not isinstance(value, bool) else value
+
+
+def nullable(*kinds: Mapping[str, Any]) -> WithJsonSchema:
+    """The description of a field that is one of several kinds."""
+    return WithJsonSchema({"anyOf": list(kinds)})
+
+
+def _none_is(usual: Any) -> BeforeValidator:
+    """null is the usual value."""
+    return BeforeValidator(lambda value: usual if value is None else value)
+
+
+TEXT: dict[str, Any] = {"type": "string"}
+NULL: dict[str, Any] = {"type": "null"}
+_STOP: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
+_BIAS: dict[str, Any] = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+}
+_COUNT: dict[str, Any] = {"type": "integer", "minimum": 1}
+
+Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+Stops = Annotated[
+    list[Stop],
+    Field(max_length=MOST_STOPS),
+    BeforeValidator(_listed),
+    nullable(_STOP, {"type": "array", "items": _STOP, "maxItems": MOST_STOPS}, NULL),
+]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[dict[int, Bias], Field(max_length=_MOST_BIASES), BeforeValidator(_biases), nullable(_BIAS, NULL)]
+Most = Annotated[
+    Annotated[int, Field(ge=1, le=2**31 - 1)] | None,
+    BeforeValidator(_most),
+    nullable(_COUNT, {"const": -1}, NULL),
+]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1000), _none_is([])]
+Name = Annotated[str, Field(max_length=500)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
+Nucleus = Annotated[float, Field(ge=0, le=1)]
+
+
+class Sampled(Ask):
+    """How an answer's tokens are chosen, and what ends it, in OpenAI's words and those of vLLM and llama.cpp."""
+
+    model: Name | None = None
+    temperature: Temperature | None = None
+    top_p: Nucleus | None = None
+    top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1, description="Only the k likeliest; 0 or -1 for all.")
+    min_p: Nucleus | None = Field(default=None, description="At least so much of the likeliest's probability.")
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=100, description="The same, as llama.cpp spells it.")
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: Biases = {}
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stop: Stops = []
+    stop_token_ids: TokenIds = []
+    ignore_eos: bool | None = Field(default=None, description="Go on after tokens that end a text or a turn.")
+    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    IGNORED: ClassVar[frozenset[str]] = IGNORED
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
+
+    @model_validator(mode="after")
+    def _spelled_once(self) -> Sampled:
+        one, other = self.repetition_penalty, self.repeat_penalty
+        if one is not None and other is not None and one != other:
+            raise ValueError("repetition_penalty and repeat_penalty are one setting, and differ here")
+        return self
+
+    def sampling(self, number: int = 0) -> Sampling:
+        """How tokens of the answer with this number are chosen."""
+        usual = Sampling()
+
+        def given(value: Any, otherwise: Any) -> Any:
+            return otherwise if value is None else value
+
+        return Sampling(
+            temperature=given(self.temperature, usual.temperature),
+            top_k=max(0, given(self.top_k, usual.top_k)),
+            top_p=max(_LEAST_P, given(self.top_p, usual.top_p)),
+            min_p=given(self.min_p, usual.min_p),
+            repetition_penalty=given(self.repetition_penalty, given(self.repeat_penalty, usual.repetition_penalty)),
+            presence_penalty=given(self.presence_penalty, usual.presence_penalty),
+            frequency_penalty=given(self.frequency_penalty, usual.frequency_penalty),
+            logit_bias=self.logit_bias,
+            seed=None if self.seed is None else self.seed + number,
+        )
