@@ -149,7 +149,7 @@ def test_all_that_fits(model):
 def test_guessing_ahead_changes_nothing_greedy(model):
     asked = {"max_tokens": 40, "temperature": 0, "logit_bias": NO_END}
     plain = [p.id for p in model.generate(TEXT, **asked)]
-    assert [p.id for p in model.generate(TEXT, guesser=NgramLookup(2, 1), **asked)] == plain
+    assert [p.id for p in model.generate(TEXT, drafter=NgramLookup(2, 1), **asked)] == plain
 
 
 def test_other_precisions_say_so(model):

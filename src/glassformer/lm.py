@@ -19,8 +19,8 @@ from glassformer.errors import ContextLengthError, ShapeError, TextError, UsageE
 from glassformer.model import Cache, Config, Transformer
 
 if TYPE_CHECKING:
-    from glassformer.generate.drafting import Guesser
-    from glassformer.generate.tokens import Engines, Piece
+    from glassformer.generate.drafting import Drafter
+    from glassformer.generate.tokens import Engines, GeneratedToken
     from glassformer.interp.heads import Heads
     from glassformer.interp.meaning import Meaning
     from glassformer.interp.patching import Patching
@@ -261,8 +261,8 @@ class Model:
         alternatives: int = 0,
         precision: str = "exact",
         bos: bool | None = None,
-        guesser: Guesser | None = None,
-    ) -> Generator[Piece]:
+        drafter: Drafter | None = None,
+    ) -> Generator[GeneratedToken]:
         """Continue a text, token by token; closing the generator, or leaving its loop, stops the computation.
 
         Args:
@@ -280,13 +280,13 @@ class Model:
                 blocks, else int8; or float32, bfloat16, int8, int4. Every piece states what computed it. With edits
                 the answer is always exact.
             bos: as for `encode`.
-            guesser: proposes tokens that are checked several at once; the distribution stays the same.
+            drafter: proposes tokens that are checked several at once; the distribution stays the same.
 
         Raises:
             TextError: an empty text, or one that leaves no room for an answer.
             UsageError: an option out of its range.
         """
-        from glassformer.generate.tokens import pieces, request
+        from glassformer.generate.tokens import generated_tokens, request
         from glassformer.tokenizer.prompt import remark
 
         ids = self.ids(text, bos)
@@ -298,7 +298,7 @@ class Model:
             self.tokenizer,
             max_tokens=max_tokens,
             alternatives=alternatives,
-            guesser=guesser,
+            drafter=drafter,
             temperature=temperature,
             top_k=top_k or 0,
             top_p=1.0 if top_p is None else top_p,
@@ -317,9 +317,9 @@ class Model:
             # Of its own, for one answer: its cache is no larger than that.
             engine = self.engines.make(native=False, slots=1, capacity=min(room, self.config.context))
         engine.check(asked)
-        return pieces(engine.generate(asked, tap), self.tokenizer)
+        return generated_tokens(engine.generate(asked, tap), self.tokenizer)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generator[Piece]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generator[GeneratedToken]:
         """The assistant's answer to a conversation of `{"role": ..., "content": ...}`, by the model's own template.
 
         Options are those of `generate`.

@@ -113,14 +113,14 @@ def test_saving(chat, tmp_path):
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(chat, monkeypatch, capsys):
-    real = answers.Teller.tell
+    real = answers.Printer.write
 
-    def tell(self, piece):
+    def write(self, piece):
         real(self, piece)
         if piece.index == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(answers.Teller, "tell", tell)
+    monkeypatch.setattr(answers.Printer, "tell", tell)
     chat.take("mole")
     assert roles(chat) == "ua"
     assert "(stopped)" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_every_option_reaches_the_sampler(capsys, model, monkeypatch):
     assert seen == {
         "text": TEXT, "max_tokens": 7, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1,
         "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.4, "logit_bias": {5: 1.5, 6: -2.0},
-        "seed": 9, "stop": ["END", "DONE"], "alternatives": 6, "precision": "int8", "bos": None, "guesser": None,
+        "seed": 9, "stop": ["END", "DONE"], "alternatives": 6, "precision": "int8", "bos": None, "drafter": None,
     }  # fmt: skip
 
 
@@ -96,15 +96,15 @@ def test_standard_input_and_guesses(capsys, model, monkeypatch):
 def test_ctrl_c_ends_the_answer_and_says_so(capsys, model, monkeypatch):
     from glassformer.cli import answers
 
-    real, count = answers.Teller.tell, []
+    real, count = answers.Printer.write, []
 
-    def tell(self, piece):
+    def write(self, piece):
         real(self, piece)
         count.append(piece)
         if len(count) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(answers.Teller, "tell", tell)
+    monkeypatch.setattr(answers.Printer, "tell", tell)
     code, out, err = run(capsys, "complete", TEXT, "-m", model, "-n", 40, "--json", *NO_END)
     told = json.loads(out)
     assert (code, told["finish"], len(told["pieces"])) == (130, "cancelled", 3)
@@ -134,7 +134,7 @@ def test_without_a_compiler_it_says_once_what_is_slower_and_states_what_computed
         (("--logit-bias", "x"), 2, "--logit-bias is a token's id and a number, such as 42=-100; 'x' is not."),
         (("--logit-bias", "999999=1"), 2, "logit_bias names token 999999; this vocabulary has 320."),
         (("--precision", "best"), 2, "Precision 'best' is unknown; choose exact, fast"),
-        (("--lookup", "--draft", "smollm2"), 2, "--lookup and --draft both guess ahead; give one of them."),
+        (("--lookup", "--draft", "smollm2"), 2, "--lookup and --draft both draft ahead; give one of them."),
     ],
 )
 def test_options_that_cannot_be_meant(capsys, model, args, code, message):

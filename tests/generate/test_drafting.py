@@ -18,25 +18,25 @@ def two_step_target(first: torch.Tensor, second: torch.Tensor) -> dict[tuple[int
 
 @pytest.mark.parametrize("certain", [True, False])
 def test_the_first_two_tokens_are_distributed_as_without_guesses(certain):
-    """A guess of two tokens against a model whose second distribution depends on the first token."""
+    """A draft of two tokens against a model whose second distribution depends on the first token."""
     torch.manual_seed(3)
     vocab, n = 4, 30_000
     first = torch.rand(vocab, dtype=torch.float64)
-    first[2] = 0  # something the model never says, but the guesser does
+    first[2] = 0  # something the model never says, but the drafter does
     first /= first.sum()
     second = torch.rand(vocab, vocab, dtype=torch.float64)
     second /= second.sum(1, keepdim=True)
-    guess_p = torch.rand(2, vocab, dtype=torch.float64)
-    guess_p /= guess_p.sum(1, keepdim=True)
+    draft_p = torch.rand(2, vocab, dtype=torch.float64)
+    draft_p /= draft_p.sum(1, keepdim=True)
     generator = torch.Generator().manual_seed(5)
     counts: dict[tuple[int, int], int] = {}
     for _ in range(n):
-        guesses = [2, 1] if certain else [draw(guess_p[0], generator), draw(guess_p[1], generator)]
+        drafts = [2, 1] if certain else [draw(draft_p[0], generator), draw(draft_p[1], generator)]
         if certain:
-            guesses[0] = int(torch.randint(vocab, (1,), generator=generator))  # looked up, whatever it is
-        after = second[guesses[0]]
+            drafts[0] = int(torch.randint(vocab, (1,), generator=generator))  # looked up, whatever it is
+        after = second[drafts[0]]
         third = torch.full((vocab,), 1 / vocab, dtype=torch.float64)
-        out = accept(torch.stack([first, after, third]), guesses, None if certain else guess_p, generator)
+        out = accept(torch.stack([first, after, third]), drafts, None if certain else draft_p, generator)
         if len(out) == 1:  # the next step draws the second token as usual
             out.append(draw(second[out[0]], generator))
         counts[out[0], out[1]] = counts.get((out[0], out[1]), 0) + 1
@@ -61,8 +61,8 @@ def test_a_draft_equal_to_the_model_is_always_kept():
     p /= p.sum(1, keepdim=True)
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
-        guesses = [draw(p[0], generator), draw(p[1], generator)]
-        assert accept(p, guesses, p[:2], generator)[:2] == guesses
+        drafts = [draw(p[0], generator), draw(p[1], generator)]
+        assert accept(p, drafts, p[:2], generator)[:2] == drafts
 
 
 def test_lookup_finds_the_latest_longest_repeat():
@@ -94,11 +94,11 @@ def test_a_draft_model_reads_only_what_is_new():
     runner = Countdown()
     draft = DraftModel(runner)
     generator = torch.Generator()
-    guesses, q = draft.guess([1, 9], 3, GREEDY, generator)
-    assert guesses == [8, 7, 6]
+    drafts, q = draft.draft([1, 9], 3, GREEDY, generator)
+    assert drafts == [8, 7, 6]
     assert q is not None
     assert q.shape == (3, 16)
     assert runner.calls == [([1, 9], [0, 1]), ([8], [2]), ([7], [3])]
     runner.calls.clear()
-    draft.guess([1, 9, 8, 5], 1, Sampling(), generator)  # the second guess was refused: 5 came instead
+    draft.draft([1, 9, 8, 5], 1, Sampling(), generator)  # the second draft was refused: 5 came instead
     assert runner.calls == [([5], [3])]

@@ -12,10 +12,11 @@ from glassformer.errors import ServerError, TextError, UsageError
 from glassformer.generate import engine as engine_module
 from glassformer.generate.drafting import DraftModel, NgramLookup
 from glassformer.generate.engine import Engine, SlowWarning
+from glassformer.generate.native_model import NativeModel
 from glassformer.generate.request import Request
 from glassformer.generate.runners import EagerRunner
 from glassformer.generate.sampling import Sampling, adjust, probabilities
-from glassformer.generate.stop import Ending
+from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
 from glassformer.model import Attention, Config, FeedForward, Position, Transformer
 
@@ -55,20 +56,56 @@ def model() -> Transformer:
     return transformer.requires_grad_(False)
 
 
-@pytest.fixture(params=["native", "eager"])
-def engine(request, model):
-    with Engine(model, Letters(), slots=3, use_native=request.param == "native") as made:  # type: ignore[arg-type]
-        assert made.wait(120)
-        assert made.path.startswith(request.param)
-        yield made
+RUNNERS = ("torch", "float32", "bfloat16", "int8", "int4")
 
 
-def greedy(model: Transformer, prompt: list[int], count: int) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
+class Reference:
+    """The answer computed without an engine: the whole text is read again for every token, in one call."""
+
+    def __init__(self, model: Transformer, kind: str) -> None:
+        self.model, self.kind = model, kind
+        self.native = NativeModel.from_transformer(model, kind) if kind not in ("torch", "float32") else None
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        if self.native is not None:
+            return self.native.prefill(ids)
         with torch.inference_mode():
-            ids.append(int(model(torch.tensor([ids]), last=True)[0, -1].argmax()))
-    return ids[len(prompt) :]
+            return self.model(torch.tensor([ids]), last=True)[0, -1]
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        ids = list(prompt)
+        for _ in range(count):
+            ids.append(int(self.logits(ids).argmax()))
+        return ids[len(prompt) :]
+
+
+@pytest.fixture(scope="module", params=RUNNERS)
+def reference(request, model) -> Reference:
+    return Reference(model, request.param)
+
+
+@pytest.fixture
+def make(reference, model):
+    """Engines of the runner under test, which answer with it from the first token on."""
+    made: list[Engine] = []
+
+    def build(tokenizer=None, **options) -> Engine:
+        native = reference.kind != "torch"
+        precision = reference.kind if native else "exact"
+        engine = Engine(model, tokenizer, precision=precision, use_native=native, **options)
+        made.append(engine)
+        assert engine.wait(120)
+        assert engine.path.startswith("native" if native else "eager")
+        return engine
+
+    yield build
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def engine(make):
+    return make(Letters(), slots=3)
 
 
 def ids_of(steps) -> list[int]:
@@ -81,63 +118,59 @@ def prompts(count: int, seed: int = 0) -> list[list[int]]:
     return [torch.randint(0, 39, (n,), generator=generator).tolist() for n in lengths]
 
 
-def test_greedy_equals_the_transformer(engine, model):
+def test_greedy_equals_the_model_alone(engine, reference):
     for prompt in prompts(4):
         steps = list(engine.generate(Request(tuple(prompt), max_tokens=12, stop_ids=frozenset())))
-        assert ids_of(steps) == greedy(model, prompt, 12)
+        assert ids_of(steps) == reference.greedy(prompt, 12)
         assert [s.finish for s in steps] == [None] * 11 + ["length"]
-        assert {s.precision for s in steps} == {"float32"}
+        assert {s.precision for s in steps} == {"float32" if reference.kind == "torch" else reference.kind}
 
 
-def test_many_requests_share_the_engine_and_none_is_changed_by_it(engine, model):
+def test_many_requests_share_the_engine_and_none_is_changed_by_it(engine, reference):
     texts = prompts(11, seed=2)
     handles = [engine.submit(Request(tuple(p), max_tokens=5 + i, stop_ids=frozenset())) for i, p in enumerate(texts)]
     for i, (prompt, handle) in enumerate(zip(texts, handles, strict=True)):
-        assert ids_of(handle) == greedy(model, prompt, 5 + i)
+        assert ids_of(handle) == reference.greedy(prompt, 5 + i)
     assert (engine.active, engine.waiting) == (0, 0)
 
 
-def test_other_threads_keep_their_number_of_torch_threads(model):
+def test_other_threads_keep_their_number_of_torch_threads(make):
     before = torch.get_num_threads()
     seen: list[int] = []
-    with Engine(model, slots=1) as engine:
-        assert engine.wait(120)
-        list(engine.generate(Request((1, 2), max_tokens=2)))
-        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-        later.start()
-        later.join()
+    engine = make(slots=1)
+    list(engine.generate(Request((1, 2), max_tokens=2)))
+    later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    later.start()
+    later.join()
     assert [torch.get_num_threads(), *seen] == [before, before]
 
 
-def test_a_prefix_that_is_there_is_not_read_again(engine, model):
+def test_a_prefix_that_is_there_is_not_read_again(engine, reference):
     first = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 3
     a = engine.submit(Request(tuple(first), max_tokens=4, stop_ids=frozenset()))
-    assert ids_of(a) == greedy(model, first, 4)
+    assert ids_of(a) == reference.greedy(first, 4)
     assert a.cached == 0
-    longer = [*first, *greedy(model, first, 4), 17, 18]
+    longer = [*first, *reference.greedy(first, 4), 17, 18]
     b = engine.submit(Request(tuple(longer), max_tokens=4, stop_ids=frozenset()))
-    assert ids_of(b) == greedy(model, longer, 4)
+    assert ids_of(b) == reference.greedy(longer, 4)
     assert b.cached == len(first) + 3  # the last token of the first answer was never read
     same = engine.submit(Request(tuple(first), max_tokens=4, stop_ids=frozenset()))
-    assert ids_of(same) == greedy(model, first, 4)
+    assert ids_of(same) == reference.greedy(first, 4)
     assert same.cached == len(first) - 1  # the last one is needed for its logits
     other = engine.submit(Request((5, 5, 5), max_tokens=2, stop_ids=frozenset()))
-    assert ids_of(other) == greedy(model, [5, 5, 5], 2)
+    assert ids_of(other) == reference.greedy([5, 5, 5], 2)
 
 
-def test_a_prefix_in_a_busy_slot_is_copied(model):
-    with Engine(model, slots=2) as engine:
-        engine.wait(120)
-        shared = list(range(1, 31))
-        at_first = threading.Event()
-        long = engine.submit(
-            Request(tuple(shared), max_tokens=90, stop_ids=frozenset()), on_step=lambda step: at_first.set()
-        )
-        assert at_first.wait(60)
-        second = engine.submit(Request((*shared, 40), max_tokens=3, stop_ids=frozenset()))
-        assert ids_of(second) == greedy(model, [*shared, 40], 3)
-        assert second.cached >= 29
-        long.cancel()
+def test_a_prefix_in_a_busy_slot_is_copied(make, reference):
+    engine = make(slots=2)
+    shared = list(range(1, 31))
+    long = engine.submit(Request(tuple(shared), max_tokens=90, stop_ids=frozenset()))
+    events = iter(long)
+    first = next(events)
+    second = engine.submit(Request((*shared, 40), max_tokens=3, stop_ids=frozenset()))
+    assert ids_of(second) == reference.greedy([*shared, 40], 3)
+    assert second.cached >= 29
+    assert ids_of([first, *events]) == reference.greedy(shared, 90)  # and is not changed by being copied
 
 
 def test_seeds_reproduce_whatever_shares_the_steps(engine):
@@ -151,25 +184,24 @@ def test_seeds_reproduce_whatever_shares_the_steps(engine):
 
 
 @pytest.mark.parametrize("kind", ["lookup", "draft", "wrong"])
-def test_speculation_changes_nothing_of_a_greedy_answer(engine, model, kind):
+def test_speculation_changes_nothing_of_a_greedy_answer(engine, model, reference, kind):
     class Wrong:
-        def guess(self, ids, most, sampling, generator):
+        def draft(self, ids, most, sampling, generator):
             return [49] * most, None
 
     for prompt in [[1, 2, 3] * 4, *prompts(2)]:
-        guesser = {"lookup": NgramLookup, "draft": lambda: DraftModel(EagerRunner(model)), "wrong": Wrong}[kind]()
-        request = Request(tuple(prompt), max_tokens=17, stop_ids=frozenset(), guesser=guesser, guesses=4)
-        assert ids_of(engine.generate(request)) == greedy(model, prompt, 17)
+        drafter = {"lookup": NgramLookup, "draft": lambda: DraftModel(EagerRunner(model)), "wrong": Wrong}[kind]()
+        request = Request(tuple(prompt), max_tokens=17, stop_ids=frozenset(), drafter=drafter, drafts=4)
+        assert ids_of(engine.generate(request)) == reference.greedy(prompt, 17)
 
 
-def paths(model: Transformer, prompt: list[int], sampling: Sampling, count: int) -> dict[tuple[int, ...], float]:
+def paths(reference: Reference, prompt: list[int], sampling: Sampling, count: int) -> dict[tuple[int, ...], float]:
     """Every answer of so many tokens that can be drawn, and its probability."""
     found = {(): 1.0}
     for _ in range(count):
         longer = {}
         for answer, before in found.items():
-            with torch.inference_mode():
-                logits = model(torch.tensor([[*prompt, *answer]]), last=True)[0, -1]
+            logits = reference.logits([*prompt, *answer])
             p = probabilities(adjust(logits, sampling, prompt, list(answer)), sampling)
             longer.update({(*answer, int(i)): before * float(p[i]) for i in p.nonzero()[:, 0]})
         found = longer
@@ -177,46 +209,44 @@ def paths(model: Transformer, prompt: list[int], sampling: Sampling, count: int)
 
 
 class Anything:
-    """Guesses what may well be drawn, or not, and is sure of it."""
+    """Drafts what may well be drawn, or not, and is sure of it."""
 
     def __init__(self, ids: list[int]) -> None:
         self.ids = ids
 
-    def guess(self, ids, most, sampling, generator):
+    def draft(self, ids, most, sampling, generator):
         return [self.ids[int(i)] for i in torch.randint(len(self.ids), (min(most, 2),))], None
 
 
 @pytest.mark.parametrize("kind", ["anything", "draft"])
-def test_speculation_leaves_answers_distributed_as_they_were(model, kind):
+def test_speculation_leaves_answers_distributed_as_they_were(make, reference, kind):
     """Whole answers through the engine, with filters and penalties that look at what was answered."""
     torch.manual_seed(8)
     sampling = Sampling(temperature=4.0, top_k=3, repetition_penalty=1.3, frequency_penalty=2.0, logit_bias={3: 1.5})
-    prompt, n = [5, 9, 3], 1000 if kind == "anything" else 400
-    expected = paths(model, prompt, sampling, 3)
+    prompt, n = [5, 9, 3], 400 if kind == "anything" else 200
+    expected = paths(reference, prompt, sampling, 3)
     assert len(expected) == 27
     likely = sorted({token for answer in expected for token in answer})
     drafter = DraftModel(EagerRunner(Transformer(CONFIG).requires_grad_(False)))
-    guesser = Anything(likely) if kind == "anything" else drafter
+    drafter = Anything(likely) if kind == "anything" else drafter
     counts: dict[tuple[int, ...], int] = {}
-    with Engine(model, slots=4) as engine:
-        assert engine.wait(120)
-        for seed in range(n):
-            seeded = replace(sampling, seed=seed)
-            asked = Request(tuple(prompt), 3, seeded, stop_ids=frozenset(), guesser=guesser, guesses=2)
-            answer = tuple(ids_of(engine.generate(asked)))
-            counts[answer] = counts.get(answer, 0) + 1
+    engine = make(slots=4)
+    for seed in range(n):
+        seeded = replace(sampling, seed=seed)
+        asked = Request(tuple(prompt), 3, seeded, stop_ids=frozenset(), drafter=drafter, drafts=2)
+        answer = tuple(ids_of(engine.generate(asked)))
+        counts[answer] = counts.get(answer, 0) + 1
     assert set(counts) <= set(expected)
     chi2 = sum((counts.get(answer, 0) - n * p) ** 2 / (n * p) for answer, p in expected.items())
     assert chi2 < 54.1  # 99.9 % of 26 degrees of freedom
 
 
-def test_logprobs_are_those_of_the_transformer(engine, model):
+def test_logprobs_are_the_model_s_own(engine, reference):
     prompt = [3, 1, 4, 1, 5]
     steps = list(engine.generate(Request(tuple(prompt), max_tokens=3, logprobs=5, stop_ids=frozenset())))
     ids = list(prompt)
     for step in steps:
-        with torch.inference_mode():
-            expected = torch.log_softmax(model(torch.tensor([ids]))[0, -1].double(), 0)
+        expected = torch.log_softmax(reference.logits(ids).double(), 0)
         assert step.id is not None
         assert step.logprob is not None
         assert step.logprob.logprob == pytest.approx(float(expected[step.id]), abs=1e-4)
@@ -239,11 +269,10 @@ def test_cancelled_requests_stop_and_free_their_slot(engine):
     assert engine.active == 0
 
 
-def test_an_answer_ends_where_the_capacity_does(model):
-    with Engine(model, slots=1, capacity=20) as engine:
-        steps = list(engine.generate(Request(tuple(range(15)), stop_ids=frozenset())))
-        assert len(steps) == 5
-        assert steps[-1].finish == "length"
+def test_an_answer_ends_where_the_capacity_does(make):
+    steps = list(make(slots=1, capacity=20).generate(Request(tuple(range(15)), stop_ids=frozenset())))
+    assert len(steps) == 5
+    assert steps[-1].finish == "length"
 
 
 def test_a_tap_gets_the_transformer_itself_and_steps_of_its_own(engine, model):
@@ -288,14 +317,15 @@ def test_unknown_precisions_are_refused(model):
         Engine(model, precision="int3")
 
 
-def test_an_error_of_a_step_reaches_its_requests_and_the_engine_goes_on(model, monkeypatch):
-    with Engine(model, slots=2, use_native=False) as engine:
-        real = engine._runner.forward
-        monkeypatch.setattr(engine._runner, "forward", lambda *a, **k: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            list(engine.generate(Request((1, 2), max_tokens=3)))
-        monkeypatch.setattr(engine._runner, "forward", real)
-        assert len(list(engine.generate(Request((1, 2), max_tokens=3, stop_ids=frozenset())))) == 3
+def test_an_error_of_a_step_reaches_its_requests_and_the_engine_goes_on(make, monkeypatch):
+    engine = make(slots=2)
+    assert len(list(engine.generate(Request((3,), max_tokens=1)))) == 1  # the runner is in place now
+    real = engine._runner.forward
+    monkeypatch.setattr(engine._runner, "forward", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(engine.generate(Request((1, 2), max_tokens=3)))
+    monkeypatch.setattr(engine._runner, "forward", real)
+    assert len(list(engine.generate(Request((1, 2), max_tokens=3, stop_ids=frozenset())))) == 3
 
 
 def test_without_a_compiler_it_answers_and_says_what_is_slower(model, monkeypatch, tmp_path):
@@ -308,7 +338,7 @@ def test_without_a_compiler_it_answers_and_says_what_is_slower(model, monkeypatc
     with made as engine:
         assert engine.wait(10)
         steps = list(engine.generate(Request((1, 2), max_tokens=5, stop_ids=frozenset())))
-        assert ids_of(steps) == greedy(model, [1, 2], 5)
+        assert ids_of(steps) == Reference(model, "torch").greedy([1, 2], 5)
         assert {step.precision for step in steps} == {"float32"}  # stated as it is, not as it was asked
         assert engine.path == "eager"
         assert "no C++ compiler" in str(engine.note)
@@ -324,13 +354,13 @@ def test_answers_begin_before_the_library_is_compiled_and_go_on_after(model, mon
         assert may_build.wait(60)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(engine_module.native, "compiled", lambda: False)
+    monkeypatch.setattr(engine_module.infer_abi, "compiled", lambda: False)
     monkeypatch.setattr(engine_module.NativeModel, "from_transformer", slow)
     with Engine(model, slots=2) as engine:
         assert engine.path == "eager"
         got: list[int] = []
 
-        def on_step(step) -> None:
+        def on_event(step) -> None:
             got.append(step.id)
             if len(got) == 10:
                 may_build.set()
@@ -338,14 +368,14 @@ def test_answers_begin_before_the_library_is_compiled_and_go_on_after(model, mon
             if step.finish:
                 half.set()
 
-        engine.submit(Request((4, 5, 6), max_tokens=30, stop_ids=frozenset()), on_step)
+        engine.submit(Request((4, 5, 6), max_tokens=30, stop_ids=frozenset()), on_event)
         assert half.wait(120)
         assert engine.path.startswith("native")
-        assert got == greedy(model, [4, 5, 6], 30)
+        assert got == Reference(model, "torch").greedy([4, 5, 6], 30)
 
 
 def letters(*ids: int, stop: tuple[str, ...] = (), stop_ids: tuple[int, ...] = ()) -> tuple[list[str], bool]:
-    ending = Ending(Letters(), stop, stop_ids)  # type: ignore[arg-type]
+    ending = StopMatcher(Letters(), stop, stop_ids)  # type: ignore[arg-type]
     pieces = []
     for id in ids:
         pieces.append(ending.push(id))
@@ -364,6 +394,6 @@ def test_text_comes_in_whole_characters_and_without_stop_strings():
     assert letters(0, 49, 1, stop_ids=(49,)) == (["a", ""], True)
     assert letters(0, 1, 49, stop=("bc",), stop_ids=(49,)) == (["a", "", "b"], True)
     with pytest.raises(UsageError, match="A stop string must have 1 to 500 characters; one has 0."):
-        Ending(Letters(), ("",))  # type: ignore[arg-type]
+        StopMatcher(Letters(), ("",))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="Stop strings need a tokenizer"):
-        Ending(None, ("x",))
+        StopMatcher(None, ("x",))

@@ -1,4 +1,4 @@
-"""What the verbs that answer share: the options of an answer, and how its pieces are shown."""
+"""What the verbs that answer share: the options of an answer, and how its tokens are shown."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import typer
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
-    from glassformer.generate.drafting import Guesser
-    from glassformer.generate.tokens import Piece
+    from glassformer.generate.drafting import Drafter
+    from glassformer.generate.tokens import GeneratedToken
     from glassformer.lm import Model
 
 SHOWN = 5  # rejected alternatives beside each token
@@ -149,8 +149,8 @@ def bias(given: list[str] | None) -> dict[int, float]:
     return found
 
 
-def guesser(model: Model, lookup: bool, draft: str | None) -> Guesser | None:
-    """What guesses ahead, if anything does.
+def drafter(model: Model, lookup: bool, draft: str | None) -> Drafter | None:
+    """What drafts ahead, if anything does.
 
     Raises:
         UsageError: for a draft model with other tokens.
@@ -174,29 +174,29 @@ def guesser(model: Model, lookup: bool, draft: str | None) -> Guesser | None:
     return DraftModel(EagerRunner(smaller.transformer))
 
 
-class Teller:
+class Printer:
     """Writes an answer as it comes: text to standard output, or with `show` one line a token.
 
     Attributes:
         text: the answer so far.
-        pieces: what it was made of.
+        tokens: what it is made of.
     """
 
     def __init__(self, show: bool = False, quiet: bool = False) -> None:
         self._show, self._quiet = show, quiet
         self.text = ""
-        self.pieces: list[Piece] = []
+        self.tokens: list[GeneratedToken] = []
         self._start = time.perf_counter()
         self._first: float | None = None
 
-    def tell(self, piece: Piece) -> None:
-        """Take in one piece and write it."""
+    def write(self, token: GeneratedToken) -> None:
+        """Take in one token and write it."""
         self._first = self._first or time.perf_counter()
-        self.text += piece.text
-        self.pieces.append(piece)
+        self.text += token.text
+        self.tokens.append(token)
         if self._quiet:
             return
-        sys.stdout.write(line(piece) + "\n" if self._show else piece.text)
+        sys.stdout.write(line(token) + "\n" if self._show else token.text)
         sys.stdout.flush()
 
     def end(self) -> None:
@@ -208,37 +208,37 @@ class Teller:
     @property
     def precision(self) -> str:
         """Of what computed the answer; several when it changed on the way."""
-        return ", then ".join(dict.fromkeys(piece.precision for piece in self.pieces)) or "no token"
+        return ", then ".join(dict.fromkeys(token.precision for token in self.tokens)) or "no token"
 
     def summary(self, model: Model) -> str:
         """Model, precision, tokens and speed, on one line."""
-        count = len(self.pieces)
+        count = len(self.tokens)
         parts = [model.name, self.precision, f"{count} token{'' if count == 1 else 's'}"]
         if self._first is not None:
             parts.append(f"first after {self._first - self._start:.2f} s")
             if count > 1:
                 speed = (count - 1) / max(time.perf_counter() - self._first, 1e-9)
                 parts.append(f"{speed:.{0 if speed >= 10 else 1}f} tokens/s")
-        if self.pieces and self.pieces[-1].finish == "length":
+        if self.tokens and self.tokens[-1].finish == "length":
             parts.append("cut at its length")
         return ", ".join(parts)
 
 
-def line(piece: Piece) -> str:
+def line(token: GeneratedToken) -> str:
     """A token, its probability, and what was rejected for it."""
     from glassformer.cli.next import visible
 
-    others = "  ".join(f"{visible(one.token)} {one.probability:.1%}" for one in piece.rejected[:SHOWN])
-    return f"{visible(piece.token):<16} {piece.probability:7.2%}   {others}".rstrip()
+    others = "  ".join(f"{visible(one.token)} {one.probability:.1%}" for one in token.rejected[:SHOWN])
+    return f"{visible(token.token):<16} {token.probability:7.2%}   {others}".rstrip()
 
 
-def tell(pieces: Any, teller: Teller) -> bool:
+def print_answer(tokens: Any, printer: Printer) -> bool:
     """Write a whole answer; False when Ctrl-C ended it, which ends the computation too."""
     try:
-        for piece in pieces:
-            teller.tell(piece)
+        for token in tokens:
+            printer.write(token)
     except KeyboardInterrupt:
         return False
     finally:
-        pieces.close()
+        tokens.close()
     return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.answers import SHOWN, How, Teller, answering, tell
+from glassformer.cli.answers import SHOWN, How, Printer, answering, print_answer
 from glassformer.cli.common import ModelOption, characters, note, open_model
 from glassformer.errors import GlassformerError, TextError, TokenizerError, UsageError, near
 from glassformer.system import files
@@ -125,14 +125,14 @@ class Chat:
         options = dict(self.options)
         if options["seed"] is not None:
             options["seed"] += seed_step
-        pieces = self.model.generate(self._prompt(), alternatives=SHOWN + 1 if self.show else 0, **options)
-        teller = Teller(self.show)
-        whole = tell(pieces, teller)
-        teller.end()
+        tokens = self.model.generate(self._prompt(), alternatives=SHOWN + 1 if self.show else 0, **options)
+        printer = Printer(self.show)
+        whole = print_answer(tokens, printer)
+        printer.end()
         if not whole:
             note("(stopped)")
-        note(teller.summary(self.model))
-        self.messages.append({"role": "assistant", "content": teller.text})
+        note(printer.summary(self.model))
+        self.messages.append({"role": "assistant", "content": printer.text})
 
     def _prompt(self) -> list[int]:
         """The conversation's ids, without its oldest turns where the context has no room for them."""

@@ -12,10 +12,10 @@ from glassformer.cli.answers import (
     DraftOption,
     How,
     LookupOption,
-    Teller,
+    Printer,
     answering,
-    guesser,
-    tell,
+    drafter,
+    print_answer,
 )
 from glassformer.cli.common import (
     BosOption,
@@ -51,30 +51,30 @@ def command(
         raise TextError("The text is empty; give at least one word.")
     options = how.options()
     opened = open_model(model)
-    pieces = opened.generate(
+    tokens = opened.generate(
         text,
         alternatives=SHOWN + 1 if how.show or as_json else 0,
         bos=bos,
-        guesser=guesser(opened, lookup, draft),
+        drafter=drafter(opened, lookup, draft),
         **options,
     )
-    teller = Teller(how.show, quiet=as_json)
+    printer = Printer(how.show, quiet=as_json)
     if sys.stdout.isatty() and not how.show and not as_json:
         typer.echo(typer.style(text, bold=True), nl=False)
-    whole = tell(pieces, teller)
-    teller.end()
+    whole = print_answer(tokens, printer)
+    printer.end()
     if as_json:
         print_json(
             {
                 "model": opened.name,
-                "precision": teller.precision,
+                "precision": printer.precision,
                 "text": text,
                 "ids": opened.encode(text, bos),
-                "answer": teller.text,
-                "finish": teller.pieces[-1].finish if teller.pieces and whole else "cancelled",
-                "pieces": [piece.to_dict() for piece in teller.pieces],
+                "answer": printer.text,
+                "finish": printer.tokens[-1].finish if printer.tokens and whole else "cancelled",
+                "pieces": [token.to_dict() for token in printer.tokens],
             }
         )
-    note(teller.summary(opened))
+    note(printer.summary(opened))
     if not whole:
         raise typer.Exit(INTERRUPTED)

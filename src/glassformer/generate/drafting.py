@@ -1,8 +1,8 @@
-"""Several tokens per step: cheap guesses that the model checks all at once, with its own distribution kept exactly.
+"""Several tokens per step: cheap drafts that the model checks all at once, with its own distribution kept exactly.
 
-A guess is kept with probability min(1, p/q), p the model's and q the guesser's probability of it; the first refused
-one is replaced by a draw from what p has beyond q (arXiv:2211.17192). A guesser that looks up an earlier repeat of the
-last words (n-gram lookup) is sure of itself: q is 1 for its guess. What comes out is distributed as without guessing.
+A draft is kept with probability min(1, p/q), p the model's and q the drafter's probability of it; the first refused
+one is replaced by a draw from what p has beyond q (arXiv:2211.17192). A drafter that looks up an earlier repeat of the
+last words (n-gram lookup) is sure of itself: q is 1 for its draft. What comes out is distributed as without guessing.
 It knows distributions, ids and what a runner is called by; it does not know models.
 """
 
@@ -18,19 +18,19 @@ from glassformer.errors import UsageError
 from glassformer.generate.sampling import Sampling, draw, probabilities
 
 
-class Guesser(Protocol):
+class Drafter(Protocol):
     """Proposes how a text goes on."""
 
-    def guess(
+    def draft(
         self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator
     ) -> tuple[list[int], Tensor | None]:
-        """At most `most` ids that may follow `ids`, and the distribution each was drawn from, (guess, vocab), or None
+        """At most `most` ids that may follow `ids`, and the distribution each was drawn from, (draft, vocab), or None
         where it was not drawn."""
         ...
 
 
 class NgramLookup:
-    """Guesses that what followed the last few tokens before will follow them again.
+    """Drafts that what followed the last few tokens before will follow them again.
 
     Args:
         longest: tokens of the longest ending that is looked up; shorter ones are tried after.
@@ -42,7 +42,7 @@ class NgramLookup:
             raise UsageError(f"N-gram lookup needs 1 <= shortest <= longest; got {shortest} and {longest}.")
         self.longest, self.shortest = longest, shortest
 
-    def guess(
+    def draft(
         self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator
     ) -> tuple[list[int], Tensor | None]:
         return self.look_up(ids, most), None
@@ -59,17 +59,17 @@ class NgramLookup:
         return []
 
 
-def accept(target: Tensor, guesses: Sequence[int], drawn_from: Tensor | None, generator: torch.Generator) -> list[int]:
-    """The tokens that really follow: guesses up to the first refused one, and one token more.
+def accept(target: Tensor, drafts: Sequence[int], drawn_from: Tensor | None, generator: torch.Generator) -> list[int]:
+    """The tokens that really follow: drafts up to the first refused one, and one token more.
 
     Args:
-        target: (guess + 1, vocab) distributions of the model, before each guess and after the last.
-        guesses: the proposed ids.
-        drawn_from: (guess, vocab) distributions the guesses were drawn from; None when each was certain.
+        target: (draft + 1, vocab) distributions of the model, before each draft and after the last.
+        drafts: the proposed ids.
+        drawn_from: (draft, vocab) distributions the drafts were drawn from; None when each was certain.
         generator: of the random numbers.
     """
     out: list[int] = []
-    for i, token in enumerate(guesses):
+    for i, token in enumerate(drafts):
         p = target[i]
         q = 1.0 if drawn_from is None else float(drawn_from[i, token])
         u = float(torch.rand(1, dtype=torch.float64, generator=generator))
@@ -82,10 +82,10 @@ def accept(target: Tensor, guesses: Sequence[int], drawn_from: Tensor | None, ge
         else:
             rest = (p - drawn_from[i]).clamp(min=0)
         return [*out, draw(rest if float(rest.sum()) > 0 else p, generator)]
-    return [*out, draw(target[len(guesses)], generator)]
+    return [*out, draw(target[len(drafts)], generator)]
 
 
-class Drafter(Protocol):
+class DraftRunner(Protocol):
     """What a draft model's runner must do (a `NativeModel` does)."""
 
     capacity: int
@@ -96,18 +96,18 @@ class Drafter(Protocol):
 
 
 class DraftModel:
-    """Guesses with a smaller model of the same vocabulary, for one request at a time.
+    """Drafts with a smaller model of the same vocabulary, for one request at a time.
 
     Args:
         runner: the draft model.
-        slot: of the runner's cache, this guesser's own.
+        slot: of the runner's cache, this drafter's own.
     """
 
-    def __init__(self, runner: Drafter, slot: int = 0) -> None:
+    def __init__(self, runner: DraftRunner, slot: int = 0) -> None:
         self.runner, self.slot = runner, slot
         self._read: list[int] = []
 
-    def guess(
+    def draft(
         self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator
     ) -> tuple[list[int], Tensor | None]:
         most = min(most, self.runner.capacity - len(ids))
@@ -119,15 +119,15 @@ class DraftModel:
                 break
             same += 1
         new = list(ids[same:])
-        guesses: list[int] = []
+        drafts: list[int] = []
         drawn: list[Tensor] = []
         self._read = list(ids[:same])
-        while len(guesses) < most:
+        while len(drafts) < most:
             at = len(self._read)
             logits = self.runner.forward(new, [self.slot] * len(new), range(at, at + len(new)), [len(new) - 1])[0]
             self._read += new
             p = probabilities(logits, sampling)
             drawn.append(p)
-            guesses.append(draw(p, generator))
-            new = guesses[-1:]
-        return guesses, torch.stack(drawn)
+            drafts.append(draw(p, generator))
+            new = drafts[-1:]
+        return drafts, torch.stack(drawn)

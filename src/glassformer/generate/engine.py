@@ -1,7 +1,7 @@
 """The engine: many requests at once over one model, token by token.
 
 One thread owns the runner. Each step lets every active request put in what it has not put in yet (a piece of its
-prompt, its last token, guesses to be checked), so requests join and leave at any step. Answers begin at once: where
+prompt, its last token, drafts to be checked), so requests join and leave at any step. Answers begin at once: where
 the native library still has to be compiled, or a large model packed, the eager path answers until that is done. A
 prompt whose beginning a slot already holds is not read again.
 
@@ -16,7 +16,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,10 @@ import torch
 
 from glassformer.errors import ContextLengthError, GlassformerError, ServerError, TextError, UsageError
 from glassformer.generate.native_model import ROWS, NativeModel
-from glassformer.generate.request import Handle, Request, Step
+from glassformer.generate.request import Request, RequestHandle, TokenEvent
 from glassformer.generate.runners import EagerRunner, Runner
-from glassformer.generate.sequence import Answer
-from glassformer.generate.stop import Ending
+from glassformer.generate.sequence import Sequence
+from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ class Engine:
         self._threads = threads or torch.get_num_threads()
         self._runner: Runner = EagerRunner(transformer, slots=slots, capacity=self.capacity)
         self._next_runner: Runner | None = None
-        self._waiting: deque[Handle] = deque()
-        self._active: list[Answer] = []
+        self._waiting: deque[RequestHandle] = deque()
+        self._active: list[Sequence] = []
         self._held: list[list[int]] = [[] for _ in range(slots)]
         self._used = [0] * slots  # when a slot was last given away, in steps
         self._clock = 0
@@ -137,15 +137,17 @@ class Engine:
         """Requests being worked on."""
         return len(self._active)
 
-    def submit(self, request: Request, on_step: Callable[[Step | BaseException], None] | None = None) -> Handle:
-        """Queue a request; its steps come through the handle, or to `on_step` (called on the engine's thread).
+    def submit(
+        self, request: Request, on_event: Callable[[TokenEvent | BaseException], None] | None = None
+    ) -> RequestHandle:
+        """Queue a request; its steps come through the handle, or to `on_event` (called on the engine's thread).
 
         Raises:
             TextError: for an empty prompt, unknown ids, or one that leaves no room for an answer.
             UsageError: for stop strings that cannot be. ServerError: when the engine is closed.
         """
         self.check(request)
-        handle = Handle(request, on_step)
+        handle = RequestHandle(request, on_event)
         with self._wake:
             if self._closed:
                 raise ServerError("The engine is closed; start another.")
@@ -172,9 +174,9 @@ class Engine:
         for token in request.sampling.logit_bias:
             if token >= vocab:
                 raise UsageError(f"logit_bias names token {token}; this vocabulary has {vocab}.")
-        self._ending(request)
+        self._stop_matcher(request)
 
-    def generate(self, request: Request, tap: Tap | None = None) -> Iterator[Step]:
+    def generate(self, request: Request, tap: Tap | None = None) -> Iterator[TokenEvent]:
         """The steps of one answer; leaving the loop cancels it.
 
         With a tap the answer is computed by the transformer itself, apart from everybody else's.
@@ -265,11 +267,11 @@ class Engine:
         self._active.clear()
         self._held = [[] for _ in range(self.slots)]
 
-    def _ending(self, request: Request) -> Ending:
+    def _stop_matcher(self, request: Request) -> StopMatcher:
         stop_ids = request.stop_ids
         if stop_ids is None:
             stop_ids = frozenset() if self.tokenizer is None else self.tokenizer.stop_ids
-        return Ending(self.tokenizer, request.stop, stop_ids)
+        return StopMatcher(self.tokenizer, request.stop, stop_ids)
 
     def _admit(self) -> None:
         while True:
@@ -280,14 +282,14 @@ class Engine:
                     return
                 handle = self._waiting.popleft()
             if handle.cancelled:
-                handle.put(Step(None, finish="cancelled", precision=self._runner.precision))
+                handle.put(TokenEvent(None, finish="cancelled", precision=self._runner.precision))
                 continue
             try:
                 self._start(handle, free)
             except BaseException as error:
                 handle.put(error)
 
-    def _start(self, handle: Handle, free: list[int]) -> None:
+    def _start(self, handle: RequestHandle, free: list[int]) -> None:
         ids = list(handle.request.prompt)
         slot, have = self._place(ids, free)
         handle.cached = have
@@ -295,7 +297,9 @@ class Engine:
         self._used[slot] = self._clock
         self._held[slot] = []
         generator = handle.request.sampling.generator()
-        self._active.append(Answer(handle, slot, ids, self._ending(handle.request), generator, self.capacity, have))
+        self._active.append(
+            Sequence(handle, slot, ids, self._stop_matcher(handle.request), generator, self.capacity, have)
+        )
 
     def _place(self, ids: list[int], free: list[int]) -> tuple[int, int]:
         """A free slot for a prompt, and how many of its tokens are there already."""
@@ -316,14 +320,16 @@ class Engine:
 
     def _step(self) -> None:
         for active in [a for a in self._active if a.handle.cancelled]:
-            self._finish(active, Step(None, active.ending.finish(), None, (), "cancelled", self._runner.precision))
+            self._finish(
+                active, TokenEvent(None, active.stop_matcher.finish(), None, (), "cancelled", self._runner.precision)
+            )
         if not self._active:
             return
         tokens: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
         out: list[int] = []
-        parts: list[tuple[Answer, int, int]] = []  # who, tokens put in, rows of logits
+        parts: list[tuple[Sequence, int, int]] = []  # who, tokens put in, rows of logits
         room = max(ROWS, len(self._active))
         for active in sorted(self._active, key=lambda a: len(a.ids) - a.done):  # who waits for one token goes first
             if room < 1:
@@ -331,9 +337,9 @@ class Engine:
             piece = active.ids[active.done : active.done + room]
             wanted = 0
             if active.done + len(piece) == len(active.ids):
-                active.guess(room - len(piece))
-                piece = piece + active.guesses
-                wanted = 1 + len(active.guesses)
+                active.draft(room - len(piece))
+                piece = piece + active.drafts
+                wanted = 1 + len(active.drafts)
             out += range(len(tokens) + len(piece) - wanted, len(tokens) + len(piece))
             tokens += piece
             slots += [active.slot] * len(piece)
@@ -343,7 +349,7 @@ class Engine:
         logits = self._runner.forward(tokens, slots, positions, out)
         row = 0
         for active, count, wanted in parts:
-            active.done += count - len(active.guesses) if wanted else count
+            active.done += count - len(active.drafts) if wanted else count
             if wanted:
                 steps = active.advance(logits[row : row + wanted], self._runner.precision)
                 row += wanted
@@ -354,7 +360,7 @@ class Engine:
                 else:
                     active.handle.put(steps[-1])
 
-    def _finish(self, active: Answer, step: Step) -> None:
+    def _finish(self, active: Sequence, step: TokenEvent) -> None:
         with contextlib.suppress(ValueError):
             self._active.remove(active)
         self._held[active.slot] = active.ids[: active.done]
@@ -363,14 +369,16 @@ class Engine:
     # Requests with a tap
 
     @torch.inference_mode()
-    def _tapped(self, request: Request, tap: Tap) -> Iterator[Step]:
+    def _tapped(self, request: Request, tap: Tap) -> Iterator[TokenEvent]:
         from glassformer.model.cache import Cache
 
         self.check(request)
         generator = request.sampling.generator()
         room = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
         cache = Cache(self.config, 1, room, self.transformer.dtype, self.transformer.device)
-        active = Answer(Handle(request), 0, list(request.prompt), self._ending(request), generator, self.capacity)
+        active = Sequence(
+            RequestHandle(request), 0, list(request.prompt), self._stop_matcher(request), generator, self.capacity
+        )
         precision = str(self.transformer.dtype).removeprefix("torch.")
         while True:
             ids = torch.tensor([active.ids[cache.length :]], device=self.transformer.device)
@@ -402,7 +410,7 @@ def _work_alone() -> None:
     restore.join()
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def _common(a: list[int], b: list[int]) -> int:
     n = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from glassformer.errors import UsageError
-from glassformer.generate.drafting import Guesser
+from glassformer.generate.drafting import Drafter
 from glassformer.generate.sampling import GREEDY, Sampling, TokenLogprob
 
 Finish = Literal["stop", "length", "cancelled"]
@@ -27,8 +27,8 @@ class Request:
         stop: strings that end the answer and are not part of it.
         stop_ids: tokens that end it; None for the tokenizer's own, empty for none.
         logprobs: None for none, n for the chosen token's and those of the n likeliest.
-        guesser: proposes tokens for the model to check several at once; the distribution stays the same.
-        guesses: how many per step.
+        drafter: proposes tokens for the model to check several at once; the distribution stays the same.
+        drafts: how many per step.
 
     Raises:
         UsageError: for a number out of its range.
@@ -40,20 +40,20 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] | None = None
     logprobs: int | None = None
-    guesser: Guesser | None = field(default=None, compare=False)
-    guesses: int = 6
+    drafter: Drafter | None = field(default=None, compare=False)
+    drafts: int = 6
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"max_tokens must be at least 1; got {self.max_tokens}.")
         if self.logprobs is not None and not 0 <= self.logprobs <= 1000:
             raise UsageError(f"logprobs must be between 0 and 1000; got {self.logprobs}.")
-        if self.guesses < 1:
-            raise UsageError(f"guesses must be at least 1; got {self.guesses}.")
+        if self.drafts < 1:
+            raise UsageError(f"drafts must be at least 1; got {self.drafts}.")
 
 
 @dataclass(frozen=True)
-class Step:
+class TokenEvent:
     """One token of an answer, or its end.
 
     Attributes:
@@ -72,7 +72,7 @@ class Step:
     precision: str = ""
 
 
-class Handle:
+class RequestHandle:
     """A submitted request: iterate over its steps, or cancel it. May be used from any thread.
 
     Attributes:
@@ -81,16 +81,16 @@ class Handle:
         submitted, first: monotonic seconds when it came and when its first token did (None before).
     """
 
-    def __init__(self, request: Request, on_step: Callable[[Step | BaseException], None] | None = None) -> None:
+    def __init__(self, request: Request, on_event: Callable[[TokenEvent | BaseException], None] | None = None) -> None:
         self.request = request
         self.cached = 0
         self.submitted, self.first = time.monotonic(), None  # type: float, float | None
-        self._steps: queue.SimpleQueue[Step | BaseException] = queue.SimpleQueue()
-        self._tell = on_step or self._steps.put
+        self._steps: queue.SimpleQueue[TokenEvent | BaseException] = queue.SimpleQueue()
+        self._tell = on_event or self._steps.put
         self._cancelled = threading.Event()
         self._over = False
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[TokenEvent]:
         """Steps as they come; leaving the loop early does not cancel."""
         while not self._over:
             step = self._steps.get()
@@ -113,7 +113,7 @@ class Handle:
         """The whole answer, once it is there."""
         return "".join(step.text for step in self)
 
-    def put(self, step: Step | BaseException) -> None:
+    def put(self, step: TokenEvent | BaseException) -> None:
         """For the engine: hand over a step, or the error that ends it."""
         if self.first is None:
             self.first = time.monotonic()

@@ -63,6 +63,7 @@ class EagerRunner:
             at = end
         return logits
 
+    @torch.inference_mode()  # caches are made in this mode, and tensors made in it may be written in no other
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         mine, theirs = self._cache(target, length), self._cache(source, length)
         mine.length = 0

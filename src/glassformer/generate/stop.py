@@ -17,7 +17,7 @@ MOST_STOPS = 16
 LONGEST_STOP = 500
 
 
-class Ending:
+class StopMatcher:
     """One answer's text.
 
     Args:

@@ -1,7 +1,7 @@
-"""An answer as people and programs read it: pieces of text, each with its token's probability and its rivals.
+"""An answer as people and programs read it: tokens as text, each with its token's probability and its rivals.
 
-It turns an engine's steps into `Piece`s and keeps a model's engines between answers. It does not know models of the
-facade, prompts as text, or how anything is shown.
+It turns an engine's events into `GeneratedToken`s and keeps a model's engines between answers. It does not know
+models of the facade, prompts as text, or how anything is shown.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 
 from glassformer.errors import UsageError
 from glassformer.generate.engine import PRECISIONS, Engine
-from glassformer.generate.request import Finish, Request, Step
+from glassformer.generate.request import Finish, Request, TokenEvent
 from glassformer.generate.sampling import Sampling
 
 if TYPE_CHECKING:
-    from glassformer.generate.drafting import Guesser
+    from glassformer.generate.drafting import Drafter
     from glassformer.model.transformer import Transformer
     from glassformer.tokenizer.tokenizer import Tokenizer
 
@@ -46,19 +46,19 @@ class Alternative:
 
 
 @dataclass(frozen=True)
-class Piece:
+class GeneratedToken:
     """One token of an answer.
 
     Attributes:
         index: its number in the answer, from 0.
         id: its number in the vocabulary.
         token: its own text, for people; the token that ends a text shows its name.
-        text: what became certain with it: the pieces' texts joined are the answer. "" where a character or a stop
+        text: what became certain with it: the tokens' texts joined are the answer. "" where a character or a stop
             string may still be under way, and for the token that ends a text.
         probability, logprob: by the model's own distribution, before temperature and filters.
         alternatives: the likeliest tokens at this place, likeliest first; the chosen one is among them when it is
             one of those.
-        finish: "stop" or "length" on the last piece, else None.
+        finish: "stop" or "length" on the last token, else None.
         precision: of the weights that computed it.
     """
 
@@ -85,13 +85,13 @@ class Piece:
         return found
 
 
-def pieces(steps: Iterable[Step], tokenizer: Tokenizer) -> Generator[Piece]:
-    """The pieces of an answer whose steps came with log-probabilities."""
+def generated_tokens(steps: Iterable[TokenEvent], tokenizer: Tokenizer) -> Generator[GeneratedToken]:
+    """The tokens of an answer whose events came with log-probabilities."""
     for index, step in enumerate(steps):
         if step.id is None or step.logprob is None:
             continue
         logprob = step.logprob.logprob
-        yield Piece(
+        yield GeneratedToken(
             index=index,
             id=step.id,
             token=tokenizer.token_text(step.id),
@@ -113,10 +113,10 @@ def request(
     *,
     max_tokens: int | None,
     alternatives: int,
-    guesser: Guesser | None = None,
+    drafter: Drafter | None = None,
     **sampling: Any,
 ) -> Request:
-    """What an engine is asked for pieces of: `stop` may mix strings and ids, which join the tokenizer's own.
+    """A request for generated tokens: `stop` may mix strings and ids, which join the tokenizer's own.
 
     Raises:
         UsageError: an option out of its range.
@@ -129,7 +129,7 @@ def request(
         stop=tuple(one for one in listed if isinstance(one, str)),
         stop_ids=tokenizer.stop_ids | {int(one) for one in listed if not isinstance(one, str)},
         logprobs=alternatives,
-        guesser=guesser,
+        drafter=drafter,
     )
 
 

@@ -7,7 +7,7 @@ tokenizer and, for whole words, a function that continues the text; it does not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import TextError, UsageError
+from glassformer.predict.next_words import Continuations, Words, next_words
 
 if TYPE_CHECKING:
-    from glassformer.predict.next_words import Words
     from glassformer.tokenizer.tokenizer import Tokenizer
-
-Continuations = Callable[[list[list[int]]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -169,8 +167,6 @@ class Distribution:
             max_expansions: stop after this many continuations of the text were computed.
             batch: how many continuations are computed together.
         """
-        from glassformer.predict.next_words import next_words
-
         if self.continuations is None:
             raise UsageError("This distribution came without a way to continue the text, so it has no whole words.")
         return next_words(

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import codecs
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
@@ -36,13 +36,14 @@ from glassformer.tokenizer.word_breaks import classes, ends_in_word
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from glassformer.predict.distribution import Continuations
     from glassformer.tokenizer.tokenizer import Tokenizer
 
 # Children of one place that can be looked into; the others stay part of what is unexplored.
 _MOST = 1024
 # Characters of the text before that may matter; no word or flag sequence is longer.
 _REACH = 2000
+# Log-probabilities (path, vocab) after each of several non-empty token paths that continue a text.
+Continuations: TypeAlias = "Callable[[list[list[int]]], Tensor]"
 
 
 @dataclass(frozen=True)

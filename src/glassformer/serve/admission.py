@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request as Http
 
     from glassformer.generate.engine import Engine
-    from glassformer.generate.request import Handle, Request, Step
+    from glassformer.generate.request import Request, RequestHandle, TokenEvent
 
 _LONGEST_RETRY = 60
 
@@ -60,7 +60,7 @@ class AdmissionQueue:
         self._usual = 1.0  # seconds an answer takes, lately
         self._jobs: set[Job] = set()
         self._planned = 0  # requests that are being planned
-        self._arrived: deque[tuple[Job, int, Step | BaseException]] = deque()
+        self._arrived: deque[tuple[Job, int, TokenEvent | BaseException]] = deque()
         self._woken = False
 
     @property
@@ -131,7 +131,7 @@ class AdmissionQueue:
             job.cancel()
         return not cut
 
-    def arrived(self, loop: asyncio.AbstractEventLoop, job: Job, index: int, event: Step | BaseException) -> None:
+    def arrived(self, loop: asyncio.AbstractEventLoop, job: Job, index: int, event: TokenEvent | BaseException) -> None:
         """Hand an event from the engine's thread to the loop; events of one step wake the loop once."""
         if not isinstance(event, BaseException) and event.id is not None:
             self.metrics.written.inc()
@@ -154,7 +154,7 @@ class Job:
     def __init__(self, admitted: AdmissionQueue, asked: Sequence[Request]) -> None:
         self.admitted = admitted
         self.started = time.monotonic()
-        self.handles: list[Handle] = []
+        self.handles: list[RequestHandle] = []
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._closed = self._counted = False
@@ -171,7 +171,7 @@ class Job:
             self.close()
             raise
 
-    async def events(self, http: Http) -> AsyncGenerator[tuple[int, Step]]:
+    async def events(self, http: Http) -> AsyncGenerator[tuple[int, TokenEvent]]:
         """Every answer's events as they come, each with the number of its answer.
 
         Raises:
@@ -206,7 +206,7 @@ class Job:
         self._counted = True
         self.admitted.metrics.ended.labels(how).inc()
 
-    def _finished(self, handle: Handle, how: str) -> None:
+    def _finished(self, handle: RequestHandle, how: str) -> None:
         metrics = self.admitted.metrics
         metrics.ended.labels(how).inc()
         metrics.read.inc(len(handle.request.prompt))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from glassformer.generate.sampling import TokenLogprob
 
 if TYPE_CHECKING:
-    from glassformer.generate.request import Step
+    from glassformer.generate.request import TokenEvent
     from glassformer.tokenizer.tokenizer import Tokenizer
 
 
@@ -171,7 +171,7 @@ class Answer:
         """Tokens computed, the one that ended the answer included."""
         return len(self._ids)
 
-    def push(self, step: Step) -> Delta:
+    def push(self, step: TokenEvent) -> Delta:
         """Take in an event; what it makes certain."""
         self._raw += len(step.text)
         self.precision = step.precision
