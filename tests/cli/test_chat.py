@@ -115,12 +115,12 @@ def test_saving(chat, tmp_path):
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(chat, monkeypatch, capsys):
     real = answers.Printer.write
 
-    def write(self, piece):
-        real(self, piece)
-        if piece.index == 1:
+    def write(self, token):
+        real(self, token)
+        if token.index == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(answers.Printer, "tell", tell)
+    monkeypatch.setattr(answers.Printer, "write", write)
     chat.take("mole")
     assert roles(chat) == "ua"
     assert "(stopped)" in capsys.readouterr().err

@@ -98,13 +98,13 @@ def test_ctrl_c_ends_the_answer_and_says_so(capsys, model, monkeypatch):
 
     real, count = answers.Printer.write, []
 
-    def write(self, piece):
-        real(self, piece)
-        count.append(piece)
+    def write(self, token):
+        real(self, token)
+        count.append(token)
         if len(count) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(answers.Printer, "tell", tell)
+    monkeypatch.setattr(answers.Printer, "write", write)
     code, out, err = run(capsys, "complete", TEXT, "-m", model, "-n", 40, "--json", *NO_END)
     told = json.loads(out)
     assert (code, told["finish"], len(told["pieces"])) == (130, "cancelled", 3)
@@ -134,7 +134,7 @@ def test_without_a_compiler_it_says_once_what_is_slower_and_states_what_computed
         (("--logit-bias", "x"), 2, "--logit-bias is a token's id and a number, such as 42=-100; 'x' is not."),
         (("--logit-bias", "999999=1"), 2, "logit_bias names token 999999; this vocabulary has 320."),
         (("--precision", "best"), 2, "Precision 'best' is unknown; choose exact, fast"),
-        (("--lookup", "--draft", "smollm2"), 2, "--lookup and --draft both draft ahead; give one of them."),
+        (("--lookup", "--draft", "smollm2"), 2, "--lookup and --draft both guess ahead; give one of them."),
     ],
 )
 def test_options_that_cannot_be_meant(capsys, model, args, code, message):

@@ -150,7 +150,7 @@ def bias(given: list[str] | None) -> dict[int, float]:
 
 
 def drafter(model: Model, lookup: bool, draft: str | None) -> Drafter | None:
-    """What drafts ahead, if anything does.
+    """The drafter that guesses ahead, if one is asked for.
 
     Raises:
         UsageError: for a draft model with other tokens.
