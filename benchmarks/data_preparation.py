@@ -63,7 +63,7 @@ def as_tiktoken(tokenizer: Any, pattern: str = PATTERN) -> Any:
     """The same merges in tiktoken."""
     import tiktoken
 
-    from glassformer.tokenizer.tokenizer import byte_letters
+    from glassformer.tokenizer.parts import byte_letters
 
     letters = byte_letters()
     ranks = {bytes([byte]): byte for byte in range(256)}

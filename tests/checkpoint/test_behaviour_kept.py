@@ -320,3 +320,39 @@ def test_a_template_s_name_is_not_a_path(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"'\.\./\.\./mine' cannot be saved: its name is no file name"):
         export(str(source), "hf", str(tmp_path / "there"))
     assert not (tmp_path / "there").exists()
+
+
+# Flags of added tokens
+
+
+def _flagged(tmp_path: Path, name: str = "source", **flags: bool) -> Path:
+    from tokenizers import AddedToken
+
+    return folder(tmp_path / name, added=[AddedToken("<|sep|>", special=True, normalized=False, **flags)])
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_flags_that_gguf_has_no_word_for_are_refused_by_name(tmp_path: Path, flag: str) -> None:
+    source = _flagged(tmp_path, **{flag: True})
+    text = "a  <|sep|>  b a<|sep|>b"
+    there = tmp_path / "there"
+    export(str(source), "hf", str(there))
+    want = _reference(source).encode(text, add_special_tokens=False)
+    assert gf.load(there).encode(text, bos=False) == _reference(there).encode(text, add_special_tokens=False) == want
+    with pytest.raises(TokenizerError, match=rf"flags of the added token '<\|sep\|>' \({flag}\): .* Export with --to"):
+        export(str(source), "gguf", str(tmp_path / "file.gguf"))
+    assert not (tmp_path / "file.gguf").exists()
+
+
+def test_flags_survive_where_llama_cpp_has_them_by_the_model_s_name(tmp_path: Path) -> None:
+    source, file = _flagged(tmp_path, "Phi-3-tiny", rstrip=True), tmp_path / "file.gguf"
+    tokenizer = Tokenizer.from_directory(source)
+    with pytest.raises(TokenizerError, match=r"'<bos>' \(none\)"):
+        export(str(source), "gguf", str(file))  # by that name its other tokens would swallow spaces as well
+    backend = json.loads(tokenizer.serialised)
+    for token in backend["added_tokens"]:
+        token["rstrip"] = True
+    (source / "tokenizer.json").write_text(json.dumps(backend))
+    export(str(source), "gguf", str(file))
+    text = "a<|sep|>  b"
+    assert gf.load(file).encode(text, bos=False) == _reference(source).encode(text, add_special_tokens=False)

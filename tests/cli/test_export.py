@@ -48,7 +48,7 @@ def native(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_transformers_loads_the_folder(native: Path, tmp_path: Path, capsys, dtype: str) -> None:
     out = tmp_path / "exported"
-    code, said, err = run(capsys, native, "--to", "hf", "--dtype", dtype, out, "--json")
+    code, said, err = run(capsys, native, "--to", "hf", "--dtype", dtype, "--out", out, "--json")
     assert (code, err) == (0, "")
     told = json.loads(said)
     assert set(told) == {"path", "format", "family", "dtype", "bytes"}
@@ -69,7 +69,7 @@ def test_transformers_loads_the_folder(native: Path, tmp_path: Path, capsys, dty
 def test_transformers_reads_the_gguf(tmp_path: Path, capsys, family: str, more: dict[str, int], dtype: str) -> None:
     source = tiny_directory(tmp_path / "source", family, **more)
     out = tmp_path / "model.gguf"
-    code, said, err = run(capsys, source, "--to", "gguf", "--dtype", dtype, out)
+    code, said, err = run(capsys, source, "--to", "gguf", "--dtype", dtype, "-o", out)
     assert (code, err) == (0, "")
     assert said.startswith(f"{out}: {family} in float")
     theirs = _logits(out, gguf_file=out.name)
@@ -82,6 +82,15 @@ def test_a_gguf_goes_back_to_a_folder(tmp_path: Path, capsys) -> None:
     assert run(capsys, source, "--to", "gguf", "--dtype", "f32", tmp_path / "a.gguf")[0] == 0
     assert run(capsys, tmp_path / "a.gguf", "--to", "hf", tmp_path / "back")[0] == 0
     assert gap(_ours(source), _logits(tmp_path / "back")) < 1e-6
+
+
+def test_the_place_is_an_option_and_as_before_an_argument(native: Path, tmp_path: Path, capsys) -> None:
+    assert run(capsys, native, tmp_path / "one", "--to", "hf")[0] == 0
+    assert run(capsys, native, "--to", "hf", "-o", tmp_path / "other")[0] == 0
+    assert (tmp_path / "one" / "config.json").read_bytes() == (tmp_path / "other" / "config.json").read_bytes()
+    code, out, err = run(capsys, native, "a", "--to", "hf", "--out", "b")
+    assert (code, out) == (2, "")
+    assert err == "glassformer: The place is given twice, as a and as --out b; leave one of them out.\n"
 
 
 def test_nothing_is_overwritten(native: Path, tmp_path: Path, capsys) -> None:

@@ -65,7 +65,7 @@ class Letters:
     special_ids: frozenset[int] = frozenset()
 
     def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+        self.vocab_size, self.token_ids = vocab_size, range(vocab_size)
 
     def token_bytes(self, id: int) -> bytes:
         letter = chr(ord("a") + id % 26)

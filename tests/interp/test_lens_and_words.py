@@ -74,6 +74,7 @@ class Pieces:
 
     def __init__(self, pieces: list[bytes], special: set[int] = frozenset()) -> None:  # type: ignore[assignment]
         self.pieces, self.special_ids, self.vocab_size = pieces, special, len(pieces)
+        self.token_ids = range(len(pieces))
 
     def token_bytes(self, id: int) -> bytes:
         return self.pieces[id]

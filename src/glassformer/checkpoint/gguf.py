@@ -41,6 +41,7 @@ Progress = Callable[[int, int], None]
 _STORED: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _COPY_VERSION = "1"  # of what the cached copies hold; a new number makes the old ones unused
 _SAMPLES, _SAMPLE, _HEAD = 64, 4096, 1 << 20
+_NAMES = ("general.architecture", "general.name")
 _FACTORS = "rope_freqs.weight"
 _IGNORED = (r"^rope_freqs\.weight$",)
 
@@ -62,10 +63,10 @@ class Gguf:
 
 
 def tokenizer_fields(path: Path) -> dict[str, Any]:
-    """The settings a tokenizer is built from: ``tokenizer.*``, ``general.sampling.*`` and ``general.architecture``;
-    raises as `read_gguf`."""
+    """The settings a tokenizer is built from: ``tokenizer.*``, ``general.sampling.*``, the architecture and
+    the name; raises as `read_gguf`."""
     settings = read_gguf_header(path).settings
-    return {k: v for k, v in settings.items() if k.startswith(("tokenizer.", "general.sampling.", "general.arch"))}
+    return {k: v for k, v in settings.items() if k.startswith(("tokenizer.", "general.sampling.")) or k in _NAMES}
 
 
 def read_gguf(path: Path) -> Gguf:

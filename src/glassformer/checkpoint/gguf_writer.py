@@ -46,7 +46,7 @@ def write_gguf(
 
     Args:
         tensors: by native key.
-        tokenizer: anything with ``gguf_fields()``, the ``tokenizer.*`` settings; None writes a model without one.
+        tokenizer: anything with ``gguf_fields(model)``, the ``tokenizer.*`` settings; None writes a model without one.
         family: whose architecture; None for the first that expresses the design.
         dtype: "float32" or "float16", of the matrices; norms, biases and positions are float32 always.
         name: what the file calls the model.
@@ -67,7 +67,8 @@ def write_gguf(
     check_shapes(
         native_shapes(config), {n: tuple(tensor.shape) for n, tensor in tensors.items()}, "The checkpoint to be written"
     )
-    fields = _vocabulary(tokenizer, config.vocab_size)
+    name = name or file.stem
+    fields = _vocabulary(tokenizer, config.vocab_size, name)
     factors = rope_factors(config)
 
     class Writer(GGUFWriter):
@@ -80,7 +81,7 @@ def write_gguf(
         writer = Writer(temporary, layout.architecture)
         try:
             writer.add_string("general.type", "model")
-            writer.add_string("general.name", name or file.stem)
+            writer.add_string("general.name", name)
             writer.add_uint32("general.file_type", _FILE_TYPES[dtype])
             for key, value in settings.items():
                 _add(writer, f"{layout.architecture}.{key}", value)
@@ -158,13 +159,13 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
     return table, settings
 
 
-def _vocabulary(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
+def _vocabulary(tokenizer: Any, vocab_size: int, name: str) -> dict[str, Any]:
     """The settings of the tokenizer and of sampling, with a name for every row of the embedding."""
     if tokenizer is None:
         return {"tokenizer.ggml.model": "no_vocab"}
     fields = {
         key: value
-        for key, value in tokenizer.gguf_fields().items()
+        for key, value in tokenizer.gguf_fields(name).items()
         if key.startswith(("tokenizer.", "general.sampling."))
     }
     tokens = fields.get("tokenizer.ggml.tokens", [])

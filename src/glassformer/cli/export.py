@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from glassformer.cli.common import JsonOption, print_json
+from glassformer.errors import UsageError, near
 
 DTYPES = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "float32": "float32", "float16": "float16",
@@ -29,8 +30,10 @@ def command(
             help="hf: a folder for transformers, vLLM and friends; gguf: a file for llama.cpp.",
         ),
     ],
+    place: Annotated[str | None, typer.Argument(metavar="[OUT]", help="The same as --out.", hidden=True)] = None,
     out: Annotated[
-        str | None, typer.Argument(metavar="[OUT]", help="Where to; NAME-hf or NAME-f16.gguf here by default.")
+        str | None,
+        typer.Option("--out", "-o", metavar="PATH", help="Where to; NAME-hf or NAME-f16.gguf here by default."),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -43,7 +46,9 @@ def command(
     What is written appears whole or not at all, and never over something that is there. A design that the
     layout cannot express is refused, by what stands in the way.
     """
-    written = export(source, to, out, dtype)
+    if place is not None and out is not None:
+        raise UsageError(f"The place is given twice, as {place} and as --out {out}; leave one of them out.")
+    written = export(source, to, out if place is None else place, dtype)
     if as_json:
         print_json(written)
     else:
@@ -58,7 +63,6 @@ def export(source: str, to: str, out: str | None = None, dtype: str | None = Non
         UnsupportedError: the layout cannot express the design.
     """
     from glassformer.checkpoint import open_checkpoint
-    from glassformer.errors import UsageError, near
     from glassformer.fetch.sources import resolve
     from glassformer.tokenizer.tokenizer import Tokenizer
 
@@ -95,8 +99,6 @@ def _default(name: str, to: str, kind: str | None) -> str:
 
 
 def _free(path: Path) -> None:
-    from glassformer.errors import UsageError
-
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists and is not overwritten; name another place, or remove it first.")
 

@@ -157,17 +157,18 @@ def show(data: dict[str, Any]) -> None:
 def circuits(model: Model, which: tuple[int, int], token: str, offset: int, top: int) -> dict[str, Any]:
     """What a head at a token looks for, and what it writes when it attends to it."""
     from glassformer.interp.circuits import output_value, query_key
-    from glassformer.interp.vocabulary import token_id
+    from glassformer.interp.vocabulary import known_ids, token_id
 
     layer, head = which
     id = token_id(token, model.tokenizer, model.config.vocab_size)
     looks = query_key(model.transformer, layer, head, id, offset).float()
     written = output_value(model.transformer, layer, head, id).float()
     written = written - written.mean()
+    known = known_ids(model.tokenizer, model.config.vocab_size)
 
     def ends(x: Any, largest: bool) -> list[dict[str, Any]]:
-        best = x.topk(min(top, len(x)), largest=largest)
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        best = x[known].topk(min(top, len(known)), largest=largest)
+        pairs = zip((known[i] for i in best.indices.tolist()), best.values.tolist(), strict=True)
         return [{"token": model.tokenizer.token_text(i), "id": i, "score": v} for i, v in pairs]
 
     return {

@@ -89,9 +89,11 @@ def command(
 def alone(model: Model, neuron: tuple[int, int], words: int) -> dict[str, Any]:
     """One neuron by its weights."""
     from glassformer.interp.neurons import excited_by, writes
+    from glassformer.interp.vocabulary import known_ids
 
-    raised, lowered = writes(model.transformer, *neuron, words)
-    excited = excited_by(model.transformer, *neuron, words)
+    known = known_ids(model.tokenizer, model.config.vocab_size)
+    raised, lowered = writes(model.transformer, *neuron, words, known)
+    excited = excited_by(model.transformer, *neuron, words, known)
     name = model.tokenizer.token_text
     return {
         "layer": neuron[0] % model.config.n_layers,

@@ -27,7 +27,7 @@ def standard(prompts: Sequence[str] = PROMPTS) -> Callable[[Any, Any, int], Mapp
         return {
             "next": {prompt: found for prompt, (found, _) in looks.items()},
             "attention": {prompt: attention for prompt, (_, attention) in looks.items()},
-            "heads": _heads(transformer),
+            "heads": _heads(transformer, tokenizer),
         }
 
     return probe
@@ -52,7 +52,7 @@ def _look(transformer: Any, tokenizer: Any, prompt: str) -> tuple[list[list[Any]
     return likeliest, {"tokens": [tokenizer.token_text(i) for i in ids], "last": last}
 
 
-def _heads(transformer: Any) -> dict[str, list[list[float]]]:
+def _heads(transformer: Any, tokenizer: Any) -> dict[str, list[list[float]]]:
     """Per layer and head, the mean attention at each kind of place, on random tokens shown twice."""
     import torch
 
@@ -60,7 +60,8 @@ def _heads(transformer: Any) -> dict[str, list[list[float]]]:
     half = min(REPEATED, config.context // 2)
     if half < 2:
         return {}
-    drawn = torch.randint(0, config.vocab_size, (4, half), generator=torch.Generator().manual_seed(0))
+    known = torch.tensor([i for i in tokenizer.token_ids if i < config.vocab_size])
+    drawn = known[torch.randint(0, len(known), (4, half), generator=torch.Generator().manual_seed(0))]
     tokens = torch.cat([drawn, drawn], 1).to(transformer.device)
     patterns = _Patterns(config.n_layers)
     transformer(tokens, tap=patterns)

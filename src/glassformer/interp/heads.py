@@ -32,6 +32,7 @@ from torch import Tensor
 
 from glassformer.errors import UsageError
 from glassformer.interp.circuits import copying_scores
+from glassformer.interp.vocabulary import known_ids
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -156,7 +157,7 @@ def head_scores(
     """Score every head of a model.
 
     Args:
-        vocabulary: keeps special tokens out of the random sequence.
+        vocabulary: keeps special tokens, and rows that are no token, out of the random sequence.
         bos: put first when the model's texts begin with it.
         text: a trace of the user's own text, for the scores that need one.
         tap: under which the sequences run; copying is of the weights alone.
@@ -174,8 +175,9 @@ def head_scores(
     reach = min([config.context, *(w for w in config.attention.windows if w is not None)])
     lead = [] if bos is None else [bos]
     generator = torch.Generator().manual_seed(seed)
-    special = frozenset(lead) if vocabulary is None else frozenset([*lead, *vocabulary.special_ids])
-    drawn = [i for i in torch.randperm(config.vocab_size, generator=generator).tolist() if i not in special]
+    left_out = frozenset(lead) if vocabulary is None else frozenset([*lead, *vocabulary.special_ids])
+    known = frozenset(known_ids(vocabulary, config.vocab_size)) - left_out
+    drawn = [i for i in torch.randperm(config.vocab_size, generator=generator).tolist() if i in known]
     drawn = drawn[: max(0, min(length, (reach - len(lead)) // 2))]
     n = len(drawn)
     if n < 2:

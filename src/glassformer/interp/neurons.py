@@ -8,7 +8,7 @@ excites it is its input weights read against the embedding: the neuron as its we
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from glassformer.errors import SiteError, UsageError
 from glassformer.interp.circuits import unembedded
 from glassformer.interp.head_outputs import gain, through_post
 from glassformer.interp.logit_target import target
+from glassformer.interp.vocabulary import known_ids
 from glassformer.model.layers import linear
 
 if TYPE_CHECKING:
@@ -86,15 +87,16 @@ def top_neurons(
     grid, fired = torch.stack(shares), torch.stack(activations)
     d_ff = grid.shape[1]
     chosen = [divmod(i, d_ff) for i in grid.abs().flatten().topk(min(k, grid.numel())).indices.tolist()]
+    known = known_ids(trace.vocabulary, trace.config.vocab_size)
     exciting: dict[tuple[int, int], list[int]] = {}
     for layer in {layer for layer, _ in chosen}:
         mine = [index for at_layer, index in chosen if at_layer == layer]
-        for index, tokens in zip(mine, excite(trace.transformer, layer, mine, words), strict=True):
+        for index, tokens in zip(mine, excite(trace.transformer, layer, mine, words, known), strict=True):
             exciting[layer, index] = tokens
     found = []
     for layer, index in chosen:
         activation = float(fired[layer, index])
-        raised, lowered = writes(trace.transformer, layer, index, words)
+        raised, lowered = writes(trace.transformer, layer, index, words, known)
         if activation < 0:  # what a negative output raises is what a positive one lowers
             raised, lowered = lowered, raised
         found.append(
@@ -130,24 +132,36 @@ def _neuron(transformer: Transformer, layer: int, index: int) -> Any:
 
 
 @torch.no_grad()
-def writes(transformer: Transformer, layer: int, index: int, k: int = 10) -> tuple[list[int], list[int]]:
-    """The tokens whose logits a positive output of the neuron raises most, and lowers most."""
+def writes(
+    transformer: Transformer, layer: int, index: int, k: int = 10, known: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
+    """The tokens whose logits a positive output of the neuron raises most, and lowers most; of `known` ids alone."""
     block = _neuron(transformer, layer, index)
     column = block.mlp.down.weight[:, index]
     if block.ln2_post is not None:
         column = (column - column.mean() if block.ln2_post.centred else column) * gain(block.ln2_post)
-    pushed = unembedded(transformer, column)
+    ids = _ids(transformer, known)
+    pushed = unembedded(transformer, column)[ids]
     k = min(k, len(pushed))
-    return pushed.topk(k).indices.tolist(), (-pushed).topk(k).indices.tolist()
+    return ids[pushed.topk(k).indices].tolist(), ids[(-pushed).topk(k).indices].tolist()
 
 
-def excited_by(transformer: Transformer, layer: int, index: int, k: int = 10) -> list[int]:
-    """The tokens whose embeddings, through the layer's norm, give the neuron its largest outputs."""
-    return excite(transformer, layer, [index], k)[0]
+def _ids(transformer: Transformer, known: Sequence[int] | None) -> Tensor:
+    rows = range(transformer.config.vocab_size) if known is None else known
+    return torch.tensor(rows, dtype=torch.long, device=transformer.device)
+
+
+def excited_by(
+    transformer: Transformer, layer: int, index: int, k: int = 10, known: Sequence[int] | None = None
+) -> list[int]:
+    """Tokens whose embeddings, through the layer's norm, give the neuron its largest outputs; of `known` ids alone."""
+    return excite(transformer, layer, [index], k, known)[0]
 
 
 @torch.no_grad()
-def excite(transformer: Transformer, layer: int, neurons: list[int], k: int = 10) -> list[list[int]]:
+def excite(
+    transformer: Transformer, layer: int, neurons: list[int], k: int = 10, known: Sequence[int] | None = None
+) -> list[list[int]]:
     """`excited_by` for several neurons of one layer, the vocabulary read once."""
     for index in neurons:
         block = _neuron(transformer, layer, index)
@@ -158,13 +172,13 @@ def excite(transformer: Transformer, layer: int, neurons: list[int], k: int = 10
     def rows(part: Any, x: Tensor) -> Tensor:
         return linear(x, part.weight[chosen], None if part.bias is None else part.bias[chosen])
 
-    for low in range(0, transformer.config.vocab_size, _CHUNK):
-        e = transformer.embed.weight[low : low + _CHUNK]
+    for part in _ids(transformer, known).split(_CHUNK):
+        e = transformer.embed.weight[part]
         scale = transformer.config.embedding_scale
         x = block.ln2(e if scale is None else e * torch.tensor(scale, dtype=e.dtype, device=e.device))
         up = rows(mlp.up, x)
         out = mlp.activation(up) if mlp.gate is None else mlp.activation(rows(mlp.gate, x)) * up
-        ids = torch.arange(low, low + len(e), device=out.device)[:, None].expand(-1, len(neurons))
+        ids = part[:, None].expand(-1, len(neurons))
         values, tokens = torch.cat([values, out]), torch.cat([tokens, ids])
         values, order = values.topk(min(k, len(values)), dim=0)
         tokens = tokens.gather(0, order)

@@ -21,7 +21,7 @@ from glassformer.interp.edits import knockout
 from glassformer.interp.logit_target import Target
 from glassformer.interp.run_from import Context, finish, run_blocks, tap_of
 from glassformer.interp.token_words import Word
-from glassformer.interp.vocabulary import Vocabulary
+from glassformer.interp.vocabulary import Vocabulary, known_ids
 from glassformer.model.sites import Looking, Where
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ class Alternatives:
     def __init__(self, vocabulary: Vocabulary | None, vocab_size: int, seed: int) -> None:
         self.seed = seed
         self._vocabulary = vocabulary
-        self._all = list(range(vocab_size))
+        self._all = known_ids(vocabulary, vocab_size)
         self._pools: dict[str, list[int]] = {}
         if vocabulary is not None:
             special = vocabulary.special_ids
-            self._all = [i for i in range(min(vocab_size, vocabulary.vocab_size)) if i not in special]
+            self._all = [i for i in self._all if i not in special]
             for i in self._all:
                 kind = _kind(vocabulary.token_bytes(i))
                 # Of the letters, single ones are names of letters more often than words.

@@ -5,7 +5,7 @@ A model's tokenizer satisfies the protocol; nothing here knows which one it is.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 from glassformer.errors import TextError, TokenizerError, UsageError
@@ -18,6 +18,9 @@ class Vocabulary(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def token_ids(self) -> Sequence[int]: ...
+
+    @property
     def special_ids(self) -> Set[int]: ...
 
     def encode(self, text: str, bos: bool | None = None) -> list[int]: ...
@@ -25,6 +28,11 @@ class Vocabulary(Protocol):
     def token_bytes(self, id: int) -> bytes: ...
 
     def token_text(self, id: int) -> str: ...
+
+
+def known_ids(vocabulary: Vocabulary | None, rows: int) -> list[int]:
+    """The ids that have a token, of a model with so many rows; all of its rows where no vocabulary is known."""
+    return list(range(rows)) if vocabulary is None else [i for i in vocabulary.token_ids if i < rows]
 
 
 def token_id(token: str | int, vocabulary: Vocabulary | None, vocab_size: int) -> int:

@@ -124,7 +124,7 @@ class Encoder:
 
 def _table(source: Mapping[str, Any], dtype: np.dtype[Any], tokenizer: Tokenizer) -> Batch | None:
     """For a tokenizer of single bytes or characters: its ids are looked up."""
-    from glassformer.tokenizer.tokenizer import byte_letters
+    from glassformer.tokenizer.parts import byte_letters
 
     model, added = source["model"], source["added_tokens"]
     vocab: Any = model.get("vocab")
@@ -164,7 +164,7 @@ def _table(source: Mapping[str, Any], dtype: np.dtype[Any], tokenizer: Tokenizer
 
 def _library(serialised: str, source: Mapping[str, Any], dtype: np.dtype[Any]) -> Batch | None:
     """For a byte-level vocabulary with all 256 bytes: the tokenizers library, many texts at a time."""
-    from glassformer.tokenizer.tokenizer import byte_letters
+    from glassformer.tokenizer.parts import byte_letters
 
     vocab: Any = source["model"].get("vocab")
     byte_level = (source.get("decoder") or {}).get("type") == "ByteLevel"

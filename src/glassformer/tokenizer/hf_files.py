@@ -13,8 +13,9 @@ from typing import Any
 from glassformer.errors import TokenizerError
 from glassformer.system import files
 from glassformer.tokenizer.generation import Generation
+from glassformer.tokenizer.parts import NAMED_TOKENS, content_of, ids_in
 from glassformer.tokenizer.post_processor import around, put_around
-from glassformer.tokenizer.tokenizer import DEFAULT_TEMPLATE, NAMED_TOKENS, Tokenizer, content_of, ids_in
+from glassformer.tokenizer.tokenizer import DEFAULT_TEMPLATE, Tokenizer
 
 GENERATION = "generation_config.json"
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassformer.errors import TokenizerError, near
-from glassformer.tokenizer.tokenizer import steps_of
+from glassformer.tokenizer.parts import steps_of
 
 # How a text is cut before merging, as regular expressions applied one after another, each isolating its matches.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -105,7 +105,7 @@ def _ranks(source: Mapping[str, Any], made: Any) -> tuple[dict[bytes, int], list
 
     `made` is the model that `source` describes.
     """
-    from glassformer.tokenizer.tokenizer import byte_letters, byte_points
+    from glassformer.tokenizer.parts import byte_letters, byte_points
 
     model = source["model"]
     if (

@@ -8,7 +8,6 @@ it does not know the model, and a model's vocabulary may be larger than the toke
 from __future__ import annotations
 
 import functools
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TextError, TokenizerError
 from glassformer.tokenizer.generation import Generation
+from glassformer.tokenizer.parts import (
+    NAMED_TOKENS,
+    byte_letters,
+    byte_points,
+    byte_token,
+    content_of,
+    decoder_kind,
+    ids_in,
+    is_whole,
+)
 from glassformer.tokenizer.post_processor import around
 from glassformer.tokenizer.stream import StreamDecoder
 
@@ -23,8 +32,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 DEFAULT_TEMPLATE = "default"  # the name of a chat template that has no other
-# Names that configurations give to tokens, and that chat templates may use.
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Names that end an assistant's turn or a text in the families we load: a guess, for files that name no end at all.
 END_NAMES = frozenset(
     {
@@ -36,23 +43,6 @@ END_NAMES = frozenset(
 
 class TextWarning(UserWarning):
     """Something about a text that is allowed and probably not meant; the message says what."""
-
-
-@functools.cache
-def byte_letters() -> dict[str, int]:
-    """The printable letter that stands for each byte in a byte-level vocabulary (GPT-2's scheme) -> the byte."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
-
-
-@functools.cache
-def byte_points() -> dict[int, int]:
-    """For `str.translate`: a byte-level token to its bytes as characters of Latin-1, which are the same numbers.
-
-    A character below 256 that stands for no byte becomes one that Latin-1 cannot encode, as all others are.
-    """
-    return dict.fromkeys(range(256), 0x100) | {ord(letter): byte for letter, byte in byte_letters().items()}
 
 
 class Tokenizer:
@@ -105,7 +95,7 @@ class Tokenizer:
         self.stop_ids = said or frozenset(id for id in self.special_ids if self._added[id][0] in END_NAMES)
         self._vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(self._vocab.values(), default=-1)
-        self.kind, self._strips = _decoder_kind(backend.decoder)
+        self.kind, self._strips = decoder_kind(backend.decoder)
         prefix, self._suffix = around(backend)
         if adds_bos is None:
             adds_bos = bool(prefix)
@@ -113,7 +103,7 @@ class Tokenizer:
         if adds_bos and not self._prefix:
             raise TokenizerError("The tokenizer says that it adds a begin-of-text token and names none.")
         self.adds_bos = adds_bos
-        self._letters = None if _is_whole(backend) else self._alphabet()
+        self._letters = None if is_whole(backend) else self._alphabet()
 
     # Where tokenizers come from ----------------------------------------------------------------
 
@@ -291,6 +281,12 @@ class Tokenizer:
                 table[id] = token.encode()
         return table
 
+    @functools.cached_property
+    def token_ids(self) -> tuple[int, ...]:
+        """The ids that have a token, in order. A model may have more rows, between them and after, which no text
+        reaches: nothing that is drawn may be one of those."""
+        return tuple(sorted(set(self._vocab.values())))
+
     def id_of(self, text: str) -> int | None:
         """The one token that stands for exactly this text, or None; of several, the first ordinary one."""
         return self._by_bytes.get(text.encode("utf-8", "surrogatepass"))
@@ -376,15 +372,18 @@ class Tokenizer:
 
         write_directory(self, Path(directory))
 
-    def gguf_fields(self) -> dict[str, Any]:
+    def gguf_fields(self, model: str = "") -> dict[str, Any]:
         """The `tokenizer.*` and `general.sampling.*` metadata of a GGUF file for this tokenizer.
+
+        Args:
+            model: the model's name in the file, by which llama.cpp treats some tokenizers in a way of their own.
 
         Raises:
             TokenizerError: GGUF has no word for what this tokenizer does.
         """
-        from glassformer.tokenizer.gguf_vocab import fields
+        from glassformer.tokenizer.gguf_vocab_writer import fields
 
-        return fields(self)
+        return fields(self, model)
 
     @property
     def end_ids(self) -> int | list[int] | None:
@@ -415,74 +414,5 @@ class Tokenizer:
         return f"Tokenizer(vocab_size={self.vocab_size}, kind={self.kind!r}, adds_bos={self.adds_bos})"
 
 
-def byte_token(token: str) -> int | None:
-    """`"<0x0A>"` -> 10; None for every other token."""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        try:
-            return int(token[3:5], 16)
-        except ValueError:
-            return None
-    return None
-
-
-def content_of(token: Any) -> str | None:
-    """A token in a configuration is its text or an object with its text."""
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def ids_in(value: Any) -> list[int]:
-    """An id in a configuration is a number or a list of them."""
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
-
-
-def component(part: Any) -> Mapping[str, Any] | None:
-    """A part of a backend (decoder, normaliser, ...) as it stands in tokenizer.json, without the whole vocabulary."""
-    return None if part is None else json.loads(part.__getstate__())
-
-
-def steps_of(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """A component as a flat list of steps."""
-    if part is None:
-        return []
-    if part["type"] == "Sequence":
-        inner = next(value for value in part.values() if isinstance(value, list))
-        return [step for member in inner for step in steps_of(member)]
-    return [part]
-
-
 def _shown(characters: Sequence[str]) -> str:
     return ", ".join(repr(c) for c in characters[:5]) + (", ..." if len(characters) > 5 else "")
-
-
-def _decoder_kind(decoder: Any) -> tuple[str, bool]:
-    """How tokens become bytes ("bytes", "spaces" or "plain"), and whether a text's first space is dropped."""
-    steps = steps_of(component(decoder))
-    types = [step["type"] for step in steps]
-    if types == ["ByteLevel"]:
-        return "bytes", False
-    if types == ["Metaspace"] and steps[0].get("replacement") == "▁":
-        return "spaces", steps[0].get("prepend_scheme", "always") != "never"
-    if types == ["Fuse"]:
-        return "plain", False
-    if types and set(types) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
-        replaces = [(s["pattern"].get("String"), s["content"]) for s in steps if s["type"] == "Replace"]
-        strips = [s for s in steps if s["type"] == "Strip"]
-        plain = all((s["content"], s["start"], s["stop"]) == (" ", 1, 0) for s in strips)
-        if replaces == [("▁", " ")] and plain and len(strips) <= 1:
-            return "spaces", bool(strips)
-    named = "+".join(types) or "none"
-    raise TokenizerError(
-        f"The tokenizer's decoder ({named}) is not one whose exact bytes are known; "
-        "byte-level and SentencePiece-style tokenizers are."
-    )
-
-
-def _is_whole(backend: tokenizers.Tokenizer) -> bool:
-    """Whether every text can be encoded: by byte fallback, or by an unknown token that was meant."""
-    model = backend.model
-    if type(model).__name__ == "Unigram":
-        return True
-    return bool(getattr(model, "byte_fallback", False)) or getattr(model, "unk_token", None) is not None

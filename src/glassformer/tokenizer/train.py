@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from glassformer.errors import DataError, UsageError
+from glassformer.tokenizer.parts import byte_letters
 from glassformer.tokenizer.pretokenizers import ALIASES, PRE, cut, takes_whole
-from glassformer.tokenizer.tokenizer import Tokenizer, byte_letters
+from glassformer.tokenizer.tokenizer import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 _FLOOR = len(byte_letters())

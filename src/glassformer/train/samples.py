@@ -28,10 +28,11 @@ def sample(transformer: Transformer, tokenizer: Any, spec: LoopSpec) -> str:
     generator = torch.Generator().manual_seed(spec.seed)
     cache = Cache(config, 1, len(ids) + many, transformer.dtype, device)
     fed = ids
+    known = [i for i in tokenizer.token_ids if i < config.vocab_size]
     for _ in range(many):
         logits = transformer(torch.tensor([fed], device=device), cache, last=True)[0, -1].float().cpu()
-        chosen = int(torch.multinomial(torch.softmax(logits / TEMPERATURE, -1), 1, generator=generator))
-        if chosen >= tokenizer.vocab_size or chosen in tokenizer.stop_ids:
+        chosen = known[int(torch.multinomial(torch.softmax(logits[known] / TEMPERATURE, -1), 1, generator=generator))]
+        if chosen in tokenizer.stop_ids:
             break
         ids = [*ids, chosen]
         fed = [chosen]
