@@ -104,6 +104,7 @@ def test_keys(app: Watched):
     assert "Layer 1, head 1" in app.page.inner_text(".opened")
     app.page.keyboard.press("m")
     assert app.page.locator(".arcs").is_visible()
+    app.page.locator(".panel.left").scroll_into_view_if_needed()  # what is not seen asks for nothing
     app.page.keyboard.press(",")
     app.settle()
     assert "position" in (app.page.text_content("#next-after") or "")

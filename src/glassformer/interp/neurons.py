@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import SiteError, UsageError
 from glassformer.interp.circuits import unembedded
-from glassformer.interp.head_outputs import gain, through_post
+from glassformer.interp.head_outputs import before_post, gain, through_post
 from glassformer.interp.logit_target import target
 from glassformer.interp.vocabulary import known_ids
 from glassformer.model.layers import linear
@@ -119,6 +120,27 @@ def top_neurons(
         written_over=written,
         neurons=found,
     )
+
+
+@torch.no_grad()
+def strengths(trace: Trace, layer: int) -> tuple[Float[Tensor, "query d_ff"], Float[Tensor, "query d_ff"]]:
+    """How long every neuron's column is as it was scaled for each position, through a
+    post-norm as run, and what scaled it.
+
+    Raises:
+        SiteError: where the layer has no neurons of its own.
+    """
+    layer = trace.layer(layer)
+    post = trace.tensor(f"blocks.{layer}.mlp.post")[0]
+    block = trace.forward.block(layer)
+    columns: Tensor = block.mlp.down.weight
+    length = columns.norm(dim=0)
+    if block.ln2_post is None:
+        return post.abs() * length, post
+    columns = columns - columns.mean(0) if block.ln2_post.centred else columns
+    length = (columns * gain(block.ln2_post)[:, None]).norm(dim=0)
+    scale = block.ln2_post.scale(before_post(trace.forward, layer, "mlp", slice(None)))[0].to(post.dtype)
+    return post.abs() * length / scale, post
 
 
 def _neuron(transformer: Transformer, layer: int, index: int) -> Any:

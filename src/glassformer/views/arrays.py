@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def packed(x: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """`{"shape", "dtype", "base64"}`; dtype float32, float16 or uint8."""
+    """`{"shape", "dtype", "base64"}`; dtype float32, float16, uint8, uint16, int8 or int32."""
     data = x.detach().to("cpu", dtype).contiguous()
     return {
         "shape": list(data.shape),

@@ -78,7 +78,7 @@ def _ordered(entry: str) -> Iterator[str]:
 @lru_cache(maxsize=1)
 def styles() -> str:
     """All style sheets, one after the other."""
-    return "\n".join((WEB / "css" / name).read_text("utf-8") for name in ("base.css", "views.css"))
+    return "\n".join((WEB / "css" / name).read_text("utf-8") for name in ("base.css", "views.css", "stage.css"))
 
 
 def _digest(text: str) -> str:

@@ -59,6 +59,11 @@ export function shown(text) {
     .replace(/[\u0000-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2066-\u2069]/g, (c) => `‹${c.codePointAt(0)?.toString(16)}›`);
 }
 
+/** A token as a word in a picture: without the space it begins with. @param {string} text */
+export function plain(text) {
+  return /^ [^ \n\t]/.test(text) ? shown(text.slice(1)) : shown(text);
+}
+
 /** @param {number} p @param {number} [digits] */
 export function percent(p, digits = 1) {
   if (p > 0 && p < 0.5 / 10 ** (digits + 2)) return `<${(1 / 10 ** digits).toFixed(digits)}%`;

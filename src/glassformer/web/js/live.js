@@ -44,7 +44,7 @@ export function live(element, state, keys, ask, draw) {
   const watcher = new IntersectionObserver((entries) => {
     seen = entries[entries.length - 1].isIntersecting;
     if (seen && stale) run();
-  }, { rootMargin: "200px" }); // what is just below is ready when it is scrolled to
+  }, { rootMargin: "900px" }); // what is below is ready when it is scrolled to
   watcher.observe(element);
   return {
     refresh: run,

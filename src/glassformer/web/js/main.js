@@ -5,6 +5,7 @@ import { keys } from "./keys.js";
 import { chooser } from "./models.js";
 import { picture, save } from "./picture.js";
 import { HttpSource } from "./source.js";
+import { mount as mountStage } from "./stage/stage.js";
 import { Store, fromFragment } from "./store.js";
 import { tour } from "./tour.js";
 import { segmented } from "./ui.js";
@@ -46,6 +47,7 @@ export const START = {
   tokens: [], words: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0,
+  scene: null, zoom: null, lang: null, stageShare: 0.1,
 };
 
 /** @param {HTMLElement} root @param {any} source @param {Store} state */
@@ -125,17 +127,20 @@ export function build(root, source, state) {
 
   const composer = h("section", { class: "panel words", "aria-label": "Words in" });
   const left = h("section", { class: "panel left", "aria-label": "Next word" });
+  // A report or a notebook has a stage where its source holds one.
+  const stage = !source.rooms || source.rooms.includes("stage") ? h("section", { class: "panel stage-room" }) : null;
   const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Rooms" });
   const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs);
   put(root,
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
       h("div", { class: "row tools" }, alone ? tourButton : null, alone ? share : null, image, alone ? report : null, theme.element, large, help), said), notice,
-    h("main", {}, composer, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
+    h("main", {}, composer, stage, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
   if (alone) {
     composer.append(h("div", { class: "row examples", role: "group", "aria-label": "Examples" }, EXAMPLES.map(([name, text]) =>
       h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: [], query: null, key: null, token: null, against: null }) }, name))));
   }
   tokens(composer, source, state);
+  if (stage) mountStage(stage, source, state, { rooms: rooms.map(([name]) => name) });
   next(left, source, state);
   /** @type {Map<string, any>} */
   const panels = new Map();

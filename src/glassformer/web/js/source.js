@@ -60,12 +60,12 @@ export class HttpSource {
   }
 }
 
-const ARRAYS = { float32: Float32Array, uint8: Uint8Array, uint16: Uint16Array };
+const ARRAYS = { float32: Float32Array, uint8: Uint8Array, uint16: Uint16Array, int8: Int8Array, int32: Int32Array };
 
 /**
  * Numbers sent as base64, or as they are.
  * @param {{shape: number[], dtype?: string, base64?: string, data?: Float32Array}} packed
- * @returns {{shape: number[], data: Float32Array|Uint8Array|Uint16Array}}
+ * @returns {{shape: number[], data: Float32Array|Uint8Array|Uint16Array|Int8Array|Int32Array}}
  */
 export function unpack(packed) {
   if (packed.base64 === undefined) return { shape: packed.shape, data: packed.data ?? new Float32Array() };

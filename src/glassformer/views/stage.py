@@ -1,0 +1,235 @@
+"""The stage's data: one forward of a text, small enough to be drawn whole at once.
+
+Vectors come as signed 8-bit numbers with one scale each, so a number is `q · scale` and wrong by at most half a
+scale. Of the many numbers of a vector in the stream an even sample is sent (`dims`); lengths are those of the
+whole vectors. What each head carries from one word to another is asked of the trace as a grid per head, whatever
+kind of mixer made it; of these, those above a stated share are sent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from glassformer.errors import SiteError
+from glassformer.views.arrays import packed
+from glassformer.views.asks import At
+from glassformer.views.registry import Check, view
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
+    from glassformer.views.session import Session
+
+# Arcs and neurons that one drawing holds at most; a long text's threshold rises until they fit.
+ARCS, NEURONS = 6000, 3000
+# Arcs whose carried vector is sent: the strongest.
+CARRIED = 160
+# Share of a layer's feed-forward addition that a neuron needs to be sent, by length.
+NEURON_SHARE = 0.2
+TEMPERATURES = [round(0.1 * i, 1) for i in range(1, 21)]
+
+
+class StageAsk(At):
+    threshold: float = Field(default=0.1, ge=0.001, le=1, description="Least share of its layer that an arc carries.")
+    cells: int = Field(default=24, ge=1, le=4096, description="Numbers of every vector, evenly spread.")
+    top: int = Field(default=10, ge=1, le=50, description="Likeliest next tokens.")
+
+
+class VectorAsk(At):
+    site: str = Field(min_length=1, max_length=100, description="Named site, such as blocks.3.resid_pre.")
+
+
+@view("stage", StageAsk, room="stage", report=lambda plan: plan.kept("stage"), python="model.trace({text!r})")
+def stage(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """A text's words, vectors, lanes, arcs, neurons, last vector and next word, drawn from one trace."""
+    trace, model = session.trace(ask), session.model(ask.model)
+    position = trace.position(ask.position)
+    config = trace.config
+    width = config.d_model
+    cells = min(ask.cells, width)
+    dims = torch.arange(cells) * width // cells
+    lanes, added, norms, sizes = _stream(trace, dims, check)
+    arcs = _arcs(trace, ask.threshold, check)
+    return {
+        "model": model.name,
+        "precision": model.precision,
+        "position": position,
+        "layers": config.n_layers,
+        "d_model": width,
+        "vocab": config.vocab_size,
+        "tokens": [{"id": id, "text": trace.token_text(id)} for id in trace.ids],
+        "dims": dims.tolist(),
+        "embedding": _small(trace.tensor("embed")[0][:, dims.to(trace.transformer.device)])
+        | {"norm": packed(trace.tensor("embed")[0].double().norm(dim=-1))},
+        "lanes": _small(lanes) | {"norm": packed(norms)},
+        "added": _small(added) | {"norm": packed(sizes)},
+        "arcs": arcs,
+        "carried": _carried(trace, arcs.pop("strongest"), dims),
+        "neurons": _neurons(trace, sizes[:, 1], check),
+        **_answer(trace, position, dims, ask.top),
+    }
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Signed 8-bit numbers and the scale of each vector (last axis); `q · scale` is off by at most scale / 2."""
+    scale = x.abs().amax(-1).double() / 127
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (x.double() / safe[..., None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def _small(x: Tensor) -> dict[str, Any]:
+    q, scale = quantised(x)
+    return {"q": packed(q, torch.int8), "scale": packed(scale)}
+
+
+def _stream(trace: Trace, dims: Tensor, check: Check) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The stream at every place and what was added between: cells and lengths.
+
+    Returns:
+        (place, token, cell) of the stream before the first layer and after each half layer; (layer, 2, token, cell)
+        of what the mixer and the feed-forward added; the lengths of both.
+    """
+    stream = trace.tensor("blocks.0.resid_pre")[0]
+    dims = dims.to(stream.device)
+    lanes, norms, added, sizes = [stream[:, dims]], [stream.double().norm(dim=-1)], [], []
+    for layer in range(trace.config.n_layers):
+        check()
+        for part in ("attn", "mlp"):
+            try:
+                write = trace.tensor(f"blocks.{layer}.{part}.out")[0]
+            except SiteError:  # a layer may lack one of its halves
+                write = torch.zeros_like(stream)
+            stream = stream + write
+            lanes.append(stream[:, dims])
+            norms.append(stream.double().norm(dim=-1))
+            added.append(write[:, dims])
+            sizes.append(write.double().norm(dim=-1))
+    shape = (trace.config.n_layers, 2, trace.length)
+    return torch.stack(lanes), torch.stack(added).view(*shape, -1), torch.stack(norms), torch.stack(sizes).view(shape)
+
+
+def _arcs(trace: Trace, threshold: float, check: Check) -> dict[str, Any]:
+    """What heads carry between different words: share of all that its layer carries to the word, by length.
+
+    Every share above `threshold` is sent, strongest first; when there are more than ARCS, only those and the
+    threshold that this means.
+    """
+    found: list[Tensor] = []
+    heads, total = [], 0
+    rows = torch.empty(0, 5, dtype=torch.float64)
+    for layer in range(trace.config.n_layers):
+        check()
+        grid = trace.weighted(layer).double().cpu()
+        heads.append(grid.shape[0])
+        share = grid / grid.sum((0, 2), keepdim=True).clamp(min=1e-30)
+        share.diagonal(dim1=1, dim2=2).zero_()  # what a word carries to itself is no arc
+        at = (share >= threshold).nonzero()
+        values = share[at[:, 0], at[:, 1], at[:, 2]]
+        found.append(torch.cat([torch.full((len(at), 1), float(layer)), at, values[:, None]], 1).double())
+        total += len(at)
+        if sum(map(len, found)) > 4 * ARCS:
+            found = [_most(torch.cat(found), ARCS)]
+    if found:
+        rows = torch.cat(found)
+    rows = _most(rows, ARCS)
+    used = threshold if total <= ARCS else float(rows[-1, 4])
+    names = ("layer", "head", "query", "key")
+    return {
+        "strongest": rows[:CARRIED, :4].long().tolist(),
+        "count": len(rows),
+        "found": total,
+        "asked": threshold,
+        "threshold": used,
+        "heads": heads,
+        **{name: packed(rows[:, i], torch.uint16) for i, name in enumerate(names)},
+        "share": packed(rows[:, 4]),
+    }
+
+
+def _most(rows: Tensor, most: int) -> Tensor:
+    return rows[rows[:, 4].argsort(descending=True, stable=True)][:most]
+
+
+def _carried(trace: Trace, arcs: list[list[int]], dims: Tensor) -> dict[str, Any]:
+    """The vectors that the strongest arcs carry, in the arcs' order: cells and lengths of the whole."""
+    writes: dict[tuple[int, int, int], Tensor] = {}
+    rows, norms = [], []
+    for layer, head, query, key in arcs:
+        at = (layer, head, query)
+        if at not in writes:
+            writes[at] = trace.contributions(layer, head, query)
+        rows.append(writes[at][key][dims.to(writes[at].device)])
+        norms.append(writes[at][key].double().norm())
+    cells = torch.stack(rows) if rows else torch.empty(0, len(dims))
+    return _small(cells) | {"norm": packed(torch.stack(norms) if norms else torch.empty(0))}
+
+
+def _neurons(trace: Trace, sizes: Tensor, check: Check) -> dict[str, Any]:
+    """Neurons whose column, as scaled, is at least NEURON_SHARE as long as all that its layer adds to the word."""
+    from glassformer.interp.neurons import strengths
+
+    found, share_at = [], NEURON_SHARE
+    for layer in range(trace.config.n_layers):
+        check()
+        try:
+            strength, output = strengths(trace, layer)
+        except SiteError:  # a layer without neurons of its own
+            continue
+        share = strength.double().cpu() / sizes[layer].cpu().clamp(min=1e-30)[:, None]
+        at = (share >= NEURON_SHARE).nonzero()
+        picked = [share[at[:, 0], at[:, 1]], output.double().cpu()[at[:, 0], at[:, 1]]]
+        whole = torch.cat([torch.full((len(at), 1), float(layer)), at], 1).double()
+        found.append(torch.cat([whole, *[x[:, None] for x in picked]], 1))
+    rows = torch.cat(found) if found else torch.empty(0, 5, dtype=torch.float64)
+    order = rows[:, 3].argsort(descending=True, stable=True)
+    if len(rows) > NEURONS:
+        share_at = float(rows[order[NEURONS - 1], 3])
+    rows = rows[order][:NEURONS]
+    return {
+        "count": len(rows),
+        "threshold": share_at,
+        "layer": packed(rows[:, 0], torch.uint16),
+        "position": packed(rows[:, 1], torch.uint16),
+        "index": packed(rows[:, 2], torch.int32),
+        "share": packed(rows[:, 3]),
+        "output": packed(rows[:, 4]),
+    }
+
+
+def _answer(trace: Trace, position: int, dims: Tensor, top: int) -> dict[str, Any]:
+    """The last vector, its products with the likeliest tokens' columns, and the distribution."""
+    last = trace.at("final.normed", position)
+    logits = trace.logits(position).double()
+    chances = torch.softmax(logits, -1)
+    best = chances.topk(min(top, len(logits))).indices
+    columns = trace.transformer.unembedding[best]
+    products = (columns * last)[:, dims.to(last.device)]
+    logprobs = torch.log_softmax(logits, -1)
+    return {
+        "final": _small(last[dims.to(last.device)]) | {"norm": float(last.double().norm())},
+        "unembedding": _small(columns[:, dims.to(columns.device)]) | {"norm": packed(columns.double().norm(dim=-1))},
+        "products": _small(products) | {"dot": packed((columns.double() * last.double()).sum(-1))},
+        "next": [
+            {"id": id, "token": trace.token_text(id), "logit": float(logits[id]), "probability": float(chances[id])}
+            for id in best.tolist()
+        ],
+        "rest": float(1 - chances[best].sum()),
+        "entropy": float(-(chances * logprobs).nan_to_num(0.0).sum()),
+        "uniform": math.log(len(logits)),
+        "temperatures": [
+            {"temperature": t, "probabilities": torch.softmax(logits / t, -1)[best].tolist()} for t in TEMPERATURES
+        ],
+    }
+
+
+@view("vector", VectorAsk, python="model.trace({text!r}).at({site!r}, {position})")
+def vector(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """A vector of one token at a named site, whole and exact."""
+    trace = session.trace(ask)
+    position = trace.position(ask.position)
+    x = trace.at(ask.site, position)
+    return {"site": ask.site, "position": position, "values": packed(x), "norm": float(x.double().norm())}

@@ -1,0 +1,415 @@
+/** The stage: a canvas, its clock, its scenes, the question beside it, and the way into parts and back. */
+
+import { h, put } from "../dom.js";
+import { LANGUAGES, say, speak } from "../words.js";
+import { StageData } from "./data.js";
+import { Pen, clamp, ease, theme } from "./paint.js";
+import { Overlay } from "./parts.js";
+import { Quiz } from "./quiz.js";
+import { SCENES, sceneOf } from "./scenes.js";
+import { Zoom } from "./zoom.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+/** Where a film stands still for those who want no motion. */
+const STILLS = 6;
+
+export class Stage {
+  /** @param {HTMLElement} element @param {any} source @param {Store} state @param {{rooms?: string[]}} [options] */
+  constructor(element, source, state, { rooms = [] } = {}) {
+    [this.element, this.source, this.state, this.rooms] = [element, source, state, rooms];
+    /** @type {any} */ (element).stage = this;
+    this.calm = matchMedia("(prefers-reduced-motion: reduce)");
+    /** @type {StageData|null} */
+    this.data = null;
+    /** What scenes asked for beyond the stage's own data, by scene. @type {Map<string, any>} */
+    this.extra = new Map();
+    this.scene = sceneOf(state.get("scene"));
+    [this.t, this.playing, this.last, this.queued, this.held] = [0, false, 0, false, false];
+    /** Milliseconds between frames, and what each drew: read by the benchmark. @type {{gaps: number[], drawn: number[]}} */
+    this.stats = { gaps: [], drawn: [] };
+    /** @type {any} */
+    this.fade = null;
+    /** @type {AbortController|null} */
+    this.asking = null;
+    speak(state.get("lang") ?? navigator.language);
+    this.#build();
+    this.quiz = new Quiz(this.question, (right) => this.#answered(right));
+    this.zoom = new Zoom(this);
+    this.overlay = new Overlay(this.view, this.canvas);
+    this.#listen();
+    this.#reflect();
+    this.load();
+  }
+
+  #build() {
+    this.title = h("h2", {});
+    this.about = h("p", { class: "say", "aria-live": "polite" });
+    this.count = h("span", { class: "soft small num" });
+    this.canvas = h("canvas", { tabindex: "0", role: "img", "aria-describedby": "stage-said" });
+    this.said = h("p", { class: "visually-hidden", id: "stage-said" });
+    this.crumbs = h("nav", { class: "crumbs", "aria-label": say("stage.where") });
+    this.view = h("div", { class: "stage-view" }, this.canvas, this.crumbs);
+    this.problem = h("p", { class: "problem", role: "alert", hidden: true });
+    this.play = h("button", { type: "button", class: "play", onclick: () => this.toggle() });
+    this.bar = h("input", { type: "range", min: "0", max: "1000", value: "0", class: "scrub", oninput: () => this.seek(Number(this.bar.value) / 1000) });
+    this.before = h("button", { type: "button", class: "step", onclick: () => this.step(-1) }, "‹");
+    this.after = h("button", { type: "button", class: "step", onclick: () => this.step(1) }, "›");
+    this.list = h("select", { class: "scenes", onchange: () => this.go(this.list.value) });
+    this.share = h("select", { onchange: () => { this.state.set({ stageShare: Number(this.share.value) }); } });
+    this.lang = h("select", { lang: "", onchange: () => this.state.set({ lang: this.lang.value }) }, Object.entries(LANGUAGES).map(([tag, { name }]) => h("option", { value: tag, lang: tag }, name)));
+    this.open = h("button", { type: "button", class: "open-room", onclick: () => this.#room() });
+    this.question = h("div", { class: "question" });
+    put(this.element,
+      h("div", { class: "stage-head" }, h("div", {}, h("div", { class: "row" }, this.title, this.count), this.about)),
+      this.problem, this.view, this.said,
+      h("div", { class: "stage-bar" }, this.play, this.bar, h("div", { class: "row stage-more" }, this.before, this.list, this.after, this.open, this.share, this.lang)), this.question);
+  }
+
+  /** Words that stand in the page around the canvas. */
+  #reflect() {
+    this.lang.value = speak(this.state.get("lang"));
+    const n = SCENES.indexOf(this.scene);
+    this.title.textContent = say(`scene.${this.scene.id}`);
+    this.about.textContent = say(`scene.${this.scene.id}.say`, this.scene.fields?.(this) ?? {});
+    this.count.textContent = n ? say("stage.of", { n, all: SCENES.length - 1 }) : "";
+    put(this.list, SCENES.map((scene, i) => h("option", { value: scene.id }, i ? `${i} · ${say(`scene.${scene.id}`)}` : say(`scene.${scene.id}`))));
+    this.list.value = this.scene.id;
+    put(this.share, [0.1, 0.05, 0.02].map((x) => h("option", { value: String(x) }, say("stage.above", { x: Math.round(100 * x) }))));
+    this.share.value = String(this.state.get("stageShare") ?? 0.1);
+    for (const [element, key] of /** @type {[HTMLElement, string][]} */ ([[this.list, "stage.scenes"], [this.share, "stage.share"], [this.lang, "stage.language"], [this.before, "stage.before"], [this.after, "stage.after"], [this.bar, "stage.scrub"], [this.canvas, "stage.canvas"]])) element.setAttribute("aria-label", say(key));
+    this.before.disabled = n === 0;
+    this.after.disabled = n === SCENES.length - 1;
+    this.play.setAttribute("aria-label", say(this.playing ? "stage.pause" : "stage.play"));
+    this.play.textContent = this.playing ? "❚❚" : "►";
+    this.element.setAttribute("aria-label", say("stage.name"));
+    this.#where();
+  }
+
+  /** The way from the whole machine to what is shown. */
+  #where() {
+    const steps = this.zoom?.crumbs() ?? [];
+    put(this.crumbs, steps.map(({ name, to }, i) => [i ? " › " : null, i === steps.length - 1 ? h("span", { "aria-current": "true" }, name) : h("button", { type: "button", onclick: () => this.zoom.back(to) }, name)]));
+    this.crumbs.hidden = steps.length < 2;
+    const to = this.target();
+    this.open.hidden = !to || !this.rooms.includes(to.room);
+    if (to) this.open.textContent = say("stage.open", { room: say(`room.${to.room}`) });
+  }
+
+  /** The room that shows what the stage shows, at this place. @returns {{room: string, set: Record<string, any>}|null} */
+  target() {
+    return this.zoom?.target() ?? this.scene.room?.(this) ?? null;
+  }
+
+  #room() {
+    const to = this.target();
+    if (!to) return;
+    this.pause();
+    this.state.set({ tab: to.room, ...to.set });
+    const panel = document.getElementById(`room-${to.room}`);
+    const back = h("button", { type: "button", class: "back-to-stage", onclick: () => { back.remove(); this.element.scrollIntoView({ behavior: this.calm.matches ? "auto" : "smooth" }); this.canvas.focus({ preventScroll: true }); } }, `↑ ${say("stage.back")}`);
+    document.querySelector(".back-to-stage")?.remove();
+    document.body.append(back);
+    panel?.scrollIntoView({ behavior: this.calm.matches ? "auto" : "smooth" });
+    back.focus({ preventScroll: true });
+  }
+
+  #listen() {
+    const { state } = this;
+    let timer = 0;
+    state.on(["text", "model", "edits", "position", "stageShare"], () => {
+      clearTimeout(timer);
+      timer = window.setTimeout(() => this.load(), document.activeElement?.id === "composer" ? 350 : 0);
+    });
+    state.on(["scene"], () => { if (state.get("scene") && state.get("scene") !== this.scene.id) this.go(state.get("scene")); });
+    state.on(["zoom"], () => this.zoom.follow(state.get("zoom")));
+    state.on(["lang"], () => {
+      document.documentElement.lang = speak(state.get("lang"));
+      this.#reflect();
+      this.quiz.reflect();
+      this.redraw();
+    });
+    state.on(["theme", "large"], () => requestAnimationFrame(() => this.redraw()));
+    state.on(["word", "contexts", "run"], () => { this.extra.clear(); this.#need(); });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
+    new ResizeObserver(() => this.#resize()).observe(this.view);
+    addEventListener("keydown", (event) => this.#key(event));
+    this.seen = true;
+    new IntersectionObserver(([entry]) => { this.seen = entry.isIntersecting; if (this.seen) this.draw(); }).observe(this.canvas);
+  }
+
+  /** @param {KeyboardEvent} event */
+  #key(event) {
+    const at = /** @type {HTMLElement} */ (event.target);
+    const inside = at === this.canvas || this.view.contains(at);
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (!inside && (at !== document.body || !this.seen)) return;
+    if (at.classList.contains("part")) {
+      if (this.overlay.move(event.key)) return event.preventDefault();
+      if (event.key === " " || event.key === "Enter") return;
+    }
+    if (at instanceof HTMLButtonElement && (event.key === " " || event.key === "Enter")) return;
+    /** @type {Record<string, () => void>} */
+    const acts = {
+      " ": () => this.toggle(), ArrowRight: () => (event.shiftKey ? this.step(1) : this.seek(this.t + 0.02)), ArrowLeft: () => (event.shiftKey ? this.step(-1) : this.seek(this.t - 0.02)),
+      Home: () => this.seek(0), End: () => this.seek(1), Escape: () => this.zoom.back(this.zoom.path.length - 1), Enter: () => this.overlay.enter(),
+    };
+    const act = acts[event.key];
+    if (!act || (event.key === "Escape" && !this.zoom.path.length)) return;
+    event.preventDefault();
+    act();
+  }
+
+  /** Ask for the text's trace, and begin. */
+  async load() {
+    const { state } = this;
+    this.asking?.abort();
+    const mine = (this.asking = new AbortController());
+    if (!state.get("text")) return;
+    this.view.setAttribute("aria-busy", "true");
+    try {
+      const found = await this.source.get("stage", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: state.get("position") ?? -1, threshold: state.get("stageShare") ?? 0.1 }, { signal: mine.signal });
+      if (mine.signal.aborted) return;
+      const first = this.data === null;
+      this.data = new StageData(found);
+      this.problem.hidden = true;
+      this.extra.clear();
+      this.machine = null;
+      this.quiz.forget();
+      this.zoom.follow(state.get("zoom"));
+      this.#resize();
+      const typing = document.activeElement?.id === "composer";
+      this.begin(typing && !first ? 1 : 0);
+    } catch (error) {
+      if (mine.signal.aborted) return;
+      this.problem.textContent = error instanceof Error ? error.message : String(error);
+      this.problem.hidden = false;
+      if (error instanceof Error && /** @type {any} */ (error).kind === "Gone") setTimeout(() => mine === this.asking && this.load(), 2000);
+    } finally {
+      if (mine === this.asking) this.view.removeAttribute("aria-busy");
+    }
+  }
+
+  /** Ask for what the scene needs beyond. */
+  async #need() {
+    const { scene } = this;
+    if (!this.data || !scene.need || this.extra.has(scene.id)) return;
+    const mine = this.asking;
+    this.extra.set(scene.id, null);
+    try {
+      const found = await scene.need(this);
+      if (mine !== this.asking) return;
+      this.extra.set(scene.id, found);
+    } catch (error) {
+      if (mine !== this.asking) return;
+      this.extra.set(scene.id, { problem: error instanceof Error ? error.message : String(error) });
+    }
+    this.#reflect();
+    this.#ask();
+    this.draw();
+  }
+
+  /** What the scene asked for, once it is there. */
+  get found() {
+    return this.extra.get(this.scene.id) ?? null;
+  }
+
+  #ask() {
+    if (!this.data) return;
+    const ready = !this.scene.need || (this.found && !this.found.problem);
+    this.quiz.show(this.scene.id, ready ? () => this.scene.ask?.(this) ?? null : () => null);
+  }
+
+  /** @param {number} t */
+  begin(t = 0) {
+    this.t = t;
+    this.held = false;
+    this.#need();
+    this.#ask();
+    this.#reflect();
+    if (t >= 1 || this.zoom.path.length) this.pause();
+    else if (this.calm.matches) this.seek(this.#hold());
+    else this.start();
+    this.draw();
+  }
+
+  /** @param {string} id */
+  go(id) {
+    const scene = sceneOf(id);
+    if (this.zoom.path.length) this.zoom.back(0);
+    this.#shot();
+    this.scene = scene;
+    this.state.set({ scene: id === SCENES[0].id ? null : id });
+    history.replaceState(null, "", this.state.fragment());
+    this.begin(0);
+  }
+
+  /** @param {number} by */
+  step(by) {
+    const to = SCENES[SCENES.indexOf(this.scene) + by];
+    if (to) this.go(to.id);
+  }
+
+  #hold() {
+    return this.quiz.open ? this.scene.hold ?? 1 : 1;
+  }
+
+  toggle() {
+    if (this.playing) return this.pause();
+    if (this.calm.matches) return this.seek(this.t >= 1 ? 0 : Math.floor(this.t * STILLS + 1.001) / STILLS);
+    if (this.t >= 1) this.t = 0;
+    if (this.t >= this.#hold() - 1e-6) this.held = true; // played on over the question
+    this.start();
+  }
+
+  start() {
+    this.playing = true;
+    this.last = 0;
+    this.stats = { gaps: [], drawn: [] };
+    this.#reflect();
+    this.draw();
+  }
+
+  pause() {
+    this.playing = false;
+    this.#reflect();
+    this.draw();
+  }
+
+  /** @param {number} t */
+  seek(t) {
+    this.t = clamp(t);
+    this.playing = false;
+    this.#reflect();
+    this.draw();
+  }
+
+  /** @param {boolean} right */
+  #answered(right) {
+    this.held = true;
+    this.#reflect();
+    if (this.calm.matches) this.seek(1);
+    else if (this.t < 1) this.start();
+    void right;
+  }
+
+  #resize() {
+    const w = this.view.clientWidth;
+    if (!w) return;
+    const size = parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.875;
+    const tall = w < 640;
+    const n = this.data?.count ?? 5;
+    const high = tall ? Math.max(540, Math.min(innerHeight * 0.86, 720)) : Math.max(400, Math.min(Math.max(innerHeight - 350, 0.36 * w), w * 0.6, n > 60 ? 1e4 : 1100));
+    const ratio = Math.min(2, devicePixelRatio || 1);
+    const same = this.w === w && this.h === high && this.size === size && this.ratio === ratio;
+    [this.w, this.h, this.size, this.ratio] = [w, high, size, ratio];
+    if (same && this.machine) return;
+    this.view.style.setProperty("height", `${high}px`);
+    [this.canvas.width, this.canvas.height] = [Math.round(w * ratio), Math.round(high * ratio)];
+    this.redraw();
+  }
+
+  /** Draw anew, the prepared pictures too. */
+  redraw() {
+    this.machine = null;
+    const size = parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.875;
+    if (size !== this.size) return this.#resize();
+    this.draw();
+  }
+
+  /** Ask for a frame. */
+  draw() {
+    if (this.queued) return;
+    this.queued = true;
+    requestAnimationFrame((now) => this.#frame(now));
+  }
+
+  /** The picture as it is, to move on from. @param {import("./paint.js").Box|null} [from] what of it grows to the whole */
+  #shot(from = null, out = false) {
+    if (this.calm.matches || !this.data || !this.w) return;
+    const copy = document.createElement("canvas");
+    [copy.width, copy.height] = [this.canvas.width, this.canvas.height];
+    copy.getContext("2d")?.drawImage(this.canvas, 0, 0);
+    this.fade = { copy, from, out, began: performance.now(), long: from ? 420 : 260 };
+  }
+
+  /** Grow a part of the picture into a picture of its own, or shrink back. @param {import("./paint.js").Box|null} box @param {boolean} [out] */
+  shot(box, out = false) {
+    this.#shot(box, out);
+    this.#reflect();
+    this.draw();
+  }
+
+  /** @param {number} now */
+  #frame(now) {
+    this.queued = false;
+    if (!this.data || !this.w || !this.seen) return;
+    if (this.playing) {
+      if (this.last) {
+        const gap = now - this.last;
+        this.stats.gaps.push(gap);
+        const hold = this.held ? 1 : this.#hold();
+        const long = this.scene.seconds * 1000;
+        const before = this.t;
+        this.t = Math.min(1, this.t + Math.min(gap, 100) / long);
+        if (before < hold && this.t >= hold && hold < 1) {
+          this.t = hold;
+          this.playing = false;
+          this.quiz.wait();
+          this.#reflect();
+        } else if (this.t >= 1) {
+          this.playing = false;
+          this.#reflect();
+        }
+      }
+      this.last = now;
+    }
+    const ctx = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d", { alpha: false }));
+    ctx.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    ctx.globalAlpha = 1;
+    ctx.fillStyle = theme().ground;
+    ctx.fillRect(0, 0, this.w, this.h);
+    const pen = new Pen(ctx, this.size);
+    this.paint(pen);
+    this.#fading(ctx, now);
+    this.stats.drawn.push(pen.drawn);
+    this.bar.value = String(Math.round(1000 * this.t));
+    this.overlay.place(pen.parts, this.playing);
+    if (!this.playing) this.said.textContent = this.zoom.path.length ? this.zoom.told() : this.scene.told?.(this) ?? this.about.textContent ?? "";
+    if (this.playing || this.fade) this.draw();
+  }
+
+  /** @param {Pen} pen */
+  paint(pen) {
+    if (this.zoom.path.length) return this.zoom.paint(pen);
+    if (this.found?.problem) return void pen.lines(this.found.problem, this.w * 0.1, this.h * 0.4, this.w * 0.8, { colour: pen.t.soft });
+    if (this.scene.need && !this.found) return void pen.text(say("stage.asking"), this.w / 2, this.h / 2, { align: "center", colour: pen.t.soft });
+    this.scene.paint(pen, this.t, this);
+  }
+
+  /** @param {CanvasRenderingContext2D} ctx @param {number} now */
+  #fading(ctx, now) {
+    const f = this.fade;
+    if (!f) return;
+    const s = ease((now - f.began) / f.long);
+    if (s >= 1) {
+      this.fade = null;
+      return;
+    }
+    ctx.globalAlpha = 1 - s;
+    if (f.from && !f.out) {
+      const { x, y, w, h: high } = f.from;
+      const k = 1 + (Math.min(this.w / w, this.h / high, 12) - 1) * s;
+      ctx.drawImage(f.copy, -(x + w / 2) * (k - 1), -(y + high / 2) * (k - 1), this.w * k, this.h * k);
+    } else if (f.out) {
+      const k = 1 - 0.5 * s;
+      ctx.drawImage(f.copy, (this.w * (1 - k)) / 2, (this.h * (1 - k)) / 2, this.w * k, this.h * k);
+    } else ctx.drawImage(f.copy, 0, 0, this.w, this.h);
+    ctx.globalAlpha = 1;
+  }
+}
+
+/** @param {HTMLElement} element @param {any} source @param {Store} state @param {{rooms?: string[]}} [options] */
+export function mount(element, source, state, options) {
+  return new Stage(element, source, state, options);
+}

@@ -1,0 +1,4 @@
+/** German. */
+
+/** @type {Record<string, string>} */
+export const DE = {};

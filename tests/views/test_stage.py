@@ -1,0 +1,147 @@
+"""The stage's numbers are the trace's: vectors to half a scale, arcs and neurons above the threshold, all of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from glassformer.errors import ShapeError, UsageError
+from glassformer.views import stage as stage_views
+from glassformer.views.stage import quantised
+
+TEXT = "The American shrew mole is a small"
+
+
+def numbers(packed: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(packed["base64"]), packed["dtype"]).reshape(packed["shape"])
+
+
+def vectors(small: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers that 8 bits stand for, and how far off each may be."""
+    scale = numbers(small["scale"])[..., None]
+    return numbers(small["q"]) * scale, scale / 2 * 1.001 + 1e-7
+
+
+def near(small: dict[str, Any], exact: Any) -> None:
+    found, error = vectors(small)
+    assert found.shape == tuple(exact.shape)
+    assert (np.abs(found - np.asarray(exact)) <= error).all()
+
+
+def test_vectors_are_the_traces_to_half_a_scale(model: Any, session: Any):
+    found = session.view("stage", {"text": TEXT, "cells": 16})
+    json.dumps(found, allow_nan=False)
+    trace, dims = model.trace(TEXT), found["dims"]
+    assert len(dims) == 16
+    assert dims == sorted(set(dims))
+    near(found["embedding"], trace["embed"][:, dims])
+    places = [trace["blocks.0.resid_pre"]]
+    added = []
+    for layer in range(model.config.n_layers):
+        places += [trace[f"blocks.{layer}.resid_mid"], trace[f"blocks.{layer}.resid_post"]]
+        added.append(torch.stack([trace[f"blocks.{layer}.attn.out"], trace[f"blocks.{layer}.mlp.out"]]))
+    near(found["lanes"], torch.stack(places)[..., dims])
+    near(found["added"], torch.stack(added)[..., dims])
+    assert np.allclose(numbers(found["lanes"]["norm"]), torch.stack(places).norm(dim=-1), rtol=1e-4)
+    assert np.allclose(numbers(found["added"]["norm"]), torch.stack(added).norm(dim=-1), rtol=1e-4)
+    near(found["final"], trace["final.normed"][-1, dims])
+
+
+def test_arcs_are_all_that_carry_more_than_the_threshold(model: Any, session: Any):
+    found = session.view("stage", {"text": TEXT, "threshold": 0.05})
+    trace, arcs = model.trace(TEXT), found["arcs"]
+    sent = {
+        tuple(int(numbers(arcs[name])[i]) for name in ("layer", "head", "query", "key")): numbers(arcs["share"])[i]
+        for i in range(arcs["count"])
+    }
+    wanted = {}
+    for layer in range(model.config.n_layers):
+        # From first principles: the weight times the length of the value through the head's output columns.
+        a = model.config.attention
+        v = trace[f"blocks.{layer}.attn.v"].repeat_interleave(a.n_heads // a.n_kv_heads, 1)
+        o = model.transformer.blocks[layer].attn.o.weight.view(-1, a.n_heads, a.d_head)
+        lengths = torch.einsum("khe,dhe->hkd", v, o).norm(dim=-1)
+        carried = trace[f"blocks.{layer}.attn.pattern"] * lengths[:, None, :]
+        share = carried / carried.sum((0, 2), keepdim=True)
+        for head, query, key in (share >= 0.05).nonzero().tolist():
+            if query != key:
+                wanted[layer, head, query, key] = float(share[head, query, key])
+    assert sent.keys() == wanted.keys()
+    assert len(sent) > 3
+    assert all(abs(sent[at] - wanted[at]) < 1e-5 for at in wanted)
+    assert list(sent.values()) == sorted(sent.values(), reverse=True)
+    layer, head, query, key = next(iter(sent))
+    cells, error = vectors(found["carried"])
+    exact = trace.contributions(layer, head, query)[key]
+    assert (np.abs(cells[0] - exact[found["dims"]].numpy()) <= error[0]).all()
+    assert np.isclose(numbers(found["carried"]["norm"])[0], float(exact.norm()), rtol=1e-4)
+
+
+def test_too_many_arcs_raise_the_threshold_and_say_so(session: Any, monkeypatch: pytest.MonkeyPatch):
+    whole = session.view("stage", {"text": TEXT, "threshold": 0.01})["arcs"]
+    monkeypatch.setattr(stage_views, "ARCS", 10)
+    few = session.view("stage", {"text": TEXT, "threshold": 0.01})["arcs"]
+    assert few["count"] == 10 < whole["count"]
+    assert few["asked"] == 0.01 < few["threshold"]
+    assert np.array_equal(numbers(few["share"]), numbers(whole["share"])[:10])
+
+
+def test_neurons_that_stand_out(model: Any, session: Any):
+    found = session.view("stage", {"text": TEXT})
+    trace, neurons = model.trace(TEXT), found["neurons"]
+    sent = {
+        tuple(int(numbers(neurons[name])[i]) for name in ("layer", "position", "index")): numbers(neurons["share"])[i]
+        for i in range(neurons["count"])
+    }
+    wanted = {}
+    for layer in range(model.config.n_layers):
+        columns = model.transformer.blocks[layer].mlp.down.weight
+        length = trace[f"blocks.{layer}.mlp.post"].abs() * columns.norm(dim=0)
+        share = length / trace[f"blocks.{layer}.mlp.out"].norm(dim=-1, keepdim=True)
+        for position, index in (share >= neurons["threshold"]).nonzero().tolist():
+            wanted[layer, position, index] = float(share[position, index])
+    assert sent.keys() == wanted.keys()
+    assert sent
+    assert all(abs(sent[at] - wanted[at]) < 1e-4 for at in wanted)
+
+
+def test_the_answer_is_the_models(model: Any, session: Any):
+    found = session.view("stage", {"text": TEXT, "top": 5})
+    logits = model.trace(TEXT).logits().double()
+    chances = torch.softmax(logits, -1)
+    assert [x["id"] for x in found["next"]] == chances.topk(5).indices.tolist()
+    assert np.allclose([x["probability"] for x in found["next"]], chances.topk(5).values)
+    assert np.allclose(numbers(found["products"]["dot"]), logits.topk(5).values, atol=1e-4)
+    assert np.isclose(found["rest"], 1 - float(chances.topk(5).values.sum()))
+    for row in found["temperatures"]:
+        exact = torch.softmax(logits / row["temperature"], -1)[[x["id"] for x in found["next"]]]
+        assert np.allclose(row["probabilities"], exact)
+
+
+def test_another_position_and_refusals(model: Any, session: Any):
+    found = session.view("stage", {"text": TEXT, "position": 2, "top": 1})
+    assert found["position"] == 2
+    assert found["next"][0]["id"] == int(model.trace(TEXT).logits(2).argmax())
+    with pytest.raises(ShapeError):
+        session.view("stage", {"text": TEXT, "position": 400})
+    with pytest.raises(UsageError):
+        session.view("stage", {"text": TEXT, "threshold": 0})
+
+
+def test_a_vector_whole(model: Any, session: Any):
+    found = session.view("vector", {"text": TEXT, "site": "blocks.1.resid_pre", "position": 3})
+    assert np.array_equal(numbers(found["values"]), model.trace(TEXT)["blocks.1.resid_pre"][3].numpy())
+
+
+def test_numbers_in_eight_bits():
+    x = torch.tensor([[0.0, 0.0], [1.0, -0.5]])
+    q, scale = quantised(x)
+    assert q.dtype == torch.int8
+    assert q[0].tolist() == [0, 0]
+    assert q[1, 0] == 127
+    assert ((q * scale[..., None] - x).abs() <= scale[..., None] / 2).all()

@@ -1,0 +1,129 @@
+"""The stage in a browser: what it draws is what the API says, it moves, and every key works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.web.conftest import HERE, TEXT, Server, Watched
+
+STAGE = "document.querySelector('.stage-room').stage"
+
+
+def wait(watched: Watched, expression: str, seconds: float = 20) -> Any:
+    """Until a JavaScript expression is true; the page's policy forbids `wait_for_function`."""
+    for _ in range(int(seconds * 20)):
+        if found := watched.page.evaluate(f"() => {expression}"):
+            return found
+        watched.page.wait_for_timeout(50)
+    raise AssertionError(f"never: {expression}")
+
+
+def ready(watched: Watched) -> Watched:
+    wait(watched, f"{STAGE}?.data && {STAGE}.machine")
+    return watched
+
+
+@pytest.fixture
+def moving(visit: Callable[..., Watched], server: Server) -> Iterator[Watched]:
+    """The page for those who like motion."""
+    watched = visit(server)
+    yield watched
+    assert not watched.complaints
+
+
+def colours(watched: Watched) -> int:
+    """How many colours stand on the canvas."""
+    return watched.page.evaluate(
+        """() => { const c = document.querySelector('.stage-view canvas');
+        const d = new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer);
+        return new Set(d).size; }"""
+    )
+
+
+def test_what_is_drawn_is_what_the_api_says(app: Watched):
+    ready(app.open(HERE))
+    asked = {"text": TEXT, "model": None, "edits": [], "position": -1, "threshold": 0.1}
+    answer = app.page.request.post(app.server.address.split("/?")[0] + "/api/view/stage", data=json.dumps(asked)).json()
+    read = app.page.evaluate(
+        f"""() => {{ const d = {STAGE}.data; return {{
+        tokens: d.tokens.map((t) => t.text), first: Array.from(d.lanes.row(d.lane(1, 2))), arcs: d.arcs.length,
+        strongest: d.arcs[0] ?? null, next: d.next[0], places: d.places, norm: d.lanes.norm[d.lane(2, 3)] }}; }}"""
+    )
+    assert read["tokens"] == [t["text"] for t in answer["tokens"]]
+    assert read["next"] == answer["next"][0]
+    assert read["arcs"] == answer["arcs"]["count"]
+    assert read["places"] == 2 * answer["layers"] + 1
+    from tests.views.test_stage import numbers, vectors
+
+    exact, _ = vectors(answer["lanes"])
+    assert read["first"] == pytest.approx(exact[1, 2].tolist(), rel=1e-5)
+    assert read["norm"] == pytest.approx(float(numbers(answer["lanes"]["norm"])[2, 3]))
+    assert read["strongest"]["share"] == pytest.approx(float(numbers(answer["arcs"]["share"])[0]))
+
+
+def test_it_moves_by_itself_waits_for_a_guess_and_scores_it(moving: Watched):
+    ready(moving.open(HERE))
+    wait(moving, f"{STAGE}.t > 0.02")
+    moving.page.evaluate(f"() => {{ {STAGE}.t = 0.75; }}")
+    wait(moving, f"!{STAGE}.playing")
+    assert 0.75 < moving.page.evaluate(f"() => {STAGE}.t") < 0.9
+    right = moving.page.evaluate(f"() => {STAGE}.quiz.make().right")
+    moving.page.locator(".question .choice").nth(right).click()
+    assert "Right" in moving.page.inner_text(".question .result")
+    wait(moving, f"{STAGE}.t === 1")
+    assert colours(moving) > 200
+
+
+def test_a_wrong_guess_gets_the_answer_and_a_reason(app: Watched):
+    ready(app.open(HERE))
+    question = app.page.evaluate(f"() => {STAGE}.quiz.make()")
+    wrong = (question["right"] + 1) % len(question["choices"])
+    app.page.locator(".question .choice").nth(wrong).click()
+    said = app.page.inner_text(".question .result")
+    assert question["choices"][question["right"]] in said
+    assert question["because"] in said
+    assert app.page.inner_text(".question").count("0 of 1 right") == 1
+
+
+def test_keys_scrub_and_play(app: Watched):
+    ready(app.open(HERE))
+    app.page.focus(".stage-view canvas")
+    app.page.keyboard.press("Home")
+    app.page.keyboard.press("ArrowRight")
+    assert app.page.evaluate(f"() => {STAGE}.t") == pytest.approx(0.02)
+    app.page.keyboard.press("Space")  # no motion wanted: on to the next still
+    assert app.page.evaluate(f"() => {STAGE}.t") > 0.1
+    assert not app.page.evaluate(f"() => {STAGE}.playing")
+    app.page.keyboard.press("End")
+    assert app.page.evaluate(f"() => {STAGE}.t") == 1
+
+
+def test_own_words_are_drawn_at_once(app: Watched):
+    ready(app.open(HERE))
+    app.page.fill("#composer", "The mole is small")
+    wait(app, f"{STAGE}.data.tokens.map((t) => t.text).join('') === 'The mole is small'")
+
+
+@pytest.mark.parametrize("width", [375, 1400, 2560])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_part_stands_outside(visit: Callable[..., Watched], server: Server, width: int, scheme: str):
+    size = {"width": width, "height": 812 if width == 375 else 900}
+    watched = visit(server, viewport=size, color_scheme=scheme, reduced_motion="reduce")
+    ready(watched.open(HERE))
+    watched.page.evaluate(f"() => {STAGE}.seek(1)")
+    watched.page.wait_for_timeout(200)
+    assert colours(watched) > 100
+    outside = watched.page.evaluate(
+        """() => { const box = document.querySelector('.stage-view').getBoundingClientRect();
+        return [...document.querySelectorAll('.stage-parts .part')].filter((e) => { const b = e.getBoundingClientRect();
+        return b.left < box.left - 2 || b.right > box.right + 2 || b.top < box.top - 2 || b.bottom > box.bottom + 2; })
+        .map((e) => e.ariaLabel); }"""
+    )
+    assert outside == []
+    assert watched.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    watched.shot(f"stage-machine-{width}-{scheme}")
+    assert not watched.complaints
