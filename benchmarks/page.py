@@ -28,7 +28,7 @@ REPORT = (
     "The quick brown fox jumps over the lazy dog while the old clock on the wall strikes nine and nobody in the house "
     "seems to notice, for the fire is warm, the soup is hot, and the story that grandmother tells is long. " * 2
 )
-KEY_MS, HEAD_MS, PAINT_MS, FRAMES, SCRIPT_KB, REPORT_MB = 300, 150, 1000, 30, 200, 5
+KEY_MS, HEAD_MS, PAINT_MS, FRAMES, SCRIPT_KB, REPORT_MB = 300, 150, 1000, 30, 350, 5
 
 # Runs in the page: milliseconds from the input event to the frame after the bars have changed.
 TYPE = """async (text) => {
