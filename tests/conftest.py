@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# One thread each unless asked otherwise: tests share the processor, and threads that wait for each other lose it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
