@@ -100,3 +100,22 @@ def test_the_padding_of_a_gguf_is_no_token(model: Any, tmp_path: Path) -> None:
     assert again.encode("[PAD330]", bos=False) == model.tokenizer.encode("[PAD330]", bos=False)
     export(str(tmp_path / "file.gguf"), "hf", str(tmp_path / "back"))
     assert gf.load(tmp_path / "back").tokenizer.token_ids == tuple(range(VOCAB))
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0}, {"temperature": 1.5, "seed": 1}, {"top_k": 9, "seed": 2}])
+def test_answers_are_made_of_tokens_alone(model: Any, asked: dict[str, Any]) -> None:
+    from glassformer.interp.edits import ablate
+
+    class Wrong:
+        """Proposes rows that are no token."""
+
+        def draft(self, ids: Any, room: int, sampling: Any, generator: Any) -> tuple[list[int], None]:
+            return [VOCAB + 1] * room, None
+
+    first = int(model.logits("The mole")[-1].argmax())
+    assert first >= VOCAB, "the model likes best what is no token"
+    for one, more in ((model, {}), (model, {"drafter": Wrong()}), (model.edited(ablate("blocks.0.attn.out")), {})):
+        pieces = list(one.generate("The mole", max_tokens=20, alternatives=1, stop=(), **asked, **more))
+        assert pieces
+        assert max(piece.id for piece in pieces) < VOCAB
+        assert pieces[0].alternatives[0].id == first or one is not model, "what the model thinks is told as it is"

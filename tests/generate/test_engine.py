@@ -36,6 +36,7 @@ class Letters:
     """A tokenizer for tests: id i is the letter chr(97 + i % 26); 40 to 42 are the bytes of "€"."""
 
     stop_ids = frozenset({49})
+    token_ids = range(50)
 
     def stream(self, *, start: bool = False, specials: bool = True):
         from glassformer.tokenizer.stream import StreamDecoder

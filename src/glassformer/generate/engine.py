@@ -90,6 +90,7 @@ class Engine:
         self.config = transformer.config
         self.capacity = min(capacity or self.config.context, self.config.context)
         self.slots = slots
+        self._absent = _absent(tokenizer, self.config.vocab_size)
         self.asked_precision = precision
         self.note: str | None = None
         self._source = Path(source) if source is not None and str(source).endswith(".gguf") else None
@@ -298,7 +299,9 @@ class Engine:
         self._held[slot] = []
         generator = handle.request.sampling.generator()
         self._active.append(
-            Sequence(handle, slot, ids, self._stop_matcher(handle.request), generator, self.capacity, have)
+            Sequence(
+                handle, slot, ids, self._stop_matcher(handle.request), generator, self.capacity, have, self._absent
+            )
         )
 
     def _place(self, ids: list[int], free: list[int]) -> tuple[int, int]:
@@ -376,9 +379,8 @@ class Engine:
         generator = request.sampling.generator()
         room = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
         cache = Cache(self.config, 1, room, self.transformer.dtype, self.transformer.device)
-        active = Sequence(
-            RequestHandle(request), 0, list(request.prompt), self._stop_matcher(request), generator, self.capacity
-        )
+        prompt, matcher = list(request.prompt), self._stop_matcher(request)
+        active = Sequence(RequestHandle(request), 0, prompt, matcher, generator, self.capacity, absent=self._absent)
         precision = str(self.transformer.dtype).removeprefix("torch.")
         while True:
             ids = torch.tensor([active.ids[cache.length :]], device=self.transformer.device)
@@ -408,6 +410,14 @@ def _work_alone() -> None:
     restore = threading.Thread(target=torch.set_num_threads, args=(number,))
     restore.start()
     restore.join()
+
+
+def _absent(tokenizer: Tokenizer | None, rows: int) -> torch.Tensor | None:
+    """The ids of a model with so many rows that a tokenizer has no token for; None where there are none."""
+    if tokenizer is None:
+        return None
+    missing = sorted(set(range(rows)).difference(tokenizer.token_ids))
+    return torch.tensor(missing) if missing else None
 
 
 def _common(a: list[int], b: list[int]) -> int:

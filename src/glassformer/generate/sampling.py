@@ -128,6 +128,11 @@ def adjust(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Se
     return out.clamp_(-_LARGEST, _LARGEST)  # an extreme penalty leaves no number that cannot be compared
 
 
+def without(logits: Tensor, absent: Tensor | None) -> Tensor:
+    """Adjusted logits (..., vocab) under which none of the `absent` ids can be chosen; None for no such id."""
+    return logits if absent is None else logits.index_fill(-1, absent, -math.inf)
+
+
 def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """The tokens that may be chosen, likeliest first, and their probabilities in float64, which sum to 1.
 

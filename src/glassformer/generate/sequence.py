@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glassformer.generate.drafting import accept
 from glassformer.generate.request import Finish, Request, RequestHandle, TokenEvent
-from glassformer.generate.sampling import adjust, choose, logprobs, probabilities
+from glassformer.generate.sampling import adjust, choose, logprobs, probabilities, without
 from glassformer.generate.stop import StopMatcher
 
 
@@ -24,6 +24,7 @@ class Sequence:
         ids: of the prompt and the answer so far.
         capacity: ids that fit.
         done: how many of the ids are in the cache.
+        absent: ids of the model that the tokenizer has no token for, which are never chosen; None for no such id.
         drafts, drawn_from: what the next step checks, and the distributions it was drawn from.
     """
 
@@ -34,6 +35,7 @@ class Sequence:
     generator: torch.Generator
     capacity: int
     done: int = 0
+    absent: Tensor | None = None
     drafts: list[int] = field(default_factory=list)
     drawn_from: Tensor | None = None
 
@@ -71,16 +73,19 @@ class Sequence:
         return steps
 
     def _chosen(self, logits: Tensor) -> list[int]:
-        prompt, answer, sampling = self.request.prompt, self.answer, self.request.sampling
+        answer, sampling = self.answer, self.request.sampling
         if self.drafts:
             rows = [
-                probabilities(adjust(row, sampling, prompt, [*answer, *self.drafts[:i]]), sampling)
+                probabilities(self._adjusted(row, [*answer, *self.drafts[:i]]), sampling)
                 for i, row in enumerate(logits)
             ]
             return accept(torch.stack(rows), self.drafts, self.drawn_from, self.generator)
         if sampling.greedy and sampling.plain:
-            return [int(logits[0].numpy().argmax())]
-        return [choose(adjust(logits[0], sampling, prompt, answer), sampling, self.generator)]
+            return [int(without(logits[0], self.absent).numpy().argmax())]
+        return [choose(self._adjusted(logits[0], answer), sampling, self.generator)]
+
+    def _adjusted(self, logits: Tensor, answer: list[int]) -> Tensor:
+        return without(adjust(logits, self.request.sampling, self.request.prompt, answer), self.absent)
 
     def _told(self, logits: Tensor, token: int, precision: str) -> TokenEvent:
         request = self.request
