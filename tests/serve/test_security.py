@@ -46,14 +46,15 @@ def call(app: Any) -> Caller:
     return Caller(app)
 
 
-COOKIE = {"cookie": f"glassformer={TOKEN}"}
+# The base's port stands in the name: a browser keeps one jar for all ports of a host.
+COOKIE = {"cookie": f"glassformer-8000={TOKEN}"}
 
 
 def test_the_page_needs_the_address_that_was_printed(call: Caller):
     refused = call("GET", "/")
     assert refused.status_code == 401
     assert "the address that `glassformer open` printed" in refused.text
-    assert call("GET", "/", headers={"cookie": "glassformer=wrong"}).status_code == 401
+    assert call("GET", "/", headers={"cookie": "glassformer-8000=wrong"}).status_code == 401
     assert call("GET", "/?token=wrong").status_code == 401
 
 
@@ -65,6 +66,12 @@ def test_the_token_moves_from_the_address_into_a_cookie(call: Caller):
     assert "HttpOnly" in cookie
     assert "SameSite=Strict" in cookie
     assert call("GET", "/", headers=COOKIE).status_code == 200
+
+
+def test_two_pages_on_one_machine_keep_their_keys_apart(call: Caller):
+    other = {"cookie": f"glassformer-9000=another; glassformer-8000={TOKEN}"}
+    assert call("GET", "/", headers=other).status_code == 200
+    assert call("GET", "/", headers={"cookie": f"glassformer-9000={TOKEN}"}).status_code == 401
 
 
 def test_every_answer_carries_the_policy(call: Caller):

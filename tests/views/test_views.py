@@ -14,7 +14,7 @@ import torch
 from glassformer.errors import GlassformerError, SourceError, TextError, UsageError
 from glassformer.views import Cancelled, Session, bundle
 from glassformer.views.registry import VIEWS
-from glassformer.views.session import MODELS_OPEN, finite
+from glassformer.views.session import MODELS_OPEN, plain
 
 TEXT = "The American shrew mole is a small"
 
@@ -217,7 +217,7 @@ def test_writing_on_stops_when_nobody_reads(session: Session):
 
 
 def test_what_json_cannot_hold():
-    assert finite({"a": [float("nan"), 1.0, float("-inf")], "b": (2,)}) == {"a": [None, 1.0, None], "b": [2]}
+    assert plain({"a": [float("nan"), 1.0, float("-inf")], "b": (2,)}) == {"a": [None, 1.0, None], "b": [2]}
 
 
 # The page's files

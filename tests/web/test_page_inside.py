@@ -138,12 +138,12 @@ def test_parts_switched_off_and_on_again(app: Watched):
     app.settle()
     app.page.locator(".neuron").first.click()
     app.settle()
-    assert app.page.locator("[aria-label='Switched off'] button[aria-label^='Switch on']").count() == 3
+    assert app.page.locator(".changed [aria-label^='Take back']").count() == 3
     app.shot("why-switched-off")
-    app.page.click("text=Undo")
-    app.page.click("text=All on again")
+    app.page.click("#undo-edit")
+    app.page.click("#all-on")
     app.settle()
-    assert app.page.locator("[aria-label^='Switch on']").count() == 0
+    assert not app.page.locator(".changed").is_visible()
     assert app.page.locator(".effect h3").count() == 0
 
 

@@ -124,10 +124,17 @@ class Trace:
 
     @property
     def tokens(self) -> Any:
-        """Each token's text (a list for one text, a list of lists for a batch); ids where no vocabulary is known."""
+        """Each token's text (a list for one text, a list of lists for a batch); ids where no vocabulary is known.
+
+        Tokens that are parts of one character are spelled as that character and which part: "鼹¹⁄₃".
+        """
         if self.batched:
             return [self.row(i).tokens for i in range(len(self.ids))]
-        return [self.token_text(i) for i in self.ids]
+        if self.vocabulary is None:
+            return [self.token_text(i) for i in self.ids]
+        from glassformer.tokenizer.spelling import spelled
+
+        return spelled([self.vocabulary.token_bytes(i) for i in self.ids])
 
     def token_text(self, id: int) -> str:
         """A token as text."""

@@ -79,6 +79,12 @@ def hostname(header: str) -> str:
     return header.partition(":")[0].lower()
 
 
+def cookie_name(headers: dict[str, str]) -> str:
+    """The cookie's name at this address: browsers keep one jar for all ports of a host."""
+    port = headers.get("host", "").rpartition("]")[2].rpartition(":")[2]
+    return f"{COOKIE}-{port}" if port.isdecimal() else COOKIE
+
+
 class Guard:
     """ASGI middleware that enforces a `Policy` and adds the security headers to every answer.
 
@@ -110,7 +116,7 @@ class Guard:
             await _answer(sending, 204, None)
         elif self._arrives_with_token(scope):
             # The token leaves the address bar at once; from here on the cookie carries it.
-            cookie = f"{COOKIE}={self.policy.token}; Path=/; HttpOnly; SameSite=Strict"
+            cookie = f"{cookie_name(headers)}={self.policy.token}; Path=/; HttpOnly; SameSite=Strict"
             rest = _without_token(scope)
             await _answer(sending, 303, None, [(b"location", rest.encode()), (b"set-cookie", cookie.encode())])
         else:
@@ -152,7 +158,7 @@ class Guard:
         if self._arrives_with_token(scope):
             return True
         try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+            cookie = SimpleCookie(headers.get("cookie", "")).get(cookie_name(headers))
         except CookieError:
             return False
         return cookie is not None and same(cookie.value, self.policy.token)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from glassformer.errors import UsageError
+from glassformer.views.edits import Edit, Strict
 
 Text = Annotated[str, Field(max_length=400_000)]
 Count = Annotated[int, Field(ge=1, le=1000)]
@@ -15,56 +16,6 @@ Count = Annotated[int, Field(ge=1, le=1000)]
 TokenChoice = Annotated[int | str | None, Field(description="Token, as its id or its text; by default the likeliest.")]
 Against = Annotated[
     int | str | None, Field(description="Token it is compared with; by default the mean of the vocabulary.")
-]
-
-
-class Strict(BaseModel):
-    """Plain data with known fields only."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class AblateHead(Strict):
-    """One attention head writes nothing."""
-
-    kind: Literal["ablate_head"]
-    layer: int
-    head: int
-
-
-class AblateAttention(Strict):
-    """One layer's attention writes nothing."""
-
-    kind: Literal["ablate_attn"]
-    layer: int
-
-
-class AblateFeedForward(Strict):
-    """One layer's feed-forward writes nothing."""
-
-    kind: Literal["ablate_mlp"]
-    layer: int
-
-
-class AblateNeuron(Strict):
-    """One feed-forward neuron is zero."""
-
-    kind: Literal["ablate_neuron"]
-    layer: int
-    neuron: int
-
-
-class Knockout(Strict):
-    """No later token attends to these positions."""
-
-    kind: Literal["knockout"]
-    source: list[int] = Field(min_length=1, max_length=10_000)
-    layer: int | None = None
-    head: int | None = None
-
-
-Edit = Annotated[
-    AblateHead | AblateAttention | AblateFeedForward | AblateNeuron | Knockout, Field(discriminator="kind")
 ]
 
 
@@ -97,3 +48,6 @@ def parsed(schema: type[BaseModel], data: Any) -> Any:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the request"
         raise UsageError(f"{where}: {first['msg']}.") from None
+
+
+__all__ = ["Against", "Ask", "At", "Count", "Edit", "Strict", "Text", "TokenChoice", "parsed"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from glassformer.tokenizer.spelling import is_whole, spelled, spelled_after
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, At, Count, Strict
 from glassformer.views.registry import Check, view
@@ -24,24 +26,25 @@ def tokens(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     from glassformer.interp.token_words import words as by_word
 
     model = session.model(ask.model)
-    ids = session.ids(ask)
+    # Without a text there is still a model to name.
+    ids = session.ids(ask) if ask.text else []
     tokenizer = model.tokenizer
+    pieces = [tokenizer.token_bytes(id) for id in ids]
     out: list[dict[str, Any]] = []
     at = 0
-    for id in ids:
+    for id, piece, text in zip(ids, pieces, spelled(pieces), strict=True):
         special = id in tokenizer.special_ids
-        spelled = tokenizer.token_bytes(id)
         out.append(
             {
                 "id": id,
-                "text": tokenizer.token_text(id) if special else spelled.decode("utf-8", "replace"),
-                "bytes": spelled.hex(),
+                "text": tokenizer.token_text(id) if special else text,
+                "bytes": piece.hex(),
                 "special": special,
                 "start": at,
-                "end": at + (0 if special else len(spelled)),
+                "end": at + (0 if special else len(piece)),
             }
         )
-        at += 0 if special else len(spelled)
+        at += 0 if special else len(piece)
     return {
         "model": model.name,
         "precision": model.precision,
@@ -60,13 +63,16 @@ def logits_at(session: Session, ask: Any) -> tuple[int, Tensor]:
     return position, trace.logits(position).float()
 
 
-def listed(model: Model, logits: Tensor, top: int) -> list[dict[str, Any]]:
+def listed(model: Model, logits: Tensor, top: int, before: Sequence[int] = ()) -> list[dict[str, Any]]:
+    """The likeliest tokens; `before` are the ids that they follow, of whose last character they may be parts."""
+    pending = [model.tokenizer.token_bytes(id) for id in before]
     probabilities = torch.softmax(logits.double(), -1)
     best = probabilities.topk(min(top, len(logits)))
     return [
         {
             "id": id,
-            "token": model.tokenizer.token_bytes(id).decode("utf-8", "replace") or model.tokenizer.token_text(id),
+            "token": spelled_after(pending, model.tokenizer.token_bytes(id)) or model.tokenizer.token_text(id),
+            "whole": is_whole(model.tokenizer.token_bytes(id)),
             "bytes": model.tokenizer.token_bytes(id).hex(),
             "logit": float(logits[id]),
             "probability": p,
@@ -102,7 +108,7 @@ def next_token(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "precision": model.precision,
         "position": position,
         "entropy": entropy(logits),
-        "tokens": listed(model, logits, ask.top),
+        "tokens": listed(model, logits, ask.top, session.ids(ask)[: position + 1]),
         "logits": packed(logits),
     }
 
@@ -117,7 +123,8 @@ def vocab(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The texts of token ids."""
     tokenizer = session.model(ask.model).tokenizer
     known = range(tokenizer.vocab_size)
-    return {"texts": [tokenizer.token_text(i) if i in known else f"<{i}>" for i in ask.ids]}
+    pieces = [tokenizer.token_bytes(i) if i in known else f"<{i}>".encode() for i in ask.ids]
+    return {"texts": [spelled([piece])[0] for piece in pieces], "whole": [is_whole(piece) for piece in pieces]}
 
 
 class WordsAsk(At):

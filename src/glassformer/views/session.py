@@ -6,11 +6,13 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import GlassformerError, SourceError, UsageError, near
+from glassformer.tokenizer.spelling import spelled
 from glassformer.views.asks import parsed
+from glassformer.views.edits import taps
 from glassformer.views.registry import VIEWS, Check
 
 if TYPE_CHECKING:
@@ -149,37 +151,24 @@ class Session:
         chosen = VIEWS[name]
         ask = parsed(chosen.ask, data)
         check()
-        return finite(chosen.answer(self, ask, check))
+        found = chosen.answer(self, ask, check)
+        model = self._held(getattr(ask, "model", None) or self.current)
+        return plain(found, None if model is None else model.tokenizer)
 
 
-def finite(value: Any) -> Any:
-    """Plain data as JSON can hold it: what is not a finite number becomes None."""
+def plain(value: Any, tokenizer: Any = None) -> Any:
+    """Plain data as JSON can hold it: what is not a finite number becomes None, and tokens that are parts of characters
+    are spelled as such."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        token = value.get("token")
+        if tokenizer is not None and isinstance(token, str) and "\ufffd" in token and isinstance(value.get("id"), int):
+            value = {**value, "token": spelled([tokenizer.token_bytes(value["id"])])[0]}
+        return {key: plain(item, tokenizer) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
+        return [plain(item, tokenizer) for item in value]
     return value
 
 
-def taps(edits: Sequence[Any]) -> list[Any]:
-    """The taps that a request's edits mean."""
-    from glassformer.interp.edits import ablate, knockout
-
-    out: list[Any] = []
-    for e in edits:
-        if e.kind == "ablate_head":
-            out.append(ablate(layer=e.layer, head=e.head))
-        elif e.kind == "ablate_attn":
-            out.append(ablate(layer=e.layer, part="attention"))
-        elif e.kind == "ablate_mlp":
-            out.append(ablate(layer=e.layer, part="feed_forward"))
-        elif e.kind == "ablate_neuron":
-            out.append(ablate(layer=e.layer, neuron=e.neuron))
-        else:
-            out.append(knockout(keys=e.source, layer=e.layer, head=e.head))
-    return out
-
-
-__all__ = ["Cancelled", "GlassformerError", "Session", "taps"]
+__all__ = ["Cancelled", "GlassformerError", "Session"]

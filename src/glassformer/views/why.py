@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from glassformer.tokenizer.spelling import spelled
 from glassformer.views.asks import Against, At, Count, TokenChoice
 from glassformer.views.next import difference, entropy, listed, logits_at
 from glassformer.views.registry import Check, view
@@ -48,13 +49,28 @@ def why(session: Session, ask: Any, check: Check) -> dict[str, Any]:
 def account(trace: Trace, found: Why) -> dict[str, Any]:
     """An account as the page draws it."""
     # A long text has a part for every head at every token: the largest are sent, and all of them summed by layer.
+    told = found.to_dict(parts=False)
+    if trace.vocabulary is not None:
+        told["token"] = spelled([trace.vocabulary.token_bytes(found.target.way.token)])[0]
+    for word in told["words"]:
+        word["edit"] = {"kind": "knockout", "source": word["positions"]}
     return {
-        **found.to_dict(parts=False),
+        **told,
         "tokens": trace.tokens,
-        "parts": found.ranked_parts(),
+        "parts": [part | {"edit": edit_of(part, found.target.position)} for part in found.ranked_parts()],
         "part_count": len(found.parts),
         "layers": _by_layer(found.parts),
     }
+
+
+def edit_of(part: dict[str, Any], position: int) -> dict[str, Any] | None:
+    """The edit that takes away exactly what a part's measured effect says."""
+    if part["kind"] == "head":
+        at = {"source": part["source"], "position": position}
+        return {"kind": "ablate_read", "layer": part["layer"], "head": part["head"], **at}
+    if part["kind"] == "feed_forward":
+        return {"kind": "ablate_mlp", "layer": part["layer"], "position": position}
+    return None
 
 
 def _by_layer(parts: Any) -> list[dict[str, Any]]:
@@ -73,14 +89,8 @@ def _effects(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Before and after, for each of the largest parts switched off alone (and for the report's own edits)."""
     tries: list[list[dict[str, Any]]] = [plan.edits] if plan.edits else []
     for part in plan.why["parts"]:
-        if part["kind"] == "head":
-            edit = {"kind": "ablate_head", "layer": part["layer"], "head": part["head"]}
-        elif part["kind"] == "feed_forward":
-            edit = {"kind": "ablate_mlp", "layer": part["layer"]}
-        else:
-            continue
-        if [edit] not in tries:
-            tries.append([edit])
+        if part["edit"] is not None:
+            tries.append([part["edit"]])
         if len(tries) >= EFFECTS:
             break
     for edits in tries:
@@ -130,6 +140,18 @@ class NeuronsAsk(At):
 )
 def neurons(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The feed-forward neurons that pushed a prediction most, and what each writes."""
+    from glassformer.interp.edits import ablate
+    from glassformer.interp.logit_target import target
     from glassformer.interp.neurons import top_neurons
 
-    return top_neurons(session.trace(ask), ask.token, ask.against, ask.position, k=ask.top).to_dict()
+    trace = session.trace(ask)
+    found = top_neurons(trace, ask.token, ask.against, ask.position, k=ask.top).to_dict()
+    goal, model, ids = target(trace, ask.token, ask.against, ask.position), session.edited(ask), session.ids(ask)
+    for neuron in found["neurons"]:
+        check()
+        at = {"layer": neuron["layer"], "neuron": neuron["index"]}
+        off = model.edited(ablate(**at, positions=[goal.position])).trace(ids)
+        again = target(off, goal.way.token, goal.way.against, goal.position)
+        neuron["total"] = goal.value - again.value
+        neuron["edit"] = {"kind": "ablate_neuron", **at, "position": goal.position}
+    return found

@@ -1,6 +1,6 @@
 /** A view's cycle: ask when seen, show that it works, cancel what is no longer wanted, say what went wrong. */
 
-import { h } from "./dom.js";
+import { h, put } from "./dom.js";
 
 /**
  * @param {HTMLElement} element what shows the data
@@ -8,9 +8,10 @@ import { h } from "./dom.js";
  * @param {string[]} keys fields it depends on
  * @param {(signal: AbortSignal) => Promise<any>} ask
  * @param {(data: any) => void} draw
- * @returns {{refresh: () => void, stop: () => void}}
+ * @param {{clear?: () => void, always?: boolean}} [options] `clear` is called when there is no text any more; with `always` an empty text is asked for too
+ * @returns {{refresh: (quiet?: boolean) => void, stop: () => void}}
  */
-export function live(element, state, keys, ask, draw) {
+export function live(element, state, keys, ask, draw, { clear, always = false } = {}) {
   /** @type {AbortController|null} */
   let current = null;
   let seen = false;
@@ -18,13 +19,22 @@ export function live(element, state, keys, ask, draw) {
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
   element.before(problem);
 
-  async function run() {
+  async function run(quiet = false) {
     stale = true;
     current?.abort();
+    if (keys.includes("text") && !always && !state.get("text")) {
+      // Nothing of a text that is gone stays on the page.
+      stale = false;
+      problem.hidden = true;
+      element.removeAttribute("aria-busy");
+      put(element);
+      clear?.();
+      return;
+    }
     if (!seen) return;
     stale = false;
     const mine = (current = new AbortController());
-    element.setAttribute("aria-busy", "true");
+    if (!quiet) element.setAttribute("aria-busy", "true");
     try {
       const data = await ask(mine.signal);
       if (mine.signal.aborted) return;
@@ -34,13 +44,15 @@ export function live(element, state, keys, ask, draw) {
       if (mine.signal.aborted) return;
       problem.textContent = error instanceof Error ? error.message : String(error);
       problem.hidden = false;
-      if (error instanceof Error && /** @type {any} */ (error).kind === "Gone") setTimeout(() => mine === current && run(), 2000);
+      stale = true;
+      // The server may come back, at this address and with the same key: the text and the view are still here.
+      if (["Gone", "authentication_error"].includes(/** @type {any} */ (error).kind)) setTimeout(() => mine === current && run(), 2000);
     } finally {
       if (mine === current) element.removeAttribute("aria-busy");
     }
   }
 
-  const off = state.on(keys, run);
+  const off = state.on(keys, () => run());
   const watcher = new IntersectionObserver((entries) => {
     seen = entries[entries.length - 1].isIntersecting;
     if (seen && stale) run();

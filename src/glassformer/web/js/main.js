@@ -1,6 +1,7 @@
 /** The page put together: header, text, next word, and the rooms beside it. */
 
 import { h, put } from "./dom.js";
+import { bar, carried, editName } from "./edits.js";
 import { keys } from "./keys.js";
 import { chooser } from "./models.js";
 import { picture, save } from "./picture.js";
@@ -44,7 +45,7 @@ export const ROOMS = [
 export const START = {
   text: EXAMPLES[0][1], model: null, modelName: null, position: null, layer: 0, head: 0, query: null, key: null, tab: "attention", edits: [],
   temperature: 1, top_k: 0, top_p: 1, min_p: 0, unit: "tokens", chips: "tokens", mode: "matrix", sort: "layer", token: null, against: null,
-  tokens: [], words: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
+  tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0,
   scene: null, zoom: null, lang: null, stageShare: 0.1,
@@ -69,7 +70,8 @@ export function build(root, source, state) {
   const image = h("button", { type: "button", onclick: async () => {
     const panel = /** @type {HTMLElement} */ (panels.get(state.get("tab")).panel);
     try {
-      save(await picture(panel), `glassformer-${state.get("tab")}.png`);
+      const edits = state.get("edits").map((/** @type {any} */ edit) => editName(edit, state.get("tokens")));
+      save(await picture(panel, edits.length ? `Changed model: ${edits.join("; ")}.` : ""), `glassformer-${state.get("tab")}.png`);
       tell(image, "Image saved", "An image of this view was saved.");
     } catch (error) {
       refuse(image, "No image", error);
@@ -134,10 +136,11 @@ export function build(root, source, state) {
   put(root,
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
       h("div", { class: "row tools" }, alone ? tourButton : null, alone ? share : null, image, alone ? report : null, theme.element, large, help), said), notice,
+    bar(source, state),
     h("main", {}, composer, stage, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
   if (alone) {
     composer.append(h("div", { class: "row examples", role: "group", "aria-label": "Examples" }, EXAMPLES.map(([name, text]) =>
-      h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: [], query: null, key: null, token: null, against: null }) }, name))));
+      h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null, against: null }) }, name))));
   }
   tokens(composer, source, state);
   if (stage) mountStage(stage, source, state, { rooms: rooms.map(([name]) => name) });
@@ -184,11 +187,31 @@ function logo() {
   return mark;
 }
 
+const KEPT = "glassformer";
+
+/** What this tab showed before it was loaded again. @returns {string|null} */
+function remembered() {
+  const held = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+  return held && (held.address === location.hash || !location.hash) ? held.view : null;
+}
+
 /** The app in the page that the server sends. */
 export function app() {
   const root = document.getElementById("app");
   if (!root) return;
-  const state = new Store({ ...START, ...fromFragment(location.hash) });
+  const state = new Store({ ...START, ...fromFragment(remembered() ?? location.hash) });
   build(root, new HttpSource(), state);
   addEventListener("hashchange", () => state.set(fromFragment(location.hash)));
+  // Loaded again, the page shows what it showed, unless its address was changed.
+  let timer = 0;
+  state.on(null, () => {
+    clearTimeout(timer);
+    timer = window.setTimeout(() => {
+      try {
+        sessionStorage.setItem(KEPT, JSON.stringify({ address: location.hash, view: state.fragment() }));
+      } catch {
+        sessionStorage.removeItem(KEPT); // a text too long to be kept
+      }
+    }, 150);
+  });
 }

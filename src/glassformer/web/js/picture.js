@@ -10,15 +10,16 @@ const KEPT = [
   "border-collapse", "border-spacing", "list-style", "stroke", "stroke-width", "fill", "stroke-dasharray", "aspect-ratio", "image-rendering", "outline", "outline-offset", "z-index", "text-anchor",
 ];
 
-/** @param {HTMLElement} element @returns {Promise<Blob>} */
-export async function picture(element) {
+/** @param {HTMLElement} element @param {string} [note] written over it @returns {Promise<Blob>} */
+export async function picture(element, note = "") {
   const box = element.getBoundingClientRect();
-  const [width, height] = [Math.ceil(box.width), Math.ceil(element.scrollHeight)];
+  const [width, height] = [Math.ceil(box.width), Math.ceil(element.scrollHeight) + (note ? 40 : 0)];
   const copy = /** @type {HTMLElement} */ (element.cloneNode(true));
   dress(element, copy);
   copy.style.setProperty("margin", "0");
   copy.style.setProperty("height", "auto");
   copy.style.setProperty("background-color", getComputedStyle(document.documentElement).backgroundColor);
+  if (note) copy.prepend(h("p", { style: { margin: "0", height: "40px", font: getComputedStyle(element).font, color: getComputedStyle(element).color } }, note));
   copy.prepend(h("style", {}, await grounds(copy)));
   const text = new XMLSerializer().serializeToString(copy);
   const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"><foreignObject width="100%" height="100%">${text}</foreignObject></svg>`;

@@ -29,7 +29,7 @@ export class HttpSource {
     }
     if (!answer.ok) {
       const data = await answer.json().catch(() => null);
-      throw new SourceProblem(data?.error?.message ?? `The server answered ${answer.status}.`, data?.error?.kind ?? "Error");
+      throw new SourceProblem(data?.error?.message ?? `The server answered ${answer.status}.`, data?.error?.kind ?? data?.error?.type ?? "Error");
     }
     return answer;
   }

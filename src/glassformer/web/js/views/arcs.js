@@ -13,7 +13,7 @@ export function mount(element, tiles, state) {
   return function draw() {
     const tokens = state.get("tokens");
     const n = tokens.length;
-    if (!n) return;
+    if (!n) return put(element);
     const from = Math.min(state.get("position") ?? n - 1, n - 1);
     const first = Math.max(0, Math.min(from - MOST / 2, n - MOST));
     const last = Math.min(n, first + MOST);

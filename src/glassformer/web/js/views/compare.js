@@ -2,6 +2,7 @@
 
 import { signed } from "../colour.js";
 import { h, hint, number, percent, put, shown } from "../dom.js";
+import { carried } from "../edits.js";
 import { live } from "../live.js";
 import { choices as sources } from "../models.js";
 import { unpack } from "../source.js";
@@ -31,7 +32,7 @@ export function mount(element, source, state) {
     h("span", { class: "side-name" }, "B"), other, model);
   element.append(h("h2", {}, "Side by side"), form,
     h("div", { class: "row" }, what.element, place.element, !source.live ? null : PAIRS.map(([a, b]) => h("button", { type: "button", class: "small", onclick: () => {
-      state.set({ text: a, other: { ...state.get("other"), text: b }, position: null, edits: [], query: null, key: null });
+      state.set({ text: a, other: { ...state.get("other"), text: b }, position: null, edits: carried(state.get("edits")), query: null, key: null });
     } }, differing(a, b)))),
     body);
   form.addEventListener("submit", (/** @type {Event} */ event) => event.preventDefault());
@@ -65,7 +66,7 @@ export function mount(element, source, state) {
   live(body, state, ["text", "model", "edits", "other", "what", "place", "layer", "head"], async (signal) => {
     const b = { text: state.get("other").text || state.get("text"), model: state.get("other").model ?? state.get("model") };
     const a = { text: state.get("text"), model: state.get("model"), edits: state.get("edits") };
-    if (!a.text || (a.text === b.text && a.model === b.model && !a.edits.length)) {
+    if ( (a.text === b.text && a.model === b.model && !a.edits.length)) {
       put(body, h("p", { class: "soft" }, "Change a word in B, or choose another model or checkpoint for it; or switch a part off in A."));
       return null;
     }

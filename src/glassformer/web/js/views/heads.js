@@ -33,7 +33,7 @@ export function mount(element, source, state) {
     seen = data;
     paint();
     arrange();
-  });
+  }, { clear: () => { seen = null; } });
   live(note, state, ["model"], async (signal) => source.get("heads", { model: state.get("model") }, { signal }).catch(() => null), (found) => {
     roles = found;
     put(note, LEGEND, Object.values(ROLES).map(([sign, text]) => `${sign} ${text}`).join(", "), ".");

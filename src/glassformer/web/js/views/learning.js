@@ -18,11 +18,15 @@ export function mount(element, source, state) {
   /** @type {any} */
   let data = null;
   let timer = 0;
+  let again = 0;
   const steps = h("div", {});
   element.append(h("h2", {}, "Training runs"), list, body, steps);
   one(steps, source, state);
 
   const lister = live(list, state, ["tab"], async (signal) => source.get("runs", {}, { signal }), ({ runs }) => {
+    // A run may begin, or end, while one looks.
+    clearTimeout(again);
+    if (source.live && !source.embedded) again = window.setTimeout(() => { if (state.get("tab") === "learning") lister.refresh(true); }, 3000);
     if (!runs.length) {
       put(list, h("p", { class: "soft" }, source.live ? "There is no run yet. In a terminal, “glassformer train” learns from Python's own library; its loss then falls here while it runs." : "This report is of a model without a training run in it; a report of a run (glassformer report TEXT --model runs/NAME) shows its curves, samples and probes here."));
       return;
@@ -44,7 +48,7 @@ export function mount(element, source, state) {
     data = found;
     redraw(found);
     // A run that goes on is read again; one that has stopped is not.
-    if (found.state === "running" && source.live) timer = window.setTimeout(() => { if (!element.hidden) { reader.refresh(); lister.refresh(); } }, 2000);
+    if (found.state === "running" && source.live) timer = window.setTimeout(() => { if (!element.hidden) { reader.refresh(true); } }, 2000);
   });
   state.on(["model"], () => data && draw(data));
 

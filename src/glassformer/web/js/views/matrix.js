@@ -87,6 +87,7 @@ export function mount(stage, tiles, state, say, open) {
   function paint() {
     frame = 0;
     const n = state.get("count");
+    if (!n) canvas.width = canvas.height = 0;
     if (!n || state.get("mode") !== "matrix") return;
     const M = margin();
     const width = Math.min(scroller.clientWidth, n * zoom + M);

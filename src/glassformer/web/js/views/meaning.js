@@ -2,6 +2,7 @@
 
 import { h, hint, number, put, s, shown } from "../dom.js";
 import { css, inkOn, signed } from "../colour.js";
+import { carried } from "../edits.js";
 import { live } from "../live.js";
 import { placeName } from "./compare.js";
 
@@ -35,12 +36,12 @@ export function mount(element, source, state) {
     texts.value = state.get("contexts").join("\n");
   });
 
-  live(body, state, ["model", "word", "contexts"], async (signal) => {
+  live(body, state, ["model", "word", "contexts", "edits"], async (signal) => {
     if (!state.get("word") || state.get("contexts").length < 2) {
       put(body, h("p", { class: "soft" }, "Name a word and give at least two texts that hold it."));
       return null;
     }
-    return source.get("meaning", { model: state.get("model"), word: state.get("word"), texts: state.get("contexts") }, { signal });
+    return source.get("meaning", { model: state.get("model"), edits: carried(state.get("edits")), word: state.get("word"), texts: state.get("contexts") }, { signal });
   }, draw);
 
   /** @param {any} d */

@@ -1,6 +1,7 @@
 /** The next word: bars of probability, tokens or whole words, and sliders that act on the logits at once. */
 
 import { h, hint, number, percent, put, shown } from "../dom.js";
+import { carried } from "../edits.js";
 import { live } from "../live.js";
 import { entropy, sampling } from "../math.js";
 import { unpack } from "../source.js";
@@ -24,6 +25,8 @@ export function mount(element, source, state) {
   let logits = null;
   /** @type {Map<number, string>} */
   const texts = new Map();
+  /** Tokens that are parts of a character. @type {Set<number>} */
+  let parts = new Set();
   let hidden = false;
 
   const unit = h("div", { class: "segmented", role: "group", "aria-label": "Show" });
@@ -121,7 +124,7 @@ export function mount(element, source, state) {
     was.style.setProperty("--share", String(d.raw[id] / largest));
     const item = h("button", {
       type: "button", class: d.final[id] ? "prob" : "prob cut", "aria-label": `${shown(text)}, ${percent(d.final[id])}; continue the text with it`,
-      onclick: () => branch(text),
+      onclick: () => branch(id, text),
     },
       h("span", { class: "what mono" }, shown(text)),
       h("span", { class: "track" }, plain ? null : was, bar),
@@ -139,13 +142,12 @@ export function mount(element, source, state) {
     return h("div", { role: "listitem" }, item);
   }
 
-  /** @param {string} text */
-  function branch(text) {
-    if (!source.live || text.includes("\ufffd")) return;
-    const tokens = state.get("tokens");
-    const whole = data.position === tokens.length - 1;
-    const before = whole ? state.get("text") : tokens.slice(0, data.position + 1).join("");
-    state.set({ text: before + text, position: null, edits: [], query: null, key: null });
+  /** @param {number} id @param {string} text */
+  function branch(id, text) {
+    if (!source.live || parts.has(id)) return;
+    // Tokens may be parts of characters, so the text is cut by its bytes.
+    const before = new TextDecoder().decode(new TextEncoder().encode(state.get("text")).slice(0, state.get("ends")[data.position]));
+    state.set({ text: before + text, position: null, edits: carried(state.get("edits")), query: null, key: null });
   }
 
   /** @param {number[]} ids */
@@ -154,7 +156,7 @@ export function mount(element, source, state) {
     if (!missing.length) return;
     const found = await source.get("vocab", { ids: missing, model: state.get("model") }).catch(() => null);
     if (!found) return;
-    missing.forEach((id, i) => texts.set(id, found.texts[i]));
+    missing.forEach((id, i) => { texts.set(id, found.texts[i]); if (!found.whole[i]) parts.add(id); });
     draw();
   }
 
@@ -166,9 +168,10 @@ export function mount(element, source, state) {
     data = found;
     logits = found.logits ? /** @type {Float32Array} */ (unpack(found.logits).data) : null;
     for (const token of found.tokens) texts.set(token.id, token.token);
-    state.set({ prediction: { text: found.text, token: found.tokens[0].token, id: found.tokens[0].id } });
+    parts = new Set(found.tokens.filter((/** @type {any} */ t) => t.whole === false).map((/** @type {any} */ t) => t.id));
+    state.set({ prediction: { text: found.text, token: found.tokens[0].token, id: found.tokens[0].id, whole: found.tokens[0].whole } });
     draw();
-  });
+  }, { clear: () => { data = logits = null; after.textContent = facts.textContent = said.textContent = ""; } });
   live(words, state, ["text", "model", "position", "edits", "unit"], async (signal) => {
     if (!state.get("text") || state.get("unit") !== "words") return null;
     return source.get("words", args(), { signal });

@@ -1,6 +1,7 @@
 /** Writing on: the model continues the text with the sliders as they stand; every step can be gone back to. */
 
 import { h, hint, percent, put, shown } from "../dom.js";
+import { carried } from "../edits.js";
 import { track } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -78,9 +79,9 @@ export function mount(element, source, state) {
       h("p", { class: "small soft" }, `Step ${i + 1} of ${steps.length}: “${shown(step.token || step.text)}” was taken; the model gave it ${percent(step.probability ?? 0, 2)}.`),
       h("div", { role: "list", "aria-label": "Alternatives at this step" }, step.alternatives.map((/** @type {any} */ a) => h("div", { role: "listitem" }, h("button", {
         type: "button", class: a.id === step.id ? "prob taken" : "prob", "aria-label": `${shown(a.token)}, ${percent(a.probability)}; go on from here with it`,
-        onclick: () => state.set({ text: upto + a.token, position: null, edits: [], query: null, key: null }),
+        onclick: () => state.set({ text: upto + a.token, position: null, edits: carried(state.get("edits")), query: null, key: null }),
       }, h("span", { class: "what mono" }, shown(a.token)), track(a.probability / largest), h("span", { class: "num" }, percent(a.probability)))))),
-      h("button", { type: "button", class: "small", onclick: () => state.set({ text: upto + step.text, position: null, edits: [], query: null, key: null }) }, "Keep the text up to here"));
+      h("button", { type: "button", class: "small", onclick: () => state.set({ text: upto + step.text, position: null, edits: carried(state.get("edits")), query: null, key: null }) }, "Keep the text up to here"));
   }
 
   tokens.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {

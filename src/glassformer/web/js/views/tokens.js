@@ -1,6 +1,7 @@
 /** The words in: your own text, cut as the model cuts it, the predicted token as ghost text. */
 
 import { h, hint, put, shown } from "../dom.js";
+import { carried } from "../edits.js";
 import { live } from "../live.js";
 import { segmented } from "../ui.js";
 
@@ -19,7 +20,7 @@ export function mount(element, source, state) {
   const unit = segmented("Cut into", [["tokens", "Tokens"], ["words", "Words"]], () => state.get("chips"), (name) => state.set({ chips: name }));
   element.append(
     h("div", { class: "composer" }, mirror, box),
-    h("p", { class: "visually-hidden", id: "ghost-help" }, "Tab accepts the model's most likely next token, shown in grey."),
+    h("p", { class: "visually-hidden", id: "ghost-help" }, "Tab accepts the model's most likely next token, shown in grey; Tab again moves on, Escape leaves the text."),
     chips,
     h("div", { class: "row spread" }, facts, unit.element),
   );
@@ -30,11 +31,17 @@ export function mount(element, source, state) {
     predicted = "";
     reflect();
     clearTimeout(timer);
-    timer = window.setTimeout(() => state.set({ text: box.value, position: null, edits: [], query: null, key: null, token: null }), 60);
+    timer = window.setTimeout(() => state.set({ text: box.value, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null }), 60);
   });
+  // One Tab accepts; the next one moves on, so that the keyboard is not held here.
+  let accepted = false;
+  box.addEventListener("blur", () => { accepted = false; });
   box.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
-    if (event.key === "Tab" && !event.shiftKey && predicted && box.selectionStart === box.value.length) {
+    if (event.key === "Escape") box.blur();
+    if (event.key !== "Tab") accepted = false;
+    else if (!event.shiftKey && !accepted && predicted && box.selectionStart === box.value.length) {
       event.preventDefault();
+      accepted = true;
       box.value += predicted;
       box.dispatchEvent(new Event("input"));
     }
@@ -59,7 +66,7 @@ export function mount(element, source, state) {
   state.on(["prediction"], () => {
     const first = state.get("prediction");
     const last = state.get("position") === null || state.get("position") === state.get("count") - 1;
-    predicted = first && last && first.text === box.value && !first.token.includes("\ufffd") ? first.token : "";
+    predicted = first && last && first.text === box.value && first.whole ? first.token : "";
     reflect();
   });
 
@@ -101,21 +108,21 @@ export function mount(element, source, state) {
 
   const shownMost = 4000;
   live(chips, state, ["text", "model"], async (signal) => {
-    if (!state.get("text")) return { tokens: [], words: [], model: "", precision: "", context: 0 };
     return source.get("tokens", { text: state.get("text"), model: state.get("model") }, { signal });
   }, (data) => {
     cut = data;
     drawChips();
     facts.textContent = data.tokens.length
       ? `${data.tokens.length} of ${data.context} tokens · ${data.words.length} words · ${data.model} · ${data.precision}`
-      : "Type a text, or choose an example.";
-    state.set({ modelName: data.model, tokens: data.tokens.map((/** @type {any} */ t) => t.text), words: data.words, count: data.tokens.length, layers: data.layers, heads: data.heads });
+      : `${data.model} · ${data.precision} · type a text, or choose an example`;
+    if (!data.tokens.length) state.set({ prediction: null });
+    state.set({ modelName: data.model, tokens: data.tokens.map((/** @type {any} */ t) => t.text), words: data.words, ends: data.tokens.map((/** @type {any} */ t) => t.end), count: data.tokens.length, layers: data.layers, heads: data.heads });
     if (state.get("layer") >= data.layers) state.set({ layer: data.layers - 1 });
     if (state.get("head") !== null && state.get("head") >= data.heads) state.set({ head: data.heads - 1 });
     const at = state.get("position");
     if (at !== null && at >= data.tokens.length) state.set({ position: null });
     mark();
-  });
+  }, { always: true });
 
   /** @type {any} */
   let cut = null;

@@ -2,19 +2,11 @@
 
 import { signed } from "../colour.js";
 import { h, hint, number, percent, put, shown } from "../dom.js";
+import { editName } from "../edits.js";
 import { live } from "../live.js";
 import { chance, fork, track, withSign } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
-
-/** @param {any} edit */
-export function editName(edit) {
-  if (edit.kind === "ablate_head") return `layer ${edit.layer} head ${edit.head} off`;
-  if (edit.kind === "ablate_attn") return `layer ${edit.layer} attention off`;
-  if (edit.kind === "ablate_mlp") return `layer ${edit.layer} feed-forward off`;
-  if (edit.kind === "ablate_neuron") return `layer ${edit.layer} neuron ${edit.neuron} off`;
-  return `nobody looks at ${edit.source.length > 1 ? `positions ${edit.source.join(", ")}` : `position ${edit.source[0]}`}`;
-}
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
@@ -33,34 +25,23 @@ export function mount(element, source, state) {
     event.preventDefault();
     state.set({ token: token.value || null, against: against.value || null });
   });
-  const edits = h("div", { class: "row", role: "group", "aria-label": "Switched off" });
   const effect = h("div", { class: "effect" });
   const body = h("div", { class: "why" });
   const neurons = h("div", { class: "neurons", role: "list" });
   const absent = h("p", { class: "small soft", role: "status" });
-  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, edits, absent, effect), body, h("h3", {}, "Neurons of the feed-forward layers"),
-    h("p", { class: "soft small" }, "What each added to the number explained above, and the tokens whose score it raises; click one to switch it off."), neurons);
+  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, absent, effect), body, h("h3", {}, "Neurons of the feed-forward layers"),
+    h("p", { class: "soft small" }, "What is lost when each is off, and the tokens whose score it raises; click one to switch it off."), neurons);
 
-  function drawEdits() {
-    const list = state.get("edits");
-    put(edits, list.map((/** @type {any} */ edit, /** @type {number} */ i) => h("button", {
-      type: "button", "aria-label": `Switch on again: ${editName(edit)}`, onclick: () => state.set({ edits: list.filter((/** @type {any} */ _, /** @type {number} */ j) => j !== i) }),
-    }, `${editName(edit)} ✕`)), list.length > 1 ? h("button", { type: "button", onclick: () => state.set({ edits: [] }) }, "All on again") : null,
-    list.length ? h("button", { type: "button", onclick: () => state.set({ edits: list.slice(0, -1) }) }, "Undo") : null);
-  }
   /** @param {any} edit */
   function switchOff(edit) {
     const list = state.get("edits");
     if (!source.live && !source.holds("effects", { position: state.get("position") ?? -1, edits: [...list, edit] })) {
-      absent.textContent = `“${editName(edit)}” was not computed for this report, which holds that of the largest heads and layers, each alone; open the text in Glassformer to switch off any.`;
+      absent.textContent = `“${editName(edit, state.get("tokens"))}” was not computed for this report, which holds that of the largest heads and layers, each alone; open the text in Glassformer to switch off any.`;
       return;
     }
     absent.textContent = "";
     if (!list.some((/** @type {any} */ e) => JSON.stringify(e) === JSON.stringify(edit))) state.set({ edits: [...list, edit] });
   }
-  state.on(["edits"], drawEdits);
-  drawEdits();
-
   const where = () => ({ text: state.get("text"), model: state.get("model"), position: state.get("position") ?? -1 });
   live(effect, state, ["text", "model", "position", "edits"], async (signal) => {
     if (!state.get("edits").length || !state.get("text")) {
@@ -87,7 +68,7 @@ export function mount(element, source, state) {
     const measured = (/** @type {any} */ p) => p.total ?? p.direct;
     const ranked = [...d.parts].sort((a, b) => Math.abs(measured(b)) - Math.abs(measured(a)));
     const largest = Math.max(...ranked.slice(0, 1).map((p) => Math.abs(measured(p))), 1e-9);
-    const wordSize = (/** @type {any} */ w) => w.replaced?.median ?? w.knocked_out ?? 0;
+    const wordSize = (/** @type {any} */ w) => w.knocked_out ?? 0;
     const loudest = Math.max(...d.words.map((/** @type {any} */ w) => Math.abs(wordSize(w))), 1e-9);
     put(body,
       h("p", { class: "sentence" }, d.sentence),
@@ -95,37 +76,38 @@ export function mount(element, source, state) {
         h("dl", {}, pair("explained", `${number(d.value)} (${d.unit})`), pair("sum of parts", number(d.sum)), pair("residual", `${d.residual.toExponential(1)} of the sum of absolute parts`),
           pair("probability", percent(d.probability, 2)), pair("precision", d.precision),
           ...Object.entries(d.agreement).filter(([k, v]) => typeof v === "number" && k !== "part").map(([k, v]) => pair(k.replaceAll("_", " "), number(/** @type {number} */ (v)))))),
-      d.words.length ? h("h3", {}, "Words: what happens when one is replaced by others") : null,
+      d.words.length ? h("h3", {}, "Words: what is lost when nobody looks at one") : null,
       h("div", { class: "chips big" }, d.words.map((/** @type {any} */ w) => {
         const x = wordSize(w);
-        const chip = h("button", { type: "button", class: "chip word", onclick: () => switchOff({ kind: "knockout", source: w.positions }) }, w.word);
+        const chip = h("button", { type: "button", class: "chip word", disabled: !w.edit, onclick: () => switchOff(w.edit) }, w.word, w.knocked_out === null ? null : h("span", { class: "num small" }, ` ${withSign(w.knocked_out)}`));
         chip.style.setProperty("background", signed((0.6 * x) / loudest));
         return hint(chip, () => [
           w.replaced ? `replaced: ${number(w.replaced.median)} median, ${number(w.replaced.low)} to ${number(w.replaced.high)}` : "not replaced",
           w.knocked_out === null ? "" : `nobody looks at it: ${number(w.knocked_out)}`,
-          w.sink ? "the first position is a sink: heads rest there" : "", "click: nobody looks at it"].filter(Boolean).join("\n"));
+          w.sink ? "the first position is a sink: heads rest there" : "", "click: nobody looks at it any more"].filter(Boolean).join("\n"));
       })),
       h("h3", {}, "The sum, layer by layer"),
       fall(d),
       h("h3", {}, "Parts, by what their removal changes"),
       h("div", { class: "waterfall", role: "list" }, ranked.slice(0, 24).map((p) => {
         const x = measured(p);
-        return h("div", { role: "listitem" }, hint(h("button", { type: "button", class: "part", onclick: () => { const edit = editOf(p); if (edit) switchOff(edit); } },
+        return h("div", { role: "listitem" }, hint(h("button", { type: "button", class: "part", disabled: !p.edit, onclick: () => switchOff(p.edit) },
           h("span", { class: "small" }, partName(p, tokens)), fork(x / largest), h("span", { class: "num small" }, withSign(x))),
-        () => `claimed direct ${number(p.claimed)}\nmeasured direct ${number(p.direct)}\nmeasured total ${p.total === null ? "not measured" : number(p.total)}\nlarger than ${number(p.percentile)}% of its kind${editOf(p) ? "\nclick: switch it off" : ""}`));
+        () => `claimed direct ${number(p.claimed)}\nmeasured direct ${number(p.direct)}\nmeasured total ${p.total === null ? "not measured" : number(p.total)}\nlarger than ${number(p.percentile)}% of its kind${p.edit ? `\nclick: “${editName(p.edit, tokens)}”, which takes away ${number(x)}` : ""}`));
       })),
       h("p", { class: "soft small" }, `${(d.part_count ?? d.parts.length).toLocaleString()} parts in all; the ${Math.min(24, ranked.length)} largest are drawn.${d.words.length ? ` Words were replaced ${d.replacements.count} times each, seed ${d.replacements.seed}.` : ""}`),
     );
   }
   live(neurons, state, ["text", "model", "position", "token", "against"], async (signal) => {
     if (!state.get("text")) return null;
-    return source.get("neurons", { ...where(), token: state.get("token"), against: state.get("against"), top: 16 }, { signal });
+    return source.get("neurons", { ...where(), token: state.get("token"), against: state.get("against"), top: 12 }, { signal });
   }, (d) => {
-    const most = Math.max(...d.neurons.map((/** @type {any} */ n) => Math.abs(n.contribution)), 1e-9);
+    const size = (/** @type {any} */ n) => n.total ?? n.contribution; // a page of one verb holds what each adds
+    const most = Math.max(...d.neurons.map((/** @type {any} */ n) => Math.abs(size(n))), 1e-9);
     put(neurons, d.neurons.map((/** @type {any} */ n) => h("div", { role: "listitem" }, hint(h("button", {
-      type: "button", class: "part neuron", onclick: () => switchOff({ kind: "ablate_neuron", layer: n.layer, neuron: n.index }),
-    }, h("span", { class: "small" }, `layer ${n.layer} neuron ${n.index}`), fork(n.contribution / most), h("span", { class: "num small" }, withSign(n.contribution)), h("span", { class: "mono small writes" }, n.raises.map(shown).join(" "))),
-    () => `activation ${number(n.activation)}\nadds ${withSign(n.contribution)}\nraises ${n.raises.map(shown).join(", ")}\nclick: switch it off`))),
+      type: "button", class: "part neuron", disabled: !n.edit, onclick: () => switchOff(n.edit),
+    }, h("span", { class: "small" }, `layer ${n.layer} neuron ${n.index}`), fork(size(n) / most), h("span", { class: "num small" }, withSign(size(n))), h("span", { class: "mono small writes" }, n.raises.map(shown).join(" "))),
+    () => `activation ${number(n.activation)}\nadds ${withSign(n.contribution)} by itself\nraises ${n.raises.map(shown).join(", ")}${n.edit ? `\nclick: it is off, which takes away ${number(n.total)}` : ""}`))),
     h("p", { class: "soft small" }, `All feed-forward layers together add ${withSign(d.all)} of ${number(d.value)}.`));
   });
   const pair = (/** @type {string} */ k, /** @type {string} */ v) => h("div", {}, h("dt", {}, k), h("dd", {}, v));
@@ -137,13 +119,6 @@ function partName(p, tokens) {
   if (p.kind === "head") return `layer ${p.layer} head ${p.head}${from}`;
   if (p.layer === null) return p.kind.replaceAll("_", "-") + from;
   return `layer ${p.layer} ${p.kind.replaceAll("_", "-")}${from}`;
-}
-
-/** @param {any} p */
-function editOf(p) {
-  if (p.kind === "head") return { kind: "ablate_head", layer: p.layer, head: p.head };
-  if (p.kind.includes("feed") || p.kind === "mlp") return { kind: "ablate_mlp", layer: p.layer };
-  return null;
 }
 
 /** From nothing to the number explained: what each half layer adds, one under the other. @param {any} d */

@@ -1,0 +1,139 @@
+"""What may be switched off or turned up in a model, as the page names it, and the taps that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+Position = Annotated[int | None, Field(default=None, description="The only token where it is so; by default all.")]
+
+
+class Strict(BaseModel):
+    """Plain data with known fields only."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class AblateHead(Strict):
+    """One attention head writes nothing."""
+
+    kind: Literal["ablate_head"]
+    layer: int
+    head: int
+    position: Position
+
+
+class AblateRead(Strict):
+    """One head carries nothing from one token to another; its other weights stay as they are."""
+
+    kind: Literal["ablate_read"]
+    layer: int
+    head: int
+    source: int = Field(ge=0)
+    position: int = Field(ge=0)
+
+
+class AblateAttention(Strict):
+    """One layer's attention writes nothing."""
+
+    kind: Literal["ablate_attn"]
+    layer: int
+    position: Position
+
+
+class AblateFeedForward(Strict):
+    """One layer's feed-forward writes nothing."""
+
+    kind: Literal["ablate_mlp"]
+    layer: int
+    position: Position
+
+
+class AblateNeuron(Strict):
+    """One feed-forward neuron is zero."""
+
+    kind: Literal["ablate_neuron"]
+    layer: int
+    neuron: int
+    position: Position
+
+
+class Knockout(Strict):
+    """No later token attends to these positions; each row's other weights are renormalised."""
+
+    kind: Literal["knockout"]
+    source: list[int] = Field(min_length=1, max_length=10_000)
+    layer: int | None = None
+    head: int | None = None
+
+
+class Scale(Strict):
+    """A head, a layer's attention or feed-forward, or a neuron writes more or less, or a word is read so."""
+
+    kind: Literal["scale"]
+    part: Literal["head", "attention", "feed_forward", "neuron", "word"]
+    layer: int | None = None
+    unit: int | None = Field(default=None, description="Head or neuron.")
+    source: list[int] = Field(default=[], max_length=10_000, description="Positions of a word.")
+    by: float = Field(ge=0, le=4)
+
+
+Edit = Annotated[
+    AblateHead | AblateRead | AblateAttention | AblateFeedForward | AblateNeuron | Knockout | Scale,
+    Field(discriminator="kind"),
+]
+
+
+def taps(edits: Sequence[Any]) -> list[Any]:
+    """The taps that a request's edits mean."""
+    from glassformer.interp.edits import ablate, knockout
+
+    out: list[Any] = []
+    for e in edits:
+        if e.kind == "ablate_head":
+            out.append(ablate(layer=e.layer, head=e.head, positions=e.position))
+        elif e.kind == "ablate_read":
+            out.append(ablate(layer=e.layer, head=e.head, keys=[e.source], positions=[e.position]))
+        elif e.kind == "ablate_attn":
+            out.append(ablate(layer=e.layer, part="attention", positions=e.position))
+        elif e.kind == "ablate_mlp":
+            out.append(ablate(layer=e.layer, part="feed_forward", positions=e.position))
+        elif e.kind == "ablate_neuron":
+            out.append(ablate(layer=e.layer, neuron=e.neuron, positions=e.position))
+        elif e.kind == "knockout":
+            out.append(knockout(keys=e.source, layer=e.layer, head=e.head))
+        else:
+            out.append(_scaled(e))
+    return out
+
+
+def _scaled(e: Scale) -> Any:
+    from glassformer.errors import UsageError
+    from glassformer.interp.edit_ops import Apply
+    from glassformer.interp.select import Places, Selection, key_positions
+
+    def times(x: Tensor, where: Any) -> Tensor:
+        return x * e.by
+
+    def read(x: Tensor, where: Any) -> Tensor:
+        own = where.positions[:, None, :, None] == key_positions(where, x.shape[-1])[:, None, None, :]
+        return torch.where(own, x, x * e.by)
+
+    if e.part == "word":
+        if not e.source:
+            raise UsageError("A word that is scaled needs its positions, as source.")
+        return Apply((), None, ("attn.pattern",), Selection(keys=Places.of(e.source, "keys")), read)
+    if e.layer is None or (e.part in ("head", "neuron")) != (e.unit is not None):
+        raise UsageError(
+            f"To scale a {e.part.replace('_', '-')}, give its layer and, of a head or neuron, its number as unit."
+        )
+    site = {"head": "attn.z", "attention": "attn.out", "feed_forward": "mlp.out", "neuron": "mlp.post"}[e.part]
+    chosen = Selection(
+        heads=Places.of(e.unit if e.part == "head" else None, "heads"),
+        units=Places.of(e.unit if e.part == "neuron" else None, "units"),
+    )
+    return Apply((), e.layer, (site,), chosen, times)

@@ -1,0 +1,99 @@
+"""What a row of an account says is what its edit does, and dials turn what they name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from glassformer.errors import UsageError
+from glassformer.interp.logit_target import target
+from glassformer.views import Session
+
+TEXT = "The American shrew mole is a small"
+
+
+def test_the_number_on_a_row_is_what_its_edit_takes_away(session: Session, model: Any):
+    from glassformer.views.asks import Ask, parsed
+
+    found = session.view("why", {"text": TEXT})
+    trace = model.trace(TEXT)
+    goal = target(trace, None, None, -1)
+    rows = [part for part in found["parts"] if part["edit"]]
+    assert {row["kind"] for row in rows} == {"head", "feed_forward"}
+    for row in [*rows[:5], *[r for r in rows if r["kind"] == "feed_forward"][:2]]:
+        edited = session.trace(parsed(Ask, {"text": TEXT, "edits": [row["edit"]]}))
+        changed = target(edited, goal.way.token, None, -1).value
+        assert goal.value - changed == pytest.approx(row["total"], abs=2e-3)
+    for word in [w for w in found["words"] if w["knocked_out"] is not None][:3]:
+        edited = session.trace(parsed(Ask, {"text": TEXT, "edits": [word["edit"]]}))
+        changed = target(edited, goal.way.token, None, -1).value
+        assert goal.value - changed == pytest.approx(word["knocked_out"], abs=2e-3)
+
+
+def test_the_number_on_a_neuron_is_what_its_edit_takes_away(session: Session, model: Any):
+    from glassformer.views.asks import Ask, parsed
+
+    found = session.view("neurons", {"text": TEXT, "top": 3})
+    before = target(model.trace(TEXT), None, None, -1)
+    for neuron in found["neurons"]:
+        edited = session.trace(parsed(Ask, {"text": TEXT, "edits": [neuron["edit"]]}))
+        after = target(edited, before.way.token, None, -1).value
+        assert before.value - after == pytest.approx(neuron["total"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"part": "head", "unit": 1}, {"part": "attention"}, {"part": "feed_forward"}, {"part": "neuron", "unit": 5}],
+)
+def test_a_dial_turns_what_it_names(session: Session, model: Any, part: dict[str, Any]):
+    def logits(edits: list[Any]) -> torch.Tensor:
+        from glassformer.views.asks import Ask, parsed
+
+        return session.trace(parsed(Ask, {"text": TEXT, "edits": edits})).logits(-1)
+
+    dial = {"kind": "scale", "layer": 1, **part}
+    plain = model.trace(TEXT).logits(-1)
+    assert torch.allclose(logits([{**dial, "by": 1}]), plain, atol=1e-5)
+    off = {
+        "head": {"kind": "ablate_head", "layer": 1, "head": 1},
+        "attention": {"kind": "ablate_attn", "layer": 1},
+        "feed_forward": {"kind": "ablate_mlp", "layer": 1},
+        "neuron": {"kind": "ablate_neuron", "layer": 1, "neuron": 5},
+    }[part["part"]]
+    assert torch.allclose(logits([{**dial, "by": 0}]), logits([off]), atol=1e-5)
+    assert not torch.allclose(logits([{**dial, "by": 2}]), plain, atol=1e-6)
+
+
+def test_a_word_s_dial_turns_what_is_read_from_it(session: Session, model: Any):
+    from glassformer.interp.edits import ablate
+    from glassformer.views.asks import Ask, parsed
+
+    dial = {"kind": "scale", "part": "word", "source": [2], "by": 0}
+    turned = session.trace(parsed(Ask, {"text": TEXT, "edits": [dial]}))
+    n = len(model.ids(TEXT))
+    others = [i for i in range(n) if i != 2]
+    silent = [ablate(layer=layer, keys=[2], positions=others) for layer in range(model.config.n_layers)]
+    assert torch.allclose(turned.logits(-1), model.edited(*silent).trace(TEXT).logits(-1), atol=1e-5)
+    with pytest.raises(UsageError, match="positions"):
+        session.view("next", {"text": TEXT, "edits": [{**dial, "source": []}]})
+    with pytest.raises(UsageError, match="give its layer"):
+        session.view("next", {"text": TEXT, "edits": [{"kind": "scale", "part": "head", "layer": 0, "by": 1}]})
+
+
+def test_an_empty_text_still_names_the_model(session: Session, model: Any):
+    found = session.view("tokens", {"text": ""})
+    assert (found["model"], found["tokens"], found["layers"]) == (model.name, [], model.config.n_layers)
+
+
+def test_bytes_of_one_character_are_shown_as_it(session: Session):
+    for text in ("鼹鼠", "😀", "שלום"):
+        found = session.view("tokens", {"text": text})
+        assert all("\ufffd" not in token["text"] and "‹" not in token["text"] for token in found["tokens"])
+        seen = "".join(token["text"] for token in found["tokens"])
+        assert all(character in seen for character in text)
+    for token in session.view("next", {"text": "鼹", "top": 200})["tokens"]:
+        assert "\ufffd" not in token["token"]
+    for row in session.view("lens", {"text": "鼹鼠"})["rows"]:
+        assert all("\ufffd" not in one["token"] for cell in row["cells"] for one in cell["top"])

@@ -1,0 +1,139 @@
+"""The page tells the truth about its state: changes of the model, empty texts, keyboard, runs, restarts, characters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.web.conftest import HERE, ROOMS, TEXT, Watched, bars, chips, serve
+
+pytestmark = pytest.mark.browser
+
+OFF = '[{"kind":"ablate_head","layer":1,"head":2}]'
+
+
+def test_a_changed_model_says_so_in_every_room_and_on_links(app: Watched):
+    app.open(f"{HERE}&edits={quote(OFF)}")
+    bar = app.page.locator(".changed")
+    for room in ROOMS:
+        app.room(room)
+        assert bar.is_visible()
+        assert "layer 1 head 2 is off" in bar.inner_text()
+    app.room("attention")
+    app.shot("changed-model")
+    app.page.fill("#composer", "One mole of carbon")
+    app.settle()
+    assert "layer 1 head 2 is off" in bar.inner_text()  # it still is, for the next text
+    app.page.click("#compare-edits")
+    app.settle()
+    assert app.page.locator("#tab-compare").get_attribute("aria-selected") == "true"
+    assert "nats from A" in app.page.inner_text("#room-compare")
+    app.page.click("#undo-edit")
+    app.settle()
+    assert not bar.is_visible()
+
+
+def test_a_row_switches_off_what_it_says(app: Watched):
+    app.open(HERE).room("why")
+    row = app.page.locator("#room-why .waterfall:not(.sum) button.part:enabled").filter(has_text="from").first
+    name = row.inner_text()
+    row.click()
+    app.settle()
+    said = app.page.locator(".changed").inner_text()
+    assert "no longer reads" in said
+    layer_head = name.split(" from ")[0].strip()
+    assert layer_head in said
+
+
+def test_an_empty_text_is_an_empty_page(app: Watched, tiny_model: Any):
+    app.open(HERE)
+    for room in ("attention", "depth", "why"):
+        app.room(room)
+    app.page.fill("#composer", "")
+    app.settle()
+    assert chips(app) == bars(app) == []
+    assert tiny_model.name in app.page.inner_text("#facts")
+    assert tiny_model.name in app.page.inner_text("header")
+    for room in ("attention", "depth", "why"):
+        app.room(room)
+        assert app.problems() == []
+        assert "shrew" not in app.page.inner_text(f"#room-{room}")
+    assert app.page.locator(".thumb").count() == 0
+    app.page.fill("#composer", TEXT)
+    app.settle()
+    assert bars(app)
+
+
+def test_tab_accepts_once_and_then_moves_on(app: Watched, tiny_model: Any):
+    text = next(t for n in range(20) if tiny_model.next(t := "a mole" + " and a mole" * n).top(1)[0].token.isascii())
+    app.open(f"#text={quote(text)}")
+    app.page.focus("#composer")
+    app.page.keyboard.press("Control+End")
+    app.page.keyboard.press("Tab")
+    app.settle()
+    accepted = app.page.input_value("#composer")
+    assert accepted == text + tiny_model.next(text).top(1)[0].token
+    app.page.keyboard.press("Tab")
+    assert app.page.evaluate("document.activeElement.id") != "composer"
+    assert app.page.input_value("#composer") == accepted
+    app.page.focus("#composer")
+    app.page.keyboard.press("Escape")
+    assert app.page.evaluate("document.activeElement.id") != "composer"
+
+
+def test_runs_appear_when_they_start(visit: Any, tiny_model: Any, runs: Path, tmp_path: Path):
+    empty = tmp_path / "runs"
+    server = serve(tiny_model, empty)
+    app = visit(server, reduced_motion="reduce").open(HERE).room("learning")
+    assert "There is no run yet" in app.page.inner_text("#room-learning")
+    empty.mkdir()
+    (empty / "little").symlink_to(runs / "little")
+    app.page.wait_for_selector("[data-run='little']", timeout=15_000)
+    server.stop()
+
+
+def test_the_page_goes_on_after_the_server_was_restarted(visit: Any, tiny_model: Any, runs: Path):
+    server = serve(tiny_model, runs)
+    app = visit(server, reduced_motion="reduce").open(HERE)
+    app.page.fill("#composer", "One mole of carbon")
+    app.settle().room("depth")
+    server.stop()
+    app.page.fill("#composer", "One mole of carbon dioxide")
+    app.page.wait_for_selector("text=/does not answer/")
+    server.start()
+    app.page.wait_for_selector(".problem:visible", state="detached", timeout=20_000)
+    app.settle()
+    assert len(chips(app)) == len(tiny_model.ids("One mole of carbon dioxide"))
+    app.page.reload()
+    app.page.wait_for_selector("#composer")
+    app.settle()
+    assert app.page.input_value("#composer") == "One mole of carbon dioxide"
+    assert app.page.locator("#tab-depth").get_attribute("aria-selected") == "true"
+    server.stop()
+
+
+def test_the_key_of_a_port_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from glassformer.cli.open import kept_token
+    from glassformer.serve.security import new_token
+
+    monkeypatch.setenv("GLASSFORMER_CACHE", str(tmp_path))
+    first = kept_token(4711, new_token)
+    assert kept_token(4711, new_token) == first != kept_token(4712, new_token)
+    path = tmp_path / "page" / "token-4711"
+    assert path.stat().st_mode & 0o077 == 0
+    path.chmod(0o644)  # somebody else may have read it
+    assert kept_token(4711, new_token) != first
+    path.write_bytes(b"\xff")
+    assert len(kept_token(4711, new_token)) >= 32
+
+
+def test_characters_of_several_tokens_are_shown_as_characters(app: Watched):
+    for text in ("鼹鼠 is a mole", "😀 ok", "שלום"):
+        app.open(f"#text={quote(text)}")
+        seen = "".join(chips(app))
+        assert "\ufffd" not in app.page.inner_text("main")
+        assert all(character in seen for character in text.replace(" ", ""))
+    app.shot("characters")
