@@ -38,6 +38,7 @@ LIGHT = [
     "glassformer.system.folders",
     "glassformer.kernels.compile",
     "glassformer.count",
+    "glassformer.generate.settings",
     "glassformer.model.config",
     "glassformer.model.sites",
     "glassformer.cli.app",

@@ -180,7 +180,7 @@ def test_chat_needs_a_template_and_follows_it(model, monkeypatch):
     ("options", "error", "message"),
     [
         ({"temperature": -1.0}, UsageError, "temperature must be at least 0; got -1.0."),
-        ({"top_p": 0.0}, UsageError, "top_p must be above 0 and at most 1"),
+        ({"top_p": -0.5}, UsageError, "top_p must be between 0 and 1"),
         ({"top_k": -2}, UsageError, "top_k must be a whole number of at least 0"),
         ({"max_tokens": 0}, UsageError, "max_tokens must be at least 1; got 0."),
         ({"stop": [""]}, UsageError, "A stop string must have 1 to"),

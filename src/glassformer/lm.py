@@ -248,39 +248,29 @@ class Model:
         text: str | Sequence[int],
         *,
         max_tokens: int | None = 256,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
         stop: str | Sequence[str | int] = (),
         alternatives: int = 0,
         precision: str = "exact",
         bos: bool | None = None,
         drafter: Drafter | None = None,
+        **sampling: Any,
     ) -> Generator[GeneratedToken]:
         """Continue a text, token by token; closing the generator, or leaving its loop, stops the computation.
 
         Args:
             text: the text, or its token ids.
             max_tokens: of the answer; None for as many as the context holds.
-            temperature: logits are divided by it; 0 takes the likeliest token.
-            top_k, top_p, min_p: only the k likeliest; the likeliest that reach p together; those at least min_p
-                times as likely as the likeliest. None for all.
-            repetition_penalty, presence_penalty, frequency_penalty, logit_bias: see `generate.sampling.Sampling`.
-            seed: the same seed, text and options give the same answer.
             stop: strings that end the answer and are not part of it, and ids of tokens that do, besides the
                 tokenizer's own.
-            alternatives: how many of the likeliest tokens each piece lists.
+            alternatives: how many of the likeliest tokens each generated token lists.
             precision: "exact" is what the other verbs compute, in float32; "fast" is a GGUF file's own 4- and 8-bit
-                blocks, else int8; or float32, bfloat16, int8, int4. Every piece states what computed it. With edits
+                blocks, else int8; or float32, bfloat16, int8, int4. Every token states what computed it. With edits
                 the answer is always exact.
             bos: as for `encode`.
-            drafter: proposes tokens that are checked several at once; the distribution stays the same.
+            drafter: proposes tokens that are checked several at once; the answer stays the same.
+            sampling: how tokens are chosen, by the names of `generate.settings.Sampling`: temperature, top_k, top_p,
+                min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, min_tokens,
+                ignore_eos, stop_token_ids, seed. None, like leaving it out, changes nothing.
 
         Raises:
             TextError: an empty text, or one that leaves no room for an answer.
@@ -295,19 +285,10 @@ class Model:
         asked = request(
             ids,
             stop,
-            self.tokenizer,
             max_tokens=max_tokens,
             alternatives=alternatives,
             drafter=drafter,
-            temperature=temperature,
-            top_k=top_k or 0,
-            top_p=1.0 if top_p is None else top_p,
-            min_p=min_p or 0.0,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=dict(logit_bias or {}),
-            seed=seed,
+            **sampling,
         )
         room = self.config.context if max_tokens is None else len(ids) + max_tokens
         tap = self._tap()

@@ -15,7 +15,7 @@ from glassformer.generate.engine import Engine, SlowWarning
 from glassformer.generate.native_model import NativeModel
 from glassformer.generate.request import Request
 from glassformer.generate.runners import EagerRunner
-from glassformer.generate.sampling import Sampling, adjust, probabilities
+from glassformer.generate.settings import GREEDY, Sampling
 from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
 from glassformer.model import Attention, Config, FeedForward, Position, Transformer
@@ -188,7 +188,7 @@ def test_seeds_reproduce_whatever_shares_the_steps(engine):
 def test_speculation_changes_nothing_of_a_greedy_answer(engine, model, reference, kind):
     class Wrong:
         def draft(self, ids, most, sampling, generator):
-            return [49] * most, None
+            return [49] * most
 
     for prompt in [[1, 2, 3] * 4, *prompts(2)]:
         drafter = {"lookup": NgramLookup, "draft": lambda: DraftModel(EagerRunner(model)), "wrong": Wrong}[kind]()
@@ -196,50 +196,76 @@ def test_speculation_changes_nothing_of_a_greedy_answer(engine, model, reference
         assert ids_of(engine.generate(request)) == reference.greedy(prompt, 17)
 
 
-def paths(reference: Reference, prompt: list[int], sampling: Sampling, count: int) -> dict[tuple[int, ...], float]:
-    """Every answer of so many tokens that can be drawn, and its probability."""
-    found = {(): 1.0}
-    for _ in range(count):
-        longer = {}
-        for answer, before in found.items():
-            logits = reference.logits([*prompt, *answer])
-            p = probabilities(adjust(logits, sampling, prompt, list(answer)), sampling)
-            longer.update({(*answer, int(i)): before * float(p[i]) for i in p.nonzero()[:, 0]})
-        found = longer
-    return found
-
-
 class Anything:
-    """Drafts what may well be drawn, or not, and is sure of it."""
-
-    def __init__(self, ids: list[int]) -> None:
-        self.ids = ids
+    """Drafts whatever comes to its mind."""
 
     def draft(self, ids, most, sampling, generator):
-        return [self.ids[int(i)] for i in torch.randint(len(self.ids), (min(most, 2),))], None
+        return [int(i) for i in torch.randint(50, (most,))]
 
 
-@pytest.mark.parametrize("kind", ["anything", "draft"])
-def test_speculation_leaves_answers_distributed_as_they_were(make, reference, kind):
-    """Whole answers through the engine, with filters and penalties that look at what was answered."""
+@pytest.mark.parametrize("kind", ["lookup", "anything", "draft", "same"])
+def test_speculation_changes_nothing_of_a_drawn_answer(engine, model, reference, kind):
+    """Token by token, with filters, and penalties that look at what was answered."""
     torch.manual_seed(8)
-    sampling = Sampling(temperature=4.0, top_k=3, repetition_penalty=1.3, frequency_penalty=2.0, logit_bias={3: 1.5})
-    prompt, n = [5, 9, 3], 400 if kind == "anything" else 200
-    expected = paths(reference, prompt, sampling, 3)
-    assert len(expected) == 27
-    likely = sorted({token for answer in expected for token in answer})
-    drafter = DraftModel(EagerRunner(Transformer(CONFIG).requires_grad_(False)))
-    drafter = Anything(likely) if kind == "anything" else drafter
-    counts: dict[tuple[int, ...], int] = {}
-    engine = make(slots=4)
-    for seed in range(n):
-        seeded = replace(sampling, seed=seed)
-        asked = Request(tuple(prompt), 3, seeded, stop_ids=frozenset(), drafter=drafter, drafts=2)
-        answer = tuple(ids_of(engine.generate(asked)))
-        counts[answer] = counts.get(answer, 0) + 1
-    assert set(counts) <= set(expected)
-    chi2 = sum((counts.get(answer, 0) - n * p) ** 2 / (n * p) for answer, p in expected.items())
-    assert chi2 < 54.1  # 99.9 % of 26 degrees of freedom
+    other = Transformer(CONFIG).requires_grad_(False)
+    drafters = {
+        "lookup": NgramLookup,
+        "anything": Anything,
+        "draft": lambda: DraftModel(EagerRunner(other)),
+        "same": lambda: DraftModel(EagerRunner(model)),
+    }
+    for seed in range(4):
+        for more in ({}, {"top_k": 5, "repetition_penalty": 1.3, "frequency_penalty": 2.0, "logit_bias": {3: 1.5}}):
+            sampling = Sampling(temperature=2.0, seed=seed, **more)
+            asked = Request((5, 9, 3, 5, 9), 12, sampling, stop_ids=frozenset())
+            plain = ids_of(engine.generate(asked))
+            assert len(set(plain)) > 2
+            drafted = replace(asked, drafter=drafters[kind](), drafts=4)
+            assert ids_of(engine.generate(drafted)) == plain
+
+
+def test_drafts_that_are_right_save_steps_and_wrong_ones_end(make, model, monkeypatch):
+    class Wrong:
+        asked = 0
+
+        def draft(self, ids, most, sampling, generator):
+            self.asked += 1
+            return [49] * most
+
+    engine, steps = make(slots=1), []
+    list(engine.generate(Request((1,), 1)))
+    real = engine._runner.forward
+    monkeypatch.setattr(engine._runner, "forward", lambda *a: (steps.append(len(a[0])), real(*a))[1])
+    asked = Request((1, 2, 3), 100, stop_ids=frozenset())
+    plain = ids_of(engine.generate(asked))
+    assert len(steps) == 100
+    steps.clear()
+    wrong = Wrong()
+    assert ids_of(engine.generate(replace(asked, drafter=wrong))) == plain
+    assert wrong.asked < 12  # it is left alone for longer and longer
+    steps.clear()
+    repeating = Request((1, 2, 3, 4) * 8, 90, Sampling(temperature=0, logit_bias={7: 100.0}), stop_ids=frozenset())
+    assert set(ids_of(engine.generate(replace(repeating, drafter=NgramLookup())))) == {7}
+    assert len(steps) < 90 / 3
+
+
+def test_min_tokens_and_the_ids_that_end_an_answer(engine, reference):
+    plain = reference.greedy([1, 2, 3], 12)
+    end = next(i for i in plain[:6] if i not in (49,))
+    first = plain.index(end)
+    ended = list(engine.generate(Request((1, 2, 3), 12, Sampling(temperature=0, stop_token_ids={end}))))
+    assert ids_of(ended) == plain[: first + 1]
+    assert (ended[-1].finish, ended[-1].text) == ("stop", "")
+    later = Sampling(temperature=0, stop_token_ids={end}, min_tokens=first + 3)
+    answer = ids_of(engine.generate(Request((1, 2, 3), 12, later)))
+    assert len(answer) >= first + 3
+    assert end not in answer[: first + 3]
+    own = Request((1, 2, 3), 12, GREEDY, stop_ids=frozenset({end}))
+    assert len(ids_of(engine.generate(own))) == first + 1
+    on = replace(own, sampling=Sampling(temperature=0, ignore_eos=True))
+    assert ids_of(engine.generate(on)) == plain
+    with pytest.raises(UsageError, match="stop_token_ids names token 50; this vocabulary has 50."):
+        engine.submit(Request((1,), 1, Sampling(stop_token_ids={50})))
 
 
 def test_logprobs_are_the_model_s_own(engine, reference):

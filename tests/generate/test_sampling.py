@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from glassformer.errors import UsageError
 from glassformer.generate.sampling import (
-    GREEDY,
-    Sampling,
     adjust,
     choose,
     draw,
+    generator,
     kept,
     logprobs,
     probabilities,
 )
+from glassformer.generate.settings import GREEDY, Sampling
 
 logit_lists = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=60)
 
@@ -152,13 +152,30 @@ def test_a_number_at_the_very_end_draws_the_last_token_that_can_be_drawn(monkeyp
         assert choose(logits, Sampling(), torch.Generator()) == vocab - 3
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("mass", [0.05, 0.3, 0.9])
+def test_typical_sampling_keeps_what_transformers_keeps(mass, temperature):
+    from transformers import TypicalLogitsWarper
+
+    for seed in range(20):
+        x = 3 * torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        expected = TypicalLogitsWarper(mass)(None, x[None] / temperature)[0].softmax(0)
+        got = probabilities(x, Sampling(temperature=temperature, typical_p=mass))
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_nucleus_of_nothing_is_the_likeliest_token():
+    logits = torch.tensor([1.0, 3.0, 2.0, 3.0])
+    assert probabilities(logits, Sampling(top_p=0)).tolist() == [0, 1, 0, 0]
+
+
 def test_seeds_reproduce_and_differ():
     logits = torch.randn(1000, generator=torch.Generator().manual_seed(0))
 
     def text(seed: int | None) -> list[int]:
         s = Sampling(seed=seed, top_p=0.95)
-        generator = s.generator()
-        return [choose(logits, s, generator) for _ in range(20)]
+        made = generator(s)
+        return [choose(logits, s, made) for _ in range(20)]
 
     assert text(7) == text(7)
     assert text(7) != text(8)
@@ -182,9 +199,9 @@ def test_logprobs_are_the_models_own():
         ({"temperature": -0.1}, "temperature must be at least 0; got -0.1."),
         ({"temperature": math.nan}, "temperature must be at least 0; got nan."),
         ({"temperature": math.inf}, "temperature must be at least 0; got inf."),
-        ({"top_k": -1}, "top_k must be a whole number of at least 0; got -1."),
-        ({"top_p": 0.0}, "top_p must be above 0 and at most 1; got 0.0."),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1; got 1.5."),
+        ({"top_k": -2}, "top_k must be a whole number of at least 0; got -2."),
+        ({"top_p": -0.1}, "top_p must be between 0 and 1; got -0.1."),
+        ({"top_p": 1.5}, "top_p must be between 0 and 1; got 1.5."),
         ({"min_p": 2}, "min_p must be between 0 and 1; got 2."),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0; got 0."),
         ({"presence_penalty": 101}, "presence_penalty must be between -100 and 100; got 101."),

@@ -67,7 +67,8 @@ def test_sliders_give_what_sampling_gives(app: Watched, tiny_model: Any):
     """The page's arithmetic is that of the sampler: same order, same cuts, same probabilities."""
     import torch
 
-    from glassformer.generate.sampling import Sampling, adjust, probabilities
+    from glassformer.generate.sampling import adjust, probabilities
+    from glassformer.generate.settings import Sampling
 
     app.open(HERE)
     app.page.locator("#slider-temperature").fill("0.7")

@@ -6,13 +6,14 @@ import functools
 import inspect
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from glassformer.errors import UsageError
+from glassformer.generate.settings import settings
 
 if TYPE_CHECKING:
     from glassformer.generate.drafting import Drafter
@@ -25,30 +26,6 @@ INTERRUPTED = 130
 MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Tokens of the answer; 0 for all that fit.")
 ]
-TemperatureOption = Annotated[
-    float, typer.Option("--temperature", "-t", metavar="T", help="Below 1 sharpens, 0 takes the likeliest token.")
-]
-TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Only the K likeliest tokens.")]
-TopPOption = Annotated[
-    float | None, typer.Option("--top-p", metavar="P", help="Only the likeliest tokens that reach P together.")
-]
-MinPOption = Annotated[
-    float | None, typer.Option("--min-p", metavar="P", help="Only tokens at least P times as likely as the likeliest.")
-]
-RepetitionOption = Annotated[
-    float, typer.Option("--repetition-penalty", metavar="X", help="Above 1: what was there before is less likely.")
-]
-PresenceOption = Annotated[
-    float, typer.Option("--presence-penalty", metavar="X", help="Taken once from the scores of tokens in the answer.")
-]
-FrequencyOption = Annotated[
-    float, typer.Option("--frequency-penalty", metavar="X", help="Taken as often as a token is in the answer.")
-]
-BiasOption = Annotated[
-    list[str] | None,
-    typer.Option("--logit-bias", metavar="ID=X", help="Added to a token's score; may be given several times."),
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.")]
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends the answer; may be given several times.")
 ]
@@ -65,54 +42,82 @@ ShowOption = Annotated[
 ]
 
 
+_TYPES: dict[str, Any] = {
+    "number": float | None,
+    "whole": int | None,
+    "seed": int | None,
+    "switch": bool,
+    "ids": list[int] | None,
+    "biases": list[str] | None,
+}
+
+
+def sampling_options(defaults: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """A command-line option for every sampling setting that has one; what is not given is None (False for a switch)."""
+    found = []
+    for name, one in settings().items():
+        if not one.flags:
+            continue
+        shown: str | bool = False
+        if one.in_files:
+            usual = defaults.get(name)
+            shown = f"the model's own, else {one.neutral if usual is None else usual:g}"
+        switch = one.kind == "switch"
+        option = typer.Option(*one.flags, metavar=None if switch else one.metavar, help=one.help, show_default=shown)
+        found.append(_option(name, Annotated[_TYPES[one.kind], option], False if switch else None))
+    return found
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
 @dataclass(frozen=True)
 class How:
-    """How an answer is computed, chosen and shown: the options that every verb which answers takes, in their order."""
+    """How an answer is computed, chosen and shown: the options that every verb which answers takes, in their order.
+
+    Attributes:
+        given: sampling settings that the command line names.
+        usual: the verb's own, for what neither the command line nor the model says.
+    """
 
     max_tokens: MaxTokensOption = None
-    temperature: TemperatureOption = 1.0
-    top_k: TopKOption = None
-    top_p: TopPOption = None
-    min_p: MinPOption = None
-    repetition_penalty: RepetitionOption = 1.0
-    presence_penalty: PresenceOption = 0.0
-    frequency_penalty: FrequencyOption = 0.0
-    logit_bias: BiasOption = None
-    seed: SeedOption = None
     stop: StopOption = None
     precision: PrecisionOption = "exact"
     show: ShowOption = False
+    given: dict[str, Any] = field(default_factory=dict)
+    usual: dict[str, Any] = field(default_factory=dict)
 
-    def options(self) -> dict[str, Any]:
-        """For `Model.generate`.
+    def options(self, model: Model) -> dict[str, Any]:
+        """For `Model.generate`: what was said comes before what the model's files say, and that before the verb's own.
 
         Raises:
             UsageError: for a bias of another form.
         """
-        given = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "show"}
-        biases = {"logit_bias": bias(self.logit_bias), "stop": self.stop or ()}
-        return given | biases | {"max_tokens": self.max_tokens or None}
+        said = {name: value for name, value in self.given.items() if value is not None and value is not False}
+        if "logit_bias" in said:
+            said["logit_bias"] = bias(said["logit_bias"])
+        own = self.usual | model.generation.sampling
+        rest = {"stop": self.stop or (), "precision": self.precision, "max_tokens": self.max_tokens or None}
+        return own | said | rest
 
 
 def answering(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A verb whose parameter `how` stands for all of `How`'s options, with these defaults where they differ."""
+    """A verb whose parameter `how` stands for the sampling settings and the rest of `How`, with these defaults."""
+    known = settings()
+    usual = {name: value for name, value in defaults.items() if name in known}
 
     def decorated(verb: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(verb, eval_str=True)
         hints = get_type_hints(How, include_extras=True)
-        shared = [
-            inspect.Parameter(
-                one.name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=defaults.get(one.name, one.default),
-                annotation=hints[one.name],
-            )
-            for one in fields(How)
-        ]
+        names = ("max_tokens", "stop", "precision", "show")
+        plain = [_option(n, hints[n], defaults.get(n, getattr(How, n))) for n in names]
+        shared = [plain[0], *sampling_options(usual), *plain[1:]]
 
         @functools.wraps(verb)
         def command(**given: Any) -> None:
-            how = How(**{one.name: given.pop(one.name) for one in fields(How)})
+            said = {name: given.pop(name) for name in known if name in given}
+            how = How(**{name: given.pop(name) for name in names}, given=said, usual=usual)
             verb(**given, how=how)
 
         parameters = [p for one in own.parameters.values() for p in (shared if one.name == "how" else [one])]
@@ -124,7 +129,7 @@ def answering(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., 
 
 
 LookupOption = Annotated[
-    bool, typer.Option("--lookup", help="Guess ahead from repeats in the text; quicker, the same distribution.")
+    bool, typer.Option("--lookup", help="Guess ahead from repeats in the text; quicker, the same answer.")
 ]
 DraftOption = Annotated[
     str | None, typer.Option("--draft", metavar="SOURCE", help="Guess ahead with this smaller model.")

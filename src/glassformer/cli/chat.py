@@ -44,12 +44,12 @@ def command(
     Ctrl-C stops an answer and keeps what was said; /help lists the commands. Messages may also come through a pipe,
     one a line.
     """
-    options = how.options()
     opened = open_model(model)
     if opened.tokenizer.chat_template is None:
         raise TokenizerError(
             f"{opened.name} has no chat template: it was not trained on conversations. Use glassformer complete."
         )
+    options = how.options(opened)
     opened.generate([0], **options).close()  # what cannot be meant is said before anything is typed
     chat = Chat(opened, options, system=system, show=how.show)
     ask, person = asker()
@@ -123,7 +123,7 @@ class Chat:
 
     def _answer(self, seed_step: int = 0) -> None:
         options = dict(self.options)
-        if options["seed"] is not None:
+        if options.get("seed") is not None:
             options["seed"] += seed_step
         tokens = self.model.generate(self._prompt(), alternatives=SHOWN + 1 if self.show else 0, **options)
         printer = Printer(self.show)

@@ -49,14 +49,13 @@ def command(
     text = read_text(text)
     if not text:
         raise TextError("The text is empty; give at least one word.")
-    options = how.options()
     opened = open_model(model)
     tokens = opened.generate(
         text,
         alternatives=SHOWN + 1 if how.show or as_json else 0,
         bos=bos,
         drafter=drafter(opened, lookup, draft),
-        **options,
+        **how.options(opened),
     )
     printer = Printer(how.show, quiet=as_json)
     if sys.stdout.isatty() and not how.show and not as_json:

@@ -1,9 +1,9 @@
-"""Several tokens per step: cheap drafts that the model checks all at once, with its own distribution kept exactly.
+"""Several tokens per step: cheap drafts that the model checks all at once (arXiv:2211.17192).
 
-A draft is kept with probability min(1, p/q), p the model's and q the drafter's probability of it; the first refused
-one is replaced by a draw from what p has beyond q (arXiv:2211.17192). A drafter that looks up an earlier repeat of the
-last words (n-gram lookup) is sure of itself: q is 1 for its draft. What comes out is distributed as without guessing.
-It knows distributions, ids and what a runner is called by; it does not know models.
+The model chooses every token itself, with the same random numbers as without drafts, and a draft is right when it is
+that token: an answer with drafts is the answer without them, token by token, whatever its settings. A draft model
+draws with copies of the same random numbers, so that where the two models agree they choose alike. A drafter knows
+ids, settings and what a runner is called by; it does not know models.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import UsageError
-from glassformer.generate.sampling import Sampling, draw, probabilities
+from glassformer.generate.sampling import choose
+from glassformer.generate.settings import Sampling
 
 
 class Drafter(Protocol):
     """Proposes how a text goes on."""
 
-    def draft(
-        self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator
-    ) -> tuple[list[int], Tensor | None]:
-        """At most `most` ids that may follow `ids`, and the distribution each was drawn from, (draft, vocab), or None
-        where it was not drawn."""
+    def draft(self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator) -> list[int]:
+        """At most `most` ids that may follow `ids`; `generator` is a copy of the one that the answer is drawn with."""
         ...
 
 
 class NgramLookup:
-    """Drafts that what followed the last few tokens before will follow them again.
+    """Drafts what followed the last few tokens where they stood before.
+
+    What was read of one answer is kept; another answer's ids are read afresh.
 
     Args:
         longest: tokens of the longest ending that is looked up; shorter ones are tried after.
@@ -41,48 +41,30 @@ class NgramLookup:
         if not 1 <= shortest <= longest:
             raise UsageError(f"N-gram lookup needs 1 <= shortest <= longest; got {shortest} and {longest}.")
         self.longest, self.shortest = longest, shortest
+        self._ids: Sequence[int] = ()
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> where the text went on after its latest occurrence
+        self._read = 0
 
-    def draft(
-        self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator
-    ) -> tuple[list[int], Tensor | None]:
-        return self.look_up(ids, most), None
+    def draft(self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator) -> list[int]:
+        return self.look_up(ids, most)
 
     def look_up(self, ids: Sequence[int], most: int) -> list[int]:
-        """What followed the latest earlier occurrence of the text's ending; [] when there was none."""
-        text = torch.as_tensor(ids)
+        """What followed the latest earlier occurrence of the longest ending that has one; [] when none has."""
+        if ids is not self._ids or len(ids) < self._read:
+            self._ids, self._after, self._read = ids, {}, 0
+        for end in range(self._read, len(ids)):  # n-grams that end before the last token
+            for size in range(self.shortest, min(self.longest, end) + 1):
+                self._after[tuple(ids[end - size : end])] = end
+        self._read = len(ids)
         for size in range(min(self.longest, len(ids) - 1), self.shortest - 1, -1):
-            ending = text[-size:]
-            found = (text[:-1].unfold(0, size, 1) == ending).all(1).nonzero()
-            if len(found):
-                start = int(found[-1]) + size
-                return text[start : start + most].tolist()
+            start = self._after.get(tuple(ids[-size:]))
+            if start is not None:
+                found = list(ids[start : start + most])
+                period = len(ids) - start  # a repeat that reaches the end goes on repeating
+                while len(found) < most:
+                    found.append(found[len(found) - period])
+                return found
         return []
-
-
-def accept(target: Tensor, drafts: Sequence[int], drawn_from: Tensor | None, generator: torch.Generator) -> list[int]:
-    """The tokens that really follow: drafts up to the first refused one, and one token more.
-
-    Args:
-        target: (draft + 1, vocab) distributions of the model, before each draft and after the last.
-        drafts: the proposed ids.
-        drawn_from: (draft, vocab) distributions the drafts were drawn from; None when each was certain.
-        generator: of the random numbers.
-    """
-    out: list[int] = []
-    for i, token in enumerate(drafts):
-        p = target[i]
-        q = 1.0 if drawn_from is None else float(drawn_from[i, token])
-        u = float(torch.rand(1, dtype=torch.float64, generator=generator))
-        if u * q < float(p[token]):
-            out.append(token)
-            continue
-        rest = p.clone()
-        if drawn_from is None:
-            rest[token] = 0
-        else:
-            rest = (p - drawn_from[i]).clamp(min=0)
-        return [*out, draw(rest if float(rest.sum()) > 0 else p, generator)]
-    return [*out, draw(target[len(drafts)], generator)]
 
 
 class DraftRunner(Protocol):
@@ -107,12 +89,10 @@ class DraftModel:
         self.runner, self.slot = runner, slot
         self._read: list[int] = []
 
-    def draft(
-        self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator
-    ) -> tuple[list[int], Tensor | None]:
+    def draft(self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator) -> list[int]:
         most = min(most, self.runner.capacity - len(ids))
         if most < 1:
-            return [], None
+            return []
         same = 0
         for mine, theirs in zip(self._read, ids[:-1], strict=False):
             if mine != theirs:
@@ -120,14 +100,11 @@ class DraftModel:
             same += 1
         new = list(ids[same:])
         drafts: list[int] = []
-        drawn: list[Tensor] = []
         self._read = list(ids[:same])
         while len(drafts) < most:
             at = len(self._read)
             logits = self.runner.forward(new, [self.slot] * len(new), range(at, at + len(new)), [len(new) - 1])[0]
             self._read += new
-            p = probabilities(logits, sampling)
-            drawn.append(p)
-            drafts.append(draw(p, generator))
+            drafts.append(choose(logits, sampling, generator))
             new = drafts[-1:]
-        return drafts, torch.stack(drawn)
+        return drafts

@@ -26,6 +26,7 @@ from glassformer.errors import ContextLengthError, GlassformerError, ServerError
 from glassformer.generate.native_model import ROWS, NativeModel
 from glassformer.generate.request import Request, RequestHandle, TokenEvent
 from glassformer.generate.runners import EagerRunner, Runner
+from glassformer.generate.sampling import generator
 from glassformer.generate.sequence import Sequence
 from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
@@ -172,9 +173,13 @@ class Engine:
                 f"The prompt is {n} tokens long and this model reads at most {self.capacity}, with at least one left"
                 " for the answer; shorten it."
             )
-        for token in request.sampling.logit_bias:
-            if token >= vocab:
-                raise UsageError(f"logit_bias names token {token}; this vocabulary has {vocab}.")
+        for name, tokens in (
+            ("logit_bias", request.sampling.logit_bias),
+            ("stop_token_ids", request.sampling.stop_token_ids),
+        ):
+            for token in tokens:
+                if token >= vocab:
+                    raise UsageError(f"{name} names token {token}; this vocabulary has {vocab}.")
         self._stop_matcher(request)
 
     def generate(self, request: Request, tap: Tap | None = None) -> Iterator[TokenEvent]:
@@ -272,6 +277,9 @@ class Engine:
         stop_ids = request.stop_ids
         if stop_ids is None:
             stop_ids = frozenset() if self.tokenizer is None else self.tokenizer.stop_ids
+        if request.sampling.ignore_eos:
+            stop_ids = frozenset()
+        stop_ids |= request.sampling.stop_token_ids
         return StopMatcher(self.tokenizer, request.stop, stop_ids)
 
     def _admit(self) -> None:
@@ -297,11 +305,19 @@ class Engine:
         self._clock += 1
         self._used[slot] = self._clock
         self._held[slot] = []
-        generator = handle.request.sampling.generator()
-        self._active.append(
-            Sequence(
-                handle, slot, ids, self._stop_matcher(handle.request), generator, self.capacity, have, self._absent
-            )
+        self._active.append(self._sequence(handle, slot, have))
+
+    def _sequence(self, handle: RequestHandle, slot: int, done: int = 0) -> Sequence:
+        request = handle.request
+        return Sequence(
+            handle,
+            slot,
+            list(request.prompt),
+            self._stop_matcher(request),
+            generator(request.sampling),
+            self.capacity,
+            done,
+            self._absent,
         )
 
     def _place(self, ids: list[int], free: list[int]) -> tuple[int, int]:
@@ -376,11 +392,9 @@ class Engine:
         from glassformer.model.cache import Cache
 
         self.check(request)
-        generator = request.sampling.generator()
         room = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
         cache = Cache(self.config, 1, room, self.transformer.dtype, self.transformer.device)
-        prompt, matcher = list(request.prompt), self._stop_matcher(request)
-        active = Sequence(RequestHandle(request), 0, prompt, matcher, generator, self.capacity, absent=self._absent)
+        active = self._sequence(RequestHandle(request), 0)
         precision = str(self.transformer.dtype).removeprefix("torch.")
         while True:
             ids = torch.tensor([active.ids[cache.length :]], device=self.transformer.device)

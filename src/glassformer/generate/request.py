@@ -11,7 +11,8 @@ from typing import Literal
 
 from glassformer.errors import UsageError
 from glassformer.generate.drafting import Drafter
-from glassformer.generate.sampling import GREEDY, Sampling, TokenLogprob
+from glassformer.generate.sampling import TokenLogprob
+from glassformer.generate.settings import GREEDY, Sampling
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -28,7 +29,7 @@ class Request:
         stop_ids: tokens that end it; None for the tokenizer's own, empty for none.
         logprobs: None for none, n for the chosen token's and those of the n likeliest.
         drafter: proposes tokens for the model to check several at once; the distribution stays the same.
-        drafts: how many per step.
+        drafts: how many per step at most; as many as pay are made.
 
     Raises:
         UsageError: for a number out of its range.
@@ -41,7 +42,7 @@ class Request:
     stop_ids: frozenset[int] | None = None
     logprobs: int | None = None
     drafter: Drafter | None = field(default=None, compare=False)
-    drafts: int = 6
+    drafts: int = 12
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -62,6 +63,8 @@ class TokenEvent:
         logprob, top: as asked by `Request.logprobs`, of the model's own distribution.
         finish: why the answer ends with this step, or None.
         precision: of the weights that computed it.
+        removed: the part of the model's own probability that the constraint took away; None without one.
+        unconstrained: the token that the model finds likeliest, the constraint aside; None without one.
     """
 
     id: int | None
@@ -70,6 +73,8 @@ class TokenEvent:
     top: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
     precision: str = ""
+    removed: float | None = None
+    unconstrained: TokenLogprob | None = None
 
 
 class RequestHandle:

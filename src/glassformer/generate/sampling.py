@@ -1,19 +1,20 @@
 """How the next token is chosen from its scores: pure functions of logits, settings and a random generator.
 
-The order is fixed: bias, repetition penalty, presence and frequency penalties, temperature, top-k, top-p, min-p;
-each filter sees what the one before left. It knows no model, no text and no loop.
+The order is fixed: bias, repetition penalty, presence and frequency penalties, temperature, top-k, top-p, min-p,
+typical-p; each filter sees what the one before left. It knows no model, no text and no loop.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from glassformer.errors import UsageError
+from glassformer.generate.settings import GREEDY as GREEDY
+from glassformer.generate.settings import Sampling
 
 # Candidates looked at first where only the likeliest matter; sorting a whole vocabulary takes as long as a token.
 _FIRST = 512
@@ -22,86 +23,14 @@ _STRETCH = 256  # tokens whose probabilities are summed together before one is d
 _COLDEST = 1e-30  # temperatures below are drawn with in float64: float32 cannot divide by them
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Args:
-        temperature: logits are divided by it; 0 takes the likeliest token.
-        top_k: only the k likeliest tokens; 0 for all.
-        top_p: only the likeliest tokens whose probabilities first reach p together (arXiv:1904.09751); 1 for all.
-        min_p: only tokens at least min_p times as likely as the likeliest (arXiv:2407.01082); 0 for all.
-        repetition_penalty: positive logits of tokens in the prompt or the answer are divided by it, negative ones
-            multiplied (arXiv:1909.05858); 1 for none.
-        presence_penalty: subtracted once from logits of tokens in the answer so far.
-        frequency_penalty: subtracted as often as the token is in the answer so far.
-        logit_bias: token id -> number added to its logit.
-        seed: of this request's random numbers; None for fresh ones.
-
-    Raises:
-        UsageError: for a number out of its range, by its name.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _require("temperature", self.temperature, self.temperature >= 0, "at least 0")
-        _require("top_k", self.top_k, self.top_k >= 0 and int(self.top_k) == self.top_k, "a whole number of at least 0")
-        _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
-        _require("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
-        _require("presence_penalty", self.presence_penalty, abs(self.presence_penalty) <= 100, "between -100 and 100")
-        _require(
-            "frequency_penalty", self.frequency_penalty, abs(self.frequency_penalty) <= 100, "between -100 and 100"
-        )
-        for token, bias in self.logit_bias.items():
-            _require(f"logit_bias of token {token}", bias, abs(bias) <= 100, "between -100 and 100")
-            if token < 0:
-                raise UsageError(f"logit_bias names token {token}; ids begin at 0.")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature == 0
-
-    @property
-    def unfiltered(self) -> bool:
-        """Whether every token may be drawn."""
-        return self.top_k == 0 and self.top_p == 1 and self.min_p == 0
-
-    @property
-    def plain(self) -> bool:
-        """Whether logits are used as they are, before temperature and filters."""
-        return not self.logit_bias and self.repetition_penalty == 1 and not self._counted
-
-    @property
-    def _counted(self) -> bool:
-        return self.presence_penalty != 0 or self.frequency_penalty != 0
-
-    def generator(self) -> torch.Generator:
-        """A generator of this request's own, seeded where a seed was given."""
-        generator = torch.Generator()
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed % 2**63)
-        return generator
-
-
-def _require(name: str, value: float, sound: bool, range_: str) -> None:
-    if not sound or not math.isfinite(value):
-        raise UsageError(f"{name} must be {range_}; got {value}.")
-
-
-GREEDY = Sampling(temperature=0.0)
+def generator(sampling: Sampling) -> torch.Generator:
+    """A generator for one answer, seeded where a seed is given."""
+    made = torch.Generator()
+    if sampling.seed is None:
+        made.seed()
+    else:
+        made.manual_seed(sampling.seed % 2**63)
+    return made
 
 
 def adjust(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
@@ -122,7 +51,7 @@ def adjust(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Se
         ids = torch.tensor(sorted({*prompt, *answer}), dtype=torch.long)
         said = out[ids]
         out[ids] = torch.where(said > 0, said / sampling.repetition_penalty, said * sampling.repetition_penalty)
-    if sampling._counted and answer:
+    if sampling.counts and answer:
         ids, counts = torch.tensor(answer).unique(return_counts=True)
         out[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
     return out.clamp_(-_LARGEST, _LARGEST)  # an extreme penalty leaves no number that cannot be compared
@@ -152,7 +81,7 @@ def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         values, ids = _likeliest(scaled, look)
         probabilities = (values - (values.logsumexp(0) if total is None else total)).exp()
         before = probabilities.cumsum(0) - probabilities
-        last = look if sampling.top_p == 1 else int((before < sampling.top_p).sum())
+        last = look if sampling.top_p == 1 else max(1, int((before < sampling.top_p).sum()))
         within = probabilities[:last]
         enough = last < look or look == count
         if sampling.min_p > 0:
@@ -160,8 +89,19 @@ def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
             enough, last = enough or strong < last, strong
         if enough:
             chosen = probabilities[:last]
-            return ids[:last], chosen / chosen.sum()
+            return _typical(ids[:last], chosen / chosen.sum(), sampling.typical_p)
         look = min(8 * look, count)
+
+
+def _typical(ids: Tensor, p: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The tokens whose surprise, -log p, lies closest to the distribution's mean surprise and that reach `share`."""
+    if share == 1:
+        return ids, p
+    surprise = -p.clamp(min=torch.finfo(p.dtype).tiny).log()
+    order = (surprise - (p * surprise).sum()).abs().argsort(stable=True)
+    before = p[order].cumsum(0) - p[order]
+    chosen = order[: max(1, int((before < share).sum()))].sort().values
+    return ids[chosen], p[chosen] / p[chosen].sum()
 
 
 def _likeliest(scaled: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -242,3 +182,15 @@ def logprobs(logits: Tensor, chosen: int, top: int = 0) -> tuple[TokenLogprob, t
     return mine, tuple(
         TokenLogprob(i, v) for i, v in zip(ids.tolist(), (values.double() - total).tolist(), strict=True)
     )
+
+
+def constrained(logits: Tensor, allowed: Tensor) -> tuple[float, TokenLogprob]:
+    """How much of the model's own probability a constraint removes, and the token the model finds likeliest.
+
+    `logits` and `allowed` (bool) are (vocab,).
+    """
+    p = (logits.float() - logits.max()).exp_()
+    total = p.sum(dtype=torch.float64)
+    removed = float(p[~allowed].sum(dtype=torch.float64) / total)
+    best = int(logits.argmax())
+    return removed, TokenLogprob(best, float(-total.log()))

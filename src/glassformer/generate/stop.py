@@ -43,12 +43,26 @@ class StopMatcher:
         self._held = ""
         self.stopped = False
 
-    def push(self, id: int) -> str:
-        """The text that this token makes certain; sets `stopped` when the answer ends with it."""
-        if id in self._stop_ids:
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end the answer."""
+        return self._stop_ids
+
+    def push(self, id: int, *, may_stop: bool = True) -> str:
+        """The text that this token makes certain; sets `stopped` when the answer ends with it.
+
+        With `may_stop` false the answer goes on whatever the token and the text are.
+        """
+        if may_stop and id in self._stop_ids:
             self.stopped = True
             return self.finish()
-        return "" if self._stream is None else self._take(self._stream.push(id))
+        if self._stream is None:
+            return ""
+        new = self._stream.push(id)
+        if may_stop:
+            return self._take(new)
+        text, self._held = self._held + new, ""
+        return text
 
     def finish(self) -> str:
         """What was held back, when the answer ends here."""

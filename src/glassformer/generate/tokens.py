@@ -18,7 +18,8 @@ import torch
 from glassformer.errors import UsageError
 from glassformer.generate.engine import PRECISIONS, Engine
 from glassformer.generate.request import Finish, Request, TokenEvent
-from glassformer.generate.sampling import Sampling
+from glassformer.generate.sampling import TokenLogprob
+from glassformer.generate.settings import Sampling
 
 if TYPE_CHECKING:
     from glassformer.generate.drafting import Drafter
@@ -60,6 +61,8 @@ class GeneratedToken:
             one of those.
         finish: "stop" or "length" on the last token, else None.
         precision: of the weights that computed it.
+        removed: the part of the model's own probability that a constraint took away; None without a constraint.
+        unconstrained: the token that the model finds likeliest, the constraint aside; None without one.
     """
 
     index: int
@@ -71,6 +74,8 @@ class GeneratedToken:
     alternatives: tuple[Alternative, ...] = ()
     finish: Finish | None = None
     precision: str = ""
+    removed: float | None = None
+    unconstrained: Alternative | None = None
 
     @property
     def rejected(self) -> tuple[Alternative, ...]:
@@ -82,6 +87,8 @@ class GeneratedToken:
         found = asdict(self)
         found["alternatives"] = [asdict(one) for one in self.alternatives]
         found["logprob"] = self.logprob if math.isfinite(self.logprob) else None
+        if self.removed is None:
+            del found["removed"], found["unconstrained"]
         return found
 
 
@@ -98,18 +105,21 @@ def generated_tokens(steps: Iterable[TokenEvent], tokenizer: Tokenizer) -> Gener
             text=step.text,
             probability=math.exp(logprob),
             logprob=logprob,
-            alternatives=tuple(
-                Alternative(one.id, tokenizer.token_text(one.id), math.exp(one.logprob)) for one in step.top
-            ),
+            alternatives=tuple(_alternative(one, tokenizer) for one in step.top),
             finish=step.finish,
             precision=step.precision,
+            removed=step.removed,
+            unconstrained=None if step.unconstrained is None else _alternative(step.unconstrained, tokenizer),
         )
+
+
+def _alternative(one: TokenLogprob, tokenizer: Tokenizer) -> Alternative:
+    return Alternative(one.id, tokenizer.token_text(one.id), math.exp(one.logprob))
 
 
 def request(
     ids: Sequence[int],
     stop: str | Sequence[str | int],
-    tokenizer: Tokenizer,
     *,
     max_tokens: int | None,
     alternatives: int,
@@ -122,12 +132,12 @@ def request(
         UsageError: an option out of its range.
     """
     listed = [stop] if isinstance(stop, str) else list(stop)
+    ends = {int(one) for one in listed if not isinstance(one, str)} | set(sampling.pop("stop_token_ids", None) or ())
     return Request(
         tuple(ids),
         max_tokens=max_tokens,
-        sampling=Sampling(**sampling),
+        sampling=Sampling.of({**sampling, "stop_token_ids": ends}),
         stop=tuple(one for one in listed if isinstance(one, str)),
-        stop_ids=tokenizer.stop_ids | {int(one) for one in listed if not isinstance(one, str)},
         logprobs=alternatives,
         drafter=drafter,
     )

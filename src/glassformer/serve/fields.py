@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 
-from glassformer.errors import near
-from glassformer.generate.sampling import Sampling
+from glassformer.errors import UsageError, near
+from glassformer.generate.settings import Sampling, Setting, by_name, settings
 from glassformer.generate.stop import LONGEST_STOP, MOST_STOPS
 
 MOST_CHOICES = 16
@@ -21,7 +21,6 @@ MOST_PROMPTS = 64
 MOST_TOP = 20
 _MOST_BIASES = 1024
 _ID = re.compile(r"[0-9]{1,9}", re.ASCII)
-_LEAST_P = 1e-9  # a nucleus of 0 is the likeliest token alone
 
 # Taken and not used: they say who asks, what is kept of it, or how it is computed, and never what is answered.
 IGNORED = frozenset(
@@ -33,7 +32,6 @@ IGNORED = frozenset(
 )  # fmt: skip
 # Not there: only these values, which change nothing, are taken (null always is).
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "typical_p": (1, 0),
     "tfs_z": (1,),
     "top_a": (0,),
     "xtc_probability": (0,),
@@ -155,53 +153,68 @@ Most = Annotated[
 ]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1000), _none_is([])]
 Name = Annotated[str, Field(max_length=500)]
-Temperature = Annotated[float, Field(ge=0, le=100)]
-Nucleus = Annotated[float, Field(ge=0, le=1)]
 
 
-class Sampled(Ask):
+def sampling_fields() -> dict[str, Any]:
+    """A field for every sampling setting and for each further name of it, from their one declaration."""
+    found: dict[str, Any] = {}
+    for name, one in settings().items():
+        for spelled in (name, *one.aliases):
+            about = one.help if spelled == name else f"The same as {name}."
+            found[spelled] = _sampling_field(one, about)
+    return found
+
+
+def _sampling_field(one: Setting, about: str) -> Any:
+    if one.kind == "biases":
+        return Biases, Field(default={}, description=about)
+    if one.kind == "ids":
+        return TokenIds, Field(default=[], description=about)
+    if one.kind == "switch":
+        return bool | None, Field(default=None, description=about)
+    low, high = (
+        (one.low if one.served[0] is None else one.served[0]),
+        (one.high if one.served[1] is None else one.served[1]),
+    )
+    whole = one.kind in ("whole", "seed")
+    if one.off and low is not None:
+        low = min(low, *one.off)
+    if one.kind == "whole" and high is None:
+        high = 2**31 - 1
+    bounds = {"gt" if one.above else "ge": low, "le": high}
+    limits = {key: int(end) if whole else end for key, end in bounds.items() if end is not None}
+    return (int if whole else float) | None, Field(default=None, description=about, **limits)
+
+
+_Settings: Any = create_model("_Settings", __base__=Ask, **sampling_fields())
+
+
+class Sampled(_Settings):  # type: ignore[misc]
     """How an answer's tokens are chosen, and what ends it, in OpenAI's words and those of vLLM and llama.cpp."""
 
     model: Name | None = None
-    temperature: Temperature | None = None
-    top_p: Nucleus | None = None
-    top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1, description="Only the k likeliest; 0 or -1 for all.")
-    min_p: Nucleus | None = Field(default=None, description="At least so much of the likeliest's probability.")
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
-    repeat_penalty: float | None = Field(default=None, gt=0, le=100, description="The same, as llama.cpp spells it.")
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: Biases = {}
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    stop: Stops = []
-    stop_token_ids: TokenIds = []
-    ignore_eos: bool | None = Field(default=None, description="Go on after tokens that end a text or a turn.")
+    stop: Stops = []  # noqa: RUF012
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     IGNORED: ClassVar[frozenset[str]] = IGNORED
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
 
     @model_validator(mode="after")
-    def _spelled_once(self) -> Sampled:
-        one, other = self.repetition_penalty, self.repeat_penalty
-        if one is not None and other is not None and one != other:
-            raise ValueError("repetition_penalty and repeat_penalty are one setting, and differ here")
+    def _possible(self) -> Sampled:
+        try:
+            self.sampling()
+        except UsageError as error:  # one setting that is spelled twice, and differently
+            raise ValueError(str(error)) from None
         return self
 
-    def sampling(self, number: int = 0) -> Sampling:
-        """How tokens of the answer with this number are chosen."""
-        usual = Sampling()
+    def sampling(self, number: int = 0, usual: Mapping[str, Any] | None = None) -> Sampling:
+        """How tokens of the answer with this number are chosen; `usual` settings hold where the request is silent."""
+        said = by_name({name: getattr(self, name) or None for name in _EMPTY} | self._said())
+        if said.get("seed") is not None:
+            said["seed"] = (said["seed"] + number) % 2**63
+        return Sampling(**{**(usual or {}), **said})
 
-        def given(value: Any, otherwise: Any) -> Any:
-            return otherwise if value is None else value
+    def _said(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in sampling_fields() if name not in _EMPTY}
 
-        return Sampling(
-            temperature=given(self.temperature, usual.temperature),
-            top_k=max(0, given(self.top_k, usual.top_k)),
-            top_p=max(_LEAST_P, given(self.top_p, usual.top_p)),
-            min_p=given(self.min_p, usual.min_p),
-            repetition_penalty=given(self.repetition_penalty, given(self.repeat_penalty, usual.repetition_penalty)),
-            presence_penalty=given(self.presence_penalty, usual.presence_penalty),
-            frequency_penalty=given(self.frequency_penalty, usual.frequency_penalty),
-            logit_bias=self.logit_bias,
-            seed=None if self.seed is None else self.seed + number,
-        )
+
+_EMPTY = frozenset(name for name, one in settings().items() if one.kind in ("biases", "ids"))

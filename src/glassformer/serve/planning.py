@@ -27,22 +27,13 @@ def requests(served: Served, ask: Sampled, ids: list[int], most: int | None, log
         one = Asked(
             tuple(ids),
             most,
-            ask.sampling(number),
+            ask.sampling(number, served.model.generation.sampling),
             tuple(ask.stop),
-            stop_ids=_stop_ids(served, ask),
             logprobs=logprobs,
         )
         served.queue.engine.check(one)
         made.append(one)
     return made
-
-
-def _stop_ids(served: Served, ask: Sampled) -> frozenset[int] | None:
-    """None for the tokenizer's own."""
-    if not (ask.ignore_eos or ask.stop_token_ids):
-        return None
-    own = frozenset() if ask.ignore_eos else served.model.tokenizer.stop_ids
-    return own | frozenset(ask.stop_token_ids)
 
 
 def chat_prompt(served: Served, ask: ChatAsk) -> list[int]:
