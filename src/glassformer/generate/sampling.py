@@ -59,7 +59,7 @@ def adjust(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Se
 
 def without(logits: Tensor, absent: Tensor | None) -> Tensor:
     """Adjusted logits (..., vocab) under which none of the `absent` ids can be chosen; None for no such id."""
-    return logits if absent is None else logits.index_fill(-1, absent, -math.inf)
+    return logits if absent is None else logits.index_fill(-1, absent, -torch.inf)
 
 
 def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

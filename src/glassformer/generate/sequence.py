@@ -6,7 +6,7 @@ It knows sampling, drafts, constraints and what ends a text; it does not know ru
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -142,7 +142,7 @@ class Sequence:
 
     def _event(self, logits: Float[Tensor, vocab], token: int, precision: str) -> TokenEvent:
         request = self.request
-        told = {} if request.logprobs is None else self._probabilities(logits, token, request.logprobs)
+        told: dict[str, Any] = {} if request.logprobs is None else self._probabilities(logits, token, request.logprobs)
         may_stop = self.answered >= request.sampling.min_tokens
         self.ids.append(token)
         text = self.stop_matcher.push(token, may_stop=may_stop)
@@ -161,10 +161,10 @@ class Sequence:
                 finish = "stop"
         return TokenEvent(token, text, finish=finish, precision=precision, **told)
 
-    def _probabilities(self, logits: Float[Tensor, vocab], token: int, count: int) -> dict[str, object]:
+    def _probabilities(self, logits: Float[Tensor, vocab], token: int, count: int) -> dict[str, Any]:
         """What the model said of its next token, before the settings, and what the constraint took from that."""
         mine, top = logprobs(logits, token, count)
-        told: dict[str, object] = {"logprob": mine, "top": top}
+        told: dict[str, Any] = {"logprob": mine, "top": top}
         if self.matcher is not None:
             told["removed"], told["unconstrained"] = constrained(logits, self.matcher.allowed())
         return told

@@ -182,14 +182,14 @@ def _sampling_field(one: Setting, about: str) -> Any:
     if one.kind == "whole" and high is None:
         high = 2**31 - 1
     bounds = {"gt" if one.above else "ge": low, "le": high}
-    limits = {key: int(end) if whole else end for key, end in bounds.items() if end is not None}
+    limits: dict[str, Any] = {key: int(end) if whole else end for key, end in bounds.items() if end is not None}
     return (int if whole else float) | None, Field(default=None, description=about, **limits)
 
 
 _Settings: Any = create_model("_Settings", __base__=Ask, **sampling_fields())
 
 
-class Sampled(_Settings):  # type: ignore[misc]
+class Sampled(_Settings):
     """How an answer's tokens are chosen, and what ends it, in OpenAI's words and those of vLLM and llama.cpp."""
 
     model: Name | None = None
