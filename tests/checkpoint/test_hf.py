@@ -280,7 +280,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate to False"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor to 0.5"),
     ("llama", {"hidden_act": "quick_gelu"}, "hidden_act to 'quick_gelu'"),
-    ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by gptq"),
     ("mistral", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types to"),
     ("llama", {"layer_types": ["sliding_attention"] * 3}, "layer_types to"),
     ("llama", {"is_causal": False}, "is_causal to False"),

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.families import Family, by_model_type, for_config, named
+from glassformer.checkpoint.hf_tensors import StoredTensors
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import LazyTensors, check_shapes, read_json, write_json
+from glassformer.checkpoint.quantised import Method, method_for
 from glassformer.checkpoint.tables import Table
-from glassformer.checkpoint.tensorfile import SIZES, Header, TensorFile, read_header, refuse_types, write_tensors
+from glassformer.checkpoint.tensorfile import SIZES, Header, read_header, write_tensors
 from glassformer.errors import CheckpointError, UnsafeFileError, UnsupportedError
 from glassformer.model.config import Config
 
@@ -41,14 +43,14 @@ class HuggingFace:
     family: Family
     config: Config
     table: Table | None
-    files: Mapping[str, Header]
+    stored: StoredTensors | None
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Every parameter by native key, mapped when asked for."""
-        opened = {header.path: TensorFile(header) for header in self.files.values()}
-        table = self.table
+        table, stored = self.table, self.stored
         assert table is not None  # only a folder read without weights has none
-        return LazyTensors(table.homes, lambda key: table.ours(key, lambda name: opened[self.files[name].path][name]))
+        assert stored is not None
+        return LazyTensors(table.homes, lambda key: table.ours(key, stored.fetch))
 
 
 def refuse_pickled(path: Path) -> None:
@@ -77,24 +79,31 @@ def read_hf(directory: Path, *, weights: bool = True) -> HuggingFace:
     """
     settings = read_json(directory / CONFIG)
     family = by_model_type(settings, str(directory / CONFIG))
-    config = family.from_hf(settings, str(directory / CONFIG))
+    method = method_for(settings, str(directory / CONFIG)) if weights else None
+    config = family.from_hf(_floats(settings), str(directory / CONFIG))
     if not weights:
         # Weights that are not all there, or not sound, say nothing about the design.
         with contextlib.suppress(CheckpointError):
-            config = _truly_tied(family, config, _files(directory)) if config.tied else config
-        return HuggingFace(directory, settings, family, config, None, {})
-    files = _files(directory)
-    config = _truly_tied(family, config, files)
-    table = family.table(config, files)
+            config = _truly_tied(family, config, _stored(directory, None)) if config.tied else config
+        return HuggingFace(directory, settings, family, config, None, None)
+    stored = _stored(directory, method)
+    config = _truly_tied(family, config, stored)
+    table = family.table(config, stored)
     ignored = [*family.ignored, *([r"(^|\.)(lm_head|embed_out)\.weight$"] if config.tied else [])]
-    table.check({name: header.tensors[name].shape for name, header in files.items()}, ignored, str(directory))
-    for header in {id(header): header for header in files.values()}.values():
-        refuse_types(header, table.places)
-    return HuggingFace(directory, settings, family, config, table, files)
+    table.check(stored, ignored, str(directory))
+    stored.refuse_types(table.places)
+    return HuggingFace(directory, settings, family, config, table, stored)
 
 
-def _files(directory: Path) -> dict[str, Header]:
-    """Which file holds each tensor."""
+def _floats(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the same model before it was quantised, which is all that a family knows of."""
+    plain = {k: v for k, v in settings.items() if k not in ("quantization_config", "compression_config")}
+    inner = plain.get("text_config")
+    return plain | {"text_config": _floats(inner)} if isinstance(inner, dict) else plain
+
+
+def _stored(directory: Path, method: Method | None) -> StoredTensors:
+    """The tensors of a folder, whichever of its files holds them."""
     files: dict[str, Header] = {}
     for header in _headers(directory):
         for name in header.tensors:
@@ -103,7 +112,7 @@ def _files(directory: Path) -> dict[str, Header]:
                     f"{directory} holds {name} in both {files[name].path.name} and {header.path.name}."
                 )
             files[name] = header
-    return files
+    return StoredTensors(files, method, str(directory))
 
 
 def _headers(directory: Path) -> list[Header]:
@@ -131,23 +140,25 @@ def _headers(directory: Path) -> list[Header]:
     return headers
 
 
-def _truly_tied(family: Family, config: Config, files: Mapping[str, Header]) -> Config:
+def _truly_tied(family: Family, config: Config, stored: StoredTensors) -> Config:
     """Where a config says tied and the file holds a different output matrix, the file is right, as in transformers."""
     if not config.tied:
         return config
     untied = dataclasses.replace(config, tied=False)
-    homes = family.table(untied, files).homes
+    homes = family.table(untied, stored).homes
     (embed, _), (unembed, _) = homes["embed.weight"], homes["unembed.weight"]
-    if embed.theirs not in files or unembed.theirs not in files:
+    if embed.theirs not in stored or unembed.theirs not in stored:
         return config
-    return config if _same_bytes(files, embed.theirs, unembed.theirs) else untied
+    return config if _same_bytes(stored, embed.theirs, unembed.theirs) else untied
 
 
-def _same_bytes(files: Mapping[str, Header], one: str, other: str) -> bool:
-    a, b = files[one].tensors[one], files[other].tensors[other]
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
+def _same_bytes(stored: StoredTensors, one: str, other: str) -> bool:
+    if one in stored.packed or other in stored.packed:
         return False
-    with files[one].path.open("rb") as first, files[other].path.open("rb") as second:
+    a, b = stored.entries[one], stored.entries[other]
+    if (a.dtype, a.shape) != (b.dtype, b.shape) or a.path is None or b.path is None:
+        return False
+    with a.path.open("rb") as first, b.path.open("rb") as second:
         first.seek(a.start), second.seek(b.start)
         left = a.end - a.start
         while left:

@@ -32,12 +32,13 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: stored type, shape, and where its bytes begin and end in the file."""
+    """One tensor of a file: stored type, shape, where its bytes begin and end, and in which file."""
 
     dtype: str
     shape: Shape
     start: int
     end: int
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _entry(path: Path, name: str, item: Any, base: int, size: int) -> Entry:
         raise CheckpointError(
             f"{path} is truncated: {name} ends at byte {base + end:,} of a file of {size:,} bytes. Fetch it again."
         )
-    return Entry(dtype, shape, base + start, base + end)
+    return Entry(dtype, shape, base + start, base + end, path)
 
 
 class TensorFile:

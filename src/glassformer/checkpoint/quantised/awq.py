@@ -1,0 +1,64 @@
+"""AWQ: 4 bits, a scale and a zero per group of inputs and output (arXiv:2306.00978; AutoAWQ's "gemm" layout).
+
+`NAME.qweight` (input, packed output), `NAME.qzeros` (group, packed output), `NAME.scales` (group, output). A word holds
+eight neighbouring outputs, in the order 0 2 4 6 1 3 5 7 from its lowest bits. A weight is (q − z) · scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from glassformer.checkpoint.quantised.method import Fetch, Found, Packed, fit, only, part, unpacked
+from glassformer.checkpoint.tensorfile import Entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Of eight neighbouring outputs, at which place in the word each lies.
+_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+def method(settings: Mapping[str, Any], where: str) -> Awq:
+    """The method for a quantization_config."""
+    only(settings, where, "bits", 4)
+    only(settings, where, "version", "gemm", "GEMM")
+    only(settings, where, "format", "gemm", "GEMM")
+    return Awq()
+
+
+class Awq:
+    """Groups of 4-bit numbers, eight to a word."""
+
+    def find(self, stored: Mapping[str, Entry], where: str) -> Found:
+        """See `Method.find`."""
+        found: dict[str, Packed] = {}
+        for name, entry in stored.items():
+            if not name.endswith(".qweight"):
+                continue
+            stem = name.removesuffix("qweight")
+            zeros, scales = part(stored, stem + "qzeros", where), part(stored, stem + "scales", where)
+            fit(len(entry.shape) == 2 and entry.dtype == "I32", where, name, entry.shape)
+            inputs, outputs = entry.shape[0], entry.shape[1] * 8
+            sound = len(scales.shape) == 2 and scales.shape[1] == outputs and scales.shape[0] > 0
+            fit(sound and inputs % scales.shape[0] == 0, where, stem + "scales", scales.shape)
+            fit(zeros.shape == (scales.shape[0], entry.shape[1]), where, stem + "qzeros", zeros.shape)
+            found[stem + "weight"] = Packed((outputs, inputs), (name, stem + "qzeros", stem + "scales"), _values(stem))
+        return Found(found)
+
+
+def _values(stem: str) -> Any:
+    def values(fetch: Fetch) -> Tensor:
+        scales = fetch(stem + "scales").float()
+        weight, zeros = _outputs(fetch(stem + "qweight")), _outputs(fetch(stem + "qzeros"))
+        size = len(weight) // len(scales)
+        each = [x.repeat_interleave(size, 0) for x in (zeros, scales)]
+        return ((weight - each[0]).float() * each[1]).T
+
+    return values
+
+
+def _outputs(words: Tensor) -> Tensor:
+    """The numbers of every row in the order of the outputs."""
+    codes = unpacked(words, 4, words.shape[1] * 8).reshape(len(words), -1, 8)
+    return codes[:, :, list(_PLACES)].flatten(1)
