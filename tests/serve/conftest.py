@@ -23,5 +23,6 @@ def server(model: Model) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return server.client()
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with server.client() as made:
+        yield made

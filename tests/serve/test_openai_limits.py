@@ -110,7 +110,7 @@ def test_who_leaves_is_not_scored_for_and_others_are(model, monkeypatch):
     with running(model, slots=1, queue=0) as server:
         slow = Slow(monkeypatch, model)
         with pytest.raises(httpx.ReadTimeout):
-            post(server, json=SCORED, timeout=0.3)
+            post(server, json=SCORED, timeout=1.0)
         eventually(lambda: server.metric("answers_total", how="gone") == 1)
         assert server.queue.taken == 0
         assert 0 < slow.count < 300

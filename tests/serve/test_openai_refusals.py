@@ -66,7 +66,7 @@ def test_a_wrong_completion_is_told_why(server, body, status, message):
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content: Input should be a valid string"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "this model reads text only"),
         ({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "top_logprobs needs logprobs: true"),
-        ({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}, "tools is not supported"),
+        ({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}, "tools.0.function"),
         (
             {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_object"}},
             "response_format is not supported",

@@ -273,14 +273,17 @@ class Engine:
         self._active.clear()
         self._held = [[] for _ in range(self.slots)]
 
-    def _stop_matcher(self, request: Request) -> StopMatcher:
+    def stop_ids(self, request: Request) -> frozenset[int]:
+        """The tokens that end a request's answer and are no part of it."""
         stop_ids = request.stop_ids
         if stop_ids is None:
             stop_ids = frozenset() if self.tokenizer is None else self.tokenizer.stop_ids
         if request.sampling.ignore_eos:
             stop_ids = frozenset()
-        stop_ids |= request.sampling.stop_token_ids
-        return StopMatcher(self.tokenizer, request.stop, stop_ids)
+        return stop_ids | request.sampling.stop_token_ids
+
+    def _stop_matcher(self, request: Request) -> StopMatcher:
+        return StopMatcher(self.tokenizer, request.stop, self.stop_ids(request))
 
     def _admit(self) -> None:
         while True:

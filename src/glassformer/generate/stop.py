@@ -82,12 +82,12 @@ class StopMatcher:
             self.stopped = self._at_stop = True
             self._held = ""
             return text[: min(at for at, _ in found)]
-        hold = max((_overlap(text, stop) for stop in self._stop), default=0)
+        hold = max((overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How long an ending of `text` is a beginning of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):

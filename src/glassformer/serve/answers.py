@@ -134,7 +134,7 @@ class Answer:
         tokenizer: what ids stand for.
         stop_ids: tokens that end the answer and are no part of it.
         stop: strings that end it.
-        reader: takes its output apart.
+        reader: takes its output apart. specials: whether it reads special tokens too.
         offset: characters before the answer, where the prompt is echoed.
 
     Attributes:
@@ -150,12 +150,15 @@ class Answer:
         *,
         stop: Sequence[str] = (),
         reader: Reader | None = None,
+        specials: bool = False,
         offset: int = 0,
     ) -> None:
         self._tokenizer, self._stop_ids, self._stop = tokenizer, frozenset(stop_ids), tuple(stop)
         self._reader = reader or PlainReader()
         self._offsets = Offsets(tokenizer, offset=offset)
         self._offset = offset
+        self._shown = tokenizer.stream() if specials else None
+        self._held = ""
         self._told = 0
         self._entries: list[Entry] = []
         self._ids: list[int] = []
@@ -180,15 +183,16 @@ class Answer:
             if step.logprob is not None and step.id not in self._stop_ids:
                 token, at = self._offsets.push(step.id)
                 self._entries.append(Entry(step.id, token, at, step.logprob.logprob, step.top))
-        delta = self._reader.push(step.text) if step.text else Delta()
+        if step.finish == "stop" and step.id not in self._stop_ids:
+            self.stopped_by = self._found_stop()
+        text = step.text if self._shown is None else self._with_specials(step)
+        delta = self._reader.push(text) if text else Delta()
         if step.finish is not None:
             rest = self._reader.finish()
             delta = Delta(delta.text + rest.text, delta.reasoning + rest.reasoning, [*delta.calls, *rest.calls])
         self._keep(delta)
         if step.finish is not None:
             self.finish = "tool_calls" if self.calls and step.finish == "stop" else step.finish
-            if step.finish == "stop" and step.id not in self._stop_ids:
-                self.stopped_by = self._found_stop()
         entries = self.entries
         if len(entries) > self._told:
             delta.entries, self._told = entries[self._told :], len(entries)
@@ -201,6 +205,23 @@ class Answer:
             if call.index == len(self.calls):
                 self.calls.append(Call(call.id or "", call.name or ""))
             self.calls[call.index].arguments += call.arguments
+
+    def _with_specials(self, step: TokenEvent) -> str:
+        """The output that is certain, special tokens included: what may be a stop string's beginning is held back."""
+        assert self._shown is not None
+        text = self._held
+        if step.id is not None and step.id not in self._stop_ids:
+            text += self._shown.push(step.id)
+        hold = 0
+        if step.finish is not None:
+            text += self._shown.finish()
+            if self.stopped_by is not None:
+                text = text.partition(self.stopped_by)[0]
+        elif self._stop:
+            hold = max(map(len, self._stop)) - 1
+        end = max(0, len(text) - hold)
+        self._held = text[end:]
+        return text[:end]
 
     def _found_stop(self) -> str | None:
         text = self._tokenizer.decode(self._ids, specials=False)

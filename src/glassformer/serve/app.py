@@ -16,13 +16,14 @@ from starlette.routing import Match
 
 from glassformer import __version__
 from glassformer.errors import GlassformerError
-from glassformer.serve import openai_api, operations
+from glassformer.serve import anthropic_api, embeddings, ollama_api, openai_api, operations, responses_api, tokens_api
 from glassformer.serve.bodies import careful
 from glassformer.serve.models import Models
 from glassformer.serve.page_api import router as page_router
 from glassformer.serve.problems import Refusal, openai, payload, problem
 from glassformer.serve.security import Guard, Policy
 from glassformer.serve.telemetry import LOGGER, Recorder
+from glassformer.serve.translating import said
 from glassformer.serve.work import Workers
 from glassformer.views import Session
 
@@ -41,8 +42,8 @@ def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | Non
 def api_app(models: Models, policy: Policy) -> Any:
     """The app behind `glassformer serve`: its APIs, their description, metrics and health; counted and logged."""
     api = APIRouter(route_class=careful(policy.max_body))
-    openai_api.add(api, models)
-    operations.add(api, models)
+    for part in (openai_api, responses_api, embeddings, anthropic_api, ollama_api, tokens_api, operations):
+        part.add(api, models)
     app = guarded(api, policy, close=models.close, description="/openapi.json")
     paths = {str(getattr(route, "path", "{")) for route in api.routes}
     routes = frozenset(path for path in paths if "{" not in path) | {"/openapi.json"}
@@ -76,11 +77,9 @@ def guarded(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        said = str(first["msg"]).removeprefix("Value error, ")
-        said += "" if said.endswith((".", "?")) else "."
-        return problem(Refusal(400, f"{where or 'The request'}: {said}", param=where or None), request.url.path, say)
+        where, text = said(error)
+        where = where.partition(".")[2]  # after "body"
+        return problem(Refusal(400, f"{where or 'The request'}: {text}", param=where or None), request.url.path, say)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
@@ -88,12 +87,12 @@ def guarded(
         if error.status_code != 405:
             return problem(Refusal(error.status_code, f"{path}: {error.detail}."), path, say)
         allowed = ", ".join(sorted(_methods(router, request)))
-        said = f"{path} takes {allowed}, not {request.scope.get('state', {}).get('method', request.method)}."
-        return problem(Refusal(405, said, headers={"allow": allowed}), path, say)
+        told = f"{path} takes {allowed}, not {request.scope.get('state', {}).get('method', request.method)}."
+        return problem(Refusal(405, told, headers={"allow": allowed}), path, say)
 
     @app.exception_handler(Refusal)
     @app.exception_handler(GlassformerError)
-    async def told(request: Request, error: Exception) -> Response:
+    async def refuse(request: Request, error: Exception) -> Response:
         return problem(error, request.url.path, say)
 
     @app.exception_handler(Exception)

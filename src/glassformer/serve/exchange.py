@@ -21,11 +21,12 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.requests import ClientDisconnect
 
+from glassformer.errors import ShapeError
 from glassformer.generate.request import Request as Asked
 from glassformer.serve.admission import Gone, Job, Late
 from glassformer.serve.answers import Answer, Delta, Entry, Reader
 from glassformer.serve.models import Models, Served
-from glassformer.serve.problems import Refusal, problem, refusal
+from glassformer.serve.problems import FAILED, Refusal, problem, refusal
 from glassformer.serve.telemetry import LOGGER
 from glassformer.views import Cancelled
 
@@ -40,7 +41,7 @@ class Plan:
         prompts: their token ids.
         asked: requests to the engine, prompt by prompt; none where prompts are only scored.
         echoes: what is repeated of each prompt. scored: the log-probabilities of each prompt's tokens, if asked for.
-        reader: makes what takes an answer apart.
+        reader: makes what takes an answer apart. specials: whether it reads special tokens too.
     """
 
     prompts: list[list[int]]
@@ -48,6 +49,7 @@ class Plan:
     echoes: list[str] = field(default_factory=list)
     scored: list[list[Entry]] = field(default_factory=list)
     reader: Callable[[], Reader] | None = None
+    specials: bool = False
 
     @property
     def answers_per_prompt(self) -> int:
@@ -105,9 +107,10 @@ class Exchange:
         self.answers = [
             Answer(
                 tokenizer,
-                tokenizer.stop_ids if not plan.asked or (own := plan.asked[i].stop_ids) is None else own,
+                served.queue.engine.stop_ids(plan.asked[i]) if plan.asked else (),
                 stop=plan.asked[i].stop if plan.asked else (),
                 reader=plan.reader() if plan.reader else None,
+                specials=plan.specials,
                 offset=len(plan.echo(i)),
             )
             for i in range(count)
@@ -220,7 +223,8 @@ def _late(served: Served) -> Refusal:
 
 
 def _logged(error: Exception) -> Refusal:
-    found = refusal(error)
+    # Shapes that do not fit are ours: what is asked was checked.
+    found = Refusal(500, FAILED) if isinstance(error, ShapeError) else refusal(error)
     if found.status == 500:
         logging.getLogger(LOGGER).error("failure", exc_info=error)
     return found

@@ -65,13 +65,9 @@ class Served:
                 raise TextError("The text is empty; give at least one word.")
             ids = self.model.encode(given, bos)
         else:
-            ids = list(given)
+            ids = self.known_ids(given)
         if not ids:
             raise TextError("The prompt holds no token; give at least one word.")
-        vocab = self.model.config.vocab_size
-        for id in ids:
-            if not 0 <= id < vocab:
-                raise TextError(f"Token id {id} is not in this model's vocabulary of {vocab}.")
         if len(ids) + answer > self.room:
             # The first sentence is what clients of OpenAI's API look for.
             raise ContextLengthError(
@@ -79,6 +75,18 @@ class Served:
                 f"has {len(ids)} tokens; shorten it."
             )
         return ids
+
+    def known_ids(self, ids: Sequence[int]) -> list[int]:
+        """Token ids of this model's vocabulary.
+
+        Raises:
+            TextError: for others.
+        """
+        vocab = self.model.config.vocab_size
+        for id in ids:
+            if not 0 <= id < vocab:
+                raise TextError(f"Token id {id} is not in this model's vocabulary of {vocab}.")
+        return list(ids)
 
 
 class Models:

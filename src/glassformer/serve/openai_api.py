@@ -14,7 +14,7 @@ from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
 from glassformer.serve.openai_schemas import ChatCompletion, Completion, ModelCard, ModelList, described
 from glassformer.serve.openai_shapes import ChatShape, CompletionShape
-from glassformer.serve.planning import chat_prompt, requests
+from glassformer.serve.planning import chat_plan, requests
 from glassformer.serve.scoring import prompt_entries
 
 _USUAL = 16  # tokens of a completion that does not say how many
@@ -53,7 +53,7 @@ def add(api: APIRouter, models: Models) -> None:
         """Answer a conversation."""
 
         async def plan(served: Served) -> Plan:
-            return await run_in_threadpool(_chat_plan, served, ask)
+            return await run_in_threadpool(chat_plan, served, ask)
 
         shaped = partial(ChatShape, ask=ask)
         return await answered(models, ask.model, request, plan, shaped, stream=bool(ask.stream))
@@ -81,10 +81,3 @@ def _completion_plan(served: Served, ask: CompletionAsk) -> tuple[Plan, list[int
         for ids in prompts:
             asked += requests(served, ask, ids, most, ask.logprobs)
     return Plan(prompts, asked, echoes), hidden
-
-
-def _chat_plan(served: Served, ask: ChatAsk) -> Plan:
-    ids = chat_prompt(served, ask)
-    most = ask.max_completion_tokens or ask.max_tokens
-    top = (ask.top_logprobs or 0) if ask.logprobs else None
-    return Plan([ids], requests(served, ask, ids, most, top))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from glassformer.serve.fields import MOST_CHOICES, MOST_PROMPTS, MOST_TOP, NULL, TEXT, Ask, Most, Sampled, nullable
+from glassformer.serve.tools import Tool, Toolbox
 
 
 def _prompts(value: Any) -> list[str | list[int]]:
@@ -49,6 +50,7 @@ def _content(value: Any) -> Any:
     return "".join(texts)
 
 
+_NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 _IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _PART: dict[str, Any] = {
     "type": "object",
@@ -119,6 +121,51 @@ class CompletionAsk(Streamed):
         return self
 
 
+class FunctionAsk(Ask):
+    """A function that may be called."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")
+    description: str | None = Field(default=None, max_length=100_000)
+    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of its arguments.")
+    strict: bool | None = Field(default=None, description="Arguments hold to their schema either way.")
+
+
+class ToolAsk(Ask):
+    """A tool that may be called."""
+
+    type: Literal["function"]
+    function: FunctionAsk
+
+
+class NamedFunction(Ask):
+    """A function by its name."""
+
+    name: str = Field(max_length=200)
+
+
+class NamedTool(Ask):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class CalledFunction(Ask):
+    """What was called."""
+
+    name: str = Field(max_length=200)
+    arguments: str = Field(description="Text of a JSON object.")
+
+
+class CallAsk(Ask):
+    """A call that an assistant made."""
+
+    id: str | None = Field(default=None, max_length=200)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"index"})
+
+
 class Message(Ask):
     """One message of a conversation."""
 
@@ -126,10 +173,11 @@ class Message(Ask):
     content: Content = ""
     name: str | None = Field(default=None, max_length=200)
     tool_call_id: str | None = Field(default=None, max_length=200)
+    tool_calls: list[CallAsk] | None = Field(default=None, max_length=200)
     reasoning_content: str | None = Field(default=None, description="What an assistant thought before it answered.")
     reasoning: str | None = Field(default=None, description="The same, as others spell it.")
     IGNORED: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations", "id", "object", "parsed"})
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {"tool_calls": ([],), "audio": (), "function_call": ()}
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {"audio": (), "function_call": ()}
 
 
 class ChatAsk(Streamed):
@@ -146,12 +194,12 @@ class ChatAsk(Streamed):
     continue_final_message: bool | None = Field(
         default=None, description="Go on with the last message instead of answering it."
     )
+    tools: list[ToolAsk] | None = Field(default=None, max_length=200)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = Field(default=None, description="false for at most one call an answer.")
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **Sampled.NEUTRAL,
         "echo": (False,),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
         "response_format": ({"type": "text"},),
     }
 
@@ -161,4 +209,22 @@ class ChatAsk(Streamed):
             raise ValueError("top_logprobs needs logprobs: true")
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt exclude each other")
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have the same name")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice is required and there are no tools")
         return self
+
+    @property
+    def toolbox(self) -> Toolbox:
+        """The tools and how they may be used."""
+        tools = tuple(
+            Tool(one.function.name, one.function.description or "", one.function.parameters or _NO_ARGUMENTS)
+            for one in self.tools or ()
+        )
+        named = isinstance(self.tool_choice, NamedTool)
+        choice = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else self.tool_choice
+        return Toolbox(tools, choice or "auto", named, self.parallel_tool_calls is not False)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from glassformer.errors import UsageError
 from glassformer.generate.request import Request as Asked
+from glassformer.serve.exchange import Plan
 from glassformer.serve.fields import Sampled
 from glassformer.serve.models import Served
 from glassformer.serve.openai_requests import ChatAsk, Message
+from glassformer.serve.problems import Refusal
 from glassformer.serve.prompting import rendered
+from glassformer.serve.readers import THOUGHTS, reader, shows_specials
+from glassformer.serve.tools import form_of, history, introduced
 
 
 def requests(served: Served, ask: Sampled, ids: list[int], most: int | None, logprobs: int | None) -> list[Asked]:
@@ -36,19 +42,68 @@ def requests(served: Served, ask: Sampled, ids: list[int], most: int | None, log
     return made
 
 
-def chat_prompt(served: Served, ask: ChatAsk) -> list[int]:
-    """The prompt of a conversation, by the model's own template."""
+@dataclass(frozen=True)
+class ChatText:
+    """A conversation as a model reads it.
+
+    Attributes:
+        text: the prompt. form: of the calls of tools. thoughts: what stands around thoughts, or None.
+        thinking: whether the prompt ends inside them.
+    """
+
+    text: str
+    form: str
+    thoughts: tuple[str, str] | None
+    thinking: bool
+
+
+def chat_text(served: Served, ask: ChatAsk) -> ChatText:
+    """A conversation by the model's own template.
+
+    Raises:
+        TokenizerError: no chat template, or a broken one. TextError: messages that it refuses.
+        Refusal: history whose calls do not fit.
+    """
+    tokenizer = served.model.tokenizer
+    template = tokenizer.chat_template or ""
+    box, form = ask.toolbox, form_of(template)
+    messages = history([conversation(one) for one in ask.messages], form)
     variables = dict(ask.chat_template_kwargs or {})
     if ask.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", ask.reasoning_effort)
+        variables.setdefault("enable_thinking", ask.reasoning_effort != "none")
+    if box and form == "json":
+        messages = introduced(messages, box)
+    elif box:
+        variables["tools"] = [tool.to_dict() for tool in box.tools]
     text = rendered(
-        served.model.tokenizer,
-        [conversation(one) for one in ask.messages],
+        tokenizer,
+        messages,
         go_on=bool(ask.continue_final_message),
         answer=ask.add_generation_prompt is not False,
         variables=variables,
     )
-    return served.ids(text, bos=False)
+    thoughts = next((pair for pair in THOUGHTS if pair[1] in template), None)
+    return ChatText(text, form, thoughts, thoughts is not None and text.rstrip().endswith(thoughts[0]))
+
+
+def chat_plan(served: Served, ask: ChatAsk) -> Plan:
+    """A conversation ready for the engine.
+
+    Raises:
+        What `chat_text` raises; ContextLengthError: one that is too long. UsageError: what the engine cannot do.
+    """
+    told, box = chat_text(served, ask), ask.toolbox
+    if box.forced:
+        raise Refusal(
+            400, "tool_choice: this server cannot make a model call a tool; ask with auto.", param="tool_choice"
+        )
+    ids = served.ids(told.text, bos=False)
+    most = ask.max_completion_tokens or ask.max_tokens
+    top = (ask.top_logprobs or 0) if ask.logprobs else None
+    asked = requests(served, ask, ids, most, top)
+    made = partial(reader, told.form, box, told.thoughts, told.thinking)
+    return Plan([ids], asked, reader=made, specials=shows_specials(told.form, box))
 
 
 def conversation(message: Message) -> dict[str, Any]:
@@ -59,6 +114,8 @@ def conversation(message: Message) -> dict[str, Any]:
         told["name"] = message.name
     if message.tool_call_id is not None:
         told["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        told["tool_calls"] = [call.model_dump() for call in message.tool_calls]
     if (thought := message.reasoning_content or message.reasoning) is not None:
         told["reasoning_content"] = thought
     return told
