@@ -53,9 +53,9 @@ def engine(model: Any, recipe: Any) -> Any:
     """The trainer's engine around any model that answers to `hidden` and `unembedding`; float32 for both."""
     import torch
 
-    from glassformer.train.stepper import Engine
+    from glassformer.train.torch_stepper import TorchStepper
 
-    return Engine(model, recipe, torch.float32)
+    return TorchStepper(model, recipe, torch.float32)
 
 
 def step(engine_: Any, x: Any, y: Any, rate: float) -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     from glassformer.train import schedule
     from glassformer.train.data import Order, Stream, held_out_batches
     from glassformer.train.recipe import Recipe
-    from glassformer.train.stepper import initialise
+    from glassformer.train.torch_stepper import initialise
 
     torch.set_num_threads(options.threads)
     hardware.keep_freed_memory()
@@ -145,7 +145,7 @@ def main() -> None:
         total = count = 0.0
         with torch.no_grad():
             for x, y in held_out_batches(Stream(Array(ids[cut:])), 128, 32, 10**9):
-                total += float(runner.call(x, y))
+                total += float(runner.loss(x, y))
                 count += y.numel()
         losses.append([kind, f"{size(kind, layers[kind]):,}", str(steps), f"{spent:.1f} s", f"{total / count:.4f}"])
     body = table(["length", "transformer, tokens/s", "GRU, tokens/s", "ratio"], speeds) + "\n\n"

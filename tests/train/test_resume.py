@@ -121,33 +121,35 @@ def test_damage_of_every_kind_is_refused(small: Make, out: Place) -> None:
     with pytest.raises(CheckpointError, match="has no readable state.json"):
         checkpoint.verify(folder)
     (folder / "state.json").write_text(json.dumps({**json.loads(state), "format": 99}))
-    with pytest.raises(CheckpointError, match="has format 99; this version reads 1"):
+    with pytest.raises(CheckpointError, match="has format 99; this version reads 1 and 2"):
         checkpoint.verify(folder)
     (folder / "state.json").write_text(state)
     (folder / "state.safetensors").unlink()
     with pytest.raises(CheckpointError, match="lacks its file state.safetensors"):
         checkpoint.verify(folder)
-    with pytest.raises(CheckpointError, match="There is no sound checkpoint in .* to resume"):
+    with pytest.raises(
+        CheckpointError, match="No checkpoint in .* is sound: .* lacks its file state.safetensors. Begin anew with"
+    ):
         train(out=place, resume=True, quiet=True)
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
     small: Make, out: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from glassformer.train.stepper import Engine
+    from glassformer.train.torch_stepper import TorchStepper
 
     recipe = small(save_every=2)
     place = out()
     with monkeypatch.context() as patched:
-        plain = Engine.write
+        plain = TorchStepper.write
 
-        def full(self: Engine, folder: Path) -> None:
+        def full(self: TorchStepper, folder: Path) -> None:
             if folder.name.startswith(".step-000004"):
                 (folder / "state.safetensors").write_bytes(b"half")
                 raise OSError(errno.ENOSPC, "No space left on device")
             plain(self, folder)
 
-        patched.setattr(Engine, "write", full)
+        patched.setattr(TorchStepper, "write", full)
         with pytest.raises(
             TrainError, match=r"step 4 could not be written \(No space left on device\); the one of step 2"
         ):
@@ -164,11 +166,11 @@ def test_a_disk_that_takes_no_more_of_a_file_is_said_in_a_sentence(
 ) -> None:
     import resource
 
-    from glassformer.train.stepper import Engine
+    from glassformer.train.torch_stepper import TorchStepper
 
-    plain = Engine.write
+    plain = TorchStepper.write
 
-    def limited(self: Engine, folder: Path) -> None:
+    def limited(self: TorchStepper, folder: Path) -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
         try:
@@ -177,7 +179,7 @@ def test_a_disk_that_takes_no_more_of_a_file_is_said_in_a_sentence(
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     place = out()
-    monkeypatch.setattr(Engine, "write", limited)
+    monkeypatch.setattr(TorchStepper, "write", limited)
     with pytest.raises(
         TrainError, match=r"The checkpoint of step 2 could not be written \(File too large\); there is no earlier one\."
     ):
@@ -195,19 +197,19 @@ def test_old_checkpoints_go_and_the_best_stays(small: Make, out: Place, monkeypa
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps whose loss becomes no number."""
-    from glassformer.train.stepper import Engine
+    from glassformer.train.torch_stepper import TorchStepper
 
     steps: list[int] = []
-    plain = Engine.accumulate
+    plain = TorchStepper.accumulate
     count = 0
 
-    def accumulate(self: Engine, tokens: Any, targets: Any, scale: float) -> Any:
+    def accumulate(self: TorchStepper, tokens: Any, targets: Any, scale: float) -> Any:
         nonlocal count
         count += 1
         loss = plain(self, tokens, targets, scale)
         return loss * float("nan") if count in steps else loss
 
-    monkeypatch.setattr(Engine, "accumulate", accumulate)
+    monkeypatch.setattr(TorchStepper, "accumulate", accumulate)
     return steps
 
 

@@ -16,7 +16,7 @@ import glassformer as gf
 from glassformer.errors import DataError, UsageError
 from glassformer.train import journal, train
 from glassformer.train.recipe import Recipe
-from glassformer.train.stepper import Engine
+from glassformer.train.torch_stepper import TorchStepper
 
 
 def losses(directory: Path) -> dict[int, float]:
@@ -84,14 +84,14 @@ def test_schedules_change_rows_and_lengths(
     small: Callable[..., Recipe], out: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, ...]] = []
-    plain = Engine.accumulate
+    plain = TorchStepper.accumulate
 
-    def accumulate(self: Engine, tokens: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+    def accumulate(self: TorchStepper, tokens: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
         seen.append(tuple(tokens.shape))
         assert scale == pytest.approx(1 / tokens.numel())
         return plain(self, tokens, targets, scale)
 
-    monkeypatch.setattr(Engine, "accumulate", accumulate)
+    monkeypatch.setattr(TorchStepper, "accumulate", accumulate)
     recipe = small(length_stages=[[0.5, 8]], batch_stages=[[0.25, 2]])
     assert train(recipe, out=out(), quiet=True).step == 8
     assert seen == [(2, 8)] * 2 + [(4, 8)] * 2 + [(4, 16)] * 4
@@ -123,7 +123,7 @@ def test_without_tensorboard_it_is_said_before_training(
 def test_an_occupied_directory_is_refused(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:
     place = out()
     train(small(steps=1), out=place, quiet=True)
-    with pytest.raises(UsageError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(UsageError, match="holds a run already, of 1 steps; name another place with --out"):
         train(small(steps=1), out=place, quiet=True)
     other = out()
     other.mkdir(parents=True)
@@ -131,7 +131,7 @@ def test_an_occupied_directory_is_refused(small: Callable[..., Recipe], out: Cal
     with pytest.raises(UsageError, match="is not empty and holds no run"):
         train(small(), out=other, quiet=True)
     with pytest.raises(UsageError, match="There is no run in .* to resume"):
-        train(small(), out=out(), resume=True, quiet=True)
+        train(out=out(), resume=True, quiet=True)
 
 
 def test_training_leaves_the_random_state_alone(small: Callable[..., Recipe], out: Callable[[], Path]) -> None:

@@ -23,7 +23,11 @@ def command(
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one setting of the recipe.")
     ] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="The run directory; runs/RECIPE by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest sound checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest sound checkpoint, or begin.")] = False,
+    step: Annotated[
+        int | None,
+        typer.Option("--from", metavar="STEP", min=0, help="Go back to the checkpoint of this step; 0 begins anew."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would cost, and stop.")] = False,
     recipes: Annotated[
         bool, typer.Option("--recipes", help="List the recipes with the loss, time and memory to expect, and stop.")
@@ -43,7 +47,7 @@ def command(
     if dry_run:
         from glassformer.train.plan import plan
 
-        found = plan(recipe, data, out, resume, settings or [])
+        found = plan(recipe, data, out, resume or step is not None, settings or [])
         print_json(found.to_dict()) if json else print(found.text())
         return
     if not resume:
@@ -53,7 +57,7 @@ def command(
     from glassformer.cli.probes import standard
     from glassformer.train.run import train
 
-    result = train(recipe, data, out, resume, (standard(),), False, settings or [])
+    result = train(recipe, data, out, resume, (standard(),), False, settings or [], step)
     first = int(os.environ.get("RANK", "0")) == 0
     if json and first:
         print_json(_plain(result))

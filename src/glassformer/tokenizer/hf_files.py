@@ -146,7 +146,6 @@ def write_directory(tokenizer: Tokenizer, directory: Path) -> None:
     if around(backend) != tokenizer.around:  # a configuration said otherwise, and other libraries do not ask it
         backend = type(backend).from_str(tokenizer.serialised)
         put_around(backend, *tokenizer.around)
-    files.write_with(directory / "tokenizer.json", lambda draft: backend.save(str(draft)))
     config = {
         k: v for k, v in tokenizer.config.items() if k not in ("chat_template", "added_tokens_decoder", "auto_map")
     }
@@ -164,6 +163,8 @@ def write_directory(tokenizer: Tokenizer, directory: Path) -> None:
         files.write_json(directory / GENERATION, generation)
     else:
         (directory / GENERATION).unlink(missing_ok=True)
+    # the last, so that whoever waits for it finds the others
+    files.write_text(directory / "tokenizer.json", backend.to_str(pretty=True))
 
 
 def generation_settings(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def train(
     data: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    step: int | None = None,
     probes: Sequence[Probe] = (),
     quiet: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -34,7 +35,8 @@ def train(
         recipe: a recipe's name, a TOML file, or a `Recipe`; None is the default, or with `resume` the run's own.
         data: what to learn from, instead of what the recipe says; see `DataSpec`.
         out: the run directory, `runs/NAME` by default.
-        resume: go on from the newest sound checkpoint in `out`.
+        resume: go on from the newest sound checkpoint in `out`; begin where there is none.
+        step: go back to the checkpoint of this step, 0 for the beginning.
         probes: called with the transformer, its tokenizer and the step every `probe_every` steps; the journal keeps
             what they give.
         quiet: no live line.
@@ -49,4 +51,4 @@ def train(
     from glassformer.train.run import train as run
 
     wanted = [data] if isinstance(data, str) else data
-    return run(recipe, wanted, out, resume, tuple(probes), quiet, {**(settings or {}), **more})
+    return run(recipe, wanted, out, resume, tuple(probes), quiet, {**(settings or {}), **more}, step)

@@ -1,19 +1,15 @@
 """Checkpoints of a run: written whole or not at all, verified when read, the newest sound one found.
 
-A checkpoint is a folder `checkpoints/step-000123` of safetensors files and `state.json`, which holds what is not a
-tensor and the SHA-256 of every file. It is written beside its place and renamed into it, so a crash or a full disk
-leaves the ones before it untouched. Nothing here is pickled. This module knows files; what the tensors mean is the
-loop's.
+A checkpoint is a folder `checkpoints/step-000123` of safetensors files, the tokenizer's files and `state.json`, which
+holds what is not a tensor (the recipe among it), the SHA-256 of every file and one of itself: everything that resuming
+needs but the data. It is written beside its place and renamed into it, so that a kill, a crash or a full disk leaves
+the ones before it untouched. Nothing here is pickled. This module knows files; what the tensors mean is the loop's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,10 +19,14 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from glassformer.errors import CheckpointError, TrainError
+from glassformer.errors import CheckpointError, FileError, TrainError
+from glassformer.system import files
 
-FORMAT = 1
-_NAME = re.compile(r"step-(\d{6,})$")
+FORMAT, READABLE = 2, (1, 2)
+"""Checkpoints of format 1 hold no tokenizer (the run directory does) and no checksum of `state.json` itself."""
+ABANDONED = "abandoned"
+"""Where checkpoints go that a run turned back from, until the next one is saved."""
+_NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -43,147 +43,179 @@ class Saved:
     step: int
     state: dict[str, Any]
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder is one that `Tokenizer.from_directory` reads."""
+        return (self.path / "tokenizer.json").is_file()
+
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor, whole, whatever number of processes wrote it."""
+        """Every tensor by name, whole, whatever number of processes wrote it."""
         from safetensors import safe_open
 
-        files = sorted(self.path.glob("*.safetensors"))
-        if not self.state.get("sharded"):
-            found: dict[str, Tensor] = {}
-            for file in files:
-                with safe_open(file, framework="pt") as opened:
-                    found.update({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
-            return found
-        from glassformer.train.sharded_stepper import read_whole
+        found: dict[str, Tensor] = {}
+        if self.state.get("sharded"):
+            import torch
+            import torch.distributed.checkpoint as dcp
 
-        return read_whole(self.path)
+            reader = dcp.HuggingFaceStorageReader(str(self.path))
+            entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+            found = {name: torch.empty(e.size, dtype=e.properties.dtype) for name, e in entries.items()}
+            dcp.load(found, storage_reader=dcp.HuggingFaceStorageReader(str(self.path)), no_dist=True)
+            return found
+        for file in sorted(self.path.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as opened:
+                found.update({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
+        return found
 
 
 def folder_name(step: int) -> str:
+    """The name of the checkpoint of a step."""
     return f"step-{step:06d}"
 
 
-def write(
-    directory: Path,
-    step: int,
-    state: Mapping[str, Any],
-    write_tensors: Callable[[Path], None],
-) -> Path:
-    """Write one checkpoint atomically and return its folder.
+def write(directory: Path, step: int, state: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
+    """Write one checkpoint, whole or not at all, and return its folder; one of the same step gives way to it.
 
     Args:
         directory: the run's `checkpoints` folder.
         step: its number.
         state: what goes into `state.json`.
-        write_tensors: writes the safetensors files into the folder it is given.
+        fill: writes the other files into the folder it is given.
 
     Raises:
         TrainError: when the disk is full or refuses; earlier checkpoints stay as they were.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     target = directory / folder_name(step)
-    draft = directory / f".{target.name}-{uuid.uuid4().hex[:8]}"
-    try:
-        draft.mkdir()
-        write_tensors(draft)
-        seal(draft, target, {**state, "step": step})
-    except (OSError, SafetensorError, CheckpointError) as error:
-        _remove(draft)
-        raise TrainError(
-            f"The checkpoint of step {step} could not be written ({_why(error)}); {_left(directory)}"
-        ) from error
-    except BaseException:
-        _remove(draft)
-        raise
+    with not_written(directory, step), files.atomic_folder(target, replace=True, raises=CheckpointError) as draft:
+        fill(draft)
+        describe(draft, {**state, "step": step})
     return target
 
 
-def seal(draft: Path, target: Path, state: Mapping[str, Any]) -> None:
-    """Give a folder of tensors its `state.json` with checksums, make it durable, and move it into place."""
-    files = {file.name: _digest(file) for file in sorted(draft.iterdir())}
-    text = json.dumps({"format": FORMAT, **state, "files": files}, indent=1)
-    (draft / "state.json").write_text(text, encoding="utf-8")
-    for file in draft.iterdir():
-        _sync(file)
-    _sync(draft)
-    if target.exists():
-        _remove(target)
-    os.rename(draft, target)
-    _sync(target.parent)
+def describe(draft: Path, state: Mapping[str, Any]) -> None:
+    """Give a folder of files its `state.json`, with their checksums and its own. Raises `FileError`, `OSError`."""
+    inside = sorted(file for file in draft.rglob("*") if file.is_file())
+    sums = {file.relative_to(draft).as_posix(): files.sha256(file) for file in inside}
+    content = {"format": FORMAT, **state, "files": sums}
+    files.write_json(draft / "state.json", {**content, "sha256": _sum(content)}, indent=1)
+
+
+class not_written:
+    """Errors of writing the checkpoint of a step as one sentence that says what is left; a `with` block."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        self.directory, self.step = directory, step
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (OSError, SafetensorError, CheckpointError, FileError)):
+            raise TrainError(
+                f"The checkpoint of step {self.step} could not be written ({_why(error)}); {_left(self.directory)}"
+            ) from error
 
 
 def all_steps(directory: Path) -> list[tuple[int, Path]]:
     """The checkpoints in a folder, newest first, unverified."""
     if not directory.is_dir():
         return []
-    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.search(path.name))]
-    return sorted(((s, p) for s, p in found if not p.name.startswith(".")), reverse=True)
+    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted(found, reverse=True)
 
 
 def verify(path: Path) -> Saved:
-    """Read a checkpoint's state and compare every file with its checksum.
+    """Read a checkpoint's state and compare every file, and the state itself, with its checksum.
 
     Raises:
         CheckpointError: naming what is missing or changed.
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        files, step = dict(state["files"]), int(state["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        sums, step = dict(state["files"]), int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"Checkpoint {path} has no readable state.json ({error}).") from None
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"Checkpoint {path} has format {state.get('format')!r}; this version reads {FORMAT}.")
-    for name, digest in files.items():
-        file = path / Path(name).name
-        if not file.is_file():
+    if state.get("format") not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise CheckpointError(f"Checkpoint {path} has format {state.get('format')!r}; this version reads {known}.")
+    if state["format"] > 1 and state.get("sha256") != _sum({k: v for k, v in state.items() if k != "sha256"}):
+        raise CheckpointError(f"{path / 'state.json'} does not match the checksum it was saved with.")
+    for name, digest in sums.items():
+        file = path / name
+        if ".." in Path(name).parts or Path(name).is_absolute() or not file.is_file():
             raise CheckpointError(f"Checkpoint {path} lacks its file {name}.")
-        if _digest(file) != digest:
+        if files.sha256(file) != digest:
             raise CheckpointError(f"{file} does not match the checksum it was saved with.")
     return Saved(path, step, state)
 
 
-def newest(directory: Path, note: Callable[[str], None]) -> Saved:
-    """The newest checkpoint that verifies; each one passed over is noted.
+def newest(directory: Path, note: Callable[[str], None]) -> Saved | None:
+    """The newest checkpoint that verifies, or None where there are none; each one passed over is noted.
 
     Raises:
-        CheckpointError: when there is none.
+        CheckpointError: when there are some and none is sound.
     """
+    reasons = []
     for _, path in all_steps(directory):
         try:
-            return verify(path)
+            saved = verify(path)
         except CheckpointError as error:
-            note(f"{error} Going back to the checkpoint before it.")
-    raise CheckpointError(f"There is no sound checkpoint in {directory} to resume; start without --resume.")
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            note(f"{reason} Going back to the checkpoint before it.")
+        return saved
+    if reasons:
+        raise CheckpointError(f"No checkpoint in {directory} is sound: {' '.join(reasons)}")
+    return None
+
+
+def set_aside(directory: Path, after: int) -> list[int]:
+    """Put the checkpoints of steps beyond `after` into `ABANDONED`, newest first; returns their steps."""
+    later = [(step, path) for step, path in all_steps(directory) if step > after]
+    for _, path in later:
+        place = directory / ABANDONED / path.name
+        place.parent.mkdir(exist_ok=True)
+        files.remove(place)
+        path.rename(place)
+    return [step for step, _ in later]
 
 
 def rotate(directory: Path, keep: int, best: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one, and what crashes left half-written."""
+    """Delete all but the newest `keep` checkpoints and the best one, what the run turned back from, and what killed
+    processes left half-written. The caller is the only one that writes here."""
     for _, path in [item for item in all_steps(directory) if item[0] != best][keep:]:
-        _remove(path)
+        with suppress(OSError):
+            files.remove_folder(path)
+    files.remove(directory / ABANDONED)
+    sweep(directory)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed processes left half-written; the caller is the only one that writes here."""
+    files.sweep(directory, alone=True)
     for path in _drafts(directory):
-        _remove(path)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never a part."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    _sync(draft)
-    os.replace(draft, path)
+        files.remove(path)
 
 
 def _drafts(directory: Path) -> Iterator[Path]:
+    """Drafts of sharded checkpoints, whose name all processes have to know, and those of earlier versions."""
     if directory.is_dir():
-        yield from directory.glob(".step-*")
+        yield from (path for path in directory.glob(".step-*") if not files.is_temporary(path))
 
 
-def _why(error: OSError | SafetensorError | CheckpointError) -> str:
-    """What the system said; who writes tensors wraps it in words of its own."""
-    if isinstance(error, CheckpointError) and isinstance(error.__context__, OSError):
-        error = error.__context__
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    found = re.search(r"I/O error: (.+) \(os error", str(error))
+def _sum(content: Mapping[str, Any]) -> str:
+    return files.sha256_of(json.dumps(content, sort_keys=True, separators=(",", ":")))
+
+
+def _why(error: BaseException) -> str:
+    """What the system said; who writes files wraps it in words of its own."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, (OSError, SafetensorError)):
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(seen, OSError):
+        return seen.strerror or str(seen)
+    found = re.search(r"I/O error: (.+) \(os error", str(seen))
     return found[1] if found else str(error)
 
 
@@ -192,22 +224,3 @@ def _left(directory: Path) -> str:
     if not steps:
         return "there is no earlier one. Make room, or start again in another place with --out."
     return f"the one of step {steps[0][0]} is intact. Make room, then go on with --resume."
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    # folders cannot be opened everywhere; where they cannot, renaming is durable by itself
-    with suppress(PermissionError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)

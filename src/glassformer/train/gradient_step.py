@@ -17,7 +17,7 @@ from torch import Tensor
 
 from glassformer.errors import TextError, UsageError
 from glassformer.model import Transformer
-from glassformer.train.stepper import Objective
+from glassformer.train.torch_stepper import Objective
 from glassformer.train.weights import norms
 
 

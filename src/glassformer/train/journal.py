@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from glassformer.errors import UsageError
+from glassformer.errors import TrainError, UsageError
+from glassformer.system import files
 
 
 class Sink(Protocol):
@@ -34,6 +35,9 @@ class Journal:
         path: the file; None keeps nothing.
         sinks: what else is told.
         upto: on resuming, the step after which earlier lines are dropped.
+
+    Raises:
+        TrainError: the file cannot be written, now or at any event.
     """
 
     def __init__(self, path: Path | None, sinks: tuple[Sink, ...] = (), upto: int | None = None) -> None:
@@ -43,14 +47,20 @@ class Journal:
         if path is not None:
             if upto is not None and path.exists():
                 _drop_after(path, upto)
-            self._file = path.open("a", encoding="utf-8")
+            try:
+                self._file = path.open("a", encoding="utf-8")
+            except OSError as error:
+                raise _unwritable(path, error) from error
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Record one event."""
         record = {"event": event, "step": step, "seconds": round(time.monotonic() - self.began, 3), **values}
         if self._file is not None:
-            self._file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise _unwritable(Path(self._file.name), error) from error
         for sink in self.sinks:
             sink.write(record)
 
@@ -63,28 +73,38 @@ class Journal:
     def close(self) -> None:
         """Finish the file and the sinks."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written has been said
+                self._file.close()
             self._file = None
         for sink in self.sinks:
             sink.close()
 
 
 def read(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The events of a journal; a last line cut short by a crash is left out."""
-    with Path(path).open(encoding="utf-8") as file:
+    """The events of a journal; lines that are no event (cut short by a crash, or damaged) are passed over."""
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
-            except ValueError:
-                return
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("step"), int):
+                yield event
 
 
 def _drop_after(path: Path, step: int) -> None:
-    kept = [event for event in read(path) if event["step"] <= step and event["event"] != "stop"]
-    fresh = path.with_suffix(".tmp")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
-    os.replace(fresh, path)
+    try:
+        kept = [event for event in read(path) if event["step"] <= step and event["event"] != "stop"]
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    files.write_text(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), raises=TrainError)
+
+
+def _unwritable(path: Path, error: OSError) -> TrainError:
+    return TrainError(
+        f"The journal {path} cannot be written ({error.strerror or error}); checkpoints are as they were. Make room, "
+        "then go on with --resume."
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """The training loop: batches in, steps taken, everything told to the journal, nothing lost.
 
-It drives an engine (whole or sharded weights), an order of rows and a journal. It knows no files beyond its run
+It drives a stepper, an order of rows and a journal. It knows no files beyond its run
 directory, and what it samples and probes with is given to it.
 """
 
@@ -23,10 +23,15 @@ from glassformer.errors import TrainError
 from glassformer.system import hardware
 from glassformer.train import checkpoint, schedule
 from glassformer.train.data import Cursor, Order, Rows, held_out_batches
+from glassformer.train.directory import CHECKPOINTS, again
 from glassformer.train.journal import Journal
 from glassformer.train.loss import IGNORE
 from glassformer.train.processes import Processes
 from glassformer.train.recipe import Recipe
+from glassformer.train.stepper import Stepper
+
+MOST_REFUSED = 10
+"""Batches refused one after the other from which on the weights are to blame, not the data (with on_nan=skip)."""
 
 Probe = Callable[[Any, Any, int], Mapping[str, Any]]
 """Looks at the transformer (and its tokenizer) at a step and gives what the journal should keep."""
@@ -61,7 +66,7 @@ class Run:
 
     Args:
         recipe: what is asked.
-        engine: weights and optimiser.
+        stepper: weights and optimiser.
         order: the training rows, in order.
         held_out: rows to measure on, or None.
         journal: who is told.
@@ -72,6 +77,7 @@ class Run:
         directory: the run directory, None to keep nothing.
         facts: what a checkpoint records besides (builds, data hash, …).
         publish: writes the model into the run directory.
+        beside: writes into a checkpoint's folder what resuming needs besides (the tokenizer).
         sample: continues a text with the transformer it is given, or None.
         probes, tokenizer: looked through every `probe_every` steps, and what they are given beside the model.
             Samples and probes are the first process's; the others have to name them too, to join in gathering weights.
@@ -80,7 +86,7 @@ class Run:
     """
 
     recipe: Recipe
-    engine: Any
+    stepper: Stepper
     order: Order
     held_out: Rows | None
     journal: Journal
@@ -91,6 +97,7 @@ class Run:
     directory: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     publish: Callable[[Mapping[str, Tensor]], None] | None = None
+    beside: Callable[[Path], None] = lambda folder: None
     sample: Callable[[Any], str] | None = None
     probes: tuple[Probe, ...] = ()
     tokenizer: Any = None
@@ -100,11 +107,15 @@ class Run:
     step: int = 0
     best: tuple[float, int] | None = None
     skipped: int = 0
+    _refused: int = 0  # batches refused one after the other
+    _save_due: bool = False
+    _rotation_due: bool = False
+    _measured: int = 0  # targets that the last held-out loss is the mean of
     last: float = float("nan")
 
     def restore(self, saved: checkpoint.Saved) -> None:
         """Continue from a checkpoint."""
-        self.engine.restore(saved) if self.engine.sharded else self.engine.load(saved.tensors(), saved.state["updates"])
+        self.stepper.restore(saved)
         self.step = saved.step
         self.skipped = saved.step - int(saved.state["updates"])
         self.order.cursor = Cursor(**saved.state["cursor"])
@@ -118,6 +129,10 @@ class Run:
             TrainError: for a loss that is no number or runs away, or a checkpoint that cannot be written.
         """
         recipe, loop = self.recipe, self.recipe.loop
+        if self.step >= recipe.schedule.steps and self.directory is not None:
+            self.journal.write("note", self.step, text=self._finished())
+            with self.processes.listening():
+                self._publish()  # a kill may have come between the last checkpoint and this
         began = mark = time.perf_counter()
         tokens_since = 0
         loss = float("nan")
@@ -133,17 +148,20 @@ class Run:
                     self._log(loss, norm, tokens_since, now - mark, now - began)
                     mark, tokens_since = now, 0
                 stopping = self.processes.any(asked_to_stop.is_set())
-                if self.engine.sharded and self.engine.settle():
+                if self.stepper.settle():
                     self._saved()
                 paused = time.perf_counter()
                 if last or _due(loop.eval_every, self.step):
                     self._measure(final=last)
                 self._look(last)
-                if last or stopping or _due(loop.save_every, self.step):
+                self._save_due = self._save_due or _due(loop.save_every, self.step)
+                if last or stopping or (self._save_due and not self._refused):
                     self.save()
                 mark += time.perf_counter() - paused
-                if (stopping or last) and self.engine.sharded and self.engine.settle(wait=True):
+                if (stopping or last) and self.stepper.settle(wait=True):
                     self._saved()
+                if last:
+                    self._rotate()
                 if stopping and not last:
                     self.journal.write("stop", self.step, reason="interrupted")
                     return self._result(began, interrupted=True)
@@ -164,28 +182,31 @@ class Run:
         # every process runs as many micro-batches as the one with most rows, or sharded engines would wait for ever
         most = -(-rows // ranks.world)
         passes = -(-most // self.micro_batch)
-        self.engine.zero()
+        self.stepper.zero()
         total = torch.zeros((), device=self.device)
         for i in range(passes):
             a, b = i * self.micro_batch, (i + 1) * self.micro_batch
             x, y = tokens[a:b], targets[a:b]
             if len(x) == 0:
                 x, y = torch.zeros(1, length, dtype=torch.int64), torch.full((1, length), IGNORE)
-            total += self.engine.accumulate(x.to(self.device), y.to(self.device), 1.0 / max(1, counted))
+            total += self.stepper.accumulate(x.to(self.device), y.to(self.device), 1.0 / max(1, counted))
         loss = ranks.sum(float(total)) / max(1, counted)
-        norm = self.engine.finish()
+        norm = self.stepper.finish()
         if not self._sound(loss, norm, cursor, rows):
             self.skipped += 1
+            self._refused += 1
         else:
+            self._refused = 0
+            self._rotate()  # the newest checkpoint has shown that its weights are sound
             updates = self.step - self.skipped
             spec = recipe.optimizer
-            self.engine.step(schedule.rate(self.step, recipe.schedule), schedule.momentum(updates, spec))
+            self.stepper.step(schedule.rate(self.step, recipe.schedule), schedule.momentum(updates, spec))
         self.step += 1
         return loss, norm, rows * length
 
     def _sound(self, loss: float, norm: float, cursor: dict[str, int], rows: int) -> bool:
         """Whether a step may be taken on this loss and gradient; False when the recipe says to skip it."""
-        limit = 2 * math.log(self.engine.config.vocab_size)
+        limit = 2 * math.log(self.stepper.config.vocab_size)
         if math.isfinite(loss) and math.isfinite(norm) and loss <= max(limit, 4.0):
             return True
         what = f"loss {loss:.4g} and gradient norm {norm:.4g}"
@@ -193,14 +214,31 @@ class Run:
             f"step {self.step + 1}, rows {cursor['taken']} to {cursor['taken'] + rows - 1} of the training text's order"
         )
         self.journal.write("unsound", self.step, loss=loss, gradient_norm=norm, cursor=cursor, rows=rows)
-        if self.recipe.loop.on_nan == "skip":
+        if self.recipe.loop.on_nan == "skip" and self._refused < MOST_REFUSED:
             self.journal.write("note", self.step, text=f"Skipped {where}: {what}.")
             return False
-        raise TrainError(
-            f"The run went astray at {where}: {what}. Lower the learning rates (now muon_lr "
-            f"{self.recipe.optimizer.muon_lr}), or pass over such batches with --set on_nan=skip; --resume goes on "
-            "from the last checkpoint."
-        )
+        also = "" if self._refused < MOST_REFUSED else f", and so did the {self._refused} batches before"
+        raise TrainError(f"The run went astray at {where}: {what}{also}. {self._lead_on()}")
+
+    def _lead_on(self) -> str:
+        """What to do about weights that went astray, with a command: from a checkpoint before it, at lower rates."""
+        if self.directory is None:
+            return "Lower the learning rates."
+        spec = self.recipe.optimizer
+        key = "muon_lr" if spec.kind == "muon" else "matrix_lr"
+        lower = f"{key}={getattr(spec, key) / 2:g}"
+        steps = sorted(step for step, _ in checkpoint.all_steps(self.directory / CHECKPOINTS))
+        if not steps:
+            return f"Nothing was saved yet; begin anew at lower learning rates. {again(self.directory, lower)}"
+        # the newest may be ruined already: it was saved before anything showed that it was not
+        best = self.best[1] if self.best and self.best[1] in steps else steps[0]
+        skip = "" if self.recipe.loop.on_nan == "skip" else " To pass over single bad batches: --set on_nan=skip."
+        listed = f"There are checkpoints of steps {', '.join(map(str, steps))}, and --from 0 begins anew."
+        return f"{listed}{skip} Lower the learning rates. {again(self.directory, lower, from_step=best)}"
+
+    def _finished(self) -> str:
+        more = again(self.directory, f"steps={2 * self.step}") if self.directory is not None else ""
+        return f"The run has taken all its {self.recipe.schedule.steps} steps. To take more: {more}"
 
     def _log(self, loss: float, norm: float, tokens: int, seconds: float, elapsed: float) -> None:
         rate = tokens / seconds if seconds else 0.0
@@ -228,9 +266,11 @@ class Run:
         values: dict[str, Any] = {"held_out": loss}
         if self.bytes_per_token:
             values["bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
+        if final and self._measured and not math.isfinite(loss):
+            raise TrainError(f"The run went astray by its last step: held-out loss {loss:.4g}. {self._lead_on()}")
         if math.isfinite(loss) and (self.best is None or loss < self.best[0]):
             self.best = (loss, self.step)
-        weights, grads = self.engine.norms()
+        weights, grads = self.stepper.norms()
         self.journal.write("eval", self.step, **values, weight_norms=weights, gradient_norms=grads)
 
     def held_out_loss(self, budget: int) -> float:
@@ -247,9 +287,11 @@ class Run:
                 x, y = tokens[ranks.rank :: ranks.world], targets[ranks.rank :: ranks.world]
                 if len(x) == 0:
                     x, y = tokens[:1], torch.full_like(targets[:1], IGNORE)
-                total += float(self.engine.call(x.to(self.device), y.to(self.device)))
+                total += float(self.stepper.loss(x.to(self.device), y.to(self.device)))
                 count += int((y != IGNORE).sum())
-        return ranks.sum(total) / max(1.0, ranks.sum(float(count)))
+        self._measured = round(ranks.sum(float(count)))
+        total = ranks.sum(total)
+        return total / self._measured if self._measured else float("nan")
 
     def _look(self, last: bool) -> None:
         """A sample and probes where they are due, by the first process."""
@@ -259,7 +301,7 @@ class Run:
         if not sampling and not probing:
             return
         with self.processes.listening():
-            transformer = self.engine.visible()
+            transformer = self.stepper.visible()
         if transformer is None or self.processes.rank:
             return
         with torch.no_grad():
@@ -276,34 +318,41 @@ class Run:
             self._save(self.directory)
 
     def _save(self, directory: Path) -> None:
-        folder = directory / "checkpoints"
         state = {
             "updates": self.step - self.skipped,
             "cursor": self.order.cursor.to_dict(),
             "best": list(self.best) if self.best else None,
             "micro_batch": self.micro_batch,
             "world": self.processes.world,
-            "sharded": self.engine.sharded,
+            "sharded": self.stepper.sharded,
             "recipe": self.recipe.to_dict(),
             **self.facts,
         }
-        if self.engine.sharded:
-            self.engine.save(folder, self.step, state)
-        elif self.processes.rank == 0:
-            checkpoint.write(folder, self.step, state, self.engine.write)
-        whole = self.engine.whole()
-        if self.processes.rank == 0 and self.publish is not None:
-            self.publish(whole)
+        self._save_due = False
+        if self.processes.rank == 0 or self.stepper.sharded:
+            self.stepper.save(directory / CHECKPOINTS, self.step, state, self.beside)
+        self._publish()
         self.processes.wait()
-        if not self.engine.sharded:
+        if self.stepper.settle():
             self._saved()
 
+    def _publish(self) -> None:
+        whole = self.stepper.whole()
+        if self.processes.rank == 0 and self.publish is not None:
+            self.publish(whole)
+
     def _saved(self) -> None:
-        """A checkpoint is complete: older ones may go."""
+        """A checkpoint is complete: older ones may go once a batch has shown that its weights are sound."""
+        self._rotation_due = True
+        self.journal.write("save", self.step)
+
+    def _rotate(self) -> None:
+        if not self._rotation_due:
+            return
+        self._rotation_due = False
         if self.processes.rank == 0 and self.directory is not None:
             best = self.best[1] if self.best else None
-            checkpoint.rotate(self.directory / "checkpoints", self.recipe.loop.keep, best)
-        self.journal.write("save", self.step)
+            checkpoint.rotate(self.directory / CHECKPOINTS, self.recipe.loop.keep, best)
 
     def _result(self, began: float, interrupted: bool) -> Result:
         loss = bits = float("nan")

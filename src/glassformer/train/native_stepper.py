@@ -1,206 +1,58 @@
-"""Gradient steps in C++: the same calls as torch's, on the same flat weights.
-
-What it computes is defined by the model and by `optimizer.py`, and tested against both. It knows flat weights, a
-design and the library; it chooses nothing.
-"""
+"""Gradient steps in C++: `NativeStep` behind the calls of every stepper."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError
-from glassformer.kernels import train_abi
-from glassformer.model import Config
-from glassformer.model.layers import rotaries
-from glassformer.train.dropout import Dropout
-from glassformer.train.recipe import OptimizerSpec
-from glassformer.train.weights import FlatWeights, kind_of
+from glassformer.model import Transformer
+from glassformer.system import hardware
+from glassformer.train.native_step import NativeStep
+from glassformer.train.recipe import Recipe
+from glassformer.train.stepper import LocalStepper
 
 
-class NativeStep:
-    """Loss, gradient and optimiser of one model, on flat weights.
+class NativeStepper(LocalStepper):
+    """The whole model on the processor, in C++; the design must be one that `native.refusal` has nothing against.
 
     Args:
-        config: a design that `native.refusal` has nothing against.
-        weights: float32 masters with gradients, and the working copies that are kept up to date.
-        spec: the optimiser's rates.
-        extra: compiler flags of the library, beside those of the precision.
-        threads: 0 for as many as torch has.
+        transformer: float32 weights.
+        recipe: the run.
+        compute: the dtype of forward and backward.
 
     Raises:
         NativeUnavailableError: where the library cannot be had.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        weights: FlatWeights,
-        spec: OptimizerSpec,
-        *,
-        extra: tuple[str, ...] = (),
-        threads: int = 0,
-    ) -> None:
-        self.config, self.weights, self.spec = config, weights, spec
-        brain = weights.compute == torch.bfloat16
-        self.library = train_abi.LIBRARY.get(*train_abi.flags(brain), *extra)
-        self.first, self.second = torch.zeros_like(weights.master), torch.zeros_like(weights.master)
-        self.updates = 0
-        self._fresh = True
-        self._rules = train_abi.Rules(
-            spec.muon_lr, spec.muon_decay, spec.beta1, spec.beta2, spec.eps, spec.newton_schulz, spec.cautious
-        )
-        shape = _shape(config, threads or torch.get_num_threads())
-        parameters = [self._parameter(name) for name in weights.shapes]
-        cosines, sines = _angles(config)
-        buffers = (weights.master, weights.grad, self.first, self.second, weights.working)
-        self._model = self.library.gf_create(
-            ctypes.byref(shape),
-            (train_abi.Parameter * len(parameters))(*parameters),
-            len(parameters),
-            *(None if x is None else x.data_ptr() for x in (cosines, sines)),
-            *(x.data_ptr() for x in buffers),
-        )
-        if not self._model:
-            raise MemoryLimitError("There is not enough memory for the native training step's copies of the weights.")
-
-    def __del__(self) -> None:
-        if getattr(self, "_model", None):
-            self.library.gf_destroy(self._model)
-
-    @property
-    def arithmetic(self) -> str:
-        """How products are computed, in words."""
-        name: str = self.library.gf_arithmetic().decode()
-        return name
-
-    def zero(self) -> None:
-        """Begin a step: the next gradient takes the place of what is there."""
-        self._fresh = True
+    def __init__(self, transformer: Transformer, recipe: Recipe, compute: torch.dtype) -> None:
+        super().__init__(transformer, recipe, compute)
+        self.native = NativeStep(transformer.config, self.weights, recipe.optimizer)
+        self.name = f"native, {self.native.arithmetic}"
+        hardware.give_back_freed_memory()
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Sum of −log p(target) over the targets that count; tokens and targets are (batch, query)."""
-        x, y = self._sound(tokens), self._sound(targets)
-        return self._found(self.library.gf_loss(self._model, x.data_ptr(), y.data_ptr(), *x.shape))
+        """The summed loss of some rows; see `Stepper`."""
+        if self.weights.compute == torch.float32:
+            return self.native.loss(tokens, targets)
+        return self._exact_loss(tokens, targets)
 
-    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float, dropout: Dropout | None = None) -> Tensor:
-        """The summed loss of some rows; its gradient times `scale` is added."""
-        x, y = self._sound(tokens), self._sound(targets)
-        call = self.library.gf_gradient
-        out, place = train_abi.Dropout(), 0
-        if dropout is not None:
-            out, place = train_abi.Dropout(dropout.key, dropout.share, dropout.scale), dropout.place
-        found = call(self._model, x.data_ptr(), y.data_ptr(), *x.shape, scale, self._fresh, ctypes.byref(out), place)
-        self._fresh = False
-        return self._found(found)
+    def _zero(self) -> None:
+        self.native.zero()
 
-    def norm(self) -> float:
-        """Of all gradients together."""
-        return float(self.library.gf_square(self._model)) ** 0.5
+    def _accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
+        return self.native.accumulate(tokens, targets, scale, self.dropout)
 
-    def step(self, rate: float, momentum: float) -> None:
-        """One step of the optimiser at `rate` times each learning rate."""
-        self.updates += 1
-        rules = ctypes.byref(self._rules)
-        if self.library.gf_update(self._model, rules, rate, momentum, self.updates):
-            raise MemoryLimitError("There is not enough memory for the native training step.")
+    def _norm(self) -> float:
+        return self.native.norm()
 
-    def publish(self) -> None:
-        """Take over masters that were written from outside."""
-        self.library.gf_publish(self._model)
+    def _update(self, rate: float, momentum: float) -> None:
+        self.native.step(rate, momentum)
 
-    def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs, by the names that `MuonAdamW.state` gives."""
-        return dict(self._states())
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        return self.native.state()
 
-    def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Continue after `steps` steps from what `state` gave.
-
-        Raises:
-            CheckpointError: when a tensor is absent or has another shape.
-        """
-        for name, target in self._states():
-            if name not in tensors or tensors[name].shape != target.shape:
-                raise CheckpointError(f"The checkpoint lacks {name} with shape {tuple(target.shape)}.")
-            target.copy_(tensors[name])
-        self.updates = steps
-
-    def _states(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self.weights.shapes:
-            if self._muon(name):
-                yield f"muon.momentum.{name}", self.weights.view(self.first, name)
-            else:
-                yield f"adamw.exp_avg.{name}", self.weights.view(self.first, name)
-                yield f"adamw.exp_avg_sq.{name}", self.weights.view(self.second, name)
-
-    def _sound(self, ids: Tensor) -> Tensor:
-        return ids.to(device="cpu", dtype=torch.int64).contiguous()
-
-    def _found(self, loss: float) -> Tensor:
-        if loss == -1:
-            raise MemoryLimitError("There is not enough memory for the native training step; set native=off.")
-        if loss == -2:
-            raise ShapeError(
-                f"Tokens must be below {self.config.vocab_size}, and at most {self.config.context} in a row."
-            )
-        return torch.tensor(loss, dtype=torch.float64)
-
-    def _muon(self, name: str) -> bool:
-        return self.spec.kind == "muon" and self._kind(name) == "matrix"
-
-    def _kind(self, name: str) -> str:
-        return kind_of(name, self.weights.shapes[name], tied=self.config.tied)
-
-    def _parameter(self, name: str) -> Any:
-        pieces = name.split(".")
-        layer = int(pieces[1]) if pieces[0] == "blocks" else -1
-        role = ".".join(pieces[2:-1]) if layer >= 0 else pieces[0]
-        shape = self.weights.shapes[name]
-        kind, spec = self._kind(name), self.spec
-        rates = {"embed": spec.embed_lr, "head": spec.head_lr, "vector": spec.vector_lr, "matrix": spec.matrix_lr}
-        return train_abi.Parameter(
-            offset=self.weights.offsets[name],
-            role=train_abi.ROLES.index(role),
-            layer=layer,
-            rows=shape[0] if len(shape) == 2 else 1,
-            cols=shape[-1],
-            bias=pieces[-1] == "bias",
-            muon=self._muon(name),
-            lr=rates[kind],
-            decay=0.0 if kind == "vector" else spec.adam_decay,
-        )
-
-
-def _shape(config: Config, threads: int) -> Any:
-    a, f = config.attention, config.feed_forward
-    return train_abi.Shape(
-        vocab=config.vocab_size,
-        d_model=config.d_model,
-        n_layers=config.n_layers,
-        n_heads=a.n_heads,
-        n_kv_heads=a.n_kv_heads,
-        d_head=a.d_head,
-        d_ff=f.d_ff,
-        context=config.context,
-        qk_norm=a.qk_norm,
-        layer_norm=config.norm.kind == "layer",
-        gated=f.gated,
-        activation=train_abi.ACTIVATIONS[f.activation],
-        tied=config.tied,
-        threads=threads,
-        eps=config.norm.eps,
-        score_scale=config.score_scale,
-    )
-
-
-def _angles(config: Config) -> tuple[Tensor | None, Tensor | None]:
-    """Cosines and sines of every position and pair, float32; None without rotary positions."""
-    rotary, _ = rotaries(config)
-    if rotary is None:
-        return None, None
-    cosines, sines = rotary(torch.arange(config.context)[None], torch.float32)
-    return cosines[0, :, 0].contiguous(), sines[0, :, 0].contiguous()
+    def _load_optimizer(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        self.native.load(tensors, steps)
+        self.native.publish()

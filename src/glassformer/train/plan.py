@@ -116,10 +116,11 @@ def plan(
         UsageError: as the run itself would.
     """
     from glassformer.system import hardware
-    from glassformer.train.run import settle
+    from glassformer.train.directory import settle
     from glassformer.train.run_inputs import opened
 
-    recipe, directory = settle(source, data, out, resume, settings)
+    place = settle(source, data, out, resume, settings)
+    recipe = place.recipe
     start = opened(recipe.model.start) if recipe.model.start else None
     config = start.config if start is not None else recipe.config(_vocab(recipe))
     hardware.keep_freed_memory()
@@ -141,7 +142,7 @@ def plan(
         rows, remark = 1, str(error)
     return Plan(
         recipe=recipe.name,
-        out=str(directory),
+        out=str(place.directory),
         parameters=counted.parameters,
         vocab=config.vocab_size,
         steps=recipe.schedule.steps,
@@ -202,7 +203,8 @@ def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, 
     import torch
 
     from glassformer.model import Transformer
-    from glassformer.train.stepper import Engine, fresh
+    from glassformer.train.native_stepper import NativeStepper
+    from glassformer.train.torch_stepper import TorchStepper, fresh
 
     length = schedule.length(0, recipe)
     tokens = MEASURED_TOKENS
@@ -210,16 +212,16 @@ def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, 
         tokens = min(tokens, int(MEASURED_FLOPS / count(config, min(length, config.context)).training_flops))
     rows = max(1, min(rows, tokens // length))
     transformer = fresh(Transformer.empty(config), 0)
-    engine = Engine(transformer.to(device), recipe, compute, native=native)
+    stepper = (NativeStepper if native else TorchStepper)(transformer.to(device), recipe, compute)
     batch = torch.randint(0, config.vocab_size, (rows, length), device=device)
     spent = []
     for _ in range(2):
         began = time.perf_counter()
-        engine.zero()
-        engine.accumulate(batch, batch, 1.0 / batch.numel())
+        stepper.zero()
+        stepper.accumulate(batch, batch, 1.0 / batch.numel())
         passed = time.perf_counter()
-        engine.finish()
-        engine.step(1.0, 0.9)
+        stepper.finish()
+        stepper.step(1.0, 0.9)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         passes = max(1, recipe.schedule.batch // rows)

@@ -240,6 +240,8 @@ class Recipe:
             UsageError: for an unknown section or key (with near matches) or a value of the wrong kind.
         """
         parts: dict[str, Any] = {}
+        if not isinstance(data, Mapping):
+            raise UsageError(f"{where} is no recipe: it holds {data!r:.40} where tables of settings belong.")
         for key, value in data.items():
             if key in ("name", "about"):
                 parts[key] = coerce(str, value, key)

@@ -7,9 +7,8 @@ what differs.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,19 @@ from glassformer.errors import DataError, GlassformerError, TrainError, UsageErr
 from glassformer.kernels.compile import NativeUnavailableError
 from glassformer.model import Config, Transformer
 from glassformer.system import hardware
-from glassformer.train import checkpoint, compiling, memory, native, processes
-from glassformer.train import recipe as recipes
+from glassformer.train import checkpoint, compiling, directory, memory, native, processes
 from glassformer.train.data import Order, Rows, rows_of
+from glassformer.train.directory import Place
 from glassformer.train.journal import Journal, LiveLine, Sink, TensorBoardSink
 from glassformer.train.loop import Probe, Result, Run
+from glassformer.train.native_stepper import NativeStepper
 from glassformer.train.peak import peak_flops
 from glassformer.train.processes import Processes
 from glassformer.train.recipe import Recipe
 from glassformer.train.run_inputs import corpus_for, opened, tokenizer_for
 from glassformer.train.samples import sample
-from glassformer.train.stepper import Engine, fresh
-
-RECIPE_FILE = "recipe.json"
-JOURNAL = "journal.jsonl"
+from glassformer.train.stepper import Stepper
+from glassformer.train.torch_stepper import TorchStepper, fresh
 
 
 def train(
@@ -45,103 +43,64 @@ def train(
     probes: tuple[Probe, ...],
     quiet: bool,
     settings: Mapping[str, Any] | Sequence[str],
+    step: int | None = None,
 ) -> Result:
     """See `glassformer.train.train`."""
-    recipe, directory = settle(source, data, out, resume, settings)
-    native.begin(recipe)
-    ranks, device = processes.join(recipe.loop.device)
+    place = directory.settle(source, data, out, resume, settings, step)
+    native.begin(place.recipe)
+    ranks, device = processes.join(place.recipe.loop.device)
     try:
-        with _Recording(directory, ranks, recipe, quiet, resume) as (journal, saved):
-            run = assemble(recipe, directory, ranks, device, journal, saved, probes)
-            return run.execute()
+        return _run(place, ranks, device, probes, quiet)
     finally:
         processes.leave()
 
 
-def settle(
-    source: str | Path | Recipe | None,
-    data: Sequence[str] | None,
-    out: str | Path | None,
-    resume: bool,
-    settings: Mapping[str, Any] | Sequence[str],
-) -> tuple[Recipe, Path]:
-    """The recipe with all settings applied, and the run directory.
-
-    Raises:
-        UsageError: when the directory holds a run and `resume` is not asked for, or the other way round.
-    """
-    directory = Path(out) if out is not None else None
-    named = source is None or (isinstance(source, str) and source in recipes.names())
-    if resume and named:
-        # a name only says where the run is; what it was started with stands there
-        directory = directory or Path("runs") / (str(source) if source else recipes.DEFAULT)
-        recipe = _recipe_of(directory)
-    elif isinstance(source, Recipe):
-        recipe = source
-    else:
-        recipe = recipes.load(source if source is not None else recipes.DEFAULT)
-    if data is not None:
-        recipe = recipe.with_settings({"data": tuple(data)})
-    recipe = recipe.with_settings(settings)
-    directory = directory or Path("runs") / recipe.name
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory} is a file; a run needs a directory of its own.")
-    begun = (directory / JOURNAL).exists() or bool(checkpoint.all_steps(directory / "checkpoints"))
-    if begun and not resume:
-        raise UsageError(
-            f"{directory} holds a run already; go on with it by --resume, or name another place with --out."
-        )
-    if resume and not begun:
-        raise UsageError(f"There is no run in {directory} to resume; start it without --resume.")
-    if not begun and directory.is_dir() and any(directory.iterdir()):
-        raise UsageError(f"{directory} is not empty and holds no run; name another place with --out.")
-    return recipe, directory
+def _run(place: Place, ranks: Processes, device: torch.device, probes: tuple[Probe, ...], quiet: bool) -> Result:
+    made = directory.missing_above(place.directory)
+    begun = False
+    try:
+        with place.locked() if ranks.rank == 0 else nullcontext(), _Recording(place, ranks, quiet) as recording:
+            run = assemble(place.recipe, place.directory, ranks, device, recording.journal, recording.saved, probes)
+            begun = True
+            return run.execute()
+    finally:
+        if not begun and ranks.rank == 0:
+            directory.discard(place, made)
 
 
 class _Recording:
     """The journal of a run, open while the run lasts; an error's sentence becomes its last entry."""
 
-    def __init__(self, directory: Path, ranks: Processes, recipe: Recipe, quiet: bool, resume: bool) -> None:
-        self.notes: list[str] = []
-        self.saved = checkpoint.newest(directory / "checkpoints", self.notes.append) if resume else None
+    def __init__(self, place: Place, ranks: Processes, quiet: bool) -> None:
+        notes: list[str] = []
+        self.saved = place.saved(notes.append)
         sinks: list[Sink] = []
         if ranks.rank == 0:
-            with_directory(directory)
+            notes += directory.prepare(place, self.saved)
             if not quiet:
-                sinks.append(LiveLine(recipe.schedule.steps))
-            if recipe.loop.tensorboard:
-                sinks.append(TensorBoardSink(directory / "tensorboard"))
-        path = directory / JOURNAL if ranks.rank == 0 else None
-        self.journal = Journal(path, tuple(sinks), upto=self.saved.step if self.saved else None)
+                sinks.append(LiveLine(place.recipe.schedule.steps))
+            if place.recipe.loop.tensorboard:
+                sinks.append(TensorBoardSink(place.directory / "tensorboard"))
+        ranks.wait()  # from here on the directory is as the first process has left it
+        self.step = self.saved.step if self.saved else 0
+        path = place.directory / directory.JOURNAL if ranks.rank == 0 else None
+        self.journal = Journal(path, tuple(sinks), upto=self.step)
+        for text in notes:
+            self.journal.write("note", self.step, text=text)
 
-    def __enter__(self) -> tuple[Journal, checkpoint.Saved | None]:
-        step = self.saved.step if self.saved else 0
-        for text in self.notes:
-            self.journal.write("note", step, text=text)
-        return self.journal, self.saved
+    def __enter__(self) -> _Recording:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, GlassformerError):
-            with suppress(OSError):
-                self.journal.write("error", self.saved.step if self.saved else 0, reason=str(error))
+            with suppress(OSError, TrainError):
+                self.journal.write("error", self.step, reason=str(error))
         self.journal.close()
-
-
-def with_directory(directory: Path) -> None:
-    """Make the run directory.
-
-    Raises:
-        TrainError: when it cannot be made.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"The run directory {directory} cannot be made ({error.strerror or error}).") from None
 
 
 def assemble(
     recipe: Recipe,
-    directory: Path,
+    place: Path,
     ranks: Processes,
     device: torch.device,
     journal: Journal,
@@ -159,28 +118,30 @@ def assemble(
     if ranks.world > 1 and "-" in recipe.data.data:
         raise DataError("Several processes cannot share standard input; write the text to a file first.")
     trained = recipe.data.tokenizer.startswith("bpe:") and start is None
-    if trained and ranks.rank and saved is None:
-        ranks.wait_for(directory / RECIPE_FILE)  # the first process trains the tokenizer for all
-    tokenizer = tokenizer_for(recipe, directory if saved or (trained and ranks.rank) else None, start, journal)
-    if ranks.rank == 0:
-        if saved is None:
-            tokenizer.save(directory)  # before any checkpoint, so that each one can be resumed
-        checkpoint.replace_text(directory / RECIPE_FILE, json.dumps(recipe.to_dict(), indent=1))
+    made = None
+    if saved is not None:
+        made = saved.path if saved.has_tokenizer else place
+    elif trained and ranks.rank:
+        ranks.wait_for(place / "tokenizer.json")  # the first process trains the tokenizer for all
+        made = place
+    tokenizer = tokenizer_for(recipe, made, start, journal)
+    if ranks.rank == 0 and saved is None:
+        tokenizer.save(place)
     corpus = corpus_for(recipe, tokenizer, journal)
     config = _config(recipe, tokenizer, before, start)
     if not recipe.exports:
         journal.write("note", 0, text="No other library can load this design: the model stays in Glassformer's layout.")
     transformer = _transformer(config, recipe, start).to(device)
     start = None  # its tensors are in memory as well
-    engine, engine_reason, compiled = _engine(transformer, recipe, compute, ranks, device, journal, before)
-    by_native = not engine.sharded and engine.native is not None
+    stepper, why = _stepper(transformer, recipe, compute, ranks, device, journal, before)
+    by_native = isinstance(stepper, NativeStepper)
     micro = _micro_batch(recipe, config, compute, device, ranks, before, by_native)
     facts = {
         "builds": hardware.builds(device),
         "compute": str(compute).removeprefix("torch."),
         "data_hash": corpus.hash,
-        "compiled": compiled,
-        "engine": "torch" if engine.sharded or engine.native is None else f"native, {engine.native.arithmetic}",
+        "compiled": stepper.compiled,
+        "engine": stepper.name,
         "config": config.to_dict(),
     }
     rows = rows_of(corpus.train)
@@ -193,12 +154,12 @@ def assemble(
         from glassformer.checkpoint.native import write_native
 
         tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        write_native(directory, config, tensors, tokenizer=tokenizer, metadata={"recipe": recipe.name})
+        write_native(place, config, tensors, tokenizer=tokenizer, metadata={"recipe": recipe.name})
 
     per_token = 0.0 if rows.masked else (corpus.held_out.bytes_per_token or corpus.bytes_per_token)
     run = Run(
         recipe=recipe,
-        engine=engine,
+        stepper=stepper,
         order=Order(rows, recipe.loop.seed, recipe.data.sampling, noise=recipe.data.noise),
         held_out=held,
         journal=journal,
@@ -206,9 +167,10 @@ def assemble(
         device=device,
         micro_batch=micro,
         bytes_per_token=per_token,
-        directory=directory,
+        directory=place,
         facts=facts,
         publish=publish,
+        beside=tokenizer.save,
         sample=lambda visible: sample(visible, tokenizer, recipe.loop),
         probes=probes if recipe.loop.probe_every else (),
         tokenizer=tokenizer,
@@ -235,7 +197,7 @@ def assemble(
         peak_flops=peak,
         peak_source=peak_source,
         warnings=corpus.report.sentences(),
-        engine_reason=engine_reason,
+        engine_reason=why,
         **facts,
     )
     for text in corpus.report.sentences():
@@ -243,7 +205,7 @@ def assemble(
     return run
 
 
-def _engine(
+def _stepper(
     transformer: Transformer,
     recipe: Recipe,
     compute: torch.dtype,
@@ -251,13 +213,13 @@ def _engine(
     device: torch.device,
     journal: Journal,
     before: Mapping[str, Any],
-) -> tuple[Any, str, bool]:
-    """What takes the steps, why it and not another, and whether its blocks are compiled."""
+) -> tuple[Stepper, str]:
+    """What takes the steps, and why it and not another."""
     asked = before.get("engine", "torch") if before else None
     chosen, reason = native.decide(recipe, transformer.config, device=device.type, processes=ranks.world, before=asked)
     if chosen:
         try:
-            return Engine(transformer, recipe, compute, native=True), reason, False
+            return NativeStepper(transformer, recipe, compute), reason
         except NativeUnavailableError as error:
             if recipe.loop.native == "on":
                 raise UsageError(f"native=on cannot be had. {error}") from None
@@ -272,12 +234,11 @@ def _engine(
         sharded=sharded,
         before=before.get("compiled"),
     )
-    compiled = run_block is not None and compiling.is_compiled(run_block)
     if sharded:
-        from glassformer.train.sharded_stepper import ShardedEngine
+        from glassformer.train.sharded_stepper import ShardedStepper
 
-        return ShardedEngine(transformer, recipe, compute, ranks, run_block), reason, compiled
-    return Engine(transformer, recipe, compute, ranks.reduce if ranks.world > 1 else None, run_block), reason, compiled
+        return ShardedStepper(transformer, recipe, compute, ranks, run_block), reason
+    return TorchStepper(transformer, recipe, compute, ranks.reduce if ranks.world > 1 else None, run_block), reason
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recipe) -> list[str]:
@@ -297,13 +258,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recip
     if not changed:
         return []
     return [f"Resumed, but not bit for bit, for this differs: {'; '.join(changed)}."]
-
-
-def _recipe_of(directory: Path) -> Recipe:
-    try:
-        return Recipe.from_dict(json.loads((directory / RECIPE_FILE).read_text(encoding="utf-8")), str(directory))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"There is no run in {directory} to resume ({error}).") from None
 
 
 def _config(recipe: Recipe, tokenizer: Any, before: Mapping[str, Any], start: Any) -> Config:

@@ -3,13 +3,12 @@
 PyTorch does the sharding (`fully_shard`), the collectives and the shard files (Distributed Checkpoint through its
 safetensors storage, written while training goes on). Ours is Muon: orthogonalising a shard is not the shard of the
 orthogonalised matrix, so each matrix is gathered to one owner, orthogonalised whole, and scattered back, all of them
-in one exchange each way. This module answers to the same calls as `Engine`.
+in one exchange each way. It answers to the calls of `Stepper`.
 """
 
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from torch.distributed.tensor import DTensor, Shard
 
 from glassformer.errors import CheckpointError, TrainError
 from glassformer.model import Config, Transformer
-from glassformer.system import hardware
-from glassformer.train import checkpoint
+from glassformer.system import files, hardware
+from glassformer.train import checkpoint, compiling
 from glassformer.train.optimizer import adamw, apply_update, muon_direction, orthogonalise, set_rates, shape_scale
 from glassformer.train.processes import Processes
 from glassformer.train.recipe import Recipe
-from glassformer.train.stepper import Objective, muon_dtype, recomputing
+from glassformer.train.torch_stepper import Objective, muon_dtype, recomputing
 from glassformer.train.weights import by_shape, component, kind_of
 
 
@@ -118,7 +117,7 @@ class ShardedMuon:
         return pieces
 
 
-class ShardedEngine:
+class ShardedStepper:
     """The model's weights, gradients and optimiser state, spread over all processes.
 
     Args:
@@ -128,6 +127,7 @@ class ShardedEngine:
         ranks: the processes.
     """
 
+    name = "torch"
     sharded = True
 
     def __init__(
@@ -150,7 +150,7 @@ class ShardedEngine:
             transformer, recipe.loop.loss_chunk, recomputing if recipe.loop.recompute else run_block
         )
         shard(self.objective)
-        self.call: Callable[[Tensor, Tensor], Tensor] = self.objective
+        self.compiled = run_block is not None and compiling.is_compiled(run_block)
         named: dict[str, Any] = dict(transformer.named_parameters())
         self.named: dict[str, DTensor] = named
         tied = transformer.config.tied
@@ -165,7 +165,7 @@ class ShardedEngine:
         self.held = held
         self.adamw = adamw([(kinds[name], self.locals[name]) for name in held], recipe.optimizer)
         self.background = dist.new_group(backend="gloo")
-        self._pending: tuple[Any, Path, Path, dict[str, Any]] | None = None
+        self._pending: tuple[Any, Path, Path, dict[str, Any], Callable[[Path], None]] | None = None
 
     @property
     def config(self) -> Config:
@@ -178,11 +178,17 @@ class ShardedEngine:
             p.grad = None
 
     def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Forward and backward of some rows; see `Engine.accumulate`."""
-        loss = self.call(tokens, targets)
+        """Forward and backward of some rows; see `Stepper`."""
+        loss: Tensor = self.objective(tokens, targets)
         # FSDP averages over processes; the scale is of the global batch, so a sum is wanted
         loss.backward(torch.full_like(loss, scale * self.ranks.world))
         return loss.detach()
+
+    @torch.no_grad()
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss of some rows, in the precision that the run computes with."""
+        found: Tensor = self.objective(tokens, targets)
+        return found
 
     @torch.no_grad()
     def finish(self) -> float:
@@ -250,7 +256,7 @@ class ShardedEngine:
         return dict(zip(keys, weights, strict=True)), dict(zip(keys, grads, strict=True))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs that is a tensor, sharded; named as `Engine.state` names it."""
+        """Everything a resumed run needs that is a tensor, sharded; named as `LocalStepper.state` names it."""
         found: dict[str, Tensor] = {f"model.{name}": p.detach() for name, p in self.named.items()}
         for name, buffer in self.muon.buffers.items():
             found[f"muon.momentum.{name}"] = self._like(buffer, self.named[name])
@@ -265,33 +271,27 @@ class ShardedEngine:
             local, self.mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
         )
 
-    def save(self, folder: Path, step: int, state: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, step: int, state: Mapping[str, Any], beside: Callable[[Path], None]) -> None:
         """Begin a checkpoint: shards are copied now and written while training goes on; `settle` completes it."""
         import torch.distributed.checkpoint as dcp
 
         self.settle(wait=True)
         target = folder / checkpoint.folder_name(step)
-        draft = folder / f".{target.name}-draft"
+        draft = folder / f".{target.name}-draft"  # the same name on every process
         if self.ranks.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
-            try:
+            with checkpoint.not_written(folder, step):
+                files.remove(draft)
                 draft.mkdir(parents=True)
-            except OSError as error:
-                raise TrainError(f"The checkpoint folder {folder} cannot be written ({error.strerror}).") from error
         self.ranks.wait()
         writer = dcp.HuggingFaceStorageWriter(str(draft), save_distributed=True)
         future = dcp.async_save(self.state(), storage_writer=writer, process_group=self.background)
-        self._pending = (future, draft, target, {**state, "step": step})
+        self._pending = (future, draft, target, {**state, "step": step}, beside)
 
     def settle(self, wait: bool = False) -> bool:
-        """Complete the checkpoint under way if every process has written its shards; whether one was completed.
-
-        Raises:
-            TrainError: when a process could not write its shards.
-        """
+        """Complete the checkpoint under way if every process has written its shards; see `Stepper`."""
         if self._pending is None:
             return False
-        future, draft, target, state = self._pending
+        future, draft, target, state, beside = self._pending
         if not wait and self.ranks.any(not future.done()):
             return False
         failure = ""
@@ -303,10 +303,14 @@ class ShardedEngine:
         if self.ranks.any(bool(failure)):
             raise TrainError(f"The checkpoint of step {state['step']} could not be written: {failure or 'elsewhere'}.")
         if self.ranks.rank == 0:
-            try:
-                checkpoint.seal(draft, target, state)
-            except OSError as error:
-                raise TrainError(f"The checkpoint of step {state['step']} could not be written ({error}).") from error
+
+            def fill(place: Path) -> None:
+                for file in draft.iterdir():
+                    file.rename(place / file.name)
+                beside(place)
+
+            checkpoint.write(target.parent, int(state["step"]), state, fill)
+            files.remove(draft)
         self.ranks.wait()
         return True
 
@@ -330,17 +334,6 @@ class ShardedEngine:
             raise CheckpointError(
                 f"Checkpoint {saved.path} is of another model ({str(error).strip()[:200]})."
             ) from None
-
-
-def read_whole(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint written by shard, put together in this process alone."""
-    import torch.distributed.checkpoint as dcp
-
-    reader = dcp.HuggingFaceStorageReader(str(path))
-    entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
-    found = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
-    dcp.load(found, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=True)
-    return found
 
 
 def _local_grad(parameter: DTensor) -> Tensor:

@@ -1,184 +1,121 @@
-"""One process's gradient steps: forward, backward, optimiser, and the tensors a checkpoint needs.
+"""What takes a run's gradient steps: one protocol, and what its forms in one process have in common.
 
-`Engine` holds the whole model; with several processes each computes its share of the rows and gradients are summed
-(data parallel). `glassformer.train.sharded_stepper` has the engine whose weights are sharded; both answer to the same
-calls, so that the loop does not know which one it drives.
+`TorchStepper` computes through the model's definition, `NativeStepper` in C++, `ShardedStepper` with weights spread
+over processes. The loop drives any of them by the same calls and does not know which; `run.py` picks one.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glassformer.errors import CheckpointError
 from glassformer.model import Config, Transformer
-from glassformer.system import hardware
-from glassformer.train import attention, fused
+from glassformer.train import checkpoint
 from glassformer.train.dropout import Dropout
 from glassformer.train.loss import cross_entropy_sum
-from glassformer.train.native_stepper import NativeStep
-from glassformer.train.optimizer import MuonAdamW
 from glassformer.train.recipe import Recipe
 from glassformer.train.weights import FlatWeights, norms
 
 
-class Objective(nn.Module):
-    """What is made small: the summed cross-entropy of a batch.
+class Stepper(Protocol):
+    """Weights, gradients and an optimiser. Tokens and targets are (batch, query) int64."""
 
-    Args:
-        transformer: the model.
-        chunk: rows of logits at once, 0 for a choice by vocabulary size.
-        run_block: how each block is called, None for plainly.
-        dropout: what is left out of the stream while gradients are made, if anything.
-    """
+    name: str
+    """What it is, for journal and checkpoint: "torch", or "native, …" with its arithmetic."""
+    compiled: bool
+    """Whether its blocks were compiled by torch."""
+    sharded: bool
+    """Whether its checkpoints are written by shard."""
 
-    def __init__(
-        self,
-        transformer: Transformer,
-        chunk: int = 0,
-        run_block: Callable[..., Tensor] | None = None,
-        dropout: Dropout | None = None,
-    ) -> None:
-        super().__init__()
-        self.transformer = transformer
-        self.chunk, self.run_block, self.dropout = chunk, run_block, dropout
+    @property
+    def config(self) -> Config:
+        """The model's design."""
+        ...
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Sum of −log p(target) over the targets that count; tokens and targets are (batch, query)."""
-        tap = self.dropout if torch.is_grad_enabled() else None
-        hidden = self.transformer.hidden(tokens, tap=tap, run_block=self.run_block)
-        cap = self.transformer.config.logit_softcap
-        return cross_entropy_sum(hidden, self.transformer.unembedding, targets, softcap=cap, chunk=self.chunk)
+    def zero(self) -> None:
+        """Begin a step: forget the gradients."""
+        ...
 
+    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
+        """Forward and backward of some rows; `scale` times the loss's gradient is added. Returns the summed loss."""
+        ...
 
-def recomputing(block: nn.Module, *args: Any) -> Tensor:
-    """Call a block and keep only its input; the rest is computed again for the gradient (arXiv:1604.06174)."""
-    from torch.utils.checkpoint import checkpoint
+    def finish(self) -> float:
+        """The norm of the gradients, summed over all processes, and clipped if the recipe says so."""
+        ...
 
-    result: Tensor = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
-    return result
+    def step(self, rate: float, momentum: float) -> None:
+        """The optimiser's step, at `rate` times each learning rate."""
+        ...
 
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss of some rows, without gradient, by the float32 weights."""
+        ...
 
-class Recomputing:
-    """`recomputing` with all kept inputs side by side, made once.
+    def whole(self) -> dict[str, Tensor]:
+        """The float32 weights by name; nothing on all but the first process where they are sharded."""
+        ...
 
-    Left where the blocks make them, they would lie between what is forgotten again, and on a processor's heap the
-    next block's tensors would find no place among them: several times the memory.
-    """
+    def visible(self) -> Transformer | None:
+        """The model as it stands, to sample from and look into; None on all but the first process where sharded."""
+        ...
 
-    def __init__(self, transformer: Transformer) -> None:
-        self.numbers = {id(block): i for i, block in enumerate(transformer.blocks)}
-        self.places: list[Tensor] = []
+    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Norms of weights and gradients of each component."""
+        ...
 
-    def __call__(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
-        """The block's output."""
-        if not torch.is_grad_enabled():
-            out: Tensor = block(x, *args)
-            return out
-        if not self.places or self.places[0].shape != x.shape or self.places[0].dtype != x.dtype:
-            self.places.clear()
-            self.places.extend(torch.empty_like(x, requires_grad=False) for _ in self.numbers)
-        return recomputing(block, _Moved.apply(x, self.places[self.numbers[id(block)]]), *args)
+    def save(self, folder: Path, step: int, state: Mapping[str, Any], beside: Callable[[Path], None]) -> None:
+        """Begin a checkpoint of a step: `state` for `state.json`, `beside` writes further files into its folder.
 
+        Raises:
+            TrainError: it cannot be written.
+        """
+        ...
 
-class _Moved(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
-        return place.copy_(x).detach()
+    def settle(self, wait: bool = False) -> bool:
+        """Whether a checkpoint that was begun has been completed since the last call; waits for it if asked.
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return upstream[0], None
+        Raises:
+            TrainError: it could not be written.
+        """
+        ...
 
+    def restore(self, saved: checkpoint.Saved) -> None:
+        """Continue from a checkpoint.
 
-@torch.no_grad()
-def initialise(transformer: Transformer, seed: int) -> None:
-    """Fresh weights: each matrix at a scale that keeps its output's, parts that write to the stream at zero.
-
-    A block that begins at zero adds nothing, so at first every block sees the embeddings and learns from a clean
-    signal; the unembedding at zero starts the loss at log(vocab) exactly.
-    """
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    config = transformer.config
-    for name, p in transformer.named_parameters():
-        if name.endswith("bias"):
-            p.zero_()
-        elif p.ndim == 1:
-            p.fill_(0.0 if config.norm.one_plus else 1.0)
-        elif name.endswith(("attn.o.weight", "mlp.down.weight")) or name == "unembed.weight":
-            p.zero_()
-        else:
-            deviation = (
-                0.02 if config.tied and name == "embed.weight" else 0.1 if "embed" in name else p.shape[1] ** -0.5
-            )
-            drawn = torch.empty(p.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
-            p.copy_(drawn)
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        ...
 
 
-def fresh(empty: Transformer, seed: int) -> Transformer:
-    """An empty model with memory and first weights, float32 on the processor."""
-    # module.to_empty() would do, but imports a library for algebra on the way, a third of a second
-    empty.load({name: torch.empty(p.shape, dtype=torch.float32) for name, p in empty.named_parameters()})
-    initialise(empty, seed)
-    return empty
-
-
-class Engine:
-    """The whole model on one device.
+class LocalStepper(abc.ABC):
+    """The whole model in this process's memory, in flat buffers.
 
     Args:
         transformer: float32 weights, on the device.
         recipe: the run.
         compute: the dtype of forward and backward.
-        reduce: sums a tensor over all processes in place, or None for one process.
-        run_block: how each block is called, None for plainly.
-        native: compute in C++; the design must be one that `native.refusal` has nothing against.
-
-    Raises:
-        NativeUnavailableError: for `native` where it cannot be had.
     """
 
+    name = "torch"
+    compiled = False
     sharded = False
 
-    def __init__(
-        self,
-        transformer: Transformer,
-        recipe: Recipe,
-        compute: torch.dtype,
-        reduce: Callable[[Tensor], object] | None = None,
-        run_block: Callable[..., Tensor] | None = None,
-        native: bool = False,
-    ) -> None:
-        self.transformer, self.recipe, self.reduce = transformer, recipe, reduce
+    def __init__(self, transformer: Transformer, recipe: Recipe, compute: torch.dtype) -> None:
+        self.transformer, self.recipe = transformer, recipe
         transformer.requires_grad_(True)
         self.weights = FlatWeights(transformer, compute, tied=transformer.config.tied)
         rate = recipe.optimizer.dropout
         self.dropout = Dropout(rate, recipe.loop.seed, transformer.config) if rate else None
         self.updates = 0
-        self.native: NativeStep | None = None
-        self.optimizer: MuonAdamW | NativeStep
-        self.call: Callable[[Tensor, Tensor], Tensor]
-        if native:
-            self.optimizer = self.native = NativeStep(transformer.config, self.weights, recipe.optimizer)
-            self.call = self.native.loss
-            hardware.give_back_freed_memory()
-            return
-        self.optimizer = MuonAdamW(self.weights.parts, recipe.optimizer, muon_dtype(compute))
-        tap = self.dropout
-        if run_block is None and recipe.loop.recompute:
-            run_block = Recomputing(transformer)
-        if recipe.loop.fused and transformer.device.type == "cpu":
-            attention.install(transformer)
-            if run_block is None and fused.supported(transformer):
-                run_block, tap = fused.FusedBlocks(transformer, self.weights, self.dropout), None
-        self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block, tap)
-        self.call = self.objective
-        # what the weights came in is free now, in pieces that no activation fits into
-        hardware.give_back_freed_memory()
+        self._completed = False
 
     @property
     def config(self) -> Config:
@@ -187,28 +124,21 @@ class Engine:
 
     def zero(self) -> None:
         """Begin a step."""
-        self.weights.zero() if self.native is None else self.native.zero()
+        self._zero()
         if self.dropout is not None:
             self.dropout.begin(self.updates)
 
     def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Forward and backward of some rows; `scale` times the loss's gradient is added. Returns the summed loss."""
-        if self.native is not None:
-            loss = self.native.accumulate(tokens, targets, scale, self.dropout)
-        else:
-            loss = self.call(tokens, targets)
-            loss.backward(torch.full_like(loss, scale))
-            self.weights.collect()
+        """Forward and backward of some rows; see `Stepper`."""
+        loss = self._accumulate(tokens, targets, scale)
         if self.dropout is not None:
             self.dropout.passed(tokens.numel())
         return loss.detach()
 
     @torch.no_grad()
     def finish(self) -> float:
-        """Sum the gradients over the processes; returns their norm, and clips them if the recipe says so."""
-        if self.reduce is not None:
-            self.reduce(self.weights.grad)
-        norm = float(self.weights.grad.norm()) if self.native is None else self.native.norm()
+        """The norm of the gradients, and clips them if the recipe says so."""
+        norm = self._norm()
         clip = self.recipe.optimizer.clip
         if clip and norm > clip:
             self.weights.grad.mul_(clip / norm)
@@ -216,10 +146,8 @@ class Engine:
 
     def step(self, rate: float, momentum: float) -> None:
         """The optimiser's step."""
-        self.optimizer.step(rate, momentum)
+        self._update(rate, momentum)
         self.updates += 1
-        if self.native is None:
-            self.weights.publish()
 
     def whole(self) -> dict[str, Tensor]:
         """The float32 weights by name."""
@@ -235,7 +163,7 @@ class Engine:
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs that is a tensor."""
-        return {**{f"model.{k}": v for k, v in self.weights.named().items()}, **self.optimizer.state()}
+        return {**{f"model.{k}": v for k, v in self.weights.named().items()}, **self._optimizer_state()}
 
     def write(self, folder: Path) -> None:
         """Write `state` into a folder, one tensor after the other, so that nothing of it is held twice."""
@@ -243,6 +171,25 @@ class Engine:
 
         tensors = self.state()
         write_tensors(folder / "state.safetensors", {name: t.shape for name, t in tensors.items()}, tensors.__getitem__)
+
+    def save(self, folder: Path, step: int, state: Mapping[str, Any], beside: Callable[[Path], None]) -> None:
+        """Write a checkpoint; see `Stepper`."""
+
+        def fill(draft: Path) -> None:
+            self.write(draft)
+            beside(draft)
+
+        checkpoint.write(folder, step, state, fill)
+        self._completed = True
+
+    def settle(self, wait: bool = False) -> bool:
+        """Whether a checkpoint was written since the last call."""
+        completed, self._completed = self._completed, False
+        return completed
+
+    def restore(self, saved: checkpoint.Saved) -> None:
+        """Continue from a checkpoint; see `Stepper`."""
+        self.load(saved.tensors(), int(saved.state["updates"]))
 
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Continue after `steps` steps from what `state` gave.
@@ -258,12 +205,36 @@ class Engine:
                 )
             target.copy_(saved)
         self.weights.publish()
-        self.optimizer.load(tensors, steps)
+        self._load_optimizer(tensors, steps)
         self.updates = steps
-        if self.native is not None:
-            self.native.publish()
 
+    @torch.no_grad()
+    def _exact_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss by the float32 weights and the model's definition."""
+        model = self.transformer
+        with self.weights.exact():
+            hidden = model.hidden(tokens)
+            cap = model.config.logit_softcap
+            return cross_entropy_sum(hidden, model.unembedding, targets, softcap=cap, chunk=self.recipe.loop.loss_chunk)
 
-def muon_dtype(compute: torch.dtype) -> torch.dtype:
-    """Newton–Schulz needs no more digits than the model's products had."""
-    return compute
+    @abc.abstractmethod
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss of some rows, without gradient; see `Stepper`."""
+
+    @abc.abstractmethod
+    def _zero(self) -> None: ...
+
+    @abc.abstractmethod
+    def _accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _norm(self) -> float: ...
+
+    @abc.abstractmethod
+    def _update(self, rate: float, momentum: float) -> None: ...
+
+    @abc.abstractmethod
+    def _optimizer_state(self) -> dict[str, Tensor]: ...
+
+    @abc.abstractmethod
+    def _load_optimizer(self, tensors: Mapping[str, Tensor], steps: int) -> None: ...

@@ -10,7 +10,8 @@ Muon sees a stack of them without copying. This module knows names and shapes, n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,7 +85,7 @@ class FlatWeights:
                 end += named[name].numel()
             spans.append((kind, tuple(names), start, end, (len(names), *shape) if kind == "matrix" else (-1,)))
             end = -(-end // _ALIGN) * _ALIGN
-        self.compute = compute
+        self.compute, self._module = compute, module
         self.master = torch.zeros(end, dtype=torch.float32, device=device)
         self.grad = torch.zeros(end, dtype=torch.float32, device=device)
         self.working = self.master if compute == torch.float32 else torch.zeros(end, dtype=compute, device=device)
@@ -107,6 +108,24 @@ class FlatWeights:
             for kind, names, a, b, shape in spans
         ]
         self.publish()
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Inside, the module computes with the float32 masters: what is saved, and what a published model is."""
+        if self.working is self.master:
+            yield
+            return
+        parameters = dict(self._module.named_parameters())
+        grads = {name: parameter.grad for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.grad = None
+                parameter.data = self.view(self.master, name)
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = self.view(self.working, name)
+                parameter.grad = grads[name]
 
     def zero(self) -> None:
         """Forget the gradients, before the first micro-batch of a step."""
