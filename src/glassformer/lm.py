@@ -19,6 +19,7 @@ from glassformer.errors import ContextLengthError, ShapeError, TextError, UsageE
 from glassformer.model import Cache, Config, Transformer
 
 if TYPE_CHECKING:
+    from glassformer.generate.constraints import Constraint
     from glassformer.generate.drafting import Drafter
     from glassformer.generate.tokens import Engines, GeneratedToken
     from glassformer.interp.heads import Heads
@@ -252,6 +253,7 @@ class Model:
         alternatives: int = 0,
         precision: str = "exact",
         bos: bool | None = None,
+        constraint: Constraint | None = None,
         drafter: Drafter | None = None,
         **sampling: Any,
     ) -> Generator[GeneratedToken]:
@@ -267,6 +269,8 @@ class Model:
                 blocks, else int8; or float32, bfloat16, int8, int4. Every token states what computed it. With edits
                 the answer is always exact.
             bos: as for `encode`.
+            constraint: a form that the answer must have: `.json()`, `.schema(…)`, `.regex(…)`, `.choice(…)` or
+                `.grammar(…)` of `glassformer.generate.constraints.Constraint`.
             drafter: proposes tokens that are checked several at once; the answer stays the same.
             sampling: how tokens are chosen, by the names of `generate.settings.Sampling`: temperature, top_k, top_p,
                 min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, min_tokens,
@@ -287,6 +291,7 @@ class Model:
             stop,
             max_tokens=max_tokens,
             alternatives=alternatives,
+            constraint=constraint,
             drafter=drafter,
             **sampling,
         )

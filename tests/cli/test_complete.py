@@ -46,6 +46,7 @@ def test_every_option_reaches_the_sampler(capsys, model, monkeypatch):
         "text": TEXT, "max_tokens": 7, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1,
         "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.4, "logit_bias": {5: 1.5, 6: -2.0},
         "seed": 9, "stop": ["END", "DONE"], "alternatives": 6, "precision": "int8", "bos": None, "drafter": None,
+        "constraint": None,
         "typical_p": 0.8, "min_tokens": 3, "ignore_eos": True, "stop_token_ids": [11, 12],
     }  # fmt: skip
 
@@ -150,3 +151,37 @@ def test_a_text_that_is_too_long_says_both_numbers(capsys, model):
     assert code == 1
     assert f"tokens long and tiny reads at most {CONTEXT}; shorten it." in err
     assert run(capsys, "complete", "", "-m", model)[0] == 1
+
+
+def test_a_form_of_the_answer_and_what_it_took(capsys, model, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}')
+    schema.write_text(schema.read_text().replace('"required"', '"additionalProperties": false, "required"'))
+    code, out, _ = run(capsys, "complete", TEXT, "-m", model, "-n", 40, "--seed", 1, "--schema", schema)
+    assert code == 0
+    assert json.loads(out)["a"] in (True, False)
+    grammar = tmp_path / "form.gbnf"
+    grammar.write_text('root ::= "red" | "green"\n')
+    assert run(capsys, "complete", TEXT, "-m", model, "--grammar", grammar)[1] in ("red\n", "green\n")
+    assert run(capsys, "complete", TEXT, "-m", model, "--choice", "yes,no", "--lookup")[1] in ("yes\n", "no\n")
+    code, out, _ = run(capsys, "complete", TEXT, "-m", model, "--regex", "[0-9]{3}", "--show")
+    assert code == 0
+    assert all("[the form took " in line for line in out.splitlines())
+    told = json.loads(run(capsys, "complete", TEXT, "-m", model, "--regex", "[0-9]{3}", "--json")[1])
+    assert told["answer"].isdecimal()
+    assert all(0 <= piece["removed"] <= 1 for piece in told["pieces"])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--regex", "a", "--choice", "b"), "An answer has one form; give one of --regex and --choice."),
+        (("--schema", "nowhere.json"), "nowhere.json cannot be read: No such file or directory."),
+        (("--regex", "[a"), "An answer cannot be held to this regular expression: "),
+        (("--choice", "a,,b"), "A choice is between at least one text, and none of them is empty."),
+    ],
+)
+def test_a_form_that_cannot_be_is_said_at_once(capsys, model, args, message):
+    code, out, err = run(capsys, "complete", TEXT, "-m", model, *args)
+    assert (code, out) == (2, "")
+    assert message in err

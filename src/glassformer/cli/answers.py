@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -16,6 +17,7 @@ from glassformer.errors import UsageError
 from glassformer.generate.settings import settings
 
 if TYPE_CHECKING:
+    from glassformer.generate.constraints import Constraint
     from glassformer.generate.drafting import Drafter
     from glassformer.generate.tokens import GeneratedToken
     from glassformer.lm import Model
@@ -136,6 +138,51 @@ DraftOption = Annotated[
 ]
 
 
+SchemaOption = Annotated[
+    Path | None, typer.Option("--schema", metavar="FILE", help="The answer is JSON that follows the JSON schema in it.")
+]
+RegexOption = Annotated[
+    str | None, typer.Option("--regex", metavar="RE", help="The answer matches a regular expression.")
+]
+GrammarOption = Annotated[
+    Path | None, typer.Option("--grammar", metavar="FILE", help="The answer is of the Lark or GBNF grammar in it.")
+]
+ChoiceOption = Annotated[str | None, typer.Option("--choice", metavar="A,B", help="The answer is one of these texts.")]
+
+
+def constraint(schema: Path | None, regex: str | None, grammar: Path | None, choice: str | None) -> Constraint | None:
+    """The form that an answer must have, if one is asked for.
+
+    Raises:
+        UsageError: for several at once, a file that is no text, or a form that cannot be.
+    """
+    given = {"--schema": schema, "--regex": regex, "--grammar": grammar, "--choice": choice}
+    said = [name for name, value in given.items() if value is not None]
+    if not said:
+        return None
+    if len(said) > 1:
+        raise UsageError(f"An answer has one form; give one of {' and '.join(said)}.")
+    from glassformer.generate.constraints import Constraint
+
+    if schema is not None:
+        return Constraint.schema(_file(schema))
+    if grammar is not None:
+        return Constraint.grammar(_file(grammar))
+    if regex is not None:
+        return Constraint.regex(regex)
+    assert choice is not None
+    return Constraint.choice(choice.split(","))
+
+
+def _file(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text.") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+
+
 def bias(given: list[str] | None) -> dict[int, float]:
     """`ID=X` options as a logit bias.
 
@@ -234,7 +281,12 @@ def line(token: GeneratedToken) -> str:
     from glassformer.cli.next import visible
 
     others = "  ".join(f"{visible(one.token)} {one.probability:.1%}" for one in token.rejected[:SHOWN])
-    return f"{visible(token.token):<16} {token.probability:7.2%}   {others}".rstrip()
+    shown = f"{visible(token.token):<16} {token.probability:7.2%}   {others}".rstrip()
+    if token.removed is not None and token.unconstrained is not None:
+        own = token.unconstrained
+        instead = "" if own.id == token.id else f", whose own choice is {visible(own.token)} ({own.probability:.1%})"
+        shown += f"   [the form took {token.removed:.1%} from the model{instead}]"
+    return shown
 
 
 def print_answer(tokens: Any, printer: Printer) -> bool:

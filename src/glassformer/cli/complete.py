@@ -9,11 +9,16 @@ import typer
 from glassformer.cli.answers import (
     INTERRUPTED,
     SHOWN,
+    ChoiceOption,
     DraftOption,
+    GrammarOption,
     How,
     LookupOption,
     Printer,
+    RegexOption,
+    SchemaOption,
     answering,
+    constraint,
     drafter,
     print_answer,
 )
@@ -35,6 +40,10 @@ def command(
     text: TextArgument,
     model: ModelOption = None,
     how: How = How(),
+    schema: SchemaOption = None,
+    regex: RegexOption = None,
+    grammar: GrammarOption = None,
+    choice: ChoiceOption = None,
     lookup: LookupOption = False,
     draft: DraftOption = None,
     bos: BosOption = None,
@@ -49,11 +58,13 @@ def command(
     text = read_text(text)
     if not text:
         raise TextError("The text is empty; give at least one word.")
+    form = constraint(schema, regex, grammar, choice)
     opened = open_model(model)
     tokens = opened.generate(
         text,
         alternatives=SHOWN + 1 if how.show or as_json else 0,
         bos=bos,
+        constraint=form,
         drafter=drafter(opened, lookup, draft),
         **how.options(opened),
     )

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from glassformer.errors import ContextLengthError, GlassformerError, ServerError, TextError, UsageError
+from glassformer.generate.constraints import Grammars, Matcher
 from glassformer.generate.native_model import ROWS, NativeModel
 from glassformer.generate.request import Request, RequestHandle, TokenEvent
 from glassformer.generate.runners import EagerRunner, Runner
@@ -91,6 +92,8 @@ class Engine:
         self.config = transformer.config
         self.capacity = min(capacity or self.config.context, self.config.context)
         self.slots = slots
+        self._grammars: Grammars | None = None
+        self._grammars_lock = threading.Lock()
         self._absent = _absent(tokenizer, self.config.vocab_size)
         self.asked_precision = precision
         self.note: str | None = None
@@ -181,6 +184,7 @@ class Engine:
                 if token >= vocab:
                     raise UsageError(f"{name} names token {token}; this vocabulary has {vocab}.")
         self._stop_matcher(request)
+        self._constraint_matcher(request)
 
     def generate(self, request: Request, tap: Tap | None = None) -> Iterator[TokenEvent]:
         """The steps of one answer; leaving the loop cancels it.
@@ -285,6 +289,16 @@ class Engine:
     def _stop_matcher(self, request: Request) -> StopMatcher:
         return StopMatcher(self.tokenizer, request.stop, self.stop_ids(request))
 
+    def _constraint_matcher(self, request: Request) -> Matcher | None:
+        if request.constraint is None:
+            return None
+        if self.tokenizer is None:
+            raise UsageError("A constraint needs a tokenizer; without one there is no text to hold to it.")
+        with self._grammars_lock:
+            if self._grammars is None:
+                self._grammars = Grammars(self.tokenizer, self.config.vocab_size)
+        return self._grammars.matcher(request.constraint)
+
     def _admit(self) -> None:
         while True:
             busy = {active.slot for active in self._active}
@@ -321,6 +335,7 @@ class Engine:
             self.capacity,
             done,
             self._absent,
+            self._constraint_matcher(request),
         )
 
     def _place(self, ids: list[int], free: list[int]) -> tuple[int, int]:
@@ -373,8 +388,14 @@ class Engine:
         for active, count, wanted in parts:
             active.done += count - len(active.drafts) if wanted else count
             if wanted:
-                steps = active.advance(logits[row : row + wanted], self._runner.precision)
+                rows = logits[row : row + wanted]
                 row += wanted
+                try:
+                    steps = active.advance(rows, self._runner.precision)
+                except GlassformerError as error:  # such as a grammar that takes too long: the others go on
+                    self._active.remove(active)
+                    active.handle.put(error)
+                    continue
                 for step in steps[:-1]:
                     active.handle.put(step)
                 if steps[-1].finish is not None:

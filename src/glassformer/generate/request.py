@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from glassformer.errors import UsageError
+from glassformer.generate.constraints import Constraint
 from glassformer.generate.drafting import Drafter
 from glassformer.generate.sampling import TokenLogprob
 from glassformer.generate.settings import GREEDY, Sampling
@@ -28,6 +29,7 @@ class Request:
         stop: strings that end the answer and are not part of it.
         stop_ids: tokens that end it; None for the tokenizer's own, empty for none.
         logprobs: None for none, n for the chosen token's and those of the n likeliest.
+        constraint: a form that the answer must have.
         drafter: proposes tokens for the model to check several at once; the distribution stays the same.
         drafts: how many per step at most; as many as pay are made.
 
@@ -41,6 +43,7 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] | None = None
     logprobs: int | None = None
+    constraint: Constraint | None = None
     drafter: Drafter | None = field(default=None, compare=False)
     drafts: int = 12
 

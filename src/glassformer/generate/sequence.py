@@ -37,6 +37,10 @@ class ConstraintMatcher(Protocol):
         """How many of these tokens, from the first on, may come next."""
         ...
 
+    def forced(self) -> list[int]:
+        """Tokens of a text that has to come next; [] where it may be several."""
+        ...
+
 
 @dataclass
 class Sequence:
@@ -87,16 +91,20 @@ class Sequence:
         room = min(room, request.drafts, self.capacity - len(self.ids) - 1)
         if request.max_tokens is not None:
             room = min(room, request.max_tokens - self.answered - 1)
-        if request.drafter is None or room < 1:
+        if room < 1 or (request.drafter is None and self.matcher is None):
             return
         if self._rest:
             self._rest -= 1
             return
-        # The drafter meets the random numbers that the model's own choice will meet, and leaves them where they are.
-        copy = self.generator.clone_state()
-        self.drafts = request.drafter.draft(self.ids, min(room, self._width), request.sampling, copy)
-        if self.matcher is not None and self.drafts:
-            self.drafts = self.drafts[: self.matcher.possible(self.drafts)]
+        room = min(room, self._width)
+        if self.matcher is not None:
+            self.drafts = self.matcher.forced()[:room]
+        if request.drafter is not None and not self.drafts:
+            # It meets the random numbers that the model's own choice will meet, and leaves them where they are.
+            copy = self.generator.clone_state()
+            self.drafts = request.drafter.draft(self.ids, room, request.sampling, copy)
+            if self.matcher is not None and self.drafts:
+                self.drafts = self.drafts[: self.matcher.possible(self.drafts)]
 
     def advance(self, logits: Float[Tensor, "rows vocab"], precision: str) -> list[TokenEvent]:
         """The events that follow from the logits after the last token and after each draft, (1 + draft, vocab).

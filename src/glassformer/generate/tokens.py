@@ -22,6 +22,7 @@ from glassformer.generate.sampling import TokenLogprob
 from glassformer.generate.settings import Sampling
 
 if TYPE_CHECKING:
+    from glassformer.generate.constraints import Constraint
     from glassformer.generate.drafting import Drafter
     from glassformer.model.transformer import Transformer
     from glassformer.tokenizer.tokenizer import Tokenizer
@@ -123,6 +124,7 @@ def request(
     *,
     max_tokens: int | None,
     alternatives: int,
+    constraint: Constraint | None = None,
     drafter: Drafter | None = None,
     **sampling: Any,
 ) -> Request:
@@ -139,6 +141,7 @@ def request(
         sampling=Sampling.of({**sampling, "stop_token_ids": ends}),
         stop=tuple(one for one in listed if isinstance(one, str)),
         logprobs=alternatives,
+        constraint=constraint,
         drafter=drafter,
     )
 
