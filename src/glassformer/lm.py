@@ -296,7 +296,7 @@ class Model:
             **sampling,
         )
         room = self.config.context if max_tokens is None else len(ids) + max_tokens
-        tap = self._tap()
+        tap = self.bound_tap()
         if tap is None:
             engine = self.engines.get(precision, room)
         else:
@@ -344,7 +344,7 @@ class Model:
             raise TextError("A trace needs a text, token ids, or a list of either; the list is empty.")
         else:
             ids = [self.ids(one, bos) for one in text]  # type: ignore[arg-type]
-        return Trace(self.transformer, ids, tap=self._tap(), vocabulary=self.tokenizer, model=self.name)
+        return Trace(self.transformer, ids, tap=self.bound_tap(), vocabulary=self.tokenizer, model=self.name)
 
     def heads(self, text: str | Sequence[int] | None = None, **options: Any) -> Heads:
         """What every attention head does, by definition, evidence and null; see `inspect.heads`."""
@@ -352,7 +352,7 @@ class Model:
 
         bos = self.tokenizer.bos_id if self.tokenizer.adds_bos else None
         trace = None if text is None else self.trace(text)
-        options = {"tap": self._tap(), **options}
+        options = {"tap": self.bound_tap(), **options}
         return head_scores(self.transformer, vocabulary=self.tokenizer, bos=bos, text=trace, **options)
 
     def meaning(self, word: str, texts: Sequence[str], **options: Any) -> Meaning:
@@ -382,10 +382,11 @@ class Model:
         """
         view = copy.copy(self)
         view.taps = self.taps + taps
-        view._tap()  # checks every name now
+        view.bound_tap()  # checks every name now
         return view
 
-    def _tap(self) -> Bound | None:
+    def bound_tap(self) -> Bound | None:
+        """What puts the edits into a forward, bound to this design; None without any."""
         if not self.taps:
             return None
         from glassformer.interp.taps import compose
@@ -404,7 +405,7 @@ class Model:
         self, rows: list[list[int]], cache: Cache | None = None, *, last: bool = True, whole: bool = False
     ) -> Tensor:
         """Logits; `whole` says that this is all the text there is, so a tap that means a later position is refused."""
-        tap = self._tap()
+        tap = self.bound_tap()
         with torch.inference_mode():
             logits = self.transformer(self._tensor(rows), cache, tap=tap, last=last)
         if whole and tap is not None:

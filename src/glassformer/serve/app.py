@@ -16,7 +16,16 @@ from starlette.routing import Match
 
 from glassformer import __version__
 from glassformer.errors import GlassformerError
-from glassformer.serve import anthropic_api, embeddings, ollama_api, openai_api, operations, responses_api, tokens_api
+from glassformer.serve import (
+    anthropic_api,
+    embeddings,
+    inspect_api,
+    ollama_api,
+    openai_api,
+    operations,
+    responses_api,
+    tokens_api,
+)
 from glassformer.serve.bodies import careful
 from glassformer.serve.models import Models
 from glassformer.serve.page_api import router as page_router
@@ -42,7 +51,7 @@ def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | Non
 def api_app(models: Models, policy: Policy) -> Any:
     """The app behind `glassformer serve`: its APIs, their description, metrics and health; counted and logged."""
     api = APIRouter(route_class=careful(policy.max_body))
-    for part in (openai_api, responses_api, embeddings, anthropic_api, ollama_api, tokens_api, operations):
+    for part in (openai_api, responses_api, embeddings, anthropic_api, ollama_api, tokens_api, inspect_api, operations):
         part.add(api, models)
     app = guarded(api, policy, close=models.close, description="/openapi.json")
     paths = {str(getattr(route, "path", "{")) for route in api.routes}

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -30,6 +30,9 @@ from glassformer.serve.problems import FAILED, Refusal, problem, refusal
 from glassformer.serve.telemetry import LOGGER
 from glassformer.views import Cancelled
 
+if TYPE_CHECKING:
+    from glassformer.model.sites import Tap
+
 _SEND_SECONDS = 60.0  # a client that takes no bytes for so long is left
 
 
@@ -42,6 +45,7 @@ class Plan:
         asked: requests to the engine, prompt by prompt; none where prompts are only scored.
         echoes: what is repeated of each prompt. scored: the log-probabilities of each prompt's tokens, if asked for.
         reader: makes what takes an answer apart. specials: whether it reads special tokens too.
+        edits: of the model for these answers. tap: makes what puts them in, for each answer.
     """
 
     prompts: list[list[int]]
@@ -50,6 +54,8 @@ class Plan:
     scored: list[list[Entry]] = field(default_factory=list)
     reader: Callable[[], Reader] | None = None
     specials: bool = False
+    edits: Sequence[Any] = ()
+    tap: Callable[[], Tap | None] | None = None
 
     @property
     def answers_per_prompt(self) -> int:
@@ -119,7 +125,7 @@ class Exchange:
     @property
     def precision(self) -> str:
         """Of what computed the answer; a prompt that was scored in another one says so as well."""
-        engine = self.served.queue.engine.precision
+        engine = self.served.model.precision if self.plan.edits else self.served.queue.engine.precision
         written = next((answer.precision for answer in self.answers if answer.precision), engine)
         if not self.plan.scored:
             return written
@@ -191,7 +197,7 @@ async def answered(
             async with asyncio.timeout(served.queue.seconds):
                 made = await plan(served)
         shape = shaped(served)
-        exchange = Exchange(http, served, served.queue.submit(made.asked), made)
+        exchange = Exchange(http, served, served.queue.submit(made.asked, made.tap), made)
     except Cancelled:
         models.metrics.ended.labels("gone").inc()
         return Response(status_code=499)
@@ -199,7 +205,7 @@ async def answered(
         models.metrics.ended.labels("late").inc()
         return problem(_late(served), path)
     except Exception as error:
-        return problem(_logged(error), path)
+        return problem(logged(error), path)
     if stream:
         return _Events(exchange, shape, models.ping) if shape.sse else _Lines(exchange, shape)
     try:
@@ -213,7 +219,7 @@ async def answered(
     except Late:
         return problem(_late(served), path)
     except Exception as error:
-        return problem(_logged(error), path)
+        return problem(logged(error), path)
     finally:
         exchange.close(shape.id)
 
@@ -222,7 +228,8 @@ def _late(served: Served) -> Refusal:
     return Refusal(408, f"The answer took longer than the {served.queue.seconds:g} s that this server allows.")
 
 
-def _logged(error: Exception) -> Refusal:
+def logged(error: Exception) -> Refusal:
+    """What an error means for whoever asked; the log tells what is not theirs."""
     # Shapes that do not fit are ours: what is asked was checked.
     found = Refusal(500, FAILED) if isinstance(error, ShapeError) else refusal(error)
     if found.status == 500:
@@ -244,7 +251,7 @@ async def _told(exchange: Exchange, shape: Shape) -> AsyncGenerator[bytes]:
             except Late:
                 yield shape.failure(_late(exchange.served))
             except Exception as error:
-                yield shape.failure(_logged(error))
+                yield shape.failure(logged(error))
     finally:
         exchange.close(shape.id)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,7 @@ class Models:
         self._served = {one.name: one for one in served}
         self.metrics = metrics or (served[0].queue.metrics if served else Metrics())
         self.scoring = Workers(1)  # one prompt is scored at a time
+        self._closing: list[Callable[[], None]] = []
         self.ping = 10.0  # seconds without an event after which a stream says that it is alive
 
     @property
@@ -154,5 +155,11 @@ class Models:
     def close(self) -> None:
         """End every engine."""
         self.scoring.close()
+        for close in self._closing:
+            close()
         for one in self._served.values():
-            one.queue.engine.close()
+            one.queue.close()
+
+    def on_close(self, close: Callable[[], None]) -> None:
+        """Call something when the server ends."""
+        self._closing.append(close)

@@ -9,12 +9,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from glassformer.serve.edits import edited
 from glassformer.serve.exchange import Plan, answered
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
 from glassformer.serve.openai_schemas import ChatCompletion, Completion, ModelCard, ModelList, described
 from glassformer.serve.openai_shapes import ChatShape, CompletionShape
-from glassformer.serve.planning import chat_plan, requests
+from glassformer.serve.planning import chat_plan, edited_tap, requests
 from glassformer.serve.scoring import prompt_entries
 
 _USUAL = 16  # tokens of a completion that does not say how many
@@ -41,7 +42,7 @@ def add(api: APIRouter, models: Models) -> None:
             made, hidden = await run_in_threadpool(_completion_plan, served, ask)
             if ask.echo and ask.logprobs is not None:
                 for ids, first in zip(made.prompts, hidden, strict=True):
-                    score = partial(prompt_entries, served.model, ids, first, ask.logprobs)
+                    score = partial(prompt_entries, edited(served.model, ask.edits), ids, first, ask.logprobs)
                     made.scored.append(await models.scoring.run(request, score))
             return made
 
@@ -80,4 +81,4 @@ def _completion_plan(served: Served, ask: CompletionAsk) -> tuple[Plan, list[int
         most = _USUAL if ask.max_tokens is None else None if ask.max_tokens == -1 else ask.max_tokens
         for ids in prompts:
             asked += requests(served, ask, ids, most, ask.logprobs)
-    return Plan(prompts, asked, echoes), hidden
+    return Plan(prompts, asked, echoes, edits=ask.edits, tap=edited_tap(served, ask.edits)), hidden

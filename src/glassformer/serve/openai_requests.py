@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from glassformer.serve.edits import Edits
 from glassformer.serve.fields import MOST_CHOICES, MOST_PROMPTS, MOST_TOP, NULL, TEXT, Ask, Most, Sampled, nullable
 from glassformer.serve.tools import Tool, Toolbox
 
@@ -84,6 +85,7 @@ class Streamed(Sampled):
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    edits: Edits = Field(default=[])
 
     @model_validator(mode="after")
     def _streams(self) -> Streamed:

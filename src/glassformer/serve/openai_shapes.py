@@ -14,6 +14,7 @@ from typing import Any
 from glassformer import __version__
 from glassformer.generate.sampling import TokenLogprob
 from glassformer.serve.answers import Answer, Delta, Entry, spelled
+from glassformer.serve.edits import plain
 from glassformer.serve.exchange import Exchange, Shape, event
 from glassformer.serve.models import Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
@@ -84,19 +85,23 @@ class _OpenAi(Shape):
         self._head = {"id": self.id, "created": int(time.time()), "model": served.name}
         self.counted = False
 
-    def _envelope(self, kind: str, precision: str) -> dict[str, Any]:
-        return {**self._head, "object": kind, "system_fingerprint": f"glassformer-{__version__}-{precision}"}
+    def _envelope(self, kind: str, exchange: Exchange) -> dict[str, Any]:
+        made = f"glassformer-{__version__}-{exchange.precision}"
+        if not exchange.plan.edits:
+            return {**self._head, "object": kind, "system_fingerprint": made}
+        changed = {"system_fingerprint": f"{made}-edited", "edits": plain(exchange.plan.edits)}
+        return {**self._head, "object": kind, **changed}
 
     def failure(self, found: Refusal) -> bytes:
         return event(openai(found))
 
     def whole(self, exchange: Exchange) -> dict[str, Any]:
         choices = [self._whole(i, exchange, answer) for i, answer in enumerate(exchange.answers)]
-        return self._envelope(self.kind, exchange.precision) | {"choices": choices, "usage": usage(exchange)}
+        return self._envelope(self.kind, exchange) | {"choices": choices, "usage": usage(exchange)}
 
     async def events(self, exchange: Exchange) -> AsyncGenerator[bytes]:
         def chunk(choice: dict[str, Any]) -> bytes:
-            data = self._envelope(self.chunk_kind, exchange.precision) | {"choices": [choice]}
+            data = self._envelope(self.chunk_kind, exchange) | {"choices": [choice]}
             return event(data | {"usage": None} if self.counted else data)
 
         for index in range(len(exchange.answers)):
@@ -112,7 +117,7 @@ class _OpenAi(Shape):
             if finish is not None:
                 yield chunk(self._end(index, finish))
         if self.counted:
-            data = self._envelope(self.chunk_kind, exchange.precision)
+            data = self._envelope(self.chunk_kind, exchange)
             yield event(data | {"choices": [], "usage": usage(exchange)})
 
     def _whole(self, index: int, exchange: Exchange, answer: Answer) -> dict[str, Any]:

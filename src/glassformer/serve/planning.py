@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import UsageError
 from glassformer.generate.request import Request as Asked
+from glassformer.serve.edits import edited
 from glassformer.serve.exchange import Plan
 from glassformer.serve.fields import Sampled
 from glassformer.serve.models import Served
@@ -16,6 +18,9 @@ from glassformer.serve.problems import Refusal
 from glassformer.serve.prompting import rendered
 from glassformer.serve.readers import THOUGHTS, reader, shows_specials
 from glassformer.serve.tools import form_of, history, introduced
+
+if TYPE_CHECKING:
+    from glassformer.model.sites import Tap
 
 
 def requests(served: Served, ask: Sampled, ids: list[int], most: int | None, logprobs: int | None) -> list[Asked]:
@@ -103,7 +108,19 @@ def chat_plan(served: Served, ask: ChatAsk) -> Plan:
     top = (ask.top_logprobs or 0) if ask.logprobs else None
     asked = requests(served, ask, ids, most, top)
     made = partial(reader, told.form, box, told.thoughts, told.thinking)
-    return Plan([ids], asked, reader=made, specials=shows_specials(told.form, box))
+    tap = edited_tap(served, ask.edits)
+    return Plan([ids], asked, reader=made, specials=shows_specials(told.form, box), edits=ask.edits, tap=tap)
+
+
+def edited_tap(served: Served, edits: Sequence[Any]) -> Callable[[], Tap | None] | None:
+    """Makes what puts a request's edits in; None without any.
+
+    Raises:
+        SiteError: an edit of what the model does not have.
+    """
+    if not edits:
+        return None
+    return edited(served.model, edits).bound_tap
 
 
 def conversation(message: Message) -> dict[str, Any]:

@@ -30,13 +30,13 @@ def prompt_entries(
         check: called before each piece; ends the work by raising.
     """
     transformer = model.transformer
-    where = _Where(model, hidden)
+    where, tap = _Where(model, hidden), model.bound_tap()
     cache = Cache(model.config, 1, len(ids), transformer.dtype, transformer.device)
     found = [Entry(ids[0], *where.push(ids[0]), None)]
     for start in range(0, len(ids) - 1, _ROWS):
         check()
         piece = ids[start : min(start + _ROWS, len(ids) - 1)]
-        scores = transformer(torch.tensor([piece], device=transformer.device), cache)[0].float().cpu()
+        scores = transformer(torch.tensor([piece], device=transformer.device), cache, tap=tap)[0].float().cpu()
         for row, token in zip(scores, ids[start + 1 :], strict=False):
             mine, likeliest = logprobs(row, token, top)
             found.append(Entry(token, *where.push(token), mine.logprob, likeliest))

@@ -1,0 +1,202 @@
+"""The glass over HTTP: every registered view as a route, as JSON, as binary arrays, or with its progress as a stream.
+
+Views have the same key, limits, places and cancelling as answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, create_model
+from sse_starlette import EventSourceResponse
+
+from glassformer.serve.edits import Edits, plain
+from glassformer.serve.exchange import dumped, event, logged
+from glassformer.serve.models import Models, Served
+from glassformer.serve.openai_schemas import described
+from glassformer.serve.problems import Refusal, openai, problem
+from glassformer.serve.work import Workers
+from glassformer.views import VIEWS, Cancelled, Session, View
+
+ARRAYS = "application/vnd.safetensors"
+_NEWS = 0.25  # seconds between signs of progress
+
+
+class ViewList(BaseModel):
+    """The views there are."""
+
+    object: str
+    data: list[dict[str, Any]]
+
+
+class Inspected(BaseModel):
+    """A view's answer: computed by the model named, under the edits named."""
+
+    view: str
+    model: str
+    precision: str
+    edits: list[dict[str, Any]]
+    data: dict[str, Any]
+
+
+def add(api: APIRouter, models: Models) -> None:
+    """Put the routes in."""
+    inspector = Inspector(models)
+    models.on_close(inspector.close)
+
+    @api.get("/v1/inspect", responses=described(ViewList))
+    async def views() -> dict[str, Any]:
+        """Every view, with its parameters and the Python that gives the same."""
+        listed = [
+            {"id": view.name, "object": "view", "about": view.about, "python": view.python, "parameters": view.schema()}
+            for view in VIEWS.values()
+        ]
+        return {"object": "list", "data": listed}
+
+    for view in VIEWS.values():
+        _add(api, inspector, view)
+
+
+def _add(api: APIRouter, inspector: Inspector, view: View) -> None:
+    ask = view.ask
+    if "edits" in ask.model_fields:
+        ask = create_model(f"Inspect{view.name.title().replace('_', '')}", __base__=ask, edits=(Edits, []))
+
+    async def inspect(ask: Any, request: Request) -> Response:
+        return await inspector.answer(view, ask, request)
+
+    inspect.__annotations__["ask"] = ask
+    inspect.__doc__ = view.about
+    inspect.__name__ = f"inspect_{view.name}"
+    told = described(Inspected)
+    told[200]["content"] = {
+        ARRAYS: {"schema": {"type": "string", "format": "binary"}},
+        "text/event-stream": {"schema": {"type": "string"}},
+    }
+    api.post(f"/v1/inspect/{view.name}", responses=told)(inspect)
+
+
+class Inspector:
+    """Computes views of the served models, a few at a time."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._workers = Workers()
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._workers.close()
+
+    def session(self, served: Served) -> Session:
+        """The model's recent traces; other served models can be named beside it."""
+        with self._lock:
+            known = self._sessions.get(served.name)
+            if known is None or known.model(served.model.name) is not served.model:
+                known = self._sessions[served.name] = Session(served.model, open_model=self._open)
+            return known
+
+    def _open(self, name: str) -> Any:
+        return self._models.get(name).model
+
+    async def answer(self, view: View, ask: Any, request: Request) -> Response:
+        """A view's answer in the form that the client accepts."""
+        accepted = request.headers.get("accept", "")
+        served = self._models.get(getattr(ask, "model", None))
+        data = ask.model_dump()
+        if "model" in data:
+            data["model"] = None
+        told = {
+            "view": view.name,
+            "model": served.name,
+            "precision": served.model.precision,
+            "edits": plain(getattr(ask, "edits", ())),
+        }
+        session = self.session(served)
+        if "text/event-stream" in accepted:
+            return EventSourceResponse(
+                self._stream(view, data, session, served, request, told), ping=self._models.ping, sep="\n"
+            )
+        try:
+            found = await self._found(view, data, session, served, request, lambda: None)
+        except Cancelled:
+            return Response(status_code=499)
+        except TimeoutError:
+            return problem(_late(served), request.url.path)
+        if ARRAYS in accepted:
+            return Response(await asyncio.to_thread(binary, told | {"data": found}), media_type=ARRAYS)
+        return JSONResponse(told | {"data": found})
+
+    async def _found(
+        self, view: View, data: Any, session: Session, served: Served, request: Request, stepped: Callable[[], None]
+    ) -> dict[str, Any]:
+        def work(check: Callable[[], None]) -> dict[str, Any]:
+            def step() -> None:
+                check()
+                stepped()
+
+            return session.view(view.name, data, step)
+
+        with served.queue.planning():
+            async with asyncio.timeout(served.queue.seconds):
+                found: dict[str, Any] = await self._workers.run(request, work)
+                return found
+
+    async def _stream(
+        self, view: View, data: Any, session: Session, served: Served, request: Request, told: dict[str, Any]
+    ) -> AsyncGenerator[bytes]:
+        steps = 0
+
+        def stepped() -> None:
+            nonlocal steps
+            steps += 1
+
+        start = time.monotonic()
+        task = asyncio.create_task(self._found(view, data, session, served, request, stepped))
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_NEWS)
+                yield event({"steps": steps, "seconds": round(time.monotonic() - start, 2)}, "progress")
+            yield event(told | {"data": task.result()}, "result")
+        except Cancelled:
+            return
+        except TimeoutError:
+            yield event(openai(_late(served)), "error")
+        except Exception as error:
+            yield event(openai(logged(error)), "error")
+        finally:
+            task.cancel()
+
+
+def _late(served: Served) -> Refusal:
+    return Refusal(408, f"The view took longer than the {served.queue.seconds:g} s that this server allows.")
+
+
+def binary(told: dict[str, Any]) -> bytes:
+    """A safetensors file: its arrays are the answer's, by their place in it, and its metadata's `json` is the rest."""
+    from safetensors.numpy import save
+
+    arrays: dict[str, Any] = {}
+
+    def taken(value: Any, place: str) -> Any:
+        if isinstance(value, dict):
+            if set(value) == {"shape", "dtype", "base64"}:
+                raw = base64.b64decode(value["base64"])
+                arrays[place] = np.frombuffer(raw, value["dtype"]).reshape(value["shape"])
+                return {"array": place}
+            return {key: taken(item, f"{place}.{key}" if place else key) for key, item in value.items()}
+        if isinstance(value, list):
+            return [taken(item, f"{place}.{index}") for index, item in enumerate(value)]
+        return value
+
+    rest = taken(told, "")
+    return save(arrays or {"none": np.zeros(0, "float32")}, metadata={"json": dumped(rest).decode()})

@@ -1,0 +1,179 @@
+"""The glass over HTTP: every view as a route, edits that travel with a request, and both as they are in Python."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from safetensors.numpy import load
+
+from glassformer.interp.edits import ablate
+from glassformer.serve.inspect_api import ARRAYS
+from glassformer.serve.security import Policy
+from glassformer.views import VIEWS, Session
+from tests.serve.running import NO_END, TEXT, Running, error_of, eventually, post, running
+
+HEAD = {"ablate": {"layer": 1, "head": 0}}
+AS_VIEWS_SAY = {"kind": "ablate_head", "layer": 1, "head": 0}
+# What each view needs beside a text.
+ASKS: dict[str, dict[str, Any]] = {
+    "tokens": {},
+    "next": {"top": 5},
+    "vocab": {"text": None, "ids": [1, 2]},
+    "words": {"limit": 3},
+    "effects": {"edits": [HEAD]},
+    "attention": {"layer": 0, "head": 1},
+    "cell": {"layer": 0, "head": 1, "query": 2, "key": 1},
+    "thumbnails": {"size": 8},
+    "lens": {"top": 2},
+    "journey": {},
+    "why": {"words": False},
+    "neurons": {},
+    "meaning": {"text": None, "word": "mole", "texts": ["a mole", "the mole"]},
+    "patch": {"text": None, "clean": "The mole is", "corrupted": "The small is", "what": "attention"},
+    "compare": {"text": None, "a": {"text": "The mole"}, "b": {"text": "The moles"}},
+}
+
+
+def inspect(server: Running, view: str, **ask: Any) -> httpx.Response:
+    body = {"text": TEXT, **ask}
+    return post(server, f"/v1/inspect/{view}", json={k: v for k, v in body.items() if v is not None})
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to six digits: two sessions may sum in another order."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items() if key != "base64"}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("view", sorted(ASKS))
+def test_a_view_answers_what_it_answers_in_python(server, model, view):
+    answer = inspect(server, view, **ASKS[view])
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert (told["view"], told["model"], told["precision"]) == (view, "tiny", "float32")
+    ask = {k: v for k, v in {"text": TEXT, **ASKS[view]}.items() if v is not None}
+    if "edits" in ask:
+        ask["edits"] = [AS_VIEWS_SAY]
+        assert told["edits"] == [AS_VIEWS_SAY]
+    want = json.loads(json.dumps(Session(model).view(view, ask)))
+    assert rounded(told["data"]) == rounded(want)
+
+
+def test_every_view_is_a_route_with_a_description(server):
+    listed = httpx.get(f"{server.url}/v1/inspect").json()["data"]
+    assert [one["id"] for one in listed] == list(VIEWS)
+    assert all(one["about"] and one["parameters"]["properties"] is not None for one in listed if one["id"] != "runs")
+    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    for name in VIEWS:
+        told = paths[f"/v1/inspect/{name}"]["post"]
+        assert set(told["responses"]["200"]["content"]) == {"application/json", ARRAYS, "text/event-stream"}
+
+
+def test_arrays_come_as_bytes(server, model):
+    body = {"text": TEXT, "layer": 0, "head": 1}
+    answer = post(server, "/v1/inspect/attention", json=body, headers={"accept": ARRAYS})
+    assert answer.headers["content-type"] == ARRAYS
+    arrays = load(answer.content)
+    size = int.from_bytes(answer.content[:8], "little")
+    told = json.loads(json.loads(answer.content[8 : 8 + size])["__metadata__"]["json"])
+    tile = arrays[told["data"]["tile"]["array"]]
+    want = model.trace(TEXT).pattern(0, 1)
+    assert tile.shape == tuple(want.shape)
+    assert abs(tile - want.numpy()).max() < 1e-6
+
+
+def test_a_long_view_tells_its_progress(server):
+    headers = {"accept": "text/event-stream"}
+    with httpx.stream("POST", f"{server.url}/v1/inspect/heads", json={}, headers=headers, timeout=120) as answer:
+        lines = [line for line in answer.iter_lines() if line and not line.startswith(":")]
+    assert lines[0] == "event: progress"
+    assert {"steps", "seconds"} == set(json.loads(lines[1].removeprefix("data: ")))
+    assert lines[-2] == "event: result"
+    assert json.loads(lines[-1].removeprefix("data: "))["data"]["model"] == "tiny"
+    with httpx.stream(
+        "POST", f"{server.url}/v1/inspect/attention", json={"text": TEXT, "layer": 99}, headers=headers
+    ) as wrong:
+        last = [line for line in wrong.iter_lines() if line.startswith("data: ")][-1]
+    assert "layer" in json.loads(last.removeprefix("data: "))["error"]["message"].lower()
+
+
+@pytest.mark.parametrize(
+    ("view", "ask", "status", "said"),
+    [
+        ("attention", {}, 400, "layer: Field required"),
+        ("attention", {"layer": 99}, 400, "99"),
+        ("attention", {"layer": 0, "colour": 1}, 400, "colour"),
+        ("lens", {"top": 99}, 400, "top"),
+        ("next", {"text": ""}, 400, "empty"),
+        ("next", {"model": "other"}, 404, "is not served here"),
+        ("next", {"edits": [{"ablate": {"layer": 99, "head": 0}}]}, 400, "99"),
+        ("next", {"edits": [{"ablate": {"layer": 1}}]}, 400, "an ablation names a head"),
+        ("next", {"edits": [{"kind": "improve"}]}, 400, "edits"),
+        ("nothing", {}, 404, "/v1/inspect/nothing"),
+    ],
+)
+def test_views_that_cannot_be_meant(server, view, ask, status, said):
+    answer = inspect(server, view, **ask)
+    assert answer.status_code == status, answer.text
+    assert said in error_of(answer)["message"]
+
+
+def test_views_need_the_key_and_a_place(model):
+    with running(model, policy=Policy(key="k"), slots=1, queue=0) as server:
+        assert inspect(server, "next").status_code == 401
+        headers = {"authorization": "Bearer k"}
+        server.gate.open.clear()
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json={"prompt": TEXT, "stream": True}, headers=headers
+        ):
+            eventually(lambda: server.queue.taken == 1)
+            full = post(server, "/v1/inspect/next", json={"text": TEXT}, headers=headers)
+            assert full.status_code == 429
+            server.gate.open.set()
+
+
+def test_edits_travel_with_a_completion(server, client, model):
+    asked: dict[str, Any] = {"model": "tiny", "prompt": TEXT, "max_tokens": 6, "temperature": 0, "logit_bias": NO_END}
+    plain = client.completions.create(**asked)
+    edits = [{"ablate": {"layer": layer, "head": head}} for layer in (0, 1) for head in (0, 1, 2)]
+    taps = [ablate(layer=layer, head=head) for layer in (0, 1) for head in (0, 1, 2)]
+    want = "".join(
+        p.text for p in model.edited(*taps).generate(TEXT, max_tokens=6, temperature=0, logit_bias={0: -100})
+    )
+    for stream in (False, True):
+        answer = client.completions.create(**asked, stream=stream, extra_body={"edits": edits})
+        chunks = list(answer) if stream else [answer]
+        assert "".join(c.choices[0].text for c in chunks) == want != plain.choices[0].text
+        assert all(c.system_fingerprint.endswith("-edited") and len(c.edits) == 6 for c in chunks)
+    assert client.completions.create(**asked).choices[0].text == plain.choices[0].text
+    assert not hasattr(plain, "edits")
+    said = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "a"}], max_tokens=2, extra_body={"edits": edits}
+    )
+    assert said.system_fingerprint.endswith("-edited")
+    with pytest.raises(openai.BadRequestError, match="99"):
+        client.completions.create(**asked, extra_body={"edits": [{"ablate": {"layer": 0, "head": 99}}]})
+
+
+def test_an_edited_prompt_is_scored_edited(server, model):
+    body = {"prompt": TEXT, "echo": True, "logprobs": 0, "max_tokens": 0, "edits": [HEAD]}
+    found = post(server, "/v1/completions", json=body).json()["choices"][0]["logprobs"]["token_logprobs"]
+    ids = model.encode(TEXT)
+    logits = model.edited(ablate(layer=1, head=0)).logits(TEXT).log_softmax(-1)
+    want = [float(logits[i, token]) for i, token in enumerate(ids[1:])]
+    assert found[1:] == pytest.approx(want, abs=1e-4)
+
+
+def test_who_leaves_an_edited_answer_is_not_computed_for(server):
+    body = {"prompt": TEXT, "max_tokens": 1900, "logit_bias": NO_END, "stream": True, "edits": [HEAD]}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+        next(answer.iter_lines())
+    eventually(lambda: server.queue.taken == 0)
+    assert post(server, json={"prompt": TEXT, "max_tokens": 1, "edits": [HEAD]}).status_code == 200
