@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,66 @@ def requantise(
     writer.write_tensors_to_file()
     writer.close()
     return target, kept
+
+
+def split(source: Path, target: Path, tensors: int) -> list[Path]:
+    """A copy of a GGUF in parts of so many tensors, as the gguf package writes them; the parts."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents(), split_max_tensors=tensors)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            sub = field.types[-1] if field.types[0] is gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(target.parent.glob(f"{target.stem}-*.gguf"))
+
+
+def test_a_split_file_is_opened_from_any_part_or_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import glassformer as gf
+    from glassformer.checkpoint.gguf import identity
+
+    monkeypatch.setenv("GLASSFORMER_CACHE", str(tmp_path / "cache"))
+    whole, _ = tiny_gguf(tmp_path)
+    (tmp_path / "parts").mkdir()
+    parts = split(whole, tmp_path / "parts" / "m.gguf", 9)
+    assert [part.name for part in parts] == [f"m-{i:05d}-of-00004.gguf" for i in (1, 2, 3, 4)]
+    want = open_checkpoint(whole).tensors
+    for path in (*parts, tmp_path / "parts"):
+        model = gf.load(path, device="cpu", dtype="float32")
+        assert all(torch.equal(value, want[name]) for name, value in model.transformer.state_dict().items())
+        assert model.encode("mole") == gf.load(whole, device="cpu").encode("mole")
+    assert gf.load(parts[2], device="cpu").name == "m"
+    assert len(list((tmp_path / "cache").rglob("m-*.safetensors"))) == 1, "one copy for all parts"
+    blocks = raw_blocks(parts[0])
+    assert all(np.array_equal(blocks[name].values(), want[name].numpy()) for name in want)
+    copies = {identity(part) for part in parts}
+    assert len(copies) == 1
+    os.utime(parts[2], (1, 1))
+    assert identity(parts[0]) not in copies, "another part, another copy"
+
+
+def test_parts_that_do_not_make_a_whole_are_named(tmp_path: Path) -> None:
+    whole, _ = tiny_gguf(tmp_path)
+    parts = split(whole, tmp_path / "m.gguf", 9)
+    third = parts[2].read_bytes()
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(CheckpointError, match=r"m-00003-of-00004\.gguf is not part 3 of 4, as its name says"):
+        read_config(parts[0])
+    parts[2].unlink()
+    words = (
+        r"m-00003-of-00004\.gguf cannot be read \(No such file.*\)\. The model is split into 4 files; fetch them all"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        read_config(parts[3])
+    parts[2].write_bytes(third)
+    parts[0].rename(tmp_path / "one.gguf")
+    with pytest.raises(CheckpointError, match=r"one\.gguf is one of 4 parts, and its name does not say so"):
+        read_config(tmp_path / "one.gguf")
 
 
 def test_every_type_has_the_size_the_gguf_package_gives_it() -> None:

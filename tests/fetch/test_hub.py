@@ -132,6 +132,30 @@ def test_a_model_of_our_own_layout(net: Loopback) -> None:
     assert resolve("org/ours").kind == "native"
 
 
+def test_a_split_file_is_fetched_whole(net: Loopback) -> None:
+    parts = [f"Q4/m-Q4-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
+    net.repos["org/split-GGUF"] = {name: b"GGUF" + name.encode() for name in parts} | {"README.md": b""}
+    found = resolve("org/split-GGUF")
+    assert (found.kind, found.path.name) == ("gguf", "m-Q4-00001-of-00003.gguf")
+    assert fetched(net) == set(parts)
+    net.log.clear()
+    assert resolve("org/split-GGUF").path == found.path
+    assert not fetched(net)
+    (found.path.parent / "m-Q4-00002-of-00003.gguf").unlink()
+    assert resolve("org/split-GGUF").path == found.path, "what is missing is fetched again"
+    assert (found.path.parent / "m-Q4-00002-of-00003.gguf").is_file()
+
+
+def test_any_part_of_several_split_files_names_one(net: Loopback) -> None:
+    names = [f"m-{kind}-{i:05d}-of-00002.gguf" for kind in ("Q4", "Q8") for i in (1, 2)]
+    held = {name: b"GGUF" + name.encode() for name in names}
+    net.repos["org/splits-GGUF"] = held
+    with pytest.raises(SourceError, match=r"holds 2 GGUF files \(m-Q4-00001-of-00002.gguf, m-Q8-00001-of-00002.gguf\)"):
+        resolve("org/splits-GGUF")
+    assert resolve("org/splits-GGUF/m-Q8-00002-of-00002.gguf").path.name == "m-Q8-00001-of-00002.gguf"
+    assert fetched(net) == {"m-Q8-00001-of-00002.gguf", "m-Q8-00002-of-00002.gguf"}
+
+
 def test_several_gguf_files_ask_for_one(net: Loopback) -> None:
     net.repos["org/many-GGUF"] = {f"m.Q{n}.gguf": b"GGUF" for n in (2, 4, 8)}
     with pytest.raises(

@@ -23,12 +23,13 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families import Family, GgufLayout, by_architecture
 from glassformer.checkpoint.families.family import sound
 from glassformer.checkpoint.families.settings import named_factors
-from glassformer.checkpoint.gguf_header import GgufHeader, Stored, read_gguf_header
+from glassformer.checkpoint.gguf_header import GgufHeader, Stored, is_split, read_gguf_header
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import LazyTensors
 from glassformer.checkpoint.tables import Table, take, take_rows
 from glassformer.checkpoint.tensorfile import SIZES, TensorFile, read_header, write_tensors
 from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.fetch.gguf_parts import paths_of, stem
 from glassformer.model.config import Config
 
 if TYPE_CHECKING:
@@ -77,11 +78,6 @@ def read_gguf(path: Path) -> Gguf:
         UnsupportedError: an architecture, a setting or a tensor type that Glassformer cannot express.
     """
     header = read_gguf_header(path)
-    parts = header.settings.get("split.count", 1)
-    if parts not in (0, 1):
-        raise UnsupportedError(
-            f"{path} is one of {parts} parts of a split GGUF; join them first with llama-gguf-split --merge."
-        )
     family = by_architecture(header.settings.get("general.architecture"), str(path))
     layout = family.gguf
     assert layout is not None
@@ -110,7 +106,7 @@ def _with_factors(config: Config, header: GgufHeader) -> Config:
         return config
     if stored.kind != "F32":
         raise UnsupportedError(f"{header.path} stores {_FACTORS} as {stored.kind} instead of F32.")
-    with header.path.open("rb") as file:
+    with stored.path.open("rb") as file:
         file.seek(stored.start)
         data = file.read(stored.end - stored.start)
     factors = struct.unpack(f"<{len(data) // 4}f", data)
@@ -159,7 +155,7 @@ def dequantised(
     own = cache is None
     if cache is None:
         cache = store.dequantised_directory()
-    target = cache / f"{path.stem[:80]}-{identity(path)}-{dtype}.safetensors"
+    target = cache / f"{stem(path)[:80]}-{identity(path)}-{dtype}.safetensors"
     store.note_use(target)
     copy = _opened(target)
     if copy is None:
@@ -185,11 +181,16 @@ def dequantised(
 
 
 def identity(path: Path) -> str:
-    """A digest that changes when a large file does, without reading all of it.
+    """A digest that changes when a large file (or one of its parts) does, without reading all of it.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
+    digests = [_digest(part) for part in (paths_of(path) if is_split(path) else [path])]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()[:24]
+
+
+def _digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -280,8 +281,9 @@ class Blocks(Mapping[str, RawTensor]):
         import numpy as np
 
         self._gguf = gguf
+        files = {stored.path for stored in gguf.header.tensors.values()}
         # Copy on write: never written, but torch warns of arrays that could not be.
-        self._data = np.memmap(gguf.header.path, mode="c", dtype=np.uint8)
+        self._data = {path: np.memmap(path, mode="c", dtype=np.uint8) for path in files}
         self._homes = gguf.table.homes
 
     def __getitem__(self, key: str) -> RawTensor:
@@ -307,7 +309,7 @@ class Blocks(Mapping[str, RawTensor]):
         return torch.from_numpy(self[key].values())
 
     def _bytes(self, stored: Stored) -> np.ndarray:
-        return self._data[stored.start : stored.end]
+        return self._data[stored.path][stored.start : stored.end]
 
     def _stored(self, stored: Stored) -> np.ndarray:
         return _values(self._bytes(stored).reshape((-1, stored.row_bytes)), stored.kind).reshape(stored.shape)

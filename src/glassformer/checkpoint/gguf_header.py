@@ -13,11 +13,13 @@ import mmap
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
 from glassformer.checkpoint.keys import Shape
 from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.fetch.gguf_parts import paths_of
 
 _VERSIONS = (2, 3)
 _SCALARS: Mapping[int, str] = {
@@ -39,12 +41,13 @@ TYPES: Mapping[int, tuple[str, int, int]] = {
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a GGUF: its ggml type, its shape (rows first, as ours) and its bytes' place in the file."""
+    """One tensor of a GGUF: its ggml type, its shape (rows first, as ours), its bytes' place, and in which file."""
 
     kind: str
     shape: Shape
     start: int
     end: int
+    path: Path
 
     @property
     def row_bytes(self) -> int:
@@ -71,18 +74,57 @@ class GgufHeader:
 def read_gguf_header(path: Path) -> GgufHeader:
     """The header of a GGUF file, versions 2 and 3; the last one read is remembered while its file does not change.
 
+    Of a file that was split, any part stands for the whole: the settings of the first and the tensors of all.
+
     Raises:
-        CheckpointError: the file is not a GGUF, is truncated, or lies about its sizes.
+        CheckpointError: the file is not a GGUF, is truncated, or lies about its sizes, or a part is missing.
         UnsupportedError: another version, the other byte order, or an unknown tensor type.
     """
+    return _whole(tuple(_state(part) for part in paths_of(path)) if is_split(path) else (_state(path),))
+
+
+def is_split(path: Path) -> bool:
+    """Whether a file is one of several parts, by its name and by what it says."""
+    return len(paths_of(path)) > 1 and _read(*_state(path)).settings.get("split.count", 1) not in (0, 1)
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    """A file's name, its size and its time of change."""
     try:
         status = path.stat()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).") from None
-    return _read(path, status.st_size, status.st_mtime_ns)
+        parts = len(paths_of(path)) if error.errno == ENOENT else 1
+        beside = f" The model is split into {parts} files; fetch them all." if parts > 1 else ""
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}).{beside}") from None
+    return path, status.st_size, status.st_mtime_ns
 
 
-@functools.lru_cache(maxsize=1)  # a start asks for the design, the tokenizer and the tensors, in three places
+@functools.lru_cache(maxsize=1)
+def _whole(states: tuple[tuple[Path, int, int], ...]) -> GgufHeader:
+    """One header of one file or of all parts of one."""
+    first, *others = [_read(*state) for state in states]
+    count = first.settings.get("split.count", 1)
+    if count not in (0, len(states)):
+        raise CheckpointError(
+            f"{first.path} is one of {count} parts, and its name does not say so: ...-00001-of-00002.gguf is the first "
+            "of two. Give the parts the names that they were published under."
+        )
+    tensors = dict(first.tensors)
+    for number, part in enumerate(others, 1):
+        if (part.settings.get("split.no"), part.settings.get("split.count")) != (number, count):
+            raise CheckpointError(f"{part.path} is not part {number + 1} of {count}, as its name says; fetch it again.")
+        if doubled := tensors.keys() & part.tensors.keys():
+            raise CheckpointError(f"{part.path} holds {min(doubled)}, which another part holds too.")
+        tensors |= part.tensors
+    said = first.settings.get("split.tensors.count", len(tensors))
+    if said != len(tensors):
+        raise CheckpointError(
+            f"{first.path} and its parts hold {len(tensors)} tensors instead of {said}; fetch them again."
+        )
+    return GgufHeader(first.path, first.version, first.settings, tensors)
+
+
+@functools.lru_cache(maxsize=8)  # a start asks for the design, the tokenizer and the tensors, in three places
 def _read(path: Path, size: int, changed: int) -> GgufHeader:
     try:
         with path.open("rb") as file:
@@ -129,7 +171,7 @@ class _Reader:
                 raise CheckpointError(f"{self.path} holds {name!r} twice; it is broken.")
             if base + offset + size > self.size:
                 raise self.truncated(f"{name}, which ends at byte {base + offset + size:,}")
-            tensors[name] = Stored(kind, shape, base + offset, base + offset + size)
+            tensors[name] = Stored(kind, shape, base + offset, base + offset + size, self.path)
         return GgufHeader(self.path, version, settings, tensors)
 
     def tensor(self) -> tuple[str, str, Shape, int, int]:

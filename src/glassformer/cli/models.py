@@ -83,7 +83,7 @@ def chosen(name: str | None) -> list[Item]:
     Raises:
         SourceError: when nothing in the cache is called so.
     """
-    from glassformer.fetch import catalogue, store
+    from glassformer.fetch import catalogue, gguf_parts, store
 
     items = store.items()
     if name is None:
@@ -96,7 +96,7 @@ def chosen(name: str | None) -> list[Item]:
         there = [item.name for item in items]
         known = f" It holds {', '.join(there)}." if there else " It is empty."
         raise SourceError(f"There is no {name} in the cache {cache_directory()}.{near(name, there)}{known}")
-    stems = tuple(f"{item.path.stem}-" for item in found if item.path.suffix == ".gguf")
+    stems = tuple(f"{gguf_parts.stem(item.path)}-" for item in found if item.path.suffix == ".gguf")
     return found + [item for item in items if item.kind == "dequantised" and stems and item.name.startswith(stems)]
 
 

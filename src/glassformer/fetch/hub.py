@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glassformer.errors import GlassformerError, SourceError, UnsafeFileError, near
-from glassformer.fetch import download, store
+from glassformer.fetch import download, gguf_parts, store
+from glassformer.fetch.gguf_parts import parts_of
 from glassformer.system.progress import Progress
 
 TIMEOUT = 5.0  # seconds for the hub's first answer
@@ -54,10 +55,10 @@ def fetch(repo: str, revision: str, file: str | None, progress: Progress) -> Sna
         api = HfApi(endpoint=endpoint())
         info = api.model_info(repo, revision=revision, timeout=TIMEOUT, files_metadata=True)
         sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
-        wanted = [file] if file is not None else choose(repo, list(sizes))
-        if file is not None and file not in sizes:
+        wanted = parts_of(file) if file is not None else choose(repo, list(sizes))
+        if missing := [name for name in wanted if name not in sizes]:
             ggufs = [name for name in sizes if name.endswith(".gguf")]
-            raise SourceError(f"{repo} holds no {file}.{near(file, ggufs)}".rstrip("."))
+            raise SourceError(f"{repo} holds no {missing[0]}.{near(missing[0], ggufs)}".rstrip("."))
         known = [sizes[name] for name in wanted]
         total = sum(size for size in known if size is not None) if None not in known else None
         what = f"fetching {repo}" + (f"/{file}" if file else "")
@@ -125,11 +126,13 @@ def cached(repo: str, revision: str, file: str | None) -> Snapshot | None:
         commit = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
     folder = repository / "snapshots" / commit
     if file is not None:
-        return Snapshot(folder / file, commit) if (folder / file).is_file() else None
+        first = folder / parts_of(file)[0]
+        return Snapshot(first, commit) if gguf_parts.whole(first) else None
     if whole(folder):
         return Snapshot(folder, commit)
-    ggufs = sorted(folder.glob("*.gguf")) if not (folder / "config.json").exists() else []
-    return Snapshot(ggufs[0], commit) if len(ggufs) == 1 else None
+    held = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.gguf"))
+    ggufs = gguf_parts.wholes(held) if not (folder / "config.json").exists() else []
+    return Snapshot(folder / ggufs[0], commit) if len(ggufs) == 1 and gguf_parts.whole(folder / ggufs[0]) else None
 
 
 def whole(folder: Path) -> bool:
@@ -165,9 +168,10 @@ def choose(repo: str, files: list[str]) -> list[str]:
         weights = ["model.safetensors"]
     if weights and ("config.json" in top or "glassformer.json" in top):
         return sorted(beside) + sorted(weights)
-    ggufs = sorted(name for name in files if name.endswith(".gguf") and not _no_language_model(name))
+    held = sorted(name for name in files if name.endswith(".gguf") and not _no_language_model(name))
+    ggufs = gguf_parts.wholes(held)
     if len(ggufs) == 1:
-        return ggufs
+        return parts_of(ggufs[0])
     if ggufs:
         some = ", ".join(ggufs[:6]) + (f" and {len(ggufs) - 6} more" if len(ggufs) > 6 else "")
         raise SourceError(f"{repo} holds {len(ggufs)} GGUF files ({some}); name one, such as {repo}/{ggufs[0]}")
@@ -289,10 +293,11 @@ def delete(path: Path) -> None:
     if not path.parent.resolve().is_relative_to(cache):
         return
     if not path.is_dir():
-        blob = path.resolve()
-        path.unlink(missing_ok=True)
-        if blob.is_relative_to(cache):
-            blob.unlink(missing_ok=True)
+        for part in gguf_parts.paths_of(path):
+            blob = part.resolve()
+            part.unlink(missing_ok=True)
+            if blob.is_relative_to(cache):
+                blob.unlink(missing_ok=True)
         return
     found = scan_cache_dir(cache)
     commits = [

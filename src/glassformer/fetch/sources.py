@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glassformer.errors import SourceError, UnsafeFileError, UsageError, near
-from glassformer.fetch import catalogue, download, store
+from glassformer.fetch import catalogue, download, gguf_parts, store
 from glassformer.fetch.catalogue import Entry, OnHub
 from glassformer.system import files, progress
 from glassformer.system.progress import Progress
@@ -156,7 +156,7 @@ def _local(path: Path, ask: _Ask) -> Resolved:
     if path.suffix.lower() in _PICKLED:
         raise _pickled(path)
     if _is_gguf(path):
-        return Resolved(path.stem, path, "gguf")
+        return Resolved(gguf_parts.stem(path), gguf_parts.paths_of(path)[0], "gguf")
     if path.suffix.lower() == ".safetensors":
         raise SourceError(f"{path} holds weights only; give the directory that holds it, {path.parent}.")
     raise SourceError(f"{path} is a file but no model: it is not GGUF. {_WHAT_A_DIRECTORY_HOLDS}")
@@ -172,7 +172,7 @@ def _directory(path: Path) -> Resolved:
         )
     if kind is not None:
         return Resolved(path.name, path, kind)
-    ggufs = [name for name in names if name.lower().endswith(".gguf")]
+    ggufs = gguf_parts.wholes(name for name in names if name.lower().endswith(".gguf"))
     if len(ggufs) == 1:
         return Resolved(path.name, path / ggufs[0], "gguf")
     if ggufs:
@@ -378,7 +378,7 @@ def _config_on_hub(repo: str, revision: str, ask: _Ask) -> Path | None:
 def _still_whole(path: Path) -> bool:
     from glassformer.fetch import hub
 
-    return path.is_file() if path.suffix == ".gguf" else hub.whole(path)
+    return gguf_parts.whole(path) if path.suffix == ".gguf" else hub.whole(path)
 
 
 def _fetched_from_hub(key: str, repo: str, revision: str, file: str | None, ask: _Ask, shown: str) -> dict[str, Any]:
