@@ -12,6 +12,9 @@ TSC := npx --yes -p typescript@5.9.3 tsc
 JS_TESTS = $(wildcard tests/web/*.test.mjs tests/web/*.test.js)
 TORCH := $(shell grep -m1 '^torch==' constraints.txt)
 WORKERS ?= 2
+SANITIZE := -std=c++17 -O1 -march=native -fno-math-errno -Wall -Wextra -Werror -Wno-psabi -Wno-uninitialized \
+	-Wno-maybe-uninitialized -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SELFTEST := $(or $(TMPDIR),/tmp)/glassformer-selftest
 PYTHON_FILES := src tests benchmarks scripts
 
 # $(call with,PROGRAM,WHAT,COMMAND): run COMMAND; without PROGRAM say what is left out, or in CI fail.
@@ -20,7 +23,7 @@ with = @if command -v $(1) >/dev/null; then echo '$(3)' && $(3); \
 	else echo "skipped: there is no $(1) to check $(2)"; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench peers clean
+.PHONY: help demo test sanitize lint format docs bench peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +34,9 @@ demo: $(VENV)/.ready ## install, fetch SmolLM2-135M, and show the next words of 
 test: $(VENV)/.ready-dev ## run every test
 	$(if $(JS_TESTS),$(call with,node,the units of the page,node --test $(JS_TESTS)))
 	OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+sanitize: ## every fast kernel beside its naive loop, with warnings as errors and sanitizers
+	$(or $(CXX),c++) $(SANITIZE) src/glassformer/kernels/csrc/selftest.cpp -o $(SELFTEST) -pthread && $(SELFTEST)
 
 lint: $(VENV)/.ready-dev ## check style, types and the generated documentation
 	$(BIN)/ruff check $(PYTHON_FILES)

@@ -68,6 +68,16 @@ def multiply(lib: ctypes.CDLL, w: Weight, x: Tensor, bias: Tensor | None = None,
     return out
 
 
+FEW, BYTE_TILES, NARROW = range(3)
+
+
+def path(lib: ctypes.CDLL, w: Weight, count: int, exact: bool = False) -> int:
+    """How so many rows are multiplied with a weight: NARROW rounds them to bfloat16."""
+    packed = Packed(lib, w, 1)
+    packed.matrix.exact = exact
+    return lib.gf_path(ctypes.byref(packed.matrix), count)
+
+
 def as_quantised(x: Tensor) -> Tensor:
     """Activations as the block formats' products see them: 8 bits, one scale per 32."""
     parts = x.reshape(x.shape[0], -1, BLOCK).double()
@@ -95,6 +105,9 @@ def test_products_equal_torch(name, precision, rows, blocks, count, seed):
         else weight(tensor, precision)
     )
     seen = x if w.format in ("F32", "BF16") else as_quantised(x)
+    if path(lib_of(name), w, count) == NARROW:
+        assert w.format == "BF16"
+        seen = x.bfloat16().float()
     expected = (seen.double() @ w.to_float().double().T + bias).float()
     got = multiply(lib_of(name), w, x, bias)
     size = (seen.abs().double() @ w.to_float().abs().double().T).float() + 1
@@ -121,7 +134,17 @@ def test_bfloat16_numbers_give_what_they_give_as_float32_to_the_bit(name, cols):
     assert narrow.format == "BF16"
     for count in (1, 2, 3, 5, 8, 11, 30, 64):
         x, bias = torch.randn(count, cols) * 10.0 ** torch.randint(-3, 4, (count, 1)), torch.randn(70)
-        assert torch.equal(multiply(lib_of(name), narrow, x, bias), multiply(lib_of(name), wide, x, bias))
+        found = multiply(lib_of(name), narrow, x, bias, exact=True)
+        assert torch.equal(found, multiply(lib_of(name), wide, x, bias, exact=True))
+
+
+def test_many_rows_of_bfloat16_do_not_depend_on_each_other():
+    w, x = weight(torch.randn(70, 130), "bfloat16"), torch.randn(80, 130)
+    if path(lib_of("best"), w, 80) != NARROW:
+        pytest.skip("this processor has no dot products of bfloat16")
+    whole = multiply(lib_of("best"), w, x)
+    for first, last in ((0, 12), (3, 40), (33, 80)):
+        assert torch.equal(multiply(lib_of("best"), w, x[first:last]), whole[first:last])
 
 
 def test_float32_is_kept_as_bfloat16_only_where_nothing_is_lost():
@@ -309,19 +332,26 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached
         {k: p if p.ndim == 1 else weight(p, rounded(k, precision)).to_float() for k, p in model.named_parameters()}
     )
     expected = reference(same, ids)
-    if precision in ("float32", "bfloat16") and cached == "float32":
+    if precision == "float32" and cached == "float32":
         close(whole, expected)
     else:
-        assert (whole - expected).norm() <= 0.12 * expected.norm()
+        limit = 0.05 if precision in ("float32", "bfloat16") else 0.12
+        assert (whole - expected).norm() <= limit * expected.norm()
     pieces = [fast.forward(ids[a:b], [1] * (b - a), range(a, b)) for a, b in ((0, 1), (1, 4), (4, 37), (37, 1200))]
-    assert torch.equal(torch.cat(pieces), whole)
+    # Where many rows meet bfloat16 weights as bfloat16, few rows are more exact: docs/decisions/0018.
+    rounds = precision == "bfloat16" and path(lib_of(name), weight(torch.zeros(32, 64), precision), 64) == NARROW
+
+    def same_as_whole(got: Tensor, right: Tensor) -> bool:
+        return bool((got - right).norm() <= 0.05 * right.norm()) if rounds else torch.equal(got, right)
+
+    assert same_as_whole(torch.cat(pieces), whole)
     starts = [0, 3, 64, 5, 31, 510, 700, 1150]
     for slot, start in enumerate(starts, 1):
         fast.prefill(ids[:start] or ids[:1], slot)
     for step in range(4):
         at = [start + step for start in starts]
         got = fast.decode([ids[i] for i in at], range(1, 9), at)
-        assert torch.equal(got, whole[at])
+        assert same_as_whole(got, whole[at])
 
 
 @pytest.mark.parametrize("name", lib_names())

@@ -97,10 +97,10 @@ def test_a_row_does_not_depend_on_its_company_nor_on_the_threads():
 def test_torchs_own_products_on_tiles_are_right_in_between():
     """Both set the tiles up; neither may take the other's set-up for its own."""
     x, w = torch.randn(256, 128), torch.randn(96, 128)
-    brain = F.linear(x.bfloat16(), w.bfloat16())
+    bf16 = F.linear(x.bfloat16(), w.bfloat16())
     for _ in range(3):
         ours = ops_abi.linear(x, w, None)
-        assert torch.equal(F.linear(x.bfloat16(), w.bfloat16()), brain)
+        assert torch.equal(F.linear(x.bfloat16(), w.bfloat16()), bf16)
         assert apart(ours, x.double() @ w.double().T) < 1e-6
 
 
@@ -114,12 +114,12 @@ def test_torchs_own_products_on_tiles_are_right_in_between():
     spare=st.sampled_from([0, 7]),
     d_head=st.sampled_from([8, 16, 40, 64, 96]),
     window=st.sampled_from([None, 1, 9, 33, 500]),
-    brain=st.booleans(),
+    bf16=st.booleans(),
 )
 @settings(max_examples=200, deadline=None)
-def test_attention_is_the_textbooks(batch, groups, kv_heads, queries, start, spare, d_head, window, brain):
+def test_attention_is_the_textbooks(batch, groups, kv_heads, queries, start, spare, d_head, window, bf16):
     g = torch.Generator().manual_seed(queries * d_head + start)
-    keys, dtype = start + queries + spare, torch.bfloat16 if brain else torch.float32
+    keys, dtype = start + queries + spare, torch.bfloat16 if bf16 else torch.float32
     q = (torch.randn(batch, queries, groups * kv_heads, d_head, generator=g) * 2).to(dtype).transpose(1, 2)
     k = torch.randn(batch, keys, kv_heads, d_head, generator=g).to(dtype).transpose(1, 2)
     v = torch.randn(batch, kv_heads, keys, d_head, generator=g).to(dtype)
@@ -129,7 +129,7 @@ def test_attention_is_the_textbooks(batch, groups, kv_heads, queries, start, spa
     grid = (q.double() @ wide_k.mT * 0.17).masked_fill(~seen, -torch.inf)
     z = ops_abi.attention(q, k, v, start=start, window=window, scale=0.17)
     assert z is not None
-    assert apart(z, grid.softmax(-1) @ wide_v) < (1e-2 if brain else 1e-6)
+    assert apart(z, grid.softmax(-1) @ wide_v) < (1e-2 if bf16 else 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -182,7 +182,7 @@ class NativeModel:
 
     def _create(self) -> int:
         c, a, position = self.config, self.config.attention, self.config.position
-        shape = infer_abi.Shape(
+        shape = infer_abi.InferShape(
             vocab=c.vocab_size,
             d_model=c.d_model,
             n_layers=c.n_layers,
@@ -196,7 +196,7 @@ class NativeModel:
             parallel=c.parallel,
             slots=self.slots,
             capacity=-(-self.capacity // BLOCKED) * BLOCKED,
-            brain_cache=self.cache_dtype == "bfloat16",
+            bf16_cache=self.cache_dtype == "bfloat16",
             rows=ROWS,
             eps=c.norm.eps,
             score_scale=c.score_scale,
@@ -204,7 +204,7 @@ class NativeModel:
             logit_softcap=c.logit_softcap or 0.0,
             embedding_scale=c.embedding_scale or 0.0,
         )
-        parts = infer_abi.Parts(embed=self._matrix("embed.weight", read=c.tied), final_norm=self._norm("final"))
+        parts = infer_abi.ModelWeights(embed=self._matrix("embed.weight", read=c.tied), final_norm=self._norm("final"))
         parts.unembed = parts.embed if c.tied else self._matrix("unembed.weight")
         if position.kind == "learned":
             parts.pos_embed = self._matrix("pos_embed.weight", read=False)
@@ -214,7 +214,7 @@ class NativeModel:
             tables = [rotary(steps, torch.float32) for rotary in (full, local)]
             parts.cosines = self._vector(torch.stack([cos.flatten() for cos, _ in tables]))
             parts.sines = self._vector(torch.stack([sin.flatten() for _, sin in tables]))
-        layers = (infer_abi.Layer * c.n_layers)()
+        layers = (infer_abi.LayerWeights * c.n_layers)()
         for i in range(c.n_layers):
             layers[i] = self._layer(i)
         handle = self._lib.gf_create(ctypes.byref(shape), ctypes.byref(parts), layers)
@@ -225,10 +225,10 @@ class NativeModel:
         self._finalizer = weakref.finalize(self, self._lib.gf_destroy, handle)
         return handle
 
-    def _layer(self, i: int) -> infer_abi.Layer:
+    def _layer(self, i: int) -> infer_abi.LayerWeights:
         c, at = self.config, f"blocks.{i}."
         window = c.window(i)
-        layer = infer_abi.Layer(window=window or 0, table=int(window is not None))
+        layer = infer_abi.LayerWeights(window=window or 0, table=int(window is not None))
         for name in ("q", "k", "v", "o"):
             setattr(layer, name, self._matrix(f"{at}attn.{name}.weight"))
         for name in ("gate", "up", "down") if c.feed_forward.gated else ("up", "down"):
@@ -264,7 +264,8 @@ class NativeModel:
         packed = Packed(self._lib, w, self.threads)
         self._keep.append(packed)
         matrix = packed.matrix
-        matrix.exact = self.exact
+        # float32 models meet float32 activations, whatever their weights lie in
+        matrix.exact = self.exact or (self.precision == "float32" and w.format in ("F32", "BF16"))
         if bias is not None:
             matrix.bias = self._vector(_floats(bias), pad=32)
         return matrix

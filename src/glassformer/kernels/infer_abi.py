@@ -31,7 +31,7 @@ class NormWeights(ctypes.Structure):
     _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
 
 
-class Layer(ctypes.Structure):
+class LayerWeights(ctypes.Structure):
     """One block's weights, its window (0 for none) and which rotary table it uses."""
 
     _fields_ = [
@@ -42,7 +42,7 @@ class Layer(ctypes.Structure):
     ]
 
 
-class Parts(ctypes.Structure):
+class ModelWeights(ctypes.Structure):
     """What is outside the blocks; cosines and sines are (table, capacity, pair)."""
 
     _fields_ = [
@@ -53,13 +53,13 @@ class Parts(ctypes.Structure):
     ]
 
 
-class Shape(ctypes.Structure):
+class InferShape(ctypes.Structure):
     """Sizes and numbers of a design; a 0 soft cap or embedding scale means none."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("vocab", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")),
         *((name, ctypes.c_int32) for name in ("d_ff", "rotary", "activation", "layer_norm", "parallel", "slots")),
-        *((name, ctypes.c_int32) for name in ("capacity", "brain_cache", "rows")),
+        *((name, ctypes.c_int32) for name in ("capacity", "bf16_cache", "rows")),
         *((name, ctypes.c_float) for name in ("eps", "score_scale", "score_softcap", "logit_softcap")),
         ("embedding_scale", ctypes.c_float),
     ]
@@ -72,6 +72,7 @@ _SIGNATURES: dict[str, Signature] = {
     "gf_free": (None, [_POINTER]),
     "gf_matrix_bytes": (_SIZE, [_INT, _INT, _INT]),
     "gf_pack": (None, [_INT, _INT, _INT, _POINTER, _POINTER, _INT]),
+    "gf_path": (_INT, [_POINTER, _INT]),
     "gf_unpack": (None, [_POINTER, _INT, _POINTER]),
     "gf_multiply": (_INT, [_POINTER, _POINTER, _INT, _POINTER]),
     "gf_read": (ctypes.c_double, [_POINTER, _SIZE, _INT]),
@@ -84,7 +85,7 @@ _SIGNATURES: dict[str, Signature] = {
 LIBRARY = Library(
     "infer",
     _SIGNATURES,
-    (Matrix, NormWeights, Layer, Parts, Shape),
+    (Matrix, NormWeights, LayerWeights, ModelWeights, InferShape),
     subject="The fast engine",
     instead="text is generated through torch in float32 instead, several times slower",
 )

@@ -45,7 +45,7 @@ _SIGNATURES: dict[str, Signature] = {
 class _Attention(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("batch", "heads", "kv_heads", "queries", "keys", "d_head")),
-        *((name, ctypes.c_int32) for name in ("start", "window", "brain")),
+        *((name, ctypes.c_int32) for name in ("start", "window", "bf16")),
         ("scale", _FLOAT),
         *((name, ctypes.c_int64 * 3) for name in ("q", "k", "v", "out")),
     ]
@@ -101,7 +101,7 @@ def _plain(*tensors: Tensor | None) -> bool:
     )
 
 
-def _brain(*tensors: Tensor) -> int | None:
+def _bf16(*tensors: Tensor) -> int | None:
     """1 for bfloat16, 0 for float32, None for anything else."""
     dtypes = {x.dtype for x in tensors}
     return 1 if dtypes == {torch.bfloat16} else 0 if dtypes == {torch.float32} else None
@@ -110,7 +110,7 @@ def _brain(*tensors: Tensor) -> int | None:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """x @ weight.T + bias of float32 (..., d_in), (d_out, d_in) and (d_out)."""
     rows = x.numel() // max(1, x.shape[-1])
-    if rows < _PRODUCT_ROWS or _brain(x, weight, *(() if bias is None else (bias,))) != 0:
+    if rows < _PRODUCT_ROWS or _bf16(x, weight, *(() if bias is None else (bias,))) != 0:
         return None
     if not _plain(x, weight, bias) or not weight.is_contiguous() or (lib := _tiles()) is None:
         return None
@@ -140,12 +140,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, start: int, window: int | None
     Query i stands at slot start + i, sees no later slot, and with a window only the latest of them, itself included.
     """
     batch, heads, queries, d_head = q.shape
-    if queries < _ATTENTION_QUERIES or not _plain(q, k, v) or (brain := _brain(q, k, v)) is None:
+    if queries < _ATTENTION_QUERIES or not _plain(q, k, v) or (bf16 := _bf16(q, k, v)) is None:
         return None
     if any(x.stride(3) != 1 for x in (q, k, v)) or k.shape[2] < start + queries or (lib := _tiles()) is None:
         return None
     out = q.new_empty((batch, queries, heads, d_head)).transpose(1, 2)  # as the output projection reads it
-    sizes = _Attention(batch, heads, k.shape[1], queries, k.shape[2], d_head, start, window or 0, brain, scale)
+    sizes = _Attention(batch, heads, k.shape[1], queries, k.shape[2], d_head, start, window or 0, bf16, scale)
     for name, x in (("q", q), ("k", k), ("v", v), ("out", out)):
         setattr(sizes, name, (ctypes.c_int64 * 3)(*x.stride()[:3]))
     failed = lib.gk_attention(
@@ -156,13 +156,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, start: int, window: int | None
 
 def rms_norm(x: Tensor, weight: Tensor, plus: float, eps: float) -> Tensor | None:
     """x / root mean square of its last axis × (weight + plus), computed in float32."""
-    if x.numel() < _ROW_NUMBERS or not _plain(x, weight) or (brain := _brain(x, weight)) is None:
+    if x.numel() < _ROW_NUMBERS or not _plain(x, weight) or (bf16 := _bf16(x, weight)) is None:
         return None
     if not x.is_contiguous() or not weight.is_contiguous() or (lib := _library()) is None:
         return None
     out, d = torch.empty_like(x), x.shape[-1]
     lib.gk_rms_norm(
-        x.data_ptr(), x.numel() // d, d, weight.data_ptr(), plus, eps, out.data_ptr(), brain, torch.get_num_threads()
+        x.data_ptr(), x.numel() // d, d, weight.data_ptr(), plus, eps, out.data_ptr(), bf16, torch.get_num_threads()
     )
     return out
 
@@ -172,8 +172,8 @@ def gated(activation: str, gate: Tensor, up: Tensor | None = None) -> Tensor | N
     if gate.numel() < _ROW_NUMBERS or activation not in _ACTIVATIONS or not _plain(gate, up):
         return None
     both = (gate,) if up is None else (gate, up)
-    brain = _brain(*both)
-    if brain is None or not all(x.is_contiguous() for x in both) or (lib := _library()) is None:
+    bf16 = _bf16(*both)
+    if bf16 is None or not all(x.is_contiguous() for x in both) or (lib := _library()) is None:
         return None
     out = torch.empty_like(gate)
     lib.gk_gated(
@@ -182,7 +182,7 @@ def gated(activation: str, gate: Tensor, up: Tensor | None = None) -> Tensor | N
         gate.numel(),
         _ACTIVATIONS[activation],
         out.data_ptr(),
-        brain,
+        bf16,
         torch.get_num_threads(),
     )
     return out
@@ -190,7 +190,7 @@ def gated(activation: str, gate: Tensor, up: Tensor | None = None) -> Tensor | N
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
     """Turn pairs (i, i + pairs) of x (batch, query, head, d_head) by angles (batch, query, 1, pair)."""
-    if x.numel() < _ROW_NUMBERS or not _plain(x, cos, sin) or (brain := _brain(x)) is None:
+    if x.numel() < _ROW_NUMBERS or not _plain(x, cos, sin) or (bf16 := _bf16(x)) is None:
         return None
     batch, queries, heads, d_head = x.shape
     if x.stride(3) != 1 or x.stride(2) != d_head or x.stride(0) != queries * x.stride(1):
@@ -210,7 +210,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
         sines.data_ptr(),
         pairs,
         out.data_ptr(),
-        brain,
+        bf16,
         torch.get_num_threads(),
     )
     return out

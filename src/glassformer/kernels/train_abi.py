@@ -10,7 +10,7 @@ import ctypes
 
 from glassformer.kernels.compile import Library, Signature
 
-BRAIN = "-DGLASSFORMER_BRAIN"
+BF16 = "-DGLASSFORMER_BF16"
 """The compiler flag of the library whose operands are bfloat16; without it they are float32."""
 ROLES = (
     *("embed", "pos_embed", "unembed", "final", "ln1", "ln2", "attn.q_norm", "attn.k_norm"),
@@ -21,7 +21,7 @@ ACTIVATIONS = {"gelu_tanh": 1, "silu": 2}
 """The activations it knows, by the library's numbers."""
 
 
-class Shape(ctypes.Structure):
+class TrainShape(ctypes.Structure):
     """Sizes and numbers of a design."""
 
     _fields_ = [
@@ -72,12 +72,12 @@ _SIGNATURES: dict[str, Signature] = {
 LIBRARY = Library(
     "train",
     _SIGNATURES,
-    (Shape, Parameter, Rules, Dropout),
+    (TrainShape, Parameter, Rules, Dropout),
     subject="The native training step",
     instead="a run trains through torch without it, which takes a small model several times as long",
 )
 
 
-def flags(brain: bool) -> tuple[str, ...]:
+def flags(bf16: bool) -> tuple[str, ...]:
     """The compiler flags of the library for bfloat16, or for float32."""
-    return (BRAIN,) if brain else ()
+    return (BF16,) if bf16 else ()

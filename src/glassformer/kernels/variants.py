@@ -24,14 +24,14 @@ BUILT = Path(__file__).with_name("built")
 """Where a wheel keeps its libraries; an editable checkout has none."""
 MANIFEST = "manifest.json"
 COMPILERS = ("c++", "g++", "clang++")
-BASE = ("-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi", "-w")
+BASE = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-Wno-psabi", "-w")
 # Hot loops are written with vector types: for training -O3 gains 4 % and takes a quarter longer to compile, and short
 # runs wait for that.
 OPTIMISE = {"infer": "-O3", "ops": "-O3", "train": "-O2"}
 LINK = ("-pthread",)
 # The first that compiles is taken: some compilers for ARM know -mcpu only, and a very old one neither.
 NATIVE = (("-march=native",), ("-mcpu=native",), ())
-DRIVERS: dict[str, tuple[str, ...]] = {"infer": (), "ops": (), "train": (), "train-bf16": ("-DGLASSFORMER_BRAIN",)}
+DRIVERS: dict[str, tuple[str, ...]] = {"infer": (), "ops": (), "train": (), "train-bf16": ("-DGLASSFORMER_BF16",)}
 """The libraries of a wheel: name, or name-precision, and their flags."""
 
 

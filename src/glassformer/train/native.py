@@ -112,10 +112,10 @@ def begin(recipe: Recipe) -> None:
         config = recipe.config(256)
         if recipe.model.start or recipe.loop.device not in ("auto", "cpu") or not decide(recipe, config)[0]:
             return
-        brain = recipe.loop.precision == "bf16"
+        bf16 = recipe.loop.precision == "bf16"
         if recipe.loop.precision == "auto":
-            brain = any(word in processor() for word in ("avx512_bf16", "amx_bf16"))
-        threading.Thread(target=_try, args=flags(brain), daemon=True, name="glassformer-compile").start()
+            bf16 = any(word in processor() for word in ("avx512_bf16", "amx_bf16"))
+        threading.Thread(target=_try, args=flags(bf16), daemon=True, name="glassformer-compile").start()
 
 
 def _try(*extra: str) -> None:

@@ -1,13 +1,25 @@
-// The processor's tiles (AMX): the permission to use them, and their shape while somebody does.
+// The processor's tiles (AMX): the permission to use them, and their shapes while a thread does.
 #pragma once
 
 #include <cstdint>
 
-#if defined(__linux__) && defined(__AMX_TILE__) && !defined(GLASSFORMER_PORTABLE) && !defined(GLASSFORMER_NO_AMX)
+#include "simd.h"
+
+#if defined(__linux__) && defined(__AMX_TILE__) && defined(GF_VNNI) && !defined(GLASSFORMER_NO_AMX)
 #define GF_AMX 1
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#if defined(__AMX_INT8__)
+#define GF_AMX_INT8 1
+#endif
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define GF_AMX_BF16 1
+#endif
+#endif
+
+enum class TileUse { NONE, FULL, BYTES };  // FULL: eight tiles of 16 x 64 bytes; BYTES: of 8-bit products of 32 inputs
+
+#if defined(GF_AMX)
 
 // Linux gives a process the tiles when it asks.
 static bool tiles_there() {
@@ -17,7 +29,7 @@ static bool tiles_there() {
 
 // The compiler's tile instructions do not all say that they read memory (GCC 12): what they will read, at
 // `p` and wherever else, has been written when this is passed.
-static inline __attribute__((always_inline)) void settle(const void* p) { asm volatile("" ::"r"(p) : "memory"); }
+GF_INLINE void compiler_fence(const void* p) { asm volatile("" ::"r"(p) : "memory"); }
 
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -30,27 +42,50 @@ struct alignas(64) TileShapes {
     }
 };
 
-// While it lives, this thread's tiles have these shapes. What they had before is set again after: other
-// libraries (oneDNN) remember what they set.
-class TileSetting {
+// While it lives, this thread's tiles have shapes of ours. What they had before is set again after: other libraries
+// (oneDNN) remember what they set.
+class Tiles {
    public:
-    explicit TileSetting(const TileShapes& shapes) {
+    explicit Tiles(TileUse use) : on_(use != TileUse::NONE && tiles_there()) {
+        if (!on_) return;
+        TileShapes shapes;
+        if (use == TileUse::FULL) {
+            shapes.set(0, 8, 16, 64);
+        } else {
+            shapes.set(0, 4, 16, 64);  // sums
+            shapes.set(4, 6, 16, 32);  // activations
+            shapes.set(6, 8, 8, 64);   // weights
+        }
         _tile_storeconfig(&before_);
-        settle(&before_);
-        settle(&shapes);
+        compiler_fence(&before_);
+        compiler_fence(&shapes);
         _tile_loadconfig(&shapes);
     }
-    ~TileSetting() {
-        settle(&before_);
+    ~Tiles() {
+        if (!on_) return;
+        compiler_fence(&before_);
         if (before_.palette)
             _tile_loadconfig(&before_);
         else
             _tile_release();
     }
-    TileSetting(const TileSetting&) = delete;
-    TileSetting& operator=(const TileSetting&) = delete;
+    Tiles(const Tiles&) = delete;
+    Tiles& operator=(const Tiles&) = delete;
+    bool on() const { return on_; }
 
    private:
+    const bool on_;
     TileShapes before_;
 };
+
+#else
+
+static inline bool tiles_there() { return false; }
+
+class Tiles {
+   public:
+    explicit Tiles(TileUse) {}
+    bool on() const { return false; }
+};
+
 #endif

@@ -15,9 +15,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "panel.h"
-
-namespace {
+#include "simd.h"
 
 constexpr size_t HUGE_PAGE = (size_t)2 << 20;
 constexpr size_t SHELF = (size_t)16 << 20;
@@ -28,10 +26,21 @@ struct Shelf {
     size_t used, pieces;
 };
 
-std::mutex shelf_use;
-Shelf* open_shelf = nullptr;
+#if defined(__SANITIZE_ADDRESS__)
 
-void* huge_pages(size_t bytes, size_t align) {
+// Every piece by itself, so that AddressSanitizer sees where each ends.
+static void* allocate(size_t bytes) {
+    void* p = nullptr;
+    return posix_memalign(&p, 64, round_up(bytes ? bytes : 1, 64)) ? nullptr : p;
+}
+static void release(void* p) { free(p); }
+
+#else
+
+static std::mutex shelf_use;
+static Shelf* open_shelf = nullptr;
+
+static void* huge_pages(size_t bytes, size_t align) {
     void* p = nullptr;
     if (posix_memalign(&p, align, bytes)) return nullptr;
 #if defined(__linux__)
@@ -40,19 +49,8 @@ void* huge_pages(size_t bytes, size_t align) {
     return p;
 }
 
-#if defined(__SANITIZE_ADDRESS__)
-
-// Every piece by itself, so that AddressSanitizer sees where each ends.
-void* allocate(size_t bytes) {
-    void* p = nullptr;
-    return posix_memalign(&p, 64, round_up(bytes ? bytes : 1, 64)) ? nullptr : p;
-}
-void release(void* p) { free(p); }
-
-#else
-
 // Aligned to 64 bytes; null when there is none.
-void* allocate(size_t bytes) {
+static void* allocate(size_t bytes) {
     bytes = round_up(bytes ? bytes : 1, 64);
     if (bytes > SHARED) return huge_pages(round_up(bytes, HUGE_PAGE), SHELF);
     std::lock_guard<std::mutex> hold(shelf_use);
@@ -68,7 +66,7 @@ void* allocate(size_t bytes) {
     return p;
 }
 
-void release(void* p) {
+static void release(void* p) {
     size_t beyond = reinterpret_cast<uintptr_t>(p) % SHELF;
     if (!beyond) return free(p);
     std::lock_guard<std::mutex> hold(shelf_use);
@@ -93,4 +91,41 @@ Buffer<T> zeros(size_t n) {
     return Buffer<T>(p);
 }
 
-}  // namespace
+// Memory that grows and is kept between calls: a fresh page costs more than the product that fills it. What was in it
+// is lost when it grows.
+class Scratch {
+   public:
+    uint8_t* get(size_t bytes) {
+        if (bytes > size_) {
+            data_.reset();  // before the next is asked for
+            data_.reset(static_cast<uint8_t*>(allocate(bytes)));
+            size_ = data_ ? bytes : 0;
+        }
+        return data_.get();
+    }
+    // The same, all zero.
+    bool clear(size_t bytes) {
+        if (!get(bytes)) return false;
+        memset(data_.get(), 0, size_);
+        return true;
+    }
+    char* at() const { return reinterpret_cast<char*>(data_.get()); }
+
+   private:
+    Buffer<uint8_t> data_;
+    size_t size_ = 0;
+};
+
+// Memory in one piece, handed out from its start; with no memory it counts what is needed.
+struct Arena {
+    char* at = nullptr;
+    size_t used = 0;
+
+    template <class T>
+    T* take(long n) {
+        T* p = at ? reinterpret_cast<T*>(at + used) : nullptr;
+        used += round_up(n * (long)sizeof(T), 64) + 64;  // not the same place in every page
+        return p;
+    }
+};
+

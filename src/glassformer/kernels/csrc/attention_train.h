@@ -3,87 +3,83 @@
 
 #include "train_parts.h"
 
-struct Attention {
+struct CausalAttention {
     const Model& m;
-    const Cut& cut;
-    Room& room;
+    const Tiling& tiling;
+    BlockScratch& scratch;
     const Sizes& z;
 
-    Attention(const Model& m, Room& room) : m(m), cut(m.cut), room(room), z(m.z) {}
+    CausalAttention(const Model& m, BlockScratch& scratch) : m(m), tiling(m.tiling), scratch(scratch), z(m.z) {}
 
-    // One head's rows of q or k: normed, turned by their positions, as rows of `out`.
-    __attribute__((noinline)) void turn(const Number* raw, const Vector& norm, Number* out) const {
-        const long half = z.half, wide = m.half_padded();
-        for (long i = 0; i < cut.length; i++, raw += z.qkv, out += z.head) {
-            F16 inverse = norm_of(raw, norm);
+    // One head's rows of q or k: normed, rotated by their positions, as rows of `out`.
+    GF_MEMBER void rotate(const Operand* raw, const Vector& norm, Operand* out) const {
+        const long n = z.d_head;
+        alignas(64) float head[512];
+        for (long i = 0; i < tiling.length; i++, raw += z.qkv, out += z.head) {
+            if (norm.there())
+                norm_row(raw, n, norm.at, 0.f, (const float*)nullptr, m.s.eps, false, head);
+            else
+                for (long j = 0; j < n; j += LANES) put(head + j, get(raw + j, n - j), n - j);
             if (m.cosines.empty()) {
-                for (long j = 0; j < z.d_head; j += SIDE)
-                    put_some(out + j, z.d_head - j, weighed(raw, norm, inverse, j, z.d_head - j));
+                for (long j = 0; j < n; j += LANES) put(out + j, get(head + j, n - j), n - j);
                 continue;
             }
-            const float *cosine = &m.cosines[i * wide], *sine = &m.sines[i * wide];
-            for (long j = 0; j < half; j += SIDE) {
-                F16 a = weighed(raw, norm, inverse, j, half - j), b = weighed(raw, norm, inverse, half + j, half - j);
-                F16 c = load<F16>(cosine + j), s = load<F16>(sine + j);
-                put_some(out + j, half - j, a * c - b * s);
-                put_some(out + half + j, half - j, b * c + a * s);
-            }
+            const long at = i * m.half_padded();
+            rotate_row(head, &m.cosines[at], &m.sines[at], z.half, out);
         }
     }
 
-    // The gradient of `turn`: from that of its output (rows of z.head) to rows of the qkv operand's gradient.
-    __attribute__((noinline)) void turn_back(const float* d, const Number* raw, const Vector& norm, Number* out, float* partial) const {
-        const long half = z.half, wide = m.half_padded(), n = z.d_head;
-        for (long i = 0; i < cut.length; i++, d += z.head, raw += z.qkv, out += z.qkv) {
-            alignas(64) float room[512];
-            const float *cosine = m.cosines.empty() ? nullptr : &m.cosines[i * wide], *sine = cosine ? &m.sines[i * wide] : nullptr;
-            for (long j = 0; cosine && j < half; j += SIDE) {
-                F16 a = some(d + j, half - j), b = some(d + half + j, half - j);
-                F16 c = load<F16>(cosine + j), s = load<F16>(sine + j);
-                store_some(room + j, half - j, a * c + b * s);
-                store_some(room + half + j, half - j, b * c - a * s);
-            }
-            if (!cosine) memcpy(room, d, n * sizeof(float));
+    // The gradient of `rotate`: from that of its output (rows of z.head) to rows of the qkv operand's gradient.
+    GF_MEMBER void rotate_back(const float* d, const Operand* raw, const Vector& norm, Operand* out, float* partial) const {
+        const long n = z.d_head;
+        for (long i = 0; i < tiling.length; i++, d += z.head, raw += z.qkv, out += z.qkv) {
+            alignas(64) float head[512];
+            const long at = i * m.half_padded();
+            if (m.cosines.empty())
+                memcpy(head, d, n * sizeof(float));
+            else
+                rotate_row(d, &m.cosines[at], &m.sines[at], z.half, head, -1.f);
             if (!norm.there()) {
-                for (long j = 0; j < n; j += SIDE) put_some(out + j, n - j, some(room + j, n - j));
+                for (long j = 0; j < n; j += LANES) put(out + j, get(head + j, n - j), n - j);
                 continue;
             }
-            F16 inverse = norm_of(raw, norm), along = splat(0.f);
+            F16 square = splat(0.f), along = splat(0.f);
+            for (long j = 0; j < n; j += LANES) square += get(raw + j, n - j) * get(raw + j, n - j);
+            const F16 inverse = splat(1.f / sqrtf(sum(square) / n + m.s.eps));
             float* g = partial + norm.partial;
-            for (long j = 0; j < n; j += SIDE) {
-                F16 unit = some(raw + j, n - j) * inverse, up = some(room + j, n - j);
+            for (long j = 0; j < n; j += LANES) {
+                F16 unit = get(raw + j, n - j) * inverse, up = get(head + j, n - j);
                 store(g + j, load<F16>(g + j) + up * unit);
                 along += up * load<F16>(norm.at + j) * unit;
             }
-            along = fold_sum(along) * splat(1.f / n);
-            for (long j = 0; j < n; j += SIDE) {
-                F16 unit = some(raw + j, n - j) * inverse;
-                put_some(out + j, n - j, (some(room + j, n - j) * load<F16>(norm.at + j) - unit * along) * inverse);
+            along = sum_lanes(along) * splat(1.f / n);
+            for (long j = 0; j < n; j += LANES) {
+                F16 unit = get(raw + j, n - j) * inverse;
+                put(out + j, (get(head + j, n - j) * load<F16>(norm.at + j) - unit * along) * inverse, n - j);
             }
         }
     }
 
     // The weighted values of one sequence whose first row is `row`, into rows of `mixed`.
-    void forward(const Layer& layer, const Kept& kept, long sequence, Number* mixed) const {
-        const long row = sequence * cut.length, share = z.heads / z.kv_heads, square = cut.padded * cut.padded;
-        const Number* raw = kept.qkv + row * z.qkv;
+    void forward(const Layer& layer, const SavedActivations& kept, long sequence, Operand* mixed) const {
+        const long row = sequence * tiling.length, share = z.heads / z.kv_heads, square = tiling.padded * tiling.padded;
+        const Operand* raw = kept.qkv + row * z.qkv;
         for (long g = 0; g < z.kv_heads; g++) {
-            turn(raw + z.k_at + g * z.d_head, layer.k_norm, room.k);
-            copy_rows(raw + z.v_at + g * z.d_head, z.qkv, room.v);
-            turn_to_panels(room.k, z.head, cut.padded, z.head, room.k_turned);
-            to_panels(room.v, z.head, cut.padded, z.head, room.v_panels, cut.padded, 0);
+            rotate(raw + z.k_at + g * z.d_head, layer.k_norm, scratch.k);
+            copy_rows(raw + z.v_at + g * z.d_head, z.qkv, scratch.v);
+            transpose_to_panels(scratch.k, z.head, tiling.padded, z.head, scratch.k_transposed);
+            to_panels(scratch.v, z.head, tiling.padded, z.head, scratch.v_panels, tiling.padded, 0);
             for (long h = g * share; h < (g + 1) * share; h++) {
-                turn(raw + h * z.d_head, layer.q_norm, room.q);
-                Number* p = kept.pattern ? kept.pattern + (sequence * z.heads + h) * square : room.p;
-                for (long q = 0; q < cut.padded; q += EDGE) {
+                rotate(raw + h * z.d_head, layer.q_norm, scratch.q);
+                Operand* p = kept.pattern ? kept.pattern + (sequence * z.heads + h) * square : scratch.p;
+                for (long q = 0; q < tiling.padded; q += UNIT) {
                     pattern(q, p);
-                    product(EDGE, z.head, q + EDGE, Left::rows(p + q * cut.padded, cut.padded),
-                            Right::panels(room.v_panels, cut.padded), [&](long, long n, const float* c) {
-                                long rows = cut.length - q < EDGE ? cut.length - q : EDGE;
+                    product(UNIT, z.head, q + UNIT, Left<Operand>::rows(p + q * tiling.padded, tiling.padded),
+                            Right<Operand>::panels(scratch.v_panels, tiling.padded), [&](long, long n, const float* c) {
+                                long rows = tiling.length - q < UNIT ? tiling.length - q : UNIT;
                                 for (long i = 0; i < rows; i++)
-                                    for (long j = 0; j < EDGE && n + j < z.d_head; j += SIDE)
-                                        put_some(mixed + (row + q + i) * z.mixed + h * z.d_head + n + j, z.d_head - n - j,
-                                                 load<F16>(c + i * EDGE + j));
+                                    for (long j = 0; j < UNIT && n + j < z.d_head; j += LANES)
+                                        put(mixed + (row + q + i) * z.mixed + h * z.d_head + n + j, load<F16>(c + i * UNIT + j), z.d_head - n - j);
                             });
                 }
             }
@@ -91,131 +87,116 @@ struct Attention {
     }
 
     // From the gradient of `mixed` to that of the qkv rows.
-    void backward(const Layer& layer, const Kept& kept, long sequence, const Number* d_mixed, Number* d_qkv,
+    void backward(const Layer& layer, const SavedActivations& kept, long sequence, const Operand* d_mixed, Operand* d_qkv,
                   float* partial) const {
-        const long row = sequence * cut.length, share = z.heads / z.kv_heads, square = cut.padded * cut.padded;
-        const long padded = cut.padded;
-        const Number* raw = kept.qkv + row * z.qkv;
-        Number* out = d_qkv + row * z.qkv;
+        const long row = sequence * tiling.length, share = z.heads / z.kv_heads, square = tiling.padded * tiling.padded;
+        const long padded = tiling.padded;
+        const Operand* raw = kept.qkv + row * z.qkv;
+        Operand* out = d_qkv + row * z.qkv;
         for (long g = 0; g < z.kv_heads; g++) {
-            turn(raw + z.k_at + g * z.d_head, layer.k_norm, room.k);
-            copy_rows(raw + z.v_at + g * z.d_head, z.qkv, room.v);
-            if (!kept.pattern) turn_to_panels(room.k, z.head, padded, z.head, room.k_turned);
-            turn_to_panels(room.v, z.head, padded, z.head, room.v_turned);
-            to_panels(room.k, z.head, padded, z.head, room.k_panels, padded, 0);
+            rotate(raw + z.k_at + g * z.d_head, layer.k_norm, scratch.k);
+            copy_rows(raw + z.v_at + g * z.d_head, z.qkv, scratch.v);
+            if (!kept.pattern) transpose_to_panels(scratch.k, z.head, padded, z.head, scratch.k_transposed);
+            transpose_to_panels(scratch.v, z.head, padded, z.head, scratch.v_transposed);
+            to_panels(scratch.k, z.head, padded, z.head, scratch.k_panels, padded, 0);
             for (long h = g * share; h < (g + 1) * share; h++) {
-                turn(raw + h * z.d_head, layer.q_norm, room.q);
-                copy_rows(d_mixed + row * z.mixed + h * z.d_head, z.mixed, room.dz);
-                to_panels(room.q, z.head, padded, z.head, room.q_panels, padded, 0);
-                to_panels(room.dz, z.head, padded, z.head, room.z_panels, padded, 0);
-                Number* p = kept.pattern ? kept.pattern + (sequence * z.heads + h) * square : room.p;
-                for (long q = 0; q < padded; q += EDGE) {
+                rotate(raw + h * z.d_head, layer.q_norm, scratch.q);
+                copy_rows(d_mixed + row * z.mixed + h * z.d_head, z.mixed, scratch.dz);
+                to_panels(scratch.q, z.head, padded, z.head, scratch.q_panels, padded, 0);
+                to_panels(scratch.dz, z.head, padded, z.head, scratch.z_panels, padded, 0);
+                Operand* p = kept.pattern ? kept.pattern + (sequence * z.heads + h) * square : scratch.p;
+                for (long q = 0; q < padded; q += UNIT) {
                     if (!kept.pattern) pattern(q, p);
                     pattern_back(q, p + q * padded);
-                    product(EDGE, z.head, q + EDGE, Left::rows(room.ds + q * padded, padded),
-                            Right::panels(room.k_panels, padded), [&](long, long n, const float* c) {
-                                for (long i = 0; i < EDGE; i++) memcpy(room.dq + (q + i) * z.head + n, c + i * EDGE, EDGE * 4);
+                    product(UNIT, z.head, q + UNIT, Left<Operand>::rows(scratch.ds + q * padded, padded),
+                            Right<Operand>::panels(scratch.k_panels, padded), [&](long, long n, const float* c) {
+                                for (long i = 0; i < UNIT; i++) memcpy(scratch.dq + (q + i) * z.head + n, c + i * UNIT, UNIT * 4);
                             });
-                    to_tiles(p + q * padded, padded, EDGE, q + EDGE, room.p_tiles, padded, q);
-                    to_tiles(room.ds + q * padded, padded, EDGE, q + EDGE, room.ds_tiles, padded, q);
+                    to_tiles(p + q * padded, padded, UNIT, q + UNIT, scratch.p_tiles, padded, q);
+                    to_tiles(scratch.ds + q * padded, padded, UNIT, q + UNIT, scratch.ds_tiles, padded, q);
                 }
-                for (long k = 0; k < padded; k += EDGE) {  // queries from k on see this key
-                    add(room.ds_tiles, room.q_panels, k, room.dk, h == g * share);
-                    add(room.p_tiles, room.z_panels, k, room.dv, h == g * share);
+                for (long k = 0; k < padded; k += UNIT) {  // queries from k on see this key
+                    add(scratch.ds_tiles, scratch.q_panels, k, scratch.dk, h == g * share);
+                    add(scratch.p_tiles, scratch.z_panels, k, scratch.dv, h == g * share);
                 }
-                turn_back(room.dq, raw + h * z.d_head, layer.q_norm, out + h * z.d_head, partial);
+                rotate_back(scratch.dq, raw + h * z.d_head, layer.q_norm, out + h * z.d_head, partial);
             }
-            turn_back(room.dk, raw + z.k_at + g * z.d_head, layer.k_norm, out + z.k_at + g * z.d_head, partial);
-            for (long i = 0; i < cut.length; i++)
-                for (long j = 0; j < z.d_head; j += SIDE)
-                    put_some(out + i * z.qkv + z.v_at + g * z.d_head + j, z.d_head - j, some(room.dv + i * z.head + j, z.d_head - j));
+            rotate_back(scratch.dk, raw + z.k_at + g * z.d_head, layer.k_norm, out + z.k_at + g * z.d_head, partial);
+            for (long i = 0; i < tiling.length; i++)
+                for (long j = 0; j < z.d_head; j += LANES)
+                    put(out + i * z.qkv + z.v_at + g * z.d_head + j, get(scratch.dv + i * z.head + j, z.d_head - j), z.d_head - j);
         }
     }
 
    private:
-    F16 norm_of(const Number* raw, const Vector& norm) const {
-        if (!norm.there()) return splat(1.f);
-        F16 square = splat(0.f);
-        for (long j = 0; j < z.d_head; j += SIDE) {
-            F16 x = some(raw + j, z.d_head - j);
-            square += x * x;
-        }
-        return root_inverse(fold_sum(square) * splat(1.f / z.d_head) + splat(m.s.eps));
-    }
-
-    F16 weighed(const Number* raw, const Vector& norm, F16 inverse, long at, long n) const {
-        F16 x = some(raw + at, n);
-        return norm.there() ? x * inverse * some(norm.at + at, n) : x;
-    }
-
-    __attribute__((noinline)) void copy_rows(const Number* from, long ld, Number* to) const {
-        for (long i = 0; i < cut.length; i++)
-            for (long j = 0; j < z.d_head; j += SIDE) put_some(to + i * z.head + j, z.d_head - j, some(from + i * ld + j, z.d_head - j));
+    GF_MEMBER void copy_rows(const Operand* from, long ld, Operand* to) const {
+        for (long i = 0; i < tiling.length; i++)
+            for (long j = 0; j < z.d_head; j += LANES) put(to + i * z.head + j, get(from + i * ld + j, z.d_head - j), z.d_head - j);
     }
 
     // Softmax of 32 queries' scaled scores over the keys up to each, rows of `p`; beyond, and for padding, 0.
-    __attribute__((noinline)) void pattern(long q, Number* p) const {
-        const Multiply multiply = arithmetic().multiply;
-        const Left rows = Left::rows(room.q, z.head);
-        const Right keys = Right::panels(room.k_turned, z.head);
-        for (long k = 0; k <= q; k += EDGE) multiply(rows.from(q, 0), keys.from(k, 0), z.head, room.scores + k * EDGE);
+    GF_MEMBER void pattern(long q, Operand* p) const {
+        const Multiply<Operand> multiply = arithmetic<Operand>().multiply;
+        const Left<Operand> rows = Left<Operand>::rows(scratch.q, z.head);
+        const Right<Operand> keys = Right<Operand>::panels(scratch.k_transposed, z.head);
+        for (long k = 0; k <= q; k += UNIT) multiply(rows.from(q, 0), keys.from(k, 0), z.head, scratch.scores + k * UNIT);
         const F16 scale = splat(m.s.score_scale), never = splat(-1e30f);
-        const long length = cut.length, padded = cut.padded;
-        float *scores = room.scores, most[EDGE], sums[EDGE];
-        auto at = [=](long i, long k) { return scores + k / EDGE * EDGE * EDGE + i * EDGE + k % EDGE; };
+        const long length = tiling.length, padded = tiling.padded;
+        float *scores = scratch.scores, most[UNIT], sums[UNIT];
+        auto at = [=](long i, long k) { return scores + k / UNIT * UNIT * UNIT + i * UNIT + k % UNIT; };
         // one step for all rows before the next, so that rows do not wait for each other
-        for (long i = 0; i < EDGE; i++) {
-            const long whole = (q + i) / SIDE * SIDE;
+        for (long i = 0; i < UNIT; i++) {
+            const long whole = (q + i) / LANES * LANES;
             F16 top = select(lanes() <= splat_int((int)(q + i - whole)), load<F16>(at(i, whole)), never);
             store(at(i, whole), top);
-            for (long k = 0; k < whole; k += SIDE) top = largest(top, load<F16>(at(i, k)));
+            for (long k = 0; k < whole; k += LANES) top = largest(top, load<F16>(at(i, k)));
             most[i] = peak(top);
         }
-        for (long i = 0; i < EDGE; i++) {
+        for (long i = 0; i < UNIT; i++) {
             const F16 top = splat(most[i]) * scale;
-            F16 sum = splat(0.f);
-            for (long k = 0; k <= q + i; k += SIDE) {
-                F16 e = power_of_e(load<F16>(at(i, k)) * scale - top);
+            F16 total = splat(0.f);
+            for (long k = 0; k <= q + i; k += LANES) {
+                F16 e = exponential<BRIEF>(load<F16>(at(i, k)) * scale - top);
                 store(at(i, k), e);
-                sum += e;
+                total += e;
             }
-            sums[i] = total(sum);
+            sums[i] = sum(total);
         }
-        for (long i = 0; i < EDGE; i += SIDE) store(sums + i, splat(1.f) / load<F16>(sums + i));
-        for (long i = 0; i < EDGE; i++) {
-            Number* out = p + (q + i) * padded;
+        for (long i = 0; i < UNIT; i += LANES) store(sums + i, splat(1.f) / load<F16>(sums + i));
+        for (long i = 0; i < UNIT; i++) {
+            Operand* out = p + (q + i) * padded;
             const F16 inverse = splat(q + i < length ? sums[i] : 0.f);
-            for (long k = 0; k < q + EDGE; k += SIDE) put(out + k, k <= q + i ? load<F16>(at(i, k)) * inverse : splat(0.f));
+            for (long k = 0; k < q + UNIT; k += LANES) put(out + k, k <= q + i ? load<F16>(at(i, k)) * inverse : splat(0.f));
         }
     }
 
-    // The gradient of 32 queries' scores, rows of room.ds, from their rows of the pattern.
-    __attribute__((noinline)) void pattern_back(long q, const Number* p) const {
-        const Multiply multiply = arithmetic().multiply;
-        const Left rows = Left::rows(room.dz, z.head);
-        const Right values = Right::panels(room.v_turned, z.head);
-        for (long k = 0; k <= q; k += EDGE) multiply(rows.from(q, 0), values.from(k, 0), z.head, room.scores + k * EDGE);
+    // The gradient of 32 queries' scores, rows of scratch.ds, from their rows of the pattern.
+    GF_MEMBER void pattern_back(long q, const Operand* p) const {
+        const Multiply<Operand> multiply = arithmetic<Operand>().multiply;
+        const Left<Operand> rows = Left<Operand>::rows(scratch.dz, z.head);
+        const Right<Operand> values = Right<Operand>::panels(scratch.v_transposed, z.head);
+        for (long k = 0; k <= q; k += UNIT) multiply(rows.from(q, 0), values.from(k, 0), z.head, scratch.scores + k * UNIT);
         const F16 scale = splat(m.s.score_scale);
-        for (long i = 0; i < EDGE; i++, p += cut.padded) {
-            Number* out = room.ds + (q + i) * cut.padded;
-            const float* row = room.scores + i * EDGE;
-            auto at = [&](long k) { return row + k / EDGE * EDGE * EDGE + k % EDGE; };
+        for (long i = 0; i < UNIT; i++, p += tiling.padded) {
+            Operand* out = scratch.ds + (q + i) * tiling.padded;
+            const float* row = scratch.scores + i * UNIT;
+            auto at = [&](long k) { return row + k / UNIT * UNIT * UNIT + k % UNIT; };
             F16 along = splat(0.f);
-            for (long k = 0; k <= q + i; k += SIDE) along += get(p + k) * load<F16>(at(k));
-            along = fold_sum(along);
-            for (long k = 0; k < q + EDGE; k += SIDE)
+            for (long k = 0; k <= q + i; k += LANES) along += get(p + k) * load<F16>(at(k));
+            along = sum_lanes(along);
+            for (long k = 0; k < q + UNIT; k += LANES)
                 put(out + k, k <= q + i ? get(p + k) * (load<F16>(at(k)) - along) * scale : splat(0.f));
         }
     }
 
     // to (key, head) += tiles (key, query) x panels (query, head), for 32 keys from k.
-    __attribute__((noinline)) void add(const Number* tiles, const Number* panels, long k, float* to, bool fresh) const {
-        product(EDGE, z.head, cut.padded - k, Left::tiles(tiles, cut.padded).from(k, k),
-                Right::panels(panels, cut.padded).from(0, k), [&](long, long n, const float* c) {
-                    for (long i = 0; i < EDGE; i++)
-                        for (long j = 0; j < EDGE; j += SIDE) {
+    GF_MEMBER void add(const Operand* tiles, const Operand* panels, long k, float* to, bool fresh) const {
+        product(UNIT, z.head, tiling.padded - k, Left<Operand>::tiles(tiles, tiling.padded).from(k, k),
+                Right<Operand>::panels(panels, tiling.padded).from(0, k), [&](long, long n, const float* c) {
+                    for (long i = 0; i < UNIT; i++)
+                        for (long j = 0; j < UNIT; j += LANES) {
                             float* at = to + (k + i) * z.head + n + j;
-                            F16 x = load<F16>(c + i * EDGE + j);
+                            F16 x = load<F16>(c + i * UNIT + j);
                             store(at, fresh ? x : load<F16>(at) + x);
                         }
                 });

@@ -4,13 +4,7 @@
 // the backward pass, and neither blocks nor threads show in it.
 #pragma once
 
-#include "convert.h"
-
-// One forward and backward pass: `share` of 2^32 is left out (0: nothing), what stays is multiplied by `scale`.
-struct Dropout {
-    uint32_t key, share;
-    float scale;
-};
+#include "abi.h"
 
 constexpr uint32_t SITE_STEP = 0x9E3779B9u, ROW_STEP = 0x85EBCA77u, COLUMN_STEP = 0xC2B2AE3Du;
 
@@ -21,9 +15,9 @@ GF_INLINE uint32_t hashed(uint32_t x) {
 
 // What one place of the stream (0: the embeddings; 2i + 1 and 2i + 2: attention and feed-forward part of block i)
 // does to sixteen numbers of a row.
-class Keep {
+class DropoutMask {
    public:
-    Keep(const Dropout& d, uint32_t site) : share_(d.share), scale_(d.scale), key_(hashed(d.key + site * SITE_STEP)) {}
+    DropoutMask(const Dropout& d, uint32_t site) : share_(d.share), scale_(d.scale), key_(hashed(d.key + site * SITE_STEP)) {}
 
     bool all() const { return share_ == 0; }
     F16 operator()(long row, long column, F16 x) const {

@@ -5,20 +5,27 @@
 // It knows the shapes it is told and the buffers it is given; it does not know checkpoints,
 // sampling or requests. Python owns weights and names; this library owns the cache and the threads.
 
-#include "infer_forward.h"
+#include "forward.h"
 
-extern "C" {
+static std::mutex pool_use;  // one forward pass at a time in a process
+static std::unique_ptr<Pool> pool;  // kept between passes
 
-// The sizes of the structures that Python hands over, in the order of its `Library`; returns how many.
-int gf_sizes(int32_t* out, int room) {
-    const size_t sizes[] = {sizeof(Matrix), sizeof(NormWeights), sizeof(Layer), sizeof(Parts), sizeof(Shape)};
-    const int n = sizeof sizes / sizeof *sizes;
-    for (int i = 0; i < n && i < room; i++) out[i] = (int32_t)sizes[i];
-    return n;
+static Pool& team(int threads) {
+    if (pool && !pool->alive()) (void)pool.release();  // a fork's child has none of the threads
+    if (!pool || pool->size() != threads) {
+        pool.reset();
+        pool = std::make_unique<Pool>(threads);
+    }
+    return *pool;
 }
 
+#pragma GCC visibility push(default)
+extern "C" {
+
+int gf_sizes(int32_t* out, int room) { return sizes_of<Matrix, NormWeights, LayerWeights, ModelWeights, InferShape>(out, room); }
+
 const char* gf_instructions() {
-#if defined(GF_BYTE_TILES)
+#if defined(GF_AMX_INT8)
     if (tiles_there()) return "AVX-512 VNNI, AMX";
 #endif
 #if defined(GF_VNNI)
@@ -45,6 +52,9 @@ void gf_pack(int format, int rows, int cols, const uint8_t* source, uint8_t* out
     });
 }
 
+// How the products of so many rows are made (Path), for tests.
+int gf_path(const Matrix* m, int rows) { return (int)path_of(*m, rows); }
+
 void gf_unpack(const Matrix* m, int row, float* out) { unpack_row(*m, row, out); }
 
 // out (count, rows) = x (count, cols) @ matrix, as the forward pass does it; for tests.
@@ -53,11 +63,10 @@ int gf_multiply(const Matrix* m, const float* x, int count, float* out) {
     if (!in.make(count, m->cols)) return 1;
     for (int r = 0; r < count; r++) {
         memcpy(in.rows.x + (size_t)r * in.rows.stride, x + (size_t)r * m->cols, m->cols * sizeof(float));
-        if (m->rounds()) in.rows.quantise(r);
+        ForwardPass::Reads({m}, count).row(in.rows, r);
     }
-    Tiles tiles(count >= TILES_FROM);
     for (int unit = 0; unit < m->units(); unit++)
-        unit_products(tiles, *m, unit, in.rows, count, [&](int first, int rows, float(*y)[UNIT]) {
+        unit_products(*m, unit, in.rows, count, [&](int first, int rows, float(*y)[UNIT]) {
             int n = m->rows - unit * UNIT;
             for (int i = 0; i < rows; i++)
                 memcpy(out + (size_t)(first + i) * m->rows + unit * UNIT, y[i], (n < UNIT ? n : UNIT) * sizeof(float));
@@ -86,14 +95,14 @@ double gf_read(const uint8_t* data, size_t bytes, int threads) {
 
 void gf_destroy(Model* m) { delete m; }
 
-Model* gf_create(const Shape* shape, const Parts* parts, const Layer* layers) {
+Model* gf_create(const InferShape* shape, const ModelWeights* parts, const LayerWeights* layers) {
     auto m = std::make_unique<Model>();
     m->s = *shape;
     m->parts = *parts;
     m->layers.assign(layers, layers + shape->n_layers);
-    const Shape& s = m->s;
+    const InferShape& s = m->s;
     m->plain = !s.parallel;
-    for (const Layer& layer : m->layers) m->plain = m->plain && !layer.ln1_post.weight && !layer.ln2_post.weight;
+    for (const LayerWeights& layer : m->layers) m->plain = m->plain && !layer.ln1_post.weight && !layer.ln2_post.weight;
     m->width = (int)round_up(s.d_head, 16);
     size_t cache = (size_t)s.n_layers * s.slots * s.n_kv_heads * m->head_size();
     m->keys = calloc(cache, m->element());
@@ -115,11 +124,11 @@ Model* gf_create(const Shape* shape, const Parts* parts, const Layer* layers) {
     return m.release();
 }
 
-// `count` tokens (at most Shape.rows) enter the cache at (slot, position); logits (n_out, vocab) of
+// `count` tokens (at most InferShape::rows) enter the cache at (slot, position); logits (n_out, vocab) of
 // the rows named in out_rows. Positions before a row's own must have been given before or with it.
 int gf_forward(Model* m, int count, const int32_t* tokens, const int32_t* slots, const int32_t* positions, int n_out,
                const int32_t* out_rows, float* logits, int threads) {
-    const Shape& s = m->s;
+    const InferShape& s = m->s;
     if (count < 1 || count > s.rows || n_out < 0 || n_out > s.rows) return 1;
     for (int r = 0; r < count; r++)
         if (tokens[r] < 0 || tokens[r] >= s.vocab || slots[r] < 0 || slots[r] >= s.slots || positions[r] < 0 ||
@@ -128,11 +137,11 @@ int gf_forward(Model* m, int count, const int32_t* tokens, const int32_t* slots,
     for (int i = 0; i < n_out; i++)
         if (out_rows[i] < 0 || out_rows[i] >= count) return 3;
     std::lock_guard<std::mutex> hold(pool_use);
-    Run run{*m, count, tokens, slots, positions, n_out, out_rows, logits, {}};
+    Batch batch{*m, count, tokens, slots, positions, n_out, out_rows, logits, {}};
     Pool& pool = team(threads);
-    run.make_groups(pool.size());
+    batch.make_groups(pool.size());
     if (!m->prepare(pool.size())) return 4;
-    pool.run([&] { Walk(run, Pool::me()).go(); });
+    pool.run([&] { ForwardPass(batch, Pool::me()).go(); });
     return 0;
 }
 

@@ -3,101 +3,96 @@
 // The same arithmetic as glassformer/train/optimizer.py, whose docstrings name the papers.
 #pragma once
 
-#include "scratch.h"
-
-struct Rules {
-    float muon_lr, muon_decay, beta1, beta2, eps;
-    int32_t rounds, cautious;
-};
+#include "train_model.h"
 
 constexpr float NEWTON_SCHULZ[3] = {3.4445f, -4.7750f, 2.0315f};
 
-// Room of one thread for the largest matrix.
-struct Bench {
-    Number *x, *next, *panels, *gram, *poly, *rows;
+// BlockScratch of one thread for the largest matrix.
+struct OptimizerScratch {
+    Operand *x, *next, *panels, *gram, *poly, *rows;
 };
 
-static void lay_bench(Model& m, Arena& a, Bench& b) {
+static void lay_out(Model& m, Arena& a, OptimizerScratch& b) {
     long matrix = 0, square = 0, ins = 0;
     for (const Parameter& p : m.parameters) {
-        long rows = round_to(p.rows, EDGE), cols = round_to(p.cols, EDGE), small = rows < cols ? rows : cols;
+        long rows = round_up(p.rows, UNIT), cols = round_up(p.cols, UNIT), small = rows < cols ? rows : cols;
         if (p.muon && rows * cols > matrix) matrix = rows * cols;
         if (p.muon && small * small > square) square = small * small;
     }
     for (Weight* w : m.weights())
         if (w->ins > ins) ins = w->ins;
-    for (Number** p : {&b.x, &b.next, &b.panels}) *p = a.take<Number>(matrix > square ? matrix : square);
-    b.gram = a.take<Number>(square), b.poly = a.take<Number>(square), b.rows = a.take<Number>(SIDE * ins);
+    for (Operand** p : {&b.x, &b.next, &b.panels}) *p = a.take<Operand>(matrix > square ? matrix : square);
+    b.gram = a.take<Operand>(square), b.poly = a.take<Operand>(square), b.rows = a.take<Operand>(LANES * ins);
 }
 
 // Momentum moves towards the gradient; what is then orthogonalised, of sixteen entries.
 GF_INLINE F16 direction(const float* grad, const float* buffer, long n, float momentum) {
-    F16 g = some(grad, n);
-    return g + splat(momentum) * (some(buffer, n) - g);
+    F16 g = get(grad, n);
+    return g + splat(momentum) * (get(buffer, n) - g);
 }
 
-static void muon(Model& m, const Parameter& p, const Rules& rules, float rate, float momentum, Bench& b) {
+static void muon(Model& m, const Parameter& p, const Rules& rules, float rate, float momentum, OptimizerScratch& b) {
     const bool tall = p.rows > p.cols;
-    const long rows = p.rows, cols = p.cols, small = round_to(tall ? cols : rows, EDGE), large = round_to(tall ? rows : cols, EDGE);
+    const long rows = p.rows, cols = p.cols, small = round_up(tall ? cols : rows, UNIT), large = round_up(tall ? rows : cols, UNIT);
     float *value = m.master + p.offset, *grad = m.grad + p.offset, *buffer = m.first + p.offset;
     F16 square = splat(0.f);
-    for (long i = 0; i < rows * cols; i += SIDE) {
+    for (long i = 0; i < rows * cols; i += LANES) {
         long n = rows * cols - i;
-        F16 old = some(buffer + i, n);
-        store_some(buffer + i, n, old + splat(1.f - momentum) * (some(grad + i, n) - old));
+        F16 old = get(buffer + i, n);
+        put(buffer + i, old + splat(1.f - momentum) * (get(grad + i, n) - old), n);
         F16 x = direction(grad + i, buffer + i, n, momentum);
         square += x * x;
     }
-    const F16 inverse = splat(1.f / std::fmax(std::sqrt(total(square)), 1e-7f));
+    const F16 inverse = splat(1.f / std::fmax(std::sqrt(sum(square)), 1e-7f));
     // in squares of sixteen, so that a tall matrix is laid on its side
-    for (long r = 0; r < round_to(rows, EDGE); r += SIDE)
-        for (long c = 0; c < round_to(cols, EDGE); c += SIDE) {
-            I16 part[SIDE];
-            for (long i = 0; i < SIDE; i++) {
+    for (long r = 0; r < round_up(rows, UNIT); r += LANES)
+        for (long c = 0; c < round_up(cols, UNIT); c += LANES) {
+            I16 part[LANES];
+            for (long i = 0; i < LANES; i++) {
                 long at = (r + i) * cols + c, n = r + i < rows ? cols - c : 0;
                 part[i] = (I16)(direction(grad + (n > 0 ? at : 0), buffer + (n > 0 ? at : 0), n, momentum) * inverse);
             }
-            if (tall) turn_over(part);
-            for (long i = 0; i < SIDE; i++) put(b.x + ((tall ? c : r) + i) * large + (tall ? r : c), (F16)part[i]);
+            if (tall) transpose(part);
+            for (long i = 0; i < LANES; i++) put(b.x + ((tall ? c : r) + i) * large + (tall ? r : c), (F16)part[i]);
         }
     for (int round = 0; round < rules.rounds; round++) {
-        turn_to_panels(b.x, large, small, large, b.panels);
-        product(small, small, large, Left::rows(b.x, large), Right::panels(b.panels, large), [&](long r, long n, const float* c) {
-            for (long i = 0; i < EDGE; i++)
-                for (long j = 0; j < EDGE; j += SIDE) put(b.gram + (r + i) * small + n + j, load<F16>(c + i * EDGE + j));
+        transpose_to_panels(b.x, large, small, large, b.panels);
+        product(small, small, large, Left<Operand>::rows(b.x, large), Right<Operand>::panels(b.panels, large), [&](long r, long n, const float* c) {
+            for (long i = 0; i < UNIT; i++)
+                for (long j = 0; j < UNIT; j += LANES) put(b.gram + (r + i) * small + n + j, load<F16>(c + i * UNIT + j));
         });
         to_panels(b.gram, small, small, small, b.panels, small, 0);
-        product(small, small, small, Left::rows(b.gram, small), Right::panels(b.panels, small), [&](long r, long n, const float* c) {
-            for (long i = 0; i < EDGE; i++)
-                for (long j = 0; j < EDGE; j += SIDE) {
+        product(small, small, small, Left<Operand>::rows(b.gram, small), Right<Operand>::panels(b.panels, small), [&](long r, long n, const float* c) {
+            for (long i = 0; i < UNIT; i++)
+                for (long j = 0; j < UNIT; j += LANES) {
                     long at = (r + i) * small + n + j;
-                    put(b.poly + at, splat(NEWTON_SCHULZ[1]) * get(b.gram + at) + splat(NEWTON_SCHULZ[2]) * load<F16>(c + i * EDGE + j));
+                    put(b.poly + at, splat(NEWTON_SCHULZ[1]) * get(b.gram + at) + splat(NEWTON_SCHULZ[2]) * load<F16>(c + i * UNIT + j));
                 }
         });
         to_panels(b.x, large, small, large, b.panels, small, 0);
-        product(small, large, small, Left::rows(b.poly, small), Right::panels(b.panels, small), [&](long r, long n, const float* c) {
-            for (long i = 0; i < EDGE; i++)
-                for (long j = 0; j < EDGE; j += SIDE) {
+        product(small, large, small, Left<Operand>::rows(b.poly, small), Right<Operand>::panels(b.panels, small), [&](long r, long n, const float* c) {
+            for (long i = 0; i < UNIT; i++)
+                for (long j = 0; j < UNIT; j += LANES) {
                     long at = (r + i) * large + n + j;
-                    put(b.next + at, splat(NEWTON_SCHULZ[0]) * get(b.x + at) + load<F16>(c + i * EDGE + j));
+                    put(b.next + at, splat(NEWTON_SCHULZ[0]) * get(b.x + at) + load<F16>(c + i * UNIT + j));
                 }
         });
         std::swap(b.x, b.next);
     }
     const float lr = rules.muon_lr * rate, size = tall ? std::sqrt((float)rows / cols) : 1.f;
-    for (long r = 0; r < rows; r += SIDE)
-        for (long c = 0; c < cols; c += SIDE) {
-            I16 part[SIDE];
-            for (long i = 0; i < SIDE; i++) part[i] = (I16)get(b.x + ((tall ? c : r) + i) * large + (tall ? r : c));
-            if (tall) turn_over(part);
-            for (long i = 0; i < SIDE && r + i < rows; i++) {
+    for (long r = 0; r < rows; r += LANES)
+        for (long c = 0; c < cols; c += LANES) {
+            I16 part[LANES];
+            for (long i = 0; i < LANES; i++) part[i] = (I16)get(b.x + ((tall ? c : r) + i) * large + (tall ? r : c));
+            if (tall) transpose(part);
+            for (long i = 0; i < LANES && r + i < rows; i++) {
                 float* to = value + (r + i) * cols + c;
-                F16 v = some(to, cols - c), update = (F16)part[i];
+                F16 v = get(to, cols - c), update = (F16)part[i];
                 if (rules.muon_decay > 0) {
                     F16 shrunk = v - splat(lr * rules.muon_decay) * v;
                     v = rules.cautious ? select(update * v > splat(0.f), shrunk, v) : shrunk;
                 }
-                store_some(to, cols - c, v - splat(lr * size) * update);
+                put(to, v - splat(lr * size) * update, cols - c);
             }
         }
 }
@@ -132,7 +127,7 @@ static std::vector<Piece> pieces(const Model& m) {
             all.push_back({&p, 0, p.rows, size * (64 + small)});
             continue;
         }
-        long some = round_to(16384 / p.cols + 1, SIDE);
+        long some = round_up(16384 / p.cols + 1, LANES);
         for (long r = 0; r < p.rows; r += some)
             all.push_back({&p, r, p.rows - r < some ? p.rows - r : some, 64 * some * p.cols});
     }
@@ -142,46 +137,46 @@ static std::vector<Piece> pieces(const Model& m) {
 }
 
 // Everything that the products and the module compute with, from the masters' rows.
-static void publish_rows(Model& m, const Parameter& p, long from, long rows, Number* room) {
+static void publish_rows(Model& m, const Parameter& p, long from, long rows, Operand* room) {
     if (Vector* v = vector_of(m, p)) return publish(m, *v);
     Place place = place_of(m, p);
     if (p.bias && place.weight) return;  // with the vectors, below: several parameters share one
     if (place.weight) {
-        for (long r = from; r < from + rows; r += SIDE) pack_panel(m, *place.weight, (place.row + r * place.step) / SIDE, room);
+        for (long r = from; r < from + rows; r += LANES) pack_panel(m, *place.weight, (place.row + r * place.step) / LANES, room);
         return;
     }
-#if defined(GLASSFORMER_BRAIN)
-    for (long i = p.offset + from * p.cols, end = i + rows * p.cols; i < end; i++) m.working[i] = to_brain_value(m.master[i]);
+#if defined(GLASSFORMER_BF16)
+    for (long i = p.offset + from * p.cols, end = i + rows * p.cols; i < end; i++) m.working[i] = to_bf16_value(m.master[i]);
 #endif
 }
 
-static bool make_benches(Model& m, std::vector<Bench>& benches) {
-    benches.resize(m.s.threads);
+static bool make_scratch(Model& m, std::vector<OptimizerScratch>& scratch) {
+    scratch.resize(m.s.threads);
     for (int pass = 0; pass < 2; pass++) {
-        Arena a{m.benches.at()};
-        for (Bench& b : benches) lay_bench(m, a, b);
-        if (!pass && !m.benches.ask(a.used)) return false;
+        Arena a{m.optimizer.at()};
+        for (OptimizerScratch& b : scratch) lay_out(m, a, b);
+        if (!pass && !m.optimizer.clear(a.used)) return false;
     }
     return true;
 }
 
 // Takes a step (`steps` counts from 1), or with none only makes the copies anew.
 static bool update(Model& m, const Rules* rules, float rate, float momentum, long steps) {
-    std::vector<Bench> benches;
-    if (!make_benches(m, benches)) return false;
+    std::vector<OptimizerScratch> scratch;
+    if (!make_scratch(m, scratch)) return false;
     const std::vector<Piece> all = pieces(m);
-    std::atomic<int> seats{0};
+    std::atomic<int> next{0};
     m.run([&] {
-        Tiles tiles;
-        Bench& bench = benches[seats.fetch_add(1)];
+        const Tiles tiles(arithmetic<Operand>().tiles);
+        OptimizerScratch& mine = scratch[next.fetch_add(1)];
         m.phases[0].share((int)all.size(), 1, [&](int i) {
             const Piece& piece = all[i];
             const Parameter& p = *piece.p;
             if (rules && p.muon)
-                muon(m, p, *rules, rate, momentum, bench);
+                muon(m, p, *rules, rate, momentum, mine);
             else if (rules)
                 adamw(m, p, *rules, rate, steps, piece.from * p.cols, piece.rows * p.cols);
-            publish_rows(m, p, piece.from, piece.rows, bench.rows);
+            publish_rows(m, p, piece.from, piece.rows, mine.rows);
         });
     });
     for (Weight* w : m.weights())
@@ -199,12 +194,12 @@ static double square_of_gradients(Model& m) {
     std::vector<double> sums(chunks.size());
     m.run([&] {
         m.phases[0].share((int)chunks.size(), 4, [&](int i) {
-            F16 sum = splat(0.f);
-            for (long j = 0; j < chunks[i].second; j += SIDE) {
-                F16 x = some(chunks[i].first + j, chunks[i].second - j);
-                sum += x * x;
+            F16 total = splat(0.f);
+            for (long j = 0; j < chunks[i].second; j += LANES) {
+                F16 x = get(chunks[i].first + j, chunks[i].second - j);
+                total += x * x;
             }
-            sums[i] = total(sum);
+            sums[i] = sum(total);
         });
     });
     double all = 0;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -21,6 +22,13 @@
 #endif
 
 #define GF_INLINE static inline __attribute__((always_inline))
+#define GF_NOINLINE static __attribute__((noinline))  // once in the library: less to compile
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define GF_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define GF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, I16{__VA_ARGS__})
+#endif
 
 typedef float F16 __attribute__((vector_size(64)));      // 16 float32 lanes
 typedef int32_t I16 __attribute__((vector_size(64)));    // 16 int32 lanes
@@ -28,6 +36,8 @@ typedef uint32_t U16 __attribute__((vector_size(64)));   // 16 uint32 lanes
 typedef uint8_t B64 __attribute__((vector_size(64)));    // 16 lanes of four bytes
 typedef uint16_t H16 __attribute__((vector_size(32)));   // 16 lanes of two bytes
 typedef int8_t S16 __attribute__((vector_size(16)));     // 16 signed bytes
+
+GF_INLINE constexpr long round_up(long n, long to) { return (n + to - 1) / to * to; }
 
 template <class V>
 GF_INLINE V load(const void* p) {
@@ -50,14 +60,15 @@ GF_INLINE F16 largest(F16 a, F16 b) { return select(a > b, a, b); }
 GF_INLINE F16 smallest(F16 a, F16 b) { return select(a < b, a, b); }
 GF_INLINE F16 magnitude(F16 a) { return (F16)((I16)a & splat_int(0x7fffffff)); }
 
-// Halving, so that the order of additions is the same on every processor.
-GF_INLINE float sum(F16 v) {
-    float a[16];
-    store(a, v);
-    for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; i++) a[i] += a[i + width];
-    return a[0];
+// The sum over lanes in every lane, by halving, so that the order of additions is the same on every processor.
+GF_INLINE F16 sum_lanes(F16 v) {
+    v += GF_SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += GF_SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    v += GF_SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    v += GF_SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return v;
 }
+GF_INLINE float sum(F16 v) { return sum_lanes(v)[0]; }
 
 GF_INLINE int32_t sum(I16 v) {
 #if defined(GF_VNNI)
@@ -115,27 +126,6 @@ GF_INLINE F16 low_nibble(U16 bits) {
 #endif
 }
 
-GF_INLINE F16 brain(const void* p) { return (F16)(__builtin_convertvector(load<H16>(p), U16) << 16); }
-
-GF_INLINE float brain_value(uint16_t h) {
-    uint32_t bits = (uint32_t)h << 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-// float32 to bfloat16, to nearest, ties to even (finite values).
-GF_INLINE H16 to_brain(F16 x) {
-    U16 bits = (U16)x;
-    return __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, H16);
-}
-
-GF_INLINE uint16_t to_brain_value(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 // Per lane: total + sum of four products of unsigned bytes `w` with the four signed bytes in `a`.
 GF_INLINE I16 dot4(I16 total, B64 w, int32_t a) {
 #if defined(GF_VNNI)
@@ -178,59 +168,26 @@ GF_INLINE I16 dot4_small(I16 total, B64 w, int32_t a) {
 #endif
 }
 
-// e^x within about 2 units in the last place; exactly 0 below -87, so that a masked score vanishes.
-GF_INLINE F16 exponential(F16 x) {
-    I16 alive = x > splat(-87.f);
-    F16 y = smallest(largest(x, splat(-87.f)), splat(88.f));
-    I16 n = nearest(y * splat(1.44269504f));
-    F16 whole = __builtin_convertvector(n, F16);
-    F16 r = y - whole * splat(0.693359375f);
-    r = r - whole * splat(-2.12194440e-4f);
-    F16 p = splat(1.9841270e-4f);  // Taylor's series: |r| <= 0.347, so r^8/8! is below float32's rounding
-    p = p * r + splat(1.3888889e-3f);
-    p = p * r + splat(8.3333333e-3f);
-    p = p * r + splat(4.1666667e-2f);
-    p = p * r + splat(1.6666667e-1f);
-    p = p * r + splat(0.5f);
-    p = p * r + splat(1.f);
-    p = p * r + splat(1.f);
-    F16 power = (F16)((n + splat_int(127)) << 23);
-    return (F16)((I16)(p * power) & alive);
-}
-
-GF_INLINE F16 hyperbolic_tangent(F16 x) {
-    F16 s = x * x;
-    F16 small = splat(62.f / 2835.f);
-    small = small * s + splat(-17.f / 315.f);
-    small = small * s + splat(2.f / 15.f);
-    small = small * s + splat(-1.f / 3.f);
-    small = x + x * s * small;
-    F16 y = smallest(largest(x, splat(-20.f)), splat(20.f));
-    F16 large = splat(1.f) - splat(2.f) / (splat(1.f) + exponential(y + y));
-    return select(magnitude(x) < splat(0.25f), small, large);
-}
-
-enum Activation { GELU = 0, GELU_TANH = 1, SILU = 2, RELU = 3, RELU2 = 4 };
-
-GF_INLINE F16 activate(int kind, F16 x) {
-    switch (kind) {
-        case SILU:
-            return x / (splat(1.f) + exponential(-x));
-        case GELU_TANH: {  // (1 + tanh u) / 2 = 1 / (1 + e^(-2u))
-            F16 u = splat(0.7978845608f) * (x + splat(0.044715f) * x * x * x);
-            return x / (splat(1.f) + exponential(splat(-2.f) * u));
+// A square of sixteen by sixteen 32-bit words, transposed.
+GF_NOINLINE void transpose(I16* v) {
+#define GF_EXCHANGE(s, ...)                                            \
+    for (int i = 0; i < 16; i++)                                     \
+        if (!(i & s)) {                                                \
+            I16 a = v[i], b = v[i + s];                                \
+            v[i] = GF_SHUFFLE(a, b, GF_FIRST_##s);                     \
+            v[i + s] = GF_SHUFFLE(a, b, GF_SECOND_##s);                \
         }
-        case RELU:
-            return largest(x, splat(0.f));
-        case RELU2: {
-            F16 r = largest(x, splat(0.f));
-            return r * r;
-        }
-        default: {
-            float a[16];
-            store(a, x);
-            for (float& v : a) v = 0.5f * v * (1.f + erff(v * 0.70710678f));
-            return load<F16>(a);
-        }
-    }
+#define GF_FIRST_8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define GF_SECOND_8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define GF_FIRST_4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define GF_SECOND_4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define GF_FIRST_2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define GF_SECOND_2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define GF_FIRST_1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define GF_SECOND_1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
+    GF_EXCHANGE(8)
+    GF_EXCHANGE(4)
+    GF_EXCHANGE(2)
+    GF_EXCHANGE(1)
+#undef GF_EXCHANGE
 }

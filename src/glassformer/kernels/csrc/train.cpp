@@ -8,19 +8,14 @@
 #include "train_gradient.h"
 #include "optimizer.h"
 
+#pragma GCC visibility push(default)
 extern "C" {
 
-// The sizes of the structures that Python hands over, in the order of its `Library`; returns how many.
-int gf_sizes(int32_t* out, int room) {
-    const size_t sizes[] = {sizeof(Shape), sizeof(Parameter), sizeof(Rules), sizeof(Dropout)};
-    const int n = sizeof sizes / sizeof *sizes;
-    for (int i = 0; i < n && i < room; i++) out[i] = (int32_t)sizes[i];
-    return n;
-}
+int gf_sizes(int32_t* out, int room) { return sizes_of<TrainShape, Parameter, Rules, Dropout>(out, room); }
 
-const char* gf_arithmetic() { return arithmetic().name; }
+const char* gf_arithmetic() { return arithmetic<Operand>().name; }
 
-Model* gf_create(const Shape* shape, const Parameter* parameters, int count, const float* cosines, const float* sines,
+Model* gf_create(const TrainShape* shape, const Parameter* parameters, int count, const float* cosines, const float* sines,
                  float* master, float* grad, float* first, float* second, void* working) {
     auto m = std::make_unique<Model>();
     m->s = *shape;

@@ -8,15 +8,15 @@
 
 // A weight's gradient over all stored tokens, for 32 of its rows.
 static void weight_gradient(Model& m, const Weight& w, long row, long tokens, bool fresh) {
-    product(EDGE, w.ins, tokens, Left::tiles(w.left, tokens).from(row, 0), Right::panels(w.right, tokens),
+    product(UNIT, w.ins, tokens, Left<Operand>::tiles(w.left, tokens).from(row, 0), Right<Operand>::panels(w.right, tokens),
             [&](long, long n, const float* c) {
-                for (long i = 0; i < EDGE; i++) {
-                    const Panel& to = w.panels[(row + i) / SIDE];
-                    if (i % SIDE >= to.rows) continue;
-                    float* g = m.grad + to.offset + i % SIDE * w.cols + n;
-                    for (long j = 0; j < EDGE && n + j < w.cols; j += SIDE) {
-                        F16 x = load<F16>(c + i * EDGE + j);
-                        fresh ? store_some(g + j, w.cols - n - j, x) : add_some(g + j, w.cols - n - j, x);
+                for (long i = 0; i < UNIT; i++) {
+                    const Panel& to = w.panels[(row + i) / LANES];
+                    if (i % LANES >= to.rows) continue;
+                    float* g = m.grad + to.offset + i % LANES * w.cols + n;
+                    for (long j = 0; j < UNIT && n + j < w.cols; j += LANES) {
+                        F16 x = load<F16>(c + i * UNIT + j);
+                        fresh ? put(g + j, x, w.cols - n - j) : add(g + j, x, w.cols - n - j);
                     }
                 }
             });
@@ -26,28 +26,28 @@ static void weight_gradient(Model& m, const Weight& w, long row, long tokens, bo
 static void vector_gradient(Model& m, const Vector& v, long blocks, bool fresh) {
     for (size_t p = 0; p < v.panels.size(); p++) {
         F16 sum = splat(0.f);
-        for (long b = 0; b < blocks; b++) sum += load<F16>(m.partials + b * m.partial_size + v.partial + p * SIDE);
+        for (long b = 0; b < blocks; b++) sum += load<F16>(m.partials + b * m.partial_size + v.partial + p * LANES);
         if (v.panels[p].rows <= 0) continue;
         float* g = m.grad + v.panels[p].offset;
-        fresh ? store_some(g, v.panels[p].rows, sum) : add_some(g, v.panels[p].rows, sum);
+        fresh ? put(g, sum, v.panels[p].rows) : add(g, sum, v.panels[p].rows);
     }
 }
 
 // Sixteen columns of the embeddings' gradients: every token's, in order. With tied weights `grad` already holds the
 // unembedding's.
 static void embedding_gradient(Model& m, const int64_t* ids, long sequences, long column, bool fresh) {
-    const long d = m.s.d_model, n = d - column, length = m.cut.length;
+    const long d = m.s.d_model, n = d - column, length = m.tiling.length;
     float* to[2] = {m.grad + m.embed + column, m.positions < 0 ? nullptr : m.grad + m.positions + column};
     const long rows[2] = {m.s.vocab, m.s.context};
     for (int t = 0; t < 2; t++)
         if (to[t] && fresh && !(t == 0 && m.s.tied))
-            for (long r = 0; r < rows[t]; r++) store_some(to[t] + r * d, n, splat(0.f));
+            for (long r = 0; r < rows[t]; r++) put(to[t] + r * d, splat(0.f), n);
     for (long s = 0; s < sequences; s++)
         for (long i = 0; i < length; i++) {
-            long row = s / m.cut.group * m.cut.rows + s % m.cut.group * length + i;
-            F16 x = some(m.d_embedded + row * m.z.width + column, n);
-            add_some(to[0] + ids[s * length + i] * d, n, x);
-            if (to[1]) add_some(to[1] + i * d, n, x);
+            long row = s / m.tiling.group * m.tiling.rows + s % m.tiling.group * length + i;
+            F16 x = get(m.d_embedded + row * m.z.width + column, n);
+            add(to[0] + ids[s * length + i] * d, x, n);
+            if (to[1]) add(to[1] + i * d, x, n);
         }
 }
 
@@ -59,27 +59,27 @@ static double pass(Model& m, const int64_t* ids, const int64_t* targets, long ba
     for (long i = 0; i < batch * length; i++)
         if (ids[i] < 0 || ids[i] >= m.s.vocab || targets[i] >= m.s.vocab) return -2;
     if (batch < 1 || length < 1 || length > m.s.context) return -2;
-    const Cut cut = cut_for(m, batch, length);
-    if (!make_room(m, cut, learning)) return -1;
+    const Tiling tiling = tiling_for(m, batch, length);
+    if (!make_scratch(m, tiling, learning)) return -1;
     std::vector<std::pair<const Weight*, long>> items;
     for (const Weight* w : m.weights())
-        for (long row = 0; row < w->outs(); row += EDGE) items.push_back({w, row});
+        for (long row = 0; row < w->outs(); row += UNIT) items.push_back({w, row});
     const std::vector<Vector*> vectors = m.all_vectors();
-    const long columns = (m.s.d_model + SIDE - 1) / SIDE, all = (batch + cut.group - 1) / cut.group;
-    const long wave = learning ? cut.blocks : all;
+    const long columns = (m.s.d_model + LANES - 1) / LANES, all = (batch + tiling.group - 1) / tiling.group;
+    const long wave = learning ? tiling.blocks : all;
     double loss = 0;
     for (long begin = 0; begin < all; begin += wave) {
-        const long blocks = all - begin < wave ? all - begin : wave, tokens = blocks * cut.rows;
-        const long start = begin * cut.group, sequences = batch - start < blocks * cut.group ? batch - start : blocks * cut.group;
+        const long blocks = all - begin < wave ? all - begin : wave, tokens = blocks * tiling.rows;
+        const long start = begin * tiling.group, sequences = batch - start < blocks * tiling.group ? batch - start : blocks * tiling.group;
         const int64_t *x = ids + start * length, *y = targets + start * length;
         m.losses.assign(blocks, 0.0);
-        std::atomic<int> seats{0};
+        std::atomic<int> next{0};
         m.run([&] {
-            Tiles tiles;
-            Room& room = m.rooms[seats.fetch_add(1)];
+            const Tiles tiles(arithmetic<Operand>().tiles);
+            BlockScratch& scratch = m.scratch[next.fetch_add(1)];
             m.phases[0].share((int)blocks, 1, [&](int i) {
-                long first = i * cut.group, some = sequences - first < cut.group ? sequences - first : cut.group;
-                Block block(m, room, i, blocks, some, x + first * length, y + first * length, dropout,
+                long first = i * tiling.group, some = sequences - first < tiling.group ? sequences - first : tiling.group;
+                Block block(m, scratch, i, blocks, some, x + first * length, y + first * length, dropout,
                             place + (start + first) * length);
                 if (learning) {
                     block.partial = m.partials + i * m.partial_size, block.learning = true;
@@ -94,7 +94,7 @@ static double pass(Model& m, const int64_t* ids, const int64_t* targets, long ba
             });
             m.phases[2].share((int)(vectors.size() + columns), 1, [&](int i) {
                 if (i < columns)
-                    embedding_gradient(m, x, sequences, i * SIDE, fresh);
+                    embedding_gradient(m, x, sequences, i * LANES, fresh);
                 else
                     vector_gradient(m, *vectors[i - columns], blocks, fresh);
             });

@@ -1,75 +1,26 @@
-// What a training step works on: the design, its weights packed for products, and room for passes.
+// What a training step works on: the design, its weights packed for products, and memory for passes.
 //
-// Parameters, their gradients and the optimiser's state lie in flat float32 buffers that Python
-// owns; this library keeps the weights' packed copies and everything in between.
+// Parameters, their gradients and the optimiser's state lie in flat float32 buffers that Python owns; this library keeps
+// the weights' packed copies and everything in between. One library is compiled for each precision of operands.
 #pragma once
 
-#include <sys/mman.h>
-
-#include <cstdlib>
 #include <memory>
 #include <vector>
 
-#include "pool.h"
-#include "gemm_train.h"
+#include "abi.h"
+#include "arena.h"
+#include "gemm.h"
+#include "math.h"
+#include "rows.h"
+#include "threads.h"
 
-enum Role { EMBED, POSITIONS, UNEMBED, FINAL, LN1, LN2, Q_NORM, K_NORM, Q, K, V, O, GATE, UP, DOWN };
-
-struct Shape {
-    int32_t vocab, d_model, n_layers, n_heads, n_kv_heads, d_head, d_ff, context;
-    int32_t qk_norm, layer_norm, gated, activation, tied, threads;
-    float eps, score_scale;
-};
-
-// One parameter: where it lies in the flat buffers, what it is, and how it is stepped.
-struct Parameter {
-    int64_t offset;
-    int32_t role, layer, rows, cols, bias, muon;
-    float lr, decay;
-};
-
-// Memory in one piece, handed out from its start; with no memory it counts what is needed.
-struct Arena {
-    char* at = nullptr;
-    size_t used = 0;
-
-    template <class T>
-    T* take(long n) {
-        T* p = reinterpret_cast<T*>(at + used);
-        used += round_to(n * sizeof(T), 64) + 64;  // not the same place in every page
-        return p;
-    }
-};
-
-// Zeroed memory, in large pages where the system gives them.
-class Memory {
-   public:
-    Memory() = default;
-    Memory(const Memory&) = delete;
-    ~Memory() { release(); }
-
-    bool ask(size_t bytes) {
-        if (bytes <= size_) return true;
-        release();
-        void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) return false;
-#if defined(MADV_HUGEPAGE)
-        madvise(p, bytes, MADV_HUGEPAGE);
+#if defined(GLASSFORMER_BF16)
+typedef uint16_t Operand;  // bfloat16
+#else
+typedef float Operand;
 #endif
-        at_ = static_cast<char*>(p), size_ = bytes;
-        return true;
-    }
-    void clear() { memset(at_, 0, size_); }
-    char* at() const { return at_; }
-
-   private:
-    void release() {
-        if (at_) munmap(at_, size_);
-        at_ = nullptr, size_ = 0;
-    }
-    char* at_ = nullptr;
-    size_t size_ = 0;
-};
+constexpr bool BRIEF = sizeof(Operand) == 2;  // exponents to the digits that operands keep
+#define GF_MEMBER __attribute__((noinline))
 
 // Sixteen rows of a parameter (or entries of a vector): the flat offset of the first, how many there are.
 struct Panel {
@@ -84,11 +35,11 @@ struct Vector {
     long partial = 0;
 
     bool there() const { return !panels.empty(); }
-    long size() const { return (long)panels.size() * SIDE; }
+    long size() const { return (long)panels.size() * LANES; }
     void place(long entry, int64_t offset, long n) {
-        if ((long)panels.size() * SIDE < round_to(entry + n, EDGE)) panels.resize(round_to(entry + n, EDGE) / SIDE);
-        for (long i = 0; i < n; i += SIDE)
-            panels[(entry + i) / SIDE] = {offset + i, (int32_t)(n - i < SIDE ? n - i : SIDE)};
+        if ((long)panels.size() * LANES < round_up(entry + n, UNIT)) panels.resize(round_up(entry + n, UNIT) / LANES);
+        for (long i = 0; i < n; i += LANES)
+            panels[(entry + i) / LANES] = {offset + i, (int32_t)(n - i < LANES ? n - i : LANES)};
     }
 };
 
@@ -96,17 +47,17 @@ struct Vector {
 struct Weight {
     std::vector<Panel> panels;  // of its outputs
     long ins = 0, cols = 0;     // padded, true
-    Number *forward = nullptr, *backward = nullptr;
+    Operand *forward = nullptr, *backward = nullptr;
     Vector bias;
-    Number *left = nullptr, *right = nullptr;  // the gradients of its outputs (tiles), its inputs (panels)
+    Operand *left = nullptr, *right = nullptr;  // the gradients of its outputs (tiles), its inputs (panels)
 
-    long outs() const { return (long)panels.size() * SIDE; }
+    long outs() const { return (long)panels.size() * LANES; }
     void sized(long outputs, long inputs) {
-        panels.resize(round_to(outputs, EDGE) / SIDE);
-        cols = inputs, ins = round_to(inputs, EDGE);
+        panels.resize(round_up(outputs, UNIT) / LANES);
+        cols = inputs, ins = round_up(inputs, UNIT);
     }
-    Right ahead() const { return Right::panels(forward, ins); }
-    Right back() const { return Right::panels(backward, outs()); }
+    Right<Operand> ahead() const { return Right<Operand>::panels(forward, ins); }
+    Right<Operand> back() const { return Right<Operand>::panels(backward, outs()); }
 };
 
 struct Layer {
@@ -120,23 +71,23 @@ struct Sizes {
 };
 
 // What one block of rows keeps from its forward to its backward pass, per layer.
-struct Kept {
+struct SavedActivations {
     float *x, *middle, *scale1, *scale2, *mean1, *mean2;
-    Number *qkv, *inner, *pattern;  // inner: sixteen columns at a time, in each row their slopes and what is open
+    Operand *qkv, *inner, *pattern;  // inner: sixteen columns at a time, in each row their slopes and what is open
 };
 
 // A thread's room for one block of rows.
-struct Room {
-    std::vector<Kept> layers;
+struct BlockScratch {
+    std::vector<SavedActivations> layers;
     float *last, *last_scale, *last_mean, *logits, *wide, *d;
-    Number *operand, *hidden, *mixed, *d_qkv, *d_mixed;
-    Number *q, *k, *v, *dz, *p, *ds;                     // one head's rows
-    Number *k_turned, *v_turned, *k_panels, *v_panels, *q_panels, *z_panels, *p_tiles, *ds_tiles;
+    Operand *operand, *hidden, *mixed, *d_qkv, *d_mixed;
+    Operand *q, *k, *v, *dz, *p, *ds;                     // one head's rows
+    Operand *k_transposed, *v_transposed, *k_panels, *v_panels, *q_panels, *z_panels, *p_tiles, *ds_tiles;
     float *scores, *dq, *dk, *dv;
 };
 
 // How a batch is cut: blocks of whole sequences, padded to whole edges.
-struct Cut {
+struct Tiling {
     long length = 0, padded = 0, group = 0, rows = 0;  // tokens of a sequence; sequences and rows of a block
     bool keeps_pattern = false;
     long blocks = 0;  // that are stored at once
@@ -150,7 +101,7 @@ constexpr long BLOCK_BYTES = 3 << 20;    // what a block may keep; it should sta
 constexpr long STORE_BYTES = GLASSFORMER_STORE;  // what is stored of all blocks before weight gradients are made
 
 struct Model {
-    Shape s;
+    TrainShape s;
     Sizes z;
     std::vector<Parameter> parameters;
     std::vector<Layer> layers;
@@ -160,9 +111,9 @@ struct Model {
     float *master = nullptr, *grad = nullptr, *first = nullptr, *second = nullptr;
     uint16_t* working = nullptr;
     std::vector<float> cosines, sines;  // (position, half padded to 16)
-    Memory packed, vectors, room, store, benches;
-    std::vector<Room> rooms;
-    Cut cut;
+    Scratch packed, vectors, blocks, stored, optimizer;
+    std::vector<BlockScratch> scratch;
+    Tiling tiling;
     bool learning = false;  // whether there is room for gradients
     long partial_size = 0;
     float *partials = nullptr, *d_embedded = nullptr;  // (block, partial_size); (token, width)
@@ -188,7 +139,7 @@ struct Model {
         add(final_), add(final_bias);
         return all;
     }
-    long half_padded() const { return round_to(z.half, SIDE); }
+    long half_padded() const { return round_up(z.half, LANES); }
     void run(const std::function<void()>& task) {
         for (Phase& p : phases) p.next.store(0), p.done.store(0);
         if (!pool || !pool->alive()) {
@@ -215,7 +166,7 @@ static Place place_of(Model& m, const Parameter& p) {
         case V: return {&l.qkv, m.z.v_at, 1};
         case O: return {&l.o, 0, 1};
         case GATE: return {&l.in, 0, 2};
-        case UP: return {&l.in, m.s.gated ? SIDE : 0, m.s.gated ? 2 : 1};
+        case UP: return {&l.in, m.s.gated ? LANES : 0, m.s.gated ? 2 : 1};
         default: return {&l.down, 0, 1};
     }
 }
@@ -233,20 +184,20 @@ static Vector* vector_of(Model& m, const Parameter& p) {
 }
 
 // Sixteen rows of a matrix, rounded and packed for both directions; the rounded copy too where there is one.
-static void pack_panel(const Model& m, const Weight& w, long panel, Number* rows) {
+static void pack_panel(const Model& m, const Weight& w, long panel, Operand* rows) {
     const Panel& from = w.panels[panel];
-    for (int r = 0; r < SIDE; r++) {
-        Number* row = rows + r * w.ins;
-        for (long i = 0; i < w.ins; i += SIDE) {
+    for (int r = 0; r < LANES; r++) {
+        Operand* row = rows + r * w.ins;
+        for (long i = 0; i < w.ins; i += LANES) {
             long n = r < from.rows ? w.cols - i : 0, at = from.offset + r * w.cols + i;
-            put(row + i, n > 0 ? some(m.master + at, n) : splat(0.f));
-#if defined(GLASSFORMER_BRAIN)
-            if (n > 0) memcpy(m.working + at, row + i, (n < SIDE ? n : SIDE) * sizeof(Number));
+            put(row + i, n > 0 ? get(m.master + at, n) : splat(0.f));
+#if defined(GLASSFORMER_BF16)
+            if (n > 0) memcpy(m.working + at, row + i, (n < LANES ? n : LANES) * sizeof(Operand));
 #endif
         }
     }
-    turn_to_panels(rows, w.ins, SIDE, w.ins, w.forward + panel * w.ins * SIDE);
-    to_panels(rows, w.ins, SIDE, w.ins, w.backward, w.outs(), panel * SIDE);
+    transpose_to_panels(rows, w.ins, LANES, w.ins, w.forward + panel * w.ins * LANES);
+    to_panels(rows, w.ins, LANES, w.ins, w.backward, w.outs(), panel * LANES);
 }
 
 // The padded copy of a vector, and what the module itself computes with.
@@ -254,23 +205,23 @@ static void publish(const Model& m, const Vector& v) {
     for (size_t p = 0; p < v.panels.size(); p++)
         for (int i = 0; i < v.panels[p].rows; i++) {
             float x = m.master[v.panels[p].offset + i];
-            v.at[p * SIDE + i] = x;
-#if defined(GLASSFORMER_BRAIN)
-            m.working[v.panels[p].offset + i] = to_brain_value(x);
+            v.at[p * LANES + i] = x;
+#if defined(GLASSFORMER_BF16)
+            m.working[v.panels[p].offset + i] = to_bf16_value(x);
 #endif
         }
 }
 
 static bool build(Model& m, const float* cosines, const float* sines) {
-    const Shape& s = m.s;
+    const TrainShape& s = m.s;
     Sizes& z = m.z;
-    z.width = round_to(s.d_model, EDGE);
-    z.heads = s.n_heads, z.kv_heads = s.n_kv_heads, z.d_head = s.d_head, z.head = round_to(s.d_head, EDGE);
+    z.width = round_up(s.d_model, UNIT);
+    z.heads = s.n_heads, z.kv_heads = s.n_kv_heads, z.d_head = s.d_head, z.head = round_up(s.d_head, UNIT);
     z.half = s.d_head / 2;
-    z.k_at = round_to(z.heads * s.d_head, SIDE), z.v_at = z.k_at + round_to(z.kv_heads * s.d_head, SIDE);
-    z.qkv = round_to(z.v_at + z.kv_heads * s.d_head, EDGE);
-    z.mixed = round_to(z.heads * s.d_head, EDGE), z.inner = round_to(s.d_ff, EDGE);
-    z.in = s.gated ? 2 * z.inner : z.inner, z.vocab = round_to(s.vocab, EDGE);
+    z.k_at = round_up(z.heads * s.d_head, LANES), z.v_at = z.k_at + round_up(z.kv_heads * s.d_head, LANES);
+    z.qkv = round_up(z.v_at + z.kv_heads * s.d_head, UNIT);
+    z.mixed = round_up(z.heads * s.d_head, UNIT), z.inner = round_up(s.d_ff, UNIT);
+    z.in = s.gated ? 2 * z.inner : z.inner, z.vocab = round_up(s.vocab, UNIT);
     m.layers.resize(s.n_layers);
     for (Layer& l : m.layers) {
         l.qkv.sized(z.qkv, s.d_model), l.o.sized(s.d_model, z.heads * s.d_head);
@@ -284,14 +235,14 @@ static bool build(Model& m, const float* cosines, const float* sines) {
         Place to = place_of(m, p);
         if (!to.weight) continue;
         if (p.bias) {
-            for (long i = 0; i < p.cols; i += SIDE)
-                to.weight->bias.place(to.row + i * to.step, p.offset + i, p.cols - i < SIDE ? p.cols - i : SIDE);
+            for (long i = 0; i < p.cols; i += LANES)
+                to.weight->bias.place(to.row + i * to.step, p.offset + i, p.cols - i < LANES ? p.cols - i : LANES);
             if (to.weight->bias.size() < to.weight->outs()) to.weight->bias.panels.resize(to.weight->panels.size());
             continue;
         }
-        for (long i = 0; i < p.rows; i += SIDE)
-            to.weight->panels[(to.row + i * to.step) / SIDE] = {p.offset + i * p.cols,
-                                                                (int32_t)(p.rows - i < SIDE ? p.rows - i : SIDE)};
+        for (long i = 0; i < p.rows; i += LANES)
+            to.weight->panels[(to.row + i * to.step) / LANES] = {p.offset + i * p.cols,
+                                                                (int32_t)(p.rows - i < LANES ? p.rows - i : LANES)};
     }
     if (cosines) {
         long wide = m.half_padded();
@@ -303,10 +254,96 @@ static bool build(Model& m, const float* cosines, const float* sines) {
     }
     for (int pass = 0; pass < 2; pass++) {
         Arena a{m.packed.at()}, b{m.vectors.at()};
-        for (Weight* w : m.weights()) w->forward = a.take<Number>(w->outs() * w->ins), w->backward = a.take<Number>(w->outs() * w->ins);
+        for (Weight* w : m.weights()) w->forward = a.take<Operand>(w->outs() * w->ins), w->backward = a.take<Operand>(w->outs() * w->ins);
         m.partial_size = 0;
         for (Vector* v : m.all_vectors()) v->at = b.take<float>(v->size()), v->partial = m.partial_size, m.partial_size += v->size();
-        if (!pass && !(m.packed.ask(a.used) && m.vectors.ask(b.used))) return false;
+        if (!pass && !(m.packed.clear(a.used) && m.vectors.clear(b.used))) return false;
     }
+    return true;
+}
+
+// Bytes that one row of a block keeps over all layers.
+static long bytes_a_row(const Model& m, long length) {
+    const Sizes& z = m.z;
+    long numbers = z.qkv + 2 * z.inner + (length <= SHORT ? z.heads * round_up(length, UNIT) : 0);
+    return m.s.n_layers * (2 * z.width * 4 + numbers * (long)sizeof(Operand));
+}
+
+// Bytes that one token stores for the weights' gradients.
+static long bytes_stored(Model& m) {
+    long n = m.z.width * 4;
+    for (Weight* w : m.weights()) n += (w->outs() + w->ins) * sizeof(Operand);
+    return n;
+}
+
+// Depends on the shapes alone, never on how many threads there are: the order of sums follows from it.
+static Tiling tiling_for(Model& m, long batch, long length) {
+    Tiling c;
+    c.length = length, c.padded = round_up(length, UNIT);
+    c.keeps_pattern = length <= SHORT;
+    // small models: what a block keeps stays in cache; others: many rows for each reading of the weights
+    long rows = bytes_a_row(m, length) * 64 <= BLOCK_BYTES ? 64 : 256;
+    c.group = rows / length < 1 ? 1 : rows / length;
+    if (c.group > batch) c.group = batch;
+    c.rows = round_up(c.group * length, UNIT);
+    long blocks = (batch + c.group - 1) / c.group, most = STORE_BYTES / (bytes_stored(m) * c.rows);
+    if (most < 4) most = 4;
+    long waves = (blocks + most - 1) / most;
+    c.blocks = (blocks + waves - 1) / waves;
+    return c;
+}
+
+static void lay_out(const Model& m, const Tiling& c, BlockScratch& r, Arena& a, bool learning) {
+    const Sizes& z = m.z;
+    long rows = c.rows, square = c.padded * c.padded, head = c.padded * z.head;
+    auto most = [](long x, long y) { return x > y ? x : y; };
+    r.layers.resize(m.s.n_layers);
+    for (int i = 0; i < m.s.n_layers; i++) {
+        SavedActivations& k = r.layers[i];
+        if (i && !learning) {  // nothing is kept: all layers share
+            k = r.layers[0];
+            continue;
+        }
+        k.x = a.take<float>(rows * z.width), k.middle = a.take<float>(rows * z.width);
+        k.scale1 = a.take<float>(rows), k.scale2 = a.take<float>(rows);
+        k.mean1 = a.take<float>(rows), k.mean2 = a.take<float>(rows);
+        k.qkv = a.take<Operand>(rows * z.qkv);
+        k.inner = a.take<Operand>(rows * 2 * z.inner);
+        k.pattern = learning && c.keeps_pattern ? a.take<Operand>(c.group * z.heads * square) : nullptr;
+    }
+    r.last = a.take<float>(rows * z.width), r.last_scale = a.take<float>(rows), r.last_mean = a.take<float>(rows);
+    r.logits = a.take<float>(rows * z.vocab), r.wide = a.take<float>(rows * z.width);
+    r.d = a.take<float>(rows * z.width);
+    r.operand = a.take<Operand>(rows * most(z.width, z.vocab)), r.hidden = a.take<Operand>(rows * z.in);
+    r.mixed = a.take<Operand>(rows * z.mixed), r.d_mixed = a.take<Operand>(rows * z.mixed);
+    r.d_qkv = a.take<Operand>(rows * z.qkv);
+    for (Operand** p : {&r.q, &r.k, &r.v, &r.dz, &r.k_transposed, &r.v_transposed, &r.k_panels, &r.v_panels, &r.q_panels, &r.z_panels})
+        *p = a.take<Operand>(head);
+    for (Operand** p : {&r.p, &r.ds, &r.p_tiles, &r.ds_tiles}) *p = a.take<Operand>(square);
+    r.scores = a.take<float>(UNIT * c.padded);
+    for (float** p : {&r.dq, &r.dk, &r.dv}) *p = a.take<float>(head);
+}
+
+static void lay_store(Model& m, const Tiling& c, Arena& a) {
+    long tokens = c.blocks * c.rows;
+    for (Weight* w : m.weights()) w->left = a.take<Operand>(w->outs() * tokens), w->right = a.take<Operand>(w->ins * tokens);
+    m.d_embedded = a.take<float>(tokens * m.z.width);
+    m.partials = a.take<float>(c.blocks * m.partial_size);
+}
+
+// Makes room for batches cut this way. Everything is cleared: what is padding must be finite.
+static bool make_scratch(Model& m, const Tiling& c, bool learning) {
+    static_assert(sizeof(long) >= 8, "sizes need 64 bits");
+    if (c.length == m.tiling.length && c.group == m.tiling.group && (!learning || (m.learning && c.blocks <= m.tiling.blocks)))
+        return true;
+    m.tiling = Tiling{};
+    m.scratch.resize(m.s.threads);
+    for (int pass = 0; pass < 2; pass++) {
+        Arena a{m.blocks.at()}, b{m.stored.at()};
+        for (BlockScratch& r : m.scratch) lay_out(m, c, r, a, learning);
+        if (learning) lay_store(m, c, b);
+        if (!pass && !(m.blocks.clear(a.used) && (!learning || m.stored.get(b.used)))) return false;
+    }
+    m.tiling = c, m.learning = learning;
     return true;
 }

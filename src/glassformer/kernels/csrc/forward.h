@@ -1,40 +1,60 @@
-// The phases of one forward pass, from embedding to logits, as every thread walks them.
+// A decoder's forward pass over a batch of tokens: what Python hands over, the buffers of a pass, the cache, and the
+// phases from embedding to logits.
 #pragma once
 
-#include "infer_model.h"
-#include "gemm_rows.h"
+#include <vector>
 
-namespace {
+#include "abi.h"
+#include "attention.h"
+#include "rows.h"
+#include "threads.h"
 
-void normalise(const Shape& s, const NormWeights& w, const float* x, float* out, int n, bool layer_norm) {
-    // d_model may not be a multiple of 16: buffers are padded with zeros, sums stop at n.
-    F16 total = splat(0.f);
-    float mean = 0;
-    int whole = n / 16 * 16;
-    float rest = 0;
-    if (layer_norm) {
-        for (int i = 0; i < whole; i += 16) total += load<F16>(x + i);
-        for (int i = whole; i < n; i++) rest += x[i];
-        mean = (sum(total) + rest) / n;
-        total = splat(0.f), rest = 0;
-    }
-    for (int i = 0; i < whole; i += 16) {
-        F16 d = load<F16>(x + i) - splat(mean);
-        total += d * d;
-    }
-    for (int i = whole; i < n; i++) rest += (x[i] - mean) * (x[i] - mean);
-    float inverse = 1.f / sqrtf((sum(total) + rest) / n + s.eps);
-    for (int i = 0; i < whole; i += 16) {
-        F16 y = (load<F16>(x + i) - splat(mean)) * splat(inverse) * load<F16>(w.weight + i);
-        store(out + i, w.bias ? y + load<F16>(w.bias + i) : y);
-    }
-    for (int i = whole; i < n; i++) {
-        float y = (x[i] - mean) * inverse * w.weight[i];
-        out[i] = w.bias ? y + w.bias[i] : y;
-    }
-}
+constexpr int SPLIT_ROWS = 8;  // up to this many rows, one head's spans are shared between threads
 
-struct Run {
+struct Model {
+    InferShape s;
+    ModelWeights parts;
+    std::vector<LayerWeights> layers;
+    int width = 0;                     // of a cached head: d_head rounded up to 16
+    void *keys = nullptr, *values = nullptr;  // (layer, slot, kv_head, ...), from calloc: untouched pages cost nothing
+    RowBuffers attention_in, feed_in, mixed, hidden, last;
+    Buffer<float> residual, query, key, value, part;
+    float* partials = nullptr;  // (row, head, span, width + 16) of rows whose spans are shared out; also calloc
+    std::unique_ptr<Phases> phases;
+    std::vector<RowBuffers> own;  // of each thread: normed rows of the residual stream, when there are few
+    bool plain = true;            // a block's parts read the stream as the last part left it, and add to it as they are
+
+    // One pass's phases and buffers for so many threads; false when there is no memory.
+    bool prepare(int threads) {
+        if (!phases || phases->threads() != threads) {
+            phases = std::make_unique<Phases>(s.n_layers * 12 + 8, threads);
+            own.clear();
+        }
+        while ((int)own.size() < threads) {
+            RowBuffers rows;
+            if (!rows.make(ROWS_PER_PASS, s.d_model)) return false;
+            own.push_back(std::move(rows));
+        }
+        phases->reset();
+        return true;
+    }
+
+    ~Model() {
+        free(keys);
+        free(values);
+        free(partials);
+    }
+
+    size_t head_size() const { return (size_t)s.capacity * width; }
+    int spans() const { return (s.capacity + SPAN - 1) / SPAN; }
+    size_t element() const { return s.bf16_cache ? 2 : 4; }
+    size_t cache_at(int layer, int slot, int head) const {
+        return (((size_t)layer * s.slots + slot) * s.n_kv_heads + head) * head_size();
+    }
+};
+
+// The tokens of one pass.
+struct Batch {
     Model& m;
     int count;
     const int32_t *tokens, *slots, *positions;
@@ -49,7 +69,7 @@ struct Run {
 
     void make_groups(int threads) {
         // Enough groups for all threads: a group and a cached head are a piece of work.
-        int share = m.s.n_heads / m.s.n_kv_heads, most = MANY / share, fair = count * m.s.n_kv_heads / (4 * threads);
+        int share = m.s.n_heads / m.s.n_kv_heads, most = PREFILL_ROWS / share, fair = count * m.s.n_kv_heads / (4 * threads);
         most = most < fair ? most : fair < 16 / share ? 16 / share : fair;
         if (most < 1) most = 1;
         for (int r = 0; r < count;) {
@@ -66,43 +86,42 @@ struct Run {
     }
 };
 
-// One thread's walk through the phases; all threads walk the same phases in the same order.
-struct Walk {
-    Run& run;
+// One thread's way through the phases of a pass; all threads go through the same phases in the same order.
+struct ForwardPass {
+    Batch& batch;
     const int me;  // this thread's number
-    const Shape& s;
+    const InferShape& s;
     Model& m;
     int phase = 0;
-    Soon soon;
-    Tiles tiles;
+    Prefetcher prefetcher;
     int spans = 0;   // of the longest row
     bool split;      // few rows of long sequences: their spans are pieces of work of their own
     bool alone;      // few rows: every thread norms them for itself, which is quicker than waiting for each other's
 
-    Walk(Run& r, int thread) : run(r), me(thread), s(r.m.s), m(r.m), tiles(r.count >= TILES_FROM) {
-        for (int i = 0; i < run.count; i++) spans = run.positions[i] / SPAN >= spans ? run.positions[i] / SPAN + 1 : spans;
-        split = spans > 1 && run.count <= SPLIT_ROWS;
-        alone = m.plain && run.count <= TOGETHER;
+    ForwardPass(Batch& r, int thread) : batch(r), me(thread), s(r.m.s), m(r.m) {
+        for (int i = 0; i < batch.count; i++) spans = batch.positions[i] / SPAN >= spans ? batch.positions[i] / SPAN + 1 : spans;
+        split = spans > 1 && batch.count <= SPLIT_ROWS;
+        alone = m.plain && batch.count <= ROWS_PER_PASS;
     }
 
     template <class F>
     void share(int n, int grab, F work) {
-        m.phases->share(phase++, n, grab, me, soon, work);
+        m.phases->share(phase++, n, grab, me, prefetcher, work);
     }
 
     // What the next products read, for whoever has to wait before. With many rows the weights are not what
     // takes the time.
     void expect(const Matrix* const* matrices, int n) {
-        soon.clear();
-        if (run.count > TOGETHER) return;
+        prefetcher.clear();
+        if (batch.count > ROWS_PER_PASS) return;
         int total = 0;
         for (int i = 0; i < n; i++) total += matrices[i]->units();
         int unit = m.phases->first(total, me);
         for (int i = 0; i < n; unit -= matrices[i++]->units())
-            if (unit >= 0) soon.add(*matrices[i], unit);
+            if (unit >= 0) prefetch(*matrices[i], unit);
     }
 
-    void expect(const Layer& layer) {
+    void expect(const LayerWeights& layer) {
         const Matrix* qkv[3] = {&layer.q, &layer.k, &layer.v};
         expect(qkv, 3);
     }
@@ -122,8 +141,8 @@ struct Walk {
     // Units taken at a time: enough bytes to be worth the asking, few enough that nobody waits long
     // for the last piece.
     int grab(const Matrix& matrix, int units) const {
-        if (run.count > TOGETHER) return 1;
-        int worth = (int)((48 << 10) / unit_bytes(matrix.format, matrix.cols)), fair = units / (m.phases->threads() * 64);
+        if (batch.count > ROWS_PER_PASS) return 1;
+        int worth = (int)((48 << 10) / matrix.unit_bytes()), fair = units / (m.phases->threads() * 64);
         return worth > fair ? (worth > 0 ? worth : 1) : fair > 0 ? fair : 1;
     }
 
@@ -135,36 +154,65 @@ struct Walk {
         share(total, grab(*matrices[0], total), [&](int unit) {
             int which = 0;
             while (unit >= matrices[which]->units()) unit -= matrices[which++]->units();
-            unit_products(tiles, *matrices[which], unit, in, rows,
+            unit_products(*matrices[which], unit, in, rows,
                           [&](int r, int c, float(*y)[UNIT]) { done(which, unit, r, c, y); });
         });
     }
 
-    void norm_into(const NormWeights& w, const float* x, const RowBuffers& to, int row, bool quantise) {
-        normalise(s, w, x, to.rows.x + (size_t)row * to.rows.stride, s.d_model, s.layer_norm);
-        if (quantise) to.rows.quantise(row);
+    // What the products of `rows` rows with these matrices read of an input, besides float32.
+    struct Reads {
+        bool quants = false, narrow = false;
+        Reads(std::initializer_list<const Matrix*> matrices, int rows) {
+            for (const Matrix* m : matrices) {
+                if (!m->data) continue;
+                const bool small = path_of(*m, rows) == Path::NARROW;
+                narrow = narrow || small, quants = quants || (m->rounds() && !small);
+            }
+        }
+        bool any() const { return quants || narrow; }
+        void row(const Rows& rows, int row) const {
+            if (quants) rows.quantise(row);
+            if (narrow) rows.narrow_row(row);
+        }
+        void block(const Rows& rows, int row, int block, const float* from) const {
+            if (quants) rows.quantise(row, block, from);
+            if (narrow) rows.narrow_block(row, block, from);
+        }
+    };
+
+    static void norm(const NormWeights& w, const float* x, float* out, int n, float eps, bool centred) {
+        norm_row(x, n, w.weight, 0.f, w.bias, eps, centred, out);
+    }
+
+    void norm_into(const NormWeights& w, const float* x, const RowBuffers& to, int row, const Reads& reads) {
+        norm(w, x, to.rows.at(row), s.d_model, s.eps, s.layer_norm);
+        reads.row(to.rows, row);
+    }
+
+    void prefetch(const Matrix& m, int unit) {
+        if (unit < m.units()) prefetcher.add(m.unit(unit), (size_t)(m.units() - unit) * m.unit_bytes());
     }
 
     float* residual(int row) { return m.residual.get() + (size_t)row * m.feed_in.rows.stride; }
 
     void embed(int row) {
         float* x = residual(row);
-        unpack_row(m.parts.embed, run.tokens[row], x);
+        unpack_row(m.parts.embed, batch.tokens[row], x);
         if (s.embedding_scale > 0)
             for (int i = 0; i < s.d_model; i++) x[i] *= s.embedding_scale;
         if (m.parts.pos_embed.data) {
             float* p = m.part.get() + (size_t)row * m.feed_in.rows.stride;
-            unpack_row(m.parts.pos_embed, run.positions[row], p);
+            unpack_row(m.parts.pos_embed, batch.positions[row], p);
             for (int i = 0; i < s.d_model; i++) x[i] += p[i];
         }
     }
 
-    void before_attention(const Layer& layer, const RowBuffers& to, int row) {
-        norm_into(layer.ln1, residual(row), to, row, layer.q.rounds() || layer.k.rounds() || layer.v.rounds());
+    void before_attention(const LayerWeights& layer, const RowBuffers& to, int row) {
+        norm_into(layer.ln1, residual(row), to, row, Reads({&layer.q, &layer.k, &layer.v}, batch.count));
     }
 
-    void before_feed(const Layer& layer, const RowBuffers& to, int row) {
-        norm_into(layer.ln2, residual(row), to, row, layer.up.rounds() || layer.gate.rounds());
+    void before_feed(const LayerWeights& layer, const RowBuffers& to, int row) {
+        norm_into(layer.ln2, residual(row), to, row, Reads({&layer.up, &layer.gate}, batch.count));
     }
 
     // The rows that the next phase, of n pieces, reads: this thread's own, made now by work(buffers, row), or those
@@ -175,44 +223,40 @@ struct Walk {
         if (!alone) return shared.rows;
         const RowBuffers& to = m.own[me];
         if (!m.phases->over(phase, n))
-            for (int r = 0; r < run.count; r++) work(to, r);
+            for (int r = 0; r < batch.count; r++) work(to, r);
         return to.rows;
     }
 
     void add_normed(const NormWeights& w, int row) {
         float *p = m.part.get() + (size_t)row * m.feed_in.rows.stride, *x = residual(row);
-        normalise(s, w, p, p, s.d_model, s.layer_norm);
+        norm(w, p, p, s.d_model, s.eps, s.layer_norm);
         for (int i = 0; i < s.d_model; i++) x[i] += p[i];
     }
 
-    void turn(const Layer& layer, int row, float* x, const NormWeights& norm) {
-        if (norm.weight) normalise(s, norm, x, x, s.d_head, false);
-        int half = s.rotary / 2;
-        size_t at = ((size_t)layer.table * s.capacity + run.positions[row]) * half;
-        const float *cosine = m.parts.cosines + at, *sine = m.parts.sines + at;
-        for (int i = 0; i < half; i++) {
-            float a = x[i], b = x[i + half];
-            x[i] = a * cosine[i] - b * sine[i];
-            x[i + half] = b * cosine[i] + a * sine[i];
-        }
+    // A head of a row: normed where the design has that, and turned by its position.
+    void rotate(const LayerWeights& layer, int row, float* x, const NormWeights& weights) {
+        if (weights.weight) norm(weights, x, x, s.d_head, s.eps, false);
+        const int half = s.rotary / 2;
+        const size_t at = ((size_t)layer.table * s.capacity + batch.positions[row]) * half;
+        rotate_row(x, m.parts.cosines + at, m.parts.sines + at, half, x);
     }
 
     // One cached head's keys and values of a row, and the queries that will read them.
     template <class E>
-    void remember(const Layer& layer, int index, int row, int h) {
+    void remember(const LayerWeights& layer, int index, int row, int h) {
         int q_width = (int)round_up(s.n_heads * s.d_head, UNIT), k_width = (int)round_up(s.n_kv_heads * s.d_head, UNIT);
-        int p = run.positions[row], share = s.n_heads / s.n_kv_heads;
+        int p = batch.positions[row], share = s.n_heads / s.n_kv_heads;
         for (int i = h * share; i < (h + 1) * share; i++)
-            turn(layer, row, m.query.get() + (size_t)row * q_width + i * s.d_head, layer.q_norm);
+            rotate(layer, row, m.query.get() + (size_t)row * q_width + i * s.d_head, layer.q_norm);
         float* k = m.key.get() + (size_t)row * k_width + h * s.d_head;
         const float* v = m.value.get() + (size_t)row * k_width + h * s.d_head;
-        turn(layer, row, k, layer.k_norm);
-        size_t base = m.cache_at(index, run.slots[row], h);
+        rotate(layer, row, k, layer.k_norm);
+        size_t base = m.cache_at(index, batch.slots[row], h);
         E* keys = static_cast<E*>(m.keys) + base + (size_t)(p / 16) * 16 * m.width + p % 16;
         E* values = static_cast<E*>(m.values) + base + (size_t)p * m.width;
         for (int i = 0; i < s.d_head; i++) {
-            put(keys + i * 16, k[i]);
-            put(values + i, v[i]);
+            put_one(keys + i * 16, k[i]);
+            put_one(values + i, v[i]);
         }
     }
 
@@ -221,54 +265,54 @@ struct Walk {
     }
 
     // Where the keys lie of the group that is attended to after this one.
-    size_t follows(int index, const Run::Group& g) const {
-        const Run::Group& next = &g == run.groups.data() ? g : (&g)[-1];
-        return m.cache_at(index, run.slots[next.first], 0);
+    size_t follows(int index, const Batch::Group& g) const {
+        const Batch::Group& next = &g == batch.groups.data() ? g : (&g)[-1];
+        return m.cache_at(index, batch.slots[next.first], 0);
     }
 
     // The rows of a group that share a cached head: all their spans, or one of them.
     template <class E>
-    void attend_group(const Layer& layer, int index, const Run::Group& g, int kv_head, int only) {
+    void attend_group(const LayerWeights& layer, int index, const Batch::Group& g, int kv_head, int only) {
         int q_width = (int)round_up(s.n_heads * s.d_head, UNIT), share = s.n_heads / s.n_kv_heads;
-        size_t base = m.cache_at(index, run.slots[g.first], kv_head);
+        size_t base = m.cache_at(index, batch.slots[g.first], kv_head);
         Head<E> head{static_cast<const E*>(m.keys) + base, static_cast<const E*>(m.values) + base,
                      m.width, s.d_head, layer.window, s.score_scale, s.score_softcap,
                      static_cast<const E*>(m.keys) + (kv_head + 1 < s.n_kv_heads ? base + m.head_size() : follows(index, g))};
-        static thread_local std::vector<float> room;
+        static thread_local std::vector<float> parts;
         size_t part = head.partial();
-        const bool many = !split && g.count * share >= MANY_FROM && g.count * share <= MANY;
-        const int at_once = many ? MANY : 4;
-        static thread_local std::unique_ptr<ManyRoom> many_room;
-        if (many && !many_room) many_room.reset(new ManyRoom);
-        if (!split && room.size() < at_once * spans * part) room.resize(at_once * spans * part);
+        const bool many = !split && g.count * share >= PREFILL_FROM && g.count * share <= PREFILL_ROWS;
+        const int at_once = many ? PREFILL_ROWS : 4;
+        static thread_local std::unique_ptr<PrefillScratch> prefill_scratch;
+        if (many && !prefill_scratch) prefill_scratch.reset(new PrefillScratch);
+        if (!split && parts.size() < at_once * spans * part) parts.resize(at_once * spans * part);
         for (int i = 0, n = g.count * share; i < n; i += at_once) {
-            int count = n - i < at_once ? n - i : at_once, position[MANY], rows[MANY], heads[MANY], last = 0;
-            const float* q[MANY];
+            int count = n - i < at_once ? n - i : at_once, position[PREFILL_ROWS], rows[PREFILL_ROWS], heads[PREFILL_ROWS], last = 0;
+            const float* q[PREFILL_ROWS];
             for (int c = 0; c < count; c++) {
                 rows[c] = g.first + (i + c) / share, heads[c] = kv_head * share + (i + c) % share;
                 q[c] = m.query.get() + (size_t)rows[c] * q_width + heads[c] * s.d_head;
-                position[c] = run.positions[rows[c]];
+                position[c] = batch.positions[rows[c]];
                 last = position[c] / SPAN > last ? position[c] / SPAN : last;
             }
-            float* out[MANY];
+            float* out[PREFILL_ROWS];
             if (split) {
                 for (int c = 0; c < count; c++) out[c] = partial(rows[c], heads[c], only);
                 attend<E>(head, q, position, count, only, out);
                 continue;
             }
             for (int span = 0; span <= last; span++) {
-                for (int c = 0; c < count; c++) out[c] = room.data() + ((size_t)c * spans + span) * part;
-                many ? attend_many<E>(head, q, position, count, span, out, *many_room) : attend<E>(head, q, position, count, span, out);
+                for (int c = 0; c < count; c++) out[c] = parts.data() + ((size_t)c * spans + span) * part;
+                many ? attend_prefill<E>(head, q, position, count, span, out, *prefill_scratch) : attend<E>(head, q, position, count, span, out);
             }
             for (int c = 0; c < count; c++)
-                merge(room.data() + (size_t)c * spans * part, part, last + 1, m.width, s.d_head,
+                merge(parts.data() + (size_t)c * spans * part, part, last + 1, m.width, s.d_head,
                       m.mixed.rows.x + (size_t)rows[c] * m.mixed.rows.stride + heads[c] * s.d_head);
         }
     }
 
     void merge_row(int row) {
         for (int h = 0; h < s.n_heads; h++)
-            merge(partial(row, h, 0), m.width + 16, run.positions[row] / SPAN + 1, m.width, s.d_head,
+            merge(partial(row, h, 0), m.width + 16, batch.positions[row] / SPAN + 1, m.width, s.d_head,
                   m.mixed.rows.x + (size_t)row * m.mixed.rows.stride + h * s.d_head);
     }
 
@@ -282,71 +326,72 @@ struct Walk {
         }
     }
 
-    void attention(const Layer& layer, int index) {
+    void attention(const LayerWeights& layer, int index) {
         const Matrix* qkv[3] = {&layer.q, &layer.k, &layer.v};
         float* to[3] = {m.query.get(), m.key.get(), m.value.get()};
         expect(layer.o);
         const Rows& in = input(m.attention_in, layer.q.units() + layer.k.units() + layer.v.units(),
                                [&](const RowBuffers& to, int r) { before_attention(layer, to, r); });
-        products(qkv, 3, in, run.count, [&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
+        products(qkv, 3, in, batch.count, [&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
             size_t width = round_up(qkv[which]->rows, UNIT);
             for (int c = 0; c < rows; c++) memcpy(to[which] + (first + c) * width + unit * UNIT, y[c], sizeof y[c]);
         });
         // Where nobody else reads what a group writes, all that attention does for a head is one piece of work.
         const int pieces = split ? spans : 1, share_width = s.n_heads / s.n_kv_heads * s.d_head;
-        const bool at_once = run.apart && !split, whole_blocks = share_width % BLOCK == 0;
+        const bool at_once = batch.apart && !split, whole_blocks = share_width % BLOCK == 0;
+        const Reads reads({&layer.o}, batch.count);
         auto enter = [&](int r, int h) {
-            s.brain_cache ? remember<uint16_t>(layer, index, r, h) : remember<float>(layer, index, r, h);
+            s.bf16_cache ? remember<uint16_t>(layer, index, r, h) : remember<float>(layer, index, r, h);
         };
         if (!at_once)
-            each_row(run.count, [&](int r) {
+            each_row(batch.count, [&](int r) {
                 for (int h = 0; h < s.n_kv_heads; h++) enter(r, h);
             });
-        share((int)run.groups.size() * s.n_kv_heads * pieces, 1, [&](int i) {
+        share((int)batch.groups.size() * s.n_kv_heads * pieces, 1, [&](int i) {
             int group = i / (s.n_kv_heads * pieces), kv_head = i / pieces % s.n_kv_heads;
-            const Run::Group& g = run.groups[run.groups.size() - 1 - group];  // the longest first
+            const Batch::Group& g = batch.groups[batch.groups.size() - 1 - group];  // the longest first
             if (at_once)
                 for (int r = g.first; r < g.first + g.count; r++) enter(r, kv_head);
-            if (s.brain_cache)
+            if (s.bf16_cache)
                 attend_group<uint16_t>(layer, index, g, kv_head, i % pieces);
             else
                 attend_group<float>(layer, index, g, kv_head, i % pieces);
-            if (at_once && whole_blocks && layer.o.rounds())
+            if (at_once && whole_blocks && reads.any())
                 for (int r = g.first; r < g.first + g.count; r++)
                     for (int b = kv_head * share_width / BLOCK; b < (kv_head + 1) * share_width / BLOCK; b++)
-                        m.mixed.rows.quantise(r, b, m.mixed.rows.at(r) + b * BLOCK);
+                        reads.block(m.mixed.rows, r, b, m.mixed.rows.at(r) + b * BLOCK);
         });
-        if (split || (layer.o.rounds() && !(at_once && whole_blocks)))
-            each_row(run.count, [&](int r) {
+        if (split || (reads.any() && !(at_once && whole_blocks)))
+            each_row(batch.count, [&](int r) {
                 if (split) merge_row(r);
-                if (layer.o.rounds()) m.mixed.rows.quantise(r);
+                reads.row(m.mixed.rows, r);
             });
         const Matrix* o = &layer.o;
         expect(layer.up);
-        if (run.count <= TOGETHER) soon.add(layer.gate, m.phases->first(layer.gate.units(), me));
+        if (batch.count <= ROWS_PER_PASS) prefetch(layer.gate, m.phases->first(layer.gate.units(), me));
         bool post = layer.ln1_post.weight != nullptr;
-        products(&o, 1, m.mixed.rows, run.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
+        products(&o, 1, m.mixed.rows, batch.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
             deliver(post, unit, first, rows, y);
         });
     }
 
-    void feed_forward(const Layer& layer, const Layer* next) {
+    void feed_forward(const LayerWeights& layer, const LayerWeights* next) {
         const int units = layer.up.units();
         expect(layer.down);
         const Rows& in = input(m.feed_in, units, [&](const RowBuffers& to, int r) { before_feed(layer, to, r); });
         share(units, grab(layer.up, units), [&](int unit) {
             static thread_local std::vector<float> gates;  // (row, UNIT)
             if (layer.gate.data) {
-                gates.resize((size_t)run.count * UNIT);
-                unit_products(tiles, layer.gate, unit, in, run.count, [&](int first, int rows, float(*y)[UNIT]) {
+                gates.resize((size_t)batch.count * UNIT);
+                unit_products(layer.gate, unit, in, batch.count, [&](int first, int rows, float(*y)[UNIT]) {
                     memcpy(&gates[(size_t)first * UNIT], y, rows * sizeof *y);
                 });
             }
             const float* gate = layer.gate.data ? gates.data() : nullptr;
             const Rows& to = m.hidden.rows;
             const int from = unit * UNIT, n = s.d_ff - from < UNIT ? s.d_ff - from : UNIT;
-            const bool rounds = layer.down.rounds();  // then 32 outputs are one block of what follows
-            unit_products(tiles, layer.up, unit, in, run.count, [&](int first, int rows, float(*y)[UNIT]) {
+            const Reads reads({&layer.down}, batch.count);  // 32 outputs are one block of what follows
+            unit_products(layer.up, unit, in, batch.count, [&](int first, int rows, float(*y)[UNIT]) {
                 for (int c = 0; c < rows; c++) {
                     for (int i = 0; i < UNIT; i += 16) {
                         F16 u = load<F16>(y[c] + i);
@@ -354,21 +399,21 @@ struct Walk {
                         else u = activate(s.activation, u);
                         store(y[c] + i, u);
                     }
-                    if (rounds) to.quantise(first + c, unit, y[c]);
-                    else memcpy(to.at(first + c) + from, y[c], n * sizeof(float));
+                    reads.block(to, first + c, unit, y[c]);
+                    if (!reads.quants) memcpy(to.at(first + c) + from, y[c], n * sizeof(float));
                 }
             });
         });
         const Matrix* down = &layer.down;
         next ? expect(*next) : expect(m.parts.unembed);
         bool post = layer.ln2_post.weight != nullptr;
-        products(&down, 1, m.hidden.rows, run.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
+        products(&down, 1, m.hidden.rows, batch.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
             deliver(post, unit, first, rows, y);
         });
     }
 
     // What has to be ready before a block, and between its two parts, unless each thread makes it for itself.
-    void before_block(const Layer& layer, int row) {
+    void before_block(const LayerWeights& layer, int row) {
         if (alone) return;
         before_attention(layer, m.attention_in, row);
         if (s.parallel) before_feed(layer, m.feed_in, row);
@@ -376,43 +421,42 @@ struct Walk {
 
     void go() {
         expect(m.layers[0]);
-        each_row(run.count, [&](int r) {
+        each_row(batch.count, [&](int r) {
             embed(r);
             before_block(m.layers[0], r);
         });
         for (int i = 0; i < s.n_layers; i++) {
-            const Layer& layer = m.layers[i];
+            const LayerWeights& layer = m.layers[i];
             attention(layer, i);
             if (!s.parallel && !alone)
-                each_row(run.count, [&](int r) {
+                each_row(batch.count, [&](int r) {
                     if (layer.ln1_post.weight) add_normed(layer.ln1_post, r);
                     before_feed(layer, m.feed_in, r);
                 });
             feed_forward(layer, i + 1 < s.n_layers ? &m.layers[i + 1] : nullptr);
             if (i + 1 < s.n_layers && !alone)
-                each_row(run.count, [&](int r) {
+                each_row(batch.count, [&](int r) {
                     if (layer.ln2_post.weight) add_normed(layer.ln2_post, r);
                     before_block(m.layers[i + 1], r);
                 });
         }
-        each_row(run.n_out, [&](int i) {
-            int r = run.out_rows[i];
+        each_row(batch.n_out, [&](int i) {
+            int r = batch.out_rows[i];
             if (m.layers.back().ln2_post.weight) add_normed(m.layers.back().ln2_post, r);
-            norm_into(m.parts.final_norm, residual(r), m.last, i, m.parts.unembed.rounds());
+            norm_into(m.parts.final_norm, residual(r), m.last, i, Reads({&m.parts.unembed}, batch.n_out));
         });
         const Matrix* unembed = &m.parts.unembed;
-        soon.clear();
-        products(&unembed, 1, m.last.rows, run.n_out, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
+        prefetcher.clear();
+        products(&unembed, 1, m.last.rows, batch.n_out, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
             int from = unit * UNIT, n = s.vocab - from < UNIT ? s.vocab - from : UNIT;
             for (int c = 0; c < rows; c++) {
                 if (s.logit_softcap > 0)
                     for (int i = 0; i < UNIT; i += 16)
                         store(y[c] + i, splat(s.logit_softcap) *
                                             hyperbolic_tangent(load<F16>(y[c] + i) / splat(s.logit_softcap)));
-                memcpy(run.logits + (size_t)(first + c) * s.vocab + from, y[c], n * sizeof(float));
+                memcpy(batch.logits + (size_t)(first + c) * s.vocab + from, y[c], n * sizeof(float));
             }
         });
     }
 };
 
-}  // namespace

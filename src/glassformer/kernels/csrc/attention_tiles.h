@@ -2,35 +2,26 @@
 //
 // For each piece: scores of 32 queries with every key they may see, a softmax of each row as the
 // textbook has it (the greatest score taken off first), and the weights' product with the values.
-// Float32 operands are three bfloat16 parts (tiles.h); bfloat16 ones are one.
+// Float32 operands are three bfloat16 parts (gemm_parts.h); bfloat16 ones are one.
 #pragma once
 
-#include "team.h"
-#include "amx_ops.h"
+#include "abi.h"
+#include "gemm_parts.h"
+#include "math.h"
 
-struct Attention {
-    int32_t batch, heads, kv_heads, queries, keys, d_head;
-    int32_t start;   // slot of the first query
-    int32_t window;  // how many latest slots a query sees, itself included; 0 for all
-    int32_t brain;   // bfloat16, else float32
-    float scale;
-    // Of elements: from one batch row, head and position to the next. Inside a head elements are adjacent.
-    int64_t q[3], k[3], v[3], out[3];
-};
-
-#ifdef GF_TILES
+#ifdef GF_AMX_BF16
 constexpr int QUERIES = 32;
 
 template <int PARTS>
 struct Attend {
-    typedef typename Number<PARTS>::type T;
-    const Attention& a;
+    typedef typename OperandOf<PARTS>::type T;
+    const AttentionShape& a;
     const T *q, *k, *v;
     T* out;
     const long depth, steps, columns, spans, tile;  // spans: keys in 32s; tile: bytes of one tile's parts
     uint8_t *keys, *values;
 
-    Attend(const Attention& a, const void* q, const void* k, const void* v, void* out)
+    Attend(const AttentionShape& a, const void* q, const void* k, const void* v, void* out)
         : a(a), q((const T*)q), k((const T*)k), v((const T*)v), out((T*)out), depth(a.d_head),
           steps((depth + DEPTH - 1) / DEPTH), columns((depth + 31) / 32 * 2), spans((a.keys + 31) / 32),
           tile(PARTS * TILE_BYTES) {}
@@ -52,7 +43,7 @@ struct Attend {
             static thread_local Scratch own;
             uint8_t* mine = own.get(spans * 32 * (QUERIES * 4 + QUERIES * 2 * PARTS) + 2 * steps * tile);
             if (!mine) failed = 1;
-            Tiles on;
+            Tiles on(TileUse::FULL);
             // The longest rows first, so that nobody waits for one begun last.
             computing.share((int)(a.batch * a.heads * blocks), 1, [&](int i) {
                 long block = blocks - 1 - i / (a.batch * a.heads), head = i % (a.batch * a.heads);
@@ -124,8 +115,8 @@ struct Attend {
         const __m512 scale = _mm512_set1_ps(a.scale), most = _mm512_set1_ps(_mm512_reduce_max_ps(top));
         auto weigh = [&](long s, __mmask32 there) {
             __m512 low = _mm512_loadu_ps(g + s * 32), high = _mm512_loadu_ps(g + s * 32 + 16);
-            low = _mm512_maskz_mov_ps((__mmask16)there, decay(_mm512_mul_ps(_mm512_sub_ps(low, most), scale)));
-            high = _mm512_maskz_mov_ps((__mmask16)(there >> 16), decay(_mm512_mul_ps(_mm512_sub_ps(high, most), scale)));
+            low = _mm512_maskz_mov_ps((__mmask16)there, (__m512)exponential((F16)_mm512_mul_ps(_mm512_sub_ps(low, most), scale)));
+            high = _mm512_maskz_mov_ps((__mmask16)(there >> 16), (__m512)exponential((F16)_mm512_mul_ps(_mm512_sub_ps(high, most), scale)));
             __m512i parts[PARTS];
             if constexpr (PARTS == 1) {  // the sum is of what the product will see
                 parts[0] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
@@ -143,22 +134,6 @@ struct Attend {
         for (long s = whole; s < rest; s++) weigh(s, 0xffffffffu);
         for (long s = rest; s < high; s++) weigh(s, seen(s * 32, from, to));
         return 1.f / _mm512_reduce_add_ps(total);
-    }
-
-    // e^x for x <= 0 within two units in the last place (vectors.h has the constants' reasons).
-    static __m512 decay(__m512 x) {
-        __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-        r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-        __m512 p = _mm512_set1_ps(1.9841270e-4f);
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3888889e-3f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3333333e-3f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1666667e-2f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666667e-1f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.f));
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.f));
-        return _mm512_scalef_ps(p, n);
     }
 
     // Which of the 32 keys from j on lie in [from, to).

@@ -8,20 +8,16 @@
 // which thread did which span.
 #pragma once
 
-#include "simd.h"
+#include "convert.h"
+#include "softmax.h"
 
 constexpr int ALIGN = 32;  // positions the score kernel takes at a time
 constexpr int SPAN = 512;  // positions that share a softmax before the merge: their scores stay in the nearest cache
 
-GF_INLINE F16 load_cached(const float* p) { return load<F16>(p); }
-GF_INLINE F16 load_cached(const uint16_t* p) { return brain(p); }
-GF_INLINE void put(float* p, float x) { *p = x; }
-GF_INLINE void put(uint16_t* p, float x) { *p = to_brain_value(x); }
-
-// While one thing is worked on, what is read next is asked for, line by line: a sequence's keys are too short for the
+// While one thing is worked on, what is read next is prefetched, line by line: a sequence's keys are too short for the
 // processor to guess where they go on.
 template <int N, class E>
-GF_INLINE void ask_for(const E* from) {
+GF_INLINE void prefetch_lines(const E* from) {
     for (size_t i = 0; i < N; i += 64 / sizeof(E)) __builtin_prefetch(from + i, 0, 2);
 }
 
@@ -34,8 +30,8 @@ static void score(const E* keys, int width, const float* const* q, int d_head, i
         F16 a[C], b[C];
         for (int c = 0; c < C; c++) a[c] = b[c] = splat(0.f);
         for (int i = 0; i < d_head; i++, next += ALIGN) {
-            ask_for<ALIGN>(next);
-            F16 k = load_cached(low + i * 16), l = load_cached(high + i * 16);
+            prefetch_lines<ALIGN>(next);
+            F16 k = get(low + i * 16), l = get(high + i * 16);
             for (int c = 0; c < C; c++) {
                 F16 x = splat(q[c][i]);
                 a[c] += k * x;
@@ -51,16 +47,16 @@ static void score(const E* keys, int width, const float* const* q, int d_head, i
 
 // out[c][at..] = the weighted sum of 16 * V dimensions of the values.
 template <class E, int C, int V>
-static void mix(const E* values, int width, const float* weights, int from, int to, float* const* out, int at,
+static void weighted_sum(const E* values, int width, const float* weights, int from, int to, float* const* out, int at,
                 const E* next) {
     F16 acc[C][V];
     for (int c = 0; c < C; c++)
         for (int v = 0; v < V; v++) acc[c][v] = splat(0.f);
     const E* row = values + (size_t)from * width + at;
     for (int p = from; p < to; p++, row += width, next += width) {
-        ask_for<16 * V>(next + at);
+        prefetch_lines<16 * V>(next + at);
         F16 x[V];
-        for (int v = 0; v < V; v++) x[v] = load_cached(row + v * 16);
+        for (int v = 0; v < V; v++) x[v] = get(row + v * 16);
         for (int c = 0; c < C; c++) {
             F16 w = splat(weights[c * SPAN + p - from]);
             for (int v = 0; v < V; v++) acc[c][v] += x[v] * w;
@@ -68,31 +64,6 @@ static void mix(const E* values, int width, const float* weights, int from, int 
     }
     for (int c = 0; c < C; c++)
         for (int v = 0; v < V; v++) store(out[c] + at + v * 16, acc[c][v]);
-}
-
-// Scores become weights in place, zero outside [first, last]; the largest score and the weights' sum
-// go to result[0] and [1] (minus infinity and 0 where nothing is seen).
-static void soften(float* s, int from, int to, int first, int last, float softcap, float* result) {
-    F16 top = splat(-INFINITY);
-    for (int p = from; p < to; p += 16) {
-        F16 x = load<F16>(s + p - from);
-        if (softcap > 0) x = splat(softcap) * hyperbolic_tangent(x / splat(softcap));
-        if (p < first || p + 15 > last) {
-            I16 at = lanes() + splat_int(p);
-            x = select((at >= splat_int(first)) & (at <= splat_int(last)), x, splat(-INFINITY));
-        }
-        store(s + p - from, x);
-        top = largest(top, x);
-    }
-    result[0] = peak(top), result[1] = 0;
-    if (result[0] == -INFINITY) return;
-    F16 most = splat(result[0]), total = splat(0.f);
-    for (int p = from; p < to; p += 16) {
-        F16 e = exponential(load<F16>(s + p - from) - most);
-        store(s + p - from, e);
-        total += e;
-    }
-    result[1] = sum(total);
 }
 
 // One head's shape and cache, and what its rows may see.
@@ -125,10 +96,10 @@ static void attend_span(const Head<E>& h, const float* const* q, const int* posi
     const size_t start = (size_t)from * h.width;
     score<E, C>(h.keys, h.width, q, h.d_head, from, to, h.scale, scores, SPAN, h.values + start);
     for (int c = 0; c < C; c++)
-        soften(scores + c * SPAN, from, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
+        softmax_span(scores + c * SPAN, from, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
     int at = 0;
-    for (; at + 64 <= h.width; at += 64) mix<E, C, 4>(h.values, h.width, scores, from, end, out, at, h.next + start);
-    for (; at < h.width; at += 16) mix<E, C, 1>(h.values, h.width, scores, from, end, out, at, h.next + start);
+    for (; at + 64 <= h.width; at += 64) weighted_sum<E, C, 4>(h.values, h.width, scores, from, end, out, at, h.next + start);
+    for (; at < h.width; at += 16) weighted_sum<E, C, 1>(h.values, h.width, scores, from, end, out, at, h.next + start);
 }
 
 // One span of up to four rows: out[c] gets what merge() needs.
@@ -145,66 +116,66 @@ static void attend(const Head<E>& h, const float* const* q, const int* position,
 // Many rows of one sequence: the same numbers as above, in an order that reads what is near. Keys and values
 // are made float32 once for all rows, a piece at a time; a piece stays in the nearest cache while every row
 // uses it. Rows go several at a time; missing ones repeat the last, which writes the same numbers again.
-constexpr int MANY = 96;      // rows at most,
-constexpr int MANY_FROM = 9;  // and at least
-constexpr int SCORED = 12;    // of them whose sums of 32 positions stay in registers
-constexpr int MIXED = 6;      // of them whose sums of 64 dimensions do
-constexpr int WIDEST = 512;    // dimensions of a head
-constexpr int POSITIONS = 64;  // of values that are mixed before the next rows' turn
+constexpr int PREFILL_ROWS = 96;      // rows at most,
+constexpr int PREFILL_FROM = 9;  // and at least
+constexpr int SCORE_ROWS = 12;    // of them whose sums of 32 positions stay in registers
+constexpr int SUM_ROWS = 6;      // of them whose sums of 64 dimensions do
+constexpr int WIDEST_HEAD = 512;    // dimensions of a head
+constexpr int SUM_POSITIONS = 64;  // of values that are mixed before the next rows' turn
 
 GF_INLINE const float* as_floats(const float* from, size_t, float*) { return from; }
 GF_INLINE const float* as_floats(const uint16_t* from, size_t n, float* room) {
-    for (size_t i = 0; i < n; i += 16) store(room + i, brain(from + i));
+    for (size_t i = 0; i < n; i += 16) store(room + i, get(from + i));
     return room;
 }
 
-// 32 positions' scores of SCORED rows, whose queries lie (dimension, row).
+// 32 positions' scores of SCORE_ROWS rows, whose queries lie (dimension, row).
 static void score_on(const float* keys, int width, const float* q, int d_head, float scale, float* const* out) {
     const float* high = keys + (size_t)16 * width;
-    F16 a[SCORED], b[SCORED];
-    for (int c = 0; c < SCORED; c++) a[c] = b[c] = splat(0.f);
-    for (int i = 0; i < d_head; i++, q += SCORED) {
+    F16 a[SCORE_ROWS], b[SCORE_ROWS];
+    for (int c = 0; c < SCORE_ROWS; c++) a[c] = b[c] = splat(0.f);
+    for (int i = 0; i < d_head; i++, q += SCORE_ROWS) {
         F16 k = load<F16>(keys + i * 16), l = load<F16>(high + i * 16);
-        for (int c = 0; c < SCORED; c++) {
+        for (int c = 0; c < SCORE_ROWS; c++) {
             F16 x = splat(q[c]);
             a[c] += k * x;
             b[c] += l * x;
         }
     }
-    for (int c = 0; c < SCORED; c++) {
+    for (int c = 0; c < SCORE_ROWS; c++) {
         store(out[c], a[c] * splat(scale));
         store(out[c] + 16, b[c] * splat(scale));
     }
 }
 
 template <int V>
-static void mix_on(const float* values, int width, const float* const* weights, int count, float* const* out, int at) {
-    F16 acc[MIXED][V];
-    for (int c = 0; c < MIXED; c++)
+static void weighted_sum_on(const float* values, int width, const float* const* weights, int count, float* const* out, int at) {
+    F16 acc[SUM_ROWS][V];
+    for (int c = 0; c < SUM_ROWS; c++)
         for (int v = 0; v < V; v++) acc[c][v] = load<F16>(out[c] + at + v * 16);
     const float* row = values + at;
     for (int p = 0; p < count; p++, row += width) {
         F16 x[V];
         for (int v = 0; v < V; v++) x[v] = load<F16>(row + v * 16);
-        for (int c = 0; c < MIXED; c++) {
+        for (int c = 0; c < SUM_ROWS; c++) {
             F16 w = splat(weights[c][p]);
             for (int v = 0; v < V; v++) acc[c][v] += x[v] * w;
         }
     }
-    for (int c = 0; c < MIXED; c++)
+    for (int c = 0; c < SUM_ROWS; c++)
         for (int v = 0; v < V; v++) store(out[c] + at + v * 16, acc[c][v]);
 }
 
-struct ManyRoom {
-    alignas(64) float scores[MANY][SPAN];
-    alignas(64) float queries[MANY * WIDEST];  // (row / SCORED, dimension, SCORED)
-    alignas(64) float floats[POSITIONS * WIDEST];
+struct PrefillScratch {
+    alignas(64) float scores[PREFILL_ROWS][SPAN];
+    alignas(64) float queries[PREFILL_ROWS * WIDEST_HEAD];  // (row / SCORE_ROWS, dimension, SCORE_ROWS)
+    alignas(64) float floats[SUM_POSITIONS * WIDEST_HEAD];
 };
 
 // `position` rises; out[c] gets what merge() needs.
 template <class E>
-static void attend_many(const Head<E>& h, const float* const* q, const int* position, int count, int span,
-                        float* const* out, ManyRoom& room) {
+static void attend_prefill(const Head<E>& h, const float* const* q, const int* position, int count, int span,
+                        float* const* out, PrefillScratch& scratch) {
     const int from = span * SPAN, highest = position[count - 1];
     int first = h.first_seen(position[0]) / ALIGN * ALIGN, end = from + SPAN < highest + 1 ? from + SPAN : highest + 1;
     if (first < from) first = from;
@@ -218,39 +189,39 @@ static void attend_many(const Head<E>& h, const float* const* q, const int* posi
         int last = position[c + n <= count ? c + n - 1 : count - 1] + 1;
         return ((last < end ? last : end) + ALIGN - 1) / ALIGN * ALIGN;
     };
-    float* y[SCORED];
-    for (int c = 0; c < count; c += SCORED)
+    float* y[SCORE_ROWS];
+    for (int c = 0; c < count; c += SCORE_ROWS)
         for (int i = 0; i < h.d_head; i++)
-            for (int j = 0; j < SCORED; j++)
-                room.queries[c * h.d_head + i * SCORED + j] = q[c + j < count ? c + j : count - 1][i];
+            for (int j = 0; j < SCORE_ROWS; j++)
+                scratch.queries[c * h.d_head + i * SCORE_ROWS + j] = q[c + j < count ? c + j : count - 1][i];
     for (int p = first; p < end; p += ALIGN) {
-        const float* keys = as_floats(h.keys + (size_t)p * h.width, (size_t)ALIGN * h.width, room.floats);
-        for (int c = 0; c < count; c += SCORED) {
-            if (p >= until(c, SCORED)) continue;
-            for (int i = 0; i < SCORED; i++) y[i] = room.scores[c + i < count ? c + i : count - 1] + p - from;
-            score_on(keys, h.width, room.queries + c * h.d_head, h.d_head, h.scale, y);
+        const float* keys = as_floats(h.keys + (size_t)p * h.width, (size_t)ALIGN * h.width, scratch.floats);
+        for (int c = 0; c < count; c += SCORE_ROWS) {
+            if (p >= until(c, SCORE_ROWS)) continue;
+            for (int i = 0; i < SCORE_ROWS; i++) y[i] = scratch.scores[c + i < count ? c + i : count - 1] + p - from;
+            score_on(keys, h.width, scratch.queries + c * h.d_head, h.d_head, h.scale, y);
         }
     }
     for (int c = 0; c < count; c++) {
-        int to = until(c / SCORED * SCORED, SCORED);
+        int to = until(c / SCORE_ROWS * SCORE_ROWS, SCORE_ROWS);
         if (first < to)
-            soften(room.scores[c] + first - from, first, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
+            softmax_span(scratch.scores[c] + first - from, first, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
     }
-    const float* w[MIXED];
-    float* z[MIXED];
-    for (int p = first; p < end; p += POSITIONS) {
-        int n = end - p < POSITIONS ? end - p : POSITIONS;
-        const float* values = as_floats(h.values + (size_t)p * h.width, (size_t)n * h.width, room.floats);
-        for (int c = 0; c < count; c += MIXED) {
-            int seen = until(c, MIXED) - p;
+    const float* w[SUM_ROWS];
+    float* z[SUM_ROWS];
+    for (int p = first; p < end; p += SUM_POSITIONS) {
+        int n = end - p < SUM_POSITIONS ? end - p : SUM_POSITIONS;
+        const float* values = as_floats(h.values + (size_t)p * h.width, (size_t)n * h.width, scratch.floats);
+        for (int c = 0; c < count; c += SUM_ROWS) {
+            int seen = until(c, SUM_ROWS) - p;
             if (seen <= 0) continue;
-            for (int i = 0; i < MIXED; i++) {
+            for (int i = 0; i < SUM_ROWS; i++) {
                 int row = c + i < count ? c + i : count - 1;
-                w[i] = room.scores[row] + p - from, z[i] = out[row];
+                w[i] = scratch.scores[row] + p - from, z[i] = out[row];
             }
             int at = 0, m = seen < n ? seen : n;
-            for (; at + 64 <= h.width; at += 64) mix_on<4>(values, h.width, w, m, z, at);
-            for (; at < h.width; at += 16) mix_on<1>(values, h.width, w, m, z, at);
+            for (; at + 64 <= h.width; at += 64) weighted_sum_on<4>(values, h.width, w, m, z, at);
+            for (; at < h.width; at += 16) weighted_sum_on<1>(values, h.width, w, m, z, at);
         }
     }
 }

@@ -1,40 +1,28 @@
-// Matrix products on the processor's tiles (AMX): bfloat16 operands, float32 sums.
+// Float32 products on tiles (AMX): three bfloat16 parts of every number.
 //
-// A float32 number is the sum of three bfloat16 numbers, exactly: 8 + 8 + 8 bits. So a float32
-// product is nine bfloat16 products, of which the three smallest lie below float32's own rounding;
-// the other six, summed in float32, give what a float32 product gives, as exactly (Henry, Tang,
-// Heinecke 2019, arXiv:1904.06376), and the tiles do them at more than twice its rate.
-//
-// An operand is packed into tiles of 16 rows × 32 inputs, all parts of a tile side by side.
+// A float32 number is the sum of three bfloat16 numbers, exactly: 8 + 8 + 8 bits. So a float32 product is nine bfloat16
+// products, of which the three smallest lie below float32's own rounding; the other six, summed in float32, give what a
+// float32 product gives, as exactly (Henry, Tang, Heinecke 2019, arXiv:1904.06376), and the tiles do them at more than
+// twice its rate. An operand is packed into tiles of 16 rows x 32 inputs, all parts of a tile side by side.
 #pragma once
 
 #include "amx.h"
-#include "simd.h"
+#include "arena.h"
+#include "convert.h"
+#include "threads.h"
 
-#if defined(GF_AMX) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
-#define GF_TILES 1
-
+#if defined(GF_AMX_BF16)
 constexpr int ROWS = 16, DEPTH = 32;   // of a tile: rows, inputs
 constexpr int TILE_BYTES = 1024;
 
-// All eight tiles full while it lives.
-class Tiles {
-    static TileShapes full() {
-        TileShapes shapes;
-        shapes.set(0, 8, ROWS, 64);
-        return shapes;
-    }
-    TileSetting setting_{full()};
-};
-
 template <int PARTS>
-struct Number;  // what an operand holds
+struct OperandOf;  // what an operand holds
 template <>
-struct Number<3> {
+struct OperandOf<3> {
     typedef float type;
 };
 template <>
-struct Number<1> {
+struct OperandOf<1> {
     typedef uint16_t type;
 };
 
@@ -60,7 +48,7 @@ GF_INLINE void part(const float* x, __mmask32 there, __m512i* out) {
 
 // 16 numbers as parts, each in the low half of a 32-bit lane.
 template <int PARTS>
-GF_INLINE void part16(const typename Number<PARTS>::type* x, __mmask16 there, __m512i* out) {
+GF_INLINE void part16(const typename OperandOf<PARTS>::type* x, __mmask16 there, __m512i* out) {
     if constexpr (PARTS == 1) {
         out[0] = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, x));
     } else {
@@ -78,7 +66,7 @@ GF_INLINE __mmask16 first16(long n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1u
 // The left operand: 16 rows as they lie, `depth` inputs of each; rows from `rows` on are zero.
 // out: (step, part, row, input).
 template <int PARTS>
-static void pack_left(const typename Number<PARTS>::type* x, long stride, long rows, long depth, uint8_t* out) {
+static void pack_left(const typename OperandOf<PARTS>::type* x, long stride, long rows, long depth, uint8_t* out) {
     for (long k = 0; k < depth; k += DEPTH, out += PARTS * TILE_BYTES)
         for (int r = 0; r < ROWS; r++) {
             __m512i parts[PARTS];
@@ -90,54 +78,30 @@ static void pack_left(const typename Number<PARTS>::type* x, long stride, long r
         }
 }
 
-GF_INLINE void transpose(__m512i* r) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 8; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    }
-}
-
 // The right operand from outputs' rows (a weight, keys): 16 rows, their inputs in pairs down the tile.
 // out: (step, part, pair, row).
 template <int PARTS>
-static void pack_right(const typename Number<PARTS>::type* w, long stride, long rows, long depth, uint8_t* out) {
+static void pack_right(const typename OperandOf<PARTS>::type* w, long stride, long rows, long depth, uint8_t* out) {
     for (long k = 0; k < depth; k += DEPTH, out += PARTS * TILE_BYTES) {
-        __m512i grid[PARTS][16];
+        I16 grid[PARTS][16];
         for (int r = 0; r < ROWS; r++) {
             __m512i parts[PARTS];
             if (r < rows)
                 part(w + r * stride + k, first32(depth - k), parts);
             else
                 for (auto& p : parts) p = _mm512_setzero_si512();
-            for (int p = 0; p < PARTS; p++) grid[p][r] = parts[p];
+            for (int p = 0; p < PARTS; p++) grid[p][r] = (I16)parts[p];
         }
         for (int p = 0; p < PARTS; p++) {
             transpose(grid[p]);
-            for (int i = 0; i < 16; i++) _mm512_store_si512(out + p * TILE_BYTES + i * 64, grid[p][i]);
+            for (int i = 0; i < 16; i++) store(out + p * TILE_BYTES + i * 64, grid[p][i]);
         }
     }
 }
 
 // One tile of the right operand from inputs' rows (values): 32 rows of which `rows` are there, 16 columns.
 template <int PARTS>
-static void pack_down(const typename Number<PARTS>::type* v, long stride, long rows, long columns, uint8_t* out) {
+static void pack_down(const typename OperandOf<PARTS>::type* v, long stride, long rows, long columns, uint8_t* out) {
     for (int i = 0; i < 16; i++) {
         __m512i even[PARTS], odd[PARTS];
         __mmask16 there = first16(columns);
@@ -158,7 +122,7 @@ GF_INLINE void clear_sums() {
 
 // Every row begins as the 32 numbers given.
 GF_INLINE void begin_sums(const float* row) {
-    settle(row);
+    compiler_fence(row);
     _tile_loadd(0, row, 0);
     _tile_loadd(1, row + 16, 0);
     _tile_loadd(2, row, 0);
@@ -194,8 +158,8 @@ GF_INLINE void multiply() {
 template <int PARTS>
 GF_INLINE void accumulate(
     const uint8_t* a0, const uint8_t* a1, long left, const uint8_t* b0, const uint8_t* b1, long right, long steps) {
-    settle(a0);
-    settle(b0);
+    compiler_fence(a0);
+    compiler_fence(b0);
     for (long k = 0; k < steps; k++, a0 += left, a1 += left, b0 += right, b1 += right) {
         load_left(a0, a1, 0);
         if constexpr (PARTS == 3) {  // in an order that loads least
@@ -209,5 +173,65 @@ GF_INLINE void accumulate(
             load_right(b0, b1, 0), multiply();
         }
     }
+}
+
+// out = x · wᵀ + bias in float32.
+constexpr long BLOCK_OUTPUTS = 1024;  // outputs packed at once, at most
+constexpr long STRIP = 128;           // rows packed at once, by the thread that needs them: they stay in its cache
+
+// The sums to out, as far as it goes.
+static void store_part(float* out, long stride, long rows, long columns) {
+    if (rows >= 32 && columns >= 32) return store_sums(out, stride);
+    alignas(64) float grid[32 * 32];
+    store_sums(grid, 32);
+    for (long r = 0; r < rows && r < 32; r++) memcpy(out + r * stride, grid + r * 32, (columns < 32 ? columns : 32) * 4);
+}
+
+static int linear_f32(
+    const float* x, long rows, long depth, long stride, const float* w, const float* bias, long outputs, float* out,
+    int threads) {
+    static thread_local Scratch shared;
+    const long steps = (depth + DEPTH - 1) / DEPTH, tile = steps * 3 * TILE_BYTES;
+    const long strips = (rows + STRIP - 1) / STRIP;
+    // Few strips are cut into groups of outputs, so that every thread has work.
+    const long groups = strips >= 4 * threads ? 1 : (4 * threads + strips - 1) / strips;
+    uint8_t* right = shared.get(((outputs < BLOCK_OUTPUTS ? outputs : BLOCK_OUTPUTS) + 31) / 32 * 2 * tile);
+    if (!right) return 1;
+    std::atomic<int> failed{0};
+    for (long n = 0; n < outputs; n += BLOCK_OUTPUTS) {
+        const long wide = outputs - n < BLOCK_OUTPUTS ? outputs - n : BLOCK_OUTPUTS, pairs = (wide + 31) / 32;
+        const long group = (pairs + groups - 1) / groups, lots = (pairs + group - 1) / group;
+        Phase packing, computing;
+        together(threads, [&] {
+            static thread_local Scratch own;
+            uint8_t* left = own.get(STRIP / ROWS * tile);
+            if (!left) failed = 1;
+            packing.share((int)pairs * 2, 2, [&](int i) {
+                pack_right<3>(w + (n + i * ROWS) * depth, depth, wide - i * ROWS, depth, right + i * tile);
+            });
+            Tiles on(TileUse::FULL);
+            computing.share((int)(strips * lots), 1, [&](int piece) {
+                const long first = piece / lots * STRIP, here = rows - first < STRIP ? rows - first : STRIP;
+                const long from = piece % lots * group, to = from + group < pairs ? from + group : pairs;
+                if (!left) return;
+                for (long r = 0; r < (here + 31) / 32 * 32; r += ROWS)
+                    pack_left<3>(x + (first + r) * stride, stride, here - r, depth, left + r / ROWS * tile);
+                for (long pair = from; pair < to; pair++) {
+                    const uint8_t* b = right + pair * 2 * tile;
+                    const long column = n + pair * 32;
+                    alignas(64) float begin[32] = {};
+                    if (bias)
+                        for (long i = 0; i < 32 && column + i < outputs; i++) begin[i] = bias[column + i];
+                    for (long r = 0; r < here; r += 32) {
+                        const uint8_t* a = left + r / ROWS * tile;
+                        begin_sums(begin);
+                        accumulate<3>(a, a + tile, 3 * TILE_BYTES, b, b + tile, 3 * TILE_BYTES, steps);
+                        store_part(out + (first + r) * outputs + column, outputs, here - r, outputs - column);
+                    }
+                }
+            });
+        });
+    }
+    return failed;
 }
 #endif
