@@ -338,7 +338,7 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached
         limit = 0.05 if precision in ("float32", "bfloat16") else 0.12
         assert (whole - expected).norm() <= limit * expected.norm()
     pieces = [fast.forward(ids[a:b], [1] * (b - a), range(a, b)) for a, b in ((0, 1), (1, 4), (4, 37), (37, 1200))]
-    # Where many rows meet bfloat16 weights as bfloat16, few rows are more exact: docs/decisions/0018.
+    # Where many rows meet bfloat16 weights as bfloat16, few rows are more exact: docs/decisions/0010.
     rounds = precision == "bfloat16" and path(lib_of(name), weight(torch.zeros(32, 64), precision), 64) == NARROW
 
     def same_as_whole(got: Tensor, right: Tensor) -> bool:
