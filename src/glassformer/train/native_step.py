@@ -46,8 +46,8 @@ class NativeStep:
         threads: int = 0,
     ) -> None:
         self.config, self.weights, self.spec = config, weights, spec
-        brain = weights.compute == torch.bfloat16
-        self.library = train_abi.LIBRARY.get(*train_abi.flags(brain), *extra)
+        bf16 = weights.compute == torch.bfloat16
+        self.library = train_abi.LIBRARY.get(*train_abi.flags(bf16), *extra)
         self.first, self.second = torch.zeros_like(weights.master), torch.zeros_like(weights.master)
         self.updates = 0
         self._fresh = True
@@ -177,7 +177,7 @@ class NativeStep:
 
 def _shape(config: Config, threads: int) -> Any:
     a, f = config.attention, config.feed_forward
-    return train_abi.Shape(
+    return train_abi.TrainShape(
         vocab=config.vocab_size,
         d_model=config.d_model,
         n_layers=config.n_layers,
