@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from glassformer.errors import ShapeError, UsageError
+from glassformer.errors import ShapeError, TextError, UsageError
 from glassformer.views import stage as stage_views
 from glassformer.views.stage import quantised
 
@@ -145,3 +145,26 @@ def test_numbers_in_eight_bits():
     assert q[0].tolist() == [0, 0]
     assert q[1, 0] == 127
     assert ((q * scale[..., None] - x).abs() <= scale[..., None] / 2).all()
+
+
+def test_what_a_head_carries_adds_up(model: Any, session: Any):
+    found = session.view("carry", {"text": TEXT, "layer": 1, "head": 2, "query": 4, "cells": 8})
+    json.dumps(found, allow_nan=False)
+    trace = model.trace(TEXT)
+    exact = trace.contributions(1, 2, 4)[:5]
+    near(found["writes"], exact[:, found["dims"]])
+    assert np.allclose(numbers(found["weights"]), trace.pattern(1, 2, 4)[:5])
+    near(found["sum"], trace.head_outputs(1, 2, 4)[None, found["dims"]])
+    near(found["before"], trace["blocks.1.resid_pre"][4:5, found["dims"]])
+    near(found["after"], (trace["blocks.1.resid_pre"][4] + trace.head_outputs(1, 2, 4))[None, found["dims"]])
+    assert len(found["raises"]) == len(found["lowers"]) == 4
+
+
+def test_surprise_is_the_negative_log_of_what_came(model: Any, session: Any):
+    found = session.view("surprise", {"text": TEXT})
+    logprobs = torch.log_softmax(model.logits(TEXT).double(), -1)
+    ids = model.ids(TEXT)
+    assert np.allclose(found["losses"], [-float(logprobs[i, ids[i + 1]]) for i in range(len(ids) - 1)], atol=1e-5)
+    assert np.isclose(found["uniform"], np.log(model.config.vocab_size))
+    with pytest.raises(TextError, match="at least two"):
+        session.view("surprise", {"text": "a"})

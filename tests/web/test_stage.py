@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -127,3 +128,112 @@ def test_no_part_stands_outside(visit: Callable[..., Watched], server: Server, w
     assert watched.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
     watched.shot(f"stage-machine-{width}-{scheme}")
     assert not watched.complaints
+
+
+SCENES = [
+    "machine", "numbers", "meaning", "grid", "softmax", "values", "heads", "facts", "layers", "answer", "temperature",
+    "why", "learning", "size",
+]  # fmt: skip
+FOUND = f"(!{STAGE}.scene.need || {STAGE}.found)"
+
+
+@pytest.mark.parametrize("width", [375, 1400])
+def test_every_scene_draws_asks_and_has_an_address(visit: Callable[..., Watched], server: Server, width: int):
+    watched = visit(server, viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    ready(watched.open(HERE))
+    assert watched.page.evaluate(f"() => [...{STAGE}.list.options].map((o) => o.value)") == SCENES
+    for name in SCENES[1:]:
+        watched.page.evaluate(f"() => {STAGE}.step(1)")
+        wait(watched, FOUND, 60)
+        assert watched.page.evaluate(f"() => {STAGE}.found?.problem ?? null") is None
+        watched.page.evaluate(f"() => {{ {STAGE}.held = true; {STAGE}.seek(1); }}")
+        watched.page.wait_for_timeout(100)
+        assert watched.page.evaluate("() => location.hash").count(f"scene={name}")
+        assert colours(watched) > 20, name
+        question = watched.page.evaluate(f"() => {STAGE}.quiz.make()")
+        if question is not None:  # the tiny model may have nothing to ask in a scene
+            assert len(set(question["choices"])) == len(question["choices"]) > 1
+            assert 0 <= question["right"] < len(question["choices"])
+        said = watched.page.inner_text(".stage-head")
+        assert "{" not in said
+        assert "scene." not in said
+    assert not watched.complaints
+
+
+def test_a_scenes_address_opens_it(app: Watched):
+    app.open(f"{HERE}&scene=temperature")
+    wait(app, f"{STAGE}?.data")
+    assert app.page.input_value(".stage-bar select.scenes") == "temperature"
+
+
+def test_zooming_in_and_back_by_keyboard(app: Watched, tiny_model: Any):
+    ready(app.open(HERE))
+    app.page.evaluate(f"() => {STAGE}.seek(1)")
+    app.page.focus(".stage-view canvas")
+    app.page.wait_for_timeout(200)
+    app.page.keyboard.press("Enter")
+    assert app.page.evaluate("() => document.activeElement.className") == "part"
+    app.page.focus("[data-key='layer-1']")
+    app.page.keyboard.press("Enter")
+    app.page.wait_for_timeout(200)
+    app.page.click("[data-key='head-2']")
+    wait(app, "document.querySelector('[data-key=\"cell-3-1\"]')")
+    app.page.click("[data-key='cell-3-1']")
+    wait(app, "document.querySelector('[data-key=\"dim-0\"]')")
+    cell = tiny_model.trace(TEXT).cell(1, 2, 3, 1)
+    label = app.page.get_attribute("[data-key='dim-0']", "aria-label")
+    assert f"{abs(float(cell.products[0])):.3f}" in label
+    app.page.click("[data-key='dim-0']")
+    assert app.page.evaluate("() => location.hash").count("zoom=l1.h2.q3.k1.d0")
+    app.page.focus(".stage-view canvas")
+    for level in range(4, 0, -1):
+        assert app.page.locator(".crumbs button").count() == level
+        app.page.keyboard.press("Escape")
+        app.page.wait_for_timeout(60)
+    assert app.page.evaluate(f"() => {STAGE}.zoom.path.length") == 0
+
+
+def test_a_part_opens_its_room_and_the_way_leads_back(app: Watched):
+    app.open(f"{HERE}&zoom=l1.h2.q3.k1")
+    wait(app, f"{STAGE}?.data && {STAGE}.zoom.path.length === 3")
+    app.page.click(".open-room")
+    app.settle()
+    assert "Layer 1, head 2" in app.page.inner_text(".opened")
+    app.page.click(".back-to-stage")
+    assert app.page.locator(".back-to-stage").count() == 0
+    assert app.page.evaluate("() => document.activeElement.tagName") == "CANVAS"
+
+
+def test_a_place_that_is_not_there_is_the_nearest_that_is(app: Watched):
+    app.open(f"{HERE}&zoom=l1.h99.q3.k1")
+    wait(app, f"{STAGE}?.data")
+    assert app.page.evaluate(f"() => {STAGE}.zoom.path") == [{"layer": 1}]
+
+
+def test_another_language_is_a_file(app: Watched):
+    ready(app.open(f"{HERE}&lang=de"))
+    assert app.page.inner_text(".stage-room h2") == "Von den Wörtern zum nächsten Wort"
+    app.page.select_option("[lang=''] >> nth=0", "en")
+    assert app.page.inner_text(".stage-room h2") == "From words to the next word"
+
+
+def test_hostile_and_short_texts(app: Watched):
+    for text in ("</script><img src=x onerror=document.title='broken'>", "a", "\u202etxet \x07 \U0001f600漢"):
+        ready(app.open(f"#text={quote(text)}"))
+        for name in ("machine", "grid", "values", "learning", "why"):
+            app.page.evaluate(f"() => {STAGE}.go('{name}')")
+            wait(app, FOUND, 60)
+            app.page.evaluate(f"() => {STAGE}.seek(1)")
+            app.page.wait_for_timeout(60)
+    assert app.page.title() == "Glassformer"
+
+
+def test_axe_finds_nothing(app: Watched):
+    from axe_playwright_python.sync_playwright import Axe
+
+    for scene in ("machine", "heads"):
+        app.open(f"{HERE}&scene={scene}")
+        wait(app, f"{STAGE}?.data && {FOUND}")
+        app.page.wait_for_timeout(200)
+        found = Axe().run(app.page, context=".stage-room")
+        assert [v["id"] for v in found.response["violations"]] == []

@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from glassformer.errors import SiteError
+from glassformer.errors import SiteError, TextError
 from glassformer.views.arrays import packed
-from glassformer.views.asks import At
+from glassformer.views.asks import Ask, At
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
@@ -233,3 +233,69 @@ def vector(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     position = trace.position(ask.position)
     x = trace.at(ask.site, position)
     return {"site": ask.site, "position": position, "values": packed(x), "norm": float(x.double().norm())}
+
+
+class CarryAsk(Ask):
+    layer: int = Field(description="Layer.")
+    head: int = Field(description="Head.")
+    query: int = Field(default=-1, description="Token that takes; negative counts from the end.")
+    cells: int = Field(default=24, ge=1, le=4096, description="Numbers of every vector, evenly spread.")
+    top: int = Field(default=4, ge=1, le=20, description="Tokens that the sum raises and lowers most.")
+
+
+@view("carry", CarryAsk, room="stage", python="model.trace({text!r}).contributions({layer}, {head}, {query})")
+def carry(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """What every earlier token gives to one through one head, their sum, and the stream before and after it."""
+    from glassformer.interp.circuits import unembedded
+
+    trace = session.trace(ask)
+    layer, head, query = trace.layer(ask.layer), trace.head(ask.head), trace.position(ask.query)
+    width = trace.config.d_model
+    cells = min(ask.cells, width)
+    dims = (torch.arange(cells) * width // cells).to(trace.transformer.device)
+    writes = trace.contributions(layer, head, query)[: query + 1]
+    before = trace.at(f"blocks.{layer}.resid_pre", query)
+    whole = writes.sum(0)
+    pushed = unembedded(trace.transformer, whole)
+    best = [pushed.topk(min(ask.top, len(pushed)), largest=largest).indices.tolist() for largest in (True, False)]
+
+    def small(x: Tensor) -> dict[str, Any]:
+        return _small(x[..., dims]) | {"norm": packed(x.double().norm(dim=-1))}
+
+    return {
+        "layer": layer,
+        "head": head,
+        "query": query,
+        "dims": dims.tolist(),
+        "weights": packed(trace.pattern(layer, head, query)[: query + 1]),
+        "writes": small(writes),
+        "sum": small(whole[None]),
+        "before": small(before[None]),
+        "after": small((before + whole)[None]),
+        "raises": [trace.token_text(i) for i in best[0]],
+        "lowers": [trace.token_text(i) for i in best[1]],
+    }
+
+
+class SurpriseAsk(Ask):
+    pass
+
+
+@view("surprise", SurpriseAsk, room="stage", report=lambda plan: plan.tried("surprise"), python="model.score({text!r})")
+def surprise(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """How surprised the model is by each token after the first, and how surprised one that knows nothing would be.
+
+    Raises:
+        TextError: for a text of a single token, before which there is nothing to predict it from.
+    """
+    trace = session.trace(ask)
+    if trace.length < 2:
+        raise TextError("A single token surprises nobody: nothing stands before it. Write at least two words.")
+    losses: list[float] = []
+    for low in range(0, trace.length - 1, 64):
+        check()
+        high = min(low + 64, trace.length - 1)
+        logprobs = torch.log_softmax(trace.logits(slice(low, high)).double(), -1)
+        targets = torch.tensor(trace.ids[low + 1 : high + 1], device=logprobs.device)
+        losses += (-logprobs.gather(1, targets[:, None])[:, 0]).tolist()
+    return {"losses": losses, "mean": sum(losses) / len(losses), "uniform": math.log(trace.config.vocab_size)}

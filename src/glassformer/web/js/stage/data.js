@@ -3,7 +3,7 @@
 import { unpack } from "../source.js";
 
 /** Quantised vectors: signed 8-bit numbers, one scale a vector. */
-class Vectors {
+export class Vectors {
   /** @param {any} packed */
   constructor(packed) {
     const { shape, data } = unpack(packed.q);

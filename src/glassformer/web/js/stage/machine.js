@@ -19,7 +19,9 @@ export class Machine {
   /** @param {StageData} d @param {number} w @param {number} h @param {number} size of type */
   constructor(d, w, h, size) {
     this.d = d;
-    [this.w, this.h, this.size] = [w, h, size];
+    this.w = w;
+    this.h = h;
+    this.size = size;
     this.tall = w < 640;
     const n = d.count;
     const probe = new Pen(/** @type {any} */ (document.createElement("canvas").getContext("2d")), size);
@@ -37,7 +39,23 @@ export class Machine {
     this.step = (this.u1 - this.u0) / d.places;
     this.slabs = [v0, v1];
     this.ratio = Math.min(2, devicePixelRatio || 1);
+    // One column of pixels a place, one row a number of a token: the lanes; likewise what was added.
+    this.laneAtlas = atlas(d.lanes, d.places, n, this.tall);
+    this.addAtlas = atlas(d.added, 2 * d.layers, n, this.tall);
+    this.base = this.#sheet();
+    this.lit = this.#sheet();
     this.#prepare();
+    this.resting = this.lit.drawn;
+  }
+
+  /** A picture of the stage's size. */
+  #sheet() {
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.round(this.w * this.ratio);
+    canvas.height = Math.round(this.h * this.ratio);
+    const ctx = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    ctx.scale(this.ratio, this.ratio);
+    return new Pen(ctx, this.size);
   }
 
   #right() {
@@ -61,18 +79,6 @@ export class Machine {
 
   #prepare() {
     const { d } = this;
-    // One column of pixels a place, one row a number of a token: the lanes; likewise what was added.
-    this.laneAtlas = atlas(d.lanes, d.places, d.count, this.tall);
-    this.addAtlas = atlas(d.added, 2 * d.layers, d.count, this.tall);
-    const make = () => {
-      const canvas = document.createElement("canvas");
-      [canvas.width, canvas.height] = [Math.round(this.w * this.ratio), Math.round(this.h * this.ratio)];
-      const ctx = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-      ctx.scale(this.ratio, this.ratio);
-      return new Pen(ctx, this.size);
-    };
-    this.base = make();
-    this.lit = make();
     this.#slabs(this.base);
     for (let i = 0; i < d.count; i++) {
       const [a, b] = [this.p(this.u0 - 12, this.v(i)), this.p(this.u1 + 4, this.v(i))];
@@ -81,7 +87,6 @@ export class Machine {
     this.#lanes(this.lit);
     for (const arc of [...d.arcs].reverse()) this.#arc(this.lit, arc, 1, 0.7);
     for (const neuron of d.neurons) this.#spark(this.lit, neuron, 0.5);
-    this.resting = this.lit.drawn;
   }
 
   /** @param {Pen} pen */
@@ -181,7 +186,7 @@ export class Machine {
       const done = Math.min(d.layers, at - SPAN * 0.55);
       const upTo = at >= d.layers + SPAN ? this.u1 + 4 : done <= 0 ? mix(this.u0 - 6, this.at(0), clamp(at / (SPAN * 0.55))) : this.at(0) + done * 2 * this.step;
       this.#reveal(pen, upTo);
-      pen.drawn += Math.round(/** @type {number} */ (this.resting) * clamp(done / d.layers));
+      pen.drawn += Math.round(this.resting * clamp(done / d.layers));
       const first = Math.max(0, Math.floor(at - SPAN));
       for (let layer = first; layer <= Math.min(d.layers - 1, Math.floor(at)); layer++) this.#moving(pen, layer, (at - layer) / SPAN, upTo);
     }
@@ -193,7 +198,7 @@ export class Machine {
   #reveal(pen, u) {
     const long = clamp(u / (this.tall ? this.h : this.w));
     if (long <= 0) return;
-    const canvas = /** @type {Pen} */ (this.lit).ctx.canvas;
+    const canvas = this.lit.ctx.canvas;
     const [w, h] = this.tall ? [this.w, this.h * long] : [this.w * long, this.h];
     pen.ctx.drawImage(canvas, 0, 0, w * this.ratio, h * this.ratio, 0, 0, w, h);
   }

@@ -18,8 +18,6 @@ export class Overlay {
     this.focus = 0;
     canvas.addEventListener("click", (event) => this.#at(event)?.act());
     this.playing = false;
-    hint(canvas, () => "");
-    void canvas;
   }
 
   /** @param {MouseEvent} event */
@@ -70,6 +68,12 @@ export class Overlay {
       best.focus({ preventScroll: true });
     }
     return true;
+  }
+
+  /** Where the part is that was just chosen. @returns {import("./paint.js").Box|null} */
+  box() {
+    const at = /** @type {HTMLElement|null} */ (document.activeElement);
+    return at && this.layer.contains(at) ? { x: at.offsetLeft, y: at.offsetTop, w: at.offsetWidth, h: at.offsetHeight } : null;
   }
 
   /** From the picture into its first part. */

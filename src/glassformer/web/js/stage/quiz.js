@@ -6,9 +6,10 @@ import { say } from "../words.js";
 /** @typedef {{ask: string, choices: string[], right: number, because: string}} Question */
 
 export class Quiz {
-  /** @param {HTMLElement} element @param {(right: boolean) => void} answered */
+  /** @param {HTMLElement} element @param {() => void} answered */
   constructor(element, answered) {
-    [this.element, this.answered] = [element, answered];
+    this.element = element;
+    this.answered = answered;
     /** Guesses by scene. @type {Map<string, number>} */
     this.guesses = new Map();
     this.score = { right: 0, all: 0 };
@@ -25,7 +26,8 @@ export class Quiz {
 
   /** @param {string} scene @param {() => Question|null} make */
   show(scene, make) {
-    [this.scene, this.make] = [scene, make];
+    this.scene = scene;
+    this.make = make;
     this.reflect();
   }
 
@@ -59,7 +61,7 @@ export class Quiz {
     this.guesses.set(this.scene, i);
     this.score = { right: this.score.right + Number(i === found.right), all: this.score.all + 1 };
     this.reflect();
-    this.answered(i === found.right);
+    this.answered();
   }
 }
 

@@ -5,6 +5,8 @@ import { say } from "../words.js";
 import { Machine, WHEN } from "./machine.js";
 import { pct } from "./paint.js";
 import { mixed } from "./quiz.js";
+import { answer, facts, layers, learning, size, temperature, why } from "./scenes_next.js";
+import { grid, heads, meaning, numbers, softmax, values } from "./scenes_words.js";
 
 /**
  * @typedef {import("./stage.js").Stage} Stage
@@ -51,7 +53,7 @@ const machine = {
 };
 
 /** @type {Scene[]} */
-export const SCENES = [machine];
+export const SCENES = [machine, numbers, meaning, grid, softmax, values, heads, facts, layers, answer, temperature, why, learning, size];
 
 /** @param {string|null} id @returns {Scene} */
 export function sceneOf(id) {

@@ -17,7 +17,10 @@ const STILLS = 6;
 export class Stage {
   /** @param {HTMLElement} element @param {any} source @param {Store} state @param {{rooms?: string[]}} [options] */
   constructor(element, source, state, { rooms = [] } = {}) {
-    [this.element, this.source, this.state, this.rooms] = [element, source, state, rooms];
+    this.element = element;
+    this.source = source;
+    this.state = state;
+    this.rooms = rooms;
     /** @type {any} */ (element).stage = this;
     this.calm = matchMedia("(prefers-reduced-motion: reduce)");
     /** @type {StageData|null} */
@@ -25,20 +28,30 @@ export class Stage {
     /** What scenes asked for beyond the stage's own data, by scene. @type {Map<string, any>} */
     this.extra = new Map();
     this.scene = sceneOf(state.get("scene"));
-    [this.t, this.playing, this.last, this.queued, this.held] = [0, false, 0, false, false];
+    this.t = 0;
+    this.playing = false;
+    this.last = 0;
+    this.queued = false;
+    this.held = false;
     /** Milliseconds between frames, and what each drew: read by the benchmark. @type {{gaps: number[], drawn: number[]}} */
     this.stats = { gaps: [], drawn: [] };
     /** @type {any} */
     this.fade = null;
+    /** @type {import("./machine.js").Machine|null} */
+    this.machine = null;
+    this.w = 0;
+    this.h = 0;
+    this.size = 14;
+    this.ratio = 1;
     /** @type {AbortController|null} */
     this.asking = null;
     speak(state.get("lang") ?? navigator.language);
     this.#build();
-    this.quiz = new Quiz(this.question, (right) => this.#answered(right));
+    this.quiz = new Quiz(this.question, () => this.#answered());
     this.zoom = new Zoom(this);
     this.overlay = new Overlay(this.view, this.canvas);
     this.#listen();
-    this.#reflect();
+    this.reflect();
     this.load();
   }
 
@@ -67,12 +80,14 @@ export class Stage {
   }
 
   /** Words that stand in the page around the canvas. */
-  #reflect() {
+  reflect() {
     this.lang.value = speak(this.state.get("lang"));
     const n = SCENES.indexOf(this.scene);
-    this.title.textContent = say(`scene.${this.scene.id}`);
-    this.about.textContent = say(`scene.${this.scene.id}.say`, this.scene.fields?.(this) ?? {});
-    this.count.textContent = n ? say("stage.of", { n, all: SCENES.length - 1 }) : "";
+    const level = this.zoom?.level;
+    this.title.textContent = level ? this.zoom.crumbs().slice(1).map(({ name }) => name).join(" · ") : say(`scene.${this.scene.id}`);
+    this.about.textContent = level ? say(`zoom.${level}.say`, this.zoom.place) : say(`scene.${this.scene.id}.say`, this.scene.fields?.(this) ?? {});
+    this.element.classList.toggle("zoomed", Boolean(level));
+    this.count.textContent = n && !level ? say("stage.of", { n, all: SCENES.length - 1 }) : "";
     put(this.list, SCENES.map((scene, i) => h("option", { value: scene.id }, i ? `${i} · ${say(`scene.${scene.id}`)}` : say(`scene.${scene.id}`))));
     this.list.value = this.scene.id;
     put(this.share, [0.1, 0.05, 0.02].map((x) => h("option", { value: String(x) }, say("stage.above", { x: Math.round(100 * x) }))));
@@ -122,10 +137,10 @@ export class Stage {
       timer = window.setTimeout(() => this.load(), document.activeElement?.id === "composer" ? 350 : 0);
     });
     state.on(["scene"], () => { if (state.get("scene") && state.get("scene") !== this.scene.id) this.go(state.get("scene")); });
-    state.on(["zoom"], () => this.zoom.follow(state.get("zoom")));
+    state.on(["zoom"], () => { if (state.get("zoom") !== this.zoom.address) this.zoom.follow(state.get("zoom")); });
     state.on(["lang"], () => {
       document.documentElement.lang = speak(state.get("lang"));
-      this.#reflect();
+      this.reflect();
       this.quiz.reflect();
       this.redraw();
     });
@@ -204,7 +219,7 @@ export class Stage {
       if (mine !== this.asking) return;
       this.extra.set(scene.id, { problem: error instanceof Error ? error.message : String(error) });
     }
-    this.#reflect();
+    this.reflect();
     this.#ask();
     this.draw();
   }
@@ -226,7 +241,7 @@ export class Stage {
     this.held = false;
     this.#need();
     this.#ask();
-    this.#reflect();
+    this.reflect();
     if (t >= 1 || this.zoom.path.length) this.pause();
     else if (this.calm.matches) this.seek(this.#hold());
     else this.start();
@@ -255,6 +270,7 @@ export class Stage {
   }
 
   toggle() {
+    if (this.zoom.path.length) this.zoom.back(0); // a part stands still; the film is the whole machine's
     if (this.playing) return this.pause();
     if (this.calm.matches) return this.seek(this.t >= 1 ? 0 : Math.floor(this.t * STILLS + 1.001) / STILLS);
     if (this.t >= 1) this.t = 0;
@@ -266,13 +282,13 @@ export class Stage {
     this.playing = true;
     this.last = 0;
     this.stats = { gaps: [], drawn: [] };
-    this.#reflect();
+    this.reflect();
     this.draw();
   }
 
   pause() {
     this.playing = false;
-    this.#reflect();
+    this.reflect();
     this.draw();
   }
 
@@ -280,17 +296,15 @@ export class Stage {
   seek(t) {
     this.t = clamp(t);
     this.playing = false;
-    this.#reflect();
+    this.reflect();
     this.draw();
   }
 
-  /** @param {boolean} right */
-  #answered(right) {
+  #answered() {
     this.held = true;
-    this.#reflect();
+    this.reflect();
     if (this.calm.matches) this.seek(1);
     else if (this.t < 1) this.start();
-    void right;
   }
 
   #resize() {
@@ -302,7 +316,10 @@ export class Stage {
     const high = tall ? Math.max(540, Math.min(innerHeight * 0.86, 720)) : Math.max(400, Math.min(Math.max(innerHeight - 350, 0.36 * w), w * 0.6, n > 60 ? 1e4 : 1100));
     const ratio = Math.min(2, devicePixelRatio || 1);
     const same = this.w === w && this.h === high && this.size === size && this.ratio === ratio;
-    [this.w, this.h, this.size, this.ratio] = [w, high, size, ratio];
+    this.w = w;
+    this.h = high;
+    this.size = size;
+    this.ratio = ratio;
     if (same && this.machine) return;
     this.view.style.setProperty("height", `${high}px`);
     [this.canvas.width, this.canvas.height] = [Math.round(w * ratio), Math.round(high * ratio)];
@@ -324,6 +341,11 @@ export class Stage {
     requestAnimationFrame((now) => this.#frame(now));
   }
 
+  /** Room for a scene. */
+  get frame() {
+    return { w: this.w, h: this.h, tall: this.w < 640 };
+  }
+
   /** The picture as it is, to move on from. @param {import("./paint.js").Box|null} [from] what of it grows to the whole */
   #shot(from = null, out = false) {
     if (this.calm.matches || !this.data || !this.w) return;
@@ -336,7 +358,7 @@ export class Stage {
   /** Grow a part of the picture into a picture of its own, or shrink back. @param {import("./paint.js").Box|null} box @param {boolean} [out] */
   shot(box, out = false) {
     this.#shot(box, out);
-    this.#reflect();
+    this.reflect();
     this.draw();
   }
 
@@ -356,10 +378,10 @@ export class Stage {
           this.t = hold;
           this.playing = false;
           this.quiz.wait();
-          this.#reflect();
+          this.reflect();
         } else if (this.t >= 1) {
           this.playing = false;
-          this.#reflect();
+          this.reflect();
         }
       }
       this.last = now;
