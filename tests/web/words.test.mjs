@@ -6,26 +6,28 @@ import { LANGUAGES, say, speak } from "../../src/glassformer/web/js/words.js";
 
 const fields = (text) => [...text.matchAll(/\{(\w+)\}/g)].map((m) => m[1]).sort();
 
-test("every language is complete, by the same keys and fields", () => {
-  const english = LANGUAGES.en.words;
-  for (const [tag, { words }] of Object.entries(LANGUAGES)) {
+test("every language is complete, by the same keys and fields", async () => {
+  const english = await LANGUAGES.en.load();
+  for (const [tag, { load }] of Object.entries(LANGUAGES)) {
+    const words = await load();
     assert.deepEqual(Object.keys(words).sort(), Object.keys(english).sort(), tag);
     for (const [key, text] of Object.entries(words)) assert.deepEqual(fields(text), fields(english[key]), `${tag} ${key}`);
   }
 });
 
-test("what the stage says is in the file", () => {
+test("what the stage says is in the file", async () => {
+  const words = await LANGUAGES.en.load();
   const folder = new URL("../../src/glassformer/web/js/stage/", import.meta.url);
   for (const name of readdirSync(folder)) {
-    for (const [, key] of readFileSync(new URL(name, folder), "utf8").matchAll(/say\("([^"]+)"/g)) assert.ok(key in LANGUAGES.en.words, `${name}: ${key}`);
+    for (const [, key] of readFileSync(new URL(name, folder), "utf8").matchAll(/say\("([^"]+)"/g)) assert.ok(key in words, `${name}: ${key}`);
   }
 });
 
-test("a sentence takes its fields, and an unknown language changes nothing", () => {
-  speak("de-CH");
+test("a sentence takes its fields, and an unknown language changes nothing", async () => {
+  await speak("de-CH");
   assert.equal(say("stage.of", { n: 1, all: 13 }), "Szene 1 von 13");
-  speak("xx");
+  await speak("xx");
   assert.equal(say("stage.of", { n: 1, all: 13 }), "Szene 1 von 13");
-  speak("en");
+  await speak("en");
   assert.equal(say("stage.of", { n: 1, all: 13 }), "scene 1 of 13");
 });

@@ -18,6 +18,8 @@ from typing import Any
 
 WEB = Path(__file__).parents[1] / "web"
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "([^"]+)";\n', re.MULTILINE)
+# What is imported when it is wanted; in one file it is there from the start.
+_LATER = re.compile(r'\bawait import\("(\.[^"]+)"\)')
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|class|const|let) (\w+))", re.MULTILINE)
 
 
@@ -39,6 +41,9 @@ def script(entry: str) -> str:
             heads.append(f"const {{ {wanted} }} = glassformer[{json.dumps(_target(name, target))}];")
         exports = [found[1] for found in _EXPORT.finditer(text)]
         body = _EXPORT.sub("", _IMPORT.sub("", text))
+        for target in _LATER.findall(body):
+            held = f"Promise.resolve(glassformer[{json.dumps(_target(name, target))}])"
+            body = body.replace(f'await import("{target}")', f"await {held}")
         if re.search(r"^(?:import|export)\b", body, re.MULTILINE):
             raise ValueError(f"{name} imports or exports in a way that cannot be put into one file.")
         inside = "\n".join([*heads, body.strip(), f"glassformer[{json.dumps(name)}] = {{ {', '.join(exports)} }};"])
@@ -57,8 +62,13 @@ def _target(name: str, target: str) -> str:
     return "/".join(parts)
 
 
-def _ordered(entry: str) -> Iterator[str]:
-    """Modules so that each comes after those it imports."""
+def travels(entry: str) -> int:
+    """Bytes of scripts and styles that a browser fetches to open `js/ENTRY`; what comes when it is wanted aside."""
+    return sum((WEB / "js" / name).stat().st_size for name in _ordered(entry, later=False)) + len(styles().encode())
+
+
+def _ordered(entry: str, later: bool = True) -> Iterator[str]:
+    """Modules so that each comes after those it imports, those that are imported when wanted among them."""
     done: set[str] = set()
 
     def walk(name: str, above: tuple[str, ...]) -> Iterator[str]:
@@ -66,7 +76,9 @@ def _ordered(entry: str) -> Iterator[str]:
             raise ValueError(f"The modules import each other in a circle: {' → '.join((*above, name))}.")
         if name in done:
             return
-        for _, target in _IMPORT.findall((WEB / "js" / name).read_text("utf-8")):
+        text = (WEB / "js" / name).read_text("utf-8")
+        targets = [target for _, target in _IMPORT.findall(text)] + (_LATER.findall(text) if later else [])
+        for target in targets:
             yield from walk(_target(name, target), (*above, name))
         if name not in done:
             done.add(name)

@@ -1,7 +1,7 @@
 /** The stage: a canvas, its clock, its scenes, the question beside it, and the way into parts and back. */
 
 import { h, put } from "../dom.js";
-import { LANGUAGES, say, speak } from "../words.js";
+import { LANGUAGES, say, speak, speaking } from "../words.js";
 import { StageData } from "./data.js";
 import { Pen, clamp, ease, theme } from "./paint.js";
 import { Overlay } from "./parts.js";
@@ -45,7 +45,6 @@ export class Stage {
     this.ratio = 1;
     /** @type {AbortController|null} */
     this.asking = null;
-    speak(state.get("lang") ?? navigator.language);
     this.#build();
     this.quiz = new Quiz(this.question, () => this.#answered());
     this.zoom = new Zoom(this);
@@ -53,6 +52,16 @@ export class Stage {
     this.#listen();
     this.reflect();
     this.load();
+    this.speak();
+  }
+
+  /** Say everything in the reader's language, once its words are here. */
+  async speak() {
+    if (!(await speak(this.state.get("lang") ?? navigator.language))) return;
+    document.documentElement.lang = speaking();
+    this.reflect();
+    this.quiz.reflect();
+    this.redraw();
   }
 
   #build() {
@@ -81,7 +90,7 @@ export class Stage {
 
   /** Words that stand in the page around the canvas. */
   reflect() {
-    this.lang.value = speak(this.state.get("lang"));
+    this.lang.value = speaking();
     const n = SCENES.indexOf(this.scene);
     const level = this.zoom?.level;
     this.title.textContent = level ? this.zoom.crumbs().slice(1).map(({ name }) => name).join(" · ") : say(`scene.${this.scene.id}`);
@@ -138,12 +147,7 @@ export class Stage {
     });
     state.on(["scene"], () => { if (state.get("scene") && state.get("scene") !== this.scene.id) this.go(state.get("scene")); });
     state.on(["zoom"], () => { if (state.get("zoom") !== this.zoom.address) this.zoom.follow(state.get("zoom")); });
-    state.on(["lang"], () => {
-      document.documentElement.lang = speak(state.get("lang"));
-      this.reflect();
-      this.quiz.reflect();
-      this.redraw();
-    });
+    state.on(["lang"], () => this.speak());
     state.on(["theme", "large"], () => requestAnimationFrame(() => this.redraw()));
     state.on(["word", "contexts", "run"], () => { this.extra.clear(); this.#need(); });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
