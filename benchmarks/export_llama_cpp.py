@@ -40,21 +40,20 @@ def random_model(folder: Path) -> None:
     import torch
 
     from glassformer.checkpoint import open_checkpoint, write_native
-    from glassformer.model import Attention, Config, FeedForward, Norm, Position, Transformer
+    from glassformer.model import Attention, FeedForward, Norm, Transformer, uniform
     from glassformer.tokenizer.tokenizer import Tokenizer
 
     place = open_checkpoint(smollm2()).tokenizer_source
     assert place[0] == "gguf"
     tokenizer = Tokenizer.from_gguf(place[1])
-    config = Config(
+    config = uniform(
         vocab_size=tokenizer.vocab_size,
         d_model=192,
         n_layers=4,
         context=256,
-        attention=Attention(n_heads=6, n_kv_heads=2, d_head=64, qk_norm=True),
+        mixer=Attention(n_heads=6, n_kv_heads=2, d_head=64, qk_norm="head"),
         feed_forward=FeedForward(512),
         norm=Norm(eps=1e-6),
-        position=Position(theta=10_000.0),
         tied=True,
     )
     torch.manual_seed(0)

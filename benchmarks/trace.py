@@ -68,7 +68,7 @@ def ours(threads: int) -> Callable[..., Any]:
         if do == "trace":
             return peak(lambda: model.trace(ids))
         trace = model.trace(ids)
-        n, layers, heads = len(ids), model.config.n_layers, model.config.attention.n_heads
+        n, layers, heads = len(ids), model.config.n_layers, model.config.most_heads
         rows, tiles = [], []
         for i in range(20):
             layer, head = i * 7 % layers, i % heads

@@ -13,7 +13,14 @@ from jaxtyping import install_import_hook
 
 # The shapes in signatures are checked here and cost nothing elsewhere. Modules whose own checks the tests provoke
 # with wrong shapes (the transformer's front door) stay out.
-CHECKED = ["glassformer.model.attention", "glassformer.model.cache", "glassformer.model.layers"]
+CHECKED = [
+    "glassformer.model.attention",
+    "glassformer.model.cache",
+    "glassformer.model.layers",
+    "glassformer.model.norms",
+    "glassformer.model.parts",
+    "glassformer.model.positions",
+]
 install_import_hook(CHECKED, "beartype.beartype")
 
 # Machines differ in speed; what a test examines is not how fast it is.

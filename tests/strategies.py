@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from glassformer.model.choices import ACTIVATIONS
 from glassformer.model.config import (
-    ACTIVATIONS,
     Attention,
     Config,
     FeedForward,
+    Layer,
     Norm,
-    Position,
     RopeScaling,
+    Rotary,
+    StateSpace,
+    uniform,
 )
 
 
@@ -31,58 +34,146 @@ def scalings(draw: st.DrawFn, pairs: int) -> RopeScaling | None:
 
 @st.composite
 def configs(draw: st.DrawFn, max_layers: int = 3) -> Config:
-    """Any valid design with a context of 48 and a handful of dimensions."""
+    """Any valid design of layers that are alike, attention and a dense part, with a context of 48."""
     n_layers = draw(st.integers(1, max_layers))
     n_kv_heads = draw(st.integers(1, 2))
     d_head = draw(st.sampled_from([4, 6, 8]))
     windows = draw(
-        st.one_of(st.just(()), st.lists(st.sampled_from([None, 1, 3, 7]), min_size=n_layers, max_size=n_layers))
+        st.one_of(st.just([]), st.lists(st.sampled_from([None, 1, 3, 7]), min_size=n_layers, max_size=n_layers))
     )
     norm_kind = draw(st.sampled_from(["rms", "layer"]))
     parallel = draw(st.booleans())
+    rotary = local = None
     if draw(st.booleans()):
         fraction = draw(st.sampled_from([1.0, 0.5])) if d_head % 4 == 0 else 1.0
         pairs = int(d_head * fraction) // 2
-        position = Position(
-            "rotary",
-            theta=draw(st.sampled_from([100.0, 10_000.0])),
-            fraction=fraction,
-            scaling=draw(scalings(pairs)),
-            local_theta=draw(st.sampled_from([None, 50.0])),
-        )
-    else:
-        position = Position("learned")
-    return Config(
+        rotary = Rotary(draw(st.sampled_from([100.0, 10_000.0])), fraction, draw(scalings(pairs)))
+        local = draw(st.sampled_from([None, Rotary(50.0, fraction)]))
+    return uniform(
         vocab_size=draw(st.integers(5, 40)),
         d_model=draw(st.sampled_from([8, 12])),
         n_layers=n_layers,
         context=48,
-        attention=Attention(
+        mixer=Attention(
             n_heads=n_kv_heads * draw(st.integers(1, 3)),
             n_kv_heads=n_kv_heads,
             d_head=d_head,
             bias=draw(st.booleans()),
             out_bias=draw(st.booleans()),
-            qk_norm=draw(st.booleans()),
+            rotary=rotary,
+            qk_norm=draw(st.sampled_from([None, "head"])),
             scale=draw(st.sampled_from([None, 0.3])),
             softcap=draw(st.sampled_from([None, 2.0])),
-            windows=tuple(windows),
         ),
-        feed_forward=FeedForward(
-            d_ff=draw(st.sampled_from([8, 20])),
-            activation=draw(st.sampled_from(ACTIVATIONS)),  # type: ignore[arg-type]
-            gated=draw(st.booleans()),
-            bias=draw(st.booleans()),
-        ),
+        feed_forward=draw(dense()),
         norm=Norm(
             norm_kind,  # type: ignore[arg-type]
             eps=draw(st.sampled_from([1e-5, 1e-6])),
             one_plus=norm_kind == "rms" and draw(st.booleans()),
-            post=not parallel and draw(st.booleans()),
         ),
-        position=position,
+        windows=windows,
+        local_rotary=local,
+        norms="both" if not parallel and draw(st.booleans()) else "before",
         parallel=parallel,
+        learned_positions=rotary is None,
         tied=draw(st.booleans()),
         embedding_scale=draw(st.sampled_from([None, 3.0])),
+        logit_softcap=draw(st.sampled_from([None, 5.0])),
+    )
+
+
+@st.composite
+def dense(draw: st.DrawFn) -> FeedForward:
+    """A dense feed-forward part."""
+    return FeedForward(
+        d_ff=draw(st.sampled_from([8, 20])),
+        activation=draw(st.sampled_from(ACTIVATIONS)),  # type: ignore[arg-type]
+        gated=draw(st.booleans()),
+        bias=draw(st.booleans()),
+    )
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> Attention:
+    """Attention with anything it may have, shared keys apart."""
+    n_kv_heads = draw(st.integers(1, 2))
+    n_heads = n_kv_heads * draw(st.integers(1, 2))
+    return Attention(
+        n_heads,
+        n_kv_heads,
+        draw(st.sampled_from([4, 8])),
+        d_value=draw(st.sampled_from([None, 6])),
+        bias=draw(st.booleans()),
+        out_bias=draw(st.booleans()),
+        rotary=draw(st.sampled_from([None, Rotary(100.0), Rotary(fraction=0.5)])),
+        alibi=draw(st.sampled_from([(), tuple(2.0**-i for i in range(n_heads))])),
+        window=draw(st.sampled_from([None, 3])),
+        chunk=draw(st.sampled_from([None, 5])),
+        sink=draw(st.booleans()),
+        gate=draw(st.sampled_from([None, "element", "head"])),
+        qk_norm=draw(st.sampled_from([None, "head", "whole"])),
+        qk_norm_after=draw(st.booleans()),
+        softcap=draw(st.sampled_from([None, 2.0])),
+        clip=draw(st.sampled_from([None, 0.7])),
+    )
+
+
+@st.composite
+def state_spaces(draw: st.DrawFn) -> StateSpace:
+    """A state space of a few heads."""
+    groups = draw(st.integers(1, 2))
+    return StateSpace(
+        groups * draw(st.integers(1, 2)),
+        4,
+        3,
+        n_groups=groups,
+        conv=draw(st.sampled_from([1, 4])),
+        conv_bias=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        norm=draw(st.booleans()),
+        norm_groups=groups,
+        norm_first=draw(st.booleans()),
+    )
+
+
+@st.composite
+def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
+    """Any mixture of layers: attention of every form beside state spaces, with and without feed-forward parts."""
+    layers = []
+    for _ in range(draw(st.integers(1, max_layers))):
+        mixer = draw(st.one_of(attentions(), state_spaces(), st.none()))
+        feed = draw(dense()) if mixer is None else draw(st.one_of(dense(), st.none()))
+        parallel = mixer is not None and feed is not None and draw(st.booleans())
+        placements = ("before", "after", "shared") if parallel else ("before", "after", "both")
+        layers.append(
+            Layer(
+                mixer,
+                feed,
+                draw(st.sampled_from(placements)),  # type: ignore[arg-type]
+                parallel,
+                draw(st.sampled_from([None, 0.5])),
+            )
+        )
+    kind = draw(st.sampled_from(["rms", "layer"]))
+    weight = draw(st.booleans())
+    return Config(
+        draw(st.integers(5, 40)),
+        draw(st.sampled_from([8, 12])),
+        48,
+        tuple(layers),
+        Norm(
+            kind,  # type: ignore[arg-type]
+            eps=draw(st.sampled_from([1e-3, 1e-5])),
+            one_plus=weight and draw(st.booleans()),
+            weight=weight,
+            bias=draw(st.sampled_from([None, False])),
+        ),
+        learned_positions=draw(st.booleans()),
+        embedding_norm=draw(st.booleans()),
+        final_norm=draw(st.booleans()),
+        tied=draw(st.booleans()),
+        unembed_bias=draw(st.booleans()),
+        embedding_scale=draw(st.sampled_from([None, 3.0])),
+        logit_scale=draw(st.sampled_from([None, 0.25])),
         logit_softcap=draw(st.sampled_from([None, 5.0])),
     )

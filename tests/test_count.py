@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from glassformer.count import DESIGNS, PER_LAYER, count
 from glassformer.errors import ConfigError, UsageError
-from glassformer.model.config import Attention, Config, FeedForward
+from glassformer.model.config import Attention, Config, FeedForward, uniform
 from tests.strategies import configs
 from tests.tiny import EVERY, VARIANTS, tiny_hf
 
@@ -112,7 +112,7 @@ def test_gpt3_as_built():
 
 def test_flops_in_closed_form():
     """One layer, one head: 2 FLOPs a weight, 4 a head dimension and key seen, three forwards to train."""
-    config = Config(10, 8, 1, 5, Attention(1, 1, 4), FeedForward(16), tied=True)
+    config = uniform(10, 8, 1, 5, Attention(1, 1, 4), FeedForward(16), tied=True)
     matrices = 4 * 4 * 8 + 3 * 16 * 8 + 10 * 8
     found = count(config)
     assert found.inference_flops == 2 * matrices + 4 * 4 * 5
@@ -125,7 +125,7 @@ def test_flops_equal_a_sum_over_every_query_and_key(config, context):
     context = min(context, config.context)
     found = count(config, context)
     matrices = found.built.of(PER_LAYER) + config.vocab_size * config.d_model
-    width = config.attention.n_heads * config.attention.d_head
+    width = config.attention(0).n_heads * config.attention(0).d_head
     seen = [
         sum(1 for key in range(query + 1) if query - key < (config.window(layer) or context))
         for layer in range(config.n_layers)
@@ -153,7 +153,7 @@ def test_the_cache_costs_what_is_counted():
 
     from glassformer.model import Cache
 
-    config = Config(10, 8, 3, 16, Attention(4, 2, 6), FeedForward(16))
+    config = uniform(10, 8, 3, 16, Attention(4, 2, 6), FeedForward(16))
     cache = Cache(config, 1, 16, torch.float32, torch.device("cpu"))
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(vars(cache).values())}
     assert sum(held.values()) == 16 * count(config).cache_bytes_per_token["float32"]

@@ -10,18 +10,20 @@ unembedding is a product, tied or not. The backward pass costs twice the forward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from glassformer.errors import ConfigError, UsageError, near
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+from glassformer.model.choices import Component
+from glassformer.model.config import Attention, Config, FeedForward, Norm, Rotary, uniform
 
 # Bits of one weight. The two block formats hold 32 weights and a 16-bit scale.
 WEIGHT_BITS: dict[str, float] = {"float32": 32, "bfloat16": 16, "8-bit blocks": 8.5, "4-bit blocks": 4.5}
 CACHE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2}
 
-PER_LAYER = ("query", "key", "value", "output", "gate", "up", "down")
+PER_LAYER = ("query", "key", "value", "decay", "convolution", "output", "gate", "up", "down")
 ATTENTION = ("query", "key", "value", "output")
 FEED_FORWARD = ("gate", "up", "down")
 AS_BUILT = "as built"
@@ -35,8 +37,9 @@ class Tally:
     Args:
         label: the convention.
         whole: component -> parameters in the whole model.
-        layer: component -> parameters in one layer (all layers are alike).
-        head: matrix -> parameters that one query head uses; key and value may be shared by several.
+        layer: component -> parameters in one layer, the first of its kind where layers differ.
+        head: matrix -> parameters that one query head uses; key and value may be shared by several. Empty
+            where no layer has softmax attention.
     """
 
     label: str
@@ -95,23 +98,28 @@ class Count:
     @property
     def inference_flops(self) -> int:
         """Of one more token behind `context - 1` others: 2 per matrix weight, 4 per head dimension and key seen."""
-        return 2 * self._multiplied + 4 * self._head_dims * sum(self._seen_last(i) for i in self._layers)
+        return 2 * self._multiplied + int(self._mixing(self._seen_last))
 
     @property
     def training_flops(self) -> float:
         """Of a token on average over a sequence of `context`: three forwards, each query seeing its past only."""
-        return 3 * (2 * self._multiplied + 4 * self._head_dims * sum(self._seen_mean(i) for i in self._layers))
+        return 3 * (2 * self._multiplied + self._mixing(self._seen_mean))
 
     @property
     def formulas(self) -> dict[str, str]:
         """How the FLOPs come about, with this design's numbers."""
-        seen = "keys seen, summed over layers"
-        return {
-            "inference": f"2 × {self._multiplied:,} matrix weights + 4 × {self._head_dims:,} head dimensions × "
-            f"{sum(self._seen_last(i) for i in self._layers):,} {seen}",
-            "training": f"3 × (2 × {self._multiplied:,} matrix weights + 4 × {self._head_dims:,} head dimensions × "
-            f"{sum(self._seen_mean(i) for i in self._layers):,.0f} {seen}, on average)",
-        }
+        weights = f"2 × {self._multiplied:,} matrix weights"
+        dims = {m.n_heads * m.d_head for x in self.config.layers if isinstance(m := x.mixer, Attention)}
+        plain = self.config.all_softmax and len(dims) == 1
+        if plain:
+            (width,) = dims
+            mixing = f"4 × {width:,} head dimensions ×"
+            last = f"{mixing} {sum(self._seen_last(i) for i in self._layers):,} keys seen, summed over layers"
+            mean = f"{mixing} {sum(self._seen_mean(i) for i in self._layers):,.0f} keys seen, summed over layers"
+        else:
+            last = f"{self._mixing(self._seen_last):,.0f} between positions"
+            mean = f"{self._mixing(self._seen_mean):,.0f} between positions"
+        return {"inference": f"{weights} + {last}", "training": f"3 × ({weights} + {mean}, on average)"}
 
     @property
     def weight_bytes(self) -> dict[str, int]:
@@ -121,8 +129,13 @@ class Count:
     @property
     def cache_bytes_per_token(self) -> dict[str, int]:
         """Memory of one token's keys and values in every layer, by number format."""
-        a = self.config.attention
-        numbers = 2 * self.config.n_layers * a.n_kv_heads * a.d_head
+        numbers = sum(layer.mixer.cached_numbers for layer in self.config.layers if layer.mixer is not None)
+        return {name: numbers * size for name, size in CACHE_BYTES.items()}
+
+    @property
+    def state_bytes(self) -> dict[str, int]:
+        """Memory of the recurrences' states, the same however long the text, by number format."""
+        numbers = sum(layer.mixer.state_numbers for layer in self.config.layers if layer.mixer is not None)
         return {name: numbers * size for name, size in CACHE_BYTES.items()}
 
     @property
@@ -139,6 +152,7 @@ class Count:
             "config": self.config.to_dict(),
             "context": self.context,
             "parameters": self.built.to_dict(),
+            "active_parameters": self.active_parameters,
             "tallies": [tally.to_dict() for tally in self.tallies],
             "flops_per_token": {
                 "inference": self.inference_flops,
@@ -149,30 +163,44 @@ class Count:
                 "weights": self.weight_bytes,
                 "cache_per_token": self.cache_bytes_per_token,
                 "cache": {name: size * self.context for name, size in self.cache_bytes_per_token.items()},
+                "state": self.state_bytes,
                 "gradients": 4 * self.parameters,
                 "optimizer": self.optimizer_bytes,
             },
         }
 
     @property
-    def _multiplied(self) -> int:
-        """Weights that a token is multiplied with; the unembedding among them, tied or not."""
-        return self.built.of(PER_LAYER) + self.config.vocab_size * self.config.d_model
+    def active_parameters(self) -> int:
+        """Parameters that one token meets: all but those of experts that are not chosen for it."""
+        return int(sum(math.prod(c.shape) * c.share for c in self.config.components().values()))
 
     @property
-    def _head_dims(self) -> int:
-        return self.config.attention.n_heads * self.config.attention.d_head
+    def _multiplied(self) -> int:
+        """Weights that a token is multiplied with; the unembedding among them, tied or not."""
+        found = sum(math.prod(c.shape) * c.share for c in self.config.components().values() if c.counted in PER_LAYER)
+        return int(found) + self.config.vocab_size * self.config.d_model
+
+    def _mixing(self, seen: Callable[[int], float]) -> float:
+        """FLOPs between positions, summed over layers."""
+        mixers = ((i, layer.mixer) for i, layer in enumerate(self.config.layers))
+        return sum(mixer.flops(seen(i)) for i, mixer in mixers if mixer is not None)
 
     @property
     def _layers(self) -> range:
         return range(self.config.n_layers)
 
     def _seen_last(self, layer: int) -> int:
-        return min(self.context, self.config.window(layer) or self.context)
+        mixer = self.config.layers[layer].mixer
+        return 0 if mixer is None else mixer.seen(self.context - 1)
 
     def _seen_mean(self, layer: int) -> float:
-        window = self._seen_last(layer)
-        return (window * (window + 1) / 2 + (self.context - window) * window) / self.context
+        mixer = self.config.layers[layer].mixer
+        if mixer is None:
+            return 0.0
+        if not isinstance(mixer, Attention) or mixer.chunk is None:
+            window = mixer.seen(self.context - 1)
+            return (window * (window + 1) / 2 + (self.context - window) * window) / self.context
+        return sum(mixer.seen(i) for i in range(self.context)) / self.context
 
 
 def count(
@@ -211,7 +239,7 @@ def count(
         context = design.context
     if context < 1:
         raise UsageError(f"A context has at least 1 token; {context} was asked for.")
-    if context > design.context and design.position.kind == "learned":
+    if context > design.context and design.learned_positions:
         raise UsageError(
             f"{name} has {design.context:,} trained positions, so its context cannot be {context:,} tokens; "
             f"ask for at most {design.context:,}."
@@ -220,43 +248,34 @@ def count(
     return Count(name, design, context, (_matrices_only(design), built) if convention else (built,))
 
 
-def _matrices(c: Config) -> dict[str, int]:
-    """Weights of one layer's matrices."""
-    a, f = c.attention, c.feed_forward
-    inner = a.n_heads * a.d_head
-    shared = a.n_kv_heads * a.d_head
-    found = {"query": inner, "key": shared, "value": shared, "output": inner, "gate": f.d_ff if f.gated else 0}
-    return {name: width * c.d_model for name, width in {**found, "up": f.d_ff, "down": f.d_ff}.items()}
+def _lines(components: Mapping[str, Component]) -> dict[str, int]:
+    """Parameters by line of the tally."""
+    found: dict[str, int] = {}
+    for component in components.values():
+        found[component.counted] = found.get(component.counted, 0) + math.prod(component.shape)
+    return found
 
 
 def _head(c: Config) -> dict[str, int]:
-    return dict.fromkeys(ATTENTION, c.attention.d_head * c.d_model)
+    attention = next((m for layer in c.layers if isinstance(m := layer.mixer, Attention)), None)
+    return {} if attention is None else dict.fromkeys(ATTENTION, attention.d_head * c.d_model)
 
 
 def _built(c: Config) -> Tally:
-    a, f, n = c.attention, c.feed_forward, c.norm
-    norm = c.d_model * (2 if n.kind == "layer" else 1)
-    layer = _matrices(c)
-    layer["norms"] = norm * (4 if n.post else 2) + (2 * a.d_head if a.qk_norm else 0)
-    layer["biases"] = (
-        ((a.n_heads + 2 * a.n_kv_heads) * a.d_head if a.bias else 0)
-        + (c.d_model if a.out_bias else 0)
-        + (f.d_ff * (2 if f.gated else 1) + c.d_model if f.bias else 0)
-    )
-    whole = {
-        "embedding": c.vocab_size * c.d_model,
-        "positions": c.context * c.d_model if c.position.kind == "learned" else 0,
-        **{name: size * c.n_layers for name, size in layer.items() if name in PER_LAYER},
-        "unembedding": 0 if c.tied else c.vocab_size * c.d_model,
-        "norms": layer["norms"] * c.n_layers + norm,
-        "biases": layer["biases"] * c.n_layers,
-    }
-    return Tally(AS_BUILT, whole, layer, _head(c))
+    layer = _lines(c.layers[0].components(c.d_model, c.norm))
+    for other in c.layers[1:]:
+        if other is not c.layers[0] and other != c.layers[0]:
+            for name, size in _lines(other.components(c.d_model, c.norm)).items():
+                layer.setdefault(name, size)
+    whole = _lines(c.components())
+    order = ("embedding", "positions", *PER_LAYER, "unembedding")
+    ordered = {name: whole.get(name, 0) for name in order} | whole
+    return Tally(AS_BUILT, ordered, {"norms": 0, "biases": 0} | layer, _head(c))
 
 
 def _matrices_only(c: Config) -> Tally:
     """The explainers' convention: the matrices and nothing else, the unembedding as one of its own."""
-    layer = _matrices(c)
+    layer = {name: size for name, size in _built(c).layer.items() if name in PER_LAYER}
     ends = c.vocab_size * c.d_model
     whole = {"embedding": ends, **{name: size * c.n_layers for name, size in layer.items()}, "unembedding": ends}
     return Tally(MATRICES_ONLY, whole, layer, _head(c))
@@ -264,15 +283,15 @@ def _matrices_only(c: Config) -> Tally:
 
 def _gpt(layers: int, d_model: int, heads: int, context: int = 1024) -> Config:
     """GPT-2's design (and GPT-3's, whose locally banded layers change no count)."""
-    return Config(
+    return uniform(
         vocab_size=50257,
         d_model=d_model,
         n_layers=layers,
         context=context,
-        attention=Attention(heads, heads, d_model // heads, bias=True, out_bias=True),
+        mixer=Attention(heads, heads, d_model // heads, bias=True, out_bias=True, rotary=None),
         feed_forward=FeedForward(4 * d_model, "gelu_tanh", gated=False, bias=True),
         norm=Norm("layer"),
-        position=Position("learned"),
+        learned_positions=True,
         tied=True,
     )
 
@@ -292,14 +311,14 @@ def _llama(
     **attention: Any,
 ) -> Config:
     """Llama's design: RMSNorm, rotary positions, gated SiLU, no biases; `heads` are query and key-value heads."""
-    return Config(
+    return uniform(
         vocab_size=vocab,
         d_model=d_model,
         n_layers=layers,
         context=context,
-        attention=Attention(*heads, d_head or d_model // heads[0], windows=windows, **attention),
+        mixer=Attention(*heads, d_head or d_model // heads[0], rotary=Rotary(theta), **attention),
         feed_forward=FeedForward(d_ff),
-        position=Position("rotary", theta=theta),
+        windows=windows,
         tied=tied,
     )
 
@@ -328,6 +347,6 @@ DESIGNS: dict[str, Callable[[], Config]] = {
     "llama-3-70b": lambda: _llama(80, 8192, (64, 8), 28672, vocab=128256, context=8192, theta=500_000.0),
     "mistral-7b": lambda: _llama(32, 4096, (32, 8), 14336, context=32768, windows=(4096,) * 32),
     "qwen3-0.6b": lambda: _llama(
-        28, 1024, (16, 8), 3072, vocab=151936, context=40960, tied=True, theta=1e6, d_head=128, qk_norm=True
+        28, 1024, (16, 8), 3072, vocab=151936, context=40960, tied=True, theta=1e6, d_head=128, qk_norm="head"
     ),
 }

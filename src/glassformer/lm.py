@@ -150,7 +150,7 @@ class Model:
     def __repr__(self) -> str:
         edits = f", {len(self.taps)} edits" if self.taps else ""
         return (
-            f"<glassformer.Model {self.name}: {self.config.n_layers} layers × {self.config.attention.n_heads} heads, "
+            f"<glassformer.Model {self.name}: {self.config.n_layers} layers × {self.config.most_heads} heads, "
             f"width {self.config.d_model}, {self.precision}{edits}>"
         )
 

@@ -27,23 +27,23 @@ from tests.tiny import EVERY, VARIANTS, gap, reference_logits, tiny_directory, t
 # Variants that no GGUF can hold, and the field that the refusal names.
 REFUSED = {
     ("llama", "gelu"): "feed_forward.activation",
-    ("mistral", "window"): "attention.windows",
-    ("qwen2", "windows"): "attention.windows",
-    ("qwen2", "windows by layer"): "attention.windows",
+    ("mistral", "window"): "window",
+    ("qwen2", "windows"): "window",
+    ("qwen2", "windows by layer"): "window",
     ("qwen3", "biases"): "attn.q.bias",
-    ("qwen3", "windows"): "attention.windows",
-    ("gemma2", "plain"): "attention.scale",
-    ("gemma2", "no caps"): "attention.scale",
-    ("gemma2", "no windows"): "attention.scale",
+    ("qwen3", "windows"): "window",
+    ("gemma2", "plain"): "scale",
+    ("gemma2", "no caps"): "scale",
+    ("gemma2", "no windows"): "scale",
     ("gemma2", "biases"): "bias",
-    ("gemma3_text", "plain"): "attention.scale",
-    ("gemma3_text", "linear"): "attention.scale",
-    ("gemma3_text", "every sixth"): "attention.scale",
+    ("gemma3_text", "plain"): "scale",
+    ("gemma3_text", "linear"): "scale",
+    ("gemma3_text", "every sixth"): "scale",
     ("gemma3_text", "untied"): "unembed.weight",
-    ("gemma3_text", "cap"): "attention.scale",
-    ("gemma3_text", "no windows"): "attention.scale",
+    ("gemma3_text", "cap"): "scale",
+    ("gemma3_text", "no windows"): "scale",
     ("gpt2", "relu"): "feed_forward.activation",
-    ("gpt2", "unscaled"): "attention.scale",
+    ("gpt2", "unscaled"): "scale",
     ("gpt_neox", "plain"): "feed_forward.activation",
     ("gpt_neox", "sequential"): "feed_forward.activation",
     ("gpt_neox", "no biases"): "bias",
@@ -189,7 +189,7 @@ def test_llama_3_scaling_comes_back_by_its_name(tmp_path: Path) -> None:
     tiny_hf("llama", head_dim=64, rope_parameters=other).save_pretrained(tmp_path / "other")
     checkpoint = open_checkpoint(tmp_path / "other")
     file = write_gguf(tmp_path / "o.gguf", checkpoint.config, checkpoint.tensors, dtype="float32")
-    assert read_config(file).position.scaling.kind == "factors"
+    assert read_config(file).attention(0).rotary.scaling.kind == "factors"
 
 
 # Quantised files

@@ -15,9 +15,14 @@ from safetensors.torch import load_file, save_file
 from glassformer.checkpoint import open_checkpoint, read_config, write_hf
 from glassformer.checkpoint.families import FAMILIES
 from glassformer.errors import CheckpointError, UnsafeFileError, UnsupportedError
-from glassformer.model import Transformer
+from glassformer.model import Config, Transformer
 from glassformer.tokenizer.tokenizer import Tokenizer
 from tests.tiny import gap, reference_logits, tiny_directory, tiny_hf, tiny_tokens
+
+
+def windows(config: Config) -> list[int | None]:
+    """Each layer's window."""
+    return [config.window(i) for i in range(config.n_layers)]
 
 
 def edit(directory: Path, drop: tuple[str, ...] = (), **settings: Any) -> None:
@@ -50,7 +55,7 @@ def test_the_older_spelling_of_rotary_settings(tmp_path: Path, scaling: dict | N
     said = read_config(tmp_path)
     edit(tmp_path, drop=("rope_parameters",), rope_theta=500, rope_scaling=scaling)
     assert read_config(tmp_path) == said
-    assert said.position.theta == 500
+    assert said.attention(0).rotary.theta == 500
 
 
 def test_the_older_spelling_of_gemma_3(tmp_path: Path) -> None:
@@ -68,8 +73,8 @@ def test_the_older_spelling_of_gemma_3(tmp_path: Path) -> None:
         sliding_window_pattern=6,
     )
     assert read_config(tmp_path) == said
-    assert (said.position.theta, said.position.local_theta) == (999.0, 77.0)
-    assert said.attention.windows == (7,) * 5 + (None, 7)
+    assert (said.attention(5).rotary.theta, said.attention(0).rotary.theta) == (999.0, 77.0)
+    assert windows(said) == [7] * 5 + [None, 7]
 
 
 def test_the_older_spelling_of_neox(tmp_path: Path) -> None:
@@ -78,7 +83,7 @@ def test_the_older_spelling_of_neox(tmp_path: Path) -> None:
     edit(tmp_path, drop=("rope_parameters",), rotary_pct=0.5, rotary_emb_base=10_000)
     assert read_config(tmp_path) == said
     edit(tmp_path, drop=("rotary_pct", "rotary_emb_base"))
-    assert read_config(tmp_path).position.fraction == 0.25
+    assert read_config(tmp_path).attention(0).rotary.fraction == 0.25
 
 
 def test_windows_said_without_layer_types(tmp_path: Path) -> None:
@@ -87,16 +92,16 @@ def test_windows_said_without_layer_types(tmp_path: Path) -> None:
     said = read_config(tmp_path)
     edit(tmp_path, drop=("layer_types",))
     assert read_config(tmp_path) == said
-    assert said.attention.windows == (None, 7, 7)
+    assert windows(said) == [None, 7, 7]
     edit(tmp_path, use_sliding_window=False)
-    assert read_config(tmp_path).attention.windows == ()
+    assert windows(read_config(tmp_path)) == [None] * 3
 
 
 def test_a_mistral_config_says_no_window_by_null_not_by_silence(tmp_path: Path) -> None:
     tiny_hf("mistral").save_pretrained(tmp_path)
-    assert read_config(tmp_path).attention.windows == ()
+    assert windows(read_config(tmp_path)) == [None] * 3
     edit(tmp_path, drop=("sliding_window",))
-    assert read_config(tmp_path).attention.windows == (4096,) * 3
+    assert windows(read_config(tmp_path)) == [4096] * 3
 
 
 def test_what_a_config_leaves_out_is_what_transformers_would_take(tmp_path: Path) -> None:

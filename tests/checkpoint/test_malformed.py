@@ -277,13 +277,16 @@ def test_a_broken_native_folder(folder: Path, tmp_path: Path) -> None:
     def say(**settings: Any) -> None:
         (native / "glassformer.json").write_text(json.dumps({**note, **settings}))
 
+    def layers(count: int) -> list[Any]:
+        return [{**note["config"]["layers"][0], "count": count}]
+
     for settings_, words in (
-        ({"format": 2}, "Install a newer"),
+        ({"format": 3}, "Install a newer"),
         ({"format": None}, "no format version"),
         ({"config": None}, "must be an object"),
         ({"config": {**note["config"], "n_layer": 3}}, "no field 'n_layer'"),
-        ({"config": {**note["config"], "n_layers": 4}}, "lacks blocks.3"),
-        ({"config": {**note["config"], "n_layers": 2}}, "no place for|holds blocks.2"),
+        ({"config": {**note["config"], "layers": layers(4)}}, "lacks blocks.3"),
+        ({"config": {**note["config"], "layers": layers(2)}}, "no place for|holds blocks.2"),
         ({"config": {**note["config"], "d_model": 31}}, "with shape"),
     ):
         say(**settings_)

@@ -22,7 +22,7 @@ from glassformer.checkpoint.keys import native_shapes
 from glassformer.checkpoint.tables import Table
 from glassformer.errors import UnsupportedError
 from glassformer.model import Transformer
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position, RopeScaling
+from glassformer.model.config import Attention, Config, FeedForward, Norm, RopeScaling, Rotary, uniform
 from tests.strategies import configs
 
 EPS = st.sampled_from([1e-5, 1e-6, 1e-2])
@@ -55,62 +55,60 @@ def expressible(draw: st.DrawFn, family: str) -> Config:
     windows = tuple(some) if any(some) else ()
     if family in ("gpt2", "gpt_neox"):
         bias = family == "gpt2" or draw(flag)
-        attention = Attention(heads, heads, d_head, bias=bias, out_bias=bias)
-        if family == "gpt2":
-            position, parallel = Position("learned"), False
-        else:
-            share = draw(st.sampled_from([1.0, 0.5])) if d_head == 8 else 1.0
-            position, parallel = Position(theta=theta, fraction=share, scaling=draw(scalings())), draw(flag)
-        return Config(
+        share = draw(st.sampled_from([1.0, 0.5])) if d_head == 8 else 1.0
+        rotary = None if family == "gpt2" else Rotary(theta, share, draw(scalings()))
+        return uniform(
             **{**free, "d_model": heads * d_head},
             **common,
-            attention=attention,
+            mixer=Attention(heads, heads, d_head, bias=bias, out_bias=bias, rotary=rotary),
             feed_forward=FeedForward(d_ff, activation, gated=False, bias=True),
             norm=Norm("layer", eps=draw(EPS)),
-            position=position,
-            parallel=parallel,
+            learned_positions=rotary is None,
+            parallel=rotary is not None and draw(flag),
         )
     if family.startswith("gemma"):
         bias, scaling = draw(flag), draw(scalings())
         cap = st.sampled_from([None, 5.0])
         local = draw(st.sampled_from([50.0, 777.0])) if family == "gemma3_text" and windows else None
-        return Config(
+        return uniform(
             **free,
             **common,
-            attention=Attention(
+            mixer=Attention(
                 heads,
                 kv,
                 d_head,
                 bias=bias,
                 out_bias=bias,
-                qk_norm=family == "gemma3_text",
+                qk_norm="head" if family == "gemma3_text" else None,
                 scale=draw(st.sampled_from([None, 7**-0.5, 256**-0.5])),
                 softcap=draw(cap) if family == "gemma2" else None,
-                windows=windows,
+                rotary=Rotary(theta, scaling=scaling),
             ),
+            windows=windows,
+            local_rotary=None if local is None else Rotary(local),
             feed_forward=FeedForward(d_ff, activation),
-            norm=Norm(eps=draw(EPS), one_plus=True, post=True),
-            position=Position(theta=theta, scaling=scaling, local_theta=local),
+            norm=Norm(eps=draw(EPS), one_plus=True),
+            norms="both",
             embedding_scale=free["d_model"] ** 0.5,
             logit_softcap=draw(cap),
         )
     bias = family == "qwen2" or (family != "mistral" and draw(flag))
     every = {"llama": (), "mistral": draw(st.sampled_from([(), (9,) * layers]))}
-    return Config(
+    return uniform(
         **free,
         **common,
-        attention=Attention(
+        mixer=Attention(
             heads,
             kv,
             d_head,
             bias=bias,
             out_bias=bias and family != "qwen2",
-            qk_norm=family == "qwen3",
-            windows=every.get(family, windows),
+            qk_norm="head" if family == "qwen3" else None,
+            rotary=Rotary(theta, scaling=draw(scalings())),
         ),
+        windows=every.get(family, windows),
         feed_forward=FeedForward(d_ff, activation, bias=family == "llama" and draw(flag)),
         norm=Norm(eps=draw(EPS)),
-        position=Position(theta=theta, scaling=draw(scalings())),
     )
 
 
@@ -172,7 +170,7 @@ def test_the_native_layout_holds_every_design(config: Config) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_native_tensors_keep_their_type(tmp_path: Path, dtype: torch.dtype) -> None:
-    config = Config(8, 4, 1, 8, Attention(1, 1, 4), FeedForward(4))
+    config = uniform(8, 4, 1, 8, Attention(1, 1, 4), FeedForward(4))
     tensors = {key: torch.randn(shape).to(dtype) for key, shape in native_shapes(config).items()}
     write_native(tmp_path, config, tensors)
     for key, tensor in open_checkpoint(tmp_path).tensors.items():
@@ -182,7 +180,7 @@ def test_native_tensors_keep_their_type(tmp_path: Path, dtype: torch.dtype) -> N
 
 def test_tensors_are_mapped_not_read(tmp_path: Path) -> None:
     """The values come from the file as it is when they are looked at, so nothing was copied before."""
-    config = Config(8, 4, 1, 8, Attention(1, 1, 4), FeedForward(4))
+    config = uniform(8, 4, 1, 8, Attention(1, 1, 4), FeedForward(4))
     write_native(tmp_path, config, {key: torch.ones(shape) for key, shape in native_shapes(config).items()})
     file = tmp_path / "model.safetensors"
     tensor = open_checkpoint(tmp_path).tensors["embed.weight"]

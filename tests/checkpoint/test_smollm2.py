@@ -26,8 +26,9 @@ def checkpoint(smollm2: Any) -> Any:
 def test_the_design(checkpoint: Any) -> None:
     config = checkpoint.config
     assert (config.vocab_size, config.d_model, config.n_layers, config.context) == (49_152, 576, 30, 8192)
-    assert (config.attention.n_heads, config.attention.n_kv_heads, config.attention.d_head) == (9, 3, 64)
-    assert (config.feed_forward.d_ff, config.position.theta, config.norm.eps) == (1536, 100_000.0, 1e-5)
+    a = config.attention(0)
+    assert (a.n_heads, a.n_kv_heads, a.d_head) == (9, 3, 64)
+    assert (config.feed_forward(0).d_ff, a.rotary.theta, config.norm.eps) == (1536, 100_000.0, 1e-5)
     assert config.tied
     assert read_config(checkpoint.path) == config
     assert tensor_shapes(checkpoint.path) == native_shapes(config)

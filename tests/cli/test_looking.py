@@ -115,7 +115,7 @@ def test_pictures_and_pages(capsys, model, tmp_path, args):
         (("why", ""), 1, "The text is empty"),
         (("why", TEXT, "--alternatives", 0), 2, "at least one alternative"),
         (("attention", TEXT, "--layer", 7), 1, "There is no layer 7: the model has 3 layers, 0 to 2."),
-        (("attention", TEXT, "--layer", 0, "--head", 4), 1, "no head 4: each layer has 4 heads"),
+        (("attention", TEXT, "--layer", 0, "--head", 4), 1, "no head 4: layer 0 has 4 heads"),
         (("lens", TEXT, "--top", 0), 2, "--top is 1 or more; 0 is not."),
         (("attention", TEXT, "--layer", 0, "--words", "--html", "x.html"), 2, "A page shows weights by token"),
         (("lens", TEXT, "--all", "-p", 1), 2, "one of --all, --words and --position"),

@@ -18,16 +18,15 @@ from glassformer.generate.runners import EagerRunner
 from glassformer.generate.settings import GREEDY, Sampling
 from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
-from glassformer.model import Attention, Config, FeedForward, Position, Transformer
+from glassformer.model import Attention, FeedForward, Transformer, uniform
 
-CONFIG = Config(
+CONFIG = uniform(
     vocab_size=50,
     d_model=32,
     n_layers=2,
     context=128,
-    attention=Attention(n_heads=4, n_kv_heads=2, d_head=8),
+    mixer=Attention(n_heads=4, n_kv_heads=2, d_head=8),
     feed_forward=FeedForward(d_ff=64),
-    position=Position(theta=1000.0),
     tied=True,
 )
 

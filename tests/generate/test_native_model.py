@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError, Us
 from glassformer.generate.native_model import NativeModel, Packed
 from glassformer.generate.quantize import BLOCK, Weight, dequantise, quantise, stored, weight
 from glassformer.kernels import infer_abi
-from glassformer.model import Attention, Config, FeedForward, Norm, Position, Transformer
+from glassformer.model import Attention, Config, FeedForward, Norm, Rotary, Transformer, uniform
 from tests.strategies import configs
 
 # Flags for the plain path, and for processors with AVX2 at most, where this one can run that.
@@ -300,17 +299,21 @@ def test_every_design_equals_the_transformer(name, config, seed, threads):
     close(fast.forward(ids, [0] * 40, range(40)), expected, max(1e-5, 4 * own))
 
 
-WIDE = Config(
-    vocab_size=100,
-    d_model=64,
-    n_layers=2,
-    context=1300,  # several spans of the attention kernel
-    attention=Attention(n_heads=6, n_kv_heads=2, d_head=16, windows=(None, 50)),
-    feed_forward=FeedForward(d_ff=96),
-    norm=Norm("rms"),
-    position=Position(theta=1000.0),
-    tied=True,
-)
+def wide(heads: int = 6) -> Config:
+    return uniform(
+        vocab_size=100,
+        d_model=64,
+        n_layers=2,
+        context=1300,  # several spans of the attention kernel
+        mixer=Attention(n_heads=heads, n_kv_heads=2, d_head=16, rotary=Rotary(1000.0)),
+        windows=(None, 50),
+        feed_forward=FeedForward(d_ff=96),
+        norm=Norm("rms"),
+        tied=True,
+    )
+
+
+WIDE = wide()
 
 
 def rounded(name: str, precision: str) -> str:
@@ -359,7 +362,7 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached
 @pytest.mark.parametrize("heads", [6, 4])
 def test_short_sequences_in_one_step_get_what_each_gets_alone_to_the_bit(name, precision, heads):
     """Two cached heads; with six heads their outputs share a block of 32, with four each has its own."""
-    model = random_transformer(replace(WIDE, attention=replace(WIDE.attention, n_heads=heads)))
+    model = random_transformer(wide(heads))
     ids = torch.randint(100, (200,)).tolist()
     starts = [1, 3, 64, 5, 31, 100, 33, 150, 17, 80]
     together, alone = (

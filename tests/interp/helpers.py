@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+from glassformer.model.config import Attention, FeedForward, uniform
 from glassformer.model.transformer import Transformer
 
 
@@ -32,15 +32,15 @@ def model(
     **attention: Any,
 ) -> Transformer:
     """A small model with every bias, grouped keys and rotary positions."""
-    config = Config(
+    config = uniform(
         vocab_size=40,
         d_model=16,
         n_layers=n_layers,
         context=context,
-        attention=Attention(4, 2, 8, bias=True, out_bias=True, softcap=softcap, windows=windows, **attention),
+        mixer=Attention(4, 2, 8, bias=True, out_bias=True, softcap=softcap, **attention),
+        windows=windows,
         feed_forward=FeedForward(d_ff=24, bias=True),
-        norm=Norm("rms", post=post),
-        position=Position(),
+        norms="both" if post else "before",
         parallel=parallel,
         logit_softcap=logit_softcap,
     )
@@ -82,14 +82,14 @@ class Letters:
 def planted() -> tuple[Transformer, list[int], int]:
     """A model in which head 2 of layer 1 finds token 60 and writes the direction of token 33; a text with token
     60 in it; and where it stands."""
-    config = Config(
+    config = uniform(
         vocab_size=80,
         d_model=96,
         n_layers=3,
         context=32,
-        attention=Attention(4, 4, 16),
+        mixer=Attention(4, 4, 16, rotary=None),
         feed_forward=FeedForward(d_ff=32),
-        position=Position("learned"),
+        learned_positions=True,
     )
     transformer = randomised(Transformer(config), 3, 0.02)
     with torch.no_grad():

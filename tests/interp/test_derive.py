@@ -172,7 +172,7 @@ def test_what_is_asked_wrongly_is_said():
         t["blocks.0.attn.patern"]
     with pytest.raises(SiteError, match="2 layers"):
         t.pattern(2)
-    with pytest.raises(SiteError, match="no head 9: each layer has 4 heads, 0 to 3"):
+    with pytest.raises(SiteError, match="no head 9: layer 0 has 4 heads, 0 to 3"):
         t.pattern(0, 9)
     with pytest.raises(ShapeError, match="3 tokens, positions 0 to 2; there is no position 7"):
         t.pattern(0, 0, 7)

@@ -12,7 +12,7 @@ from glassformer.interp.edits import ablate
 from glassformer.interp.heads import DEFINITIONS, head_scores
 from glassformer.interp.trace import trace
 from glassformer.model import Transformer
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+from glassformer.model.config import Attention, FeedForward, Norm, uniform
 from tests.interp.helpers import Letters, model, randomised
 from tests.tiny import VARIANTS, tiny_hf, tiny_tokens
 
@@ -26,15 +26,15 @@ def inductive() -> Transformer:
     Layer 0: head 0 finds the same token, head 1 the token before and writes it down, head 2 looks everywhere alike,
     head 3 rests at the first position. Layer 1: head 2 finds whatever came after this token, and says it.
     """
-    config = Config(
+    config = uniform(
         vocab_size=VOCAB,
         d_model=2 * VOCAB + CONTEXT,
         n_layers=2,
         context=CONTEXT,
-        attention=Attention(4, 4, CONTEXT),
+        mixer=Attention(4, 4, CONTEXT, rotary=None),
         feed_forward=FeedForward(d_ff=8),
         norm=Norm("rms"),
-        position=Position("learned"),
+        learned_positions=True,
     )
     t = Transformer(config).requires_grad_(False)
     for name, p in t.named_parameters():
@@ -170,15 +170,15 @@ def test_scores_repeat_to_the_bit():
 
 
 def layernormed() -> Transformer:
-    config = Config(
+    config = uniform(
         vocab_size=40,
         d_model=16,
         n_layers=2,
         context=32,
-        attention=Attention(4, 2, 8, bias=True, out_bias=True),
+        mixer=Attention(4, 2, 8, bias=True, out_bias=True, rotary=None),
         feed_forward=FeedForward(d_ff=24, bias=True),
         norm=Norm("layer"),
-        position=Position("learned"),
+        learned_positions=True,
     )
     return randomised(Transformer(config), 1)
 
@@ -214,15 +214,15 @@ def test_circuits_are_what_the_first_layer_does(tmp_path, family):
     t = Transformer.empty(checkpoint.config).load(checkpoint.tensors, dtype=torch.float64)
     ids = tiny_tokens(1, 12)[0].tolist()
     run = trace(t, ids)
-    block, group = t.blocks[0], t.config.attention.n_heads // t.config.attention.n_kv_heads
+    block, group = t.blocks[0], t.config.attention(0).n_heads // t.config.attention(0).n_kv_heads
     query, key = 9, 5
-    for head in range(t.config.attention.n_heads):
+    for head in range(t.config.attention(0).n_heads):
         scores = run.scores(0, head)
         for offset in (0, 1, query - key):
             mine = query_key(t, 0, head, ids[query], offset, position=query)
             assert float(mine[ids[query - offset]]) == pytest.approx(float(scores[query, query - offset]), abs=1e-9)
         value = run["blocks.0.attn.v"][key, head // group]
-        d = t.config.attention.d_head
+        d = t.config.attention(0).d_head
         out = block.attn.o.weight[:, head * d : (head + 1) * d] @ value
         if block.ln1_post is not None:
             out = block.ln1_post.apply_scale(out, torch.ones(1, dtype=out.dtype))
@@ -235,7 +235,7 @@ def test_circuits_are_what_the_first_layer_does(tmp_path, family):
 
 
 def test_what_a_circuit_cannot_be_asked():
-    with pytest.raises(SiteError, match=r"There is no head 4: each layer has 4 heads, 0 to 3\."):
+    with pytest.raises(SiteError, match=r"There is no head 4: layer 0 has 4 heads, 0 to 3\."):
         query_key(model(), 0, 4, 1, 0)
     with pytest.raises(SiteError, match="There is no layer 2"):
         output_value(model(), 2, 0, 1)

@@ -29,7 +29,7 @@ def test_the_last_row_is_the_model_s_output(config, seed):
         expected = torch.softmax(transformer(torch.tensor([ids]))[0], -1).topk(3)
     assert found.places[-1] == f"blocks.{config.n_layers - 1}.resid_post"
     close(found.probabilities[-1], expected.values)
-    assert len(found.places) == 1 + config.n_layers * (1 if config.parallel else 2)
+    assert len(found.places) == 1 + config.n_layers * (1 if config.layers[0].parallel else 2)
     assert found.rank[-1].tolist() == [0] * 7
     assert (found.probabilities.diff(dim=-1) <= 0).all()
 
@@ -136,7 +136,7 @@ def test_a_cell_s_steps_give_each_other(config, seed):
     transformer = randomised(Transformer(config), seed).double()
     ids = torch.randint(0, config.vocab_size, (8,), generator=torch.Generator().manual_seed(seed)).tolist()
     t = trace(transformer, ids)
-    layer, head = config.n_layers - 1, config.attention.n_heads - 1
+    layer, head = config.n_layers - 1, config.n_heads(0) - 1
     for key in (0, 4, 6, 7):
         cell = t.cell(layer, head, 6, key)
         assert float(cell.products.sum()) == pytest.approx(cell.dot)

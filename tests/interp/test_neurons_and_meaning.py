@@ -30,7 +30,7 @@ def test_neurons_shares_add_up_to_the_feed_forward_layers(tmp_path, family, vari
     run = trace(loaded(tmp_path, family, variant), tiny_tokens(1, 10)[0].tolist())
     parts = run.why(words=0, parts=0).parts
     claimed = float(parts.claimed[parts.kind == KINDS.index("feed_forward")].sum())
-    count = run.config.n_layers * run.config.feed_forward.d_ff
+    count = run.config.n_layers * run.config.feed_forward(0).d_ff
     found = top_neurons(run, k=count, words=1)
     assert found.all == pytest.approx(claimed, abs=1e-9)
     assert sum(n["contribution"] for n in found.neurons) == pytest.approx(claimed, abs=1e-9)
@@ -92,7 +92,7 @@ def test_passages_are_where_the_output_is_largest():
 
 
 def test_neurons_that_do_not_exist():
-    with pytest.raises(SiteError, match=r"There is no neuron 24: each layer has 24, 0 to 23\."):
+    with pytest.raises(SiteError, match=r"There is no neuron 24: layer 0 has 24, 0 to 23\."):
         writes(model(), 0, 24)
     with pytest.raises(SiteError, match="There is no layer 5: the model has 2"):
         excited_by(model(), 5, 0)
@@ -119,12 +119,12 @@ def test_a_word_s_vectors_are_equal_at_the_embedding_and_part(tmp_path, family):
         x = [t.at(name, p).double() for t, p in zip(traces, found.positions, strict=True)]
         assert found.similarity[at, 0, 1] == pytest.approx(float(torch.cosine_similarity(x[0], x[1], dim=0)), abs=1e-6)
     layers = opened.config.n_layers
-    learned = opened.config.position.kind == "learned"
-    assert len(found.places) == 1 + learned + layers * (1 if opened.config.parallel else 2)
+    learned = opened.config.learned_positions
+    assert len(found.places) == 1 + learned + layers * (1 if opened.config.layers[0].parallel else 2)
     start = found.mean[1 if learned else 0]
     assert float(found.parted.nan_to_num().sum()) == pytest.approx(start - found.mean[-1], abs=1e-9)
     data = found.to_dict()
-    assert (data["parted"][0][1] is None) is opened.config.parallel
+    assert (data["parted"][0][1] is None) is opened.config.layers[0].parallel
     for layer in range(layers):
         size = traces[1].at(f"blocks.{layer}.attn.out", found.positions[1]).norm()
         assert found.added[layer, 1, 0] == pytest.approx(float(size), rel=1e-5)

@@ -58,7 +58,7 @@ def test_what_is_measured_is_what_removing_does(config, seed):
         elif kind in ("embedding", "position"):
             site = "embed" if kind == "embedding" else "pos_embed"
             vector = t.at(site, -1)
-        elif kind == "feed_forward" and not config.feed_forward.bias and config.norm.kind == "rms":
+        elif kind == "feed_forward" and not config.feed_forward(0).bias and config.norm.kind == "rms":
             site = f"blocks.{layer}.mlp.out"
             vector = t.at(site, -1)
         else:

@@ -3,22 +3,60 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glassformer.errors import ConfigError, SiteError
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position, RopeScaling
+from glassformer.model.config import Attention, Config, FeedForward, Norm, RopeScaling, Rotary, uniform
 from glassformer.model.sites import SITES, canonical, names, site_of
 from tests.strategies import configs
 
-SMALL = Config(10, 8, 2, 16, Attention(2, 1, 4), FeedForward(8))
+SMALL = uniform(10, 8, 2, 16, Attention(2, 1, 4), FeedForward(8))
 
 
 @given(configs())
 def test_designs_survive_json(config: Config) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+# What the first format wrote of the same design: one attention and one feed-forward part for all layers.
+FIRST: dict[str, Any] = {
+    "vocab_size": 10,
+    "d_model": 8,
+    "n_layers": 2,
+    "context": 16,
+    "attention": {"n_heads": 2, "n_kv_heads": 1, "d_head": 4, "windows": []},
+    "feed_forward": {"d_ff": 8},
+    "norm": {"kind": "rms", "eps": 1e-5, "one_plus": False, "post": False},
+    "position": {"kind": "rotary", "theta": 10000.0, "fraction": 1.0, "scaling": None, "local_theta": None},
+    "parallel": False,
+    "tied": False,
+}
+
+
+def test_the_first_format_is_still_read() -> None:
+    assert Config.from_dict(json.loads(json.dumps(FIRST))) == SMALL
+    full = Config.from_dict(
+        {
+            **FIRST,
+            "attention": {**FIRST["attention"], "qk_norm": True, "windows": [3, None]},
+            "norm": {"kind": "rms", "post": True},
+            "position": {"theta": 500.0, "local_theta": 20.0},
+        }
+    )
+    near, far = full.attention(0), full.attention(1)
+    assert (near.window, near.rotary, far.window, far.rotary) == (3, Rotary(20.0), None, Rotary(500.0))
+    assert full.layers[0].norms == "both"
+    assert near.qk_norm == "head"
+
+
+def test_equal_layers_are_written_once() -> None:
+    (written,) = SMALL.to_dict()["layers"]
+    assert written["count"] == 2
+    assert written["mixer"]["kind"] == "attention"
 
 
 @pytest.mark.parametrize(
@@ -34,17 +72,42 @@ def test_designs_survive_json(config: Config) -> None:
             {"attention": {"n_heads": 2, "n_kv_heads": 2, "d_head": 4, "windows": [1]}},
             "names 1 layers, the model has 2",
         ),
-        ({"attention": 7}, "config.attention must be an object of named fields, not int"),
+        ({"attention": 7}, "must be objects of named fields"),
         ({"feed_forward": {"d_ff": 8, "activation": "gelo"}}, "Activation 'gelo' is unknown.*Did you mean"),
-        ({"norm": {"kind": "layer", "one_plus": True}}, "1 \\+ weight exists for rms norms only"),
-        ({"position": {"kind": "learned", "fraction": 0.5}}, "Learned positions take no rotary settings"),
         ({"position": {"kind": "rotary", "fraction": 0.3}}, "Rotary positions turn pairs"),
-        ({"parallel": True, "norm": {"post": True}}, "Parallel blocks with post-norms"),
+        ({"parallel": True, "norm": {"post": True}}, "Parallel parts with norms 'both'"),
     ],
 )
-def test_contradictions_are_named(change: dict, message: str) -> None:
+def test_contradictions_of_the_first_format_are_named(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Config.from_dict({**SMALL.to_dict(), **change})
+        Config.from_dict({**FIRST, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixer": {"kind": "attention", "n_heads": 3, "n_kv_heads": 2, "d_head": 4}}, "3 query heads cannot share 2"),
+        (
+            {"mixer": {"kind": "atention"}},
+            r"config.layers\[0\].mixer.kind 'atention' is unknown.*Did you mean attention",
+        ),
+        ({"mixer": None, "feed_forward": None}, "needs a mixer or a feed-forward part"),
+        ({"norms": "befor"}, "'befor' is none of these. Did you mean before"),
+        ({"norms": "shared"}, "run side by side; set parallel"),
+        ({"count": 0}, "count must be a whole number"),
+        ({"count": 20_000}, "at most 10,000 layers"),
+        ({"heads": 3}, r"config.layers\[0\] has no field 'heads'"),
+        (
+            {"mixer": {"kind": "attention", "n_heads": 2, "n_kv_heads": 1, "d_head": 4, "keys_from": 1}},
+            "shares the keys",
+        ),
+    ],
+)
+def test_contradictions_of_layers_are_named(change: dict, message: str) -> None:
+    data = SMALL.to_dict()
+    data["layers"][0] |= change
+    with pytest.raises(ConfigError, match=message):
+        Config.from_dict(data)
 
 
 def test_missing_fields_are_named() -> None:
@@ -60,7 +123,8 @@ def test_site_names_are_public_api() -> None:
     """Tools and saved traces use these names: changing one breaks them."""
     assert [site.name for site in SITES] == [
         "embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normed", "attn.q", "attn.k", "attn.v",
-        "attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern", "attn.z", "attn.out", "resid_mid",
+        "attn.rot_q", "attn.rot_k", "attn.scores", "attn.sink", "attn.pattern", "attn.gate", "attn.z", "attn.out",
+        "ssm.gate", "ssm.x", "ssm.b", "ssm.c", "ssm.dt", "ssm.pattern", "ssm.mixed", "ssm.z", "ssm.out", "resid_mid",
         "ln2.scale", "ln2.normed", "mlp.pre", "mlp.pre_linear", "mlp.post", "mlp.out", "resid_post",
         "final.scale", "final.normed", "logits.precap", "logits",
     ]  # fmt: skip
@@ -87,7 +151,7 @@ def test_aliases_and_negative_layers() -> None:
         ("blocks.7.attn.pattern", "the model has 2 layers, blocks.0 to blocks.1"),
         ("attn.pattern", "name the layer, as in blocks.0.attn.pattern"),
         ("logits.precap", "its logits are not soft-capped; use logits"),
-        ("pos_embed", "its positions are rotary"),
+        ("pos_embed", "no trained vectors are added"),
     ],
 )
 def test_wrong_names_say_what_to_do(name: str, message: str) -> None:
@@ -96,8 +160,16 @@ def test_wrong_names_say_what_to_do(name: str, message: str) -> None:
 
 
 def test_absences_of_other_designs() -> None:
-    other = Config(
-        10, 8, 2, 16, Attention(2, 1, 4), FeedForward(8, gated=False), Norm("layer"), Position("learned"), parallel=True
+    other = uniform(
+        10,
+        8,
+        2,
+        16,
+        Attention(2, 1, 4, rotary=None),
+        FeedForward(8, gated=False),
+        Norm("layer"),
+        learned_positions=True,
+        parallel=True,
     )
     for name, why in (
         ("blocks.0.resid_mid", "side by side"),

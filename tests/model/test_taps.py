@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import SiteError
-from glassformer.model import Attention, Config, FeedForward, Transformer
+from glassformer.model import Attention, FeedForward, Transformer, uniform
 from glassformer.model.sites import Where
 
-CONFIG = Config(20, 16, 2, 32, Attention(2, 1, 8), FeedForward(16))
+CONFIG = uniform(20, 16, 2, 32, Attention(2, 1, 8), FeedForward(16))
 
 
 class Write:

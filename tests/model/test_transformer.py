@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, ShapeError
-from glassformer.model import Attention, Cache, Config, FeedForward, Position, Transformer
+from glassformer.model import Attention, Cache, Config, FeedForward, Transformer, uniform
 from glassformer.model.sites import Where, names
 from tests.strategies import configs
 
@@ -91,8 +91,7 @@ def test_later_tokens_do_not_change_earlier_logits(config: Config, cut: int) -> 
 def test_long_texts_take_the_same_path_in_tiles() -> None:
     """Windows, soft caps and padding are tiled past 256 queries; the grid formed whole is the reference."""
     for windows, cap in (((None, 70), None), ((None, 300), 3.0), ((50, 50), 3.0)):
-        attention = Attention(4, 2, 8, windows=windows, softcap=cap)
-        config = Config(30, 16, 2, 2048, attention, FeedForward(16))
+        config = uniform(30, 16, 2, 2048, Attention(4, 2, 8, softcap=cap), FeedForward(16), windows=windows)
         model = built(config)
         tokens = text(config, 2, 1100)
         mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -103,7 +102,7 @@ def test_long_texts_take_the_same_path_in_tiles() -> None:
 
 
 def test_rows_that_are_all_padding_are_zero_and_finite() -> None:
-    config = Config(30, 16, 2, 64, Attention(2, 1, 8), FeedForward(16))
+    config = uniform(30, 16, 2, 64, Attention(2, 1, 8), FeedForward(16))
     model = built(config)
     tokens = text(config, 2, 12)
     mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -120,7 +119,7 @@ def test_rows_that_are_all_padding_are_zero_and_finite() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_runs_in_the_dtype_it_is_given(dtype: torch.dtype) -> None:
-    config = Config(30, 16, 2, 64, Attention(4, 2, 8, qk_norm=True), FeedForward(16))
+    config = uniform(30, 16, 2, 64, Attention(4, 2, 8, qk_norm="head"), FeedForward(16))
     tokens = text(config, 1, 20)
     exact = built(config)(tokens)
     out = built(config, dtype=dtype)(tokens)
@@ -131,7 +130,7 @@ def test_runs_in_the_dtype_it_is_given(dtype: torch.dtype) -> None:
 def test_gradients_flow_and_agree_with_and_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     from glassformer.model import layers
 
-    config = Config(30, 64, 2, 64, Attention(4, 2, 16, bias=True, out_bias=True), FeedForward(96, bias=True))
+    config = uniform(30, 64, 2, 64, Attention(4, 2, 16, bias=True, out_bias=True), FeedForward(96, bias=True))
     tokens = text(config, 4, 40)
 
     def gradients() -> dict[str, Tensor]:
@@ -150,7 +149,7 @@ def test_gradients_flow_and_agree_with_and_without_onednn(monkeypatch: pytest.Mo
 
 
 def test_positions_count_from_the_first_real_token() -> None:
-    config = Config(30, 16, 1, 64, Attention(2, 2, 8), FeedForward(16), position=Position("learned"))
+    config = uniform(30, 16, 1, 64, Attention(2, 2, 8, rotary=None), FeedForward(16), learned_positions=True)
     model = built(config)
     tap = See({"embed"})
     tokens = text(config, 2, 6)
@@ -161,7 +160,7 @@ def test_positions_count_from_the_first_real_token() -> None:
 
 
 def test_misfits_are_named() -> None:
-    config = Config(30, 16, 1, 8, Attention(2, 2, 8), FeedForward(16), position=Position("learned"))
+    config = uniform(30, 16, 1, 8, Attention(2, 2, 8, rotary=None), FeedForward(16), learned_positions=True)
     model = built(config)
     with pytest.raises(ShapeError, match="8 trained positions; the text needs 9"):
         model(text(config, 1, 9))
@@ -177,7 +176,7 @@ def test_misfits_are_named() -> None:
 
 
 def test_cache_truncates_and_expands() -> None:
-    config = Config(30, 16, 2, 64, Attention(2, 1, 8), FeedForward(16))
+    config = uniform(30, 16, 2, 64, Attention(2, 1, 8), FeedForward(16))
     model = built(config)
     tokens = text(config, 1, 10)
     cache = Cache(config, 1, 16)
@@ -192,7 +191,7 @@ def test_cache_truncates_and_expands() -> None:
 
 
 def test_load_names_what_does_not_fit() -> None:
-    config = Config(30, 16, 1, 64, Attention(2, 2, 8), FeedForward(16))
+    config = uniform(30, 16, 1, 64, Attention(2, 2, 8), FeedForward(16))
     tensors = {n: p.detach() for n, p in built(config).named_parameters()}
     model = Transformer.empty(config).load(tensors)
     assert model.embed.weight.data_ptr() == tensors["embed.weight"].data_ptr()
@@ -206,7 +205,9 @@ def test_load_names_what_does_not_fit() -> None:
 
 def test_parameter_names_are_public_api() -> None:
     """Native checkpoints hold these keys: changing one breaks every saved model."""
-    config = Config(10, 8, 1, 16, Attention(2, 1, 4, bias=True, out_bias=True, qk_norm=True), FeedForward(8, bias=True))
+    config = uniform(
+        10, 8, 1, 16, Attention(2, 1, 4, bias=True, out_bias=True, qk_norm="head"), FeedForward(8, bias=True)
+    )
     assert sorted(n for n, _ in Transformer(config).named_parameters()) == sorted(
         ["embed.weight", "final.weight", "unembed.weight", "blocks.0.ln1.weight", "blocks.0.ln2.weight"]
         + [f"blocks.0.attn.{p}.{w}" for p in "qkvo" for w in ("weight", "bias")]

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from glassformer.errors import TextError, UsageError
-from glassformer.model import Attention, Config, FeedForward, Transformer
+from glassformer.model import Attention, FeedForward, Transformer, uniform
 from glassformer.predict.race import Recurrent, lengths, race
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Transformer:
     torch.manual_seed(0)
-    return Transformer(Config(50, 16, 4, 40, Attention(2, 1, 8), FeedForward(64))).eval()
+    return Transformer(uniform(50, 16, 4, 40, Attention(2, 1, 8), FeedForward(64))).eval()
 
 
 def test_all_read_the_same_passage(tiny: Transformer) -> None:

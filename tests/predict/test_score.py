@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassformer.errors import TextError, UsageError
-from glassformer.model import Attention, Config, FeedForward, Transformer
+from glassformer.model import Attention, FeedForward, Transformer, uniform
 from glassformer.predict.score import Score, score, window_plan
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Transformer:
     torch.manual_seed(0)
-    config = Config(50, 16, 2, 24, Attention(2, 1, 8), FeedForward(32))
+    config = uniform(50, 16, 2, 24, Attention(2, 1, 8), FeedForward(32))
     model = Transformer(config).eval()
     with torch.no_grad():
         for p in model.parameters():

@@ -62,7 +62,7 @@ def test_arcs_are_all_that_carry_more_than_the_threshold(model: Any, session: An
     wanted = {}
     for layer in range(model.config.n_layers):
         # From first principles: the weight times the length of the value through the head's output columns.
-        a = model.config.attention
+        a = model.config.attention(layer)
         v = trace[f"blocks.{layer}.attn.v"].repeat_interleave(a.n_heads // a.n_kv_heads, 1)
         o = model.transformer.blocks[layer].attn.o.weight.view(-1, a.n_heads, a.d_head)
         lengths = torch.einsum("khe,dhe->hkd", v, o).norm(dim=-1)

@@ -7,7 +7,6 @@ file named after the content of the GGUF; opening it again reads neither the GGU
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families import Family, GgufLayout, by_architecture
 from glassformer.checkpoint.families.family import sound
-from glassformer.checkpoint.families.settings import named_factors
+from glassformer.checkpoint.families.settings import named_factors, rotary_of, with_scaling
 from glassformer.checkpoint.gguf_header import GgufHeader, Stored, is_split, read_gguf_header
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import LazyTensors
@@ -115,12 +114,11 @@ def _with_factors(config: Config, header: GgufHeader) -> Config:
     scaling = named_factors(config, factors)
     if scaling is None:
         return config
-    if config.position.scaling is not None:
+    if rotary_of(config, window=False).scaling is not None:
         raise UnsupportedError(
             f"{header.path} holds {_FACTORS} and sets rope.scaling.type too; Glassformer expresses one of them."
         )
-    position = dataclasses.replace(config.position, scaling=scaling)
-    return dataclasses.replace(config, position=position)
+    return with_scaling(config, scaling)
 
 
 @dataclass(frozen=True)

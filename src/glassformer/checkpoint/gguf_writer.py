@@ -6,7 +6,6 @@ would compute differently is refused by name.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import struct
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families import FAMILIES, Family, named
 from glassformer.checkpoint.families.family import expressible
-from glassformer.checkpoint.families.settings import float32, rope_factors
+from glassformer.checkpoint.families.settings import float32, rope_factors, rotary_of, with_scaling
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import check_shapes
 from glassformer.checkpoint.tables import Table
@@ -138,10 +137,11 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
     what = f"A GGUF of architecture {layout.architecture}"
     factors = rope_factors(config)
     if factors and not layout.factors:
-        assert config.position.scaling is not None
-        raise UnsupportedError(f"{what} cannot express position.scaling {config.position.scaling.kind!r}.")
-    scaling = RopeScaling("factors", factors=factors) if factors else config.position.scaling
-    plain = dataclasses.replace(config, position=dataclasses.replace(config.position, scaling=scaling))
+        scaling = rotary_of(config, window=False).scaling
+        assert scaling is not None
+        raise UnsupportedError(f"{what} cannot express rotary scaling {scaling.kind!r}.")
+    stored = RopeScaling("factors", factors=factors) if factors else None
+    plain = config if stored is None else with_scaling(config, stored)
     table = Table(layout.rows, config)
     if table.unplaced():
         raise UnsupportedError(f"{what} has no tensor for {', '.join(table.unplaced()[:3])}.")
@@ -152,8 +152,7 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
         shapes: dict[str, Shape] = {name: place.shape for name, place in table.places.items()}
         prefixed = {f"{layout.architecture}.{key}": value for key, value in settings.items()}
         back = layout.read(Attributes(prefixed, "its header", f"{layout.architecture}."), shapes)
-        position = dataclasses.replace(back.position, scaling=scaling if factors else back.position.scaling)
-        return dataclasses.replace(back, position=position)
+        return back if stored is None else with_scaling(back, stored)
 
     expressible(plain, read_back, what, tolerance=1e-6)
     return table, settings

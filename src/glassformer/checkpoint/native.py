@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG = "glassformer.json"
 TENSORS = "model.safetensors"
-VERSION = 1
+VERSION = 2  # 2: a list of layers; 1 had one kind of layer, and is still read
 
 
 def read_native_config(directory: Path) -> tuple[Config, dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.errors import CheckpointError, near
-from glassformer.model.config import Config
+from glassformer.model.config import Attention, Config
 
 Array = Any  # a torch.Tensor or a numpy array: both have .T, .reshape and row indexing
 
@@ -147,13 +147,13 @@ def take_rows(place: Place, part: int, x: Array, config: Config) -> Array:
     line, rest = place.row, tuple(x.shape[1:])
     if len(place.ours) > 1:
         if line.per_head:
-            d_head = config.attention.d_head
+            d_head = head_size(place, config)
             x = x.reshape((-1, len(place.ours), d_head, *rest))[:, part].reshape((-1, *rest))
         else:
             start = sum(shape[0] for shape in place.shapes[:part])
             x = x[start : start + place.shapes[part][0]]
     if line.interleaved:
-        x = x[_half_from_interleaved(place.shapes[part][0], config)]
+        x = x[_half_from_interleaved(place.shapes[part][0], attention_at(place, config))]
     return x
 
 
@@ -163,27 +163,37 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
     if line.shift:
         parts = [x + line.shift for x in parts]
     if line.interleaved:
-        parts = [x[_interleaved_from_half(x.shape[0], config)] for x in parts]
+        parts = [x[_interleaved_from_half(x.shape[0], attention_at(place, config))] for x in parts]
     if len(parts) == 1:
         x = parts[0]
     elif line.per_head:
-        d_head, rest = config.attention.d_head, tuple(parts[0].shape[1:])
+        d_head, rest = head_size(place, config), tuple(parts[0].shape[1:])
         x = _concatenate([x.reshape((-1, 1, d_head, *rest)) for x in parts], 1).reshape((-1, *rest))
     else:
         x = _concatenate(parts, 0)
     return x.T if line.transposed else x
 
 
-def _half_from_interleaved(rows: int, config: Config) -> list[int]:
+def attention_at(place: Place, config: Config) -> Attention:
+    """The attention of the layer that a place belongs to."""
+    return config.attention(int(place.ours[0].split(".")[1]))
+
+
+def head_size(place: Place, config: Config) -> int:
+    """Dimensions of a head in the layer that a place belongs to."""
+    return attention_at(place, config).d_head
+
+
+def _half_from_interleaved(rows: int, attention: Attention) -> list[int]:
     """For each of our rows, the row of theirs: pair j is (2j, 2j + 1) there and (j, j + pairs) here."""
-    d_head, rotated = config.attention.d_head, config.rotary_dims
+    d_head, rotated = attention.d_head, attention.rotary_dims
     pairs = rotated // 2
     one = [2 * j + side for side in (0, 1) for j in range(pairs)] + list(range(rotated, d_head))
     return [start + offset for start in range(0, rows, d_head) for offset in one]
 
 
-def _interleaved_from_half(rows: int, config: Config) -> list[int]:
-    order = _half_from_interleaved(rows, config)
+def _interleaved_from_half(rows: int, attention: Attention) -> list[int]:
+    order = _half_from_interleaved(rows, attention)
     inverse = [0] * rows
     for ours, theirs in enumerate(order):
         inverse[theirs] = ours

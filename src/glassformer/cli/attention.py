@@ -72,7 +72,7 @@ def command(
     draw(data, png, "attention")
     if html is not None:
         at = data["layer"]
-        heads = range(trace.config.attention.n_heads) if head is None else [data["head"]]
+        heads = range(trace.config.n_heads(data["layer"])) if head is None else [data["head"]]
         state = {"layer": at, "head": data["head"]}
         if data["query"] is not None and head is not None:
             row = data["rows"][0]

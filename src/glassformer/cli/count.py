@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glassformer.cli.common import JsonOption, bar, print_json
+from glassformer.model.choices import Attention
 
 if TYPE_CHECKING:
     from glassformer.count import Count
@@ -19,6 +20,8 @@ SHAPES = {
     "query": "heads × d_head × d_model",
     "key": "kv_heads × d_head × d_model",
     "value": "kv_heads × d_head × d_model",
+    "decay": "heads × d_model",
+    "convolution": "channels × width",
     "output": "heads × d_head × d_model",
     "gate": "d_ff × d_model",
     "up": "d_ff × d_model",
@@ -26,6 +29,7 @@ SHAPES = {
     "unembedding": "vocab × d_model",
     "norms": "",
     "biases": "",
+    "sinks": "",
 }
 
 
@@ -92,13 +96,11 @@ def _show(found: Count) -> None:
 
     out = console()
     c, built = found.config, found.built
-    a = c.attention
-    heads = f"{a.n_heads:,} heads" + ("" if a.n_kv_heads == a.n_heads else f" ({a.n_kv_heads:,} key-value)")
+    a = next((m for layer in c.layers if isinstance(m := layer.mixer, Attention)), None)
     out.print()
     out.print(f"[bold]{found.name}[/bold]  {built.total:,} parameters")
     out.print(
-        f"{c.n_layers:,} layers · d_model {c.d_model:,} · {heads} × {a.d_head:,} · d_ff {c.feed_forward.d_ff:,} · "
-        f"vocab {c.vocab_size:,} · context {c.context:,}",
+        f"{c.n_layers:,} layers · d_model {c.d_model:,} · {_parts(c)} · vocab {c.vocab_size:,} · context {c.context:,}",
         style="dim",
     )
 
@@ -140,12 +142,15 @@ def _show(found: Count) -> None:
     row("total", f"{sum(built.layer.values()):,}", [tally.total for tally in found.tallies], "bold", barred=False)
     out.print(Padding(table, (1, 0, 1, 0)))
 
-    one = built.head["query"]
-    shared = a.n_heads // a.n_kv_heads
-    out.print(
-        f"One head: {one:,} in its query matrix ({a.d_head:,} × {c.d_model:,}), {sum(built.head.values()):,} in its "
-        "query, key, value and output" + (f"; key and value are shared by {shared} heads." if shared > 1 else ".")
-    )
+    if a is not None:
+        shared = a.n_heads // a.n_kv_heads
+        out.print(
+            f"One head: {built.head['query']:,} in its query matrix ({a.d_head:,} × {c.d_model:,}), "
+            f"{sum(built.head.values()):,} in its query, key, value and output"
+            + (f"; key and value are shared by {shared} heads." if shared > 1 else ".")
+        )
+    if found.active_parameters != built.total:
+        out.print(f"One token meets {found.active_parameters:,} of them; the rest are experts chosen for others.")
 
     costs = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     costs.add_column(style="dim")
@@ -160,6 +165,8 @@ def _show(found: Count) -> None:
         f"{_bytes(per_token['float32'])} a token",
         f"{_also(per_token)}; at {found.context:,} tokens {_bytes(per_token['float32'] * found.context)}",
     )
+    if (states := found.state_bytes)["float32"]:
+        costs.add_row("recurrent state", _bytes(states["float32"]), f"{_also(states)}; the same at every length")
     costs.add_row(
         "optimizer state",
         _bytes(found.optimizer_bytes["adamw"]),
@@ -169,6 +176,25 @@ def _show(found: Count) -> None:
     out.print(Padding(f"At a context of {found.context:,} tokens:", (1, 0, 0, 0)))
     out.print(costs)
     out.print()
+
+
+def _parts(c: Config) -> str:
+    """What the layers are made of, equal ones told once: "9 heads (3 key-value) × 64 · d_ff 1,536"."""
+    kinds: dict[str, int] = {}
+    for layer in c.layers:
+        m, f = layer.mixer, layer.feed_forward
+        told = []
+        if isinstance(m, Attention):
+            shared = "" if m.n_kv_heads == m.n_heads else f" ({m.n_kv_heads:,} key-value)"
+            told.append(f"{m.n_heads:,} heads{shared} × {m.d_head:,}")
+        elif m is not None:
+            told.append(f"{m.kind.replace('_', ' ')} of {m.n_heads:,} heads × {m.d_head:,}")
+        if f is not None:
+            told.append(f"d_ff {f.d_ff:,}")
+        kinds[" · ".join(told)] = kinds.get(" · ".join(told), 0) + 1
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return " and ".join(f"{number:,} layers of {what}" for what, number in kinds.items())
 
 
 def _si(number: float) -> str:

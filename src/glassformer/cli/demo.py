@@ -44,7 +44,7 @@ def command(model: ModelOption = None) -> None:
     c = loaded.config
     out.print()
     out.print(
-        f"[bold]{loaded.name}[/bold] ({loaded.precision}): {c.n_layers} layers of {c.attention.n_heads} heads, "
+        f"[bold]{loaded.name}[/bold] ({loaded.precision}): {c.n_layers} layers of {c.most_heads} heads, "
         f"{c.vocab_size:,} tokens. What comes next?"
     )
     for sentence, remark in SENTENCES.items():

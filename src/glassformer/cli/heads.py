@@ -175,7 +175,7 @@ def circuits(model: Model, which: tuple[int, int], token: str, offset: int, top:
         "model": model.name,
         "precision": model.precision,
         "layer": layer % model.config.n_layers,
-        "head": head % model.config.attention.n_heads,
+        "head": head % max(1, model.config.n_heads(layer % model.config.n_layers)),
         "token": token,
         "offset": offset,
         "rank": int((written > written[id]).sum()),

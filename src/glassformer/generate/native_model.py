@@ -23,8 +23,10 @@ from glassformer.checkpoint import raw_blocks, read_config
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError
 from glassformer.generate.quantize import FORMATS, Raw, Weight, stored, weight
 from glassformer.kernels import infer_abi
-from glassformer.model.config import ACTIVATIONS, Config
-from glassformer.model.layers import rotaries
+from glassformer.model.choices import ACTIVATIONS
+from glassformer.model.config import Config
+from glassformer.model.positions import RotaryTable
+from glassformer.model.transformer import rotary_kinds
 
 if TYPE_CHECKING:
     from glassformer.model.transformer import Transformer
@@ -38,6 +40,28 @@ _WIDEST_HEAD = 512
 BLOCKED = 32
 # What `gf_forward` returns when its buffers cannot be had.
 _NO_MEMORY = 4
+
+
+def refusal(config: Config) -> str | None:
+    """What of a design the native forward does not compute, as the end of a sentence; None when it does all."""
+    layer = config.alike
+    if layer is None or not config.all_softmax:
+        return "layers that differ, or are made of other parts than attention and a dense feed-forward"
+    a = config.attention(0)
+    n = config.norm
+    reasons = {
+        "norms that are shared or stand after the parts alone": layer.norms not in ("before", "both"),
+        "scaled residuals": layer.residual_scale is not None,
+        "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
+        "more than two kinds of rotary positions": len(rotary_kinds(config)) > 2,
+        "gates, sinks and other forms of attention": a.plain != a,
+        "outputs with a bias, a scale or no norm": config.unembed_bias
+        or config.logit_scale is not None
+        or not config.final_norm
+        or config.embedding_norm,
+        f"heads of {a.d_head} dimensions (up to {_WIDEST_HEAD})": a.d_head > _WIDEST_HEAD,
+    }
+    return next((reason for reason, there in reasons.items() if there), None)
 
 
 class NativeModel:
@@ -79,10 +103,10 @@ class NativeModel:
         self.capacity = config.context if capacity is None else capacity
         if slots < 1 or self.capacity < 1:
             raise ShapeError(f"A fast model needs at least one slot of one token; got {slots} of {self.capacity}.")
-        if config.position.kind == "learned" and self.capacity > config.context:
+        if config.learned_positions and self.capacity > config.context:
             raise ShapeError(f"This model has {config.context} trained positions; {self.capacity} were asked for.")
-        if config.attention.d_head > _WIDEST_HEAD:
-            raise ShapeError(f"The native kernels take heads of up to {_WIDEST_HEAD}, not {config.attention.d_head}.")
+        if (reason := refusal(config)) is not None:
+            raise ShapeError(f"The native forward does not compute {reason}.")
         self.cache_dtype = cache
         self.exact = exact
         self.notes: dict[str, str] = {}
@@ -165,7 +189,7 @@ class NativeModel:
 
     def bytes_per_token(self, position: int = 0, batch: int = 1) -> int:
         """Bytes of weights and cached keys and values one decode step of `batch` sequences reads."""
-        a = self.config.attention
+        a = self.config.attention(0)
         element = 2 if self.cache_dtype == "bfloat16" else 4
         seen = 0
         for i in range(self.config.n_layers):
@@ -181,7 +205,7 @@ class NativeModel:
     # Construction
 
     def _create(self) -> int:
-        c, a, position = self.config, self.config.attention, self.config.position
+        c, a, f = self.config, self.config.attention(0), self.config.feed_forward(0)
         shape = infer_abi.InferShape(
             vocab=c.vocab_size,
             d_model=c.d_model,
@@ -189,29 +213,31 @@ class NativeModel:
             n_heads=a.n_heads,
             n_kv_heads=a.n_kv_heads,
             d_head=a.d_head,
-            d_ff=c.feed_forward.d_ff,
-            rotary=c.rotary_dims,
-            activation=_ACTIVATION[c.feed_forward.activation],
+            d_ff=f.d_ff,
+            rotary=a.rotary_dims,
+            activation=_ACTIVATION[f.activation],
             layer_norm=c.norm.kind == "layer",
-            parallel=c.parallel,
+            parallel=c.layers[0].parallel,
             slots=self.slots,
             capacity=-(-self.capacity // BLOCKED) * BLOCKED,
             bf16_cache=self.cache_dtype == "bfloat16",
             rows=ROWS,
             eps=c.norm.eps,
-            score_scale=c.score_scale,
+            score_scale=a.score_scale,
             score_softcap=a.softcap or 0.0,
             logit_softcap=c.logit_softcap or 0.0,
             embedding_scale=c.embedding_scale or 0.0,
         )
         parts = infer_abi.ModelWeights(embed=self._matrix("embed.weight", read=c.tied), final_norm=self._norm("final"))
         parts.unembed = parts.embed if c.tied else self._matrix("unembed.weight")
-        if position.kind == "learned":
+        if c.learned_positions:
             parts.pos_embed = self._matrix("pos_embed.weight", read=False)
-        full, local = rotaries(c)
-        if full is not None and local is not None:
+        kinds = rotary_kinds(c)
+        if kinds:
             steps = torch.arange(shape.capacity)[None]
-            tables = [rotary(steps, torch.float32) for rotary in (full, local)]
+            # one table of angles for each of the (at most two) ways in which layers rotate
+            ways = [RotaryTable(r.dims(d_head), r.theta, r.scaling) for r, d_head in (kinds[0], kinds[-1])]
+            tables = [way(steps, torch.float32) for way in ways]
             parts.cosines = self._vector(torch.stack([cos.flatten() for cos, _ in tables]))
             parts.sines = self._vector(torch.stack([sin.flatten() for _, sin in tables]))
         layers = (infer_abi.LayerWeights * c.n_layers)()
@@ -228,14 +254,16 @@ class NativeModel:
     def _layer(self, i: int) -> infer_abi.LayerWeights:
         c, at = self.config, f"blocks.{i}."
         window = c.window(i)
-        layer = infer_abi.LayerWeights(window=window or 0, table=int(window is not None))
+        a = c.attention(i)
+        table = 0 if a.rotary is None else rotary_kinds(c).index((a.rotary, a.d_head))
+        layer = infer_abi.LayerWeights(window=window or 0, table=table)
         for name in ("q", "k", "v", "o"):
             setattr(layer, name, self._matrix(f"{at}attn.{name}.weight"))
-        for name in ("gate", "up", "down") if c.feed_forward.gated else ("up", "down"):
+        for name in ("gate", "up", "down") if c.feed_forward(i).gated else ("up", "down"):
             setattr(layer, name, self._matrix(f"{at}mlp.{name}.weight"))
-        for name in ("ln1", "ln2", "ln1_post", "ln2_post") if c.norm.post else ("ln1", "ln2"):
+        for name in c.layers[i].norm_names:
             setattr(layer, name, self._norm(at + name))
-        if c.attention.qk_norm:
+        if a.qk_norm:
             layer.q_norm, layer.k_norm = self._norm(f"{at}attn.q_norm"), self._norm(f"{at}attn.k_norm")
         return layer
 

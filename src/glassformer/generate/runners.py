@@ -66,10 +66,7 @@ class EagerRunner:
     @torch.inference_mode()  # caches are made in this mode, and tensors made in it may be written in no other
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         mine, theirs = self._cache(target, length), self._cache(source, length)
-        mine.length = 0
-        for a, b in zip(mine.keys + mine.values, theirs.keys + theirs.values, strict=True):
-            a[:, :, :length] = b[:, :, :length]
-        mine.advance(length)
+        mine.copy_from(theirs, length)
 
     @torch.inference_mode()
     def _run(self, tokens: Sequence[int], slot: int, start: int, rows: list[int]) -> Tensor:

@@ -35,7 +35,7 @@ class Cell:
         score: before the softmax, minus infinity where hidden.
         log_normaliser: log of the row's sum of exponentials; weight = exp(score − log_normaliser).
         row_rank: 0 when no key of the row weighs more.
-        value: what the key hands over; handed: weight × value.
+        value: what the key hands over; handed: weight × value, and the output gate's share where there is one.
         write: what that adds to the residual stream at the query (post-norm as run).
         target: the number that `effect` is a share of; None when the explained position is another one.
         effect: write's direct share of it; effects: the same by dimension of the value.
@@ -121,18 +121,18 @@ def cell(
         ShapeError: for a position that the text does not have.
         SiteError: for a layer or head that the model does not have.
     """
-    layer, head = trace.layer(layer), trace.head(head)
+    layer = trace.layer(layer)
+    attention = trace.forward.attention(layer)
+    head = trace.head(head, layer)
     query, key = trace.position(query), trace.position(key)
-    forward, a = trace.forward, trace.config.attention
-    attention = forward.block(layer).attn
+    forward, a = trace.forward, attention.choice
     kv_head = head // (a.n_heads // a.n_kv_heads)
-    name = f"blocks.{layer}.attn."
-    rotary = trace.config.position.kind == "rotary"
     at_query, at_key = slice(query, query + 1), slice(key, key + 1)
 
     def side(which: str, at: slice, h: int, turned: bool) -> Tensor:
-        site = name + (f"rot_{which}" if turned and rotary else which)
-        return forward.get(site, at)[0, 0, h]
+        site = f"rot_{which}" if turned and attention.turns else which
+        at_layer = layer if which == "q" else forward.keys_of(layer)
+        return forward.get(f"blocks.{at_layer}.attn.{site}", at)[0, 0, h]
 
     q, k = side("q", at_query, head, False), side("k", at_key, kv_head, False)
     rot_q, rot_k = side("q", at_query, head, True), side("k", at_key, kv_head, True)
@@ -143,10 +143,13 @@ def cell(
     weight = float(weights[key])
     value = values_of_head(forward, layer, head, at_key)[0]
     handed = weights[key] * value
+    factor = forward.factor(layer, at_query)
+    if factor is not None:
+        handed = handed * factor[0, 0, head]
     columns = writing(forward, layer)[head]
-    per_dimension = through_post(forward, layer, "attn", (columns * handed).T[None, None], at_query)[0, 0]
+    per_dimension = through_post(forward, layer, "mixer", (columns * handed).T[None, None], at_query)[0, 0]
     goal = target(trace, token, against, query if position is None else position)
-    effects = goal.share(per_dimension) if goal.position == query else torch.zeros(a.d_head, dtype=torch.float64)
+    effects = goal.share(per_dimension) if goal.position == query else torch.zeros(a.value_size, dtype=torch.float64)
     return Cell(
         layer=layer,
         head=head,
@@ -162,7 +165,7 @@ def cell(
         dot=float(products.sum()),
         scale=attention.scale,
         softcap=attention.cap,
-        window=attention.window,
+        window=a.window,
         visible=score != float("-inf"),
         score=score,
         log_normaliser=float(torch.logsumexp(row, -1)),
@@ -179,9 +182,7 @@ def cell(
 
 def _turns(trace: Trace, layer: int, distance: int) -> Tensor:
     """The angle between a query's and a key's rotation, per rotated pair."""
-    if trace.config.position.kind != "rotary":
+    table = trace.transformer.table(layer)
+    if table is None:
         return torch.empty(0)
-    transformer = trace.transformer
-    rotary = transformer._local_rotary if transformer._windowed[layer] else transformer._rotary
-    assert rotary is not None
-    return rotary.frequencies.double() * distance
+    return trace.transformer.tables[table].frequencies.double() * distance

@@ -19,7 +19,8 @@ from torch import Tensor
 from glassformer.errors import SiteError
 from glassformer.interp.head_outputs import gain
 from glassformer.model import Transformer
-from glassformer.model.layers import rotate, softcap
+from glassformer.model.choices import Attention
+from glassformer.model.layers import softcap
 
 # Tokens embedded at a time.
 _CHUNK = 8192
@@ -29,9 +30,12 @@ def _checked(transformer: Transformer, layer: int, head: int) -> tuple[int, int]
     config = transformer.config
     if not -config.n_layers <= layer < config.n_layers:
         raise SiteError(f"There is no layer {layer}: the model has {config.n_layers}, 0 to {config.n_layers - 1}.")
-    heads = config.attention.n_heads
+    layer %= config.n_layers
+    heads = config.attention(layer).n_heads
     if not -heads <= head < heads:
-        raise SiteError(f"There is no head {head}: each layer has {heads} heads, 0 to {heads - 1}.")
+        raise SiteError(
+            f"There is no head {head}: layer {layer % config.n_layers} has {heads} heads, 0 to {heads - 1}."
+        )
     return layer % config.n_layers, head % heads
 
 
@@ -39,11 +43,17 @@ def _attention(transformer: Transformer, layer: int) -> Any:
     return transformer.blocks[layer].attn
 
 
-def _read(transformer: Transformer, layer: int, ids: Tensor, position: int | None) -> Float[Tensor, "token d_model"]:
-    """Tokens as the layer's norm hands them over when only the embedding stands in the stream."""
+def embedded(transformer: Transformer, ids: Tensor | slice) -> Float[Tensor, "token d_model"]:
+    """Tokens as they enter the stream, positions apart."""
     x = transformer.embed.weight[ids]
     if transformer.config.embedding_scale is not None:
         x = x * torch.tensor(transformer.config.embedding_scale, dtype=x.dtype, device=x.device)
+    return x if transformer.embed_norm is None else transformer.embed_norm(x)
+
+
+def _read(transformer: Transformer, layer: int, ids: Tensor, position: int | None) -> Float[Tensor, "token d_model"]:
+    """Tokens as the layer's norm hands them over when only the embedding stands in the stream."""
+    x = embedded(transformer, ids)
     if position is not None and transformer.pos_embed is not None:
         if position >= transformer.config.context:
             raise SiteError(
@@ -51,27 +61,27 @@ def _read(transformer: Transformer, layer: int, ids: Tensor, position: int | Non
             )
         x = x + transformer.pos_embed.weight[position]
     block: Any = transformer.blocks[layer]
-    return block.ln1(x)
+    norm = block.norm(1)
+    return x if norm is None else norm(x)
 
 
 def _side(
     transformer: Transformer, layer: int, which: str, index: int, ids: Tensor, position: int | None
 ) -> Float[Tensor, "token d_head"]:
+    """One head's queries, keys or values of tokens, as the scores (or the weighted sum) use them."""
     part: Any = _attention(transformer, layer)
-    d = part.d_head
-    matrix = getattr(part, which)
-    x = F.linear(
-        _read(transformer, layer, ids, position),
-        matrix.weight[index * d : (index + 1) * d],
-        None if matrix.bias is None else matrix.bias[index * d : (index + 1) * d],
-    )
+    if which in "kv" and part.choice.keys_from is not None:
+        layer = part.choice.keys_from
+        part = _attention(transformer, layer)
+    x = _read(transformer, layer, ids, position)[None]
     if which == "v":
-        return x
-    norm = part.q_norm if which == "q" else part.k_norm
-    if norm is not None:
-        x = norm(x)
-    angles = transformer.angles(torch.full((1, len(ids)), position or 0, device=x.device), layer)
-    return x if angles is None else rotate(x[None, :, None], *angles)[0, :, 0]
+        return part.keys_and_values(x)[1][0, :, index]
+    x = part.queries(x) if which == "q" else part.keys_and_values(x)[0]
+    angles = None
+    if part.table is not None:
+        at = torch.full((1, len(ids)), position or 0, device=x.device)
+        angles = transformer.angles(at)[part.table]
+    return part.turn(x, angles, which)[0, :, index]
 
 
 @torch.no_grad()
@@ -92,9 +102,9 @@ def query_key(
     if offset < 0:
         raise SiteError(f"The offset counts backwards from the query and is 0 or more; got {offset}.")
     part: Any = _attention(transformer, layer)
-    if part.window is not None and offset >= part.window:
+    if part.choice.window is not None and offset >= part.choice.window:
         raise SiteError(
-            f"Layer {layer} sees {part.window} positions, its own among them; nothing {offset} back is seen."
+            f"Layer {layer} sees {part.choice.window} positions, its own among them; nothing {offset} back is seen."
         )
     at = offset if position is None else position
     if at < offset:
@@ -106,7 +116,8 @@ def query_key(
     for low in range(0, transformer.config.vocab_size, _CHUNK):
         ids = torch.arange(low, min(low + _CHUNK, transformer.config.vocab_size), device=device)
         out.append(_side(transformer, layer, "k", group, ids, at - offset) @ q)
-    return softcap(torch.cat(out) * part.scale, part.cap)
+    found = softcap(torch.cat(out) * part.scale, part.cap)
+    return found - offset * part.choice.alibi[head] if part.choice.alibi else found
 
 
 def written(transformer: Transformer, layer: int, head: int, token: int, position: int | None = None) -> Tensor:
@@ -117,11 +128,11 @@ def written(transformer: Transformer, layer: int, head: int, token: int, positio
     block: Any = transformer.blocks[layer]
     group = head // (part.heads // part.kv_heads)
     v = _side(transformer, layer, "v", group, torch.tensor([token], device=transformer.device), position)[0]
-    d = part.d_head
-    out = part.o.weight[:, head * d : (head + 1) * d] @ v
+    d = part.d_value
+    out = part.o.weight[:, head * d : (head + 1) * d] @ v * (block.scale or 1.0)
     if block.ln1_post is None:
         return out
-    return (out - out.mean() if block.ln1_post.centred else out) * gain(block.ln1_post)
+    return (out - out.mean() if block.ln1_post.centred else out) * gain(block.ln1_post, out)
 
 
 @torch.no_grad()
@@ -139,8 +150,9 @@ def output_value(
 def unembedded(transformer: Transformer, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
     """A part of the stream read as logits: through the final norm's centring and gain, without its division."""
     norm = transformer.final
-    x = x - x.mean(-1, keepdim=True) if norm.centred else x
-    return F.linear(x * gain(norm), transformer.unembedding)
+    x = x - x.mean(-1, keepdim=True) if norm is not None and norm.centred else x
+    logits = F.linear(x * gain(norm, x), transformer.unembedding)
+    return logits if transformer.config.logit_scale is None else logits * transformer.config.logit_scale
 
 
 @torch.no_grad()
@@ -151,26 +163,29 @@ def copying_scores(transformer: Transformer) -> Float[Tensor, "layer head"]:
     d_head × d_head product with the embedding-unembedding Gram matrix in the middle, formed once. Norms' gains
     and centring are in it, their divisions and learned positions are not.
     """
-    config = transformer.config
+    config, final = transformer.config, transformer.final
     scale = config.embedding_scale or 1.0
     gram = torch.zeros(config.d_model, config.d_model, dtype=torch.float64)
     for low in range(0, config.vocab_size, _CHUNK):
         e = transformer.embed.weight[low : low + _CHUNK].double().cpu() * scale
-        u = transformer.unembedding[low : low + _CHUNK].double().cpu() * gain(transformer.final).double().cpu()
-        if transformer.final.centred:
+        u = transformer.unembedding[low : low + _CHUNK].double().cpu()
+        u = u * gain(final, u)
+        if final is not None and final.centred:
             e, u = e - e.mean(-1, keepdim=True), u - u.mean(-1, keepdim=True)
         gram += e.T @ u
-    out = torch.zeros(config.n_layers, config.attention.n_heads)
-    d = config.attention.d_head
-    for layer in range(config.n_layers):
+    out = torch.zeros(config.n_layers, config.most_heads)
+    for layer, choice in enumerate(config.layers):
+        if not isinstance(choice.mixer, Attention) or choice.mixer.keys_from is not None:
+            continue
         block: Any = transformer.blocks[layer]
         part = block.attn
-        before = gain(block.ln1).double().cpu()
+        d = part.d_value
         o = part.o.weight.double().cpu()
         if block.ln1_post is not None:
             o = o - o.mean(0) if block.ln1_post.centred else o
-            o = o * gain(block.ln1_post).double().cpu()[:, None]
-        v = part.v.weight.double().cpu() * before
+            o = o * gain(block.ln1_post, o.T)[:, None]
+        v = part.v.weight.double().cpu()
+        v = v * gain(block.norm(1), v)
         for head in range(part.heads):
             group = head // (part.heads // part.kv_heads)
             values = v[group * d : (group + 1) * d] @ gram @ o[:, head * d : (head + 1) * d]

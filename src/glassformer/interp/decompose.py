@@ -8,7 +8,7 @@ Knows one position of one trace; what happens downstream of a part is `effects`'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.interp.head_outputs import before_post, gain, writing
+from glassformer.interp.head_outputs import before_post, gain, post_norm, writing
 from glassformer.interp.logit_target import Target
-from glassformer.model.layers import NormLayer
+from glassformer.model.norms import NormLayer
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -92,16 +92,19 @@ def decompose(trace: Trace, goal: Target) -> Parts:
     if "pos_embed" in forward.recorded:
         vector("position", -1, forward.recorded["pos_embed"][0, goal.position])
     sources = torch.arange(goal.position + 1)
-    for layer in range(trace.config.n_layers):
+    for layer, choice in enumerate(trace.config.layers):
+        if choice.mixer is None:
+            _feed_forward(trace, layer, goal.position, vector)
+            for x in _edits(trace, layer, at, None):
+                vector("edit", layer, x)
+            continue
         reads = Reads(trace, layer, goal.position)
         claimed, overlap, square = reads.scalars(goal.reading, centred, goal.centred)
         left = goal.without(claimed, overlap, square)
         heads = torch.arange(claimed.shape[0])[:, None].expand(claimed.shape).reshape(-1)
         places = sources.expand(claimed.shape).reshape(-1)
         columns.add("head", layer, heads, places, claimed.reshape(-1).cpu(), (whole - left).reshape(-1).cpu())
-        for kind, x in bias_parts(trace, layer, goal.position):
-            vector(kind, layer, x)
-        vector("feed_forward", layer, feed_forward_part(trace, layer, goal.position))
+        _feed_forward(trace, layer, goal.position, vector)
         for x in _edits(trace, layer, at, reads):
             vector("edit", layer, x)
     if goal.bias:
@@ -112,6 +115,14 @@ def decompose(trace: Trace, goal: Target) -> Parts:
     return Parts(codes, layers, head, source, claimed, direct, unknown, unknown.clone())
 
 
+def _feed_forward(trace: Trace, layer: int, position: int, vector: Callable[[str, int, Tensor], None]) -> None:
+    """A layer's biases and its feed-forward part, where it has one."""
+    for kind, x in bias_parts(trace, layer, position):
+        vector(kind, layer, x)
+    if trace.config.layers[layer].feed_forward is not None:
+        vector("feed_forward", layer, feed_forward_part(trace, layer, position))
+
+
 def _square(y: Tensor, like: Tensor) -> Tensor:
     return y.square().sum()[None].to(like.device)
 
@@ -120,18 +131,22 @@ class Reads:
     """What one position's heads read from every source position, in one layer.
 
     Attributes:
-        weights: (head, source); values: (head, source, d_head), float64.
+        weights: (head, source); values: (head, source, d_head), float64, with what multiplies each head's sum
+            (an output gate, a state space's gate and norm) in them.
         columns: (head, d_model, d_head), each head's output columns with the post-norm as run.
     """
 
     def __init__(self, trace: Trace, layer: int, position: int) -> None:
-        forward, a = trace.forward, trace.config.attention
-        groups = a.n_heads // a.n_kv_heads
-        seen = slice(0, position + 1)
-        self.weights = forward.grid(layer, "attn.pattern", None, slice(position, position + 1), seen)[0, :, 0].double()
-        values = forward.get(f"blocks.{layer}.attn.v", seen)[0].transpose(0, 1).double()
-        self.values = values.repeat_interleave(groups, dim=0)
-        self._post = PostNorm(trace, layer, "attn", position)
+        forward = trace.forward
+        seen, here = slice(0, position + 1), slice(position, position + 1)
+        grid = f"{forward.prefix(layer)}.pattern"
+        self.weights = forward.grid(layer, grid, None, here, seen)[0, :, 0].double()
+        values = forward.values(layer, seen)[0].transpose(0, 1).double()
+        self.values = values.repeat_interleave(trace.config.n_heads(layer) // values.shape[0], dim=0)
+        factor = forward.factor(layer, here)
+        if factor is not None:
+            self.values = self.values * factor[0, 0, :, None].double()
+        self._post = PostNorm(trace, layer, "mixer", position)
         self.columns = self._post(writing(forward, layer).double().transpose(1, 2)).transpose(1, 2)
 
     def scalars(self, reading: Tensor, stream: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,34 +178,39 @@ class PostNorm:
     """A layer's post-norm at one position with its divisor as run: linear. The identity where there is none."""
 
     def __init__(self, trace: Trace, layer: int, part: str, position: int) -> None:
-        block = trace.forward.block(layer)
-        self.norm: NormLayer | None = block.ln1_post if part == "attn" else block.ln2_post
+        self.norm: NormLayer | None = post_norm(trace.forward, layer, part)
+        self.times = trace.forward.block(layer).scale
         if self.norm is not None:
             before = before_post(trace.forward, layer, part, slice(position, position + 1))[0, 0].double()
             centred = before - before.mean() if self.norm.centred else before
             self.scale = (centred.square().mean() + self.norm.eps).sqrt()
 
     def __call__(self, x: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part d_model"]:
+        if self.times is not None:
+            x = x * self.times
         if self.norm is None:
             return x
         x = x - x.mean(-1, keepdim=True) if self.norm.centred else x
-        return x / self.scale * gain(self.norm).double()
+        return x / self.scale * gain(self.norm, x)
 
     def with_bias(self, bias: Tensor | None) -> Tensor | None:
         """What a projection's bias and the norm's own add together; None where there is neither."""
         out = None if bias is None else self(bias.double())
         if self.norm is not None and self.norm.bias is not None:
-            out = self.norm.bias.double() if out is None else out + self.norm.bias.double()
+            own = self.norm.bias.double() * (self.times or 1.0)
+            out = own if out is None else out + own
         return out
 
 
 def bias_parts(trace: Trace, layer: int, position: int) -> Iterator[tuple[str, Tensor]]:
     """The biases that a layer adds to the stream at a position."""
     block = trace.forward.block(layer)
-    for kind, part, projection in (
-        ("attention_bias", "attn", block.attn.o),
-        ("feed_forward_bias", "mlp", block.mlp.down),
-    ):
+    projections = []
+    if block.mixer is not None:
+        projections.append(("attention_bias", "mixer", block.mixer.o))
+    if block.feed_forward is not None:
+        projections.append(("feed_forward_bias", "mlp", block.feed_forward.down))
+    for kind, part, projection in projections:
         found = PostNorm(trace, layer, part, position).with_bias(projection.bias)
         if found is not None:
             yield kind, found
@@ -203,18 +223,24 @@ def feed_forward_part(trace: Trace, layer: int, position: int) -> Float[Tensor, 
     return out if bias is None else out - bias
 
 
-def _edits(trace: Trace, layer: int, at: slice, reads: Reads) -> Iterator[Tensor]:
+def _edits(trace: Trace, layer: int, at: slice, reads: Reads | None) -> Iterator[Tensor]:
     """What a tap added in this layer beyond what the components gave; nothing in an unchanged model."""
     forward = trace.forward
     if forward.edit is None:
         return
-    prefix = f"blocks.{layer}."
-    attention = forward.recorded[prefix + "attn.out"][0, at][0].double()
+    prefix, choice = f"blocks.{layer}.", trace.config.layers[layer]
     start = forward.entering(layer, at)[0, 0].double()
-    given = reads.total() + dict(bias_parts(trace, layer, int(at.start))).get("attention_bias", torch.zeros(()))
-    out = forward.recorded[prefix + "mlp.out"][0, at][0].double()
     after = forward.get(prefix + "resid_post", at)[0, 0].double()
     written = {s.site for s in forward.edit.steps if s.writes}
-    parts = ("resid_pre", "resid_mid", "resid_post", "attn.out", "attn.z", "attn.q", "attn.k", "attn.v")
-    if written & {prefix + p for p in parts} or forward.edits_grid(layer):
-        yield (attention - given) + (after - start - attention - out)
+    sites = {prefix + site for site in ("resid_pre", "resid_mid", "resid_post")}
+    out: Tensor = torch.zeros_like(start)
+    if choice.feed_forward is not None:
+        out = forward.recorded[prefix + "mlp.out"][0, at][0].double()
+    mixed = given = torch.zeros_like(start)
+    if choice.mixer is not None and reads is not None:
+        name = prefix + choice.mixer.prefix
+        mixed = forward.recorded[name + ".out"][0, at][0].double()
+        given = reads.total() + dict(bias_parts(trace, layer, int(at.start))).get("attention_bias", torch.zeros(()))
+        sites |= {f"{name}.{site}" for site in (*choice.mixer.sites(), "out")}
+    if written & sites or forward.edits_grid(layer):
+        yield (mixed - given) + (after - start - mixed - out)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import ShapeError, SiteError, UsageError
-from glassformer.interp.select import Chosen, Selection, key_positions, layers_of, named
+from glassformer.interp.select import Chosen, Selection, key_positions, layers_of, named, site_in
 from glassformer.interp.taps import Edit, Recorded, Step
 from glassformer.model.config import Config
-from glassformer.model.sites import Where, canonical, site_of
+from glassformer.model.sites import Where, axis_sizes, canonical, site_of
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,19 @@ class At(Edit):
         full = [name for site in self.sites for name in named(site, config)]
         if not self.sites:
             layers = layers_of(self.layer, config)
-            full = [canonical(f"blocks.{i}.{part}", config) for i in layers for part in self.part]
+            full = [name for i in layers for part in self.part for name in self._in_layer(part, i, config)]
         for name in full:
             self.selection.check(name, config)
         return full
+
+    def _in_layer(self, part: str, layer: int, config: Config) -> list[str]:
+        """The place as this layer names it; none where all layers are meant and this one has no such part."""
+        place = site_in(part, config.layers[layer])
+        if place is not None:
+            return [f"blocks.{layer}.{place}"]
+        if self.layer is None or len(self.part) > 1:
+            return []
+        return [canonical(f"blocks.{layer}.{part.replace('mixer.', 'attn.')}", config)]
 
     def change(self, site: str, x: Tensor, where: Where) -> Tensor:
         """What the chosen numbers become, broadcastable to `x`."""
@@ -171,9 +180,7 @@ class Steer(At):
         steps = super().steps(config)
         for step in steps:
             axis = site_of(step.site).axes[-1]
-            size = {"d_model": config.d_model, "d_ff": config.feed_forward.d_ff, "d_head": config.attention.d_head}.get(
-                axis, config.vocab_size
-            )
+            size = axis_sizes(step.site, config).get(axis, config.vocab_size)
             if self.vector.shape[-1:] != (size,):
                 raise ShapeError(
                     f"A vector steering {step.site!r} needs {size} numbers ({axis}); got {tuple(self.vector.shape)}."
@@ -189,7 +196,8 @@ class Knockout(At):
     """Forbid attention: the row's other weights are renormalised, and the diagonal always stays."""
 
     def change(self, site: str, x: Tensor, where: Where) -> Tensor:
-        hidden = torch.full((), float("-inf"), dtype=x.dtype, device=x.device)
+        nothing = float("-inf") if site.endswith("scores") else 0.0
+        hidden = torch.full((), nothing, dtype=x.dtype, device=x.device)
         keys = key_positions(where, x.shape[-1])
         diagonal = where.positions[:, None, :, None] == keys[:, None, None, :]
         return torch.where(diagonal, x, hidden)

@@ -27,9 +27,9 @@ from glassformer.model.sites import Where
 Names = str | Sequence[str] | None
 
 _PARTS: dict[str, tuple[str, ...]] = {
-    "attention": ("attn.out",),
+    "attention": ("mixer.out",),
     "feed_forward": ("mlp.out",),
-    "both": ("attn.out", "mlp.out"),
+    "both": ("mixer.out", "mlp.out"),
 }
 
 
@@ -94,7 +94,7 @@ def ablate(
 ) -> Ablate:
     """Take something away.
 
-    `layer` with `head` means those heads' output (`attn.z`), with `neuron` those neurons (`mlp.post`), with
+    `layer` with `head` means those heads' output (`attn.z`, `ssm.z`), with `neuron` those neurons (`mlp.post`), with
     `keys` what comes from those positions (`attn.pattern`, not renormalised; `knockout` renormalises), and
     alone everything the layer adds to the residual stream, or one `part` of it.
 
@@ -112,9 +112,9 @@ def ablate(
         if neuron is not None and head is not None:
             raise UsageError("A head and a neuron are ablated by two taps; give both to edited().")
         if keys is not None:
-            parts = ("attn.pattern",)
+            parts = ("mixer.pattern",)
         elif head is not None:
-            parts = ("attn.z",)
+            parts = ("mixer.z",)
         elif neuron is not None:
             parts = ("mlp.post",)
     chosen = _selection(positions, head, keys, neuron, rows)
@@ -148,9 +148,10 @@ def knockout(
 ) -> Knockout:
     """Forbid attention from the queries (None: all) to the keys, in the layers and heads named (None: all).
 
-    The row's other weights are renormalised, and a position may always attend to itself.
+    The row's other weights are renormalised, and a position may always attend to itself. In a recurrence the grid
+    that its gates imply is cut instead, and nothing is renormalised.
     """
-    return Knockout((), layer, ("attn.scores",), _selection(queries, head, keys, None, rows))
+    return Knockout((), layer, ("mixer.scores",), _selection(queries, head, keys, None, rows))
 
 
 def freeze(site: Names, reference: Recorded, *, positions: Chosen = None, head: Chosen = None) -> Freeze:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from glassformer.interp.decompose import KINDS, Parts, Reads, bias_parts, feed_forward_part
 from glassformer.interp.logit_target import Target
-from glassformer.interp.run_from import Context, finish, run_blocks, tap_of
+from glassformer.interp.run_from import Context, finish, tap_of
 from glassformer.interp.taps import Bound, Step
+from glassformer.model.choices import Attention
+from glassformer.model.config import Layer
 from glassformer.model.sites import Where
 
 if TYPE_CHECKING:
@@ -26,6 +28,16 @@ if TYPE_CHECKING:
 _WORK = 96 << 20
 
 
+def row_numbers(layer: Layer, seen: int, d_model: int) -> int:
+    """Numbers of work that one row of one layer takes, with `seen` keys before it."""
+    numbers, mixer, feed = 6 * d_model, layer.mixer, layer.feed_forward
+    if isinstance(mixer, Attention):
+        numbers += seen * (mixer.n_kv_heads * (mixer.d_head + mixer.value_size) + mixer.n_heads * 2)
+    elif mixer is not None:
+        numbers += 2 * mixer.state_numbers + 8 * mixer.out_size
+    return numbers + (0 if feed is None else 3 * feed.d_ff)
+
+
 class Rows:
     """Many variants of one position's residual stream, carried through the layers together."""
 
@@ -33,9 +45,7 @@ class Rows:
         self.trace = trace
         self.position = position
         self.context = Context(trace.forward, position)
-        a, f = trace.config.attention, trace.config.feed_forward
-        per_row = (position + 1) * a.n_kv_heads * a.d_head * 2 + (position + 1) * a.n_heads * 2
-        per_row += 3 * f.d_ff + 6 * trace.config.d_model
+        per_row = max(row_numbers(layer, position + 1, trace.config.d_model) for layer in set(trace.config.layers))
         self.step = max(8, _WORK // (per_row * trace.transformer.embed.weight.element_size()))
 
     def layer(self, layer: int, x: Float[Tensor, "row d_model"], taken: Tensor | None) -> Float[Tensor, "row d_model"]:
@@ -46,8 +56,7 @@ class Rows:
             tap = self.trace.forward.edit
             if taken is not None and bool(taken[a : a + self.step].any()):
                 tap = tap_of(tap, self._taking(layer, taken[a : a + self.step, None]))
-            out[a : a + self.step] = run_blocks(
-                self.trace.transformer,
+            out[a : a + self.step] = self.trace.transformer.stream(
                 part,
                 self._positions(len(part)),
                 start=self.position,
@@ -58,7 +67,8 @@ class Rows:
         return out
 
     def _taking(self, layer: int, taken: Tensor) -> Bound:
-        return Bound([Step(f"blocks.{layer}.attn.out", lambda site, x, where: x - taken, True)])
+        name = f"blocks.{layer}.{self.trace.forward.prefix(layer)}.out"
+        return Bound([Step(name, lambda site, x, where: x - taken, True)])
 
     def _positions(self, rows: int) -> Int[Tensor, "row 1"]:
         return torch.full((rows, 1), self.position, device=self.trace.transformer.device)
@@ -67,7 +77,7 @@ class Rows:
         """The explained number of every row, given the stream after the last layer."""
         where = Where(self._positions(len(x)), None, self.position)
         normed = finish(self.trace.transformer, x[:, None], where, self.trace.forward.edit)
-        return (normed[:, 0].double() @ goal.way.vector).cpu()
+        return (normed[:, 0].double() @ goal.way.vector + goal.way.offset).cpu()
 
 
 @torch.no_grad()
@@ -105,7 +115,7 @@ def measure_totals(trace: Trace, goal: Target, parts: Parts, chosen: Int[Tensor,
         if len(found):
             enter(found, x[:1])
             taken.append(biases["attention_bias"][None])
-        x = rows.layer(layer, x, torch.cat(taken).to(dtype))
+        x = rows.layer(layer, x, torch.cat(taken).to(dtype) if trace.config.layers[layer].mixer is not None else None)
         for kind in ("feed_forward", "feed_forward_bias"):
             found = picked(kind, layer)
             if len(found):

@@ -15,7 +15,6 @@ from torch import Tensor
 from glassformer.errors import ShapeError
 from glassformer.interp import memory
 from glassformer.interp.logit_target import direction
-from glassformer.interp.run_from import run_blocks
 from glassformer.interp.taps import Compose, Record
 from glassformer.model.sites import Looking, layer_of
 
@@ -66,8 +65,7 @@ def gradients(
             assert isinstance(x, Tensor)
         else:
             x = forward.entering(first).detach().clone().requires_grad_()
-        x = run_blocks(
-            transformer,
+        x = transformer.stream(
             x,
             forward.positions,
             layers=range(first, config.n_layers),
@@ -75,7 +73,7 @@ def gradients(
             tap=looking_tap,
         )
         view = None if looking_tap is None else Looking(looking_tap, config, forward.where).top
-        normed = transformer.final(x, view, "final")
+        normed = transformer.normed(x, view)
         if callable(of) or any(name.startswith("logits") for name in sites):
             logits = transformer.unembed_hidden(normed, view)
         if callable(of):
@@ -89,7 +87,7 @@ def gradients(
             else:
                 ways = [direction(trace.row(i), token_of, against, _last(trace, i, at)) for i in _texts(trace)]
                 u = torch.stack([way.vector for way in ways]).to(normed.dtype)
-                number = (normed[:, at] * u).sum()
+                number = (normed[:, at] * u).sum() + sum(way.offset for way in ways)
         if record is not None:
             found |= {name: record.tensor(name) for name in inner}
         wanted = [found[name] for name in sites]
@@ -125,7 +123,7 @@ def _of_logits(
 
 def _require(trace: Trace, layers: int) -> None:
     c = trace.config
-    wide = 10 * c.d_model + 4 * c.attention.n_heads * c.attention.d_head + 4 * c.feed_forward.d_ff
+    wide = max(memory.graph_numbers(layer, c.d_model) for layer in set(c.layers))
     texts = len(trace.ids) if trace.batched else 1
     item = trace.transformer.embed.weight.element_size()
     device = str(trace.transformer.device)

@@ -13,47 +13,64 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glassformer.errors import UnsupportedError
 from glassformer.interp import memory
-from glassformer.interp.recording import Forward
-from glassformer.model.layers import NormLayer
+from glassformer.interp.recording import Recording
+from glassformer.model.norms import NormLayer
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
 
 
-def writing(forward: Forward, layer: int) -> Float[Tensor, "head d_model d_head"]:
+def writing(forward: Recording, layer: int) -> Float[Tensor, "head d_model d_head"]:
     """Each head's columns of the output projection."""
-    a = forward.config.attention
-    return forward.block(layer).attn.o.weight.view(forward.config.d_model, a.n_heads, a.d_head).transpose(0, 1)
+    mixer = forward.mixer(layer)
+    return mixer.o.weight.view(forward.config.d_model, mixer.heads, mixer.d_value).transpose(0, 1)
 
 
-def gain(norm: NormLayer) -> Float[Tensor, " d_model"]:
-    """What a norm multiplies by after dividing."""
-    return 1.0 + norm.weight if norm.one_plus else norm.weight
+def gain(norm: NormLayer | None, like: Tensor) -> Float[Tensor, " d_model"]:
+    """What a norm multiplies by after dividing; ones where nothing is learned, or there is no norm."""
+    found = None if norm is None else norm.gain
+    return torch.ones(like.shape[-1], dtype=like.dtype, device=like.device) if found is None else found.to(like)
 
 
-def before_post(forward: Forward, layer: int, part: str, at: slice) -> Tensor:
-    """What attention ("attn") or feed-forward ("mlp") gave before its post-norm."""
+def before_post(forward: Recording, layer: int, part: str, at: slice) -> Tensor:
+    """What the mixer or the feed-forward part ("mlp") gave before its post-norm."""
+    if part != "mlp":
+        z = forward.get(f"blocks.{layer}.{forward.prefix(layer)}.z", at)
+        return forward.mixer(layer).o(z.reshape(*z.shape[:2], -1))
+    return forward.block(layer).mlp.down(forward.get(f"blocks.{layer}.mlp.post", at))
+
+
+def post_norm(forward: Recording, layer: int, part: str) -> NormLayer | None:
+    """The norm of what the mixer or the feed-forward part ("mlp") adds, or None.
+
+    Raises:
+        UnsupportedError: norms stand after the sum of stream and part, so parts do not add up.
+    """
     block = forward.block(layer)
-    if part == "attn":
-        z = forward.get(f"blocks.{layer}.attn.z", at)
-        return block.attn.o(z.reshape(*z.shape[:2], -1))
-    return block.mlp.down(forward.get(f"blocks.{layer}.mlp.post", at))
+    if block.after_sum:
+        raise UnsupportedError(
+            "This model norms the sum of stream and part, so what a part adds does not stay in the stream as it was."
+        )
+    return block.post_norm(2 if part == "mlp" else 1)
 
 
-def through_post(forward: Forward, layer: int, part: str, x: Tensor, at: slice) -> Tensor:
+def through_post(forward: Recording, layer: int, part: str, x: Tensor, at: slice) -> Tensor:
     """Additive parts (batch, query, …, d_model) of a layer's output as they enter the stream.
 
     Where there is a post-norm its divisor is the one of the run; its bias belongs to no part.
     """
-    norm = forward.block(layer).ln1_post if part == "attn" else forward.block(layer).ln2_post
+    norm, times = post_norm(forward, layer, part), forward.block(layer).scale
+    if times is not None:
+        x = x * times
     if norm is None:
         return x
     scale = norm.scale(before_post(forward, layer, part, at)).to(x.dtype)
     scale = scale.view(*scale.shape[:2], *[1] * (x.ndim - 2))
     if norm.centred:
         x = x - x.mean(-1, keepdim=True)
-    return x / scale * gain(norm).to(x.dtype)
+    return x / scale * gain(norm, x)
 
 
 @torch.no_grad()
@@ -63,17 +80,17 @@ def head_outputs(trace: Trace, layer: int, head: int | None, positions: int | sl
     at = slice(None) if positions is None else positions
     if isinstance(at, int):
         at = slice(trace.position(at), trace.position(at) + 1)
-    z = forward.get(f"blocks.{layer}.attn.z", at)
+    z = forward.get(f"blocks.{layer}.{forward.prefix(layer)}.z", at)
     weights = writing(forward, layer)
     if head is not None:
-        chosen = trace.head(head)
+        chosen = trace.head(head, layer)
         z, weights = z[:, :, chosen : chosen + 1], weights[chosen : chosen + 1]
     shape = (*z.shape[:3], forward.config.d_model)
     memory.numbers(f"blocks.{layer} head outputs", shape, z.element_size(), str(z.device)).require(
         "ask for one head or fewer positions"
     )
     out = torch.einsum("bqhe,hde->bqhd", z, weights)
-    out = through_post(forward, layer, "attn", out, at).transpose(1, 2)
+    out = through_post(forward, layer, "mixer", out, at).transpose(1, 2)
     if isinstance(positions, int):
         out = out[:, :, 0]
     if head is not None:
@@ -81,21 +98,26 @@ def head_outputs(trace: Trace, layer: int, head: int | None, positions: int | sl
     return out if trace.batched else out[0]
 
 
-def values_of_head(forward: Forward, layer: int, head: int, keys: slice) -> Float[Tensor, "key d_head"]:
+def values_of_head(forward: Recording, layer: int, head: int, keys: slice) -> Float[Tensor, "key d_head"]:
     """The values that a query head reads (those of its group)."""
-    a = forward.config.attention
-    return forward.get(f"blocks.{layer}.attn.v", keys)[0, :, head // (a.n_heads // a.n_kv_heads)]
+    values = forward.values(layer, keys)[0]
+    return values[:, head // (forward.config.n_heads(layer) // values.shape[1])]
 
 
 @torch.no_grad()
 def contributions(trace: Trace, layer: int, head: int, query: int) -> Tensor:
     """See `Trace.contributions`."""
-    forward, layer, head = trace.forward, trace.layer(layer), trace.head(head)
+    forward, layer = trace.forward, trace.layer(layer)
+    head = trace.head(head, layer)
     query = trace.position(query)
     weights = trace.pattern(layer, head, query)
-    values = values_of_head(forward, layer, head, slice(None)) @ writing(forward, layer)[head].T
     at = slice(query, query + 1)
-    return through_post(forward, layer, "attn", (weights[:, None] * values)[None, None], at)[0, 0]
+    factor = forward.factor(layer, at)
+    values = values_of_head(forward, layer, head, slice(None))
+    if factor is not None:
+        values = values * factor[0, 0, head]
+    values = values @ writing(forward, layer)[head].T
+    return through_post(forward, layer, "mixer", (weights[:, None] * values)[None, None], at)[0, 0]
 
 
 @torch.no_grad()
@@ -103,20 +125,26 @@ def weighted(trace: Trace, layer: int, head: int | None, queries: int | slice | 
     """See `Trace.weighted`."""
     forward, layer = trace.forward, trace.layer(layer)
     out = trace.pattern(layer, head, queries, keys).clone()
-    block = forward.block(layer)
     k = slice(None) if keys is None else keys
-    heads = range(forward.config.attention.n_heads) if head is None else [trace.head(head)]
+    heads = range(forward.config.n_heads(layer)) if head is None else [trace.head(head, layer)]
     grids = out if head is None else out[None]
-    norm = block.ln1_post
+    at = slice(None) if queries is None else queries
+    if isinstance(at, int):
+        at = slice(trace.position(at), trace.position(at) + 1)
+    norm, factor = post_norm(forward, layer, "mixer"), forward.factor(layer, at)
+    times = forward.block(layer).scale or 1.0
     for i, h in enumerate(heads):
-        values = values_of_head(forward, layer, h, k) @ writing(forward, layer)[h].T
+        values, columns = values_of_head(forward, layer, h, k), writing(forward, layer)[h] * times
         if norm is not None:
-            values = (values - values.mean(-1, keepdim=True) if norm.centred else values) * gain(norm)
-        grids[i] *= values.norm(dim=-1)
+            columns = (columns - columns.mean(0) if norm.centred else columns) * gain(norm, columns.T)[:, None]
+        if factor is None:
+            grids[i] *= (values @ columns.T).norm(dim=-1)
+            continue
+        # the factor differs by query: lengths through the columns' Gram matrix, no vector written out
+        gram, own = columns.T @ columns, factor[0, :, h]
+        square = torch.einsum("qe,ke,ef,qf,kf->qk", own, values, gram, own, values).clamp(min=0).sqrt()
+        grids[i] *= square[0] if isinstance(queries, int) else square
     if norm is not None:
-        at = slice(None) if queries is None else queries
-        if isinstance(at, int):
-            at = slice(trace.position(at), trace.position(at) + 1)
-        scale = norm.scale(before_post(forward, layer, "attn", at))[0].to(out.dtype)
+        scale = norm.scale(before_post(forward, layer, "mixer", at))[0].to(out.dtype)
         out = out / (scale[0] if isinstance(queries, int) else scale)
     return out

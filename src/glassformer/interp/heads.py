@@ -172,7 +172,7 @@ def head_scores(
     if length < 2 or shuffles < 1:
         raise UsageError("The random sequence needs at least 2 tokens, and at least 1 shuffle.")
     config = transformer.config
-    reach = min([config.context, *(w for w in config.attention.windows if w is not None)])
+    reach = min([config.context, *(w for i in range(config.n_layers) if (w := config.window(i)) is not None)])
     lead = [] if bos is None else [bos]
     generator = torch.Generator().manual_seed(seed)
     left_out = frozenset(lead) if vocabulary is None else frozenset([*lead, *vocabulary.special_ids])
@@ -224,10 +224,19 @@ def _repeated(trace: Trace, n: int, lead: int) -> dict[str, Float[Tensor, "layer
     rows: dict[str, list[Tensor]] = {"previous": [], "first": [], "duplicate": [], "induction": []}
     q = torch.arange(lead + n, lead + 2 * n)
     for layer in range(trace.config.n_layers):
-        grid = trace.pattern(layer).float()
+        if not trace.config.n_heads(layer):
+            for each in rows.values():
+                each.append(torch.zeros(trace.config.most_heads))
+            continue
+        grid = _padded(trace.pattern(layer).float(), trace.config.most_heads)
         for kind, keys in (("previous", q - 1), ("first", q * 0), ("duplicate", q - n), ("induction", q - n + 1)):
             rows[kind].append(grid[:, q, keys].mean(-1))
     return {kind: torch.stack(each).cpu() for kind, each in rows.items()}
+
+
+def _padded(grid: Float[Tensor, "head query key"], heads: int) -> Tensor:
+    """The grid with rows of zeros for heads that other layers have and this one has not."""
+    return grid if grid.shape[0] == heads else torch.nn.functional.pad(grid, (0, 0, 0, 0, 0, heads - grid.shape[0]))
 
 
 def _places(trace: Trace) -> dict[str, Bool[Tensor, "query key"]]:
@@ -254,11 +263,14 @@ def _places(trace: Trace) -> dict[str, Bool[Tensor, "query key"]]:
 
 def _on_text(trace: Trace, places: dict[str, Tensor]) -> dict[str, Float[Tensor, "layer head"]]:
     """Mean attention to the places, over the queries that have one."""
-    shape = (trace.config.n_layers, trace.config.attention.n_heads)
+    shape = (trace.config.n_layers, trace.config.most_heads)
     out = {kind: torch.zeros(shape) for kind in places}
     for layer in range(shape[0]):
+        if not trace.config.n_heads(layer):
+            continue
         for low in range(0, len(trace), TILE):
             tile = trace.pattern(layer, queries=slice(low, low + TILE)).float().cpu()
+            tile = _padded(tile, shape[1])
             for kind, grid in places.items():
                 out[kind][layer] += (tile * grid[low : low + TILE]).sum((1, 2))
     return {kind: x / places[kind].any(1).sum() for kind, x in out.items()}

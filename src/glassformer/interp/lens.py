@@ -154,7 +154,7 @@ def _read(
 ) -> tuple[Tensor, ...]:
     """Top tokens, their probabilities, entropy, and the followed token's probability and rank, and that token."""
     transformer = trace.transformer
-    logits = transformer.unembed_hidden(transformer.final(streams))
+    logits = transformer.unembed_hidden(transformer.normed(streams))
     logits[-1] = trace.forward.get("logits", at)[0]  # as the model gave them, whatever a tap did to its last steps
     followed = logits[-1].argmax(-1) if follow is None else torch.full_like(at, follow)
     wide = logits if logits.dtype == torch.float64 else logits.float()

@@ -33,14 +33,16 @@ class Direction:
 
     Attributes:
         token, against: ids.
-        vector: float64; its product with `final.normed` is the number.
+        vector: float64; its product with `final.normed`, plus `offset`, is the number.
         unit: the number's unit, in words.
+        offset: what the unembedding's own bias adds to the number.
     """
 
     token: int
     against: int | None
     vector: Float[Tensor, " d_model"]
     unit: str
+    offset: float = 0.0
 
 
 @torch.no_grad()
@@ -51,13 +53,18 @@ def direction(trace: Trace, token: str | int | None, against: str | int | None, 
     if other == chosen:
         raise UsageError(f"{trace.token_text(chosen)!r} cannot be explained against itself; name another token.")
     w = trace.transformer.unembedding
+    times = trace.config.logit_scale or 1.0
+    b = trace.transformer.unembed_bias
     rest = w.sum(0, dtype=torch.float64) / w.shape[0] if other is None else w[other].double()
+    offset = 0.0
+    if b is not None:
+        offset = float(b[chosen].double() - (b.double().mean() if other is None else b[other].double())) * times
     capped = trace.config.logit_softcap is not None
     if other is None:
         unit = PRECAP if capped else LOGIT
     else:
         unit = PRECAP_DIFFERENCE if capped else DIFFERENCE
-    return Direction(chosen, other, w[chosen].double() - rest, unit)
+    return Direction(chosen, other, (w[chosen].double() - rest) * times, unit, offset)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Target:
     scale: float
     eps: float
     centred: bool
+    normed: bool
     logit: float
     probability: float
     softcap: dict[str, Any] | None
@@ -101,6 +109,8 @@ class Target:
             claimed: the part's share; overlap: its product with the (centred) stream; square: its own
                 (centred) squared length. Three scalars suffice: no part is written out in full.
         """
+        if not self.normed:
+            return self.share(self.stream) - claimed + self.bias
         d = self.stream.shape[0]
         x = self.stream - self.stream.mean() if self.centred else self.stream
         mean_square = (x.square().sum() - 2 * overlap + square).clamp(min=0) / d
@@ -118,15 +128,20 @@ def target(trace: Trace, token: str | int | None, against: str | int | None, pos
     forward, norm = trace.forward, trace.transformer.final
     at = slice(position, position + 1)
     stream = forward.last(at)[0, 0].double()
-    scale = float(forward.get("final.scale", at)[0, 0, 0].double())
-    if "final.scale" not in forward.recorded:
+    scale, eps, centring = 1.0, 0.0, False
+    if norm is not None:
+        eps, centring = norm.eps, norm.centred
+        scale = float(forward.get("final.scale", at)[0, 0, 0].double())
+    if norm is not None and "final.scale" not in forward.recorded:
         centred = stream - stream.mean() if norm.centred else stream
         scale = math.sqrt(float(centred.square().mean()) + norm.eps)
-    reading = way.vector * gain(norm).double() / scale
-    if norm.centred:
+    reading = way.vector * gain(norm, way.vector) / scale
+    if centring:
         reading = reading - reading.mean()
-    bias = 0.0 if norm.bias is None else float(way.vector @ norm.bias.double())
-    value = float(way.vector @ forward.get("final.normed", at)[0, 0].double())
+    bias = way.offset
+    if norm is not None and norm.bias is not None:
+        bias += float(way.vector @ norm.bias.double())
+    value = float(way.vector @ forward.get("final.normed", at)[0, 0].double()) + way.offset
     logits = trace.logits(position).double()
     cap = trace.config.logit_softcap
     step = None
@@ -141,8 +156,9 @@ def target(trace: Trace, token: str | int | None, against: str | int | None, pos
         reading=reading,
         bias=bias,
         scale=scale,
-        eps=norm.eps,
-        centred=norm.centred,
+        eps=eps,
+        centred=centring,
+        normed=norm is not None,
         logit=float(logits[way.token]),
         probability=float(torch.softmax(logits, -1)[way.token]),
         softcap=step,

@@ -101,7 +101,7 @@ def vectors(trace: Trace, position: int) -> tuple[list[str], Float[Tensor, "plac
     """The residual stream at one position, at every half-step, with the places' names."""
     at = slice(position, position + 1)
     found = [("embed", trace.forward.get("embed", at))]
-    learned = trace.config.position.kind == "learned"
+    learned = trace.config.learned_positions
     for name, x in trace.forward.walk(at):
         if not name.endswith("resid_pre") or (learned and name == "blocks.0.resid_pre"):
             found.append((name, x))
@@ -131,7 +131,11 @@ def meaning(word: str, traces: Sequence[Trace], occurrence: int = -1) -> Meaning
     added = torch.zeros(traces[0].config.n_layers, len(traces), 2, dtype=torch.float64)
     for i, (trace, where) in enumerate(zip(traces, found, strict=True)):
         for layer in range(trace.config.n_layers):
-            for j, part in enumerate(("attn.out", "mlp.out")):
+            choice = trace.config.layers[layer]
+            for j, own in enumerate((choice.mixer, choice.feed_forward)):
+                if own is None:
+                    continue
+                part = f"{own.prefix}.out"
                 added[layer, i, j] = trace.at(f"blocks.{layer}.{part}", where[-1]).double().norm()
     return Meaning(
         word=word.strip(),
@@ -148,12 +152,20 @@ def meaning(word: str, traces: Sequence[Trace], occurrence: int = -1) -> Meaning
 def _parted(similarity: Tensor, config: Config) -> Float[Tensor, "layer part"]:
     off = ~torch.eye(similarity.shape[-1], dtype=torch.bool)
     mean = similarity[:, off].mean(-1)
-    if config.position.kind == "learned":
+    if config.learned_positions:
         mean = mean[1:]  # adding positions is no layer's doing
     steps = mean[:-1] - mean[1:]
-    if config.parallel:
-        return torch.stack([steps, torch.full_like(steps, float("nan"))], -1)
-    return steps.view(config.n_layers, 2)
+    out = torch.full((config.n_layers, 2), float("nan"), dtype=steps.dtype)
+    at = 0
+    for i, layer in enumerate(config.layers):
+        # one step for parts side by side, or a layer of one part; else one for each
+        places = [0, 1] if layer.mixer is not None and layer.feed_forward is not None and not layer.parallel else [0]
+        if layer.mixer is None:
+            places = [1]
+        for place in places:
+            out[i, place] = steps[at]
+            at += 1
+    return out
 
 
 @dataclass(frozen=True)

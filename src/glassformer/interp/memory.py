@@ -5,10 +5,13 @@ Knows shapes and bytes, and how to ask the system what is free. It runs no model
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from glassformer.errors import MemoryLimitError
-from glassformer.model.config import Config
+from glassformer.model.choices import Attention
+from glassformer.model.config import Config, Layer
+from glassformer.model.sites import axis_sizes, site_of
 from glassformer.system import hardware
 
 # Work below this size is not worth asking the system about.
@@ -87,22 +90,40 @@ def numbers(what: str, shape: tuple[int, ...], itemsize: int, device: str = "cpu
 
 
 def basis_width(config: Config) -> int:
-    """Numbers a trace keeps per token and layer: q, k, v, z, and what each part adds to the stream."""
-    a = config.attention
-    return 2 * a.n_heads * a.d_head + 2 * a.n_kv_heads * a.d_head + 2 * config.d_model
+    """Numbers a trace keeps per token, averaged over layers: each part's basis and what it adds to the stream."""
+    total = 0
+    for i, layer in enumerate(config.layers):
+        for part in (layer.mixer, layer.feed_forward):
+            for site in () if part is None else (*part.basis(), "out"):
+                name = f"blocks.{i}.{part.prefix}.{site}"  # type: ignore[union-attr]
+                sizes = axis_sizes(name, config)
+                total += math.prod(sizes.get(axis, 1) for axis in site_of(name).axes)
+    return -(-total // config.n_layers)
+
+
+def _working(layer: Layer, d_model: int, tokens: int) -> int:
+    """Numbers per token at the widest moment of a layer: the feed-forward's hidden numbers (both halves and their
+    product), or queries, keys and values repeated for the fused kernel."""
+    feed, mixer = layer.feed_forward, layer.mixer
+    hidden = 0 if feed is None else (3 if feed.gated else 2) * feed.d_ff
+    mixing = 0 if mixer is None else 5 * mixer.out_size
+    capped = 0
+    if isinstance(mixer, Attention) and (mixer.softcap is not None or mixer.sink or mixer.alibi):
+        capped = 3 * mixer.n_heads * min(tokens, 256)
+    return 3 * d_model + max(hidden, mixing) + capped
+
+
+def graph_numbers(layer: Layer, d_model: int) -> int:
+    """Numbers per token that the gradient's graph of a layer keeps."""
+    mixing = 0 if layer.mixer is None else 4 * layer.mixer.out_size
+    return 10 * d_model + mixing + (0 if layer.feed_forward is None else 4 * layer.feed_forward.d_ff)
 
 
 def estimate(config: Config, tokens: int, *, batch: int = 1, itemsize: int = 4, device: str = "cpu") -> Cost:
     """What a trace of `tokens` tokens keeps, and the largest thing its forward holds beside that."""
     width = basis_width(config)
     kept = batch * tokens * (config.n_layers * width + 2 * config.d_model) * itemsize
-    # The widest moment of a block: the feed-forward's hidden numbers (both halves and their product),
-    # or queries, keys and values repeated for the fused kernel.
-    hidden = 3 * config.feed_forward.d_ff if config.feed_forward.gated else 2 * config.feed_forward.d_ff
-    a = config.attention
-    work = batch * tokens * (3 * config.d_model + max(hidden, 5 * a.n_heads * a.d_head)) * itemsize
-    if a.softcap is not None:
-        work += 3 * batch * a.n_heads * min(tokens, 256) * tokens * itemsize
+    work = batch * tokens * max(_working(layer, config.d_model, tokens) for layer in set(config.layers)) * itemsize
     texts = "" if batch == 1 else f"{batch} texts × "
     arithmetic = (
         f"{texts}{tokens:,} tokens × {config.n_layers} layers × {width:,} numbers × {itemsize} bytes, "

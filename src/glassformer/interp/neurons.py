@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.errors import SiteError, UsageError
-from glassformer.interp.circuits import unembedded
+from glassformer.errors import SiteError, UnsupportedError, UsageError
+from glassformer.interp.circuits import embedded, unembedded
 from glassformer.interp.head_outputs import before_post, gain, through_post
 from glassformer.interp.logit_target import target
 from glassformer.interp.vocabulary import known_ids
@@ -78,13 +78,23 @@ def top_neurons(
     edit = trace.forward.edit
     written = [i for i in range(trace.config.n_layers) if edit is not None and f"blocks.{i}.mlp.out" in edit.writes]
     shares, activations = [], []
-    for layer in range(trace.config.n_layers):
+    widest = max(
+        (layer.feed_forward.d_ff for layer in trace.config.layers if layer.feed_forward is not None), default=0
+    )
+    if widest == 0:
+        raise UnsupportedError("No layer of this model has a feed-forward part, so it has no neurons.")
+    for layer, choice in enumerate(trace.config.layers):
+        if choice.feed_forward is None:
+            shares.append(torch.zeros(widest, dtype=torch.float64))
+            activations.append(torch.zeros(widest, dtype=trace.transformer.dtype))
+            continue
         post = trace.forward.get(f"blocks.{layer}.mlp.post", at)[0, 0]
         columns = trace.forward.block(layer).mlp.down.weight.T
         columns = through_post(trace.forward, layer, "mlp", columns[None, None], at)[0, 0]
         share = goal.share(columns) * post.double()
-        shares.append(torch.zeros_like(share) if layer in written else share)
-        activations.append(post)
+        share = torch.zeros_like(share) if layer in written else share
+        shares.append(torch.nn.functional.pad(share, (0, widest - len(share))))
+        activations.append(torch.nn.functional.pad(post, (0, widest - len(post))))
     grid, fired = torch.stack(shares), torch.stack(activations)
     d_ff = grid.shape[1]
     chosen = [divmod(i, d_ff) for i in grid.abs().flatten().topk(min(k, grid.numel())).indices.tolist()]
@@ -134,11 +144,13 @@ def strengths(trace: Trace, layer: int) -> tuple[Float[Tensor, "query d_ff"], Fl
     post = trace.tensor(f"blocks.{layer}.mlp.post")[0]
     block = trace.forward.block(layer)
     columns: Tensor = block.mlp.down.weight
+    if block.scale is not None:
+        columns = columns * block.scale
     length = columns.norm(dim=0)
     if block.ln2_post is None:
         return post.abs() * length, post
     columns = columns - columns.mean(0) if block.ln2_post.centred else columns
-    length = (columns * gain(block.ln2_post)[:, None]).norm(dim=0)
+    length = (columns * gain(block.ln2_post, columns.T)[:, None]).norm(dim=0)
     scale = block.ln2_post.scale(before_post(trace.forward, layer, "mlp", slice(None)))[0].to(post.dtype)
     return post.abs() * length / scale, post
 
@@ -147,9 +159,9 @@ def _neuron(transformer: Transformer, layer: int, index: int) -> Any:
     config = transformer.config
     if not -config.n_layers <= layer < config.n_layers:
         raise SiteError(f"There is no layer {layer}: the model has {config.n_layers}, 0 to {config.n_layers - 1}.")
-    if not 0 <= index < config.feed_forward.d_ff:
-        d_ff = config.feed_forward.d_ff
-        raise SiteError(f"There is no neuron {index}: each layer has {d_ff}, 0 to {d_ff - 1}.")
+    d_ff = config.feed_forward(layer % config.n_layers).d_ff
+    if not 0 <= index < d_ff:
+        raise SiteError(f"There is no neuron {index}: layer {layer % config.n_layers} has {d_ff}, 0 to {d_ff - 1}.")
     return transformer.blocks[layer]
 
 
@@ -161,7 +173,7 @@ def writes(
     block = _neuron(transformer, layer, index)
     column = block.mlp.down.weight[:, index]
     if block.ln2_post is not None:
-        column = (column - column.mean() if block.ln2_post.centred else column) * gain(block.ln2_post)
+        column = (column - column.mean() if block.ln2_post.centred else column) * gain(block.ln2_post, column)
     ids = _ids(transformer, known)
     pushed = unembedded(transformer, column)[ids]
     k = min(k, len(pushed))
@@ -195,9 +207,9 @@ def excite(
         return linear(x, part.weight[chosen], None if part.bias is None else part.bias[chosen])
 
     for part in _ids(transformer, known).split(_CHUNK):
-        e = transformer.embed.weight[part]
-        scale = transformer.config.embedding_scale
-        x = block.ln2(e if scale is None else e * torch.tensor(scale, dtype=e.dtype, device=e.device))
+        e = embedded(transformer, part)
+        norm = block.norm(2)
+        x = e if norm is None else norm(e)
         up = rows(mlp.up, x)
         out = mlp.activation(up) if mlp.gate is None else mlp.activation(rows(mlp.gate, x)) * up
         ids = part[:, None].expand(-1, len(neurons))

@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.interp.run_from import Context, finish, run_blocks, tap_of
+from glassformer.interp.effects import row_numbers
+from glassformer.interp.run_from import Context, finish, tap_of
+from glassformer.interp.select import site_in
 from glassformer.interp.taps import Bound, Step
 from glassformer.model.sites import Looking, Where
 
@@ -99,9 +101,11 @@ class Sweep:
         self.edit = corrupted.forward.edit
         self.context = Context(corrupted.forward, at + 1)
         whole = slice(0, at + 1)
+        self.names = [site_in(part, layer) for layer in self.config.layers]
         mine, theirs = self._sites(corrupted, whole), self._sites(clean, whole)
+        same = torch.zeros(at + 1, dtype=torch.bool, device=corrupted.transformer.device)
         differs = torch.stack(
-            [(a != b).flatten(1).any(1) for a, b in zip(mine, theirs, strict=True)]
+            [same if a is None or b is None else (a != b).flatten(1).any(1) for a, b in zip(mine, theirs, strict=True)]
         )  # (layer, position)
         if self.edit is None and clean.forward.edit is None:
             # Before the first other token the runs are the same whatever their rounding.
@@ -110,25 +114,28 @@ class Sweep:
             )
         places = differs.any(0).nonzero()[:, 0].tolist()
         self.first = places[0] if places else at + 1
-        self.wanted = [x[self.first :] for x in theirs]
+        self.wanted = [None if x is None else x[self.first :] for x in theirs]
         rest = slice(self.first, at + 1)
         self.entering = [corrupted.forward.entering(0, rest)[0]]
         self.entering += [x[0] for name, x in corrupted.forward.walk(rest) if name.endswith("resid_post")][:-1]
         item = corrupted.transformer.embed.weight.element_size()
         self._row = item * self.config.d_model
-        a, f = self.config.attention, self.config.feed_forward
-        self._keys = item * (at + 1) * 4 * a.n_heads * a.d_head
-        self._query = item * (3 * f.d_ff + 8 * self.config.d_model + 2 * a.n_heads * (at + 1))
+        work = [row_numbers(layer, at + 1, self.config.d_model) for layer in set(self.config.layers)]
+        widths = [layer.mixer.out_size for layer in set(self.config.layers) if layer.mixer is not None]
+        self._keys = item * (at + 1) * 4 * max(widths, default=0)
+        self._query = item * (max(work) + 2 * self.config.d_model)
 
-    def _sites(self, trace: Trace, at: slice) -> list[Tensor]:
-        """The site's numbers in every layer, (position, …)."""
-        if self.part in ("resid_pre", "resid_mid", "resid_post"):
-            return [x[0] for name, x in trace.forward.walk(at) if name.endswith(self.part)]
-        return [trace.forward.get(f"blocks.{i}.{self.part}", at)[0] for i in range(self.config.n_layers)]
+    def _sites(self, trace: Trace, at: slice) -> list[Tensor | None]:
+        """The site's numbers in every layer, (position, …); None where a layer has no such place."""
+        if self.part.startswith("resid"):
+            found = dict(trace.forward.walk(at))
+            return [found[f"blocks.{i}.{name}"][0] if name else None for i, name in enumerate(self.names)]
+        get = trace.forward.get
+        return [get(f"blocks.{i}.{name}", at)[0] if name else None for i, name in enumerate(self.names)]
 
     def plan(self) -> Iterator[tuple[range, range]]:
         """Columns and layers of each batch; later positions share one when little is run in vain."""
-        low, end = (0, self.config.attention.n_heads) if self.heads else (self.first, self.at + 1)
+        low, end = (0, self.config.most_heads) if self.heads else (self.first, self.at + 1)
         if self.first > self.at:
             return
         while low < end:
@@ -143,7 +150,7 @@ class Sweep:
     @torch.no_grad()
     def grid(self, base: float, progress: Callable[[float], None]) -> Float[Tensor, "layer column"]:
         """The measured number of every variant, float64; `base` where nothing differs."""
-        columns = self.config.attention.n_heads if self.heads else self.trace.length
+        columns = self.config.most_heads if self.heads else self.trace.length
         out = torch.full((self.config.n_layers, columns), base, dtype=torch.float64)
         batches = list(self.plan())
         total, done = sum(self.config.n_layers - layers.start for _, layers in batches) or 1, 0
@@ -175,13 +182,12 @@ class Sweep:
             part = x[low : low + step]
             positions = torch.arange(start, self.at + 1, device=x.device).expand(len(part), -1)
             put = None
-            if low + len(part) > old:
+            if low + len(part) > old and self.names[layer] is not None:
                 rows = torch.arange(max(low, old), low + len(part), device=x.device)
                 columns = rows - old + fresh.start
                 put = Bound([self._put(layer, rows - low, columns, start)])
             out.append(
-                run_blocks(
-                    self.trace.transformer,
+                self.trace.transformer.stream(
                     part,
                     positions,
                     start=start,
@@ -194,13 +200,16 @@ class Sweep:
 
     def _put(self, layer: int, rows: Tensor, columns: Tensor, start: int) -> Step:
         wanted = self.wanted[layer]
+        assert wanted is not None
 
         def put(site: str, x: Tensor, where: Where) -> Tensor:
             x = x.clone()
             if self.heads:
-                x[rows, :, columns] = wanted[:, columns].transpose(0, 1).to(x.dtype)
+                there = columns < x.shape[2]  # other layers may have more heads
+                at = columns[there]
+                x[rows[there], :, at] = wanted[:, at].transpose(0, 1).to(x.dtype)
             else:
                 x[rows, columns - start] = wanted[columns - self.first].to(x.dtype)
             return x
 
-        return Step(f"blocks.{layer}.{self.part}", put, True)
+        return Step(f"blocks.{layer}.{self.names[layer]}", put, True)

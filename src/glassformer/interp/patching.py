@@ -22,12 +22,15 @@ from glassformer.errors import ShapeError, UsageError
 from glassformer.interp.gradient import gradients
 from glassformer.interp.logit_target import direction
 from glassformer.interp.patch_sweep import Measure, Metric, Sweep
+from glassformer.interp.select import site_in
 from glassformer.interp.vocabulary import shown
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
 
 What = Literal["stream", "attention", "feed_forward", "heads"]
+# The same places in a layer whose mixer may be another than attention.
+PLACES = {"stream": "resid_pre", "attention": "mixer.out", "feed_forward": "mlp.out", "heads": "mixer.z"}
 SITES: dict[str, str] = {"stream": "resid_pre", "attention": "attn.out", "feed_forward": "mlp.out", "heads": "attn.z"}
 Tokens = str | int | Sequence[str | int | None] | None
 Progress = Callable[[int, int, str], None]
@@ -174,7 +177,7 @@ def patch(
                 "compare other tokens."
             )
         ends.append((goal, base))
-        sweep = Sweep(clean, corrupted, SITES[what], at, measure, heads=what == "heads")
+        sweep = Sweep(clean, corrupted, PLACES[what], at, measure, heads=what == "heads")
 
         def tell(share: float, number: int = number) -> None:
             say(int((number + share) * layers), len(pairs) * layers, "patching")
@@ -183,7 +186,7 @@ def patch(
         if attribution:
             estimates.append(_attributed(clean, corrupted, what, right, other, at, measure))
     first = pairs[0][1]
-    heads = [str(h) for h in range(first.config.attention.n_heads)]
+    heads = [str(h) for h in range(first.config.most_heads)]
     ids = {i for pair in compared for i in pair if i is not None}
     return Patching(
         what=what,
@@ -247,14 +250,20 @@ def _attributed(
     clean: Trace, corrupted: Trace, what: What, right: int | None, other: int | None, at: int, measure: Measure
 ) -> Float[Tensor, "layer column"]:
     """Gradient of the number at every place of the corrupted run, times what the clean run has there instead."""
-    names = [f"blocks.{layer}.{SITES[what]}" for layer in range(clean.config.n_layers)]
+    places = [site_in(PLACES[what], layer) for layer in clean.config.layers]
+    names = [f"blocks.{i}.{place}" for i, place in enumerate(places) if place is not None]
     if measure.metric is None:
         slopes = gradients(corrupted, names, right, against=other, position=at)
     else:
         slopes = gradients(corrupted, names, lambda logits: measure.logits(logits[:, at]).sum())
-    rows = []
-    for name in names:
+    columns = clean.config.most_heads if what == "heads" else clean.length
+    out = torch.zeros(clean.config.n_layers, columns, dtype=torch.float64)
+    for i, place in enumerate(places):
+        if place is None:
+            continue
+        name = f"blocks.{i}.{place}"
         change = clean.forward.get(name) - corrupted.forward.get(name)
         share = (slopes[name].double() * change.double())[0]
-        rows.append(share.sum((0, 2)) if what == "heads" else share.sum(-1))
-    return torch.stack(rows).cpu()
+        row = share.sum((0, 2)) if what == "heads" else share.sum(-1)
+        out[i, : len(row)] = row.cpu()
+    return out

@@ -18,13 +18,15 @@ from torch import Tensor
 
 from glassformer.interp.taps import Bound
 from glassformer.model import Config, Transformer
-from glassformer.model.attention import TILE, Visible, pattern, scores
-from glassformer.model.layers import linear, rotate, softcap
+from glassformer.model.attention import TILE, Visible
+from glassformer.model.cache import State
+from glassformer.model.layers import linear, softcap
+from glassformer.model.parts.attention import AttentionPart
+from glassformer.model.parts.block import Block, MixerPart
+from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import Where, layer_of, site_of
-from glassformer.model.transformer import Block
 
-BASIS = ("attn.q", "attn.k", "attn.v", "attn.z", "attn.out", "mlp.out")
-GRIDS = ("attn.scores", "attn.pattern")
+GRIDS = ("attn.scores", "attn.pattern", "attn.sink", "ssm.pattern")
 ALL = slice(None)
 
 Index = slice | Int[Tensor, " query"]
@@ -32,8 +34,12 @@ Index = slice | Int[Tensor, " query"]
 
 def basis_sites(config: Config) -> list[str]:
     """The sites a trace keeps, in the order the forward reaches them."""
-    top = ["embed"] + (["pos_embed"] if config.position.kind == "learned" else [])
-    return top + [f"blocks.{i}.{part}" for i in range(config.n_layers) for part in BASIS]
+    found = ["embed"] + (["pos_embed"] if config.learned_positions else [])
+    for i, layer in enumerate(config.layers):
+        for part in (layer.mixer, layer.feed_forward):
+            if part is not None:
+                found += [f"blocks.{i}.{part.prefix}.{site}" for site in (*part.basis(), "out")]
+    return found
 
 
 def grid_site(name: str) -> bool:
@@ -41,7 +47,7 @@ def grid_site(name: str) -> bool:
     return site_of(name).axes[-1] == "key"
 
 
-class Forward:
+class Recording:
     """One traced forward.
 
     Args:
@@ -58,7 +64,7 @@ class Forward:
         positions: Int[Tensor, "batch query"],
         mask: Bool[Tensor, "batch query"] | None,
         edit: Bound | None = None,
-        whole: tuple[Forward, int, int] | None = None,
+        whole: tuple[Recording, int, int] | None = None,
     ) -> None:
         self._whole = whole  # the batch that this is a row of, which row, and how much padding it had
         self.transformer = transformer
@@ -67,7 +73,6 @@ class Forward:
         self.positions = positions
         self.mask = mask
         self.edit = edit
-        self._angles: dict[bool, tuple[Tensor, Tensor] | None] = {}
         self.where = Where(positions, mask, 0)
         self.visible = Visible(0, mask)
 
@@ -82,7 +87,33 @@ class Forward:
         assert isinstance(block, Block)
         return block
 
-    def row(self, row: int) -> Forward:
+    def mixer(self, layer: int) -> MixerPart:
+        """The part of this layer that mixes positions.
+
+        Raises:
+            UnsupportedError: the layer has none.
+        """
+        self.config.mixer(layer)
+        mixer = self.block(layer).mixer
+        assert mixer is not None
+        return mixer
+
+    def attention(self, layer: int) -> AttentionPart:
+        """The softmax attention of this layer.
+
+        Raises:
+            UnsupportedError: the layer mixes positions in another way.
+        """
+        self.config.attention(layer)
+        mixer = self.block(layer).mixer
+        assert isinstance(mixer, AttentionPart)
+        return mixer
+
+    def prefix(self, layer: int) -> str:
+        """The prefix of this layer's mixer among the sites: "attn" or "ssm"."""
+        return self.config.mixer(layer).prefix
+
+    def row(self, row: int) -> Recording:
         """One text of the batch, its padding cut off; shares the tensors."""
         pad = 0 if self.mask is None else int((~self.mask[row]).sum())
         recorded = {
@@ -90,7 +121,7 @@ class Forward:
             for name, x in self.recorded.items()
         }
         positions = self.positions[row : row + 1, pad:]
-        return Forward(self.transformer, recorded, positions, None, self.edit, whole=(self, row, pad))
+        return Recording(self.transformer, recorded, positions, None, self.edit, whole=(self, row, pad))
 
     # Places by name
 
@@ -110,14 +141,15 @@ class Forward:
 
     def _outside(self, name: str, at: Index) -> Tensor:
         t = self.transformer
-        if name == "final.scale":
+        if name == "final.scale" and t.final is not None:
             return t.final.scale(self.last(at))
         if name == "final.normed":
-            if "final.scale" in self.recorded:
+            if "final.scale" in self.recorded and t.final is not None:
                 return t.final.apply_scale(self.last(at), self.recorded["final.scale"][:, at])
-            return t.final(self.last(at))
+            return t.normed(self.last(at))
         if name == "logits.precap":
-            return linear(self.get("final.normed", at), t.unembedding)
+            logits = linear(self.get("final.normed", at), t.unembedding, t.unembed_bias)
+            return logits if self.config.logit_scale is None else logits * self.config.logit_scale
         if name == "logits":
             if self.config.logit_softcap is not None:
                 return softcap(self.get("logits.precap", at), self.config.logit_softcap)
@@ -128,23 +160,60 @@ class Forward:
         block, prefix = self.block(layer), f"blocks.{layer}."
         head, _, leaf = part.partition(".")
         if head in ("ln1", "ln2"):
-            norm = block.ln1 if head == "ln1" else block.ln2
-            before = self.get(prefix + ("resid_pre" if head == "ln1" or block.parallel else "resid_mid"), at)
+            number = int(head[2])
+            norm = block.norm(number)
+            assert norm is not None
+            before = self.get(prefix + self.read_by(layer, number), at)
             if leaf == "scale":
                 return norm.scale(before)
             if prefix + head + ".scale" in self.recorded:
                 return norm.apply_scale(before, self.recorded[prefix + head + ".scale"][:, at])
             return norm(before)
-        if part in ("attn.rot_q", "attn.rot_k"):
-            return self.turned(layer, self.get(f"{prefix}attn.{part[-1]}", at), at)
+        if head == "attn":
+            return self._in_attention(layer, leaf, at)
+        if head == "ssm":
+            return self._in_state_space(layer, leaf, at)
+        mlp = block.mlp
         if part == "mlp.pre":
-            return (block.mlp.up if block.mlp.gate is None else block.mlp.gate)(self.get(prefix + "ln2.normed", at))
+            return (mlp.up if mlp.gate is None else mlp.gate)(self.input(layer, 2, at))
         if part == "mlp.pre_linear":
-            return block.mlp.up(self.get(prefix + "ln2.normed", at))
+            return mlp.up(self.input(layer, 2, at))
         if part == "mlp.post":
-            h = block.mlp.activation(self.get(prefix + "mlp.pre", at))
-            return h if block.mlp.gate is None else h * self.get(prefix + "mlp.pre_linear", at)
+            h = mlp.activation(self.get(prefix + "mlp.pre", at))
+            return h if mlp.gate is None else h * self.get(prefix + "mlp.pre_linear", at)
         raise KeyError(prefix + part)
+
+    def read_by(self, layer: int, number: int) -> str:
+        """The place in the stream that the mixer (1) or the feed-forward part (2) reads."""
+        choice = self.config.layers[layer]
+        return "resid_pre" if number == 1 or choice.parallel or choice.mixer is None else "resid_mid"
+
+    def input(self, layer: int, number: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
+        """What the mixer (1) or the feed-forward part (2) of a layer read: the stream after its norm."""
+        block, prefix = self.block(layer), f"blocks.{layer}."
+        if block.norm(number) is None:
+            return self.get(prefix + self.read_by(layer, number), at)
+        return self.get(f"{prefix}ln{number if getattr(block, f'ln{number}') is not None else 1}.normed", at)
+
+    def _in_attention(self, layer: int, leaf: str, at: Index) -> Tensor:
+        part, prefix = self.attention(layer), f"blocks.{layer}.attn."
+        if leaf in ("rot_q", "rot_k"):
+            return self.turned(layer, self.get(prefix + leaf[-1], at), at, leaf[-1])
+        if leaf == "gate":
+            return part.gates(self.input(layer, 1, at))
+        raise KeyError(prefix + leaf)
+
+    def _in_state_space(self, layer: int, leaf: str, at: Index) -> Tensor:
+        part, prefix = self.block(layer).ssm, f"blocks.{layer}.ssm."
+        if leaf == "gate":
+            return part.gates(self.input(layer, 1, at))
+        if leaf == "mixed":
+            if self.edits_grid(layer):
+                grid = self.grid(layer, "ssm.pattern", None, at)
+                return part.read(grid, self.recorded[prefix + "x"])
+            x, b, c, dt = (self.recorded[prefix + name] for name in ("x", "b", "c", "dt"))
+            return part.scan(x, b, c, dt)[0][:, at]
+        raise KeyError(prefix + leaf)
 
     # The residual stream
 
@@ -153,15 +222,20 @@ class Forward:
         x = self.recorded["embed"][:, at]
         if "pos_embed" in self.recorded:
             x = x + self.recorded["pos_embed"][:, at]
-        for layer in range(self.config.n_layers):
+        for layer, choice in enumerate(self.config.layers):
             prefix = f"blocks.{layer}."
+            block = self.block(layer)
             x = self._kept(prefix + "resid_pre", x, at)
             yield prefix + "resid_pre", x
-            x = x + self.recorded[prefix + "attn.out"][:, at]
-            if not self.config.parallel:
+            if choice.mixer is not None:
+                x = x + self.recorded[f"{prefix}{choice.mixer.prefix}.out"][:, at]
+                x = block.joined(1, x)
+            if choice.mixer is not None and choice.feed_forward is not None and not choice.parallel:
                 x = self._kept(prefix + "resid_mid", x, at)
                 yield prefix + "resid_mid", x
-            x = self._kept(prefix + "resid_post", x + self.recorded[prefix + "mlp.out"][:, at], at)
+            if choice.feed_forward is not None:
+                x = block.joined(2, x + self.recorded[prefix + "mlp.out"][:, at])
+            x = self._kept(prefix + "resid_post", x, at)
             yield prefix + "resid_post", x
 
     def _kept(self, name: str, x: Tensor, at: Index) -> Tensor:
@@ -185,20 +259,44 @@ class Forward:
         """The residual stream as it leaves the last block."""
         return self.get(f"blocks.{self.config.n_layers - 1}.resid_post", at)
 
+    def state(self, layer: int, length: int) -> State:
+        """What a recurrence left behind after the first `length` tokens, as its cache holds it."""
+        part, name = self.block(layer).ssm, f"blocks.{layer}.ssm."
+        x, b, c, dt = (self.recorded[name + site][:, :length] for site in ("x", "b", "c", "dt"))
+        before = part.choice.conv - 1
+        entered = self.input(layer, 1, slice(max(0, length - before), length))
+        joined = torch.cat([part.x(entered), part.b(entered), part.c(entered)], dim=-1)
+        tail = torch.nn.functional.pad(joined, (0, 0, before - joined.shape[1], 0))
+        return {"conv": tail, "state": part.scan(x, b, c, dt)[1]}
+
     # Attention grids
 
-    def turned(self, layer: int, x: Tensor, at: Index = ALL) -> Tensor:
-        """Queries or keys after rotation (unchanged where positions are learned)."""
-        windowed = self.config.window(layer) is not None
-        if windowed not in self._angles:
-            self._angles[windowed] = self.transformer.angles(self.positions, layer)
-        angles = self._angles[windowed]
-        return x if angles is None else rotate(x, angles[0][:, at], angles[1][:, at])
+    def turned(self, layer: int, x: Tensor, at: Index = ALL, side: str = "q") -> Tensor:
+        """Queries or keys as the scores use them: rotated, and normed where the norm comes after."""
+        part = self.attention(layer)
+        angles = None
+        if part.table is not None:
+            if self._angles is None:
+                self._angles = self.transformer.angles(self.positions)
+            cos, sin = self._angles[part.table]
+            angles = cos[:, at], sin[:, at]
+        return part.turn(x, angles, side)
+
+    _angles: tuple[tuple[Tensor, Tensor], ...] | None = None
+
+    def keys_of(self, layer: int) -> int:
+        """The layer whose keys and values a layer's queries meet: its own, or the one it shares with."""
+        donor = self.config.attention(layer).keys_from
+        return layer if donor is None else donor
 
     def _side(self, layer: int, which: str, at: Index, heads: list[int] | None) -> Tensor:
-        """Rotated queries or keys, (batch, head, slot, d_head); keys of the heads' groups when heads are chosen."""
+        """Queries or keys as the scores use them, (batch, head, slot, d_head); keys of the heads' groups when heads are
+        chosen."""
+        if which == "k":
+            layer = self.keys_of(layer)
         name = f"blocks.{layer}.attn.rot_{which}"
-        groups = self.config.attention.n_heads // self.config.attention.n_kv_heads
+        a = self.config.attention(layer)
+        groups = a.n_heads // a.n_kv_heads
         chosen = None if heads is None else heads if which == "q" else [h // groups for h in heads]
 
         def pick(x: Tensor) -> Tensor:
@@ -209,8 +307,26 @@ class Forward:
 
         if name in self.recorded:
             return pick(self.recorded[name]).transpose(1, 2)
+        if a.qk_norm_after and a.qk_norm == "whole":  # the norm needs all heads
+            return pick(self.turned(layer, self.recorded[f"blocks.{layer}.attn.{which}"], ALL, which)).transpose(1, 2)
         x = pick(self.recorded[f"blocks.{layer}.attn.{which}"])
-        return self.turned(layer, x, at).transpose(1, 2)
+        return self.turned(layer, x, at, which).transpose(1, 2)
+
+    def values(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch key kv_head d_head"]:
+        """What each position hands over to the layer's heads: the values that its grid weighs."""
+        if self.prefix(layer) == "attn":
+            return self.get(f"blocks.{self.keys_of(layer)}.attn.v", at)
+        return self.get(f"blocks.{layer}.ssm.x", at)
+
+    def factor(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query head d_head"] | None:
+        """What each head's sum of values is multiplied by before the output projection; None for nothing.
+
+        An attention's output gate, or a state space's gate and norm with the norm's divisor as run.
+        """
+        mixer = self.mixer(layer)
+        if isinstance(mixer, StateSpacePart):
+            return mixer.factor(self.get(f"blocks.{layer}.ssm.mixed", at), self.get(f"blocks.{layer}.ssm.gate", at))
+        return None if mixer.gate is None else self.get(f"blocks.{layer}.attn.gate", at)
 
     def edits_grid(self, layer: int) -> bool:
         """Whether the traced forward changed this layer's scores or pattern."""
@@ -226,6 +342,8 @@ class Forward:
     ) -> Float[Tensor, "batch head query key"]:
         """A tile of scores or pattern, through the score function that the forward uses."""
         name = f"blocks.{layer}.{part}"
+        if part == "attn.sink":
+            return self.attention(layer).sink_share(self.grid(layer, "attn.pattern", heads, queries))
         if name in self.recorded or self.edits_grid(layer):
             whole = self.recorded[name] if name in self.recorded else self._edited_grid(layer, part)
             whole = whole if heads is None else whole[:, heads]
@@ -236,8 +354,10 @@ class Forward:
         q0, q1, _ = queries.indices(self.length)
         k0, k1, _ = keys.indices(self.length)
         q1, k1 = max(q0, q1), max(k0, k1)
+        if part == "ssm.pattern":
+            return self._implied(layer, heads, q0, q1)[..., k0:k1]
         k = self._side(layer, "k", slice(0, q1), heads)
-        n_heads = self.config.attention.n_heads if heads is None else len(heads)
+        n_heads = self.config.attention(layer).n_heads if heads is None else len(heads)
         fill = float("-inf") if part == "attn.scores" else 0.0
         out = k.new_full((k.shape[0], n_heads, q1 - q0, k1 - k0), fill)
         # Tiles of fewer queries when the keys are many: the work in flight stays in cache.
@@ -252,26 +372,38 @@ class Forward:
 
     def _tile(self, layer: int, part: str, heads: list[int] | None, k: Tensor, q0: int, q1: int) -> tuple[Tensor, int]:
         """Scores or pattern of some queries over all keys they can see, and the first such key."""
-        attention = self.block(layer).attn
+        attention = self.attention(layer)
         q = self._side(layer, "q", slice(q0, q1), heads)
-        low, high = self.visible.keys_for(q0, q1, attention.window)
-        allowed = self.visible.grid(q0, q1, low, high, attention.window, q.device)
-        grid = scores(q, k[:, :, low:high], allowed, scale=attention.scale, cap=attention.cap)
-        return (grid if part == "attn.scores" else pattern(grid)), low
+        low, high = self.visible.keys_for(q0, q1, attention.choice)
+        grid = attention.scores(q, k[:, :, low:high], self.visible, q0, q1, low, high, heads)
+        return (grid if part == "attn.scores" else attention.pattern(grid, heads)), low
+
+    def _implied(self, layer: int, heads: list[int] | None, q0: int, q1: int) -> Tensor:
+        """Rows q0 to q1 of the grid that a state space's decays imply, over all keys."""
+        b, c, dt = (self.recorded[f"blocks.{layer}.ssm.{name}"][:, :q1] for name in ("b", "c", "dt"))
+        grid = self.block(layer).ssm.pattern(b, c[:, q0:], dt, q0)
+        grid = grid if heads is None else grid[:, heads]
+        return torch.nn.functional.pad(grid, (0, self.length - q1))
 
     def _edited_grid(self, layer: int, part: str) -> Tensor:
         """The whole grid of a layer whose grid the forward's tap changed: formed again and changed again."""
         if self._whole is not None:
             batch, row, pad = self._whole
             return batch._edited_grid(layer, part)[row : row + 1, :, pad:, pad:]
-        attention = self.block(layer).attn
-        allowed = self.visible.grid(0, self.length, 0, self.length, attention.window, self.positions.device)
+        if part == "ssm.pattern":
+            return self._changed(f"blocks.{layer}.ssm.pattern", self._implied(layer, None, 0, self.length))
+        attention = self.attention(layer)
         q, k = self._side(layer, "q", ALL, None), self._side(layer, "k", ALL, None)
-        grid = scores(q, k, allowed, scale=attention.scale, cap=attention.cap)
+        grid = attention.scores(q, k, self.visible, 0, self.length, 0, self.length)
         grid = self._changed(f"blocks.{layer}.attn.scores", grid)
         if part == "attn.scores":
             return grid
-        return self._changed(f"blocks.{layer}.attn.pattern", pattern(grid))
+        weights = attention.pattern(grid)
+        if attention.sink is not None:
+            share = attention.sink_share(weights)
+            changed = self._changed(f"blocks.{layer}.attn.sink", share)
+            weights = attention.with_sink_share(weights, share, changed)
+        return self._changed(f"blocks.{layer}.attn.pattern", weights)
 
     def _changed(self, site: str, x: Tensor) -> Tensor:
         assert self.edit is not None

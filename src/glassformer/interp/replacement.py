@@ -19,7 +19,7 @@ from torch import Tensor
 
 from glassformer.interp.edits import knockout
 from glassformer.interp.logit_target import Target
-from glassformer.interp.run_from import Context, finish, run_blocks, tap_of
+from glassformer.interp.run_from import Context, finish, tap_of
 from glassformer.interp.token_words import Word
 from glassformer.interp.vocabulary import Vocabulary, known_ids
 from glassformer.model.sites import Looking, Where
@@ -136,18 +136,11 @@ class Continuation:
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand(tokens.shape)
         where = Where(positions, None, start)
         tap = tap_of(trace.forward.edit, tap)
-        looking = None if tap is None else Looking(tap, trace.config, where).top
-        x = transformer.embed(tokens)
-        if trace.config.embedding_scale is not None:
-            x = x * torch.tensor(trace.config.embedding_scale, dtype=x.dtype, device=x.device)
-        x = x if looking is None else looking.visit("embed", x)
-        if transformer.pos_embed is not None:
-            y = transformer.pos_embed(positions)
-            x = x + (y if looking is None else looking.visit("pos_embed", y))
+        x = transformer.embedded(tokens, where, None if tap is None else Looking(tap, trace.config, where))
         context = self._context.cut(start, len(rows)) if start else None
-        x = run_blocks(transformer, x, positions, start=start, cache=context, tap=tap)
+        x = transformer.stream(x, positions, start=start, cache=context, tap=tap)
         normed = finish(transformer, x[:, -1:], Where(positions[:, -1:], None, start + tokens.shape[1] - 1), tap)
-        return (normed[:, 0].double() @ self.goal.way.vector).cpu()
+        return (normed[:, 0].double() @ self.goal.way.vector + self.goal.way.offset).cpu()
 
 
 @torch.no_grad()

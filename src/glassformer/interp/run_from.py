@@ -8,42 +8,16 @@ and values that the trace kept. It runs the model's own blocks; it knows nothing
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import UsageError
-from glassformer.interp.recording import Forward
+from glassformer.interp.recording import Recording
 from glassformer.interp.taps import Bound
 from glassformer.model import Cache, Transformer
-from glassformer.model.attention import Visible
-from glassformer.model.sites import Looking, Tap, View, Where
-
-
-def run_blocks(
-    transformer: Transformer,
-    x: Float[Tensor, "batch query d_model"],
-    positions: Int[Tensor, "batch query"],
-    *,
-    start: int = 0,
-    layers: range | None = None,
-    keys_mask: Bool[Tensor, "batch key"] | None = None,
-    cache: Cache | None = None,
-    tap: Tap | None = None,
-) -> Float[Tensor, "batch query d_model"]:
-    """The residual stream after `layers` (all of them by default), given it before the first of them.
-
-    Args:
-        start: key slot of the first query, where `cache` holds earlier ones.
-        keys_mask: False on key slots that hold padding.
-        tap: sees the sites of these layers; others it declares are not reached, which is no error here.
-    """
-    where = Where(positions, None if keys_mask is None else keys_mask[:, start:], start)
-    looking = None if tap is None else Looking(tap, transformer.config, where)
-    visible = Visible(start, keys_mask)
-    for layer in layers if layers is not None else range(transformer.config.n_layers):
-        view: View | None = None if looking is None else looking.at(layer)
-        x = transformer.blocks[layer](x, transformer.angles(positions, layer), visible, cache, view)
-    return x
+from glassformer.model.cache import State
+from glassformer.model.choices import Attention
+from glassformer.model.sites import Looking, Tap, Where
 
 
 def finish(
@@ -51,7 +25,7 @@ def finish(
 ) -> Float[Tensor, "batch query d_model"]:
     """The final norm, under the tap."""
     view = None if tap is None else Looking(tap, transformer.config, where).top
-    return transformer.final(x, view, "final")
+    return transformer.normed(x, view)
 
 
 class Context(Cache):
@@ -60,7 +34,7 @@ class Context(Cache):
     Nothing is copied: rows see the trace's tensors and add their own new keys behind them.
     """
 
-    def __init__(self, forward: Forward, length: int, batch: int = 1) -> None:
+    def __init__(self, forward: Recording, length: int, batch: int = 1) -> None:
         if forward.positions.shape[0] != 1:
             raise UsageError("Only a trace of one text can be continued; take one of the batch: trace.row(0).")
         _refuse_rows(forward)
@@ -69,12 +43,20 @@ class Context(Cache):
         self.mask = None
         self._batch = batch
         self._room = config.context
+        self.device = forward.positions.device
+        self._forward = forward
+        self._states: dict[tuple[int, int], State] = {}
         self.keys, self.values = [], []
         at = slice(0, length)
-        for layer in range(config.n_layers):
-            name = f"blocks.{layer}.attn."
-            k = forward.get(name + ("rot_k" if config.position.kind == "rotary" else "k"), at)
-            v = forward.get(name + "v", at)
+        for layer, choice in enumerate(config.layers):
+            mixer = choice.mixer
+            if not isinstance(mixer, Attention) or mixer.keys_from is not None:
+                self.keys.append(None)
+                self.values.append(None)
+                continue
+            part = forward.attention(layer)
+            k = forward.get(f"blocks.{layer}.attn.{'rot_k' if part.turns else 'k'}", at)
+            v = forward.get(f"blocks.{layer}.attn.v", at)
             self.keys.append(k.transpose(1, 2))
             self.values.append(v.transpose(1, 2))
 
@@ -90,22 +72,37 @@ class Context(Cache):
         """The first `length` tokens of it, for another number of rows; shares the memory."""
         out = Context.__new__(Context)
         out.length, out.mask, out._batch, out._room = length, None, batch, self._room
-        out.keys = [k[:, :, :length] for k in self.keys]
-        out.values = [v[:, :, :length] for v in self.values]
+        out.device, out._forward, out._states = self.device, self._forward, self._states
+        out.keys = [None if k is None else k[:, :, :length] for k in self.keys]
+        out.values = [None if v is None else v[:, :, :length] for v in self.values]
         return out
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The shared keys and values with these new ones behind them; nothing is kept."""
         rows = k.shape[0]
-        old_k = self.keys[layer].expand(rows, -1, -1, -1)
-        old_v = self.values[layer].expand(rows, -1, -1, -1)
+        old_k, old_v = self.keys[layer], self.values[layer]
+        assert old_k is not None
+        assert old_v is not None
+        old_k, old_v = old_k.expand(rows, -1, -1, -1), old_v.expand(rows, -1, -1, -1)
         return torch.cat([old_k, k.transpose(1, 2)], dim=2), torch.cat([old_v, v.transpose(1, 2)], dim=2)
+
+    def state(self, layer: int) -> State | None:
+        """A recurrence's state after the first `length` tokens, one for all rows; worked out once."""
+        if self.length == 0:
+            return None
+        key = (layer, self.length)
+        if key not in self._states:
+            self._states[key] = self._forward.state(layer, self.length)
+        return self._states[key]
+
+    def hold(self, layer: int, state: State) -> None:
+        """Nothing is kept."""
 
     def advance(self, count: int) -> None:
         """Nothing was kept, so nothing moves."""
 
 
-def _refuse_rows(forward: Forward) -> None:
+def _refuse_rows(forward: Recording) -> None:
     """A tap that means rows of the traced batch would mean others here."""
     if forward.edit is not None and any(not step.rows.everything for step in forward.edit.steps):
         raise UsageError("This trace was made under a tap that means rows of its batch; trace that text alone.")

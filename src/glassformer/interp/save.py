@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glassformer.errors import CheckpointError
-from glassformer.interp.recording import GRIDS, Forward, basis_sites
+from glassformer.interp.recording import GRIDS, Recording, basis_sites
 from glassformer.interp.vocabulary import Vocabulary
 from glassformer.model import Transformer
+from glassformer.model.sites import block_sites
 from glassformer.system import files
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ def save(trace: Trace, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {name: x.detach().contiguous() for name, x in forward.recorded.items()}
     for layer in range(forward.config.n_layers):
+        grids = [g for g in GRIDS if g in block_sites(forward.config.layers[layer])]
         if forward.edits_grid(layer):  # what changed it is not saved, so what it became is
-            tensors |= {f"blocks.{layer}.{g}": forward.grid(layer, g).contiguous() for g in GRIDS}
+            tensors |= {f"blocks.{layer}.{g}": forward.get(f"blocks.{layer}.{g}").contiguous() for g in grids}
     shared = {name: x.clone() if x.untyped_storage().nbytes() != x.nbytes else x for name, x in tensors.items()}
     description: dict[str, Any] = {
         "format": FORMAT,
@@ -100,6 +102,6 @@ def load(path: Path, transformer: Transformer, vocabulary: Vocabulary | None = N
         positions = torch.arange(shape[1], device=transformer.device).expand(shape)
     else:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    forward = Forward(transformer, tensors, positions, mask)
+    forward = Recording(transformer, tensors, positions, mask)
     model = str(description.get("model", ""))
     return Trace.of_forward(forward, ids, batched=batched, vocabulary=vocabulary, model=model)

@@ -16,8 +16,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from glassformer.errors import ShapeError, SiteError
-from glassformer.model.config import Config
-from glassformer.model.sites import Where, canonical, site_of
+from glassformer.model.choices import Attention
+from glassformer.model.config import Config, Layer
+from glassformer.model.sites import Where, axis_sizes, block_sites, canonical, canonical_part, site_of
 
 Chosen = int | slice | Iterable[int] | None
 
@@ -106,17 +107,12 @@ class Selection:
             if "head" not in axes and "kv_head" not in axes:
                 raise SiteError(f"{site!r} has no heads; its axes are ({', '.join(axes)}).")
             kind = "head" if "head" in axes else "kv_head"
-            count = config.attention.n_heads if kind == "head" else config.attention.n_kv_heads
+            count = axis_sizes(site, config)[kind]
             _below(self.heads, count, f"{kind}s", site)
         if not self.keys.everything and axes[-1] != "key":
             raise SiteError(f"{site!r} has no key axis; its axes are ({', '.join(axes)}).")
         if not self.units.everything:
-            size = {
-                "d_model": config.d_model,
-                "d_ff": config.feed_forward.d_ff,
-                "d_head": config.attention.d_head,
-                "vocab": config.vocab_size,
-            }.get(axes[-1])
+            size = axis_sizes(site, config).get(axes[-1])
             if size is None:
                 raise SiteError(f"{site!r} has no units to choose; its axes are ({', '.join(axes)}).")
             _below(self.units, size, "units", site)
@@ -179,8 +175,27 @@ def named(pattern: str, config: Config) -> list[str]:
         SiteError: when the model has no such place.
     """
     if pattern.startswith("blocks.*."):
-        return [canonical(f"blocks.{i}.{pattern[9:]}", config) for i in range(config.n_layers)]
+        every = [f"blocks.{i}.{pattern[9:]}" for i in range(config.n_layers)]
+        own = {pattern[9:], canonical_part(pattern[9:])}
+        # where layers are made of different parts, those that have the place are meant
+        there = [name for name, layer in zip(every, config.layers, strict=True) if own & set(block_sites(layer))]
+        return [canonical(name, config) for name in there or every]
     return [canonical(pattern, config)]
+
+
+def site_in(part: str, layer: Layer) -> str | None:
+    """A place as a layer of this design names it; None where it has none.
+
+    "mixer.z" is `attn.z` or `ssm.z`; "mixer.scores" is where looking can be forbidden: a recurrence's pattern.
+    """
+    if part.startswith("mixer."):
+        leaf = part.removeprefix("mixer.")
+        if layer.mixer is None:
+            return None
+        if leaf == "scores" and not isinstance(layer.mixer, Attention):
+            leaf = "pattern"
+        part = f"{layer.mixer.prefix}.{leaf}"
+    return part if part in block_sites(layer) else None
 
 
 def layers_of(layer: Chosen, config: Config) -> list[int]:

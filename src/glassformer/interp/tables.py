@@ -52,7 +52,7 @@ def attention_view(
         "model": trace.model,
         "precision": trace.precision,
         "layer": trace.layer(layer),
-        "head": None if head is None else trace.head(head),
+        "head": None if head is None else trace.head(head, layer),
         "query": at,
         "measure": "value-weighted" if weighted else "weight",
         "by": "word" if by_word else "token",

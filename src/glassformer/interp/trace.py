@@ -18,12 +18,12 @@ from torch import Tensor
 
 from glassformer.errors import ShapeError, SiteError, UsageError
 from glassformer.interp import memory
-from glassformer.interp.recording import Forward, grid_site
+from glassformer.interp.recording import Recording, grid_site
 from glassformer.interp.select import layers_of
 from glassformer.interp.trace_run import Ids, checked, run
 from glassformer.interp.vocabulary import Vocabulary, token_id
 from glassformer.model import Config, Transformer
-from glassformer.model.sites import Tap, canonical, site_of
+from glassformer.model.sites import Tap, axis_sizes, canonical, site_of
 
 if TYPE_CHECKING:
     from glassformer.interp.cell import Cell
@@ -83,7 +83,13 @@ class Trace:
 
     @classmethod
     def of_forward(
-        cls, forward: Forward, ids: Ids, *, batched: bool = False, vocabulary: Vocabulary | None = None, model: str = ""
+        cls,
+        forward: Recording,
+        ids: Ids,
+        *,
+        batched: bool = False,
+        vocabulary: Vocabulary | None = None,
+        model: str = "",
     ) -> Trace:
         """A trace around a forward that has already run (a saved one, or a row of a batch)."""
         trace = cls.__new__(cls)
@@ -105,7 +111,7 @@ class Trace:
         return self._forward.config
 
     @property
-    def forward(self) -> Forward:
+    def forward(self) -> Recording:
         """The forward itself, where tensors have their batch axis."""
         return self._forward
 
@@ -248,19 +254,12 @@ class Trace:
     def cost(self, site: str, positions: int | None = None) -> memory.Cost:
         """What asking for a site takes, before it is asked for."""
         name = canonical(site, self.config)
-        c = self.config
         rows = self.length if positions is None else positions
         sizes = {
             "batch": len(self.ids) if self.batched else 1,
             "query": rows,
             "key": self.length if grid_site(name) else rows,
-            "head": c.attention.n_heads,
-            "kv_head": c.attention.n_kv_heads,
-            "d_head": c.attention.d_head,
-            "d_model": c.d_model,
-            "d_ff": c.feed_forward.d_ff,
-            "vocab": c.vocab_size,
-            "one": 1,
+            **axis_sizes(name, self.config),
         }
         shape = tuple(sizes[axis] for axis in site_of(name).axes)
         return memory.numbers(name, shape, self._itemsize(), str(self.transformer.device))
@@ -277,11 +276,16 @@ class Trace:
         queries: int | slice | None = None,
         keys: slice | None = None,
     ) -> Tensor:
-        """Attention weights: of one head or all, of some queries, of some keys; only these are computed.
+        """How much each earlier position gave: of one head or all, some queries, some keys; only these are computed.
 
-        Axes (head, query, key); an integer `head` or `queries` drops its axis.
+        Attention weights, or for a recurrence the grid that its gates imply. Axes (head, query, key); an integer
+        `head` or `queries` drops its axis.
+
+        Raises:
+            UnsupportedError: the layer has no part that mixes positions.
         """
-        return self._grid("attn.pattern", layer, head, queries, keys)
+        layer = self.layer(layer)
+        return self._grid(f"{self.forward.prefix(layer)}.pattern", layer, head, queries, keys)
 
     def scores(
         self,
@@ -290,19 +294,24 @@ class Trace:
         queries: int | slice | None = None,
         keys: slice | None = None,
     ) -> Tensor:
-        """Attention scores (scaled, soft-capped, minus infinity where hidden), sliced as `pattern` is."""
+        """Attention scores (scaled, soft-capped, minus infinity where hidden), sliced as `pattern` is.
+
+        Raises:
+            UnsupportedError: the layer has no softmax attention.
+        """
+        self.config.attention(self.layer(layer))
         return self._grid("attn.scores", layer, head, queries, keys)
 
     def _grid(self, part: str, layer: int, head: int | None, queries: int | slice | None, keys: slice | None) -> Tensor:
         layer = self.layer(layer)
-        heads = None if head is None else [self.head(head)]
+        heads = None if head is None else [self.head(head, layer)]
         at = slice(None) if queries is None else queries
         if isinstance(at, int):
             at = slice(self.position(at), self.position(at) + 1)
         keys = slice(None) if keys is None else keys
         shape = (
             len(self.ids) if self.batched else 1,
-            self.config.attention.n_heads if heads is None else 1,
+            self.config.n_heads(layer) if heads is None else 1,
             len(range(*at.indices(self.length))),
             len(range(*keys.indices(self.length))),
         )
@@ -324,15 +333,16 @@ class Trace:
         """
         return layers_of(layer, self.config)[0]
 
-    def head(self, head: int) -> int:
-        """A checked head number; negative ones count from the last.
+    def head(self, head: int, layer: int) -> int:
+        """A checked head number of a layer; negative ones count from the last.
 
         Raises:
-            SiteError: when a layer has no such head.
+            SiteError: when the layer has no such head.
+            UnsupportedError: the layer has no part that mixes positions.
         """
-        count = self.config.attention.n_heads
+        count = self.config.mixer(layer).n_heads
         if not -count <= head < count:
-            raise SiteError(f"There is no head {head}: each layer has {count} heads, 0 to {count - 1}.")
+            raise SiteError(f"There is no head {head}: layer {layer} has {count} heads, 0 to {count - 1}.")
         return head % count
 
     def head_outputs(

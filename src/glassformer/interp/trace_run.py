@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import TextError
-from glassformer.interp.recording import Forward, basis_sites, grid_site
+from glassformer.interp.recording import Recording, basis_sites, grid_site
 from glassformer.interp.taps import Bound, Compose, Record
 from glassformer.model import Config, Transformer
 from glassformer.model.sites import Tap, layer_of
@@ -33,7 +33,7 @@ def checked(ids: Ids | Tensor, config: Config) -> tuple[list[list[int]], bool]:
     return rows, batched
 
 
-def run(transformer: Transformer, rows: list[list[int]], longest: int, tap: Tap | None) -> Forward:
+def run(transformer: Transformer, rows: list[list[int]], longest: int, tap: Tap | None) -> Recording:
     """The forward, its basis kept; anything a tap writes outside the grids is kept as written."""
     config, device = transformer.config, transformer.device
     tokens = torch.tensor([[0] * (longest - len(r)) + r for r in rows], device=device)
@@ -56,7 +56,7 @@ def run(transformer: Transformer, rows: list[list[int]], longest: int, tap: Tap 
         positions = torch.arange(longest, device=device).expand(tokens.shape)
     else:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    return Forward(transformer, {name: record.tensor(name) for name in record}, positions, mask, _changing(edit))
+    return Recording(transformer, {name: record.tensor(name) for name in record}, positions, mask, _changing(edit))
 
 
 def _changing(edit: Bound | None) -> Bound | None:

@@ -273,14 +273,16 @@ def _words(
 def _sink(trace: Trace, goal: Target, parts: Parts) -> dict[str, Any]:
     """Position 0 apart: how much attention it gets, and what is read from it."""
     c = trace.config
-    weight = sum(float(trace.pattern(i, None, goal.position, slice(0, 1)).sum()) for i in range(c.n_layers))
+    weight = sum(
+        float(trace.pattern(i, None, goal.position, slice(0, 1)).sum()) for i in range(c.n_layers) if c.n_heads(i)
+    )
     heads = parts.of("head")
     mine = heads[parts.source[heads] == 0]
     totals = parts.total[mine]
     return {
         "position": 0,
         "token": shown(trace.tokens[0]),
-        "attention": weight / (c.n_layers * c.attention.n_heads),
+        "attention": weight / max(1, sum(c.n_heads(i) for i in range(c.n_layers))),
         "claimed": float(parts.claimed[mine].sum()),
         "total": float(totals.sum()) if bool(totals.isfinite().all()) else None,
     }

@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position, RopeScaling
+from glassformer.model.config import (
+    Attention,
+    Config,
+    FeedForward,
+    Layer,
+    Norm,
+    RopeScaling,
+    Rotary,
+    StateSpace,
+    uniform,
+)
 
 if TYPE_CHECKING:
     from glassformer.model.cache import Cache
     from glassformer.model.transformer import Transformer
 
-__all__ = ["Attention", "Cache", "Config", "FeedForward", "Norm", "Position", "RopeScaling", "Transformer"]
+__all__ = [
+    "Attention",
+    "Cache",
+    "Config",
+    "FeedForward",
+    "Layer",
+    "Norm",
+    "RopeScaling",
+    "Rotary",
+    "StateSpace",
+    "Transformer",
+    "uniform",
+]
 
 
 def __getattr__(name: str) -> Any:

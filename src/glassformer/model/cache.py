@@ -1,7 +1,8 @@
-"""Keys and values of the tokens already read, so that the next token need not read them again.
+"""What the tokens already read left behind, so that the next token need not read them again.
 
-Rows of a batch share one length; shorter texts are padded on the left. The cache knows tensors and
-slots; who fills it and when is the caller's business.
+Attention keeps keys and values, a recurrence keeps its state. Rows of a batch share one length;
+shorter texts are padded on the left. The cache knows tensors and slots; who fills it and when is the
+caller's business.
 """
 
 from __future__ import annotations
@@ -11,17 +12,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glassformer.errors import ShapeError
+from glassformer.model.choices import Attention
 from glassformer.model.config import Config
+
+State = dict[str, Tensor]
 
 
 class Cache:
     """Room for `capacity` tokens of `batch` texts.
 
     Attributes:
-        keys, values: per layer (batch, kv_head, capacity, d_head), keys already rotated.
+        keys, values: per layer (batch, kv_head, capacity, d_head), keys already rotated; None where a layer has none.
+        states: per layer with a recurrence, its state after the last token, (batch, …) each.
         length: slots filled so far, the same for every row.
         mask: (batch, capacity) bool, False where a slot holds padding; None when none does.
     """
+
+    keys: list[Tensor | None]
+    values: list[Tensor | None]
 
     def __init__(
         self,
@@ -34,37 +42,60 @@ class Cache:
         capacity = config.context if capacity is None else capacity
         if batch < 1 or capacity < 1:
             raise ShapeError(f"A cache needs at least one row and one slot; got {batch} rows of {capacity}.")
-        shape = (batch, config.attention.n_kv_heads, capacity, config.attention.d_head)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
+        self.keys, self.values = [], []
+        for layer in config.layers:
+            mixer = layer.mixer
+            if not isinstance(mixer, Attention) or mixer.keys_from is not None:
+                self.keys.append(None)
+                self.values.append(None)
+                continue
+            shape = (batch, mixer.n_kv_heads, capacity)
+            self.keys.append(torch.empty((*shape, mixer.d_head), dtype=dtype, device=device))
+            self.values.append(torch.empty((*shape, mixer.value_size), dtype=dtype, device=device))
+        self.states: dict[int, State] = {}
+        self._held: dict[int, State] = {}
+        self._batch, self._capacity, self.device = batch, capacity, torch.device(device)
+        self.recurrent = any(x.mixer is not None and not isinstance(x.mixer, Attention) for x in config.layers)
         self.length = 0
         self.mask: Bool[Tensor, "batch capacity"] | None = None
 
     @property
     def batch(self) -> int:
         """Rows."""
-        return self.keys[0].shape[0]
+        return self._batch
 
     @property
     def capacity(self) -> int:
         """Slots per row."""
-        return self.keys[0].shape[2]
+        return self._capacity
 
     def store(
-        self, layer: int, k: Float[Tensor, "batch key kv_head d_head"], v: Float[Tensor, "batch key kv_head d_head"]
+        self, layer: int, k: Float[Tensor, "batch key kv_head d_head"], v: Float[Tensor, "batch key kv_head d_value"]
     ) -> tuple[Tensor, Tensor]:
         """Write this layer's new keys and values; returns all filled slots, (batch, kv_head, key, d_head).
 
         `length` moves only when the whole forward is done (`advance`), so a forward that fails
         half-way leaves the cache as it was.
         """
+        keys, values = self.keys[layer], self.values[layer]
+        assert keys is not None
+        assert values is not None
         end = self.length + k.shape[1]
-        self.keys[layer][:, :, self.length : end] = k.transpose(1, 2)
-        self.values[layer][:, :, self.length : end] = v.transpose(1, 2)
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        keys[:, :, self.length : end] = k.transpose(1, 2)
+        values[:, :, self.length : end] = v.transpose(1, 2)
+        return keys[:, :, :end], values[:, :, :end]
+
+    def state(self, layer: int) -> State | None:
+        """What a recurrence left behind after the last token; None before the first."""
+        return self.states.get(layer)
+
+    def hold(self, layer: int, state: State) -> None:
+        """Take a recurrence's state after the new tokens; it counts from `advance` on."""
+        self._held[layer] = state
 
     def check(self, batch: int, count: int) -> None:
         """Raise ShapeError unless `count` more tokens of `batch` rows fit."""
+        self._held.clear()
         if batch != self.batch:
             raise ShapeError(f"The cache holds {self.batch} rows and was given {batch}.")
         if self.length + count > self.capacity:
@@ -77,18 +108,43 @@ class Cache:
         if new is None and self.mask is None:
             return None
         if self.mask is None:
-            self.mask = torch.ones(self.batch, self.capacity, dtype=torch.bool, device=self.keys[0].device)
+            self.mask = torch.ones(self.batch, self.capacity, dtype=torch.bool, device=self.device)
         self.mask[:, self.length : self.length + count] = True if new is None else new
         return self.mask[:, : self.length + count]
 
     def advance(self, count: int) -> None:
         """The forward is done: `count` more slots are filled."""
         self.length += count
+        self.states.update(self._held)
+        self._held.clear()
 
     def truncate(self, length: int) -> None:
-        """Forget everything from slot `length` on."""
+        """Forget everything from slot `length` on.
+
+        Raises:
+            ShapeError: there is less, or a recurrence's state would have to go back, which it cannot.
+        """
         if not 0 <= length <= self.length:
             raise ShapeError(f"The cache holds {self.length} tokens and cannot be cut to {length}.")
+        if self.recurrent and length not in (0, self.length):
+            raise ShapeError("A recurrence's state cannot go back to an earlier token; expand() a copy beforehand.")
+        if length == 0:
+            self.states.clear()
+        self.length = length
+
+    def copy_from(self, other: Cache, length: int) -> None:
+        """Hold the first `length` tokens of another cache of the same model and batch.
+
+        Raises:
+            ShapeError: a recurrence's state is known after another number of tokens only.
+        """
+        if other.recurrent and length not in (0, other.length):
+            raise ShapeError(f"A recurrence's state after {length} tokens is gone; it stands at {other.length}.")
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for a, b in zip(mine, theirs, strict=True):
+                if a is not None and b is not None:
+                    a[:, :, :length] = b[:, :, :length]
+        self.states = {} if length == 0 else {k: dict(state) for k, state in other.states.items()}
         self.length = length
 
     def expand(self, batch: int, capacity: int | None = None) -> Cache:
@@ -99,14 +155,22 @@ class Cache:
         if capacity < self.length:
             raise ShapeError(f"{self.length} filled slots do not fit in a capacity of {capacity}.")
         copy = Cache.__new__(Cache)
-        copy.length = self.length
+        copy.length, copy.recurrent, copy.device = self.length, self.recurrent, self.device
+        copy._batch, copy._capacity, copy._held = batch, capacity, {}
         copy.mask = None
         if self.mask is not None:
             copy.mask = torch.ones(batch, capacity, dtype=torch.bool, device=self.mask.device)
             copy.mask[:, : self.length] = self.mask[:, : self.length]
+        copy.states = {
+            layer: {name: x.expand(batch, *x.shape[1:]).clone() for name, x in state.items()}
+            for layer, state in self.states.items()
+        }
         copy.keys, copy.values = [], []
         for mine, theirs in ((self.keys, copy.keys), (self.values, copy.values)):
             for x in mine:
+                if x is None:
+                    theirs.append(None)
+                    continue
                 y = x.new_empty(batch, x.shape[1], capacity, x.shape[3])
                 y[:, :, : self.length] = x[:, :, : self.length]
                 theirs.append(y)

@@ -1,4 +1,4 @@
-"""The design of a transformer, as frozen data.
+"""The design of a transformer, as frozen data: a list of layers, each made of parts.
 
 This module knows shapes and choices; it does not import torch, allocates nothing, and knows no
 family by name. A field exists only because two supported checkpoints differ on it. Everything is
@@ -9,170 +9,112 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from glassformer.errors import ConfigError, near
+from glassformer.errors import ConfigError, UnsupportedError, near
+from glassformer.model.choices import (
+    FEEDS,
+    MIXERS,
+    Attention,
+    Component,
+    Feed,
+    FeedForward,
+    Mixer,
+    Norm,
+    RopeScaling,
+    Rotary,
+    StateSpace,
+)
+from glassformer.model.choices.common import positive
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
-ACTIVATIONS: tuple[str, ...] = ("gelu", "gelu_tanh", "silu", "relu", "relu2")
-SCALINGS: tuple[str, ...] = ("linear", "llama3", "yarn", "factors")
+Placement = Literal["before", "after", "both", "shared", "sum"]
+PLACEMENTS: tuple[str, ...] = ("before", "after", "both", "shared", "sum")
 
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched to reach a longer context.
-
-    Args:
-        kind: "linear" divides every frequency by `factor` (position interpolation,
-            arXiv:2306.15595); "llama3" divides only the slow ones, blended between `low` and
-            `high`; "yarn" interpolates by parts (arXiv:2309.00071); "factors" divides each
-            frequency by its own number in `factors`.
-        factor: the stretch; new length over the original one.
-        original_context: tokens the model was first trained for ("llama3", "yarn").
-        low, high: "llama3" low/high frequency factors; "yarn" beta_slow/beta_fast.
-        attention_factor: "yarn": cosines and sines are multiplied by it.
-        factors: "factors": one divisor per rotated pair.
-    """
-
-    kind: Literal["linear", "llama3", "yarn", "factors"]
-    factor: float = 1.0
-    original_context: int = 0
-    low: float = 1.0
-    high: float = 4.0
-    attention_factor: float = 1.0
-    factors: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.kind not in SCALINGS:
-            raise ConfigError(f"Rotary scaling {self.kind!r} is unknown; known are {', '.join(SCALINGS)}.")
-        if not self.factor > 0 or not self.attention_factor > 0:
-            raise ConfigError("Rotary scaling needs a factor and an attention_factor above 0.")
-        if self.kind in ("llama3", "yarn"):
-            if self.original_context < 1:
-                raise ConfigError(f"Rotary scaling {self.kind!r} needs original_context, the length first trained for.")
-            if not 0 < self.low < self.high:
-                raise ConfigError(f"Rotary scaling {self.kind!r} needs 0 < low < high; got {self.low} and {self.high}.")
-        if self.kind == "factors" and (not self.factors or min(self.factors) <= 0):
-            raise ConfigError("Rotary scaling 'factors' needs one positive divisor per rotated pair.")
+__all__ = [
+    "Attention",
+    "Config",
+    "FeedForward",
+    "Layer",
+    "Norm",
+    "RopeScaling",
+    "Rotary",
+    "StateSpace",
+    "uniform",
+]
 
 
 @dataclass(frozen=True)
-class Position:
-    """How a token learns where it stands.
+class Layer:
+    """One layer: a mixer, which moves information between positions, and a feed-forward part.
 
     Args:
-        kind: "rotary" turns pairs of query and key dimensions (arXiv:2104.09864; the first half of
-            the rotated dimensions pairs with the second half); "learned" adds a trained vector per
-            position.
-        theta: rotary base.
-        fraction: share of each head's dimensions that are rotated, in (0, 1].
-        scaling: stretch of the frequencies, or None.
-        local_theta: base for layers with a sliding window, unscaled, or None for the same as others.
+        mixer: how positions speak to each other, or None.
+        feed_forward: what is added at each position alone, or None.
+        norms: where norms stand: "before" each part; "after" each part, before its output enters the
+            stream; "both"; "shared" (one before both parts, which run side by side); or after the "sum"
+            of stream and part (the first GPT).
+        parallel: both parts read the same residual stream, instead of one after the other.
+        residual_scale: multiplies what each part adds to the stream, or None.
     """
 
-    kind: Literal["rotary", "learned"] = "rotary"
-    theta: float = 10_000.0
-    fraction: float = 1.0
-    scaling: RopeScaling | None = None
-    local_theta: float | None = None
+    mixer: Mixer | None
+    feed_forward: Feed | None
+    norms: Placement = "before"
+    parallel: bool = False
+    residual_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("rotary", "learned"):
-            raise ConfigError(f"Position kind {self.kind!r} is unknown; known are rotary and learned.")
-        if not self.theta > 0 or (self.local_theta is not None and not self.local_theta > 0):
-            raise ConfigError("A rotary base must be above 0.")
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(f"The rotated share of a head must be in (0, 1]; got {self.fraction}.")
-        if self.kind == "learned" and (self.scaling is not None or self.local_theta is not None or self.fraction != 1):
-            raise ConfigError("Learned positions take no rotary settings.")
-
-
-@dataclass(frozen=True)
-class Norm:
-    """Normalisation of the residual stream before each part.
-
-    Args:
-        kind: "rms" divides by the root mean square (arXiv:1910.07467); "layer" also subtracts the
-            mean and adds a bias (arXiv:1607.06450).
-        eps: added to the mean square before the root.
-        one_plus: the learned scale is 1 + weight (Gemma).
-        post: a second norm after each part, before it enters the residual stream.
-    """
-
-    kind: Literal["rms", "layer"] = "rms"
-    eps: float = 1e-5
-    one_plus: bool = False
-    post: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("rms", "layer"):
-            raise ConfigError(f"Norm kind {self.kind!r} is unknown; known are rms and layer.")
-        if not self.eps > 0:
-            raise ConfigError(f"The norm's eps must be above 0; got {self.eps}.")
-        if self.one_plus and self.kind != "rms":
-            raise ConfigError("A scale of 1 + weight exists for rms norms only.")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The attention part.
-
-    Args:
-        n_heads: query heads.
-        n_kv_heads: key and value heads; n_heads for multi-head, 1 for multi-query attention.
-        d_head: dimensions of each head.
-        bias: biases on the query, key and value projections.
-        out_bias: bias on the output projection.
-        qk_norm: an rms norm over each head's query and key before rotation.
-        scale: multiplies the scores; None for 1/sqrt(d_head).
-        softcap: scores become softcap * tanh(scores / softcap), or None.
-        windows: per layer, how many latest positions (itself included) a query sees, None for all;
-            an empty tuple means None for every layer.
-    """
-
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    bias: bool = False
-    out_bias: bool = False
-    qk_norm: bool = False
-    scale: float | None = None
-    softcap: float | None = None
-    windows: tuple[int | None, ...] = ()
-
-    def __post_init__(self) -> None:
-        _positive("attention", n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, d_head=self.d_head)
-        if self.n_heads % self.n_kv_heads:
+        if self.mixer is None and self.feed_forward is None:
+            raise ConfigError("A layer needs a mixer or a feed-forward part.")
+        if self.norms not in PLACEMENTS:
             raise ConfigError(
-                f"{self.n_heads} query heads cannot share {self.n_kv_heads} key-value heads evenly; "
-                "n_heads must be a multiple of n_kv_heads."
+                f"Norms stand {', '.join(PLACEMENTS)}; {self.norms!r} is none of these." + near(self.norms, PLACEMENTS)
             )
-        if self.scale is not None and not self.scale > 0:
-            raise ConfigError("The score scale must be above 0, or None for 1/sqrt(d_head).")
-        if self.softcap is not None and not self.softcap > 0:
-            raise ConfigError("A soft cap must be above 0, or None.")
-        for window in self.windows:
-            if window is not None and window < 1:
-                raise ConfigError(f"A sliding window must hold at least 1 position; got {window}.")
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """The feed-forward part: down(act(up(x))), or down(act(gate(x)) * up(x)) when gated."""
-
-    d_ff: int
-    activation: Activation = "silu"
-    gated: bool = True
-    bias: bool = False
-
-    def __post_init__(self) -> None:
-        _positive("feed_forward", d_ff=self.d_ff)
-        if self.activation not in ACTIVATIONS:
+        if self.norms == "shared" and not self.parallel:
+            raise ConfigError("Parts that share a norm run side by side; set parallel.")
+        if self.parallel and (self.mixer is None or self.feed_forward is None):
+            raise ConfigError("Only a layer of two parts can run them side by side.")
+        if self.parallel and self.norms in ("both", "sum"):
             raise ConfigError(
-                f"Activation {self.activation!r} is unknown; known are {', '.join(ACTIVATIONS)}."
-                + near(self.activation, ACTIVATIONS)
+                f"Parallel parts with norms {self.norms!r} are not a design any supported checkpoint has."
             )
+        if self.residual_scale is not None and not self.residual_scale > 0:
+            raise ConfigError(f"residual_scale must be above 0, or None; got {self.residual_scale}.")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Prefixes of its parts, in the order the forward reaches them: ("attn", "mlp") for most."""
+        return tuple(part.prefix for part in (self.mixer, self.feed_forward) if part is not None)
+
+    @property
+    def norm_names(self) -> tuple[str, ...]:
+        """Names of its norms of the residual stream, in the order the forward reaches them."""
+        found: list[str] = []
+        for number, part in ((1, self.mixer), (2, self.feed_forward)):
+            if part is None:
+                continue
+            if self.norms != "after" and not (self.norms == "shared" and number == 2):
+                found.append(f"ln{number}")
+            if self.norms in ("after", "both"):
+                found.append(f"ln{number}_post")
+        return tuple(found)
+
+    def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
+        """Its parameters by key within the block, in the order of the computation."""
+        found: dict[str, Component] = {}
+        names = self.norm_names
+        for number, part in ((1, self.mixer), (2, self.feed_forward)):
+            if part is None:
+                continue
+            if f"ln{number}" in names:
+                found |= norm.components(f"ln{number}", d_model)
+            inner = part.components(d_model) if isinstance(part, FeedForward) else part.components(d_model, norm)
+            found |= {f"{part.prefix}.{key}": component for key, component in inner.items()}
+            if f"ln{number}_post" in names:
+                found |= norm.components(f"ln{number}_post", d_model)
+        return found
 
 
 @dataclass(frozen=True)
@@ -182,90 +124,259 @@ class Config:
     Args:
         vocab_size: tokens it knows.
         d_model: width of the residual stream.
-        n_layers: blocks.
         context: the longest text it was made for, in tokens.
-        attention, feed_forward, norm, position: the parts.
-        parallel: both parts read the same residual stream (GPT-NeoX), instead of one after the other.
+        layers: what each layer is made of, first to last.
+        norm: the final norm, and what the layers' norms are.
+        learned_positions: a trained vector per position is added to the embeddings.
+        embedding_norm: the embeddings are normed before the first layer (BLOOM).
+        final_norm: the stream is normed before the unembedding.
         tied: the unembedding matrix is the embedding matrix.
+        unembed_bias: a bias on the logits.
         embedding_scale: multiplies the embeddings (Gemma: sqrt(d_model)), or None.
+        logit_scale: multiplies the logits, or None.
         logit_softcap: logits become softcap * tanh(logits / softcap), or None.
     """
 
     vocab_size: int
     d_model: int
-    n_layers: int
     context: int
-    attention: Attention
-    feed_forward: FeedForward
+    layers: tuple[Layer, ...]
     norm: Norm = field(default_factory=Norm)
-    position: Position = field(default_factory=Position)
-    parallel: bool = False
+    learned_positions: bool = False
+    embedding_norm: bool = False
+    final_norm: bool = True
     tied: bool = False
+    unembed_bias: bool = False
     embedding_scale: float | None = None
+    logit_scale: float | None = None
     logit_softcap: float | None = None
 
     def __post_init__(self) -> None:
-        _positive(
-            "model", vocab_size=self.vocab_size, d_model=self.d_model, n_layers=self.n_layers, context=self.context
-        )
-        windows = self.attention.windows
-        if windows and len(windows) != self.n_layers:
-            raise ConfigError(f"attention.windows names {len(windows)} layers, the model has {self.n_layers}.")
-        if self.position.kind == "rotary":
-            rotated = self.rotary_dims
-            if rotated < 2 or rotated % 2:
-                raise ConfigError(
-                    f"Rotary positions turn pairs, and {self.position.fraction} of {self.attention.d_head} dimensions "
-                    f"is {rotated}; choose a share that gives an even number of at least 2."
-                )
-            scaling = self.position.scaling
-            if scaling is not None and scaling.kind == "factors" and len(scaling.factors) != rotated // 2:
-                raise ConfigError(
-                    f"Rotary scaling gives {len(scaling.factors)} factors for {rotated // 2} rotated pairs."
-                )
-        if self.parallel and self.norm.post:
-            raise ConfigError("Parallel blocks with post-norms are not a design any supported checkpoint has.")
-        for name in ("embedding_scale", "logit_softcap"):
+        positive("model", vocab_size=self.vocab_size, d_model=self.d_model, context=self.context)
+        if not self.layers:
+            raise ConfigError("A model needs at least one layer.")
+        for name in ("embedding_scale", "logit_scale", "logit_softcap"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be above 0, or None; got {value}.")
+        for i, layer in enumerate(self.layers):
+            mixer = layer.mixer
+            if isinstance(mixer, Attention) and (donor := mixer.keys_from) is not None:
+                theirs = self.layers[donor].mixer if 0 <= donor < i else None
+                if not isinstance(theirs, Attention) or theirs.keys_from is not None:
+                    raise ConfigError(f"Layer {i} shares the keys of layer {donor}, which has none before it.")
+                if (theirs.n_kv_heads, theirs.d_head, theirs.value_size) != (
+                    mixer.n_kv_heads,
+                    mixer.d_head,
+                    mixer.value_size,
+                ):
+                    raise ConfigError(f"Layer {i} shares the keys of layer {donor}, whose heads have other sizes.")
 
     @property
-    def rotary_dims(self) -> int:
-        """Dimensions of each head that are rotated (0 with learned positions)."""
-        return int(self.attention.d_head * self.position.fraction) if self.position.kind == "rotary" else 0
+    def n_layers(self) -> int:
+        """How many layers there are."""
+        return len(self.layers)
+
+    def attention(self, layer: int) -> Attention:
+        """The softmax attention of this layer.
+
+        Raises:
+            UnsupportedError: the layer mixes positions in another way.
+        """
+        mixer = self.layers[layer].mixer
+        if isinstance(mixer, Attention):
+            return mixer
+        what = "has no part that mixes positions" if mixer is None else f"is a {mixer.kind.replace('_', ' ')}"
+        raise UnsupportedError(f"Layer {layer} {what}, so it has no queries and keys.")
+
+    def mixer(self, layer: int) -> Mixer:
+        """The part of this layer that mixes positions.
+
+        Raises:
+            UnsupportedError: the layer has none.
+        """
+        mixer = self.layers[layer].mixer
+        if mixer is None:
+            raise UnsupportedError(f"Layer {layer} has no part that mixes positions, so it has no heads.")
+        return mixer
+
+    def feed_forward(self, layer: int) -> Feed:
+        """The feed-forward part of this layer.
+
+        Raises:
+            UnsupportedError: the layer has none.
+        """
+        part = self.layers[layer].feed_forward
+        if part is None:
+            raise UnsupportedError(f"Layer {layer} has no feed-forward part, so it has no neurons.")
+        return part
+
+    def n_heads(self, layer: int) -> int:
+        """Heads of this layer's mixer; 0 where it has none."""
+        mixer = self.layers[layer].mixer
+        return 0 if mixer is None else mixer.n_heads
 
     @property
-    def score_scale(self) -> float:
-        """What multiplies query·key."""
-        scale = self.attention.scale
-        return scale if scale is not None else 1.0 / math.sqrt(self.attention.d_head)
+    def most_heads(self) -> int:
+        """Heads of the layer that has most."""
+        return max(self.n_heads(i) for i in range(self.n_layers))
 
     def window(self, layer: int) -> int | None:
         """Positions a query of this layer sees, itself included; None for all before it."""
-        return self.attention.windows[layer] if self.attention.windows else None
+        mixer = self.layers[layer].mixer
+        return mixer.window if isinstance(mixer, Attention) else None
+
+    @property
+    def all_softmax(self) -> bool:
+        """Whether every layer has softmax attention and a dense feed-forward part."""
+        return all(isinstance(x.mixer, Attention) and isinstance(x.feed_forward, FeedForward) for x in self.layers)
+
+    @property
+    def alike(self) -> Layer | None:
+        """The one layer that all are equal to, windows and rotary bases apart; None where they differ."""
+        plain = {_plain(layer) for layer in self.layers}
+        return self.layers[0] if len(plain) == 1 else None
+
+    def components(self) -> dict[str, Component]:
+        """Every parameter by native key, in the order of the computation."""
+        found = {"embed.weight": Component((self.vocab_size, self.d_model), "embedding")}
+        if self.learned_positions:
+            found["pos_embed.weight"] = Component((self.context, self.d_model), "positions")
+        if self.embedding_norm:
+            found |= self.norm.components("embed_norm", self.d_model)
+        for i, layer in enumerate(self.layers):
+            inner = layer.components(self.d_model, self.norm)
+            found |= {f"blocks.{i}.{key}": component for key, component in inner.items()}
+        if self.final_norm:
+            found |= self.norm.components("final", self.d_model)
+        if not self.tied:
+            found["unembed.weight"] = Component((self.vocab_size, self.d_model), "unembedding")
+        if self.unembed_bias:
+            found["unembed_bias"] = Component((self.vocab_size,), "biases")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; `from_dict` gives the equal Config back."""
-        return dataclasses.asdict(self)
+        """Plain data for JSON; equal neighbouring layers are written once with a count."""
+        plain = {f.name: _plain_value(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "layers"}
+        layers: list[dict[str, Any]] = []
+        for i, layer in enumerate(self.layers):
+            if i and layer == self.layers[i - 1]:
+                layers[-1]["count"] += 1
+            else:
+                layers.append({"count": 1, **_plain_value(layer)})
+        return {**plain, "layers": layers}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Config:
-        """A Config from what `to_dict` gave, after a trip through JSON.
+        """A Config from what `to_dict` gave, after a trip through JSON; also from what earlier versions wrote.
 
         Raises:
             ConfigError: for a missing, unknown or wrongly typed field, by its name.
         """
-        return _build(cls, data, "config")
+        if not isinstance(data, dict):
+            raise ConfigError(f"config must be an object of named fields, not {type(data).__name__}.")
+        if "attention" in data:
+            return _from_first_format(data)
+        entries = data.get("layers")
+        if not isinstance(entries, list):
+            raise ConfigError("config.layers must be a list of layers.")
+        layers: list[Layer] = []
+        for i, entry in enumerate(entries):
+            where = f"config.layers[{i}]"
+            if not isinstance(entry, dict):
+                raise ConfigError(f"{where} must be an object of named fields, not {type(entry).__name__}.")
+            count = entry.get("count", 1)
+            positive(where, count=count)
+            if len(layers) + count > MOST_LAYERS:
+                raise ConfigError(f"{where}: a model has at most {MOST_LAYERS:,} layers.")
+            layers += [_build(Layer, {k: v for k, v in entry.items() if k != "count"}, where)] * count
+        return _build(cls, {**data, "layers": tuple(layers)}, "config")
 
 
-_PARTS: dict[str, type] = {
-    "attention": Attention,
-    "feed_forward": FeedForward,
+MOST_LAYERS = 10_000
+
+
+def uniform(
+    vocab_size: int,
+    d_model: int,
+    n_layers: int,
+    context: int,
+    mixer: Mixer,
+    feed_forward: Feed | None,
+    norm: Norm | None = None,
+    *,
+    windows: Sequence[int | None] = (),
+    local_rotary: Rotary | None = None,
+    norms: Placement = "before",
+    parallel: bool = False,
+    residual_scale: float | None = None,
+    **rest: Any,
+) -> Config:
+    """A design whose layers are alike but for what they see.
+
+    Args:
+        n_layers: how many.
+        windows: per layer, how many latest positions a query sees, None for all; empty for all in every layer.
+        local_rotary: rotary positions of layers with a window, where they differ from the others'.
+        norms, parallel, residual_scale: as in `Layer`.
+        rest: further fields of `Config`.
+
+    Raises:
+        ConfigError: the design cannot be built.
+    """
+    positive("model", n_layers=n_layers)
+    if windows and len(windows) != n_layers:
+        raise ConfigError(f"windows names {len(windows)} layers, the model has {n_layers}.")
+    layers = []
+    for i in range(n_layers):
+        own = mixer
+        if windows and isinstance(mixer, Attention):
+            own = dataclasses.replace(mixer, window=windows[i])
+        if isinstance(own, Attention) and own.window is not None and local_rotary is not None:
+            own = dataclasses.replace(own, rotary=local_rotary)
+        layers.append(Layer(own, feed_forward, norms, parallel, residual_scale))
+    return Config(vocab_size, d_model, context, tuple(layers), Norm() if norm is None else norm, **rest)
+
+
+def _plain(layer: Layer) -> Layer:
+    mixer = layer.mixer
+    if not isinstance(mixer, Attention):
+        return layer
+    rotary = None if mixer.rotary is None else Rotary(fraction=mixer.rotary.fraction)
+    return dataclasses.replace(layer, mixer=dataclasses.replace(mixer, window=None, rotary=rotary))
+
+
+# Plain data and back
+
+_NESTED: Mapping[str, type] = {
     "norm": Norm,
-    "position": Position,
+    "qk_norm_kind": Norm,
+    "rotary": Rotary,
     "scaling": RopeScaling,
 }
+
+
+def _plain_value(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: _plain_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kind = getattr(value, "kind", None) if type(value) in (*MIXERS.values(), *FEEDS.values()) else None
+        return plain if kind is None else {"kind": kind, **plain}
+    if isinstance(value, tuple):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, float) and math.isinf(value):
+        return None
+    return value
+
+
+def _kind(table: Mapping[str, type], data: Any, where: str) -> Any:
+    if data is None:
+        return None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where} must be an object of named fields, not {type(data).__name__}.")
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in table:
+        raise ConfigError(f"{where}.kind {kind!r} is unknown; known are {', '.join(table)}." + near(str(kind), table))
+    return _build(table[kind], {k: v for k, v in data.items() if k != "kind"}, where)
 
 
 def _build(cls: Any, data: Any, where: str) -> Any:
@@ -281,12 +392,18 @@ def _build(cls: Any, data: Any, where: str) -> Any:
             if spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
                 raise ConfigError(f"{where} lacks the field {name!r}.")
             continue
-        value = data[name]
-        if name in _PARTS and value is not None:
-            value = _build(_PARTS[name], value, f"{where}.{name}")
+        value, place = data[name], f"{where}.{name}"
+        if name == "mixer":
+            value = _kind(MIXERS, value, place)
+        elif name in ("feed_forward", "shared") and cls is not Config:
+            value = _kind(FEEDS, value, place)
+        elif name in _NESTED and isinstance(value, dict):
+            value = _build(_NESTED[name], value, place)
+        elif name == "dt_limit" and isinstance(value, (list, tuple)):
+            value = tuple(float("inf") if v is None else v for v in value)
         elif isinstance(value, list):
             value = tuple(value)
-        _check_type(f"{where}.{name}", str(spec.type), value)
+        _check_type(place, str(spec.type), value)
         values[name] = value
     return cls(**values)
 
@@ -304,13 +421,73 @@ def _check_type(where: str, annotation: str, value: Any) -> None:
         sound = isinstance(value, tuple) and all(v is None or type(v) is int for v in value)
     elif annotation.startswith("tuple[float"):
         sound = isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
+    elif annotation.startswith("Norm"):
+        sound = isinstance(value, Norm)
+    elif annotation.startswith("Rotary"):
+        sound = isinstance(value, Rotary)
+    elif annotation.startswith("RopeScaling"):
+        sound = isinstance(value, RopeScaling)
+    elif annotation.startswith("tuple[Layer"):
+        sound = isinstance(value, tuple) and all(isinstance(v, Layer) for v in value)
     else:
         sound = True
     if not sound:
         raise ConfigError(f"{where} must be {annotation}; got {value!r}.")
 
 
-def _positive(what: str, **values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{what}.{name} must be a whole number of at least 1; got {value!r}.")
+# The first format: one attention and one feed-forward part for all layers.
+
+
+@dataclass(frozen=True)
+class _Position:
+    kind: str = "rotary"
+    theta: float = 10_000.0
+    fraction: float = 1.0
+    scaling: RopeScaling | None = None
+    local_theta: float | None = None
+
+
+def _from_first_format(data: dict[str, Any]) -> Config:
+    data = dict(data)
+    position = _build(_Position, data.pop("position", {}), "config.position")
+    if position.kind not in ("rotary", "learned"):
+        raise ConfigError(f"Position kind {position.kind!r} is unknown; known are rotary and learned.")
+    attention, norm = data.pop("attention"), data.pop("norm", {})
+    if not isinstance(attention, dict) or not isinstance(norm, dict):
+        raise ConfigError("config.attention and config.norm must be objects of named fields.")
+    attention, norm = dict(attention), dict(norm)
+    windows, post = attention.pop("windows", ()), norm.pop("post", False)
+    if attention.pop("qk_norm", False):
+        attention["qk_norm"] = "head"
+    learned = position.kind == "learned"
+    rotary = None if learned else Rotary(position.theta, position.fraction, position.scaling)
+    local = None if learned or position.local_theta is None else Rotary(position.local_theta, position.fraction)
+    known = ("vocab_size", "d_model", "n_layers", "context")
+    for name in known:
+        if name not in data:
+            raise ConfigError(f"config lacks the field {name!r}.")
+        _check_type(f"config.{name}", "int", data[name])
+    rest: dict[str, Any] = {k: v for k, v in data.items() if k not in (*known, "feed_forward", "parallel")}
+    allowed = ("tied", "embedding_scale", "logit_softcap")
+    for name in rest:
+        if name not in allowed:
+            raise ConfigError(f"config has no field {name!r}." + near(str(name), (*known, *allowed)))
+        _check_type(f"config.{name}", "bool" if name == "tied" else "float | None", rest[name])
+    parallel = data.get("parallel", False)
+    _check_type("config.parallel", "bool", parallel)
+    mixer = _build(Attention, attention, "config.attention")
+    return uniform(
+        data["vocab_size"],
+        data["d_model"],
+        data["n_layers"],
+        data["context"],
+        dataclasses.replace(mixer, rotary=rotary),
+        _build(FeedForward, data.get("feed_forward"), "config.feed_forward"),
+        _build(Norm, norm, "config.norm"),
+        windows=windows,
+        local_rotary=local,
+        norms="both" if post else "before",
+        parallel=parallel,
+        learned_positions=learned,
+        **rest,
+    )

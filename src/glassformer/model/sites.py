@@ -9,9 +9,11 @@ Axes: batch, query, key, head, kv_head, d_model, d_head, d_ff, vocab.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from glassformer.errors import SiteError, near
@@ -19,12 +21,13 @@ from glassformer.errors import SiteError, near
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from glassformer.model.config import Config
+    from glassformer.model.config import Config, Layer
 
 RESIDUAL = ("batch", "query", "d_model")
 SCALE = ("batch", "query", "one")
 HEADS = ("batch", "query", "head", "d_head")
 KV_HEADS = ("batch", "key", "kv_head", "d_head")
+PER_HEAD = ("batch", "query", "head")
 GRID = ("batch", "head", "query", "key")
 HIDDEN = ("batch", "query", "d_ff")
 VOCAB = ("batch", "query", "vocab")
@@ -41,21 +44,40 @@ class Site:
 
 
 SITES: tuple[Site, ...] = (
-    Site("embed", RESIDUAL, "Each token's row of the embedding matrix, scaled where the family scales it.", False),
+    Site("embed", RESIDUAL, "Each token's row of the embedding matrix, scaled or normed where the family does.", False),
     Site("pos_embed", RESIDUAL, "The trained vector of each position, added to the embedding.", False),
     Site("resid_pre", RESIDUAL, "The residual stream as it enters the block."),
-    Site("ln1.scale", SCALE, "What the norm before attention divides by."),
-    Site("ln1.normed", RESIDUAL, "The residual stream after the norm before attention, learned scale included."),
+    Site("ln1.scale", SCALE, "What the norm before the mixer (attention or a recurrence) divides by."),
+    Site("ln1.normed", RESIDUAL, "The residual stream after the norm before the mixer, learned scale included."),
     Site("attn.q", HEADS, "Queries: what each position asks for, before rotation."),
     Site("attn.k", KV_HEADS, "Keys: what each position offers to be found by, before rotation."),
     Site("attn.v", KV_HEADS, "Values: what each position hands over when it is attended to."),
-    Site("attn.rot_q", HEADS, "Queries after rotation by their position."),
-    Site("attn.rot_k", KV_HEADS, "Keys after rotation by their position."),
+    Site("attn.rot_q", HEADS, "Queries as the scores use them, after rotation by their position."),
+    Site("attn.rot_k", KV_HEADS, "Keys as the scores use them, after rotation by their position."),
     Site("attn.scores", GRID, "Scaled query-key products, soft-capped, minus infinity where a key is hidden."),
-    Site("attn.pattern", GRID, "Attention weights: each row is a softmax over the keys and sums to one."),
-    Site("attn.z", HEADS, "Each head's weighted sum of values, before the output projection."),
+    Site("attn.sink", PER_HEAD, "The share of attention that the head's sink takes and that hands over nothing."),
+    Site("attn.pattern", GRID, "Attention weights: each row, a sink included, is a softmax and sums to one."),
+    Site("attn.gate", HEADS, "What multiplies each head's sum of values, between 0 and 1 (output gates)."),
+    Site(
+        "attn.z",
+        HEADS,
+        "Each head's weighted sum of values, gated where there is a gate; the output projection reads it.",
+    ),
     Site("attn.out", RESIDUAL, "What attention adds to the residual stream, after a post-norm where there is one."),
-    Site("resid_mid", RESIDUAL, "The residual stream between attention and feed-forward (sequential blocks)."),
+    Site("ssm.gate", HEADS, "What gates each head's output, after its activation."),
+    Site("ssm.x", KV_HEADS, "What each position hands over, by head, after the convolution: its values."),
+    Site("ssm.b", ("batch", "key", "group", "d_state"), "How a position is written into the state: its keys."),
+    Site("ssm.c", ("batch", "query", "group", "d_state"), "How a position reads the state: its queries."),
+    Site("ssm.dt", PER_HEAD, "How much each head takes in at a position; its decay follows from it."),
+    Site(
+        "ssm.pattern",
+        GRID,
+        "The grid that decays imply: a head reads this times x (arXiv:2403.01590).",
+    ),
+    Site("ssm.mixed", HEADS, "What each head reads from its state, before gate and norm."),
+    Site("ssm.z", HEADS, "Each head's output after gate and norm, before the output projection."),
+    Site("ssm.out", RESIDUAL, "What the state space adds to the residual stream, after any post-norm."),
+    Site("resid_mid", RESIDUAL, "The residual stream between mixer and feed-forward (sequential blocks of two parts)."),
     Site("ln2.scale", SCALE, "What the norm before the feed-forward layer divides by."),
     Site("ln2.normed", RESIDUAL, "The residual stream after the norm before the feed-forward layer."),
     Site("mlp.pre", HIDDEN, "Each neuron's input to the activation function (the gate, where there is one)."),
@@ -133,30 +155,33 @@ class Tap(Protocol):
     def __call__(self, site: str, x: Tensor, where: Where) -> Tensor | None: ...
 
 
-def exists(site: Site, config: Config) -> bool:
-    """Whether a model of this design has this place at all."""
-    name = site.name
-    if name == "pos_embed":
-        return config.position.kind == "learned"
-    if name in ("attn.rot_q", "attn.rot_k"):
-        return config.position.kind == "rotary"
-    if name == "resid_mid":
-        return not config.parallel
-    if name == "mlp.pre_linear":
-        return config.feed_forward.gated
-    if name == "logits.precap":
-        return config.logit_softcap is not None
-    return True
+@functools.lru_cache(maxsize=4096)
+def block_sites(layer: Layer) -> tuple[str, ...]:
+    """Names within the block of every place a layer of this design has, in the order the forward reaches them."""
+    found = ["resid_pre"]
+    norms, mixer, feed = layer.norm_names, layer.mixer, layer.feed_forward
+    for number, part in ((1, mixer), (2, feed)):
+        if part is None:
+            continue
+        if number == 2 and mixer is not None and not layer.parallel:
+            found.append("resid_mid")
+        if f"ln{number}" in norms and layer.norms != "sum":
+            found += [f"ln{number}.scale", f"ln{number}.normed"]
+        found += [f"{part.prefix}.{site}" for site in (*part.sites(), "out")]
+    return (*found, "resid_post")
+
+
+def outer_sites(config: Config) -> tuple[list[str], list[str]]:
+    """Names of the places before and after the blocks."""
+    head = ["embed", *(["pos_embed"] if config.learned_positions else [])]
+    tail = ["final.scale", "final.normed"] if config.final_norm else ["final.normed"]
+    return head, [*tail, *(["logits.precap"] if config.logit_softcap is not None else []), "logits"]
 
 
 def names(config: Config) -> list[str]:
     """Every full site name of a model of this design, in the order the forward reaches them."""
-    present = [site for site in SITES if exists(site, config)]
-    first_block = next(i for i, site in enumerate(present) if site.in_block)
-    head = [site.name for site in present[:first_block]]
-    blocks = [f"blocks.{i}.{site.name}" for i in range(config.n_layers) for site in present if site.in_block]
-    tail = [site.name for site in present[first_block:] if not site.in_block]
-    return head + blocks + tail
+    head, tail = outer_sites(config)
+    return head + [f"blocks.{i}.{s}" for i, layer in enumerate(config.layers) for s in block_sites(layer)] + tail
 
 
 def canonical(name: str, config: Config) -> str:
@@ -165,7 +190,7 @@ def canonical(name: str, config: Config) -> str:
     Raises:
         SiteError: when the model has no such place, with near matches.
     """
-    match = _BLOCK.match(name)
+    match, layer = _BLOCK.match(name), 0
     if match:
         layer, part = int(match[1]), match[2]
         if not -config.n_layers <= layer < config.n_layers:
@@ -173,7 +198,8 @@ def canonical(name: str, config: Config) -> str:
                 f"There is no site {name!r}: the model has {config.n_layers} layers, "
                 f"blocks.0 to blocks.{config.n_layers - 1}."
             )
-        prefix, part = f"blocks.{layer % config.n_layers}.", _ALIASES.get(part, part)
+        layer %= config.n_layers
+        prefix, part = f"blocks.{layer}.", _ALIASES.get(part, part)
     else:
         prefix, part = "", _ALIASES.get(name, name)
     site = BY_NAME.get(part)
@@ -181,20 +207,35 @@ def canonical(name: str, config: Config) -> str:
         if site is not None and site.in_block:
             raise SiteError(f"{name!r} is a place in every block; name the layer, as in blocks.0.{part}.")
         raise SiteError(f"There is no site {name!r}." + near(name, [*names(config), *(prefix + s.name for s in SITES)]))
-    if not exists(site, config):
-        raise SiteError(f"This model has no site {prefix + part!r}: {_absence(part)}")
+    there = block_sites(config.layers[layer]) if match else (*chain(*outer_sites(config)),)
+    if part not in there:
+        raise SiteError(f"This model has no site {prefix + part!r}: {_absence(part, config, layer)}")
     return prefix + part
 
 
-def _absence(part: str) -> str:
-    return {
-        "pos_embed": "its positions are rotary, not added.",
-        "attn.rot_q": "its positions are learned, so nothing is rotated; use attn.q.",
-        "attn.rot_k": "its positions are learned, so nothing is rotated; use attn.k.",
-        "resid_mid": "its attention and feed-forward run side by side.",
-        "mlp.pre_linear": "its feed-forward layers are not gated.",
-        "logits.precap": "its logits are not soft-capped; use logits.",
-    }[part]
+_ABSENT: dict[str, str] = {
+    "pos_embed": "no trained vectors are added for positions.",
+    "attn.rot_q": "nothing is rotated there; use attn.q.",
+    "attn.rot_k": "nothing is rotated there; use attn.k.",
+    "attn.sink": "its attention has no sink.",
+    "attn.gate": "its attention has no output gate.",
+    "resid_mid": "its attention and feed-forward run side by side, or there is only one of them.",
+    "mlp.pre_linear": "its feed-forward layers are not gated.",
+    "logits.precap": "its logits are not soft-capped; use logits.",
+    "final.scale": "it has no final norm.",
+}
+
+
+def _absence(part: str, config: Config, layer: int) -> str:
+    if part in _ABSENT:
+        return _ABSENT[part]
+    own = [*config.layers[layer].parts, *config.layers[layer].norm_names]
+    return f"layer {layer} is made of {', '.join(own)}."
+
+
+def canonical_part(part: str) -> str:
+    """The name within the block of a place, from that name or a TransformerLens alias."""
+    return _ALIASES.get(part, part)
 
 
 def site_of(name: str) -> Site:
@@ -207,6 +248,26 @@ def layer_of(name: str) -> int | None:
     """The layer of a full canonical name, None outside the blocks."""
     match = _BLOCK.match(name)
     return int(match[1]) if match else None
+
+
+def axis_sizes(name: str, config: Config) -> dict[str, int]:
+    """How long the axes of a full canonical name are that the design decides (all but batch, query and key)."""
+    found = {"d_model": config.d_model, "vocab": config.vocab_size, "one": 1}
+    layer = layer_of(name)
+    if layer is None:
+        return found
+    mixer, feed = config.layers[layer].mixer, config.layers[layer].feed_forward
+    if mixer is not None:
+        leaf = name.rpartition(".")[2]
+        inner = leaf in ("q", "k", "rot_q", "rot_k")
+        found |= {"head": mixer.n_heads, "d_head": mixer.d_head if inner else mixer.value_size}
+        found["kv_head"] = getattr(mixer, "n_kv_heads", mixer.n_heads)
+        found["group"], found["d_state"] = getattr(mixer, "n_groups", 1), getattr(mixer, "d_state", 1)
+        if leaf == "gate" and getattr(mixer, "gate", None) == "head":
+            found["d_head"] = 1
+    if feed is not None:
+        found["d_ff"] = feed.d_ff
+    return found
 
 
 class Looking:

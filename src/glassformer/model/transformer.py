@@ -6,8 +6,7 @@ into through the same code. It knows no files, no tokenizer, and none of the tap
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,65 +14,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from glassformer.errors import CheckpointError, ShapeError, near
-from glassformer.model.attention import AttentionPart, Visible
+from glassformer.model.attention import Visible
 from glassformer.model.cache import Cache
+from glassformer.model.choices import Attention, Rotary
 from glassformer.model.config import Config
-from glassformer.model.layers import Linear, NormLayer, gate, linear, rotaries, softcap
+from glassformer.model.layers import Linear, linear, softcap
+from glassformer.model.norms import NormLayer
+from glassformer.model.parts.block import Block
+from glassformer.model.parts.passing import Pass
+from glassformer.model.positions import Angles, RotaryTable
 from glassformer.model.sites import Looking, Tap, View, Where, see
-
-Angles = tuple[Tensor, Tensor] | None
-
-
-class FeedForwardPart(nn.Module):
-    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        f = config.feed_forward
-        self.gate = Linear(config.d_model, f.d_ff, f.bias) if f.gated else None
-        self.up = Linear(config.d_model, f.d_ff, f.bias)
-        self.down = Linear(f.d_ff, config.d_model, f.bias)
-        self.activation = functools.partial(gate, f.activation)
-
-    def forward(
-        self, x: Float[Tensor, "batch query d_model"], view: View | None = None
-    ) -> Float[Tensor, "batch query d_model"]:
-        if self.gate is None:
-            h = self.activation(see(view, "mlp.pre", self.up(x)))
-        else:
-            pre = see(view, "mlp.pre", self.gate(x))
-            h = self.activation(pre, see(view, "mlp.pre_linear", self.up(x)))
-        return self.down(see(view, "mlp.post", h))
-
-
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each adding to the residual stream."""
-
-    def __init__(self, config: Config, layer: int) -> None:
-        super().__init__()
-        self.parallel = config.parallel
-        self.ln1 = NormLayer(config.d_model, config)
-        self.attn = AttentionPart(config, layer)
-        self.ln2 = NormLayer(config.d_model, config)
-        self.mlp = FeedForwardPart(config)
-        self.ln1_post = NormLayer(config.d_model, config) if config.norm.post else None
-        self.ln2_post = NormLayer(config.d_model, config) if config.norm.post else None
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch query d_model"],
-        angles: Angles,
-        visible: Visible,
-        cache: Cache | None = None,
-        view: View | None = None,
-    ) -> Float[Tensor, "batch query d_model"]:
-        x = see(view, "resid_pre", x)
-        a = self.attn(self.ln1(x, view, "ln1"), angles, visible, cache, view)
-        a = see(view, "attn.out", a if self.ln1_post is None else self.ln1_post(a))
-        middle = x if self.parallel else see(view, "resid_mid", x + a)
-        m = self.mlp(self.ln2(middle, view, "ln2"), view)
-        m = see(view, "mlp.out", m if self.ln2_post is None else self.ln2_post(m))
-        return see(view, "resid_post", x + a + m if self.parallel else middle + m)
 
 
 class Embedding(nn.Module):
@@ -100,12 +50,14 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config.vocab_size, config.d_model)
-        self.pos_embed = Embedding(config.context, config.d_model) if config.position.kind == "learned" else None
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
-        self.final = NormLayer(config.d_model, config)
+        self.pos_embed = Embedding(config.context, config.d_model) if config.learned_positions else None
+        self.embed_norm = NormLayer(config.d_model, config.norm) if config.embedding_norm else None
+        kinds = rotary_kinds(config)
+        self.tables = [RotaryTable(rotary.dims(d_head), rotary.theta, rotary.scaling) for rotary, d_head in kinds]
+        self.blocks = nn.ModuleList(Block(config, i, kinds) for i in range(config.n_layers))
+        self.final = NormLayer(config.d_model, config.norm) if config.final_norm else None
         self.unembed = None if config.tied else Linear(config.d_model, config.vocab_size, False)
-        self._rotary, self._local_rotary = rotaries(config)
-        self._windowed = [config.window(i) is not None for i in range(config.n_layers)]
+        self.unembed_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.unembed_bias else None
         if not self.embed.weight.is_meta:
             self.initialise()
 
@@ -119,15 +71,22 @@ class Transformer(nn.Module):
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Draw fresh weights: normal with deviation 0.02, output projections smaller by the root of
         how many of them add to the stream (GPT-2's choice), norms at identity, biases zero."""
-        out_scale = 0.02 / (2 * self.config.n_layers) ** 0.5
+        config = self.config
+        out_scale = 0.02 / (2 * config.n_layers) ** 0.5
+        norms = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, NormLayer)}
+        plus = {name for name in norms if self.get_submodule(name.rpartition(".")[0]).one_plus}
         for name, p in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith(("bias", ".sink")) or name in plus:
                 p.zero_()
             elif p.ndim == 1:
-                p.fill_(0.0 if self.config.norm.one_plus else 1.0)
+                p.fill_(1.0)
             else:
-                out = name.endswith(("attn.o.weight", "mlp.down.weight"))
+                out = name.endswith((".o.weight", ".down.weight"))
                 p.normal_(0.0, out_scale if out else 0.02, generator=generator)
+        for block in self.blocks:
+            begin = getattr(block.mixer, "begin", None)
+            if begin is not None:
+                begin(generator)
 
     def load(self, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> Transformer:
         """Take a checkpoint's tensors as the parameters, without copying those of the right dtype.
@@ -158,12 +117,12 @@ class Transformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Data type of the weights."""
         return self.embed.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """Device of the weights."""
         return self.embed.weight.device
 
     def forward(
@@ -187,12 +146,12 @@ class Transformer(nn.Module):
             ShapeError: for tokens that do not fit the cache, the positions or the vocabulary's type.
             SiteError: when a tap names a place that is absent or that this forward did not reach.
         """
-        looking, where, visible = self._begin(tokens, cache, mask, tap)
-        x = self._stream(tokens, cache, where, visible, looking, None)
+        looking, state = self._begin(tokens, cache, mask, tap)
+        x = self._blocks(self.embedded(tokens, state.where, looking), state, looking)
         view = None if looking is None else looking.top
         if last and view is None:
             x = x[:, -1:]
-        x = self.final(x, view, "final")
+        x = self.normed(x, view)
         logits = self.unembed_hidden(x[:, -1:] if last else x, view)
         if cache is not None:
             cache.advance(tokens.shape[1])
@@ -213,9 +172,9 @@ class Transformer(nn.Module):
 
         `run_block(block, *args)` replaces the plain call of each block, for activation checkpointing.
         """
-        looking, where, visible = self._begin(tokens, cache, mask, tap)
-        x = self._stream(tokens, cache, where, visible, looking, run_block)
-        x = self.final(x, None if looking is None else looking.top, "final")
+        looking, state = self._begin(tokens, cache, mask, tap)
+        x = self._blocks(self.embedded(tokens, state.where, looking), state, looking, run_block=run_block)
+        x = self.normed(x, None if looking is None else looking.top)
         if cache is not None:
             cache.advance(tokens.shape[1])
         if looking is not None:
@@ -226,7 +185,9 @@ class Transformer(nn.Module):
         self, x: Float[Tensor, "batch query d_model"], view: View | None = None
     ) -> Float[Tensor, "batch query vocab"]:
         """Logits from the normed residual stream, soft-capped where the family caps."""
-        logits = linear(x, self.unembedding)
+        logits = linear(x, self.unembedding, self.unembed_bias)
+        if self.config.logit_scale is not None:
+            logits = logits * self.config.logit_scale
         if self.config.logit_softcap is not None:
             logits = softcap(see(view, "logits.precap", logits), self.config.logit_softcap)
         return see(view, "logits", logits)
@@ -236,14 +197,63 @@ class Transformer(nn.Module):
         """The matrix that reads the prediction out of the stream."""
         return self.embed.weight if self.unembed is None else self.unembed.weight
 
-    def angles(self, positions: Int[Tensor, "batch query"], layer: int) -> Angles:
-        """Cosines and sines by which this layer turns queries and keys at these positions."""
-        rotary = self._local_rotary if self._windowed[layer] else self._rotary
-        return None if rotary is None else rotary(positions, self.dtype)
+    def normed(
+        self, x: Float[Tensor, "batch query d_model"], view: View | None = None
+    ) -> Float[Tensor, "batch query d_model"]:
+        """The residual stream after the final norm, where there is one: what the unembedding reads."""
+        return see(view, "final.normed", x) if self.final is None else self.final(x, view, "final")
+
+    def embedded(
+        self, tokens: Int[Tensor, "batch query"], where: Where, looking: Looking | None = None
+    ) -> Float[Tensor, "batch query d_model"]:
+        """The residual stream as it enters the first block."""
+        view = None if looking is None else looking.top
+        x = self.embed(tokens)
+        if self.config.embedding_scale is not None:
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        x = see(view, "embed", x)
+        if self.pos_embed is not None:
+            x = x + see(view, "pos_embed", self.pos_embed(where.positions))
+        return x
+
+    def stream(
+        self,
+        x: Float[Tensor, "batch query d_model"],
+        positions: Int[Tensor, "batch query"],
+        *,
+        layers: Sequence[int] | None = None,
+        start: int = 0,
+        keys_mask: Bool[Tensor, "batch key"] | None = None,
+        cache: Cache | None = None,
+        tap: Tap | None = None,
+        shared: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+    ) -> Float[Tensor, "batch query d_model"]:
+        """The residual stream after `layers` (all of them by default), given it before the first of them.
+
+        Args:
+            start: key slot of the first query, where `cache` holds earlier ones.
+            keys_mask: False on key slots that hold padding.
+            tap: sees the sites of these layers; others it declares are not reached, which is no error here.
+            shared: keys and values (batch, kv_head, key, d_head) of layers before the first that later ones use.
+        """
+        where = Where(positions, None if keys_mask is None else keys_mask[:, start:], start)
+        looking = None if tap is None else Looking(tap, self.config, where)
+        state = Pass(where, Visible(start, keys_mask), self.angles(positions), cache, dict(shared or {}))
+        return self._blocks(x, state, looking, layers=layers)
+
+    def angles(self, positions: Int[Tensor, "batch query"]) -> tuple[Angles, ...]:
+        """Cosines and sines at these positions, for each of the rotary tables that layers name by number."""
+        return tuple(table(positions, self.dtype) for table in self.tables)
+
+    def table(self, layer: int) -> int | None:
+        """Which rotary table turns this layer's queries and keys; None where nothing is turned."""
+        return getattr(self.blocks[layer].mixer, "table", None)
 
     def _begin(
         self, tokens: Tensor, cache: Cache | None, mask: Tensor | None, tap: Tap | None
-    ) -> tuple[Looking | None, Where, Visible]:
+    ) -> tuple[Looking | None, Pass]:
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise ShapeError(f"Tokens must be (batch, query) with at least one query; got {tuple(tokens.shape)}.")
         if mask is not None and mask.shape != tokens.shape:
@@ -265,36 +275,28 @@ class Transformer(nn.Module):
                 raise ShapeError(f"This model has {self.config.context} trained positions; the text needs {reach}.")
         where = Where(positions, None if keys is None else keys[:, start:], start)
         looking = None if tap is None else Looking(tap, self.config, where)
-        return looking, where, Visible(start, keys)
+        return looking, Pass(where, Visible(start, keys), self.angles(positions), cache)
 
-    def _stream(
+    def _blocks(
         self,
-        tokens: Tensor,
-        cache: Cache | None,
-        where: Where,
-        visible: Visible,
+        x: Tensor,
+        state: Pass,
         looking: Looking | None,
-        run_block: RunBlock | None,
+        *,
+        layers: Sequence[int] | None = None,
+        run_block: RunBlock | None = None,
     ) -> Tensor:
-        view = None if looking is None else looking.top
-        x = self.embed(tokens)
-        if self.config.embedding_scale is not None:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
-        x = see(view, "embed", x)
-        if self.pos_embed is not None:
-            x = x + see(view, "pos_embed", self.pos_embed(where.positions))
-        full, local = self._both_angles(where.positions, x.dtype)
-        for i, block in enumerate(self.blocks):
-            angles = local if self._windowed[i] else full
-            block_view = None if looking is None else looking.at(i)
-            if run_block is None:
-                x = block(x, angles, visible, cache, block_view)
-            else:
-                x = run_block(block, x, angles, visible, cache, block_view)
+        for i in range(self.config.n_layers) if layers is None else layers:
+            block, view = self.blocks[i], None if looking is None else looking.at(i)
+            x = block(x, state, view) if run_block is None else run_block(block, x, state, view)
         return x
 
-    def _both_angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Angles, Angles]:
-        if self._rotary is None or self._local_rotary is None:
-            return None, None
-        full = self._rotary(positions, dtype)
-        return full, full if self._local_rotary is self._rotary else self._local_rotary(positions, dtype)
+
+def rotary_kinds(config: Config) -> list[tuple[Rotary, int]]:
+    """The different ways in which layers rotate, each with the size of the heads it is for."""
+    found: list[tuple[Rotary, int]] = []
+    for layer in config.layers:
+        mixer = layer.mixer
+        if isinstance(mixer, Attention) and mixer.rotary is not None and (mixer.rotary, mixer.d_head) not in found:
+            found.append((mixer.rotary, mixer.d_head))
+    return found

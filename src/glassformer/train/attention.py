@@ -128,16 +128,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def install(transformer: Transformer) -> bool:
     """Let every layer of a model in training attend this way, where its design allows; whether it does."""
-    a = transformer.config.attention
-    if a.softcap is not None or any(window is not None for window in a.windows):
+    config = transformer.config
+    if not config.all_softmax:
         return False
+    for i in range(config.n_layers):
+        a = config.attention(i)
+        if a.plain != a or a.softcap is not None or a.window is not None:
+            return False
     for block in transformer.blocks:
         part: Any = block.attn
         part.attend = functools.partial(_in_place_of, part.attend, part.scale)
     return True
 
 
-def _in_place_of(plain: Any, scale: float, q: Tensor, k: Tensor, v: Tensor, visible: Any, cache: Any, view: Any) -> Any:
-    if cache is not None or view is not None or visible.mask is not None or not torch.is_grad_enabled():
-        return plain(q, k, v, visible, cache, view)
-    return attend(q, k, v, scale)
+def _in_place_of(plain: Any, scale: float, q: Tensor, k: Tensor, v: Tensor, visible: Any, view: Any) -> Any:
+    if q.shape[2] != k.shape[2] or view is not None or visible.mask is not None or not torch.is_grad_enabled():
+        return plain(q, k, v, visible, view)
+    return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale).transpose(1, 2)

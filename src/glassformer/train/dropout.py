@@ -33,8 +33,8 @@ class Dropout:
         self.share, self.scale = round(rate * 2**32), 1 / (1 - rate)
         self.key = self.place = 0
         names = ["blocks.0.resid_pre"]
-        for i in range(config.n_layers):
-            names += [f"blocks.{i}.attn.out", f"blocks.{i}.mlp.out"]
+        for i, layer in enumerate(config.layers):
+            names += [f"blocks.{i}.{part}.out" for part in layer.parts]
         self._sites = {name: number for number, name in enumerate(names)}
         self.reads: frozenset[str] = frozenset()
         self.writes = frozenset(names)

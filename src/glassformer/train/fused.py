@@ -17,7 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassformer.model import Config, Transformer
-from glassformer.model.layers import linear, rotaries
+from glassformer.model.layers import linear
+from glassformer.model.parts.passing import Pass
+from glassformer.model.positions import RotaryTable
+from glassformer.model.sites import View
+from glassformer.model.transformer import rotary_kinds
 from glassformer.train import attention
 from glassformer.train.dropout import Dropout
 from glassformer.train.weights import FlatWeights
@@ -30,19 +34,28 @@ def supported(transformer: Transformer) -> bool:
 
 def plain(c: Config) -> bool:
     """Whether this design is the plain one."""
-    a, f, n, p = c.attention, c.feed_forward, c.norm, c.position
+    layer = c.alike
+    if layer is None or not c.all_softmax:
+        return False
+    a, f, n = c.attention(0), c.feed_forward(0), c.norm
+    if a.plain != a or len(rotary_kinds(c)) != 1:
+        return False
     return (
         n.kind == "rms"
         and not n.one_plus
-        and not n.post
-        and not c.parallel
-        and p.kind == "rotary"
-        and c.rotary_dims == a.d_head
-        and p.local_theta is None
+        and n.weight
+        and not n.biased
+        and layer.norms == "before"
+        and layer.residual_scale is None
+        and not layer.parallel
+        and not c.learned_positions
+        and not c.embedding_norm
+        and c.final_norm
+        and a.rotary_dims == a.d_head
         and a.n_kv_heads == a.n_heads
         and not (a.bias or a.out_bias or f.bias)
         and a.softcap is None
-        and all(window is None for window in a.windows)
+        and all(c.window(i) is None for i in range(c.n_layers))
         and f.gated
         and f.activation == "silu"
     )
@@ -56,15 +69,16 @@ class _Part:
             return weights.joined([f"{prefix}.{name}.weight" for name in names])
 
         c = transformer.config
-        self.heads, self.d_head, self.d_ff = c.attention.n_heads, c.attention.d_head, c.feed_forward.d_ff
-        self.scale, self.eps = c.score_scale, c.norm.eps
+        a = c.attention(0)
+        self.heads, self.d_head, self.d_ff = a.n_heads, a.d_head, c.feed_forward(0).d_ff
+        self.scale, self.eps = a.score_scale, c.norm.eps
         self.qkv, self.g_qkv = both("attn.q", "attn.k", "attn.v")
         self.o, self.g_o = both("attn.o")
         self.gate_up, self.g_gate_up = both("mlp.gate", "mlp.up")
         self.down, self.g_down = both("mlp.down")
         self.ln1, self.g_ln1 = both("ln1")
         self.ln2, self.g_ln2 = both("ln2")
-        self.qk_norm = c.attention.qk_norm
+        self.qk_norm = a.qk_norm
         if self.qk_norm:
             self.q_norm, self.g_q_norm = both("attn.q_norm")
             self.k_norm, self.g_k_norm = both("attn.k_norm")
@@ -89,17 +103,15 @@ class FusedBlocks:
         self.numbers = {id(b): i for i, b in enumerate(transformer.blocks)}
         self.last = transformer.blocks[-1]
         self.dropout = dropout
-        rotary, _ = rotaries(transformer.config)
-        assert rotary is not None
-        self.rotary = rotary
+        (rotary, d_head) = rotary_kinds(transformer.config)[0]
+        self.rotary = RotaryTable(rotary.dims(d_head), rotary.theta, rotary.scaling)
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __call__(
-        self, block: nn.Module, x: Tensor, angles: Any, visible: Any, cache: Any = None, view: Any = None
-    ) -> Tensor:
+    def __call__(self, block: nn.Module, x: Tensor, state: Pass, view: View | None = None) -> Tensor:
         """The block's output; float32 between blocks, the block's own dtype after the last."""
-        if cache is not None or view is not None or visible.mask is not None or not torch.is_grad_enabled():
-            out: Tensor = block(x, angles, visible, cache, view)
+        plain = state.cache is None and view is None and state.visible.mask is None
+        if not plain or not torch.is_grad_enabled():
+            out: Tensor = block(x, state, view)
             return out
         length = x.shape[1]
         if length not in self._angles:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glassformer.model import Transformer
+
 IGNORE = -100
 """A target that does not count."""
 
@@ -103,3 +105,16 @@ def cross_entropy_sum(
     size = chunk or chunk_rows(weight.shape[0])
     total: Tensor = _ChunkedCrossEntropy.apply(rows, weight, targets.reshape(-1), softcap, size)
     return total
+
+
+def read_out(transformer: Transformer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states and a matrix whose product is the logits before the soft cap, the unembedding's scale and bias in
+    them."""
+    scale, bias, matrix = transformer.config.logit_scale, transformer.unembed_bias, transformer.unembedding
+    if scale is not None:
+        hidden = hidden * scale
+    if bias is not None:
+        ones = torch.full_like(hidden[..., :1], 1.0 if scale is None else scale)
+        hidden = torch.cat([hidden, ones], dim=-1)
+        matrix = torch.cat([matrix, bias[:, None]], dim=1)
+    return hidden, matrix

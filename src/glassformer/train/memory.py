@@ -11,7 +11,9 @@ import torch
 
 from glassformer.count import count
 from glassformer.errors import MemoryLimitError
-from glassformer.model.config import Config
+from glassformer.model.choices import Attention, StateSpace
+from glassformer.model.config import Config, Layer
+from glassformer.model.parts.state_space import CHUNK
 from glassformer.train import fused
 from glassformer.train.loss import chunk_rows
 from glassformer.train.recipe import Recipe
@@ -72,17 +74,12 @@ def estimate(
     if native:
         return _native(recipe, config, size, threads or torch.get_num_threads())
     length = recipe.model.context
-    a, f = config.attention, config.feed_forward
-    inner, shared = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
     # per token and layer: streams and norms (float32 inside), q k v before and after norm and rotation, feed-forward
-    norms = config.d_model * (4 * size + 2 * 8)
-    attention = (inner + shared) * ((4 * size + 8) if a.qk_norm else 3 * size) + (2 * inner + shared) * size
-    attention += 4 * (inner - shared) * size  # keys and values once for every query head, heads before tokens
-    feed = f.d_ff * size * (4 if f.gated else 3)
-    layer = norms + attention + feed
+    layers = [_layer(config.d_model, layer, size) for layer in config.layers]
+    layer = sum(layers) / len(layers)
     if config.norm.kind == "rms" and (recipe.loop.recompute or not recipe.loop.fused or not fused.plain(config)):
-        layer = int(layer * HEAP)
-    kept = config.n_layers * layer
+        layer *= HEAP
+    kept = int(config.n_layers * layer)
     if recipe.loop.recompute:
         # a block's input, and as measured on a processor's heap nearly four holes of that size; one block being made
         kept = int(config.n_layers * config.d_model * size * RECOMPUTED + 1.2 * layer)
@@ -92,18 +89,41 @@ def estimate(
     update = 0
     if recipe.optimizer.kind == "muon":
         # all matrices of one shape at once: direction, orthogonal so far, next, and their products
-        stack = config.n_layers * config.d_model * max((2 if f.gated else 1) * f.d_ff, 4 * inner)
+        stack = config.n_layers * config.d_model * max(_widest(layer) for layer in config.layers)
         update = stack * (4 + 4 * size)
     if shards > 1:
         weights = weights // shards + 2 * size * parameters // max(1, config.n_layers)
     return StepMemory(weights, length * (kept + 2 * config.d_model * 4), logits, update)
 
 
+def _layer(d_model: int, layer: Layer, size: int) -> int:
+    """Bytes a token that the backward pass needs of one layer."""
+    total = d_model * (4 * size + 2 * 8)
+    a, f = layer.mixer, layer.feed_forward
+    if isinstance(a, Attention):
+        inner, shared = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
+        total += (inner + shared) * ((4 * size + 8) if a.qk_norm else 3 * size) + (2 * inner + shared) * size
+        total += 4 * (inner - shared) * size  # keys and values once for every query head, heads before tokens
+    elif isinstance(a, StateSpace):
+        # gate, channels before and after the convolution, the grid of a chunk in float32, what is read and normed
+        total += a.out_size * 8 * size + 3 * sum(a.widths) * size + a.n_heads * CHUNK * 4 * 3
+    if f is not None:
+        total += f.d_ff * size * (4 if f.gated else 3)
+    return total
+
+
+def _widest(layer: Layer) -> int:
+    """Rows of the largest stack of matrices that an update takes at once."""
+    f = layer.feed_forward
+    feed = 0 if f is None else (2 if f.gated else 1) * f.d_ff
+    return max(feed, 4 * layer.mixer.out_size if layer.mixer is not None else 0)
+
+
 def _native(recipe: Recipe, config: Config, size: int, threads: int) -> StepMemory:
     """Of the native step: the weights packed for both directions, a store with an upper bound, a block a thread."""
     parameters = count(config).parameters
     weights = (4 + 4 + 8 + 2 * size) * parameters + (2 * 2 * parameters if size == 2 else 0)
-    a, f = config.attention, config.feed_forward
+    a, f = config.attention(0), config.feed_forward(0)
     inner, shared = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
     wide = (2 if f.gated else 1) * f.d_ff
     length, outs = recipe.model.context, inner + 2 * shared

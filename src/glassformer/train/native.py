@@ -29,17 +29,29 @@ LONGEST = 1024
 
 def refusal(config: Config) -> str | None:
     """What of a design the native step does not do, as the end of "native does not train …"; None when it does all."""
-    a, f, n, p = config.attention, config.feed_forward, config.norm, config.position
+    layer = config.alike
+    if layer is None or not config.all_softmax:
+        return "layers that differ, or are made of other parts than attention and a dense feed-forward"
+    a, f, n = config.attention(0), config.feed_forward(0), config.norm
+    learned = config.learned_positions
     reasons = {
-        "norms after the parts": n.post,
+        "norms elsewhere than before the parts": layer.norms != "before",
+        "scaled residuals": layer.residual_scale is not None,
+        "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
+        "positions of another kind": (a.rotary is None) != learned or bool(a.alibi),
+        "gates, sinks and other forms of attention": a.plain != a,
+        "outputs with a bias, a scale or no norm": config.unembed_bias
+        or config.logit_scale is not None
+        or not config.final_norm
+        or config.embedding_norm,
         "norm scales of 1 + weight": n.one_plus,
-        "parts side by side": config.parallel,
-        "sliding windows": any(window is not None for window in a.windows),
+        "parts side by side": layer.parallel,
+        "sliding windows": any(config.window(i) is not None for i in range(config.n_layers)),
         "soft caps": a.softcap is not None or config.logit_softcap is not None,
         "scaled embeddings": config.embedding_scale is not None,
-        "partly turned heads": p.kind == "rotary" and config.rotary_dims != a.d_head,
+        "partly turned heads": a.rotary is not None and a.rotary_dims != a.d_head,
         f"the activation {f.activation}": f.activation not in ACTIVATIONS,
-        f"heads of {a.d_head} dimensions": a.d_head > 512 or (p.kind == "rotary" and a.d_head % 2 == 1),
+        f"heads of {a.d_head} dimensions": a.d_head > 512 or (a.rotary is not None and a.d_head % 2 == 1),
     }
     return next((reason for reason, there in reasons.items() if there), None)
 

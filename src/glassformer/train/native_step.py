@@ -16,7 +16,8 @@ from torch import Tensor
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError
 from glassformer.kernels import train_abi
 from glassformer.model import Config
-from glassformer.model.layers import rotaries
+from glassformer.model.positions import RotaryTable
+from glassformer.model.transformer import rotary_kinds
 from glassformer.train.dropout import Dropout
 from glassformer.train.recipe import OptimizerSpec
 from glassformer.train.weights import FlatWeights, kind_of
@@ -176,7 +177,7 @@ class NativeStep:
 
 
 def _shape(config: Config, threads: int) -> Any:
-    a, f = config.attention, config.feed_forward
+    a, f = config.attention(0), config.feed_forward(0)
     return train_abi.TrainShape(
         vocab=config.vocab_size,
         d_model=config.d_model,
@@ -186,21 +187,23 @@ def _shape(config: Config, threads: int) -> Any:
         d_head=a.d_head,
         d_ff=f.d_ff,
         context=config.context,
-        qk_norm=a.qk_norm,
+        qk_norm=a.qk_norm is not None,
         layer_norm=config.norm.kind == "layer",
         gated=f.gated,
         activation=train_abi.ACTIVATIONS[f.activation],
         tied=config.tied,
         threads=threads,
         eps=config.norm.eps,
-        score_scale=config.score_scale,
+        score_scale=a.score_scale,
     )
 
 
 def _angles(config: Config) -> tuple[Tensor | None, Tensor | None]:
     """Cosines and sines of every position and pair, float32; None without rotary positions."""
-    rotary, _ = rotaries(config)
-    if rotary is None:
+    kinds = rotary_kinds(config)
+    if not kinds:
         return None, None
-    cosines, sines = rotary(torch.arange(config.context)[None], torch.float32)
+    rotary, d_head = kinds[0]
+    table = RotaryTable(rotary.dims(d_head), rotary.theta, rotary.scaling)
+    cosines, sines = table(torch.arange(config.context)[None], torch.float32)
     return cosines[0, :, 0].contiguous(), sines[0, :, 0].contiguous()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from glassformer.errors import UsageError, near
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+from glassformer.model.config import Attention, Config, FeedForward, Norm, Rotary, uniform
 from glassformer.train.settings import check, coerce, pair
 
 DEFAULT = "cpu-minutes"
@@ -280,18 +280,19 @@ class Recipe:
         d_ff = m.d_ff or (-(-m.width * 8 // 3 // 32) * 32 if gated else 4 * m.width)
         head_dims = m.head_dims or m.width // m.heads
         gpt2 = m.design == "gpt2"
-        return Config(
+        return uniform(
             vocab_size=vocab_size,
             d_model=m.width,
             n_layers=m.layers,
             context=m.context,
-            attention=Attention(
+            mixer=Attention(
                 n_heads=m.heads,
                 n_kv_heads=m.kv_heads or m.heads,
                 d_head=head_dims,
                 bias=gpt2,
                 out_bias=gpt2,
-                qk_norm=m.design in ("qwen3", "relu2"),
+                qk_norm="head" if m.design in ("qwen3", "relu2") else None,
+                rotary=None if gpt2 else Rotary(m.theta),
             ),
             feed_forward=FeedForward(
                 d_ff=d_ff,
@@ -300,7 +301,7 @@ class Recipe:
                 bias=gpt2,
             ),
             norm=Norm(kind="layer", eps=1e-5) if gpt2 else Norm(kind="rms", eps=1e-6),
-            position=Position(kind="learned") if gpt2 else Position(kind="rotary", theta=m.theta),
+            learned_positions=gpt2,
             tied=m.tied or gpt2,
         )
 

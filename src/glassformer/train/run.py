@@ -265,7 +265,7 @@ def _config(recipe: Recipe, tokenizer: Any, before: Mapping[str, Any], start: An
         return Config.from_dict(before["config"])
     if start is not None:
         config: Config = start.config
-        if recipe.model.context > config.context and config.position.kind == "learned":
+        if recipe.model.context > config.context and config.learned_positions:
             raise UsageError(
                 f"{recipe.model.start} has {config.context} trained positions; context={recipe.model.context} is more."
             )

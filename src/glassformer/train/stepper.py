@@ -18,7 +18,7 @@ from glassformer.errors import CheckpointError
 from glassformer.model import Config, Transformer
 from glassformer.train import checkpoint
 from glassformer.train.dropout import Dropout
-from glassformer.train.loss import cross_entropy_sum
+from glassformer.train.loss import cross_entropy_sum, read_out
 from glassformer.train.recipe import Recipe
 from glassformer.train.weights import FlatWeights, norms
 
@@ -215,7 +215,7 @@ class LocalStepper(abc.ABC):
         with self.weights.exact():
             hidden = model.hidden(tokens)
             cap = model.config.logit_softcap
-            return cross_entropy_sum(hidden, model.unembedding, targets, softcap=cap, chunk=self.recipe.loop.loss_chunk)
+            return cross_entropy_sum(*read_out(model, hidden), targets, softcap=cap, chunk=self.recipe.loop.loss_chunk)
 
     @abc.abstractmethod
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from glassformer.model import Transformer
 from glassformer.system import hardware
 from glassformer.train import attention, compiling, fused
 from glassformer.train.dropout import Dropout
-from glassformer.train.loss import cross_entropy_sum
+from glassformer.train.loss import cross_entropy_sum, read_out
 from glassformer.train.optimizer import MuonAdamW
 from glassformer.train.recipe import Recipe
 from glassformer.train.stepper import LocalStepper
@@ -47,7 +47,7 @@ class Objective(nn.Module):
         tap = self.dropout if torch.is_grad_enabled() else None
         hidden = self.transformer.hidden(tokens, tap=tap, run_block=self.run_block)
         cap = self.transformer.config.logit_softcap
-        return cross_entropy_sum(hidden, self.transformer.unembedding, targets, softcap=cap, chunk=self.chunk)
+        return cross_entropy_sum(*read_out(self.transformer, hidden), targets, softcap=cap, chunk=self.chunk)
 
 
 def recomputing(block: nn.Module, *args: Any) -> Tensor:
@@ -100,11 +100,11 @@ def initialise(transformer: Transformer, seed: int) -> None:
     generator = torch.Generator(device="cpu").manual_seed(seed)
     config = transformer.config
     for name, p in transformer.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith(("bias", ".sink")):
             p.zero_()
         elif p.ndim == 1:
             p.fill_(0.0 if config.norm.one_plus else 1.0)
-        elif name.endswith(("attn.o.weight", "mlp.down.weight")) or name == "unembed.weight":
+        elif name.endswith((".o.weight", ".down.weight")) or name == "unembed.weight":
             p.zero_()
         else:
             deviation = (
@@ -112,6 +112,10 @@ def initialise(transformer: Transformer, seed: int) -> None:
             )
             drawn = torch.empty(p.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
             p.copy_(drawn)
+    for block in transformer.blocks:
+        begin = getattr(block.mixer, "begin", None)
+        if begin is not None:
+            begin(generator)
 
 
 def fresh(empty: Transformer, seed: int) -> Transformer:

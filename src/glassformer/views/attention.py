@@ -46,13 +46,14 @@ def thumbnails(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     trace = session.trace(ask)
     config = trace.config
     size = min(ask.size, trace.length)
-    small = torch.zeros(config.n_layers, config.attention.n_heads, size, size)
+    small = torch.zeros(config.n_layers, config.most_heads, size, size)
     for layer in range(config.n_layers):
         check()
-        small[layer] = _shrunk(trace, layer, size)
+        if heads := config.n_heads(layer):
+            small[layer, :heads] = _shrunk(trace, layer, size)
     return {
         "layers": config.n_layers,
-        "heads": config.attention.n_heads,
+        "heads": config.most_heads,
         "size": size,
         "length": trace.length,
         "data": packed((small.clamp(0, 1) * 255).round(), torch.uint8),
@@ -65,7 +66,7 @@ def _shrunk(trace: Trace, layer: int, size: int) -> Tensor:
     if trace.length == size:
         return trace.pattern(layer).float()
     edges = [round(i * trace.length / size) for i in range(size + 1)]
-    heads = trace.config.attention.n_heads
+    heads = trace.config.n_heads(layer)
     out = torch.zeros(heads, size, size)
     for i in range(size):
         rows = trace.pattern(layer, queries=slice(edges[i], edges[i + 1])).float().amax(1)
@@ -83,6 +84,9 @@ def _roles(small: Tensor, trace: Trace, check: Check) -> list[list[str | None]]:
     rows = torch.linspace(1, n - 1, min(n - 1, 128)).long().unique().tolist()
     for layer in range(small.shape[0]):
         check()
+        if not trace.config.n_heads(layer):
+            out.append([None] * small.shape[1])
+            continue
         at = [trace.pattern(layer, queries=q)[:, : q + 1].float() for q in rows]
         shares = {
             "first": torch.stack([p[:, 0] for p in at]).mean(0),
@@ -99,10 +103,11 @@ def _roles(small: Tensor, trace: Trace, check: Check) -> list[list[str | None]]:
 def _patterns(plan: Plan) -> dict[str, Any]:
     """Lower triangles of the heads' patterns in 16 bits; of a long text, only of the heads that matter most."""
     trace = plan.session.trace(plan.request)
-    n, layers, heads = trace.length, trace.config.n_layers, trace.config.attention.n_heads
+    n, layers = trace.length, trace.config.n_layers
+    every = [(layer, h) for layer in range(layers) for h in range(trace.config.n_heads(layer))]
     rows, columns = torch.tril_indices(n, n)
     most = max(1, PATTERN_BYTES // (2 * len(rows)))
-    order = list(dict.fromkeys([*plan.heads, *((layer, h) for layer in range(layers) for h in range(heads))]))[:most]
+    order = list(dict.fromkeys([*plan.heads, *every]))[:most]
     found = {}
     for layer in range(layers):
         here = [h for at, h in order if at == layer]
@@ -113,7 +118,7 @@ def _patterns(plan: Plan) -> dict[str, Any]:
         for head in here:
             small = (grid[head][rows, columns] * 65535).round().to(torch.int32).to(torch.uint16)
             found[f"{layer},{head}"] = base64.b64encode(small.numpy().tobytes()).decode("ascii")
-    return {"size": n, "heads": found, "all": len(found) == layers * heads}
+    return {"size": n, "heads": found, "all": len(found) == len(every)}
 
 
 class AttentionAsk(Ask):
@@ -159,7 +164,7 @@ def attention(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         pieces.append(part)
     return {
         "layer": trace.layer(ask.layer),
-        "head": None if ask.head is None else trace.head(ask.head),
+        "head": None if ask.head is None else trace.head(ask.head, trace.layer(ask.layer)),
         "q0": q0,
         "q1": q1,
         "k0": k0,

@@ -122,17 +122,20 @@ def _lens(traces: list[Any], check: Check) -> dict[str, Any]:
 
 
 def _attention(traces: list[Any], ask: Any, check: Check) -> dict[str, Any]:
-    a, b = (t.config.attention.n_heads for t in traces)
+    heads = [[t.config.n_heads(i) for i in range(t.config.n_layers)] for t in traces]
     layers = min(t.config.n_layers for t in traces)
-    if a != b:
+    if heads[0][:layers] != heads[1][:layers]:
+        a, b = (max(each) for each in heads)
         raise UsageError(f"The two models have {a} and {b} heads a layer, so their heads do not pair up.")
     ranked = []
     for layer in range(layers):
         check()
+        if not heads[0][layer]:
+            continue
         apart = (traces[0].pattern(layer).double() - traces[1].pattern(layer).double()).abs().sum(-1) / 2
         ranked += [
             {"layer": layer, "head": h, "mean": float(apart[h].mean()), "largest": float(apart[h].max())}
-            for h in range(a)
+            for h in range(heads[0][layer])
         ]
     ranked.sort(key=lambda d: -d["mean"])
     out: dict[str, Any] = {"heads": ranked, "unit": "share of attention moved, averaged over queries"}

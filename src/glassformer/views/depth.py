@@ -81,12 +81,13 @@ def journey(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     stream = trace.at("blocks.0.resid_pre", position)
     for layer in range(trace.config.n_layers):
         check()
-        for kind, site, place in (("attn", "attn.out", "resid_mid"), ("mlp", "mlp.out", "resid_post")):
-            added = trace.at(f"blocks.{layer}.{site}", position)
+        parts = trace.config.layers[layer].parts
+        for kind in parts:
+            site = f"blocks.{layer}.{kind}.out"
+            added = trace.at(site, position)
             stream = stream + added
-            steps.append(
-                _step(f"blocks.{layer}.{site}", kind, layer, added, rows.get(f"blocks.{layer}.{place}"), stream)
-            )
+            place = "resid_post" if kind == parts[-1] else "resid_mid"
+            steps.append(_step(site, kind, layer, added, rows.get(f"blocks.{layer}.{place}"), stream))
     return {"position": position, "followed": read["followed"][0], "steps": steps}
 
 

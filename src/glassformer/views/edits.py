@@ -126,12 +126,12 @@ def _scaled(e: Scale) -> Any:
     if e.part == "word":
         if not e.source:
             raise UsageError("A word that is scaled needs its positions, as source.")
-        return Apply((), None, ("attn.pattern",), Selection(keys=Places.of(e.source, "keys")), read)
+        return Apply((), None, ("mixer.pattern",), Selection(keys=Places.of(e.source, "keys")), read)
     if e.layer is None or (e.part in ("head", "neuron")) != (e.unit is not None):
         raise UsageError(
             f"To scale a {e.part.replace('_', '-')}, give its layer and, of a head or neuron, its number as unit."
         )
-    site = {"head": "attn.z", "attention": "attn.out", "feed_forward": "mlp.out", "neuron": "mlp.post"}[e.part]
+    site = {"head": "mixer.z", "attention": "mixer.out", "feed_forward": "mlp.out", "neuron": "mlp.post"}[e.part]
     chosen = Selection(
         heads=Places.of(e.unit if e.part == "head" else None, "heads"),
         units=Places.of(e.unit if e.part == "neuron" else None, "units"),

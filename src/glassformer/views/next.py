@@ -50,7 +50,7 @@ def tokens(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "precision": model.precision,
         "context": model.config.context,
         "layers": model.config.n_layers,
-        "heads": model.config.attention.n_heads,
+        "heads": model.config.most_heads,
         "text": ask.text,
         "tokens": out,
         "words": [{"text": w.text, "tokens": list(w.positions)} for w in by_word(ids, tokenizer)],

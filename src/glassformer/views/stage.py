@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from glassformer.errors import SiteError, TextError
+from glassformer.errors import TextError
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, At
 from glassformer.views.registry import Check, view
@@ -98,11 +98,12 @@ def _stream(trace: Trace, dims: Tensor, check: Check) -> tuple[Tensor, Tensor, T
     lanes, norms, added, sizes = [stream[:, dims]], [stream.double().norm(dim=-1)], [], []
     for layer in range(trace.config.n_layers):
         check()
-        for part in ("attn", "mlp"):
-            try:
-                write = trace.tensor(f"blocks.{layer}.{part}.out")[0]
-            except SiteError:  # a layer may lack one of its halves
+        choice = trace.config.layers[layer]
+        for part in (choice.mixer, choice.feed_forward):
+            if part is None:
                 write = torch.zeros_like(stream)
+            else:
+                write = trace.tensor(f"blocks.{layer}.{part.prefix}.out")[0]
             stream = stream + write
             lanes.append(stream[:, dims])
             norms.append(stream.double().norm(dim=-1))
@@ -123,6 +124,9 @@ def _arcs(trace: Trace, threshold: float, check: Check) -> dict[str, Any]:
     rows = torch.empty(0, 5, dtype=torch.float64)
     for layer in range(trace.config.n_layers):
         check()
+        if not trace.config.n_heads(layer):
+            heads.append(0)
+            continue
         grid = trace.weighted(layer).double().cpu()
         heads.append(grid.shape[0])
         share = grid / grid.sum((0, 2), keepdim=True).clamp(min=1e-30)
@@ -175,10 +179,9 @@ def _neurons(trace: Trace, sizes: Tensor, check: Check) -> dict[str, Any]:
     found, share_at = [], NEURON_SHARE
     for layer in range(trace.config.n_layers):
         check()
-        try:
-            strength, output = strengths(trace, layer)
-        except SiteError:  # a layer without neurons of its own
+        if trace.config.layers[layer].feed_forward is None:
             continue
+        strength, output = strengths(trace, layer)
         share = strength.double().cpu() / sizes[layer].cpu().clamp(min=1e-30)[:, None]
         at = (share >= NEURON_SHARE).nonzero()
         picked = [share[at[:, 0], at[:, 1]], output.double().cpu()[at[:, 0], at[:, 1]]]
@@ -249,7 +252,8 @@ def carry(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     from glassformer.interp.circuits import unembedded
 
     trace = session.trace(ask)
-    layer, head, query = trace.layer(ask.layer), trace.head(ask.head), trace.position(ask.query)
+    layer, query = trace.layer(ask.layer), trace.position(ask.query)
+    head = trace.head(ask.head, layer)
     width = trace.config.d_model
     cells = min(ask.cells, width)
     dims = (torch.arange(cells) * width // cells).to(trace.transformer.device)

@@ -7,6 +7,7 @@ nothing else decides, so what cannot be expressed is found and named without a l
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, Table
 from glassformer.errors import CheckpointError, ConfigError, UnsupportedError
-from glassformer.model.config import Config
+from glassformer.model.config import Attention, Config, Layer
 
 # Settings every family shares that would change the computation: the values that do not.
 _COMMON_ONLY: Mapping[str, tuple[Any, ...]] = {
@@ -163,31 +164,58 @@ def expressible(config: Config, read_back: Callable[[], Config], layout: str, to
 
 def canonical(config: Config) -> Config:
     """The same computation in its one plainest spelling, so that two configs can be compared."""
-    attention, position = config.attention, config.position
-    if all(window is None for window in attention.windows):
-        attention = dataclasses.replace(attention, windows=())
+    return dataclasses.replace(config, layers=tuple(_canonical(layer) for layer in config.layers))
+
+
+@functools.lru_cache(maxsize=1024)
+def _canonical(layer: Layer) -> Layer:
+    attention = layer.mixer
+    if not isinstance(attention, Attention):
+        return layer
     if attention.scale is not None and math.isclose(attention.scale, attention.d_head**-0.5, rel_tol=1e-6):
         attention = dataclasses.replace(attention, scale=None)
-    scaling = position.scaling
+    scaling = None if attention.rotary is None else attention.rotary.scaling
     if scaling is not None and (
         (scaling.kind == "linear" and scaling.factor == 1)
         or (scaling.kind == "factors" and set(scaling.factors) == {1})
     ):
-        position = dataclasses.replace(position, scaling=None)
-    if position.local_theta is not None and (
-        not attention.windows or (position.scaling is None and position.local_theta == position.theta)
-    ):
-        position = dataclasses.replace(position, local_theta=None)
-    return dataclasses.replace(config, attention=attention, position=position)
+        assert attention.rotary is not None
+        attention = dataclasses.replace(attention, rotary=dataclasses.replace(attention.rotary, scaling=None))
+    return dataclasses.replace(layer, mixer=attention)
 
 
 def differences(ours: Config, theirs: Config, tolerance: float = 0.0) -> list[tuple[str, Any, Any]]:
-    """Fields in which two designs differ: (dotted name, ours, theirs)."""
-    return list(_differences(dataclasses.asdict(ours), dataclasses.asdict(theirs), "", tolerance))
+    """Fields in which two designs differ: (dotted name, ours, theirs). A field of layers is named once, with the
+    first layer that differs."""
+    found: dict[str, tuple[str, Any, Any]] = {}
+    outer = [f.name for f in dataclasses.fields(Config) if f.name != "layers"]
+    for name in outer:
+        for at, a, b in _differences(_plain(getattr(ours, name)), _plain(getattr(theirs, name)), name, tolerance):
+            found.setdefault(at, (at, a, b))
+    if ours.n_layers != theirs.n_layers:
+        found["n_layers"] = ("n_layers", ours.n_layers, theirs.n_layers)
+    for i, (one, other) in enumerate(zip(ours.layers, theirs.layers, strict=False)):
+        if one == other:
+            continue
+        for at, a, b in _differences(_plain(one), _plain(other), "", tolerance):
+            found.setdefault(at, (f"layers[{i}].{at}", a, b))
+    return list(found.values())
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            "is": type(value).__name__,
+            **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)},
+        }
+    return value
 
 
 def _differences(ours: Any, theirs: Any, name: str, tolerance: float) -> Any:
     if isinstance(ours, dict) and isinstance(theirs, dict):
+        if ours["is"] != theirs["is"]:
+            yield name, ours["is"], theirs["is"]
+            return
         for field in ours:
             yield from _differences(ours[field], theirs[field], f"{name}.{field}".lstrip("."), tolerance)
     elif isinstance(ours, float) and isinstance(theirs, (int, float)) and tolerance:

@@ -15,17 +15,20 @@ from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
     all_rotated,
+    attention_of,
+    feed_forward_of,
     layer_types,
     one_window,
     rope,
     rope_settings,
+    rotary_of,
     scaling_settings,
     windows,
 )
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, row
 from glassformer.errors import UnsupportedError
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position, RopeScaling
+from glassformer.model.config import Attention, Config, FeedForward, Norm, RopeScaling, Rotary, uniform
 
 _LAYER, _BLOCK = "model.layers.{i}.", "blocks.{i}."
 _NORMS = {
@@ -55,28 +58,33 @@ def _read(name: str, attributes: Attributes) -> Config:
         raise attributes.unsupported("sliding_window_pattern", period)
     window = attributes.integer("sliding_window", 4096, null=True)
     each = windows(attributes, layers, window, lambda i: bool((i + 1) % period))
-    return Config(
+    wide, local = _rotary(attributes, context), None
+    if not second:
+        wide, local = _rotaries(attributes, context, bool(each))
+    return uniform(
         vocab_size=attributes.integer("vocab_size", 256_000 if second else 262_208),
         d_model=d_model,
         n_layers=layers,
         context=context,
-        attention=Attention(
+        mixer=Attention(
             n_heads=attributes.integer("num_attention_heads", 8),
             n_kv_heads=attributes.integer("num_key_value_heads", 4),
             d_head=d_head,
             bias=bias,
             out_bias=bias,
-            qk_norm=not second,
+            qk_norm=None if second else "head",
             scale=_scale(attributes.integer("query_pre_attn_scalar", 256), d_head, attributes),
             softcap=attributes.number("attn_logit_softcapping", 50.0, null=True) if second else None,
-            windows=each,
+            rotary=wide,
         ),
         feed_forward=FeedForward(
             attributes.integer("intermediate_size"),
             activation=activation(attributes, "hidden_activation", "gelu_pytorch_tanh"),
         ),
-        norm=Norm("rms", eps=attributes.number("rms_norm_eps", 1e-6), one_plus=True, post=True),
-        position=_position(attributes, context) if second else _positions(attributes, context, bool(each)),
+        norm=Norm("rms", eps=attributes.number("rms_norm_eps", 1e-6), one_plus=True),
+        norms="both",
+        windows=each,
+        local_rotary=local,
         tied=attributes.flag("tie_word_embeddings", True),
         embedding_scale=math.sqrt(d_model) if d_model > 0 else None,
         logit_softcap=attributes.number("final_logit_softcapping", 30.0 if second else None, null=True),
@@ -89,12 +97,12 @@ def _scale(scalar: int, d_head: int, attributes: Attributes) -> float | None:
     return None if scalar == d_head else scalar**-0.5
 
 
-def _position(attributes: Attributes, context: int) -> Position:
+def _rotary(attributes: Attributes, context: int) -> Rotary:
     theta, scaling = rope(attributes, context, attributes.number("rope_theta", 10_000.0))
-    return Position(theta=theta, scaling=scaling)
+    return Rotary(theta, scaling=scaling)
 
 
-def _positions(attributes: Attributes, context: int, sliding: bool) -> Position:
+def _rotaries(attributes: Attributes, context: int, sliding: bool) -> tuple[Rotary, Rotary | None]:
     """Gemma 3 turns its two kinds of layers by different bases, and stretches only those that see everything."""
     kinds = attributes.table("rope_parameters")
     for kind in kinds:
@@ -106,18 +114,16 @@ def _positions(attributes: Attributes, context: int, sliding: bool) -> Position:
     local, stretched = rope(attributes, context, attributes.number("rope_local_base_freq", 10_000.0), near)
     if stretched is not None:
         raise attributes.unsupported("rope_parameters.sliding_attention", near)
-    if not sliding or (local == theta and scaling is None):
-        return Position(theta=theta, scaling=scaling)
-    return Position(theta=theta, scaling=scaling, local_theta=local)
+    return Rotary(theta, scaling=scaling), Rotary(local) if sliding else None
 
 
 def _write(name: str, config: Config) -> dict[str, Any]:
-    attention, position = config.attention, config.position
-    scalar = round(config.score_scale**-2)
+    attention, feed = attention_of(config), feed_forward_of(config)
+    scalar = round(attention.score_scale**-2)
     settings: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "intermediate_size": config.feed_forward.d_ff,
+        "intermediate_size": feed.d_ff,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": attention.n_heads,
         "num_key_value_heads": attention.n_kv_heads,
@@ -129,25 +135,25 @@ def _write(name: str, config: Config) -> dict[str, Any]:
         # transformers wants a number here even where no layer slides.
         "sliding_window": one_window(config) or 4096,
         "layer_types": layer_types(config),
-        "hidden_activation": ACTIVATION_NAMES[config.feed_forward.activation],
+        "hidden_activation": ACTIVATION_NAMES[feed.activation],
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tied,
     }
     if name == "gemma2":
         return {**settings, **rope_settings(config)}
-    wide = {"rope_type": "default"} if position.scaling is None else scaling_settings(position.scaling)
-    local = position.theta if position.local_theta is None else position.local_theta
+    wide, local = rotary_of(config, window=False), rotary_of(config, window=True)
+    scaling = {"rope_type": "default"} if wide.scaling is None else scaling_settings(wide.scaling)
     # Said once, in the spelling that transformers writes since version 5 and that keeps the two kinds of layers apart,
     # and once more in the older one, which agrees.
     return {
         **settings,
-        "rope_theta": position.theta,
-        "rope_local_base_freq": local,
-        "rope_scaling": None if position.scaling is None else scaling_settings(position.scaling),
+        "rope_theta": wide.theta,
+        "rope_local_base_freq": local.theta,
+        "rope_scaling": None if wide.scaling is None else scaling,
         "rope_parameters": {
-            "full_attention": {**wide, "rope_theta": position.theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+            "full_attention": {**scaling, "rope_theta": wide.theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": local.theta},
         },
     }
 
@@ -160,22 +166,26 @@ def _read_gguf(name: str, attributes: Attributes, shapes: Mapping[str, Shape]) -
     each = tuple(window if (i + 1) % _PERIOD[name] else None for i in range(base.n_layers))
     theta = attributes.number("rope.freq_base", 10_000.0)
     local = attributes.number("rope.freq_base_swa", theta if second else 10_000.0)
-    rule = base.d_model // base.attention.n_heads if base.n_layers == _LARGEST[name] else base.attention.d_head
-    return dataclasses.replace(
-        base,
-        attention=dataclasses.replace(
-            base.attention,
-            scale=None if rule == base.attention.d_head else rule**-0.5,
+    attention, feed = attention_of(base), feed_forward_of(base)
+    rule = base.d_model // attention.n_heads if base.n_layers == _LARGEST[name] else attention.d_head
+    assert attention.rotary is not None
+    wide = dataclasses.replace(attention.rotary, theta=theta)
+    return uniform(
+        base.vocab_size,
+        base.d_model,
+        base.n_layers,
+        base.context,
+        dataclasses.replace(
+            attention,
+            scale=None if rule == attention.d_head else rule**-0.5,
             softcap=attributes.number("attn_logit_softcapping", 50.0) if second else None,
-            windows=each if any(each) else (),
+            rotary=wide,
         ),
-        feed_forward=dataclasses.replace(base.feed_forward, activation="gelu_tanh"),
-        norm=dataclasses.replace(base.norm, one_plus=True, post=True),
-        position=dataclasses.replace(
-            base.position,
-            theta=theta,
-            local_theta=None if not any(each) or (local == theta and base.position.scaling is None) else local,
-        ),
+        dataclasses.replace(feed, activation="gelu_tanh"),
+        dataclasses.replace(base.norm, one_plus=True),
+        norms="both",
+        windows=each if any(each) else (),
+        local_rotary=None if second else Rotary(local, wide.fraction),
         tied=True,
         embedding_scale=math.sqrt(base.d_model),
         logit_softcap=attributes.number("final_logit_softcapping", 30.0 if second else None),
@@ -184,16 +194,16 @@ def _read_gguf(name: str, attributes: Attributes, shapes: Mapping[str, Shape]) -
 
 def _write_gguf(name: str, config: Config) -> dict[str, Any]:
     settings = llama.write_gguf(config)
-    window = one_window(config)
+    window, attention = one_window(config), attention_of(config)
     if window is not None:
         settings["attention.sliding_window"] = window
     if name == "gemma2":
-        if config.attention.softcap is not None:
-            settings["attn_logit_softcapping"] = config.attention.softcap
+        if attention.softcap is not None:
+            settings["attn_logit_softcapping"] = attention.softcap
         if config.logit_softcap is not None:
             settings["final_logit_softcapping"] = config.logit_softcap
-    elif isinstance(config.position.scaling, RopeScaling) and config.position.scaling.kind != "linear":
-        raise UnsupportedError(f"position.scaling {config.position.scaling.kind!r} has no place in a GGUF of Gemma 3.")
+    elif isinstance(scaling := rotary_of(config, window=False).scaling, RopeScaling) and scaling.kind != "linear":
+        raise UnsupportedError(f"rotary scaling {scaling.kind!r} has no place in a GGUF of Gemma 3.")
     return settings
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family, GgufLayout
-from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation
+from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, attention_of, feed_forward_of
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, row
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+from glassformer.model.config import Attention, Config, FeedForward, Norm, uniform
 
 _LAYER, _BLOCK = "transformer.h.{i}.", "blocks.{i}."
 
@@ -55,17 +55,18 @@ GGUF_ROWS: tuple[Row, ...] = (
 
 def _read(attributes: Attributes) -> Config:
     heads, d_model = attributes.integer("n_head", 12), attributes.integer("n_embd", 768)
-    return Config(
+    return uniform(
         vocab_size=attributes.integer("vocab_size", 50_257),
         d_model=d_model,
         n_layers=attributes.layers("n_layer", 12),
         context=attributes.integer("n_positions", 1024),
-        attention=Attention(
+        mixer=Attention(
             n_heads=heads,
             n_kv_heads=heads,
             d_head=attributes.share("n_embd", d_model, "n_head", heads),
             bias=True,
             out_bias=True,
+            rotary=None,
             scale=None if attributes.flag("scale_attn_weights", True) else 1.0,
         ),
         feed_forward=FeedForward(
@@ -75,57 +76,60 @@ def _read(attributes: Attributes) -> Config:
             bias=True,
         ),
         norm=Norm("layer", eps=attributes.number("layer_norm_epsilon", 1e-5)),
-        position=Position("learned"),
+        learned_positions=True,
         tied=attributes.flag("tie_word_embeddings", True),
     )
 
 
 def _write(config: Config) -> dict[str, Any]:
-    name = ACTIVATION_NAMES[config.feed_forward.activation]
+    attention, feed = attention_of(config), feed_forward_of(config)
+    name = ACTIVATION_NAMES[feed.activation]
     return {
         "vocab_size": config.vocab_size,
         "n_positions": config.context,
         "n_embd": config.d_model,
         "n_layer": config.n_layers,
-        "n_head": config.attention.n_heads,
-        "n_inner": config.feed_forward.d_ff,
+        "n_head": attention.n_heads,
+        "n_inner": feed.d_ff,
         "activation_function": "gelu_new" if name == "gelu_pytorch_tanh" else name,
         "layer_norm_epsilon": config.norm.eps,
-        "scale_attn_weights": config.attention.scale != 1.0,
+        "scale_attn_weights": attention.scale != 1.0,
         "tie_word_embeddings": config.tied,
     }
 
 
 def _read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     heads, d_model = attributes.integer("attention.head_count"), attributes.integer("embedding_length")
-    return Config(
+    return uniform(
         vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
         d_model=d_model,
         n_layers=attributes.layers("block_count"),
         context=attributes.integer("context_length"),
-        attention=Attention(
+        mixer=Attention(
             n_heads=heads,
             n_kv_heads=heads,
             d_head=attributes.share("embedding_length", d_model, "attention.head_count", heads),
             bias=True,
             out_bias=True,
+            rotary=None,
         ),
         feed_forward=FeedForward(
             attributes.integer("feed_forward_length"), activation="gelu_tanh", gated=False, bias=True
         ),
         norm=Norm("layer", eps=attributes.number("attention.layer_norm_epsilon")),
-        position=Position("learned"),
+        learned_positions=True,
         tied="output.weight" not in shapes,
     )
 
 
 def _write_gguf(config: Config) -> dict[str, Any]:
+    attention, feed = attention_of(config), feed_forward_of(config)
     return {
         "block_count": config.n_layers,
         "context_length": config.context,
         "embedding_length": config.d_model,
-        "feed_forward_length": config.feed_forward.d_ff,
-        "attention.head_count": config.attention.n_heads,
+        "feed_forward_length": feed.d_ff,
+        "attention.head_count": attention.n_heads,
         "attention.layer_norm_epsilon": config.norm.eps,
     }
 

@@ -12,6 +12,8 @@ from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
     all_rotated,
+    attention_of,
+    feed_forward_of,
     gguf_rope,
     gguf_rope_settings,
     layer_types,
@@ -23,7 +25,7 @@ from glassformer.checkpoint.families.settings import (
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, row
 from glassformer.errors import UnsupportedError
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+from glassformer.model.config import Attention, Config, FeedForward, Norm, Rotary, uniform
 
 _LAYER, _BLOCK = "model.layers.{i}.", "blocks.{i}."
 
@@ -85,20 +87,20 @@ def _read(name: str, attributes: Attributes) -> Config:
     context = attributes.integer("max_position_embeddings", {"llama": 2048, "mistral": 131_072}.get(name, 32_768))
     theta, scaling = rope(attributes, context, attributes.number("rope_theta", 10_000.0))
     bias = name == "qwen2" or (name != "mistral" and attributes.flag("attention_bias", False))
-    return Config(
+    return uniform(
         vocab_size=attributes.integer("vocab_size"),
         d_model=d_model,
         n_layers=layers,
         context=context,
-        attention=Attention(
+        mixer=Attention(
             n_heads=heads,
             n_kv_heads=attributes.integer("num_key_value_heads", 8 if name == "mistral" else None, null=True) or heads,
             d_head=attributes.integer("head_dim", 128 if name == "qwen3" else None, null=True)
             or attributes.share("hidden_size", d_model, "num_attention_heads", heads),
             bias=bias,
             out_bias=bias and name != "qwen2",
-            qk_norm=name == "qwen3",
-            windows=_windows(name, attributes, layers),
+            qk_norm="head" if name == "qwen3" else None,
+            rotary=Rotary(theta, scaling=scaling),
         ),
         feed_forward=FeedForward(
             attributes.integer("intermediate_size"),
@@ -106,7 +108,7 @@ def _read(name: str, attributes: Attributes) -> Config:
             bias=name == "llama" and attributes.flag("mlp_bias", False),
         ),
         norm=Norm("rms", eps=attributes.number("rms_norm_eps", 1e-6)),
-        position=Position(theta=theta, scaling=scaling),
+        windows=_windows(name, attributes, layers),
         tied=attributes.flag("tie_word_embeddings", False),
     )
 
@@ -128,23 +130,23 @@ def _windows(name: str, attributes: Attributes, layers: int) -> tuple[int | None
 
 
 def _write(name: str, config: Config) -> dict[str, Any]:
-    attention, window = config.attention, one_window(config)
+    attention, feed, window = attention_of(config), feed_forward_of(config), one_window(config)
     settings: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "intermediate_size": config.feed_forward.d_ff,
+        "intermediate_size": feed.d_ff,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": attention.n_heads,
         "num_key_value_heads": attention.n_kv_heads,
         "head_dim": attention.d_head,
-        "hidden_act": ACTIVATION_NAMES[config.feed_forward.activation],
+        "hidden_act": ACTIVATION_NAMES[feed.activation],
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tied,
         **rope_settings(config),
     }
     if name == "llama":
-        settings |= {"attention_bias": attention.bias, "mlp_bias": config.feed_forward.bias}
+        settings |= {"attention_bias": attention.bias, "mlp_bias": feed.bias}
     elif name == "mistral":
         settings["sliding_window"] = window
     else:
@@ -188,48 +190,49 @@ def read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     )
     attributes.only("attention.value_length", d_head)
     rotated = attributes.integer("rope.dimension_count", d_head)
-    return Config(
+    return uniform(
         vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
         d_model=d_model,
         n_layers=attributes.layers("block_count"),
         context=attributes.integer("context_length"),
-        attention=Attention(
+        mixer=Attention(
             n_heads=heads,
             n_kv_heads=attributes.integer("attention.head_count_kv", heads),
             d_head=d_head,
             bias="blk.0.attn_q.bias" in shapes,
             out_bias="blk.0.attn_output.bias" in shapes,
-            qk_norm="blk.0.attn_q_norm.weight" in shapes,
+            qk_norm="head" if "blk.0.attn_q_norm.weight" in shapes else None,
+            rotary=Rotary(
+                theta=attributes.number("rope.freq_base", 10_000.0),
+                fraction=1.0 if rotated == d_head else rotated / d_head,
+                scaling=gguf_rope(attributes),
+            ),
         ),
         feed_forward=FeedForward(attributes.integer("feed_forward_length"), bias="blk.0.ffn_down.bias" in shapes),
         norm=Norm("rms", eps=attributes.number("attention.layer_norm_rms_epsilon")),
-        position=Position(
-            theta=attributes.number("rope.freq_base", 10_000.0),
-            fraction=1.0 if rotated == d_head else rotated / d_head,
-            scaling=gguf_rope(attributes),
-        ),
         tied="output.weight" not in shapes,
     )
 
 
 def write_gguf(config: Config) -> dict[str, Any]:
     """`read_gguf` the other way."""
+    attention, feed = attention_of(config), feed_forward_of(config)
     return {
         "block_count": config.n_layers,
         "context_length": config.context,
         "embedding_length": config.d_model,
-        "feed_forward_length": config.feed_forward.d_ff,
-        "attention.head_count": config.attention.n_heads,
-        "attention.head_count_kv": config.attention.n_kv_heads,
-        "attention.key_length": config.attention.d_head,
-        "attention.value_length": config.attention.d_head,
+        "feed_forward_length": feed.d_ff,
+        "attention.head_count": attention.n_heads,
+        "attention.head_count_kv": attention.n_kv_heads,
+        "attention.key_length": attention.d_head,
+        "attention.value_length": attention.d_head,
         "attention.layer_norm_rms_epsilon": config.norm.eps,
         **gguf_rope_settings(config),
     }
 
 
 def _write_qwen2(config: Config) -> dict[str, Any]:
-    if not config.attention.bias:
+    if not attention_of(config).bias:
         raise UnsupportedError("attention.bias False has no place in a GGUF of Qwen2.")
     return write_gguf(config)
 

@@ -11,15 +11,18 @@ from glassformer.checkpoint.families.gpt2 import GGUF_ROWS, QKV
 from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
+    attention_of,
+    feed_forward_of,
     gguf_rope,
     gguf_rope_settings,
     rope,
     rope_fraction,
+    rotary_of,
     scaling_settings,
 )
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, row
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Position
+from glassformer.model.config import Attention, Config, FeedForward, Norm, Rotary, uniform
 
 _LAYER, _BLOCK = "gpt_neox.layers.{i}.", "blocks.{i}."
 
@@ -47,17 +50,18 @@ def _read(attributes: Attributes) -> Config:
     bias = attributes.flag("attention_bias", True)
     base = attributes.number("rotary_emb_base", attributes.number("rope_theta", 10_000.0))
     theta, scaling = rope(attributes, context, base)
-    return Config(
+    return uniform(
         vocab_size=attributes.integer("vocab_size"),
         d_model=d_model,
         n_layers=attributes.layers("num_hidden_layers"),
         context=context,
-        attention=Attention(
+        mixer=Attention(
             n_heads=heads,
             n_kv_heads=heads,
             d_head=attributes.share("hidden_size", d_model, "num_attention_heads", heads),
             bias=bias,
             out_bias=bias,
+            rotary=Rotary(theta, rope_fraction(attributes, "rotary_pct", 0.25), scaling),
         ),
         feed_forward=FeedForward(
             attributes.integer("intermediate_size"),
@@ -66,32 +70,28 @@ def _read(attributes: Attributes) -> Config:
             bias=True,
         ),
         norm=Norm("layer", eps=attributes.number("layer_norm_eps", 1e-5)),
-        position=Position(
-            theta=theta,
-            fraction=rope_fraction(attributes, "rotary_pct", 0.25),
-            scaling=scaling,
-        ),
         parallel=attributes.flag("use_parallel_residual", True),
         tied=attributes.flag("tie_word_embeddings", False),
     )
 
 
 def _write(config: Config) -> dict[str, Any]:
-    scaling = config.position.scaling
+    attention, feed, rotary = attention_of(config), feed_forward_of(config), rotary_of(config)
+    scaling = rotary.scaling
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "intermediate_size": config.feed_forward.d_ff,
+        "intermediate_size": feed.d_ff,
         "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.attention.n_heads,
-        "attention_bias": config.attention.bias,
-        "hidden_act": ACTIVATION_NAMES[config.feed_forward.activation],
+        "num_attention_heads": attention.n_heads,
+        "attention_bias": attention.bias,
+        "hidden_act": ACTIVATION_NAMES[feed.activation],
         "max_position_embeddings": config.context,
         "layer_norm_eps": config.norm.eps,
-        "rotary_emb_base": config.position.theta,
-        "rotary_pct": config.position.fraction,
+        "rotary_emb_base": rotary.theta,
+        "rotary_pct": rotary.fraction,
         "rope_scaling": None if scaling is None else scaling_settings(scaling),
-        "use_parallel_residual": config.parallel,
+        "use_parallel_residual": config.layers[0].parallel,
         "tie_word_embeddings": config.tied,
     }
 
@@ -99,36 +99,43 @@ def _write(config: Config) -> dict[str, Any]:
 def _read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     heads, d_model = attributes.integer("attention.head_count"), attributes.integer("embedding_length")
     d_head = attributes.share("embedding_length", d_model, "attention.head_count", heads)
-    return Config(
+    return uniform(
         vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
         d_model=d_model,
         n_layers=attributes.layers("block_count"),
         context=attributes.integer("context_length"),
-        attention=Attention(n_heads=heads, n_kv_heads=heads, d_head=d_head, bias=True, out_bias=True),
+        mixer=Attention(
+            n_heads=heads,
+            n_kv_heads=heads,
+            d_head=d_head,
+            bias=True,
+            out_bias=True,
+            rotary=Rotary(
+                theta=attributes.number("rope.freq_base", 10_000.0),
+                fraction=attributes.integer("rope.dimension_count", d_head) / d_head,
+                scaling=gguf_rope(attributes),
+            ),
+        ),
         # GGUF does not say which gelu; llama.cpp, which defines what a GGUF means, computes the tanh form.
         feed_forward=FeedForward(
             attributes.integer("feed_forward_length"), activation="gelu_tanh", gated=False, bias=True
         ),
         norm=Norm("layer", eps=attributes.number("attention.layer_norm_epsilon")),
-        position=Position(
-            theta=attributes.number("rope.freq_base", 10_000.0),
-            fraction=attributes.integer("rope.dimension_count", d_head) / d_head,
-            scaling=gguf_rope(attributes),
-        ),
         parallel=attributes.flag("use_parallel_residual", True),
         tied="output.weight" not in shapes,
     )
 
 
 def _write_gguf(config: Config) -> dict[str, Any]:
+    attention, feed = attention_of(config), feed_forward_of(config)
     return {
         "block_count": config.n_layers,
         "context_length": config.context,
         "embedding_length": config.d_model,
-        "feed_forward_length": config.feed_forward.d_ff,
-        "attention.head_count": config.attention.n_heads,
+        "feed_forward_length": feed.d_ff,
+        "attention.head_count": attention.n_heads,
         "attention.layer_norm_epsilon": config.norm.eps,
-        "use_parallel_residual": config.parallel,
+        "use_parallel_residual": config.layers[0].parallel,
         **gguf_rope_settings(config),
     }
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.errors import CheckpointError, UnsupportedError
-from glassformer.model.config import Activation, Config, RopeScaling
+from glassformer.model.choices import Activation, Attention, FeedForward, RopeScaling, Rotary
+from glassformer.model.config import Config
 
 # Several of Hugging Face's names compute the same function.
 _ACTIVATIONS: Mapping[str, Activation] = {
@@ -130,10 +131,56 @@ def _yarn_temperature(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
+def attention_of(config: Config, *, window: bool | None = None) -> Attention:
+    """The attention that a layout's one set of settings describes: the first layer's, or the first with (or without)
+    a window where there is one. Layers that differ from it are found when the settings are read back.
+
+    Raises:
+        UnsupportedError: the design has layers of another kind.
+    """
+    found = None
+    for layer in config.layers:
+        if not isinstance(layer.mixer, Attention):
+            raise UnsupportedError("it has layers without softmax attention")
+        if found is None or (window is not None and (layer.mixer.window is not None) is window):
+            found = layer.mixer
+            if window is None or (found.window is not None) is window:
+                break
+    assert found is not None
+    return found
+
+
+def feed_forward_of(config: Config) -> FeedForward:
+    """The dense feed-forward part that a layout's one set of settings describes: the first layer's.
+
+    Raises:
+        UnsupportedError: the design has layers of another kind.
+    """
+    for layer in config.layers:
+        if not isinstance(layer.feed_forward, FeedForward):
+            raise UnsupportedError("it has layers without a dense feed-forward part")
+    first = config.layers[0].feed_forward
+    assert isinstance(first, FeedForward)
+    return first
+
+
+def rotary_of(config: Config, *, window: bool | None = None) -> Rotary:
+    """The rotary positions that a layout's one set of settings describes.
+
+    Raises:
+        UnsupportedError: the design rotates nothing.
+    """
+    rotary = attention_of(config, window=window).rotary
+    if rotary is None:
+        raise UnsupportedError("it has layers without rotary positions")
+    return rotary
+
+
 def rope_settings(config: Config) -> dict[str, Any]:
     """`rope` the other way, in the spelling that every version of transformers reads."""
-    scaling = config.position.scaling
-    return {"rope_theta": config.position.theta, "rope_scaling": None if scaling is None else scaling_settings(scaling)}
+    rotary = rotary_of(config)
+    scaling = rotary.scaling
+    return {"rope_theta": rotary.theta, "rope_scaling": None if scaling is None else scaling_settings(scaling)}
 
 
 def scaling_settings(scaling: RopeScaling) -> dict[str, Any]:
@@ -149,7 +196,7 @@ def scaling_settings(scaling: RopeScaling) -> dict[str, Any]:
         }
     elif scaling.kind == "factors":
         raise UnsupportedError(
-            "Hugging Face layouts have no setting for position.scaling 'factors', one divisor per rotated pair; "
+            "Hugging Face layouts have no setting for rotary scaling 'factors', one divisor per rotated pair; "
             "export to GGUF or to the native layout."
         )
     if scaling.original_context:
@@ -184,10 +231,10 @@ def one_window(config: Config) -> int | None:
     Raises:
         UnsupportedError: two layers have windows of different sizes.
     """
-    sizes = {window for window in config.attention.windows if window is not None}
+    sizes = {window for i in range(config.n_layers) if (window := config.window(i)) is not None}
     if len(sizes) > 1:
         listed = ", ".join(str(size) for size in sorted(sizes))
-        raise UnsupportedError(f"attention.windows holds several sizes ({listed}), where there is room for one.")
+        raise UnsupportedError(f"its windows have several sizes ({listed}), where there is room for one.")
     return sizes.pop() if sizes else None
 
 
@@ -216,8 +263,9 @@ def gguf_rope(attributes: Attributes) -> RopeScaling | None:
 
 def gguf_rope_settings(config: Config) -> dict[str, Any]:
     """`gguf_rope` the other way; "llama3" and "factors" travel as a tensor and write nothing here."""
-    settings: dict[str, Any] = {"rope.freq_base": config.position.theta, "rope.dimension_count": config.rotary_dims}
-    scaling = config.position.scaling
+    attention, rotary = attention_of(config, window=False), rotary_of(config, window=False)
+    settings: dict[str, Any] = {"rope.freq_base": rotary.theta, "rope.dimension_count": attention.rotary_dims}
+    scaling = rotary.scaling
     if scaling is None or scaling.kind in ("llama3", "factors"):
         return settings
     settings |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
@@ -231,14 +279,18 @@ def gguf_rope_settings(config: Config) -> dict[str, Any]:
 
 def rope_factors(config: Config) -> tuple[float, ...]:
     """The divisor of each rotated pair's frequency, for the scalings that GGUF stores as a tensor; else empty."""
-    scaling = config.position.scaling
-    if scaling is None or scaling.kind not in ("llama3", "factors"):
+    if not config.all_softmax:
+        return ()
+    attention = attention_of(config, window=False)
+    rotary = attention.rotary
+    scaling = None if rotary is None else rotary.scaling
+    if rotary is None or scaling is None or scaling.kind not in ("llama3", "factors"):
         return ()
     if scaling.kind == "factors":
         return tuple(float32(factor) for factor in scaling.factors)
-    rotated, factors = config.rotary_dims, []
+    rotated, factors = attention.rotary_dims, []
     for pair in range(rotated // 2):
-        turns = scaling.original_context / (2 * math.pi * config.position.theta ** (2 * pair / rotated))
+        turns = scaling.original_context / (2 * math.pi * rotary.theta ** (2 * pair / rotated))
         blend = min(max((turns - scaling.low) / (scaling.high - scaling.low), 0.0), 1.0)
         factors.append(float32(1 / ((1 - blend) / scaling.factor + blend)))
     return tuple(factors)
@@ -250,12 +302,24 @@ def named_factors(config: Config, factors: tuple[float, ...]) -> RopeScaling | N
         return None
     stored = RopeScaling("factors", factors=factors)
     guess = RopeScaling("llama3", factor=max(factors), original_context=8192, low=1.0, high=4.0)
-    position = dataclasses.replace(config.position, scaling=guess)
-    computed = rope_factors(dataclasses.replace(config, position=position))
+    computed = rope_factors(with_scaling(config, guess))
     alike = len(computed) == len(factors) and all(
         math.isclose(a, b, rel_tol=1e-6) for a, b in zip(computed, factors, strict=True)
     )
     return guess if alike else stored
+
+
+def with_scaling(config: Config, scaling: RopeScaling | None) -> Config:
+    """The design with another rotary scaling in the layers that have none of their own base for windows."""
+    wide = rotary_of(config, window=False)
+    new = dataclasses.replace(wide, scaling=scaling)
+    layers = []
+    for layer in config.layers:
+        mixer = layer.mixer
+        if isinstance(mixer, Attention) and mixer.rotary == wide:
+            layer = dataclasses.replace(layer, mixer=dataclasses.replace(mixer, rotary=new))
+        layers.append(layer)
+    return dataclasses.replace(config, layers=tuple(layers))
 
 
 def float32(value: Any) -> Any:

@@ -1,0 +1,39 @@
+"""What a layer can be made of, as frozen data: one file for each kind of part.
+
+A choice knows its numbers, checks them, and says which parameters, sites and cache a part of that
+kind has. It imports no torch; the module that computes it stands in `model/parts/` under the same
+file name.
+"""
+
+from __future__ import annotations
+
+from glassformer.model.choices.attention import Attention
+from glassformer.model.choices.common import Component, Shape
+from glassformer.model.choices.feed_forward import ACTIVATIONS, Activation, FeedForward
+from glassformer.model.choices.norm import Norm
+from glassformer.model.choices.rotary import RopeScaling, Rotary
+from glassformer.model.choices.state_space import StateSpace
+
+Mixer = Attention | StateSpace
+Feed = FeedForward
+
+# Kind as JSON names it -> choice.
+MIXERS: dict[str, type] = {choice.kind: choice for choice in (Attention, StateSpace)}
+FEEDS: dict[str, type] = {choice.kind: choice for choice in (FeedForward,)}
+
+__all__ = [
+    "ACTIVATIONS",
+    "FEEDS",
+    "MIXERS",
+    "Activation",
+    "Attention",
+    "Component",
+    "Feed",
+    "FeedForward",
+    "Mixer",
+    "Norm",
+    "RopeScaling",
+    "Rotary",
+    "Shape",
+    "StateSpace",
+]

@@ -1,0 +1,55 @@
+"""The feed-forward part as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from glassformer.errors import ConfigError, near
+from glassformer.model.choices.common import Component, positive
+
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
+ACTIVATIONS: tuple[str, ...] = ("gelu", "gelu_tanh", "silu", "relu", "relu2")
+
+
+def known_activation(name: str) -> None:
+    """Raise ConfigError for an activation that there is not."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(
+            f"Activation {name!r} is unknown; known are {', '.join(ACTIVATIONS)}." + near(name, ACTIVATIONS)
+        )
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated."""
+
+    kind: ClassVar[str] = "dense"
+    prefix: ClassVar[str] = "mlp"
+
+    d_ff: int
+    activation: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        positive("feed_forward", d_ff=self.d_ff)
+        known_activation(self.activation)
+
+    def components(self, d_model: int) -> dict[str, Component]:
+        """Its parameters by key within the part, in the order of the computation."""
+        found: dict[str, Component] = {}
+        sizes = dict.fromkeys(("gate", "up") if self.gated else ("up",), (self.d_ff, d_model))
+        for name, shape in {**sizes, "down": (d_model, self.d_ff)}.items():
+            found[f"{name}.weight"] = Component(shape, name)
+            if self.bias:
+                found[f"{name}.bias"] = Component(shape[:1], "biases")
+        return found
+
+    def sites(self) -> tuple[str, ...]:
+        """Names of its places within the part, in the order the forward reaches them."""
+        return ("pre", "pre_linear", "post") if self.gated else ("pre", "post")
+
+    def basis(self) -> tuple[str, ...]:
+        """The places that a trace keeps: none, all follow from the stream."""
+        return ()

@@ -1,0 +1,202 @@
+"""Softmax attention as a module: from the normed stream to what is added to the residual stream."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from glassformer.model.attention import (
+    FEW,
+    TILE,
+    Visible,
+    attend_fused,
+    distances,
+    pattern,
+    scores,
+    weighted_sum,
+)
+from glassformer.model.choices import Attention, Norm
+from glassformer.model.layers import Linear
+from glassformer.model.norms import NormLayer
+from glassformer.model.parts.passing import Pass
+from glassformer.model.positions import Angles, rotate
+from glassformer.model.sites import View, see
+
+
+class AttentionPart(nn.Module):
+    """One layer's attention.
+
+    Args:
+        choice: its design.
+        d_model: width of the stream.
+        norm: the model's norm, which norms of queries and keys follow.
+        layer: its number, by which the cache knows it.
+        table: which of the model's rotary tables turns its queries and keys, or None.
+        donates: whether later layers use this one's keys and values.
+    """
+
+    def __init__(
+        self, choice: Attention, d_model: int, norm: Norm, layer: int, table: int | None, donates: bool = False
+    ) -> None:
+        super().__init__()
+        a = self.choice = choice
+        self.layer, self.table, self.donates = layer, table, donates
+        self.heads, self.kv_heads, self.d_head, self.d_value = a.n_heads, a.n_kv_heads, a.d_head, a.value_size
+        self.scale, self.cap = a.score_scale, a.softcap
+        self.q = Linear(d_model, a.n_heads * a.d_head, a.bias)
+        own = a.keys_from is None
+        self.k = Linear(d_model, a.n_kv_heads * a.d_head, a.bias) if own else None
+        self.v = Linear(d_model, a.n_kv_heads * a.value_size, a.bias) if own else None
+        gates = a.out_size if a.gate == "element" else a.n_heads
+        self.gate = None if a.gate is None else Linear(d_model, gates, False)
+        self.o = Linear(a.out_size, d_model, a.out_bias)
+        self.sink = nn.Parameter(torch.empty(a.n_heads)) if a.sink else None
+        self.q_norm = self._norm(norm, a.n_heads) if a.qk_norm else None
+        self.k_norm = self._norm(norm, a.n_kv_heads) if a.qk_norm and own else None
+
+    def _norm(self, norm: Norm, heads: int) -> NormLayer:
+        width = self.d_head if self.choice.qk_norm == "head" else heads * self.d_head
+        return NormLayer(width, self.choice.norm_of(norm))
+
+    def forward(
+        self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
+    ) -> Float[Tensor, "batch query d_model"]:
+        q = see(view, "attn.q", self.queries(x))
+        angles = None if self.table is None else state.angles[self.table]
+        if self.choice.keys_from is None:
+            k, v = self.keys_and_values(x)
+            k, v = see(view, "attn.k", k), see(view, "attn.v", v)
+            if self.turns:
+                q, k = see(view, "attn.rot_q", self.turn(q, angles)), see(view, "attn.rot_k", self.turn(k, angles, "k"))
+            if state.cache is None:
+                keys, values = k.transpose(1, 2), v.transpose(1, 2)
+            else:
+                keys, values = state.cache.store(self.layer, k, v)
+            if self.donates:
+                state.shared[self.layer] = keys, values
+        else:
+            if self.turns:
+                q = see(view, "attn.rot_q", self.turn(q, angles))
+            keys, values = state.shared[self.choice.keys_from]
+        z = self.attend(q.transpose(1, 2), keys, values, state.visible, view).transpose(1, 2)
+        if self.gate is not None:
+            z = z * see(view, "attn.gate", self.gates(x))
+        z = see(view, "attn.z", z)
+        return self.o(z.reshape(*z.shape[:2], -1))
+
+    # The steps, each a function of its own so that what a trace kept can be taken from the middle
+
+    def queries(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_head"]:
+        """Queries before rotation, normed where the norm comes first."""
+        q = self._cut(self.q(x)).view(*x.shape[:-1], self.heads, self.d_head)
+        return q if self.choice.qk_norm_after else self._normed(q, self.q_norm)
+
+    def keys_and_values(
+        self, x: Float[Tensor, "batch key d_model"]
+    ) -> tuple[Float[Tensor, "batch key kv_head d_head"], Float[Tensor, "batch key kv_head d_value"]]:
+        """Keys before rotation, normed where the norm comes first, and values."""
+        assert self.k is not None
+        assert self.v is not None
+        k = self._cut(self.k(x)).view(*x.shape[:-1], self.kv_heads, self.d_head)
+        v = self._cut(self.v(x)).view(*x.shape[:-1], self.kv_heads, self.d_value)
+        return (k if self.choice.qk_norm_after else self._normed(k, self.k_norm)), v
+
+    def gates(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_gate"]:
+        """What multiplies each head's sum of values; the last axis is 1 for one number per head."""
+        assert self.gate is not None
+        return torch.sigmoid(self.gate(x)).view(*x.shape[:-1], self.heads, -1)
+
+    @property
+    def turns(self) -> bool:
+        """Whether anything happens to queries and keys between their sites and the scores."""
+        return self.table is not None or self.choice.qk_norm_after
+
+    def turn(
+        self, x: Float[Tensor, "batch slot head d_head"], angles: Angles | None, side: str = "q"
+    ) -> Float[Tensor, "batch slot head d_head"]:
+        """Queries or keys as the scores use them: rotated, and normed where the norm comes after."""
+        if angles is not None:
+            x = rotate(x, *angles)
+        return self._normed(x, self.q_norm if side == "q" else self.k_norm) if self.choice.qk_norm_after else x
+
+    def _normed(self, x: Tensor, norm: NormLayer | None) -> Tensor:
+        if norm is None:
+            return x
+        return norm(x) if self.choice.qk_norm == "head" else norm(x.flatten(-2)).view(x.shape)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        return x if self.choice.clip is None else x.clamp(-self.choice.clip, self.choice.clip)
+
+    def scores(
+        self,
+        q: Float[Tensor, "batch head query d_head"],
+        k: Float[Tensor, "batch kv_head key d_head"],
+        visible: Visible,
+        q0: int,
+        q1: int,
+        k0: int,
+        k1: int,
+        heads: list[int] | None = None,
+    ) -> Float[Tensor, "batch head query key"]:
+        """Scores of queries q0 to q1 over keys k0 to k1, whose tensors hold just these (and just these heads)."""
+        allowed = visible.grid(q0, q1, k0, k1, self.choice, q.device)
+        bias = None
+        if self.choice.alibi:
+            slopes = torch.tensor(self.choice.alibi, dtype=q.dtype, device=q.device)
+            bias = distances(slopes if heads is None else slopes[heads], visible.start, q0, q1, k0, k1)
+        return scores(q, k, allowed, scale=self.scale, cap=self.cap, bias=bias)
+
+    def pattern(
+        self, grid: Float[Tensor, "batch head query key"], heads: list[int] | None = None
+    ) -> Float[Tensor, "batch head query key"]:
+        """Attention weights from scores of whole rows."""
+        sink = self.sink
+        return pattern(grid, sink if sink is None or heads is None else sink[heads])
+
+    def sink_share(self, weights: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch query head"]:
+        """What the sink takes: what is missing from each row of weights."""
+        return (1 - weights.sum(-1)).transpose(1, 2)
+
+    def with_sink_share(
+        self,
+        weights: Float[Tensor, "batch head query key"],
+        share: Float[Tensor, "batch query head"],
+        wanted: Float[Tensor, "batch query head"],
+    ) -> Float[Tensor, "batch head query key"]:
+        """Weights whose sink takes `wanted` instead of `share`, the keys dividing the rest as before."""
+        if wanted is share:
+            return weights
+        return weights * ((1 - wanted) / (1 - share)).transpose(1, 2)[..., None]
+
+    def attend(
+        self,
+        q: Float[Tensor, "batch head query d_head"],
+        k: Float[Tensor, "batch kv_head key d_head"],
+        v: Float[Tensor, "batch kv_head key d_value"],
+        visible: Visible,
+        view: View | None,
+    ) -> Float[Tensor, "batch head query d_value"]:
+        """Each head's weighted sum of values.
+
+        Three paths compute the same numbers: whole, for a tap that looks at the grid; fused; and in
+        tiles of a few queries, for what the fused kernel does not know.
+        """
+        queries, keys = q.shape[2], k.shape[2]
+        if view is not None and view.wants("attn.scores", "attn.pattern", "attn.sink"):
+            grid = view.visit("attn.scores", self.scores(q, k, visible, 0, queries, 0, keys))
+            weights = self.pattern(grid)
+            if self.sink is not None:
+                share = self.sink_share(weights)
+                weights = self.with_sink_share(weights, share, view.visit("attn.sink", share))
+            return weighted_sum(view.visit("attn.pattern", weights), v)
+        plain = self.cap is None and self.sink is None and not self.choice.alibi
+        if plain and queries > FEW:
+            return attend_fused(q, k, v, visible, scale=self.scale, reach=self.choice)
+        out = []
+        for q0 in range(0, queries, TILE):
+            q1 = min(q0 + TILE, queries)
+            k0, k1 = visible.keys_for(q0, q1, self.choice)
+            grid = self.scores(q[:, :, q0:q1], k[:, :, k0:k1], visible, q0, q1, k0, k1)
+            out.append(weighted_sum(self.pattern(grid), v[:, :, k0:k1]))
+        return out[0] if len(out) == 1 else torch.cat(out, dim=2)

@@ -1,0 +1,108 @@
+"""One layer: a mixer and a feed-forward part, each adding to the residual stream."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from glassformer.model.choices import Attention, FeedForward, Rotary, StateSpace
+from glassformer.model.config import Config
+from glassformer.model.norms import NormLayer
+from glassformer.model.parts.attention import AttentionPart
+from glassformer.model.parts.feed_forward import FeedForwardPart
+from glassformer.model.parts.passing import Pass
+from glassformer.model.parts.state_space import StateSpacePart
+from glassformer.model.sites import View, see
+
+MixerPart = AttentionPart | StateSpacePart
+
+
+class Block(nn.Module):
+    """One layer. Its parts are attributes under their prefixes (`attn`, `ssm`, `mlp`), its norms `ln1` and `ln2`
+    before the parts and `ln1_post` and `ln2_post` after them; those that the design lacks are None."""
+
+    ln1: NormLayer | None
+    ln2: NormLayer | None
+    ln1_post: NormLayer | None
+    ln2_post: NormLayer | None
+
+    def __init__(self, config: Config, layer: int, kinds: list[tuple[Rotary, int]]) -> None:
+        super().__init__()
+        choice = self.choice = config.layers[layer]
+        self.parallel, self.after_sum, self.scale = choice.parallel, choice.norms == "sum", choice.residual_scale
+        for name in ("ln1", "ln2", "ln1_post", "ln2_post"):
+            self.add_module(name, NormLayer(config.d_model, config.norm) if name in choice.norm_names else None)
+        mixer = choice.mixer
+        if isinstance(mixer, Attention):
+            table = None if mixer.rotary is None else kinds.index((mixer.rotary, mixer.d_head))
+            donates = any(isinstance(x.mixer, Attention) and x.mixer.keys_from == layer for x in config.layers)
+            self.attn = AttentionPart(mixer, config.d_model, config.norm, layer, table, donates)
+        elif isinstance(mixer, StateSpace):
+            self.ssm = StateSpacePart(mixer, config.d_model, layer)
+        if isinstance(choice.feed_forward, FeedForward):
+            self.mlp = FeedForwardPart(choice.feed_forward, config.d_model)
+
+    @property
+    def mixer(self) -> MixerPart | None:
+        """The part that moves information between positions."""
+        mixer = self.choice.mixer
+        return None if mixer is None else getattr(self, mixer.prefix)
+
+    @property
+    def feed_forward(self) -> FeedForwardPart | None:
+        """The part that works at each position alone."""
+        part = self.choice.feed_forward
+        return None if part is None else getattr(self, part.prefix)
+
+    def forward(
+        self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
+    ) -> Float[Tensor, "batch query d_model"]:
+        x = see(view, "resid_pre", x)
+        mixer, feed = self.mixer, self.feed_forward
+        if mixer is None:
+            assert feed is not None
+            added = self.add(2, feed(self.read(2, x, view), view), view)
+            return see(view, "resid_post", self.joined(2, x + added))
+        first = self.read(1, x, view)
+        a = self.add(1, mixer(first, state, view), view)
+        if feed is None:
+            return see(view, "resid_post", self.joined(1, x + a))
+        if self.parallel:
+            second = first if self.ln2 is None and self.ln1 is not None else self.read(2, x, view)
+            return see(view, "resid_post", x + a + self.add(2, feed(second, view), view))
+        middle = see(view, "resid_mid", self.joined(1, x + a))
+        m = self.add(2, feed(self.read(2, middle, view), view), view)
+        return see(view, "resid_post", self.joined(2, middle + m))
+
+    def norm(self, part: int) -> NormLayer | None:
+        """The norm before the mixer (1) or the feed-forward part (2); None where the part reads the stream itself."""
+        if self.after_sum:
+            return None
+        return self.ln1 if part == 1 else self.ln2 if self.ln2 is not None or not self.parallel else self.ln1
+
+    def post_norm(self, part: int) -> NormLayer | None:
+        """The norm of what the mixer (1) or the feed-forward part (2) adds."""
+        return self.ln1_post if part == 1 else self.ln2_post
+
+    def read(self, part: int, x: Tensor, view: View | None = None) -> Tensor:
+        """What the mixer (1) or the feed-forward part (2) reads of the stream."""
+        norm = self.norm(part)
+        return x if norm is None else norm(x, view, f"ln{part}")
+
+    def add(self, part: int, out: Tensor, view: View | None = None) -> Tensor:
+        """What enters the stream of a part's output: normed and scaled where the design says so."""
+        norm = self.post_norm(part)
+        if norm is not None:
+            out = norm(out)
+        if self.scale is not None:
+            out = out * self.scale
+        prefix = (self.choice.mixer if part == 1 else self.choice.feed_forward).prefix  # type: ignore[union-attr]
+        return see(view, f"{prefix}.out", out)
+
+    def joined(self, part: int, x: Tensor) -> Tensor:
+        """The stream after a part was added: normed where norms stand after the sum."""
+        if not self.after_sum:
+            return x
+        norm = self.ln1 if part == 1 else self.ln2
+        assert norm is not None
+        return norm(x)

@@ -1,0 +1,86 @@
+"""Rotary positions: the angles, and turning queries and keys by them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from glassformer.kernels import ops
+from glassformer.model.choices import RopeScaling
+
+Angles = tuple[Tensor, Tensor]
+
+
+class RotaryTable:
+    """The angles of rotary positions (arXiv:2104.09864), one table per base.
+
+    The frequencies are computed in float32 whatever the weights' precision, as the checkpoints were
+    trained; a float64 model uses the same float32 frequencies, so it is the same function.
+    """
+
+    def __init__(self, dims: int, theta: float, scaling: RopeScaling | None) -> None:
+        self.dims = dims
+        self.frequencies = _frequencies(dims, theta, scaling)
+        self.factor = scaling.attention_factor if scaling is not None and scaling.kind == "yarn" else 1.0
+        self._on: dict[torch.device, Tensor] = {}
+
+    def __call__(
+        self, positions: Int[Tensor, "batch query"], dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "batch query 1 pair"], Float[Tensor, "batch query 1 pair"]]:
+        """Cosine and sine of every rotated pair's angle at every position."""
+        frequencies = self._on.get(positions.device)
+        if frequencies is None:
+            frequencies = self._on[positions.device] = self.frequencies.to(positions.device)
+        angles = positions[..., None, None].float() * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        if self.factor != 1.0:
+            cos, sin = cos * self.factor, sin * self.factor
+        return cos.to(dtype), sin.to(dtype)
+
+
+def rotate(
+    x: Float[Tensor, "batch query head d_head"], cos: Tensor, sin: Tensor
+) -> Float[Tensor, "batch query head d_head"]:
+    """Turn the first 2·pair dimensions of every head; the first half pairs with the second half."""
+    if (out := ops.rotate(x, cos, sin)) is not None:
+        return out
+    pairs = cos.shape[-1]
+    first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    if 2 * pairs < x.shape[-1]:
+        turned.append(x[..., 2 * pairs :])
+    return torch.cat(turned, dim=-1)
+
+
+def _frequencies(dims: int, theta: float, scaling: RopeScaling | None) -> Float[Tensor, " pair"]:
+    powers = theta ** (torch.arange(0, dims, 2, dtype=torch.int64, device="cpu").float() / dims)
+    frequencies = 1.0 / powers
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    if scaling.kind == "factors":
+        return frequencies / torch.tensor(scaling.factors, dtype=torch.float32, device="cpu")
+    if scaling.kind == "llama3":
+        return _llama3(frequencies, scaling)
+    return _yarn(powers, dims, theta, scaling)
+
+
+def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    blend = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+
+
+def _yarn(powers: Tensor, dims: int, theta: float, scaling: RopeScaling) -> Tensor:
+    def pair_that_turns(times: float) -> float:
+        return dims * math.log(scaling.original_context / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    first = max(math.floor(pair_that_turns(scaling.high)), 0)
+    last = min(math.ceil(pair_that_turns(scaling.low)), dims - 1)
+    width = max(last - first, 0.001)
+    slow = ((torch.arange(dims // 2, dtype=torch.float32, device="cpu") - first) / width).clamp(0, 1)
+    return (1.0 / (scaling.factor * powers)) * slow + (1.0 / powers) * (1 - slow)

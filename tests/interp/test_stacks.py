@@ -1,0 +1,86 @@
+"""Layers of any mixture, looked into: what a trace derives is what the forward computed, and reasons add up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+
+from glassformer.interp import edits
+from glassformer.interp.decompose import KINDS
+from glassformer.interp.taps import Compose
+from glassformer.interp.trace import trace
+from glassformer.model import Attention, Config, FeedForward, StateSpace, uniform
+from glassformer.model.sites import names
+from tests.model.test_stacks import PHASES, Everything, drawn
+from tests.strategies import stacks
+
+
+@given(stacks())
+@settings(max_examples=30, phases=PHASES)
+def test_everything_derived_is_what_the_forward_computed(config: Config) -> None:
+    transformer = drawn(config)
+    ids = torch.randint(0, config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(2))
+    tap = Everything(config)
+    transformer(ids, tap=tap)
+    found = trace(transformer, ids.tolist())
+    for name in names(config):
+        torch.testing.assert_close(found[name], tap.seen[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@given(stacks())
+@settings(max_examples=20, phases=PHASES)
+def test_parts_add_up_and_removing_them_is_a_tap(config: Config) -> None:
+    """Contributions sum to the number; a head's total effect is that of a whole forward without it."""
+    transformer = drawn(config)
+    ids = torch.randint(0, config.vocab_size, (9,), generator=torch.Generator().manual_seed(2)).tolist()
+    assume(float(transformer(torch.tensor([ids]))[0, -1].std()) > 1e-6)
+    run = trace(transformer, ids)
+    found = run.why(words=0)
+    assert abs(found.residual) <= 1e-12
+    goal, at = found.target, len(ids) - 1
+
+    def number(tap: object) -> float:
+        """The number explained of a whole forward under a tap."""
+        normed = transformer.hidden(torch.tensor([ids]), tap=Compose(tap).bind(config))[0, at]
+        return float(normed @ goal.way.vector) + goal.way.offset
+
+    for layer, choice in enumerate(config.layers):
+        if choice.mixer is None:
+            continue
+        name = f"blocks.{layer}.{choice.mixer.prefix}.out"
+        part = run.contributions(layer, 0, at)[3]
+        without = number(edits.tap(name, lambda x, where, part=part: x - part, positions=at))
+        chosen = (found.parts.kind == KINDS.index("head")) & (found.parts.layer == layer)
+        chosen &= (found.parts.head == 0) & (found.parts.source == 3)
+        measured = float(found.parts.total[chosen])
+        assert abs(goal.value - without - measured) <= 1e-8 * max(1.0, abs(goal.value))
+
+
+def mamba(layers: int = 2) -> Config:
+    return uniform(40, 16, layers, 64, StateSpace(4, 8, 6, n_groups=2, norm_groups=2), None)
+
+
+def hybrid() -> Config:
+    one, two = mamba(1).layers, uniform(40, 16, 1, 64, Attention(4, 2, 8), FeedForward(24)).layers
+    return Config(40, 16, 64, (*one, *two, *one))
+
+
+@pytest.mark.parametrize("config", [mamba(), hybrid()], ids=["mamba", "hybrid"])
+def test_every_way_of_looking_works_on_a_state_space(config: Config) -> None:
+    transformer = drawn(config)
+    run = trace(transformer, [3, 17, 5, 22, 9, 30, 17, 5])
+    assert run.pattern(0).shape == (4, 8, 8)
+    assert run.head_outputs(0).shape == (4, 8, 16)
+    whole = run["blocks.0.ssm.out"]
+    torch.testing.assert_close(run.head_outputs(0).sum(0), whole, rtol=1e-9, atol=1e-10)
+    parts = torch.stack([run.contributions(0, h, 5) for h in range(4)]).sum((0, 1))
+    torch.testing.assert_close(parts, whole[5], rtol=1e-9, atol=1e-10)
+    assert run.lens().places
+    found = run.why()
+    total = found.parts.total[torch.isfinite(found.parts.total)]
+    assert len(total) == len(found.parts)
+    off = trace(transformer, run.ids, tap=edits.ablate(layer=0, head=1))
+    assert not torch.allclose(off["logits"], run["logits"])
+    heads = run.heads(length=6, shuffles=1)
+    assert heads.scores["previous"].shape == (config.n_layers, 4)
