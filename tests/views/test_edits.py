@@ -97,3 +97,25 @@ def test_bytes_of_one_character_are_shown_as_it(session: Session):
         assert "\ufffd" not in token["token"]
     for row in session.view("lens", {"text": "鼹鼠"})["rows"]:
         assert all("\ufffd" not in one["token"] for cell in row["cells"] for one in cell["top"])
+
+
+def test_the_plain_sentences_say_what_was_measured(session: Session):
+    found = session.view("why", {"text": TEXT})
+    said = " ".join(found["plain"])
+    assert len(found["plain"]) == 2
+    assert f"{found['probability']:.1%}" in said
+    words = [w for w in found["words"] if w["knocked_out"] is not None and max(w["positions"]) < found["position"]]
+    most = max(words, key=lambda w: abs(w["knocked_out"]))
+    assert f"“{most['word'].strip()}”" in said
+    assert f"by {abs(most['knocked_out']):.2f}" in said
+    quick = session.view("why", {"text": TEXT, "words": False, "parts": 0})
+    heads = [p for p in quick["parts"] if p["kind"] == "head" and p["source"] not in (0, quick["position"])]
+    assert f"head {heads[0]['head']} of layer {heads[0]['layer']}" in " ".join(quick["plain"])
+
+
+def test_two_texts_are_compared_at_the_chosen_token(session: Session, model: Any):
+    sides = {"a": {"text": TEXT}, "b": {"text": TEXT.replace("shrew", "carbon")}}
+    found = session.view("compare", {**sides, "position": 3})
+    wanted = model.trace(TEXT).logits(3).softmax(-1)
+    assert found["a"]["next"][0]["probability"] == pytest.approx(float(wanted.max()), rel=1e-4)
+    assert found["kl"] != session.view("compare", sides)["kl"]

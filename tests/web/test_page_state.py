@@ -137,3 +137,101 @@ def test_characters_of_several_tokens_are_shown_as_characters(app: Watched):
         assert "\ufffd" not in app.page.inner_text("main")
         assert all(character in seen for character in text.replace(" ", ""))
     app.shot("characters")
+
+
+def test_paths_are_drawn_from_what_was_measured(app: Watched, tiny_model: Any):
+    from glassformer.views import Session
+
+    app.open(HERE).room("why")
+    wanted = Session(tiny_model).view("why", {"text": TEXT})
+    drawn = app.page.locator(".path-picture .flow")
+    totals = [float(drawn.nth(i).get_attribute("data-total") or "nan") for i in range(drawn.count())]
+    parts = sorted((p["total"] for p in wanted["parts"]), key=lambda x: -abs(x))[: len(totals)]
+    assert sorted(map(abs, totals)) == pytest.approx(sorted(map(abs, parts)), abs=2e-3)
+    assert " ".join(wanted["plain"]) in app.page.inner_text("#room-why .sentence")
+    many = app.page.locator("[aria-label='Parts drawn']")
+    many.fill("4")
+    assert drawn.count() == 4
+    app.shot("why")
+
+
+def test_a_dial_acts_at_once(app: Watched):
+    app.open(HERE).room("why")
+    before = bars(app)
+    app.page.locator("#room-why .waterfall .knob").first.fill("0.5")
+    app.settle()
+    assert bars(app) != before
+    assert "× 0.50" in app.page.locator(".changed").inner_text()
+    app.page.locator("#room-why .waterfall .knob").first.fill("1")
+    app.settle()
+    assert bars(app) == before
+    assert not app.page.locator(".changed").is_visible()
+
+
+def test_columns_stay_in_their_panel_and_bars_have_one_width(app: Watched):
+    app.open(HERE)
+    app.page.locator("#slider-temperature").fill("0.7")
+    over = "[...document.querySelectorAll('.left .prob')].filter((row) => row.scrollWidth > row.clientWidth + 1).length"
+    assert app.page.evaluate(over) == 0
+    assert app.page.evaluate(
+        "document.querySelector('.left').scrollWidth <= document.querySelector('.left').clientWidth"
+    )
+    app.page.click("[data-unit='words']")
+    app.settle()
+    widths = "new Set([...document.querySelectorAll('.word-range .track')].map((t) => Math.round(t.offsetWidth))).size"
+    assert app.page.evaluate(widths) == 1
+
+
+def test_every_stop_of_the_tour_is_in_sight(app: Watched):
+    app.open(HERE)
+    app.page.click("#take-tour")
+    for _ in range(12):
+        app.settle()
+        app.page.wait_for_selector(".lit")
+        app.page.wait_for_timeout(200)
+        seen = app.page.evaluate(
+            "(() => { const b = document.querySelector('.lit').getBoundingClientRect();"
+            " return b.top < innerHeight - 40 && b.bottom > 40; })()"
+        )
+        assert seen, app.page.inner_text("#tour-title")
+        if app.page.inner_text(".tour .primary") == "Done":
+            break
+        app.page.click(".tour .primary")
+    else:
+        raise AssertionError("the tour did not end")
+
+
+def test_arcs_say_nothing_of_the_matrix(app: Watched):
+    app.open(HERE).room("attention")
+    app.page.hover(".scroller", position={"x": 120, "y": 200})
+    app.page.click("[data-choice='arcs']")
+    app.page.mouse.move(1, 1)
+    app.settle()
+    assert "looks at" not in (app.page.locator("#room-attention .stage > [role='status']").text_content() or "")
+    assert not app.page.locator(".cell").is_visible()
+
+
+def test_a_long_text_leaves_its_room_in_sight(app: Watched):
+    app.open(f"#text={quote('a mole ' * 20)}")
+    app.page.evaluate("document.querySelector('.panel.words').classList.add('long')")
+    high = app.page.evaluate("document.querySelector('.panel.words').offsetHeight")
+    assert high < 450
+
+
+def test_the_cloud_is_drawn_and_turned_and_words_are_added(app: Watched, tiny_model: Any):
+    app.open(f"{HERE}&sum={quote('mole - small + carbon')}").room("vectors")
+    assert "share" not in app.problems()
+    said = app.page.inner_text("#room-vectors")
+    assert "of the variance of" in said
+    near = tiny_model.neighbours("mole - small + carbon", k=1).to_json()["neighbours"][0]
+    assert f"{near['similarity']:.3f}"[:5] in said
+    ink = "(() => { const c = document.querySelector('.cloud'); return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.reduce((a, b) => (a * 31 + b) | 0, 7); })()"
+    before = app.page.evaluate(ink)
+    app.page.focus(".cloud")
+    app.page.keyboard.press("ArrowRight")
+    assert app.page.evaluate(ink) != before
+    app.page.fill("[aria-label='Three words whose plane is shown']", "mole small carbon")
+    app.page.keyboard.press("Enter")
+    app.settle()
+    assert "The plane through mole, small, carbon" in app.page.inner_text("#room-vectors")
+    app.shot("vectors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,9 +116,23 @@ def command(
         run=run,
         learning=True,
     )
-    html = build(session, read_text(text or ""), rooms=ROOMS, options=options)
+    html = build(session, read_text(text or ""), rooms=ROOMS, options=options, say=_progress())
     files.write_text(out, html)
     note(f"{out}: {len(html.encode()) / 1e6:.1f} MB")
+
+
+def _progress(before: str = "") -> Callable[[str], None]:
+    """Says each view once, before it is computed: a report takes its time, and longer on a busy machine."""
+    from glassformer.cli.common import note
+
+    said: set[str] = set()
+
+    def say(name: str) -> None:
+        if name not in said:
+            said.add(name)
+            note(f"{before}{name.replace('_', ' ')} …")
+
+    return say
 
 
 def _session(opened: Model) -> tuple[Session, str | None]:
@@ -143,7 +158,7 @@ def _gallery(session: Session, folder: Path, run: str | None) -> None:
     for one in GALLERY:
         beside: dict[str, Any] = {"other": {"text": one.other} if one.other else None, "word": one.word}
         options = ReportOptions(**beside, contexts=one.contexts, run=run, learning=True, state={"sort": one.sort})
-        html = build(session, one.text, options=options)
+        html = build(session, one.text, options=options, say=_progress(f"{one.name}: "))
         files.write_text(folder / f"{one.name}.html", html)
         links.append(f'<li><a href="{one.name}.html">{escape(one.text)} …</a><p>{escape(one.about)}</p></li>')
         note(f"{folder / one.name}.html: {len(html.encode()) / 1e6:.1f} MB")

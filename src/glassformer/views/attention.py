@@ -57,7 +57,6 @@ def thumbnails(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "size": size,
         "length": trace.length,
         "data": packed((small.clamp(0, 1) * 255).round(), torch.uint8),
-        "roles": _roles(small, trace, check),
     }
 
 
@@ -71,32 +70,6 @@ def _shrunk(trace: Trace, layer: int, size: int) -> Tensor:
     for i in range(size):
         rows = trace.pattern(layer, queries=slice(edges[i], edges[i + 1])).float().amax(1)
         out[:, i] = F.adaptive_max_pool1d(rows, size)
-    return out
-
-
-def _roles(small: Tensor, trace: Trace, check: Check) -> list[list[str | None]]:
-    """What each head mostly does on this text: the largest of three shares of its attention, if above a half."""
-    out: list[list[str | None]] = []
-    n = trace.length
-    if n < 3:
-        return [[None] * small.shape[1] for _ in range(small.shape[0])]
-    # A sample of rows is enough for a label; the heads view measures over all of them.
-    rows = torch.linspace(1, n - 1, min(n - 1, 128)).long().unique().tolist()
-    for layer in range(small.shape[0]):
-        check()
-        if not trace.config.n_heads(layer):
-            out.append([None] * small.shape[1])
-            continue
-        at = [trace.pattern(layer, queries=q)[:, : q + 1].float() for q in rows]
-        shares = {
-            "first": torch.stack([p[:, 0] for p in at]).mean(0),
-            "previous": torch.stack([p[:, -2] for p in at]).mean(0),
-            "self": torch.stack([p[:, -1] for p in at]).mean(0),
-        }
-        best = torch.stack(list(shares.values()))
-        share, which = best.max(0)
-        names = list(shares)
-        out.append([names[int(w)] if s > 0.5 else None for s, w in zip(share, which, strict=True)])
     return out
 
 

@@ -36,6 +36,7 @@ class CompareAsk(Strict):
     a: Side = Field(description="One side: a text in a model, with edits.")
     b: Side = Field(description="The other side.")
     what: Literal["next", "lens", "attention"] = Field(default="next", description="What is compared.")
+    position: int = Field(default=-1, description="Token after which both are asked for the next one.")
     layer: int | None = Field(default=None, description="Layer of the head whose patterns are sent.")
     head: int | None = Field(default=None, description="That head.")
     top: Count = Field(default=20, description="Tokens listed.")
@@ -89,7 +90,8 @@ def compare(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "b": {"model": models[1].name, "tokens": traces[1].tokens},
     }
     if ask.what == "next":
-        logits = [t.logits(-1).float() for t in traces]
+        logits = [t.logits(t.position(ask.position)).float() for t in traces]
+        out["position"] = ask.position
         for name, model, x in zip(("a", "b"), models, logits, strict=True):
             out[name]["next"] = listed(model, x, ask.top)
         if len(logits[0]) != len(logits[1]):

@@ -75,10 +75,13 @@ class Scale(Strict):
     """A head, a layer's attention or feed-forward, or a neuron writes more or less, or a word is read so."""
 
     kind: Literal["scale"]
-    part: Literal["head", "attention", "feed_forward", "neuron", "word"]
+    part: Literal["head", "attention", "feed_forward", "neuron", "word", "read"]
     layer: int | None = None
     unit: int | None = Field(default=None, description="Head or neuron.")
-    source: list[int] = Field(default=[], max_length=10_000, description="Positions of a word.")
+    source: list[int] = Field(
+        default=[], max_length=10_000, description="Positions of a word, or of what a head reads."
+    )
+    position: Position
     by: float = Field(ge=0, le=4)
 
 
@@ -123,17 +126,18 @@ def _scaled(e: Scale) -> Any:
         own = where.positions[:, None, :, None] == key_positions(where, x.shape[-1])[:, None, None, :]
         return torch.where(own, x, x * e.by)
 
+    if e.part in ("word", "read") and not e.source:
+        raise UsageError(f"A {e.part} that is scaled needs the positions of what is read, as source.")
     if e.part == "word":
-        if not e.source:
-            raise UsageError("A word that is scaled needs its positions, as source.")
         return Apply((), None, ("mixer.pattern",), Selection(keys=Places.of(e.source, "keys")), read)
-    if e.layer is None or (e.part in ("head", "neuron")) != (e.unit is not None):
-        raise UsageError(
-            f"To scale a {e.part.replace('_', '-')}, give its layer and, of a head or neuron, its number as unit."
-        )
-    site = {"head": "mixer.z", "attention": "mixer.out", "feed_forward": "mlp.out", "neuron": "mlp.post"}[e.part]
+    if e.layer is None or (e.part in ("head", "neuron", "read")) != (e.unit is not None):
+        part = e.part.replace("_", "-")
+        raise UsageError(f"To scale a {part}, give its layer and, of a head or neuron, its number as unit.")
+    site = {"head": "mixer.z", "read": "mixer.pattern", "attention": "mixer.out", "feed_forward": "mlp.out"}
     chosen = Selection(
-        heads=Places.of(e.unit if e.part == "head" else None, "heads"),
+        positions=Places.of(e.position),
+        heads=Places.of(e.unit if e.part in ("head", "read") else None, "heads"),
+        keys=Places.of(e.source if e.part == "read" else None, "keys"),
         units=Places.of(e.unit if e.part == "neuron" else None, "units"),
     )
-    return Apply((), e.layer, (site,), chosen, times)
+    return Apply((), e.layer, (site.get(e.part, "mlp.post"),), chosen, times)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Rooms of a text alone; comparing, meaning and learning come with what they need to be told.
 ROOMS = ("attention", "depth", "why", "size")
-ORDER = ("attention", "depth", "why", "compare", "meaning", "learning", "size")
+ORDER = ("attention", "depth", "why", "compare", "vectors", "meaning", "learning", "size")
 LONGEST = 512
 
 

@@ -56,11 +56,40 @@ def account(trace: Trace, found: Why) -> dict[str, Any]:
         word["edit"] = {"kind": "knockout", "source": word["positions"]}
     return {
         **told,
+        "plain": plainly(trace, found, told["token"]),
         "tokens": trace.tokens,
         "parts": [part | {"edit": edit_of(part, found.target.position)} for part in found.ranked_parts()],
         "part_count": len(found.parts),
         "layers": _by_layer(found.parts),
     }
+
+
+def plainly(trace: Trace, found: Why, token: str) -> list[str]:
+    """The account in two plain sentences, written from its measurements."""
+    goal = found.target
+    what = f"“{token.strip() or token}” comes next with {goal.probability:.1%}"
+    if found.against is not None:
+        what += f", and scores {abs(goal.value):.2f} {'more' if goal.value >= 0 else 'less'} than “{found.against}”"
+    first = int(trace.logits(goal.position).argmax())
+    if first != goal.way.token:
+        what += f"; the model would rather say “{trace.token_text(first)}”"
+    heads = [p for p in found.ranked_parts("head", sink=False) if p["source"] != goal.position]
+    words = [w for w in found.ranked_words() if w.knocked_out is not None and goal.position not in w.word.positions]
+    if words:
+        words.sort(key=lambda w: -abs(w.knocked_out or 0.0))
+        change = words[0].knocked_out or 0.0
+        why = f"What counts most is “{words[0].word.text.strip()}”: if nothing could look at it, the score would "
+        why += f"{'fall' if change >= 0 else 'rise'} by {abs(change):.2f}"
+        mine = [p for p in heads if p["source"] in words[0].word.positions]
+        why += f", and head {mine[0]['head']} of layer {mine[0]['layer']} reads it most" if mine else ""
+    elif heads:
+        best = heads[0]
+        size = best["direct"] if best["total"] is None else best["total"]
+        why = f"Most of it is read from “{trace.tokens[best['source']].strip()}” by head {best['head']} of layer "
+        why += f"{best['layer']}, which adds {size:+.2f} to its score of {goal.value:.2f}"
+    else:
+        why = "No earlier word is read for it"
+    return [what + ".", why.strip() + "."]
 
 
 def edit_of(part: dict[str, Any], position: int) -> dict[str, Any] | None:

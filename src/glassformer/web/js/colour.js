@@ -47,3 +47,13 @@ export function signed(x) {
   const a = Math.min(1, Math.abs(x)) * 0.85;
   return x >= 0 ? `rgb(47 109 240 / ${a})` : `rgb(224 114 20 / ${a})`;
 }
+
+/** A colour of the style sheet as a canvas takes it. @param {string} name such as "--accent" */
+export function styled(name) {
+  const probe = document.createElement("span");
+  probe.style.setProperty("color", `var(${name})`);
+  document.body.append(probe);
+  const { color } = getComputedStyle(probe);
+  probe.remove();
+  return color;
+}

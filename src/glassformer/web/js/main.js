@@ -18,6 +18,7 @@ import { mount as meaning } from "./views/meaning.js";
 import { mount as next } from "./views/next.js";
 import { mount as size } from "./views/size.js";
 import { mount as tokens } from "./views/tokens.js";
+import { mount as vectors } from "./views/vectors.js";
 import { mount as why } from "./views/why.js";
 
 /** @type {[string, string][]} */
@@ -37,6 +38,7 @@ export const ROOMS = [
   ["depth", "Depth", depth],
   ["why", "Why", why],
   ["compare", "Compare", compare],
+  ["vectors", "Vectors", vectors],
   ["meaning", "Meaning", meaning],
   ["learning", "Learning", learning],
   ["size", "Size", size],
@@ -47,7 +49,7 @@ export const START = {
   temperature: 1, top_k: 0, top_p: 1, min_p: 0, unit: "tokens", chips: "tokens", mode: "matrix", sort: "layer", token: null, against: null,
   tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
-  word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0,
+  word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, plane: [], sum: "king - man + woman",
   scene: null, zoom: null, lang: null, stageShare: 0.1,
 };
 

@@ -23,7 +23,7 @@ export const STOPS = [
   { name: "Feed-forward", look: ".neurons", set: { tab: "why", sort: "layer", position: null },
     say: "After the heads have gathered, feed-forward layers work on each token alone. Their neurons each recognise something and add something. Here are those that pushed this prediction most, and which tokens each raises." },
   { name: "Layers", look: "#room-depth table, #room-depth .scroll-x", set: { tab: "depth" },
-    say: "Layer upon layer adds to the stream. Read out after each half-step, as if it were the last, it says this table: nonsense below, and the answer taking shape on the way up. Darker is surer." },
+    say: "Layer upon layer adds to the stream. Read out after each half-step, as if it were the last, it says this table: nonsense below, and the answer taking shape on the way up. The stronger its colour, the surer it is." },
   { name: "Next word", look: ".panel.left", set: { unit: "tokens", temperature: 0.7 },
     say: "At the top, the last vector becomes a score for every token there is, and the scores become probabilities. Temperature sharpens or flattens them; top-k, top-p and min-p cut the tail. Move a slider: nothing is computed anew." },
   { name: "Why", look: ".why", set: { tab: "why", temperature: 1 },
@@ -82,14 +82,12 @@ export function tour(state) {
     // The card keeps out of the way of what it speaks of.
     const box = found.getBoundingClientRect();
     card.classList.toggle("aside", innerWidth >= 1000 && box.left + box.width / 2 > innerWidth / 2);
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    const show = () => found.scrollIntoView({ block: found.offsetHeight > innerHeight * 0.7 ? "start" : "center", behavior: calm ? "auto" : "smooth" });
+    const show = () => found.scrollIntoView({ block: found.offsetHeight > innerHeight * 0.7 ? "start" : "center" });
     show();
-    // What stands above it may still be computed, and pushes it out of sight when it comes.
-    growing = new ResizeObserver(show);
-    growing.observe(/** @type {Element} */ (found.closest(".panel") ?? found));
-    const mine = growing;
-    setTimeout(() => mine.disconnect(), 20_000);
+    // What stands above it may still be computed, and pushes it out of sight when it comes: it is followed until the visitor scrolls.
+    const mine = (growing = new ResizeObserver(show));
+    for (const panel of document.querySelectorAll(".panel, [role='tabpanel']")) mine.observe(panel);
+    for (const event of ["wheel", "touchmove", "pointerdown"]) addEventListener(event, () => mine.disconnect(), { once: true, passive: true });
   }
   function unlight() {
     clearTimeout(watcher);

@@ -113,3 +113,14 @@ export function bytes(bytes) {
   if (!bytes) return "";
   return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.round(bytes / 1e6)} MB`;
 }
+
+/** A count with its noun. @param {number} n @param {string} noun */
+export function plural(n, noun) {
+  return `${n.toLocaleString()} ${noun}${n === 1 ? "" : "s"}`;
+}
+
+/** A place of the model as people name it, whatever spelling it comes in. @param {string} place */
+export function placeName(place) {
+  return place.replace(/^blocks\.(\d+)\.(resid_mid|attn|attention)(\..*)?$/, "$1 · attention$3").replace(/^blocks\.(\d+)\.(resid_post|mlp|feed_forward)(\..*)?$/, "$1 · feed-forward$3")
+    .replace(/^blocks\.(\d+)\.(\w+)(\..*)?$/, "$1 · $2$3").replace(/^embed(\..*)?$/, "embedding$1").replaceAll("_", " ").replace(/\.weight$/, "");
+}

@@ -47,6 +47,9 @@ export function mount(element, source, state) {
     arcs.hidden = !on;
     zoom.hidden = on;
     mode.reflect();
+    cell.hidden = on;
+    // What the pointer said of the matrix is not said of the arcs.
+    if (on) say("");
     if (on) drawArcs();
     else matrix.soon();
   }

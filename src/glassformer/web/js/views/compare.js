@@ -6,7 +6,7 @@ import { carried } from "../edits.js";
 import { live } from "../live.js";
 import { choices as sources } from "../models.js";
 import { unpack } from "../source.js";
-import { chance, fork, grid, segmented, track } from "../ui.js";
+import { chance, fork, grid, placeName, segmented, track } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -63,7 +63,7 @@ export function mount(element, source, state) {
   state.on(["text", "modelName", "other", "what", "place"], reflect);
   reflect();
 
-  live(body, state, ["text", "model", "edits", "other", "what", "place", "layer", "head"], async (signal) => {
+  live(body, state, ["text", "model", "edits", "other", "what", "place", "layer", "head", "position"], async (signal) => {
     const b = { text: state.get("other").text || state.get("text"), model: state.get("other").model ?? state.get("model") };
     const a = { text: state.get("text"), model: state.get("model"), edits: state.get("edits") };
     if ( (a.text === b.text && a.model === b.model && !a.edits.length)) {
@@ -75,7 +75,9 @@ export function mount(element, source, state) {
       throw new Error("Patching carries what one reading has at a place into another reading by the same model: choose the same model for both, with all parts on.");
     }
     const inside = state.get("what") === "attention" && state.get("head") !== null ? { layer: state.get("layer"), head: state.get("head") } : {};
-    return source.get("compare", { a, b, what: state.get("what"), ...inside }, { signal });
+    // The chosen token, where both texts have one there; else the last of each.
+    const position = state.get("what") === "next" ? state.get("position") ?? -1 : -1;
+    return source.get("compare", { a, b, what: state.get("what"), ...(position < 0 ? {} : { position }), ...inside }, { signal });
   }, draw);
 
   /** @param {any} d */
@@ -90,7 +92,8 @@ export function mount(element, source, state) {
     const side = (/** @type {string} */ name, /** @type {any} */ x) => h("div", {}, h("h3", {}, `${name}: ${x.model}`),
       h("div", { role: "list", "aria-label": name }, x.next.slice(0, 10).map((/** @type {any} */ t) => chance(t.token, t.probability, x.next[0].probability))));
     const most = Math.max(...d.changed.map((/** @type {any} */ c) => Math.abs(c.after - c.before)), 1e-9);
-    put(body, h("div", { class: "two" }, side("A", d.a), side("B", d.b)),
+    const after = (/** @type {any} */ x) => `“${shown(x.tokens[d.position < 0 ? x.tokens.length - 1 : d.position] ?? "")}”`;
+    put(body, h("p", { class: "small soft" }, `What comes after ${after(d.a)} in A and after ${after(d.b)} in B.`), h("div", { class: "two" }, side("A", d.a), side("B", d.b)),
       h("h3", {}, "What differs most"),
       h("div", { role: "list" }, d.changed.slice(0, 12).map((/** @type {any} */ c) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what mono" }, shown(c.token)), fork((c.after - c.before) / most),
         h("span", { class: "num small" }, `${percent(c.before)} → ${percent(c.after)}`)))),
@@ -151,9 +154,4 @@ function differing(a, b) {
   const [x, y] = [a.split(" "), b.split(" ")];
   const apart = (/** @type {string[]} */ one, /** @type {string[]} */ other) => one.filter((word, i) => word !== other[i]).join(" ");
   return `${apart(x, y)} | ${apart(y, x)}`;
-}
-
-/** @param {string} place */
-export function placeName(place) {
-  return place.replace(/^blocks\.(\d+)\.resid_mid$/, "$1 · attention").replace(/^blocks\.(\d+)\.resid_post$/, "$1 · feed-forward").replace(/^embed$/, "embedding");
 }

@@ -3,6 +3,7 @@
 import { css, inkOn } from "../colour.js";
 import { h, hint, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
+import { placeName } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -33,11 +34,10 @@ export function mount(element, source, state) {
     return source.get("lens", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), start, stop, top: 3 }, { signal });
   }, (data) => {
     const tokens = state.get("tokens");
-    const place = (/** @type {string} */ name) => name.replace(/^blocks\.(\d+)\.resid_mid$/, "$1 · attention").replace(/^blocks\.(\d+)\.resid_post$/, "$1 · feed-forward").replace(/^embed$/, "embedding");
     put(pager, h("span", { class: "soft small" }, `positions ${data.positions[0]} to ${data.positions[data.positions.length - 1]} of ${tokens.length}`));
     const head = h("tr", {}, h("th", { scope: "col" }, "after"), data.positions.map((/** @type {number} */ p) => h("th", { scope: "col", class: "mono" }, shown(tokens[p] ?? ""))));
     put(table, h("table", { class: "lens" }, h("thead", {}, head), h("tbody", {}, [...data.rows].reverse().map((/** @type {any} */ row) =>
-      h("tr", {}, h("th", { scope: "row" }, place(row.place)), row.cells.map((/** @type {any} */ cell) => {
+      h("tr", {}, h("th", { scope: "row" }, placeName(row.place)), row.cells.map((/** @type {any} */ cell) => {
         const [best] = cell.top;
         const td = h("td", { class: "mono" }, shown(best.token));
         td.style.setProperty("background", css(best.probability));

@@ -73,7 +73,8 @@ export function mount(element, source, state) {
 
   /** What a head does, and how clearly. @param {number} layer @param {number} head @returns {[string|null, number]} */
   function role(layer, head) {
-    if (!roles || roles.names.length !== seen.layers) return [seen.roles[layer][head], 0];
+    // Marks are of one kind everywhere: measured on sequences of their own. Where that was not done there are none.
+    if (!roles || roles.names.length !== seen.layers) return [null, 0];
     const name = roles.names[layer][head];
     return [name, name ? roles.scores[name][layer][head] : 0];
   }

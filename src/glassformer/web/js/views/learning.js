@@ -2,7 +2,7 @@
 
 import { h, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
-import { chart, fork, segmented, track } from "../ui.js";
+import { chart, fork, segmented, track, placeName } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -152,7 +152,7 @@ function one(element, source, state) {
       h("div", { class: "two" },
         h("div", {}, h("h3", {}, "Each token, before and after"), h("div", { role: "list" }, d.tokens.slice(0, 24).map((/** @type {any} */ t) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what mono" }, shown(t.token)), double(t.before, t.now), h("span", { class: "num small" }, `${percent(t.before)} → ${percent(t.now)}`))))),
         h("div", {}, h("h3", {}, "The next token"), h("div", { role: "list" }, d.next.map((/** @type {any} */ t) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what mono" }, shown(t.token)), fork(t.after - t.before), h("span", { class: "num small" }, `${percent(t.before)} → ${percent(t.after)}`)))),
-          h("h3", {}, "What the loss asked of each part"), h("div", { role: "list" }, d.components.slice(0, 10).map((/** @type {any} */ c) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what small" }, c.name), track(c.gradient / most), h("span", { class: "num small" }, number(c.gradient))))))));
+          h("h3", {}, "What the loss asked of each part"), h("div", { role: "list" }, d.components.slice(0, 10).map((/** @type {any} */ c) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what small" }, placeName(c.name)), track(c.gradient / most), h("span", { class: "num small" }, number(c.gradient))))))));
   });
   let drawn = 0;
 }

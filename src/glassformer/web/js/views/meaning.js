@@ -4,7 +4,7 @@ import { h, hint, number, put, s, shown } from "../dom.js";
 import { css, inkOn, signed } from "../colour.js";
 import { carried } from "../edits.js";
 import { live } from "../live.js";
-import { placeName } from "./compare.js";
+import { placeName } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 

@@ -182,7 +182,7 @@ export function mount(element, source, state) {
       bar.style.setProperty("--share", String(w.probability / largest));
       const more = h("span", { class: "was" });
       more.style.setProperty("--share", String(w.upper / largest));
-      return h("div", { class: "prob", role: "listitem" }, h("span", { class: "what" }, shown(w.word)), h("span", { class: "track" }, more, bar),
+      return h("div", { class: "prob word-range", role: "listitem" }, h("span", { class: "what" }, shown(w.word)), h("span", { class: "track" }, more, bar),
         h("span", { class: "num" }, `${percent(w.probability)} – ${percent(w.upper)}`));
     }), h("p", { class: "soft small" }, `${percent(found.coverage)} of the probability was followed to whole words; each may have up to ${percent(1 - found.coverage)} more. At the model's own temperature.`));
   });

@@ -3,7 +3,7 @@
 import { h, hint, put, shown } from "../dom.js";
 import { carried } from "../edits.js";
 import { live } from "../live.js";
-import { segmented } from "../ui.js";
+import { plural, segmented } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -53,7 +53,7 @@ export function mount(element, source, state) {
     put(mirror, box.value, ghost);
     box.style.setProperty("height", "auto");
     // The grey prediction may need a line of its own.
-    box.style.setProperty("height", `${Math.min(Math.max(box.scrollHeight, mirror.scrollHeight) + 2, innerHeight * 0.35)}px`);
+    box.style.setProperty("height", `${Math.min(Math.max(box.scrollHeight, mirror.scrollHeight) + 2, innerHeight * (box.value.length > 600 ? 0.16 : 0.35))}px`);
   }
 
   state.on(["text"], () => {
@@ -111,9 +111,11 @@ export function mount(element, source, state) {
     return source.get("tokens", { text: state.get("text"), model: state.get("model") }, { signal });
   }, (data) => {
     cut = data;
+    // A long text leaves room for what is shown of it.
+    element.classList.toggle("long", data.tokens.length > 150);
     drawChips();
     facts.textContent = data.tokens.length
-      ? `${data.tokens.length} of ${data.context} tokens · ${data.words.length} words · ${data.model} · ${data.precision}`
+      ? `${data.tokens.length.toLocaleString()} of ${plural(data.context, "token")} · ${plural(data.words.length, "word")} · ${data.model} · ${data.precision}`
       : `${data.model} · ${data.precision} · type a text, or choose an example`;
     if (!data.tokens.length) state.set({ prediction: null });
     state.set({ modelName: data.model, tokens: data.tokens.map((/** @type {any} */ t) => t.text), words: data.words, ends: data.tokens.map((/** @type {any} */ t) => t.end), count: data.tokens.length, layers: data.layers, heads: data.heads });

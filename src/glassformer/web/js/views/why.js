@@ -1,12 +1,28 @@
-/** Why: the prediction taken apart, with its receipt; parts switched off to see what changes. */
+/** Why: two plain sentences, the paths that carried the prediction, and a dial on everything. */
 
 import { signed } from "../colour.js";
-import { h, hint, number, percent, put, shown } from "../dom.js";
-import { editName } from "../edits.js";
+import { h, hint, number, percent, put, s, shown } from "../dom.js";
+import { dial, editName, sameThing } from "../edits.js";
 import { live } from "../live.js";
 import { chance, fork, track, withSign } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
+
+/** What is asked for, one after the other: claims at once, then what taking parts away changes, then words. */
+const ROUNDS = [{ words: false, parts: 0 }, { words: false, parts: 80 }, { words: true, parts: 400 }];
+const MEASURING = ["measuring what each part changes…", "measuring what each word changes…", ""];
+
+/** The dial that turns what an edit switches off. @param {any} edit */
+export function dialOf(edit) {
+  const { layer, position, source } = edit;
+  if (edit.kind === "ablate_read") return { kind: "scale", part: "read", layer, unit: edit.head, source: [source], position };
+  if (edit.kind === "ablate_mlp") return { kind: "scale", part: "feed_forward", layer, position };
+  if (edit.kind === "ablate_neuron") return { kind: "scale", part: "neuron", layer, unit: edit.neuron, position };
+  return { kind: "scale", part: "word", source };
+}
+
+/** @param {any} p */
+const measured = (p) => p.total ?? p.direct;
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
@@ -35,16 +51,38 @@ export function mount(element, source, state) {
   /** @param {any} edit */
   function switchOff(edit) {
     const list = state.get("edits");
-    if (!source.live && !source.holds("effects", { position: state.get("position") ?? -1, edits: [...list, edit] })) {
+    const same = (/** @type {any} */ e) => sameThing(e, edit);
+    const next = list.some(same) ? list.filter((/** @type {any} */ e) => !same(e)) : [...list.filter((/** @type {any} */ e) => !sameThing(e, { ...dialOf(edit), by: e.by })), edit];
+    if (!source.live && next.length && !source.holds("effects", { position: state.get("position") ?? -1, edits: next })) {
       absent.textContent = `“${editName(edit, state.get("tokens"))}” was not computed for this report, which holds that of the largest heads and layers, each alone; open the text in Glassformer to switch off any.`;
       return;
     }
     absent.textContent = "";
-    if (!list.some((/** @type {any} */ e) => JSON.stringify(e) === JSON.stringify(edit))) state.set({ edits: [...list, edit] });
+    state.set({ edits: next });
   }
+  /** A slider from nothing to twice, which acts at once. @param {any} edit */
+  function knob(edit) {
+    if (!source.live || !edit) return null;
+    const turned = dialOf(edit);
+    const now = () => {
+      const found = state.get("edits").find((/** @type {any} */ e) => sameThing(e, { ...turned, by: e.by }) || sameThing(e, edit));
+      return found ? found.by ?? 0 : 1;
+    };
+    const input = h("input", { type: "range", min: 0, max: 2, step: 0.05, value: now(), class: "knob", "aria-label": `${editName({ ...turned, by: 1 }, state.get("tokens")).replace(" × 1.00", "")}, from 0 to 2 times`, oninput: () => {
+      const others = state.get("edits").filter((/** @type {any} */ e) => !sameThing(e, edit));
+      if (others.length !== state.get("edits").length) state.set({ edits: others });
+      dial(state, turned, Number(input.value));
+    } });
+    knobs.push(() => { if (document.activeElement !== input) input.value = String(now()); });
+    return input;
+  }
+  /** @type {(() => void)[]} */
+  let knobs = [];
+  state.on(["edits"], () => { for (const turn of knobs) turn(); });
+
   const where = () => ({ text: state.get("text"), model: state.get("model"), position: state.get("position") ?? -1 });
   live(effect, state, ["text", "model", "position", "edits"], async (signal) => {
-    if (!state.get("edits").length || !state.get("text")) {
+    if (!state.get("edits").length) {
       put(effect);
       return null;
     }
@@ -56,51 +94,81 @@ export function mount(element, source, state) {
       h("p", { class: "small soft num" }, `KL divergence ${number(data.kl)} nats. Moved most: ${data.changed.slice(0, 4).map((/** @type {any} */ c) => `${shown(c.token)} ${percent(c.before)} → ${percent(c.after)}`).join(", ")}.`));
   });
 
+  // The neurons wait for the first drawing: they would only take its processor.
+  /** @type {(value?: any) => void} */
+  let begin = () => {};
+  let begun = Promise.resolve();
+  let most = 16;
+  /** @type {any} */
+  let held = null;
   live(body, state, ["text", "model", "position", "token", "against"], async (signal) => {
-    if (!state.get("text")) return null;
-    const found = await source.get("why", { ...where(), token: state.get("token"), against: state.get("against") }, { signal });
-    return found;
-  }, draw);
+    const ask = { ...where(), token: state.get("token"), against: state.get("against") };
+    begun = new Promise((done) => { begin = done; });
+    try {
+      if (!source.live) return await source.get("why", ask, { signal });
+      // What is known first is drawn first.
+      for (const [i, round] of ROUNDS.entries()) {
+        const found = await source.get("why", { ...ask, ...round }, { signal });
+        if (signal.aborted) return null;
+        if (i === ROUNDS.length - 1) return found;
+        draw(found, MEASURING[i]);
+      }
+      return null;
+    } finally {
+      begin();
+    }
+  }, (found) => draw(found), { clear: () => { held = null; begin(); } });
 
-  /** @param {any} d */
-  function draw(d) {
-    const tokens = d.tokens;
-    const measured = (/** @type {any} */ p) => p.total ?? p.direct;
+  /** @param {any} d @param {string} [pending] */
+  function draw(d, pending = "") {
+    held = d;
+    begin();
+    knobs = [];
+    const { tokens } = d;
     const ranked = [...d.parts].sort((a, b) => Math.abs(measured(b)) - Math.abs(measured(a)));
     const largest = Math.max(...ranked.slice(0, 1).map((p) => Math.abs(measured(p))), 1e-9);
-    const wordSize = (/** @type {any} */ w) => w.knocked_out ?? 0;
-    const loudest = Math.max(...d.words.map((/** @type {any} */ w) => Math.abs(wordSize(w))), 1e-9);
+    const loudest = Math.max(...d.words.map((/** @type {any} */ w) => Math.abs(w.knocked_out ?? 0)), 1e-9);
+    const picture = h("div", { class: "paths" });
+    const share = h("output", { class: "small" });
+    const many = h("input", { type: "range", min: 4, max: Math.min(25, ranked.length), step: 1, value: most, "aria-label": "Parts drawn", oninput: () => { most = Number(many.value); paint(); } });
+    function paint() {
+      const chosen = ranked.slice(0, most);
+      const sum = chosen.reduce((/** @type {number} */ x, p) => x + p.claimed, 0);
+      const absolute = (/** @type {any[]} */ list) => list.reduce((x, p) => x + Math.abs(p.claimed), 0);
+      share.textContent = `these ${chosen.length} add ${withSign(sum)} to the ${number(d.value)}, and are ${percent(absolute(chosen) / Math.max(absolute(d.parts), 1e-9), 0)} of what the ${d.parts.length} largest parts claim`;
+      put(picture, paths(d, chosen, largest, switchOff));
+    }
+    paint();
     put(body,
-      h("p", { class: "sentence" }, d.sentence),
-      h("div", { class: "receipt num" }, h("h3", {}, "Receipt"),
-        h("dl", {}, pair("explained", `${number(d.value)} (${d.unit})`), pair("sum of parts", number(d.sum)), pair("residual", `${d.residual.toExponential(1)} of the sum of absolute parts`),
-          pair("probability", percent(d.probability, 2)), pair("precision", d.precision),
-          ...Object.entries(d.agreement).filter(([k, v]) => typeof v === "number" && k !== "part").map(([k, v]) => pair(k.replaceAll("_", " "), number(/** @type {number} */ (v)))))),
+      h("p", { class: "sentence" }, (d.plain ?? [d.sentence]).join(" "), " ", pending ? h("span", { class: "soft small", role: "status" }, pending) : null),
+      picture, h("div", { class: "row" }, many, share),
       d.words.length ? h("h3", {}, "Words: what is lost when nobody looks at one") : null,
       h("div", { class: "chips big" }, d.words.map((/** @type {any} */ w) => {
-        const x = wordSize(w);
         const chip = h("button", { type: "button", class: "chip word", disabled: !w.edit, onclick: () => switchOff(w.edit) }, w.word, w.knocked_out === null ? null : h("span", { class: "num small" }, ` ${withSign(w.knocked_out)}`));
-        chip.style.setProperty("background", signed((0.6 * x) / loudest));
-        return hint(chip, () => [
-          w.replaced ? `replaced: ${number(w.replaced.median)} median, ${number(w.replaced.low)} to ${number(w.replaced.high)}` : "not replaced",
-          w.knocked_out === null ? "" : `nobody looks at it: ${number(w.knocked_out)}`,
-          w.sink ? "the first position is a sink: heads rest there" : "", "click: nobody looks at it any more"].filter(Boolean).join("\n"));
+        chip.style.setProperty("background", signed((0.6 * (w.knocked_out ?? 0)) / loudest));
+        return h("span", { class: "dialled" }, hint(chip, () => [
+          w.replaced ? `replaced by others: ${number(w.replaced.median)} median, ${number(w.replaced.low)} to ${number(w.replaced.high)}` : "not replaced",
+          w.sink ? "the first position is a sink: heads rest there" : "", "click: nobody looks at it any more"].filter(Boolean).join("\n")), knob(w.edit));
       })),
-      h("h3", {}, "The sum, layer by layer"),
-      fall(d),
       h("h3", {}, "Parts, by what their removal changes"),
       h("div", { class: "waterfall", role: "list" }, ranked.slice(0, 24).map((p) => {
         const x = measured(p);
-        return h("div", { role: "listitem" }, hint(h("button", { type: "button", class: "part", disabled: !p.edit, onclick: () => switchOff(p.edit) },
-          h("span", { class: "small" }, partName(p, tokens)), fork(x / largest), h("span", { class: "num small" }, withSign(x))),
-        () => `claimed direct ${number(p.claimed)}\nmeasured direct ${number(p.direct)}\nmeasured total ${p.total === null ? "not measured" : number(p.total)}\nlarger than ${number(p.percentile)}% of its kind${p.edit ? `\nclick: “${editName(p.edit, tokens)}”, which takes away ${number(x)}` : ""}`));
+        return h("div", { role: "listitem", class: "dialled" }, hint(h("button", { type: "button", class: "part", disabled: !p.edit, onclick: () => switchOff(p.edit) },
+          h("span", { class: "small" }, partName(p, tokens)), fork(x / largest), h("span", { class: "num small" }, withSign(x))), () => partHint(p, tokens)), knob(p.edit));
       })),
-      h("p", { class: "soft small" }, `${(d.part_count ?? d.parts.length).toLocaleString()} parts in all; the ${Math.min(24, ranked.length)} largest are drawn.${d.words.length ? ` Words were replaced ${d.replacements.count} times each, seed ${d.replacements.seed}.` : ""}`),
+      h("details", {}, h("summary", {}, "The sum, layer by layer"), fall(d)),
+      h("details", { class: "receipt num" }, h("summary", {}, "Receipt"), h("p", {}, d.sentence),
+        h("dl", {}, pair("explained", `${number(d.value)} (${d.unit})`), pair("sum of parts", number(d.sum)), pair("residual", `${d.residual.toExponential(1)} of the sum of absolute parts`),
+          pair("probability", percent(d.probability, 2)), pair("precision", d.precision),
+          ...Object.entries(d.agreement).filter(([k, v]) => typeof v === "number" && k !== "part").map(([k, v]) => pair(k.replaceAll("_", " "), number(/** @type {number} */ (v)))))),
+      h("p", { class: "soft small" }, `${(d.part_count ?? d.parts.length).toLocaleString()} parts in all; the ${Math.min(24, ranked.length)} largest are listed.${d.words.length ? ` Words were replaced ${d.replacements.count} times each, seed ${d.replacements.seed}.` : ""}`),
     );
   }
+  state.on(["theme", "large"], () => held && draw(held));
+
   live(neurons, state, ["text", "model", "position", "token", "against"], async (signal) => {
-    if (!state.get("text")) return null;
-    return source.get("neurons", { ...where(), token: state.get("token"), against: state.get("against"), top: 12 }, { signal });
+    await begun;
+    return signal.aborted ? null : source.get("neurons", { ...where(), token: state.get("token"), against: state.get("against"), top: 12 }, { signal });
   }, (d) => {
     const size = (/** @type {any} */ n) => n.total ?? n.contribution; // a page of one verb holds what each adds
     const most = Math.max(...d.neurons.map((/** @type {any} */ n) => Math.abs(size(n))), 1e-9);
@@ -111,6 +179,50 @@ export function mount(element, source, state) {
     h("p", { class: "soft small" }, `All feed-forward layers together add ${withSign(d.all)} of ${number(d.value)}.`));
   });
   const pair = (/** @type {string} */ k, /** @type {string} */ v) => h("div", {}, h("dt", {}, k), h("dd", {}, v));
+}
+
+/** The parts by layer and position: what heads bring from earlier words, and what feed-forward layers add, into one stream. @param {any} d @param {any[]} chosen @param {number} largest @param {(edit: any) => void} act */
+function paths(d, chosen, largest, act) {
+  const sources = [...new Set([...chosen.map((p) => p.source).filter((x) => x !== null), d.position])].sort((a, b) => a - b);
+  const layers = Math.max(1, ...d.layers.map((/** @type {any} */ l) => l.layer ?? 0)) + 1;
+  const [width, height, left, bottom, top] = [Math.max(420, 96 * sources.length + 290), 380, 40, 38, 34];
+  const home = width - 220;
+  const x = (/** @type {number} */ position) => (position === d.position ? home : left + 60 + (sources.indexOf(position) * (home - left - 140)) / Math.max(1, sources.length - 2 || 1));
+  const y = (/** @type {number} */ layer) => height - bottom - 14 - ((layer + 0.5) / layers) * (height - bottom - top - 20);
+  const token = (/** @type {number} */ i) => { const text = shown(d.tokens[i] ?? ""); return text.length > 11 ? `${text.slice(0, 10)}…` : text; };
+  const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "path-picture", role: "group", "aria-label": `${chosen.length} parts by layer and position; the strongest is ${chosen[0] ? partName(chosen[0], d.tokens) : "none"}` });
+  for (let i = 0; i < layers; i += Math.max(1, Math.ceil(layers / 8))) svg.append(s("text", { class: "tick", x: 8, y: y(i) + 4 }, i));
+  svg.append(s("text", { class: "tick", x: 8, y: 16 }, "layer"));
+  for (const position of sources) {
+    svg.append(s("line", { class: position === d.position ? "lane-home" : "lane-word", x1: x(position), x2: x(position), y1: height - bottom, y2: top - 8 }),
+      s("text", { class: "word", x: x(position), y: height - 12, "text-anchor": "middle" }, token(position)));
+  }
+  svg.append(s("text", { class: "word strong", x: home, y: 18, "text-anchor": "middle" }, `${shown(d.token)} ${percent(d.probability)}`));
+  // Thin ones first, so that thick ones lie over them.
+  for (const p of [...chosen].reverse()) {
+    const v = measured(p);
+    const wide = 1 + 13 * Math.sqrt(Math.min(1, Math.abs(v) / largest));
+    const layer = p.layer ?? -0.5;
+    const from = p.source !== null && p.source !== d.position ? [x(p.source), y(layer) + 10] : [home + 74, y(layer) + 4];
+    const to = [home, y(layer) - 6];
+    const node = s("g", { class: v >= 0 ? "flow" : "flow against", tabindex: p.edit ? 0 : null, role: p.edit ? "button" : "img", "aria-label": `${partName(p, d.tokens)}: ${withSign(v)}, claimed ${withSign(p.claimed)}${p.edit ? "; switch off" : ""}`, "data-total": v, "data-claimed": p.claimed },
+      s("path", { d: `M ${from[0]} ${from[1]} C ${(from[0] + to[0]) / 2} ${from[1]} ${(from[0] + 2 * to[0]) / 3} ${to[1]} ${to[0]} ${to[1]}`, "stroke-width": wide.toFixed(1) }),
+      s("circle", { cx: from[0], cy: from[1], r: (3 + wide / 3).toFixed(1) }),
+      Math.abs(v) > 0.12 * largest ? s("text", { class: "tick", x: from[0] + (from[0] > home ? 12 : 0), y: from[1] - (from[0] > home ? -4 : 9), "text-anchor": from[0] > home ? "start" : "middle" }, `${p.kind === "head" ? `head ${p.layer}.${p.head}` : p.kind === "feed_forward" ? `feed-forward ${p.layer}` : p.kind.replaceAll("_", " ")} ${withSign(v)}`) : null);
+    if (p.edit) {
+      node.addEventListener("click", () => act(p.edit));
+      node.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); act(p.edit); } });
+    }
+    svg.append(hint(node, () => partHint(p, d.tokens)));
+  }
+  return svg;
+}
+
+/** @param {any} p @param {string[]} tokens */
+function partHint(p, tokens) {
+  const x = measured(p);
+  const kind = p.percentile >= 99.95 ? "the largest of its kind" : `larger than ${Math.floor(p.percentile)}% of its kind`;
+  return `${partName(p, tokens)}\nclaimed ${withSign(p.claimed)}, measured direct ${withSign(p.direct)}\nmeasured with all that follows ${p.total === null ? "not yet" : withSign(p.total)}\n${kind}${p.edit ? `\nclick: ${editName(p.edit, tokens)}, which takes away ${number(x)}` : ""}`;
 }
 
 /** @param {any} p @param {string[]} tokens */

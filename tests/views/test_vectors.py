@@ -1,0 +1,64 @@
+"""The cloud is a projection of the embedding table, and sums of words are counted honestly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from glassformer.errors import UsageError
+from glassformer.views import Session, vectors
+from tests.views.test_views import TEXT, numbers
+
+
+def test_the_principal_axes_are_those_of_the_singular_values(session: Session, model: Any):
+    found = session.view("cloud", {"text": TEXT})
+    table = model.transformer.embed.weight.detach().double()
+    x = table[found["ids"]]
+    assert len(x) == found["count"] == len(found["tokens"])
+    values = torch.linalg.svdvals(x - x.mean(0)).pow(2)
+    assert found["shares"] == pytest.approx((values[:3] / values.sum()).tolist(), rel=1e-6)
+    placed = numbers(found["points"])
+    assert placed.shape == (found["count"], 3)
+    assert np.allclose(np.linalg.norm(placed, axis=0) ** 2, values[:3].numpy(), rtol=1e-4)
+    assert [t["id"] for t in found["lit"]] == model.ids(TEXT)
+
+
+def test_a_plane_goes_through_its_three_words(session: Session, model: Any):
+    words = ["mole", "small", "carbon"]
+    found = session.view("cloud", {"plane": words, "words": ["American"]})
+    at = {one["word"]: np.array(one["at"]) for one in found["words"]}
+    table = model.transformer.embed.weight.detach().double()
+    row = {w: table[model.tokenizer.encode(f" {w}", bos=False)].mean(0) for w in words}
+    for a in words:
+        for b in words:  # distances in the plane are true ones
+            apart = float((row[a] - row[b]).norm())
+            assert float(np.linalg.norm(at[a] - at[b])) == pytest.approx(apart, abs=1e-6)
+    assert at["mole"] == pytest.approx([0, 0], abs=1e-9)
+    with pytest.raises(UsageError, match="three words; got 2"):
+        session.view("cloud", {"plane": ["mole", "small"]})
+    with pytest.raises(UsageError, match="on one line"):
+        session.view("cloud", {"plane": ["mole", "mole", "small"]})
+
+
+def test_the_rate_counts_what_is_nearest(session: Session, model: Any, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = model.tokenizer
+    single = [
+        t[1:] for i in range(tokenizer.vocab_size) if (t := tokenizer.token_text(i)).startswith(" ") and t[1:].isalpha()
+    ]
+    pairs = ((single[0], single[1]), (single[2], single[3]))
+    monkeypatch.setattr(vectors, "RELATIONS", {"made up": pairs, "unknown": (("xq", "zzqq"), ("qqz", "zq"))})
+    found = session.view("sums", {})
+    table = torch.nn.functional.normalize(model.transformer.embed.weight.detach().double(), dim=1)
+    ids = [[tokenizer.id_of(f" {w}") for w in pair] for pair in pairs]
+    right = 0
+    for (a, b), (c, d) in ((ids[0], ids[1]), (ids[1], ids[0])):
+        near = table @ (table[b] - table[a] + table[c])
+        near[[a, b, c]] = -torch.inf
+        right += int(near.argmax()) == d
+    assert (found["asked"], found["right"]) == (2, right)
+    assert found["relations"][1]["asked"] == 0
+    by_name = session.view("sum", {"words": f"{single[0]} + {single[1]}"})
+    assert by_name["neighbours"][0]["similarity"] <= 1
