@@ -224,8 +224,12 @@ def test_the_cloud_is_drawn_and_turned_and_words_are_added(app: Watched, tiny_mo
     said = app.page.inner_text("#room-vectors")
     assert "of the variance of" in said
     near = tiny_model.neighbours("mole - small + carbon", k=1).to_json()["neighbours"][0]
-    assert f"{near['similarity']:.3f}"[:5] in said
-    ink = "(() => { const c = document.querySelector('.cloud'); return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.reduce((a, b) => (a * 31 + b) | 0, 7); })()"
+    assert f"{near['similarity']:.4g}" in said
+    ink = (
+        "(() => { const c = document.querySelector('.cloud');"
+        " const { data } = c.getContext('2d').getImageData(0, 0, c.width, c.height);"
+        " return data.reduce((a, b) => (a * 31 + b) | 0, 7); })()"
+    )
     before = app.page.evaluate(ink)
     app.page.focus(".cloud")
     app.page.keyboard.press("ArrowRight")
