@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from glassformer.errors import GlassformerError, SourceError
 from glassformer.serve.work import Workers
-from glassformer.views import Cancelled, Session
+from glassformer.views import Cancelled, Session, bundle
 from glassformer.views.asks import Edit, Text
 from glassformer.views.writing import steps
 
@@ -198,7 +198,11 @@ def _file(path: str) -> Response:
     found = (WEB / path).resolve()
     if not found.is_relative_to(WEB) or found.suffix not in TYPES or not found.is_file():
         return JSONResponse({"error": {"message": "There is no such file.", "kind": "NotFound"}}, 404)
-    return FileResponse(found, media_type=TYPES[found.suffix], headers={"cache-control": "no-cache"})
+    headers = {"cache-control": "no-cache"}
+    if found.suffix == ".js":
+        text = bundle.module(found.relative_to(WEB / "js").as_posix())
+        return Response(text, media_type=TYPES[".js"], headers=headers)
+    return FileResponse(found, media_type=TYPES[found.suffix], headers=headers)
 
 
 def _problem(message: str, kind: str) -> JSONResponse:

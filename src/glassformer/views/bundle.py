@@ -23,6 +23,18 @@ _LATER = re.compile(r'\bawait import\("(\.[^"]+)"\)')
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|class|const|let) (\w+))", re.MULTILINE)
 
 
+def module(name: str) -> str:
+    """A module as a browser gets it: without the comments that say types, an eighth of the whole."""
+    path = WEB / "js" / name
+    return _plain(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=128)
+def _plain(path: Path, changed: int) -> str:
+    text = path.read_text("utf-8")
+    return re.sub(r"\n{2,}", "\n", re.sub(r"[ \t]*/\*\*.*?\*/", "", text, flags=re.DOTALL))
+
+
 @lru_cache(maxsize=8)
 def script(entry: str) -> str:
     """One classic script of `js/ENTRY` and everything it imports; its exports are `glassformer[ENTRY]`.
@@ -32,7 +44,7 @@ def script(entry: str) -> str:
     """
     parts = []
     for name in _ordered(entry):
-        text = (WEB / "js" / name).read_text("utf-8")
+        text = module(name)
         heads = []
         for names, target in _IMPORT.findall(text):
             wanted = ", ".join(
@@ -64,7 +76,7 @@ def _target(name: str, target: str) -> str:
 
 def travels(entry: str) -> int:
     """Bytes of scripts and styles that a browser fetches to open `js/ENTRY`; what comes when it is wanted aside."""
-    return sum((WEB / "js" / name).stat().st_size for name in _ordered(entry, later=False)) + len(styles().encode())
+    return sum(len(module(name).encode()) for name in _ordered(entry, later=False)) + len(styles().encode())
 
 
 def _ordered(entry: str, later: bool = True) -> Iterator[str]:
@@ -76,7 +88,7 @@ def _ordered(entry: str, later: bool = True) -> Iterator[str]:
             raise ValueError(f"The modules import each other in a circle: {' → '.join((*above, name))}.")
         if name in done:
             return
-        text = (WEB / "js" / name).read_text("utf-8")
+        text = module(name)
         targets = [target for _, target in _IMPORT.findall(text)] + (_LATER.findall(text) if later else [])
         for target in targets:
             yield from walk(_target(name, target), (*above, name))
