@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from glassformer.errors import ContextLengthError, ShapeError, TextError, UsageE
 from glassformer.model import Cache, Config, Transformer
 
 if TYPE_CHECKING:
+    from glassformer.checkpoint import Checkpoint
     from glassformer.generate.constraints import Constraint
     from glassformer.generate.drafting import Drafter
     from glassformer.generate.tokens import Engines, GeneratedToken
@@ -42,6 +43,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    adapter: str | Path | Sequence[str | Path] = (),
     revision: str | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
@@ -54,6 +56,7 @@ def load(
         device: "cpu", "cuda", …; "auto" takes an accelerator where there is one.
         dtype: "float32", "bfloat16", "float16" or "float64"; "auto" is float32 on a CPU and the
             checkpoint's own on an accelerator.
+        adapter: one or several adapters in PEFT's layout, each a folder or org/name[@revision]: as `SOURCE+ADAPTER`.
         revision: of a hub model.
         offline: True never asks the network; None asks only when needed.
         progress: called with (done, total, what) while something is fetched or converted; None shows a bar on
@@ -62,7 +65,7 @@ def load(
     Raises:
         SourceError, CheckpointError, TokenizerError, UsageError: one sentence each.
     """
-    from glassformer.checkpoint import open_checkpoint
+    from glassformer.checkpoint import open_checkpoint, tokenizer_of
     from glassformer.fetch.sources import resolve
     from glassformer.system.progress import shown
 
@@ -71,16 +74,29 @@ def load(
         raise UsageError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}.")
     named = None if source is None else str(source)
     with shown(progress) as report:
-        resolved = resolve(named, revision=revision, progress=report, offline=offline)
-        checkpoint = open_checkpoint(
+        more = [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
+        resolved = resolve(named, adapters=more, revision=revision, progress=report, offline=offline)
+        base = open_checkpoint(
             resolved.path, progress=lambda done, total: report(done, total, f"dequantising {resolved.name}")
         )
-    wanted = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else None)
-    transformer = Transformer.empty(checkpoint.config).load(checkpoint.tensors, dtype=wanted)
+    checkpoint = base.adapted(resolved.adapters)
+    # What was quantised or adapted is computed in float32; the embedding says what the others are stored in.
+    stored = torch.float32 if place.type == "cpu" else base.tensors["embed.weight"].dtype
+    transformer = Transformer.empty(checkpoint.config).load(checkpoint.tensors, dtype=DTYPES.get(dtype, stored))
     if place.type != "cpu":
         transformer = transformer.to(place)
-    tokenizer = _tokenizer(checkpoint)
-    return Model(transformer, tokenizer, name=resolved.name, source=str(resolved.path), metadata=checkpoint.metadata)
+    model = Model(
+        transformer,
+        tokenizer_of(checkpoint),
+        name=resolved.name,
+        source=str(resolved.path),
+        metadata=checkpoint.metadata,
+    )
+    if resolved.adapters:
+        model.adapters = resolved.adapter_names
+        plain = resolved.name.removesuffix("".join(f"+{name}" for name in model.adapters))
+        model._adaptation = Adaptation(base, checkpoint, plain, model.adapters)
+    return model
 
 
 def _device(device: str) -> torch.device:
@@ -94,11 +110,13 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def _tokenizer(checkpoint: Any) -> Tokenizer:
-    from glassformer.tokenizer.tokenizer import Tokenizer
+class Adaptation(NamedTuple):
+    """A model that was opened with adapters: the checkpoint without them and with them, and what each is called."""
 
-    kind, where = checkpoint.tokenizer_source
-    return Tokenizer.from_gguf(where) if kind == "gguf" else Tokenizer.from_directory(where)
+    without: Checkpoint
+    whole: Checkpoint
+    name: str
+    adapters: tuple[str, ...]
 
 
 class Model:
@@ -112,6 +130,7 @@ class Model:
         precision: the weights' dtype, which every answer states.
         generation: how the checkpoint wants its answers to be drawn (its generation_config.json).
         taps: what `edited` put in, in order.
+        adapters: names of the adapters in the weights; `adapted(False)` is the model without them.
     """
 
     def __init__(
@@ -130,6 +149,8 @@ class Model:
         self.source = source
         self.metadata = metadata or {}
         self.taps = taps
+        self.adapters: tuple[str, ...] = ()
+        self._adaptation: Adaptation | None = None
         self._engines: list[Engines] = []  # at most one; views of this model share it
 
     @property
@@ -321,7 +342,7 @@ class Model:
         if not self._engines:
             from glassformer.generate.tokens import Engines
 
-            self._engines.append(Engines(self.transformer, self.tokenizer, self.source))
+            self._engines.append(Engines(self.transformer, self.tokenizer, None if self.adapters else self.source))
         return self._engines[0]
 
     # Seeing inside
@@ -383,6 +404,32 @@ class Model:
         view = copy.copy(self)
         view.taps = self.taps + taps
         view.bound_tap()  # checks every name now
+        return view
+
+    def adapted(self, on: bool = True) -> Model:
+        """This model with the adapters that it was opened with, or without: a view that shares all other weights.
+
+        Raises:
+            UsageError: it was opened without an adapter.
+        """
+        from glassformer.checkpoint import tokenizer_of
+
+        whole = self._adaptation
+        if whole is None:
+            raise UsageError(f"{self.name} was opened without an adapter; name one: load(source, adapter=...).")
+        names = whole.adapters if on else ()
+        if names == self.adapters:
+            return self
+        checkpoint, mine = whole.whole if on else whole.without, dict(self.transformer.named_parameters())
+        transformer = Transformer.empty(checkpoint.config)
+        weights: dict[str, Tensor] = {}
+        for key, _ in transformer.named_parameters():
+            other = key in whole.whole.changed or key not in mine
+            weights[key] = checkpoint.tensors[key].to(self.transformer.device) if other else mine[key].data
+        view = copy.copy(self)
+        view.transformer = transformer.load(weights, dtype=self.transformer.dtype)
+        view.tokenizer = tokenizer_of(checkpoint)
+        view.adapters, view.name, view._engines = names, "+".join((whole.name, *names)), []
         return view
 
     def bound_tap(self) -> Bound | None:

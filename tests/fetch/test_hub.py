@@ -156,6 +156,26 @@ def test_any_part_of_several_split_files_names_one(net: Loopback) -> None:
     assert fetched(net) == {"m-Q8-00001-of-00002.gguf", "m-Q8-00002-of-00002.gguf"}
 
 
+def test_an_adapter_is_fetched_with_the_model_that_it_names(model: Loopback) -> None:
+    settings = b'{"peft_type": "LORA", "base_model_name_or_path": "org/model", "revision": null}'
+    files = {"adapter_config.json": settings, "adapter_model.safetensors": b"weights of it", "adapter_model.bin": b""}
+    model.repos["org/tuned"] = files | {"README.md": b"", "tokenizer.json": b"{}", "training_args.bin": b""}
+    for source in ("org/tuned", "org/model+org/tuned"):
+        found = resolve(source)
+        assert (found.name, found.kind) == ("org/model+org/tuned", "hf")
+        assert found.adapter_names == ("org/tuned",)
+        (folder,) = found.adapters
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "adapter_config.json", "adapter_model.safetensors", "tokenizer.json",
+        ]  # fmt: skip
+        assert found.path == resolve("org/model").path
+        model.log.clear()
+    assert not fetched(model), "what is there is not fetched again"
+    model.repos["org/pickled"] = {"adapter_config.json": settings, "adapter_model.bin": b""}
+    with pytest.raises(UnsafeFileError, match="org/pickled keeps its weights only as pickled"):
+        resolve("org/model+org/pickled")
+
+
 def test_several_gguf_files_ask_for_one(net: Loopback) -> None:
     net.repos["org/many-GGUF"] = {f"m.Q{n}.gguf": b"GGUF" for n in (2, 4, 8)}
     with pytest.raises(

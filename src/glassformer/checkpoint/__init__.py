@@ -7,12 +7,12 @@ builds a model or a tokenizer, and importing it does not import torch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, TokenizerError
 from glassformer.model.config import Config
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from glassformer.checkpoint.keys import Shape
     from glassformer.checkpoint.native import write_native
     from glassformer.checkpoint.tables import Table
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 Format = Literal["hf", "gguf", "native"]
 
@@ -33,6 +34,7 @@ __all__ = [
     "raw_blocks",
     "read_config",
     "tensor_shapes",
+    "tokenizer_of",
     "write_gguf",
     "write_hf",
     "write_native",
@@ -50,6 +52,7 @@ class Checkpoint:
         config: the design.
         tensors: every parameter by native key, in its stored type, mapped when asked for.
         metadata: what the checkpoint says of itself besides: config.json, GGUF settings, or glassformer.json.
+        adapters, changed: folders of the adapters in its weights, and the keys that they changed.
     """
 
     path: Path
@@ -58,6 +61,21 @@ class Checkpoint:
     config: Config
     tensors: Mapping[str, Tensor] = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
+    adapters: tuple[Path, ...] = ()
+    changed: frozenset[str] = frozenset()
+
+    def adapted(self, folders: Sequence[Path]) -> Checkpoint:
+        """This checkpoint with adapters in PEFT's layout in its weights, one after another; itself without any.
+
+        Raises:
+            CheckpointError, UnsupportedError, UnsafeFileError: an adapter that is broken, of another kind, or for
+                another model.
+        """
+        if not folders:
+            return self
+        from glassformer.checkpoint.adapter import adapted
+
+        return adapted(self, folders)
 
     @property
     def tokenizer_source(self) -> tuple[Literal["directory"], Path] | tuple[Literal["gguf"], Mapping[str, Any]]:
@@ -69,12 +87,44 @@ class Checkpoint:
         return "gguf", tokenizer_fields(self.path)
 
 
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that comes with a checkpoint; the last adapter's, where one brought its own.
+
+    Raises:
+        TokenizerError: there is none, it is broken, or an adapter's has more tokens than the model.
+    """
+    from glassformer.tokenizer.tokenizer import Tokenizer
+
+    place = checkpoint.tokenizer_source
+    tokenizer = Tokenizer.from_gguf(place[1]) if place[0] == "gguf" else Tokenizer.from_directory(place[1])
+    for folder in checkpoint.adapters:
+        if not (folder / "tokenizer.json").is_file():
+            continue
+        own = Tokenizer.from_directory(folder)
+        if own.vocab_size > checkpoint.config.vocab_size:
+            raise TokenizerError(
+                f"The adapter {folder} has a tokenizer of {own.vocab_size:,} tokens and the model has "
+                f"{checkpoint.config.vocab_size:,}; it was trained for one with a larger vocabulary."
+            )
+        own.stop_ids |= tokenizer.stop_ids  # an adapter's folder has no generation_config.json
+        if not own.generation.settings:
+            own.generation = tokenizer.generation
+        tokenizer = own
+    return tokenizer
+
+
 def open_checkpoint(
-    path: str | Path, *, cache: Path | None = None, dtype: Dtype = "float32", progress: Progress | None = None
+    path: str | Path,
+    *,
+    adapters: Sequence[Path] = (),
+    cache: Path | None = None,
+    dtype: Dtype = "float32",
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Opens a Hugging Face folder, a native folder (also a training run), or a .gguf file.
 
     Args:
+        adapters: folders of adapters in PEFT's layout, which are put into the weights one after another.
         cache: where a GGUF's dequantised copy goes; None for the user's cache.
         dtype: what a GGUF is dequantised to.
         progress: called with (bytes written, bytes in all) while a GGUF is dequantised.
@@ -83,6 +133,8 @@ def open_checkpoint(
         UnsupportedError: it is sound and Glassformer cannot express it; what stands in the way is named.
         UnsafeFileError: its weights could only be read by unpickling.
     """
+    if adapters:
+        return open_checkpoint(path, cache=cache, dtype=dtype, progress=progress).adapted(adapters)
     path = Path(path)
     kind = format_of(path)
     if kind == "gguf":

@@ -31,7 +31,7 @@ ModelOption = Annotated[
         "-m",
         metavar="SOURCE",
         envvar="GLASSFORMER_MODEL",
-        help="A path, a catalogue name, or org/name[@revision] on the Hugging Face hub.",
+        help="A path, a catalogue name, or org/name[@revision] on the Hugging Face hub; SOURCE+ADAPTER puts one in.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

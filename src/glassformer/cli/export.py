@@ -62,9 +62,8 @@ def export(source: str, to: str, out: str | None = None, dtype: str | None = Non
         UsageError: an unknown layout or dtype, or a destination that exists.
         UnsupportedError: the layout cannot express the design.
     """
-    from glassformer.checkpoint import open_checkpoint
+    from glassformer.checkpoint import open_checkpoint, tokenizer_of
     from glassformer.fetch.sources import resolve
-    from glassformer.tokenizer.tokenizer import Tokenizer
 
     if to not in TYPES:
         raise UsageError(f"--to is hf or gguf; got {to!r}." + near(to, TYPES))
@@ -76,11 +75,10 @@ def export(source: str, to: str, out: str | None = None, dtype: str | None = Non
     if out is not None:
         _free(Path(out))
     resolved = resolve(source)
-    checkpoint = open_checkpoint(resolved.path)
+    checkpoint = open_checkpoint(resolved.path, adapters=resolved.adapters)
     path = Path(out) if out is not None else Path(_default(resolved.name, to, kind))
     _free(path)
-    place = checkpoint.tokenizer_source
-    tokenizer = Tokenizer.from_gguf(place[1]) if place[0] == "gguf" else Tokenizer.from_directory(place[1])
+    tokenizer = tokenizer_of(checkpoint)
     family = None if checkpoint.family == "native" else checkpoint.family
     parts = (checkpoint.config, checkpoint.tensors, tokenizer)
     if to == "gguf":

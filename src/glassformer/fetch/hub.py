@@ -24,6 +24,9 @@ TIMEOUT = 5.0  # seconds for the hub's first answer
 _BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")  # what belongs to a model besides its weights
 
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # of PEFT
+
+
 class Snapshot(NamedTuple):
     """What was fetched: its folder or GGUF file, and the commit it is of."""
 
@@ -136,7 +139,9 @@ def cached(repo: str, revision: str, file: str | None) -> Snapshot | None:
 
 
 def whole(folder: Path) -> bool:
-    """Whether a folder holds a configuration, a tokenizer, and every weights file that it names."""
+    """Whether a folder holds a configuration, a tokenizer, and every weights file that it names; or an adapter."""
+    if (folder / ADAPTER[0]).is_file() and not (folder / "config.json").is_file():
+        return (folder / ADAPTER[1]).is_file()
     described = (folder / "config.json").is_file() or (folder / "glassformer.json").is_file()
     if not described or not any(folder.glob("tokenizer*")):
         return False
@@ -168,6 +173,8 @@ def choose(repo: str, files: list[str]) -> list[str]:
         weights = ["model.safetensors"]
     if weights and ("config.json" in top or "glassformer.json" in top):
         return sorted(beside) + sorted(weights)
+    if set(ADAPTER) <= set(top):
+        return sorted({*beside, *ADAPTER})
     held = sorted(name for name in files if name.endswith(".gguf") and not _no_language_model(name))
     ggufs = gguf_parts.wholes(held)
     if len(ggufs) == 1:

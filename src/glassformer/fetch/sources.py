@@ -4,6 +4,8 @@
     else         a name of the catalogue (``smollm2``)
     else         org/name[@revision] on the hub, or org/name/file.gguf[@revision]
     hf:…         forces the hub, run:… a training run: runs/NAME, or the path given
+    X+ADAPTER    X with an adapter in PEFT's layout in its weights: a folder, or org/name[@revision]; several one after
+                 another. An adapter's folder or name alone means the model that it names, with it.
 
 What was fetched once is used without asking again. ``GLASSFORMER_OFFLINE=1`` forbids all fetching, ``HF_HUB_OFFLINE=1``
 asking the hub; ``HF_ENDPOINT``, ``HF_HOME`` and the hub's token count as they do for its own client.
@@ -16,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +33,7 @@ MODEL_VARIABLE = "GLASSFORMER_MODEL"
 OFFLINE_VARIABLE = "GLASSFORMER_OFFLINE"
 RUNS = "runs"  # where training writes its runs, under the current directory
 
-Kind = Literal["hf", "native", "gguf", "run"]
+Kind = Literal["hf", "native", "gguf", "run", "adapter"]
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _ON_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/([\w./ -]+\.gguf))?(?:@(\S+))?", re.ASCII)
@@ -50,6 +53,7 @@ class Resolved:
         kind: ``"hf"``, ``"native"``, ``"gguf"`` or ``"run"``.
         revision: the commit, for a model of the hub.
         sha256: of the file, for a catalogue artifact; verified.
+        adapters, adapter_names: folders of adapters that belong into its weights, in order, and what they are called.
     """
 
     name: str
@@ -57,11 +61,14 @@ class Resolved:
     kind: Kind
     revision: str | None = None
     sha256: str | None = None
+    adapters: tuple[Path, ...] = ()
+    adapter_names: tuple[str, ...] = ()
 
 
 def resolve(
     source: str | os.PathLike[str] | None = None,
     *,
+    adapters: Sequence[str | os.PathLike[str]] = (),
     revision: str | None = None,
     progress: Progress | None = None,
     offline: bool | None = None,
@@ -71,6 +78,7 @@ def resolve(
 
     Args:
         source: see the module's docstring; None means ``GLASSFORMER_MODEL``, else the catalogue's default.
+        adapters: more adapters, as after a "+" in the source.
         revision: branch, tag or commit of a model on the hub.
         progress: called with bytes done, bytes in all or None, and what is done; None shows a bar on standard error.
         offline: True looks only on this machine; None means ``GLASSFORMER_OFFLINE``.
@@ -82,7 +90,11 @@ def resolve(
         UsageError: when ``revision`` is given for something that has none.
     """
     text = os.fspath(source) if source is not None else os.environ.get(MODEL_VARIABLE) or catalogue.DEFAULT
-    return _resolve(text, _Ask(revision, progress, _offline() if offline is None else offline, refresh))
+    ask = _Ask(revision, progress, _offline() if offline is None else offline, refresh)
+    found = _resolve(text, ask)
+    for one in adapters:
+        found = _with(found, _adapter(os.fspath(one), ask))
+    return found
 
 
 def resolve_config(source: str | os.PathLike[str], *, offline: bool | None = None) -> Path:
@@ -93,6 +105,51 @@ def resolve_config(source: str | os.PathLike[str], *, offline: bool | None = Non
 
 
 def _resolve(text: str, ask: _Ask) -> Resolved:
+    model, plus, adapter = text.rpartition("+")
+    if plus and model.strip() and adapter.strip() and not _exists(Path(os.path.expanduser(text))):
+        return _with(_resolve(model.strip(), ask), _adapter(adapter.strip(), ask))
+    found = _resolve_one(text, ask)
+    return _adapted(found, ask) if found.kind == "adapter" else found
+
+
+def _with(base: Resolved, adapter: Resolved) -> Resolved:
+    return replace(
+        base,
+        name=f"{base.name}+{adapter.name}",
+        adapters=(*base.adapters, adapter.path),
+        adapter_names=(*base.adapter_names, adapter.name),
+    )
+
+
+def _adapter(text: str, ask: _Ask) -> Resolved:
+    """An adapter by itself, without the model that it names."""
+    found = _resolve_one(text, replace(ask, revision=None, config_only=False))
+    if found.kind != "adapter":
+        raise SourceError(f"{text} is no adapter: it holds no adapter_config.json, as PEFT writes one.")
+    return found
+
+
+def _adapted(found: Resolved, ask: _Ask) -> Resolved:
+    """The model that an adapter names, with it."""
+    import json
+
+    try:
+        settings = json.loads((found.path / "adapter_config.json").read_text("utf-8"))
+        model, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    except (OSError, ValueError, AttributeError):
+        raise SourceError(f"{found.path} is an adapter whose adapter_config.json cannot be read.") from None
+    if not isinstance(model, str) or not model:
+        raise SourceError(f"{found.path} is an adapter that names no model; say which one: MODEL+{found.path}")
+    try:
+        base = _resolve_one(model, replace(ask, revision=revision if _ON_HUB.fullmatch(model) else None))
+    except SourceError as error:
+        raise SourceError(
+            f"{found.path} is an adapter for {model}: {error} Or name its model: MODEL+{found.path}"
+        ) from None
+    return _with(base, found)
+
+
+def _resolve_one(text: str, ask: _Ask) -> Resolved:
     if not text.strip():
         raise SourceError(f"The name of the model is empty; give a path, {_names()}, or org/name on the hub.")
     if text.startswith("hf:"):
@@ -193,6 +250,8 @@ def directory_kind(path: Path) -> Kind | None:
         return "native"
     if (path / "config.json").is_file() and any(path.glob("*.safetensors*")):
         return "hf"
+    if (path / "adapter_config.json").is_file():
+        return "adapter"
     return None
 
 

@@ -28,7 +28,8 @@ def opened(source: str) -> Any:
     from glassformer.checkpoint import open_checkpoint
     from glassformer.fetch.sources import resolve
 
-    return open_checkpoint(resolve(source).path)
+    found = resolve(source)
+    return open_checkpoint(found.path, adapters=found.adapters)
 
 
 def tokenizer_for(recipe: Recipe, directory: Path | None, start: Any, journal: Journal) -> Any:
@@ -70,8 +71,9 @@ def _tokenizer(recipe: Recipe, directory: Path | None, start: Any, journal: Jour
         return train.train_bpe(text_iterator(spec), int(size), progress=told)
     if start is None and (Path(wanted) / "tokenizer.json").is_file():
         return Tokenizer.from_directory(wanted)
-    kind, where = (start or opened(wanted)).tokenizer_source
-    return Tokenizer.from_gguf(where) if kind == "gguf" else Tokenizer.from_directory(where)
+    from glassformer.checkpoint import tokenizer_of
+
+    return tokenizer_of(start or opened(wanted))
 
 
 def corpus_for(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
