@@ -18,6 +18,8 @@ from glassformer.generate.stop import StopMatcher
 
 # Steps without drafts after one whose drafts were all wrong: doubled up to this many.
 _LONGEST_REST = 64
+# A constraint that leaves less than one in so many tokens is met by choosing among those.
+_FEW = 4
 
 
 class ConstraintMatcher(Protocol):
@@ -140,7 +142,11 @@ class Sequence:
         scores = adjust(logits, sampling, self.request.prompt, self.answer) if not sampling.plain else logits
         scores = without(scores, self.absent)
         if self.matcher is not None:
-            scores = scores.masked_fill(~self.matcher.allowed(), -torch.inf)
+            allowed = self.matcher.allowed()
+            kept = torch.from_numpy(allowed.numpy().nonzero()[0])
+            if not early and len(kept) < len(scores) // _FEW:  # a choice among few is made among them alone
+                return int(kept[choose(scores[kept], sampling, self.generator)])
+            scores = torch.where(allowed, scores, -torch.inf)
         if early:
             later = scores.clone()
             later[list(self.stop_matcher.stop_ids)] = -torch.inf
