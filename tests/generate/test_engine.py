@@ -318,6 +318,62 @@ def test_a_tap_gets_the_transformer_itself_and_steps_of_its_own(engine, model):
     assert changed == ids[3:]
 
 
+class Scale:
+    """Halves what one head gives."""
+
+    reads: frozenset[str] = frozenset()
+    writes = frozenset({"blocks.1.attn.z"})
+
+    def __call__(self, site, x, where):
+        out = x.clone()
+        out[:, :, 2] *= 0.5
+        return out
+
+
+def test_edited_answers_share_the_engine_with_others(engine, model, reference):
+    """Each is what the edited transformer says without a cache; the others are not changed by it."""
+    edited = [Request((i, 2, 3, 4), 9, stop_ids=frozenset(), tap=Scale(), drafter=NgramLookup(2, 1)) for i in range(3)]
+    plain = [Request((i, 2, 3, 4), 9, stop_ids=frozenset()) for i in range(3)]
+    handles = [engine.submit(one) for pair in zip(edited, plain, strict=True) for one in pair]
+    answers = [(ids_of(edit), ids_of(free)) for edit, free in zip(handles[::2], handles[1::2], strict=True)]
+    for i, (edit, free) in enumerate(answers):
+        assert free == reference.greedy([i, 2, 3, 4], 9)
+        ids = [i, 2, 3, 4]
+        for _ in range(9):
+            with torch.inference_mode():
+                ids.append(int(model(torch.tensor([ids]), tap=Scale(), last=True)[0, -1].argmax()))
+        assert edit == ids[4:]
+    assert all(handle.cached == 0 for handle in handles[::2])
+
+
+def test_an_edit_that_fails_ends_its_own_answer_alone(engine, reference):
+    class Broken(Scale):
+        def __call__(self, site, x, where):
+            raise ValueError("no")
+
+    other = engine.submit(Request((1, 2), 30, stop_ids=frozenset()))
+    with pytest.raises(ValueError, match="no"):
+        ids_of(engine.submit(Request((1, 2), 5, tap=Broken())))
+    assert ids_of(other) == reference.greedy([1, 2], 30)
+    assert engine.active == 0
+
+
+def test_prefixes_are_kept_within_a_budget_when_their_slots_are_taken(make, reference):
+    a, b, c = ([i] * 40 for i in (1, 2, 3))
+    bytes_a_slot = 128 * 2 * 2 * 2 * 8 * 4  # tokens × layers × (keys, values) × heads × width × float32
+
+    def cached(engine: Engine, prompt: list[int]) -> int:
+        handle = engine.submit(Request((*prompt, 9), 3, stop_ids=frozenset()))
+        assert ids_of(handle) == reference.greedy([*prompt, 9], 3)
+        return handle.cached
+
+    none, three = make(slots=1), make(slots=1, prefix_cache=3 * bytes_a_slot)
+    assert [cached(none, p) for p in (a, b, c, a, b)] == [0] * 5
+    assert [cached(three, p) for p in (a, b, c, a, b, c, a)] == [0, 0, 0, 40, 40, 40, 40]
+    assert [cached(three, [i] * 40) for i in (4, 5, 6, 7)] == [0] * 4  # what was not wanted for longest makes room
+    assert cached(three, a) == 0
+
+
 def test_bad_requests_are_refused_in_a_sentence(engine):
     with pytest.raises(TextError, match="The prompt holds no token; give at least one word."):
         engine.submit(Request(()))

@@ -17,6 +17,8 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +31,10 @@ from glassformer.generate.request import Request, RequestHandle, TokenEvent
 from glassformer.generate.runners import EagerRunner, Runner
 from glassformer.generate.sampling import generator
 from glassformer.generate.sequence import Sequence
+from glassformer.generate.slots import Slots
 from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
+from glassformer.model.cache import Cache
 
 if TYPE_CHECKING:
     from glassformer.model.sites import Tap
@@ -42,8 +46,8 @@ PRECISIONS = ("exact", "fast", "float32", "bfloat16", "int8", "int4")
 _IDLE = 10.0
 # Parameters up to which packing the weights is waited for.
 _QUICKLY_PACKED = 400_000_000
-# A prefix this much longer in another slot is worth copying.
-_WORTH_COPYING = 16
+# Slots that keep prefixes, at most.
+_MOST_SPARE = 256
 
 
 class SlowWarning(UserWarning):
@@ -63,6 +67,8 @@ class Engine:
         capacity: tokens of prompt and answer together; the model's context by default.
         use_native: False stays on the eager path.
         threads: of the native path; torch's number, as it is now, by default.
+        prefix_cache: bytes of keys and values of earlier prompts and answers that are kept, beside what the slots
+            hold, for prompts that begin alike; 0 keeps none.
 
     Attributes:
         note: why the native path cannot be had, and what is slower without it; None while all is well.
@@ -85,6 +91,7 @@ class Engine:
         capacity: int | None = None,
         use_native: bool = True,
         threads: int | None = None,
+        prefix_cache: int = 0,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"Precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}.")
@@ -99,13 +106,13 @@ class Engine:
         self.note: str | None = None
         self._source = Path(source) if source is not None and str(source).endswith(".gguf") else None
         self._threads = threads or torch.get_num_threads()
-        self._runner: Runner = EagerRunner(transformer, slots=slots, capacity=self.capacity)
+        spare = _spare_slots(prefix_cache, transformer, self.capacity)
+        self._runner: Runner = EagerRunner(transformer, slots=slots + spare, capacity=self.capacity)
         self._next_runner: Runner | None = None
         self._waiting: deque[RequestHandle] = deque()
         self._active: list[Sequence] = []
-        self._held: list[list[int]] = [[] for _ in range(slots)]
-        self._used = [0] * slots  # when a slot was last given away, in steps
-        self._clock = 0
+        self._slots = Slots(slots, spare)
+        self._edited = ThreadPoolExecutor(1, "glassformer-edited")
         self._wake = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -189,11 +196,10 @@ class Engine:
     def generate(self, request: Request, tap: Tap | None = None) -> Iterator[TokenEvent]:
         """The steps of one answer; leaving the loop cancels it.
 
-        With a tap the answer is computed by the transformer itself, apart from everybody else's.
+        With a tap the answer is the edited model's, computed by the transformer itself; as with `Request.tap`.
         """
         if tap is not None:
-            yield from self._tapped(request, tap)
-            return
+            request = replace(request, tap=tap)
         handle = self.submit(request)
         try:
             yield from handle
@@ -214,6 +220,7 @@ class Engine:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        self._edited.shutdown(wait=False)
 
     def __enter__(self) -> Engine:
         return self
@@ -225,7 +232,7 @@ class Engine:
 
     def _build(self) -> None:
         try:
-            options = {"slots": self.slots, "capacity": self.capacity, "threads": self._threads}
+            options = {"slots": self.slots + self._slots.spare, "capacity": self.capacity, "threads": self._threads}
             if self.asked_precision in ("fast", "exact") and self._source is not None:
                 runner = NativeModel.from_gguf(self._source, exact=self.asked_precision == "exact", **options)
             else:
@@ -246,9 +253,10 @@ class Engine:
                 return
             self._runner, self._next_runner = self._next_runner, None
         _work_alone()
-        self._held = [[] for _ in range(self.slots)]
+        self._slots.forget()
         for active in self._active:  # what they have read so far is read again, quickly
-            active.done = 0
+            if active.runner is None:
+                active.done = 0
 
     # The loop
 
@@ -275,7 +283,7 @@ class Engine:
         for active in self._active:
             active.handle.put(error)
         self._active.clear()
-        self._held = [[] for _ in range(self.slots)]
+        self._slots.forget()
 
     def stop_ids(self, request: Request) -> frozenset[int]:
         """The tokens that end a request's answer and are no part of it."""
@@ -316,13 +324,19 @@ class Engine:
                 handle.put(error)
 
     def _start(self, handle: RequestHandle, free: list[int]) -> None:
-        ids = list(handle.request.prompt)
-        slot, have = self._place(ids, free)
-        handle.cached = have
-        self._clock += 1
-        self._used[slot] = self._clock
-        self._held[slot] = []
-        self._active.append(self._sequence(handle, slot, have))
+        request = handle.request
+        if request.tap is not None:  # keys and values of an edited model are nobody else's
+            room = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
+            active = self._sequence(handle, free[0])
+            active.runner = EagerRunner(self.transformer, capacity=room, tap=request.tap)
+        else:
+            running = {a.slot: a.ids[: a.done] for a in self._active if a.runner is None}
+            placed = self._slots.place(request.prompt, free, running)
+            for source, target, length in placed.copies:
+                self._runner.copy_prefix(source, target, length)
+            handle.cached = placed.have
+            active = self._sequence(handle, placed.slot, placed.have)
+        self._active.append(active)
 
     def _sequence(self, handle: RequestHandle, slot: int, done: int = 0) -> Sequence:
         request = handle.request
@@ -338,37 +352,29 @@ class Engine:
             self._constraint_matcher(request),
         )
 
-    def _place(self, ids: list[int], free: list[int]) -> tuple[int, int]:
-        """A free slot for a prompt, and how many of its tokens are there already."""
-        held = self._held.copy()
-        for active in self._active:
-            held[active.slot] = active.ids[: active.done]
-        common = [min(_common(tokens, ids), len(ids) - 1) for tokens in held]
-        oldest = min(free, key=lambda slot: (len(held[slot]) > 0, self._used[slot]))
-        mine = max(free, key=lambda slot: common[slot])
-        best = max(range(self.slots), key=lambda slot: common[slot])
-        # Taking a slot over forgets what else it held: worth it when most of that is wanted.
-        if common[mine] >= common[best] - _WORTH_COPYING and 2 * common[mine] >= len(held[mine]):
-            return mine, common[mine]
-        if common[best] > _WORTH_COPYING and best != oldest:
-            self._runner.copy_prefix(best, oldest, common[best])
-            return oldest, common[best]
-        return oldest, common[oldest]
-
     def _step(self) -> None:
         for active in [a for a in self._active if a.handle.cancelled]:
-            self._finish(
-                active, TokenEvent(None, active.stop_matcher.finish(), None, (), "cancelled", self._runner.precision)
-            )
-        if not self._active:
-            return
+            text = active.stop_matcher.finish()
+            self._finish(active, TokenEvent(None, text, finish="cancelled", precision=self._runner.precision))
+        shared = [active for active in self._active if active.runner is None]
+        if shared:
+            self._advance(self._runner, shared)
+        for active in [a for a in self._active if a.runner is not None]:
+            assert active.runner is not None
+            try:
+                self._advance(active.runner, [active])
+            except BaseException as error:  # of an edit: the others go on
+                self._drop(active, error)
+
+    def _advance(self, runner: Runner, sequences: list[Sequence]) -> None:
+        """Let every sequence put in what it has not put in yet, and take its next tokens."""
         tokens: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
         out: list[int] = []
         parts: list[tuple[Sequence, int, int]] = []  # who, tokens put in, rows of logits
-        room = max(ROWS, len(self._active))
-        for active in sorted(self._active, key=lambda a: len(a.ids) - a.done):  # who waits for one token goes first
+        room = max(ROWS, len(sequences))
+        for active in sorted(sequences, key=lambda a: len(a.ids) - a.done):  # single-token requests first
             if room < 1:
                 break
             piece = active.ids[active.done : active.done + room]
@@ -379,54 +385,46 @@ class Engine:
                 wanted = 1 + len(active.drafts)
             out += range(len(tokens) + len(piece) - wanted, len(tokens) + len(piece))
             tokens += piece
-            slots += [active.slot] * len(piece)
+            slots += [active.slot if active.runner is None else 0] * len(piece)
             positions += range(active.done, active.done + len(piece))
             parts.append((active, len(piece), wanted))
             room -= len(piece)
-        logits = self._runner.forward(tokens, slots, positions, out)
+        if runner is self._runner or not isinstance(self._runner, NativeModel):
+            logits = runner.forward(tokens, slots, positions, out)
+        else:  # this thread's torch works alone; the transformer is quicker in one that has all cores
+            logits = self._edited.submit(runner.forward, tokens, slots, positions, out).result()
         row = 0
         for active, count, wanted in parts:
             active.done += count - len(active.drafts) if wanted else count
+            active.handle.read = min(active.done, len(active.request.prompt))
             if wanted:
-                rows = logits[row : row + wanted]
+                self._take(active, logits[row : row + wanted], runner.precision)
                 row += wanted
-                try:
-                    steps = active.advance(rows, self._runner.precision)
-                except GlassformerError as error:  # such as a grammar that takes too long: the others go on
-                    self._active.remove(active)
-                    active.handle.put(error)
-                    continue
-                for step in steps[:-1]:
-                    active.handle.put(step)
-                if steps[-1].finish is not None:
-                    self._finish(active, steps[-1])
-                else:
-                    active.handle.put(steps[-1])
 
-    def _finish(self, active: Sequence, step: TokenEvent) -> None:
+    def _take(self, active: Sequence, logits: torch.Tensor, precision: str) -> None:
+        try:
+            events = active.advance(logits, precision)
+        except GlassformerError as error:  # such as a grammar that takes too long: the others go on
+            self._drop(active, error)
+            return
+        for event in events[:-1]:
+            active.handle.put(event)
+        if events[-1].finish is not None:
+            self._finish(active, events[-1])
+        else:
+            active.handle.put(events[-1])
+
+    def _drop(self, active: Sequence, error: BaseException) -> None:
         with contextlib.suppress(ValueError):
             self._active.remove(active)
-        self._held[active.slot] = active.ids[: active.done]
-        active.handle.put(step)
+        active.handle.put(error)
 
-    # Requests with a tap
-
-    @torch.inference_mode()
-    def _tapped(self, request: Request, tap: Tap) -> Iterator[TokenEvent]:
-        from glassformer.model.cache import Cache
-
-        self.check(request)
-        room = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
-        cache = Cache(self.config, 1, room, self.transformer.dtype, self.transformer.device)
-        active = self._sequence(RequestHandle(request), 0)
-        precision = str(self.transformer.dtype).removeprefix("torch.")
-        while True:
-            ids = torch.tensor([active.ids[cache.length :]], device=self.transformer.device)
-            logits = self.transformer(ids, cache, tap=tap, last=True)[0, -1].float().cpu()
-            (step,) = active.advance(logits[None], precision)
-            yield step
-            if step.finish is not None:
-                return
+    def _finish(self, active: Sequence, event: TokenEvent) -> None:
+        with contextlib.suppress(ValueError):
+            self._active.remove(active)
+        if active.runner is None:
+            self._slots.holds(active.slot, active.ids[: active.done])
+        active.handle.put(event)
 
 
 _open: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -458,10 +456,10 @@ def _absent(tokenizer: Tokenizer | None, rows: int) -> torch.Tensor | None:
     return torch.tensor(missing) if missing else None
 
 
-def _common(a: list[int], b: list[int]) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+def _spare_slots(budget: int, transformer: Transformer, capacity: int) -> int:
+    """How many slots' keys and values fit in a budget of bytes, counted in float32 as the largest kept."""
+    if budget < 1:
+        return 0
+    one = Cache(transformer.config, 1, 1, torch.float32)
+    size = capacity * sum(4 * x.numel() for x in (*one.keys, *one.values))
+    return min(budget // size, _MOST_SPARE)

@@ -7,13 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from glassformer.errors import UsageError
 from glassformer.generate.constraints import Constraint
 from glassformer.generate.drafting import Drafter
 from glassformer.generate.sampling import TokenLogprob
 from glassformer.generate.settings import GREEDY, Sampling
+
+if TYPE_CHECKING:
+    from glassformer.model.sites import Tap
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -30,6 +33,7 @@ class Request:
         stop_ids: tokens that end it; None for the tokenizer's own, empty for none.
         logprobs: None for none, n for the chosen token's and those of the n likeliest.
         constraint: a form that the answer must have.
+        tap: edits of the model for this answer alone; it then comes from the transformer itself.
         drafter: proposes tokens for the model to check several at once; the distribution stays the same.
         drafts: how many per step at most; as many as pay are made.
 
@@ -44,6 +48,7 @@ class Request:
     stop_ids: frozenset[int] | None = None
     logprobs: int | None = None
     constraint: Constraint | None = None
+    tap: Tap | None = field(default=None, compare=False)
     drafter: Drafter | None = field(default=None, compare=False)
     drafts: int = 12
 
@@ -86,12 +91,13 @@ class RequestHandle:
     Attributes:
         request: what was asked.
         cached: prompt tokens whose keys and values were already there.
+        read: prompt tokens that are read by now, those among them.
         submitted, first: monotonic seconds when it came and when its first token did (None before).
     """
 
     def __init__(self, request: Request, on_event: Callable[[TokenEvent | BaseException], None] | None = None) -> None:
         self.request = request
-        self.cached = 0
+        self.cached = self.read = 0
         self.submitted, self.first = time.monotonic(), None  # type: float, float | None
         self._steps: queue.SimpleQueue[TokenEvent | BaseException] = queue.SimpleQueue()
         self._tell = on_event or self._steps.put

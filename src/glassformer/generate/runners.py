@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glassformer.model.cache import Cache
 from glassformer.model.config import Config
+from glassformer.model.sites import Tap
 from glassformer.model.transformer import Transformer
 
 
@@ -37,10 +38,12 @@ class Runner(Protocol):
 
 
 class EagerRunner:
-    """A `Transformer` as a runner: one forward per slot, whatever shares the step."""
+    """A `Transformer` as a runner, with a tap's edits if any: one forward per slot, whatever shares the step."""
 
-    def __init__(self, transformer: Transformer, *, slots: int = 1, capacity: int | None = None) -> None:
-        self.transformer, self.slots = transformer, slots
+    def __init__(
+        self, transformer: Transformer, *, slots: int = 1, capacity: int | None = None, tap: Tap | None = None
+    ) -> None:
+        self.transformer, self.slots, self.tap = transformer, slots, tap
         self.config = transformer.config
         self.capacity = self.config.context if capacity is None else capacity
         self.precision = str(transformer.dtype).removeprefix("torch.")
@@ -74,7 +77,7 @@ class EagerRunner:
         cache.truncate(start)
         ids = torch.tensor([list(tokens)], device=self.transformer.device)
         last = rows == [len(tokens) - 1]
-        logits = self.transformer(ids, cache, last=last or not rows)
+        logits = self.transformer(ids, cache, tap=self.tap, last=last or not rows)
         return logits[0].float().cpu() if last else logits[0, rows].float().cpu()
 
     def _cache(self, slot: int, length: int) -> Cache:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glassformer.generate.request import Finish, Request, RequestHandle, TokenEvent
+from glassformer.generate.runners import Runner
 from glassformer.generate.sampling import adjust, choose, constrained, logprobs, without
 from glassformer.generate.stop import StopMatcher
 
@@ -55,6 +56,7 @@ class Sequence:
         absent: ids of the model that the tokenizer has no token for, which are never chosen; None for no such id.
         matcher: of the request's constraint; None for an answer without one.
         drafts: tokens that the next step checks.
+        runner: its own, of an edited model; None for the one that all share.
     """
 
     handle: RequestHandle
@@ -67,6 +69,7 @@ class Sequence:
     absent: Tensor | None = None
     matcher: ConstraintMatcher | None = None
     drafts: list[int] = field(default_factory=list)
+    runner: Runner | None = None
     _width: int = 2  # drafts worth making in one step, by how many of the last ones were right
     _rest: int = 0  # steps to make without drafts
     _wrong: int = 0  # times in a row that no draft was right
