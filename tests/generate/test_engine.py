@@ -78,6 +78,17 @@ class Reference:
             ids.append(int(self.logits(ids).argmax()))
         return ids[len(prompt) :]
 
+    def agrees(self, prompt: list[int], answer: list[int], count: int) -> bool:
+        """Whether this is the greedy answer. In bfloat16, where many rows are rounded more than few (decision 0010),
+        each token may be one whose score is as good as the best within that rounding."""
+        if self.kind != "bfloat16":
+            return answer == self.greedy(prompt, count)
+        for i, token in enumerate(answer):
+            logits = self.logits([*prompt, *answer[:i]])
+            if float(logits.max() - logits[token]) > 0.05 * float(logits.norm()):
+                return False
+        return len(answer) == count
+
 
 @pytest.fixture(scope="module", params=RUNNERS)
 def reference(request, model) -> Reference:
@@ -121,7 +132,7 @@ def prompts(count: int, seed: int = 0) -> list[list[int]]:
 def test_greedy_equals_the_model_alone(engine, reference):
     for prompt in prompts(4):
         steps = list(engine.generate(Request(tuple(prompt), max_tokens=12, stop_ids=frozenset())))
-        assert ids_of(steps) == reference.greedy(prompt, 12)
+        assert reference.agrees(prompt, ids_of(steps), 12)
         assert [s.finish for s in steps] == [None] * 11 + ["length"]
         assert {s.precision for s in steps} == {"float32" if reference.kind == "torch" else reference.kind}
 
@@ -130,7 +141,7 @@ def test_many_requests_share_the_engine_and_none_is_changed_by_it(engine, refere
     texts = prompts(11, seed=2)
     handles = [engine.submit(Request(tuple(p), max_tokens=5 + i, stop_ids=frozenset())) for i, p in enumerate(texts)]
     for i, (prompt, handle) in enumerate(zip(texts, handles, strict=True)):
-        assert ids_of(handle) == reference.greedy(prompt, 5 + i)
+        assert reference.agrees(prompt, ids_of(handle), 5 + i)
     assert (engine.active, engine.waiting) == (0, 0)
 
 
@@ -148,17 +159,17 @@ def test_other_threads_keep_their_number_of_torch_threads(make):
 def test_a_prefix_that_is_there_is_not_read_again(engine, reference):
     first = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 3
     a = engine.submit(Request(tuple(first), max_tokens=4, stop_ids=frozenset()))
-    assert ids_of(a) == reference.greedy(first, 4)
+    assert reference.agrees(first, ids_of(a), 4)
     assert a.cached == 0
     longer = [*first, *reference.greedy(first, 4), 17, 18]
     b = engine.submit(Request(tuple(longer), max_tokens=4, stop_ids=frozenset()))
-    assert ids_of(b) == reference.greedy(longer, 4)
+    assert reference.agrees(longer, ids_of(b), 4)
     assert b.cached == len(first) + 3  # the last token of the first answer was never read
     same = engine.submit(Request(tuple(first), max_tokens=4, stop_ids=frozenset()))
-    assert ids_of(same) == reference.greedy(first, 4)
+    assert reference.agrees(first, ids_of(same), 4)
     assert same.cached == len(first) - 1  # the last one is needed for its logits
     other = engine.submit(Request((5, 5, 5), max_tokens=2, stop_ids=frozenset()))
-    assert ids_of(other) == reference.greedy([5, 5, 5], 2)
+    assert reference.agrees([5, 5, 5], ids_of(other), 2)
 
 
 def test_a_prefix_in_a_busy_slot_is_copied(make, reference):
@@ -168,9 +179,9 @@ def test_a_prefix_in_a_busy_slot_is_copied(make, reference):
     events = iter(long)
     first = next(events)
     second = engine.submit(Request((*shared, 40), max_tokens=3, stop_ids=frozenset()))
-    assert ids_of(second) == reference.greedy([*shared, 40], 3)
+    assert reference.agrees([*shared, 40], ids_of(second), 3)
     assert second.cached >= 29
-    assert ids_of([first, *events]) == reference.greedy(shared, 90)  # and is not changed by being copied
+    assert reference.agrees(shared, ids_of([first, *events]), 90)  # and is not changed by being copied
 
 
 def test_seeds_reproduce_whatever_shares_the_steps(engine):
@@ -192,7 +203,7 @@ def test_speculation_changes_nothing_of_a_greedy_answer(engine, model, reference
     for prompt in [[1, 2, 3] * 4, *prompts(2)]:
         drafter = {"lookup": NgramLookup, "draft": lambda: DraftModel(EagerRunner(model)), "wrong": Wrong}[kind]()
         request = Request(tuple(prompt), max_tokens=17, stop_ids=frozenset(), drafter=drafter, drafts=4)
-        assert ids_of(engine.generate(request)) == reference.greedy(prompt, 17)
+        assert reference.agrees(prompt, ids_of(engine.generate(request)), 17)
 
 
 class Anything:
@@ -330,6 +341,16 @@ class Scale:
         return out
 
 
+def test_a_recurrence_is_read_on_or_from_the_beginning_and_never_rewound():
+    from glassformer.generate.slots import Slots
+
+    slots = Slots(2, 1, rewinds=False)
+    slots.holds(0, range(30))
+    assert slots.place([*range(30), 40], [0, 1], {}).have == 30
+    slots.holds(0, range(30))
+    assert slots.place([*range(25), 40], [0, 1], {}).have == 0
+
+
 def test_edited_answers_share_the_engine_with_others(engine, model, reference):
     """Each is what the edited transformer says without a cache; the others are not changed by it."""
     edited = [Request((i, 2, 3, 4), 9, stop_ids=frozenset(), tap=Scale(), drafter=NgramLookup(2, 1)) for i in range(3)]
@@ -337,7 +358,7 @@ def test_edited_answers_share_the_engine_with_others(engine, model, reference):
     handles = [engine.submit(one) for pair in zip(edited, plain, strict=True) for one in pair]
     answers = [(ids_of(edit), ids_of(free)) for edit, free in zip(handles[::2], handles[1::2], strict=True)]
     for i, (edit, free) in enumerate(answers):
-        assert free == reference.greedy([i, 2, 3, 4], 9)
+        assert reference.agrees([i, 2, 3, 4], free, 9)
         ids = [i, 2, 3, 4]
         for _ in range(9):
             with torch.inference_mode():
@@ -354,7 +375,7 @@ def test_an_edit_that_fails_ends_its_own_answer_alone(engine, reference):
     other = engine.submit(Request((1, 2), 30, stop_ids=frozenset()))
     with pytest.raises(ValueError, match="no"):
         ids_of(engine.submit(Request((1, 2), 5, tap=Broken())))
-    assert ids_of(other) == reference.greedy([1, 2], 30)
+    assert reference.agrees([1, 2], ids_of(other), 30)
     assert engine.active == 0
 
 
@@ -364,7 +385,7 @@ def test_prefixes_are_kept_within_a_budget_when_their_slots_are_taken(make, refe
 
     def cached(engine: Engine, prompt: list[int]) -> int:
         handle = engine.submit(Request((*prompt, 9), 3, stop_ids=frozenset()))
-        assert ids_of(handle) == reference.greedy([*prompt, 9], 3)
+        assert reference.agrees([*prompt, 9], ids_of(handle), 3)
         return handle.cached
 
     none, three = make(slots=1), make(slots=1, prefix_cache=3 * bytes_a_slot)

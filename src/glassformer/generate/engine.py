@@ -111,7 +111,8 @@ class Engine:
         self._next_runner: Runner | None = None
         self._waiting: deque[RequestHandle] = deque()
         self._active: list[Sequence] = []
-        self._slots = Slots(slots, spare)
+        self._rewinds = not Cache(self.config, 1, 1).recurrent
+        self._slots = Slots(slots, spare, rewinds=self._rewinds)
         self._edited = ThreadPoolExecutor(1, "glassformer-edited")
         self._wake = threading.Condition()
         self._closed = False
@@ -380,7 +381,7 @@ class Engine:
             piece = active.ids[active.done : active.done + room]
             wanted = 0
             if active.done + len(piece) == len(active.ids):
-                active.draft(room - len(piece))
+                active.draft(room - len(piece) if self._rewinds else 0)
                 piece = piece + active.drafts
                 wanted = 1 + len(active.drafts)
             out += range(len(tokens) + len(piece) - wanted, len(tokens) + len(piece))
@@ -461,5 +462,5 @@ def _spare_slots(budget: int, transformer: Transformer, capacity: int) -> int:
     if budget < 1:
         return 0
     one = Cache(transformer.config, 1, 1, torch.float32)
-    size = capacity * sum(4 * x.numel() for x in (*one.keys, *one.values))
-    return min(budget // size, _MOST_SPARE)
+    size = capacity * sum(4 * x.numel() for x in (*one.keys, *one.values) if x is not None)
+    return min(budget // max(size, 1), _MOST_SPARE)

@@ -34,10 +34,11 @@ class Slots:
     Args:
         count: slots that answer.
         spare: further slots that keep prefixes.
+        rewinds: whether a slot can go back to an earlier token; a recurrence cannot.
     """
 
-    def __init__(self, count: int, spare: int = 0) -> None:
-        self.count, self.spare = count, spare
+    def __init__(self, count: int, spare: int = 0, *, rewinds: bool = True) -> None:
+        self.count, self.spare, self.rewinds = count, spare, rewinds
         self._held: list[list[int]] = [[] for _ in range(count + spare)]
         self._used = [0] * (count + spare)  # when a slot was last given away or looked up, in requests
         self._clock = 0
@@ -54,6 +55,8 @@ class Slots:
         """Where a prompt goes, among the `free` slots; `running` slots hold what is given there."""
         held = [running.get(slot, self._held[slot]) for slot in range(len(self._held))]
         common = [min(_common(tokens, ids), len(ids) - 1) for tokens in held]
+        if not self.rewinds:  # all of what a slot holds, or nothing
+            common = [n if n == len(tokens) else 0 for n, tokens in zip(common, held, strict=True)]
         oldest = min(free, key=lambda slot: (len(held[slot]) > 0, self._used[slot]))
         mine = max(free, key=lambda slot: common[slot])
         best = max(range(len(held)), key=lambda slot: common[slot])
