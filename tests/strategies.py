@@ -8,6 +8,7 @@ from glassformer.model.choices import ACTIVATIONS
 from glassformer.model.config import (
     Attention,
     Config,
+    Experts,
     FeedForward,
     Layer,
     Norm,
@@ -94,6 +95,36 @@ def dense(draw: st.DrawFn) -> FeedForward:
 
 
 @st.composite
+def experts(draw: st.DrawFn) -> Experts:
+    """A few experts, chosen in any of the ways there are."""
+    groups = draw(st.sampled_from([1, 2]))
+    gated = draw(st.booleans())
+    mixer = groups == 1 and draw(st.booleans())
+    shared = draw(st.one_of(st.none(), dense()))
+    return Experts(
+        4,
+        2 if mixer else draw(st.integers(1, 2)),
+        draw(st.sampled_from([3, 6])),
+        activation=draw(st.sampled_from(ACTIVATIONS)),  # type: ignore[arg-type]
+        gated=gated,
+        bias=draw(st.booleans()),
+        clamp=draw(st.sampled_from([None, 0.5])) if gated else None,
+        linear_shift=draw(st.sampled_from([0.0, 1.0])) if gated else 0.0,
+        router_bias=draw(st.booleans()),
+        scores="sparse_mixer" if mixer else draw(st.sampled_from(["softmax", "sigmoid"])),  # type: ignore[arg-type]
+        jitter=0.3,
+        correction=not mixer and draw(st.booleans()),
+        groups=groups,
+        top_groups=draw(st.integers(1, groups)),
+        group_best=draw(st.integers(1, 2)),
+        renormalise=draw(st.booleans()),
+        scale=draw(st.sampled_from([1.0, 2.5])),
+        shared=shared,
+        shared_gate=shared is not None and draw(st.booleans()),
+    )
+
+
+@st.composite
 def attentions(draw: st.DrawFn) -> Attention:
     """Attention with anything it may have, shared keys apart."""
     n_kv_heads = draw(st.integers(1, 2))
@@ -142,7 +173,8 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
     layers = []
     for _ in range(draw(st.integers(1, max_layers))):
         mixer = draw(st.one_of(attentions(), state_spaces(), st.none()))
-        feed = draw(dense()) if mixer is None else draw(st.one_of(dense(), st.none()))
+        feeds = st.one_of(dense(), experts())
+        feed = draw(feeds) if mixer is None else draw(st.one_of(feeds, st.none()))
         parallel = mixer is not None and feed is not None and draw(st.booleans())
         placements = ("before", "after", "shared") if parallel else ("before", "after", "both")
         layers.append(

@@ -23,9 +23,9 @@ from glassformer.model.config import Attention, Config, FeedForward, Norm, Rotar
 WEIGHT_BITS: dict[str, float] = {"float32": 32, "bfloat16": 16, "8-bit blocks": 8.5, "4-bit blocks": 4.5}
 CACHE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2}
 
-PER_LAYER = ("query", "key", "value", "decay", "convolution", "output", "gate", "up", "down")
+PER_LAYER = ("query", "key", "value", "decay", "convolution", "output", "router", "gate", "up", "down")
 ATTENTION = ("query", "key", "value", "output")
-FEED_FORWARD = ("gate", "up", "down")
+FEED_FORWARD = ("router", "gate", "up", "down")
 AS_BUILT = "as built"
 MATRICES_ONLY = "matrices only, untied"
 

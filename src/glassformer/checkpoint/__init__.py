@@ -201,7 +201,10 @@ def tensor_shapes(path: str | Path) -> dict[str, Shape]:
 
 
 def _native(table: Table) -> dict[str, Shape]:
-    return {key: place.shapes[part] for key, (place, part) in table.homes.items()}
+    from glassformer.checkpoint.keys import native_shapes
+
+    shapes = native_shapes(table.config)
+    return {key: shapes[key] for key in table.homes}
 
 
 def format_of(path: Path) -> Format:

@@ -24,10 +24,17 @@ Array = Any  # a torch.Tensor or a numpy array: both have .T, .reshape and row i
 class Row:
     """One tensor of theirs and the one or several of ours that it holds; ``{i}`` is the layer.
 
+    With ``{e}`` in its name theirs is one of as many tensors as ours have entries along their first axis: experts
+    in a tensor each, which here are stacked.
+
     Args:
         theirs: its name there.
         ours: native keys; several when theirs is their rows joined.
-        transposed: theirs is (in, out).
+        transposed: theirs is (in, out); of stacked matrices, each of them.
+        axis: along which several of ours are joined: 1 for experts' matrices, which are stacked along the first.
+        alternating: joined row by row (the first of each, the second of each, …) along that axis.
+        flat: theirs has the first two axes of ours as one: experts' rows one after another.
+        squeezed: theirs has an axis of length 1 at this place that ours lack.
         per_head: joined head by head (q, k, v of head 0, then of head 1, …), not one whole after another.
         interleaved: rotary pairs are neighbouring rows there; here the first half pairs with the second.
         shift: what theirs has added to every value.
@@ -38,6 +45,10 @@ class Row:
     transposed: bool = False
     per_head: bool = False
     interleaved: bool = False
+    axis: int = 0
+    alternating: bool = False
+    flat: bool = False
+    squeezed: int | None = None
     shift: float = 0.0
 
 
@@ -48,13 +59,17 @@ def row(theirs: str, *ours: str, **how: Any) -> Row:
 
 @dataclass(frozen=True)
 class Place:
-    """One tensor of theirs in one design: its row, its shape there, our keys and their shapes."""
+    """One tensor of theirs in one design: its row, its shape there, our keys and the shapes of what it holds of them.
+
+    `expert` is which entry of ours along the first axis it holds; None where it holds them whole.
+    """
 
     row: Row
     theirs: str
     shape: Shape
     ours: tuple[str, ...]
     shapes: tuple[Shape, ...]
+    expert: int | None = None
 
 
 class Table:
@@ -76,15 +91,29 @@ class Table:
                 continue
             theirs = self._rename(line.theirs.replace("{i}", str(layer)))
             parts = tuple(shapes[key] for key in ours)
-            whole = (sum(part[0] for part in parts), *parts[0][1:])
-            places[theirs] = Place(line, theirs, whole[::-1] if line.transposed else whole, ours, parts)
+            if "{e}" not in theirs:
+                places[theirs] = Place(line, theirs, _their_shape(line, parts), ours, parts)
+                continue
+            each = tuple(part[1:] for part in parts)
+            for expert in range(parts[0][0]):
+                name = theirs.replace("{e}", str(expert))
+                places[name] = Place(line, name, _their_shape(line, each), ours, each, expert)
         return places
 
     @cached_property
+    def pieces(self) -> dict[str, list[tuple[Place, int]]]:
+        """For every native key, the tensors of theirs that hold it and which part of each: several for experts that
+        have one each."""
+        found: dict[str, list[tuple[Place, int]]] = {}
+        for place in self.places.values():
+            for part, key in enumerate(place.ours):
+                found.setdefault(key, []).append((place, part))
+        return {key: found[key] for key in native_shapes(self.config) if key in found}
+
+    @cached_property
     def homes(self) -> dict[str, tuple[Place, int]]:
-        """For every native key, the tensor of theirs that holds it and which part of it."""
-        homes = {key: (place, part) for place in self.places.values() for part, key in enumerate(place.ours)}
-        return {key: homes[key] for key in native_shapes(self.config) if key in homes}
+        """For every native key, the (first) tensor of theirs that holds it and which part of it."""
+        return {key: pieces[0] for key, pieces in self.pieces.items()}
 
     def unplaced(self) -> list[str]:
         """Native keys of this design that their layout has no tensor for."""
@@ -119,13 +148,14 @@ class Table:
 
     def ours(self, key: str, fetch: Callable[[str], Array]) -> Array:
         """One native tensor; ``fetch`` gives theirs by name."""
-        place, part = self.homes[key]
-        return take(place, part, fetch(place.theirs), self.config)
+        found = [take(place, part, fetch(place.theirs), self.config) for place, part in self.pieces[key]]
+        return found[0] if self.pieces[key][0][0].expert is None else _stacked(found)
 
     def theirs(self, name: str, fetch: Callable[[str], Array]) -> Array:
         """One tensor of theirs; ``fetch`` gives ours by native key."""
         place = self.places[name]
-        return join(place, [fetch(key) for key in place.ours], self.config)
+        parts = [fetch(key) for key in place.ours]
+        return join(place, parts if place.expert is None else [x[place.expert] for x in parts], self.config)
 
     def _lines(self) -> Iterator[tuple[Row, int]]:
         for line in self._rows:
@@ -136,8 +166,12 @@ class Table:
 def take(place: Place, part: int, x: Array, config: Config) -> Array:
     """Our tensor number ``part`` out of theirs; a view wherever the layouts allow one."""
     line = place.row
+    if line.squeezed is not None:
+        x = x.reshape([size for i, size in enumerate(x.shape) if i != line.squeezed])
+    if line.flat:
+        x = x.reshape((place.shapes[part][0], -1, *x.shape[1:]))
     if line.transposed:
-        x = x.T
+        x = x.swapaxes(-1, -2)
     x = take_rows(place, part, x, config)
     return x - line.shift if line.shift else x
 
@@ -150,8 +184,10 @@ def take_rows(place: Place, part: int, x: Array, config: Config) -> Array:
             d_head = head_size(place, config)
             x = x.reshape((-1, len(place.ours), d_head, *rest))[:, part].reshape((-1, *rest))
         else:
-            start = sum(shape[0] for shape in place.shapes[:part])
-            x = x[start : start + place.shapes[part][0]]
+            at = (slice(None),) * line.axis
+            start, size = sum(s[line.axis] for s in place.shapes[:part]), place.shapes[part][line.axis]
+            own = slice(part, None, len(place.ours)) if line.alternating else slice(start, start + size)
+            x = x[(*at, own)]
     if line.interleaved:
         x = x[_half_from_interleaved(place.shapes[part][0], attention_at(place, config))]
     return x
@@ -169,9 +205,39 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
     elif line.per_head:
         d_head, rest = head_size(place, config), tuple(parts[0].shape[1:])
         x = _concatenate([x.reshape((-1, 1, d_head, *rest)) for x in parts], 1).reshape((-1, *rest))
+    elif line.alternating:
+        axis, shape = line.axis, list(parts[0].shape)
+        pairs = [x.reshape((*shape[: axis + 1], 1, *shape[axis + 1 :])) for x in parts]
+        shape[axis] *= len(parts)
+        x = _concatenate(pairs, axis + 1).reshape(shape)
     else:
-        x = _concatenate(parts, 0)
-    return x.T if line.transposed else x
+        x = _concatenate(parts, line.axis)
+    if line.transposed:
+        x = x.swapaxes(-1, -2)
+    return x.reshape(place.shape) if line.flat or line.squeezed is not None else x
+
+
+def _their_shape(line: Row, parts: tuple[Shape, ...]) -> Shape:
+    """The shape of theirs, from those of ours that it holds."""
+    whole = list(parts[0])
+    whole[line.axis] = sum(part[line.axis] for part in parts)
+    if line.transposed:
+        whole[-2:] = whole[:-3:-1]
+    if line.flat:
+        whole[:2] = [whole[0] * whole[1]]
+    if line.squeezed is not None:
+        whole.insert(line.squeezed, 1)
+    return tuple(whole)
+
+
+def _stacked(parts: list[Array]) -> Array:
+    if type(parts[0]).__module__.startswith("numpy"):
+        import numpy as np
+
+        return np.stack(parts)
+    import torch
+
+    return torch.stack(parts)
 
 
 def attention_at(place: Place, config: Config) -> Attention:

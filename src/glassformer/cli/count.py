@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glassformer.cli.common import JsonOption, bar, print_json
-from glassformer.model.choices import Attention
+from glassformer.model.choices import Attention, Experts, FeedForward
 
 if TYPE_CHECKING:
     from glassformer.count import Count
@@ -23,6 +23,7 @@ SHAPES = {
     "decay": "heads × d_model",
     "convolution": "channels × width",
     "output": "heads × d_head × d_model",
+    "router": "experts × d_model",
     "gate": "d_ff × d_model",
     "up": "d_ff × d_model",
     "down": "d_model × d_ff",
@@ -190,11 +191,17 @@ def _parts(c: Config) -> str:
         elif m is not None:
             told.append(f"{m.kind.replace('_', ' ')} of {m.n_heads:,} heads × {m.d_head:,}")
         if f is not None:
-            told.append(f"d_ff {f.d_ff:,}")
+            told.append(f"d_ff {f.d_ff:,}" if isinstance(f, FeedForward) else _experts(f))
         kinds[" · ".join(told)] = kinds.get(" · ".join(told), 0) + 1
     if len(kinds) == 1:
         return next(iter(kinds))
     return " and ".join(f"{number:,} layers of {what}" for what, number in kinds.items())
+
+
+def _experts(f: Experts) -> str:
+    """ "128 experts × d_ff 768, 8 for a token, and a shared d_ff 512"."""
+    told = f"{f.n_experts:,} experts × d_ff {f.d_ff:,}, {f.n_active:,} for a token"
+    return told if f.shared is None else f"{told}, and a shared d_ff {f.shared.d_ff:,}"
 
 
 def _si(number: float) -> str:

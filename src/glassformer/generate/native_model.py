@@ -51,6 +51,7 @@ def refusal(config: Config) -> str | None:
     n = config.norm
     reasons = {
         "norms that are shared or stand after the parts alone": layer.norms not in ("before", "both"),
+        "the activation quick_gelu": config.feed_forward(0).activation == "quick_gelu",
         "scaled residuals": layer.residual_scale is not None,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
         "more than two kinds of rotary positions": len(rotary_kinds(config)) > 2,

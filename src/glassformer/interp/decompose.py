@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from glassformer.interp.head_outputs import before_post, gain, post_norm, writing
 from glassformer.interp.logit_target import Target
+from glassformer.model.choices import Experts
 from glassformer.model.norms import NormLayer
+from glassformer.model.parts.experts import ExpertsPart
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -28,6 +30,7 @@ KINDS = (
     "position",
     "head",
     "feed_forward",
+    "expert",
     "attention_bias",
     "feed_forward_bias",
     "final_bias",
@@ -37,7 +40,10 @@ KINDS = (
 
 @dataclass
 class Parts:
-    """Columns of numbers, one entry per part; −1 where a part has no layer, head or source."""
+    """Columns of numbers, one entry per part; −1 where a part has no layer, head or source.
+
+    `head` is the number of the head, or of the expert.
+    """
 
     kind: Int[Tensor, " part"]
     layer: Int[Tensor, " part"]
@@ -78,13 +84,13 @@ def decompose(trace: Trace, goal: Target) -> Parts:
     centred = goal.stream - goal.stream.mean() if goal.centred else goal.stream
     alone = torch.tensor([-1])
 
-    def vector(kind: str, layer: int, x: Tensor) -> None:
+    def vector(kind: str, layer: int, x: Tensor, number: int = -1) -> None:
         """One part given by its vector."""
         x = x.double().cpu()
         y = x - x.mean() if goal.centred else x
         claimed = (x @ goal.reading.cpu())[None]
         left = goal.without(claimed.to(whole.device), (y @ centred.cpu())[None].to(whole.device), _square(y, whole))
-        columns.add(kind, layer, alone, alone, claimed, (whole - left).cpu())
+        columns.add(kind, layer, torch.tensor([number]), alone, claimed, (whole - left).cpu())
 
     forward = trace.forward
     at = slice(goal.position, goal.position + 1)
@@ -115,11 +121,14 @@ def decompose(trace: Trace, goal: Target) -> Parts:
     return Parts(codes, layers, head, source, claimed, direct, unknown, unknown.clone())
 
 
-def _feed_forward(trace: Trace, layer: int, position: int, vector: Callable[[str, int, Tensor], None]) -> None:
-    """A layer's biases and its feed-forward part, where it has one."""
+def _feed_forward(trace: Trace, layer: int, position: int, vector: Callable[..., None]) -> None:
+    """A layer's biases and its feed-forward part, where it has one: each chosen expert, and what stands beside them."""
     for kind, x in bias_parts(trace, layer, position):
         vector(kind, layer, x)
-    if trace.config.layers[layer].feed_forward is not None:
+    for expert, x in expert_parts(trace, layer, position).items():
+        vector("expert", layer, x, expert)
+    feed = trace.config.layers[layer].feed_forward
+    if feed is not None and not (isinstance(feed, Experts) and feed.shared is None):
         vector("feed_forward", layer, feed_forward_part(trace, layer, position))
 
 
@@ -205,22 +214,49 @@ class PostNorm:
 def bias_parts(trace: Trace, layer: int, position: int) -> Iterator[tuple[str, Tensor]]:
     """The biases that a layer adds to the stream at a position."""
     block = trace.forward.block(layer)
-    projections = []
+    projections: list[tuple[str, str, Any]] = []
     if block.mixer is not None:
         projections.append(("attention_bias", "mixer", block.mixer.o))
     if block.feed_forward is not None:
-        projections.append(("feed_forward_bias", "mlp", block.feed_forward.down))
+        down = None if isinstance(block.feed_forward, ExpertsPart) else block.feed_forward.down
+        projections.append(("feed_forward_bias", "mlp", down))
     for kind, part, projection in projections:
-        found = PostNorm(trace, layer, part, position).with_bias(projection.bias)
+        # experts' biases are parts of what each of them gives
+        found = PostNorm(trace, layer, part, position).with_bias(None if projection is None else projection.bias)
         if found is not None:
             yield kind, found
 
 
 def feed_forward_part(trace: Trace, layer: int, position: int) -> Float[Tensor, " d_model"]:
-    """What a feed-forward layer adds at a position, its bias left out."""
+    """What a feed-forward layer adds at a position, its bias left out; beside experts, what every token passes."""
+    if isinstance(trace.forward.block(layer).feed_forward, ExpertsPart):
+        at = slice(position, position + 1)
+        shared = trace.forward.get(f"blocks.{layer}.mlp.shared", at)[0, 0].double()
+        return PostNorm(trace, layer, "mlp", position)(shared)
     out = trace.forward.recorded[f"blocks.{layer}.mlp.out"][0, position].double()
     bias = dict(bias_parts(trace, layer, position)).get("feed_forward_bias")
     return out if bias is None else out - bias
+
+
+def expert_parts(trace: Trace, layer: int, position: int) -> dict[int, Float[Tensor, " d_model"]]:
+    """What each chosen expert of a layer adds to the stream at a position, by number; empty without experts."""
+    part = trace.forward.block(layer).feed_forward
+    if not isinstance(part, ExpertsPart):
+        return {}
+    at, name = slice(position, position + 1), f"blocks.{layer}.mlp."
+    post, weights = (trace.forward.get(name + site, at)[0, 0].double() for site in ("post", "weights"))
+    through = PostNorm(trace, layer, "mlp", position)
+    return {expert: through(x) for expert, x in part.expert_vectors(post, weights).items()}
+
+
+def given_by_experts(trace: Trace, layer: int, position: int) -> Float[Tensor, " d_model"]:
+    """All that a layer's experts, the part beside them and a post-norm's bias add, as the parts have it."""
+    found = list(expert_parts(trace, layer, position).values())
+    choice = trace.config.layers[layer].feed_forward
+    if isinstance(choice, Experts) and choice.shared is not None:
+        found.append(feed_forward_part(trace, layer, position))
+    bias = dict(bias_parts(trace, layer, position)).get("feed_forward_bias")
+    return torch.stack(found if bias is None else [*found, bias]).sum(0)
 
 
 def _edits(trace: Trace, layer: int, at: slice, reads: Reads | None) -> Iterator[Tensor]:
@@ -236,6 +272,9 @@ def _edits(trace: Trace, layer: int, at: slice, reads: Reads | None) -> Iterator
     out: Tensor = torch.zeros_like(start)
     if choice.feed_forward is not None:
         out = forward.recorded[prefix + "mlp.out"][0, at][0].double()
+    if isinstance(choice.feed_forward, Experts):
+        out = given_by_experts(trace, layer, int(at.start))
+        sites |= {f"{prefix}mlp.{site}" for site in (*choice.feed_forward.sites(), "out")}
     mixed = given = torch.zeros_like(start)
     if choice.mixer is not None and reads is not None:
         name = prefix + choice.mixer.prefix

@@ -85,6 +85,7 @@ def ablate(
     layer: Chosen = None,
     head: Chosen = None,
     neuron: Chosen = None,
+    expert: Chosen = None,
     part: Literal["attention", "feed_forward", "both"] = "both",
     method: Literal["zero", "mean", "resample"] = "zero",
     reference: Any = None,
@@ -95,6 +96,7 @@ def ablate(
     """Take something away.
 
     `layer` with `head` means those heads' output (`attn.z`, `ssm.z`), with `neuron` those neurons (`mlp.post`), with
+    `expert` those experts' weights (`mlp.weights`, the others' not renormalised), with
     `keys` what comes from those positions (`attn.pattern`, not renormalised; `knockout` renormalises), and
     alone everything the layer adds to the residual stream, or one `part` of it.
 
@@ -105,19 +107,21 @@ def ablate(
     _one_place(site, layer)
     if part not in _PARTS:
         raise UsageError(f"A layer has no part {part!r}; choose attention, feed_forward or both.")
-    if site is None and layer is None and head is None and neuron is None and keys is None:
-        raise UsageError("Say what to ablate: a site, a layer, a head or a neuron.")
+    if site is None and layer is None and head is None and neuron is None and keys is None and expert is None:
+        raise UsageError("Say what to ablate: a site, a layer, a head, a neuron or an expert.")
     parts = _PARTS[part]
     if site is None:
-        if neuron is not None and head is not None:
-            raise UsageError("A head and a neuron are ablated by two taps; give both to edited().")
+        if sum(x is not None for x in (neuron, head, expert)) > 1:
+            raise UsageError("A head, a neuron and an expert are ablated by a tap each; give all of them to edited().")
         if keys is not None:
             parts = ("mixer.pattern",)
         elif head is not None:
             parts = ("mixer.z",)
         elif neuron is not None:
             parts = ("mlp.post",)
-    chosen = _selection(positions, head, keys, neuron, rows)
+        elif expert is not None:
+            parts = ("mlp.weights",)
+    chosen = _selection(positions, head, keys, neuron if expert is None else expert, rows)
     return Ablate(_sites(site), layer, parts, chosen, method, reference)
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.interp.decompose import KINDS, Parts, Reads, bias_parts, feed_forward_part
+from glassformer.interp.decompose import KINDS, Parts, Reads, bias_parts, expert_parts, feed_forward_part
 from glassformer.interp.logit_target import Target
 from glassformer.interp.run_from import Context, finish, tap_of
 from glassformer.interp.taps import Bound, Step
@@ -35,7 +35,7 @@ def row_numbers(layer: Layer, seen: int, d_model: int) -> int:
         numbers += seen * (mixer.n_kv_heads * (mixer.d_head + mixer.value_size) + mixer.n_heads * 2)
     elif mixer is not None:
         numbers += 2 * mixer.state_numbers + 8 * mixer.out_size
-    return numbers + (0 if feed is None else 3 * feed.d_ff)
+    return numbers + (0 if feed is None else 3 * feed.active_neurons)
 
 
 class Rows:
@@ -116,6 +116,10 @@ def measure_totals(trace: Trace, goal: Target, parts: Parts, chosen: Int[Tensor,
             enter(found, x[:1])
             taken.append(biases["attention_bias"][None])
         x = rows.layer(layer, x, torch.cat(taken).to(dtype) if trace.config.layers[layer].mixer is not None else None)
+        found = picked("expert", layer)
+        if len(found):
+            experts = expert_parts(trace, layer, goal.position)
+            enter(found, x[:1].double() - torch.stack([experts[i] for i in parts.head[found].tolist()]))
         for kind in ("feed_forward", "feed_forward_bias"):
             found = picked(kind, layer)
             if len(found):

@@ -22,6 +22,7 @@ def part_name(part: dict[str, Any], tokens: list[str]) -> str:
     names = {
         "embedding": "the token's own embedding",
         "position": "the position's embedding",
+        "expert": f"expert {layer}.{part['expert']}",
         "feed_forward": f"feed-forward layer {layer}",
         "attention_bias": f"the attention bias of layer {layer}",
         "feed_forward_bias": f"the feed-forward bias of layer {layer}",
@@ -42,6 +43,7 @@ def sentence(found: Why) -> str:
         said.append(f"The last word itself, '{words[0].word.text}', matters more: {_word(words[0])}.")
     for label, parts in (
         ("Of what heads read", found.ranked_parts("head", sink=False)),
+        ("Of the experts", found.ranked_parts("expert")),
         ("Of the feed-forward layers", found.ranked_parts("feed_forward")),
     ):
         if parts:

@@ -39,7 +39,7 @@ def before_post(forward: Recording, layer: int, part: str, at: slice) -> Tensor:
     if part != "mlp":
         z = forward.get(f"blocks.{layer}.{forward.prefix(layer)}.z", at)
         return forward.mixer(layer).o(z.reshape(*z.shape[:2], -1))
-    return forward.block(layer).mlp.down(forward.get(f"blocks.{layer}.mlp.post", at))
+    return forward.fed(layer, at)
 
 
 def post_norm(forward: Recording, layer: int, part: str) -> NormLayer | None:

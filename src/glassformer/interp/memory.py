@@ -105,7 +105,7 @@ def _working(layer: Layer, d_model: int, tokens: int) -> int:
     """Numbers per token at the widest moment of a layer: the feed-forward's hidden numbers (both halves and their
     product), or queries, keys and values repeated for the fused kernel."""
     feed, mixer = layer.feed_forward, layer.mixer
-    hidden = 0 if feed is None else (3 if feed.gated else 2) * feed.d_ff
+    hidden = 0 if feed is None else (3 if feed.gated else 2) * feed.active_neurons
     mixing = 0 if mixer is None else 5 * mixer.out_size
     capped = 0
     if isinstance(mixer, Attention) and (mixer.softcap is not None or mixer.sink or mixer.alibi):
@@ -116,7 +116,7 @@ def _working(layer: Layer, d_model: int, tokens: int) -> int:
 def graph_numbers(layer: Layer, d_model: int) -> int:
     """Numbers per token that the gradient's graph of a layer keeps."""
     mixing = 0 if layer.mixer is None else 4 * layer.mixer.out_size
-    return 10 * d_model + mixing + (0 if layer.feed_forward is None else 4 * layer.feed_forward.d_ff)
+    return 10 * d_model + mixing + (0 if layer.feed_forward is None else 4 * layer.feed_forward.active_neurons)
 
 
 def estimate(config: Config, tokens: int, *, batch: int = 1, itemsize: int = 4, device: str = "cpu") -> Cost:

@@ -1,8 +1,9 @@
 """Feed-forward neurons: which pushed a prediction, what each writes, what excites it, where it fires.
 
-A neuron's output scales one column of the down projection; with the norms' divisors as run, its share
-of the explained number is exact. What it writes is that column read through the unembedding; what
-excites it is its input weights read against the embedding: the neuron as its weights alone show it.
+A neuron's output scales one column of the down projection (of its expert: neurons are numbered through
+all experts); with the norms' divisors as run, its share of the explained number is exact. What it writes
+is that column read through the unembedding; what excites it is its input weights read against the
+embedding: the neuron as its weights alone show it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from glassformer.interp.head_outputs import before_post, gain, through_post
 from glassformer.interp.logit_target import target
 from glassformer.interp.vocabulary import known_ids
 from glassformer.model.layers import linear
+from glassformer.model.parts.experts import ExpertsPart
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -37,7 +39,8 @@ class Neurons:
 
     Attributes:
         token, position, unit, value: the number explained.
-        all: share of the number that all feed-forward layers have together (biases apart).
+        all: share of the number that all feed-forward layers have together (biases apart, and parts that stand
+            beside experts).
         written_over: layers whose feed-forward output a tap wrote, so that their neurons have no share.
         neurons: the largest, each with layer, index, activation, contribution, the tokens that its output as it
             stood raises and lowers, and those whose embeddings excite it.
@@ -79,7 +82,7 @@ def top_neurons(
     written = [i for i in range(trace.config.n_layers) if edit is not None and f"blocks.{i}.mlp.out" in edit.writes]
     shares, activations = [], []
     widest = max(
-        (layer.feed_forward.d_ff for layer in trace.config.layers if layer.feed_forward is not None), default=0
+        (layer.feed_forward.neurons for layer in trace.config.layers if layer.feed_forward is not None), default=0
     )
     if widest == 0:
         raise UnsupportedError("No layer of this model has a feed-forward part, so it has no neurons.")
@@ -89,7 +92,7 @@ def top_neurons(
             activations.append(torch.zeros(widest, dtype=trace.transformer.dtype))
             continue
         post = trace.forward.get(f"blocks.{layer}.mlp.post", at)[0, 0]
-        columns = trace.forward.block(layer).mlp.down.weight.T
+        columns = trace.forward.block(layer).mlp.columns.T
         columns = through_post(trace.forward, layer, "mlp", columns[None, None], at)[0, 0]
         share = goal.share(columns) * post.double()
         share = torch.zeros_like(share) if layer in written else share
@@ -143,7 +146,7 @@ def strengths(trace: Trace, layer: int) -> tuple[Float[Tensor, "query d_ff"], Fl
     layer = trace.layer(layer)
     post = trace.tensor(f"blocks.{layer}.mlp.post")[0]
     block = trace.forward.block(layer)
-    columns: Tensor = block.mlp.down.weight
+    columns: Tensor = block.mlp.columns
     if block.scale is not None:
         columns = columns * block.scale
     length = columns.norm(dim=0)
@@ -159,7 +162,7 @@ def _neuron(transformer: Transformer, layer: int, index: int) -> Any:
     config = transformer.config
     if not -config.n_layers <= layer < config.n_layers:
         raise SiteError(f"There is no layer {layer}: the model has {config.n_layers}, 0 to {config.n_layers - 1}.")
-    d_ff = config.feed_forward(layer % config.n_layers).d_ff
+    d_ff = config.feed_forward(layer % config.n_layers).neurons
     if not 0 <= index < d_ff:
         raise SiteError(f"There is no neuron {index}: layer {layer % config.n_layers} has {d_ff}, 0 to {d_ff - 1}.")
     return transformer.blocks[layer]
@@ -171,7 +174,7 @@ def writes(
 ) -> tuple[list[int], list[int]]:
     """The tokens whose logits a positive output of the neuron raises most, and lowers most; of `known` ids alone."""
     block = _neuron(transformer, layer, index)
-    column = block.mlp.down.weight[:, index]
+    column = block.mlp.columns[:, index]
     if block.ln2_post is not None:
         column = (column - column.mean() if block.ln2_post.centred else column) * gain(block.ln2_post, column)
     ids = _ids(transformer, known)
@@ -204,14 +207,19 @@ def excite(
     tokens = torch.empty(0, len(neurons), device=transformer.device, dtype=torch.long)
 
     def rows(part: Any, x: Tensor) -> Tensor:
-        return linear(x, part.weight[chosen], None if part.bias is None else part.bias[chosen])
+        weight = part.weight.flatten(0, -2)  # experts' rows one after another
+        return linear(x, weight[chosen], None if part.bias is None else part.bias.flatten()[chosen])
 
     for part in _ids(transformer, known).split(_CHUNK):
         e = embedded(transformer, part)
         norm = block.norm(2)
         x = e if norm is None else norm(e)
-        up = rows(mlp.up, x)
-        out = mlp.activation(up) if mlp.gate is None else mlp.activation(rows(mlp.gate, x)) * up
+        if isinstance(mlp, ExpertsPart):  # as if their expert were chosen, with weight 1
+            up, own = rows(mlp.experts.up, x), mlp.experts.gate
+            out = mlp.hidden(up) if own is None else mlp.hidden(rows(own, x), up)
+        else:
+            up = rows(mlp.up, x)
+            out = mlp.activation(up) if mlp.gate is None else mlp.activation(rows(mlp.gate, x)) * up
         ids = part[:, None].expand(-1, len(neurons))
         values, tokens = torch.cat([values, out]), torch.cat([tokens, ids])
         values, order = values.topk(min(k, len(values)), dim=0)

@@ -23,6 +23,7 @@ from glassformer.model.cache import State
 from glassformer.model.layers import linear, softcap
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block, MixerPart
+from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import Where, layer_of, site_of
 
@@ -174,6 +175,8 @@ class Recording:
         if head == "ssm":
             return self._in_state_space(layer, leaf, at)
         mlp = block.mlp
+        if isinstance(mlp, ExpertsPart):
+            return self._in_experts(layer, mlp, leaf, at)
         if part == "mlp.pre":
             return (mlp.up if mlp.gate is None else mlp.gate)(self.input(layer, 2, at))
         if part == "mlp.pre_linear":
@@ -182,6 +185,42 @@ class Recording:
             h = mlp.activation(self.get(prefix + "mlp.pre", at))
             return h if mlp.gate is None else h * self.get(prefix + "mlp.pre_linear", at)
         raise KeyError(prefix + part)
+
+    def fed(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
+        """What the feed-forward part gave, before a norm of its own and a residual scale."""
+        mlp, prefix = self.block(layer).mlp, f"blocks.{layer}.mlp."
+        post = self.get(prefix + "post", at)
+        if not isinstance(mlp, ExpertsPart):
+            out: Tensor = mlp.down(post)
+            return out
+        out = mlp.written(post, self.recorded[prefix + "weights"][:, at])
+        return out if mlp.shared is None else out + self.get(prefix + "shared", at)
+
+    def _in_experts(self, layer: int, mlp: ExpertsPart, leaf: str, at: Index) -> Tensor:
+        prefix, x = f"blocks.{layer}.mlp.", self.input(layer, 2, at)
+        if leaf == "router":
+            return mlp.router(x)
+        if leaf in ("pre", "pre_linear"):
+            gated = mlp.experts.gate is not None and leaf == "pre"
+            return mlp.inputs("gate" if gated else "up", x, self.recorded[prefix + "weights"][:, at])
+        if leaf == "post":
+            up = None if mlp.experts.gate is None else self.get(prefix + "pre_linear", at)
+            return mlp.post(self.get(prefix + "pre", at), up, self.recorded[prefix + "weights"][:, at])
+        part = mlp.shared
+        assert part is not None
+        if leaf == "shared_pre":
+            return (part.up if part.gate is None else part.gate)(x)
+        if leaf == "shared_pre_linear":
+            return part.up(x)
+        if leaf == "shared_post":
+            h = part.activation(self.get(prefix + "shared_pre", at))
+            return h if part.gate is None else h * self.get(prefix + "shared_pre_linear", at)
+        if leaf == "shared_gate":
+            return mlp.shared_share(x)
+        if leaf == "shared":
+            out: Tensor = part.down(self.get(prefix + "shared_post", at))
+            return out if mlp.shared_gate is None else out * self.get(prefix + "shared_gate", at)
+        raise KeyError(prefix + leaf)
 
     def read_by(self, layer: int, number: int) -> str:
         """The place in the stream that the mixer (1) or the feed-forward part (2) reads."""

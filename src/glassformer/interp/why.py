@@ -100,10 +100,12 @@ class Why:
         """One part as plain data."""
         p = self.parts
         total = float(p.total[index])
+        expert = KINDS[int(p.kind[index])] == "expert"
         return {
             "layer": _or_none(int(p.layer[index])),
             "kind": KINDS[int(p.kind[index])],
-            "head": _or_none(int(p.head[index])),
+            "head": None if expert else _or_none(int(p.head[index])),
+            "expert": int(p.head[index]) if expert else None,
             "source": _or_none(int(p.source[index])),
             "claimed": float(p.claimed[index]),
             "direct": float(p.direct[index]),

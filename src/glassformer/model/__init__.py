@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from glassformer.model.config import (
     Attention,
     Config,
+    Experts,
     FeedForward,
     Layer,
     Norm,
@@ -24,6 +25,7 @@ __all__ = [
     "Attention",
     "Cache",
     "Config",
+    "Experts",
     "FeedForward",
     "Layer",
     "Norm",

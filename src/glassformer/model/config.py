@@ -19,6 +19,7 @@ from glassformer.model.choices import (
     MIXERS,
     Attention,
     Component,
+    Experts,
     Feed,
     FeedForward,
     Mixer,
@@ -35,6 +36,7 @@ PLACEMENTS: tuple[str, ...] = ("before", "after", "both", "shared", "sum")
 __all__ = [
     "Attention",
     "Config",
+    "Experts",
     "FeedForward",
     "Layer",
     "Norm",
@@ -110,7 +112,9 @@ class Layer:
                 continue
             if f"ln{number}" in names:
                 found |= norm.components(f"ln{number}", d_model)
-            inner = part.components(d_model) if isinstance(part, FeedForward) else part.components(d_model, norm)
+            inner = (
+                part.components(d_model) if isinstance(part, FeedForward | Experts) else part.components(d_model, norm)
+            )
             found |= {f"{part.prefix}.{key}": component for key, component in inner.items()}
             if f"ln{number}_post" in names:
                 found |= norm.components(f"ln{number}_post", d_model)

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from glassformer.errors import SiteError, near
+from glassformer.model.choices import Experts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,7 @@ KV_HEADS = ("batch", "key", "kv_head", "d_head")
 PER_HEAD = ("batch", "query", "head")
 GRID = ("batch", "head", "query", "key")
 HIDDEN = ("batch", "query", "d_ff")
+EXPERTS = ("batch", "query", "expert")
 VOCAB = ("batch", "query", "vocab")
 
 
@@ -80,9 +82,20 @@ SITES: tuple[Site, ...] = (
     Site("resid_mid", RESIDUAL, "The residual stream between mixer and feed-forward (sequential blocks of two parts)."),
     Site("ln2.scale", SCALE, "What the norm before the feed-forward layer divides by."),
     Site("ln2.normed", RESIDUAL, "The residual stream after the norm before the feed-forward layer."),
+    Site("mlp.router", EXPERTS, "The router's score of every expert, before softmax or sigmoid."),
+    Site(
+        "mlp.weights",
+        EXPERTS,
+        "What each expert's output is multiplied by: 0 for those that were not chosen; writing it switches experts.",
+    ),
     Site("mlp.pre", HIDDEN, "Each neuron's input to the activation function (the gate, where there is one)."),
     Site("mlp.pre_linear", HIDDEN, "The linear half that the activated gate multiplies (gated layers)."),
-    Site("mlp.post", HIDDEN, "Each neuron's output, which scales the column it writes."),
+    Site("mlp.post", HIDDEN, "Each neuron's output, its expert's weight in it, which scales the column it writes."),
+    Site("mlp.shared_pre", HIDDEN, "As mlp.pre, of the feed-forward part that every token passes beside experts."),
+    Site("mlp.shared_pre_linear", HIDDEN, "As mlp.pre_linear, of the part beside the experts."),
+    Site("mlp.shared_post", HIDDEN, "As mlp.post, of the part beside the experts, before its gate."),
+    Site("mlp.shared_gate", SCALE, "What multiplies the output of the part beside the experts, where it is gated."),
+    Site("mlp.shared", RESIDUAL, "What the part beside the experts gives, its gate in it."),
     Site("mlp.out", RESIDUAL, "What the feed-forward layer adds to the residual stream, after any post-norm."),
     Site("resid_post", RESIDUAL, "The residual stream as it leaves the block."),
     Site("final.scale", SCALE, "What the final norm divides by.", False),
@@ -221,6 +234,9 @@ _ABSENT: dict[str, str] = {
     "attn.gate": "its attention has no output gate.",
     "resid_mid": "its attention and feed-forward run side by side, or there is only one of them.",
     "mlp.pre_linear": "its feed-forward layers are not gated.",
+    "mlp.router": "its feed-forward part is one, not experts that are chosen.",
+    "mlp.weights": "its feed-forward part is one, not experts that are chosen.",
+    "mlp.shared": "it has no feed-forward part beside experts.",
     "logits.precap": "its logits are not soft-capped; use logits.",
     "final.scale": "it has no final norm.",
 }
@@ -266,7 +282,11 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
         if leaf == "gate" and getattr(mixer, "gate", None) == "head":
             found["d_head"] = 1
     if feed is not None:
-        found["d_ff"] = feed.d_ff
+        found["d_ff"] = feed.neurons
+        if isinstance(feed, Experts):
+            found["expert"] = feed.n_experts
+            if feed.shared is not None and name.rpartition(".")[2].startswith("shared"):
+                found["d_ff"] = feed.shared.d_ff
     return found
 
 

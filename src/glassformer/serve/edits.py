@@ -35,8 +35,12 @@ def _one(edit: Any) -> Any:
             return {"kind": "ablate_head", **told}
         if "neuron" in told:
             return {"kind": "ablate_neuron", **told}
+        if "expert" in told:
+            return {"kind": "ablate_expert", **told}
         if part not in _PARTS:
-            raise ValueError('an ablation names a head, a neuron, or the part "attention" or "feed_forward" of a layer')
+            raise ValueError(
+                'an ablation names a head, a neuron, an expert, or the part "attention" or "feed_forward" of a layer'
+            )
         return {"kind": _PARTS[part], **told}
     if name in ("knockout", "scale"):
         if "keys" in told:

@@ -11,7 +11,7 @@ import torch
 
 from glassformer.count import count
 from glassformer.errors import MemoryLimitError
-from glassformer.model.choices import Attention, StateSpace
+from glassformer.model.choices import Attention, Experts, StateSpace
 from glassformer.model.config import Config, Layer
 from glassformer.model.parts.state_space import CHUNK
 from glassformer.train import fused
@@ -108,14 +108,17 @@ def _layer(d_model: int, layer: Layer, size: int) -> int:
         # gate, channels before and after the convolution, the grid of a chunk in float32, what is read and normed
         total += a.out_size * 8 * size + 3 * sum(a.widths) * size + a.n_heads * CHUNK * 4 * 3
     if f is not None:
-        total += f.d_ff * size * (4 if f.gated else 3)
+        total += f.active_neurons * size * (4 if f.gated else 3)
+    if isinstance(f, Experts):
+        # what each chosen expert read and gave, and the router's scores in float32
+        total += 2 * f.n_active * d_model * size + 4 * f.n_experts * 4
     return total
 
 
 def _widest(layer: Layer) -> int:
     """Rows of the largest stack of matrices that an update takes at once."""
     f = layer.feed_forward
-    feed = 0 if f is None else (2 if f.gated else 1) * f.d_ff
+    feed = 0 if f is None else (2 if f.gated else 1) * f.neurons
     return max(feed, 4 * layer.mixer.out_size if layer.mixer is not None else 0)
 
 

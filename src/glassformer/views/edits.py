@@ -62,6 +62,15 @@ class AblateNeuron(Strict):
     position: Position
 
 
+class AblateExpert(Strict):
+    """One expert's weight is zero; the others' are not renormalised."""
+
+    kind: Literal["ablate_expert"]
+    layer: int
+    expert: int
+    position: Position
+
+
 class Knockout(Strict):
     """No later token attends to these positions; each row's other weights are renormalised."""
 
@@ -86,7 +95,7 @@ class Scale(Strict):
 
 
 Edit = Annotated[
-    AblateHead | AblateRead | AblateAttention | AblateFeedForward | AblateNeuron | Knockout | Scale,
+    AblateHead | AblateRead | AblateAttention | AblateFeedForward | AblateNeuron | AblateExpert | Knockout | Scale,
     Field(discriminator="kind"),
 ]
 
@@ -107,6 +116,8 @@ def taps(edits: Sequence[Any]) -> list[Any]:
             out.append(ablate(layer=e.layer, part="feed_forward", positions=e.position))
         elif e.kind == "ablate_neuron":
             out.append(ablate(layer=e.layer, neuron=e.neuron, positions=e.position))
+        elif e.kind == "ablate_expert":
+            out.append(ablate(layer=e.layer, expert=e.expert, positions=e.position))
         elif e.kind == "knockout":
             out.append(knockout(keys=e.source, layer=e.layer, head=e.head))
         else:

@@ -99,6 +99,8 @@ def edit_of(part: dict[str, Any], position: int) -> dict[str, Any] | None:
         return {"kind": "ablate_read", "layer": part["layer"], "head": part["head"], **at}
     if part["kind"] == "feed_forward":
         return {"kind": "ablate_mlp", "layer": part["layer"], "position": position}
+    if part["kind"] == "expert":
+        return {"kind": "ablate_expert", "layer": part["layer"], "expert": part["expert"], "position": position}
     return None
 
 

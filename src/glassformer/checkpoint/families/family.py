@@ -65,6 +65,7 @@ class Family:
         ignored: names of stored buffers that can be computed again.
         inside: further ``model_type`` values that hold this family's settings under the given name.
         gguf: the same family in GGUF.
+        layouts: tensors as other versions of the same files have them; read, not written.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: GgufLayout | None = None
+    layouts: tuple[tuple[Row, ...], ...] = ()
 
     def from_hf(self, settings: Mapping[str, Any], where: str) -> Config:
         """The design that a config.json describes.
@@ -129,11 +131,14 @@ class Family:
         if found is not None:
             stem = first.removeprefix(default)
             prefix = next((p for p in self.prefixes if p + stem in found), default)
-        if prefix == default:
-            return Table(self.rows, config)
-        return Table(
-            self.rows, config, lambda name: prefix + name[len(default) :] if name.startswith(default) else name
-        )
+
+        def rename(name: str) -> str:
+            return prefix + name[len(default) :] if prefix != default and name.startswith(default) else name
+
+        tables = [Table(rows, config, rename) for rows in (self.rows, *self.layouts)]
+        if found is None or len(tables) == 1:
+            return tables[0]
+        return min(tables, key=lambda table: sum(name not in found for name in table.places))
 
 
 def sound(build: Callable[[], Config], where: str) -> Config:

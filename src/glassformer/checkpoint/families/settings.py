@@ -26,6 +26,7 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "quick_gelu": "quick_gelu",
 }
 ACTIVATION_NAMES: Mapping[str, str] = {
     "silu": "silu",
@@ -33,6 +34,7 @@ ACTIVATION_NAMES: Mapping[str, str] = {
     "gelu_tanh": "gelu_pytorch_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "quick_gelu": "quick_gelu",
 }
 
 

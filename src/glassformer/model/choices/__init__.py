@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from glassformer.model.choices.attention import Attention
 from glassformer.model.choices.common import Component, Shape
+from glassformer.model.choices.experts import Experts
 from glassformer.model.choices.feed_forward import ACTIVATIONS, Activation, FeedForward
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.rotary import RopeScaling, Rotary
 from glassformer.model.choices.state_space import StateSpace
 
 Mixer = Attention | StateSpace
-Feed = FeedForward
+Feed = FeedForward | Experts
 
 # Kind as JSON names it -> choice.
 MIXERS: dict[str, type] = {choice.kind: choice for choice in (Attention, StateSpace)}
-FEEDS: dict[str, type] = {choice.kind: choice for choice in (FeedForward,)}
+FEEDS: dict[str, type] = {choice.kind: choice for choice in (FeedForward, Experts)}
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,6 +29,7 @@ __all__ = [
     "Activation",
     "Attention",
     "Component",
+    "Experts",
     "Feed",
     "FeedForward",
     "Mixer",

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from glassformer.errors import ConfigError, near
 from glassformer.model.choices.common import Component, positive
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2"]
-ACTIVATIONS: tuple[str, ...] = ("gelu", "gelu_tanh", "silu", "relu", "relu2")
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"]
+ACTIVATIONS: tuple[str, ...] = ("gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu")
 
 
 def known_activation(name: str) -> None:
@@ -35,6 +35,16 @@ class FeedForward:
     def __post_init__(self) -> None:
         positive("feed_forward", d_ff=self.d_ff)
         known_activation(self.activation)
+
+    @property
+    def neurons(self) -> int:
+        """Neurons: rows of the up projection."""
+        return self.d_ff
+
+    @property
+    def active_neurons(self) -> int:
+        """Neurons that one token meets: all."""
+        return self.d_ff
 
     def components(self, d_model: int) -> dict[str, Component]:
         """Its parameters by key within the part, in the order of the computation."""

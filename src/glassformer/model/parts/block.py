@@ -5,16 +5,18 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from glassformer.model.choices import Attention, FeedForward, Rotary, StateSpace
+from glassformer.model.choices import Attention, Experts, FeedForward, Rotary, StateSpace
 from glassformer.model.config import Config
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
+from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.feed_forward import FeedForwardPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import View, see
 
 MixerPart = AttentionPart | StateSpacePart
+FeedPart = FeedForwardPart | ExpertsPart
 
 
 class Block(nn.Module):
@@ -40,7 +42,9 @@ class Block(nn.Module):
         elif isinstance(mixer, StateSpace):
             self.ssm = StateSpacePart(mixer, config.d_model, layer)
         if isinstance(choice.feed_forward, FeedForward):
-            self.mlp = FeedForwardPart(choice.feed_forward, config.d_model)
+            self.mlp: FeedPart = FeedForwardPart(choice.feed_forward, config.d_model)
+        elif isinstance(choice.feed_forward, Experts):
+            self.mlp = ExpertsPart(choice.feed_forward, config.d_model)
 
     @property
     def mixer(self) -> MixerPart | None:
@@ -49,7 +53,7 @@ class Block(nn.Module):
         return None if mixer is None else getattr(self, mixer.prefix)
 
     @property
-    def feed_forward(self) -> FeedForwardPart | None:
+    def feed_forward(self) -> FeedPart | None:
         """The part that works at each position alone."""
         part = self.choice.feed_forward
         return None if part is None else getattr(self, part.prefix)

@@ -1,0 +1,207 @@
+"""A mixture of experts as a module: a router chooses a few small feed-forward parts for each token."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from glassformer.model.choices import Experts
+from glassformer.model.layers import Linear, gate, linear
+from glassformer.model.norms import at_least_float32
+from glassformer.model.parts.feed_forward import FeedForwardPart
+from glassformer.model.sites import View, see
+
+
+class Stack(nn.Module):
+    """One matrix of every expert: weight (expert, d_out, d_in) and, where the design has one, bias (expert, d_out)."""
+
+    def __init__(self, experts: int, d_in: int, d_out: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, d_out, d_in))
+        self.bias = nn.Parameter(torch.empty(experts, d_out)) if bias else None
+
+    def forward(self, expert: int, x: Tensor) -> Tensor:
+        return linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
+
+
+class Stacks(nn.Module):
+    """The experts' matrices."""
+
+    def __init__(self, choice: Experts, d_model: int) -> None:
+        super().__init__()
+        e, f, bias = choice.n_experts, choice.d_ff, choice.bias
+        self.gate = Stack(e, d_model, f, bias) if choice.gated else None
+        self.up = Stack(e, d_model, f, bias)
+        self.down = Stack(e, f, d_model, bias)
+
+
+class ExpertsPart(nn.Module):
+    """Σ over the chosen experts of weight · down(act(gate(x)) · up(x)), and the part that every token passes.
+
+    Without a tap on neurons only chosen experts are computed, each for its tokens at once and one after another,
+    so that a token's sum has the same order whoever stands beside it.
+    """
+
+    def __init__(self, choice: Experts, d_model: int) -> None:
+        super().__init__()
+        c = self.choice = choice
+        self.router = Linear(d_model, c.n_experts, c.router_bias)
+        self.correction = nn.Parameter(torch.empty(c.n_experts)) if c.correction else None
+        self.experts = Stacks(c, d_model)
+        self.shared_gate = Linear(d_model, 1, False) if c.shared_gate else None
+        self.shared = None if c.shared is None else FeedForwardPart(c.shared, d_model, "mlp.shared_")
+        self.activation = functools.partial(gate, c.activation)
+
+    def forward(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
+        weights = see(view, "mlp.weights", self.weights(see(view, "mlp.router", self.router(x))))
+        if view is not None and view.wants("mlp.pre", "mlp.pre_linear", "mlp.post"):
+            out = self.written(self.watched(x, weights, view), weights)
+        else:
+            out = self.routed(x, weights)
+        return out if self.shared is None else out + see(view, "mlp.shared", self.beside(x, view))
+
+    # The steps, each a function of its own so that what a trace kept can be taken from the middle
+
+    def weights(self, router: Float[Tensor, "*batch expert"]) -> Float[Tensor, "*batch expert"]:
+        """What each expert's output is multiplied by, from the router's scores; 0 for those not chosen."""
+        c, wide = self.choice, at_least_float32(router)
+        if c.scores == "sparse_mixer":
+            return _sparse_mixer(wide, c.jitter).to(router.dtype)
+        scores = wide.softmax(-1) if c.scores == "softmax" else wide.sigmoid()
+        ranked = scores if self.correction is None else scores + at_least_float32(self.correction)
+        if c.groups > 1:
+            ranked = ranked.masked_fill(~self._in_best_groups(ranked), float("-inf"))
+        chosen = ranked.topk(c.n_active, dim=-1).indices
+        weights = torch.zeros_like(scores).scatter(-1, chosen, scores.gather(-1, chosen))
+        if c.renormalise:
+            weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny)
+        return (weights * c.scale).to(router.dtype)
+
+    def _in_best_groups(self, ranked: Float[Tensor, "*batch expert"]) -> Bool[Tensor, "*batch expert"]:
+        c = self.choice
+        each = ranked.unflatten(-1, (c.groups, -1))
+        best = each.topk(c.group_best, dim=-1).values.sum(-1).topk(c.top_groups, dim=-1).indices
+        found = torch.zeros(each.shape[:-1], dtype=torch.bool, device=ranked.device).scatter(-1, best, True)
+        return found[..., None].expand(each.shape).flatten(-2)
+
+    def routed(
+        self, x: Float[Tensor, "*batch d_model"], weights: Float[Tensor, "*batch expert"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What the chosen experts add together."""
+        flat, shares = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
+        out = torch.zeros_like(flat)
+        for expert, rows in _meetings(shares):
+            y = self.experts.down(expert, self._hidden(expert, flat[rows]))
+            out.index_add_(0, rows, y * shares[rows, expert, None])
+        return out.view(x.shape)
+
+    def _hidden(self, expert: int, x: Tensor) -> Tensor:
+        up = self.experts.up(expert, x)
+        return self.hidden(up) if self.experts.gate is None else self.hidden(self.experts.gate(expert, x), up)
+
+    def hidden(self, pre: Tensor, up: Tensor | None = None) -> Tensor:
+        """Neurons' outputs before the expert's weight, from their inputs and the linear half."""
+        c = self.choice
+        if c.clamp is not None and up is not None:
+            pre, up = pre.clamp(max=c.clamp), up.clamp(-c.clamp, c.clamp)
+        if c.linear_shift and up is not None:
+            up = up + c.linear_shift
+        return self.activation(pre) if up is None else self.activation(pre, up)
+
+    # The same with every neuron in sight, for taps and traces
+
+    def watched(
+        self, x: Float[Tensor, "*batch d_model"], weights: Float[Tensor, "*batch expert"], view: View | None
+    ) -> Float[Tensor, "*batch d_ff"]:
+        """`mlp.post` with the neurons of all experts side by side; those of experts not chosen are 0."""
+        if self.experts.gate is None:
+            return see(view, "mlp.post", self.post(see(view, "mlp.pre", self.inputs("up", x, weights)), None, weights))
+        pre = see(view, "mlp.pre", self.inputs("gate", x, weights))
+        up = see(view, "mlp.pre_linear", self.inputs("up", x, weights))
+        return see(view, "mlp.post", self.post(pre, up, weights))
+
+    def inputs(
+        self, which: str, x: Float[Tensor, "*batch d_model"], weights: Float[Tensor, "*batch expert"]
+    ) -> Float[Tensor, "*batch d_ff"]:
+        """`mlp.pre` or `mlp.pre_linear`, through the matrices "gate" or "up"."""
+        flat, shares = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
+        out = flat.new_zeros(len(flat), self.choice.n_experts, self.choice.d_ff)
+        matrices: Stack = getattr(self.experts, which)
+        for expert, rows in _meetings(shares):
+            out[rows, expert] = matrices(expert, flat[rows])
+        return out.view(*x.shape[:-1], -1)
+
+    def post(
+        self,
+        pre: Float[Tensor, "*batch d_ff"],
+        up: Float[Tensor, "*batch d_ff"] | None,
+        weights: Float[Tensor, "*batch expert"],
+    ) -> Float[Tensor, "*batch d_ff"]:
+        """`mlp.post` from neurons' inputs."""
+        return self.hidden(pre, up) * weights.repeat_interleave(self.choice.d_ff, dim=-1)
+
+    def written(
+        self, post: Float[Tensor, "*batch d_ff"], weights: Float[Tensor, "*batch expert"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What the experts add together, from `mlp.post`."""
+        flat, shares = post.reshape(-1, post.shape[-1]), weights.reshape(-1, weights.shape[-1])
+        per_expert = flat.unflatten(-1, (self.choice.n_experts, -1))
+        out = flat.new_zeros(len(flat), self.experts.down.weight.shape[1])
+        bias = self.experts.down.bias
+        for expert in (flat.view(per_expert.shape) != 0).any(-1).any(0).nonzero()[:, 0].tolist():
+            out = out + linear(per_expert[:, expert], self.experts.down.weight[expert])
+        if bias is not None:
+            out = out + shares @ bias
+        return out.view(*post.shape[:-1], -1)
+
+    def beside(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
+        """What the part that every token passes gives, its gate in it."""
+        assert self.shared is not None
+        out: Tensor = self.shared(x, view)
+        if self.shared_gate is None:
+            return out
+        return out * see(view, "mlp.shared_gate", self.shared_share(x))
+
+    def shared_share(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
+        """What multiplies the output of the part that every token passes."""
+        assert self.shared_gate is not None
+        return torch.sigmoid(self.shared_gate(x))
+
+    @property
+    def columns(self) -> Float[Tensor, "d_model d_ff"]:
+        """What each neuron writes, the experts' side by side."""
+        return self.experts.down.weight.transpose(0, 1).flatten(1)
+
+    def expert_vectors(
+        self, post: Float[Tensor, " d_ff"], weights: Float[Tensor, " expert"]
+    ) -> dict[int, Float[Tensor, " d_model"]]:
+        """What each chosen expert adds for one token, biases in it, by number."""
+        per_expert, down = post.unflatten(-1, (self.choice.n_experts, -1)), self.experts.down
+        found: dict[int, Tensor] = {}
+        for expert in ((weights != 0) | (per_expert != 0).any(-1)).nonzero()[:, 0].tolist():
+            own = down.weight[expert].to(post) @ per_expert[expert]
+            found[expert] = own if down.bias is None else own + weights[expert] * down.bias[expert].to(post)
+        return found
+
+
+def _meetings(weights: Float[Tensor, "token expert"]) -> list[tuple[int, Tensor]]:
+    """Each expert that somebody chose, in order, and the rows of the tokens that did."""
+    pairs = (weights.detach() != 0).t().nonzero()
+    counts = torch.bincount(pairs[:, 0], minlength=weights.shape[1]).tolist()
+    rows = pairs[:, 1].split(counts)
+    return [(expert, rows[expert]) for expert, count in enumerate(counts) if count]
+
+
+def _sparse_mixer(router: Float[Tensor, "*batch expert"], jitter: float) -> Float[Tensor, "*batch expert"]:
+    """Weights of two experts chosen one after the other (arXiv:2409.12136), as in inference."""
+    weights, left = torch.zeros_like(router), router
+    for _ in range(2):
+        best, expert = left.max(-1, keepdim=True)
+        far = (best - router) / torch.maximum(router.abs(), best) > 2 * jitter
+        near = left.masked_fill(far, float("-inf")).softmax(-1)
+        weights = weights.scatter(-1, expert, near.gather(-1, expert))
+        left = left.scatter(-1, expert, float("-inf"))
+    return weights

@@ -1,0 +1,113 @@
+"""Experts, looked into: who was chosen, what each wrote, and what happens without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from glassformer.count import count
+from glassformer.errors import UsageError
+from glassformer.interp import edits
+from glassformer.interp.decompose import KINDS
+from glassformer.interp.neurons import excited_by, top_neurons, writes
+from glassformer.interp.trace import trace
+from glassformer.model import Attention, Config, Experts, FeedForward, Transformer, uniform
+from glassformer.model.parts.experts import ExpertsPart, Stack
+from tests.model.test_stacks import drawn
+
+IDS = [3, 17, 5, 22, 9, 30, 17, 5]
+
+
+def design(**more: object) -> Config:
+    feed = Experts(8, 2, 6, **{"shared": FeedForward(10), **more})  # type: ignore[arg-type]
+    return uniform(40, 16, 2, 64, Attention(4, 2, 8), feed)
+
+
+def test_the_weights_say_who_was_chosen() -> None:
+    run = trace(drawn(design()), IDS)
+    router, weights = run["blocks.0.mlp.router"], run["blocks.0.mlp.weights"]
+    assert weights.shape == (8, 8)
+    assert ((weights != 0).sum(-1) == 2).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(8, dtype=torch.float64))
+    best = router.topk(2, dim=-1)
+    # a softmax over all, cut to the chosen and renormalised, is a softmax over the chosen
+    torch.testing.assert_close(weights.gather(-1, best.indices), best.values.softmax(-1))
+
+
+def test_an_expert_taken_away_is_what_its_part_measured() -> None:
+    transformer = drawn(design())
+    run = trace(transformer, IDS)
+    found = run.why(words=0)
+    assert found.residual <= 1e-12
+    chosen = found.parts.of("expert")
+    assert len(chosen) == 4  # two in each layer
+    for i in chosen.tolist():
+        part = found.part(i)
+        assert part["head"] is None
+        assert run[f"blocks.{part['layer']}.mlp.weights"][-1, part["expert"]] != 0
+        tap = edits.ablate(layer=part["layer"], expert=part["expert"], positions=len(IDS) - 1)
+        without = trace(transformer, IDS, tap=tap).why(found.target.way.token, words=0)
+        assert without.residual <= 1e-12
+        assert found.value - without.value == pytest.approx(part["total"], abs=1e-9)
+    assert "expert" in found.sentence()
+
+
+def test_edited_weights_and_neurons_add_up_too() -> None:
+    transformer = drawn(design(bias=True, shared_gate=True))
+    on = edits.replace("blocks.1.mlp.weights", 0.5, unit=7)
+    dead = edits.ablate(layer=0, neuron=13)
+    for tap in (on, dead):
+        run = trace(transformer, IDS, tap=tap)
+        assert run.why(words=0).residual <= 1e-12
+    whole = trace(transformer, IDS, tap=on)
+    assert (whole["blocks.1.mlp.weights"][:, 7] == 0.5).all()
+    assert whole.why(words=0).parts.of("expert", 1).numel() in (2, 3)
+
+
+def test_neurons_are_numbered_through_all_experts() -> None:
+    transformer = drawn(design(shared=None))
+    run = trace(transformer, IDS)
+    found = top_neurons(run, k=500)
+    kinds = run.why(words=0).parts
+    assert found.all == pytest.approx(float(kinds.claimed[kinds.kind == KINDS.index("expert")].sum()), abs=1e-9)
+    chosen = (run["blocks.0.mlp.weights"][-1] != 0).nonzero()[:, 0].tolist()
+    met = {n["index"] // 6 for n in found.neurons if n["layer"] == 0 and n["activation"]}
+    assert met == set(chosen)
+    part = transformer.blocks[0].mlp
+    column = part.experts.down.weight[2, :, 1]
+    raised, _ = writes(transformer, 0, 13, 3)
+    assert raised == (transformer.unembedding @ (column * transformer.final.weight)).topk(3).indices.tolist()
+    e = transformer.blocks[0].ln2(transformer.embed.weight)
+    fired = torch.nn.functional.silu(e @ part.experts.gate.weight[2, 1]) * (e @ part.experts.up.weight[2, 1])
+    assert excited_by(transformer, 0, 13, 4) == fired.topk(4).indices.tolist()
+
+
+def test_only_chosen_experts_are_computed_and_company_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = design()
+    part = drawn(config).blocks[0].mlp
+    assert isinstance(part, ExpertsPart)
+    calls: list[int] = []
+    plain = Stack.forward
+
+    def counted(self: Stack, expert: int, x: torch.Tensor) -> torch.Tensor:
+        calls.append(expert)
+        return plain(self, expert, x)
+
+    monkeypatch.setattr(Stack, "forward", counted)
+    x = torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alone = part(x)
+    assert len(calls) == 3 * 2
+    others = torch.randn(5, 1, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(part(torch.cat([x, others]))[:1], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_total_and_active_parameters() -> None:
+    config = design()
+    found = count(config)
+    assert found.parameters == sum(p.numel() for p in Transformer.empty(config).parameters())
+    assert found.parameters - found.active_parameters == 2 * 6 * (3 * 6 * 16)
+
+
+def test_what_is_ablated_is_said_once() -> None:
+    with pytest.raises(UsageError, match="an expert are ablated by a tap each"):
+        edits.ablate(layer=0, neuron=1, expert=2)
