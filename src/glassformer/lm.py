@@ -7,7 +7,7 @@ It computes nothing itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,6 +44,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     adapter: str | Path | Sequence[str | Path] = (),
+    ignore_keys: Collection[str] = (),
     revision: str | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
@@ -57,6 +58,7 @@ def load(
         dtype: "float32", "bfloat16", "float16" or "float64"; "auto" is float32 on a CPU and the
             checkpoint's own on an accelerator.
         adapter: one or several adapters in PEFT's layout, each a folder or org/name[@revision]: as `SOURCE+ADAPTER`.
+        ignore_keys: keys of config.json that are read as if they were not there; the model's name says so.
         revision: of a hub model.
         offline: True never asks the network; None asks only when needed.
         progress: called with (done, total, what) while something is fetched or converted; None shows a bar on
@@ -77,7 +79,9 @@ def load(
         more = [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
         resolved = resolve(named, adapters=more, revision=revision, progress=report, offline=offline)
         base = open_checkpoint(
-            resolved.path, progress=lambda done, total: report(done, total, f"dequantising {resolved.name}")
+            resolved.path,
+            ignore=ignore_keys,
+            progress=lambda done, total: report(done, total, f"dequantising {resolved.name}"),
         )
     checkpoint = base.adapted(resolved.adapters)
     # What was quantised or adapted is computed in float32; the embedding says what the others are stored in.
@@ -96,6 +100,9 @@ def load(
         model.adapters = resolved.adapter_names
         plain = resolved.name.removesuffix("".join(f"+{name}" for name in model.adapters))
         model._adaptation = Adaptation(base, checkpoint, plain, model.adapters)
+    model.ignored = base.ignored
+    if base.ignored:
+        model.name += f" without {', '.join(base.ignored)}"
     return model
 
 
@@ -130,6 +137,7 @@ class Model:
         precision: the weights' dtype, which every answer states.
         generation: how the checkpoint wants its answers to be drawn (its generation_config.json).
         taps: what `edited` put in, in order.
+        ignored: keys of its config.json that were taken for absent; `name` says them too.
         adapters: names of the adapters in the weights; `adapted(False)` is the model without them.
     """
 
@@ -150,6 +158,7 @@ class Model:
         self.metadata = metadata or {}
         self.taps = taps
         self.adapters: tuple[str, ...] = ()
+        self.ignored: tuple[str, ...] = ()
         self._adaptation: Adaptation | None = None
         self._engines: list[Engines] = []  # at most one; views of this model share it
 

@@ -7,7 +7,7 @@ builds a model or a tokenizer, and importing it does not import torch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,6 +52,7 @@ class Checkpoint:
         config: the design.
         tensors: every parameter by native key, in its stored type, mapped when asked for.
         metadata: what the checkpoint says of itself besides: config.json, GGUF settings, or glassformer.json.
+        ignored: keys of its config.json that were taken for absent, though they may change what it computes.
         adapters, changed: folders of the adapters in its weights, and the keys that they changed.
     """
 
@@ -63,6 +64,7 @@ class Checkpoint:
     metadata: dict[str, Any] = field(repr=False)
     adapters: tuple[Path, ...] = ()
     changed: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
 
     def adapted(self, folders: Sequence[Path]) -> Checkpoint:
         """This checkpoint with adapters in PEFT's layout in its weights, one after another; itself without any.
@@ -117,6 +119,7 @@ def open_checkpoint(
     path: str | Path,
     *,
     adapters: Sequence[Path] = (),
+    ignore: Collection[str] = (),
     cache: Path | None = None,
     dtype: Dtype = "float32",
     progress: Progress | None = None,
@@ -125,6 +128,7 @@ def open_checkpoint(
 
     Args:
         adapters: folders of adapters in PEFT's layout, which are put into the weights one after another.
+        ignore: keys of a config.json that are read as if they were not there (`--ignore-key`).
         cache: where a GGUF's dequantised copy goes; None for the user's cache.
         dtype: what a GGUF is dequantised to.
         progress: called with (bytes written, bytes in all) while a GGUF is dequantised.
@@ -134,7 +138,7 @@ def open_checkpoint(
         UnsafeFileError: its weights could only be read by unpickling.
     """
     if adapters:
-        return open_checkpoint(path, cache=cache, dtype=dtype, progress=progress).adapted(adapters)
+        return open_checkpoint(path, ignore=ignore, cache=cache, dtype=dtype, progress=progress).adapted(adapters)
     path = Path(path)
     kind = format_of(path)
     if kind == "gguf":
@@ -149,8 +153,9 @@ def open_checkpoint(
         return Checkpoint(path, kind, "native", config, native_tensors(path, config), metadata)
     from glassformer.checkpoint.hf import read_hf
 
-    folder = read_hf(path)
-    return Checkpoint(path, kind, folder.family.name, folder.config, folder.tensors(), folder.settings)
+    folder = read_hf(path, ignore=ignore)
+    family = folder.family.name
+    return Checkpoint(path, kind, family, folder.config, folder.tensors(), folder.settings, ignored=folder.ignored)
 
 
 def read_config(path: str | Path) -> Config:

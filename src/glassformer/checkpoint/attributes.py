@@ -28,12 +28,24 @@ class Attributes:
     unless ``null=True``: then it is returned as None, for settings where null has a meaning of its own.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = ""):
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "", path: str = ""):
         self.values = values
         self.where = where
         self.prefix = prefix
+        self.path = path
+        self.asked: set[str] = set()  # names that were looked at, whether they were there or not
+        self._inner: list[Attributes] = []
+
+    def family(self) -> list[Attributes]:
+        """These settings and all that were read inside them."""
+        return [self, *(each for inner in self._inner for each in inner.family())]
+
+    def dotted(self, name: str) -> str:
+        """A setting's name with those of the objects that it stands in."""
+        return f"{self.path}.{name}".lstrip(".")
 
     def __contains__(self, name: str) -> bool:
+        self.asked.add(self.prefix + name)
         return self.values.get(self.prefix + name) is not None
 
     def integer(self, name: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
@@ -79,22 +91,27 @@ class Attributes:
 
     def inside(self, values: Mapping[str, Any], name: str) -> Attributes:
         """The same checks for an object held inside this one."""
-        return Attributes(values, f"{self.where}, {name}")
+        inner = Attributes(values, f"{self.where}, {name}", path=self.dotted(name))
+        self._inner.append(inner)
+        return inner
 
     def only(self, name: str, *accepted: Any) -> None:
         """Refuses every value but the accepted ones; absent and null pass."""
+        self.asked.add(self.prefix + name)
         value = self.values.get(self.prefix + name)
         if value is not None and value not in accepted:
             raise self.unsupported(name, value)
 
     def unsupported(self, name: str, value: Any) -> UnsupportedError:
+        despite = "" if self.prefix else f" To open it as if that were not there: --ignore-key {self.dotted(name)}"
         return UnsupportedError(
             f"{self.where} sets {self.prefix}{name} to {value!r}, which Glassformer cannot express; "
-            "it refuses rather than give wrong answers."
+            f"it refuses rather than give wrong answers.{despite}"
         )
 
     def _get(self, name: str, default: Any, null: bool, kind: str, fits: Any) -> Any:
         full = self.prefix + name
+        self.asked.add(full)
         if null and full in self.values and self.values[full] is None:
             return None
         value = self.values.get(full)

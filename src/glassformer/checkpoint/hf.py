@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from glassformer.checkpoint.native import LazyTensors, check_shapes, read_json, 
 from glassformer.checkpoint.quantised import Method, method_for
 from glassformer.checkpoint.tables import Table
 from glassformer.checkpoint.tensorfile import SIZES, Header, read_header, write_tensors
+from glassformer.checkpoint.unread import without
 from glassformer.errors import CheckpointError, UnsafeFileError, UnsupportedError
 from glassformer.model.config import Config
 
@@ -44,6 +45,7 @@ class HuggingFace:
     config: Config
     table: Table | None
     stored: StoredTensors | None
+    ignored: tuple[str, ...] = ()
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Every parameter by native key, mapped when asked for."""
@@ -67,17 +69,18 @@ def refuse_pickled(path: Path) -> None:
         )
 
 
-def read_hf(directory: Path, *, weights: bool = True) -> HuggingFace:
+def read_hf(directory: Path, *, weights: bool = True, ignore: Collection[str] = ()) -> HuggingFace:
     """Understands a Hugging Face folder from config.json and the headers of its safetensors files.
 
     Args:
         weights: False for the design alone; the folder then needs no weights.
+        ignore: keys of config.json that are taken for absent.
     Raises:
         CheckpointError: files are missing, broken, or do not fit one another.
         UnsupportedError: the model is of a family, or has a setting, that Glassformer cannot express.
         UnsafeFileError: the weights are there only as a pickled file.
     """
-    settings = read_json(directory / CONFIG)
+    settings, ignored = without(read_json(directory / CONFIG), ignore, str(directory / CONFIG))
     family = by_model_type(settings, str(directory / CONFIG))
     method = method_for(settings, str(directory / CONFIG)) if weights else None
     config = family.from_hf(_floats(settings), str(directory / CONFIG))
@@ -85,14 +88,14 @@ def read_hf(directory: Path, *, weights: bool = True) -> HuggingFace:
         # Weights that are not all there, or not sound, say nothing about the design.
         with contextlib.suppress(CheckpointError):
             config = _truly_tied(family, config, _stored(directory, None)) if config.tied else config
-        return HuggingFace(directory, settings, family, config, None, None)
+        return HuggingFace(directory, settings, family, config, None, None, ignored)
     stored = _stored(directory, method)
     config = _truly_tied(family, config, stored)
     table = family.table(config, stored)
-    ignored = [*family.ignored, *([r"(^|\.)(lm_head|embed_out)\.weight$"] if config.tied else [])]
-    table.check(stored, ignored, str(directory))
+    spare = [*family.ignored, *([r"(^|\.)(lm_head|embed_out)\.weight$"] if config.tied else [])]
+    table.check(stored, spare, str(directory))
     stored.refuse_types(table.places)
-    return HuggingFace(directory, settings, family, config, table, stored)
+    return HuggingFace(directory, settings, family, config, table, stored, ignored)
 
 
 def _floats(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,10 +90,43 @@ def load_verb(name: str) -> Any:
         found = single
     command = typer.main.get_command(found)
     command.name = name
+    if any(parameter.name in ("model", "source", "recipe", "opened") for parameter in command.params):
+        command.params.append(_ignore_key())
     for part in (command, *getattr(command, "commands", {}).values()):
         part.context_settings.update(CONTEXT)
         part.rich_markup_mode = None
     return command
+
+
+def _remember(names: list[str] | None) -> list[str] | None:
+    if names:
+        from glassformer.checkpoint.unread import ignore_everywhere
+
+        ignore_everywhere(names)
+    return names
+
+
+IgnoreKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-key",
+        metavar="NAME",
+        callback=_remember,
+        help="Read a model's config.json as if this key, which is not understood, were not there.",
+    ),
+]
+
+
+def _ignore_key() -> Any:
+    """The option of every verb that opens a model: what the refusal of a key of config.json names."""
+
+    def holder(ignore_key: IgnoreKeyOption = None) -> None: ...
+
+    one = _typer()
+    one.command()(holder)
+    option = typer.main.get_command(one).params[0]
+    option.expose_value = False
+    return option
 
 
 # Plain help: readable everywhere, and rich is not imported to print it.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.common import JsonOption, print_json
+from glassformer.cli.common import JsonOption, plain_warnings, print_json
 from glassformer.errors import UsageError, near
 
 DTYPES = {
@@ -46,6 +46,7 @@ def command(
     What is written appears whole or not at all, and never over something that is there. A design that the
     layout cannot express is refused, by what stands in the way.
     """
+    plain_warnings()
     if place is not None and out is not None:
         raise UsageError(f"The place is given twice, as {place} and as --out {out}; leave one of them out.")
     written = export(source, to, out if place is None else place, dtype)

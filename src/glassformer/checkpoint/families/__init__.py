@@ -35,9 +35,7 @@ def by_model_type(settings: Mapping[str, Any], where: str) -> Family:
     for family in FAMILIES.values():
         if name == family.name or name in family.inside:
             return family
-    raise UnsupportedError(
-        f"{where} is a model of type {name!r}; Glassformer reads {', '.join(FAMILIES)}.{near(name, FAMILIES)}"
-    )
+    raise UnsupportedError(f"{where} is a model of type {name!r}; Glassformer reads {', '.join(FAMILIES)}.")
 
 
 def by_architecture(name: Any, where: str) -> Family:
@@ -53,7 +51,6 @@ def by_architecture(name: Any, where: str) -> Family:
     if name not in known:
         raise UnsupportedError(
             f"{where} is a GGUF of architecture {name!r}; Glassformer reads {', '.join(sorted(known))}."
-            + near(name, known)
         )
     return known[name]
 

@@ -16,6 +16,7 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, Table
+from glassformer.checkpoint.unread import refuse_unread
 from glassformer.errors import CheckpointError, ConfigError, UnsupportedError
 from glassformer.model.config import Attention, Config, Layer
 
@@ -66,6 +67,7 @@ class Family:
         inside: further ``model_type`` values that hold this family's settings under the given name.
         gguf: the same family in GGUF.
         layouts: tensors as other versions of the same files have them; read, not written.
+        no_effect: settings of config.json that are not read and change no logit, besides those of `unread`.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Family:
     inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: GgufLayout | None = None
     layouts: tuple[tuple[Row, ...], ...] = ()
+    no_effect: frozenset[str] = frozenset()
 
     def from_hf(self, settings: Mapping[str, Any], where: str) -> Config:
         """The design that a config.json describes.
@@ -112,7 +115,9 @@ class Family:
                     f"{where} names the architecture {architecture}, which has no next-word head that Glassformer "
                     f"could run; it runs {self.architecture}."
                 )
-        return sound(lambda: self.read(attributes), where)
+        config = sound(lambda: self.read(attributes), where)
+        refuse_unread(attributes, self.name, self.no_effect)
+        return config
 
     def to_hf(self, config: Config) -> dict[str, Any]:
         """The config.json that describes a design.

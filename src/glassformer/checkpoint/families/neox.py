@@ -48,7 +48,7 @@ def _read(attributes: Attributes) -> Config:
     heads, d_model = attributes.integer("num_attention_heads"), attributes.integer("hidden_size")
     context = attributes.integer("max_position_embeddings", 2048)
     bias = attributes.flag("attention_bias", True)
-    base = attributes.number("rotary_emb_base", attributes.number("rope_theta", 10_000.0))
+    base = attributes.number("rotary_emb_base", 10_000.0)  # a rope_theta alone is not looked at by transformers either
     theta, scaling = rope(attributes, context, base)
     return uniform(
         vocab_size=attributes.integer("vocab_size"),

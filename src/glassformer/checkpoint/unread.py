@@ -1,0 +1,150 @@
+"""Settings of a config.json that no family reads: known to be without effect, said to be nothing, or refused by name.
+
+A setting that is not read may change what the model computes, and a wrong answer looks like a right one. So every key
+is read, listed here (or in the family's own list) as one that changes no logit, or neutral (null, false, empty), which
+is noted once; any other is refused. `--ignore-key NAME` reads the config as if the key were not there, and the model is
+marked as so opened.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.errors import UnsupportedError, UsageError, near
+
+# transformers' base settings: bookkeeping, ids, heads for other tasks, dropout, and defaults of generation (which
+# generation_config.json has since; the tokenizer reads what is needed of them).
+_BASE = frozenset(
+    {
+        "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
+        "_experts_implementation", "_name_or_path", "_output_attentions", "architectures", "attn_implementation",
+        "auto_map", "begin_suppress_tokens", "bos_token_id", "cache_implementation", "chunk_size_feed_forward",
+        "cross_attention_hidden_size", "decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task",
+        "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_range",
+        "is_decoder", "keys_to_ignore_at_inference", "label2id", "model_type", "num_labels", "output_attentions",
+        "output_hidden_states", "output_past", "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id",
+        "suppress_tokens", "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class",
+        "torch_dtype", "torchscript", "transformers_version", "unk_token_id", "use_bfloat16", "use_cache",
+        "use_return_dict", "vocab_size",
+        # of training and of the other heads
+        "attention_dropout", "attn_pdrop", "classifier_bias", "classifier_dropout", "classifier_dropout_prob",
+        "embd_pdrop", "hidden_dropout", "hidden_dropout_prob", "initializer_factor", "layerdrop", "output_dropout",
+        "resid_pdrop", "residual_dropout", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
+        "summary_type", "summary_use_proj", "pretraining_tp",
+        # of generation
+        "bad_words_ids", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty", "length_penalty", "max_length", "max_new_tokens", "min_length",
+        "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores",
+        "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "temperature", "top_k", "top_p",
+        "typical_p",
+    }
+)  # fmt: skip
+# Marks that exporters and trainers leave.
+_MARKS = frozenset(
+    {
+        "_flash_attn_2_enabled", "_unsloth_version", "base_model_name", "is_llama_config", "max_sequence_length",
+        "model_max_length", "model_name", "original_architectures", "source_dtype", "tokenizer_padding_side",
+        "transformers.js_config", "unsloth_fixed", "unsloth_version", "use_flash_attention", "use_flash_attention_2",
+        "use_flash_attn", "_flash_attn_implementation",
+    }
+)  # fmt: skip
+NO_EFFECT = _BASE | _MARKS
+# Read only under another setting, or by parts of a model that have no text: by family.
+_OF_FAMILY: Mapping[str, frozenset[str]] = {
+    "llama": frozenset({"head_dim", "sliding_window"}),
+    "mistral": frozenset({"head_dim"}),
+    "qwen2": frozenset({"max_window_layers", "sliding_window", "use_mrope", "use_sliding_window"}),
+    "qwen3": frozenset({"max_window_layers", "sliding_window", "use_sliding_window"}),
+    "gpt2": frozenset({"n_ctx", "reorder_and_upcast_attn"}),
+}
+# One subject in two spellings: whichever a family read, the other is without effect.
+_SPELLINGS = (
+    {"rope_theta", "rope_scaling", "rope_parameters", "rotary_emb_base", "rope_local_base_freq"},
+    {"rotary_pct", "partial_rotary_factor"},
+    {"hidden_act", "hidden_activation"},
+    {"layer_types", "sliding_window_pattern", "_sliding_window_pattern", "max_window_layers"},
+)
+_LAYER_KINDS = {"full_attention", "sliding_attention"}
+_NEUTRAL: tuple[Any, ...] = (None, False, "", [], {})
+_everywhere: frozenset[str] = frozenset()
+
+
+class UnreadSettingWarning(UserWarning):
+    """A config.json has settings that are left out: not known and saying nothing, or left out on request; by name."""
+
+
+def ignore_everywhere(names: Iterable[str]) -> None:
+    """From now on, every config is read as if these keys were not there."""
+    global _everywhere
+    _everywhere = frozenset(names)
+
+
+def without(settings: Mapping[str, Any], names: Collection[str], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The settings as if some keys were not there, and which of those were.
+
+    A name may be dotted: `rope_parameters.factor`. Those of `ignore_everywhere` may be absent, `names` may not.
+
+    Raises:
+        UsageError: one of `names` is not in the settings.
+    """
+    found, gone = dict(settings), []
+    for name in sorted({*names, *_everywhere}):
+        *outer, last = name.split(".")
+        inner = found
+        for step in outer:
+            held = inner.get(step)
+            if not isinstance(held, dict):
+                inner = {}
+                break
+            inner[step] = inner = dict(held)
+        if last in inner:
+            del inner[last]
+            gone.append(name)
+        elif name in names:
+            raise UsageError(f"{where} has no key {name} to ignore.{near(name, found)}")
+    if gone:
+        warnings.warn(
+            f"{where} is read as if it did not set {', '.join(gone)}; what the model answers may be wrong.",
+            UnreadSettingWarning,
+            stacklevel=3,
+        )
+    return found, tuple(gone)
+
+
+def refuse_unread(attributes: Attributes, family: str, no_effect: Collection[str] = ()) -> None:
+    """Refuses settings that were not read and are not known to be without effect; call it once all were read.
+
+    Warns:
+        UnreadSettingWarning: of such settings that are null, false or empty.
+
+    Raises:
+        UnsupportedError: naming one, its value, and the option that opens the model all the same.
+    """
+    known = NO_EFFECT | _OF_FAMILY.get(family, frozenset()) | frozenset(no_effect)
+    silent: list[str] = []
+    own, *inner = attributes.family()
+    # Objects inside are read in several goes and, layer kind by layer kind, with the same names.
+    asked = {True: set(own.asked), False: {name for one in inner for name in one.asked} | _LAYER_KINDS}
+    for names in asked.values():
+        names.update(name for group in _SPELLINGS if group & names for name in group)
+    for one in (own, *inner):
+        for name in one.values:
+            if name in asked[one is own] or name in known:
+                continue
+            value, spelled = one.values[name], one.dotted(name)
+            if not any(value is neutral or (value == neutral and type(value) is type(neutral)) for neutral in _NEUTRAL):
+                raise UnsupportedError(
+                    f"{one.where} sets {name} to {value!r}, which Glassformer does not read and which may change what "
+                    f"the model computes. To open it as if that were not there: --ignore-key {spelled}"
+                )
+            silent.append(spelled)
+    if silent:
+        warnings.warn(
+            f"{attributes.where} has settings that are not known and that say nothing ({', '.join(silent)}); "
+            "they are left out.",
+            UnreadSettingWarning,
+            stacklevel=2,
+        )
