@@ -116,7 +116,7 @@ def test_conversations_count_answers_only(model: Path, tmp_path: Path, capsys) -
         (["-d", "TEXT", "--context", "65"], 2, "The context must be 1 to 64 tokens, which this model reads; got 65."),
         (["-d", "TEXT", "--tail", "1"], 2, "--tail is a fraction between 0 and 1; got 1."),
         (["-d", "TEXT", "--batch", "0"], 2, "--batch must be at least 1; got 0."),
-        (["-d", "ONE"], 1, "Scoring needs at least 2 tokens, for the first has nothing before it; got 1."),
+        (["-d", "ONE"], 1, "Of this data no token counts: nothing comes after the first."),
     ],
 )
 def test_what_cannot_be_meant(
@@ -126,3 +126,43 @@ def test_what_cannot_be_meant(
     names = {"TEXT": str(text), "ONE": str(tmp_path / "letter.txt")}
     found = run(capsys, model, *(names.get(a, a) for a in args))
     assert (found[0], found[1], found[2]) == (code, "", f"glassformer: {message}\n")
+
+
+def _nats(capsys, model: Path, data: Path, *more: object) -> tuple[float, int]:
+    found = json.loads(run(capsys, model, "--data", data, "--json", *more)[1])
+    return found["nats"], found["tokens"]
+
+
+def test_the_same_text_twice_costs_twice_and_says_nothing_of_its_neighbour(model: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "once.jsonl").write_text(json.dumps({"text": TEXT[:150]}) + "\n")
+    (tmp_path / "twice.jsonl").write_text((json.dumps({"text": TEXT[:150]}) + "\n") * 2)
+    nats, tokens = _nats(capsys, model, tmp_path / "once.jsonl")
+    twice, more = _nats(capsys, model, tmp_path / "twice.jsonl")
+    assert more == 2 * tokens
+    assert twice == pytest.approx(2 * nats, rel=1e-5)
+
+
+def test_conversations_are_scored_one_by_one(model: Path, tmp_path: Path, capsys) -> None:
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    chats = [
+        [{"role": "user", "content": f"What is a mole {i}?"}, {"role": "assistant", "content": "A mammal. " * (i + 1)}]
+        for i in range(5)
+    ]
+    alone = []
+    for number, chat in enumerate(chats):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+        alone.append(_nats(capsys, model, tmp_path / f"{number}.jsonl"))
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    for batch in (1, 3, None):
+        more = () if batch is None else ("--batch", batch)
+        nats, tokens = _nats(capsys, model, tmp_path / "all.jsonl", *more)
+        assert tokens == sum(n for _, n in alone)
+        assert nats == pytest.approx(sum(nats for nats, _ in alone), rel=1e-5)
+
+
+def test_a_mistyped_name_is_told_before_the_model_is_opened(tmp_path: Path, capsys) -> None:
+    code, _, err = run(capsys, tmp_path / "no model at all", "--data", tmp_path / "nowhere.txt")
+    assert (code, err) == (1, f"glassformer: There is no file or folder '{tmp_path / 'nowhere.txt'}'.\n")

@@ -208,7 +208,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, cache: Path, tokenizer: Token
     with pytest.raises(DataError, match=r"held-out fraction must be in \[0, 1\); got 1"):
         build_corpus(tmp_path / "shakespeare.txt", tokenizer, fraction=1)
     parquet.write_table(pa.table({"a": ["x"], "b": ["y"]}), tmp_path / "two.parquet")
-    with pytest.raises(DataError, match="columns a, b; say which holds the text with text_field"):
+    with pytest.raises(DataError, match="columns a, b; say which holds the text, with --set text_field=COLUMN"):
         whole(tmp_path / "two.parquet", tokenizer)
     assert texts(whole(tmp_path / "two.parquet", tokenizer, text_field="b"), tokenizer) == ["y"]
     with pytest.raises(DataError, match="no column 'c'; it has a, b"):
@@ -325,5 +325,5 @@ def test_documents_are_held_out_whole_and_copies_together(tmp_path: Path, cache:
     text = tokenizer.decode(corpus.held_out.slice(0, len(corpus.held_out)).tolist()).replace("<|endoftext|>", "")
     assert text == "".join(s for s in SENTENCES + SENTENCES if s in held)
     (tmp_path / "one.txt").write_text("alone")
-    with pytest.raises(DataError, match="0.1 of 1 documents leaves one part empty; hold out by tail"):
+    with pytest.raises(DataError, match="0.1 of 1 documents leaves one part empty; hold out the end"):
         build_corpus(tmp_path / "one.txt", tokenizer, held_out="document")

@@ -18,6 +18,7 @@ from glassformer.data import parallel, readers
 from glassformer.data.readers import read
 from glassformer.data.sources import Report, expand
 from glassformer.errors import DataError, TokenizerError
+from glassformer.tokenizer.encode import NO_ANSWER
 from glassformer.tokenizer.tokenizer import Tokenizer
 from tests.data.corpora import SENTENCES, a_cache, a_tokenizer, bpe, whole
 
@@ -145,11 +146,13 @@ def test_conversations_ask_for_loss_on_answers_only(tmp_path: Path, cache: Path,
     ids, mask = train.slice(0, int(edges[1])), train.mask_slice(0, int(edges[1]))
     assert tokenizer.decode(ids.tolist()).removesuffix("<|endoftext|>") == tokenizer.render_chat(CHAT, False)
     learned = tokenizer.decode(ids[mask].tolist())
-    assert learned == "It said no.<|im_end|>\nIt slept.<|im_end|>\n"
+    assert learned == "It said no.<|im_end|>\nIt slept.<|im_end|>\n<|endoftext|>", (
+        "the end that its files name is learned"
+    )
     assert train.masked
     assert train.mask_slice(int(edges[1]), int(edges[2] - edges[1])).all(), "plain text asks for loss everywhere"
     assert corpus.report.documents == 2
-    assert corpus.report.problems[corpus_module.UNANSWERED]["names"] == [f"{tmp_path / 'chat.jsonl'}:3"]
+    assert corpus.report.problems[f"{NO_ANSWER}, left out"]["names"] == [f"{tmp_path / 'chat.jsonl'}:3"]
     assert corpus.report.count("conversations without roles") == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -84,3 +85,32 @@ def test_what_cannot_be_meant(tiny: Transformer) -> None:
         score(tiny, [1, 2], 25)
     with pytest.raises(UsageError, match="stride must be 1 to the context of 8; got 9"):
         score(tiny, [1, 2], 8, 9)
+
+
+@pytest.mark.parametrize("bos", [None, 0])
+@pytest.mark.parametrize("batch", [1, 4, None])
+def test_documents_are_read_apart_and_begin_as_the_model_asks(
+    tiny: Transformer, bos: int | None, batch: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    lengths = [1, 5, 24, 25, 70, 2]
+    documents = [[0, *torch.randint(1, 50, (n - 1,), generator=generator).tolist()] for n in lengths]
+    expected, tokens = 0.0, 0
+    with torch.inference_mode():
+        for ids in documents:
+            done, step = 0, 12
+            while done < len(ids) - 1:
+                begins = done > 0 and bos is not None
+                end = min(len(ids) - 1, 24 if done == 0 else done + step)
+                start = max(0, end - 24 + begins)
+                window = [0] * begins + ids[start:end]
+                logits = torch.log_softmax(tiny(torch.tensor([window]))[0].double(), -1)
+                for target in range(done + 1, end + 1):
+                    expected -= float(logits[target - 1 - start + begins, ids[target]])
+                tokens += end - done
+                done = end
+    edges = np.cumsum([0, *lengths]).tolist()
+    spans = list(itertools.pairwise(edges))
+    found = score(tiny, list(itertools.chain(*documents)), 24, 12, documents=spans, bos=bos, batch=batch)
+    assert found.tokens == tokens == sum(n - 1 for n in lengths)
+    assert found.nats == pytest.approx(expected, rel=1e-5)

@@ -211,5 +211,5 @@ def test_fine_tuning_on_conversations(
     first = next(e for e in journal.read(tuned.path / "journal.jsonl") if e["event"] == "step")
     assert tuned.loss < 0.5 < first["loss"]
     plain = small(start=str(base.path), data=(str(tmp_path / "text.txt"),), chat=True, held_out=0.0)
-    with pytest.raises(DataError, match="chat=true needs jsonl data"):
+    with pytest.raises(DataError, match="chat=true needs conversations: rows with"):
         train(plain, out=out(), quiet=True)

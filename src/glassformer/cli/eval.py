@@ -35,7 +35,13 @@ def command(
         float | None,
         typer.Option("--tail", metavar="FRACTION", help="Only the last fraction of the data, as training holds out."),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Windows per forward.")] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", metavar="N", help="Windows per forward; chosen by the model's size by default."),
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option("--text-field", metavar="NAME", help="The field or column that holds the text.")
+    ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, bfloat16, float16; auto is float32 on a CPU.")
     ] = "auto",
@@ -44,8 +50,9 @@ def command(
     """Measure loss, perplexity and bits per byte on a text.
 
     Windows of --context tokens move on by --stride; every token is predicted once, from at least context minus
-    stride tokens before it. The first token of all has nothing before it and is not counted, nor are the
-    begin- and end-of-text tokens between documents. Loss is in nats per token of this model's tokenizer;
+    stride tokens before it. The first token has nothing before it and is not counted, nor are the
+    begin- and end-of-text tokens between documents. Documents and conversations are read apart: none sees another,
+    and of each the first token has nothing before it either. Loss is in nats per token of this model's tokenizer;
     bits per byte divides by the UTF-8 bytes of the same text, so models with other tokenizers can be compared.
     In conversations only the answers count.
     """
@@ -53,11 +60,11 @@ def command(
 
     if not data:
         raise UsageError("glassformer eval needs a text to measure on; name it with --data FILE (- reads a pipe).")
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise UsageError(f"--batch must be at least 1; got {batch}.")
     if tail is not None and not 0 < tail < 1:
         raise UsageError(f"--tail is a fraction between 0 and 1; got {tail:g}.")
-    result = evaluate(source, list(data), context, stride, tail, batch, dtype)
+    result = evaluate(source, list(data), context, stride, tail, batch, dtype, text_field)
     if as_json:
         print_json(result)
     else:
@@ -70,17 +77,21 @@ def evaluate(
     context: int | None = None,
     stride: int | None = None,
     tail: float | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     dtype: str = "auto",
+    text_field: str | None = None,
 ) -> dict[str, Any]:
     """What `--json` prints."""
     from glassformer.cli.common import note, open_model
     from glassformer.data.corpus import build_corpus
+    from glassformer.data.sources import Report, expand
     from glassformer.errors import DataError
+
+    expand(data, Report())  # a mistyped name is told before anything is opened or fetched
     from glassformer.predict.score import score
 
     model = open_model(source, dtype=dtype)
-    corpus = build_corpus(data, model.tokenizer, fraction=tail or 0.0)
+    corpus = build_corpus(data, model.tokenizer, fraction=tail or 0.0, text_field=text_field)
     for sentence in corpus.report.sentences():
         note(sentence)
     shards = corpus.train if tail is None else corpus.held_out
@@ -88,7 +99,17 @@ def evaluate(
         context = min(model.config.context, LONGEST)
     tally = _Tally(corpus, shards, model.tokenizer)
     with _bar() as bar:
-        found = score(model.transformer, tally, context, stride, counted=tally.counted, batch=batch, progress=bar)
+        found = score(
+            model.transformer,
+            tally,
+            context,
+            stride,
+            counted=tally.counted,
+            documents=tally.documents,
+            bos=model.tokenizer.bos_id if model.tokenizer.adds_bos else None,
+            batch=batch,
+            progress=bar,
+        )
     if not found.tokens:
         raise DataError("Of this data no token counts: nothing comes after the first.")
     return {
@@ -109,10 +130,7 @@ def evaluate(
 
 
 class _Tally:
-    """The tokens to score, which of them count, and the bytes of text that those stand for.
-
-    An end of text that nothing follows is left off, so that a single document is read as it stands.
-    """
+    """The tokens to score, which of them count, and the bytes of text that those stand for."""
 
     def __init__(self, corpus: Corpus, shards: Shards, tokenizer: Any) -> None:
         import numpy as np
@@ -126,12 +144,15 @@ class _Tally:
         inserted = [int(e) - 1 for e in edges[1:] if int(shards.slice(int(e) - 1, 1)[0]) in special]
         starts = edges[:-1] if shards.start == 0 else edges[1:-1]  # a tail begins inside a document
         inserted += [int(e) + k for e in starts for k in range(before)]
-        self._tokens = len(shards) - (len(shards) - 1 in inserted)
+        put = set(inserted)
+        ends = [int(e) - (not shards.masked and int(e) - 1 in put) for e in edges[1:]]
+        self.documents = [(int(low), high) for low, high in zip(edges[:-1], ends, strict=True) if high > low]
         self._inserted = np.array(sorted(inserted), dtype=np.int64)
         self._lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
+        self._lengths[list(tokenizer.special_ids)] = 0  # they stand for no text
 
     def __len__(self) -> int:
-        return self._tokens
+        return len(self._shards)
 
     def slice(self, start: int, n: int) -> NDArray[np.unsignedinteger]:
         return self._shards.slice(start, n)

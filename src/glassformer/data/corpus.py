@@ -30,11 +30,10 @@ from glassformer.tokenizer.encode import Encoder, token_dtype
 if TYPE_CHECKING:
     from glassformer.tokenizer.tokenizer import Tokenizer
 
-LAYOUT = 1
+LAYOUT = 2
 FAST = 1 << 21  # bytes of data from which a faster encoder's start pays
 SPLITS = ("tail", "document")
 CUT = "longer than 16 million characters for a tokenizer that wants documents whole, cut between words"
-UNANSWERED = "conversations without answers that the chat template sets apart, left out"
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Corpus:
         bytes_per_token: bytes of original text per token, over both parts.
         report: what was read, and what could not be read as it stood.
         directory: where the shards lie.
+        sources: names of what was read.
     """
 
     train: Shards
@@ -55,6 +55,12 @@ class Corpus:
     bytes_per_token: float
     report: Report
     directory: Path
+    sources: tuple[str, ...] = ()
+
+    def origins(self, shards: Shards, documents: Sequence[int]) -> list[str]:
+        """Where documents of one of the parts are from, by their numbers there: "chats.jsonl:17"."""
+        found = [shards.origin(number) for number in documents]
+        return [f"{self.sources[source]}:{line}" if line else self.sources[source] for source, line in found]
 
     def verify(self) -> None:
         """Check every byte against its checksum (reading does so as it goes).
@@ -77,6 +83,7 @@ def build_corpus(
     workers: int | None = None,
     invalid: str = "replace",
     text_field: str | None = None,
+    chat: bool = False,
 ) -> Corpus:
     """Tokenised data from whatever `spec` names; opened at once when it was made before.
 
@@ -94,6 +101,7 @@ def build_corpus(
             in this one.
         invalid: documents that are not UTF-8 are kept with faulty bytes "replace"d, or left out ("skip").
         text_field: the field or column with the text in jsonl, tables and sets.
+        chat: where a row holds both a text and a conversation, the conversation is read.
 
     Raises:
         DataError: nothing there, nothing usable, or no room to write.
@@ -115,6 +123,7 @@ def build_corpus(
         "fraction": fraction,
         "invalid": invalid,
         "text_field": text_field,
+        "chat": chat,
     }
     key = _digest(json.dumps([settings, [p.key for p in prints]], sort_keys=True).encode())
     home = corpora_dir(cache_dir)
@@ -124,17 +133,19 @@ def build_corpus(
     return _build(home, key, sources, prints, report, tokenizer, settings, progress, workers)
 
 
-def text_iterator(spec: Spec, report: Report | None = None, *, text_field: str | None = None) -> Iterator[str]:
+def text_iterator(
+    spec: Spec, report: Report | None = None, *, text_field: str | None = None, chat: bool = False
+) -> Iterator[str]:
     """The raw text of a spec in pieces of about 128 thousand characters, for training a tokenizer.
 
     Conversations give their contents.
     """
     report = report if report is not None else Report()
-    for piece in read(expand(spec, report), report, text_field=text_field):
+    for piece in read(expand(spec, report), report, text_field=text_field, chat=chat):
         if piece.messages is None:
             yield piece.text
         else:
-            yield from (str(m["content"]) for m in piece.messages if m["content"])
+            yield from (m["content"] for m in piece.messages if m["content"])
 
 
 def corpora_dir(cache_dir: str | Path | None = None) -> Path:
@@ -217,6 +228,7 @@ def _open(directory: Path) -> Corpus | None:
             bytes_per_token=index["bytes_per_token"],
             report=Report.from_dict(index["report"]),
             directory=directory,
+            sources=tuple(index["sources"]),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
@@ -284,6 +296,7 @@ def _write(
     total = sum(p.size for p in prints) if known else None
     encoder = Encoder(tokenizer, fast=total is None or total >= FAST)
     stops: frozenset[int] = getattr(tokenizer, "stop_ids", frozenset())
+    numbers: dict[str, int] = {}
     out = streams[names[0]]
     whole = not (encoder.light or encoder.joins(cut_everywhere(PROBE)))
     try:
@@ -292,20 +305,26 @@ def _write(
             report,
             invalid=settings["invalid"],
             text_field=settings["text_field"],
+            chat=settings["chat"],
             piece=LONGEST if whole else PIECE,
         )
         done = 0
         for piece, encoded in encode_pieces(pieces, encoder, workers, total):
-            if encoded is None:
-                report.note(UNANSWERED, piece.origin)
+            if encoded.refused is not None:
+                report.note(f"{encoded.refused}, left out", piece.origin)
                 report.documents -= 1
                 continue
+            if encoded.remark is not None:
+                report.note(encoded.remark, piece.origin)
             if whole and piece.first and not piece.last:
                 report.note(CUT, piece.origin)
             if piece.first:
                 if by_document:
                     out = streams["held_out" if _held_out(piece, settings["fraction"]) else "train"]
-                out.open_document()
+                name, _, line = piece.origin.rpartition(":")
+                if not line.isdecimal() or not name:
+                    name, line = piece.origin, "0"
+                out.open_document(numbers.setdefault(name, len(numbers)), int(line))
                 hasher.update(b"document" + names.index(out.name).to_bytes(1))
                 if len(prefix) and piece.messages is None:
                     out.append(prefix)
@@ -315,7 +334,9 @@ def _write(
             if encoded.mask is not None:
                 hasher.update(encoded.mask.data)
             if piece.last and len(end) and not (piece.messages is not None and int(encoded.ids[-1]) in stops):
-                out.append(end, None if piece.messages is None else np.array([False]))
+                # an answer that the template ends with no token of its own is ended by this one
+                ended = encoded.mask is not None and bool(np.isin(encoded.ids[encoded.mask], list(stops)).any())
+                out.append(end, None if piece.messages is None else np.array([not ended]))
                 hasher.update(end.tobytes())
             done += encoded.text_bytes
             if progress:
@@ -335,6 +356,7 @@ def _write(
         "streams": entries,
         "parts": _parts(work, entries, settings, tokenizer),
         "report": report.to_dict(),
+        "sources": list(numbers),
     }
     tokens = sum(entry["tokens"] for entry in entries.values())
     index["bytes_per_token"] = sum(entry["text_bytes"] for entry in entries.values()) / tokens
@@ -371,8 +393,8 @@ def _refuse_nothing(entries: dict[str, dict[str, Any]], settings: dict[str, Any]
         raise EmptyDataError(f"There is nothing to learn from in this data. {why}")
     if settings["held_out"] == "document" and settings["fraction"] > 0 and not all(tokens.values()):
         raise TooFewDocumentsError(
-            f"Holding out {settings['fraction']:g} of {report.documents} documents leaves one part empty; "
-            "hold out by tail, or another fraction."
+            f"Holding out {settings['fraction']:g} of {report.documents} documents leaves one part empty; hold out the "
+            "end of the text instead, or another share."
         )
 
 

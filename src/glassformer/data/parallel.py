@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 BATCH = 1 << 20  # characters of text that travel together
 WORTH, WORTH_QUICK = 1 << 24, 1 << 26  # bytes of data from which starting processes pays; where tiktoken encodes
 TEXT, CHAT = 0, 1
-NONE, PLAIN, MASKED, FAILED = 0, 1, 2, 3
+REFUSED, PLAIN, MASKED, FAILED = 0, 1, 2, 3
 _ASKED = struct.Struct("<BII")
 _ANSWERED = struct.Struct("<BII")
 
 
 def encode_pieces(
     pieces: Iterable[Piece], encoder: Encoder, workers: int | None, total: int | None
-) -> Iterator[tuple[Piece, Encoded | None]]:
-    """Every piece with its ids, in order; None for a conversation without a trainable answer.
+) -> Iterator[tuple[Piece, Encoded]]:
+    """Every piece with its ids, in order.
 
     Args:
         encoder: used in this process when no workers are.
@@ -65,7 +65,7 @@ def encode_pieces(
             pool.close()
 
 
-def encode_batch(batch: list[Piece], encoder: Encoder) -> list[Encoded | None]:
+def encode_batch(batch: list[Piece], encoder: Encoder) -> list[Encoded]:
     """The ids of each piece, in this process.
 
     Raises:
@@ -113,8 +113,8 @@ class _Pool:
             self._idle.put(process)
         self._threads = ThreadPoolExecutor(workers)
 
-    def run(self, batches: Iterable[list[Piece]]) -> Iterator[tuple[Piece, Encoded | None]]:
-        waiting: deque[tuple[list[Piece], Future[list[Encoded | None]]]] = deque()
+    def run(self, batches: Iterable[list[Piece]]) -> Iterator[tuple[Piece, Encoded]]:
+        waiting: deque[tuple[list[Piece], Future[list[Encoded]]]] = deque()
         for batch in batches:
             waiting.append((batch, self._threads.submit(self._ask, batch)))
             if len(waiting) > 2 * len(self._processes):
@@ -124,7 +124,7 @@ class _Pool:
             first, answer = waiting.popleft()
             yield from zip(first, answer.result(), strict=True)
 
-    def _ask(self, batch: list[Piece]) -> list[Encoded | None]:
+    def _ask(self, batch: list[Piece]) -> list[Encoded]:
         process = self._idle.get()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -146,18 +146,21 @@ class _Pool:
         finally:
             self._idle.put(process)
 
-    def _answer(self, stream: IO[bytes]) -> Encoded | None:
+    def _answer(self, stream: IO[bytes]) -> Encoded:
         kind, count, text_bytes = _ANSWERED.unpack(_exactly(stream, _ANSWERED.size))
         if kind == FAILED:
             name, message = json.loads(_exactly(stream, count))
             import glassformer.errors
 
             raise getattr(glassformer.errors, name, DataError)(message)
-        if kind == NONE:
-            return None
+        if kind == REFUSED:
+            return Encoded.without(_exactly(stream, count).decode())
         ids = np.frombuffer(_exactly(stream, count * self._dtype.itemsize), dtype=self._dtype)
-        mask = np.frombuffer(_exactly(stream, count), dtype=bool) if kind == MASKED else None
-        return Encoded(ids, mask, text_bytes)
+        if kind == PLAIN:
+            return Encoded(ids, None, text_bytes)
+        mask = np.frombuffer(_exactly(stream, count), dtype=bool)
+        remark = _exactly(stream, struct.unpack("<I", _exactly(stream, 4))[0]).decode()
+        return Encoded(ids, mask, text_bytes, remark=remark or None)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -195,14 +198,16 @@ def serve(tokenizer: Tokenizer, asked: IO[bytes], answered: IO[bytes]) -> None:
             answered.flush()
             return
         for encoded in found:
-            if encoded is None:
-                answered.write(_ANSWERED.pack(NONE, 0, 0))
+            if encoded.refused is not None:
+                why = encoded.refused.encode()
+                answered.write(_ANSWERED.pack(REFUSED, len(why), 0) + why)
                 continue
             kind = PLAIN if encoded.mask is None else MASKED
             answered.write(_ANSWERED.pack(kind, len(encoded.ids), encoded.text_bytes))
             answered.write(encoded.ids.tobytes())
             if encoded.mask is not None:
-                answered.write(encoded.mask.tobytes())
+                remark = (encoded.remark or "").encode()
+                answered.write(encoded.mask.tobytes() + struct.pack("<I", len(remark)) + remark)
         answered.flush()
 
 

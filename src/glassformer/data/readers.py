@@ -59,6 +59,7 @@ def read(
     invalid: str = "replace",
     text_field: str | None = None,
     piece: int = PIECE,
+    chat: bool = False,
 ) -> Iterator[Piece]:
     """The pieces of every document, in order.
 
@@ -69,13 +70,14 @@ def read(
         text_field: the field or column that holds the text; None takes "text", "content" or, in a
             table, the only column of strings.
         piece: characters a piece aims at; cuts fall where `cut_everywhere` has them.
+        chat: where a row holds both a text and a conversation, the conversation is read.
     """
     for source in sources:
         found = False
         stream = (
-            _hub_rows(source, report, text_field)
+            _hub_rows(source, report, text_field, chat)
             if isinstance(source, HubSource)
-            else _file(source, report, invalid, text_field, piece)
+            else _file(source, report, invalid, text_field, piece, chat)
         )
         for one in stream:
             found = True
@@ -85,15 +87,17 @@ def read(
         report.files += found
 
 
-def _file(source: FileSource, report: Report, invalid: str, text_field: str | None, piece: int) -> Iterator[Piece]:
+def _file(
+    source: FileSource, report: Report, invalid: str, text_field: str | None, piece: int, chat: bool
+) -> Iterator[Piece]:
     suffixes = [s.lower() for s in source.path.suffixes[-2:]]
     packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
     kind = suffixes[-1] if suffixes else ""
     try:
         if kind == ".parquet" and not packed:
-            yield from _parquet(source, report, text_field)
+            yield from _parquet(source, report, text_field, chat)
         elif kind in (".jsonl", ".ndjson"):
-            yield from _lines(source, packed, report, invalid, text_field)
+            yield from _lines(source, packed, report, invalid, text_field, chat)
         else:
             yield from _plain(source, packed, report, invalid, piece)
     except FileNotFoundError:
@@ -176,7 +180,8 @@ def _plain(source: FileSource, packed: str, report: Report, invalid: str, piece:
     with open_bytes(source.path, packed) as stream:
         head = stream.read(1 << 13)
         if b"\0" in head:
-            report.note("not text, left out", source.name)
+            utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            report.note("in UTF-16, not UTF-8, left out" if utf16 else "not text, left out", source.name)
             return
         if invalid == "skip":  # a long document is told to be sound before its first piece goes out
             faults = 0
@@ -258,7 +263,9 @@ def _split(text: str, piece: int) -> Iterator[str]:
         yield text[start:]
 
 
-def _lines(source: FileSource, packed: str, report: Report, invalid: str, text_field: str | None) -> Iterator[Piece]:
+def _lines(
+    source: FileSource, packed: str, report: Report, invalid: str, text_field: str | None, chat: bool
+) -> Iterator[Piece]:
     with open_bytes(source.path, packed) as stream:
         number = 0
         while raw := stream.readline(LONGEST_LINE):
@@ -286,40 +293,106 @@ def _lines(source: FileSource, packed: str, report: Report, invalid: str, text_f
             except (ValueError, RecursionError):
                 report.note("lines that are not JSON, left out", name)
                 continue
-            yield from _record(record, name, report, text_field)
+            yield from _record(record, name, report, text_field, chat)
 
 
-def _record(record: Any, name: str, report: Report, text_field: str | None) -> Iterator[Piece]:
+def _record(record: Any, name: str, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:
     if isinstance(record, dict):
-        messages = record.get("messages") if text_field is None else None
-        if messages is not None:
-            if _is_conversation(messages):
-                yield Piece(name, "", messages=[dict(m) for m in messages])
-            else:
-                report.note("conversations without roles and contents, left out", name)
-            return
         fields = (text_field,) if text_field else TEXT_FIELDS
-        record = next((record[f] for f in fields if f in record), None)
+        text = next((record[f] for f in fields if f in record), None)
+        if text_field is None and (chat or text is None or "messages" in record):
+            told = conversation(record)
+            if told is not None:
+                if isinstance(told, str):
+                    report.note(f"{told}, left out", name)
+                else:
+                    yield Piece(name, "", messages=told)
+                return
+        record = text
     if not isinstance(record, str):
         wanted = text_field or " or ".join(TEXT_FIELDS)
         report.note(f"without a text in {wanted}, left out", name)
     elif not record:
         report.note("empty, left out", name)
     else:
-        if not record.isascii():
-            record = record.encode("utf-8", "replace").decode("utf-8")  # JSON can spell lone surrogates
-        yield Piece(name, record)
+        yield Piece(name, _whole(record))
 
 
-def _is_conversation(messages: Any) -> bool:
-    return (
-        isinstance(messages, (list, tuple))
-        and len(messages) > 0
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages)
-    )
+def _whole(text: str) -> str:
+    # JSON can spell lone surrogates
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _parquet(source: FileSource, report: Report, text_field: str | None) -> Iterator[Piece]:
+SHAPES = (
+    ("messages",),  # of OpenAI's and Hugging Face's chats: role, content
+    ("conversations",),  # ShareGPT: from, value
+    ("instruction", "output"),  # Alpaca, with an input perhaps
+    ("prompt", "completion"),  # TRL: texts, or lists of messages
+)
+"""What rows that hold conversations are known by."""
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+UNREADABLE = "conversations without roles and contents"
+NOT_TEXT = "conversations with parts that are not text"
+
+
+def conversation(record: dict[str, Any]) -> list[dict[str, Any]] | str | None:
+    """The messages of a row of any of `SHAPES`, each with a role and a text as content; why there are none, or None
+    for a row of no such shape."""
+    shape = next((keys for keys in SHAPES if all(record.get(key) is not None for key in keys)), None)
+    if shape is None:
+        return None
+    first = record[shape[0]]
+    if shape == ("instruction", "output"):
+        asked = [first, record.get("input")]
+        told: Any = [_said("user", "\n\n".join(str(a) for a in asked if a)), _said("assistant", record["output"])]
+    elif shape == ("prompt", "completion"):
+        told = [*_turn("user", first), *_turn("assistant", record["completion"])]
+    else:
+        told = first
+    if isinstance(told, str) or not isinstance(told, Iterable):
+        return UNREADABLE
+    messages = []
+    for message in told:
+        if not isinstance(message, dict):
+            return UNREADABLE
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value", ...))
+        if not isinstance(role, str) or content is ...:
+            return UNREADABLE
+        text = _content(content)
+        if text is None:
+            return NOT_TEXT
+        rest = {key: value for key, value in message.items() if key not in ("role", "from", "content", "value")}
+        messages.append({"role": _ROLES.get(role, role), "content": text, **rest})
+    return messages or UNREADABLE
+
+
+def _said(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _turn(role: str, told: Any) -> list[Any]:
+    return list(told) if isinstance(told, (list, tuple)) else [_said(role, told)]
+
+
+def _content(content: Any) -> str | None:
+    """A message's text: null is none, parts of text are joined; None where a part is something else."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return _whole(content)
+    if not isinstance(content, (list, tuple)):
+        return None
+    parts = []
+    for part in content:
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            return None
+        parts.append(_whole(text))
+    return "".join(parts)
+
+
+def _parquet(source: FileSource, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -332,77 +405,75 @@ def _parquet(source: FileSource, report: Report, text_field: str | None) -> Iter
     except pyarrow.ArrowInvalid:
         report.note("damaged Parquet tables, left out", source.name)
         return
+    import pyarrow.types as types
+
     with table:
-        column = _column(source.name, table.schema_arrow, text_field)
+        schema = table.schema_arrow
+        strings = [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
+        columns, field = _columns(source.name, list(schema.names), strings, text_field, chat)
         row = 0
         try:
-            for batch in table.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0).to_pylist():
+            for batch in table.iter_batches(batch_size=256, columns=columns):
+                for record in batch.to_pylist():
                     row += 1
-                    yield from _record({column: value}, f"{source.name}:{row}", report, _field_for(column))
+                    yield from _record(record, f"{source.name}:{row}", report, field, chat)
         except (pyarrow.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             report.note("broken off or damaged; what was read before is kept", source.name)
 
 
-def _field_for(column: str) -> str | None:
-    return None if column == "messages" else column
+def _columns(
+    name: str, names: list[str], strings: list[str], text_field: str | None, chat: bool
+) -> tuple[list[str], str | None]:
+    """The columns of a table that are read, and the one that holds the text; None where that goes by its name."""
+    if text_field is not None:
+        if text_field not in names:
+            raise DataError(
+                f"{name} has no column {text_field!r}; it has {', '.join(names)}." + near(text_field, names)
+            )
+        return [text_field], text_field
+    texts = [wanted for wanted in TEXT_FIELDS if wanted in names][:1]
+    shape = next((keys for keys in SHAPES if all(key in names for key in keys)), None)
+    if shape is not None and (chat or not texts or shape == ("messages",)):
+        return [*shape, *(["input"] if shape[0] == "instruction" and "input" in names else [])], None
+    if texts or len(strings) == 1:
+        column = texts[0] if texts else strings[0]
+        return [column], column
+    how = (
+        f"as in {name}?text=COLUMN"
+        if name.startswith("hf:")
+        else "with --set text_field=COLUMN (train) or --text-field"
+    )
+    raise DataError(f"{name} has the columns {', '.join(names)}; say which holds the text, {how}.")
 
 
-def _known_column(name: str, names: list[str], text_field: str | None) -> str | None:
-    """The column that was asked for, or one of a name that says enough; None to look at what the columns hold."""
-    if text_field is None:
-        return next((wanted for wanted in ("messages", *TEXT_FIELDS) if wanted in names), None)
-    if text_field in names:
-        return text_field
-    raise DataError(f"{name} has no column {text_field!r}; it has {', '.join(names)}." + near(text_field, names))
-
-
-def _column(name: str, schema: Any, text_field: str | None) -> str:
-    names = list(schema.names)
-    if (known := _known_column(name, names, text_field)) is not None:
-        return known
-    import pyarrow.types as types
-
-    strings = [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
-    if len(strings) == 1:
-        return str(strings[0])
-    raise DataError(f"{name} has the columns {', '.join(names)}; say which holds the text with text_field.")
-
-
-def _hub_rows(source: HubSource, report: Report, text_field: str | None) -> Iterator[Piece]:
+def _hub_rows(source: HubSource, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:
     try:
         import datasets
     except ModuleNotFoundError:
         raise DataError(
             f"hf:{source.name} is read through the datasets library; install it with: pip install 'glassformer[data]'"
         ) from None
+    name = f"hf:{source.name}"
     try:
         rows = datasets.load_dataset(
             source.name, name=source.config, split=source.split, revision=source.revision, streaming=True
         )
-        column = ""
+        field: str | None = None
         for number, row in enumerate(rows, start=1):
-            column = column or _column_of_rows(f"hf:{source.name}", dict(row), source.text or text_field)
-            yield from _record(dict(row), f"hf:{source.name}:{number}", report, _field_for(column))
+            record = dict(row)
+            if number == 1:  # streamed sets need not say their columns before
+                strings = [column for column, value in record.items() if isinstance(value, str)]
+                _, field = _columns(name, list(record), strings, source.text or text_field, chat)
+            yield from _record(record, f"{name}:{number}", report, field, chat)
     except DataError:
         raise
     except Exception as error:
         what = " ".join(str(error).split())[:300].rstrip(".")
         raise DataError(
-            f"hf:{source.name} could not be read through datasets ({what}); check the name, the split and the network."
+            f"{name} could not be read through datasets ({what}); check the name, the split and the network."
         ) from error
-
-
-def _column_of_rows(name: str, row: dict[str, Any], text_field: str | None) -> str:
-    """The column of a set that is read, by its first row: streamed sets need not say their columns before."""
-    if (known := _known_column(name, list(row), text_field)) is not None:
-        return known
-    strings = [column for column, value in row.items() if isinstance(value, str)]
-    if len(strings) == 1:
-        return strings[0]
-    raise DataError(f"{name} has the columns {', '.join(row)}; say which holds the text, as in {name}?text=COLUMN.")
 
 
 def hub_version(source: HubSource) -> Any:

@@ -150,11 +150,13 @@ class StreamWriter:
         self._directory, self._file_bytes = directory, file_bytes
         self._ids = BlockWriter(directory, name, file_bytes)
         self._starts = BlockWriter(directory, f"{name}-documents", file_bytes)
+        self._origins = BlockWriter(directory, f"{name}-origins", file_bytes)
         self._mask: BlockWriter | None = None
         self._bits = np.empty(0, dtype=np.uint8)
 
-    def open_document(self) -> None:
-        """The next token begins a document."""
+    def open_document(self, source: int = 0, line: int = 0) -> None:
+        """The next token begins a document: of the source with this number, at this line (0: all of it)."""
+        self._origins.append(np.array([source << 40 | line], dtype="<i8").tobytes())
         self._starts.append(np.array([self.tokens], dtype="<i8").tobytes())
         self.documents += 1
 
@@ -189,11 +191,12 @@ class StreamWriter:
             "dtype": self._dtype.str,
             "ids": self._ids.close(),
             "starts": self._starts.close(),
+            "origins": self._origins.close(),
             "mask": mask,
         }
 
     def abandon(self) -> None:
-        for writer in (self._ids, self._starts, self._mask):
+        for writer in (self._ids, self._starts, self._origins, self._mask):
             if writer is not None:
                 writer.abandon()
 
@@ -215,10 +218,11 @@ class Shards:
         self._tokens = int(entry["tokens"])
         self._ids = Blocks(directory, entry["ids"])
         self._starts = Blocks(directory, entry["starts"])
+        self._origins = Blocks(directory, entry["origins"])
         self._mask = Blocks(directory, entry["mask"]) if entry["mask"] else None
         fits = (
             self._ids.bytes == self._tokens * self.dtype.itemsize
-            and self._starts.bytes == 8 * int(entry["documents"])
+            and self._starts.bytes == self._origins.bytes == 8 * int(entry["documents"])
             and (self._mask is None or self._mask.bytes == -(-self._tokens // 8))
             and 0 <= start <= stop <= self._tokens
         )
@@ -274,6 +278,14 @@ class Shards:
         edges = ([0], inside - self.start, [len(self)]) if len(self) else ([0],)
         return np.concatenate(edges).astype(np.int64)
 
+    def origin(self, number: int) -> tuple[int, int]:
+        """Which source (by number) and line a document of this stretch is from; line 0 is a whole file."""
+        starts = self._starts.read(0, self._starts.bytes).view("<i8")
+        first = int(np.searchsorted(starts, self.start, "right")) - 1
+        at = 8 * (max(first, 0) + number)
+        found = int(self._origins.read(at, at + 8).view("<i8")[0])
+        return found >> 40, found & ((1 << 40) - 1)
+
     def chunks(self, n: int = 1 << 20) -> Iterator[NDArray[Any]]:
         """The whole stretch in slices of at most n tokens."""
         for start in range(0, len(self), n):
@@ -285,6 +297,6 @@ class Shards:
         Raises:
             DataError: naming the damaged file.
         """
-        for blocks in (self._ids, self._starts, self._mask):
+        for blocks in (self._ids, self._starts, self._origins, self._mask):
             if blocks is not None:
                 blocks.verify()

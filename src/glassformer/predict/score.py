@@ -2,24 +2,29 @@
 
 Every token after the first is predicted exactly once, from at least `context - stride` tokens before it
 where the text has them. With a stride of 1 each sees a full context; with a stride of `context` the windows
-do not overlap, which is cheapest and what training's held-out loss is. Knows tensors and ids, not texts.
+do not overlap, which is cheapest and what training's held-out loss is. Documents are read apart: none sees
+another. Knows tensors and ids, not texts.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from glassformer.data.packing import groups
 from glassformer.errors import TextError, UsageError
-from glassformer.model import Transformer
+from glassformer.model import Config, Transformer
 
 ROWS = 512  # logits at a time: rows × vocab floats
+MANY = 16  # forward passes whose windows are sorted by length: the more, the less padding
+_ACTIVATIONS = 64 << 20  # bytes of a layer's activations at once: more leaves the caches, less wastes the products
 
 
 class Tokens(Protocol):
@@ -62,6 +67,21 @@ class Score:
         return self.nats / math.log(2) / text_bytes if text_bytes else math.nan
 
 
+class Window(NamedTuple):
+    """A stretch of tokens that is read at once: `inputs` of them from `start` (after a begin-of-text token of its own
+    with `begins`), and how many of its last targets are new."""
+
+    start: int
+    inputs: int
+    new: int
+    begins: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads."""
+        return self.inputs + self.begins
+
+
 def window_plan(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """Which windows read a text of `tokens` ids: (first input, inputs, how many of the last targets are new)."""
     targets = tokens - 1
@@ -76,6 +96,33 @@ def window_plan(tokens: int, context: int, stride: int) -> Iterator[tuple[int, i
         yield done - context, context, new
 
 
+def document_windows(
+    spans: Iterable[tuple[int, int]], context: int, stride: int, begins: bool = False
+) -> Iterator[Window]:
+    """The windows of documents that are read apart.
+
+    Args:
+        spans: where each document begins and ends.
+        context, stride: see `score`.
+        begins: whether a window inside a document is read after a begin-of-text token, which takes one place.
+    """
+    for low, high in spans:
+        inner = begins and high - low - 1 > context and context > 1
+        plan = window_plan(high - low, context, stride) if high - low > 1 else ()
+        for number, (start, inputs, new) in enumerate(plan):
+            if inner and number:
+                kept = min(inputs, context - 1)  # the new targets are the last ones, so what goes is at the front
+                yield Window(low + start + inputs - kept, kept, min(new, kept), True)
+            else:
+                yield Window(low + start, inputs, new)
+
+
+def tokens_at_once(config: Config, device: str) -> int:
+    """Tokens of a forward pass for the quickest pass over a text, by about the width of a layer's activations."""
+    a_token = 4 * 24 * config.d_model
+    return max(1024, min(16_384, _ACTIVATIONS // a_token)) if device == "cpu" else 32_768
+
+
 @torch.inference_mode()
 def score(
     transformer: Transformer,
@@ -84,7 +131,9 @@ def score(
     stride: int | None = None,
     *,
     counted: Callable[[int, int], NDArray[np.bool_]] | None = None,
-    batch: int = 1,
+    documents: Sequence[tuple[int, int]] | None = None,
+    bos: int | None = None,
+    batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """The strided log-likelihood of ids.
@@ -95,7 +144,10 @@ def score(
         context: inputs per window; None for the model's own context.
         stride: new targets per window, 1 … context; None for half the context.
         counted: `counted(start, n)` says which of the targets start … start+n-1 count, (n,) bool; None counts all.
-        batch: windows per forward.
+        documents: where each document begins and ends: none is read with another before it, and the first token of
+            each is not counted. None for one document.
+        bos: a token that begins windows inside a document, for models that ask for one.
+        batch: windows of `context` tokens per forward; None for a choice by the model.
         progress: called with (targets done, targets in all).
 
     Raises:
@@ -112,27 +164,53 @@ def score(
     if len(ids) < 2:
         raise TextError(f"Scoring needs at least 2 tokens, for the first has nothing before it; got {len(ids)}.")
     read = ids.slice if hasattr(ids, "slice") else _reader(ids)
-    nats, tokens, done, total = 0.0, 0, 0, len(ids) - 1
-    for group in _groups(window_plan(len(ids), context, stride), batch):
-        length = group[0][1]
-        rows = np.stack([np.asarray(read(start, length + 1), dtype=np.int64) for start, _, _ in group])
-        where = [
-            (row, place) for row, (start, _, new) in enumerate(group) for place in _places(start, length, new, counted)
-        ]
-        found = torch.from_numpy(rows).to(transformer.device)
-        if where:
-            at = torch.tensor(where, device=transformer.device)
-            hidden = transformer.hidden(found[:, :-1])[at[:, 0], at[:, 1]]
-            targets = found[at[:, 0], at[:, 1] + 1]
-            for first in range(0, len(where), ROWS):
-                logits = transformer.unembed_hidden(hidden[None, first : first + ROWS])[0].float()
-                losses = torch.nn.functional.cross_entropy(logits, targets[first : first + ROWS], reduction="none")
-                nats += float(losses.double().sum())
-        tokens += len(where)
-        done += sum(new for _, _, new in group)
+    spans = [(0, len(ids))] if documents is None else documents
+    budget = tokens_at_once(transformer.config, transformer.device.type) if batch is None else batch * context
+    nats, tokens, done = 0.0, 0, 0
+    total = sum(max(0, high - low - 1) for low, high in spans)
+    # a window inside a document gives one place to its begin-of-text token, so it has no more new targets than that
+    step = min(stride, context - 1) if bos is not None and context > 1 else stride
+    plan = document_windows(spans, context, step, bos is not None)
+    while some := list(itertools.islice(plan, max(64, MANY * budget // context))):
+        kept = []
+        for window in some:
+            places = _places(window, counted)
+            if len(places):  # what comes after the last target that counts is read for nothing
+                kept.append((window, places, int(places[-1]) + 1))
+        for group in groups([length for _, _, length in kept], budget):
+            rows = [(kept[i][0], kept[i][1], kept[i][2]) for i in group]
+            nats += _cost(transformer, rows, read, bos)
+            tokens += sum(len(places) for _, places, _ in rows)
+        done += sum(window.new for window in some)
         if progress:
             progress(done, total)
     return Score(nats, tokens, context, stride)
+
+
+def _cost(
+    transformer: Transformer,
+    rows: Sequence[tuple[Window, NDArray[np.int64], int]],
+    read: Callable[[int, int], NDArray[Any]],
+    bos: int | None,
+) -> float:
+    """Minus the log-likelihood of the counted targets of some windows, the longest first."""
+    longest = rows[0][2]
+    found = np.zeros((len(rows), longest + 1), dtype=np.int64)
+    for row, (window, _, length) in enumerate(rows):
+        ids = np.asarray(read(window.start, length + 1 - window.begins), dtype=np.int64)
+        found[row, : length + 1] = np.concatenate([[bos], ids]) if window.begins else ids
+    numbers = np.concatenate([np.full(len(places), row) for row, (_, places, _) in enumerate(rows)])
+    at = np.concatenate([places for _, places, _ in rows])
+    tokens = torch.from_numpy(found).to(transformer.device)
+    which, place = torch.from_numpy(numbers).to(tokens.device), torch.from_numpy(at).to(tokens.device)
+    hidden = transformer.hidden(tokens[:, :-1])[which, place]
+    targets = tokens[which, place + 1]
+    nats = 0.0
+    for first in range(0, len(targets), ROWS):
+        logits = transformer.unembed_hidden(hidden[None, first : first + ROWS])[0].float()
+        losses = torch.nn.functional.cross_entropy(logits, targets[first : first + ROWS], reduction="none")
+        nats += float(losses.double().sum())
+    return nats
 
 
 def _reader(ids: Any) -> Callable[[int, int], NDArray[Any]]:
@@ -140,20 +218,9 @@ def _reader(ids: Any) -> Callable[[int, int], NDArray[Any]]:
     return lambda start, n: array[start : start + n]
 
 
-def _groups(plan: Iterator[tuple[int, int, int]], batch: int) -> Iterator[list[tuple[int, int, int]]]:
-    group: list[tuple[int, int, int]] = []
-    for window in plan:
-        group.append(window)
-        if len(group) == max(1, batch):
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _places(
-    start: int, length: int, new: int, counted: Callable[[int, int], NDArray[np.bool_]] | None
-) -> NDArray[np.int64]:
+def _places(window: Window, counted: Callable[[int, int], NDArray[np.bool_]] | None) -> NDArray[np.int64]:
     """Inputs of a window whose targets are new and count."""
-    places = np.arange(length - new, length)
-    return places if counted is None else places[counted(start + 1 + length - new, new)]
+    places = np.arange(window.length - window.new, window.length)
+    if counted is None:
+        return places
+    return places[counted(window.start + 1 + window.inputs - window.new, window.new)]

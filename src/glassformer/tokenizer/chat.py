@@ -6,9 +6,11 @@ with the names the field's templates expect and nothing else.
 
 from __future__ import annotations
 
+import contextvars
 import datetime
 import functools
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,9 +35,15 @@ def _now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
 
 
+_MARK = "glassformer_generation_mark"
+_marks: contextvars.ContextVar[tuple[str, str]] = contextvars.ContextVar("marks", default=("", ""))
+"""What is written where a `{% generation %}` block begins and ends."""
+
+
 @functools.lru_cache(maxsize=32)
 def _compiled(template: str) -> Any:
     import jinja2
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -45,8 +53,14 @@ def _compiled(template: str) -> Any:
         tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
         def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+            def mark(end: bool) -> Any:
+                call = nodes.Call(nodes.Name(_MARK, "load"), [nodes.Const(end)], [], None, None)
+                return nodes.Output([call], lineno=line)
+
+            return [mark(False), *body, mark(True)]
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
@@ -54,6 +68,7 @@ def _compiled(template: str) -> Any:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = _now
+    environment.globals[_MARK] = lambda end: _marks.get()[end]
     try:
         return environment.from_string(template)
     except jinja2.TemplateError as error:
@@ -104,3 +119,26 @@ def render(
     except Exception as error:  # a template is foreign code: whatever it does wrong is its own error
         kind = type(error).__name__
         raise TokenizerError(f"The model's chat template failed on these messages ({kind}: {error}).") from None
+
+
+def render_marked(
+    template: str, messages: Sequence[Mapping[str, Any]], *, variables: Mapping[str, Any] | None = None
+) -> list[tuple[str, bool]] | None:
+    """The text of a conversation in pieces, each with whether the template marks it as the assistant's by
+    `{% generation %}`; None where it marks nothing. Raises as `render` does."""
+    if "generation" not in template:
+        return None
+    begin, end = (f"\0{secrets.token_hex(8)}{side}" for side in "<>")
+    token = _marks.set((begin, end))
+    try:
+        text = render(template, messages, generation_prompt=False, variables=variables)
+    finally:
+        _marks.reset(token)
+    if begin not in text:
+        return None
+    before, *marked = text.split(begin)
+    pieces = [(before.replace(end, ""), False)]
+    for part in marked:
+        inside, _, after = part.partition(end)
+        pieces += [(inside, True), (after.replace(end, ""), False)]
+    return pieces

@@ -22,14 +22,32 @@ if TYPE_CHECKING:
 
 
 Batch = Callable[[Sequence[str]], list[NDArray[Any]]]
+NO_ANSWER = "conversations without an answer"
+REFUSED = "conversations that the chat template does not take"
+LAST_ALONE = "conversations whose earlier turns the chat template rewrites, learned by their last answer alone"
 
 
 class Encoded(NamedTuple):
-    """Ids of a text or conversation, its loss mask (None: every token), and the bytes of its text."""
+    """Ids of a text or conversation.
+
+    Attributes:
+        ids: (token).
+        mask: True where a token asks for loss; None for every token.
+        text_bytes: of its text as UTF-8.
+        refused: why there is nothing to learn from it (then there are no ids), as in "2 REFUSED".
+        remark: what of it is not learned, in the same form.
+    """
 
     ids: NDArray[Any]
     mask: NDArray[np.bool_] | None
     text_bytes: int
+    refused: str | None = None
+    remark: str | None = None
+
+    @classmethod
+    def without(cls, why: str) -> Encoded:
+        """Nothing, and why."""
+        return cls(np.empty(0, np.uint16), None, 0, refused=why)
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -75,43 +93,70 @@ class Encoder:
         options = {"specials": False} if hasattr(self.tokenizer, "backend") else {}
         return [np.array(self.tokenizer.encode(text, False, **options), dtype=self.dtype) for text in texts]
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> Encoded | None:
-        """A conversation by the chat template; the mask is True on what the assistant said.
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
+        """A conversation by the chat template; the mask is True on what the assistant said and the token that ends it.
 
-        Each answer is encoded on its own after its prompt, as it is when the model answers.
-
-        Returns:
-            None when the template rewrites earlier turns, so that prompt and answers cannot be told apart.
+        What counts is what the template marks with `{% generation %}`, where it does; else what it writes after the
+        prompt of each answer. Where it writes earlier turns differently once there are later ones, the last answer
+        alone is learned. Each answer is encoded on its own after its prompt, as it is when the model answers.
 
         Raises:
             TokenizerError: no chat template.
-            TextError: messages that the template refuses.
         """
         tokenizer = self.tokenizer
-        parts: list[tuple[str, bool]] = []
-        done = ""
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = tokenizer.render_chat(messages[:number], generation_prompt=True) if number else done
-            answered = tokenizer.render_chat(messages[: number + 1], generation_prompt=False)
-            if not prompt.startswith(done) or not answered.startswith(prompt):
-                return None
-            parts += [(prompt[len(done) :], False), (answered[len(prompt) :], True)]
-            done = answered
-        if not parts:
-            return None
+        if tokenizer.chat_template is None:
+            tokenizer.render_chat(messages)  # says so
+        if not any(message["role"] == "assistant" for message in messages):
+            return Encoded.without(NO_ANSWER)
+        try:
+            parts, remark = self._parts(messages)
+        except (TextError, TokenizerError) as error:
+            return Encoded.without(f"{REFUSED} ({' '.join(str(error).split())[:200].rstrip('.')})")
+        if not any(answer and text for text, answer in parts):
+            return Encoded.without(NO_ANSWER)
+        stops: frozenset[int] = getattr(tokenizer, "stop_ids", frozenset())
         ids: list[int] = []
         mask: list[bool] = []
         for text, answer in parts:
             if text:
                 found = tokenizer.encode(text, False)
+                # an answer is over with its last end token; a line break that a template writes behind is no part of it
+                last = max((i for i, id in enumerate(found) if id in stops), default=len(found) - 1) if answer else -1
                 ids += found
-                mask += [answer] * len(found)
+                mask += [True] * (last + 1) + [False] * (len(found) - last - 1)
         if tokenizer.adds_bos and (not ids or ids[0] != tokenizer.bos_id):
             prefix = tokenizer.encode("", True)
             ids, mask = prefix + ids, [False] * len(prefix) + mask
-        return Encoded(np.array(ids, self.dtype), np.array(mask, bool), len(done.encode("utf-8", "replace")))
+        size = sum(len(text.encode("utf-8", "replace")) for text, _ in parts)
+        return Encoded(np.array(ids, self.dtype), np.array(mask, bool), size, remark=remark)
+
+    def _parts(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, bool]], str | None]:
+        """A conversation's text in pieces, each with whether it is an answer; and what of it is not learned."""
+        tokenizer = self.tokenizer
+        marked = tokenizer.render_marked(messages)
+        if marked is not None:
+            return marked, None
+        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        parts: list[tuple[str, bool]] = []
+        done = ""
+        for number in answers:
+            prompt, answered = self._turn(messages, number)
+            if not prompt.startswith(done) or not answered.startswith(prompt):
+                break
+            parts += [(prompt[len(done) :], False), (answered[len(prompt) :], True)]
+            done = answered
+        else:
+            return parts, None
+        prompt, answered = self._turn(messages, answers[-1])
+        if not answered.startswith(prompt):
+            raise TextError("it writes the prompt of an answer differently once the answer is there")
+        return [(prompt, False), (answered[len(prompt) :], True)], LAST_ALONE
+
+    def _turn(self, messages: Sequence[Mapping[str, Any]], number: int) -> tuple[str, str]:
+        """The text that an answer follows, and the text with it."""
+        render = self.tokenizer.render_chat
+        prompt = render(messages[:number], generation_prompt=True) if number else ""
+        return prompt, render(messages[: number + 1], generation_prompt=False)
 
     def joins(self, pieces: Sequence[str]) -> bool:
         """Whether encoding the pieces of a text one by one gives what encoding it whole gives."""

@@ -344,6 +344,14 @@ class Tokenizer:
         source = self.chat_templates[self._template_name(template, bool(variables.get("tools")))]
         return render(source, messages, generation_prompt=generation_prompt, variables=self._names() | variables)
 
+    def render_marked(self, messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]] | None:
+        """A conversation's text in pieces, each with whether the default template marks it as the assistant's by
+        `{% generation %}`; None where it marks nothing. Raises as `render_chat` does."""
+        from glassformer.tokenizer.chat import render_marked
+
+        source = self.chat_templates[self._template_name(None, False)]
+        return render_marked(source, messages, variables=self._names())
+
     def _template_name(self, asked: str | None, tools: bool) -> str:
         known = self.chat_templates
         if not known:

@@ -2,12 +2,14 @@
 
 Which row comes at which place is a pure function of the seed and a small cursor, so nothing but the cursor is
 stored, memory does not grow with the corpus, and any number of processes can share one order. Conversations come
-as rows whose targets count on the answers only. This module knows token arrays; texts and tokenizers are the floor
+as rows whose targets count on the answers only. A row holds several documents; `apart` takes them apart again, so that
+none sees another and each has positions of its own. This module knows token arrays; texts and tokenizers are the floor
 below.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -18,11 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glassformer.data.loader import window_starts
+from glassformer.data.packing import groups
 from glassformer.errors import DataError
 from glassformer.train.loss import IGNORE
 
 Ints = NDArray[np.int64]
 _NOISE = 0x6E6F697365
+MANY = 16
+"""Batches of held-out rows that are taken apart at once: more documents leave less padding."""
 
 
 class TokenShards(Protocol):
@@ -57,10 +62,63 @@ class Rows(Protocol):
         """Inputs and targets, both (row, length) int64."""
         ...
 
+    def borders(self, starts: Ints, length: int) -> list[list[tuple[int, bool]]]:
+        """For each row, the inputs at which another document begins (never the first), and whether the target before
+        is of that document and so has nothing to be foretold from."""
+        ...
 
-def rows_of(shards: TokenShards) -> Rows:
-    """Rows as the shards want them: conversations with a loss mask are kept whole, text is one long stream."""
-    return Conversations(shards) if getattr(shards, "masked", False) else Stream(shards)
+
+Passes = list[tuple[Tensor, Tensor]]
+"""Inputs and targets, (row, query) int64 each, that are computed one after the other."""
+
+
+def rows_of(shards: TokenShards, separator: int | None = None) -> Rows:
+    """Rows as the shards want them: conversations with a loss mask are kept whole, text is one long stream.
+
+    Args:
+        shards: the tokens.
+        separator: the token that ends each document and, for want of another, begins the next.
+    """
+    return Conversations(shards) if getattr(shards, "masked", False) else Stream(shards, separator)
+
+
+def together(tokens: Tensor, targets: Tensor, micro_batch: int) -> Passes:
+    """The rows as they are, so many at once."""
+    return [(tokens[a : a + micro_batch], targets[a : a + micro_batch]) for a in range(0, len(tokens), micro_batch)]
+
+
+def apart(tokens: Tensor, targets: Tensor, borders: list[list[tuple[int, bool]]], micro_batch: int) -> Passes:
+    """The documents of some rows, each a row of its own, those of like lengths together; padding counts nowhere.
+
+    Args:
+        tokens, targets: (row, length).
+        borders: of these rows, as `Rows.borders` gives them.
+        micro_batch: no pass has more tokens than so many rows.
+    """
+    length = tokens.shape[1]
+    pieces: list[tuple[Tensor, Tensor]] = []
+    for row, cuts in enumerate(borders):
+        edges = [0, *(at for at, _ in cuts), length]
+        dropped = {at for at, alone in cuts if alone}
+        for a, b in itertools.pairwise(edges):
+            wanted = targets[row, a:b]
+            if b in dropped:
+                wanted = wanted.clone()
+                wanted[-1] = IGNORE
+            counted = (wanted != IGNORE).nonzero()
+            if len(counted):  # what comes after the last target is read for nothing
+                end = int(counted[-1]) + 1
+                pieces.append((tokens[row, a : a + end], wanted[:end]))
+    passes = []
+    for group in groups([len(x) for x, _ in pieces], micro_batch * length):
+        longest = len(pieces[group[0]][0])
+        x = torch.zeros(len(group), longest, dtype=torch.int64)
+        y = torch.full((len(group), longest), IGNORE, dtype=torch.int64)
+        for i, index in enumerate(group):
+            piece, wanted = pieces[index]
+            x[i, : len(piece)], y[i, : len(piece)] = piece, wanted
+        passes.append((x, y))
+    return passes
 
 
 class Stream:
@@ -68,8 +126,9 @@ class Stream:
 
     masked = False
 
-    def __init__(self, shards: TokenShards) -> None:
-        self.shards = shards
+    def __init__(self, shards: TokenShards, separator: int | None = None) -> None:
+        self.shards, self.separator = shards, separator
+        self._edges: Ints | None = None
 
     def grid(self, length: int) -> Ints:
         return np.arange(max(0, (len(self.shards) - 1) // length), dtype=np.int64) * length
@@ -93,11 +152,28 @@ class Stream:
         whole = torch.from_numpy(block)
         return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
 
+    def borders(self, starts: Ints, length: int) -> list[list[tuple[int, bool]]]:
+        if self._edges is None:
+            self._edges = np.asarray(getattr(self.shards, "documents", [0]), dtype=np.int64)
+        found = []
+        for start in starts.tolist():
+            low, high = np.searchsorted(self._edges, [start + 1, start + length + 1])
+            row = []
+            for edge in self._edges[low:high].tolist():
+                # the separator that ended the document before is what this one begins with
+                if self.separator is not None and int(self.shards.slice(edge - 1, 1)[0]) == self.separator:
+                    row.append((edge - 1 - start, False))
+                else:
+                    row.append((edge - start, True))
+            found.append([(at, alone) for at, alone in row if 0 < at <= length])
+        return found
+
 
 class Conversations:
     """Rows that hold whole conversations, packed in order until full; only the answers' tokens are targets.
 
-    A conversation longer than a row is cut at its end. A row is known by its index.
+    A conversation longer than a row is cut at its end, and left out where nothing of an answer is left then. A row is
+    known by its index.
     """
 
     masked = True
@@ -106,6 +182,21 @@ class Conversations:
         self.shards, self.pad = shards, pad
         self._edges: list[int] = np.asarray(shards.documents, dtype=np.int64).tolist()
         self._packed: dict[int, list[tuple[int, int]]] = {}
+        self._lost: dict[int, tuple[list[int], list[int]]] = {}
+
+    def lost(self, length: int) -> tuple[list[int], list[int]]:
+        """Conversations by number whose answers a row of this length cuts in part, and wholly."""
+        self._rows(length)
+        return self._lost[length]
+
+    def borders(self, starts: Ints, length: int) -> list[list[tuple[int, bool]]]:
+        rows = self._rows(length)
+        found = []
+        for index in starts.tolist():
+            start, stop = rows[index]
+            low, high = np.searchsorted(self._edges, [start + 1, min(stop, start + length + 1)])
+            found.append([(edge - start, True) for edge in self._edges[low:high]])
+        return found
 
     def grid(self, length: int) -> Ints:
         return np.arange(len(self._rows(length)), dtype=np.int64)
@@ -136,12 +227,26 @@ class Conversations:
         """Where each row starts and stops in the stream."""
         if length not in self._packed:
             rows: list[tuple[int, int]] = []
-            for low, high in zip(self._edges[:-1], self._edges[1:], strict=True):
-                if rows and high - rows[-1][0] <= length + 1:
+            last = -1  # where the row that may still grow ends; one that was cut may not
+            partly, wholly = [], []
+            for number, (low, high) in enumerate(zip(self._edges[:-1], self._edges[1:], strict=True)):
+                stop = min(high, low + length + 1)
+                if stop < high:
+                    counts = self.shards.mask_slice(low, high - low)
+                    if not counts[1 : stop - low].any():
+                        wholly.append(number)
+                        continue
+                    if counts[stop - low :].any():
+                        partly.append(number)
+                elif not self.shards.mask_slice(low, high - low)[1:].any():
+                    wholly.append(number)
+                    continue
+                if rows and last == low and high - rows[-1][0] <= length + 1:
                     rows[-1] = (rows[-1][0], high)
-                elif high - low > 1:
-                    rows.append((low, min(high, low + length + 1)))
-            self._packed[length] = rows
+                else:
+                    rows.append((low, stop))
+                last = stop if stop == high else -1
+            self._packed[length], self._lost[length] = rows, (partly, wholly)
         return self._packed[length]
 
 
@@ -169,13 +274,19 @@ class Order:
 
     With "epoch" sampling each row is shown once per epoch, in an order and with row borders drawn anew for each. A
     change of row length begins a new epoch. With "random" sampling rows start at any token. `noise` is the share of
-    input tokens that `garble` replaces.
+    input tokens that `garble` replaces. `pack` says whether the documents of a row are "apart" or "together".
     """
 
     def __init__(
-        self, rows: Rows, seed: int, sampling: str = "epoch", cursor: Cursor | None = None, noise: float = 0.0
+        self,
+        rows: Rows,
+        seed: int,
+        sampling: str = "epoch",
+        cursor: Cursor | None = None,
+        noise: float = 0.0,
+        pack: str = "together",
     ) -> None:
-        self.rows, self.seed, self.sampling, self.noise = rows, seed, sampling, noise
+        self.rows, self.seed, self.sampling, self.noise, self.pack = rows, seed, sampling, noise, pack
         self.cursor = cursor or Cursor()
 
     def next(self, batch: int, length: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
@@ -183,16 +294,27 @@ class Order:
 
         Rows are dealt out in turn, so that the global batch is the same for any number of processes.
         """
+        return self._next(batch, length, rank, world)[:2]
+
+    def passes(self, batch: int, length: int, micro_batch: int, rank: int = 0, world: int = 1) -> Passes:
+        """The same share as what is computed one after the other, about `micro_batch` rows' tokens at once."""
+        tokens, targets, starts = self._next(batch, length, rank, world)
+        if self.pack == "together":
+            return together(tokens, targets, micro_batch)
+        return apart(tokens, targets, self.rows.borders(starts, length), micro_batch)
+
+    def _next(self, batch: int, length: int, rank: int, world: int) -> tuple[Tensor, Tensor, Ints]:
         at = self.cursor
         if length != at.length:
             at = self.cursor = Cursor(0, length, at.stage + 1 if at.length else 0)
         numbers = np.arange(at.taken + rank, at.taken + batch, world, dtype=np.int64)
         at.taken += batch
         if not len(numbers):
-            return torch.empty(0, length, dtype=torch.int64), torch.empty(0, length, dtype=torch.int64)
+            return torch.empty(0, length, dtype=torch.int64), torch.empty(0, length, dtype=torch.int64), numbers
         seed = self.seed + (at.stage << 32)
-        tokens, targets = self.rows.fetch(self.rows.starts(numbers, length, seed, self.sampling == "random"), length)
-        return (garble(tokens, numbers, self.noise, seed) if self.noise else tokens), targets
+        starts = self.rows.starts(numbers, length, seed, self.sampling == "random")
+        tokens, targets = self.rows.fetch(starts, length)
+        return (garble(tokens, numbers, self.noise, seed) if self.noise else tokens), targets, starts
 
     @property
     def epoch(self) -> int:
@@ -226,8 +348,13 @@ def scatter(numbers: Ints, seed: int) -> Ints:
     return (x >> np.uint64(1)).astype(np.int64)
 
 
-def held_out_batches(rows: Rows, length: int, batch: int, tokens: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """The first rows of a held-out text, end to end without overlap, up to `tokens` tokens of them."""
-    starts = rows.grid(length)[: max(1, tokens // length)]
-    for i in range(0, len(starts), batch):
-        yield rows.fetch(starts[i : i + batch], length)
+def held_out_batches(
+    rows: Rows, length: int, batch: int, tokens: int, pack: str = "together", rank: int = 0, world: int = 1
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The first rows of a held-out text, end to end without overlap, up to `tokens` tokens of them: this process's
+    share, about `batch` rows' tokens at once."""
+    starts = rows.grid(length)[: max(1, tokens // length)][rank::world]
+    for i in range(0, len(starts), MANY * batch):
+        some = starts[i : i + MANY * batch]
+        x, y = rows.fetch(some, length)
+        yield from together(x, y, batch) if pack == "together" else apart(x, y, rows.borders(some, length), batch)

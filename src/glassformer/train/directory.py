@@ -223,18 +223,24 @@ def _is_run(directory: Path) -> bool:
 def _stored(directory: Path) -> Recipe | None:
     """The recipe that a run was started with: its file's, or what a checkpoint or the journal says of it."""
     with suppress(OSError, ValueError, RecursionError, GlassformerError):
-        return Recipe.from_dict(json.loads((directory / RECIPE_FILE).read_text(encoding="utf-8")), str(directory))
+        return _recipe(json.loads((directory / RECIPE_FILE).read_text(encoding="utf-8")), directory)
     for _, path in checkpoint.all_steps(directory / CHECKPOINTS):
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, GlassformerError):
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            return Recipe.from_dict(state["recipe"], str(path))
+            return _recipe(state["recipe"], path)
     for name in (JOURNAL, EARLIER_JOURNAL):
         with suppress(OSError):
             for event in journal.read(directory / name):
                 if event["event"] == "start":
                     with suppress(KeyError, TypeError, GlassformerError):
-                        return Recipe.from_dict(event["recipe"], str(directory))
+                        return _recipe(event["recipe"], directory)
     return None
+
+
+def _recipe(stored: Any, where: Path) -> Recipe:
+    recipe = Recipe.from_dict(stored, str(where))
+    # a run from before documents were taken apart goes on as it began
+    return recipe if "pack" in stored.get("data", {}) else recipe.with_settings({"pack": "together"})
 
 
 def _nothing_known(directory: Path) -> str:

@@ -175,22 +175,17 @@ class Run:
         recipe, ranks = self.recipe, self.processes
         rows, length = schedule.batch(self.step, recipe), schedule.length(self.step, recipe)
         cursor = self.order.cursor.to_dict()
-        tokens, targets = self.order.next(rows, length, ranks.rank, ranks.world)
+        passes = self.order.passes(rows, length, self.micro_batch, ranks.rank, ranks.world)
         counted = rows * length
-        if self.order.rows.masked:
-            counted = int(ranks.sum(float((targets != IGNORE).sum())))
-        # every process runs as many micro-batches as the one with most rows, or sharded engines would wait for ever
-        most = -(-rows // ranks.world)
-        passes = -(-most // self.micro_batch)
+        if self.order.rows.masked or self.order.pack != "together":
+            counted = round(ranks.sum(float(sum(int((y != IGNORE).sum()) for _, y in passes))))
+        if self.stepper.sharded:  # every process has to run as many passes, or they would wait for ever
+            passes += [self._nothing(length)] * (round(ranks.max(float(len(passes)))) - len(passes))
         self.stepper.zero()
         total = torch.zeros((), device=self.device)
-        for i in range(passes):
-            a, b = i * self.micro_batch, (i + 1) * self.micro_batch
-            x, y = tokens[a:b], targets[a:b]
-            if len(x) == 0:
-                x, y = torch.zeros(1, length, dtype=torch.int64), torch.full((1, length), IGNORE)
+        for x, y in passes:
             total += self.stepper.accumulate(x.to(self.device), y.to(self.device), 1.0 / max(1, counted))
-        loss = ranks.sum(float(total)) / max(1, counted)
+        loss = ranks.sum(float(total)) / counted if counted else float("nan")
         norm = self.stepper.finish()
         if not self._sound(loss, norm, cursor, rows):
             self.skipped += 1
@@ -203,6 +198,11 @@ class Run:
             self.stepper.step(schedule.rate(self.step, recipe.schedule), schedule.momentum(updates, spec))
         self.step += 1
         return loss, norm, rows * length
+
+    @staticmethod
+    def _nothing(length: int) -> tuple[Tensor, Tensor]:
+        """A pass without a target."""
+        return torch.zeros(1, length, dtype=torch.int64), torch.full((1, length), IGNORE)
 
     def _sound(self, loss: float, norm: float, cursor: dict[str, int], rows: int) -> bool:
         """Whether a step may be taken on this loss and gradient; False when the recipe says to skip it."""
@@ -281,14 +281,13 @@ class Run:
         if len(self.held_out.grid(length)) == 0:
             return float("nan")
         ranks = self.processes
-        batches = list(held_out_batches(self.held_out, length, max(1, self.micro_batch) * ranks.world, budget))
-        with torch.no_grad():
-            for tokens, targets in batches:
-                x, y = tokens[ranks.rank :: ranks.world], targets[ranks.rank :: ranks.world]
-                if len(x) == 0:
-                    x, y = tokens[:1], torch.full_like(targets[:1], IGNORE)
-                total += float(self.stepper.loss(x.to(self.device), y.to(self.device)))
-                count += int((y != IGNORE).sum())
+        rows = max(1, self.micro_batch)
+        batches = list(held_out_batches(self.held_out, length, rows, budget, self.order.pack, ranks.rank, ranks.world))
+        if self.stepper.sharded:
+            batches += [self._nothing(length)] * (round(ranks.max(float(len(batches)))) - len(batches))
+        for x, y in batches:
+            total += float(self.stepper.loss(x.to(self.device), y.to(self.device)))
+            count += int((y != IGNORE).sum())
         self._measured = round(ranks.sum(float(count)))
         total = ranks.sum(total)
         return total / self._measured if self._measured else float("nan")

@@ -64,8 +64,10 @@ class DataSpec:
         tokenizer: "byte", "char", "bpe:SIZE", or a SOURCE whose tokenizer is used; with `start` it is that model's.
         held_out: share of the text kept aside to measure on.
         split: "document" keeps whole documents aside, "tail" the end of the text.
-        chat: the data are conversations (jsonl, one `{"messages": [...]}` a line); the loss counts answers only.
+        chat: the data are conversations (jsonl, `{"messages": [...]}` or alike); the loss counts answers only.
         sampling: "epoch" shows each row once before any a second time; "random" draws rows at any offset.
+        pack: documents that share a row are "apart" (none sees another, each has positions of its own) or "together".
+        text_field: the field or column that holds the text, where the data's own names do not say.
         noise: share of the tokens read while training (never of those foretold) that are replaced by others of
             their row; it keeps a model from learning a small text by heart.
     """
@@ -76,6 +78,8 @@ class DataSpec:
     split: str = "document"
     chat: bool = False
     sampling: str = "epoch"
+    pack: str = "apart"
+    text_field: str = ""
     noise: float = 0.0
 
 

@@ -29,7 +29,7 @@ from glassformer.train.native_stepper import NativeStepper
 from glassformer.train.peak import peak_flops
 from glassformer.train.processes import Processes
 from glassformer.train.recipe import Recipe
-from glassformer.train.run_inputs import corpus_for, opened, tokenizer_for
+from glassformer.train.run_inputs import answers_lost, corpus_for, opened, tokenizer_for
 from glassformer.train.samples import sample
 from glassformer.train.stepper import Stepper
 from glassformer.train.torch_stepper import TorchStepper, fresh
@@ -144,11 +144,15 @@ def assemble(
         "engine": stepper.name,
         "config": config.to_dict(),
     }
-    rows = rows_of(corpus.train)
-    held: Rows | None = rows_of(corpus.held_out) if len(corpus.held_out) > 1 else None
+    separator = None if getattr(tokenizer, "adds_bos", False) else getattr(tokenizer, "eos_id", None)
+    rows = rows_of(corpus.train, separator)
+    held: Rows | None = rows_of(corpus.held_out, separator) if len(corpus.held_out) > 1 else None
+    for text in answers_lost(rows, held, recipe, corpus):
+        journal.write("note", saved.step if saved else 0, text=text)
     if held is not None and len(held.grid(recipe.model.context)) == 0:
         held = None
-        journal.write("note", 0, text="The held-out text is shorter than one row, so no held-out loss is measured.")
+        what = "No held-out answer fits into a row" if rows.masked else "The held-out text is shorter than one row"
+        journal.write("note", 0, text=f"{what}, so no held-out loss is measured.")
 
     def publish(tensors: Mapping[str, Tensor]) -> None:
         from glassformer.checkpoint.native import write_native
@@ -160,7 +164,7 @@ def assemble(
     run = Run(
         recipe=recipe,
         stepper=stepper,
-        order=Order(rows, recipe.loop.seed, recipe.data.sampling, noise=recipe.data.noise),
+        order=Order(rows, recipe.loop.seed, recipe.data.sampling, noise=recipe.data.noise, pack=recipe.data.pack),
         held_out=held,
         journal=journal,
         processes=ranks,
@@ -253,7 +257,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recip
     old_recipe, new_recipe = before.get("recipe", {}), recipe.to_dict()
     for section, values in new_recipe.items():
         if isinstance(values, dict):
-            was = old_recipe.get(section, {})
+            was = {"pack": "together", "text_field": "", **old_recipe.get(section, {})}  # as before they were settings
             changed += [f"{key} {was.get(key)} → {value}" for key, value in values.items() if was.get(key) != value]
     if not changed:
         return []

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.data.corpus import Corpus, build_corpus
+from glassformer.data.sources import Report
 from glassformer.errors import DataError, EmptyDataError, TooFewDocumentsError, UsageError
+from glassformer.train.data import Conversations, Rows
 from glassformer.train.journal import Journal
 from glassformer.train.recipe import Recipe
 
@@ -59,21 +61,71 @@ def _tokenizer(recipe: Recipe, directory: Path | None, start: Any, journal: Jour
         from glassformer.data.corpus import text_iterator
         from glassformer.tokenizer import train
 
-        spec = list(recipe.data.data) or None
         if wanted == "byte":
             return train.byte_tokenizer()
+        report = Report()
+        told: Callable[[int], None] = lambda done: journal.progress("learning a tokenizer", done)  # noqa: E731
+        texts = text_iterator(
+            list(recipe.data.data) or None, report, text_field=recipe.data.text_field or None, chat=recipe.data.chat
+        )
         if wanted == "char":
-            return train.char_tokenizer(text_iterator(spec))
+            return _learned(lambda: train.char_tokenizer(texts), report)
         size = wanted.removeprefix("bpe:")
         if not size.isdecimal():
             raise UsageError(f"A BPE tokenizer is asked for as bpe:SIZE, such as bpe:4096; got {wanted!r}.")
-        told: Callable[[int], None] = lambda done: journal.progress("learning a tokenizer", done)  # noqa: E731
-        return train.train_bpe(text_iterator(spec), int(size), progress=told)
+        return _learned(lambda: train.train_bpe(texts, int(size), progress=told), report)
     if start is None and (Path(wanted) / "tokenizer.json").is_file():
         return Tokenizer.from_directory(wanted)
     from glassformer.checkpoint import tokenizer_of
 
     return tokenizer_of(start or opened(wanted))
+
+
+def _learned(learn: Callable[[], Any], report: Report) -> Any:
+    """A tokenizer learned from texts, or why there are none."""
+    try:
+        return learn()
+    except DataError:
+        if report.bytes or not report.problems:
+            raise
+        raise EmptyDataError(
+            f"There is nothing to learn a tokenizer from in this data. {' '.join(report.sentences())}"
+        ) from None
+
+
+def answers_lost(rows: Rows, held_out: Rows | None, recipe: Recipe, corpus: Corpus) -> list[str]:
+    """What of conversations does not fit into rows, as sentences for the journal.
+
+    Raises:
+        DataError: no answer is left to learn from.
+    """
+    if not isinstance(rows, Conversations):
+        return []
+    told = []
+    lengths = sorted({recipe.model.context, *(value for _, value in recipe.schedule.length_stages)}, reverse=True)
+    for length in lengths:
+        partly, wholly = rows.lost(length)
+        sentences = []
+        for numbers, what in ((partly, "answers are cut off in part"), (wholly, "answers do not fit at all")):
+            if numbers:
+                named = ", ".join(corpus.origins(corpus.train, numbers[:3]))
+                more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
+                sentences.append(f"{len(numbers)} conversations whose {what}: {named}{more}.")
+        if not len(rows.grid(length)):
+            raise DataError(
+                f"There is nothing to learn from: no conversation has an answer within its first {length + 1} tokens; "
+                f"set a larger context (now {recipe.model.context}). {' '.join(sentences)}"
+            )
+        if sentences:
+            told.append(f"In rows of {length} tokens: {' '.join(sentences)} A larger context would take them.")
+    if isinstance(held_out, Conversations):
+        partly, wholly = held_out.lost(recipe.model.context)
+        if partly or wholly:
+            told.append(
+                f"Of the held-out conversations {len(partly)} are measured in part and {len(wholly)} not at all, for "
+                "their answers do not fit."
+            )
+    return told
 
 
 def corpus_for(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
@@ -88,7 +140,10 @@ def corpus_for(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
 
     def build(split: str) -> Corpus:
         share = recipe.data.held_out
-        return build_corpus(spec, tokenizer, held_out=split, fraction=share, progress=journal.progress)
+        field = recipe.data.text_field or None
+        return build_corpus(
+            spec, tokenizer, held_out=split, fraction=share, progress=journal.progress, text_field=field, chat=chat
+        )
 
     one = len(recipe.data.data) == 1 and (recipe.data.data[0] == "-" or Path(recipe.data.data[0]).is_file())
     split = "document" if chat else "tail" if one else recipe.data.split
@@ -101,13 +156,16 @@ def corpus_for(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
     except TooFewDocumentsError:
         if chat:
             raise DataError(
-                f"There are too few conversations to hold out {recipe.data.held_out:g} of them; give more (jsonl data "
-                'with {"messages": [...]} on each line), or set held_out=0.'
+                f"There are too few conversations to hold out {recipe.data.held_out:g} of them; give more, or set "
+                "held_out=0."
             ) from None
         journal.write("note", 0, text="Too few documents to hold whole ones out: the end of the text is held out.")
         corpus = build("tail")
     if chat and not corpus.train.masked:
-        raise DataError('chat=true needs jsonl data with {"messages": [...]} on each line; this data has none.')
+        raise DataError(
+            'chat=true needs conversations: rows with {"messages": [...]} (or conversations, instruction and output, '
+            "prompt and completion); this data has none."
+        )
     if len(corpus.train) < 2:
         raise DataError("No training text is left after holding some out; give more, or set held_out=0.")
     return corpus

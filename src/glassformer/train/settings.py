@@ -84,6 +84,7 @@ def check(r: Recipe) -> None:
         "design": DESIGNS,
         "split": ("document", "tail"),
         "sampling": ("epoch", "random"),
+        "pack": ("apart", "together"),
         "kind": ("muon", "adamw"),
         "precision": ("auto", "bf16", "fp32"),
         "compile": ("off", "on", "auto"),
