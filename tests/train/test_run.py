@@ -212,5 +212,5 @@ def test_conversations_are_asked_for_by_name(
 ) -> None:
     with pytest.raises(DataError, match=r"There are too few conversations to hold out 0\.1 of them; give more"):
         train(small(chat=True), out=out(), quiet=True)
-    with pytest.raises(DataError, match=r'chat=true needs jsonl data with \{"messages": \[\.\.\.\]\} on each line'):
+    with pytest.raises(DataError, match=r"chat=true needs conversations: rows with"):
         train(small(chat=True, held_out=0, tokenizer="byte"), out=out(), quiet=True)
