@@ -93,6 +93,23 @@ def test_edits_change_what_is_asked_under_them_and_nothing_else(session: Session
     assert effects["kl"] > 0
 
 
+def test_a_cell_s_picture_is_the_cell(session: Session, model: Any):
+    found = session.view("cell", {"text": TEXT, "layer": 1, "head": 2, "query": 4, "key": 2})
+    trace = model.trace(TEXT)
+    norms = found["norms"]
+    assert norms["q"] * norms["k"] * found["cosine"] == pytest.approx(found["dot"], rel=1e-4)
+    assert sum(found["products"]) == pytest.approx(found["dot"], rel=1e-5)
+    assert sum(found["row"]["weights"]) + found["row"]["rest"] == pytest.approx(1, abs=1e-5)
+    assert found["row"]["weights"] == pytest.approx(trace.pattern(1, 2, 4).flatten()[:5].tolist(), abs=1e-5)
+    assert found["row"]["later"] == len(model.ids(TEXT)) - 5
+    # The query is the thinned column's whole times the head's projection.
+    column = trace.at("blocks.1.ln1.normed", 4)
+    assert found["columns"]["query"] == pytest.approx(column[found["columns"]["dims"]].tolist(), abs=1e-5)
+    before = trace.at("blocks.1.resid_pre", 4)
+    write = trace.cell(1, 2, 4, 2).write
+    assert found["stream"]["after"] == pytest.approx(float((before + write).norm()), rel=1e-5)
+
+
 def test_a_waterfall_ends_at_the_number_explained(session: Session):
     found = session.view("why", {"text": TEXT})
     assert sum(step["claimed"] for step in found["layers"]) == pytest.approx(found["value"], abs=1e-3)

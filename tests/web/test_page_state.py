@@ -239,3 +239,21 @@ def test_the_cloud_is_drawn_and_turned_and_words_are_added(app: Watched, tiny_mo
     app.settle()
     assert "The plane through mole, small, carbon" in app.page.inner_text("#room-vectors")
     app.shot("vectors")
+
+
+def test_a_cell_is_drawn_from_its_numbers(app: Watched, tiny_model: Any):
+    from math import acos, degrees
+
+    from glassformer.views import Session
+
+    app.open(f"{HERE}&layer=1&head=2&query=4&key=2").room("attention")
+    wanted = Session(tiny_model).view("cell", {"text": TEXT, "layer": 1, "head": 2, "query": 4, "key": 2})
+    angle = float(app.page.locator(".arrows").get_attribute("data-angle") or "nan")
+    assert angle == pytest.approx(degrees(acos(wanted["cosine"])), abs=1e-3)
+    assert float(app.page.locator(".running").get_attribute("data-sum") or "nan") == pytest.approx(
+        wanted["dot"], rel=1e-4
+    )
+    rows = app.page.locator(".score")
+    drawn = [float(rows.nth(i).get_attribute("data-weight") or "nan") for i in range(rows.count())]
+    assert drawn == pytest.approx(wanted["row"]["weights"], abs=1e-6)
+    app.shot("cell-picture")

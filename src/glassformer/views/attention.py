@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from glassformer.errors import ShapeError
+from glassformer.errors import ShapeError, SiteError
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, Strict, TokenChoice
 from glassformer.views.registry import Check, view
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _TILE = 1 << 22
 # Bytes of attention patterns in a report, before base64: leaves room for the rest under 5 MB.
 PATTERN_BYTES = 1_600_000
+# Numbers of a column, and keys of a row, that the picture of a cell shows.
+COLUMN = 48
+ROW = 16
 # Cells that a report takes apart.
 CELLS = 24
 
@@ -179,8 +182,52 @@ class CellAsk(Ask):
     python="model.trace({text!r}).cell({layer}, {head}, {query}, {key})",
 )
 def cell(session: Session, ask: Any, check: Check) -> dict[str, Any]:
-    """One attention cell down to its scalars."""
-    return session.trace(ask).cell(ask.layer, ask.head, ask.query, ask.key, token=ask.token).to_dict()
+    """One attention cell down to its scalars, with its picture's columns, angle, row and addition."""
+    trace = session.trace(ask)
+    found = trace.cell(ask.layer, ask.head, ask.query, ask.key, token=ask.token)
+    q, k = found.rot_q.double(), found.rot_k.double()
+    before = trace.at(f"blocks.{found.layer}.resid_pre", found.query).double()
+    after = before + found.write.double()
+    return {
+        **found.to_dict(),
+        "columns": _columns(trace, found.layer, (found.query, found.key)),
+        "norms": {"q": float(q.norm()), "k": float(k.norm())},
+        "cosine": float(F.cosine_similarity(q, k, dim=0)),
+        "row": _row(trace, found),
+        "stream": {
+            "before": float(before.norm()),
+            "after": float(after.norm()),
+            "turned": float(F.cosine_similarity(before, after, dim=0)),
+        },
+    }
+
+
+def _columns(trace: Trace, layer: int, positions: tuple[int, int]) -> dict[str, Any]:
+    """What the query's and the key's projection read, thinned out to `COLUMN` numbers at the dimensions named."""
+    width = trace.config.d_model
+    dims = torch.arange(min(COLUMN, width)) * width // min(COLUMN, width)
+    try:
+        read = [trace.at(f"blocks.{layer}.ln1.normed", at).float().cpu() for at in positions]
+    except SiteError:  # a design without a norm before attention reads the stream itself
+        read = [trace.at(f"blocks.{layer}.resid_pre", at).float().cpu() for at in positions]
+    return {"width": width, "dims": dims.tolist(), "query": read[0][dims].tolist(), "key": read[1][dims].tolist()}
+
+
+def _row(trace: Trace, found: Any) -> dict[str, Any]:
+    """The cell's row: scores and weights of the keys that weigh most, in the order of the text."""
+    scores = trace.scores(found.layer, found.head, found.query).double().flatten()
+    weights = trace.pattern(found.layer, found.head, found.query).double().flatten()[: len(scores)]
+    seen = min(found.query + 1, len(scores))
+    chosen = {*weights[:seen].topk(min(ROW, seen)).indices.tolist(), found.key} & set(range(seen))
+    keys = sorted(chosen)
+    return {
+        "keys": keys,
+        "scores": [float(scores[i]) if torch.isfinite(scores[i]) else None for i in keys],
+        "weights": [float(weights[i]) for i in keys],
+        "others": seen - len(keys),
+        "rest": float(weights[:seen].sum() - weights[keys].sum()),
+        "later": trace.length - seen,
+    }
 
 
 class HeadsAsk(Strict):

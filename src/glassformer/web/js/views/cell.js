@@ -1,8 +1,9 @@
 /** One attention cell, from query · key to its effect on a logit, with the real numbers. */
 
-import { h, number, percent, put, shown } from "../dom.js";
+import { h, number, percent, put, s, shown } from "../dom.js";
 import { signed } from "../colour.js";
 import { live } from "../live.js";
+import { fork, track } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -26,15 +27,60 @@ export function mount(element, source, state) {
     const tokens = state.get("tokens");
     const who = (/** @type {number} */ i) => `“${shown(tokens[i] ?? "")}”`;
     const half = d.turns.length;
+    const angle = (Math.acos(Math.max(-1, Math.min(1, d.cosine))) * 180) / Math.PI;
     put(body,
       h("h3", {}, `${who(d.query)} looks at ${who(d.key)}: layer ${d.layer}, head ${d.head}`),
-      step("Query · key", "Σᵢ qᵢ kᵢ, after rotation", number(d.dot), strip(d.products)),
-      half ? h("p", { class: "soft small" }, `Rotated by distance ${d.query - d.key}: pairs turn by ${number(d.turns[0])} … ${number(d.turns[half - 1])} radians.`) : null,
-      step("Scale", `${number(d.dot)} × ${number(d.scale)}${d.softcap ? `, soft-capped at ${d.softcap}` : ""}`, d.visible ? number(d.score) : "−∞"),
-      step("Softmax", `exp(${d.visible ? number(d.score) : "−∞"} − ${number(d.log_normaliser)})`, percent(d.weight, 2), null, d.row_rank === 0 ? "the row's largest" : `number ${d.row_rank + 1} of its row`),
-      step("Value", `weight × value of ${who(d.key)}`, `norm ${number(d.write_norm)} written`, strip(d.handed)),
+      step("Two columns become a query and a key", `× W_Q, × W_K: ${d.q.length} × ${d.columns.width}`, "",
+        [line(who(d.query), d.columns.query, d.columns.dims, "× W_Q =", d.q, "query"), line(who(d.key), d.columns.key, d.columns.dims, "× W_K =", d.k, "key")],
+        d.columns.dims.length < d.columns.width ? `${d.columns.dims.length} of ${d.columns.width} numbers of each column are drawn` : ""),
+      half ? h("p", { class: "soft small" }, `Both are rotated by their place; at distance ${d.query - d.key} their pairs turn against each other by ${number(d.turns[0])} … ${number(d.turns[half - 1])} radians.`) : null,
+      step("Query · key", "|q| |k| cos angle = Σᵢ qᵢ kᵢ", number(d.dot), h("div", { class: "two cell-two" }, arrows(d, angle), running(d)),
+        `${number(d.norms.q)} × ${number(d.norms.k)} × cos ${angle.toFixed(1)}° = ${number(d.norms.q * d.norms.k * d.cosine)}`),
+      step("Scale, mask, softmax", `${number(d.dot)} × ${number(d.scale)}${d.softcap ? `, soft-capped at ${d.softcap}` : ""} = ${d.visible ? number(d.score) : "−∞"}; exp(${d.visible ? number(d.score) : "−∞"} − ${number(d.log_normaliser)})`, percent(d.weight, 2), row(d, tokens),
+        d.row_rank === 0 ? "the row's largest" : `number ${d.row_rank + 1} of its row`),
+      step("Value", `${percent(d.weight, 2)} × value of ${who(d.key)}`, `norm ${number(d.write_norm)} written`, [strip(d.value), strip(d.handed, Math.max(...d.value.map(Math.abs), 1e-12))]),
+      step("Addition", `to the stream at ${who(d.query)}`, `${number(d.stream.before)} → ${number(d.stream.after)}`, null, `the stream is ${number(d.stream.before)} long before this cell's write and ${number(d.stream.after)} with it, turned by ${((Math.acos(Math.min(1, d.stream.turned)) * 180) / Math.PI).toFixed(2)}°`),
       step("Effect", `on the logit after ${who(d.position)} (${d.unit})`, `${d.effect >= 0 ? "+" : "−"}${number(Math.abs(d.effect))}`, strip(d.effects)),
     );
+  }
+
+  /** A column, what it is multiplied with, and what comes of it. @param {string} name @param {number[]} column @param {number[]} dims @param {string} by @param {number[]} out @param {string} what */
+  function line(name, column, dims, by, out, what) {
+    return h("div", { class: "product" }, h("span", { class: "mono small" }, name), strip(column, 0, dims), h("span", { class: "mono" }, by), strip(out), h("span", { class: "small soft" }, what));
+  }
+
+  /** The two arrows in the plane they span. @param {any} d @param {number} angle */
+  function arrows(d, angle) {
+    const long = 100 / Math.max(d.norms.q, d.norms.k, 1e-9);
+    const [x0, y0] = [130, 120];
+    const tip = (/** @type {number} */ norm, /** @type {number} */ degrees) => [x0 + norm * long * Math.cos((degrees * Math.PI) / 180), y0 - norm * long * Math.sin((degrees * Math.PI) / 180)];
+    const [q, k] = [tip(d.norms.q, 0), tip(d.norms.k, angle)];
+    const one = (/** @type {number[]} */ [x, y], /** @type {string} */ name, /** @type {string} */ text) => s("g", { class: name }, s("line", { x1: x0, y1: y0, x2: x, y2: y }), s("circle", { cx: x, cy: y, r: 4 }), s("text", { x: x + (x < x0 ? -6 : 6), y: y - 8, "text-anchor": x < x0 ? "end" : "start" }, text));
+    const arc = tip(28 / long, angle);
+    return s("svg", { viewBox: "0 0 280 140", class: "arrows", role: "img", "aria-label": `query and key stand at ${angle.toFixed(1)} degrees`, "data-angle": angle },
+      s("path", { class: "arc", d: `M ${x0 + 28} ${y0} A 28 28 0 0 0 ${arc[0]} ${arc[1]}` }), s("text", { class: "tick", x: x0 + 20, y: y0 + 14 }, `${angle.toFixed(1)}°`),
+      one(q, "of-query", `q ${number(d.norms.q)}`), one(k, "of-key", `k ${number(d.norms.k)}`));
+  }
+
+  /** The products, added up one after the other. @param {any} d */
+  function running(d) {
+    let sum = 0;
+    const sums = [0, ...d.products.map((/** @type {number} */ p) => (sum += p))];
+    const [low, high] = [Math.min(...sums), Math.max(...sums)];
+    const y = (/** @type {number} */ v) => 122 - (100 * (v - low)) / (high - low || 1);
+    const wide = 260 / d.products.length;
+    return s("svg", { viewBox: "0 0 280 140", class: "running", role: "img", "aria-label": `${d.products.length} products add up to ${number(d.dot)}`, "data-sum": sum },
+      d.products.map((/** @type {number} */ p, /** @type {number} */ i) => s("rect", { x: 8 + i * wide, width: Math.max(0.7, wide - 0.6), y: Math.min(y(sums[i]), y(sums[i + 1])), height: Math.max(1, Math.abs(y(sums[i]) - y(sums[i + 1]))), fill: signed(p >= 0 ? 1 : -1) })),
+      s("line", { class: "zero", x1: 4, x2: 272, y1: y(0), y2: y(0) }), s("text", { class: "tick", x: 8, y: 14 }, `${d.products.length} products: ${number(sum)}`));
+  }
+
+  /** The row, from scores to shares. @param {any} d @param {string[]} tokens */
+  function row(d, tokens) {
+    const { keys, scores, weights, others, rest, later } = d.row;
+    const most = Math.max(...scores.map((/** @type {number|null} */ v) => Math.abs(v ?? 0)), 1e-9);
+    return h("div", { class: "score-row", role: "list" }, keys.map((/** @type {number} */ key, /** @type {number} */ i) => h("div", { class: key === d.key ? "score this" : "score", role: "listitem", "data-weight": weights[i] },
+      h("span", { class: "what mono small" }, shown(tokens[key] ?? "")), fork((scores[i] ?? 0) / most), h("span", { class: "num small" }, scores[i] === null ? "−∞" : number(scores[i])), track(weights[i]), h("span", { class: "num small" }, percent(weights[i])))),
+    h("p", { class: "soft small" }, [others ? `${others} others share ${percent(rest)}` : "", later ? `${later} later are masked: −∞, 0%` : ""].filter(Boolean).join("; ")));
   }
 
   /** @param {string} name @param {string} formula @param {string} value @param {any} [detail] @param {string} [remark] */
@@ -43,12 +89,12 @@ export function mount(element, source, state) {
       remark ? h("span", { class: "soft small" }, remark) : null, detail ?? null);
   }
 
-  /** One box for each dimension, blue for more and orange for less. @param {number[]} values */
-  function strip(values) {
-    const largest = Math.max(...values.map(Math.abs), 1e-12);
+  /** One box for each dimension, blue for more and orange for less. @param {number[]} values @param {number} [scale] @param {number[]|null} [dims] */
+  function strip(values, scale = 0, dims = null) {
+    const largest = scale || Math.max(...values.map(Math.abs), 1e-12);
     const out = h("div", { class: "strip", role: "img", "aria-label": `${values.length} dimensions; largest ${number(largest)} in size` });
     values.forEach((v, i) => {
-      const box = h("span", { title: `dimension ${i}: ${number(v)}` });
+      const box = h("span", { title: `dimension ${dims ? dims[i] : i}: ${number(v)}` });
       box.style.setProperty("background", signed(v / largest));
       out.append(box);
     });
