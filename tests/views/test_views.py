@@ -110,6 +110,49 @@ def test_a_cell_s_picture_is_the_cell(session: Session, model: Any):
     assert found["stream"]["after"] == pytest.approx(float((before + write).norm()), rel=1e-5)
 
 
+def entropy(lens: dict[str, Any]) -> float:
+    return float(lens["rows"][1]["cells"][2]["entropy"])
+
+
+COPIED: dict[str, tuple[dict[str, Any], Any, Any]] = {
+    "next": ({"position": 3}, lambda answer: answer, lambda found: torch.tensor(numbers(found["logits"]))),
+    "attention": ({"layer": 1, "head": 2}, lambda a: a, lambda found: torch.tensor(numbers(found["tile"]))),
+    "cell": ({"layer": 1, "head": 2, "query": 4, "key": 2}, lambda a: a.dot, lambda found: found["dot"]),
+    "lens": ({"top": 2}, lambda a: entropy(a.to_dict()), lambda found: entropy(found)),
+    "why": ({}, lambda a: a.value, lambda found: found["value"]),
+    "neurons": ({"top": 2}, lambda a: a.to_dict()["all"], lambda found: found["all"]),
+    "words": ({"limit": 2}, lambda a: a["words"][0]["probability"], lambda found: found["words"][0]["probability"]),
+    "thumbnails": ({"size": 4}, lambda a: a["length"], lambda found: found["length"]),
+    "effects": ({}, lambda a: a["kl"], lambda found: found["kl"]),
+}  # fmt: skip
+
+
+EDITED: dict[str, list[dict[str, Any]]] = {
+    "plain": [],
+    "off": [{"kind": "ablate_head", "layer": 1, "head": 2}],
+    "dial": [{"kind": "scale", "part": "head", "layer": 0, "unit": 1, "by": 0.5}],
+}
+
+
+@pytest.mark.parametrize("edits", EDITED.values(), ids=EDITED)
+@pytest.mark.parametrize("name", COPIED)
+def test_copied_lines_give_the_numbers(session: Session, model: Any, monkeypatch: Any, name: str, edits: list[Any]):
+    import glassformer
+
+    asked, of_lines, of_view = COPIED[name]
+    ask = {"text": TEXT, "edits": edits, **asked}
+    code = session.view("python", {"name": name, "arguments": ask})["lines"]
+    monkeypatch.setattr(glassformer, "load", lambda source: model, raising=False)
+    scope: dict[str, Any] = {}
+    exec(code, scope)  # noqa: S102 - the lines are what is tested
+    answer, wanted = scope["answer"], of_view(session.view(name, ask))
+    if isinstance(answer, dict) and name not in ("thumbnails", "effects", "words"):
+        answer = of_view(answer)
+    else:
+        answer = of_lines(answer)
+    assert torch.allclose(torch.as_tensor(answer).float(), torch.as_tensor(wanted).float(), atol=1e-4)
+
+
 def test_a_waterfall_ends_at_the_number_explained(session: Session):
     found = session.view("why", {"text": TEXT})
     assert sum(step["claimed"] for step in found["layers"]) == pytest.approx(found["value"], abs=1e-3)

@@ -5,7 +5,19 @@ A `Session` holds models and recent traces; `session.view("attention", {...})` a
 """
 
 # Importing a file declares its views.
-from glassformer.views import attention, compare, depth, learning, meaning, models, next, stage, vectors, why  # noqa: F401
+from glassformer.views import (  # noqa: F401
+    attention,
+    compare,
+    depth,
+    learning,
+    meaning,
+    models,
+    next,
+    python_lines,
+    stage,
+    vectors,
+    why,
+)
 from glassformer.views.registry import VIEWS, View
 from glassformer.views.session import Cancelled, Session
 

@@ -42,7 +42,6 @@ class ThumbnailsAsk(Ask):
     room="attention",
     report=lambda plan: plan.kept("thumbnails"),
     trims=("size",),
-    python="model.trace({text!r}).pattern(layer)  # for each layer",
 )
 def thumbnails(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Every head's pattern shrunk to at most `size` × `size`, each cell the largest weight it covers."""

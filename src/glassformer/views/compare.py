@@ -70,7 +70,6 @@ def _compared(plan: Plan) -> Any:
     room="compare",
     report=_compared,
     trims=("top",),
-    python="model.next({a.text!r}), model.next({b.text!r})",
 )
 def compare(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Both sides, and what differs, most first.
@@ -180,7 +179,7 @@ def _patched(plan: Plan) -> Any:
     PatchAsk,
     room="compare",
     report=_patched,
-    python="glassformer.patch([(model.trace({clean!r}), model.trace({corrupted!r}))], {what!r})",
+    python="model.patch([({clean!r}, {corrupted!r})], {what!r})",
 )
 def patch(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Which places bring the first text's answer back when they are put into the reading of the second."""

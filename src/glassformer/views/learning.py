@@ -25,7 +25,7 @@ def _runs(plan: Plan) -> Any:
         yield {}, {"runs": [one for one in found["runs"] if one["name"] == plan.options.run]}
 
 
-@view("runs", RunsAsk, room="learning", report=_runs, python="glassformer.list_runs(folder)")
+@view("runs", RunsAsk, room="learning", report=_runs)
 def runs(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The training runs in the runs folder."""
     from glassformer.train.reading import list_runs
@@ -42,7 +42,6 @@ class RunAsk(Strict):
     RunAsk,
     room="learning",
     report=lambda plan: plan.kept("run", name=plan.options.run) if plan.options.run else None,
-    python="glassformer.read_run(folder, {name!r})",
 )
 def run(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """One run: its recipe, curves, samples, probes and checkpoints."""
@@ -62,7 +61,6 @@ class RunStepAsk(Ask):
     room="learning",
     report=lambda plan: plan.tried("run_step", edits=[]),
     trims=("top",),
-    python="glassformer.one_step(model.transformer, model.ids({text!r}))",
 )
 def run_step(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """One gradient step of a model on one sentence, before and after; the model itself is not changed."""

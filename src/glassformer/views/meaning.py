@@ -32,7 +32,7 @@ class MeaningAsk(Strict):
     MeaningAsk,
     room="meaning",
     report=_meaning,
-    python="glassformer.meaning({word!r}, [model.trace(text) for text in {texts!r}])",
+    python="model.meaning({word!r}, {texts!r})",
 )
 def meaning(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """One word's vector in several texts, layer by layer."""

@@ -25,7 +25,7 @@ def _sizes(plan: Plan) -> Any:
     yield from plan.kept("size", name="gpt3")
 
 
-@view("size", SizeAsk, room="size", report=_sizes, python="glassformer.count({name!r})")
+@view("size", SizeAsk, room="size", report=_sizes)
 def size(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Where every parameter, FLOP and byte of a design goes; of the current model when none is named."""
     from glassformer.count import count
@@ -40,7 +40,7 @@ class ModelsAsk(Strict):
     pass
 
 
-@view("models", ModelsAsk, python="glassformer.models()")
+@view("models", ModelsAsk)
 def models(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The catalogue's models, and which are here and open."""
     from glassformer.fetch.catalogue import CATALOGUE

@@ -136,7 +136,6 @@ class WordsAsk(At):
     WordsAsk,
     report=lambda plan: None if plan.options.light else plan.kept("words", position=plan.explained, edits=plan.edits),
     trims=("limit",),
-    python="model.next({text!r}).words({limit})",
 )
 def words(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Whole next words after a position, each as an interval."""

@@ -143,7 +143,7 @@ class RateAsk(Strict):
     model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
 
 
-@view("sums", RateAsk, room="vectors", report=lambda plan: plan.kept("sums"), python="model.neighbours(words, k=1)")
+@view("sums", RateAsk, room="vectors", report=lambda plan: plan.kept("sums"))
 def rate(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """How often a − b + c is nearest to the right word, over a built-in list of relations.
 

@@ -138,7 +138,6 @@ class EffectsAsk(At):
     room="why",
     report=_effects,
     trims=("top",),
-    python="model.next({text!r}), model.edited(*edits).next({text!r})",
 )
 def effects(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The prediction without and with the edits, side by side, and how far apart they are."""

@@ -18,6 +18,8 @@ export function keys(state, rooms) {
     ["m", "matrix or arcs", () => state.set({ mode: state.get("mode") === "matrix" ? "arcs" : "matrix" })],
     ["w", "next: tokens or whole words", () => state.set({ unit: state.get("unit") === "words" ? "tokens" : "words" })],
     ["u", "undo the last switching off", () => state.set({ edits: state.get("edits").slice(0, -1) })],
+    ["z", "undo", () => state.undo()],
+    ["Z", "redo", () => state.redo()],
     ["Tab", "in the text: accept the grey prediction", null],
     ["?", "this table", () => dialog.showModal()],
   ];

@@ -8,6 +8,7 @@ import { picture, save } from "./picture.js";
 import { HttpSource } from "./source.js";
 import { mount as mountStage } from "./stage/stage.js";
 import { Store, fromFragment } from "./store.js";
+import { history as pastAndFile, listening, tools } from "./tools.js";
 import { tour } from "./tour.js";
 import { segmented } from "./ui.js";
 import { mount as attention } from "./views/attention.js";
@@ -56,6 +57,7 @@ export const START = {
 /** @param {HTMLElement} root @param {any} source @param {Store} state */
 export function build(root, source, state) {
   const alone = source.live && !source.embedded;
+  listening(source);
   const rooms = ROOMS.filter(([name]) => !source.rooms || source.rooms.includes(name));
   if (!rooms.some(([name]) => name === state.get("tab"))) state.set({ tab: rooms[0][0] });
   const said = h("span", { class: "visually-hidden", role: "status" });
@@ -134,10 +136,10 @@ export function build(root, source, state) {
   // A report or a notebook has a stage where its source holds one.
   const stage = !source.rooms || source.rooms.includes("stage") ? h("section", { class: "panel stage-room" }) : null;
   const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Rooms" });
-  const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs);
+  const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs, tools(source, state, () => panels.get(state.get("tab")).panel));
   put(root,
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
-      h("div", { class: "row tools" }, alone ? tourButton : null, alone ? share : null, image, alone ? report : null, theme.element, large, help), said), notice,
+      h("div", { class: "row tools" }, alone ? tourButton : null, alone ? [pastAndFile(state, fromFragment), share] : null, image, alone ? report : null, theme.element, large, help), said), notice,
     bar(source, state),
     h("main", {}, composer, stage, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
   if (alone) {

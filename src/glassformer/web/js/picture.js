@@ -12,6 +12,18 @@ const KEPT = [
 
 /** @param {HTMLElement} element @param {string} [note] written over it @returns {Promise<Blob>} */
 export async function picture(element, note = "") {
+  const { text, width, height } = await grounded(element, note);
+  const image = new Image();
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+  await image.decode();
+  const scale = Math.min(2, 16000 / Math.max(width, height));
+  const canvas = h("canvas", { width: Math.round(width * scale), height: Math.round(height * scale) });
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise((done, fail) => canvas.toBlob((/** @type {Blob|null} */ blob) => (blob ? done(blob) : fail(new Error("The image could not be drawn."))), "image/png"));
+}
+
+/** The same as SVG that stands alone. @param {HTMLElement} element @param {string} [note] */
+export async function grounded(element, note = "") {
   const box = element.getBoundingClientRect();
   const [width, height] = [Math.ceil(box.width), Math.ceil(element.scrollHeight) + (note ? 40 : 0)];
   const copy = /** @type {HTMLElement} */ (element.cloneNode(true));
@@ -22,14 +34,7 @@ export async function picture(element, note = "") {
   if (note) copy.prepend(h("p", { style: { margin: "0", height: "40px", font: getComputedStyle(element).font, color: getComputedStyle(element).color } }, note));
   copy.prepend(h("style", {}, await grounds(copy)));
   const text = new XMLSerializer().serializeToString(copy);
-  const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"><foreignObject width="100%" height="100%">${text}</foreignObject></svg>`;
-  const image = new Image();
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
-  await image.decode();
-  const scale = Math.min(2, 16000 / Math.max(width, height));
-  const canvas = h("canvas", { width: Math.round(width * scale), height: Math.round(height * scale) });
-  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  return new Promise((done, fail) => canvas.toBlob((/** @type {Blob|null} */ blob) => (blob ? done(blob) : fail(new Error("The image could not be drawn."))), "image/png"));
+  return { text: `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"><foreignObject width="100%" height="100%">${text}</foreignObject></svg>`, width, height };
 }
 
 /** Computed styles onto the copy, canvases as images, fields as their text. @param {Element} from @param {Element} to */

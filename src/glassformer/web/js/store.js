@@ -13,6 +13,30 @@ export class Store {
     this.values = { ...initial };
     /** @type {Set<{keys: Set<string>|null, call: (changed: Set<string>) => void}>} */
     this.listeners = new Set();
+    /** What was shown before, and what was taken back. @type {Record<string, any>[]} */
+    this.past = [];
+    /** @type {Record<string, any>[]} */
+    this.future = [];
+    this.moved = 0;
+  }
+
+  /** What a link restores. */
+  #shown() {
+    return Object.fromEntries(Object.keys(SHARED).map((key) => [key, this.values[key]]));
+  }
+
+  undo() {
+    const to = this.past.pop();
+    if (!to) return;
+    this.future.push(this.#shown());
+    this.set(to, false);
+  }
+
+  redo() {
+    const to = this.future.pop();
+    if (!to) return;
+    this.past.push(this.#shown());
+    this.set(to, false);
   }
 
   /** @param {string} key */
@@ -20,9 +44,10 @@ export class Store {
     return this.values[key];
   }
 
-  /** Set several fields; listeners hear once, only of what changed. @param {Record<string, any>} change */
-  set(change) {
+  /** Set several fields; listeners hear once, only of what changed. @param {Record<string, any>} change @param {boolean} [remembered] whether it can be undone */
+  set(change, remembered = true) {
     const changed = new Set();
+    const before = this.#shown();
     for (const [key, value] of Object.entries(change)) {
       if (JSON.stringify(this.values[key]) !== JSON.stringify(value)) {
         this.values[key] = value;
@@ -30,6 +55,13 @@ export class Store {
       }
     }
     if (!changed.size) return;
+    // What follows at once (typing, a slider) is one step back; what the page itself settles is none.
+    if (remembered && [...changed].some((key) => key in SHARED && before[key] !== undefined)) {
+      const now = Date.now();
+      if (now - this.moved > 800) this.past = [...this.past.slice(-199), before];
+      this.moved = now;
+      this.future = [];
+    }
     for (const { keys, call } of [...this.listeners]) {
       if (!keys || [...changed].some((k) => keys.has(k))) call(changed);
     }

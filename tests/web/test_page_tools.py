@@ -1,0 +1,84 @@
+"""What is taken away from the page: lines of Python, tables, arrays, pictures, the session; and undo."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.web.conftest import HERE, TEXT, Watched
+
+pytestmark = pytest.mark.browser
+
+
+def taken(app: Watched, button: str) -> bytes:
+    with app.page.expect_download() as waiting:
+        app.page.click(f".tool-row button:text-is('{button}')")
+    return Path(waiting.value.path()).read_bytes()
+
+
+def test_numbers_leave_as_tables_and_arrays(app: Watched, tiny_model: Any):
+    app.open(f"{HERE}&layer=1&head=2").room("attention")
+    pattern = tiny_model.trace(TEXT).pattern(1, 2).numpy()
+    rows = list(csv.reader(io.StringIO(taken(app, "CSV").decode("utf-8"))))
+    assert rows[0][1:] == tiny_model.trace(TEXT).tokens == [row[0] for row in rows[1:]]
+    assert np.allclose(np.array([row[1:] for row in rows[1:]], float), pattern, atol=1e-5)
+    held = np.load(io.BytesIO(taken(app, "npz")), allow_pickle=False)
+    assert np.allclose(held["tile"], pattern, atol=1e-5)
+    picture = taken(app, "SVG")
+    assert picture.startswith(b"<svg")
+    app.room("why")
+    held = np.load(io.BytesIO(taken(app, "npz")), allow_pickle=False)
+    assert held["parts.claimed"].shape == held["parts.direct"].shape
+    rows = list(csv.DictReader(io.StringIO(taken(app, "CSV").decode("utf-8"))))
+    assert {"layer", "claimed", "direct"} <= rows[0].keys()
+
+
+def test_lines_of_python_are_copied(app: Watched):
+    app.open(f"{HERE}&layer=1&head=2").room("attention")
+    app.page.click("text=Copy as Python")
+    app.page.wait_for_selector("text=/on the clipboard/")
+    lines = app.page.locator(".tool-row [data-lines]").get_attribute("data-lines") or ""
+    assert f"model.trace({TEXT!r}).pattern(1, 2)" in lines
+    compile(lines, "copied", "exec")
+
+
+def test_what_was_done_is_undone_and_done_again(app: Watched):
+    app.open(HERE)
+    app.page.fill("#composer", "One mole of carbon")
+    app.settle()
+    app.page.wait_for_timeout(900)
+    app.room("depth")
+    app.page.keyboard.press("z")
+    assert app.page.locator("#tab-attention").get_attribute("aria-selected") == "true"
+    app.page.click("#undo")
+    app.settle()
+    assert app.page.input_value("#composer") == TEXT
+    app.page.click("#redo")
+    app.settle()
+    assert app.page.input_value("#composer") == "One mole of carbon"
+
+
+def test_a_session_is_saved_and_opened_elsewhere(app: Watched, visit: Any, server: Any, tmp_path: Path):
+    app.open(f"{HERE}&layer=2&head=1&tab=depth")
+    with app.page.expect_download() as waiting:
+        app.page.click("#save-session")
+    file = tmp_path / "session.json"
+    file.write_bytes(Path(waiting.value.path()).read_bytes())
+    assert json.loads(file.read_text())["glassformer"] == 1
+    other = visit(server, reduced_motion="reduce").open()
+    other.page.set_input_files("input[type=file]", str(file))
+    other.settle()
+    assert other.page.input_value("#composer") == TEXT
+    assert other.page.locator("#tab-depth").get_attribute("aria-selected") == "true"
+    file.write_text("{}")
+    said: list[str] = []
+    other.page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.accept()))
+    other.page.set_input_files("input[type=file]", str(file))
+    other.page.wait_for_timeout(300)
+    assert "is not a session" in said[0]
