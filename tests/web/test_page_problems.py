@@ -28,7 +28,7 @@ def test_an_empty_text(app: Watched):
     app.open(HERE)
     app.page.fill("#composer", "")
     app.settle()
-    assert "Type a text" in app.page.inner_text("#facts")
+    assert "type a text" in app.page.inner_text("#facts")
     assert app.problems() == []
 
 

@@ -82,3 +82,27 @@ def test_a_session_is_saved_and_opened_elsewhere(app: Watched, visit: Any, serve
     other.page.set_input_files("input[type=file]", str(file))
     other.page.wait_for_timeout(300)
     assert "is not a session" in said[0]
+
+
+def test_two_rooms_stand_side_by_side(visit: Any, server: Any):
+    app = visit(server, reduced_motion="reduce", viewport={"width": 2560, "height": 1400}).open(f"{HERE}&tab=depth")
+    app.page.select_option("[aria-label='A second room beside this one']", "why")
+    app.settle()
+    one, two = (app.page.locator(f"#room-{name}").bounding_box() for name in ("depth", "why"))
+    assert one["x"] + one["width"] <= two["x"]
+    assert app.page.locator("#room-why .path-picture").is_visible()
+    app.room("why")
+    assert not app.page.locator("#room-depth").is_visible()
+
+
+def test_the_tally_adds_up_and_follows_its_sliders(app: Watched):
+    from glassformer.count import count
+
+    app.open(HERE).room("size")
+    [matrices] = [t for t in count("gpt3").to_dict()["tallies"] if t["label"].startswith("matrices")]
+    total = app.page.locator(".tally [data-total]")
+    assert int(total.get_attribute("data-total") or 0) == matrices["total"] == 175_181_291_520
+    assert "617,558,016" in app.page.inner_text(".tally")
+    app.page.locator("#design-layers").fill("48")
+    assert int(total.get_attribute("data-total") or 0) == 48 * matrices["per_layer"]["total"] + 2 * 617_558_016
+    app.shot("size")

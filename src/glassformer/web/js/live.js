@@ -31,7 +31,10 @@ export function live(element, state, keys, ask, draw, { clear, always = false } 
       clear?.();
       return;
     }
-    if (!seen) return;
+    if (!seen) {
+      problem.hidden = true; // it was of what is no longer asked
+      return;
+    }
     stale = false;
     const mine = (current = new AbortController());
     if (!quiet) element.setAttribute("aria-busy", "true");

@@ -50,7 +50,7 @@ export const START = {
   temperature: 1, top_k: 0, top_p: 1, min_p: 0, unit: "tokens", chips: "tokens", mode: "matrix", sort: "layer", token: null, against: null,
   tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
-  word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, plane: [], sum: "king - man + woman",
+  word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, plane: [], sum: "king - man + woman",
   scene: null, zoom: null, lang: null, stageShare: 0.1,
 };
 
@@ -136,7 +136,10 @@ export function build(root, source, state) {
   // A report or a notebook has a stage where its source holds one.
   const stage = !source.rooms || source.rooms.includes("stage") ? h("section", { class: "panel stage-room" }) : null;
   const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Rooms" });
-  const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs, tools(source, state, () => panels.get(state.get("tab")).panel));
+  const beside = h("select", { "aria-label": "A second room beside this one", onchange: () => state.set({ beside: beside.value || null }) },
+    h("option", { value: "" }, "nothing"), rooms.map(([name, label]) => h("option", { value: name }, label)));
+  const shelf = h("div", { class: "rooms" });
+  const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs, h("div", { class: "row tool-row" }, h("label", { class: "small" }, "beside ", beside)), tools(source, state, () => panels.get(state.get("tab")).panel));
   put(root,
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
       h("div", { class: "row tools" }, alone ? tourButton : null, alone ? [pastAndFile(state, fromFragment), share] : null, image, alone ? report : null, theme.element, large, help), said), notice,
@@ -154,9 +157,10 @@ export function build(root, source, state) {
   for (const [name, label, mount] of rooms) {
     tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, "data-room": name, onclick: () => state.set({ tab: name }) }, label));
     const panel = h("div", { role: "tabpanel", id: `room-${name}`, "aria-labelledby": `tab-${name}`, hidden: true });
-    right.append(panel);
+    shelf.append(panel);
     panels.set(name, { panel, mount, mounted: false });
   }
+  right.append(shelf);
   tabs.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
@@ -172,15 +176,20 @@ export function build(root, source, state) {
       button.setAttribute("aria-selected", String(here));
       button.tabIndex = here ? 0 : -1;
     }
+    beside.value = state.get("beside") ?? "";
+    shelf.classList.toggle("beside", panels.has(state.get("beside")) && state.get("beside") !== state.get("tab"));
     for (const [name, room] of panels) {
-      room.panel.hidden = name !== state.get("tab");
+      const second = name === state.get("beside") && name !== state.get("tab");
+      room.panel.hidden = name !== state.get("tab") && !second;
+      room.panel.classList.toggle("second", second);
+      if (second) shelf.append(room.panel); // after the one that was chosen
       if (!room.panel.hidden && !room.mounted) {
         room.mounted = true;
         room.mount(room.panel, source, state);
       }
     }
   };
-  state.on(["tab"], choose);
+  state.on(["tab", "beside"], choose);
   choose();
 }
 

@@ -1,6 +1,6 @@
 /** Size: where the parameters are, as a treemap, for this model and for GPT-3. */
 
-import { h, hint, number, put } from "../dom.js";
+import { h, hint, number, put, s } from "../dom.js";
 import { live } from "../live.js";
 import { treemap } from "../treemap.js";
 import { track } from "../ui.js";
@@ -19,10 +19,57 @@ export function mount(element, source, state) {
     box.append(body);
     live(body, state, ["model"], async (signal) => source.get("size", name ? { name } : { model: state.get("model") }, { signal }), (data) => draw(body, data));
   }
+  const tally = h("div", {});
+  element.append(tally);
+  sums(tally, source, state);
   if (!source.live || source.embedded) return;
   const lap = h("div", {});
   element.append(lap);
   race(lap, source, state);
+}
+
+/** What a design's matrices hold, as products; at the beginning GPT-3's. @param {Record<string, number>} d @returns {[string, [number, string][]][]} */
+export function products({ width, layers, heads, vocabulary }) {
+  const head = /** @type {[number, string][]} */ ([[128, "a head"], [width, "width"], [heads, "heads"], [layers, "layers"]]);
+  const wide = /** @type {[number, string][]} */ ([[4 * width, "neurons"], [width, "width"], [layers, "layers"]]);
+  const words = /** @type {[number, string][]} */ ([[width, "width"], [vocabulary, "tokens"]]);
+  return [["embedding", words], ["key", head], ["query", head], ["value", head], ["output", head], ["up", wide], ["down", wide], ["unembedding", words]];
+}
+
+/** The tally line by line, with sliders, and the model's square beside the design's at true area. @param {HTMLElement} element @param {any} source @param {Store} state */
+function sums(element, source, state) {
+  const design = { width: 12288, layers: 96, heads: 96, vocabulary: 50257 };
+  const ranges = { width: [64, 16384, 64], layers: [1, 128, 1], heads: [1, 128, 1], vocabulary: [256, 262144, 1] };
+  const body = h("div", { class: "tally", role: "table", "aria-label": "Parameters, line by line" });
+  const squares = h("div", {});
+  const zoom = h("input", { type: "range", min: 0, max: 1, step: 0.01, value: 1, "aria-label": "Zoom from this model to the design", oninput: () => draw() });
+  const sliders = h("div", { class: "sliders" });
+  let mine = 0;
+  for (const name of /** @type {(keyof typeof design)[]} */ (Object.keys(design))) {
+    const out = h("output", { class: "num" }, design[name].toLocaleString());
+    const [min, max, step] = ranges[name];
+    const input = h("input", { type: "range", min, max, step, value: design[name], id: `design-${name}`, oninput: () => { design[name] = Number(input.value); out.textContent = design[name].toLocaleString(); draw(); } });
+    input.value = String(design[name]);
+    sliders.append(h("label", { for: `design-${name}` }, name), input, out);
+  }
+  element.append(h("h2", {}, "Line by line"), h("p", { class: "soft small" }, "The matrices of a plain transformer with heads of 128 dimensions and four times as many neurons as it is wide. It begins as GPT-3; move a slider."),
+    h("div", { class: "two" }, h("div", {}, sliders, body), h("div", {}, squares, h("label", { class: "small" }, "zoom ", zoom))));
+  function draw() {
+    const lines = products(design);
+    const value = (/** @type {[number, string][]} */ factors) => factors.reduce((x, [n]) => x * n, 1);
+    const total = lines.reduce((sum, [, factors]) => sum + value(factors), 0);
+    put(body, lines.map(([name, factors]) => h("div", { role: "row", class: "tally-line small" }, h("span", { role: "rowheader" }, name), h("span", { role: "cell", class: "mono soft" }, factors.map(([n]) => n.toLocaleString()).join(" × ")), h("span", { role: "cell", class: "num" }, value(factors).toLocaleString()))),
+      h("div", { role: "row", class: "tally-line" }, h("strong", { role: "rowheader" }, "together"), h("span", { role: "cell" }), h("strong", { role: "cell", class: "num", "data-total": total }, total.toLocaleString())));
+    // Areas are the counts: the window shows from the smaller square alone to the larger one whole.
+    const [small, large] = [Math.sqrt(Math.min(mine || total, total)), Math.sqrt(Math.max(mine, total))];
+    const view = small * (large / small) ** Number(zoom.value) * 1.04;
+    const names = mine > total ? ["this design", state.get("modelName") ?? "this model"] : [state.get("modelName") ?? "this model", "this design"];
+    const svg = s("svg", { viewBox: `0 0 ${view} ${view}`, class: "squares", role: "img", "aria-label": `${names[0]} is ${number((100 * small * small) / (large * large))}% of ${names[1]} by area` },
+      s("rect", { class: "square-large", width: large, height: large }), s("rect", { class: "square-small", width: small, height: small }));
+    put(squares, svg, h("p", { class: "small" }, `${names[1]} is ${number((large * large) / (small * small))} times ${names[0]}, area for area.`));
+  }
+  live(squares, state, ["model"], async (signal) => source.get("size", { model: state.get("model") }, { signal }), (data) => { mine = data.parameters.total; draw(); });
+  draw();
 }
 
 const RUNNERS = /** @type {[string, string][]} */ ([["at_once", "all at once"], ["word_by_word", "word by word"], ["recurrent", "a recurrent network"]]);
@@ -67,7 +114,7 @@ function race(element, source, state) {
 function draw(body, data) {
   const tally = data.parameters;
   const list = Object.entries(tally.components).filter(([, v]) => typeof v === "number" && v > 0).map(([name, value]) => ({ name, value: /** @type {number} */ (value) }));
-  const total = list.reduce((s, p) => s + p.value, 0);
+  const total = list.reduce((sum, p) => sum + p.value, 0);
   const map = h("div", { class: "treemap", role: "img", "aria-label": list.map((p) => `${p.name} ${((100 * p.value) / total).toFixed(1)}%`).join(", ") });
   for (const box of treemap(list, 100, 100)) {
     const cell = h("div", { class: box.w < 7 || box.h < 5 ? "treecell tiny" : "treecell" }, h("span", {}, box.name));
