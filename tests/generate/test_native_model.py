@@ -67,14 +67,13 @@ def multiply(lib: ctypes.CDLL, w: Weight, x: Tensor, bias: Tensor | None = None,
     return out
 
 
-FEW, BYTE_TILES, NARROW = range(3)
+PROMPT = 64
+"""So many tokens of one prompt in one call meet bfloat16 weights as bfloat16."""
 
 
-def path(lib: ctypes.CDLL, w: Weight, count: int, exact: bool = False) -> int:
-    """How so many rows are multiplied with a weight: NARROW rounds them to bfloat16."""
-    packed = Packed(lib, w, 1)
-    packed.matrix.exact = exact
-    return lib.gf_path(ctypes.byref(packed.matrix), count)
+def narrows(lib: ctypes.CDLL, w: Weight, count: int = PROMPT) -> bool:
+    """Whether so many rows are rounded to bfloat16 for a product with a weight."""
+    return bool(lib.gf_narrows(ctypes.byref(Packed(lib, w, 1).matrix), count))
 
 
 def as_quantised(x: Tensor) -> Tensor:
@@ -89,7 +88,7 @@ def as_quantised(x: Tensor) -> Tensor:
     precision=st.sampled_from([*PRECISIONS, "Q4_0"]),
     rows=st.integers(1, 80),
     blocks=st.integers(1, 5),
-    count=st.integers(1, 19),
+    count=st.integers(1, 19) | st.integers(60, 70),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=40, deadline=None)
@@ -104,7 +103,7 @@ def test_products_equal_torch(name, precision, rows, blocks, count, seed):
         else weight(tensor, precision)
     )
     seen = x if w.format in ("F32", "BF16") else as_quantised(x)
-    if path(lib_of(name), w, count) == NARROW:
+    if narrows(lib_of(name), w, count):
         assert w.format == "BF16"
         seen = x.bfloat16().float()
     expected = (seen.double() @ w.to_float().double().T + bias).float()
@@ -138,11 +137,11 @@ def test_bfloat16_numbers_give_what_they_give_as_float32_to_the_bit(name, cols):
 
 
 def test_many_rows_of_bfloat16_do_not_depend_on_each_other():
-    w, x = weight(torch.randn(70, 130), "bfloat16"), torch.randn(80, 130)
-    if path(lib_of("best"), w, 80) != NARROW:
+    w, x = weight(torch.randn(70, 130), "bfloat16"), torch.randn(200, 130)
+    if not narrows(lib_of("best"), w):
         pytest.skip("this processor has no dot products of bfloat16")
     whole = multiply(lib_of("best"), w, x)
-    for first, last in ((0, 12), (3, 40), (33, 80)):
+    for first, last in ((0, 64), (3, 90), (33, 200)):
         assert torch.equal(multiply(lib_of("best"), w, x[first:last]), whole[first:last])
 
 
@@ -335,17 +334,19 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached
         {k: p if p.ndim == 1 else weight(p, rounded(k, precision)).to_float() for k, p in model.named_parameters()}
     )
     expected = reference(same, ids)
+    limit = 0.05 if precision in ("float32", "bfloat16") else 0.12
     if precision == "float32" and cached == "float32":
         close(whole, expected)
     else:
-        limit = 0.05 if precision in ("float32", "bfloat16") else 0.12
         assert (whole - expected).norm() <= limit * expected.norm()
     pieces = [fast.forward(ids[a:b], [1] * (b - a), range(a, b)) for a, b in ((0, 1), (1, 4), (4, 37), (37, 1200))]
-    # Where many rows meet bfloat16 weights as bfloat16, few rows are more exact: docs/decisions/0010.
-    rounds = precision == "bfloat16" and path(lib_of(name), weight(torch.zeros(32, 64), precision), 64) == NARROW
+    # Long prompts are rounded to bfloat16 where a model is not exact and the processor multiplies bfloat16 quickly: in
+    # products with bfloat16 weights, and in attention to a bfloat16 cache (docs/decisions/0010).
+    quick = narrows(lib_of(name), weight(torch.zeros(32, 64), "bfloat16"))
+    rounds = quick and (precision == "bfloat16" or (precision != "float32" and cached == "bfloat16"))
 
     def same_as_whole(got: Tensor, right: Tensor) -> bool:
-        return bool((got - right).norm() <= 0.05 * right.norm()) if rounds else torch.equal(got, right)
+        return bool((got - right).norm() <= limit * right.norm()) if rounds else torch.equal(got, right)
 
     assert same_as_whole(torch.cat(pieces), whole)
     starts = [0, 3, 64, 5, 31, 510, 700, 1150]

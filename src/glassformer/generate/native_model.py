@@ -223,6 +223,7 @@ class NativeModel:
             capacity=-(-self.capacity // BLOCKED) * BLOCKED,
             bf16_cache=self.cache_dtype == "bfloat16",
             rows=ROWS,
+            narrow=not self.exact and self.precision != "float32",
             eps=c.norm.eps,
             score_scale=a.score_scale,
             score_softcap=a.softcap or 0.0,

@@ -59,7 +59,7 @@ class InferShape(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("vocab", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")),
         *((name, ctypes.c_int32) for name in ("d_ff", "rotary", "activation", "layer_norm", "parallel", "slots")),
-        *((name, ctypes.c_int32) for name in ("capacity", "bf16_cache", "rows")),
+        *((name, ctypes.c_int32) for name in ("capacity", "bf16_cache", "rows", "narrow")),
         *((name, ctypes.c_float) for name in ("eps", "score_scale", "score_softcap", "logit_softcap")),
         ("embedding_scale", ctypes.c_float),
     ]
@@ -72,7 +72,7 @@ _SIGNATURES: dict[str, Signature] = {
     "gf_free": (None, [_POINTER]),
     "gf_matrix_bytes": (_SIZE, [_INT, _INT, _INT]),
     "gf_pack": (None, [_INT, _INT, _INT, _POINTER, _POINTER, _INT]),
-    "gf_path": (_INT, [_POINTER, _INT]),
+    "gf_narrows": (_INT, [_POINTER, _INT]),
     "gf_unpack": (None, [_POINTER, _INT, _POINTER]),
     "gf_multiply": (_INT, [_POINTER, _POINTER, _INT, _POINTER]),
     "gf_read": (ctypes.c_double, [_POINTER, _SIZE, _INT]),

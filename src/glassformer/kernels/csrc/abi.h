@@ -11,6 +11,7 @@
 struct InferShape {
     int32_t vocab, d_model, n_layers, n_heads, n_kv_heads, d_head, d_ff;
     int32_t rotary, activation, layer_norm, parallel, slots, capacity, bf16_cache, rows;
+    int32_t narrow;  // prompts may be attended to in bfloat16
     float eps, score_scale, score_softcap, logit_softcap, embedding_scale;
 };
 

@@ -8,7 +8,7 @@
 // which thread did which span.
 #pragma once
 
-#include "convert.h"
+#include "gemm.h"
 #include "softmax.h"
 
 constexpr int ALIGN = 32;  // positions the score kernel takes at a time
@@ -170,6 +170,11 @@ struct PrefillScratch {
     alignas(64) float scores[PREFILL_ROWS][SPAN];
     alignas(64) float queries[PREFILL_ROWS * WIDEST_HEAD];  // (row / SCORE_ROWS, dimension, SCORE_ROWS)
     alignas(64) float floats[SUM_POSITIONS * WIDEST_HEAD];
+    // For products in bfloat16, whose depth is padded to whole tiles:
+    alignas(64) uint16_t narrow_queries[PREFILL_ROWS * WIDEST_HEAD];  // (row, dimension)
+    alignas(64) uint16_t narrow_keys[UNIT * WIDEST_HEAD];             // two panels of 16 positions
+    alignas(64) uint16_t narrow_weights[PREFILL_ROWS * SPAN];         // (row, position)
+    alignas(64) uint16_t narrow_values[SPAN * WIDEST_HEAD];           // panels of 16 dimensions
 };
 
 // `position` rises; out[c] gets what merge() needs.
@@ -222,6 +227,64 @@ static void attend_prefill(const Head<E>& h, const float* const* q, const int* p
             int at = 0, m = seen < n ? seen : n;
             for (; at + 64 <= h.width; at += 64) weighted_sum_on<4>(values, h.width, w, m, z, at);
             for (; at < h.width; at += 16) weighted_sum_on<1>(values, h.width, w, m, z, at);
+        }
+    }
+}
+
+// The same in bfloat16 products, quicker but not equal to a decoded token's numbers: queries and weights are rounded, as
+// keys and values are in the cache. For prompts of models that are not exact.
+GF_NOINLINE void attend_narrow(const Head<uint16_t>& h, const float* const* q, const int* position, int count, int span,
+                               float* const* out, PrefillScratch& scratch) {
+    const Arithmetic<uint16_t>& way = arithmetic<uint16_t>();
+    const Tiles tiles(way.tiles);
+    const int from = span * SPAN, highest = position[count - 1], depth = (int)round_up(h.width, UNIT);
+    int first = h.first_seen(position[0]) / ALIGN * ALIGN, end = from + SPAN < highest + 1 ? from + SPAN : highest + 1;
+    if (first < from) first = from;
+    for (int c = 0; c < count; c++) {
+        for (int i = 0; i < h.width; i++) out[c][i] = 0;
+        out[c][h.width] = -INFINITY, out[c][h.width + 1] = 0;
+    }
+    if (first >= end) return;
+    auto until = [&](int c) {  // the last position that 32 rows from c on see here, rounded up
+        int last = position[c + UNIT <= count ? c + UNIT - 1 : count - 1] + 1;
+        return (int)round_up(last < end ? last : end, ALIGN);
+    };
+    typedef Left<uint16_t> Rows;
+    typedef Right<uint16_t> Panels;
+    alignas(64) float square[UNIT * UNIT];
+    const F16 scale = splat(h.scale);
+    for (int c = 0; c < count; c++)
+        for (int i = 0; i < depth; i += 16) put(scratch.narrow_queries + c * depth + i, get(q[c] + i, h.d_head - i));
+    memset(scratch.narrow_keys, 0, UNIT * depth * sizeof(uint16_t));
+    for (int p = first; p < end; p += UNIT) {
+        for (int half = 0; half < 2; half++) {
+            const uint16_t* keys = h.keys + (size_t)(p + half * 16) * h.width;  // (dimension, 16 positions)
+            for (int i = 0; i < h.width; i += 2) store(scratch.narrow_keys + (half * depth + i) * 16, line_of(keys + i * 16, 16));
+        }
+        for (int c = 0; c < count; c += UNIT) {
+            if (p >= until(c)) continue;
+            way.multiply(Rows::rows(scratch.narrow_queries + c * depth, depth), Panels::panels(scratch.narrow_keys, depth), depth, square);
+            for (int i = 0; i < UNIT && c + i < count; i++)
+                for (int half = 0; half < UNIT; half += 16)
+                    store(scratch.scores[c + i] + p - from + half, load<F16>(square + i * UNIT + half) * scale);
+        }
+    }
+    for (int c = 0; c < count; c++) {
+        const int to = until(c / UNIT * UNIT);
+        float* scores = scratch.scores[c] + first - from;
+        softmax_span(scores, first, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
+        const bool none = out[c][h.width] == -INFINITY;
+        for (int p = 0; p < to - first; p += 16) put(scratch.narrow_weights + c * SPAN + p, none ? splat(0.f) : load<F16>(scores + p));
+    }
+    const long K = round_up(end - first, UNIT);
+    to_panels(h.values + (size_t)first * h.width, h.width, K, h.width, scratch.narrow_values, K, 0);
+    if (depth > h.width) memset(scratch.narrow_values + K * h.width, 0, K * 16 * sizeof(uint16_t));
+    for (int c = 0; c < count; c += UNIT) {
+        if (until(c) <= first) continue;
+        for (int at = 0; at < h.width; at += UNIT) {
+            way.multiply(Rows::rows(scratch.narrow_weights + c * SPAN, SPAN), Panels::panels(scratch.narrow_values + at * K, K), until(c) - first, square);
+            for (int i = 0; i < UNIT && c + i < count; i++)
+                memcpy(out[c + i] + at, square + i * UNIT, (h.width - at < UNIT ? h.width - at : UNIT) * sizeof(float));
         }
     }
 }

@@ -63,8 +63,10 @@ struct Batch {
     float* logits;
     struct Group {
         int first, count;
+        bool prompt;  // of a long prompt
     };
     std::vector<Group> groups;  // rows of one slot at successive positions: they share a reading of the cache
+    Segments segments, out_segments;  // of all rows, of those whose logits are wanted
     bool apart = true;          // no two groups are of one slot: a group reads only what it has written itself
 
     void make_groups(int threads) {
@@ -72,10 +74,23 @@ struct Batch {
         int share = m.s.n_heads / m.s.n_kv_heads, most = PREFILL_ROWS / share, fair = count * m.s.n_kv_heads / (4 * threads);
         most = most < fair ? most : fair < 16 / share ? 16 / share : fair;
         if (most < 1) most = 1;
+        std::vector<bool> prompt(count);
+        auto follows = [&](int r) { return r < count && slots[r] == slots[r - 1] && positions[r] == positions[r - 1] + 1; };
+        for (int r = 0, n; r < count; r += n) {
+            for (n = 1; follows(r + n); n++) {
+            }
+            for (int i = r; i < r + n; i++) prompt[i] = n >= PROMPT_TOKENS;
+        }
+        auto append = [](Segments& to, int row, bool kind) {
+            if (to.empty() || to.back().prompt != kind) to.push_back({row, 0, kind});
+            to.back().count++;
+        };
+        for (int r = 0; r < count; r++) append(segments, r, prompt[r]);
+        for (int i = 0; i < n_out; i++) append(out_segments, i, prompt[out_rows[i]]);
         for (int r = 0; r < count;) {
             int n = 1;
-            while (n < most && r + n < count && slots[r + n] == slots[r] && positions[r + n] == positions[r] + n) n++;
-            groups.push_back({r, n});
+            while (n < most && follows(r + n)) n++;
+            groups.push_back({r, n, prompt[r]});
             r += n;
         }
         std::vector<bool> seen(m.s.slots);
@@ -148,25 +163,24 @@ struct ForwardPass {
 
     // Products of one input with up to three matrices; done(which, unit, first row, rows, results).
     template <class F>
-    void products(const Matrix* const* matrices, int n, const Rows& in, int rows, F done) {
+    void products(const Matrix* const* matrices, int n, const Rows& in, const Segments& segments, F done) {
         int total = 0;
         for (int i = 0; i < n; i++) total += matrices[i]->units();
         share(total, grab(*matrices[0], total), [&](int unit) {
             int which = 0;
             while (unit >= matrices[which]->units()) unit -= matrices[which++]->units();
-            unit_products(*matrices[which], unit, in, rows,
+            unit_products(*matrices[which], unit, in, segments,
                           [&](int r, int c, float(*y)[UNIT]) { done(which, unit, r, c, y); });
         });
     }
 
-    // What the products of `rows` rows with these matrices read of an input, besides float32.
+    // What products with these matrices read of an input, besides float32.
     struct Reads {
         bool quants = false, narrow = false;
-        Reads(std::initializer_list<const Matrix*> matrices, int rows) {
+        Reads(std::initializer_list<const Matrix*> matrices, const Segments& segments) {
             for (const Matrix* m : matrices) {
-                if (!m->data) continue;
-                const bool small = path_of(*m, rows) == Path::NARROW;
-                narrow = narrow || small, quants = quants || (m->rounds() && !small);
+                quants = quants || m->rounds();
+                for (const Segment& s : segments) narrow = narrow || (s.prompt && narrows(*m));
             }
         }
         bool any() const { return quants || narrow; }
@@ -208,11 +222,11 @@ struct ForwardPass {
     }
 
     void before_attention(const LayerWeights& layer, const RowBuffers& to, int row) {
-        norm_into(layer.ln1, residual(row), to, row, Reads({&layer.q, &layer.k, &layer.v}, batch.count));
+        norm_into(layer.ln1, residual(row), to, row, Reads({&layer.q, &layer.k, &layer.v}, batch.segments));
     }
 
     void before_feed(const LayerWeights& layer, const RowBuffers& to, int row) {
-        norm_into(layer.ln2, residual(row), to, row, Reads({&layer.up, &layer.gate}, batch.count));
+        norm_into(layer.ln2, residual(row), to, row, Reads({&layer.up, &layer.gate}, batch.segments));
     }
 
     // The rows that the next phase, of n pieces, reads: this thread's own, made now by work(buffers, row), or those
@@ -280,10 +294,11 @@ struct ForwardPass {
                      static_cast<const E*>(m.keys) + (kv_head + 1 < s.n_kv_heads ? base + m.head_size() : follows(index, g))};
         static thread_local std::vector<float> parts;
         size_t part = head.partial();
-        const bool many = !split && g.count * share >= PREFILL_FROM && g.count * share <= PREFILL_ROWS;
+        const bool narrow = FAST_BF16 && sizeof(E) == 2 && s.narrow && g.prompt;
+        const bool many = narrow || (!split && g.count * share >= PREFILL_FROM && g.count * share <= PREFILL_ROWS);
         const int at_once = many ? PREFILL_ROWS : 4;
         static thread_local std::unique_ptr<PrefillScratch> prefill_scratch;
-        if (many && !prefill_scratch) prefill_scratch.reset(new PrefillScratch);
+        if (many && !prefill_scratch) prefill_scratch.reset(new PrefillScratch());
         if (!split && parts.size() < at_once * spans * part) parts.resize(at_once * spans * part);
         for (int i = 0, n = g.count * share; i < n; i += at_once) {
             int count = n - i < at_once ? n - i : at_once, position[PREFILL_ROWS], rows[PREFILL_ROWS], heads[PREFILL_ROWS], last = 0;
@@ -302,6 +317,11 @@ struct ForwardPass {
             }
             for (int span = 0; span <= last; span++) {
                 for (int c = 0; c < count; c++) out[c] = parts.data() + ((size_t)c * spans + span) * part;
+                if constexpr (sizeof(E) == 2)
+                    if (narrow) {
+                        attend_narrow(head, q, position, count, span, out, *prefill_scratch);
+                        continue;
+                    }
                 many ? attend_prefill<E>(head, q, position, count, span, out, *prefill_scratch) : attend<E>(head, q, position, count, span, out);
             }
             for (int c = 0; c < count; c++)
@@ -332,14 +352,14 @@ struct ForwardPass {
         expect(layer.o);
         const Rows& in = input(m.attention_in, layer.q.units() + layer.k.units() + layer.v.units(),
                                [&](const RowBuffers& to, int r) { before_attention(layer, to, r); });
-        products(qkv, 3, in, batch.count, [&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
+        products(qkv, 3, in, batch.segments, [&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
             size_t width = round_up(qkv[which]->rows, UNIT);
             for (int c = 0; c < rows; c++) memcpy(to[which] + (first + c) * width + unit * UNIT, y[c], sizeof y[c]);
         });
         // Where nobody else reads what a group writes, all that attention does for a head is one piece of work.
         const int pieces = split ? spans : 1, share_width = s.n_heads / s.n_kv_heads * s.d_head;
         const bool at_once = batch.apart && !split, whole_blocks = share_width % BLOCK == 0;
-        const Reads reads({&layer.o}, batch.count);
+        const Reads reads({&layer.o}, batch.segments);
         auto enter = [&](int r, int h) {
             s.bf16_cache ? remember<uint16_t>(layer, index, r, h) : remember<float>(layer, index, r, h);
         };
@@ -370,7 +390,7 @@ struct ForwardPass {
         expect(layer.up);
         if (batch.count <= ROWS_PER_PASS) prefetch(layer.gate, m.phases->first(layer.gate.units(), me));
         bool post = layer.ln1_post.weight != nullptr;
-        products(&o, 1, m.mixed.rows, batch.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
+        products(&o, 1, m.mixed.rows, batch.segments, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
             deliver(post, unit, first, rows, y);
         });
     }
@@ -383,15 +403,15 @@ struct ForwardPass {
             static thread_local std::vector<float> gates;  // (row, UNIT)
             if (layer.gate.data) {
                 gates.resize((size_t)batch.count * UNIT);
-                unit_products(layer.gate, unit, in, batch.count, [&](int first, int rows, float(*y)[UNIT]) {
+                unit_products(layer.gate, unit, in, batch.segments, [&](int first, int rows, float(*y)[UNIT]) {
                     memcpy(&gates[(size_t)first * UNIT], y, rows * sizeof *y);
                 });
             }
             const float* gate = layer.gate.data ? gates.data() : nullptr;
             const Rows& to = m.hidden.rows;
             const int from = unit * UNIT, n = s.d_ff - from < UNIT ? s.d_ff - from : UNIT;
-            const Reads reads({&layer.down}, batch.count);  // 32 outputs are one block of what follows
-            unit_products(layer.up, unit, in, batch.count, [&](int first, int rows, float(*y)[UNIT]) {
+            const Reads reads({&layer.down}, batch.segments);  // 32 outputs are one block of what follows
+            unit_products(layer.up, unit, in, batch.segments, [&](int first, int rows, float(*y)[UNIT]) {
                 for (int c = 0; c < rows; c++) {
                     for (int i = 0; i < UNIT; i += 16) {
                         F16 u = load<F16>(y[c] + i);
@@ -407,7 +427,7 @@ struct ForwardPass {
         const Matrix* down = &layer.down;
         next ? expect(*next) : expect(m.parts.unembed);
         bool post = layer.ln2_post.weight != nullptr;
-        products(&down, 1, m.hidden.rows, batch.count, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
+        products(&down, 1, m.hidden.rows, batch.segments, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
             deliver(post, unit, first, rows, y);
         });
     }
@@ -443,11 +463,11 @@ struct ForwardPass {
         each_row(batch.n_out, [&](int i) {
             int r = batch.out_rows[i];
             if (m.layers.back().ln2_post.weight) add_normed(m.layers.back().ln2_post, r);
-            norm_into(m.parts.final_norm, residual(r), m.last, i, Reads({&m.parts.unembed}, batch.n_out));
+            norm_into(m.parts.final_norm, residual(r), m.last, i, Reads({&m.parts.unembed}, batch.out_segments));
         });
         const Matrix* unembed = &m.parts.unembed;
         prefetcher.clear();
-        products(&unembed, 1, m.last.rows, batch.n_out, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
+        products(&unembed, 1, m.last.rows, batch.out_segments, [&](int, int unit, int first, int rows, float(*y)[UNIT]) {
             int from = unit * UNIT, n = s.vocab - from < UNIT ? s.vocab - from : UNIT;
             for (int c = 0; c < rows; c++) {
                 if (s.logit_softcap > 0)

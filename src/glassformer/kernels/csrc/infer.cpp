@@ -52,8 +52,8 @@ void gf_pack(int format, int rows, int cols, const uint8_t* source, uint8_t* out
     });
 }
 
-// How the products of so many rows are made (Path), for tests.
-int gf_path(const Matrix* m, int rows) { return (int)path_of(*m, rows); }
+// Whether so many rows of a prompt meet a matrix in bfloat16; for tests.
+int gf_narrows(const Matrix* m, int rows) { return narrows(*m) && rows >= PROMPT_TOKENS; }
 
 void gf_unpack(const Matrix* m, int row, float* out) { unpack_row(*m, row, out); }
 
@@ -61,12 +61,13 @@ void gf_unpack(const Matrix* m, int row, float* out) { unpack_row(*m, row, out);
 int gf_multiply(const Matrix* m, const float* x, int count, float* out) {
     RowBuffers in;
     if (!in.make(count, m->cols)) return 1;
+    const Segments all{{0, count, count >= PROMPT_TOKENS}};
     for (int r = 0; r < count; r++) {
         memcpy(in.rows.x + (size_t)r * in.rows.stride, x + (size_t)r * m->cols, m->cols * sizeof(float));
-        ForwardPass::Reads({m}, count).row(in.rows, r);
+        ForwardPass::Reads({m}, all).row(in.rows, r);
     }
     for (int unit = 0; unit < m->units(); unit++)
-        unit_products(*m, unit, in.rows, count, [&](int first, int rows, float(*y)[UNIT]) {
+        unit_products(*m, unit, in.rows, all, [&](int first, int rows, float(*y)[UNIT]) {
             int n = m->rows - unit * UNIT;
             for (int i = 0; i < rows; i++)
                 memcpy(out + (size_t)(first + i) * m->rows + unit * UNIT, y[i], (n < UNIT ? n : UNIT) * sizeof(float));

@@ -3,8 +3,10 @@
 // Every output is summed over the inputs in the same order however many rows share a product, so a token's numbers do
 // not depend on what else was in its batch. Few rows: the weights are read once, and that is the time it takes. Many
 // rows: what has to be done to the weights is done once for all of them. For float32 activations and for 8-bit ones the
-// numbers are the same either way; from BF16_FROM rows on, bfloat16 weights that are not exact meet bfloat16 activations.
+// numbers are the same either way; but tokens of a long prompt meet bfloat16 weights that are not exact as bfloat16.
 #pragma once
+
+#include <vector>
 
 #include "arena.h"
 #include "gemm.h"
@@ -459,30 +461,48 @@ void product_tiles(const Unpacked& unit, const Rows& rows, int first, float (*ou
 
 // From so many rows on: weights are unpacked for 8-bit tiles, of which from so many rows on one is used; blocks are
 // written as float32 numbers; products are of bfloat16 activations.
-constexpr int TILES_FROM = 25, TILE_FROM = 6, WRITE_FROM = 3 * ROWS_PER_PASS, BF16_FROM = 12;
+constexpr int TILES_FROM = 25, TILE_FROM = 6, WRITE_FROM = 3 * ROWS_PER_PASS;
 
-// How the products of some rows with a matrix are made; `rows` of them.
-enum class Path { FEW, BYTE_TILES, NARROW };
-GF_INLINE Path path_of(const Matrix& m, int rows) {
-#if defined(GF_AMX_INT8)
-    if (m.rounds() && rows >= TILES_FROM && tiles_there()) return Path::BYTE_TILES;
-#endif
-#if defined(GF_BF16)
-    if (!m.exact && m.format == BF16 && rows >= BF16_FROM) return Path::NARROW;
-#endif
-    return Path::FEW;
-}
+// Rows of one kind that lie together: tokens of a prompt, of which at least PROMPT_TOKENS came at once, or others. What a
+// token is depends on its own sequence only, so others in the batch do not change its numbers.
+struct Segment {
+    int first, count;
+    bool prompt;
+};
+typedef std::vector<Segment> Segments;
+constexpr int PROMPT_TOKENS = 64;
+
+// Whether rows of a prompt meet this matrix in bfloat16.
+GF_INLINE bool narrows(const Matrix& m) { return FAST_BF16 && m.data && !m.exact && m.format == BF16; }
 
 // done(first row, rows, results) for some rows at a time, in order.
 template <class F>
-void unit_products(const Matrix& matrix, int unit, const Rows& in, int rows, F done) {
+void unit_products(const Matrix& matrix, int unit, const Rows& in, const Segments& segments, F done) {
     alignas(64) float y[UNIT][UNIT];
+    if (narrows(matrix)) {
+        const Arithmetic<uint16_t>& way = arithmetic<uint16_t>();
+        const Tiles tiles(way.tiles);
+        const long K = round_up(matrix.cols, 32);
+        const auto panels = Right<uint16_t>::panels((const uint16_t*)matrix.unit(unit), K);
+        for (const Segment& s : segments)
+            for (int r = s.first, end = s.first + s.count, c; r < end; r += c) {
+                const int most = s.prompt ? UNIT : ROWS_PER_PASS;
+                c = end - r < most ? end - r : most;
+                if (s.prompt)
+                    way.multiply(Left<uint16_t>::rows(in.narrow + (size_t)r * in.stride, in.stride), panels, K, y[0]);
+                else
+                    few_rows(matrix, unit, in, r, c, y);
+                add_bias(matrix, unit, c, y);
+                done(r, c, y);
+            }
+        return;
+    }
+    const int rows = segments.empty() ? 0 : segments.back().first + segments.back().count;
     int r = 0, from = unit;
     Matrix read = matrix;
-    const Path path = path_of(matrix, rows);
 #if defined(GF_AMX_INT8)
     static thread_local Unpacked unpacked;
-    if (path == Path::BYTE_TILES && unpacked.fill(matrix, unit)) {
+    if (matrix.rounds() && rows >= TILES_FROM && tiles_there() && unpacked.fill(matrix, unit)) {
         const Tiles tiles(TileUse::BYTES);
         for (; rows - r >= TILE_FROM; r += 16) {
             int c = rows - r < 16 ? rows - r : 16;
@@ -492,18 +512,6 @@ void unit_products(const Matrix& matrix, int unit, const Rows& in, int rows, F d
         }
     }
 #endif
-    if (path == Path::NARROW) {
-        const Arithmetic<uint16_t>& way = arithmetic<uint16_t>();
-        const Tiles tiles(way.tiles);
-        const long K = round_up(matrix.cols, 32);
-        const auto panels = Right<uint16_t>::panels((const uint16_t*)matrix.unit(unit), K);
-        for (; r < rows; r += UNIT) {
-            int c = rows - r < UNIT ? rows - r : UNIT;
-            way.multiply(Left<uint16_t>::rows(in.narrow + (size_t)r * in.stride, in.stride), panels, K, y[0]);
-            add_bias(matrix, unit, c, y);
-            done(r, c, y);
-        }
-    }
     if (matrix.format >= Q8_0 && matrix.exact && rows >= WRITE_FROM) {
         static thread_local Scratch numbers;
         if (uint8_t* floats = numbers.get((size_t)matrix.cols * UNIT * sizeof(float))) {
