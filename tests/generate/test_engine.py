@@ -62,8 +62,8 @@ RUNNERS = ("torch", "float32", "bfloat16", "int8", "int4")
 class Reference:
     """The answer computed without an engine: the whole text is read again for every token.
 
-    In pieces of fewer than 64 tokens: those of a longer piece of a prompt are rounded to bfloat16 in the native forward's
-    quicker precisions, which a token that was generated is not.
+    In pieces of fewer than 64 tokens: those of a longer piece of a prompt are rounded to bfloat16 in the native
+    forward's quicker precisions, which a token that was generated is not.
     """
 
     def __init__(self, model: Transformer, kind: str) -> None:
