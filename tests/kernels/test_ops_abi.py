@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassformer.kernels import ops_abi
-from glassformer.model.layers import rotate
+from glassformer.kernels.ops import rotate
 
 needs_tiles = pytest.mark.skipif(
     "amx_bf16" not in ops_abi._processor_flags(), reason="this processor has no tiles (AMX); torch's products are used"
