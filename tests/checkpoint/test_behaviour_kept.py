@@ -162,6 +162,8 @@ def test_sampling_defaults_survive_in_both_layouts(tmp_path: Path) -> None:
     there, file, back = both(source, tmp_path)
     found = GenerationConfig.from_pretrained(there)
     assert {name: getattr(found, name) for name in kept} == kept
+    found = GenerationConfig.from_pretrained(back)
+    assert {name: getattr(found, name) for name in ASKED} == ASKED, "a GGUF file holds those of the sampler"
     for path in (source, there, file, back):
         generation = gf.load(path).generation
         assert generation.sampling == {name: value for name, value in ASKED.items() if name != "do_sample"}
@@ -171,6 +173,19 @@ def test_sampling_defaults_survive_in_both_layouts(tmp_path: Path) -> None:
     fields = GGUFReader(file).fields
     names = {"temp": 0.625, "top_k": 20, "top_p": 0.75, "penalty_repeat": 1.125}
     assert {name: fields[f"general.sampling.{name}"].contents() for name in names} == names
+
+
+def test_greedy_survives_in_both_layouts(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+    from transformers import GenerationConfig
+
+    source = folder(tmp_path / "source", generation={"do_sample": False, "eos_token_id": 1})
+    there, file, back = both(source, tmp_path)
+    assert GGUFReader(file).fields["general.sampling.temp"].contents() == 0
+    for path in (there, back):
+        assert GenerationConfig.from_pretrained(path).do_sample is False
+    for path in (there, file, back):
+        assert gf.load(path).generation.sampling == {"temperature": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def test_a_model_so_opened_says_so_wherever_its_numbers_are_shown(tmp_path: Path
     assert json.loads(out)["model"] == "base without residual_multiplier"
     assert "glassformer: note:" in err
     assert "as if it did not set residual_multiplier; what the model answers may be wrong" in err
+    assert running.run(capsys, "next", "The mole", "--model", base, "--ignore-key", "other")[0] == 1
     ignore_everywhere(())
     with pytest.warns(UnreadSettingWarning):
         model = gf.load(base, device="cpu", ignore_keys=["residual_multiplier"])

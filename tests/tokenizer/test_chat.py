@@ -49,6 +49,14 @@ def test_the_same_as_transformers(template: str, prompt: bool) -> None:
     assert render(template, messages, generation_prompt=prompt, variables=variables) == want
 
 
+def test_what_a_client_sends_as_null_is_not_there() -> None:
+    _, reference = pair("GPT2")
+    template = "{% for m in messages %}{{ m.role }}{% if 'tool_calls' in m %}!{% endif %}{{ m.content }};{% endfor %}"
+    messages = [{"role": "user", "content": "a", "tool_calls": None}, {"role": "assistant", "content": None}]
+    want = reference.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert render(template, messages) == want == "usera;assistant;"
+
+
 def with_template(tmp_path: Path, template: str) -> Tokenizer:
     pair("GPT2")[0].save(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template, "utf-8")

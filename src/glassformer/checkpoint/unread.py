@@ -32,7 +32,10 @@ _BASE = frozenset(
         # of training and of the other heads
         "attention_dropout", "attn_pdrop", "classifier_bias", "classifier_dropout", "classifier_dropout_prob",
         "embd_pdrop", "hidden_dropout", "hidden_dropout_prob", "initializer_factor", "layerdrop", "output_dropout",
-        "resid_pdrop", "residual_dropout", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
+        "resid_pdrop", "residual_dropout", "activation_dropout", "attention_probs_dropout_prob", "attn_dropout",
+        "aux_loss_alpha", "dropout", "embd_dropout", "embedding_dropout", "ffn_dropout", "output_router_logits",
+        "router_aux_loss_coef", "router_jitter_noise", "router_z_loss_coef", "seq_aux",
+        "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
         "summary_type", "summary_use_proj", "pretraining_tp",
         # of generation
         "bad_words_ids", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
@@ -105,6 +108,8 @@ def without(settings: Mapping[str, Any], names: Collection[str], where: str) -> 
             gone.append(name)
         elif name in names:
             raise UsageError(f"{where} has no key {name} to ignore.{near(name, found)}")
+        else:
+            warnings.warn(f"{where} has no key {name} to ignore.", UnreadSettingWarning, stacklevel=3)
     if gone:
         warnings.warn(
             f"{where} is read as if it did not set {', '.join(gone)}; what the model answers may be wrong.",

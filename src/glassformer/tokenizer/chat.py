@@ -109,7 +109,8 @@ def render(
     try:
         return str(
             compiled.render(
-                messages=[dict(message) for message in messages],
+                # Templates look for absent keys and seldom for null ones, which clients send: as in transformers.
+                messages=[{k: v for k, v in message.items() if v is not None} for message in messages],
                 add_generation_prompt=generation_prompt,
                 **{"tools": None, "documents": None, **(variables or {})},  # templates ask whether they are none
             )

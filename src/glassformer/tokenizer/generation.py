@@ -139,4 +139,8 @@ class Generation:
 def from_gguf(fields: Mapping[str, Any]) -> Generation:
     """What a GGUF header says in `general.sampling.*`, in transformers' names."""
     settings = {name: fields[key] for name, key in _IN_GGUF.items() if fields.get(key) is not None}
+    if settings:  # llama.cpp always draws, unless the temperature is 0, which transformers says in another way
+        settings["do_sample"] = settings.get("temperature") != 0
+        if not settings["do_sample"]:
+            del settings["temperature"]
     return Generation(settings, "The GGUF file's header")
