@@ -109,8 +109,8 @@ def test_answers_are_made_of_tokens_alone(model: Any, asked: dict[str, Any]) -> 
     class Wrong:
         """Proposes rows that are no token."""
 
-        def draft(self, ids: Any, room: int, sampling: Any, generator: Any) -> tuple[list[int], None]:
-            return [VOCAB + 1] * room, None
+        def draft(self, ids: Any, most: int, sampling: Any, generator: Any) -> list[int]:
+            return [VOCAB + 1] * most
 
     first = int(model.logits("The mole")[-1].argmax())
     assert first >= VOCAB, "the model likes best what is no token"
