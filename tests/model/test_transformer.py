@@ -128,8 +128,7 @@ def test_runs_in_the_dtype_it_is_given(dtype: torch.dtype) -> None:
 
 
 def test_gradients_flow_and_agree_with_and_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    from glassformer.model import layers
-
+    from glassformer.kernels import ops
     config = uniform(30, 64, 2, 64, Attention(4, 2, 16, bias=True, out_bias=True), FeedForward(96, bias=True))
     tokens = text(config, 4, 40)
 
@@ -139,9 +138,9 @@ def test_gradients_flow_and_agree_with_and_without_onednn(monkeypatch: pytest.Mo
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
     if torch.backends.mkldnn.is_available():
-        monkeypatch.setattr(layers, "_ONEDNN", torch.ops.mkldnn._linear_pointwise.default)
+        monkeypatch.setattr(ops, "_ONEDNN", torch.ops.mkldnn._linear_pointwise.default)
     ours = gradients()
-    monkeypatch.setattr(layers, "_ONEDNN", None)
+    monkeypatch.setattr(ops, "_ONEDNN", None)
     theirs = gradients()
     assert ours.keys() == theirs.keys() == dict(Transformer(config).named_parameters()).keys()
     for name, gradient in ours.items():

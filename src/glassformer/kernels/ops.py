@@ -136,7 +136,7 @@ def attention(
         cap: scores become cap × tanh(score / cap).
     """
     queries, keys = q.shape[2], k.shape[2]
-    if mask is None and cap is None:
+    if mask is None and cap is None and q.shape[3] == v.shape[3]:
         z = ops_abi.attention(q, k, v, start=start, window=window, scale=scale)
         if z is not None:
             return z

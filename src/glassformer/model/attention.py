@@ -134,10 +134,8 @@ def attend_fused(
 
     It knows no soft cap, sink or ALiBi.
     """
-    if visible.mask is None and reach.chunk is None and q.shape[3] == v.shape[3]:
-        z = ops.attention(q, k, v, start=visible.start, window=reach.window, scale=scale)
-        if z is not None:
-            return z
+    if reach.chunk is None:
+        return ops.attention(q, k, v, start=visible.start, window=reach.window, scale=scale, mask=visible.mask)
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)

@@ -36,9 +36,7 @@ class NormLayer(nn.Module):
         if self.centred:
             return F.layer_norm(x, self.shape, gain, self.bias, self.eps)
         if self.weight is not None and self.bias is None:
-            out = ops.rms_norm(x, self.weight, float(self.one_plus), self.eps)
-            if out is not None:
-                return out
+            return ops.rms_norm(x, self.weight, float(self.one_plus), self.eps)
         if x.dtype in (torch.float32, torch.float64):
             out = F.rms_norm(x, self.shape, gain, self.eps)
             return out if self.bias is None else out + self.bias

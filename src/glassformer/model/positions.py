@@ -45,14 +45,7 @@ def rotate(
     x: Float[Tensor, "batch query head d_head"], cos: Tensor, sin: Tensor
 ) -> Float[Tensor, "batch query head d_head"]:
     """Turn the first 2·pair dimensions of every head; the first half pairs with the second half."""
-    if (out := ops.rotate(x, cos, sin)) is not None:
-        return out
-    pairs = cos.shape[-1]
-    first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    if 2 * pairs < x.shape[-1]:
-        turned.append(x[..., 2 * pairs :])
-    return torch.cat(turned, dim=-1)
+    return ops.rotate(x, cos, sin)
 
 
 def _frequencies(dims: int, theta: float, scaling: RopeScaling | None) -> Float[Tensor, " pair"]:
