@@ -285,6 +285,7 @@ class Model:
         bos: bool | None = None,
         constraint: Constraint | None = None,
         drafter: Drafter | None = None,
+        progress: Callable[[int, int], None] | None = None,
         **sampling: Any,
     ) -> Generator[GeneratedToken]:
         """Continue a text, token by token; closing the generator, or leaving its loop, stops the computation.
@@ -302,6 +303,7 @@ class Model:
             constraint: a form that the answer must have: `.json()`, `.schema(…)`, `.regex(…)`, `.choice(…)` or
                 `.grammar(…)` of `glassformer.generate.constraints.Constraint`.
             drafter: proposes tokens that are checked several at once; the answer stays the same.
+            progress: called with (read, all) tokens of the text while it is read, from another thread.
             sampling: how tokens are chosen, by the names of `generate.settings.Sampling`: temperature, top_k, top_p,
                 min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, min_tokens,
                 ignore_eos, stop_token_ids, seed. None, like leaving it out, changes nothing.
@@ -323,6 +325,7 @@ class Model:
             alternatives=alternatives,
             constraint=constraint,
             drafter=drafter,
+            progress=progress,
             **sampling,
         )
         room = self.config.context if max_tokens is None else len(ids) + max_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from glassformer.cli import chat as chat_module
 from glassformer.cli.app import main
 from glassformer.cli.chat import COMMANDS, Chat
 from glassformer.errors import TextError, UsageError
+from glassformer.generate.tokens import GeneratedToken
 from tests.tiny import CONTEXT, tiny_directory
 
 TEMPLATE = (
@@ -175,7 +177,7 @@ def test_bytes_that_are_no_text_are_refused(source, monkeypatch, capsys):
     ],
 )
 def test_options_that_cannot_be_meant_are_said_before_anything_is_typed(source, monkeypatch, capsys, args, message):
-    monkeypatch.setattr(chat_module, "asker", lambda: pytest.fail("it asked for words first"))
+    monkeypatch.setattr(chat_module, "asker", lambda note: pytest.fail("it asked for words first"))
     with pytest.raises(SystemExit) as leave:
         main(["chat", "-m", str(source), *args])
     assert leave.value.code == 2
@@ -193,7 +195,7 @@ def test_a_person_at_a_terminal(source, monkeypatch, capsys):
             return line
         raise line
 
-    monkeypatch.setattr(chat_module, "asker", lambda: (ask, True))
+    monkeypatch.setattr(chat_module, "asker", lambda note: (ask, True))
     with pytest.raises(SystemExit) as leave:
         main(["chat", "-m", str(source), "-n", "2", "--precision", "exact", "--logit-bias", "0=-100"])
     assert leave.value.code in (0, None)
@@ -209,3 +211,123 @@ def test_a_model_without_a_template_is_refused(tmp_path, capsys):
         main(["chat", "-m", str(plain)])
     assert leave.value.code == 1
     assert "plain has no chat template: it was not trained on conversations." in capsys.readouterr().err
+
+
+def test_an_image_is_refused_in_a_sentence(chat, tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"x")
+    for words in (f"what is this? '{tmp_path / 'cat.png'}'", str(tmp_path / "cat.png"), "see https://a.example/b.JPG"):
+        with pytest.raises(TextError, match="tiny reads text only; .* is an image, so nothing was sent."):
+            chat.take(words)
+    assert roles(chat) == ""
+    chat.take("what is nowhere.png")  # words about a file that is not there are words
+    assert roles(chat) == "ua"
+
+
+def test_a_schema_for_the_answers(model, tmp_path):
+    chat = Chat(model, {**OPTIONS, "max_tokens": 40})
+    file = tmp_path / "schema.json"
+    file.write_text('{"enum": ["yes", "no"]}')
+    chat.take(f"/schema {file}")
+    chat.take("mole")
+    assert chat.messages[-1]["content"] in ('"yes"', '"no"')
+    file.write_text('{"not": {}}')
+    with pytest.raises(UsageError, match="cannot be held to"):
+        chat.take(f"/schema {file}")
+    chat.take("/schema")
+    assert "constraint" not in chat.options
+
+
+def test_reasons_of_the_last_answer(chat, capsys):
+    with pytest.raises(UsageError, match="Nothing was answered yet"):
+        chat.take("/why")
+    chat.take("mole")
+    capsys.readouterr()
+    chat.take("/why 2")
+    out, err = capsys.readouterr()
+    said = chat.model.tokenizer.token_text(chat._last[1][1])
+    assert f"(the reasons of {said!r}, token 2 of 4)" in err
+    assert "residual" in out
+    with pytest.raises(UsageError, match="/why takes a token of the last answer, 1 to 4; '9' is none."):
+        chat.take("/why 9")
+
+
+def test_another_model_goes_on(source, monkeypatch, capsys):
+    lines = iter(["mole", "/model", f"/model {source}", "/model nowhere/at-all", "Paris", EOFError])
+
+    def ask(prompt: str, draft: str) -> str:
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr(chat_module, "asker", lambda note: (ask, True))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SystemExit) as leave:
+        main(["chat", "-m", str(source), "-n", "2", "--logit-bias", "0=-100"])
+    assert leave.value.code in (0, None)
+    err = capsys.readouterr().err
+    assert "(tiny)" in err
+    assert "(tiny goes on with the conversation)" in err
+    assert "glassformer: " in err  # what cannot be opened is said, and the conversation goes on
+    assert err.count("2 tokens") == 2
+
+
+TOOLS = """
+def add(a: int, b: int = 2) -> int:
+    \"\"\"The sum of two numbers.\"\"\"
+    return a + b
+
+def fail():
+    \"\"\"Always fails.\"\"\"
+    raise RuntimeError("no")
+
+def _hidden():
+    \"\"\"Not a tool.\"\"\"
+
+def untold():
+    return 1
+"""
+
+
+def test_functions_of_a_file_are_tools(source, tmp_path, monkeypatch, capsys):
+    from glassformer.cli.chat_tools import Tools
+
+    shutil.copytree(source, tmp_path / "longer")
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "longer" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    model = glassformer.load(tmp_path / "longer")
+
+    file = tmp_path / "tools.py"
+    file.write_text(TOOLS)
+    tools = Tools(file)
+    assert tools.names == ["add", "fail"]
+    assert tools._box.tools[0].parameters == {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"a": {"title": "A", "type": "integer"}, "b": {"default": 2, "title": "B", "type": "integer"}},
+        "required": ["a"],
+    }
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 40}}\n</tool_call>'
+    answers_ = iter([call, "It is 42."])
+
+    def generate(self, ids, **options):
+        def tokens():
+            for id in self.tokenizer.encode(next(answers_), bos=False):
+                yield GeneratedToken(0, id, "", self.tokenizer.decode([id]), 1.0, 0.0)
+
+        return tokens()
+
+    monkeypatch.setattr(glassformer.Model, "generate", generate)
+    chat = Chat(model, dict(OPTIONS), tools=tools)
+    chat.take("what is 40 and 2?")
+    assert roles(chat) == "uata"
+    assert (chat.messages[2]["content"], chat.messages[3]["content"]) == ("42", "It is 42.")
+    assert '(add {"a": 40} gave 42)' in capsys.readouterr().err
+    failed = tools.call({"function": {"name": "fail", "arguments": "{}"}})
+    assert json.loads(failed) == {"error": "RuntimeError: no"}
+    for text, message in (("def f(:", "cannot be run as Python"), ("x = 1", "has no tool")):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            Tools(file)
+    with pytest.raises(UsageError, match="There is no file"):
+        Tools(tmp_path / "nowhere.py")

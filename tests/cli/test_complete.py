@@ -46,7 +46,7 @@ def test_every_option_reaches_the_sampler(capsys, model, monkeypatch):
         "text": TEXT, "max_tokens": 7, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1,
         "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.4, "logit_bias": {5: 1.5, 6: -2.0},
         "seed": 9, "stop": ["END", "DONE"], "alternatives": 6, "precision": "int8", "bos": None, "drafter": None,
-        "constraint": None,
+        "constraint": None, "progress": seen["progress"],
         "typical_p": 0.8, "min_tokens": 3, "ignore_eos": True, "stop_token_ids": [11, 12],
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from glassformer.cli.terminal import ReadingProgress, Wrapper, hanging, quiet_keys, width
 from glassformer.errors import UsageError
 from glassformer.generate.settings import settings
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # rejected alternatives beside each token
 INTERRUPTED = 130
+_INDENT = 27  # columns before the rejected alternatives
 
 MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Tokens of the answer; 0 for all that fit.")
@@ -229,9 +231,12 @@ def drafter(model: Model, lookup: bool, draft: str | None) -> Drafter | None:
 class Printer:
     """Writes an answer as it comes: text to standard output, or with `show` one line a token.
 
+    On a terminal the text breaks between words, and a long prompt shows how much of it is read.
+
     Attributes:
         text: the answer so far.
         tokens: what it is made of.
+        reading: is told how much of the prompt is read.
     """
 
     def __init__(self, show: bool = False, quiet: bool = False) -> None:
@@ -240,19 +245,30 @@ class Printer:
         self.tokens: list[GeneratedToken] = []
         self._start = time.perf_counter()
         self._first: float | None = None
+        self._columns = width() if sys.stdout.isatty() else None
+        self._wrapper = None if self._columns is None or show else Wrapper(self._columns)
+        self.reading = ReadingProgress()
 
     def write(self, token: GeneratedToken) -> None:
         """Take in one token and write it."""
         self._first = self._first or time.perf_counter()
+        self.reading.clear()
         self.text += token.text
         self.tokens.append(token)
         if self._quiet:
             return
-        sys.stdout.write(line(token) + "\n" if self._show else token.text)
+        if self._show:
+            shown = line(token)
+            sys.stdout.write((shown if self._columns is None else hanging(shown, self._columns, _INDENT)) + "\n")
+        else:
+            sys.stdout.write(token.text if self._wrapper is None else self._wrapper.push(token.text))
         sys.stdout.flush()
 
     def end(self) -> None:
         """The line break after an answer."""
+        self.reading.clear()
+        if not self._quiet and self._wrapper is not None:
+            sys.stdout.write(self._wrapper.finish())
         if not self._quiet and not self._show and not self.text.endswith("\n"):
             print()
         sys.stdout.flush()
@@ -292,8 +308,9 @@ def line(token: GeneratedToken) -> str:
 def print_answer(tokens: Any, printer: Printer) -> bool:
     """Write a whole answer; False when Ctrl-C ended it, which ends the computation too."""
     try:
-        for token in tokens:
-            printer.write(token)
+        with quiet_keys():
+            for token in tokens:
+                printer.write(token)
     except KeyboardInterrupt:
         return False
     finally:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glassformer.cli.answers import SHOWN, How, Printer, answering, print_answer
+from glassformer.cli.chat_tools import Tools
 from glassformer.cli.common import ModelOption, characters, note, open_model
+from glassformer.cli.terminal import asker
 from glassformer.errors import GlassformerError, TextError, TokenizerError, UsageError, near
 from glassformer.system import files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from glassformer.lm import Model
 
-Ask = Callable[[str, str], str]  # (prompt, what stands there to be edited) -> a line; EOFError ends
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".svg")
+ROUNDS = 8  # answers in a row that may call tools
 LEAST = 64  # tokens an answer should have room for before old turns are left out
 
 COMMANDS = {
@@ -26,6 +30,9 @@ COMMANDS = {
     "/retry": "answer your last words again",
     "/edit": "change your last words and send them again",
     "/system TEXT": "say what the assistant is; without a text, take that away",
+    "/model SOURCE": "go on with another model; without one, say which it is",
+    "/schema FILE": "answers are JSON that follows the schema in it; without a file, they are free again",
+    "/why N": "why the model said the N-th token of its last answer; the first without a number",
     "/show": "each token's probability and the rejected alternatives, on or off",
     "/save FILE": "write the conversation as JSON",
     "/reset": "begin anew",
@@ -37,22 +44,20 @@ COMMANDS = {
 def command(
     model: ModelOption = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the assistant is.")] = None,
+    tools: Annotated[
+        Path | None, typer.Option("--tools", metavar="FILE", help="A Python file whose functions the model may call.")
+    ] = None,
     how: How = How(),
 ) -> None:
     """Talk with a model in the terminal.
 
-    Ctrl-C stops an answer and keeps what was said; /help lists the commands. Messages may also come through a pipe,
-    one a line.
+    Ctrl-C stops an answer and keeps what was said; Alt-Enter begins a new line; /help lists the commands. Messages may
+    also come through a pipe, one a line.
     """
-    opened = open_model(model)
-    if opened.tokenizer.chat_template is None:
-        raise TokenizerError(
-            f"{opened.name} has no chat template: it was not trained on conversations. Use glassformer complete."
-        )
-    options = how.options(opened)
-    opened.generate([0], **options).close()  # what cannot be meant is said before anything is typed
-    chat = Chat(opened, options, system=system, show=how.show)
-    ask, person = asker()
+    box = None if tools is None else Tools(tools)
+    opened, options = _opened(model, how)
+    chat = Chat(opened, options, system=system, show=how.show, tools=box, reopen=lambda name: _opened(name, how))
+    ask, person = asker(note)
     if person:
         note(f"{opened.name}, {how.precision}. /help lists the commands; Ctrl-D leaves.")
     while True:
@@ -79,19 +84,51 @@ def command(
             note(f"glassformer: {error.filename or 'The system says'}: {error.strerror or error}.")
 
 
+def _opened(source: str | None, how: How) -> tuple[Model, dict[str, Any]]:
+    """A model that talks, and how it answers.
+
+    Raises:
+        TokenizerError: a model without a chat template. UsageError: options that cannot be meant.
+    """
+    opened = open_model(source)
+    if opened.tokenizer.chat_template is None:
+        raise TokenizerError(
+            f"{opened.name} has no chat template: it was not trained on conversations. Use glassformer complete."
+        )
+    options = how.options(opened)
+    opened.generate([0], **options).close()  # what cannot be meant is said before anything is typed
+    return opened, options
+
+
 class Chat:
     """A conversation and what can be done with it.
+
+    Args:
+        options: of `Model.generate`. system: what the assistant is. show: whether each token is shown.
+        tools: that the model may call.
+        reopen: gives another model by its source, with its options.
 
     Attributes:
         messages: what was said, as templates take it.
         draft: words to be edited next.
     """
 
-    def __init__(self, model: Model, options: dict[str, Any], *, system: str | None = None, show: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        options: dict[str, Any],
+        *,
+        system: str | None = None,
+        show: bool = False,
+        tools: Tools | None = None,
+        reopen: Callable[[str], tuple[Model, dict[str, Any]]] | None = None,
+    ) -> None:
         self.model, self.options, self.show = model, options, show
-        self.messages: list[dict[str, str]] = []
+        self.tools, self._reopen = tools, reopen
+        self.messages: list[dict[str, Any]] = []
         self.draft = ""
         self._again = 0
+        self._last: tuple[list[int], list[int]] | None = None  # ids of the prompt and the answer
         self._system(system or "")
 
     def take(self, typed: str) -> bool:
@@ -100,6 +137,8 @@ class Chat:
         Raises:
             UsageError: for a command that there is not, or one that cannot be done now.
         """
+        if (image := _image(typed)) is not None:
+            raise TextError(f"{self.model.name} reads text only; {image} is an image, so nothing was sent.")
         if not typed.startswith("/"):
             self.say(typed)
             return True
@@ -114,25 +153,41 @@ class Chat:
 
     def say(self, words: str) -> None:
         """Put words to the model and write its answer; what cannot be answered is not kept."""
+        before = len(self.messages)
         self.messages.append({"role": "user", "content": words})
         try:
             self._answer()
         except BaseException:
-            self.messages.pop()
+            del self.messages[before:]
             raise
 
     def _answer(self, seed_step: int = 0) -> None:
         options = dict(self.options)
         if options.get("seed") is not None:
             options["seed"] += seed_step
-        tokens = self.model.generate(self._prompt(), alternatives=SHOWN + 1 if self.show else 0, **options)
-        printer = Printer(self.show)
-        whole = print_answer(tokens, printer)
-        printer.end()
-        if not whole:
-            note("(stopped)")
-        note(printer.summary(self.model))
-        self.messages.append({"role": "assistant", "content": printer.text})
+        for _ in range(ROUNDS):
+            printer, ids = Printer(self.show), self._prompt()
+            alternatives = SHOWN + 1 if self.show else 0
+            tokens = self.model.generate(ids, alternatives=alternatives, progress=printer.reading, **options)
+            whole = print_answer(tokens, printer)
+            printer.end()
+            if not whole:
+                note("(stopped)")
+            note(printer.summary(self.model))
+            self._last = (ids, [token.id for token in printer.tokens])
+            if self.tools is None:
+                self.messages.append({"role": "assistant", "content": printer.text})
+                return
+            said, calls = self.tools.calls(self.model.tokenizer, self._last[1])
+            told = {"role": "assistant", "content": said if calls else printer.text}
+            self.messages.append(told | ({"tool_calls": calls} if calls else {}))
+            if not (calls and whole):
+                return
+            for call in calls:
+                result = self.tools.call(call)
+                note(f"({call['function']['name']} {call['function']['arguments']} gave {result[:200]})")
+                self.messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
+        note(f"({ROUNDS} answers in a row called tools; say something to go on)")
 
     def _prompt(self) -> list[int]:
         """The conversation's ids, without its oldest turns where the context has no room for them."""
@@ -143,7 +198,7 @@ class Chat:
         turns = [m for m in self.messages if m["role"] != "system"]
         left_out = 0
         while True:
-            ids = self.model.tokenizer.encode(self.model.tokenizer.render_chat([*head, *turns]), bos=False)
+            ids = self.model.tokenizer.encode(self._rendered([*head, *turns]), bos=False)
             if len(ids) <= room:
                 break
             if len(turns) < 3:
@@ -156,7 +211,50 @@ class Chat:
             note(f"(the context of {context} tokens is full: the first {left_out} of the turns are not read any more)")
         return ids
 
+    def _rendered(self, messages: list[dict[str, Any]]) -> str:
+        tokenizer = self.model.tokenizer
+        return tokenizer.render_chat(messages) if self.tools is None else self.tools.render(tokenizer, messages)
+
     # Commands
+
+    def _model(self, rest: str) -> None:
+        if not rest:
+            note(f"({self.model.name})")
+            return
+        if self._reopen is None:
+            raise UsageError("This conversation keeps to its model.")
+        kept = {key: self.options[key] for key in ("constraint",) if key in self.options}
+        self.model, self.options = self._reopen(rest)
+        self.options |= kept
+        self._last = None
+        note(f"({self.model.name} goes on with the conversation)")
+
+    def _schema(self, rest: str) -> None:
+        from glassformer.cli.answers import constraint
+
+        if not rest:
+            self.options.pop("constraint", None)
+            note("(answers are free)")
+            return
+        form = constraint(Path(rest).expanduser(), None, None, None)
+        self.model.generate([0], **(self.options | {"constraint": form})).close()  # refused now, not later
+        self.options["constraint"] = form
+        note(f"(answers follow {rest})")
+
+    def _why(self, rest: str) -> None:
+        from glassformer.cli.why import show
+        from glassformer.interp.tables import why_view
+
+        if self._last is None or not self._last[1]:
+            raise UsageError("Nothing was answered yet, so there is nothing to give reasons for.")
+        prompt, answer = self._last
+        number = int(rest) if rest.isdecimal() else 1 if not rest else 0
+        if not 1 <= number <= len(answer):
+            raise UsageError(f"/why takes a token of the last answer, 1 to {len(answer)}; {rest!r} is none.")
+        trace = self.model.trace([*prompt, *answer[: number - 1]])
+        said = self.model.tokenizer.token_text(answer[number - 1])
+        show(why_view(trace.why(answer[number - 1]), 10))
+        note(f"(the reasons of {said!r}, token {number} of {len(answer)})")
 
     def _help(self, rest: str) -> None:
         width = max(map(len, COMMANDS))
@@ -209,32 +307,12 @@ class Chat:
         raise UsageError("Nothing was said yet.")
 
 
-def asker() -> tuple[Ask, bool]:
-    """How lines are read, and whether a person types them: with editing and history where that can be had."""
-    if hasattr(sys.stdin, "reconfigure"):  # as `complete -` reads; what is no UTF-8 is refused by `characters`
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return _piped, False
-    try:
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.output import create_output
-    except ImportError:
-        with_lines = "install 'glassformer[chat]' to edit lines and find earlier ones with the arrow keys"
-        note(f"({with_lines})")
-        return _plain, True
-    session: PromptSession[str] = PromptSession(output=create_output(stdout=sys.stderr))
-    return lambda prompt, draft: session.prompt(prompt, default=draft), True
-
-
-def _piped(prompt: str, draft: str) -> str:
-    typed = sys.stdin.readline()
-    if not typed:
-        raise EOFError
-    return typed
-
-
-def _plain(prompt: str, draft: str) -> str:
-    if draft:
-        note(f"(it was: {draft})")
-    print(prompt, end="", file=sys.stderr, flush=True)
-    return _piped(prompt, draft)
+def _image(typed: str) -> str | None:
+    """The image that a message is, or names by a file that is there; None for words."""
+    if typed.startswith("data:image/"):
+        return "what was pasted"
+    for word in typed.split():
+        name = word.strip("'\"")
+        if name.lower().endswith(IMAGES) and ("://" in name or Path(name).expanduser().is_file()):
+            return name
+    return None

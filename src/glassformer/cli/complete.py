@@ -60,15 +60,16 @@ def command(
         raise TextError("The text is empty; give at least one word.")
     form = constraint(schema, regex, grammar, choice)
     opened = open_model(model)
+    printer = Printer(how.show, quiet=as_json)
     tokens = opened.generate(
         text,
+        progress=printer.reading,
         alternatives=SHOWN + 1 if how.show or as_json else 0,
         bos=bos,
         constraint=form,
         drafter=drafter(opened, lookup, draft),
         **how.options(opened),
     )
-    printer = Printer(how.show, quiet=as_json)
     if sys.stdout.isatty() and not how.show and not as_json:
         typer.echo(typer.style(text, bold=True), nl=False)
     whole = print_answer(tokens, printer)

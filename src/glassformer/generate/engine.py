@@ -397,7 +397,11 @@ class Engine:
         row = 0
         for active, count, wanted in parts:
             active.done += count - len(active.drafts) if wanted else count
-            active.handle.read = min(active.done, len(active.request.prompt))
+            size = len(active.request.prompt)
+            if active.handle.read < size:
+                active.handle.read = min(active.done, size)
+                if active.request.progress is not None:
+                    active.request.progress(active.handle.read, size)
             if wanted:
                 self._take(active, logits[row : row + wanted], runner.precision)
                 row += wanted

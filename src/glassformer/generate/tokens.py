@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,7 @@ def request(
     alternatives: int,
     constraint: Constraint | None = None,
     drafter: Drafter | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **sampling: Any,
 ) -> Request:
     """A request for generated tokens: `stop` may mix strings and ids, which join the tokenizer's own.
@@ -143,6 +144,7 @@ def request(
         logprobs=alternatives,
         constraint=constraint,
         drafter=drafter,
+        progress=progress,
     )
 
 
