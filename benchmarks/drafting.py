@@ -17,8 +17,8 @@ CODE = "".join(
     for name in ("name", "age", "city", "email", "phone")
 )
 TEXTS = {
-    "JSON records": ("[\n" + RECORDS, 1.8),
-    "code": ("class Person:\n" + CODE, 1.8),
+    "JSON, again": ("[\n" + RECORDS + "]\n\nThe same list again:\n\n[\n" + RECORDS[:20], 1.8),
+    "code, again": ("class Person:\n" + CODE + "\n# The same class again:\nclass Person:\n" + CODE[:40], 1.8),
     "a passage said twice": (
         "The tide had gone out and left the boats lying on their sides in the mud. An old man walked along the wall "
         "with a dog behind him.\n\nAgain, word for word:\n\nThe tide had gone out",

@@ -136,7 +136,7 @@ class Sequence:
         else:
             self._width = max(2, right + 1)
         self._wrong = 0 if right else self._wrong + 1
-        self._rest = min(2**self._wrong, _LONGEST_REST) if self._wrong > 1 else 0
+        self._rest = min(2**self._wrong, _LONGEST_REST) if self._wrong else 0
 
     def _choose(self, logits: Float[Tensor, vocab]) -> int:
         sampling, early = self.request.sampling, self.answered < self.request.sampling.min_tokens
