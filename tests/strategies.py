@@ -142,7 +142,7 @@ def attentions(draw: st.DrawFn) -> Attention:
         chunk=draw(st.sampled_from([None, 5])),
         sink=draw(st.booleans()),
         gate=draw(st.sampled_from([None, "element", "head"])),
-        qk_norm=draw(st.sampled_from([None, "head", "whole"])),
+        qk_norm=draw(st.sampled_from([None, "head", "each", "whole"])),
         qk_norm_after=draw(st.booleans()),
         softcap=draw(st.sampled_from([None, 2.0])),
         clip=draw(st.sampled_from([None, 0.7])),

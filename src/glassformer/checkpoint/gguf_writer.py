@@ -61,7 +61,8 @@ def write_gguf(
         raise UnsupportedError(f"A GGUF is written in {' or '.join(_FILE_TYPES)}; not in {dtype!r}.")
     chosen = named(family) if family else gguf_family(config)
     layout = chosen.gguf
-    assert layout is not None  # every family has one
+    if layout is None:
+        raise UnsupportedError(f"There is no GGUF architecture for {chosen.name} here; export it with --to hf.")
     table, settings = gguf_settings(chosen, config)
     check_shapes(
         native_shapes(config), {n: tuple(tensor.shape) for n, tensor in tensors.items()}, "The checkpoint to be written"
@@ -115,8 +116,7 @@ def gguf_family(config: Config) -> Family:
     """
     reasons: dict[str, str] = {}
     for family in FAMILIES.values():
-        assert family.gguf is not None
-        if family.gguf.architecture in reasons:
+        if family.gguf is None or family.gguf.architecture in reasons:
             continue
         try:
             gguf_settings(family, config)

@@ -213,7 +213,9 @@ def write_hf(
     if table.unplaced():
         raise UnsupportedError(f"The layout of {chosen.name} has no tensor for {', '.join(table.unplaced()[:3])}.")
     # Said even when unknown: the defaults of transformers' classes belong to other models' vocabularies.
+    unknown = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     ends = {"bos_token_id": getattr(tokenizer, "bos_id", None), "eos_token_id": getattr(tokenizer, "end_ids", None)}
+    known = {name: ids for name, ids in ends.items() if ids is not None}
     files = _split(shapes, SIZES[types[dtype]], shard)
     with torch.no_grad():
         for file, names in files.items():
@@ -232,7 +234,7 @@ def write_hf(
     if generation is not None:
         said = directory / "generation_config.json"
         write_json(said, {**(read_json(said) if said.exists() else {}), **generation})
-    write_json(directory / CONFIG, {**settings, **ends, "torch_dtype": dtype, "use_cache": True})
+    write_json(directory / CONFIG, {**unknown, **settings, **known, "torch_dtype": dtype, "use_cache": True})
     return directory
 
 

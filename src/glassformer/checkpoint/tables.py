@@ -35,8 +35,12 @@ class Row:
         alternating: joined row by row (the first of each, the second of each, …) along that axis.
         flat: theirs has the first two axes of ours as one: experts' rows one after another.
         squeezed: theirs has an axis of length 1 at this place that ours lack.
-        per_head: joined head by head (q, k, v of head 0, then of head 1, …), not one whole after another.
-        interleaved: rotary pairs are neighbouring rows there; here the first half pairs with the second.
+        per_head: joined key-value head by key-value head (its queries, its key, its value, then those of the next),
+            not one whole after another.
+        pairs: how rotary pairs stand there: the first "half" of a head pairs with the second, as here; "neighbours"
+            pair; or the halves are "swapped".
+        skip: rows there before the first that means anything; written as zeros.
+        blocks: joined in so many equal pieces, each holding its share of every part.
         shift: what theirs has added to every value.
     """
 
@@ -44,12 +48,15 @@ class Row:
     ours: tuple[str, ...]
     transposed: bool = False
     per_head: bool = False
-    interleaved: bool = False
     axis: int = 0
     alternating: bool = False
     flat: bool = False
     squeezed: int | None = None
+    pairs: str = "half"
     shift: float = 0.0
+    skip: int = 0
+    blocks: int = 1
+    middle: bool = False
 
 
 def row(theirs: str, *ours: str, **how: Any) -> Row:
@@ -179,18 +186,44 @@ def take(place: Place, part: int, x: Array, config: Config) -> Array:
 def take_rows(place: Place, part: int, x: Array, config: Config) -> Array:
     """What `take` does to rows alone: rows may then be blocks of quantised bytes as well as numbers."""
     line, rest = place.row, tuple(x.shape[1:])
+    if line.skip:
+        x = x[line.skip :]
     if len(place.ours) > 1:
-        if line.per_head:
-            d_head = head_size(place, config)
-            x = x.reshape((-1, len(place.ours), d_head, *rest))[:, part].reshape((-1, *rest))
+        if line.per_head or line.blocks > 1:
+            d_head, pieces = _pieces(place, config)
+            start = sum(pieces[:part])
+            x = x.reshape((-1, sum(pieces), d_head, *rest))[:, start : start + pieces[part]].reshape((-1, *rest))
         else:
             at = (slice(None),) * line.axis
             start, size = sum(s[line.axis] for s in place.shapes[:part]), place.shapes[part][line.axis]
             own = slice(part, None, len(place.ours)) if line.alternating else slice(start, start + size)
             x = x[(*at, own)]
-    if line.interleaved:
-        x = x[_half_from_interleaved(place.shapes[part][0], attention_at(place, config))]
+    if line.pairs != "half" and _turned(place.ours[part]):
+        x = _reordered(x, _half_order, line.pairs, place.ours[part], attention_at(place, config))
     return x
+
+
+def _reordered(x: Array, order: Callable[..., list[int]], how: str, key: str, attention: Attention) -> Array:
+    """A tensor with the rows of each head in another order; a norm's weights are one head's, or a row for each."""
+    if "_norm" not in key:
+        return x[order(how, x.shape[0], attention)]
+    flat = x.reshape(-1)
+    return flat[order(how, flat.shape[0], attention)].reshape(x.shape)
+
+
+def _pieces(place: Place, config: Config) -> tuple[int, list[int]]:
+    """Rows that belong together, and how many of them each part has in one piece of a joined tensor."""
+    rows = [shape[0] for shape in place.shapes]
+    if not place.row.per_head:
+        return 1, [n // place.row.blocks for n in rows]
+    d_head = head_size(place, config)
+    each = min(rows)
+    return d_head, [n // each for n in rows]
+
+
+def _turned(key: str) -> bool:
+    """Whether a tensor of ours has rows that rotary positions turn in pairs."""
+    return bool(re.search(r"\.attn\.[qk](_norm)?\.", key))
 
 
 def join(place: Place, parts: list[Array], config: Config) -> Array:
@@ -198,13 +231,17 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
     line = place.row
     if line.shift:
         parts = [x + line.shift for x in parts]
-    if line.interleaved:
-        parts = [x[_interleaved_from_half(x.shape[0], attention_at(place, config))] for x in parts]
+    if line.pairs != "half":
+        parts = [
+            _reordered(x, _their_order, line.pairs, key, attention_at(place, config)) if _turned(key) else x
+            for key, x in zip(place.ours, parts, strict=True)
+        ]
     if len(parts) == 1:
         x = parts[0]
-    elif line.per_head:
-        d_head, rest = head_size(place, config), tuple(parts[0].shape[1:])
-        x = _concatenate([x.reshape((-1, 1, d_head, *rest)) for x in parts], 1).reshape((-1, *rest))
+    elif line.per_head or line.blocks > 1:
+        (d_head, pieces), rest = _pieces(place, config), tuple(parts[0].shape[1:])
+        whole = [x.reshape((-1, n, d_head, *rest)) for x, n in zip(parts, pieces, strict=True)]
+        x = _concatenate(whole, 1).reshape((-1, *rest))
     elif line.alternating:
         axis, shape = line.axis, list(parts[0].shape)
         pairs = [x.reshape((*shape[: axis + 1], 1, *shape[axis + 1 :])) for x in parts]
@@ -212,6 +249,8 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
         x = _concatenate(pairs, axis + 1).reshape(shape)
     else:
         x = _concatenate(parts, line.axis)
+    if line.skip:
+        x = _concatenate([0 * x[: line.skip], x], 0)
     if line.transposed:
         x = x.swapaxes(-1, -2)
     return x.reshape(place.shape) if line.flat or line.squeezed is not None else x
@@ -221,6 +260,7 @@ def _their_shape(line: Row, parts: tuple[Shape, ...]) -> Shape:
     """The shape of theirs, from those of ours that it holds."""
     whole = list(parts[0])
     whole[line.axis] = sum(part[line.axis] for part in parts)
+    whole[0] += line.skip
     if line.transposed:
         whole[-2:] = whole[:-3:-1]
     if line.flat:
@@ -250,16 +290,21 @@ def head_size(place: Place, config: Config) -> int:
     return attention_at(place, config).d_head
 
 
-def _half_from_interleaved(rows: int, attention: Attention) -> list[int]:
-    """For each of our rows, the row of theirs: pair j is (2j, 2j + 1) there and (j, j + pairs) here."""
+def _half_order(how: str, rows: int, attention: Attention) -> list[int]:
+    """For each of our rows, the row of theirs: a pair (j, j + pairs) here is (2j, 2j + 1) there where neighbours pair,
+    and (j + pairs, j) where the halves are swapped."""
     d_head, rotated = attention.d_head, attention.rotary_dims
     pairs = rotated // 2
-    one = [2 * j + side for side in (0, 1) for j in range(pairs)] + list(range(rotated, d_head))
+    if how == "neighbours":
+        one = [2 * j + side for side in (0, 1) for j in range(pairs)]
+    else:
+        one = [*range(pairs, rotated), *range(pairs)]
+    one += range(rotated, d_head)
     return [start + offset for start in range(0, rows, d_head) for offset in one]
 
 
-def _interleaved_from_half(rows: int, attention: Attention) -> list[int]:
-    order = _half_from_interleaved(rows, attention)
+def _their_order(how: str, rows: int, attention: Attention) -> list[int]:
+    order = _half_order(how, rows, attention)
     inverse = [0] * rows
     for ours, theirs in enumerate(order):
         inverse[theirs] = ours

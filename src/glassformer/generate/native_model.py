@@ -59,7 +59,8 @@ def refusal(config: Config) -> str | None:
         "outputs with a bias, a scale or no norm": config.unembed_bias
         or config.logit_scale is not None
         or not config.final_norm
-        or config.embedding_norm,
+        or config.embedding_norm
+        or config.d_embed is not None,
         f"heads of {a.d_head} dimensions (up to {_WIDEST_HEAD})": a.d_head > _WIDEST_HEAD,
     }
     return next((reason for reason, there in reasons.items() if there), None)

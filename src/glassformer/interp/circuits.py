@@ -45,10 +45,7 @@ def _attention(transformer: Transformer, layer: int) -> Any:
 
 def embedded(transformer: Transformer, ids: Tensor | slice) -> Float[Tensor, "token d_model"]:
     """Tokens as they enter the stream, positions apart."""
-    x = transformer.embed.weight[ids]
-    if transformer.config.embedding_scale is not None:
-        x = x * torch.tensor(transformer.config.embedding_scale, dtype=x.dtype, device=x.device)
-    return x if transformer.embed_norm is None else transformer.embed_norm(x)
+    return transformer.entering(transformer.embed.weight[ids])
 
 
 def _read(transformer: Transformer, layer: int, ids: Tensor, position: int | None) -> Float[Tensor, "token d_model"]:
@@ -77,11 +74,9 @@ def _side(
     if which == "v":
         return part.keys_and_values(x)[1][0, :, index]
     x = part.queries(x) if which == "q" else part.keys_and_values(x)[0]
-    angles = None
-    if part.table is not None:
-        at = torch.full((1, len(ids)), position or 0, device=x.device)
-        angles = transformer.angles(at)[part.table]
-    return part.turn(x, angles, which)[0, :, index]
+    at = torch.full((1, len(ids)), position or 0, device=x.device)
+    angles = None if part.table is None else transformer.angles(at)[part.table]
+    return part.turn(x, angles, which, at)[0, :, index]
 
 
 @torch.no_grad()

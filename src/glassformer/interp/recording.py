@@ -319,7 +319,7 @@ class Recording:
                 self._angles = self.transformer.angles(self.positions)
             cos, sin = self._angles[part.table]
             angles = cos[:, at], sin[:, at]
-        return part.turn(x, angles, side)
+        return part.turn(x, angles, side, self.positions[:, at])
 
     _angles: tuple[tuple[Tensor, Tensor], ...] | None = None
 
@@ -346,7 +346,7 @@ class Recording:
 
         if name in self.recorded:
             return pick(self.recorded[name]).transpose(1, 2)
-        if a.qk_norm_after and a.qk_norm == "whole":  # the norm needs all heads
+        if a.qk_norm_after and a.qk_norm != "head":  # the norm needs all heads
             return pick(self.turned(layer, self.recorded[f"blocks.{layer}.attn.{which}"], ALL, which)).transpose(1, 2)
         x = pick(self.recorded[f"blocks.{layer}.attn.{which}"])
         return self.turned(layer, x, at, which).transpose(1, 2)

@@ -134,6 +134,8 @@ class Config:
         learned_positions: a trained vector per position is added to the embeddings.
         embedding_norm: the embeddings are normed before the first layer (BLOOM).
         final_norm: the stream is normed before the unembedding.
+        d_embed: width of the embedding and unembedding matrices, which a matrix each way joins to the stream; None
+            for d_model.
         tied: the unembedding matrix is the embedding matrix.
         unembed_bias: a bias on the logits.
         embedding_scale: multiplies the embeddings (Gemma: sqrt(d_model)), or None.
@@ -149,6 +151,7 @@ class Config:
     learned_positions: bool = False
     embedding_norm: bool = False
     final_norm: bool = True
+    d_embed: int | None = None
     tied: bool = False
     unembed_bias: bool = False
     embedding_scale: float | None = None
@@ -157,6 +160,8 @@ class Config:
 
     def __post_init__(self) -> None:
         positive("model", vocab_size=self.vocab_size, d_model=self.d_model, context=self.context)
+        if self.d_embed is not None:
+            positive("model", d_embed=self.d_embed)
         if not self.layers:
             raise ConfigError("A model needs at least one layer.")
         for name in ("embedding_scale", "logit_scale", "logit_softcap"):
@@ -243,7 +248,11 @@ class Config:
 
     def components(self) -> dict[str, Component]:
         """Every parameter by native key, in the order of the computation."""
-        found = {"embed.weight": Component((self.vocab_size, self.d_model), "embedding")}
+        width = self.d_model if self.d_embed is None else self.d_embed
+        found = {"embed.weight": Component((self.vocab_size, width), "embedding")}
+        if self.d_embed is not None:
+            found["project_in.weight"] = Component((self.d_model, width), "embedding")
+            found["project_out.weight"] = Component((width, self.d_model), "unembedding")
         if self.learned_positions:
             found["pos_embed.weight"] = Component((self.context, self.d_model), "positions")
         if self.embedding_norm:
@@ -254,7 +263,7 @@ class Config:
         if self.final_norm:
             found |= self.norm.components("final", self.d_model)
         if not self.tied:
-            found["unembed.weight"] = Component((self.vocab_size, self.d_model), "unembedding")
+            found["unembed.weight"] = Component((self.vocab_size, width), "unembedding")
         if self.unembed_bias:
             found["unembed_bias"] = Component((self.vocab_size,), "biases")
         return found

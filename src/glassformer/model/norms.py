@@ -15,14 +15,15 @@ from glassformer.model.sites import View, see
 class NormLayer(nn.Module):
     """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450) over the last axis, in at least float32."""
 
-    def __init__(self, d: int, norm: Norm) -> None:
+    def __init__(self, d: int, norm: Norm, heads: int | None = None) -> None:
         super().__init__()
         self.shape = (d,)
+        held = (d,) if heads is None else (heads, d)  # a weight for each head where they have their own
         self.eps = norm.eps
         self.one_plus = norm.one_plus
         self.centred = norm.kind == "layer"
-        self.weight = nn.Parameter(torch.empty(d)) if norm.weight else None
-        self.bias = nn.Parameter(torch.empty(d)) if norm.biased else None
+        self.weight = nn.Parameter(torch.empty(held)) if norm.weight else None
+        self.bias = nn.Parameter(torch.empty(held)) if norm.biased else None
 
     def forward(self, x: Tensor, view: View | None = None, name: str = "") -> Tensor:
         """The normed stream; `name` prefixes the sites `.scale` and `.normed` when somebody looks."""
@@ -33,6 +34,8 @@ class NormLayer(nn.Module):
 
     def _fused(self, x: Tensor) -> Tensor:
         gain = self.gain
+        if gain is not None and gain.ndim > 1:
+            return self.apply_scale(x, self.scale(x))
         if self.centred:
             return F.layer_norm(x, self.shape, gain, self.bias, self.eps)
         if self.weight is not None and self.bias is None:
@@ -43,7 +46,7 @@ class NormLayer(nn.Module):
         return self.apply_scale(x, self.scale(x))
 
     @property
-    def gain(self) -> Float[Tensor, " d"] | None:
+    def gain(self) -> Float[Tensor, "*head d"] | None:
         """What the divided stream is multiplied by; None where nothing is learned."""
         return 1.0 + self.weight if self.one_plus and self.weight is not None else self.weight
 

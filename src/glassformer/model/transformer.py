@@ -49,14 +49,17 @@ class Transformer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.embed = Embedding(config.vocab_size, config.d_model)
+        width = config.d_model if config.d_embed is None else config.d_embed
+        self.embed = Embedding(config.vocab_size, width)
+        self.project_in = None if config.d_embed is None else Linear(width, config.d_model, False)
+        self.project_out = None if config.d_embed is None else Linear(config.d_model, width, False)
         self.pos_embed = Embedding(config.context, config.d_model) if config.learned_positions else None
         self.embed_norm = NormLayer(config.d_model, config.norm) if config.embedding_norm else None
         kinds = rotary_kinds(config)
         self.tables = [RotaryTable(rotary.dims(d_head), rotary.theta, rotary.scaling) for rotary, d_head in kinds]
         self.blocks = nn.ModuleList(Block(config, i, kinds) for i in range(config.n_layers))
         self.final = NormLayer(config.d_model, config.norm) if config.final_norm else None
-        self.unembed = None if config.tied else Linear(config.d_model, config.vocab_size, False)
+        self.unembed = None if config.tied else Linear(width, config.vocab_size, False)
         self.unembed_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.unembed_bias else None
         if not self.embed.weight.is_meta:
             self.initialise()
@@ -185,7 +188,8 @@ class Transformer(nn.Module):
         self, x: Float[Tensor, "batch query d_model"], view: View | None = None
     ) -> Float[Tensor, "batch query vocab"]:
         """Logits from the normed residual stream, soft-capped where the family caps."""
-        logits = linear(x, self.unembedding, self.unembed_bias)
+        matrix = self.embed.weight if self.unembed is None else self.unembed.weight
+        logits = linear(x if self.project_out is None else self.project_out(x), matrix, self.unembed_bias)
         if self.config.logit_scale is not None:
             logits = logits * self.config.logit_scale
         if self.config.logit_softcap is not None:
@@ -195,7 +199,8 @@ class Transformer(nn.Module):
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
         """The matrix that reads the prediction out of the stream."""
-        return self.embed.weight if self.unembed is None else self.unembed.weight
+        matrix = self.embed.weight if self.unembed is None else self.unembed.weight
+        return matrix if self.project_out is None else matrix @ self.project_out.weight
 
     def normed(
         self, x: Float[Tensor, "batch query d_model"], view: View | None = None
@@ -208,15 +213,18 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "batch query d_model"]:
         """The residual stream as it enters the first block."""
         view = None if looking is None else looking.top
-        x = self.embed(tokens)
-        if self.config.embedding_scale is not None:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
-        x = see(view, "embed", x)
+        x = see(view, "embed", self.entering(self.embed(tokens)))
         if self.pos_embed is not None:
             x = x + see(view, "pos_embed", self.pos_embed(where.positions))
         return x
+
+    def entering(self, x: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch d_model"]:
+        """Rows of the embedding matrix as they enter the stream: scaled, widened and normed where the design does."""
+        if self.config.embedding_scale is not None:
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.project_in is not None:
+            x = self.project_in(x)
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def stream(
         self,

@@ -50,6 +50,7 @@ def plain(c: Config) -> bool:
         and not layer.parallel
         and not c.learned_positions
         and not c.embedding_norm
+        and c.d_embed is None
         and c.final_norm
         and a.rotary_dims == a.d_head
         and a.n_kv_heads == a.n_heads

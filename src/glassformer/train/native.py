@@ -43,7 +43,8 @@ def refusal(config: Config) -> str | None:
         "outputs with a bias, a scale or no norm": config.unembed_bias
         or config.logit_scale is not None
         or not config.final_norm
-        or config.embedding_norm,
+        or config.embedding_norm
+        or config.d_embed is not None,
         "norm scales of 1 + weight": n.one_plus,
         "parts side by side": layer.parallel,
         "sliding windows": any(config.window(i) is not None for i in range(config.n_layers)),

@@ -8,15 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glassformer.checkpoint.families.cohere import COHERE
 from glassformer.checkpoint.families.family import Family, GgufLayout
 from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
 from glassformer.checkpoint.families.gpt2 import GPT2
+from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
+from glassformer.checkpoint.families.mamba2 import MAMBA2
 from glassformer.checkpoint.families.neox import NEOX
+from glassformer.checkpoint.families.olmo import OLMO
 from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config
 
-_ALL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX)
+_ALL = (
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
+    *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE)),
+    MAMBA2,
+)
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 
 __all__ = ["FAMILIES", "Family", "GgufLayout", "by_architecture", "by_model_type", "for_config", "named"]

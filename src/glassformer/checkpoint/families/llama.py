@@ -68,9 +68,9 @@ def gguf_rows(
     rows = [row("token_embd.weight", "embed.weight")]
     for part, (theirs, ours) in {**names, **feed}.items():
         turned = interleaved and part in "qk"
-        rows.append(row(f"{layer}{theirs}.weight", f"{_BLOCK}{ours}.weight", interleaved=turned))
+        rows.append(row(f"{layer}{theirs}.weight", f"{_BLOCK}{ours}.weight", pairs="neighbours" if turned else "half"))
         if (part if part in names else "f") in biases:
-            rows.append(row(f"{layer}{theirs}.bias", f"{_BLOCK}{ours}.bias", interleaved=turned))
+            rows.append(row(f"{layer}{theirs}.bias", f"{_BLOCK}{ours}.bias", pairs="neighbours" if turned else "half"))
     rows += [row(f"{layer}{theirs}.weight", f"{_BLOCK}{ours}.weight", shift=shift) for theirs, ours in norms.items()]
     rows.append(row("output_norm.weight", "final.weight", shift=shift))
     if not post:

@@ -31,12 +31,14 @@ class Attention:
         sink: one learned score per head that joins the softmax and hands over nothing.
         gate: the heads' outputs are multiplied by the sigmoid of a projection of the input, one number
             per "element" or per "head"; None for no gate.
-        qk_norm: a norm of queries and keys: over each "head", over the "whole" width, or None.
+        qk_norm: a norm of queries and keys: over each "head" with one weight for all heads, over "each" head with a
+            weight of its own, over the "whole" width, or None.
         qk_norm_kind: what that norm is; None for an rms norm with the model's eps and scale.
         qk_norm_after: that norm comes after rotation instead of before.
         scale: multiplies the scores; None for 1/sqrt(d_head).
         softcap: scores become softcap * tanh(scores / softcap), or None.
         clip: queries, keys and values are cut to [-clip, clip] after their projection, or None.
+        length_scale: (β, original): queries at position p are multiplied by 1 + β log(1 + ⌊p / original⌋), or None.
         keys_from: the layer whose keys and values this one uses instead of its own, or None.
     """
 
@@ -55,12 +57,13 @@ class Attention:
     chunk: int | None = None
     sink: bool = False
     gate: Literal["element", "head"] | None = None
-    qk_norm: Literal["head", "whole"] | None = None
+    qk_norm: Literal["head", "each", "whole"] | None = None
     qk_norm_kind: Norm | None = None
     qk_norm_after: bool = False
     scale: float | None = None
     softcap: float | None = None
     clip: float | None = None
+    length_scale: tuple[float, float] | None = None
     keys_from: int | None = None
 
     def __post_init__(self) -> None:
@@ -83,8 +86,8 @@ class Attention:
             raise ConfigError(f"ALiBi needs one slope per query head: {len(self.alibi)} slopes, {self.n_heads} heads.")
         if self.gate not in (None, "element", "head"):
             raise ConfigError(f"attention.gate is per 'element' or per 'head', or None; got {self.gate!r}.")
-        if self.qk_norm not in (None, "head", "whole"):
-            raise ConfigError(f"attention.qk_norm is over each 'head' or the 'whole' width; got {self.qk_norm!r}.")
+        if self.qk_norm not in (None, "head", "each", "whole"):
+            raise ConfigError(f"attention.qk_norm is over 'head', 'each' or the 'whole' width; got {self.qk_norm!r}.")
         if self.rotary is not None:
             self.rotary.dims(self.d_head)
 
@@ -151,15 +154,16 @@ class Attention:
             found["sink"] = Component((self.n_heads,), "sinks")
         if self.qk_norm is not None:
             for side in "q" if self.keys_from is not None else "qk":
-                width = self.d_head if self.qk_norm == "head" else sizes[side]
-                found |= self.norm_of(norm).components(f"{side}_norm", width)
+                width = sizes[side] if self.qk_norm == "whole" else self.d_head
+                heads = sizes[side] // self.d_head if self.qk_norm == "each" else None
+                found |= self.norm_of(norm).components(f"{side}_norm", width, heads)
         return found
 
     def sites(self) -> tuple[str, ...]:
         """Names of its places within the part, in the order the forward reaches them."""
         own = self.keys_from is None
         found = ["q", "k", "v"] if own else ["q"]
-        if self.rotary is not None or self.qk_norm_after:
+        if self.rotary is not None or self.qk_norm_after or self.length_scale is not None:
             found += ["rot_q", "rot_k"] if own else ["rot_q"]
         found += ["scores", *(["sink"] if self.sink else []), "pattern"]
         return (*found, *(["gate"] if self.gate is not None else []), "z")

@@ -43,11 +43,12 @@ class Norm:
         """Whether it adds a learned bias."""
         return self.weight and (self.kind == "layer" if self.bias is None else self.bias)
 
-    def components(self, name: str, d: int) -> dict[str, Component]:
-        """Its parameters over an axis of `d`, by key."""
+    def components(self, name: str, d: int, heads: int | None = None) -> dict[str, Component]:
+        """Its parameters over an axis of `d`, by key; `heads` rows of them where each head has its own."""
+        shape = (d,) if heads is None else (heads, d)
         found: dict[str, Component] = {}
         if self.weight:
-            found[f"{name}.weight"] = Component((d,), "norms")
+            found[f"{name}.weight"] = Component(shape, "norms")
         if self.biased:
-            found[f"{name}.bias"] = Component((d,), "norms")
+            found[f"{name}.bias"] = Component(shape, "norms")
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from glassformer.model.attention import (
@@ -56,19 +56,23 @@ class AttentionPart(nn.Module):
         self.k_norm = self._norm(norm, a.n_kv_heads) if a.qk_norm and own else None
 
     def _norm(self, norm: Norm, heads: int) -> NormLayer:
-        width = self.d_head if self.choice.qk_norm == "head" else heads * self.d_head
-        return NormLayer(width, self.choice.norm_of(norm))
+        kind = self.choice.qk_norm
+        width = heads * self.d_head if kind == "whole" else self.d_head
+        return NormLayer(width, self.choice.norm_of(norm), heads if kind == "each" else None)
 
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
         q = see(view, "attn.q", self.queries(x))
-        angles = None if self.table is None else state.angles[self.table]
+        angles, at = None if self.table is None else state.angles[self.table], state.where.positions
         if self.choice.keys_from is None:
             k, v = self.keys_and_values(x)
             k, v = see(view, "attn.k", k), see(view, "attn.v", v)
             if self.turns:
-                q, k = see(view, "attn.rot_q", self.turn(q, angles)), see(view, "attn.rot_k", self.turn(k, angles, "k"))
+                q, k = (
+                    see(view, "attn.rot_q", self.turn(q, angles, "q", at)),
+                    see(view, "attn.rot_k", self.turn(k, angles, "k", at)),
+                )
             if state.cache is None:
                 keys, values = k.transpose(1, 2), v.transpose(1, 2)
             else:
@@ -77,7 +81,7 @@ class AttentionPart(nn.Module):
                 state.shared[self.layer] = keys, values
         else:
             if self.turns:
-                q = see(view, "attn.rot_q", self.turn(q, angles))
+                q = see(view, "attn.rot_q", self.turn(q, angles, "q", at))
             keys, values = state.shared[self.choice.keys_from]
         z = self.attend(q.transpose(1, 2), keys, values, state.visible, view).transpose(1, 2)
         if self.gate is not None:
@@ -110,20 +114,30 @@ class AttentionPart(nn.Module):
     @property
     def turns(self) -> bool:
         """Whether anything happens to queries and keys between their sites and the scores."""
-        return self.table is not None or self.choice.qk_norm_after
+        return self.table is not None or self.choice.qk_norm_after or self.choice.length_scale is not None
 
     def turn(
-        self, x: Float[Tensor, "batch slot head d_head"], angles: Angles | None, side: str = "q"
+        self,
+        x: Float[Tensor, "batch slot head d_head"],
+        angles: Angles | None,
+        side: str,
+        positions: Int[Tensor, "batch slot"],
     ) -> Float[Tensor, "batch slot head d_head"]:
-        """Queries or keys as the scores use them: rotated, and normed where the norm comes after."""
+        """Queries or keys as the scores use them: rotated, normed where the norm comes after, and queries scaled by
+        their position where the design does."""
         if angles is not None:
             x = rotate(x, *angles)
-        return self._normed(x, self.q_norm if side == "q" else self.k_norm) if self.choice.qk_norm_after else x
+        if self.choice.qk_norm_after:
+            x = self._normed(x, self.q_norm if side == "q" else self.k_norm)
+        if side == "q" and self.choice.length_scale is not None:
+            beta, original = self.choice.length_scale
+            x = x * (1 + beta * torch.log1p(torch.floor(positions / original)))[..., None, None].to(x.dtype)
+        return x
 
     def _normed(self, x: Tensor, norm: NormLayer | None) -> Tensor:
         if norm is None:
             return x
-        return norm(x) if self.choice.qk_norm == "head" else norm(x.flatten(-2)).view(x.shape)
+        return norm(x) if self.choice.qk_norm != "whole" else norm(x.flatten(-2)).view(x.shape)
 
     def _cut(self, x: Tensor) -> Tensor:
         return x if self.choice.clip is None else x.clamp(-self.choice.clip, self.choice.clip)

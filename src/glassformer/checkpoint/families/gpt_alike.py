@@ -1,0 +1,448 @@
+"""Families with GPT's feed-forward part (not gated) and LayerNorms: GPT-Neo, GPT-J, OPT, BLOOM, MPT, Falcon, …"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.alike import Alike, each_attention
+from glassformer.errors import UnsupportedError
+from glassformer.model.config import Attention, Config, Norm, Placement, Rotary
+
+_BIASED: dict[str, Any] = {"bias": True, "out_bias": True, "mlp_bias": True}
+_GPT_KEYS = {
+    "d_model": "n_embd",
+    "n_layers": "n_layer",
+    "n_heads": "n_head",
+    "context": "n_positions",
+    "d_ff": "n_inner",
+    "activation": "activation_function",
+    "eps": "layer_norm_epsilon",
+}
+_H: dict[str, Any] = {"layer": "transformer.h.{i}.", "prefixes": ("transformer.", ""), "gated": False}
+_GPT_OUTSIDE = {"embed": "transformer.wte", "pos_embed": "transformer.wpe", "final": "transformer.ln_f"}
+_GPT_NAMES = {"ln1": "ln_1", "ln2": "ln_2", "attn.o": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+_QKV = ("attn.q", "attn.k", "attn.v")
+_BUFFERS = (r"\.attn\.(attention\.)?(bias|masked_bias)$", r"(^|\.)rotary_emb\.inv_freq$", r"embed_positions$")
+
+
+def slopes(heads: int, most: float = 8.0, *, cut: bool = False) -> tuple[float, ...]:
+    """ALiBi's slopes (arXiv:2108.12409). For a number of heads that is no power of two, the next lower power's slopes
+    are followed by every second one of the next higher's; `cut` takes every second of the higher's first, then the
+    others."""
+    power = 2 ** math.floor(math.log2(heads))
+    if power == heads:
+        return tuple(2.0 ** (-most * (i + 1) / heads) for i in range(heads))
+    if cut:
+        wide = [2.0 ** (-most * (i + 1) / (2 * power)) for i in range(2 * power)]
+        return tuple([*wide[1::2], *wide[::2]][:heads])
+    lower = [2.0 ** (-most * (i + 1) / power) for i in range(power)]
+    higher = [2.0 ** (-most * (i + 1) / (2 * power)) for i in range(2 * power)]
+    return (*lower, *higher[::2][: heads - power])
+
+
+# GPT-Neo
+
+
+def _neo(config: Config, attributes: Attributes) -> Config:
+    kinds = attributes.sequence("attention_layers")
+    if kinds is None:
+        kinds = [kind for some, times in attributes.sequence("attention_types") or [] for kind in list(some) * times]
+    window = attributes.integer("window_size", 256)
+    if len(kinds) != config.n_layers or any(kind not in ("global", "local") for kind in kinds):
+        raise attributes.unsupported("attention_layers", kinds)
+    layers = []
+    for layer, kind in zip(each_attention(config, scale=1.0).layers, kinds, strict=True):
+        assert isinstance(layer.mixer, Attention)
+        mixer = dataclasses.replace(layer.mixer, window=window if kind == "local" else None)
+        layers.append(dataclasses.replace(layer, mixer=mixer))
+    return dataclasses.replace(config, layers=tuple(layers))
+
+
+def _neo_settings(config: Config) -> dict[str, Any]:
+    from glassformer.checkpoint.families.settings import one_window
+
+    kinds = ["global" if config.window(i) is None else "local" for i in range(config.n_layers)]
+    return {
+        "attention_layers": kinds,
+        "attention_types": [[[kind], 1] for kind in kinds],
+        "window_size": one_window(config) or 256,
+    }
+
+
+# GPT-J and CodeGen
+
+
+def _part_turned(config: Config, attributes: Attributes) -> Config:
+    dims = attributes.integer("rotary_dim", 64, null=True)
+    d_head = config.attention(0).d_head
+    return each_attention(config, rotary=Rotary(fraction=1.0 if dims is None else dims / d_head))
+
+
+def _turned_dims(config: Config) -> dict[str, Any]:
+    rotary = config.attention(0).rotary
+    if rotary is not None and (rotary.theta != 10_000.0 or rotary.scaling is not None):
+        raise UnsupportedError("its rotary base is fixed at 10,000")
+    return {"rotary_dim": config.attention(0).rotary_dims}
+
+
+_J: dict[str, Any] = {
+    **_H,
+    "norm": Norm("layer"),
+    "norms": "shared",
+    "pairs": "neighbours",
+    "keys": _GPT_KEYS,
+    "fixed": {
+        "bias": False,
+        "out_bias": False,
+        "mlp_bias": True,
+        "unembed_bias": True,
+        "parallel": True,
+        "n_kv_heads": None,
+        "d_head": None,
+    },
+    "outside": _GPT_OUTSIDE,
+    "defaults": {"activation": "gelu_new"},
+    "read": _part_turned,
+    "write": lambda config: {**_turned_dims(config), "rope_theta": None, "rope_scaling": None},
+    "ignored": _BUFFERS,
+}
+_J_NAMES = {"ln1": "ln_1", "attn.o": "attn.out_proj", "mlp.up": "mlp.fc_in", "mlp.down": "mlp.fc_out"}
+
+
+# BLOOM, MPT, Falcon
+
+
+def _bloom(config: Config, attributes: Attributes) -> Config:
+    if attributes.flag("apply_residual_connection_post_layernorm", False):
+        raise attributes.unsupported("apply_residual_connection_post_layernorm", True)
+    return each_attention(config, alibi=slopes(config.attention(0).n_heads))
+
+
+def _mpt(config: Config, attributes: Attributes) -> Config:
+    inner = attributes.inside(attributes.table("attn_config"), "attn_config")
+    inner.only("qk_ln", False)
+    inner.only("attn_type", "multihead_attention")
+    inner.only("prefix_lm", False)
+    scale = inner.number("softmax_scale", None)
+    d_head = config.attention(0).d_head
+    alibi: tuple[float, ...] = ()
+    if inner.flag("alibi", True):
+        alibi = slopes(config.attention(0).n_heads, inner.number("alibi_bias_max", 8), cut=True)
+    config = each_attention(config, alibi=alibi, scale=None if scale in (None, d_head**-0.5) else scale)
+    # no_bias says that no part has a bias; the reference builds no other form
+    attributes.only("no_bias", True)
+    attributes.only("logit_scale")
+    return each_attention(config, clip=inner.number("clip_qkv", None))
+
+
+def _mpt_settings(config: Config) -> dict[str, Any]:
+    a = config.attention(0)
+    if a.alibi and a.alibi != slopes(a.n_heads, 8, cut=True):
+        raise UnsupportedError("its ALiBi slopes are not those of 8 / heads")
+    return {
+        "attn_config": {"alibi": bool(a.alibi), "alibi_bias_max": 8, "softmax_scale": a.scale, "clip_qkv": a.clip},
+        "no_bias": True,
+    }
+
+
+def _falcon(config: Config, attributes: Attributes) -> Config:
+    heads = config.attention(0).n_heads
+    fresh = attributes.flag("new_decoder_architecture", False)
+    kv = attributes.integer("num_kv_heads", heads, null=True) or heads
+    if not fresh:
+        kv = 1 if attributes.flag("multi_query", True) else heads
+    elif attributes.integer("num_ln_in_parallel_attn", 2, null=True) != 1:
+        raise attributes.unsupported("num_ln_in_parallel_attn", attributes.values.get("num_ln_in_parallel_attn"))
+    config = each_attention(config, n_kv_heads=kv)
+    parallel = fresh or attributes.flag("parallel_attn", True)
+    norms: Placement = "shared" if parallel else "before"
+    layers = tuple(dataclasses.replace(x, norms=norms, parallel=parallel) for x in config.layers)
+    return dataclasses.replace(config, layers=layers)
+
+
+def _falcon_settings(config: Config) -> dict[str, Any]:
+    a, layer = config.attention(0), config.layers[0]
+    fresh = 1 < a.n_kv_heads < a.n_heads
+    return {
+        "new_decoder_architecture": fresh,
+        "num_kv_heads": a.n_kv_heads,
+        "multi_query": a.n_kv_heads == 1,
+        "alibi": False,
+        "parallel_attn": layer.parallel,
+        "num_ln_in_parallel_attn": 1 if fresh else None,
+    }
+
+
+def _alibi_only(config: Config, cut: bool) -> dict[str, Any]:
+    a = config.attention(0)
+    if a.alibi != slopes(a.n_heads, cut=cut):
+        raise UnsupportedError("its ALiBi slopes are not those of its number of heads")
+    return {}
+
+
+# OPT and BioGPT
+
+
+def _opt(config: Config, attributes: Attributes) -> Config:
+    attributes.only("enable_bias", True)
+    attributes.only("layer_norm_elementwise_affine", True)
+    attributes.only("_remove_final_layer_norm", False)
+    width = attributes.integer("word_embed_proj_dim", None)
+    if width is not None and width != config.d_model:
+        config = dataclasses.replace(config, d_embed=width)
+    if attributes.flag("do_layer_norm_before", True):
+        return config
+    layers = tuple(dataclasses.replace(layer, norms="sum") for layer in config.layers)
+    return dataclasses.replace(config, layers=layers, final_norm=False)
+
+
+_DECODER = {
+    "ln1": "self_attn_layer_norm",
+    "attn.o": "self_attn.out_proj",
+    "ln2": "final_layer_norm",
+    "mlp.up": "fc1",
+    "mlp.down": "fc2",
+}
+
+
+def _scaled(config: Config, attributes: Attributes) -> Config:
+    if not attributes.flag("scale_embedding", True):
+        return config
+    return dataclasses.replace(config, embedding_scale=math.sqrt(config.d_model))
+
+
+_OWN_POSITIONS: dict[str, Any] = {"n_kv_heads": None, "d_head": None, "learned_positions": True}
+
+GPT_ALIKE = (
+    Alike(
+        "gpt_neo",
+        "GPTNeo",
+        **_H,
+        norm=Norm("layer"),
+        rotates=False,
+        keys={
+            "n_layers": "num_layers",
+            "n_heads": "num_heads",
+            "activation": "activation_function",
+            "eps": "layer_norm_epsilon",
+        },
+        fixed={"bias": False, "out_bias": True, "mlp_bias": True, **_OWN_POSITIONS},
+        names={
+            **_GPT_NAMES,
+            **{f"attn.{p}": f"attn.attention.{p}_proj" for p in "qkv"},
+            "attn.o": "attn.attention.out_proj",
+        },
+        outside=_GPT_OUTSIDE,
+        defaults={"activation": "gelu_new", "tied": True},
+        read=_neo,
+        write=_neo_settings,
+        ignored=_BUFFERS,
+    ),
+    Alike("gptj", "GPTJ", **_J, names={**_J_NAMES, **{f"attn.{p}": f"attn.{p}_proj" for p in "qkv"}}),
+    Alike(
+        "codegen",
+        "CodeGen",
+        **_J,
+        names=_J_NAMES,
+        joined={"attn.qkv_proj": ("attn.q", "attn.v", "attn.k")},
+        blocks=4,
+    ),
+    Alike(
+        "gpt_bigcode",
+        "GPTBigCode",
+        **_H,
+        norm=Norm("layer"),
+        rotates=False,
+        keys=_GPT_KEYS,
+        fixed={**_BIASED, **_OWN_POSITIONS},
+        names=_GPT_NAMES,
+        joined={"attn.c_attn": _QKV},
+        grouped=("attn.c_attn",),
+        outside=_GPT_OUTSIDE,
+        defaults={"activation": "gelu_pytorch_tanh", "tied": True},
+        read=lambda config, attributes: each_attention(
+            config,
+            n_kv_heads=1 if attributes.flag("multi_query", True) else config.attention(0).n_heads,
+            scale=None if attributes.flag("scale_attn_weights", True) else 1.0,
+        ),
+        write=lambda config: {
+            "multi_query": config.attention(0).n_kv_heads == 1,
+            "scale_attn_weights": config.attention(0).scale is None,
+        },
+        ignored=_BUFFERS,
+    ),
+    Alike(
+        "openai-gpt",
+        "OpenAIGPT",
+        **_H,
+        architecture="OpenAIGPTLMHeadModel",
+        norm=Norm("layer"),
+        norms="sum",
+        rotates=False,
+        transposed=True,
+        keys=_GPT_KEYS,
+        fixed={**_BIASED, **_OWN_POSITIONS, "activation": "gelu_tanh", "d_ff": None},
+        names=_GPT_NAMES,
+        joined={"attn.c_attn": _QKV},
+        outside={"embed": "transformer.tokens_embed", "pos_embed": "transformer.positions_embed"},
+        only={"afn": ("gelu",)},
+        defaults={"tied": True},
+        read=lambda config, attributes: dataclasses.replace(config, final_norm=False),
+        write=lambda config: {"afn": "gelu"},
+        ignored=_BUFFERS,
+    ),
+    Alike(
+        "bloom",
+        "Bloom",
+        **_H,
+        norm=Norm("layer"),
+        rotates=False,
+        keys={
+            "n_layers": "n_layer",
+            "n_heads": "n_head",
+            "eps": "layer_norm_epsilon",
+            "context": "seq_length",
+        },
+        fixed={
+            **_BIASED,
+            "n_kv_heads": None,
+            "d_head": None,
+            "d_ff": None,
+            "activation": "gelu_tanh",
+            "embedding_norm": True,
+        },
+        names={
+            "attn.o": "self_attention.dense",
+            "mlp.up": "mlp.dense_h_to_4h",
+            "mlp.down": "mlp.dense_4h_to_h",
+        },
+        joined={"self_attention.query_key_value": _QKV},
+        grouped=("self_attention.query_key_value",),
+        outside={
+            "embed": "transformer.word_embeddings",
+            "embed_norm": "transformer.word_embeddings_layernorm",
+            "final": "transformer.ln_f",
+        },
+        defaults={"tied": True, "context": 2048},
+        read=_bloom,
+        write=lambda config: _alibi_only(config, False),
+    ),
+    Alike(
+        "mpt",
+        "Mpt",
+        layer="transformer.blocks.{i}.",
+        prefixes=("transformer.", ""),
+        gated=False,
+        norm=Norm("layer", bias=False),
+        rotates=False,
+        keys={
+            "d_model": "d_model",
+            "n_layers": "n_layers",
+            "n_heads": "n_heads",
+            "context": "max_seq_len",
+            "eps": "layer_norm_epsilon",
+        },
+        fixed={
+            "bias": False,
+            "out_bias": False,
+            "mlp_bias": False,
+            "n_kv_heads": None,
+            "d_head": None,
+            "d_ff": None,
+            "activation": "gelu",
+        },
+        names={
+            "ln1": "norm_1",
+            "ln2": "norm_2",
+            "attn.o": "attn.out_proj",
+            "mlp.up": "ffn.up_proj",
+            "mlp.down": "ffn.down_proj",
+        },
+        joined={"attn.Wqkv": _QKV},
+        outside={"embed": "transformer.wte", "final": "transformer.norm_f"},
+        defaults={"tied": True},
+        read=_mpt,
+        write=_mpt_settings,
+    ),
+    Alike(
+        "falcon",
+        "Falcon",
+        **_H,
+        norm=Norm("layer"),
+        norms="shared",
+        keys={
+            "d_ff": "ffn_hidden_size",
+            "activation": "activation",
+            "eps": "layer_norm_epsilon",
+            "bias": "bias",
+            "out_bias": "bias",
+            "mlp_bias": "bias",
+        },
+        fixed={"n_kv_heads": None, "d_head": None},
+        names={
+            "attn.o": "self_attention.dense",
+            "mlp.up": "mlp.dense_h_to_4h",
+            "mlp.down": "mlp.dense_4h_to_h",
+        },
+        joined={"self_attention.query_key_value": _QKV},
+        grouped=("self_attention.query_key_value",),
+        outside={"embed": "transformer.word_embeddings", "final": "transformer.ln_f"},
+        # The reference rounds ALiBi's distances to bfloat16.
+        only={"alibi": (False,)},
+        defaults={"activation": "gelu", "tied": True, "context": 2048},
+        read=_falcon,
+        write=_falcon_settings,
+        ignored=_BUFFERS,
+    ),
+    Alike(
+        "opt",
+        "OPT",
+        layer="model.decoder.layers.{i}.",
+        prefixes=("model.decoder.", "decoder."),
+        gated=False,
+        norm=Norm("layer", eps=1e-5),
+        rotates=False,
+        skip=2,
+        keys={"d_ff": "ffn_dim", "activation": "activation_function"},
+        fixed={**_BIASED, **_OWN_POSITIONS, "eps": 1e-5},
+        names=_DECODER,
+        outside={
+            "embed": "model.decoder.embed_tokens",
+            "pos_embed": "model.decoder.embed_positions",
+            "final": "model.decoder.final_layer_norm",
+            "project_in": "model.decoder.project_in",
+            "project_out": "model.decoder.project_out",
+        },
+        defaults={"activation": "relu", "tied": True},
+        read=_opt,
+        write=lambda config: {
+            "do_layer_norm_before": config.layers[0].norms == "before",
+            "word_embed_proj_dim": config.d_embed or config.d_model,
+        },
+    ),
+    Alike(
+        "biogpt",
+        "BioGpt",
+        layer="biogpt.layers.{i}.",
+        prefixes=("biogpt.", ""),
+        gated=False,
+        norm=Norm("layer"),
+        rotates=False,
+        skip=2,
+        keys={"eps": "layer_norm_eps"},
+        fixed={**_BIASED, **_OWN_POSITIONS},
+        names=_DECODER,
+        outside={
+            "embed": "biogpt.embed_tokens",
+            "pos_embed": "biogpt.embed_positions",
+            "final": "biogpt.layer_norm",
+            "unembed": "output_projection",
+        },
+        defaults={"activation": "gelu", "tied": True, "eps": 1e-12},
+        read=_scaled,
+        write=lambda config: {"scale_embedding": config.embedding_scale is not None},
+    ),
+)

@@ -1,0 +1,111 @@
+"""Mamba 2: layers of a state space alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.tables import Row, row
+from glassformer.errors import UnsupportedError
+from glassformer.model.config import Config, Norm, StateSpace, uniform
+
+_LAYER, _BLOCK = "backbone.layers.{i}.", "blocks.{i}."
+_IN = ("gate", "x", "b", "c", "dt")
+
+ROWS: tuple[Row, ...] = (
+    row("backbone.embeddings.weight", "embed.weight"),
+    row(_LAYER + "norm.weight", _BLOCK + "ln1.weight"),
+    *(row(f"{_LAYER}mixer.in_proj.{t}", *(f"{_BLOCK}ssm.{p}.{t}" for p in _IN)) for t in ("weight", "bias")),
+    row(_LAYER + "mixer.conv1d.weight", _BLOCK + "ssm.conv.weight", squeezed=1),
+    row(_LAYER + "mixer.conv1d.bias", _BLOCK + "ssm.conv.bias"),
+    row(_LAYER + "mixer.dt_bias", _BLOCK + "ssm.dt_bias"),
+    row(_LAYER + "mixer.A_log", _BLOCK + "ssm.a_log"),
+    row(_LAYER + "mixer.D", _BLOCK + "ssm.skip"),
+    row(_LAYER + "mixer.norm.weight", _BLOCK + "ssm.norm.weight"),
+    *(row(f"{_LAYER}mixer.out_proj.{t}", f"{_BLOCK}ssm.o.{t}") for t in ("weight", "bias")),
+    row("backbone.norm_f.weight", "final.weight"),
+    row("lm_head.weight", "unembed.weight"),
+)
+
+
+def _read(attributes: Attributes) -> Config:
+    d_model, heads = attributes.integer("hidden_size", 4096), attributes.integer("num_heads", 128)
+    d_head, groups = attributes.integer("head_dim", 64), attributes.integer("n_groups", 8)
+    if heads * d_head != int(attributes.number("expand", 2.0) * d_model):
+        raise attributes.unsupported("expand", attributes.values.get("expand"))
+    attributes.only("hidden_act", "silu")
+    eps = attributes.number("layer_norm_epsilon", 1e-5)
+    return uniform(
+        attributes.integer("vocab_size", 32768),
+        d_model,
+        attributes.layers("num_hidden_layers", 64),
+        # a recurrence has no longest text; what was trained on is not said
+        attributes.integer("max_position_embeddings", 1 << 20),
+        StateSpace(
+            heads,
+            d_head,
+            attributes.integer("state_size", 128),
+            n_groups=groups,
+            conv=attributes.integer("conv_kernel", 4),
+            conv_bias=attributes.flag("use_conv_bias", True),
+            bias=attributes.flag("use_bias", False),
+            norm_groups=groups,
+            norm_eps=eps,
+            dt_limit=_limit(attributes),
+        ),
+        None,
+        Norm("rms", eps=eps),
+        tied=attributes.flag("tie_word_embeddings", False),
+    )
+
+
+def _whole(ratio: float) -> float | int:
+    return int(ratio) if ratio == int(ratio) else ratio
+
+
+def _limit(attributes: Attributes) -> tuple[float, float]:
+    said = attributes.sequence("time_step_limit")
+    if said is None:
+        return (0.0, math.inf)
+    numbers = [math.inf if isinstance(x, dict) or x is None else x for x in said]
+    if len(numbers) != 2 or not all(isinstance(x, (int, float)) for x in numbers):
+        raise attributes.unsupported("time_step_limit", said)
+    return (float(numbers[0]), float(numbers[1]))
+
+
+def _write(config: Config) -> dict[str, Any]:
+    s = config.layers[0].mixer
+    if not isinstance(s, StateSpace) or config.layers[0].feed_forward is not None:
+        raise UnsupportedError("it has layers of other parts than a state space")
+    low, high = s.dt_limit
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_heads": s.n_heads,
+        "head_dim": s.d_head,
+        "state_size": s.d_state,
+        "n_groups": s.n_groups,
+        "expand": _whole(s.n_heads * s.d_head / config.d_model),
+        "conv_kernel": s.conv,
+        "use_conv_bias": s.conv_bias,
+        "use_bias": s.bias,
+        "hidden_act": "silu",
+        "layer_norm_epsilon": config.norm.eps,
+        "max_position_embeddings": config.context,
+        "time_step_limit": [low, {"__float__": "Infinity"} if math.isinf(high) else high],
+        "tie_word_embeddings": config.tied,
+    }
+
+
+MAMBA2 = Family(
+    name="mamba2",
+    architecture="Mamba2ForCausalLM",
+    base="Mamba2Model",
+    rows=ROWS,
+    read=_read,
+    write=_write,
+    prefixes=("backbone.", ""),
+)
