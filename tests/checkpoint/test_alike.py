@@ -48,6 +48,8 @@ _GPT: dict[str, Any] = {
 }
 _FOUR = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 SETTINGS: dict[str, dict[str, Any]] = {
+    "apertus": {**_WITHOUT_HEAD_DIM, "hidden_act": "xielu"},
+    "stablelm": {**_WITHOUT_HEAD_DIM, "qk_layernorm": True, "use_qkv_bias": True, "partial_rotary_factor": 0.5},
     "arcee": {**_SMALL, "attention_bias": True, "mlp_bias": True},
     "biogpt": _MANY_HEADS,
     "bloom": {"vocab_size": VOCAB, "hidden_size": 48, "n_layer": 2, "n_head": 6, "pad_token_id": 0},
@@ -141,7 +143,7 @@ def reference(name: str) -> Any:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if key.endswith(("A_log", "dt_bias")):
+            if key.endswith(("A_log", "dt_bias", "alpha_p", "alpha_n")):
                 continue  # decays of their own making, or the state grows beyond all numbers
             parameter.normal_(0.0, 0.3 if parameter.dim() > 1 else 0.2, generator=generator)
             if parameter.dim() == 1 and key.endswith("weight") and "gemma" not in name and name != "nemotron":

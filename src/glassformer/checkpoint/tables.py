@@ -259,6 +259,8 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
 def _their_shape(line: Row, parts: tuple[Shape, ...]) -> Shape:
     """The shape of theirs, from those of ours that it holds."""
     whole = list(parts[0])
+    if not whole:
+        return ()
     whole[line.axis] = sum(part[line.axis] for part in parts)
     whole[0] += line.skip
     if line.transposed:

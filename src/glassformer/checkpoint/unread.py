@@ -36,6 +36,7 @@ _BASE = frozenset(
         "aux_loss_alpha", "dropout", "embd_dropout", "embedding_dropout", "ffn_dropout", "output_router_logits",
         "router_aux_loss_coef", "router_jitter_noise", "router_z_loss_coef", "seq_aux",
         "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
+        "embed_dropout", "emb_pdrop", "resid_dropout", "init_std",
         "summary_type", "summary_use_proj", "pretraining_tp",
         # of generation
         "bad_words_ids", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",

@@ -48,7 +48,7 @@ def refusal(config: Config) -> str | None:
     if layer is None or not config.all_softmax:
         return "layers that differ, or are made of other parts than attention and a dense feed-forward"
     a = config.attention(0)
-    n = config.norm
+    n, f = config.norm, config.feed_forward(0)
     reasons = {
         "norms that are shared or stand after the parts alone": layer.norms not in ("before", "both"),
         "the activation quick_gelu": config.feed_forward(0).activation == "quick_gelu",
@@ -61,6 +61,7 @@ def refusal(config: Config) -> str | None:
         or not config.final_norm
         or config.embedding_norm
         or config.d_embed is not None,
+        f"the activation {f.activation}": f.activation not in ACTIVATIONS,
         f"heads of {a.d_head} dimensions (up to {_WIDEST_HEAD})": a.d_head > _WIDEST_HEAD,
     }
     return next((reason for reason, there in reasons.items() if there), None)

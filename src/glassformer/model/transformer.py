@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith(("bias", ".sink", ".correction")) or name in plus:
                 p.zero_()
-            elif p.ndim == 1:
+            elif p.ndim <= 1:
                 p.fill_(1.0)
             else:
                 out = name.endswith((".o.weight", ".down.weight"))

@@ -28,6 +28,7 @@ from glassformer.checkpoint.families.settings import (
 )
 from glassformer.checkpoint.tables import Row
 from glassformer.model.choices import Rotary
+from glassformer.model.choices.feed_forward import LEARNED
 from glassformer.model.config import Attention, Config, FeedForward, Norm, Placement, uniform
 
 # Number of the design -> the setting that most families keep it in.
@@ -94,6 +95,7 @@ class Alike:
         blocks: pieces in which joined tensors are joined.
         slides: layers have windows by ``layer_types``; the function says which do without them.
         rotates_layer: whether a layer rotates, from (layer, its window, the settings), where not all do.
+        no_effect: settings that change no logit, as `Family` has them.
         more: further settings -> values that a written config.json has.
         read: last changes of a design, from (design, settings).
         write: the settings that these changes stand for.
@@ -125,6 +127,7 @@ class Alike:
     prefixes: tuple[str, ...] = ("model.", "")
     ignored: tuple[str, ...] = (r"(^|\.)rotary_emb\.inv_freq$",)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    no_effect: frozenset[str] = frozenset()
     more: Mapping[str, Any] = field(default_factory=dict)
     read: Callable[[Config, Attributes], Config] | None = None
     write: Callable[[Config], dict[str, Any]] | None = None
@@ -147,6 +150,7 @@ class Alike:
             prefixes=self.prefixes,
             only=self.only,
             ignored=self.ignored,
+            no_effect=self.no_effect,
         )
 
     # Tensors
@@ -162,6 +166,10 @@ class Alike:
             rows.append(Row(f"{outside['embed_norm']}.{kind}", (f"embed_norm.{kind}",)))
             for ours, theirs in names.items():
                 if ours in held:
+                    continue
+                if ours.removeprefix("mlp.") in LEARNED:
+                    if kind == "weight":
+                        rows.append(Row(f"{self.layer}{theirs}", (f"blocks.{{i}}.{ours}",)))
                     continue
                 pairs = self.pairs if ours in ("attn.q", "attn.k", "attn.q_norm", "attn.k_norm") else "half"
                 matrix = turned and ours.split(".")[0] in ("attn", "mlp") and not ours.endswith("norm")
@@ -302,7 +310,7 @@ class Alike:
             "n_kv_heads": a.n_kv_heads,
             "d_head": a.d_head,
             "d_ff": f.d_ff,
-            "activation": ACTIVATION_NAMES[f.activation],
+            "activation": ACTIVATION_NAMES.get(f.activation, f.activation),
             "eps": config.norm.eps,
             "tied": config.tied,
             "bias": a.bias,

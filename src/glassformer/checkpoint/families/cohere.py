@@ -28,6 +28,12 @@ def _phi_normed(config: Config, attributes: Attributes) -> Config:
     return each_attention(config, qk_norm="head", qk_norm_kind=config.norm)
 
 
+def _each_normed(config: Config, attributes: Attributes) -> Config:
+    if not attributes.flag("qk_layernorm", False):
+        return config
+    return each_attention(config, qk_norm="each", qk_norm_kind=Norm("layer", eps=config.norm.eps, bias=False))
+
+
 def _says_normed(key: str) -> Any:
     return lambda config: {key: config.attention(0).qk_norm is not None}
 
@@ -93,6 +99,19 @@ COHERE = (
         outside={"final": "model.final_layernorm"},
         defaults={"activation": "relu2"},
         read=_phi_normed,
+        write=_says_normed("qk_layernorm"),
+        no_effect=frozenset(["num_key_value_heads"]),
+    ),
+    Alike(
+        "stablelm",
+        "StableLm",
+        norm=Norm("layer"),
+        norms="shared",
+        fraction=0.25,
+        keys={"eps": "layer_norm_eps", "bias": "use_qkv_bias", "parallel": "use_parallel_residual"},
+        fixed={"out_bias": False, "mlp_bias": False},
+        names={f"attn.{p}_norm": f"self_attn.{p}_layernorm.norms.{{e}}" for p in "qk"},
+        read=_each_normed,
         write=_says_normed("qk_layernorm"),
     ),
     Alike(

@@ -47,9 +47,9 @@ def slopes(heads: int, most: float = 8.0, *, cut: bool = False) -> tuple[float, 
 
 
 def _neo(config: Config, attributes: Attributes) -> Config:
-    kinds = attributes.sequence("attention_layers")
+    kinds, grouped = attributes.sequence("attention_layers"), attributes.sequence("attention_types")
     if kinds is None:
-        kinds = [kind for some, times in attributes.sequence("attention_types") or [] for kind in list(some) * times]
+        kinds = [kind for some, times in grouped or [] for kind in list(some) * times]
     window = attributes.integer("window_size", 256)
     if len(kinds) != config.n_layers or any(kind not in ("global", "local") for kind in kinds):
         raise attributes.unsupported("attention_layers", kinds)
@@ -108,6 +108,7 @@ _J: dict[str, Any] = {
     "read": _part_turned,
     "write": lambda config: {**_turned_dims(config), "rope_theta": None, "rope_scaling": None},
     "ignored": _BUFFERS,
+    "no_effect": frozenset({"n_ctx", "rope_theta"}),
 }
 _J_NAMES = {"ln1": "ln_1", "attn.o": "attn.out_proj", "mlp.up": "mlp.fc_in", "mlp.down": "mlp.fc_out"}
 
@@ -273,6 +274,19 @@ GPT_ALIKE = (
             "scale_attn_weights": config.attention(0).scale is None,
         },
         ignored=_BUFFERS,
+        no_effect=frozenset(
+            [
+                "attention_softmax_in_fp32",
+                "scale_attention_softmax_in_fp32",
+                "num_key_value_heads",
+                "n_ctx",
+                "inference_runner",
+                "max_batch_size",
+                "max_sequence_length",
+                "validate_runner_input",
+                "pre_allocate_kv_cache",
+            ]
+        ),
     ),
     Alike(
         "openai-gpt",
@@ -293,6 +307,7 @@ GPT_ALIKE = (
         read=lambda config, attributes: dataclasses.replace(config, final_norm=False),
         write=lambda config: {"afn": "gelu"},
         ignored=_BUFFERS,
+        no_effect=frozenset(["n_ctx"]),
     ),
     Alike(
         "bloom",
@@ -329,6 +344,17 @@ GPT_ALIKE = (
         defaults={"tied": True, "context": 2048},
         read=_bloom,
         write=lambda config: _alibi_only(config, False),
+        no_effect=frozenset(
+            [
+                "slow_but_exact",
+                "bias_dropout_fusion",
+                "masked_softmax_fusion",
+                "skip_bias_add",
+                "skip_bias_add_qkv",
+                "n_inner",
+                "unk_token_id",
+            ]
+        ),
     ),
     Alike(
         "mpt",
@@ -366,6 +392,19 @@ GPT_ALIKE = (
         defaults={"tied": True},
         read=_mpt,
         write=_mpt_settings,
+        no_effect=frozenset(
+            [
+                "embedding_fraction",
+                "init_device",
+                "learned_pos_emb",
+                "norm_type",
+                "expansion_ratio",
+                "use_cache",
+                "verbose",
+                "attn_impl",
+                "attn_uses_sequence_id",
+            ]
+        ),
     ),
     Alike(
         "falcon",
@@ -396,6 +435,7 @@ GPT_ALIKE = (
         read=_falcon,
         write=_falcon_settings,
         ignored=_BUFFERS,
+        no_effect=frozenset(["n_ctx"]),
     ),
     Alike(
         "opt",

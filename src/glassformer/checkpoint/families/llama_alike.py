@@ -60,6 +60,7 @@ def _lengthened(config: Config, attributes: Attributes) -> Config:
     parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
     inner = attributes.inside(parameters, "rope_parameters")
     beta = inner.number("llama_4_scaling_beta", None)
+    inner.number("max_position_embeddings", None)  # the context once more
     if not beta:
         return config
     return each_attention(config, length_scale=(beta, float(inner.integer("original_max_position_embeddings"))))
@@ -118,12 +119,14 @@ LLAMA_ALIKE = (
         rotates_layer=_smollm3_rotates,
         write=_unrotated,
         defaults={"tied": True, "theta": 2_000_000.0},
+        no_effect=frozenset(["no_rope_layer_interval", "use_sliding_window", "sliding_window"]),
     ),
     Alike(
         "hunyuan_v1_dense",
         "HunYuanDenseV1",
         fixed={"mlp_bias": False, "qk_norm": "head", "qk_norm_after": True},
         names={"attn.q_norm": "self_attn.query_layernorm", "attn.k_norm": "self_attn.key_layernorm"},
+        no_effect=frozenset(["eod_token_id"]),
     ),
     Alike(
         "gemma",
@@ -131,6 +134,21 @@ LLAMA_ALIKE = (
         norm=Norm("rms", one_plus=True),
         fixed={"mlp_bias": False, "embedding_scale": "root"},
         defaults={"activation": "gelu_pytorch_tanh", "eps": 1e-6, "tied": True, "d_head": 256},
+    ),
+    Alike(
+        "apertus",
+        "Apertus",
+        gated=False,
+        keys={"out_bias": "attention_bias"},
+        fixed={"mlp_bias": False, "qk_norm": "head", "activation": "xielu"},
+        names={
+            "ln1": "attention_layernorm",
+            "ln2": "feedforward_layernorm",
+            **{f"mlp.{name}": f"mlp.act_fn.{name}" for name in ("alpha_p", "alpha_n", "beta", "eps")},
+        },
+        only={"hidden_act": ("xielu",)},
+        defaults={"theta": 12_000_000.0},
+        write=lambda config: {"hidden_act": "xielu"},
     ),
     Alike(
         "vaultgemma",
@@ -154,6 +172,7 @@ LLAMA_ALIKE = (
         fixed=_NO_BIASES,
         joined={"self_attn.qkv_proj": ("attn.q", "attn.k", "attn.v"), "mlp.gate_up_proj": ("mlp.gate", "mlp.up")},
         slides=lambda i: True,
+        no_effect=frozenset(["original_max_position_embeddings"]),
     ),
     Alike(
         "ministral3",

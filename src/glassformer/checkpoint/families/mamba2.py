@@ -108,4 +108,10 @@ MAMBA2 = Family(
     read=_read,
     write=_write,
     prefixes=("backbone.", ""),
+    no_effect=frozenset(
+        {
+            *("chunk_size", "rescale_prenorm_residual", "residual_in_fp32", "time_step_rank", "intermediate_size"),
+            *("time_step_floor", "time_step_max", "time_step_min", "rms_norm", "norm_before_gate", "d_model"),
+        }
+    ),
 )

@@ -8,8 +8,11 @@ from typing import ClassVar, Literal
 from glassformer.errors import ConfigError, near
 from glassformer.model.choices.common import Component, positive
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu", "xielu"]
 ACTIVATIONS: tuple[str, ...] = ("gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu")
+
+# Numbers that xIELU (arXiv:2411.13010) learns or keeps in each layer.
+LEARNED: tuple[str, ...] = ("alpha_p", "alpha_n", "beta", "eps")
 
 
 def known_activation(name: str) -> None:
@@ -34,6 +37,8 @@ class FeedForward:
 
     def __post_init__(self) -> None:
         positive("feed_forward", d_ff=self.d_ff)
+        if self.activation == "xielu" and not self.gated:
+            return
         known_activation(self.activation)
 
     @property
@@ -54,6 +59,8 @@ class FeedForward:
             found[f"{name}.weight"] = Component(shape, name)
             if self.bias:
                 found[f"{name}.bias"] = Component(shape[:1], "biases")
+        if self.activation == "xielu":
+            found |= {name: Component((1,) if name.startswith("alpha") else (), "biases") for name in LEARNED}
         return found
 
     def sites(self) -> tuple[str, ...]:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.model.choices import FeedForward
+from glassformer.model.choices.feed_forward import LEARNED
 from glassformer.model.layers import Linear, gate
 from glassformer.model.sites import View, see
 
 
 class FeedForwardPart(nn.Module):
     """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated; its sites begin with `at`."""
+
+    alpha_p: Tensor
+    alpha_n: Tensor
+    beta: Tensor
+    eps: Tensor
 
     def __init__(self, choice: FeedForward, d_model: int, at: str = "mlp.") -> None:
         super().__init__()
@@ -22,7 +31,13 @@ class FeedForwardPart(nn.Module):
         self.gate = Linear(d_model, f.d_ff, f.bias) if f.gated else None
         self.up = Linear(d_model, f.d_ff, f.bias)
         self.down = Linear(f.d_ff, d_model, f.bias)
-        self.activation = functools.partial(gate, f.activation)
+        if f.activation == "xielu":
+            for name in LEARNED:
+                size = (1,) if name.startswith("alpha") else ()
+                self.register_parameter(name, nn.Parameter(torch.empty(size)))
+            self.activation: Callable[..., Tensor] = self.xielu
+        else:
+            self.activation = functools.partial(gate, f.activation)
 
     @property
     def columns(self) -> Float[Tensor, "d_model d_ff"]:
@@ -36,3 +51,9 @@ class FeedForwardPart(nn.Module):
             pre = see(view, self.at + "pre", self.gate(x))
             h = self.activation(pre, see(view, self.at + "pre_linear", self.up(x)))
         return self.down(see(view, self.at + "post", h))
+
+    def xielu(self, x: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
+        """A quadratic above zero and an integrated exponential below, of learned strengths (arXiv:2411.13010)."""
+        up, down = F.softplus(self.alpha_p), self.beta + F.softplus(self.alpha_n)
+        below = (torch.expm1(torch.minimum(x, self.eps)) - x) * down
+        return torch.where(x > 0, up * x * x, below) + self.beta * x
