@@ -150,7 +150,7 @@ def test_neox_turns_by_what_transformers_turns_by(tmp_path: Path, settings: dict
         assert gap(transformer(tiny_tokens()), reference_logits(reference, tiny_tokens())) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["mpt", "gpt_neoxx", "qwen9"])
+@pytest.mark.parametrize("name", ["xlm", "gpt_neoxx", "qwen9"])
 def test_an_unknown_type_is_compared_with_no_other(tmp_path: Path, name: str) -> None:
     edit(Path(tiny_directory(tmp_path)), model_type=name)
     with pytest.raises(UnsupportedError) as raised:

@@ -401,6 +401,7 @@ GPT_ALIKE = (
                 "expansion_ratio",
                 "use_cache",
                 "verbose",
+                "is_encoder_decoder",
                 "attn_impl",
                 "attn_uses_sequence_id",
             ]
@@ -435,7 +436,7 @@ GPT_ALIKE = (
         read=_falcon,
         write=_falcon_settings,
         ignored=_BUFFERS,
-        no_effect=frozenset(["n_ctx"]),
+        no_effect=frozenset(["n_ctx", "num_ln_in_parallel_attn"]),
     ),
     Alike(
         "opt",
