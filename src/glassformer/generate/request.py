@@ -51,7 +51,7 @@ class Request:
     constraint: Constraint | None = None
     tap: Tap | None = field(default=None, compare=False)
     drafter: Drafter | None = field(default=None, compare=False)
-    drafts: int = 12
+    drafts: int = 7  # with the last token as many rows as the native path multiplies at once
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
