@@ -43,6 +43,9 @@ def test_progress_shows_for_long_texts_and_goes(monkeypatch, capsys):
     told(256, 5459)
     told(5459, 5459)
     assert capsys.readouterr().err == "\rreading 5,459 tokens: 5% \r\x1b[K"
+    told.close()
+    told(512, 5459)  # of a reading that was stopped
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no terminals of this kind here")

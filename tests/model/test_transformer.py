@@ -129,6 +129,7 @@ def test_runs_in_the_dtype_it_is_given(dtype: torch.dtype) -> None:
 
 def test_gradients_flow_and_agree_with_and_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     from glassformer.kernels import ops
+
     config = uniform(30, 64, 2, 64, Attention(4, 2, 16, bias=True, out_bias=True), FeedForward(96, bias=True))
     tokens = text(config, 4, 40)
 

@@ -266,7 +266,7 @@ class Printer:
 
     def end(self) -> None:
         """The line break after an answer."""
-        self.reading.clear()
+        self.reading.close()
         if not self._quiet and self._wrapper is not None:
             sys.stdout.write(self._wrapper.finish())
         if not self._quiet and not self._show and not self.text.endswith("\n"):

@@ -85,17 +85,22 @@ class ReadingProgress:
     """How much of a long text is read, on one line of standard error that goes when the answer begins."""
 
     def __init__(self) -> None:
-        self._shown = False
+        self._shown = self._closed = False
 
     def __call__(self, done: int, total: int) -> None:
         """`done` of `total` tokens are read."""
-        if total < _READ_AT_ONCE or not sys.stderr.isatty():
+        if self._closed or total < _READ_AT_ONCE or not sys.stderr.isatty():
             return
         if done < total:
             self._shown = True
             print(f"\rreading {total:,} tokens: {done / total:.0%} ", end="", file=sys.stderr, flush=True)
         else:
             self.clear()
+
+    def close(self) -> None:
+        """The answer is over: nothing that still arrives is shown."""
+        self._closed = True
+        self.clear()
 
     def clear(self) -> None:
         """Take the line away."""
