@@ -23,7 +23,7 @@ with = @if command -v $(1) >/dev/null; then echo '$(3)' && $(3); \
 	else echo "skipped: there is no $(1) to check $(2)"; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize lint format docs bench peers clean
+.PHONY: help demo test quick size sanitize lint format docs bench peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,14 @@ demo: $(VENV)/.ready ## install, fetch SmolLM2-135M, and show the next words of 
 test: $(VENV)/.ready-dev ## run every test
 	$(if $(JS_TESTS),$(call with,node,the units of the page,node --test $(JS_TESTS)))
 	OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+quick: $(VENV)/.ready-dev ## style, types, and the tests of the model, in under a minute
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/model tests/test_floors.py $(ARGS)
+
+size: ## lines by room, the largest files and the longest functions
+	@python3 scripts/size.py
 
 sanitize: ## every fast kernel beside its naive loop, with warnings as errors and sanitizers
 	$(or $(CXX),c++) $(SANITIZE) src/glassformer/kernels/csrc/selftest.cpp -o $(SELFTEST) -pthread && $(SELFTEST)

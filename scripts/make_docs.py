@@ -1,5 +1,5 @@
-"""Write the documentation that the program itself can tell: `docs/cli.md`, `docs/sampling.md`, `docs/sites.md` and
-`docs/views.md`.
+"""Write the documentation that the program itself can tell: `docs/cli.md`, `docs/models.md`, `docs/sampling.md`,
+`docs/sites.md`, `docs/tree.md` and `docs/views.md`.
 
 python scripts/make_docs.py           write the files
 python scripts/make_docs.py --check   exit 1 when one of them is not what it would write
@@ -88,6 +88,47 @@ def views() -> str:
     return "\n".join(parts)
 
 
+def models() -> str:
+    """The families: what each is called, and which layouts it is read from and written to."""
+    from glassformer.checkpoint.families import FAMILIES
+
+    rows = [
+        f"| `{name}` | {family.architecture} | {family.gguf.architecture if family.gguf else '–'} |"
+        for name, family in sorted(FAMILIES.items())
+    ]
+    return (
+        f"# Models that open\n\n{GENERATED}\n"
+        f"{len(rows)} types of model (`model_type` in config.json) are read from Hugging Face folders and written to\n"
+        "them; those with a GGUF architecture are read from and written to GGUF files as well. Each is tested with\n"
+        "tiny random weights against transformers. A setting that would change the answer and has no place in the\n"
+        "design is refused by name. What the native engine does not compute runs through torch, which is said once.\n\n"
+        "| model_type | class in transformers | GGUF architecture |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n"
+    )
+
+
+def tree() -> str:
+    """Every file of the package with the first sentence of its docstring, room by room, from the top floor down."""
+    import ast
+
+    root = DOCS.parent / "src" / "glassformer"
+    floors = ("cli", "serve", "views", "train", "generate", "interp", "predict", "checkpoint", "fetch", "data")
+    floors += ("model", "tokenizer", "kernels", "system")
+    parts = [f"# The tree\n\n{GENERATED}\nRooms from the top floor down; a room imports only what stands below it.\n"]
+
+    def line(path: Path) -> str:
+        about = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        sentence = " ".join(about.split("\n\n")[0].split()).replace("|", "\\|")
+        return f"| `{path.relative_to(root)}` | {sentence} |"
+
+    def table(paths: list[Path]) -> str:
+        return "\n".join(["| file | what it is for |", "| --- | --- |", *map(line, paths)]) + "\n"
+
+    parts.append("## At the top\n\n" + table(sorted(p for p in root.glob("*.py") if p.stem != "__main__")))
+    for room in floors:
+        parts.append(f"## `{room}`\n\n" + table(sorted((root / room).rglob("*.py"))))
+    return "\n".join(parts)
+
+
 def _kind(about: dict) -> str:
     """A parameter's type and bounds, from its JSON schema."""
     options = [one for one in about.get("anyOf", [about]) if one.get("type") != "null"]
@@ -139,7 +180,14 @@ def _plain(value: Any) -> str:
     return "[]" if value == frozenset() else json.dumps(value)
 
 
-PAGES = {"cli.md": cli, "sampling.md": sampling, "sites.md": sites, "views.md": views}
+PAGES = {
+    "cli.md": cli,
+    "models.md": models,
+    "sampling.md": sampling,
+    "sites.md": sites,
+    "tree.md": tree,
+    "views.md": views,
+}
 
 
 def main() -> int:
