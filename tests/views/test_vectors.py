@@ -62,3 +62,16 @@ def test_the_rate_counts_what_is_nearest(session: Session, model: Any, monkeypat
     assert found["relations"][1]["asked"] == 0
     by_name = session.view("sum", {"words": f"{single[0]} + {single[1]}"})
     assert by_name["neighbours"][0]["similarity"] <= 1
+
+
+def test_meanings_move_in_one_plane(session: Session, model: Any):
+    texts = ["The mole", "One mole of", "A small mole"]
+    found = session.view("meaning", {"word": "mole", "texts": texts})
+    places = found["places"]
+    at = [(model.trace(text), t["position"]) for text, t in zip(texts, found["texts"], strict=True)]
+    last = torch.stack([torch.nn.functional.normalize(t.at(places[-1], p).double(), dim=0) for t, p in at])
+    # Three points lie in one plane, so at the last place every distance is the true one.
+    assert found["shown"][-1] == pytest.approx(1, abs=1e-9)
+    dots = torch.tensor(found["dots"][-1])
+    assert torch.allclose(torch.cdist(dots.double(), dots.double()), torch.cdist(last, last), atol=1e-6)
+    assert all(0 <= share <= 1 + 1e-9 for share in found["shown"])

@@ -49,7 +49,7 @@ def test_attention_from_head_to_number(app: Watched):
     app.page.keyboard.press("Enter")
     app.settle()
     steps = app.page.locator(".step strong").all_text_contents()
-    assert steps == ["Query · key", "Scale", "Softmax", "Value", "Effect"]
+    assert steps[1:] == ["Query · key", "Scale, mask, softmax", "Value", "Addition", "Effect"]
     box = app.page.locator(".scroller").bounding_box()
     assert box is not None
     app.page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.85)
@@ -195,7 +195,7 @@ def test_comparing(app: Watched):
 
 def test_one_word_in_several_texts(app: Watched):
     app.open().room("meaning")
-    assert app.page.locator("#room-meaning svg polyline").count() == 3
+    assert app.page.locator("#room-meaning svg.chart polyline").count() == 3
     app.page.fill("#meaning-texts", "The mole\nNo such word")
     app.page.click("text=Lay side by side")
     app.settle()
@@ -238,5 +238,5 @@ def test_a_run_and_its_checkpoints_through_every_view(app: Watched):
 def test_the_race(app: Watched):
     app.open(HERE).room("size")
     app.page.click("#race")
-    app.page.wait_for_selector("text=random weights")
+    app.page.wait_for_selector("#room-size >> text=random weights")
     assert app.page.locator("#room-size .prob").count() >= 3

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field
 
 from glassformer.views.asks import Edit, Strict, Text
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
     from glassformer.views.report_data import Plan
     from glassformer.views.session import Session
 
@@ -39,4 +42,24 @@ def meaning(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     from glassformer.interp.meaning import meaning as meant
 
     model = session.edited(ask)
-    return meant(ask.word, [model.trace(text, ask.bos) for text in ask.texts]).to_dict()
+    traces = [model.trace(text, ask.bos) for text in ask.texts]
+    found = meant(ask.word, traces).to_dict()
+    check()
+    return found | _moves(found, traces)
+
+
+def _moves(found: dict[str, Any], traces: list[Trace]) -> dict[str, Any]:
+    """The word's vector in each text as a dot, place by place, in one plane.
+
+    Vectors are brought to length 1 and centred over the texts at each place; the plane is that of the two principal
+    axes at the last place, and `shown` is the share of the squared distances that it shows at each place.
+    """
+    at = [(trace, text["position"]) for trace, text in zip(traces, found["texts"], strict=True)]
+    units = torch.stack(
+        [torch.stack([F.normalize(t.at(place, p).double().cpu(), dim=0) for t, p in at]) for place in found["places"]]
+    )
+    apart = units - units.mean(1, keepdim=True)
+    _, _, axes = torch.linalg.svd(apart[-1], full_matrices=False)
+    dots = apart @ axes[:2].T
+    shown = dots.pow(2).sum((1, 2)) / apart.pow(2).sum((1, 2)).clamp(min=1e-12)
+    return {"dots": dots.tolist(), "shown": shown.tolist()}

@@ -15,11 +15,11 @@ const VIEWS = {
 /** Remember what was asked of a source and what it said, by view. @param {any} source */
 export function listening(source) {
   const get = source.get.bind(source);
-  source.last = new Map();
+  source.heard = new Map();
   source.get = async (/** @type {string} */ view, /** @type {any} */ args, /** @type {any} */ options) => {
     const found = await get(view, args, options);
-    source.last.delete(view);
-    source.last.set(view, { args, found });
+    source.heard.delete(view);
+    source.heard.set(view, { args, found });
     return found;
   };
   return source;
@@ -30,9 +30,9 @@ export function tools(source, state, panel) {
   const said = h("span", { class: "small", role: "status" });
   const now = () => {
     const names = VIEWS[state.get("tab")] ?? [];
-    const held = [...source.last.keys()].reverse().find((name) => names.includes(name));
+    const held = [...source.heard.keys()].reverse().find((name) => names.includes(name));
     if (!held) throw new Error("Nothing was computed here yet.");
-    return { name: held, ...source.last.get(held) };
+    return { name: held, ...source.heard.get(held) };
   };
   const act = (/** @type {string} */ label, /** @type {string} */ title, /** @type {() => any} */ what) => h("button", { type: "button", class: "small", title, onclick: async () => {
     try {

@@ -70,6 +70,8 @@ export function mount(element, source, state) {
     put(body,
       h("ol", { class: "contexts" }, d.texts.map((/** @type {any} */ t) => h("li", {}, h("span", { class: "mono" }, t.tokens.slice(0, t.position - t.pieces + 1).join("")), h("mark", { class: "mono" }, t.tokens.slice(t.position - t.pieces + 1, t.position + 1).join("")), h("span", { class: "mono" }, t.tokens.slice(t.position + 1).join("")),
         t.pieces > 1 ? h("span", { class: "soft small" }, ` ${t.pieces} tokens, read at the last`) : null))),
+      d.dots ? moves(d) : null,
+      h("h3", {}, "How alike they stay"),
       h("figure", { class: "figure" }, svg, h("figcaption", { class: "row small" }, pairs.map(([i, j], k) => h("span", { class: `key line-${k % 4}` }, `${i + 1} and ${j + 1}`)))),
       h("div", { class: "two" },
         h("div", {}, h("h3", {}, "At the end"), h("table", { class: "lens" }, h("thead", {}, h("tr", {}, h("td", {}), d.texts.map((/** @type {any} */ _, /** @type {number} */ i) => h("th", { scope: "col" }, i + 1)))),
@@ -86,4 +88,28 @@ export function mount(element, source, state) {
         }))), h("p", { class: "soft small" }, "One box for each half layer, from the first to the last: blue parts the meanings, orange brings them closer."))),
     );
   }
+}
+
+/** The word's vectors as dots that part under a layer scrubber, each with the way it came. @param {any} d */
+function moves(d) {
+  const side = 300;
+  const reach = Math.max(1e-9, ...d.dots.flat(2).map(Math.abs));
+  const at = (/** @type {number[]} */ [x, y = 0]) => [side / 2 + (x / reach) * (side / 2 - 30), side / 2 - (y / reach) * (side / 2 - 30)];
+  const svg = s("svg", { viewBox: `0 0 ${side} ${side}`, class: "moves", role: "img" });
+  const said = h("output", { class: "small" });
+  const slider = h("input", { type: "range", min: 0, max: d.places.length - 1, step: 1, value: d.places.length - 1, "aria-label": "Layer", oninput: () => draw() });
+  slider.value = String(d.places.length - 1);
+  function draw() {
+    const now = Number(slider.value);
+    put(svg, d.texts.map((/** @type {any} */ t, /** @type {number} */ i) => {
+      const [x, y] = at(d.dots[now][i]);
+      return s("g", { class: `line-${i % 4}`, "data-dot": JSON.stringify(d.dots[now][i]) },
+        s("polyline", { class: "line tail", points: d.dots.slice(0, now + 1).map((/** @type {number[][]} */ dots) => at(dots[i]).map((v) => v.toFixed(1)).join(",")).join(" ") }),
+        s("circle", { class: "point", cx: x, cy: y, r: 6 }), s("text", { class: "tick", x: x > side * 0.55 ? x - 9 : x + 9, y: y + 4, "text-anchor": x > side * 0.55 ? "end" : "start" }, `${i + 1} ${shown(t.tokens.slice(Math.max(0, t.position - 1), t.position + 1).join("")).slice(-18)}`));
+    }));
+    svg.setAttribute("aria-label", `The word's vectors at ${placeName(d.places[now])}`);
+    said.textContent = `${placeName(d.places[now])}; this plane shows ${(100 * d.shown[now]).toFixed(0)}% of how far they lie apart`;
+  }
+  draw();
+  return h("div", { class: "figure" }, svg, h("label", { class: "small" }, "layer ", slider), said);
 }
