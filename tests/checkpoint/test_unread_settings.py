@@ -52,6 +52,19 @@ def test_an_unknown_key_with_a_telling_value_is_refused_by_name(tmp_path: Path, 
     assert opened.ignored == ("residual_multiplier",)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_refuses_a_key_that_it_does_not_read(family: str) -> None:
+    """On transformers' own default settings of each, all of which are known."""
+    from transformers import AutoConfig
+
+    settings = json.loads(json.dumps(AutoConfig.for_model(family).to_dict(), default=str))
+    FAMILIES[family].from_hf(settings, "config.json")
+    with pytest.raises(
+        UnsupportedError, match=r"sets an_unknown_multiplier to 0\.22, .*--ignore-key an_unknown_multiplier"
+    ):
+        FAMILIES[family].from_hf({**settings, "an_unknown_multiplier": 0.22}, "config.json")
+
+
 @pytest.mark.parametrize(("family", "variant"), EVERY)
 def test_everything_that_transformers_writes_is_known(family: str, variant: str) -> None:
     """All of a config's settings, defaults among them, and no note of any."""
