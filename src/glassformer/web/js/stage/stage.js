@@ -393,8 +393,10 @@ export class Stage {
     const ctx = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d", { alpha: false }));
     ctx.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     ctx.globalAlpha = 1;
-    ctx.fillStyle = theme().ground;
-    ctx.fillRect(0, 0, this.w, this.h);
+    if (this.zoom.path.length || !this.scene.covers) {
+      ctx.fillStyle = theme().ground;
+      ctx.fillRect(0, 0, this.w, this.h);
+    }
     const pen = new Pen(ctx, this.size);
     this.paint(pen);
     this.#fading(ctx, now);
