@@ -11,6 +11,7 @@ export class ReportSource {
     this.data = data;
     this.live = false;
     this.rooms = data.rooms;
+    this.site = data.site ?? null;
     this.title = `${data.tokens.model}, ${data.tokens.precision}`;
     this.last = data.tokens.tokens.length - 1;
   }

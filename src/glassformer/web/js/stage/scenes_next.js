@@ -221,15 +221,6 @@ export const temperature = {
   },
 };
 
-/** Words whose absence is tried. @param {Stage} stage @returns {number[]} */
-function suspects(stage) {
-  const d = /** @type {import("./data.js").StageData} */ (stage.data);
-  const given = new Float64Array(d.count);
-  for (const arc of d.into(d.position)) given[arc.key] += arc.share;
-  const all = Array.from({ length: d.position }, (_, i) => i);
-  return (all.length <= 8 ? all : all.sort((a, b) => given[b] - given[a]).slice(0, 8)).sort((a, b) => a - b);
-}
-
 /** @type {Scene} */
 export const why = {
   id: "why",
@@ -237,18 +228,7 @@ export const why = {
   hold: 0.35,
   fields: (stage) => ({ word: best(stage) }),
   room: () => ({ room: "why", set: {} }),
-  async need(stage) {
-    const d = /** @type {import("./data.js").StageData} */ (stage.data);
-    const rows = [];
-    for (const i of suspects(stage)) {
-      const edit = { kind: "knockout", source: [i] };
-      const found = await stage.source.get("effects", { text: stage.state.get("text"), model: stage.state.get("model"), edits: [...stage.state.get("edits"), edit], position: d.position, top: 20 });
-      const id = d.next[0].id;
-      const moved = found.changed.find((/** @type {any} */ c) => c.id === id) ?? found.after.tokens.find((/** @type {any} */ c) => c.id === id);
-      rows.push({ i, before: d.next[0].probability, after: moved?.after ?? moved?.probability ?? null, instead: found.after.tokens[0] });
-    }
-    return { rows };
-  },
+  need: (stage) => ask(stage, "without", { position: stage.data?.position ?? -1 }),
   paint(pen, t, stage) {
     const { rows } = stage.found;
     const { w, h, tall } = stage.frame;
@@ -269,7 +249,7 @@ export const why = {
       const inn = phase(t, k * 0.02, 0.08 + k * 0.02);
       const after = row.after ?? 0;
       pen.rect(x, y - 16, chip, 32, pen.t.chip, 8, inn * (1 - 0.5 * out));
-      const wide = pen.text(word(stage, row.i), x + 10, y, { weight: 600, alpha: inn * (1 - 0.4 * out), most: chip - 18 });
+      const wide = pen.text(word(stage, row.source), x + 10, y, { weight: 600, alpha: inn * (1 - 0.4 * out), most: chip - 18 });
       if (out > 0) pen.line([[x + 8, y], [x + 8 + (wide + 4) * out, y]], pen.t.warm, 2.5);
       pen.rect(bar, y - 10, full, 20, pen.t.chip, 5, 0.7);
       pen.rect(bar, y - 10, Math.max(1, full * p * inn), 20, pen.t.faint, 5, 0.9);
@@ -282,7 +262,7 @@ export const why = {
     const rows = stage.found?.rows ?? [];
     if (rows.length < 2) return null;
     const order = [...rows].sort((a, b) => (a.after ?? 0) - (b.after ?? 0));
-    return { ask: say("ask.why", { word: best(stage) }), ...mixed(word(stage, order[0].i), order.slice(1).map((r) => word(stage, r.i)), rows.length), because: say("why.why", { word: word(stage, order[0].i), before: pct(order[0].before), after: pct(order[0].after ?? 0) }) };
+    return { ask: say("ask.why", { word: best(stage) }), ...mixed(word(stage, order[0].source), order.slice(1).map((r) => word(stage, r.source)), rows.length), because: say("why.why", { word: word(stage, order[0].source), before: pct(stage.found.before), after: pct(order[0].after ?? 0) }) };
   },
 };
 

@@ -100,6 +100,7 @@ export class Stage {
     put(this.list, SCENES.map((scene, i) => h("option", { value: scene.id }, i ? `${i} · ${say(`scene.${scene.id}`)}` : say(`scene.${scene.id}`))));
     this.list.value = this.scene.id;
     put(this.share, [0.1, 0.05, 0.02].map((x) => h("option", { value: String(x) }, say("stage.above", { x: Math.round(100 * x) }))));
+    this.share.hidden = !this.source.live;
     this.share.value = String(this.state.get("stageShare") ?? 0.1);
     for (const [element, key] of /** @type {[HTMLElement, string][]} */ ([[this.list, "stage.scenes"], [this.share, "stage.share"], [this.lang, "stage.language"], [this.before, "stage.before"], [this.after, "stage.after"], [this.bar, "stage.scrub"], [this.canvas, "stage.canvas"]])) element.setAttribute("aria-label", say(key));
     this.before.disabled = n === 0;
