@@ -60,7 +60,8 @@ def test_pages_lead_to_each_other_and_say_what_they_lack(visit: Callable[..., Wa
     assert "0.4 %" in said
     assert 'glassformer open "The mole is"' in said
     watched.page.click("nav.site a")
-    wait(watched, f"{STAGE}?.data")
+    watched.page.wait_for_url("**/text-1.html")
+    wait(watched, "document.querySelector('.stage-room')?.stage?.data")
     assert watched.page.url.endswith("text-1.html")
     assert "a <b>bank</b>" in watched.page.inner_text("nav.site strong")
     watched.page.evaluate(f"() => {STAGE}.zoom.into({{ layer: 0, head: 0, query: 1, key: 1 }})")

@@ -92,7 +92,7 @@ export const layers = {
     const answer = stage.found.followed?.[0];
     const x = { layer: tall ? 44 : w * 0.1, word: tall ? 56 : w * 0.1 + 18, bar: tall ? w * 0.46 : w * 0.3 };
     const right = tall ? 54 : 90;
-    pen.text(say("layers.head"), x.bar, 18, { size: 0.82, colour: pen.t.soft, most: w - x.bar - 8 });
+    pen.text(say("layers.head"), tall ? w - 8 : x.bar, 18, { align: tall ? "right" : "left", size: tall ? 0.66 : 0.82, colour: pen.t.soft, most: tall ? w - 16 : w - x.bar - 8 });
     rows.forEach((/** @type {any} */ row, /** @type {number} */ i) => {
       const k = rows.length - 1 - i; // the first layer at the bottom: upon it the others
       const y = 36 + (k + 0.5) * step;
@@ -242,7 +242,7 @@ export const why = {
     const x = tall ? 8 : w * 0.06;
     const bar = x + chip + (tall ? 10 : 30);
     const full = tall ? w - bar - 62 : w * 0.42;
-    pen.text(say("why.head", { word: best(stage), p: pct(p) }), bar, y0 - 24, { size: 0.9, colour: pen.t.soft, most: w - bar - 8 });
+    pen.text(say("why.head", { word: best(stage), p: pct(p) }), tall ? x : bar, y0 - 24, { size: tall ? 0.8 : 0.9, colour: pen.t.soft, most: w - (tall ? x : bar) - 8 });
     rows.forEach((/** @type {any} */ row, /** @type {number} */ k) => {
       const y = y0 + (k + 0.5) * step;
       const out = phase(t, 0.38 + k * 0.03, 0.5 + k * 0.03);
@@ -364,7 +364,7 @@ export const size = {
     const inks = { attention: rgba(pen.t.plus, 0.75), feed_forward: rgba(pen.t.minus, 0.8), embedding: pen.t.good, other: pen.t.faint };
     const grow = phase(t, 0.02, 0.25);
     const seen = phase(t, 0.42, 0.55);
-    pen.text(say("size.big", { n: total.toLocaleString("en") }), x0, 20, { weight: 650, most: w - x0 - 8 });
+    pen.text(say("size.big", { n: total.toLocaleString("en") }), x0, 20, { weight: 650, size: tall ? 0.85 : 1, most: w - x0 - 8 });
     // Areas to scale: columns of the square, each as wide as its share.
     let x = x0;
     for (const [name, n] of parts) {

@@ -318,7 +318,7 @@ export class Stage {
     const size = parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.875;
     const tall = w < 640;
     const n = this.data?.count ?? 5;
-    const high = tall ? Math.max(540, Math.min(innerHeight * 0.86, 720)) : Math.max(400, Math.min(Math.max(innerHeight - 350, 0.36 * w), w * 0.6, n > 60 ? 1e4 : 1100));
+    const high = tall ? Math.max(540, Math.min(innerHeight * 0.86, 720)) : Math.max(400, Math.min(Math.max(innerHeight - 350, 0.36 * w), w * 0.6, n > 60 ? 1e4 : 900));
     const ratio = Math.min(2, devicePixelRatio || 1);
     const same = this.w === w && this.h === high && this.size === size && this.ratio === ratio;
     this.w = w;

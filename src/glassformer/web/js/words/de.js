@@ -129,11 +129,12 @@ export const DE = {
   "scene.heads": "Viele Köpfe blicken zugleich",
   "scene.heads.say": "Es gibt {n} solcher Gitter, jedes mit seiner eigenen Art zu blicken. Umrahmt sind die, die mehr als {share} % der Last ihrer Schicht zum letzten Wort tragen.",
   "heads.legend": "eine Spalte je Schicht, eine Zeile je Kopf; Rahmen: was das letzte Wort erreicht",
+  "heads.legend.tall": "eine Zeile je Schicht, eine Spalte je Kopf; Rahmen: was das letzte Wort erreicht",
   "ask.heads": "wie viele von {all} Köpfen tragen mehr als {share} % der Last ihrer Schicht von einem Wort zu „{word}“?",
   "why.heads": "Bei diesem Text sind es {count}. Die anderen ruhen auf dem ersten Wort oder auf dem Wort selbst, oder sie tragen wenig.",
 
   "scene.facts": "Das Feed-forward als gespeicherte Fakten",
-  "scene.facts.say": "Jedes Neuron ist eine Frage und eine Antwort: es feuert auf das, was es erkennt (links), und addiert dann seine Spalte, die bestimmte Wörter hebt (rechts). Diese schoben „{word}“ am meisten, hinauf oder hinab.",
+  "scene.facts.say": "Jedes Neuron ist eine Frage und eine Antwort: es feuert auf das, was es erkennt, und addiert dann seine Spalte, die bestimmte Wörter hebt oder senkt. Diese schoben „{word}“ am meisten, hinauf oder hinab.",
   "facts.excited": "was es erregt",
   "facts.writes": "was es jetzt hebt ↑ oder senkt ↓",
   "facts.gives": "für „{word}“",

@@ -129,11 +129,12 @@ export const EN = {
   "scene.heads": "Many heads look at once",
   "scene.heads.say": "There are {n} such grids, each with its own way of looking. Framed are those that carry more than {share} % of their layer's load to the last word.",
   "heads.legend": "a column a layer, a row a head; frames: what reaches the last word",
+  "heads.legend.tall": "a row a layer, a column a head; frames: what reaches the last word",
   "ask.heads": "of {all} heads, how many carry more than {share} % of their layer's load to “{word}” from one word?",
   "why.heads": "{count} do on this text. The others rest on the first word or on the word itself, or carry little.",
 
   "scene.facts": "The feed-forward as stored facts",
-  "scene.facts.say": "Each neuron is a question and an answer: it fires on what it recognises (left) and then adds its column, which raises certain words (right). These pushed “{word}” most, up or down.",
+  "scene.facts.say": "Each neuron is a question and an answer: it fires on what it recognises and then adds its column, which raises or lowers certain words. These pushed “{word}” most, up or down.",
   "facts.excited": "what excites it",
   "facts.writes": "what it raises ↑ or lowers ↓ now",
   "facts.gives": "to “{word}”",
