@@ -10,6 +10,7 @@ from glassformer.model.config import (
     Config,
     Experts,
     FeedForward,
+    LatentAttention,
     Layer,
     Norm,
     RopeScaling,
@@ -114,12 +115,14 @@ def experts(draw: st.DrawFn) -> Experts:
         scores="sparse_mixer" if mixer else draw(st.sampled_from(["softmax", "sigmoid"])),  # type: ignore[arg-type]
         jitter=0.3,
         correction=not mixer and draw(st.booleans()),
+        correction_of=draw(st.sampled_from(["scores", "before"])),  # type: ignore[arg-type]
         groups=groups,
         top_groups=draw(st.integers(1, groups)),
         group_best=draw(st.integers(1, 2)),
         renormalise=draw(st.booleans()),
         scale=draw(st.sampled_from([1.0, 2.5])),
         shared=shared,
+        shared_scale=draw(st.sampled_from([1.0, 0.5])),
         shared_gate=shared is not None and draw(st.booleans()),
     )
 
@@ -146,6 +149,27 @@ def attentions(draw: st.DrawFn) -> Attention:
         qk_norm_after=draw(st.booleans()),
         softcap=draw(st.sampled_from([None, 2.0])),
         clip=draw(st.sampled_from([None, 0.7])),
+        clip_after=draw(st.booleans()),
+    )
+
+
+@st.composite
+def latents(draw: st.DrawFn) -> LatentAttention:
+    """Latent attention with anything it may have."""
+    n_heads = draw(st.integers(1, 3))
+    return LatentAttention(
+        n_heads,
+        n_heads,
+        6,
+        d_value=draw(st.sampled_from([None, 5])),
+        bias=draw(st.booleans()),
+        out_bias=draw(st.booleans()),
+        rotary=Rotary(100.0, draw(st.sampled_from([2 / 6, 4 / 6]))),
+        sink=draw(st.booleans()),
+        window=draw(st.sampled_from([None, 3])),
+        scale=draw(st.sampled_from([None, 0.3])),
+        kv_rank=draw(st.sampled_from([3, 7])),
+        q_rank=draw(st.sampled_from([None, 5])),
     )
 
 
@@ -172,7 +196,7 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
     """Any mixture of layers: attention of every form beside state spaces, with and without feed-forward parts."""
     layers = []
     for _ in range(draw(st.integers(1, max_layers))):
-        mixer = draw(st.one_of(attentions(), state_spaces(), st.none()))
+        mixer = draw(st.one_of(attentions(), latents(), state_spaces(), st.none()))
         feeds = st.one_of(dense(), experts())
         feed = draw(feeds) if mixer is None else draw(st.one_of(feeds, st.none()))
         parallel = mixer is not None and feed is not None and draw(st.booleans())

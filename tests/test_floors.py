@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"cli"},
     {"serve", "notebook"},
     {"views"},
-    {"lm", "remote"},
+    {"lm"},
     {"train"},
     {"generate", "interp"},
     {"predict", "checkpoint"},
@@ -35,7 +35,6 @@ HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = [
     "glassformer",
     "glassformer.errors",
-    "glassformer.remote",
     "glassformer.system.folders",
     "glassformer.kernels.compile",
     "glassformer.count",

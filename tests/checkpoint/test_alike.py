@@ -16,6 +16,7 @@ from glassformer.checkpoint.families import FAMILIES
 from glassformer.count import count
 from glassformer.interp.trace import trace
 from glassformer.model import Cache, Transformer
+from tests.checkpoint.sparse_settings import SPARSE
 from tests.tiny import gap
 
 VOCAB = 96
@@ -135,6 +136,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "smollm3": {**_WITHOUT_HEAD_DIM, "no_rope_layers": [1, 0, 1]},
     "starcoder2": {**_WITHOUT_HEAD_DIM, "sliding_window": 5},
     "vaultgemma": {**_SLIDING, "query_pre_attn_scalar": 24},
+    **SPARSE,
 }
 # Norms of the sum of stream and part: what a part adds does not stay in the stream, so there is no account.
 NO_ACCOUNT = ("openai-gpt", "opt")
@@ -153,6 +155,9 @@ def reference(name: str) -> Any:
             parameter.normal_(0.0, 0.3 if parameter.dim() > 1 else 0.2, generator=generator)
             if parameter.dim() == 1 and key.endswith("weight") and "gemma" not in name and name != "nemotron":
                 parameter.add_(1.0)
+        for key, buffer in model.named_buffers():
+            if key.endswith("correction_bias"):
+                buffer.normal_(0.0, 0.3, generator=generator)
     return model
 
 

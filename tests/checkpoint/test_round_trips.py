@@ -24,6 +24,7 @@ from glassformer.errors import UnsupportedError
 from glassformer.model import Transformer
 from glassformer.model.config import Attention, Config, FeedForward, Norm, RopeScaling, Rotary, uniform
 from tests.strategies import configs
+from tests.tiny import VARIANTS
 
 EPS = st.sampled_from([1e-5, 1e-6, 1e-2])
 
@@ -131,7 +132,7 @@ def check_table(table: Table) -> None:
         assert np.array_equal(table.ours(key, theirs.__getitem__), values), key
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family in VARIANTS])
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_what_a_family_expresses_comes_back(family: str, data: st.DataObject) -> None:
@@ -142,11 +143,11 @@ def test_what_a_family_expresses_comes_back(family: str, data: st.DataObject) ->
 
 
 @given(config=configs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_design_is_expressed_whole_or_refused_by_name(config: Config) -> None:
     with contextlib.suppress(UnsupportedError):
         check_table(for_config(config).table(config))
-    for family in FAMILIES.values():
+    for family in (family for family in FAMILIES.values() if family.gguf is not None):
         with contextlib.suppress(UnsupportedError):
             check_table(gguf_settings(family, config)[0])
 

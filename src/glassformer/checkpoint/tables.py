@@ -15,7 +15,7 @@ from typing import Any
 
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.errors import CheckpointError, near
-from glassformer.model.config import Attention, Config
+from glassformer.model.config import Attention, Config, LatentAttention
 
 Array = Any  # a torch.Tensor or a numpy array: both have .T, .reshape and row indexing
 
@@ -38,7 +38,8 @@ class Row:
         per_head: joined key-value head by key-value head (its queries, its key, its value, then those of the next),
             not one whole after another.
         pairs: how rotary pairs stand there: the first "half" of a head pairs with the second, as here; "neighbours"
-            pair; or the halves are "swapped".
+            pair; or the halves are "swapped". In latent attention rotated dimensions stand last there, and first here,
+            with "neighbours" and with "halves".
         skip: rows there before the first that means anything; written as zeros.
         blocks: joined in so many equal pieces, each holding its share of every part.
         shift: what theirs has added to every value.
@@ -217,13 +218,15 @@ def _pieces(place: Place, config: Config) -> tuple[int, list[int]]:
     if not place.row.per_head:
         return 1, [n // place.row.blocks for n in rows]
     d_head = head_size(place, config)
+    if isinstance(attention := attention_at(place, config), LatentAttention):
+        return 1, [n // attention.n_heads for n in rows]
     each = min(rows)
     return d_head, [n // each for n in rows]
 
 
 def _turned(key: str) -> bool:
     """Whether a tensor of ours has rows that rotary positions turn in pairs."""
-    return bool(re.search(r"\.attn\.[qk](_norm)?\.", key))
+    return bool(re.search(r"\.attn\.([qk](_norm)?|q_up|k_shared)\.", key))
 
 
 def join(place: Place, parts: list[Array], config: Config) -> Array:
@@ -299,9 +302,17 @@ def _half_order(how: str, rows: int, attention: Attention) -> list[int]:
     pairs = rotated // 2
     if how == "neighbours":
         one = [2 * j + side for side in (0, 1) for j in range(pairs)]
+    elif how == "halves":
+        one = list(range(rotated))
     else:
         one = [*range(pairs, rotated), *range(pairs)]
-    one += range(rotated, d_head)
+    if isinstance(attention, LatentAttention):
+        if rows == rotated:  # the part of the keys that heads share
+            return one
+        own = d_head - rotated
+        one = [*(own + j for j in one), *range(own)]
+    else:
+        one += range(rotated, d_head)
     return [start + offset for start in range(0, rows, d_head) for offset in one]
 
 

@@ -179,7 +179,7 @@ def copying_scores(transformer: Transformer) -> Float[Tensor, "layer head"]:
         if block.ln1_post is not None:
             o = o - o.mean(0) if block.ln1_post.centred else o
             o = o * gain(block.ln1_post, o.T)[:, None]
-        v = part.v.weight.double().cpu()
+        v = part.value_matrix.double().cpu()
         v = v * gain(block.norm(1), v)
         for head in range(part.heads):
             group = head // (part.heads // part.kv_heads)

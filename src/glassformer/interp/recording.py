@@ -218,7 +218,7 @@ class Recording:
         if leaf == "shared_gate":
             return mlp.shared_share(x)
         if leaf == "shared":
-            out: Tensor = part.down(self.get(prefix + "shared_post", at))
+            out = mlp.scaled(part.down(self.get(prefix + "shared_post", at)))
             return out if mlp.shared_gate is None else out * self.get(prefix + "shared_gate", at)
         raise KeyError(prefix + leaf)
 

@@ -72,8 +72,10 @@ def _yarn(powers: Tensor, dims: int, theta: float, scaling: RopeScaling) -> Tens
     def pair_that_turns(times: float) -> float:
         return dims * math.log(scaling.original_context / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    first = max(math.floor(pair_that_turns(scaling.high)), 0)
-    last = min(math.ceil(pair_that_turns(scaling.low)), dims - 1)
+    begin, end = pair_that_turns(scaling.high), pair_that_turns(scaling.low)
+    if scaling.truncate:
+        begin, end = math.floor(begin), math.ceil(end)
+    first, last = max(begin, 0), min(end, dims - 1)
     width = max(last - first, 0.001)
     slow = ((torch.arange(dims // 2, dtype=torch.float32, device="cpu") - first) / width).clamp(0, 1)
     return (1.0 / (scaling.factor * powers)) * slow + (1.0 / powers) * (1 - slow)

@@ -29,11 +29,10 @@ class ModelCard(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
-    loaded: bool
-    context_length: int | None = None
-    max_model_len: int | None = None
-    precision: str | None = None
-    path: str | None = None
+    context_length: int
+    max_model_len: int
+    precision: str
+    path: str
 
 
 class ModelList(BaseModel):

@@ -47,15 +47,7 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(
-    app: Any,
-    models: Models,
-    listener: socket.socket,
-    *,
-    drain: float,
-    ready: Callable[[], None],
-    tls: tuple[str, str | None] | None = None,
-) -> int:
+def serve(app: Any, models: Models, listener: socket.socket, *, drain: float, ready: Callable[[], None]) -> int:
     """Serve until a signal comes; the signal's number.
 
     SIGTERM and SIGINT let running requests finish, for `drain` seconds at most, while new ones get 503; a second
@@ -63,16 +55,9 @@ def serve(
 
     Args:
         ready: called when requests are taken.
-        tls: files of a certificate and of its key, for HTTPS.
     """
     config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=5,
-        ssl_certfile=None if tls is None else tls[0],
-        ssl_keyfile=None if tls is None else tls[1],
+        app, log_config=None, access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
     )
     return asyncio.run(_run(_Server(config), models, listener, drain, ready))
 

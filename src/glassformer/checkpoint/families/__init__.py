@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.families.cohere import COHERE
+from glassformer.checkpoint.families.experts import EXPERTS
 from glassformer.checkpoint.families.family import Family, GgufLayout
 from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
+from glassformer.checkpoint.families.latent import LATENT, LATENT_EXPERTS
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba2 import MAMBA2
@@ -25,6 +27,7 @@ _ALL = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE)),
     MAMBA2,
+    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS)),
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 

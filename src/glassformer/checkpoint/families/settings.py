@@ -69,7 +69,6 @@ def rope(
     kind = inner.text("rope_type", inner.text("type", "default"))
     for name in ("mrope_section", "short_factor", "long_factor"):
         inner.only(name)
-    inner.only("truncate", True)
     if kind == "default":
         return base, None
     if kind == "linear":
@@ -115,9 +114,9 @@ def _yarn(inner: Attributes, original: int, context: int) -> RopeScaling:
     if attention is None:
         one, all_dims = inner.number("mscale", None), inner.number("mscale_all_dim", None)
         if one and all_dims:
-            attention = _yarn_temperature(factor, one) / _yarn_temperature(factor, all_dims)
+            attention = yarn_temperature(factor, one) / yarn_temperature(factor, all_dims)
         else:
-            attention = _yarn_temperature(factor)
+            attention = yarn_temperature(factor)
     return RopeScaling(
         "yarn",
         factor=factor,
@@ -125,10 +124,11 @@ def _yarn(inner: Attributes, original: int, context: int) -> RopeScaling:
         low=inner.number("beta_slow", 1.0),
         high=inner.number("beta_fast", 32.0),
         attention_factor=attention,
+        truncate=inner.flag("truncate", True),
     )
 
 
-def _yarn_temperature(factor: float, scale: float = 1.0) -> float:
+def yarn_temperature(factor: float, scale: float = 1.0) -> float:
     """What cosines and sines are multiplied by, by default (arXiv:2309.00071, section 3.4)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -196,6 +196,8 @@ def scaling_settings(scaling: RopeScaling) -> dict[str, Any]:
             "beta_fast": scaling.high,
             "attention_factor": float(scaling.attention_factor),
         }
+        if not scaling.truncate:
+            settings["truncate"] = False
     elif scaling.kind == "factors":
         raise UnsupportedError(
             "Hugging Face layouts have no setting for rotary scaling 'factors', one divisor per rotated pair; "
@@ -258,7 +260,7 @@ def gguf_rope(attributes: Attributes) -> RopeScaling | None:
             low=attributes.number("rope.scaling.yarn_beta_slow", 1.0),
             high=attributes.number("rope.scaling.yarn_beta_fast", 32.0),
             # The runtime multiplies the stored number by YaRN's own temperature.
-            attention_factor=attributes.number("rope.scaling.attn_factor", 1.0) * _yarn_temperature(factor),
+            attention_factor=attributes.number("rope.scaling.attn_factor", 1.0) * yarn_temperature(factor),
         )
     raise attributes.unsupported("rope.scaling.type", kind)
 
@@ -275,7 +277,7 @@ def gguf_rope_settings(config: Config) -> dict[str, Any]:
         settings["rope.scaling.original_context_length"] = scaling.original_context
         settings["rope.scaling.yarn_beta_slow"] = scaling.low
         settings["rope.scaling.yarn_beta_fast"] = scaling.high
-        settings["rope.scaling.attn_factor"] = scaling.attention_factor / _yarn_temperature(scaling.factor)
+        settings["rope.scaling.attn_factor"] = scaling.attention_factor / yarn_temperature(scaling.factor)
     return settings
 
 

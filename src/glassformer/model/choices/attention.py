@@ -37,6 +37,7 @@ class Attention:
         qk_norm_after: that norm comes after rotation instead of before.
         scale: multiplies the scores; None for 1/sqrt(d_head).
         softcap: scores become softcap * tanh(scores / softcap), or None.
+        clip_after: queries and keys are cut after their norm (where that stands before rotation) instead.
         clip: queries, keys and values are cut to [-clip, clip] after their projection, or None.
         length_scale: (β, original): queries at position p are multiplied by 1 + β log(1 + ⌊p / original⌋), or None.
         keys_from: the layer whose keys and values this one uses instead of its own, or None.
@@ -63,6 +64,7 @@ class Attention:
     scale: float | None = None
     softcap: float | None = None
     clip: float | None = None
+    clip_after: bool = False
     length_scale: tuple[float, float] | None = None
     keys_from: int | None = None
 

@@ -31,12 +31,14 @@ class Experts:
             chosen one after the other, each has its share of a softmax over the scores that are near it.
         jitter: how near, for "sparse_mixer".
         correction: a stored number for each expert is added to its score where experts are chosen, not in weights.
+        correction_of: what the correction is added to: the "scores", or what comes "before" softmax or sigmoid.
         groups: experts stand in this many equal groups, and are chosen from the best ones alone.
         top_groups: how many groups that is.
         group_best: a group is as good as the sum of this many of its best scores.
         renormalise: weights of the chosen sum to one (before `scale`).
         scale: multiplies the weights.
         shared: a feed-forward part that every token passes beside its experts, or None.
+        shared_scale: multiplies what it gives.
         shared_gate: what it gives is multiplied by the sigmoid of a projection.
     """
 
@@ -55,12 +57,14 @@ class Experts:
     scores: Literal["softmax", "sigmoid", "sparse_mixer"] = "softmax"
     jitter: float = 0.01
     correction: bool = False
+    correction_of: Literal["scores", "before"] = "scores"
     groups: int = 1
     top_groups: int = 1
     group_best: int = 2
     renormalise: bool = True
     scale: float = 1.0
     shared: FeedForward | None = None
+    shared_scale: float = 1.0
     shared_gate: bool = False
 
     def __post_init__(self) -> None:
@@ -75,6 +79,8 @@ class Experts:
             raise ConfigError(f"experts.scores is softmax, sigmoid or sparse_mixer; got {self.scores!r}.")
         if self.scores == "sparse_mixer" and (self.n_active != 2 or self.groups > 1 or self.correction):
             raise ConfigError("The sparse mixer chooses two experts, without groups and without a correction.")
+        if self.correction_of not in ("scores", "before"):
+            raise ConfigError(f"experts.correction_of is scores or before; got {self.correction_of!r}.")
         if self.n_experts % self.groups:
             raise ConfigError(f"{self.n_experts} experts cannot stand in {self.groups} equal groups.")
         size = self.n_experts // self.groups

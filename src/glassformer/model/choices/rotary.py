@@ -23,6 +23,7 @@ class RopeScaling:
         original_context: tokens the model was first trained for ("llama3", "yarn").
         low, high: "llama3" low/high frequency factors; "yarn" beta_slow/beta_fast.
         attention_factor: "yarn": cosines and sines are multiplied by it.
+        truncate: "yarn": where interpolation begins and ends is rounded to whole pairs.
         factors: "factors": one divisor per rotated pair.
     """
 
@@ -33,6 +34,7 @@ class RopeScaling:
     high: float = 4.0
     attention_factor: float = 1.0
     factors: tuple[float, ...] = ()
+    truncate: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in SCALINGS:
@@ -77,7 +79,7 @@ class Rotary:
         Raises:
             ConfigError: the share does not give an even number of at least 2, or the factors do not fit.
         """
-        rotated = int(d_head * self.fraction)
+        rotated = int(d_head * self.fraction + 1e-6)  # a share given as a quotient
         if rotated < 2 or rotated % 2:
             raise ConfigError(
                 f"Rotary positions turn pairs, and {self.fraction} of {d_head} dimensions "

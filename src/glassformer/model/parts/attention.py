@@ -44,7 +44,7 @@ class AttentionPart(nn.Module):
         self.layer, self.table, self.donates = layer, table, donates
         self.heads, self.kv_heads, self.d_head, self.d_value = a.n_heads, a.n_kv_heads, a.d_head, a.value_size
         self.scale, self.cap = a.score_scale, a.softcap
-        self.q = Linear(d_model, a.n_heads * a.d_head, a.bias)
+        self.q: Linear | None = Linear(d_model, a.n_heads * a.d_head, a.bias)
         own = a.keys_from is None
         self.k = Linear(d_model, a.n_kv_heads * a.d_head, a.bias) if own else None
         self.v = Linear(d_model, a.n_kv_heads * a.value_size, a.bias) if own else None
@@ -93,8 +93,8 @@ class AttentionPart(nn.Module):
 
     def queries(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_head"]:
         """Queries before rotation, normed where the norm comes first."""
-        q = self._cut(self.q(x)).view(*x.shape[:-1], self.heads, self.d_head)
-        return q if self.choice.qk_norm_after else self._normed(q, self.q_norm)
+        assert self.q is not None
+        return self._ready(self.q(x).view(*x.shape[:-1], self.heads, self.d_head), self.q_norm)
 
     def keys_and_values(
         self, x: Float[Tensor, "batch key d_model"]
@@ -102,14 +102,27 @@ class AttentionPart(nn.Module):
         """Keys before rotation, normed where the norm comes first, and values."""
         assert self.k is not None
         assert self.v is not None
-        k = self._cut(self.k(x)).view(*x.shape[:-1], self.kv_heads, self.d_head)
+        k = self.k(x).view(*x.shape[:-1], self.kv_heads, self.d_head)
         v = self._cut(self.v(x)).view(*x.shape[:-1], self.kv_heads, self.d_value)
-        return (k if self.choice.qk_norm_after else self._normed(k, self.k_norm)), v
+        return self._ready(k, self.k_norm), v
+
+    def _ready(self, x: Tensor, norm: NormLayer | None) -> Tensor:
+        """Projected queries or keys cut, and normed where the norm comes before rotation."""
+        norm = None if self.choice.qk_norm_after else norm
+        if self.choice.clip_after:
+            return self._cut(self._normed(x, norm))
+        return self._normed(self._cut(x), norm)
 
     def gates(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_gate"]:
         """What multiplies each head's sum of values; the last axis is 1 for one number per head."""
         assert self.gate is not None
         return torch.sigmoid(self.gate(x)).view(*x.shape[:-1], self.heads, -1)
+
+    @property
+    def value_matrix(self) -> Float[Tensor, "value d_model"]:
+        """What reads values from the stream, all heads' rows."""
+        assert self.v is not None
+        return self.v.weight
 
     @property
     def turns(self) -> bool:

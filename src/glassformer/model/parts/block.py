@@ -5,12 +5,13 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from glassformer.model.choices import Attention, Experts, FeedForward, Rotary, StateSpace
+from glassformer.model.choices import Attention, Experts, FeedForward, LatentAttention, Rotary, StateSpace
 from glassformer.model.config import Config
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.feed_forward import FeedForwardPart
+from glassformer.model.parts.latent import LatentAttentionPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import View, see
@@ -38,7 +39,10 @@ class Block(nn.Module):
         if isinstance(mixer, Attention):
             table = None if mixer.rotary is None else kinds.index((mixer.rotary, mixer.d_head))
             donates = any(isinstance(x.mixer, Attention) and x.mixer.keys_from == layer for x in config.layers)
-            self.attn = AttentionPart(mixer, config.d_model, config.norm, layer, table, donates)
+            if isinstance(mixer, LatentAttention):
+                self.attn: AttentionPart = LatentAttentionPart(mixer, config.d_model, layer, table)
+            else:
+                self.attn = AttentionPart(mixer, config.d_model, config.norm, layer, table, donates)
         elif isinstance(mixer, StateSpace):
             self.ssm = StateSpacePart(mixer, config.d_model, layer)
         if isinstance(choice.feed_forward, FeedForward):

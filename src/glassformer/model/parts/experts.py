@@ -71,7 +71,9 @@ class ExpertsPart(nn.Module):
         if c.scores == "sparse_mixer":
             return _sparse_mixer(wide, c.jitter).to(router.dtype)
         scores = wide.softmax(-1) if c.scores == "softmax" else wide.sigmoid()
-        ranked = scores if self.correction is None else scores + at_least_float32(self.correction)
+        ranked = wide if c.correction_of == "before" else scores
+        if self.correction is not None:
+            ranked = ranked + at_least_float32(self.correction)
         if c.groups > 1:
             ranked = ranked.masked_fill(~self._in_best_groups(ranked), float("-inf"))
         chosen = ranked.topk(c.n_active, dim=-1).indices
@@ -160,10 +162,12 @@ class ExpertsPart(nn.Module):
     def beside(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
         """What the part that every token passes gives, its gate in it."""
         assert self.shared is not None
-        out: Tensor = self.shared(x, view)
-        if self.shared_gate is None:
-            return out
-        return out * see(view, "mlp.shared_gate", self.shared_share(x))
+        out = self.scaled(self.shared(x, view))
+        return out if self.shared_gate is None else out * see(view, "mlp.shared_gate", self.shared_share(x))
+
+    def scaled(self, shared: Tensor) -> Tensor:
+        """The output of the part that every token passes, times the design's number."""
+        return shared if self.choice.shared_scale == 1 else shared * self.choice.shared_scale
 
     def shared_share(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
         """What multiplies the output of the part that every token passes."""

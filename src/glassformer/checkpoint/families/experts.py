@@ -1,0 +1,662 @@
+"""Mixtral, Qwen's, GLM's, Granite's and other families with experts, each an `Alike` and its experts' table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.alike import Alike, each_attention
+from glassformer.checkpoint.families.cohere import COHERE
+from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
+from glassformer.checkpoint.families.settings import rope, rotary_of, scaling_settings
+from glassformer.checkpoint.families.sparse import (
+    BETWEEN,
+    EVERY,
+    FIRST_DENSE,
+    LISTED,
+    STEPPED,
+    Sparse,
+    each,
+    experts_of,
+    fused,
+    one,
+    shared,
+)
+from glassformer.checkpoint.tables import Row
+from glassformer.model.choices import Rotary
+from glassformer.model.config import Attention, Config, Experts, Norm
+
+_PLAIN: dict[str, Any] = {"bias": False, "out_bias": False, "mlp_bias": False}
+_W = ("w1", "w3", "w2")
+_FUSED = fused("mlp.experts.")
+_QK = {**_PLAIN, "qk_norm": "head"}
+_BY_NAME = {family.name: family for family in (*LLAMA_ALIKE, *COHERE)}
+# Scores by sigmoid, a stored correction, groups: DeepSeek 3's way.
+GROUPED: dict[str, Any] = {
+    "fixed": {"scores": "sigmoid", "correction": True},
+    "keys": {
+        "renormalise": "norm_topk_prob",
+        "scale": "routed_scaling_factor",
+        "groups": "n_group",
+        "top_groups": "topk_group",
+    },
+    "defaults": {"renormalise": True, "scale": 1.0},
+    "n_experts": ("n_routed_experts", "num_local_experts", "num_experts"),
+    "shared": ("n_shared_experts", ""),
+}
+GROUPED_ROWS = (
+    one("mlp.gate.weight", "router.weight"),
+    one("mlp.gate.e_score_correction_bias", "correction"),
+    *shared("mlp.shared_experts."),
+)
+
+
+def _where_sliding(layer: int, window: int | None, attributes: Attributes) -> bool:
+    """Layers without a window do not rotate, in models that have windows."""
+    return window is not None or attributes.integer("sliding_window", None, null=True) is None
+
+
+def _only_sliding(layer: int, window: int | None, attributes: Attributes) -> bool:
+    return window is not None
+
+
+def _qwen_windows(attributes: Attributes) -> dict[str, Any]:
+    """Windows are off unless a flag says so, and begin at a layer where no list says otherwise."""
+    if not attributes.flag("use_sliding_window", False):
+        return {"sliding_window": None, "layer_types": None}
+    first = attributes.integer("max_window_layers", 28)
+    kinds = [
+        "sliding_attention" if i >= first else "full_attention" for i in range(attributes.layers("num_hidden_layers"))
+    ]
+    return {"layer_types": attributes.sequence("layer_types") or kinds}
+
+
+def _says_windows(config: Config) -> dict[str, Any]:
+    return {"use_sliding_window": any(config.window(i) is not None for i in range(config.n_layers))}
+
+
+def _all_windows(attributes: Attributes) -> dict[str, Any]:
+    on = attributes.flag("use_sliding_window", False)
+    return {"layer_types": None, **({} if on else {"sliding_window": None})}
+
+
+def _dots_windows(attributes: Attributes) -> dict[str, Any]:
+    if attributes.sequence("layer_types") or "sliding_window" not in attributes:
+        return {}
+    first, layers = attributes.integer("max_window_layers", 62), attributes.layers("num_hidden_layers")
+    return {"layer_types": ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]}
+
+
+def _partial(attributes: Attributes) -> dict[str, Any]:
+    """MiniMax's files say how many dimensions rotate."""
+    rotated, d_head = attributes.integer("rotary_dim", None), attributes.integer("head_dim", None)
+    return {} if rotated is None or not d_head else {"partial_rotary_factor": rotated / d_head}
+
+
+def _glm_normed(config: Config, attributes: Attributes) -> Config:
+    return each_attention(config, qk_norm="head") if attributes.flag("use_qk_norm", False) else config
+
+
+def _swish(attributes: Attributes) -> dict[str, Any]:
+    attributes.only("swiglu_alpha", 1.702)
+    return {}
+
+
+def _sinks(config: Config, attributes: Attributes) -> Config:
+    return each_attention(config, sink=True)
+
+
+def _cut_normed(config: Config, attributes: Attributes) -> Config:
+    """Queries and keys are cut after their norm."""
+    return each_attention(config, clip_after=True)
+
+
+def _granite(name: str, stem: str, **more: Any) -> Alike:
+    base = _BY_NAME["granite"]
+    return dataclasses.replace(base, name=name, stem=stem, **more)
+
+
+_GRANITE_ROWS = (
+    one("block_sparse_moe.router.layer.weight", "router.weight"),
+    *fused("block_sparse_moe.", "input_linear.weight", "output_linear.weight"),
+)
+_GRANITE_SHARED = (
+    Row("shared_mlp.input_linear.weight", ("blocks.{i}.mlp.shared.gate.weight", "blocks.{i}.mlp.shared.up.weight")),
+    one("shared_mlp.output_linear.weight", "shared.down.weight"),
+)
+_GRANITE: dict[str, Any] = {"n_experts": ("num_local_experts",), "d_ff": ("intermediate_size",)}
+_MIXTRAL: dict[str, Any] = {
+    "n_experts": ("num_local_experts",),
+    "d_ff": ("intermediate_size",),
+    "stacked": ((one("mlp.gate.weight", "router.weight"), *_FUSED),),
+}
+
+
+def _granite_sinks(config: Config, attributes: Attributes) -> Config:
+    """Sinks, a rotary base for each layer (null or 0 for none), and logits that are divided."""
+    bases = attributes.sequence("layer_rope_theta")
+    layers = list(each_attention(config, sink=True).layers)
+    for i, base in enumerate(bases or ()):
+        mixer = layers[i].mixer
+        assert isinstance(mixer, Attention)
+        rotary = None if not base or mixer.rotary is None else dataclasses.replace(mixer.rotary, theta=float(base))
+        layers[i] = dataclasses.replace(layers[i], mixer=dataclasses.replace(mixer, rotary=rotary))
+    divide = _BY_NAME["granite"].read
+    assert divide is not None
+    return divide(dataclasses.replace(config, layers=tuple(layers)), attributes)
+
+
+def _granite_bases(config: Config) -> dict[str, Any]:
+    rotary = [config.attention(i).rotary for i in range(config.n_layers)]
+    return {"layer_rope_theta": [0.0 if one is None else one.theta for one in rotary]}
+
+
+def _cohere_norms(attributes: Attributes) -> dict[str, Any]:
+    attributes.only("expert_selection_fn", "softmax", "sigmoid")
+    attributes.only("prefix_dense_intermediate_size")
+    attributes.only("prefix_dense_sliding_window_pattern", 1)
+    attributes.only("rms_norm_eps")
+    return {}
+
+
+def _cohere_experts(experts: Experts, attributes: Attributes) -> Experts:
+    """The two outputs may be averaged instead of added."""
+    how = attributes.text("shared_expert_combination_strategy", "average")
+    scores: Any = attributes.text("expert_selection_fn", "softmax")
+    half = 0.5 if how == "average" and experts.shared is not None else 1.0
+    whole = scores == "softmax" or experts.renormalise  # a softmax is over the chosen alone
+    return dataclasses.replace(experts, scores=scores, renormalise=whole, scale=half, shared_scale=half)
+
+
+def _cohere_settings(config: Config) -> dict[str, Any]:
+    experts = experts_of(config)
+    return {
+        "expert_selection_fn": experts.scores,
+        "shared_expert_combination_strategy": "sum" if experts.scale == 1 else "average",
+    }
+
+
+def _mellum_bases(attributes: Attributes) -> dict[str, Any]:
+    """Rotary settings by kind of layer."""
+    kinds = attributes.table("rope_parameters")
+    if "full_attention" not in kinds:
+        return {}
+    return {"rope_parameters": kinds["full_attention"], "local rope": kinds.get("sliding_attention")}
+
+
+def _mellum_local(config: Config, attributes: Attributes) -> Config:
+    local = attributes.table("local rope")
+    if not local:
+        return config
+    theta, scaling = rope(attributes, config.context, 10_000.0, local)
+    layers = []
+    for layer in config.layers:
+        if isinstance(layer.mixer, Attention) and layer.mixer.window is not None:
+            layer = dataclasses.replace(
+                layer, mixer=dataclasses.replace(layer.mixer, rotary=Rotary(theta, 1.0, scaling))
+            )
+        layers.append(layer)
+    return dataclasses.replace(config, layers=tuple(layers))
+
+
+def _mellum_nested(config: Config) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for window, kind in ((False, "full_attention"), (True, "sliding_attention")):
+        rotary = rotary_of(config, window=window)
+        scaling = {"rope_type": "default"} if rotary.scaling is None else scaling_settings(rotary.scaling)
+        found[kind] = {"rope_theta": rotary.theta, **scaling}
+    return {"rope_parameters": found}
+
+
+def _dbrx_flat(attributes: Attributes) -> dict[str, Any]:
+    """What DBRX keeps in objects of their own, beside the rest."""
+    inner = attributes.inside(attributes.table("attn_config"), "attn_config")
+    feed = attributes.inside(attributes.table("ffn_config"), "ffn_config")
+    name = attributes.inside(feed.table("ffn_act_fn"), "ffn_act_fn").text("name", "silu")
+    feed.only("moe_normalize_expert_weights", 1, 1.0)
+    feed.only("hidden_size", attributes.integer("d_model"))
+    return {
+        "kv_n_heads": inner.integer("kv_n_heads", 1),
+        "clip_qkv": inner.number("clip_qkv", None),
+        "rope_theta": inner.number("rope_theta", 10_000.0),
+        "ffn_hidden_size": feed.integer("ffn_hidden_size", 3584),
+        "moe_num_experts": feed.integer("moe_num_experts", 4),
+        "moe_top_k": feed.integer("moe_top_k", 1),
+        "hidden_act": name,
+    }
+
+
+def _dbrx_nested(config: Config) -> dict[str, Any]:
+    attention, experts = config.attention(0), experts_of(config)
+    rotary = attention.rotary
+    return {
+        "attn_config": {
+            "kv_n_heads": attention.n_kv_heads,
+            "clip_qkv": attention.clip,
+            "rope_theta": None if rotary is None else rotary.theta,
+        },
+        "ffn_config": {
+            "ffn_act_fn": {"name": experts.activation},
+            "ffn_hidden_size": experts.d_ff,
+            "hidden_size": config.d_model,
+            "moe_num_experts": experts.n_experts,
+            "moe_top_k": experts.n_active,
+            "moe_normalize_expert_weights": 1.0,
+        },
+    }
+
+
+_MELLUM = Alike(
+    "mellum",
+    "Mellum",
+    fixed={"mlp_bias": False, "qk_norm": "head"},
+    slides=lambda i: False,
+    defaults={"eps": 1e-6},
+    read=_mellum_local,
+)
+_DBRX = Alike(
+    "dbrx",
+    "Dbrx",
+    norm=Norm("layer", bias=False),
+    layer="transformer.blocks.{i}.",
+    keys={
+        "d_model": "d_model",
+        "n_layers": "n_layers",
+        "n_heads": "n_heads",
+        "n_kv_heads": "kv_n_heads",
+        "context": "max_seq_len",
+        "clip": "clip_qkv",
+        "d_ff": "ffn_hidden_size",
+    },
+    fixed={**_PLAIN, "d_head": None, "eps": 1e-5},
+    names={
+        "ln1": "norm_attn_norm.norm_1",
+        "ln2": "norm_attn_norm.norm_2",
+        "attn.o": "norm_attn_norm.attn.out_proj",
+    },
+    joined={"norm_attn_norm.attn.Wqkv": ("attn.q", "attn.k", "attn.v")},
+    outside={"embed": "transformer.wte", "final": "transformer.norm_f"},
+    prefixes=("transformer.", ""),
+)
+
+EXPERTS = (
+    Sparse(
+        Alike(
+            "mixtral",
+            "Mixtral",
+            fixed=_PLAIN,
+            slides=lambda i: True,
+            defaults={"n_kv_heads": 8, "theta": 1_000_000.0, "eps": 1e-5},
+        ),
+        (one("block_sparse_moe.gate.weight", "router.weight"), *each("block_sparse_moe.experts.{e}.", _W)),
+        **_MIXTRAL,
+        before=lambda attributes: {"layer_types": None},
+        no_effect=frozenset({"router_jitter_noise"}),
+    ),
+    Sparse(
+        Alike(
+            "qwen2_moe",
+            "Qwen2Moe",
+            keys={"bias": "qkv_bias"},
+            fixed={"out_bias": False, "mlp_bias": False},
+            slides=lambda i: False,
+            defaults={"bias": True, "eps": 1e-6},
+        ),
+        (
+            one("mlp.gate.weight", "router.weight"),
+            *each(),
+            *shared("mlp.shared_expert."),
+            one("mlp.shared_expert_gate.weight", "shared_gate.weight"),
+        ),
+        shared="shared_expert_intermediate_size",
+        fixed={"shared_gate": True},
+        keys={"renormalise": "norm_topk_prob"},
+        defaults={"renormalise": False},
+        layers=STEPPED,
+        before=_qwen_windows,
+        more=_says_windows,
+        no_effect=frozenset({"max_window_layers"}),
+    ),
+    Sparse(
+        Alike(
+            "qwen3_moe",
+            "Qwen3Moe",
+            fixed={"mlp_bias": False, "qk_norm": "head"},
+            slides=lambda i: True,
+            defaults={"eps": 1e-6},
+        ),
+        (one("mlp.gate.weight", "router.weight"), *each()),
+        keys={"renormalise": "norm_topk_prob"},
+        defaults={"renormalise": False},
+        layers=STEPPED,
+        stacked=((one("mlp.gate.weight", "router.weight"), *_FUSED),),
+        before=_all_windows,
+        more=_says_windows,
+        no_effect=frozenset({"max_window_layers"}),
+    ),
+    Sparse(
+        Alike(
+            "glm4_moe",
+            "Glm4Moe",
+            keys={"out_bias": ""},
+            fixed={"out_bias": False, "mlp_bias": False},
+            fraction=0.5,
+            defaults={"eps": 1e-5},
+            read=_glm_normed,
+            write=lambda config: {"use_qk_norm": config.attention(0).qk_norm is not None},
+        ),
+        (*GROUPED_ROWS, *each()),
+        **GROUPED,
+        layers=FIRST_DENSE,
+        stacked=((*GROUPED_ROWS, *_FUSED),),
+        no_effect=frozenset({"num_nextn_predict_layers"}),
+    ),
+    Sparse(
+        Alike(
+            "dots1",
+            "Dots1",
+            fixed={"mlp_bias": False, "qk_norm": "head"},
+            slides=lambda i: False,
+            defaults={"eps": 1e-6},
+        ),
+        (*GROUPED_ROWS, *each()),
+        **GROUPED | {"defaults": {"renormalise": False, "scale": 1.0}},
+        layers=FIRST_DENSE,
+        stacked=((*GROUPED_ROWS, *_FUSED),),
+        before=_dots_windows,
+        no_effect=frozenset({"max_window_layers"}),
+    ),
+    Sparse(
+        Alike(
+            "ernie4_5_moe",
+            "Ernie4_5_Moe",
+            pairs="neighbours",
+            fixed=_PLAIN,
+            only={"use_bias": (False,)},
+            defaults={"tied": True, "theta": 500_000.0, "eps": 1e-5},
+        ),
+        (
+            one("mlp.gate.weight", "router.weight"),
+            one("mlp.moe_statics.e_score_correction_bias", "correction", squeezed=0),
+            *each(),
+            *shared("mlp.shared_experts."),
+        ),
+        n_experts=("moe_num_experts",),
+        n_active="moe_k",
+        shared=("moe_num_shared_experts", ""),
+        fixed={"correction": True},
+        layers=BETWEEN,
+        no_effect=frozenset({"moe_norm_min"}),
+    ),
+    Sparse(_granite("granitemoe", "GraniteMoe"), _GRANITE_ROWS, **_GRANITE),
+    Sparse(
+        _granite("granitemoeshared", "GraniteMoeShared"),
+        (*_GRANITE_ROWS, *_GRANITE_SHARED),
+        **_GRANITE,
+        shared="shared_intermediate_size",
+    ),
+    Sparse(
+        Alike("solar_open", "SolarOpen", fixed={"out_bias": False, "mlp_bias": False}, defaults={"eps": 1e-5}),
+        (*GROUPED_ROWS, *each()),
+        **GROUPED,
+        layers=EVERY,
+        stacked=((*GROUPED_ROWS, *_FUSED),),
+        no_effect=frozenset({"first_k_dense_replace"}),
+    ),
+    Sparse(
+        Alike("hy_v3", "HYV3", fixed={"qk_norm": "head"}, defaults={"eps": 1e-5}),
+        (
+            one("mlp.router.gate.weight", "router.weight"),
+            one("mlp.expert_bias", "correction"),
+            *each(),
+            *shared("mlp.shared_mlp."),
+        ),
+        shared=("num_shared_experts", ""),
+        fixed={"scores": "sigmoid", "correction": True},
+        keys={"scale": "router_scaling_factor"},
+        layers=LISTED,
+        no_effect=frozenset({"enable_moe_fp32_combine"}),
+    ),
+    Sparse(
+        Alike("aria_text", "AriaText", defaults={"eps": 1e-6}),
+        (
+            one("mlp.router.weight", "router.weight"),
+            *fused("mlp.experts.", "fc1.weight", "fc2.weight", transposed=True),
+            *shared("mlp.shared_experts."),
+        ),
+        n_experts=("moe_num_experts",),
+        n_active="moe_topk",
+        d_ff=("intermediate_size",),
+        shared=("moe_num_shared_experts", "intermediate_size"),
+    ),
+    Sparse(
+        Alike(
+            "olmoe",
+            "Olmoe",
+            keys={"clip": "clip_qkv"},
+            fixed={"mlp_bias": False, "qk_norm": "whole"},
+            defaults={"eps": 1e-5},
+            read=_cut_normed,
+        ),
+        (one("mlp.gate.weight", "router.weight"), *each()),
+        d_ff=("intermediate_size",),
+        keys={"renormalise": "norm_topk_prob"},
+        defaults={"renormalise": False},
+        stacked=((one("mlp.gate.weight", "router.weight"), *_FUSED),),
+    ),
+    Sparse(
+        Alike("minimax_m2", "MiniMaxM2", fixed={**_PLAIN, "qk_norm": "whole"}, defaults={"eps": 1e-6}),
+        (
+            one("block_sparse_moe.gate.weight", "router.weight"),
+            one("block_sparse_moe.e_score_correction_bias", "correction"),
+            *each("block_sparse_moe.experts.{e}.", _W),
+        ),
+        n_experts=("num_local_experts",),
+        d_ff=("intermediate_size",),
+        fixed={"scores": "sigmoid", "correction": True},
+        before=_partial,
+        no_effect=frozenset({"router_jitter_noise"}),
+    ),
+    Sparse(
+        Alike(
+            "phimoe",
+            "Phimoe",
+            norm=Norm("layer"),
+            keys={"unembed_bias": "lm_head_bias"},
+            fixed={"mlp_bias": False},
+            slides=lambda i: True,
+            defaults={"eps": 1e-5, "n_kv_heads": 8},
+        ),
+        (one("block_sparse_moe.gate.weight", "router.weight"), *each("block_sparse_moe.experts.{e}.", _W)),
+        n_experts=("num_local_experts",),
+        d_ff=("intermediate_size",),
+        fixed={"scores": "sparse_mixer", "renormalise": False},
+        keys={"jitter": "router_jitter_noise"},
+        defaults={"jitter": 0.01},
+        before=lambda attributes: {"layer_types": None},
+        no_effect=frozenset({"input_jitter_noise"}),
+    ),
+    Sparse(
+        dataclasses.replace(_BY_NAME["hunyuan_v1_dense"], name="hunyuan_v1_moe", stem="HunYuanMoEV1"),
+        (
+            one("mlp.gate.wg.weight", "router.weight"),
+            *each(),
+            *shared("mlp.shared_mlp."),
+        ),
+        n_active="moe_topk",
+        d_ff=("intermediate_size",),
+        shared=("num_shared_expert", "intermediate_size"),
+        no_effect=frozenset({"eod_token_id"}),
+    ),
+    Sparse(
+        Alike(
+            "exaone_moe",
+            "ExaoneMoe",
+            fixed=_QK,
+            slides=lambda i: bool((i + 1) % 4),
+            rotates_layer=_where_sliding,
+            defaults={"eps": 1e-5},
+        ),
+        (
+            one("mlp.gate.weight", "router.weight"),
+            one("mlp.e_score_correction_bias", "correction"),
+            *each(),
+            *shared("mlp.shared_experts."),
+        ),
+        **GROUPED | {"n_experts": ("num_experts",), "shared": ("num_shared_experts", "")},
+        layers=LISTED,
+        no_effect=frozenset({"first_k_dense_replace"}),
+    ),
+    Sparse(
+        Alike(
+            "kolibri1",
+            "Kolibri1",
+            fixed=_QK,
+            norms="both",
+            names={"ln1_post": "post_attn_norm", "ln2_post": "post_ffn_norm"},
+            slides=lambda i: True,
+            rotates_layer=_where_sliding,
+            defaults={"eps": 1e-6},
+        ),
+        (
+            one("mlp.gate.weight", "router.weight"),
+            one("moe.router.expert_bias", "correction"),
+            *each(),
+            *shared("mlp.shared_experts."),
+        ),
+        shared="shared_expert_intermediate_size",
+        fixed={"scores": "sigmoid", "correction": True, "correction_of": "before"},
+        keys={"renormalise": "norm_topk_prob"},
+    ),
+    Sparse(
+        Alike(
+            "flex_olmo",
+            "FlexOlmo",
+            norms="after",
+            fixed={"mlp_bias": False, "qk_norm": "whole"},
+            names={"ln1_post": "post_attention_layernorm", "ln2_post": "post_feedforward_layernorm"},
+            defaults={"eps": 1e-6, "theta": 500_000.0},
+        ),
+        (one("mlp.gate.weight", "router.weight"), *each()),
+        d_ff=("intermediate_size",),
+        keys={"renormalise": "norm_topk_prob"},
+        defaults={"renormalise": False},
+    ),
+    Sparse(
+        Alike(
+            "gpt_oss",
+            "GptOss",
+            fixed={"mlp_bias": False},
+            slides=lambda i: i % 2 == 0,
+            defaults={"eps": 1e-5, "theta": 150_000.0, "bias": True, "out_bias": True, "window": 128},
+            read=_sinks,
+        ),
+        (
+            Row("self_attn.sinks", ("blocks.{i}.attn.sink",)),
+            one("mlp.router.weight", "router.weight"),
+            one("mlp.router.bias", "router.bias"),
+            *fused("mlp.experts.", transposed=True, alternating=True),
+            Row(
+                "mlp.experts.gate_up_proj_bias",
+                ("blocks.{i}.mlp.experts.gate.bias", "blocks.{i}.mlp.experts.up.bias"),
+                axis=1,
+                alternating=True,
+            ),
+            one("mlp.experts.down_proj_bias", "experts.down.bias"),
+        ),
+        n_experts=("num_local_experts", "num_experts"),
+        n_active="num_experts_per_tok",
+        d_ff=("intermediate_size",),
+        fixed={"router_bias": True, "bias": True, "activation": "quick_gelu", "linear_shift": 1.0},
+        keys={"clamp": "swiglu_limit"},
+        defaults={"clamp": 7.0, "n_active": 4},
+        before=_swish,
+        no_effect=frozenset({"initial_context_length", "experts_per_token"}),
+    ),
+    Sparse(
+        Alike(
+            "flint",
+            "Flint",
+            fixed={"mlp_bias": False, "qk_norm": "head"},
+            slides=lambda i: bool((i + 1) % 4),
+            rotates_layer=_only_sliding,
+            defaults={"eps": 1e-6},
+            read=_sinks,
+        ),
+        (
+            Row("self_attn.softmax_offset", ("blocks.{i}.attn.sink",)),
+            one("mlp.gate.weight", "router.weight"),
+            *each(),
+            *shared("mlp.shared_expert."),
+        ),
+        shared="shared_expert_intermediate_size",
+        fixed={"scores": "sigmoid"},
+        keys={"renormalise": "norm_topk_prob"},
+        layers=STEPPED,
+    ),
+    Sparse(
+        dataclasses.replace(
+            _BY_NAME["cohere2"],
+            name="cohere2_moe",
+            stem="Cohere2Moe",
+            more={"rms_norm_eps": None, "prefix_dense_sliding_window_pattern": 1},
+        ),
+        (
+            one("mlp.gate.weight", "router.weight"),
+            *each(),
+            *shared("mlp.shared_experts."),
+        ),
+        d_ff=("intermediate_size",),
+        shared=("num_shared_experts", "intermediate_size"),
+        keys={"renormalise": "norm_topk_prob"},
+        layers=LISTED,
+        read=_cohere_experts,
+        before=_cohere_norms,
+        more=_cohere_settings,
+    ),
+    Sparse(
+        _granite(
+            "granitemoe_swa",
+            "GraniteMoeSWA",
+            keys=_BY_NAME["granite"].keys,
+            slides=lambda i: False,
+            read=_granite_sinks,
+        ),
+        (
+            Row("self_attn.sinks", ("blocks.{i}.attn.sink",)),
+            one("block_sparse_moe.router.weight", "router.weight"),
+            *fused("block_sparse_moe.experts."),
+            *_GRANITE_SHARED,
+        ),
+        **_GRANITE,
+        shared="shared_intermediate_size",
+        more=_granite_bases,
+    ),
+    Sparse(
+        _MELLUM,
+        (one("mlp.gate.weight", "router.weight"), *each()),
+        keys={"renormalise": "norm_topk_prob"},
+        layers=LISTED,
+        before=_mellum_bases,
+        more=_mellum_nested,
+        no_effect=frozenset({"num_nextn_predict_layers", "mtp_layer_types", "mtp_mlp_layer_types"}),
+    ),
+    Sparse(
+        _DBRX,
+        (
+            one("ffn.router.layer.weight", "router.weight"),
+            Row("ffn.experts.mlp.w1", ("blocks.{i}.mlp.experts.gate.weight",), flat=True),
+            Row("ffn.experts.mlp.v1", ("blocks.{i}.mlp.experts.up.weight",), flat=True),
+            Row("ffn.experts.mlp.w2", ("blocks.{i}.mlp.experts.down.weight",), flat=True, transposed=True),
+        ),
+        n_experts=("moe_num_experts",),
+        n_active="moe_top_k",
+        d_ff=("ffn_hidden_size",),
+        before=_dbrx_flat,
+        more=_dbrx_nested,
+        no_effect=frozenset(
+            {"emb_pdrop", "is_encoder_decoder", "moe_jitter_eps", "moe_loss_weight", "num_key_value_heads"}
+        ),
+    ),
+)

@@ -1,0 +1,80 @@
+"""Latent attention as data: keys and values made of a few numbers each position (arXiv:2405.04434)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from glassformer.errors import ConfigError
+from glassformer.model.choices.attention import Attention
+from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.norm import Norm
+
+
+@dataclass(frozen=True)
+class LatentAttention(Attention):
+    """Softmax attention whose keys and values of all heads are read from one normed latent vector.
+
+    A key is a part that all heads share, which alone is rotated, and a part of each head's own that is read from the
+    latent; queries may be read from a latent of their own. The rotated dimensions stand first in a head.
+
+    Args:
+        kv_rank: dimensions of the latent that keys and values are read from.
+        q_rank: dimensions of the latent that queries are read from, or None where they are read from the stream.
+        latent_eps: of the rms norms of the latents.
+    """
+
+    kind: ClassVar[str] = "latent_attention"
+
+    kv_rank: int = 1
+    q_rank: int | None = None
+    latent_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("latent_attention", kv_rank=self.kv_rank)
+        if self.q_rank is not None:
+            positive("latent_attention", q_rank=self.q_rank)
+        if self.n_kv_heads != self.n_heads:
+            raise ConfigError("Every head of latent attention has keys of its own; n_kv_heads must be n_heads.")
+        if self.rotary is None or self.own_size < 1:
+            raise ConfigError("A head of latent attention has rotated dimensions and dimensions of its own.")
+        if self.qk_norm is not None or self.clip is not None or self.gate is not None or self.keys_from is not None:
+            raise ConfigError("Latent attention has no norms of queries and keys, cuts, gates or shared keys.")
+
+    @property
+    def own_size(self) -> int:
+        """Dimensions of a head's key that are its own, not shared and not rotated."""
+        return self.d_head - self.rotary_dims
+
+    @property
+    def latent_norm(self) -> Norm:
+        """The norm of the latents."""
+        return Norm("rms", eps=self.latent_eps)
+
+    def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
+        """Its parameters by key within the part, in the order of the computation."""
+        found: dict[str, Component] = {}
+
+        def matrix(name: str, out: int, into: int, counted: str, bias: bool = False) -> None:
+            found[f"{name}.weight"] = Component((out, into), counted)
+            if bias:
+                found[f"{name}.bias"] = Component((out,), "biases")
+
+        if self.q_rank is not None:
+            matrix("q_down", self.q_rank, d_model, "query", self.bias)
+            found |= self.latent_norm.components("q_latent", self.q_rank)
+        width = self.n_heads * self.d_head
+        if self.q_rank is None:
+            matrix("q", width, d_model, "query")
+        else:
+            matrix("q_up", width, self.q_rank, "query")
+        matrix("kv_down", self.kv_rank, d_model, "key", self.bias)
+        matrix("k_shared", self.rotary_dims, d_model, "key", self.bias)
+        found |= self.latent_norm.components("kv_latent", self.kv_rank)
+        matrix("k_own", self.n_heads * self.own_size, self.kv_rank, "key")
+        matrix("v_up", self.n_heads * self.value_size, self.kv_rank, "value")
+        matrix("o", d_model, self.out_size, "output", self.out_bias)
+        if self.sink:
+            found["sink"] = Component((self.n_heads,), "sinks")
+        return found

@@ -1,0 +1,71 @@
+"""Latent attention as a module: softmax attention whose queries, keys and values pass through latents."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from glassformer.model.choices.latent import LatentAttention
+from glassformer.model.layers import Linear
+from glassformer.model.norms import NormLayer
+from glassformer.model.parts.attention import AttentionPart
+
+
+class LatentAttentionPart(AttentionPart):
+    """One layer's latent attention; the cache holds the keys and values of all heads.
+
+    Args:
+        choice: its design.
+        d_model: width of the stream.
+        layer: its number, by which the cache knows it.
+        table: which of the model's rotary tables turns its queries and keys.
+    """
+
+    def __init__(self, choice: LatentAttention, d_model: int, layer: int, table: int | None) -> None:
+        nn.Module.__init__(self)
+        a = self.choice = choice
+        self.latent = choice
+        self.layer, self.table, self.donates = layer, table, False
+        self.heads, self.kv_heads, self.d_head, self.d_value = a.n_heads, a.n_heads, a.d_head, a.value_size
+        self.scale, self.cap = a.score_scale, a.softcap
+        self.k = self.v = self.gate = self.q_norm = self.k_norm = None
+        self.q_down = None if a.q_rank is None else Linear(d_model, a.q_rank, a.bias)
+        self.q_latent = None if a.q_rank is None else NormLayer(a.q_rank, a.latent_norm)
+        width = a.n_heads * a.d_head
+        self.q_up = None if a.q_rank is None else Linear(a.q_rank, width, False)
+        self.q = Linear(d_model, width, False) if a.q_rank is None else None
+        self.kv_down = Linear(d_model, a.kv_rank, a.bias)
+        self.k_shared = Linear(d_model, a.rotary_dims, a.bias)
+        self.kv_latent = NormLayer(a.kv_rank, a.latent_norm)
+        self.k_own = Linear(a.kv_rank, a.n_heads * a.own_size, False)
+        self.v_up = Linear(a.kv_rank, a.n_heads * a.value_size, False)
+        self.o = Linear(a.out_size, d_model, a.out_bias)
+        self.sink = nn.Parameter(torch.empty(a.n_heads)) if a.sink else None
+
+    def queries(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_head"]:
+        """Queries before rotation."""
+        if self.q is None:
+            assert self.q_down is not None
+            assert self.q_latent is not None
+            assert self.q_up is not None
+            q = self.q_up(self.q_latent(self.q_down(x)))
+        else:
+            q = self.q(x)
+        return q.view(*x.shape[:-1], self.heads, self.d_head)
+
+    @property
+    def value_matrix(self) -> Float[Tensor, "value d_model"]:
+        """What reads values from the stream, all heads' rows, the latent's division left out."""
+        gain = self.kv_latent.gain
+        down = self.kv_down.weight if gain is None else gain[:, None] * self.kv_down.weight
+        return self.v_up.weight @ down
+
+    def keys_and_values(
+        self, x: Float[Tensor, "batch key d_model"]
+    ) -> tuple[Float[Tensor, "batch key head d_head"], Float[Tensor, "batch key head d_value"]]:
+        """Keys before rotation, and values: read from the latent, the rotated dimensions of keys from the stream."""
+        latent = self.kv_latent(self.kv_down(x))
+        own = self.k_own(latent).view(*x.shape[:-1], self.heads, -1)
+        shared = self.k_shared(x)[..., None, :].expand(*x.shape[:-1], self.heads, -1)
+        return torch.cat([shared, own], -1), self.v_up(latent).view(*x.shape[:-1], self.heads, self.d_value)
