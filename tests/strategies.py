@@ -10,6 +10,7 @@ from glassformer.model.config import (
     Config,
     Experts,
     FeedForward,
+    GatedDelta,
     LatentAttention,
     Layer,
     Norm,
@@ -192,11 +193,18 @@ def state_spaces(draw: st.DrawFn) -> StateSpace:
 
 
 @st.composite
+def gated_deltas(draw: st.DrawFn) -> GatedDelta:
+    """A gated delta rule of a few heads."""
+    keys = draw(st.integers(1, 2))
+    return GatedDelta(keys * draw(st.integers(1, 2)), keys, 3, 4, conv=draw(st.sampled_from([1, 4])))
+
+
+@st.composite
 def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
     """Any mixture of layers: attention of every form beside state spaces, with and without feed-forward parts."""
     layers = []
     for _ in range(draw(st.integers(1, max_layers))):
-        mixer = draw(st.one_of(attentions(), latents(), state_spaces(), st.none()))
+        mixer = draw(st.one_of(attentions(), latents(), gated_deltas(), state_spaces(), st.none()))
         feeds = st.one_of(dense(), experts())
         feed = draw(feeds) if mixer is None else draw(st.one_of(feeds, st.none()))
         parallel = mixer is not None and feed is not None and draw(st.booleans())

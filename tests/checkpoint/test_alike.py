@@ -132,6 +132,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "persimmon": {**_MANY_HEADS, "qk_layernorm": True},
     "phi": {**_WITHOUT_HEAD_DIM, "qk_layernorm": True},
     "phi3": {**_WITHOUT_HEAD_DIM, "sliding_window": 5},
+    "qwen3_5_text": {
+        **_SMALL,
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    },
     "seed_oss": _SMALL,
     "smollm3": {**_WITHOUT_HEAD_DIM, "no_rope_layers": [1, 0, 1]},
     "starcoder2": {**_WITHOUT_HEAD_DIM, "sliding_window": 5},
@@ -140,6 +151,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Norms of the sum of stream and part: what a part adds does not stay in the stream, so there is no account.
 NO_ACCOUNT = ("openai-gpt", "opt")
+# Norms whose weight is one more than what is stored.
+ONE_PLUS = ("gemma", "nemotron", "qwen3_5")
 
 
 def reference(name: str) -> Any:
@@ -151,9 +164,11 @@ def reference(name: str) -> Any:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith(("A_log", "dt_bias", "alpha_p", "alpha_n")):
+                if "linear_attn.A_log" in key:
+                    parameter.sub_(3.0)  # longer memories: what is read is not divided by a length near zero
                 continue  # decays of their own making, or the state grows beyond all numbers
             parameter.normal_(0.0, 0.3 if parameter.dim() > 1 else 0.2, generator=generator)
-            if parameter.dim() == 1 and key.endswith("weight") and "gemma" not in name and name != "nemotron":
+            if parameter.dim() == 1 and key.endswith("weight") and not any(part in name for part in ONE_PLUS):
                 parameter.add_(1.0)
         for key, buffer in model.named_buffers():
             if key.endswith("correction_bias"):

@@ -45,7 +45,16 @@ def test_json_fields(capsys):
     code, out, _ = run(capsys, "gpt3", "--json", "--context", "1024")
     data = json.loads(out)
     assert code == 0
-    assert set(data) == {"name", "config", "context", "parameters", "tallies", "flops_per_token", "bytes"}
+    assert set(data) == {
+        "name",
+        "config",
+        "context",
+        "parameters",
+        "tallies",
+        "flops_per_token",
+        "bytes",
+        "active_parameters",
+    }
     assert data["context"] == 1024
     assert [tally["total"] for tally in data["tallies"]] == [175_181_291_520, 174_604_259_328]
     assert data["parameters"] == data["tallies"][-1]

@@ -124,8 +124,12 @@ def test_site_names_are_public_api() -> None:
     assert [site.name for site in SITES] == [
         "embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normed", "attn.q", "attn.k", "attn.v",
         "attn.rot_q", "attn.rot_k", "attn.scores", "attn.sink", "attn.pattern", "attn.gate", "attn.z", "attn.out",
+        "delta.gate", "delta.q", "delta.k", "delta.v", "delta.beta", "delta.decay", "delta.pattern", "delta.mixed",
+        "delta.z", "delta.out",
         "ssm.gate", "ssm.x", "ssm.b", "ssm.c", "ssm.dt", "ssm.pattern", "ssm.mixed", "ssm.z", "ssm.out", "resid_mid",
-        "ln2.scale", "ln2.normed", "mlp.pre", "mlp.pre_linear", "mlp.post", "mlp.out", "resid_post",
+        "ln2.scale", "ln2.normed", "mlp.router", "mlp.weights", "mlp.pre", "mlp.pre_linear", "mlp.post",
+        "mlp.shared_pre", "mlp.shared_pre_linear", "mlp.shared_post", "mlp.shared_gate", "mlp.shared", "mlp.out",
+        "resid_post",
         "final.scale", "final.normed", "logits.precap", "logits",
     ]  # fmt: skip
     assert all(site.meaning.endswith(".") for site in SITES)

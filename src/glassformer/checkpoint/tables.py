@@ -20,6 +20,9 @@ from glassformer.model.config import Attention, Config, LatentAttention
 Array = Any  # a torch.Tensor or a numpy array: both have .T, .reshape and row indexing
 
 
+KEY_HEADS = -1  # as many blocks as a recurrence has heads of keys
+
+
 @dataclass(frozen=True)
 class Row:
     """One tensor of theirs and the one or several of ours that it holds; ``{i}`` is the layer.
@@ -41,7 +44,7 @@ class Row:
             pair; or the halves are "swapped". In latent attention rotated dimensions stand last there, and first here,
             with "neighbours" and with "halves".
         skip: rows there before the first that means anything; written as zeros.
-        blocks: joined in so many equal pieces, each holding its share of every part.
+        blocks: joined in so many equal pieces (`KEY_HEADS`: one for each), each holding its share of every part.
         shift: what theirs has added to every value.
     """
 
@@ -190,7 +193,7 @@ def take_rows(place: Place, part: int, x: Array, config: Config) -> Array:
     if line.skip:
         x = x[line.skip :]
     if len(place.ours) > 1:
-        if line.per_head or line.blocks > 1:
+        if line.per_head or line.blocks != 1:
             d_head, pieces = _pieces(place, config)
             start = sum(pieces[:part])
             x = x.reshape((-1, sum(pieces), d_head, *rest))[:, start : start + pieces[part]].reshape((-1, *rest))
@@ -216,7 +219,10 @@ def _pieces(place: Place, config: Config) -> tuple[int, list[int]]:
     """Rows that belong together, and how many of them each part has in one piece of a joined tensor."""
     rows = [shape[0] for shape in place.shapes]
     if not place.row.per_head:
-        return 1, [n // place.row.blocks for n in rows]
+        blocks = place.row.blocks
+        if blocks == KEY_HEADS:
+            blocks = config.mixer(int(place.ours[0].split(".")[1])).n_key_heads  # type: ignore[union-attr]
+        return 1, [n // blocks for n in rows]
     d_head = head_size(place, config)
     if isinstance(attention := attention_at(place, config), LatentAttention):
         return 1, [n // attention.n_heads for n in rows]
@@ -241,7 +247,7 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
         ]
     if len(parts) == 1:
         x = parts[0]
-    elif line.per_head or line.blocks > 1:
+    elif line.per_head or line.blocks != 1:
         (d_head, pieces), rest = _pieces(place, config), tuple(parts[0].shape[1:])
         whole = [x.reshape((-1, n, d_head, *rest)) for x, n in zip(parts, pieces, strict=True)]
         x = _concatenate(whole, 1).reshape((-1, *rest))

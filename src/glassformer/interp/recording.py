@@ -24,10 +24,11 @@ from glassformer.model.layers import linear, softcap
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block, MixerPart
 from glassformer.model.parts.experts import ExpertsPart
+from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import Where, layer_of, site_of
 
-GRIDS = ("attn.scores", "attn.pattern", "attn.sink", "ssm.pattern")
+GRIDS = ("attn.scores", "attn.pattern", "attn.sink", "ssm.pattern", "delta.pattern")
 ALL = slice(None)
 
 Index = slice | Int[Tensor, " query"]
@@ -111,7 +112,7 @@ class Recording:
         return mixer
 
     def prefix(self, layer: int) -> str:
-        """The prefix of this layer's mixer among the sites: "attn" or "ssm"."""
+        """The prefix of this layer's mixer among the sites: "attn", "ssm" or "delta"."""
         return self.config.mixer(layer).prefix
 
     def row(self, row: int) -> Recording:
@@ -172,8 +173,8 @@ class Recording:
             return norm(before)
         if head == "attn":
             return self._in_attention(layer, leaf, at)
-        if head == "ssm":
-            return self._in_state_space(layer, leaf, at)
+        if head in ("ssm", "delta"):
+            return self._in_recurrence(layer, leaf, at)
         mlp = block.mlp
         if isinstance(mlp, ExpertsPart):
             return self._in_experts(layer, mlp, leaf, at)
@@ -242,16 +243,14 @@ class Recording:
             return part.gates(self.input(layer, 1, at))
         raise KeyError(prefix + leaf)
 
-    def _in_state_space(self, layer: int, leaf: str, at: Index) -> Tensor:
-        part, prefix = self.block(layer).ssm, f"blocks.{layer}.ssm."
+    def _in_recurrence(self, layer: int, leaf: str, at: Index) -> Tensor:
+        part, prefix = self.recurrence(layer), f"blocks.{layer}.{self.prefix(layer)}."
         if leaf == "gate":
             return part.gates(self.input(layer, 1, at))
         if leaf == "mixed":
             if self.edits_grid(layer):
-                grid = self.grid(layer, "ssm.pattern", None, at)
-                return part.read(grid, self.recorded[prefix + "x"])
-            x, b, c, dt = (self.recorded[prefix + name] for name in ("x", "b", "c", "dt"))
-            return part.scan(x, b, c, dt)[0][:, at]
+                return part.read(self.grid(layer, f"{self.prefix(layer)}.pattern", None, at), self.values(layer))
+            return part.reread(self.kept(layer))[0][:, at]
         raise KeyError(prefix + leaf)
 
     # The residual stream
@@ -300,13 +299,21 @@ class Recording:
 
     def state(self, layer: int, length: int) -> State:
         """What a recurrence left behind after the first `length` tokens, as its cache holds it."""
-        part, name = self.block(layer).ssm, f"blocks.{layer}.ssm."
-        x, b, c, dt = (self.recorded[name + site][:, :length] for site in ("x", "b", "c", "dt"))
-        before = part.choice.conv - 1
-        entered = self.input(layer, 1, slice(max(0, length - before), length))
-        joined = torch.cat([part.x(entered), part.b(entered), part.c(entered)], dim=-1)
+        part, before = self.recurrence(layer), self.recurrence(layer).choice.conv - 1
+        joined = part.joined(self.input(layer, 1, slice(max(0, length - before), length)))
         tail = torch.nn.functional.pad(joined, (0, 0, before - joined.shape[1], 0))
-        return {"conv": tail, "state": part.scan(x, b, c, dt)[1]}
+        return {"conv": tail, "state": part.reread(self.kept(layer, length))[1]}
+
+    def recurrence(self, layer: int) -> GatedDeltaPart | StateSpacePart:
+        """The recurrence of this layer."""
+        part = self.mixer(layer)
+        assert not isinstance(part, AttentionPart)
+        return part
+
+    def kept(self, layer: int, length: int | None = None) -> dict[str, Tensor]:
+        """What the trace keeps of a layer's mixer, of the first `length` positions."""
+        prefix, basis = f"blocks.{layer}.{self.prefix(layer)}.", self.config.mixer(layer).basis()
+        return {name: self.recorded[prefix + name][:, :length] for name in basis}
 
     # Attention grids
 
@@ -355,7 +362,7 @@ class Recording:
         """What each position hands over to the layer's heads: the values that its grid weighs."""
         if self.prefix(layer) == "attn":
             return self.get(f"blocks.{self.keys_of(layer)}.attn.v", at)
-        return self.get(f"blocks.{layer}.ssm.x", at)
+        return self.get(f"blocks.{layer}.{'ssm.x' if self.prefix(layer) == 'ssm' else 'delta.v'}", at)
 
     def factor(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query head d_head"] | None:
         """What each head's sum of values is multiplied by before the output projection; None for nothing.
@@ -363,8 +370,9 @@ class Recording:
         An attention's output gate, or a state space's gate and norm with the norm's divisor as run.
         """
         mixer = self.mixer(layer)
-        if isinstance(mixer, StateSpacePart):
-            return mixer.factor(self.get(f"blocks.{layer}.ssm.mixed", at), self.get(f"blocks.{layer}.ssm.gate", at))
+        if not isinstance(mixer, AttentionPart):
+            prefix = f"blocks.{layer}.{self.prefix(layer)}."
+            return mixer.factor(self.get(prefix + "mixed", at), self.get(prefix + "gate", at))
         return None if mixer.gate is None else self.get(f"blocks.{layer}.attn.gate", at)
 
     def edits_grid(self, layer: int) -> bool:
@@ -393,7 +401,7 @@ class Recording:
         q0, q1, _ = queries.indices(self.length)
         k0, k1, _ = keys.indices(self.length)
         q1, k1 = max(q0, q1), max(k0, k1)
-        if part == "ssm.pattern":
+        if part in ("ssm.pattern", "delta.pattern"):
             return self._implied(layer, heads, q0, q1)[..., k0:k1]
         k = self._side(layer, "k", slice(0, q1), heads)
         n_heads = self.config.attention(layer).n_heads if heads is None else len(heads)
@@ -419,8 +427,7 @@ class Recording:
 
     def _implied(self, layer: int, heads: list[int] | None, q0: int, q1: int) -> Tensor:
         """Rows q0 to q1 of the grid that a state space's decays imply, over all keys."""
-        b, c, dt = (self.recorded[f"blocks.{layer}.ssm.{name}"][:, :q1] for name in ("b", "c", "dt"))
-        grid = self.block(layer).ssm.pattern(b, c[:, q0:], dt, q0)
+        grid = self.recurrence(layer).implied(self.kept(layer, q1), q0)
         grid = grid if heads is None else grid[:, heads]
         return torch.nn.functional.pad(grid, (0, self.length - q1))
 
@@ -429,8 +436,8 @@ class Recording:
         if self._whole is not None:
             batch, row, pad = self._whole
             return batch._edited_grid(layer, part)[row : row + 1, :, pad:, pad:]
-        if part == "ssm.pattern":
-            return self._changed(f"blocks.{layer}.ssm.pattern", self._implied(layer, None, 0, self.length))
+        if part in ("ssm.pattern", "delta.pattern"):
+            return self._changed(f"blocks.{layer}.{part}", self._implied(layer, None, 0, self.length))
         attention = self.attention(layer)
         q, k = self._side(layer, "q", ALL, None), self._side(layer, "k", ALL, None)
         grid = attention.scores(q, k, self.visible, 0, self.length, 0, self.length)

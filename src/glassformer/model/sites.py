@@ -66,6 +66,16 @@ SITES: tuple[Site, ...] = (
         "Each head's weighted sum of values, gated where there is a gate; the output projection reads it.",
     ),
     Site("attn.out", RESIDUAL, "What attention adds to the residual stream, after a post-norm where there is one."),
+    Site("delta.gate", HEADS, "What gates each head's output, after its activation."),
+    Site("delta.q", ("batch", "query", "key_head", "d_key"), "How a position reads the state: queries of one length."),
+    Site("delta.k", ("batch", "key", "key_head", "d_key"), "Where a position is written in the state: unit keys."),
+    Site("delta.v", KV_HEADS, "What each position hands over, by head, after the convolution: its values."),
+    Site("delta.beta", PER_HEAD, "The share of a correction towards the value that each head makes at a position."),
+    Site("delta.decay", PER_HEAD, "The logarithm of what each head's state keeps at a position."),
+    Site("delta.pattern", GRID, "The grid that decays and corrections imply: a head reads this times its values."),
+    Site("delta.mixed", HEADS, "What each head reads from its state, before norm and gate."),
+    Site("delta.z", HEADS, "Each head's output after norm and gate, before the output projection."),
+    Site("delta.out", RESIDUAL, "What the delta rule adds to the residual stream, after any post-norm."),
     Site("ssm.gate", HEADS, "What gates each head's output, after its activation."),
     Site("ssm.x", KV_HEADS, "What each position hands over, by head, after the convolution: its values."),
     Site("ssm.b", ("batch", "key", "group", "d_state"), "How a position is written into the state: its keys."),
@@ -278,6 +288,7 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
         inner = leaf in ("q", "k", "rot_q", "rot_k")
         found |= {"head": mixer.n_heads, "d_head": mixer.d_head if inner else mixer.value_size}
         found["kv_head"] = getattr(mixer, "n_kv_heads", mixer.n_heads)
+        found["key_head"], found["d_key"] = getattr(mixer, "n_key_heads", 1), getattr(mixer, "d_key", 1)
         found["group"], found["d_state"] = getattr(mixer, "n_groups", 1), getattr(mixer, "d_state", 1)
         if leaf == "gate" and getattr(mixer, "gate", None) == "head":
             found["d_head"] = 1

@@ -11,7 +11,7 @@ import torch
 
 from glassformer.count import count
 from glassformer.errors import MemoryLimitError
-from glassformer.model.choices import Attention, Experts, StateSpace
+from glassformer.model.choices import Attention, Experts, GatedDelta, StateSpace
 from glassformer.model.config import Config, Layer
 from glassformer.model.parts.state_space import CHUNK
 from glassformer.train import fused
@@ -104,6 +104,8 @@ def _layer(d_model: int, layer: Layer, size: int) -> int:
         inner, shared = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
         total += (inner + shared) * ((4 * size + 8) if a.qk_norm else 3 * size) + (2 * inner + shared) * size
         total += 4 * (inner - shared) * size  # keys and values once for every query head, heads before tokens
+    elif isinstance(a, GatedDelta):
+        total += a.out_size * 8 * size + 3 * sum(a.widths) * size + a.n_heads * CHUNK * 4 * 6
     elif isinstance(a, StateSpace):
         # gate, channels before and after the convolution, the grid of a chunk in float32, what is read and normed
         total += a.out_size * 8 * size + 3 * sum(a.widths) * size + a.n_heads * CHUNK * 4 * 3

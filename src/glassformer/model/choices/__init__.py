@@ -11,16 +11,17 @@ from glassformer.model.choices.attention import Attention
 from glassformer.model.choices.common import Component, Shape
 from glassformer.model.choices.experts import Experts
 from glassformer.model.choices.feed_forward import ACTIVATIONS, Activation, FeedForward
+from glassformer.model.choices.gated_delta import GatedDelta
 from glassformer.model.choices.latent import LatentAttention
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.rotary import RopeScaling, Rotary
 from glassformer.model.choices.state_space import StateSpace
 
-Mixer = Attention | StateSpace
+Mixer = Attention | GatedDelta | StateSpace
 Feed = FeedForward | Experts
 
 # Kind as JSON names it -> choice.
-MIXERS: dict[str, type] = {choice.kind: choice for choice in (Attention, LatentAttention, StateSpace)}
+MIXERS: dict[str, type] = {choice.kind: choice for choice in (Attention, LatentAttention, GatedDelta, StateSpace)}
 FEEDS: dict[str, type] = {choice.kind: choice for choice in (FeedForward, Experts)}
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Experts",
     "Feed",
     "FeedForward",
+    "GatedDelta",
     "LatentAttention",
     "Mixer",
     "Norm",

@@ -5,18 +5,19 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from glassformer.model.choices import Attention, Experts, FeedForward, LatentAttention, Rotary, StateSpace
+from glassformer.model.choices import Attention, Experts, FeedForward, GatedDelta, LatentAttention, Rotary, StateSpace
 from glassformer.model.config import Config
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.feed_forward import FeedForwardPart
+from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.latent import LatentAttentionPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import View, see
 
-MixerPart = AttentionPart | StateSpacePart
+MixerPart = AttentionPart | GatedDeltaPart | StateSpacePart
 FeedPart = FeedForwardPart | ExpertsPart
 
 
@@ -43,6 +44,8 @@ class Block(nn.Module):
                 self.attn: AttentionPart = LatentAttentionPart(mixer, config.d_model, layer, table)
             else:
                 self.attn = AttentionPart(mixer, config.d_model, config.norm, layer, table, donates)
+        elif isinstance(mixer, GatedDelta):
+            self.delta = GatedDeltaPart(mixer, config.d_model, layer)
         elif isinstance(mixer, StateSpace):
             self.ssm = StateSpacePart(mixer, config.d_model, layer)
         if isinstance(choice.feed_forward, FeedForward):

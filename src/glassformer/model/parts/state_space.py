@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -92,7 +94,7 @@ class StateSpacePart(nn.Module):
     ) -> tuple[Float[Tensor, "batch query channel"], Float[Tensor, "batch before channel"]]:
         """x, b and c side by side after the convolution and its activation, and the inputs the next call needs; where
         `text` is 0 stands padding, which the convolution does not see."""
-        joined = torch.cat([self.x(x), self.b(x), self.c(x)], dim=-1)
+        joined = self.joined(x)
         if text is not None:
             joined = joined * text
         out, tail = self.conv(joined, tail)
@@ -129,6 +131,18 @@ class StateSpacePart(nn.Module):
         grid = self._grid(self._by_head(b), self._by_head(c), dt, first)
         own = torch.eye(grid.shape[-1], dtype=grid.dtype, device=grid.device)[first:]
         return grid + at_least_float32(self.skip)[None, :, None, None] * own
+
+    def joined(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query channel"]:
+        """x, b and c side by side, before the convolution."""
+        return torch.cat([self.x(x), self.b(x), self.c(x)], dim=-1)
+
+    def implied(self, kept: Mapping[str, Tensor], first: int = 0) -> Float[Tensor, "batch head query key"]:
+        """`pattern` of the places that a trace keeps, from query `first` on."""
+        return self.pattern(kept["b"], kept["c"][:, first:], kept["dt"], first)
+
+    def reread(self, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`scan` of the places that a trace keeps."""
+        return self.scan(kept["x"], kept["b"], kept["c"], kept["dt"])
 
     def read(
         self, grid: Float[Tensor, "batch head query key"], x: Float[Tensor, "batch key head d_head"]

@@ -1,0 +1,186 @@
+"""A gated delta rule as a module (Gated DeltaNet, arXiv:2412.06464)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from glassformer.model.choices import GatedDelta
+from glassformer.model.layers import Linear
+from glassformer.model.norms import at_least_float32
+from glassformer.model.parts.passing import Pass
+from glassformer.model.parts.state_space import Convolution
+from glassformer.model.sites import View, see
+
+CHUNK = 64  # positions that are solved at once; between chunks the state is carried
+
+
+class GatedDeltaPart(nn.Module):
+    """One layer's gated delta rule.
+
+    With S the matrix of a head, at each position S ← e^decay S, then S ← S + beta k (v − Sᵀk)ᵀ, and Sᵀq is read.
+    That is linear in the values: position t receives Σ_s G[t, s] v_s, where G[t, s] is what the later decays and
+    corrections leave of beta_s k_s, read at q_t. `pattern` gives this grid.
+    """
+
+    def __init__(self, choice: GatedDelta, d_model: int, layer: int) -> None:
+        super().__init__()
+        c = self.choice = choice
+        self.layer = layer
+        self.heads, self.d_value = c.n_heads, c.d_head
+        query, key, value = c.widths
+        self.q, self.k, self.v = (Linear(d_model, width, False) for width in (query, key, value))
+        self.gate = Linear(d_model, value, False)
+        self.beta = Linear(d_model, c.n_heads, False)
+        self.decay = Linear(d_model, c.n_heads, False)
+        self.conv = Convolution(sum(c.widths), c.conv, False)
+        self.dt_bias = nn.Parameter(torch.empty(c.n_heads))
+        self.a_log = nn.Parameter(torch.empty(c.n_heads))
+        self.norm = nn.Parameter(torch.empty(c.d_head))
+        self.o = Linear(value, d_model, False)
+
+    @torch.no_grad()
+    def begin(self, generator: torch.Generator | None = None) -> None:
+        """Fresh decays, drawn evenly up to 16, and time steps of one (Gated DeltaNet's choice)."""
+        self.a_log.copy_((torch.rand(self.heads, generator=generator) * 15 + 1).log())
+        self.dt_bias.fill_(1.0)
+        self.norm.fill_(1.0)
+
+    def forward(
+        self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
+    ) -> Float[Tensor, "batch query d_model"]:
+        text = None if state.where.mask is None else state.where.mask[..., None].to(x.dtype)
+        gate = see(view, "delta.gate", self.gates(x))
+        before = None if state.cache is None else state.cache.state(self.layer)
+        if before is not None:  # one text's state may be shared by many rows that continue it
+            before = {name: y.expand(x.shape[0], *y.shape[1:]) for name, y in before.items()}
+        channels, tail = self.convolved(x, None if before is None else before["conv"], text)
+        q, k, v = self.split(channels)
+        q, k, v = see(view, "delta.q", q), see(view, "delta.k", k), see(view, "delta.v", v)
+        beta, decay = self.shares(x)
+        if text is not None:  # padding neither decays nor enters the state
+            beta, decay = beta * text, decay * text
+        beta, decay = see(view, "delta.beta", beta), see(view, "delta.decay", decay)
+        kept = {"q": q, "k": k, "v": v, "beta": beta, "decay": decay}
+        earlier = None if before is None else before["state"]
+        y, after = self.scan(kept, earlier)
+        if view is not None and view.wants("delta.pattern"):
+            y = self.read(view.visit("delta.pattern", self.implied(kept)), v)
+            if earlier is not None:
+                y = y + self.scan({**kept, "v": torch.zeros_like(v)}, earlier)[0]
+        if state.cache is not None:
+            state.cache.hold(self.layer, {"conv": tail, "state": after})
+        y = see(view, "delta.mixed", y)
+        z = see(view, "delta.z", self.finish(y, gate))
+        return self.o(z.reshape(*z.shape[:2], -1))
+
+    # The steps, each a function of its own so that what a trace kept can be taken from the middle
+
+    def gates(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_head"]:
+        """What gates each head's output, after its activation."""
+        return F.silu(self.gate(x)).view(*x.shape[:2], self.heads, self.d_value)
+
+    def joined(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query channel"]:
+        """Queries, keys and values side by side, before the convolution."""
+        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+
+    def convolved(
+        self,
+        x: Float[Tensor, "batch query d_model"],
+        tail: Float[Tensor, "batch before channel"] | None = None,
+        text: Float[Tensor, "batch query 1"] | None = None,
+    ) -> tuple[Float[Tensor, "batch query channel"], Float[Tensor, "batch before channel"]]:
+        """The channels after the convolution and its activation, and the inputs the next call needs; where `text` is 0
+        stands padding, which the convolution does not see."""
+        joined = self.joined(x)
+        out, tail = self.conv(joined if text is None else joined * text, tail)
+        return F.silu(out), tail
+
+    def split(self, channels: Float[Tensor, "batch query channel"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys (batch, slot, key head, d_key) of length one, and values (batch, slot, head, d_head)."""
+        q, k, v = channels.split(list(self.choice.widths), dim=-1)
+        slots = channels.shape[:2]
+        q, k = (_unit(y.reshape(*slots, self.choice.n_key_heads, self.choice.d_key)) for y in (q, k))
+        return q * self.choice.d_key**-0.5, k, v.reshape(*slots, self.heads, self.d_value)
+
+    def shares(
+        self, x: Float[Tensor, "batch query d_model"]
+    ) -> tuple[Float[Tensor, "batch query head"], Float[Tensor, "batch query head"]]:
+        """Beta, the share of a correction that is made, and the logarithm of what the decay leaves."""
+        rate = F.softplus(at_least_float32(self.decay(x)) + at_least_float32(self.dt_bias))
+        return torch.sigmoid(at_least_float32(self.beta(x))), -torch.exp(at_least_float32(self.a_log)) * rate
+
+    def scan(
+        self, kept: Mapping[str, Tensor], state: Float[Tensor, "batch head d_key d_head"] | None = None
+    ) -> tuple[Float[Tensor, "batch query head d_head"], Float[Tensor, "batch head d_key d_head"]]:
+        """What every head reads at every position, and the state after the last: a triangular system within chunks, the
+        state between them."""
+        values = kept["v"]
+        q, k, v = self._by_head(kept["q"]), self._by_head(kept["k"]), at_least_float32(values).transpose(1, 2)
+        beta, decay = kept["beta"].transpose(1, 2), kept["decay"].transpose(1, 2)  # (batch, head, slot)
+        if state is None:
+            state = v.new_zeros(v.shape[0], self.heads, self.choice.d_key, v.shape[-1])
+        out = []
+        for start in range(0, v.shape[2], CHUNK):
+            at = slice(start, start + CHUNK)
+            qs, ks, vs, bs = q[:, :, at], k[:, :, at], v[:, :, at], beta[:, :, at, None]
+            log = decay[:, :, at].cumsum(-1)
+            past = torch.ones(qs.shape[2], qs.shape[2], dtype=torch.bool, device=v.device).tril()
+            left = torch.exp((log[..., :, None] - log[..., None, :]).masked_fill(~past, float("-inf")))
+            # each correction sees those before it in the chunk: (1 + strictly lower) × corrections = what is new
+            lower = ((ks * bs) @ ks.transpose(-1, -2) * left).tril(-1)
+            wanted = torch.cat([vs * bs, ks * bs * torch.exp(log)[..., None]], dim=-1)
+            solved = torch.linalg.solve_triangular(lower, wanted, upper=False, unitriangular=True)
+            new, reads = solved[..., : vs.shape[-1]], solved[..., vs.shape[-1] :]
+            written = new - reads @ state
+            y = (qs * torch.exp(log)[..., None]) @ state + (qs @ ks.transpose(-1, -2) * left) @ written
+            out.append(y)
+            rest = ks * torch.exp(log[..., -1:] - log)[..., None]
+            state = state * torch.exp(log[..., -1])[..., None, None] + rest.transpose(-1, -2) @ written
+        y = out[0] if len(out) == 1 else torch.cat(out, dim=2)
+        return y.transpose(1, 2).to(values.dtype), state
+
+    def implied(self, kept: Mapping[str, Tensor], first: int = 0) -> Float[Tensor, "batch head query key"]:
+        """The grid that decays and corrections imply over one stretch of positions, from query `first` on: what is read
+        where each position's value is a direction of its own."""
+        batch, length = kept["v"].shape[:2]
+        own = torch.eye(length, dtype=at_least_float32(kept["v"]).dtype, device=kept["v"].device)
+        values = own[None, :, None].expand(batch, length, self.heads, length)
+        return self.scan({**kept, "v": values})[0].transpose(1, 2)[:, :, first:]
+
+    def reread(self, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`scan` of the places that a trace keeps."""
+        return self.scan(kept)
+
+    def read(
+        self, grid: Float[Tensor, "batch head query key"], v: Float[Tensor, "batch key head d_head"]
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """Each head's sum of the values, weighed by the grid."""
+        return torch.einsum("bhqk,bkhd->bqhd", grid, at_least_float32(v)).to(v.dtype)
+
+    def finish(
+        self, y: Float[Tensor, "batch query head d_head"], gate: Float[Tensor, "batch query head d_head"]
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """Norm, then gate."""
+        return (y * self.factor(y, gate)).to(y.dtype)
+
+    def factor(
+        self, y: Float[Tensor, "batch query head d_head"], gate: Float[Tensor, "batch query head d_head"]
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """What `finish` multiplies y by, with the norm's divisor as it was: z = y × factor."""
+        divisor = (at_least_float32(y).square().mean(-1, keepdim=True) + self.choice.norm_eps).sqrt()
+        return gate * self.norm / divisor
+
+    def _by_head(self, x: Float[Tensor, "batch slot key_head d_key"]) -> Float[Tensor, "batch head slot d_key"]:
+        shared = self.heads // self.choice.n_key_heads
+        return at_least_float32(x).repeat_interleave(shared, dim=2).transpose(1, 2)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Vectors of length one."""
+    wide = at_least_float32(x)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
