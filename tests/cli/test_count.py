@@ -68,7 +68,7 @@ def test_json_fields(capsys):
         "per_head",
     }
     assert set(data["flops_per_token"]) == {"inference", "training", "formulas"}
-    assert set(data["bytes"]) == {"weights", "cache_per_token", "cache", "gradients", "optimizer"}
+    assert set(data["bytes"]) == {"weights", "cache_per_token", "cache", "state", "gradients", "optimizer"}
 
 
 def test_impossible_contexts_are_usage_errors(capsys):
