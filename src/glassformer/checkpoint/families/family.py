@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, Table
-from glassformer.checkpoint.unread import refuse_unread
+from glassformer.checkpoint.unread import UnreadSettingWarning, refuse_unread
 from glassformer.errors import CheckpointError, ConfigError, UnsupportedError
 from glassformer.model.config import Attention, Config, Layer
 
@@ -161,7 +162,9 @@ def expressible(config: Config, read_back: Callable[[], Config], layout: str, to
         UnsupportedError: naming the fields that come back different, and their values.
     """
     try:
-        back = read_back()
+        with warnings.catch_warnings():  # settings that this layout writes are not somebody's mistake
+            warnings.simplefilter("ignore", UnreadSettingWarning)
+            back = read_back()
     except (CheckpointError, ConfigError) as error:
         raise UnsupportedError(f"{layout} cannot express this design: {error}") from None
     lost = differences(canonical(config), canonical(back), tolerance)
