@@ -17,7 +17,7 @@ from typing import Any
 
 from glassformer.errors import ConfigError, UsageError, near
 from glassformer.model.choices import Component
-from glassformer.model.config import Attention, Config, FeedForward, Norm, Rotary, uniform
+from glassformer.model.config import Attention, Config, FeedForward, LatentAttention, Norm, Rotary, uniform
 
 # Bits of one weight. The two block formats hold 32 weights and a 16-bit scale.
 WEIGHT_BITS: dict[str, float] = {"float32": 32, "bfloat16": 16, "8-bit blocks": 8.5, "4-bit blocks": 4.5}
@@ -258,7 +258,9 @@ def _lines(components: Mapping[str, Component]) -> dict[str, int]:
 
 def _head(c: Config) -> dict[str, int]:
     attention = next((m for layer in c.layers if isinstance(m := layer.mixer, Attention)), None)
-    return {} if attention is None else dict.fromkeys(ATTENTION, attention.d_head * c.d_model)
+    if attention is None or isinstance(attention, LatentAttention):  # a latent is all heads'
+        return {}
+    return dict.fromkeys(ATTENTION, attention.d_head * c.d_model)
 
 
 def _built(c: Config) -> Tally:

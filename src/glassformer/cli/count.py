@@ -143,7 +143,7 @@ def _show(found: Count) -> None:
     row("total", f"{sum(built.layer.values()):,}", [tally.total for tally in found.tallies], "bold", barred=False)
     out.print(Padding(table, (1, 0, 1, 0)))
 
-    if a is not None:
+    if a is not None and built.head:
         shared = a.n_heads // a.n_kv_heads
         out.print(
             f"One head: {built.head['query']:,} in its query matrix ({a.d_head:,} × {c.d_model:,}), "

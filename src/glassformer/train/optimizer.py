@@ -24,12 +24,12 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(stack: Tensor, rounds: int, dtype: torch.dtype = torch.bfloat16, eps: float = 1e-7) -> Tensor:
-    """Each matrix of a stack (count, rows, columns) with its singular values pushed towards 1 (0.7 to 1.2).
+    """Each matrix of a stack (…, rows, columns) with its singular values pushed towards 1 (0.7 to 1.2).
 
     Returns a stack of the same shape in `dtype`. A matrix of zeros stays zeros.
     """
     a, b, c = NEWTON_SCHULZ
-    x = stack.to(dtype)
+    x = stack.to(dtype).reshape(-1, *stack.shape[-2:])
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -38,7 +38,7 @@ def orthogonalise(stack: Tensor, rounds: int, dtype: torch.dtype = torch.bfloat1
         gram = torch.bmm(x, x.mT)
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, gram, x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).reshape(stack.shape)
 
 
 def shape_scale(rows: int, columns: int) -> float:

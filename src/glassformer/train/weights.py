@@ -30,7 +30,8 @@ def kind_of(name: str, shape: torch.Size | tuple[int, ...], *, tied: bool = Fals
         return "embed"
     if name == "unembed.weight":
         return "head"
-    return "matrix" if len(shape) == 2 else "vector"
+    # experts' matrices are stacked; so are their biases
+    return "matrix" if len(shape) > 1 and not name.endswith("bias") else "vector"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class FlatWeights:
             for name in names:
                 self.offsets[name] = end
                 end += named[name].numel()
-            spans.append((kind, tuple(names), start, end, (len(names), *shape) if kind == "matrix" else (-1,)))
+            spans.append((kind, tuple(names), start, end, (-1, *shape[-2:]) if kind == "matrix" else (-1,)))
             end = -(-end // _ALIGN) * _ALIGN
         self.compute, self._module = compute, module
         self.master = torch.zeros(end, dtype=torch.float32, device=device)
