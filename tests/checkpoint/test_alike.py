@@ -48,6 +48,23 @@ _GPT: dict[str, Any] = {
 }
 _SLIDING: dict[str, Any] = {**_SMALL, "sliding_window": 5}
 _FOUR = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+_DELTA: dict[str, Any] = {
+    **_SMALL,
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+}
+_MANY_EXPERTS: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 10,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "apertus": {**_WITHOUT_HEAD_DIM, "hidden_act": "xielu"},
     "stablelm": {**_WITHOUT_HEAD_DIM, "qk_layernorm": True, "use_qkv_bias": True, "partial_rotary_factor": 0.5},
@@ -132,17 +149,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "persimmon": {**_MANY_HEADS, "qk_layernorm": True},
     "phi": {**_WITHOUT_HEAD_DIM, "qk_layernorm": True},
     "phi3": {**_WITHOUT_HEAD_DIM, "sliding_window": 5},
-    "qwen3_5_text": {
-        **_SMALL,
-        "num_hidden_layers": 4,
-        "head_dim": 16,
-        "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 8,
-        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-    },
+    "qwen3_5_text": _DELTA,
+    "qwen3_5_moe_text": {**_DELTA, **_MANY_EXPERTS},
+    "qwen3_next": {**_DELTA, **_MANY_EXPERTS, "mlp_only_layers": [1]},
     "seed_oss": _SMALL,
     "smollm3": {**_WITHOUT_HEAD_DIM, "no_rope_layers": [1, 0, 1]},
     "starcoder2": {**_WITHOUT_HEAD_DIM, "sliding_window": 5},
@@ -152,7 +161,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # Norms of the sum of stream and part: what a part adds does not stay in the stream, so there is no account.
 NO_ACCOUNT = ("openai-gpt", "opt")
 # Norms whose weight is one more than what is stored.
-ONE_PLUS = ("gemma", "nemotron", "qwen3_5")
+ONE_PLUS = ("gemma", "nemotron", "qwen3_5", "qwen3_next")
 
 
 def reference(name: str) -> Any:

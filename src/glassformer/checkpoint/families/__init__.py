@@ -20,7 +20,7 @@ from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba2 import MAMBA2
 from glassformer.checkpoint.families.neox import NEOX
 from glassformer.checkpoint.families.olmo import OLMO
-from glassformer.checkpoint.families.qwen_delta import QWEN3_5
+from glassformer.checkpoint.families.qwen_delta import QWEN_DELTA
 from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config
 
@@ -28,8 +28,7 @@ _ALL = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE)),
     MAMBA2,
-    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS)),
-    QWEN3_5,
+    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA)),
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 

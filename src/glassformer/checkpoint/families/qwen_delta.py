@@ -1,14 +1,17 @@
-"""Qwen 3.5: three layers of a gated delta rule, then one of attention with a gate."""
+"""Qwen 3.5 and Qwen3-Next: three layers of a gated delta rule, then one of attention with a gate."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family
 from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, rope, rope_settings
-from glassformer.checkpoint.tables import Row, row
+from glassformer.checkpoint.families.sparse import STEPPED, Sparse, each, fused, one, shared
+from glassformer.checkpoint.tables import KEY_HEADS, Row, row
 from glassformer.errors import UnsupportedError
 from glassformer.model.config import Attention, Config, FeedForward, GatedDelta, Norm, Rotary, uniform
 
@@ -20,21 +23,17 @@ _NAMES = {
     "attn.o": "self_attn.o_proj",
     "attn.q_norm": "self_attn.q_norm",
     "attn.k_norm": "self_attn.k_norm",
-    "delta.gate": "linear_attn.in_proj_z",
-    "delta.beta": "linear_attn.in_proj_b",
-    "delta.decay": "linear_attn.in_proj_a",
     "delta.o": "linear_attn.out_proj",
     "ln2": "post_attention_layernorm",
     **{f"mlp.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
 }
 
-ROWS: tuple[Row, ...] = (
+_ROWS: tuple[Row, ...] = (
     row("model.embed_tokens.weight", "embed.weight"),
     *(row(f"{_LAYER}{theirs}.weight", f"{_BLOCK}{ours}.weight") for ours, theirs in _NAMES.items()),
     row(f"{_LAYER}self_attn.q_proj.weight", f"{_BLOCK}attn.q.weight", f"{_BLOCK}attn.gate.weight", per_head=True),
     *(row(f"{_LAYER}self_attn.{part}_proj.bias", f"{_BLOCK}attn.{part}.bias") for part in "kvo"),
     row(f"{_LAYER}self_attn.q_proj.bias", f"{_BLOCK}attn.q.bias", f"{_BLOCK}attn.gate.bias", per_head=True),
-    row(f"{_LAYER}linear_attn.in_proj_qkv.weight", *(f"{_BLOCK}delta.{part}.weight" for part in "qkv")),
     row(f"{_LAYER}linear_attn.conv1d.weight", f"{_BLOCK}delta.conv.weight", squeezed=1),
     row(f"{_LAYER}linear_attn.dt_bias", f"{_BLOCK}delta.dt_bias"),
     row(f"{_LAYER}linear_attn.A_log", f"{_BLOCK}delta.a_log"),
@@ -42,6 +41,63 @@ ROWS: tuple[Row, ...] = (
     row("model.norm.weight", "final.weight"),
     row("lm_head.weight", "unembed.weight"),
 )
+
+
+def _joined(theirs: str, *parts: str, **how: Any) -> Row:
+    """One tensor for several projections of the gated delta rule."""
+    return row(f"{_LAYER}linear_attn.{theirs}.weight", *(f"{_BLOCK}delta.{part}.weight" for part in parts), **how)
+
+
+_APART = (
+    _joined("in_proj_qkv", "q", "k", "v"),
+    _joined("in_proj_z", "gate"),
+    _joined("in_proj_b", "beta"),
+    _joined("in_proj_a", "decay"),
+)
+_BY_KEY_HEAD = (
+    _joined("in_proj_qkvz", "q", "k", "v", "gate", blocks=KEY_HEADS),
+    _joined("in_proj_ba", "beta", "decay", blocks=KEY_HEADS),
+)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One family, its experts apart.
+
+    Args:
+        name: ``model_type``; stem: of its classes' names.
+        projections: how the projections of the gated delta rule are stored.
+        inside: further ``model_type`` values that hold these settings under a name.
+    """
+
+    name: str
+    stem: str
+    base: str
+    projections: tuple[Row, ...]
+    inside: Mapping[str, str] = field(default_factory=dict)
+    layer: str = _LAYER
+
+    def family(self) -> Family:
+        """The family, as everything else knows families."""
+        return Family(
+            name=self.name,
+            architecture=f"{self.stem}ForCausalLM",
+            base=self.base,
+            rows=(*_ROWS, *self.projections),
+            read=self.config,
+            write=self.settings,
+            prefixes=("model.", "model.language_model.", ""),
+            ignored=(r"^model\.visual\.", r"^mtp\.", r"(^|\.)rotary_emb\.inv_freq$"),
+            inside=self.inside,
+        )
+
+    def config(self, attributes: Attributes) -> Config:
+        """The design that the settings of a config.json describe."""
+        return _read(attributes)
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The settings that describe a design."""
+        return _write(config)
 
 
 def _read(attributes: Attributes) -> Config:
@@ -137,14 +193,29 @@ def _write(config: Config) -> dict[str, Any]:
     return found
 
 
-QWEN3_5 = Family(
-    name="qwen3_5_text",
-    architecture="Qwen3_5ForCausalLM",
-    base="Qwen3_5TextModel",
-    rows=ROWS,
-    read=_read,
-    write=_write,
-    prefixes=("model.", "model.language_model.", ""),
-    ignored=(r"^model\.visual\.", r"^mtp\.", r"(^|\.)rotary_emb\.inv_freq$"),
-    inside={"qwen3_5": "text_config"},
+_ROUTED = (
+    one("mlp.gate.weight", "router.weight"),
+    *shared("mlp.shared_expert."),
+    one("mlp.shared_expert_gate.weight", "shared_gate.weight"),
+)
+_SHARED: dict[str, Any] = {"shared": "shared_expert_intermediate_size", "fixed": {"shared_gate": True}}
+
+QWEN_DELTA = (
+    Delta("qwen3_5_text", "Qwen3_5", "Qwen3_5TextModel", _APART, {"qwen3_5": "text_config"}),
+    Sparse(
+        Delta("qwen3_5_moe_text", "Qwen3_5Moe", "Qwen3_5MoeTextModel", _APART, {"qwen3_5_moe": "text_config"}),
+        (*_ROUTED, *fused("mlp.experts.")),
+        stacked=((*_ROUTED, *each()),),
+        defaults={"n_active": 8},
+        **_SHARED,
+    ),
+    Sparse(
+        Delta("qwen3_next", "Qwen3Next", "Qwen3NextModel", _BY_KEY_HEAD),
+        (*_ROUTED, *each()),
+        stacked=((*_ROUTED, *fused("mlp.experts.")),),
+        keys={"renormalise": "norm_topk_prob"},
+        defaults={"renormalise": True, "n_active": 10},
+        layers=STEPPED,
+        **_SHARED,
+    ),
 )

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from glassformer.checkpoint.attributes import Attributes
-from glassformer.checkpoint.families.alike import Alike
 from glassformer.checkpoint.families.family import Family
 from glassformer.checkpoint.tables import Row
 from glassformer.errors import CheckpointError, UnsupportedError
@@ -121,6 +120,23 @@ def one(theirs: str, ours: str, **how: Any) -> Row:
     return Row(theirs, (_BLOCK + ours,), **how)
 
 
+class Around(Protocol):
+    """A family without its experts: an `Alike`, or what reads and writes as one does."""
+
+    @property
+    def layer(self) -> str:
+        """What stands before a tensor's name in a layer."""
+
+    def family(self) -> Family:
+        """The family with dense parts."""
+
+    def config(self, attributes: Attributes) -> Config:
+        """A design with dense parts."""
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The settings of a design with dense parts."""
+
+
 @dataclass(frozen=True)
 class Sparse:
     """One family.
@@ -141,7 +157,7 @@ class Sparse:
         no_effect: settings that change no logit.
     """
 
-    alike: Alike
+    alike: Around
     rows: tuple[Row, ...]
     n_experts: tuple[str, ...] = ("num_experts", "num_local_experts")
     n_active: str = "num_experts_per_tok"
