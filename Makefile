@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+CLIENTS := .venv-clients
 PIP := -m pip install --quiet --disable-pip-version-check
 TSC := npx --yes -p typescript@5.9.3 tsc
 JS_TESTS = $(wildcard tests/web/*.test.mjs tests/web/*.test.js)
@@ -23,7 +24,7 @@ with = @if command -v $(1) >/dev/null; then echo '$(3)' && $(3); \
 	else echo "skipped: there is no $(1) to check $(2)"; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick size sanitize lint format docs bench peers clean
+.PHONY: help demo test quick size sanitize lint format docs bench peers clients clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,10 +64,13 @@ docs: $(VENV)/.ready-dev ## write the documentation that is generated
 bench: $(VENV)/.ready-dev ## run every benchmark beside its peer (make peers first) and say what was skipped
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+clients: $(VENV)/.ready $(CLIENTS)/.ready ## try the server with real clients and print what each of them sees
+	$(BIN)/python benchmarks/clients.py --environment $(CLIENTS) $(ARGS)
+
 peers: $(PEERS)/.ready ## install the libraries that the benchmarks compare with, apart from ours
 
 clean: ## remove the environments and caches; models fetched stay
-	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and by its exact version: whatever comes after is satisfied with it.
 $(VENV)/.torch: constraints.txt
@@ -85,6 +89,14 @@ $(VENV)/.ready-dev: $(VENV)/.torch pyproject.toml
 	@echo "Installing Glassformer and what its tests need …"
 	@$(BIN)/python $(PIP) -c constraints.txt -e '.[test,dev]'
 	@touch $@ $(VENV)/.ready
+
+$(CLIENTS)/.ready: benchmarks/clients.txt
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python $(PIP) -r benchmarks/clients.txt
+	@mkdir -p $(CLIENTS)/node
+	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(CLIENTS)/node \
+		openai ai @ai-sdk/openai-compatible; else echo "skipped: there is no npm for the clients of Node"; fi
+	@touch $@
 
 $(PEERS)/.ready: benchmarks/peers.txt constraints.txt
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)

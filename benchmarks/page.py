@@ -28,6 +28,8 @@ REPORT = (
     "The quick brown fox jumps over the lazy dog while the old clock on the wall strikes nine and nobody in the house "
     "seems to notice, for the fire is warm, the soup is hot, and the story that grandmother tells is long. " * 2
 )
+# Frames a second of the stage's film: median and 5th percentile at 1,400 px, median at 2,560 px; first motion, ms.
+FILM_FRAMES, FILM_SLOW, FILM_WIDE, MOTION_MS = 50, 30, 24, 1000
 KEY_MS, HEAD_MS, PAINT_MS, FRAMES, SCRIPT_KB, REPORT_MB = 300, 150, 1000, 30, 350, 5
 
 # Runs in the page: milliseconds from the input event to the frame after the bars have changed.
@@ -63,6 +65,24 @@ HEAD = """async ([layer, head]) => {
   const took = await drawn;
   CanvasRenderingContext2D.prototype.putImageData = real;
   return took;
+}"""
+# … milliseconds from the navigation to the first frame in which the stage has moved.
+MOTION = """async () => {
+  for (;;) {
+    const stage = document.querySelector(".stage-room")?.stage;
+    if (stage?.data && stage.t > 0) return performance.now();
+    await new Promise((done) => requestAnimationFrame(done));
+  }
+}"""
+# … every gap between frames, and what each drew, over the whole of the first scene.
+FILM = """async () => {
+  const stage = document.querySelector(".stage-room").stage;
+  stage.pause();
+  stage.held = true;
+  stage.t = 0;
+  stage.start();
+  while (stage.t < 1) await new Promise((done) => setTimeout(done, 100));
+  return { ...stage.stats, tokens: stage.data.count, layers: stage.data.layers, arcs: stage.data.arcs.length };
 }"""
 # … frames a second while the matrix is scrolled from corner to corner.
 SCROLL = """async () => {
@@ -103,7 +123,7 @@ def measure(address: str, program: str, rounds: int) -> dict[str, Any]:
     """All timings, in milliseconds; frames a second; bytes of scripts and styles."""
     from playwright.sync_api import sync_playwright
 
-    found: dict[str, Any] = {"paint": [], "key": [], "head": []}
+    found: dict[str, Any] = {"paint": [], "key": [], "head": [], "motion": [], "film": {}}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         context = browser.new_context(viewport={"width": 1400, "height": 900})
@@ -139,6 +159,13 @@ def measure(address: str, program: str, rounds: int) -> dict[str, Any]:
             settled(page)
             if i:
                 found["head"].append(took)
+        for width, height in ((1400, 900), (2560, 1440)):
+            sheet = browser.new_context(viewport={"width": width, "height": height}).new_page()
+            sheet.goto(address + f"#text={quote(TEXT + ' the')}")
+            found["motion"].append(sheet.evaluate(MOTION))
+            settled(sheet)
+            found["film"][width] = sheet.evaluate(FILM)
+            sheet.close()
         long = "the mole and the bank of the river are " * 228
         page.goto("about:blank")
         page.goto(address + f"#text={quote(long[:9000].strip())}&layer=5&head=3")
@@ -149,6 +176,18 @@ def measure(address: str, program: str, rounds: int) -> dict[str, Any]:
         found["scroll"] = page.evaluate(SCROLL)
         browser.close()
     return found
+
+
+def _film(width: int, film: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of the stage's film at one width: frames a second, and how many parts a frame drew."""
+    gaps = sorted(film["gaps"])
+    middle, slow = 1000 / statistics.median(gaps), 1000 / gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))]
+    what = f"stage, {film['tokens']} tokens × {film['layers']} layers, {film['arcs']} arcs, {width} px"
+    drawn = f"{statistics.median(film['drawn']):.0f} (at most {max(film['drawn'])})"
+    rows = [(f"{what}: frames/s", f"{middle:.0f}", verdict(middle, least=FILM_FRAMES if width < 2000 else FILM_WIDE))]
+    if width < 2000:
+        rows.append((f"{what}: frames/s, 5th percentile", f"{slow:.0f}", verdict(slow, least=FILM_SLOW)))
+    return [*rows, (f"{what}: parts drawn a frame", drawn, "")]
 
 
 def main() -> None:
@@ -171,7 +210,14 @@ def main() -> None:
         megabytes = file.stat().st_size / 1e6
     key, head, paint = (statistics.median(found[name]) for name in ("key", "head", "paint"))
     frames, kilobytes = found["scroll"]["frames"], found["bytes"] / 1000
+    films = [_film(width, film) for width, film in found["film"].items()]
     rows = [
+        *[row for film in films for row in film],
+        (
+            "opening to the stage's first motion (ms)",
+            spread(found["motion"]),
+            verdict(max(found["motion"]), most=MOTION_MS),
+        ),
         (f"key press to new bars, {found['tokens'] + 1} tokens (ms)", spread(found["key"]), verdict(key, most=KEY_MS)),
         ("opening a head (ms)", spread(found["head"]), verdict(head, most=HEAD_MS)),
         ("first paint (ms)", spread(found["paint"]), verdict(paint, most=PAINT_MS)),

@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"cli"},
     {"serve", "notebook"},
     {"views"},
-    {"lm"},
+    {"lm", "remote"},
     {"train"},
     {"generate", "interp"},
     {"predict", "checkpoint"},
@@ -35,6 +35,7 @@ HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = [
     "glassformer",
     "glassformer.errors",
+    "glassformer.remote",
     "glassformer.system.folders",
     "glassformer.kernels.compile",
     "glassformer.count",

@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 _PUBLIC: dict[str, str] = {
     "Model": "glassformer.lm",
     "load": "glassformer.lm",
+    "connect": "glassformer.remote",
     "train": "glassformer.train",
     "ablate": "glassformer.interp.edits",
     "freeze": "glassformer.interp.edits",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from glassformer.lm import Model as Model
     from glassformer.lm import load as load
     from glassformer.model.config import Config as Config
+    from glassformer.remote import connect as connect
     from glassformer.train import train as train
 
 

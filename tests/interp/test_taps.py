@@ -162,7 +162,7 @@ def test_the_model_itself_never_changes():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: edits.ablate(), UsageError, "Say what to ablate: a site, a layer, a head or a neuron."),
+        (lambda: edits.ablate(), UsageError, "Say what to ablate: a site, a layer, a head, a neuron or an expert."),
         (lambda: edits.ablate("embed", layer=3), UsageError, "either a site or a layer"),
         (lambda: edits.ablate(layer=0, part="atention"), UsageError, "no part 'atention'; choose attention"),
         (lambda: edits.ablate(layer=0, method="drop"), UsageError, "method 'drop' is unknown; choose zero"),

@@ -109,7 +109,17 @@ def test_the_json_is_as_promised():
     data = Trace(transformer, ids, vocabulary=Letters(transformer.config.vocab_size)).why().to_dict()
     data = json.loads(json.dumps(data, allow_nan=False))
     assert list(data)[:8] == ["token", "unit", "value", "sum", "residual", "precision", "parts", "words"]
-    assert list(data["parts"][0]) == ["layer", "kind", "head", "source", "claimed", "direct", "total", "percentile"]
+    assert list(data["parts"][0]) == [
+        "layer",
+        "kind",
+        "head",
+        "expert",
+        "source",
+        "claimed",
+        "direct",
+        "total",
+        "percentile",
+    ]
     word = data["words"][0]
     assert list(word)[:4] == ["word", "positions", "replaced", "knocked_out"]
     assert list(word["replaced"]) == ["median", "low", "high"]

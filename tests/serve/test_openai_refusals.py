@@ -68,8 +68,8 @@ def test_a_wrong_completion_is_told_why(server, body, status, message):
         ({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "top_logprobs needs logprobs: true"),
         ({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}, "tools.0.function"),
         (
-            {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_object"}},
-            "response_format is not supported",
+            {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema"}},
+            "there is no schema",
         ),
         ({"messages": [{"role": "user", "content": "mole " * CONTEXT}]}, f"maximum context length is {CONTEXT} tokens"),
     ],

@@ -28,18 +28,18 @@ def go() -> None:
 
     def one_step(self: Run) -> tuple[float, float, int]:
         if self.step == 0 and kept != "-":
-            step = self.engine.step
+            step = self.stepper.step
 
             def first(rate: float, momentum: float) -> None:
-                engine = self.engine
-                grads = engine.whole_grads() if engine.sharded else engine.weights.named_grads()
+                stepper = self.stepper
+                grads = stepper.whole_grads() if stepper.sharded else stepper.weights.named_grads()
                 if self.processes.rank == 0:
                     save_file({name: grad.clone().contiguous() for name, grad in grads.items()}, kept)
                 step(rate, momentum)
 
-            self.engine.step = first
+            self.stepper.step = first
             result = plain(self)
-            self.engine.step = step
+            self.stepper.step = step
             return result
         if "--kill" in sys.argv:
             rank, step_number = map(int, sys.argv[sys.argv.index("--kill") + 1 :][:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from typing import Any
 
@@ -168,3 +169,50 @@ def test_surprise_is_the_negative_log_of_what_came(model: Any, session: Any):
     assert np.isclose(found["uniform"], np.log(model.config.vocab_size))
     with pytest.raises(TextError, match="at least two"):
         session.view("surprise", {"text": "a"})
+
+
+def test_without_a_word_is_the_model_run_with_it_out_of_sight(model: Any, session: Any):
+    from glassformer.interp.edits import knockout
+
+    found = session.view("without", {"text": TEXT})
+    best = int(model.logits(TEXT)[-1].argmax())
+    assert found["id"] == best
+    assert [row["source"] for row in found["rows"]] == list(range(len(model.ids(TEXT)) - 1))
+    for row in found["rows"]:
+        left = torch.softmax(model.edited(knockout(keys=[row["source"]])).logits(TEXT)[-1].double(), -1)
+        assert np.isclose(row["after"], float(left[best]), atol=1e-6)
+        assert row["instead"]["id"] == int(left.argmax())
+
+
+@pytest.mark.parametrize("kind", ["mamba", "hybrid"])
+def test_a_model_with_other_mixers_has_a_stage(model: Any, kind: str):
+    from glassformer.lm import Model
+    from glassformer.model import StateSpace, uniform
+    from glassformer.views import Session
+    from tests.model.test_stacks import drawn
+
+    c = model.config
+    recurrent = uniform(c.vocab_size, c.d_model, 2, 64, StateSpace(4, 8, 6, n_groups=2, norm_groups=2), None)
+    layers = recurrent.layers if kind == "mamba" else (*recurrent.layers, *c.layers)
+    transformer = drawn(dataclasses.replace(recurrent, layers=layers))
+    whole = Model(transformer, model.tokenizer, name=kind, source=kind)
+    session = Session(whole)
+    found = session.view("stage", {"text": TEXT})
+    json.dumps(found, allow_nan=False)
+    trace = whole.trace(TEXT)
+    assert found["arcs"]["heads"][:2] == [4, 4]
+    assert found["arcs"]["count"] > 0
+    near(found["added"], torch.stack([torch.stack(_halves(trace, i)) for i in range(len(layers))])[..., found["dims"]])
+    layer, head, query, key = (int(numbers(found["arcs"][n])[0]) for n in ("layer", "head", "query", "key"))
+    exact = trace.contributions(layer, head, query)[key]
+    assert np.isclose(numbers(found["carried"]["norm"])[0], float(exact.norm()), rtol=1e-4)
+    carried = session.view("carry", {"text": TEXT, "layer": layer, "head": head, "query": query})
+    assert np.isclose(numbers(carried["writes"]["norm"])[key], float(exact.norm()), rtol=1e-4)
+    assert session.view("without", {"text": TEXT})["rows"]
+
+
+def _halves(trace: Any, layer: int) -> list[torch.Tensor]:
+    choice = trace.config.layers[layer]
+    zero = torch.zeros_like(trace["embed"])
+    mixed = trace[f"blocks.{layer}.{choice.mixer.prefix}.out"] if choice.mixer else zero
+    return [mixed, trace[f"blocks.{layer}.mlp.out"] if choice.feed_forward else zero]

@@ -50,6 +50,7 @@ def test_attention_from_head_to_number(app: Watched):
     app.settle()
     steps = app.page.locator(".step strong").all_text_contents()
     assert steps[1:] == ["Query · key", "Scale, mask, softmax", "Value", "Addition", "Effect"]
+    app.page.evaluate("document.querySelector('.scroller').scrollIntoView({ block: 'center' })")  # the cell is tall
     box = app.page.locator(".scroller").bounding_box()
     assert box is not None
     app.page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.85)

@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(
         "glassformer.cli.report:command", "Write a text's every view into one HTML file that works offline."
     ),
+    "site": Verb("glassformer.cli.site:command", "Write a folder of pages that any web host serves."),
     "train": Verb("glassformer.cli.train:command", "Train a model from raw text."),
     "eval": Verb("glassformer.cli.eval:command", "Measure loss, perplexity and bits per byte on a text."),
     "step": Verb("glassformer.cli.step:command", "Take one gradient step on a sentence and show what changed."),

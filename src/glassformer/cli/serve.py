@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,9 +13,44 @@ CONTEXT = 4096  # tokens of prompt and answer, unless asked for otherwise
 INTERRUPTED = 130
 
 
+def listed(sources: list[str]) -> dict[str, str]:
+    """Names and sources of what is served; a folder that is no model itself stands for the models in it.
+
+    Raises:
+        UsageError: a folder without any, or two of one name.
+    """
+    found: dict[str, str] = {}
+    for source in sources:
+        folder = Path(source)
+        inside = [source]
+        if folder.is_dir() and not any((folder / file).exists() for file in _MODEL_FILES):
+            inside = sorted(
+                str(one)
+                for one in folder.iterdir()
+                if one.suffix == ".gguf" or (one.is_dir() and any((one / file).exists() for file in _MODEL_FILES))
+            )
+            if not inside:
+                raise UsageError(f"{source} is no model and holds none.")
+        for one in inside:
+            name = Path(one).name.removesuffix(".gguf") if Path(one).exists() else one
+            if name in found:
+                raise UsageError(f"Two models are called {name!r}: {found[name]} and {one}.")
+            found[name] = one
+    return found
+
+
+# What a folder that is a model, a run or an adapter holds.
+_MODEL_FILES = ("config.json", "journal.jsonl", "adapter_config.json", "model.json", "glassformer.json")
+
+
 def command(
-    source: Annotated[
-        str | None, typer.Argument(metavar="[SOURCE]", envvar="GLASSFORMER_MODEL", help="A model or a training run.")
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE]...",
+            envvar="GLASSFORMER_MODEL",
+            help="Models, runs or adapters, or a folder of them; the first answers when a request names none.",
+        ),
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes any that is free.", min=0, max=65535)] = 8000,
@@ -51,6 +87,27 @@ def command(
             help="What clients must send; better in the environment than on the command line.",
         ),
     ] = None,
+    key_file: Annotated[
+        str | None,
+        typer.Option(
+            "--key-file", metavar="FILE", help="Keys with names, one 'name: key' a line; read when it changes."
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", metavar="GB", help="What open models may take together.")
+    ] = None,
+    certfile: Annotated[
+        str | None, typer.Option("--certfile", metavar="FILE", help="A certificate: serve HTTPS.")
+    ] = None,
+    keyfile: Annotated[
+        str | None, typer.Option("--keyfile", metavar="FILE", help="The certificate's key, if it is not in its file.")
+    ] = None,
+    open_metrics: Annotated[
+        bool, typer.Option("--open-metrics/--no-open-metrics", help="Whether /metrics is answered without a key.")
+    ] = False,
+    lookup: Annotated[
+        bool, typer.Option("--lookup/--no-lookup", help="Guess ahead from repeats in the text; the same answers.")
+    ] = False,
     host_name: Annotated[
         list[str] | None,
         typer.Option("--host-name", metavar="NAME", help="A name it is called by besides localhost; * for any."),
@@ -62,16 +119,23 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Serve an OpenAI-compatible HTTP API.
+    """Serve models to programs, in OpenAI's, Anthropic's and Ollama's APIs, and what is inside them.
 
-    /v1/models, /v1/completions and /v1/chat/completions, /openapi.json, /metrics and /healthz. It listens on this
-    machine only unless told otherwise. SIGTERM and Ctrl-C let running requests finish. Logs are JSON lines on
+    /openapi.json describes every route. Models beside the first are opened when they are first asked for. It listens
+    on this machine only unless told otherwise. SIGTERM and Ctrl-C let running requests finish. Logs are JSON lines on
     standard error.
     """
     import signal
+    from functools import partial
 
     from glassformer.cli.common import note, open_model
 
+    if name is not None and len(sources or ()) > 1:
+        raise UsageError("--name is for one model; several are called as they are given.")
+    if keyfile is not None and certfile is None:
+        raise UsageError("--keyfile is the key of a certificate; name that with --certfile.")
+    if memory is not None and memory <= 0:
+        raise UsageError("--memory is above 0.")
     if seconds <= 0 or drain < 0:
         raise UsageError("--time-limit is above 0 and --drain-time 0 or more.")
     if api_key is not None and not (api_key.strip() and api_key.isascii()):
@@ -81,8 +145,8 @@ def command(
         from glassformer.serve.app import api_app
         from glassformer.serve.models import Models, Served
         from glassformer.serve.running import listening, serve
-        from glassformer.serve.security import LOCAL_HOSTS, Policy
-        from glassformer.serve.telemetry import log_to_stderr
+        from glassformer.serve.security import LOCAL_HOSTS, KeyFile, Policy
+        from glassformer.serve.telemetry import Metrics, log_to_stderr
     except ImportError as error:
         if (error.name or "").startswith("glassformer"):
             raise
@@ -95,24 +159,48 @@ def command(
             f"{host}:{port} cannot be used ({error.strerror}); choose another --port or --host."
         ) from None
     with listener:
-        model = open_model(source)
-        room = min(context or CONTEXT, model.config.context)
-        engine = model.engines.make(precision, slots=slots, capacity=room)
-        admission = AdmissionQueue(engine, waiting=queue, seconds=seconds)
-        models = Models(Served(model, admission, name or model.name, max_tokens))
+        metrics = Metrics()
+
+        def opened(source: str | None, called: str | None = None) -> Served:
+            model = open_model(source)
+            room = min(context or CONTEXT, model.config.context)
+            engine = model.engines.make(precision, slots=slots, capacity=room)
+            admission = AdmissionQueue(engine, metrics, waiting=queue, seconds=seconds)
+            return Served(model, admission, called or model.name, max_tokens, lookup=lookup)
+
+        found = listed(sources or [])
+        if len(found) > 1:
+            (first, source), *_ = found.items()
+            more = {name: partial(opened, source, name) for name, source in found.items()}
+            budget = None if memory is None else int(memory * 1e9)
+            models = Models(opened(source, first), metrics=metrics, sources=more, memory=budget)
+        else:
+            models = Models(opened(next(iter(found.values()), None), name), metrics=metrics)
         hosts = LOCAL_HOSTS | {name.lower() for name in host_name or ()}
         if host not in ("0.0.0.0", "::"):
             hosts |= {f"[{host}]" if ":" in host else host.lower()}
-        policy = Policy(hosts=hosts, origins=frozenset(origin or ()), key=api_key, max_body=body)
+        paths = {"/healthz", "/health"} | ({"/metrics"} if open_metrics else set())
+        policy = Policy(
+            hosts=hosts,
+            origins=frozenset(origin or ()),
+            key=api_key,
+            keys=None if key_file is None else KeyFile(key_file),
+            max_body=body,
+            open_paths=frozenset(paths),
+        )
         local = f"[{host}]" if ":" in host else host
-        address = f"http://{local}:{listener.getsockname()[1]}/v1"
+        scheme = "http" if certfile is None else "https"
+        address = f"{scheme}://{local}:{listener.getsockname()[1]}/v1"
 
         def ready() -> None:
-            note(f"{models.default.name} ({engine.precision}, {engine.path}) is served at {address}")
-            if host not in ("127.0.0.1", "::1", "localhost") and api_key is None:
+            engine = models.default.queue.engine
+            others = f" and {len(models.names) - 1} more" if len(models.names) > 1 else ""
+            note(f"{models.first} ({engine.precision}, {engine.path}){others} is served at {address}")
+            if host not in ("127.0.0.1", "::1", "localhost") and not policy.guarded:
                 note("glassformer: note: other machines may reach it and no --api-key is asked of them.")
 
+        tls = None if certfile is None else (certfile, keyfile)
         log_to_stderr()
-        got = serve(api_app(models, policy), models, listener, drain=drain, ready=ready)
+        got = serve(api_app(models, policy), models, listener, drain=drain, ready=ready, tls=tls)
     if got == signal.SIGINT:
         raise typer.Exit(INTERRUPTED)

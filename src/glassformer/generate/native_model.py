@@ -23,7 +23,6 @@ from glassformer.checkpoint import raw_blocks, read_config
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError
 from glassformer.generate.quantize import FORMATS, Raw, Weight, stored, weight
 from glassformer.kernels import infer_abi
-from glassformer.model.choices import ACTIVATIONS
 from glassformer.model.config import Config
 from glassformer.model.positions import RotaryTable
 from glassformer.model.transformer import rotary_kinds
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 # Tokens of one native call: enough rows for every weight read to be used often, few enough that
 # their activations stay in cache.
 ROWS = 256
-_ACTIVATION = {name: i for i, name in enumerate(ACTIVATIONS)}
+_ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4}  # as the library numbers them
 _WIDEST_HEAD = 512
 # The cache's capacity is a multiple of the positions that the score kernel takes at a time.
 BLOCKED = 32
@@ -51,7 +50,6 @@ def refusal(config: Config) -> str | None:
     n, f = config.norm, config.feed_forward(0)
     reasons = {
         "norms that are shared or stand after the parts alone": layer.norms not in ("before", "both"),
-        "the activation quick_gelu": config.feed_forward(0).activation == "quick_gelu",
         "scaled residuals": layer.residual_scale is not None,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
         "more than two kinds of rotary positions": len(rotary_kinds(config)) > 2,
@@ -61,7 +59,7 @@ def refusal(config: Config) -> str | None:
         or not config.final_norm
         or config.embedding_norm
         or config.d_embed is not None,
-        f"the activation {f.activation}": f.activation not in ACTIVATIONS,
+        f"the activation {f.activation}": f.activation not in _ACTIVATION,
         f"heads of {a.d_head} dimensions (up to {_WIDEST_HEAD})": a.d_head > _WIDEST_HEAD,
     }
     return next((reason for reason, there in reasons.items() if there), None)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
     from glassformer.generate.engine import Engine
     from glassformer.generate.request import Request, RequestHandle, TokenEvent
-    from glassformer.model.sites import Tap
 
 _LONGEST_RETRY = 60
 
@@ -65,7 +62,6 @@ class AdmissionQueue:
         self._planned = 0  # requests that are being planned
         self._arrived: deque[tuple[Job, int, TokenEvent | BaseException]] = deque()
         self._woken = False
-        self.edited = ThreadPoolExecutor(1, thread_name_prefix="edited")
 
     @property
     def slots(self) -> int:
@@ -77,18 +73,15 @@ class AdmissionQueue:
         """Whether anything runs, waits or is planned."""
         return bool(self._jobs or self._planned)
 
-    def submit(self, asked: Sequence[Request], tap: Callable[[], Tap | None] | None = None) -> Job:
+    def submit(self, asked: Sequence[Request]) -> Job:
         """The answers of one HTTP request, which begin at once or when their turn comes.
-
-        Args:
-            tap: makes what edits the model, for each answer: those are computed by the transformer, one at a time.
 
         Raises:
             Refusal: when there are not so many places free. UsageError: more than there are; also, as TextError, for
                 what the engine cannot answer.
         """
         self._check(len(asked))
-        return Job(self, asked, tap)
+        return Job(self, asked)
 
     @contextlib.contextmanager
     def planning(self) -> Iterator[None]:
@@ -140,7 +133,6 @@ class AdmissionQueue:
 
     def close(self) -> None:
         """End the engine."""
-        self.edited.shutdown(wait=False, cancel_futures=True)
         self.engine.close()
 
     def arrived(self, loop: asyncio.AbstractEventLoop, job: Job, index: int, event: TokenEvent | BaseException) -> None:
@@ -160,54 +152,13 @@ class AdmissionQueue:
             job.queue.put_nowait((index, event))
 
 
-class EditedAnswer:
-    """An answer of an edited model, computed in a thread of `pool` by the transformer itself.
-
-    Attributes:
-        request, cached, submitted, first: as those of the engine's `RequestHandle`.
-    """
-
-    def __init__(
-        self,
-        request: Request,
-        engine: Engine,
-        tap: Tap | None,
-        told: Callable[[TokenEvent | BaseException], None],
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        self.request, self.cached = request, 0
-        self.submitted, self.first = time.monotonic(), None  # type: float, float | None
-        self._engine, self._tap, self._told = engine, tap, told
-        self._cancelled = threading.Event()
-        pool.submit(self._run)
-
-    def cancel(self) -> None:
-        """Stop computing after the token that is under way."""
-        self._cancelled.set()
-
-    def _run(self) -> None:
-        try:
-            for event in self._engine.generate(self.request, self._tap):
-                if self._cancelled.is_set():
-                    break
-                self.first = self.first or time.monotonic()
-                self._told(event)
-                if event.finish is not None:
-                    return
-            self._told(Gone())
-        except BaseException as error:
-            self._told(error)
-
-
 class Job:
     """The answers of one HTTP request."""
 
-    def __init__(
-        self, admitted: AdmissionQueue, asked: Sequence[Request], tap: Callable[[], Tap | None] | None = None
-    ) -> None:
+    def __init__(self, admitted: AdmissionQueue, asked: Sequence[Request]) -> None:
         self.admitted = admitted
         self.started = time.monotonic()
-        self.handles: list[RequestHandle | EditedAnswer] = []
+        self.handles: list[RequestHandle] = []
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._closed = self._counted = False
@@ -218,11 +169,7 @@ class Job:
         try:
             for index, one in enumerate(asked):
                 told = partial(admitted.arrived, self._loop, self, index)
-                if tap is None:
-                    self.handles.append(admitted.engine.submit(one, told))
-                else:
-                    admitted.engine.check(one)
-                    self.handles.append(EditedAnswer(one, admitted.engine, tap(), told, admitted.edited))
+                self.handles.append(admitted.engine.submit(one, told))
         except BaseException:
             self._counted = True
             self.close()
@@ -263,7 +210,7 @@ class Job:
         self._counted = True
         self.admitted.metrics.ended.labels(how).inc()
 
-    def _finished(self, handle: RequestHandle | EditedAnswer, how: str) -> None:
+    def _finished(self, handle: RequestHandle, how: str) -> None:
         metrics = self.admitted.metrics
         metrics.ended.labels(how).inc()
         metrics.read.inc(len(handle.request.prompt))

@@ -28,6 +28,8 @@ class Entry:
         offset: characters of the text before it.
         logprob: None for a prompt's first token, which nothing predicted.
         top: the likeliest tokens at its place.
+        removed: the part of the model's probability that the answer's form took away; None without one.
+        unconstrained: the token that the model finds likeliest, the form aside; None without one.
     """
 
     id: int
@@ -35,6 +37,8 @@ class Entry:
     offset: int
     logprob: float | None
     top: tuple[TokenLogprob, ...] = ()
+    removed: float | None = None
+    unconstrained: TokenLogprob | None = None
 
 
 class Offsets:
@@ -182,7 +186,9 @@ class Answer:
             self._ids.append(step.id)
             if step.logprob is not None and step.id not in self._stop_ids:
                 token, at = self._offsets.push(step.id)
-                self._entries.append(Entry(step.id, token, at, step.logprob.logprob, step.top))
+                self._entries.append(
+                    Entry(step.id, token, at, step.logprob.logprob, step.top, step.removed, step.unconstrained)
+                )
         if step.finish == "stop" and step.id not in self._stop_ids:
             self.stopped_by = self._found_stop()
         text = step.text if self._shown is None else self._with_specials(step)

@@ -128,7 +128,7 @@ def add(api: APIRouter, models: Models) -> None:
     @api.post("/v1/messages/count_tokens", responses=described(Counted))
     async def count(ask: CountAsk) -> dict[str, int]:
         """The tokens of a conversation."""
-        served, chat = models.get(ask.model), chat_of(ask)
+        served, chat = await models.get(ask.model), chat_of(ask)
         text = (await run_in_threadpool(chat_text, served, chat)).text
         ids = await run_in_threadpool(served.model.encode, text, False)
         return {"input_tokens": len(ids)}

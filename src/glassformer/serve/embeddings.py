@@ -105,7 +105,7 @@ def add(api: APIRouter, models: Models) -> None:
     async def embeddings(ask: EmbeddingAsk, request: Request) -> Response:
         """Vectors of texts."""
         try:
-            served = models.get(ask.model)
+            served = await models.get(ask.model)
             pooling = ask.pooling or "mean"
             vectors, read = await embed(models, served, request, ask.input, pooling)
         except Cancelled:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -30,9 +30,6 @@ from glassformer.serve.problems import FAILED, Refusal, problem, refusal
 from glassformer.serve.telemetry import LOGGER
 from glassformer.views import Cancelled
 
-if TYPE_CHECKING:
-    from glassformer.model.sites import Tap
-
 _SEND_SECONDS = 60.0  # a client that takes no bytes for so long is left
 
 
@@ -45,7 +42,7 @@ class Plan:
         asked: requests to the engine, prompt by prompt; none where prompts are only scored.
         echoes: what is repeated of each prompt. scored: the log-probabilities of each prompt's tokens, if asked for.
         reader: makes what takes an answer apart. specials: whether it reads special tokens too.
-        edits: of the model for these answers. tap: makes what puts them in, for each answer.
+        edits: of the model for these answers.
     """
 
     prompts: list[list[int]]
@@ -55,7 +52,6 @@ class Plan:
     reader: Callable[[], Reader] | None = None
     specials: bool = False
     edits: Sequence[Any] = ()
-    tap: Callable[[], Tap | None] | None = None
 
     @property
     def answers_per_prompt(self) -> int:
@@ -192,12 +188,12 @@ async def answered(
     """
     path = http.url.path
     try:
-        served = models.get(name)
+        served = await models.get(name)
         with served.queue.planning():  # before any work is done for it
             async with asyncio.timeout(served.queue.seconds):
                 made = await plan(served)
         shape = shaped(served)
-        exchange = Exchange(http, served, served.queue.submit(made.asked, made.tap), made)
+        exchange = Exchange(http, served, served.queue.submit(made.asked), made)
     except Cancelled:
         models.metrics.ended.labels("gone").inc()
         return Response(status_code=499)

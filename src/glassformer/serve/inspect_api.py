@@ -106,12 +106,12 @@ class Inspector:
             return known
 
     def _open(self, name: str) -> Any:
-        return self._models.get(name).model
+        return self._models.open(name).model
 
     async def answer(self, view: View, ask: Any, request: Request) -> Response:
         """A view's answer in the form that the client accepts."""
         accepted = request.headers.get("accept", "")
-        served = self._models.get(getattr(ask, "model", None))
+        served = await self._models.get(getattr(ask, "model", None))
         data = ask.model_dump()
         if "model" in data:
             data["model"] = None

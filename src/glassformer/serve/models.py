@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +29,21 @@ class Served:
         queue: before the model's engine.
         name: by which it is asked for.
         most_tokens: of one answer; None for as many as fit.
+        lookup: whether repeats in the text are guessed ahead from.
     """
 
     model: Model
     queue: AdmissionQueue
     name: str
     most_tokens: int | None = None
+    lookup: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory that it takes, about: the weights, and the engine's packed ones."""
+        transformer = self.model.transformer
+        return 2 * sum(one.numel() * one.element_size() for one in transformer.parameters())
 
     @property
     def room(self) -> int:
@@ -90,44 +100,78 @@ class Served:
 
 
 class Models:
-    """The models of one server.
+    """The models of one server: open, or opened when first asked for and let go when room is needed.
 
     Args:
-        served: those that are open.
+        served: those that are open from the start; the first is meant when a request names none.
         metrics: of all of them.
+        sources: more names, and what opens each.
+        memory: bytes that open models may take together; beyond, the one not used for longest is let go. None for any.
     """
 
-    def __init__(self, *served: Served, metrics: Metrics | None = None) -> None:
-        self._served = {one.name: one for one in served}
+    def __init__(
+        self,
+        *served: Served,
+        metrics: Metrics | None = None,
+        sources: Mapping[str, Callable[[], Served]] | None = None,
+        memory: int | None = None,
+    ) -> None:
+        self._served = OrderedDict((one.name, one) for one in served)
+        self._sources = dict(sources or {})
+        self._first = served[0].name if served else next(iter(self._sources))
+        self._memory = memory
+        self._lock, self._opening = threading.RLock(), threading.Lock()
+        self._created = int(time.time())
         self.metrics = metrics or (served[0].queue.metrics if served else Metrics())
         self.scoring = Workers(1)  # one prompt is scored at a time
+        self.draining = False
         self._closing: list[Callable[[], None]] = []
         self.ping = 10.0  # seconds without an event after which a stream says that it is alive
 
     @property
     def default(self) -> Served:
         """The model that is meant when a request names none."""
-        return next(iter(self._served.values()))
+        return self.open(self._first)
+
+    @property
+    def first(self) -> str:
+        """Its name."""
+        return self._first
 
     @property
     def names(self) -> list[str]:
         """Names that may be asked for."""
-        return list(self._served)
+        with self._lock:
+            return list(dict.fromkeys([self._first, *self._sources, *self._served]))
 
     def cards(self) -> list[dict[str, Any]]:
-        """Every model as `/v1/models` lists it."""
-        return [one.card() for one in self._served.values()]
+        """Every model as `/v1/models` lists it; those that are not open say only their name."""
+        with self._lock:
+            return [self._card(name) for name in self.names]
 
-    def get(self, name: str | None) -> Served:
-        """A model by its name.
+    def _card(self, name: str) -> dict[str, Any]:
+        known = self._served.get(name)
+        if known is not None:
+            return known.card() | {"loaded": True}
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "glassformer", "loaded": False}
+
+    def card(self, name: str) -> dict[str, Any]:
+        """One model as `/v1/models` lists it.
 
         Raises:
             Refusal: a model that is not served.
         """
-        if name is None:
-            return self.default
-        found = self._served.get(name)
-        if found is None:
+        self.known(name)
+        with self._lock:
+            return self._card(name)
+
+    def known(self, name: str) -> None:
+        """Check a name.
+
+        Raises:
+            Refusal: a model that is not served.
+        """
+        if name not in self.names:
             listed = ", ".join(repr(one) for one in self.names)
             raise Refusal(
                 404,
@@ -136,28 +180,71 @@ class Models:
                 code="model_not_found",
                 param="model",
             )
-        return found
 
-    @property
-    def draining(self) -> bool:
-        """Whether the server is about to end."""
-        return any(one.queue.draining for one in self._served.values())
+    async def get(self, name: str | None) -> Served:
+        """A model by its name, opened now when it is not.
+
+        Raises:
+            Refusal: a model that is not served. SourceError and the like: one that cannot be opened.
+        """
+        name = self._first if name is None else name
+        self.known(name)
+        if (found := self._held(name)) is not None:
+            return found
+        return await asyncio.to_thread(self.open, name)
+
+    def _held(self, name: str) -> Served | None:
+        with self._lock:
+            if name in self._served:
+                self._served.move_to_end(name)
+            return self._served.get(name)
+
+    def open(self, name: str) -> Served:
+        """… in this thread.
+
+        Raises:
+            As `get`.
+        """
+        self.known(name)
+        if (found := self._held(name)) is not None:
+            return found
+        with self._opening:  # requests come several at once: the first opens, the others find it open
+            if (found := self._held(name)) is not None:
+                return found
+            made = self._sources[name]()
+            made.queue.draining = self.draining
+            with self._lock:
+                self._served[name] = made
+                self._make_room(name)
+            return made
+
+    def _make_room(self, name: str) -> None:
+        """Let go of models that nobody uses, the one not used for longest first, until what is open fits."""
+        for old in list(self._served):
+            if self._memory is None or sum(one.bytes for one in self._served.values()) <= self._memory:
+                return
+            if old != name and old in self._sources and not self._served[old].queue.busy:
+                self._served.pop(old).queue.close()
 
     @property
     def taken(self) -> int:
         """Answers that run or wait."""
-        return sum(one.queue.taken for one in self._served.values())
+        with self._lock:
+            return sum(one.queue.taken for one in self._served.values())
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing new and wait for what runs; False when it took longer and was cut off."""
-        return all(await asyncio.gather(*(one.queue.drain(seconds) for one in self._served.values())))
+        self.draining = True
+        with self._lock:
+            open_now = list(self._served.values())
+        return all(await asyncio.gather(*(one.queue.drain(seconds) for one in open_now)))
 
     def close(self) -> None:
         """End every engine."""
         self.scoring.close()
         for close in self._closing:
             close()
-        for one in self._served.values():
+        for one in list(self._served.values()):
             one.queue.close()
 
     def on_close(self, close: Callable[[], None]) -> None:

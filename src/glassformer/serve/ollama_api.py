@@ -172,7 +172,7 @@ def add(api: APIRouter, models: Models) -> None:
     async def chat(ask: OllamaChatAsk, request: Request) -> Response:
         """Answer a conversation."""
         if not ask.messages:
-            return JSONResponse(_loaded(models.get(ask.model).name, "message"))
+            return JSONResponse(_loaded((await models.get(ask.model)).name, "message"))
         made = _chat_of(ask)
 
         async def plan(served: Served) -> Plan:
@@ -185,7 +185,7 @@ def add(api: APIRouter, models: Models) -> None:
     async def generate(ask: OllamaGenerateAsk, request: Request) -> Response:
         """Answer, or with `raw` continue, a text."""
         if not ask.prompt:
-            return JSONResponse(_loaded(models.get(ask.model).name, "response"))
+            return JSONResponse(_loaded((await models.get(ask.model)).name, "response"))
 
         async def plan(served: Served) -> Plan:
             return await run_in_threadpool(_generate_plan, served, ask)
@@ -194,7 +194,7 @@ def add(api: APIRouter, models: Models) -> None:
         return await answered(models, ask.model, request, plan, shaped, stream=ask.stream is not False)
 
     async def embedded(ask: OllamaEmbedAsk, request: Request) -> tuple[Served, list[Any], int]:
-        served = models.get(ask.model)
+        served = await models.get(ask.model)
         given = ask.input if ask.input is not None else ask.prompt
         if given is None:
             raise Refusal(400, "input: a text or several are needed.")
@@ -241,7 +241,7 @@ def add(api: APIRouter, models: Models) -> None:
     @api.post("/api/show", responses=_DESCRIBED)
     async def show(ask: OllamaShowAsk) -> dict[str, Any]:
         """One model's design."""
-        served = models.get(ask.model or ask.name)
+        served = await models.get(ask.model or ask.name)
         config, tokenizer = served.model.config, served.model.tokenizer
         capabilities = ["completion", "embedding"] + (["tools"] if tokenizer.chat_template else [])
         info = {

@@ -15,7 +15,7 @@ from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
 from glassformer.serve.openai_schemas import ChatCompletion, Completion, ModelCard, ModelList, described
 from glassformer.serve.openai_shapes import ChatShape, CompletionShape
-from glassformer.serve.planning import chat_plan, edited_tap, requests
+from glassformer.serve.planning import chat_plan, requests
 from glassformer.serve.scoring import prompt_entries
 
 _USUAL = 16  # tokens of a completion that does not say how many
@@ -32,7 +32,7 @@ def add(api: APIRouter, models: Models) -> None:
     @api.get("/v1/models/{name:path}", responses=described(ModelCard))
     async def model(name: str) -> dict[str, Any]:
         """One model."""
-        return models.get(name).card() if name else await list_models()
+        return models.card(name) if name else await list_models()
 
     @api.post("/v1/completions", responses=described(Completion, stream=True))
     async def completions(ask: CompletionAsk, request: Request) -> Response:
@@ -81,4 +81,4 @@ def _completion_plan(served: Served, ask: CompletionAsk) -> tuple[Plan, list[int
         most = _USUAL if ask.max_tokens is None else None if ask.max_tokens == -1 else ask.max_tokens
         for ids in prompts:
             asked += requests(served, ask, ids, most, ask.logprobs)
-    return Plan(prompts, asked, echoes, edits=ask.edits, tap=edited_tap(served, ask.edits)), hidden
+    return Plan(prompts, asked, echoes, edits=ask.edits), hidden

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from glassformer.serve.constraining import Constrained
 from glassformer.serve.edits import Edits
 from glassformer.serve.fields import MOST_CHOICES, MOST_PROMPTS, MOST_TOP, NULL, TEXT, Ask, Most, Sampled, nullable
 from glassformer.serve.tools import Tool, Toolbox
@@ -80,7 +81,7 @@ class StreamOptions(Ask):
     IGNORED: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
 
 
-class Streamed(Sampled):
+class Streamed(Constrained):
     """An answer that may come in pieces."""
 
     stream: bool | None = None
@@ -202,7 +203,6 @@ class ChatAsk(Streamed):
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **Sampled.NEUTRAL,
         "echo": (False,),
-        "response_format": ({"type": "text"},),
     }
 
     @model_validator(mode="after")
@@ -216,6 +216,8 @@ class ChatAsk(Streamed):
             raise ValueError("two tools have the same name")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools")
+        if self.toolbox.forced and self.constraint() is not None:
+            raise ValueError("an answer that must call a tool cannot have another form too")
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice is required and there are no tools")
         return self

@@ -29,10 +29,11 @@ class ModelCard(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
-    context_length: int
-    max_model_len: int
-    precision: str
-    path: str
+    loaded: bool
+    context_length: int | None = None
+    max_model_len: int | None = None
+    precision: str | None = None
+    path: str | None = None
 
 
 class ModelList(BaseModel):

@@ -39,12 +39,17 @@ def completion_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry]) -> dict[
         for one in (*entry.top, TokenLogprob(entry.id, entry.logprob)):
             here.setdefault(spelled(tokenizer, one.id), _finite(one.logprob))
         tops.append(here)
-    return {
+    told = {
         "tokens": [entry.token for entry in entries],
         "token_logprobs": [None if entry.logprob is None else _finite(entry.logprob) for entry in entries],
         "top_logprobs": tops,
         "text_offset": [entry.offset for entry in entries],
     }
+    if any(entry.removed is not None for entry in entries):
+        told["removed"] = [entry.removed for entry in entries]
+        wanted = [entry.unconstrained for entry in entries]
+        told["unconstrained"] = [None if one is None else spelled(tokenizer, one.id) for one in wanted]
+    return told
 
 
 def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -52,9 +57,19 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry]) -> dict[str, A
     content = [
         one_logprob(tokenizer, entry.id, entry.logprob)
         | {"top_logprobs": [one_logprob(tokenizer, top.id, top.logprob) for top in entry.top]}
+        | _taken(tokenizer, entry)
         for entry in entries
     ]
     return {"content": content, "refusal": None}
+
+
+def _taken(tokenizer: Tokenizer, entry: Entry) -> dict[str, Any]:
+    """What the answer's form took from the model at this token, and what the model would have said."""
+    if entry.removed is None:
+        return {}
+    wanted = entry.unconstrained
+    said = None if wanted is None else one_logprob(tokenizer, wanted.id, wanted.logprob)
+    return {"removed": entry.removed, "unconstrained": said}
 
 
 def one_logprob(tokenizer: Tokenizer, id: int, logprob: float | None) -> dict[str, Any]:

@@ -29,9 +29,8 @@ def add(api: APIRouter, models: Models) -> None:
         """Whether the server takes requests."""
         if models.draining:
             return JSONResponse({"status": "draining"}, 503)
-        served = models.default
-        precision = served.queue.engine.precision
-        return JSONResponse({"status": "ok", "model": served.name, "precision": precision})
+        card = models.card(models.first)
+        return JSONResponse({"status": "ok", "model": card["id"], "precision": card.get("precision", "")})
 
     api.get("/healthz", responses=described(Health))(health)
     api.get("/health", responses=described(Health), include_in_schema=False)(health)

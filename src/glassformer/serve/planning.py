@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glassformer.errors import UsageError
+from glassformer.generate.constraints import Constraint
+from glassformer.generate.drafting import NgramLookup
 from glassformer.generate.request import Request as Asked
 from glassformer.serve.edits import edited
 from glassformer.serve.exchange import Plan
-from glassformer.serve.fields import Sampled
 from glassformer.serve.models import Served
-from glassformer.serve.openai_requests import ChatAsk, Message
-from glassformer.serve.problems import Refusal
+from glassformer.serve.openai_requests import ChatAsk, Message, Streamed
 from glassformer.serve.prompting import rendered
 from glassformer.serve.readers import THOUGHTS, reader, shows_specials
+from glassformer.serve.tool_grammars import tool_constraint
 from glassformer.serve.tools import form_of, history, introduced
 
-if TYPE_CHECKING:
-    from glassformer.model.sites import Tap
 
-
-def requests(served: Served, ask: Sampled, ids: list[int], most: int | None, logprobs: int | None) -> list[Asked]:
+def requests(
+    served: Served,
+    ask: Streamed,
+    ids: list[int],
+    most: int | None,
+    logprobs: int | None,
+    constraint: Constraint | None = None,
+) -> list[Asked]:
     """The engine's requests for the answers to one prompt; an answer ends where the context does.
+
+    Args:
+        constraint: what the answers are held to; what is asked for by default.
 
     Raises:
         UsageError: more tokens than this server gives; whatever the engine cannot do.
@@ -32,6 +39,7 @@ def requests(served: Served, ask: Sampled, ids: list[int], most: int | None, log
     limit = served.most_tokens
     if limit is not None and (most or 0) > limit:
         raise UsageError(f"max_tokens is {most} and this server gives at most {limit} tokens an answer.")
+    model = edited(served.model, ask.edits)
     most = min(most or limit or served.room, served.room - len(ids))
     made = []
     for number in range(ask.n or 1):
@@ -41,6 +49,9 @@ def requests(served: Served, ask: Sampled, ids: list[int], most: int | None, log
             ask.sampling(number, served.model.generation.sampling),
             tuple(ask.stop),
             logprobs=logprobs,
+            constraint=constraint or ask.constraint(),
+            drafter=NgramLookup() if served.lookup else None,
+            tap=model.bound_tap(),
         )
         served.queue.engine.check(one)
         made.append(one)
@@ -99,28 +110,19 @@ def chat_plan(served: Served, ask: ChatAsk) -> Plan:
         What `chat_text` raises; ContextLengthError: one that is too long. UsageError: what the engine cannot do.
     """
     told, box = chat_text(served, ask), ask.toolbox
-    if box.forced:
-        raise Refusal(
-            400, "tool_choice: this server cannot make a model call a tool; ask with auto.", param="tool_choice"
-        )
     ids = served.ids(told.text, bos=False)
     most = ask.max_completion_tokens or ask.max_tokens
     top = (ask.top_logprobs or 0) if ask.logprobs else None
-    asked = requests(served, ask, ids, most, top)
-    made = partial(reader, told.form, box, told.thoughts, told.thinking)
-    tap = edited_tap(served, ask.edits)
-    return Plan([ids], asked, reader=made, specials=shows_specials(told.form, box), edits=ask.edits, tap=tap)
-
-
-def edited_tap(served: Served, edits: Sequence[Any]) -> Callable[[], Tap | None] | None:
-    """Makes what puts a request's edits in; None without any.
-
-    Raises:
-        SiteError: an edit of what the model does not have.
-    """
-    if not edits:
-        return None
-    return edited(served.model, edits).bound_tap
+    held, thoughts = ask.constraint(), told.thoughts
+    if held is not None:
+        thoughts = None  # the whole answer has the form, and nothing is thought before it
+    else:
+        tokenizer = served.model.tokenizer
+        template = tokenizer.chat_template or ""
+        held = tool_constraint(told.form, box, template, tokenizer, told.thoughts, told.thinking)
+    asked = requests(served, ask, ids, most, top, held)
+    made = partial(reader, told.form, box, thoughts, told.thinking)
+    return Plan([ids], asked, reader=made, specials=shows_specials(told.form, box), edits=ask.edits)
 
 
 def conversation(message: Message) -> dict[str, Any]:

@@ -47,7 +47,15 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: Any, models: Models, listener: socket.socket, *, drain: float, ready: Callable[[], None]) -> int:
+def serve(
+    app: Any,
+    models: Models,
+    listener: socket.socket,
+    *,
+    drain: float,
+    ready: Callable[[], None],
+    tls: tuple[str, str | None] | None = None,
+) -> int:
     """Serve until a signal comes; the signal's number.
 
     SIGTERM and SIGINT let running requests finish, for `drain` seconds at most, while new ones get 503; a second
@@ -55,9 +63,16 @@ def serve(app: Any, models: Models, listener: socket.socket, *, drain: float, re
 
     Args:
         ready: called when requests are taken.
+        tls: files of a certificate and of its key, for HTTPS.
     """
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
+        app,
+        log_config=None,
+        access_log=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=5,
+        ssl_certfile=None if tls is None else tls[0],
+        ssl_keyfile=None if tls is None else tls[1],
     )
     return asyncio.run(_run(_Server(config), models, listener, drain, ready))
 

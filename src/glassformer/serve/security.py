@@ -7,15 +7,18 @@ knows headers and bytes, nothing of models.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from glassformer.errors import UsageError
 from glassformer.serve.problems import Refusal, payload
 
 Scope = dict[str, Any]
@@ -44,6 +47,7 @@ class Policy:
         hosts: names by which it may be called, without port; "*" accepts any.
         origins: other origins whose pages may call it; none by default.
         key: the API key that `Authorization: Bearer` or `x-api-key` must carry, or None.
+        keys: more keys, by name in a file; None for none.
         token: the page's token: once in the address, then in a cookie; None where there is no page.
         max_body: bytes a request may carry.
         open_paths: paths that need no key (health checks).
@@ -52,6 +56,7 @@ class Policy:
     hosts: frozenset[str] = LOCAL_HOSTS
     origins: frozenset[str] = frozenset()
     key: str | None = None
+    keys: KeyFile | None = None
     token: str | None = None
     max_body: int = 4 * 2**20
     open_paths: frozenset[str] = field(default_factory=lambda: frozenset({"/healthz", "/health"}))
@@ -59,7 +64,51 @@ class Policy:
     @property
     def guarded(self) -> bool:
         """Whether a key is asked for."""
-        return self.key is not None
+        return self.key is not None or self.keys is not None
+
+
+class KeyFile:
+    """Keys with names, one `name: key` a line, read again whenever the file changes.
+
+    Args:
+        path: of the file; `#` begins a remark.
+
+    Raises:
+        UsageError: a file that cannot be read, holds no key, or a line that is none.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._stamp: tuple[int, int] | None = None
+        self._keys: dict[str, str] = {}
+        self._read()
+
+    def _read(self) -> None:
+        try:
+            found = self.path.stat()
+            stamp = (found.st_mtime_ns, found.st_size)
+            if stamp == self._stamp:
+                return
+            lines = self.path.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"The file of keys {str(self.path)!r} cannot be read ({error}).") from None
+        keys = {}
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            name, mark, key = line.partition(":")
+            if not (mark and name.strip() and key.strip() and key.strip().isascii()):
+                raise UsageError(f"{self.path}, line {number}: a key is written as 'name: key', in ASCII.")
+            keys[name.strip()] = key.strip()
+        if not keys:
+            raise UsageError(f"The file of keys {str(self.path)!r} holds none; write lines as 'name: key'.")
+        self._keys, self._stamp = keys, stamp
+
+    def who(self, given: str) -> str | None:
+        """The name of a key; what the file last said in order holds while it cannot be read."""
+        with contextlib.suppress(UsageError):
+            self._read()
+        return next((name for name, key in self._keys.items() if same(given, key)), None)
 
 
 def new_token() -> str:
@@ -140,17 +189,23 @@ class Guard:
             return 413, f"The request carries {length[:20]} bytes; at most {policy.max_body} are read."
         if scope["path"] in policy.open_paths or scope["method"] == "OPTIONS":
             return None
-        if policy.key is not None and not self._key_given(headers) and not self._token_given(scope, headers):
+        if policy.guarded and not self._key_given(scope, headers) and not self._token_given(scope, headers):
             return 401, "The API key is missing or wrong; send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
-        if policy.key is None and policy.token is not None and not self._token_given(scope, headers):
+        if not policy.guarded and policy.token is not None and not self._token_given(scope, headers):
             return 401, "This page opens with the address that `glassformer open` printed; open that one."
         return None
 
-    def _key_given(self, headers: dict[str, str]) -> bool:
+    def _key_given(self, scope: Scope, headers: dict[str, str]) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given.strip():
             given = headers.get("x-api-key", "")
-        return self.policy.key is not None and same(given.strip(), self.policy.key)
+        given = given.strip()
+        if self.policy.key is not None and same(given, self.policy.key):
+            return True
+        name = None if self.policy.keys is None else self.policy.keys.who(given)
+        if name is not None:
+            scope.get("state", {}).get("told", {})["key"] = name
+        return name is not None
 
     def _token_given(self, scope: Scope, headers: dict[str, str]) -> bool:
         if self.policy.token is None:

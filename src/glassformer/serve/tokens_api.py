@@ -64,7 +64,7 @@ def add(api: APIRouter, models: Models) -> None:
     @api.post("/tokenize", responses=described(Tokens))
     async def tokenize(ask: TokenizeAsk) -> dict[str, Any]:
         """The token ids of a text or a conversation, and what each stands for."""
-        served = models.get(ask.model)
+        served = await models.get(ask.model)
         tokenizer = served.model.tokenizer
 
         def encode() -> list[int]:
@@ -84,6 +84,6 @@ def add(api: APIRouter, models: Models) -> None:
     @api.post("/detokenize", responses=described(Text))
     async def detokenize(ask: DetokenizeAsk) -> dict[str, str]:
         """The text of token ids."""
-        served = models.get(ask.model)
+        served = await models.get(ask.model)
         text = await run_in_threadpool(served.model.decode, served.known_ids(ask.tokens))
         return {"prompt": text, "content": text}

@@ -161,8 +161,12 @@ def _cells(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     if plan.heads:
         layer, head = plan.heads[0]
         wanted += [(layer, head, last, key) for key in range(min(plan.count, CELLS))]
+    if "stage" in plan.rooms:
+        from glassformer.views.stage import strongest
+
+        wanted += strongest(plan)
     for layer, head, query, key in dict.fromkeys(wanted):
-        yield from plan.kept("cell", layer=layer, head=head, query=query, key=key)
+        yield from plan.tried("cell", layer=layer, head=head, query=query, key=key)
 
 
 class CellAsk(Ask):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from glassformer.views.session import Session
 
 # Rooms of a text alone; comparing, meaning and learning come with what they need to be told.
-ROOMS = ("attention", "depth", "why", "size")
-ORDER = ("attention", "depth", "why", "compare", "vectors", "meaning", "learning", "size")
+ROOMS = ("stage", "attention", "depth", "why", "size")
+ORDER = ("stage", "attention", "depth", "why", "compare", "vectors", "meaning", "learning", "size")
 LONGEST = 512
 
 

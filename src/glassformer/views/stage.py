@@ -8,20 +8,25 @@ kind of mixer made it; of these, those above a stated share are sent.
 
 from __future__ import annotations
 
+import base64
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from glassformer.errors import TextError
+from glassformer.tokenizer.spelling import spelled
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, At
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
+    from glassformer.views.report_data import Plan
     from glassformer.views.session import Session
 
 # Arcs and neurons that one drawing holds at most; a long text's threshold rises until they fit.
@@ -43,7 +48,13 @@ class VectorAsk(At):
     site: str = Field(min_length=1, max_length=100, description="Named site, such as blocks.3.resid_pre.")
 
 
-@view("stage", StageAsk, room="stage", report=lambda plan: plan.kept("stage"), python="model.trace({text!r})")
+@view(
+    "stage",
+    StageAsk,
+    room="stage",
+    report=lambda plan: plan.kept("stage", position=plan.explained),
+    python="model.trace({text!r})",
+)
 def stage(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """A text's words, vectors, lanes, arcs, neurons, last vector and next word, drawn from one trace."""
     trace, model = session.trace(ask), session.model(ask.model)
@@ -61,7 +72,7 @@ def stage(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "layers": config.n_layers,
         "d_model": width,
         "vocab": config.vocab_size,
-        "tokens": [{"id": id, "text": trace.token_text(id)} for id in trace.ids],
+        "tokens": _tokens(model.tokenizer, trace.ids),
         "dims": dims.tolist(),
         "embedding": _small(trace.tensor("embed")[0][:, dims.to(trace.transformer.device)])
         | {"norm": packed(trace.tensor("embed")[0].double().norm(dim=-1))},
@@ -79,6 +90,22 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(-1).double() / 127
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (x.double() / safe[..., None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def _spelled(trace: Any, id: int) -> str:
+    """A token by itself, bytes that are no whole character by their numbers."""
+    tokenizer = trace.vocabulary
+    return trace.token_text(id) if id in tokenizer.special_ids else spelled([tokenizer.token_bytes(id)])[0]
+
+
+def _tokens(tokenizer: Any, ids: list[int]) -> list[dict[str, Any]]:
+    """Each token and its text, as the other rooms spell it where a character has several tokens."""
+    pieces = spelled([tokenizer.token_bytes(id) for id in ids])
+    special = tokenizer.special_ids
+    return [
+        {"id": id, "text": tokenizer.token_text(id) if id in special else piece}
+        for id, piece in zip(ids, pieces, strict=True)
+    ]
 
 
 def _small(x: Tensor) -> dict[str, Any]:
@@ -217,7 +244,7 @@ def _answer(trace: Trace, position: int, dims: Tensor, top: int) -> dict[str, An
         "unembedding": _small(columns[:, dims.to(columns.device)]) | {"norm": packed(columns.double().norm(dim=-1))},
         "products": _small(products) | {"dot": packed((columns.double() * last.double()).sum(-1))},
         "next": [
-            {"id": id, "token": trace.token_text(id), "logit": float(logits[id]), "probability": float(chances[id])}
+            {"id": id, "token": _spelled(trace, id), "logit": float(logits[id]), "probability": float(chances[id])}
             for id in best.tolist()
         ],
         "rest": float(1 - chances[best].sum()),
@@ -246,7 +273,28 @@ class CarryAsk(Ask):
     top: int = Field(default=4, ge=1, le=20, description="Tokens that the sum raises and lowers most.")
 
 
-@view("carry", CarryAsk, room="stage", python="model.trace({text!r}).contributions({layer}, {head}, {query})")
+def strongest(plan: Plan, count: int = 16) -> list[tuple[int, int, int, int]]:
+    """The strongest arcs of a report's text as (layer, head, query, key), those into the explained word first."""
+    found = plan.ask("stage", position=plan.explained, edits=plan.edits)["arcs"]
+    columns = [np.frombuffer(base64.b64decode(found[n]["base64"]), "uint16") for n in ("layer", "head", "query", "key")]
+    arcs = [(int(a), int(b), int(c), int(d)) for a, b, c, d in zip(*columns, strict=True)]
+    return sorted(arcs, key=lambda arc: arc[2] != plan.explained)[:count]
+
+
+def _carries(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    asked = [(layer, head, at) for layer, head, query, _ in strongest(plan) for at in (query, plan.explained)]
+    for layer, head, query in dict.fromkeys(asked):
+        yield from plan.kept("carry", layer=layer, head=head, query=query)
+
+
+@view(
+    "carry",
+    CarryAsk,
+    room="stage",
+    report=_carries,
+    trims=("top",),
+    python="model.trace({text!r}).contributions({layer}, {head}, {query})",
+)
 def carry(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """What every earlier token gives to one through one head, their sum, and the stream before and after it."""
     from glassformer.interp.circuits import unembedded
@@ -276,8 +324,8 @@ def carry(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "sum": small(whole[None]),
         "before": small(before[None]),
         "after": small((before + whole)[None]),
-        "raises": [trace.token_text(i) for i in best[0]],
-        "lowers": [trace.token_text(i) for i in best[1]],
+        "raises": [_spelled(trace, i) for i in best[0]],
+        "lowers": [_spelled(trace, i) for i in best[1]],
     }
 
 
@@ -303,3 +351,53 @@ def surprise(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         targets = torch.tensor(trace.ids[low + 1 : high + 1], device=logprobs.device)
         losses += (-logprobs.gather(1, targets[:, None])[:, 0]).tolist()
     return {"losses": losses, "mean": sum(losses) / len(losses), "uniform": math.log(trace.config.vocab_size)}
+
+
+class WithoutAsk(At):
+    most: int = Field(
+        default=8, ge=1, le=64, description="Words that are tried: those that carry most to the position."
+    )
+
+
+@view(
+    "without",
+    WithoutAsk,
+    room="stage",
+    report=lambda plan: plan.kept("without", position=plan.explained),
+    python="model.edited(glassformer.knockout(keys=[source])).next({text!r})  # for each source",
+)
+def without(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """The likeliest token's probability when one earlier word is out of sight for all later ones, word by word."""
+    from glassformer.views.edits import Knockout
+
+    trace = session.trace(ask)
+    position = trace.position(ask.position)
+    chances = torch.softmax(trace.logits(position).double(), -1)
+    best = int(chances.argmax())
+    given = torch.zeros(trace.length, dtype=torch.float64)
+    for layer, choice in enumerate(trace.config.layers):
+        check()
+        if choice.mixer is not None:
+            given += trace.weighted(layer, queries=position).double().cpu().sum(0)
+    tried = sorted(given[:position].topk(min(ask.most, position)).indices.tolist())
+    rows = []
+    for source in tried:
+        check()
+        edit = Knockout(kind="knockout", source=[source])
+        after = session.trace(ask.model_copy(update={"edits": [*ask.edits, edit]})).logits(position).double()
+        left = torch.softmax(after, -1)
+        instead = int(left.argmax())
+        rows.append(
+            {
+                "source": source,
+                "after": float(left[best]),
+                "instead": {"id": instead, "token": _spelled(trace, instead), "probability": float(left[instead])},
+            }
+        )
+    return {
+        "position": position,
+        "id": best,
+        "token": _spelled(trace, best),
+        "before": float(chances[best]),
+        "rows": rows,
+    }

@@ -48,7 +48,10 @@ def by_model_type(settings: Mapping[str, Any], where: str) -> Family:
     for family in FAMILIES.values():
         if name == family.name or name in family.inside:
             return family
-    raise UnsupportedError(f"{where} is a model of type {name!r}; Glassformer reads {', '.join(FAMILIES)}.")
+    raise UnsupportedError(
+        f"{where} is a model of type {name!r}, none of the {len(FAMILIES)} that Glassformer reads (docs/models.md)."
+        f"{near(name, FAMILIES)}"
+    )
 
 
 def by_architecture(name: Any, where: str) -> Family:
@@ -75,7 +78,9 @@ def named(name: str) -> Family:
         UnsupportedError: there is none.
     """
     if name not in FAMILIES:
-        raise UnsupportedError(f"There is no family {name!r}; there are {', '.join(FAMILIES)}.{near(name, FAMILIES)}")
+        raise UnsupportedError(
+            f"There is no family {name!r} among the {len(FAMILIES)} of docs/models.md.{near(name, FAMILIES)}"
+        )
     return FAMILIES[name]
 
 

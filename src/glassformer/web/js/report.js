@@ -11,8 +11,9 @@ export class ReportSource {
     this.data = data;
     this.live = false;
     this.rooms = data.rooms;
+    this.site = data.site ?? null;
     this.title = `${data.tokens.model}, ${data.tokens.precision}`;
-    this.last = data.tokens.tokens.length - 1;
+    this.end = data.tokens.tokens.length - 1;
   }
 
   /** Whether a view would be answered. @param {string} view @param {any} args */
@@ -37,7 +38,7 @@ export class ReportSource {
     // What was not computed with a part switched off is not shown as if it were.
     const elsewhere = args.edits && !same(args.edits, d.edits);
     if (view === "attention") return elsewhere ? null : this.pattern(args);
-    if (view === "lens") return elsewhere || !d.lens ? null : this.lens(args.start ?? 0, args.stop ?? this.last + 1);
+    if (view === "lens") return elsewhere || !d.lens ? null : this.lens(args.start ?? 0, args.stop ?? this.end + 1);
     if (view === "compare" && args.layer !== undefined) {
       const { layer, head, ...rest } = args;
       const all = /** @type {any[]} */ (d.answers.compare ?? []).filter(([kept]) => kept.layer !== undefined);
@@ -57,7 +58,7 @@ export class ReportSource {
 
   /** A parameter in one spelling: positions from the start, and the report's own text and model left out. @param {string} key @param {any} value */
   #plain(key, value) {
-    if (key === "position" && value < 0) return this.last + 1 + value;
+    if (key === "position" && value < 0) return this.end + 1 + value;
     if (key === "a") return { edits: value.edits };
     if (key === "b") return { text: value.text, model: value.model };
     return value;
@@ -159,7 +160,7 @@ export function start() {
   const first = data.answers.cell?.[0]?.[0];
   const state = begin({ ...data, state: {
     ...(first ? { layer: first.layer, head: first.head } : {}), ...(data.other ? { other: data.other } : {}), ...(data.answers.run?.length ? { run: data.answers.run[0][0].name } : {}),
-    ...data.state, position: data.explained === source.last ? null : data.explained,
+    ...data.state, position: data.explained === source.end ? null : data.explained,
   } });
   state.set({ text: data.text, model: null });
   build(/** @type {any} */ (document.getElementById("app")), source, state);

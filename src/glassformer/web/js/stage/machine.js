@@ -53,9 +53,11 @@ export class Machine {
     const canvas = document.createElement("canvas");
     canvas.width = Math.round(this.w * this.ratio);
     canvas.height = Math.round(this.h * this.ratio);
-    const ctx = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    const ctx = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { alpha: false }));
     ctx.scale(this.ratio, this.ratio);
-    return new Pen(ctx, this.size);
+    const pen = new Pen(ctx, this.size);
+    pen.rect(0, 0, this.w, this.h, pen.t.ground);
+    return pen;
   }
 
   #right() {
@@ -84,6 +86,8 @@ export class Machine {
       const [a, b] = [this.p(this.u0 - 12, this.v(i)), this.p(this.u1 + 4, this.v(i))];
       this.base.line([a, b], this.base.t.faint, Math.min(1, this.gap / 4), 0.7);
     }
+    this.lit.ctx.drawImage(this.base.ctx.canvas, 0, 0, this.w, this.h);
+    this.#words(this.lit, 1);
     this.#lanes(this.lit);
     for (const arc of [...d.arcs].reverse()) this.#arc(this.lit, arc, 1, 0.7);
     for (const neuron of d.neurons) this.#spark(this.lit, neuron, 0.5);
@@ -177,11 +181,9 @@ export class Machine {
   /** A frame. @param {Pen} pen @param {number} t 0 to 1 */
   paint(pen, t) {
     const { d } = this;
-    const c = pen.ctx;
-    c.drawImage(this.base.ctx.canvas, 0, 0, this.w, this.h);
-    this.#words(pen, t);
     const at = this.layersAt(t);
-    if (t >= WHEN.layers) {
+    if (t < WHEN.layers) this.#reveal(pen, 0);
+    else {
       // Everything whose layer is over is in the lit picture.
       const done = Math.min(d.layers, at - SPAN * 0.55);
       const upTo = at >= d.layers + SPAN ? this.u1 + 4 : done <= 0 ? mix(this.u0 - 6, this.at(0), clamp(at / (SPAN * 0.55))) : this.at(0) + done * 2 * this.step;
@@ -190,17 +192,23 @@ export class Machine {
       const first = Math.max(0, Math.floor(at - SPAN));
       for (let layer = first; layer <= Math.min(d.layers - 1, Math.floor(at)); layer++) this.#moving(pen, layer, (at - layer) / SPAN, upTo);
     }
+    if (t < WHEN.layers) this.#words(pen, t);
     this.#out(pen, t);
     this.#parts(pen);
   }
 
-  /** @param {Pen} pen @param {number} u */
+  /** The lit picture up to a line, the unlit one beyond: every pixel is copied once. @param {Pen} pen @param {number} u */
   #reveal(pen, u) {
-    const long = clamp(u / (this.tall ? this.h : this.w));
-    if (long <= 0) return;
-    const canvas = this.lit.ctx.canvas;
-    const [w, h] = this.tall ? [this.w, this.h * long] : [this.w * long, this.h];
-    pen.ctx.drawImage(canvas, 0, 0, w * this.ratio, h * this.ratio, 0, 0, w, h);
+    const all = this.tall ? this.h : this.w;
+    const line = Math.round(Math.max(0, Math.min(u, all)) * this.ratio) / this.ratio;
+    const copy = (/** @type {Pen} */ from, /** @type {number} */ a, /** @type {number} */ b) => {
+      if (b <= a) return;
+      const { x, y, w, h } = this.tall ? { x: 0, y: a, w: this.w, h: b - a } : { x: a, y: 0, w: b - a, h: this.h };
+      pen.ctx.drawImage(from.ctx.canvas, x * this.ratio, y * this.ratio, w * this.ratio, h * this.ratio, x, y, w, h);
+    };
+    pen.ctx.imageSmoothingEnabled = false;
+    copy(this.lit, 0, line);
+    copy(this.base, line, all);
   }
 
   /** A layer at work: s from 0 (the arcs light) over ½ (the mixer's sum is in) to 1 (the feed-forward's is). @param {Pen} pen @param {number} layer @param {number} s @param {number} lit */
@@ -266,7 +274,7 @@ export class Machine {
     }
     if (this.tall) return;
     const open = phase(t, WHEN.columns, WHEN.columns + 0.03);
-    pen.text(say("stage.numbers", { n: d.width, cells: d.lanes.cells }), this.u0 - 37, this.h - 14, { size: 0.74, align: d.count > 1 ? "center" : "left", colour: pen.t.soft, alpha: open });
+    pen.text(say("stage.numbers", { n: d.width, cells: d.lanes.cells }), 8, this.h - 14, { size: 0.74, most: this.u0, colour: pen.t.soft, alpha: open });
   }
 
   /** @param {Pen} pen @param {number} i @param {number} inn @param {boolean} here */
@@ -316,7 +324,7 @@ export class Machine {
     if (grown > 0) {
       const b = this.r(to.u, to.v - tall / 2, 16, tall);
       pen.column(d.final.row(0), b, { lying: this.tall, upTo: grown });
-      if (!this.tall) pen.text(say("stage.last"), to.u + 8, to.v - tall / 2 - 12, { size: 0.76, align: "center", colour: pen.t.soft, alpha: grown });
+      if (!this.tall) pen.text(say("stage.last"), to.u + 18, to.v - tall / 2 - 12, { size: 0.76, align: "right", most: 66, colour: pen.t.soft, alpha: grown });
     }
     const rows = Math.min(d.next.length, Math.max(3, Math.floor((answer.h - 40) / (pen.size * 2.5))), this.tall ? 6 : 10);
     const each = Math.min(52, (answer.h - 44) / (rows + 0.4));

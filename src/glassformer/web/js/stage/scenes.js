@@ -13,6 +13,7 @@ import { grid, heads, meaning, numbers, softmax, values } from "./scenes_words.j
  * @typedef {object} Scene
  * @property {string} id its name in the address and in the words
  * @property {number} seconds how long its film lasts
+ * @property {boolean} [covers] it paints every pixel itself
  * @property {number} [hold] where the film waits for a guess
  * @property {(stage: Stage) => Record<string, any>} [fields] of its sentence
  * @property {(stage: Stage) => Promise<any>} [need] what it asks of the model beyond the stage's own data
@@ -26,6 +27,7 @@ import { grid, heads, meaning, numbers, softmax, values } from "./scenes_words.j
 const machine = {
   id: "machine",
   seconds: 14,
+  covers: true,
   hold: WHEN.bars - 0.05,
   fields: ({ data }) => ({ layers: data?.layers ?? "", n: data?.width ?? "", vocab: data?.vocab.toLocaleString("en") ?? "" }),
   paint(pen, t, stage) {

@@ -92,7 +92,7 @@ export const layers = {
     const answer = stage.found.followed?.[0];
     const x = { layer: tall ? 44 : w * 0.1, word: tall ? 56 : w * 0.1 + 18, bar: tall ? w * 0.46 : w * 0.3 };
     const right = tall ? 54 : 90;
-    pen.text(say("layers.head"), x.bar, 18, { size: 0.82, colour: pen.t.soft, most: w - x.bar - 8 });
+    pen.text(say("layers.head"), tall ? w - 8 : x.bar, 18, { align: tall ? "right" : "left", size: tall ? 0.66 : 0.82, colour: pen.t.soft, most: tall ? w - 16 : w - x.bar - 8 });
     rows.forEach((/** @type {any} */ row, /** @type {number} */ i) => {
       const k = rows.length - 1 - i; // the first layer at the bottom: upon it the others
       const y = 36 + (k + 0.5) * step;
@@ -221,15 +221,6 @@ export const temperature = {
   },
 };
 
-/** Words whose absence is tried. @param {Stage} stage @returns {number[]} */
-function suspects(stage) {
-  const d = /** @type {import("./data.js").StageData} */ (stage.data);
-  const given = new Float64Array(d.count);
-  for (const arc of d.into(d.position)) given[arc.key] += arc.share;
-  const all = Array.from({ length: d.position }, (_, i) => i);
-  return (all.length <= 8 ? all : all.sort((a, b) => given[b] - given[a]).slice(0, 8)).sort((a, b) => a - b);
-}
-
 /** @type {Scene} */
 export const why = {
   id: "why",
@@ -237,18 +228,7 @@ export const why = {
   hold: 0.35,
   fields: (stage) => ({ word: best(stage) }),
   room: () => ({ room: "why", set: {} }),
-  async need(stage) {
-    const d = /** @type {import("./data.js").StageData} */ (stage.data);
-    const rows = [];
-    for (const i of suspects(stage)) {
-      const edit = { kind: "knockout", source: [i] };
-      const found = await stage.source.get("effects", { text: stage.state.get("text"), model: stage.state.get("model"), edits: [...stage.state.get("edits"), edit], position: d.position, top: 20 });
-      const id = d.next[0].id;
-      const moved = found.changed.find((/** @type {any} */ c) => c.id === id) ?? found.after.tokens.find((/** @type {any} */ c) => c.id === id);
-      rows.push({ i, before: d.next[0].probability, after: moved?.after ?? moved?.probability ?? null, instead: found.after.tokens[0] });
-    }
-    return { rows };
-  },
+  need: (stage) => ask(stage, "without", { position: stage.data?.position ?? -1 }),
   paint(pen, t, stage) {
     const { rows } = stage.found;
     const { w, h, tall } = stage.frame;
@@ -262,14 +242,14 @@ export const why = {
     const x = tall ? 8 : w * 0.06;
     const bar = x + chip + (tall ? 10 : 30);
     const full = tall ? w - bar - 62 : w * 0.42;
-    pen.text(say("why.head", { word: best(stage), p: pct(p) }), bar, y0 - 24, { size: 0.9, colour: pen.t.soft, most: w - bar - 8 });
+    pen.text(say("why.head", { word: best(stage), p: pct(p) }), tall ? x : bar, y0 - 24, { size: tall ? 0.8 : 0.9, colour: pen.t.soft, most: w - (tall ? x : bar) - 8 });
     rows.forEach((/** @type {any} */ row, /** @type {number} */ k) => {
       const y = y0 + (k + 0.5) * step;
       const out = phase(t, 0.38 + k * 0.03, 0.5 + k * 0.03);
       const inn = phase(t, k * 0.02, 0.08 + k * 0.02);
       const after = row.after ?? 0;
       pen.rect(x, y - 16, chip, 32, pen.t.chip, 8, inn * (1 - 0.5 * out));
-      const wide = pen.text(word(stage, row.i), x + 10, y, { weight: 600, alpha: inn * (1 - 0.4 * out), most: chip - 18 });
+      const wide = pen.text(word(stage, row.source), x + 10, y, { weight: 600, alpha: inn * (1 - 0.4 * out), most: chip - 18 });
       if (out > 0) pen.line([[x + 8, y], [x + 8 + (wide + 4) * out, y]], pen.t.warm, 2.5);
       pen.rect(bar, y - 10, full, 20, pen.t.chip, 5, 0.7);
       pen.rect(bar, y - 10, Math.max(1, full * p * inn), 20, pen.t.faint, 5, 0.9);
@@ -282,7 +262,7 @@ export const why = {
     const rows = stage.found?.rows ?? [];
     if (rows.length < 2) return null;
     const order = [...rows].sort((a, b) => (a.after ?? 0) - (b.after ?? 0));
-    return { ask: say("ask.why", { word: best(stage) }), ...mixed(word(stage, order[0].i), order.slice(1).map((r) => word(stage, r.i)), rows.length), because: say("why.why", { word: word(stage, order[0].i), before: pct(order[0].before), after: pct(order[0].after ?? 0) }) };
+    return { ask: say("ask.why", { word: best(stage) }), ...mixed(word(stage, order[0].source), order.slice(1).map((r) => word(stage, r.source)), rows.length), because: say("why.why", { word: word(stage, order[0].source), before: pct(stage.found.before), after: pct(order[0].after ?? 0) }) };
   },
 };
 
@@ -384,7 +364,7 @@ export const size = {
     const inks = { attention: rgba(pen.t.plus, 0.75), feed_forward: rgba(pen.t.minus, 0.8), embedding: pen.t.good, other: pen.t.faint };
     const grow = phase(t, 0.02, 0.25);
     const seen = phase(t, 0.42, 0.55);
-    pen.text(say("size.big", { n: total.toLocaleString("en") }), x0, 20, { weight: 650, most: w - x0 - 8 });
+    pen.text(say("size.big", { n: total.toLocaleString("en") }), x0, 20, { weight: 650, size: tall ? 0.85 : 1, most: w - x0 - 8 });
     // Areas to scale: columns of the square, each as wide as its share.
     let x = x0;
     for (const [name, n] of parts) {

@@ -307,7 +307,7 @@ export const softmax = {
       pen.text(pct(p * over), x.weight + full + 8, y, { size: 0.9, weight: here ? 650 : 450 });
     });
     const total = shown.reduce((sum, k) => sum + weight(arc.query, k), 0);
-    pen.text(say(shown.length === arc.query + 1 ? "softmax.sum" : "softmax.part", { sum: num(total, 3), n: shown.length }), x.weight, y0 + step * shown.length + 14, { size: 0.85, colour: pen.t.soft, alpha: phase(t, 0.85, 0.95), most: w - x.weight - 6 });
+    pen.text(say(shown.length === arc.query + 1 ? "softmax.sum" : "softmax.part", { sum: num(total, 3), n: shown.length }), w - 10, y0 + step * shown.length + 14, { align: "right", size: 0.85, colour: pen.t.soft, alpha: phase(t, 0.85, 0.95), most: w - 20 });
   },
   ask(stage) {
     const found = stage.found;
@@ -358,7 +358,7 @@ export function valuesPicture(pen, t, stage, f) {
   const typical = Math.max(...keys.map((k) => f.writes.norm[k])) / Math.sqrt(f.writes.cells) / 3 || 1;
   const sumAt = tall ? { x: w * 0.2, y: top + high + 84 } : { x: w * 0.62, y: top };
   const fly = phase(t, 0.42, 0.62);
-  const tallSum = tall ? h - sumAt.y - 62 : high;
+  const tallSum = tall ? h - sumAt.y - 74 : high;
   keys.forEach((k, i) => {
     const x = (tall ? 10 : 26) + (i + 0.5) * step;
     const inn = phase(t, 0.03 + i * 0.02, 0.12 + i * 0.02);
@@ -380,7 +380,7 @@ export function valuesPicture(pen, t, stage, f) {
     if (sign) pen.text(sign, x - gap / 2, sumAt.y + tallSum / 2, { align: "center", size: 1.5, alpha: inn });
   });
   const raised = phase(t, 0.86, 0.94);
-  const [rx, ry] = tall ? [10, h - 18] : [26, top + high + 84];
+  const [rx, ry] = tall ? [10, h - 28] : [26, top + high + 84];
   pen.lines(say("values.raises", { words: f.raises.map((/** @type {string} */ x) => `“${plain(x)}”`).join(", ") }), rx, ry, tall ? w - 20 : w - 60, { size: tall ? 0.78 : 1, colour: pen.t.warm, alpha: raised });
 }
 
@@ -442,7 +442,7 @@ export const heads = {
       }
     }
     if (!tall) for (let head_ = 0; head_ < f.heads && step > 12; head_++) pen.text(String(head_), x0 - 8, y0 + (head_ + 0.5) * step, { align: "right", size: 0.75, colour: pen.t.soft });
-    pen.text(say("heads.legend"), w / 2, h - 16, { align: "center", size: 0.8, colour: pen.t.soft, most: w - 16 });
+    pen.text(say(tall ? "heads.legend.tall" : "heads.legend"), w / 2, h - 16, { align: "center", size: tall ? 0.68 : 0.8, colour: pen.t.soft, most: w - 12 });
   },
   ask(stage) {
     const d = stage.data;

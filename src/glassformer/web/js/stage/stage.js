@@ -100,6 +100,7 @@ export class Stage {
     put(this.list, SCENES.map((scene, i) => h("option", { value: scene.id }, i ? `${i} · ${say(`scene.${scene.id}`)}` : say(`scene.${scene.id}`))));
     this.list.value = this.scene.id;
     put(this.share, [0.1, 0.05, 0.02].map((x) => h("option", { value: String(x) }, say("stage.above", { x: Math.round(100 * x) }))));
+    this.share.hidden = !this.source.live;
     this.share.value = String(this.state.get("stageShare") ?? 0.1);
     for (const [element, key] of /** @type {[HTMLElement, string][]} */ ([[this.list, "stage.scenes"], [this.share, "stage.share"], [this.lang, "stage.language"], [this.before, "stage.before"], [this.after, "stage.after"], [this.bar, "stage.scrub"], [this.canvas, "stage.canvas"]])) element.setAttribute("aria-label", say(key));
     this.before.disabled = n === 0;
@@ -317,7 +318,7 @@ export class Stage {
     const size = parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.875;
     const tall = w < 640;
     const n = this.data?.count ?? 5;
-    const high = tall ? Math.max(540, Math.min(innerHeight * 0.86, 720)) : Math.max(400, Math.min(Math.max(innerHeight - 350, 0.36 * w), w * 0.6, n > 60 ? 1e4 : 1100));
+    const high = tall ? Math.max(540, Math.min(innerHeight * 0.86, 720)) : Math.max(400, Math.min(Math.max(innerHeight - 350, 0.36 * w), w * 0.6, n > 60 ? 1e4 : 900));
     const ratio = Math.min(2, devicePixelRatio || 1);
     const same = this.w === w && this.h === high && this.size === size && this.ratio === ratio;
     this.w = w;
@@ -393,8 +394,10 @@ export class Stage {
     const ctx = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d", { alpha: false }));
     ctx.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     ctx.globalAlpha = 1;
-    ctx.fillStyle = theme().ground;
-    ctx.fillRect(0, 0, this.w, this.h);
+    if (this.zoom.path.length || !this.scene.covers) {
+      ctx.fillStyle = theme().ground;
+      ctx.fillRect(0, 0, this.w, this.h);
+    }
     const pen = new Pen(ctx, this.size);
     this.paint(pen);
     this.#fading(ctx, now);

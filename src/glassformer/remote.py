@@ -1,0 +1,193 @@
+"""A model on a server of ours, with the verbs of `Model`: `gf.connect("http://127.0.0.1:8000")`.
+
+It sends requests and turns answers into the same things that a model in this process gives: tokens with their
+probabilities, and views as plain data with arrays. It computes nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from glassformer.errors import ContextLengthError, GlassformerError, ServerError, SourceError, UsageError
+
+_KINDS: dict[int, type[GlassformerError]] = {400: UsageError, 404: SourceError}
+
+
+def connect(url: str, *, model: str | None = None, key: str | None = None, timeout: float = 600.0) -> RemoteModel:
+    """A model that a server serves.
+
+    Args:
+        url: of the server, with or without /v1.
+        model: its name there; the server's first by default.
+        key: the server's key, if it asks for one.
+        timeout: seconds that an answer may take.
+
+    Raises:
+        ServerError: no server there, or a key that it does not take. SourceError: a model that it does not serve.
+    """
+    made = RemoteModel(url.rstrip("/").removesuffix("/v1"), model, key, timeout)
+    cards = made._ask("GET", "/v1/models")["data"]
+    made.name = model or cards[0]["id"]
+    if model is not None:
+        made._ask("GET", f"/v1/models/{model}")
+    return made
+
+
+class RemoteModel:
+    """A model on a server.
+
+    Attributes:
+        url: of the server. name: of the model there. edits: that travel with every request.
+    """
+
+    def __init__(self, url: str, model: str | None, key: str | None, timeout: float) -> None:
+        self.url, self.name, self.edits = url, model or "", ()  # type: str, str, tuple[Mapping[str, Any], ...]
+        self._key, self._timeout = key, timeout
+
+    def __repr__(self) -> str:
+        edits = f", {len(self.edits)} edits" if self.edits else ""
+        return f"<glassformer.RemoteModel {self.name} at {self.url}{edits}>"
+
+    def edited(self, *edits: Mapping[str, Any]) -> RemoteModel:
+        """This model with edits such as `{"ablate": {"layer": 3, "head": 1}}` in every request."""
+        view = copy.copy(self)
+        view.edits = (*self.edits, *edits)
+        return view
+
+    # Text
+
+    def encode(self, text: str, bos: bool | None = None) -> list[int]:
+        """Token ids of a text."""
+        asked = {"prompt": text, "add_special_tokens": bos is not False}
+        found: list[int] = self._ask("POST", "/tokenize", asked)["tokens"]
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return str(self._ask("POST", "/detokenize", {"tokens": list(ids)})["prompt"])
+
+    def generate(self, text: str | Sequence[int], *, max_tokens: int | None = 256, **options: Any) -> Generator[str]:
+        """Continue a text, piece by piece; options are the server's (`temperature`, `seed`, `stop`, …)."""
+        prompt = text if isinstance(text, str) else list(text)
+        asked = {"prompt": prompt, "max_tokens": -1 if max_tokens is None else max_tokens, **options}
+        for chunk in self._stream("/v1/completions", asked):
+            for choice in chunk["choices"]:
+                if choice["text"]:
+                    yield choice["text"]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generator[str]:
+        """The assistant's answer to a conversation, piece by piece."""
+        for chunk in self._stream("/v1/chat/completions", {"messages": list(messages), **options}):
+            for choice in chunk["choices"]:
+                if choice["delta"].get("content"):
+                    yield choice["delta"]["content"]
+
+    # What is inside
+
+    def view(self, view: str, text: str | None = None, **ask: Any) -> dict[str, Any]:
+        """A view's data, its arrays as NumPy's; `views()` lists them with their parameters."""
+        body = ask if text is None else {"text": text, **ask}
+        if self.edits and "edits" not in body and view not in ("vocab", "heads", "meaning", "patch", "compare"):
+            body = {**body, "edits": list(self.edits)}
+        found: dict[str, Any] = _arrays(self._ask("POST", f"/v1/inspect/{view}", body)["data"])
+        return found
+
+    def views(self) -> list[dict[str, Any]]:
+        """The views that the server computes."""
+        found: list[dict[str, Any]] = self._ask("GET", "/v1/inspect")["data"]
+        return found
+
+    def next(self, text: str, top: int = 10) -> list[dict[str, Any]]:
+        """The likeliest next tokens, each with its probability."""
+        found: list[dict[str, Any]] = self.view("next", text, top=top)["tokens"]
+        return found
+
+    def why(self, text: str, token: int | str | None = None, **ask: Any) -> dict[str, Any]:
+        """The account of a prediction, with its receipts."""
+        return self.view("why", text, token=token, **ask)
+
+    def attention(self, text: str, layer: int, head: int | None = None, **ask: Any) -> Any:
+        """(query, key) one head's pattern, or the mean of a layer's heads."""
+        return self.view("attention", text, layer=layer, head=head, **ask)["tile"]
+
+    def lens(self, text: str, top: int = 3, **ask: Any) -> dict[str, Any]:
+        """What each layer would say at each token."""
+        return self.view("lens", text, top=top, **ask)
+
+    def heads(self) -> dict[str, Any]:
+        """What every attention head does."""
+        return self.view("heads")
+
+    def meaning(self, word: str, texts: Sequence[str]) -> dict[str, Any]:
+        """One word's vector in several texts, layer by layer."""
+        return self.view("meaning", word=word, texts=list(texts))
+
+    # The wire
+
+    def _headers(self) -> dict[str, str]:
+        return {} if self._key is None else {"authorization": f"Bearer {self._key}"}
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        import httpx2
+
+        sent = None if body is None else {"model": self.name or None, **body}
+        if path == "/v1/inspect/vocab" or sent is None:
+            sent = body  # type: ignore[assignment]
+        try:
+            answer = httpx2.request(method, self.url + path, json=sent, headers=self._headers(), timeout=self._timeout)
+        except httpx2.HTTPError as error:
+            raise ServerError(f"{self.url} does not answer ({error}).") from None
+        if answer.status_code >= 400:
+            raise _error(answer.status_code, answer.text)
+        return answer.json()
+
+    def _stream(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any]]:
+        import httpx2
+
+        sent = {"model": self.name, **body, "stream": True}
+        if self.edits:
+            sent["edits"] = list(self.edits)
+        try:
+            with httpx2.stream(
+                "POST", self.url + path, json=sent, headers=self._headers(), timeout=self._timeout
+            ) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _error(answer.status_code, answer.text)
+                for line in answer.iter_lines():
+                    if not line.startswith("data: ") or line == "data: [DONE]":
+                        continue
+                    told = json.loads(line.removeprefix("data: "))
+                    if "error" in told:
+                        raise ServerError(told["error"]["message"])
+                    yield told
+        except httpx2.HTTPError as error:
+            raise ServerError(f"{self.url} does not answer ({error}).") from None
+
+
+def _error(status: int, text: str) -> GlassformerError:
+    try:
+        told = json.loads(text)["error"]
+        message, code = told["message"], told["code"]
+    except (ValueError, KeyError, TypeError):
+        message, code = f"The server answered with status {status}.", None
+    if code == "context_length_exceeded":
+        return ContextLengthError(message)
+    return _KINDS.get(status, ServerError)(message)
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"shape", "dtype", "base64"}:
+            import numpy as np
+
+            return np.frombuffer(base64.b64decode(value["base64"]), value["dtype"]).reshape(value["shape"])
+        return {key: _arrays(item) for key, item in value.items()}
+    return [_arrays(item) for item in value] if isinstance(value, list) else value
+
+
+__all__ = ["RemoteModel", "connect"]

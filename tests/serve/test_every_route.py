@@ -1,0 +1,76 @@
+"""Malformed requests to every route: each is answered in its API's shape, none as a failure, and the server goes on."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import httpx
+
+from tests.serve.running import TEXT, post
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    1e308,
+    "",
+    "x",
+    "\ud800".encode("utf-8", "replace").decode(),
+    [],
+    [[]],
+    {},
+    {"a": 1},
+]
+MESSAGES = [{"role": "user", "content": "a"}]
+SOUND: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": TEXT, "max_tokens": 1},
+    "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 1},
+    "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 1},
+    "/v1/messages/count_tokens": {"messages": MESSAGES},
+    "/v1/embeddings": {"input": "a"},
+    "/api/chat": {"model": "tiny", "messages": MESSAGES, "options": {"num_predict": 1}, "stream": False},
+    "/api/generate": {"model": "tiny", "prompt": "a", "options": {"num_predict": 1}, "stream": False},
+    "/api/embed": {"model": "tiny", "input": "a"},
+    "/api/embeddings": {"model": "tiny", "prompt": "a"},
+    "/api/show": {"model": "tiny"},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [1]},
+}
+SLOW = {"/v1/inspect/heads", "/v1/inspect/size", "/v1/inspect/run_step"}  # minutes where they are asked for by hundreds
+EACH = 12
+
+
+def test_no_malformed_request_is_a_failure(server):
+    told = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
+    generator = random.Random(5)
+    sent, wrong = 0, []
+    for path, methods in told["paths"].items():
+        if "post" not in methods or path in SLOW:
+            continue
+        schema = methods["post"]["requestBody"]["content"]["application/json"]["schema"]
+        named = told["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
+        base = SOUND.get(path, {"text": TEXT})
+        bodies: list[Any] = [None, [], "x", {}, {"model": 5}, base]
+        fields = sorted(named.get("properties", {}))
+        for _ in range(EACH if fields else 0):
+            changed = {generator.choice(fields): generator.choice(ODD) for _ in range(generator.randint(1, 2))}
+            bodies.append(base | changed)
+        for body in bodies:
+            try:
+                answer = post(server, path, json=body)
+            except httpx.ReadTimeout:
+                wrong.append((path, body, 0))
+                break
+            sent += 1
+            if answer.status_code >= 500:
+                wrong.append((path, body, answer.status_code))
+            elif answer.status_code >= 400:
+                error = answer.json()["error"]
+                assert isinstance(error, str) == path.startswith("/api/"), answer.text
+    assert wrong == []
+    assert sent > 300
+    assert post(server, json=SOUND["/v1/completions"]).status_code == 200

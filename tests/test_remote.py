@@ -1,0 +1,85 @@
+"""A model on a server answers as the same model here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+
+import glassformer
+from glassformer.errors import ContextLengthError, ServerError, SourceError, UsageError
+from glassformer.interp.edits import ablate
+from glassformer.lm import Model
+from glassformer.remote import RemoteModel
+from glassformer.serve.security import Policy
+from tests.serve.running import NO_END, TEXT, Running, running, tiny_model
+
+OFF = [{"ablate": {"layer": layer, "head": head}} for layer in (0, 1) for head in (0, 1, 2)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return tiny_model(tmp_path_factory.mktemp("remote"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Model) -> Iterator[Running]:
+    with running(model, policy=Policy(key="k")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def remote(server: Running) -> RemoteModel:
+    return glassformer.connect(server.url, key="k")
+
+
+def test_text_is_the_model_s(remote, model):
+    assert remote.name == "tiny"
+    assert remote.encode(TEXT) == model.encode(TEXT)
+    assert remote.decode(model.encode(TEXT)) == TEXT
+    asked = {"max_tokens": 8, "temperature": 0}
+    want = "".join(piece.text for piece in model.generate(TEXT, logit_bias={0: -100}, **asked))
+    assert "".join(remote.generate(TEXT, logit_bias=NO_END, **asked)) == want
+    assert "".join(remote.generate(model.encode(TEXT), logit_bias=NO_END, **asked)) == want
+    messages = [{"role": "user", "content": "Hello"}]
+    said = "".join(piece.text for piece in model.chat(messages, logit_bias={0: -100}, **asked))
+    assert "".join(remote.chat(messages, logit_bias=NO_END, **asked)) == said
+
+
+def test_what_is_inside_is_the_model_s(remote, model):
+    want = model.next(TEXT)
+    for one in remote.next(TEXT, top=5):
+        assert one["probability"] == pytest.approx(want.probability(one["id"]), abs=1e-6)
+    assert numpy.allclose(remote.attention(TEXT, 0, 1), model.trace(TEXT).pattern(0, 1).numpy(), atol=1e-6)
+    why = remote.why(TEXT, words=False)
+    assert why["tokens"] == model.trace(TEXT).tokens
+    assert {view["id"] for view in remote.views()} >= {"next", "attention", "why", "lens"}
+
+
+def test_edits_travel(remote, model):
+    off = remote.edited(*OFF)
+    here = model.edited(*(ablate(layer=layer, head=head) for layer in (0, 1) for head in (0, 1, 2)))
+    want = here.next(TEXT)
+    for one in off.next(TEXT, top=3):
+        assert one["probability"] == pytest.approx(want.probability(one["id"]), abs=1e-6)
+    told = "".join(off.generate(TEXT, max_tokens=5, temperature=0, logit_bias=NO_END))
+    assert told == "".join(p.text for p in here.generate(TEXT, max_tokens=5, temperature=0, logit_bias={0: -100}))
+    assert "6 edits" in repr(off)
+    assert "edits" not in repr(remote)
+
+
+def test_what_goes_wrong_is_said_as_here(server, remote, tmp_path: Path):
+    with pytest.raises(ServerError, match="key is missing or wrong"):
+        glassformer.connect(server.url)
+    with pytest.raises(SourceError, match="'other' is not served here"):
+        glassformer.connect(server.url, key="k", model="other")
+    with pytest.raises(ServerError, match="does not answer"):
+        glassformer.connect("http://127.0.0.1:9")
+    with pytest.raises(ContextLengthError):
+        list(remote.generate([5] * 3000))
+    with pytest.raises(UsageError, match="temperature"):
+        list(remote.generate(TEXT, temperature=-1))
+    with pytest.raises(UsageError, match="99"):
+        remote.attention(TEXT, 99)

@@ -1,0 +1,79 @@
+"""The site in a browser, from the disk, with the network off: the stage and its scenes, and the way between pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.tiny import tiny_directory
+from tests.web.conftest import Watched
+from tests.web.test_stage import SCENES, STAGE, colours, wait
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    from glassformer.cli.app import app
+
+    folder = tmp_path_factory.mktemp("site")
+    model = tiny_directory(folder / "tiny", "llama")
+    args = ["site", str(folder / "out"), "--model", str(model), "--text", "The mole is", "--text", "a <b>bank</b>"]
+    done = CliRunner().invoke(app, [*args, "--json"])
+    assert done.exit_code == 0, done.output
+    return folder / "out", json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_folder_is_what_it_says(site: tuple[Path, Any]):
+    folder, told = site
+    assert sorted(p.name for p in folder.iterdir()) == sorted(told["files"]) == ["index.html", "text-1.html"]
+    assert {p.name: p.stat().st_size for p in folder.iterdir()} == told["files"]
+    assert told["bytes"] == sum(told["files"].values())
+
+
+def test_every_scene_is_in_it(visit: Callable[..., Watched], site: tuple[Path, Any]):
+    watched = visit(reduced_motion="reduce", offline=True)
+    watched.page.goto((site[0] / "index.html").as_uri())
+    wait(watched, f"{STAGE}?.data")
+    assert watched.page.evaluate(f"() => {STAGE}.data.tokens.map((t) => t.text).join('')") == "The mole is"
+    for name in SCENES:
+        watched.page.evaluate(f"() => {STAGE}.go('{name}')")
+        wait(watched, f"(!{STAGE}.scene.need || {STAGE}.found)")
+        assert watched.page.evaluate(f"() => {STAGE}.found?.problem ?? null") is None, name
+        watched.page.evaluate(f"() => {STAGE}.seek(1)")
+        watched.page.wait_for_timeout(80)
+        assert colours(watched) > 20, name
+    arc = watched.page.evaluate(f"() => {STAGE}.data.telling")
+    watched.page.evaluate(f"(a) => {STAGE}.zoom.into(a)", arc)
+    watched.page.wait_for_timeout(150)
+    assert watched.page.locator("[data-key='dim-0']").count() == 1
+    assert not watched.complaints
+
+
+def test_pages_lead_to_each_other_and_say_what_they_lack(visit: Callable[..., Watched], site: tuple[Path, Any]):
+    watched = visit(reduced_motion="reduce", offline=True)
+    watched.page.goto((site[0] / "index.html").as_uri())
+    said = watched.page.inner_text("nav.site")
+    assert "0.4 %" in said
+    assert 'glassformer open "The mole is"' in said
+    watched.page.click("nav.site a")
+    watched.page.wait_for_url("**/text-1.html")
+    wait(watched, "document.querySelector('.stage-room')?.stage?.data")
+    assert watched.page.url.endswith("text-1.html")
+    assert "a <b>bank</b>" in watched.page.inner_text("nav.site strong")
+    watched.page.evaluate(f"() => {STAGE}.zoom.into({{ layer: 0, head: 0, query: 1, key: 1 }})")
+    watched.page.wait_for_timeout(200)
+    assert not watched.complaints
+
+
+def test_a_file_in_the_way_is_said(tmp_path: Path):
+    from glassformer.cli.app import app
+    from glassformer.errors import UsageError
+
+    (tmp_path / "out").write_text("x")
+    done = CliRunner().invoke(app, ["site", str(tmp_path / "out")])
+    assert isinstance(done.exception, UsageError)
+    assert "is a file" in str(done.exception)
