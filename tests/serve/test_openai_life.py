@@ -41,7 +41,7 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(model):
         server.gate.open.clear()
         client = server.client()
         held = client.completions.create(model="tiny", prompt=TEXT, max_tokens=3, stream=True, logit_bias=NO_END)
-        drained = asyncio.run_coroutine_threadsafe(server.queue.drain(60), server.loop)
+        drained = asyncio.run_coroutine_threadsafe(server.models.drain(60), server.loop)
         eventually(lambda: server.queue.draining)
         with pytest.raises(openai.InternalServerError, match="takes no new requests") as refused:
             client.completions.create(model="tiny", prompt=TEXT)

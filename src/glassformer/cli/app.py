@@ -49,7 +49,7 @@ VERBS: dict[str, Verb] = {
     "step": Verb("glassformer.cli.step:command", "Take one gradient step on a sentence and show what changed."),
     "count": Verb("glassformer.cli.count:command", "Count the parameters, FLOPs and memory of a design."),
     "race": Verb("glassformer.cli.race:command", "Race one parallel forward against reading word by word."),
-    "serve": Verb("glassformer.cli.serve:command", "Serve an OpenAI-compatible HTTP API."),
+    "serve": Verb("glassformer.cli.serve:command", "Serve models over HTTP to programs of many kinds."),
     "export": Verb("glassformer.cli.export:command", "Write a model in the Hugging Face or GGUF layout."),
     "models": Verb("glassformer.cli.models:command", "List, fetch and delete the models kept on this machine."),
     "demo": Verb("glassformer.cli.demo:command", "Show the next words of a few sentences, and what to try next."),

@@ -119,7 +119,9 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Serve models to programs, in OpenAI's, Anthropic's and Ollama's APIs, and what is inside them.
+    """Serve models over HTTP to programs of many kinds.
+
+    It speaks OpenAI's, Anthropic's and Ollama's APIs, and gives what is inside the models.
 
     /openapi.json describes every route. Models beside the first are opened when they are first asked for. It listens
     on this machine only unless told otherwise. SIGTERM and Ctrl-C let running requests finish. Logs are JSON lines on

@@ -61,7 +61,9 @@ def command(
     model: ModelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the files and their bytes as JSON.")] = False,
 ) -> None:
-    """Write a folder of pages that needs no server: the stage and every room of a dozen texts.
+    """Write a folder of pages that any web host serves.
+
+    It holds the stage and every room of a dozen texts, and needs no server of Glassformer's.
 
     All numbers are the model's, computed now and kept in the pages, which load nothing from elsewhere and also open
     from a disk. A page computes nothing: what it does not hold, it says, and the command that computes it.

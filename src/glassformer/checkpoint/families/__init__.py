@@ -50,7 +50,6 @@ def by_model_type(settings: Mapping[str, Any], where: str) -> Family:
             return family
     raise UnsupportedError(
         f"{where} is a model of type {name!r}, none of the {len(FAMILIES)} that Glassformer reads (docs/models.md)."
-        f"{near(name, FAMILIES)}"
     )
 
 
