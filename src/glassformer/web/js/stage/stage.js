@@ -144,6 +144,9 @@ export class Stage {
     let timer = 0;
     state.on(["text", "model", "edits", "position", "stageShare"], () => {
       clearTimeout(timer);
+      this.asking?.abort();
+      this.asking = null;
+      this.view.setAttribute("aria-busy", "true"); // from the change on, not only once it is asked
       timer = window.setTimeout(() => this.load(), document.activeElement?.id === "composer" ? 350 : 0);
     });
     state.on(["scene"], () => { if (state.get("scene") && state.get("scene") !== this.scene.id) this.go(state.get("scene")); });
@@ -185,7 +188,7 @@ export class Stage {
     const { state } = this;
     this.asking?.abort();
     const mine = (this.asking = new AbortController());
-    if (!state.get("text")) return;
+    if (!state.get("text")) return this.view.removeAttribute("aria-busy");
     this.view.setAttribute("aria-busy", "true");
     try {
       const found = await this.source.get("stage", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: state.get("position") ?? -1, threshold: state.get("stageShare") ?? 0.1 }, { signal: mine.signal });

@@ -31,7 +31,11 @@ export function mount(element, source, state) {
     predicted = "";
     reflect();
     clearTimeout(timer);
-    timer = window.setTimeout(() => state.set({ text: box.value, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null }), 60);
+    element.setAttribute("aria-busy", "true");
+    timer = window.setTimeout(() => {
+      element.removeAttribute("aria-busy");
+      state.set({ text: box.value, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null });
+    }, 60);
   });
   // One Tab accepts; the next one moves on, so that the keyboard is not held here.
   let accepted = false;
