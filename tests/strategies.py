@@ -113,6 +113,8 @@ def experts(draw: st.DrawFn) -> Experts:
         clamp=draw(st.sampled_from([None, 0.5])) if gated else None,
         linear_shift=draw(st.sampled_from([0.0, 1.0])) if gated else 0.0,
         router_bias=draw(st.booleans()),
+        router_cap=draw(st.sampled_from([None, 0.8])),
+        on_input=draw(st.booleans()),
         scores="sparse_mixer" if mixer else draw(st.sampled_from(["softmax", "sigmoid"])),  # type: ignore[arg-type]
         jitter=0.3,
         correction=not mixer and draw(st.booleans()),
@@ -133,6 +135,7 @@ def attentions(draw: st.DrawFn) -> Attention:
     """Attention with anything it may have, shared keys apart."""
     n_kv_heads = draw(st.integers(1, 2))
     n_heads = n_kv_heads * draw(st.integers(1, 2))
+    gate = draw(st.sampled_from([None, "element", "head"]))
     return Attention(
         n_heads,
         n_kv_heads,
@@ -145,12 +148,17 @@ def attentions(draw: st.DrawFn) -> Attention:
         window=draw(st.sampled_from([None, 3])),
         chunk=draw(st.sampled_from([None, 5])),
         sink=draw(st.booleans()),
-        gate=draw(st.sampled_from([None, "element", "head"])),
+        gate=gate,  # type: ignore[arg-type]
+        gate_activation=draw(st.sampled_from(["sigmoid", "softplus"])),  # type: ignore[arg-type]
+        gate_bias=gate is not None and draw(st.booleans()),
         qk_norm=draw(st.sampled_from([None, "head", "each", "whole"])),
         qk_norm_after=draw(st.booleans()),
         softcap=draw(st.sampled_from([None, 2.0])),
         clip=draw(st.sampled_from([None, 0.7])),
         clip_after=draw(st.booleans()),
+        value_scale=draw(st.sampled_from([None, 0.7])),
+        length_scale=draw(st.sampled_from([None, (0.1, 4.0)])),
+        length_rule=draw(st.sampled_from(["log", "log_next", "power"])),  # type: ignore[arg-type]
     )
 
 

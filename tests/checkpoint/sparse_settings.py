@@ -49,7 +49,19 @@ _GRANITE = {
     "logits_scaling": 2.0,
 }
 
+_ROPE_OF = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+_BY_KIND = {"full_attention": _ROPE_OF, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+
 SPARSE: dict[str, dict[str, Any]] = {
+    "afmoe": {
+        **_MANY,
+        "num_experts": 4,
+        "num_shared_experts": 1,
+        "route_scale": 1.5,
+        "mup_enabled": True,
+        "layer_types": _TWO,
+        "sliding_window": 5,
+    },
     "aria_text": {**_SMALL, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 2},
     "cohere2_moe": {
         **_SMALL,
@@ -114,6 +126,17 @@ SPARSE: dict[str, dict[str, Any]] = {
         "layer_types": _TWO,
         "sliding_window": 5,
     },
+    "laguna": {
+        **_MANY,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 10,
+        "num_attention_heads_per_layer": [4, 2],
+        "moe_routed_scaling_factor": 1.5,
+        "moe_router_logit_softcapping": 2.0,
+        "layer_types": _TWO,
+        "sliding_window": 5,
+        "rope_parameters": _BY_KIND,
+    },
     "mellum": {
         **_LOCAL,
         "moe_intermediate_size": 12,
@@ -122,6 +145,13 @@ SPARSE: dict[str, dict[str, Any]] = {
         "mlp_layer_types": ["dense", "sparse"],
     },
     "minicpm3": {**_DENSE_LATENT, "dim_model_base": 16},
+    "mimo_v2_flash": {
+        **{k: v for k, v in _GROUPED.items() if k != "n_shared_experts"},
+        "v_head_dim": 6,
+        "layer_types": _TWO,
+        "sliding_window": 5,
+        "rope_parameters": {kind: {**own, "partial_rotary_factor": 0.334} for kind, own in _BY_KIND.items()},
+    },
     "minimax_m2": {**_LOCAL, "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},
     "mixtral": {**_LOCAL, "sliding_window": 5},
     "olmoe": {**_SMALL, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": None, "clip_qkv": 0.5},

@@ -107,6 +107,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.6,
         "logits_scaling": 2.0,
     },
+    "granite_swa": {
+        **_WITHOUT_HEAD_DIM,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.0,
+        "sliding_window": 5,
+        "layer_types": _FOUR[:3],
+        "layer_rope_theta": [500.0, 0.0, 10000.0],
+    },
     "helium": {**_SMALL, "num_key_value_heads": 4},
     "hunyuan_v1_dense": _SMALL,
     "hyperclovax": {

@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         norms = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, NormLayer)}
         plus = {name for name in norms if self.get_submodule(name.rpartition(".")[0]).one_plus}
         for name, p in self.named_parameters():
-            if name.endswith(("bias", ".sink", ".correction")) or name in plus:
+            if name.endswith(("bias", ".sink", ".correction", ".gate_bias")) or name in plus:
                 p.zero_()
             elif p.ndim <= 1:
                 p.fill_(1.0)

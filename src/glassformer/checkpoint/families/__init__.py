@@ -15,6 +15,7 @@ from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
 from glassformer.checkpoint.families.latent import LATENT, LATENT_EXPERTS
+from glassformer.checkpoint.families.layered import GRANITE_SWA, LAYERED
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba2 import MAMBA2
@@ -26,9 +27,9 @@ from glassformer.model.config import Config
 
 _ALL = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
-    *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE)),
+    *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
     MAMBA2,
-    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA)),
+    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED)),
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 

@@ -87,6 +87,7 @@ class Alike:
         fraction: share of a head that is rotated where no setting says so.
         layer: what stands before a tensor's name in a layer.
         names: tensors of a layer that are called otherwise than in `NAMES`; outside: the same outside the layers.
+        bare: tensors of a layer without `.weight` after their name: native key -> name within a layer.
         joined: name within a layer -> our tensors that it holds, one after another.
         grouped: of the joined ones, those whose rows stand key-value head by key-value head.
         pairs: how the checkpoint pairs rotated dimensions: "half", "neighbours" or "swapped".
@@ -114,6 +115,7 @@ class Alike:
     layer: str = "model.layers.{i}."
     names: Mapping[str, str] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=dict)
+    bare: Mapping[str, str] = field(default_factory=dict)
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     grouped: tuple[str, ...] = ()
     pairs: str = "half"
@@ -188,6 +190,7 @@ class Alike:
                     )
                 )
             rows.append(Row(f"{outside['final']}.{kind}", (f"final.{kind}",)))
+        rows += [Row(f"{self.layer}{theirs}", (f"blocks.{{i}}.{ours}",)) for ours, theirs in self.bare.items()]
         for side in ("project_in", "project_out"):
             if side in outside:
                 rows.append(Row(f"{outside[side]}.weight", (f"{side}.weight",)))

@@ -18,6 +18,7 @@ from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.config import Config, Experts, FeedForward
 
 Flags = list[bool]
+_ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 _BLOCK = "blocks.{i}.mlp."
 _MATRICES = ("gate", "up", "down")
 
@@ -264,7 +265,7 @@ class Sparse:
             found[self.shared[0]] = beside // unit
         more = {} if self.more is None else self.more(config)
         if more.get("rope_parameters"):  # beside these, nothing else may speak of rotary positions
-            found = {key: value for key, value in found.items() if key not in ("rope_theta", "rope_scaling")}
+            found = {key: value for key, value in found.items() if key not in _ROTARY}
         return {**found, **self.layers.write(flags), **more}
 
 

@@ -31,6 +31,8 @@ class Attention:
         sink: one learned score per head that joins the softmax and hands over nothing.
         gate: the heads' outputs are multiplied by the sigmoid of a projection of the input, one number
             per "element" or per "head"; None for no gate.
+        gate_activation: "softplus" instead of the sigmoid (Laguna).
+        gate_bias: one learned number for each head is added to that projection (Beam).
         qk_norm: a norm of queries and keys: over each "head" with one weight for all heads, over "each" head with a
             weight of its own, over the "whole" width, or None.
         qk_norm_kind: what that norm is; None for an rms norm with the model's eps and scale.
@@ -39,7 +41,10 @@ class Attention:
         softcap: scores become softcap * tanh(scores / softcap), or None.
         clip_after: queries and keys are cut after their norm (where that stands before rotation) instead.
         clip: queries, keys and values are cut to [-clip, clip] after their projection, or None.
-        length_scale: (β, original): queries at position p are multiplied by 1 + β log(1 + ⌊p / original⌋), or None.
+        value_scale: multiplies the values, or None.
+        length_scale: (β, original): queries at position p are multiplied by a number that grows with p, or None.
+        length_rule: which: "log" for 1 + β log(1 + ⌊p / original⌋), "log_next" for the same at p + 1 (Llama 4),
+            "power" for (1 + (p + 1) / original)^β (Beam).
         keys_from: the layer whose keys and values this one uses instead of its own, or None.
     """
 
@@ -58,6 +63,8 @@ class Attention:
     chunk: int | None = None
     sink: bool = False
     gate: Literal["element", "head"] | None = None
+    gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    gate_bias: bool = False
     qk_norm: Literal["head", "each", "whole"] | None = None
     qk_norm_kind: Norm | None = None
     qk_norm_after: bool = False
@@ -65,7 +72,9 @@ class Attention:
     softcap: float | None = None
     clip: float | None = None
     clip_after: bool = False
+    value_scale: float | None = None
     length_scale: tuple[float, float] | None = None
+    length_rule: Literal["log", "log_next", "power"] = "log"
     keys_from: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +85,7 @@ class Attention:
                 f"{self.n_heads} query heads cannot share {self.n_kv_heads} key-value heads evenly; "
                 "n_heads must be a multiple of n_kv_heads."
             )
-        for name in ("scale", "softcap", "clip"):
+        for name in ("scale", "softcap", "clip", "value_scale"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"attention.{name} must be above 0, or None; got {value}.")
@@ -88,6 +97,14 @@ class Attention:
             raise ConfigError(f"ALiBi needs one slope per query head: {len(self.alibi)} slopes, {self.n_heads} heads.")
         if self.gate not in (None, "element", "head"):
             raise ConfigError(f"attention.gate is per 'element' or per 'head', or None; got {self.gate!r}.")
+        if self.gate_activation not in ("sigmoid", "softplus"):
+            raise ConfigError(f"attention.gate_activation is sigmoid or softplus; got {self.gate_activation!r}.")
+        if self.gate_bias and self.gate is None:
+            raise ConfigError("A gate's bias needs a gate.")
+        if self.length_rule not in ("log", "log_next", "power"):
+            raise ConfigError(f"attention.length_rule is log, log_next or power; got {self.length_rule!r}.")
+        if self.length_scale is not None and (len(self.length_scale) != 2 or not self.length_scale[1] > 0):
+            raise ConfigError(f"attention.length_scale is a strength and a length above 0; got {self.length_scale}.")
         if self.qk_norm not in (None, "head", "each", "whole"):
             raise ConfigError(f"attention.qk_norm is over 'head', 'each' or the 'whole' width; got {self.qk_norm!r}.")
         if self.rotary is not None:
@@ -151,6 +168,8 @@ class Attention:
             matrix("v", self.n_kv_heads * self.value_size, d_model, "value", self.bias)
         if self.gate is not None:
             matrix("gate", self.out_size if self.gate == "element" else self.n_heads, d_model, "gate", False)
+            if self.gate_bias:
+                found["gate_bias"] = Component((self.n_heads,), "biases")
         matrix("o", d_model, self.out_size, "output", self.out_bias)
         if self.sink:
             found["sink"] = Component((self.n_heads,), "sinks")

@@ -27,6 +27,8 @@ class Experts:
         clamp: gates are cut to at most this, linear halves to between its negative and it (gpt-oss); None for no cut.
         linear_shift: added to the linear half (gpt-oss: 1).
         router_bias: a bias on the scores before softmax or sigmoid.
+        router_cap: scores become cap * tanh(score / cap) before softmax or sigmoid; None for no cap.
+        on_input: what an expert reads is multiplied by its weight, instead of what it gives (Llama 4).
         scores: "softmax" over all experts, "sigmoid" of each, or "sparse_mixer" (arXiv:2409.12136): of two experts
             chosen one after the other, each has its share of a softmax over the scores that are near it.
         jitter: how near, for "sparse_mixer".
@@ -54,6 +56,8 @@ class Experts:
     clamp: float | None = None
     linear_shift: float = 0.0
     router_bias: bool = False
+    router_cap: float | None = None
+    on_input: bool = False
     scores: Literal["softmax", "sigmoid", "sparse_mixer"] = "softmax"
     jitter: float = 0.01
     correction: bool = False
@@ -90,7 +94,7 @@ class Experts:
             )
         if self.n_active > size * self.top_groups:
             raise ConfigError(f"{self.n_active} experts cannot be chosen from {self.top_groups} groups of {size}.")
-        for name in ("clamp", "jitter"):
+        for name in ("clamp", "jitter", "router_cap"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"experts.{name} must be above 0; got {value}.")

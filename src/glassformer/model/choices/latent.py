@@ -41,6 +41,8 @@ class LatentAttention(Attention):
             raise ConfigError("A head of latent attention has rotated dimensions and dimensions of its own.")
         if self.qk_norm is not None or self.clip is not None or self.gate is not None or self.keys_from is not None:
             raise ConfigError("Latent attention has no norms of queries and keys, cuts, gates or shared keys.")
+        if self.value_scale is not None:
+            raise ConfigError("Latent attention has no scale of values.")
 
     @property
     def own_size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -50,6 +51,7 @@ class AttentionPart(nn.Module):
         self.v = Linear(d_model, a.n_kv_heads * a.value_size, a.bias) if own else None
         gates = a.out_size if a.gate == "element" else a.n_heads
         self.gate = None if a.gate is None else Linear(d_model, gates, False)
+        self.gate_bias = nn.Parameter(torch.empty(a.n_heads)) if a.gate_bias else None
         self.o = Linear(a.out_size, d_model, a.out_bias)
         self.sink = nn.Parameter(torch.empty(a.n_heads)) if a.sink else None
         self.q_norm = self._norm(norm, a.n_heads) if a.qk_norm else None
@@ -104,6 +106,8 @@ class AttentionPart(nn.Module):
         assert self.v is not None
         k = self.k(x).view(*x.shape[:-1], self.kv_heads, self.d_head)
         v = self._cut(self.v(x)).view(*x.shape[:-1], self.kv_heads, self.d_value)
+        if self.choice.value_scale is not None:
+            v = v * self.choice.value_scale
         return self._ready(k, self.k_norm), v
 
     def _ready(self, x: Tensor, norm: NormLayer | None) -> Tensor:
@@ -116,13 +120,17 @@ class AttentionPart(nn.Module):
     def gates(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_gate"]:
         """What multiplies each head's sum of values; the last axis is 1 for one number per head."""
         assert self.gate is not None
-        return torch.sigmoid(self.gate(x)).view(*x.shape[:-1], self.heads, -1)
+        found = self.gate(x).view(*x.shape[:-1], self.heads, -1)
+        if self.gate_bias is not None:
+            found = found + self.gate_bias[:, None]
+        return F.softplus(found) if self.choice.gate_activation == "softplus" else torch.sigmoid(found)
 
     @property
     def value_matrix(self) -> Float[Tensor, "value d_model"]:
         """What reads values from the stream, all heads' rows."""
         assert self.v is not None
-        return self.v.weight
+        scale = self.choice.value_scale
+        return self.v.weight if scale is None else self.v.weight * scale
 
     @property
     def turns(self) -> bool:
@@ -143,9 +151,16 @@ class AttentionPart(nn.Module):
         if self.choice.qk_norm_after:
             x = self._normed(x, self.q_norm if side == "q" else self.k_norm)
         if side == "q" and self.choice.length_scale is not None:
-            beta, original = self.choice.length_scale
-            x = x * (1 + beta * torch.log1p(torch.floor(positions / original)))[..., None, None].to(x.dtype)
+            x = x * self._length_scale(positions)[..., None, None].to(x.dtype)
         return x
+
+    def _length_scale(self, positions: Int[Tensor, "batch slot"]) -> Float[Tensor, "batch slot"]:
+        assert self.choice.length_scale is not None
+        beta, original = self.choice.length_scale
+        if self.choice.length_rule == "power":
+            return torch.exp(beta * torch.log1p((positions + 1) / original))
+        at = positions + 1 if self.choice.length_rule == "log_next" else positions
+        return 1 + beta * torch.log1p(torch.floor(at / original))
 
     def _normed(self, x: Tensor, norm: NormLayer | None) -> Tensor:
         if norm is None:

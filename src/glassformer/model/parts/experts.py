@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from glassformer.model.choices import Experts
-from glassformer.model.layers import Linear, gate, linear
+from glassformer.model.layers import Linear, gate, linear, softcap
 from glassformer.model.norms import at_least_float32
 from glassformer.model.parts.feed_forward import FeedForwardPart
 from glassformer.model.sites import View, see
@@ -67,7 +67,7 @@ class ExpertsPart(nn.Module):
 
     def weights(self, router: Float[Tensor, "*batch expert"]) -> Float[Tensor, "*batch expert"]:
         """What each expert's output is multiplied by, from the router's scores; 0 for those not chosen."""
-        c, wide = self.choice, at_least_float32(router)
+        c, wide = self.choice, softcap(at_least_float32(router), self.choice.router_cap)
         if c.scores == "sparse_mixer":
             return _sparse_mixer(wide, c.jitter).to(router.dtype)
         scores = wide.softmax(-1) if c.scores == "softmax" else wide.sigmoid()
@@ -96,8 +96,12 @@ class ExpertsPart(nn.Module):
         flat, shares = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
         out = torch.zeros_like(flat)
         for expert, rows in _meetings(shares):
-            y = self.experts.down(expert, self._hidden(expert, flat[rows]))
-            out.index_add_(0, rows, y * shares[rows, expert, None])
+            share = shares[rows, expert, None]
+            if self.choice.on_input:
+                y = self.experts.down(expert, self._hidden(expert, flat[rows] * share))
+            else:
+                y = self.experts.down(expert, self._hidden(expert, flat[rows])) * share
+            out.index_add_(0, rows, y)
         return out.view(x.shape)
 
     def _hidden(self, expert: int, x: Tensor) -> Tensor:
@@ -133,7 +137,8 @@ class ExpertsPart(nn.Module):
         out = flat.new_zeros(len(flat), self.choice.n_experts, self.choice.d_ff)
         matrices: Stack = getattr(self.experts, which)
         for expert, rows in _meetings(shares):
-            out[rows, expert] = matrices(expert, flat[rows])
+            read = flat[rows] * shares[rows, expert, None] if self.choice.on_input else flat[rows]
+            out[rows, expert] = matrices(expert, read)
         return out.view(*x.shape[:-1], -1)
 
     def post(
@@ -143,7 +148,11 @@ class ExpertsPart(nn.Module):
         weights: Float[Tensor, "*batch expert"],
     ) -> Float[Tensor, "*batch d_ff"]:
         """`mlp.post` from neurons' inputs."""
-        return self.hidden(pre, up) * weights.repeat_interleave(self.choice.d_ff, dim=-1)
+        return self.hidden(pre, up) * self.outer(weights).repeat_interleave(self.choice.d_ff, dim=-1)
+
+    def outer(self, weights: Float[Tensor, "*batch expert"]) -> Float[Tensor, "*batch expert"]:
+        """What each expert's output is multiplied by: its weight, or 1 where that is on its input."""
+        return (weights != 0).to(weights.dtype) if self.choice.on_input else weights
 
     def written(
         self, post: Float[Tensor, "*batch d_ff"], weights: Float[Tensor, "*batch expert"]
@@ -156,7 +165,7 @@ class ExpertsPart(nn.Module):
         for expert in (flat.view(per_expert.shape) != 0).any(-1).any(0).nonzero()[:, 0].tolist():
             out = out + linear(per_expert[:, expert], self.experts.down.weight[expert])
         if bias is not None:
-            out = out + shares @ bias
+            out = out + self.outer(shares) @ bias
         return out.view(*post.shape[:-1], -1)
 
     def beside(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
@@ -184,10 +193,11 @@ class ExpertsPart(nn.Module):
     ) -> dict[int, Float[Tensor, " d_model"]]:
         """What each chosen expert adds for one token, biases in it, by number."""
         per_expert, down = post.unflatten(-1, (self.choice.n_experts, -1)), self.experts.down
+        outer = self.outer(weights)
         found: dict[int, Tensor] = {}
         for expert in ((weights != 0) | (per_expert != 0).any(-1)).nonzero()[:, 0].tolist():
             own = down.weight[expert].to(post) @ per_expert[expert]
-            found[expert] = own if down.bias is None else own + weights[expert] * down.bias[expert].to(post)
+            found[expert] = own if down.bias is None else own + outer[expert] * down.bias[expert].to(post)
         return found
 
 
