@@ -16,6 +16,7 @@ from glassformer.model.config import (
     Norm,
     RopeScaling,
     Rotary,
+    Sinusoids,
     StateSpace,
     uniform,
 )
@@ -145,6 +146,7 @@ def attentions(draw: st.DrawFn) -> Attention:
         out_bias=draw(st.booleans()),
         rotary=draw(st.sampled_from([None, Rotary(100.0), Rotary(fraction=0.5)])),
         alibi=draw(st.sampled_from([(), tuple(2.0**-i for i in range(n_heads))])),
+        alibi_rounded=draw(st.booleans()),
         window=draw(st.sampled_from([None, 3])),
         chunk=draw(st.sampled_from([None, 5])),
         sink=draw(st.booleans()),
@@ -216,7 +218,7 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
         feeds = st.one_of(dense(), experts())
         feed = draw(feeds) if mixer is None else draw(st.one_of(feeds, st.none()))
         parallel = mixer is not None and feed is not None and draw(st.booleans())
-        placements = ("before", "after", "shared") if parallel else ("before", "after", "both")
+        placements = ("before", "after", "shared") if parallel else ("before", "after", "both", "feed_both")
         layers.append(
             Layer(
                 mixer,
@@ -227,7 +229,7 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
             )
         )
     kind = draw(st.sampled_from(["rms", "layer"]))
-    weight = draw(st.booleans())
+    weight, learned = draw(st.booleans()), draw(st.booleans())
     return Config(
         draw(st.integers(5, 40)),
         draw(st.sampled_from([8, 12])),
@@ -240,7 +242,8 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
             weight=weight,
             bias=draw(st.sampled_from([None, False])),
         ),
-        learned_positions=draw(st.booleans()),
+        learned_positions=learned,
+        sinusoids=None if learned else draw(st.sampled_from([None, Sinusoids(), Sinusoids(2, True)])),
         embedding_norm=draw(st.booleans()),
         final_norm=draw(st.booleans()),
         tied=draw(st.booleans()),

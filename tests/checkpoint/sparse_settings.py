@@ -62,6 +62,7 @@ SPARSE: dict[str, dict[str, Any]] = {
         "layer_types": _TWO,
         "sliding_window": 5,
     },
+    "axk1": _LATENT,
     "aria_text": {**_SMALL, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 2},
     "cohere2_moe": {
         **_SMALL,

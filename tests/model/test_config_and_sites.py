@@ -155,7 +155,7 @@ def test_aliases_and_negative_layers() -> None:
         ("blocks.7.attn.pattern", "the model has 2 layers, blocks.0 to blocks.1"),
         ("attn.pattern", "name the layer, as in blocks.0.attn.pattern"),
         ("logits.precap", "its logits are not soft-capped; use logits"),
-        ("pos_embed", "no trained vectors are added"),
+        ("pos_embed", "no vectors are added"),
     ],
 )
 def test_wrong_names_say_what_to_do(name: str, message: str) -> None:

@@ -46,6 +46,7 @@ class Row:
         skip: rows there before the first that means anything; written as zeros.
         blocks: joined in so many equal pieces (`KEY_HEADS`: one for each), each holding its share of every part.
         shift: what theirs has added to every value.
+        when: designs that have this tensor, where the same of ours is called otherwise in others; None for all.
     """
 
     theirs: str
@@ -61,6 +62,7 @@ class Row:
     skip: int = 0
     blocks: int = 1
     middle: bool = False
+    when: Callable[[Config], bool] | None = None
 
 
 def row(theirs: str, *ours: str, **how: Any) -> Row:
@@ -170,6 +172,8 @@ class Table:
 
     def _lines(self) -> Iterator[tuple[Row, int]]:
         for line in self._rows:
+            if line.when is not None and not line.when(self.config):
+                continue
             for layer in range(self.config.n_layers if "{i}" in line.theirs else 1):
                 yield line, layer
 

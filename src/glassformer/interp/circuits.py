@@ -19,6 +19,7 @@ from torch import Tensor
 from glassformer.errors import SiteError
 from glassformer.interp.head_outputs import gain
 from glassformer.model import Transformer
+from glassformer.model.attention import rounded_distances
 from glassformer.model.choices import Attention
 from glassformer.model.layers import softcap
 
@@ -52,11 +53,11 @@ def _read(transformer: Transformer, layer: int, ids: Tensor, position: int | Non
     """Tokens as the layer's norm hands them over when only the embedding stands in the stream."""
     x = embedded(transformer, ids)
     if position is not None and transformer.pos_embed is not None:
-        if position >= transformer.config.context:
+        if transformer.config.learned_positions and position >= transformer.config.context:
             raise SiteError(
                 f"This model has {transformer.config.context} trained positions; there is no position {position}."
             )
-        x = x + transformer.pos_embed.weight[position]
+        x = x + transformer.pos_embed(torch.tensor([[position]], device=x.device))[0, 0].to(x.dtype)
     block: Any = transformer.blocks[layer]
     norm = block.norm(1)
     return x if norm is None else norm(x)
@@ -112,7 +113,12 @@ def query_key(
         ids = torch.arange(low, min(low + _CHUNK, transformer.config.vocab_size), device=device)
         out.append(_side(transformer, layer, "k", group, ids, at - offset) @ q)
     found = softcap(torch.cat(out) * part.scale, part.cap)
-    return found - offset * part.choice.alibi[head] if part.choice.alibi else found
+    if not part.choice.alibi:
+        return found
+    if part.choice.alibi_rounded:
+        slope = torch.tensor(part.choice.alibi[head : head + 1])
+        return found + part.scale * float(rounded_distances(slope, torch.tensor([[at - offset]]))[0, 0, 0, 0])
+    return found - offset * part.choice.alibi[head]
 
 
 def written(transformer: Transformer, layer: int, head: int, token: int, position: int | None = None) -> Tensor:

@@ -101,7 +101,7 @@ def vectors(trace: Trace, position: int) -> tuple[list[str], Float[Tensor, "plac
     """The residual stream at one position, at every half-step, with the places' names."""
     at = slice(position, position + 1)
     found = [("embed", trace.forward.get("embed", at))]
-    learned = trace.config.learned_positions
+    learned = trace.config.adds_positions
     for name, x in trace.forward.walk(at):
         if not name.endswith("resid_pre") or (learned and name == "blocks.0.resid_pre"):
             found.append((name, x))
@@ -152,7 +152,7 @@ def meaning(word: str, traces: Sequence[Trace], occurrence: int = -1) -> Meaning
 def _parted(similarity: Tensor, config: Config) -> Float[Tensor, "layer part"]:
     off = ~torch.eye(similarity.shape[-1], dtype=torch.bool)
     mean = similarity[:, off].mean(-1)
-    if config.learned_positions:
+    if config.adds_positions:
         mean = mean[1:]  # adding positions is no layer's doing
     steps = mean[:-1] - mean[1:]
     out = torch.full((config.n_layers, 2), float("nan"), dtype=steps.dtype)

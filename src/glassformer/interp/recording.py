@@ -36,7 +36,7 @@ Index = slice | Int[Tensor, " query"]
 
 def basis_sites(config: Config) -> list[str]:
     """The sites a trace keeps, in the order the forward reaches them."""
-    found = ["embed"] + (["pos_embed"] if config.learned_positions else [])
+    found = ["embed"] + (["pos_embed"] if config.adds_positions else [])
     for i, layer in enumerate(config.layers):
         for part in (layer.mixer, layer.feed_forward):
             if part is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glassformer.kernels import ops
@@ -71,6 +71,11 @@ class Visible:
         low = 0 if reach.window is None else max(0, self.start + q0 - reach.window + 1)
         return low, self.start + q1
 
+    def key_positions(self, k0: int, k1: int, device: torch.device) -> Int[Tensor, "rows key"]:
+        """The position of each key slot in its own text; rows is 1 unless there is padding, whose slots count as 0."""
+        keys = torch.arange(k0, k1, device=device)[None, :]
+        return keys if self.mask is None else (keys - (~self.mask).sum(1, keepdim=True)).clamp(min=0)
+
     def everything(self, reach: Attention, keys: int) -> bool:
         """Whether every query sees all keys before it: nothing is padding, and no window or chunk cuts any off."""
         whole = (reach.window is None or reach.window >= keys) and (reach.chunk is None or reach.chunk >= keys)
@@ -86,6 +91,15 @@ def distances(
     return slopes[:, None, None] * (keys - queries).to(slopes.dtype)
 
 
+def rounded_distances(
+    slopes: Float[Tensor, " head"], positions: Int[Tensor, "rows key"]
+) -> Float[Tensor, "rows head 1 key"]:
+    """What ALiBi adds where it counts from the text's first token in bfloat16: slope times position, each rounded to
+    it and their product too. Along one row of keys it differs from `distances` by a constant, which a softmax does not
+    see, and by the rounding."""
+    return (slopes.bfloat16()[None, :, None] * positions[:, None])[:, :, None].to(slopes.dtype)
+
+
 def scores(
     q: Float[Tensor, "batch head query d_head"],
     k: Float[Tensor, "batch kv_head key d_head"],
@@ -93,7 +107,7 @@ def scores(
     *,
     scale: float,
     cap: float | None,
-    bias: Float[Tensor, "head query key"] | None = None,
+    bias: Float[Tensor, "*rows head query_or_1 key"] | None = None,
 ) -> Float[Tensor, "batch head query key"]:
     """Scaled, soft-capped products with `bias` added, minus infinity where `allowed` is False."""
     batch, heads, queries, d_head = q.shape

@@ -28,12 +28,13 @@ from glassformer.model.choices import (
     Norm,
     RopeScaling,
     Rotary,
+    Sinusoids,
     StateSpace,
 )
 from glassformer.model.choices.common import positive
 
-Placement = Literal["before", "after", "both", "shared", "sum"]
-PLACEMENTS: tuple[str, ...] = ("before", "after", "both", "shared", "sum")
+Placement = Literal["before", "after", "both", "feed_both", "shared", "sum"]
+PLACEMENTS: tuple[str, ...] = ("before", "after", "both", "feed_both", "shared", "sum")
 
 __all__ = [
     "Attention",
@@ -46,6 +47,7 @@ __all__ = [
     "Norm",
     "RopeScaling",
     "Rotary",
+    "Sinusoids",
     "StateSpace",
     "uniform",
 ]
@@ -59,8 +61,8 @@ class Layer:
         mixer: how positions speak to each other, or None.
         feed_forward: what is added at each position alone, or None.
         norms: where norms stand: "before" each part; "after" each part, before its output enters the
-            stream; "both"; "shared" (one before both parts, which run side by side); or after the "sum"
-            of stream and part (the first GPT).
+            stream; "both"; "feed_both" (both for the feed-forward part, before the mixer); "shared" (one before both
+            parts, which run side by side); or after the "sum" of stream and part (the first GPT).
         parallel: both parts read the same residual stream, instead of one after the other.
         residual_scale: multiplies what each part adds to the stream, or None.
     """
@@ -82,7 +84,7 @@ class Layer:
             raise ConfigError("Parts that share a norm run side by side; set parallel.")
         if self.parallel and (self.mixer is None or self.feed_forward is None):
             raise ConfigError("Only a layer of two parts can run them side by side.")
-        if self.parallel and self.norms in ("both", "sum"):
+        if self.parallel and self.norms in ("both", "feed_both", "sum"):
             raise ConfigError(
                 f"Parallel parts with norms {self.norms!r} are not a design any supported checkpoint has."
             )
@@ -103,7 +105,7 @@ class Layer:
                 continue
             if self.norms != "after" and not (self.norms == "shared" and number == 2):
                 found.append(f"ln{number}")
-            if self.norms in ("after", "both"):
+            if self.norms in ("after", "both") or (self.norms == "feed_both" and number == 2):
                 found.append(f"ln{number}_post")
         return tuple(found)
 
@@ -136,6 +138,7 @@ class Config:
         layers: what each layer is made of, first to last.
         norm: the final norm, and what the layers' norms are.
         learned_positions: a trained vector per position is added to the embeddings.
+        sinusoids: a fixed vector per position is added to the embeddings instead; None for none.
         embedding_norm: the embeddings are normed before the first layer (BLOOM).
         final_norm: the stream is normed before the unembedding.
         d_embed: width of the embedding and unembedding matrices, which a matrix each way joins to the stream; None
@@ -153,6 +156,7 @@ class Config:
     layers: tuple[Layer, ...]
     norm: Norm = field(default_factory=Norm)
     learned_positions: bool = False
+    sinusoids: Sinusoids | None = None
     embedding_norm: bool = False
     final_norm: bool = True
     d_embed: int | None = None
@@ -168,6 +172,11 @@ class Config:
             positive("model", d_embed=self.d_embed)
         if not self.layers:
             raise ConfigError("A model needs at least one layer.")
+        if self.sinusoids is not None:
+            if self.learned_positions:
+                raise ConfigError("Positions are trained or fixed vectors, not both.")
+            if self.d_model % 2 or self.d_model < 4:
+                raise ConfigError(f"Sines and cosines need an even width of at least 4; d_model is {self.d_model}.")
         for name in ("embedding_scale", "logit_scale", "logit_softcap"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -184,6 +193,11 @@ class Config:
                     mixer.value_size,
                 ):
                     raise ConfigError(f"Layer {i} shares the keys of layer {donor}, whose heads have other sizes.")
+
+    @property
+    def adds_positions(self) -> bool:
+        """Whether a vector of its own, trained or fixed, is added for each position."""
+        return self.learned_positions or self.sinusoids is not None
 
     @property
     def n_layers(self) -> int:
@@ -370,6 +384,7 @@ _NESTED: Mapping[str, type] = {
     "qk_norm_kind": Norm,
     "rotary": Rotary,
     "scaling": RopeScaling,
+    "sinusoids": Sinusoids,
 }
 
 
@@ -442,6 +457,8 @@ def _check_type(where: str, annotation: str, value: Any) -> None:
         sound = isinstance(value, Norm)
     elif annotation.startswith("Rotary"):
         sound = isinstance(value, Rotary)
+    elif annotation.startswith("Sinusoids"):
+        sound = isinstance(value, Sinusoids)
     elif annotation.startswith("RopeScaling"):
         sound = isinstance(value, RopeScaling)
     elif annotation.startswith("tuple[Layer"):

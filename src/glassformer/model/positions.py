@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from glassformer.kernels import ops
-from glassformer.model.choices import RopeScaling
+from glassformer.model.choices import RopeScaling, Sinusoids
 
 Angles = tuple[Tensor, Tensor]
 
@@ -39,6 +39,23 @@ class RotaryTable:
         if self.factor != 1.0:
             cos, sin = cos * self.factor, sin * self.factor
         return cos.to(dtype), sin.to(dtype)
+
+
+class SinusoidTable:
+    """The fixed vectors of positions (arXiv:1706.03762), computed in float32 as rotary angles are."""
+
+    def __init__(self, d_model: int, choice: Sinusoids) -> None:
+        self.first, half = choice.first, d_model // 2
+        steps = torch.arange(half, dtype=torch.int64, device="cpu").float()
+        if choice.closed:
+            self.frequencies = torch.exp(steps * -(math.log(10_000) / (half - 1)))
+        else:
+            self.frequencies = 1 / torch.pow(10_000, 2 * steps / d_model)
+
+    def __call__(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
+        """The vector of each position, in float32."""
+        angles = (positions + self.first).float()[..., None] * self.frequencies.to(positions.device)
+        return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def rotate(

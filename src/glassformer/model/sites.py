@@ -47,7 +47,7 @@ class Site:
 
 SITES: tuple[Site, ...] = (
     Site("embed", RESIDUAL, "Each token's row of the embedding matrix, scaled or normed where the family does.", False),
-    Site("pos_embed", RESIDUAL, "The trained vector of each position, added to the embedding.", False),
+    Site("pos_embed", RESIDUAL, "The vector of each position, trained or fixed, added to the embedding.", False),
     Site("resid_pre", RESIDUAL, "The residual stream as it enters the block."),
     Site("ln1.scale", SCALE, "What the norm before the mixer (attention or a recurrence) divides by."),
     Site("ln1.normed", RESIDUAL, "The residual stream after the norm before the mixer, learned scale included."),
@@ -196,7 +196,7 @@ def block_sites(layer: Layer) -> tuple[str, ...]:
 
 def outer_sites(config: Config) -> tuple[list[str], list[str]]:
     """Names of the places before and after the blocks."""
-    head = ["embed", *(["pos_embed"] if config.learned_positions else [])]
+    head = ["embed", *(["pos_embed"] if config.adds_positions else [])]
     tail = ["final.scale", "final.normed"] if config.final_norm else ["final.normed"]
     return head, [*tail, *(["logits.precap"] if config.logit_softcap is not None else []), "logits"]
 
@@ -237,7 +237,7 @@ def canonical(name: str, config: Config) -> str:
 
 
 _ABSENT: dict[str, str] = {
-    "pos_embed": "no trained vectors are added for positions.",
+    "pos_embed": "no vectors are added for positions.",
     "attn.rot_q": "nothing is rotated there; use attn.q.",
     "attn.rot_k": "nothing is rotated there; use attn.k.",
     "attn.sink": "its attention has no sink.",

@@ -22,7 +22,7 @@ from glassformer.model.layers import Linear, linear, softcap
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.block import Block
 from glassformer.model.parts.passing import Pass
-from glassformer.model.positions import Angles, RotaryTable
+from glassformer.model.positions import Angles, RotaryTable, SinusoidTable
 from glassformer.model.sites import Looking, Tap, View, Where, see
 
 
@@ -53,7 +53,11 @@ class Transformer(nn.Module):
         self.embed = Embedding(config.vocab_size, width)
         self.project_in = None if config.d_embed is None else Linear(width, config.d_model, False)
         self.project_out = None if config.d_embed is None else Linear(config.d_model, width, False)
-        self.pos_embed = Embedding(config.context, config.d_model) if config.learned_positions else None
+        self.pos_embed: Embedding | SinusoidTable | None = None
+        if config.learned_positions:
+            self.pos_embed = Embedding(config.context, config.d_model)
+        elif config.sinusoids is not None:
+            self.pos_embed = SinusoidTable(config.d_model, config.sinusoids)
         self.embed_norm = NormLayer(config.d_model, config.norm) if config.embedding_norm else None
         kinds = rotary_kinds(config)
         self.tables = [RotaryTable(rotary.dims(d_head), rotary.theta, rotary.scaling) for rotary, d_head in kinds]
@@ -215,7 +219,7 @@ class Transformer(nn.Module):
         view = None if looking is None else looking.top
         x = see(view, "embed", self.entering(self.embed(tokens)))
         if self.pos_embed is not None:
-            x = x + see(view, "pos_embed", self.pos_embed(where.positions))
+            x = x + see(view, "pos_embed", self.pos_embed(where.positions).to(x.dtype))
         return x
 
     def entering(self, x: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch d_model"]:
@@ -277,7 +281,7 @@ class Transformer(nn.Module):
             positions = torch.arange(start, start + count, device=tokens.device).expand(tokens.shape)
         else:
             positions = (keys.long().cumsum(1) - 1).clamp(min=0)[:, start:]
-        if self.pos_embed is not None:
+        if self.config.learned_positions:
             reach = start + count if keys is None else int(positions.max()) + 1
             if reach > self.config.context:
                 raise ShapeError(f"This model has {self.config.context} trained positions; the text needs {reach}.")

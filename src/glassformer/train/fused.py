@@ -48,7 +48,7 @@ def plain(c: Config) -> bool:
         and layer.norms == "before"
         and layer.residual_scale is None
         and not layer.parallel
-        and not c.learned_positions
+        and not c.adds_positions
         and not c.embedding_norm
         and c.d_embed is None
         and c.final_norm

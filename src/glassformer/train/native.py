@@ -36,6 +36,7 @@ def refusal(config: Config) -> str | None:
     learned = config.learned_positions
     reasons = {
         "norms elsewhere than before the parts": layer.norms != "before",
+        "fixed vectors of positions": config.sinusoids is not None,
         "scaled residuals": layer.residual_scale is not None,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
         "positions of another kind": (a.rotary is None) != learned or bool(a.alibi),

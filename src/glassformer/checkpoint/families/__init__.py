@@ -10,7 +10,9 @@ from typing import Any
 
 from glassformer.checkpoint.families.cohere import COHERE
 from glassformer.checkpoint.families.experts import EXPERTS
+from glassformer.checkpoint.families.falcon import FALCON
 from glassformer.checkpoint.families.family import Family, GgufLayout
+from glassformer.checkpoint.families.fixed_positions import FIXED_POSITIONS
 from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
@@ -19,7 +21,7 @@ from glassformer.checkpoint.families.layered import GRANITE_SWA, LAYERED
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba2 import MAMBA2
-from glassformer.checkpoint.families.neox import NEOX
+from glassformer.checkpoint.families.neox import NEOX, NEOX_JAPANESE
 from glassformer.checkpoint.families.olmo import OLMO
 from glassformer.checkpoint.families.qwen_delta import QWEN_DELTA
 from glassformer.errors import CheckpointError, UnsupportedError, near
@@ -28,6 +30,8 @@ from glassformer.model.config import Config
 _ALL = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
+    *(alike.family() for alike in FIXED_POSITIONS),
+    *(FALCON, NEOX_JAPANESE),
     MAMBA2,
     *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED)),
 )

@@ -1,4 +1,4 @@
-"""Families with GPT's feed-forward part (not gated) and LayerNorms: GPT-Neo, GPT-J, OPT, BLOOM, MPT, Falcon, …"""
+"""Families with GPT's feed-forward part (not gated) and LayerNorms: GPT-Neo, GPT-J, OPT, BLOOM, MPT, …"""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
 from glassformer.errors import UnsupportedError
-from glassformer.model.config import Attention, Config, Norm, Placement, Rotary
+from glassformer.model.config import Attention, Config, Norm, Rotary
 
-_BIASED: dict[str, Any] = {"bias": True, "out_bias": True, "mlp_bias": True}
+BIASED: dict[str, Any] = {"bias": True, "out_bias": True, "mlp_bias": True}
 _GPT_KEYS = {
     "d_model": "n_embd",
     "n_layers": "n_layer",
@@ -21,11 +21,11 @@ _GPT_KEYS = {
     "activation": "activation_function",
     "eps": "layer_norm_epsilon",
 }
-_H: dict[str, Any] = {"layer": "transformer.h.{i}.", "prefixes": ("transformer.", ""), "gated": False}
+H: dict[str, Any] = {"layer": "transformer.h.{i}.", "prefixes": ("transformer.", ""), "gated": False}
 _GPT_OUTSIDE = {"embed": "transformer.wte", "pos_embed": "transformer.wpe", "final": "transformer.ln_f"}
 _GPT_NAMES = {"ln1": "ln_1", "ln2": "ln_2", "attn.o": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
-_QKV = ("attn.q", "attn.k", "attn.v")
-_BUFFERS = (r"\.attn\.(attention\.)?(bias|masked_bias)$", r"(^|\.)rotary_emb\.inv_freq$", r"embed_positions$")
+QKV = ("attn.q", "attn.k", "attn.v")
+BUFFERS = (r"\.attn\.(attention\.)?(bias|masked_bias)$", r"(^|\.)rotary_emb\.inv_freq$", r"embed_positions$")
 
 
 def slopes(heads: int, most: float = 8.0, *, cut: bool = False) -> tuple[float, ...]:
@@ -89,7 +89,7 @@ def _turned_dims(config: Config) -> dict[str, Any]:
 
 
 _J: dict[str, Any] = {
-    **_H,
+    **H,
     "norm": Norm("layer"),
     "norms": "shared",
     "pairs": "neighbours",
@@ -107,13 +107,13 @@ _J: dict[str, Any] = {
     "defaults": {"activation": "gelu_new"},
     "read": _part_turned,
     "write": lambda config: {**_turned_dims(config), "rope_theta": None, "rope_scaling": None},
-    "ignored": _BUFFERS,
+    "ignored": BUFFERS,
     "no_effect": frozenset({"n_ctx", "rope_theta"}),
 }
 _J_NAMES = {"ln1": "ln_1", "attn.o": "attn.out_proj", "mlp.up": "mlp.fc_in", "mlp.down": "mlp.fc_out"}
 
 
-# BLOOM, MPT, Falcon
+# BLOOM, MPT
 
 
 def _bloom(config: Config, attributes: Attributes) -> Config:
@@ -149,34 +149,6 @@ def _mpt_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def _falcon(config: Config, attributes: Attributes) -> Config:
-    heads = config.attention(0).n_heads
-    fresh = attributes.flag("new_decoder_architecture", False)
-    kv = attributes.integer("num_kv_heads", heads, null=True) or heads
-    if not fresh:
-        kv = 1 if attributes.flag("multi_query", True) else heads
-    elif attributes.integer("num_ln_in_parallel_attn", 2, null=True) != 1:
-        raise attributes.unsupported("num_ln_in_parallel_attn", attributes.values.get("num_ln_in_parallel_attn"))
-    config = each_attention(config, n_kv_heads=kv)
-    parallel = fresh or attributes.flag("parallel_attn", True)
-    norms: Placement = "shared" if parallel else "before"
-    layers = tuple(dataclasses.replace(x, norms=norms, parallel=parallel) for x in config.layers)
-    return dataclasses.replace(config, layers=layers)
-
-
-def _falcon_settings(config: Config) -> dict[str, Any]:
-    a, layer = config.attention(0), config.layers[0]
-    fresh = 1 < a.n_kv_heads < a.n_heads
-    return {
-        "new_decoder_architecture": fresh,
-        "num_kv_heads": a.n_kv_heads,
-        "multi_query": a.n_kv_heads == 1,
-        "alibi": False,
-        "parallel_attn": layer.parallel,
-        "num_ln_in_parallel_attn": 1 if fresh else None,
-    }
-
-
 def _alibi_only(config: Config, cut: bool) -> dict[str, Any]:
     a = config.attention(0)
     if a.alibi != slopes(a.n_heads, cut=cut):
@@ -200,7 +172,7 @@ def _opt(config: Config, attributes: Attributes) -> Config:
     return dataclasses.replace(config, layers=layers, final_norm=False)
 
 
-_DECODER = {
+DECODER = {
     "ln1": "self_attn_layer_norm",
     "attn.o": "self_attn.out_proj",
     "ln2": "final_layer_norm",
@@ -209,19 +181,19 @@ _DECODER = {
 }
 
 
-def _scaled(config: Config, attributes: Attributes) -> Config:
+def scaled(config: Config, attributes: Attributes) -> Config:
     if not attributes.flag("scale_embedding", True):
         return config
     return dataclasses.replace(config, embedding_scale=math.sqrt(config.d_model))
 
 
-_OWN_POSITIONS: dict[str, Any] = {"n_kv_heads": None, "d_head": None, "learned_positions": True}
+OWN_POSITIONS: dict[str, Any] = {"n_kv_heads": None, "d_head": None, "learned_positions": True}
 
 GPT_ALIKE = (
     Alike(
         "gpt_neo",
         "GPTNeo",
-        **_H,
+        **H,
         norm=Norm("layer"),
         rotates=False,
         keys={
@@ -230,7 +202,7 @@ GPT_ALIKE = (
             "activation": "activation_function",
             "eps": "layer_norm_epsilon",
         },
-        fixed={"bias": False, "out_bias": True, "mlp_bias": True, **_OWN_POSITIONS},
+        fixed={"bias": False, "out_bias": True, "mlp_bias": True, **OWN_POSITIONS},
         names={
             **_GPT_NAMES,
             **{f"attn.{p}": f"attn.attention.{p}_proj" for p in "qkv"},
@@ -240,7 +212,7 @@ GPT_ALIKE = (
         defaults={"activation": "gelu_new", "tied": True},
         read=_neo,
         write=_neo_settings,
-        ignored=_BUFFERS,
+        ignored=BUFFERS,
     ),
     Alike("gptj", "GPTJ", **_J, names={**_J_NAMES, **{f"attn.{p}": f"attn.{p}_proj" for p in "qkv"}}),
     Alike(
@@ -254,13 +226,13 @@ GPT_ALIKE = (
     Alike(
         "gpt_bigcode",
         "GPTBigCode",
-        **_H,
+        **H,
         norm=Norm("layer"),
         rotates=False,
         keys=_GPT_KEYS,
-        fixed={**_BIASED, **_OWN_POSITIONS},
+        fixed={**BIASED, **OWN_POSITIONS},
         names=_GPT_NAMES,
-        joined={"attn.c_attn": _QKV},
+        joined={"attn.c_attn": QKV},
         grouped=("attn.c_attn",),
         outside=_GPT_OUTSIDE,
         defaults={"activation": "gelu_pytorch_tanh", "tied": True},
@@ -273,7 +245,7 @@ GPT_ALIKE = (
             "multi_query": config.attention(0).n_kv_heads == 1,
             "scale_attn_weights": config.attention(0).scale is None,
         },
-        ignored=_BUFFERS,
+        ignored=BUFFERS,
         no_effect=frozenset(
             [
                 "attention_softmax_in_fp32",
@@ -291,28 +263,28 @@ GPT_ALIKE = (
     Alike(
         "openai-gpt",
         "OpenAIGPT",
-        **_H,
+        **H,
         architecture="OpenAIGPTLMHeadModel",
         norm=Norm("layer"),
         norms="sum",
         rotates=False,
         transposed=True,
         keys=_GPT_KEYS,
-        fixed={**_BIASED, **_OWN_POSITIONS, "activation": "gelu_tanh", "d_ff": None},
+        fixed={**BIASED, **OWN_POSITIONS, "activation": "gelu_tanh", "d_ff": None},
         names=_GPT_NAMES,
-        joined={"attn.c_attn": _QKV},
+        joined={"attn.c_attn": QKV},
         outside={"embed": "transformer.tokens_embed", "pos_embed": "transformer.positions_embed"},
         only={"afn": ("gelu",)},
         defaults={"tied": True},
         read=lambda config, attributes: dataclasses.replace(config, final_norm=False),
         write=lambda config: {"afn": "gelu"},
-        ignored=_BUFFERS,
+        ignored=BUFFERS,
         no_effect=frozenset(["n_ctx"]),
     ),
     Alike(
         "bloom",
         "Bloom",
-        **_H,
+        **H,
         norm=Norm("layer"),
         rotates=False,
         keys={
@@ -322,7 +294,7 @@ GPT_ALIKE = (
             "context": "seq_length",
         },
         fixed={
-            **_BIASED,
+            **BIASED,
             "n_kv_heads": None,
             "d_head": None,
             "d_ff": None,
@@ -334,7 +306,7 @@ GPT_ALIKE = (
             "mlp.up": "mlp.dense_h_to_4h",
             "mlp.down": "mlp.dense_4h_to_h",
         },
-        joined={"self_attention.query_key_value": _QKV},
+        joined={"self_attention.query_key_value": QKV},
         grouped=("self_attention.query_key_value",),
         outside={
             "embed": "transformer.word_embeddings",
@@ -387,7 +359,7 @@ GPT_ALIKE = (
             "mlp.up": "ffn.up_proj",
             "mlp.down": "ffn.down_proj",
         },
-        joined={"attn.Wqkv": _QKV},
+        joined={"attn.Wqkv": QKV},
         outside={"embed": "transformer.wte", "final": "transformer.norm_f"},
         defaults={"tied": True},
         read=_mpt,
@@ -408,37 +380,6 @@ GPT_ALIKE = (
         ),
     ),
     Alike(
-        "falcon",
-        "Falcon",
-        **_H,
-        norm=Norm("layer"),
-        norms="shared",
-        keys={
-            "d_ff": "ffn_hidden_size",
-            "activation": "activation",
-            "eps": "layer_norm_epsilon",
-            "bias": "bias",
-            "out_bias": "bias",
-            "mlp_bias": "bias",
-        },
-        fixed={"n_kv_heads": None, "d_head": None},
-        names={
-            "attn.o": "self_attention.dense",
-            "mlp.up": "mlp.dense_h_to_4h",
-            "mlp.down": "mlp.dense_4h_to_h",
-        },
-        joined={"self_attention.query_key_value": _QKV},
-        grouped=("self_attention.query_key_value",),
-        outside={"embed": "transformer.word_embeddings", "final": "transformer.ln_f"},
-        # The reference rounds ALiBi's distances to bfloat16.
-        only={"alibi": (False,)},
-        defaults={"activation": "gelu", "tied": True, "context": 2048},
-        read=_falcon,
-        write=_falcon_settings,
-        ignored=_BUFFERS,
-        no_effect=frozenset(["n_ctx", "num_ln_in_parallel_attn"]),
-    ),
-    Alike(
         "opt",
         "OPT",
         layer="model.decoder.layers.{i}.",
@@ -448,8 +389,8 @@ GPT_ALIKE = (
         rotates=False,
         skip=2,
         keys={"d_ff": "ffn_dim", "activation": "activation_function"},
-        fixed={**_BIASED, **_OWN_POSITIONS, "eps": 1e-5},
-        names=_DECODER,
+        fixed={**BIASED, **OWN_POSITIONS, "eps": 1e-5},
+        names=DECODER,
         outside={
             "embed": "model.decoder.embed_tokens",
             "pos_embed": "model.decoder.embed_positions",
@@ -474,8 +415,8 @@ GPT_ALIKE = (
         rotates=False,
         skip=2,
         keys={"eps": "layer_norm_eps"},
-        fixed={**_BIASED, **_OWN_POSITIONS},
-        names=_DECODER,
+        fixed={**BIASED, **OWN_POSITIONS},
+        names=DECODER,
         outside={
             "embed": "biogpt.embed_tokens",
             "pos_embed": "biogpt.embed_positions",
@@ -483,7 +424,7 @@ GPT_ALIKE = (
             "unembed": "output_projection",
         },
         defaults={"activation": "gelu", "tied": True, "eps": 1e-12},
-        read=_scaled,
+        read=scaled,
         write=lambda config: {"scale_embedding": config.embedding_scale is not None},
     ),
 )

@@ -144,6 +144,23 @@ def _says_depth(config: Config) -> dict[str, Any]:
     }
 
 
+def _one_dense(attributes: Attributes) -> dict[str, Any]:
+    """A.X-K1's first layer is dense where nothing says otherwise."""
+    attributes.only("moe_layer_freq", 1)
+    said = "mlp_layer_types" in attributes or "first_k_dense_replace" in attributes
+    return {} if said else {"first_k_dense_replace": 1}
+
+
+def _normed_experts(config: Config, attributes: Attributes) -> Config:
+    """What experts give is normed, what dense parts give is not."""
+    flags = LISTED.read(attributes, config.n_layers)
+    layers = tuple(
+        dataclasses.replace(layer, norms="feed_both" if flag else "before")
+        for layer, flag in zip(config.layers, flags, strict=True)
+    )
+    return dataclasses.replace(config, layers=layers)
+
+
 _KEYS = {"d_head": "qk_rope_head_dim"}
 _FIXED: dict[str, Any] = {"mlp_bias": False}
 _NEIGHBOURS: dict[str, Any] = {
@@ -198,6 +215,22 @@ LATENT_EXPERTS = (
         **GROUPED,
         layers=FIRST_DENSE,
         stacked=((*GROUPED_ROWS, *fused("mlp.experts.")),),
+        no_effect=_UNREAD,
+    ),
+    Sparse(
+        LatentAlike(
+            "axk1",
+            "AXK1",
+            **_NEIGHBOURS,
+            names={"ln2_post": "post_mlp_layernorm"},
+            defaults={"eps": 1e-6},
+            read=_normed_experts,
+        ),
+        (*GROUPED_ROWS, *each()),
+        **GROUPED | {"defaults": {"renormalise": True, "scale": 2.5, "groups": 8, "top_groups": 4}},
+        layers=LISTED,
+        stacked=((*GROUPED_ROWS, *fused("mlp.experts.")),),
+        before=_one_dense,
         no_effect=_UNREAD,
     ),
     Sparse(

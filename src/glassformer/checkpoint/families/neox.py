@@ -1,11 +1,13 @@
-"""GPT-NeoX and Pythia: parallel residual, partial rotary, queries, keys and values fused head by head."""
+"""GPT-NeoX, Pythia and the Japanese sibling: partial rotary, queries, keys and values fused head by head."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.alike import Alike, each_attention
 from glassformer.checkpoint.families.family import Family, GgufLayout
 from glassformer.checkpoint.families.gpt2 import GGUF_ROWS, QKV
 from glassformer.checkpoint.families.settings import (
@@ -150,4 +152,63 @@ NEOX = Family(
     prefixes=("gpt_neox.", ""),
     ignored=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$", r"(^|\.)rotary_emb\.inv_freq$"),
     gguf=GgufLayout("gptneox", GGUF_ROWS, _read_gguf, _write_gguf),
+)
+
+
+# The Japanese one: no biases but on the last layer's attention, parts one after another.
+
+
+def _read_japanese(config: Config, attributes: Attributes) -> Config:
+    times = attributes.integer("intermediate_multiple_size", 4)
+    theta, scaling = rope(attributes, config.context, attributes.number("rotary_emb_base", 10_000.0))
+    config = each_attention(config, rotary=Rotary(theta, rope_fraction(attributes, "rotary_pct", 1.0), scaling))
+    layers = []
+    for i, layer in enumerate(config.layers):
+        assert isinstance(layer.mixer, Attention)
+        assert isinstance(layer.feed_forward, FeedForward)
+        mixer = dataclasses.replace(layer.mixer, out_bias=i == config.n_layers - 1)
+        feed = dataclasses.replace(layer.feed_forward, d_ff=times * config.d_model)
+        layers.append(dataclasses.replace(layer, mixer=mixer, feed_forward=feed))
+    return dataclasses.replace(config, layers=tuple(layers))
+
+
+def _write_japanese(config: Config) -> dict[str, Any]:
+    rotary = rotary_of(config)
+    return {
+        "intermediate_multiple_size": feed_forward_of(config).d_ff // config.d_model,
+        "rope_theta": None,
+        "rotary_emb_base": rotary.theta,
+        "rotary_pct": rotary.fraction,
+        "partial_rotary_factor": None,
+    }
+
+
+_JAPANESE = Alike(
+    "gpt_neox_japanese",
+    "GPTNeoXJapanese",
+    layer="gpt_neox_japanese.layers.{i}.",
+    prefixes=("gpt_neox_japanese.", ""),
+    gated=False,
+    norm=Norm("layer"),
+    keys={"eps": "layer_norm_eps"},
+    fixed={"bias": False, "out_bias": False, "mlp_bias": False, "n_kv_heads": None, "d_head": None, "d_ff": None},
+    names={"attn.o": "attention.dense", "mlp.up": "mlp.dense_h_to_4h", "mlp.down": "mlp.dense_4h_to_h"},
+    joined={"attention.query_key_value": ("attn.q", "attn.k", "attn.v")},
+    grouped=("attention.query_key_value",),
+    outside={
+        "embed": "gpt_neox_japanese.embed_in",
+        "final": "gpt_neox_japanese.final_layer_norm",
+        "unembed": "embed_out",
+    },
+    defaults={"activation": "gelu", "tied": True, "context": 2048, "eps": 1e-5},
+    read=_read_japanese,
+    write=_write_japanese,
+    ignored=NEOX.ignored,
+)
+NEOX_JAPANESE = dataclasses.replace(
+    _JAPANESE.family(),
+    rows=tuple(
+        dataclasses.replace(line, theirs=line.theirs.replace("attention.dense.bias", "attention.dense_bias"))
+        for line in _JAPANESE.rows()
+    ),
 )

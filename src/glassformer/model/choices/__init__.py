@@ -15,6 +15,7 @@ from glassformer.model.choices.gated_delta import GatedDelta
 from glassformer.model.choices.latent import LatentAttention
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.rotary import RopeScaling, Rotary
+from glassformer.model.choices.sinusoids import Sinusoids
 from glassformer.model.choices.state_space import StateSpace
 
 Mixer = Attention | GatedDelta | StateSpace
@@ -41,5 +42,6 @@ __all__ = [
     "RopeScaling",
     "Rotary",
     "Shape",
+    "Sinusoids",
     "StateSpace",
 ]

@@ -26,6 +26,8 @@ class Attention:
         rotary: how queries and keys are turned by their position, or None.
         alibi: one slope per query head, added to the scores times the (negative) distance
             (arXiv:2108.12409); empty for none.
+        alibi_rounded: what ALiBi adds is each slope times the key's position, both rounded to bfloat16 as their product
+            is, and joins the products of queries and keys before these are scaled (Falcon).
         window: how many latest positions (itself included) a query sees, or None for all.
         chunk: a query sees only its own chunk of this many positions, or None.
         sink: one learned score per head that joins the softmax and hands over nothing.
@@ -59,6 +61,7 @@ class Attention:
     out_bias: bool = False
     rotary: Rotary | None = field(default_factory=Rotary)
     alibi: tuple[float, ...] = ()
+    alibi_rounded: bool = False
     window: int | None = None
     chunk: int | None = None
     sink: bool = False

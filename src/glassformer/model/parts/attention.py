@@ -14,6 +14,7 @@ from glassformer.model.attention import (
     attend_fused,
     distances,
     pattern,
+    rounded_distances,
     scores,
     weighted_sum,
 )
@@ -186,7 +187,11 @@ class AttentionPart(nn.Module):
         bias = None
         if self.choice.alibi:
             slopes = torch.tensor(self.choice.alibi, dtype=q.dtype, device=q.device)
-            bias = distances(slopes if heads is None else slopes[heads], visible.start, q0, q1, k0, k1)
+            slopes = slopes if heads is None else slopes[heads]
+            if self.choice.alibi_rounded:
+                bias = self.scale * rounded_distances(slopes, visible.key_positions(k0, k1, q.device))
+            else:
+                bias = distances(slopes, visible.start, q0, q1, k0, k1)
         return scores(q, k, allowed, scale=self.scale, cap=self.cap, bias=bias)
 
     def pattern(
