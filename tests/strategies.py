@@ -128,6 +128,8 @@ def experts(draw: st.DrawFn) -> Experts:
         shared=shared,
         shared_scale=draw(st.sampled_from([1.0, 0.5])),
         shared_gate=shared is not None and draw(st.booleans()),
+        latent=(latent := draw(st.sampled_from([None, None, 5]))),
+        latent_bias=latent is not None and draw(st.booleans()),
     )
 
 

@@ -16,6 +16,7 @@ from glassformer.checkpoint.families import FAMILIES
 from glassformer.count import count
 from glassformer.interp.trace import trace
 from glassformer.model import Cache, Transformer
+from tests.checkpoint.hybrid_settings import HYBRID
 from tests.checkpoint.sparse_settings import SPARSE
 from tests.tiny import gap
 
@@ -191,6 +192,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "pad_token_id": 1,
     },
     **SPARSE,
+    **HYBRID,
 }
 # Norms of the sum of stream and part: what a part adds does not stay in the stream, so there is no account.
 NO_ACCOUNT = ("openai-gpt", "opt")

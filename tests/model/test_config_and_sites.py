@@ -127,7 +127,7 @@ def test_site_names_are_public_api() -> None:
         "delta.gate", "delta.q", "delta.k", "delta.v", "delta.beta", "delta.decay", "delta.pattern", "delta.mixed",
         "delta.z", "delta.out",
         "ssm.gate", "ssm.x", "ssm.b", "ssm.c", "ssm.dt", "ssm.pattern", "ssm.mixed", "ssm.z", "ssm.out", "resid_mid",
-        "ln2.scale", "ln2.normed", "mlp.router", "mlp.weights", "mlp.pre", "mlp.pre_linear", "mlp.post",
+        "ln2.scale", "ln2.normed", "mlp.router", "mlp.weights", "mlp.latent", "mlp.pre", "mlp.pre_linear", "mlp.post",
         "mlp.shared_pre", "mlp.shared_pre_linear", "mlp.shared_post", "mlp.shared_gate", "mlp.shared", "mlp.out",
         "resid_post",
         "final.scale", "final.normed", "logits.precap", "logits",

@@ -218,10 +218,11 @@ def bias_parts(trace: Trace, layer: int, position: int) -> Iterator[tuple[str, T
     if block.mixer is not None:
         projections.append(("attention_bias", "mixer", block.mixer.o))
     if block.feed_forward is not None:
-        down = None if isinstance(block.feed_forward, ExpertsPart) else block.feed_forward.down
+        part_of = block.feed_forward
+        down = part_of.widen if isinstance(part_of, ExpertsPart) else part_of.down
         projections.append(("feed_forward_bias", "mlp", down))
     for kind, part, projection in projections:
-        # experts' biases are parts of what each of them gives
+        # experts' own biases are parts of what each of them gives
         found = PostNorm(trace, layer, part, position).with_bias(None if projection is None else projection.bias)
         if found is not None:
             yield kind, found

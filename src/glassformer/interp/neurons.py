@@ -215,6 +215,7 @@ def excite(
         norm = block.norm(2)
         x = e if norm is None else norm(e)
         if isinstance(mlp, ExpertsPart):  # as if their expert were chosen, with weight 1
+            x = mlp.narrowed(x)
             up, own = rows(mlp.experts.up, x), mlp.experts.gate
             out = mlp.hidden(up) if own is None else mlp.hidden(rows(own, x), up)
         else:

@@ -201,9 +201,12 @@ class Recording:
         prefix, x = f"blocks.{layer}.mlp.", self.input(layer, 2, at)
         if leaf == "router":
             return mlp.router(x)
+        if leaf == "latent":
+            return mlp.narrowed(x)
         if leaf in ("pre", "pre_linear"):
             gated = mlp.experts.gate is not None and leaf == "pre"
-            return mlp.inputs("gate" if gated else "up", x, self.recorded[prefix + "weights"][:, at])
+            read = x if mlp.narrow is None else self.get(prefix + "latent", at)
+            return mlp.inputs("gate" if gated else "up", read, self.recorded[prefix + "weights"][:, at])
         if leaf == "post":
             up = None if mlp.experts.gate is None else self.get(prefix + "pre_linear", at)
             return mlp.post(self.get(prefix + "pre", at), up, self.recorded[prefix + "weights"][:, at])

@@ -98,6 +98,7 @@ SITES: tuple[Site, ...] = (
         EXPERTS,
         "What each expert's output is multiplied by: 0 for those that were not chosen; writing it switches experts.",
     ),
+    Site("mlp.latent", ("batch", "query", "latent"), "What experts read where they work in a latent of their own."),
     Site("mlp.pre", HIDDEN, "Each neuron's input to the activation function (the gate, where there is one)."),
     Site("mlp.pre_linear", HIDDEN, "The linear half that the activated gate multiplies (gated layers)."),
     Site("mlp.post", HIDDEN, "Each neuron's output, its expert's weight in it, which scales the column it writes."),
@@ -246,6 +247,7 @@ _ABSENT: dict[str, str] = {
     "mlp.pre_linear": "its feed-forward layers are not gated.",
     "mlp.router": "its feed-forward part is one, not experts that are chosen.",
     "mlp.weights": "its feed-forward part is one, not experts that are chosen.",
+    "mlp.latent": "its experts read the stream itself.",
     "mlp.shared": "it has no feed-forward part beside experts.",
     "logits.precap": "its logits are not soft-capped; use logits.",
     "final.scale": "it has no final norm.",
@@ -295,7 +297,7 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
     if feed is not None:
         found["d_ff"] = feed.neurons
         if isinstance(feed, Experts):
-            found["expert"] = feed.n_experts
+            found["expert"], found["latent"] = feed.n_experts, feed.latent or 0
             if feed.shared is not None and name.rpartition(".")[2].startswith("shared"):
                 found["d_ff"] = feed.shared.d_ff
     return found

@@ -21,6 +21,8 @@ from glassformer.checkpoint.families.layered import GRANITE_SWA, LAYERED
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba2 import MAMBA2
+from glassformer.checkpoint.families.mamba_hybrids import MAMBA_HYBRIDS
+from glassformer.checkpoint.families.nemotron_h import NEMOTRON_H
 from glassformer.checkpoint.families.neox import NEOX, NEOX_JAPANESE
 from glassformer.checkpoint.families.olmo import OLMO
 from glassformer.checkpoint.families.qwen_delta import QWEN_DELTA
@@ -34,6 +36,8 @@ _ALL = (
     *(FALCON, NEOX_JAPANESE),
     MAMBA2,
     *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED)),
+    *(family.family() for family in MAMBA_HYBRIDS),
+    NEMOTRON_H,
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 

@@ -112,20 +112,21 @@ def _cut_normed(config: Config, attributes: Attributes) -> Config:
     return each_attention(config, clip_after=True)
 
 
-def _granite(name: str, stem: str, **more: Any) -> Alike:
+def granite(name: str, stem: str, **more: Any) -> Alike:
+    """A family with Granite's multipliers."""
     base = _BY_NAME["granite"]
     return dataclasses.replace(base, name=name, stem=stem, **more)
 
 
-_GRANITE_ROWS = (
+GRANITE_ROWS = (
     one("block_sparse_moe.router.layer.weight", "router.weight"),
     *fused("block_sparse_moe.", "input_linear.weight", "output_linear.weight"),
 )
-_GRANITE_SHARED = (
+GRANITE_SHARED = (
     Row("shared_mlp.input_linear.weight", ("blocks.{i}.mlp.shared.gate.weight", "blocks.{i}.mlp.shared.up.weight")),
     one("shared_mlp.output_linear.weight", "shared.down.weight"),
 )
-_GRANITE: dict[str, Any] = {"n_experts": ("num_local_experts",), "d_ff": ("intermediate_size",)}
+GRANITE_EXPERTS: dict[str, Any] = {"n_experts": ("num_local_experts",), "d_ff": ("intermediate_size",)}
 _MIXTRAL: dict[str, Any] = {
     "n_experts": ("num_local_experts",),
     "d_ff": ("intermediate_size",),
@@ -389,11 +390,11 @@ EXPERTS = (
         layers=BETWEEN,
         no_effect=frozenset({"moe_norm_min"}),
     ),
-    Sparse(_granite("granitemoe", "GraniteMoe"), _GRANITE_ROWS, **_GRANITE),
+    Sparse(granite("granitemoe", "GraniteMoe"), GRANITE_ROWS, **GRANITE_EXPERTS),
     Sparse(
-        _granite("granitemoeshared", "GraniteMoeShared"),
-        (*_GRANITE_ROWS, *_GRANITE_SHARED),
-        **_GRANITE,
+        granite("granitemoeshared", "GraniteMoeShared"),
+        (*GRANITE_ROWS, *GRANITE_SHARED),
+        **GRANITE_EXPERTS,
         shared="shared_intermediate_size",
     ),
     Sparse(
@@ -616,7 +617,7 @@ EXPERTS = (
         more=_cohere_settings,
     ),
     Sparse(
-        _granite(
+        granite(
             "granitemoe_swa",
             "GraniteMoeSWA",
             keys=_BY_NAME["granite"].keys,
@@ -627,9 +628,9 @@ EXPERTS = (
             Row("self_attn.sinks", ("blocks.{i}.attn.sink",)),
             one("block_sparse_moe.router.weight", "router.weight"),
             *fused("block_sparse_moe.experts."),
-            *_GRANITE_SHARED,
+            *GRANITE_SHARED,
         ),
-        **_GRANITE,
+        **GRANITE_EXPERTS,
         shared="shared_intermediate_size",
         more=_granite_bases,
     ),

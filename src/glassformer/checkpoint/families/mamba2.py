@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.hybrid import bounds, said_bounds, state_space_rows
 from glassformer.checkpoint.tables import Row, row
 from glassformer.errors import UnsupportedError
 from glassformer.model.config import Config, Norm, StateSpace, uniform
 
-_LAYER, _BLOCK = "backbone.layers.{i}.", "blocks.{i}."
-_IN = ("gate", "x", "b", "c", "dt")
+_LAYER = "backbone.layers.{i}."
 
 ROWS: tuple[Row, ...] = (
     row("backbone.embeddings.weight", "embed.weight"),
-    row(_LAYER + "norm.weight", _BLOCK + "ln1.weight"),
-    *(row(f"{_LAYER}mixer.in_proj.{t}", *(f"{_BLOCK}ssm.{p}.{t}" for p in _IN)) for t in ("weight", "bias")),
-    row(_LAYER + "mixer.conv1d.weight", _BLOCK + "ssm.conv.weight", squeezed=1),
-    row(_LAYER + "mixer.conv1d.bias", _BLOCK + "ssm.conv.bias"),
-    row(_LAYER + "mixer.dt_bias", _BLOCK + "ssm.dt_bias"),
-    row(_LAYER + "mixer.A_log", _BLOCK + "ssm.a_log"),
-    row(_LAYER + "mixer.D", _BLOCK + "ssm.skip"),
-    row(_LAYER + "mixer.norm.weight", _BLOCK + "ssm.norm.weight"),
-    *(row(f"{_LAYER}mixer.out_proj.{t}", f"{_BLOCK}ssm.o.{t}") for t in ("weight", "bias")),
+    row(_LAYER + "norm.weight", "blocks.{i}.ln1.weight"),
+    *state_space_rows(_LAYER + "mixer."),
     row("backbone.norm_f.weight", "final.weight"),
     row("lm_head.weight", "unembed.weight"),
 )
@@ -53,7 +45,7 @@ def _read(attributes: Attributes) -> Config:
             bias=attributes.flag("use_bias", False),
             norm_groups=groups,
             norm_eps=eps,
-            dt_limit=_limit(attributes),
+            dt_limit=bounds(attributes),
         ),
         None,
         Norm("rms", eps=eps),
@@ -65,21 +57,10 @@ def _whole(ratio: float) -> float | int:
     return int(ratio) if ratio == int(ratio) else ratio
 
 
-def _limit(attributes: Attributes) -> tuple[float, float]:
-    said = attributes.sequence("time_step_limit")
-    if said is None:
-        return (0.0, math.inf)
-    numbers = [math.inf if isinstance(x, dict) or x is None else x for x in said]
-    if len(numbers) != 2 or not all(isinstance(x, (int, float)) for x in numbers):
-        raise attributes.unsupported("time_step_limit", said)
-    return (float(numbers[0]), float(numbers[1]))
-
-
 def _write(config: Config) -> dict[str, Any]:
     s = config.layers[0].mixer
     if not isinstance(s, StateSpace) or config.layers[0].feed_forward is not None:
         raise UnsupportedError("it has layers of other parts than a state space")
-    low, high = s.dt_limit
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -95,7 +76,7 @@ def _write(config: Config) -> dict[str, Any]:
         "hidden_act": "silu",
         "layer_norm_epsilon": config.norm.eps,
         "max_position_embeddings": config.context,
-        "time_step_limit": [low, {"__float__": "Infinity"} if math.isinf(high) else high],
+        "time_step_limit": said_bounds(s.dt_limit),
         "tie_word_embeddings": config.tied,
     }
 

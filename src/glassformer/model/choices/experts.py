@@ -24,6 +24,9 @@ class Experts:
         activation: of each.
         gated: down(act(gate(x)) · up(x)) instead of down(act(up(x))).
         bias: biases on the experts' matrices.
+        latent: the experts read from, and write to, a vector of this width, which a matrix each way joins to the
+            stream; None for the stream itself (Nemotron 3).
+        latent_bias: biases on these two matrices.
         clamp: gates are cut to at most this, linear halves to between its negative and it (gpt-oss); None for no cut.
         linear_shift: added to the linear half (gpt-oss: 1).
         router_bias: a bias on the scores before softmax or sigmoid.
@@ -70,11 +73,17 @@ class Experts:
     shared: FeedForward | None = None
     shared_scale: float = 1.0
     shared_gate: bool = False
+    latent: int | None = None
+    latent_bias: bool = False
 
     def __post_init__(self) -> None:
         positive("experts", n_experts=self.n_experts, n_active=self.n_active, d_ff=self.d_ff)
         positive("experts", groups=self.groups, top_groups=self.top_groups, group_best=self.group_best)
         known_activation(self.activation)
+        if self.latent is not None:
+            positive("experts", latent=self.latent)
+        elif self.latent_bias:
+            raise ConfigError("Biases of the matrices to and from a latent need a latent.")
         if not self.gated and (self.clamp is not None or self.linear_shift):
             raise ConfigError("Only gated experts have a clamp and a shift of the linear half.")
         if self.n_active > self.n_experts:
@@ -121,9 +130,15 @@ class Experts:
         if self.correction:
             found["correction"] = Component((self.n_experts,), "biases")
         share = self.n_active / self.n_experts
-        each = FeedForward(self.d_ff, "silu", self.gated, self.bias).components(d_model)
+        if self.latent is not None:
+            found["narrow.weight"] = Component((self.latent, d_model), "up")
+            found |= {"narrow.bias": Component((self.latent,), "biases")} if self.latent_bias else {}
+        each = FeedForward(self.d_ff, "silu", self.gated, self.bias).components(self.latent or d_model)
         for key, one in each.items():
             found[f"experts.{key}"] = Component((self.n_experts, *one.shape), one.counted, share)
+        if self.latent is not None:
+            found["widen.weight"] = Component((d_model, self.latent), "down")
+            found |= {"widen.bias": Component((d_model,), "biases")} if self.latent_bias else {}
         if self.shared is not None:
             if self.shared_gate:
                 found["shared_gate.weight"] = Component((1, d_model), "router")
@@ -132,11 +147,12 @@ class Experts:
 
     def sites(self) -> tuple[str, ...]:
         """Names of its places within the part, in the order the forward reaches them."""
-        found = ("router", "weights", *(("pre", "pre_linear", "post") if self.gated else ("pre", "post")))
+        inner = ("pre", "pre_linear", "post") if self.gated else ("pre", "post")
+        found = ("router", "weights", *(("latent",) if self.latent is not None else ()), *inner)
         if self.shared is None:
             return found
-        inner = tuple(f"shared_{site}" for site in self.shared.sites())
-        return (*found, *inner, *(("shared_gate",) if self.shared_gate else ()), "shared")
+        beside = tuple(f"shared_{site}" for site in self.shared.sites())
+        return (*found, *beside, *(("shared_gate",) if self.shared_gate else ()), "shared")
 
     def basis(self) -> tuple[str, ...]:
         """The places that a trace keeps: who was chosen, and with what weight."""

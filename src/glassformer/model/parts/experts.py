@@ -50,17 +50,22 @@ class ExpertsPart(nn.Module):
         c = self.choice = choice
         self.router = Linear(d_model, c.n_experts, c.router_bias)
         self.correction = nn.Parameter(torch.empty(c.n_experts)) if c.correction else None
-        self.experts = Stacks(c, d_model)
+        self.narrow = None if c.latent is None else Linear(d_model, c.latent, c.latent_bias)
+        self.experts = Stacks(c, d_model if c.latent is None else c.latent)
+        self.widen = None if c.latent is None else Linear(c.latent, d_model, c.latent_bias)
         self.shared_gate = Linear(d_model, 1, False) if c.shared_gate else None
         self.shared = None if c.shared is None else FeedForwardPart(c.shared, d_model, "mlp.shared_")
         self.activation = functools.partial(gate, c.activation)
 
     def forward(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
         weights = see(view, "mlp.weights", self.weights(see(view, "mlp.router", self.router(x))))
+        inner = self.narrowed(x)
+        if self.narrow is not None:
+            inner = see(view, "mlp.latent", inner)
         if view is not None and view.wants("mlp.pre", "mlp.pre_linear", "mlp.post"):
-            out = self.written(self.watched(x, weights, view), weights)
+            out = self.written(self.watched(inner, weights, view), weights)
         else:
-            out = self.routed(x, weights)
+            out = self.widened(self.routed(inner, weights))
         return out if self.shared is None else out + see(view, "mlp.shared", self.beside(x, view))
 
     # The steps, each a function of its own so that what a trace kept can be taken from the middle
@@ -89,10 +94,18 @@ class ExpertsPart(nn.Module):
         found = torch.zeros(each.shape[:-1], dtype=torch.bool, device=ranked.device).scatter(-1, best, True)
         return found[..., None].expand(each.shape).flatten(-2)
 
+    def narrowed(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_in"]:
+        """What the experts read."""
+        return x if self.narrow is None else self.narrow(x)
+
+    def widened(self, y: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_model"]:
+        """What the experts' sum adds to the stream."""
+        return y if self.widen is None else self.widen(y)
+
     def routed(
-        self, x: Float[Tensor, "*batch d_model"], weights: Float[Tensor, "*batch expert"]
-    ) -> Float[Tensor, "*batch d_model"]:
-        """What the chosen experts add together."""
+        self, x: Float[Tensor, "*batch d_in"], weights: Float[Tensor, "*batch expert"]
+    ) -> Float[Tensor, "*batch d_in"]:
+        """The chosen experts' sum."""
         flat, shares = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
         out = torch.zeros_like(flat)
         for expert, rows in _meetings(shares):
@@ -120,7 +133,7 @@ class ExpertsPart(nn.Module):
     # The same with every neuron in sight, for taps and traces
 
     def watched(
-        self, x: Float[Tensor, "*batch d_model"], weights: Float[Tensor, "*batch expert"], view: View | None
+        self, x: Float[Tensor, "*batch d_in"], weights: Float[Tensor, "*batch expert"], view: View | None
     ) -> Float[Tensor, "*batch d_ff"]:
         """`mlp.post` with the neurons of all experts side by side; those of experts not chosen are 0."""
         if self.experts.gate is None:
@@ -130,7 +143,7 @@ class ExpertsPart(nn.Module):
         return see(view, "mlp.post", self.post(pre, up, weights))
 
     def inputs(
-        self, which: str, x: Float[Tensor, "*batch d_model"], weights: Float[Tensor, "*batch expert"]
+        self, which: str, x: Float[Tensor, "*batch d_in"], weights: Float[Tensor, "*batch expert"]
     ) -> Float[Tensor, "*batch d_ff"]:
         """`mlp.pre` or `mlp.pre_linear`, through the matrices "gate" or "up"."""
         flat, shares = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
@@ -166,7 +179,7 @@ class ExpertsPart(nn.Module):
             out = out + linear(per_expert[:, expert], self.experts.down.weight[expert])
         if bias is not None:
             out = out + self.outer(shares) @ bias
-        return out.view(*post.shape[:-1], -1)
+        return self.widened(out.view(*post.shape[:-1], -1))
 
     def beside(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
         """What the part that every token passes gives, its gate in it."""
@@ -186,7 +199,8 @@ class ExpertsPart(nn.Module):
     @property
     def columns(self) -> Float[Tensor, "d_model d_ff"]:
         """What each neuron writes, the experts' side by side."""
-        return self.experts.down.weight.transpose(0, 1).flatten(1)
+        columns = self.experts.down.weight.transpose(0, 1).flatten(1)
+        return columns if self.widen is None else self.widen.weight @ columns
 
     def expert_vectors(
         self, post: Float[Tensor, " d_ff"], weights: Float[Tensor, " expert"]
@@ -197,7 +211,8 @@ class ExpertsPart(nn.Module):
         found: dict[int, Tensor] = {}
         for expert in ((weights != 0) | (per_expert != 0).any(-1)).nonzero()[:, 0].tolist():
             own = down.weight[expert].to(post) @ per_expert[expert]
-            found[expert] = own if down.bias is None else own + outer[expert] * down.bias[expert].to(post)
+            own = own if down.bias is None else own + outer[expert] * down.bias[expert].to(post)
+            found[expert] = own if self.widen is None else self.widen.weight.to(post) @ own
         return found
 
 

@@ -1,0 +1,69 @@
+"""Tiny models of the families whose layers differ in kind, their own features switched on, for `test_alike`.
+
+What stands behind a colon is a further design of the same family.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 6,
+    "mamba_chunk_size": 8,
+}
+_GRANITE: dict[str, Any] = {
+    **_SMALL,
+    **_MAMBA,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 2.0,
+    "shared_intermediate_size": 10,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+
+_NEMOTRON: dict[str, Any] = {
+    **{k: v for k, v in _SMALL.items() if k != "num_hidden_layers"},
+    "head_dim": 8,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe"],
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 12,
+    "n_groups": 2,
+    "ssm_state_size": 6,
+    "chunk_size": 8,
+    "time_step_min": 0.3,
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 12,
+    "moe_shared_expert_intermediate_size": 10,
+    "routed_scaling_factor": 2.5,
+}
+
+HYBRID: dict[str, dict[str, Any]] = {
+    "bamba": {**_SMALL, **_MAMBA, "attn_layer_indices": [1], "time_step_limit": (0.3, 0.9)},
+    "granitemoehybrid": {
+        **_GRANITE,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "position_embedding_type": "nope",
+    },
+    "granitemoehybrid:dense": {**_GRANITE, "num_local_experts": 0, "position_embedding_type": "rope"},
+    "nemotron_h": _NEMOTRON,
+    "nemotron_h:latent": {**_NEMOTRON, "moe_latent_size": 8, "mlp_bias": True, "use_bias": True},
+}
