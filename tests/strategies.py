@@ -16,6 +16,8 @@ from glassformer.model.config import (
     Norm,
     RopeScaling,
     Rotary,
+    SelectiveStateSpace,
+    ShortConvolution,
     Sinusoids,
     StateSpace,
     uniform,
@@ -212,11 +214,38 @@ def gated_deltas(draw: st.DrawFn) -> GatedDelta:
 
 
 @st.composite
+def selective(draw: st.DrawFn) -> SelectiveStateSpace:
+    """A state space of a few channels, each by itself."""
+    return SelectiveStateSpace(
+        draw(st.sampled_from([5, 8])),
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 2)),
+        conv=draw(st.sampled_from([1, 4])),
+        conv_bias=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        inner_norm=draw(st.sampled_from([None, "plain", "weighted"])),
+        inner_eps=1e-3,
+    )
+
+
+@st.composite
+def short_convolutions(draw: st.DrawFn) -> ShortConvolution:
+    """A short convolution of a few channels."""
+    conv = draw(st.sampled_from([1, 3]))
+    return ShortConvolution(draw(st.sampled_from([5, 8])), conv, draw(st.booleans()), draw(st.booleans()))
+
+
+MIXERS = st.one_of(
+    attentions(), latents(), gated_deltas(), state_spaces(), selective(), short_convolutions(), st.none()
+)
+
+
+@st.composite
 def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
     """Any mixture of layers: attention of every form beside state spaces, with and without feed-forward parts."""
     layers = []
     for _ in range(draw(st.integers(1, max_layers))):
-        mixer = draw(st.one_of(attentions(), latents(), gated_deltas(), state_spaces(), st.none()))
+        mixer = draw(MIXERS)
         feeds = st.one_of(dense(), experts())
         feed = draw(feeds) if mixer is None else draw(st.one_of(feeds, st.none()))
         parallel = mixer is not None and feed is not None and draw(st.booleans())

@@ -72,6 +72,17 @@ _MANY_EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 12,
     "shared_expert_intermediate_size": 10,
 }
+_MAMBA: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "state_size": 6,
+    "time_step_rank": 3,
+    "use_bias": True,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "apertus": {**_WITHOUT_HEAD_DIM, "hidden_act": "xielu"},
     "stablelm": {**_WITHOUT_HEAD_DIM, "qk_layernorm": True, "use_qkv_bias": True, "partial_rotary_factor": 0.5},
@@ -144,6 +155,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "use_post_norm": True,
     },
     "jais2": _SMALL,
+    "falcon_mamba": {**_MAMBA, "mixer_rms_eps": 1e-4},
+    "mamba": _MAMBA,
     "mamba2": {
         "vocab_size": VOCAB,
         "hidden_size": 32,
@@ -218,7 +231,7 @@ def reference(name: str) -> Any:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if key.endswith(("A_log", "dt_bias", "alpha_p", "alpha_n")):
+            if key.endswith(("A_log", "dt_bias", "dt_proj.bias", "alpha_p", "alpha_n")):
                 if "linear_attn.A_log" in key:
                     parameter.sub_(3.0)  # longer memories: what is read is not divided by a length near zero
                 continue  # decays of their own making, or the state grows beyond all numbers

@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 
+from glassformer.errors import SiteError
 from glassformer.interp import edits
 from glassformer.interp.decompose import KINDS
 from glassformer.interp.taps import Compose
 from glassformer.interp.trace import trace
 from glassformer.model import Attention, Config, FeedForward, StateSpace, uniform
+from glassformer.model.choices import SelectiveStateSpace, ShortConvolution
 from glassformer.model.sites import names
 from tests.model.test_stacks import PHASES, Everything, drawn
 from tests.strategies import stacks
@@ -55,6 +57,34 @@ def test_parts_add_up_and_removing_them_is_a_tap(config: Config) -> None:
         chosen &= (found.parts.head == 0) & (found.parts.source == 3)
         measured = float(found.parts.total[chosen])
         assert abs(goal.value - without - measured) <= 1e-8 * max(1.0, abs(goal.value))
+
+
+@pytest.mark.parametrize(
+    "mixer", [SelectiveStateSpace(6, 3, 2), ShortConvolution(6, 3, True, True)], ids=["selective", "convolution"]
+)
+def test_channels_have_grids_of_their_own_and_can_be_cut_off(mixer: SelectiveStateSpace | ShortConvolution) -> None:
+    """Shares times values are what was read; the grid is their mean; a written 0 takes one position's part away."""
+    config = Config(40, 16, 64, (*uniform(40, 16, 2, 64, mixer, FeedForward(8)).layers,))
+    transformer, name = drawn(config), f"blocks.1.{mixer.prefix}."
+    run = trace(transformer, [3, 17, 5, 22, 9, 30, 17, 5])
+    shares = torch.stack([run.channel_pattern(1, i) for i in range(6)])
+    values, mixed = run[name + mixer.handed][:, 0], run[name + "mixed"][:, 0]
+    constant = transformer.blocks[1].mixer.constant
+    read = torch.einsum("cqk,kc->qc", shares, values) + (0.0 if constant is None else constant)
+    torch.testing.assert_close(read, mixed)
+    torch.testing.assert_close(run.pattern(1, 0), shares.abs().mean(0))
+    torch.testing.assert_close(run.channel_pattern(1, 2, slice(3, 5)), shares[2, 3:5])
+    without = trace(transformer, run.ids, tap=edits.ablate(layer=1, keys=4))
+    cut = torch.einsum("cq,c->qc", shares[:, :, 4], values[4])
+    torch.testing.assert_close(without[name + "mixed"][:, 0], mixed - cut)
+    tap = Everything(config)
+    transformer(torch.tensor([run.ids]), tap=Compose(edits.ablate(layer=1, keys=4), tap).bind(config))
+    torch.testing.assert_close(tap.seen[name + "mixed"][0, :, 0], mixed - cut)
+    assert not without.contributions(1, 0, 7)[4].any()
+    torch.testing.assert_close(run.weighted(1, 0)[6], run.contributions(1, 0, 6).norm(dim=-1))
+    assert abs(without.why(words=0).residual) <= 1e-12
+    with pytest.raises(SiteError, match="channels 0 to 5"):
+        run.channel_pattern(1, 6)
 
 
 def mamba(layers: int = 2) -> Config:

@@ -141,18 +141,14 @@ class Reads:
 
     Attributes:
         weights: (head, source); values: (head, source, d_head), float64, with what multiplies each head's sum
-            (an output gate, a state space's gate and norm) in them.
+            (an output gate, a state space's gate and norm) in them; weights are 1 where every channel has its own.
         columns: (head, d_model, d_head), each head's output columns with the post-norm as run.
     """
 
     def __init__(self, trace: Trace, layer: int, position: int) -> None:
         forward = trace.forward
-        seen, here = slice(0, position + 1), slice(position, position + 1)
-        grid = f"{forward.prefix(layer)}.pattern"
-        self.weights = forward.grid(layer, grid, None, here, seen)[0, :, 0].double()
-        values = forward.values(layer, seen)[0].transpose(0, 1).double()
-        self.values = values.repeat_interleave(trace.config.n_heads(layer) // values.shape[0], dim=0)
-        factor = forward.factor(layer, here)
+        self.weights, self.values = (x[0].double() for x in forward.handed(layer, position))
+        factor = forward.factor(layer, slice(position, position + 1))
         if factor is not None:
             self.values = self.values * factor[0, 0, :, None].double()
         self._post = PostNorm(trace, layer, "mixer", position)
@@ -213,7 +209,7 @@ class PostNorm:
 
 def bias_parts(trace: Trace, layer: int, position: int) -> Iterator[tuple[str, Tensor]]:
     """The biases that a layer adds to the stream at a position."""
-    block = trace.forward.block(layer)
+    forward, block = trace.forward, trace.forward.block(layer)
     projections: list[tuple[str, str, Any]] = []
     if block.mixer is not None:
         projections.append(("attention_bias", "mixer", block.mixer.o))
@@ -223,7 +219,11 @@ def bias_parts(trace: Trace, layer: int, position: int) -> Iterator[tuple[str, T
         projections.append(("feed_forward_bias", "mlp", down))
     for kind, part, projection in projections:
         # experts' own biases are parts of what each of them gives
-        found = PostNorm(trace, layer, part, position).with_bias(None if projection is None else projection.bias)
+        bias = None if projection is None else projection.bias
+        own = forward.constant(layer, position) if part == "mixer" else None
+        if own is not None:
+            bias = own[0] if bias is None else own[0] + bias
+        found = PostNorm(trace, layer, part, position).with_bias(bias)
         if found is not None:
             yield kind, found
 

@@ -17,6 +17,7 @@ from glassformer.errors import UnsupportedError
 from glassformer.interp import memory
 from glassformer.interp.recording import Recording
 from glassformer.model.norms import NormLayer
+from glassformer.model.parts.channels import ChannelsPart
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -110,14 +111,13 @@ def contributions(trace: Trace, layer: int, head: int, query: int) -> Tensor:
     forward, layer = trace.forward, trace.layer(layer)
     head = trace.head(head, layer)
     query = trace.position(query)
-    weights = trace.pattern(layer, head, query)
     at = slice(query, query + 1)
-    factor = forward.factor(layer, at)
-    values = values_of_head(forward, layer, head, slice(None))
+    weights, values = (x[0, 0] for x in forward.handed(layer, query, head))
+    handed, factor = weights[:, None] * values, forward.factor(layer, at)
     if factor is not None:
-        values = values * factor[0, 0, head]
-    values = values @ writing(forward, layer)[head].T
-    return through_post(forward, layer, "mixer", (weights[:, None] * values)[None, None], at)[0, 0]
+        handed = handed * factor[0, 0, head]
+    out = through_post(forward, layer, "mixer", (handed @ writing(forward, layer)[head].T)[None, None], at)[0, 0]
+    return torch.nn.functional.pad(out, (0, 0, 0, forward.length - query - 1))
 
 
 @torch.no_grad()
@@ -134,9 +134,20 @@ def weighted(trace: Trace, layer: int, head: int | None, queries: int | slice | 
     norm, factor = post_norm(forward, layer, "mixer"), forward.factor(layer, at)
     times = forward.block(layer).scale or 1.0
     for i, h in enumerate(heads):
-        values, columns = values_of_head(forward, layer, h, k), writing(forward, layer)[h] * times
+        columns = writing(forward, layer)[h] * times
         if norm is not None:
             columns = (columns - columns.mean(0) if norm.centred else columns) * gain(norm, columns.T)[:, None]
+        if isinstance(forward.mixer(layer), ChannelsPart):
+            assert factor is not None
+            for row, query in enumerate(range(*at.indices(forward.length))):
+                sent = (forward.handed(layer, query)[1][0, 0] * factor[0, row, h] @ columns.T).norm(dim=-1)
+                padded = torch.nn.functional.pad(sent, (0, forward.length - query - 1))[k].to(grids.dtype)
+                if isinstance(queries, int):
+                    grids[i] = padded
+                else:
+                    grids[i, row] = padded
+            continue
+        values = values_of_head(forward, layer, h, k)
         if factor is None:
             grids[i] *= (values @ columns.T).norm(dim=-1)
             continue

@@ -20,15 +20,18 @@ from glassformer.interp.taps import Bound
 from glassformer.model import Config, Transformer
 from glassformer.model.attention import TILE, Visible
 from glassformer.model.cache import State
+from glassformer.model.choices import Attention
 from glassformer.model.layers import linear, softcap
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block, MixerPart
+from glassformer.model.parts.channels import ChannelsPart, ratio
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
+from glassformer.model.parts.short_convolution import ShortConvolutionPart
 from glassformer.model.parts.state_space import StateSpacePart
-from glassformer.model.sites import Where, layer_of, site_of
+from glassformer.model.sites import SITES, Where, layer_of, site_of
 
-GRIDS = ("attn.scores", "attn.pattern", "attn.sink", "ssm.pattern", "delta.pattern")
+GRIDS = tuple(site.name for site in SITES if site.axes[-1] == "key" or site.name == "attn.sink")
 ALL = slice(None)
 
 Index = slice | Int[Tensor, " query"]
@@ -112,7 +115,7 @@ class Recording:
         return mixer
 
     def prefix(self, layer: int) -> str:
-        """The prefix of this layer's mixer among the sites: "attn", "ssm" or "delta"."""
+        """The prefix of this layer's mixer among the sites: "attn", "ssm", "delta", "mamba" or "conv"."""
         return self.config.mixer(layer).prefix
 
     def row(self, row: int) -> Recording:
@@ -173,7 +176,7 @@ class Recording:
             return norm(before)
         if head == "attn":
             return self._in_attention(layer, leaf, at)
-        if head in ("ssm", "delta"):
+        if head != "mlp":
             return self._in_recurrence(layer, leaf, at)
         mlp = block.mlp
         if isinstance(mlp, ExpertsPart):
@@ -250,9 +253,11 @@ class Recording:
         part, prefix = self.recurrence(layer), f"blocks.{layer}.{self.prefix(layer)}."
         if leaf == "gate":
             return part.gates(self.input(layer, 1, at))
+        if leaf == "gate_in" and isinstance(part, ShortConvolutionPart):
+            return part.gates_in(self.input(layer, 1, at))
         if leaf == "mixed":
             if self.edits_grid(layer):
-                return part.read(self.grid(layer, f"{self.prefix(layer)}.pattern", None, at), self.values(layer))
+                return part.remix(self.kept(layer), self.grid(layer, f"{self.prefix(layer)}.pattern"))[:, at]
             return part.reread(self.kept(layer))[0][:, at]
         raise KeyError(prefix + leaf)
 
@@ -303,11 +308,10 @@ class Recording:
     def state(self, layer: int, length: int) -> State:
         """What a recurrence left behind after the first `length` tokens, as its cache holds it."""
         part, before = self.recurrence(layer), self.recurrence(layer).choice.conv - 1
-        joined = part.joined(self.input(layer, 1, slice(max(0, length - before), length)))
-        tail = torch.nn.functional.pad(joined, (0, 0, before - joined.shape[1], 0))
-        return {"conv": tail, "state": part.reread(self.kept(layer, length))[1]}
+        last = self.input(layer, 1, slice(max(0, length - before), length))
+        return part.carried(last, self.kept(layer, length))
 
-    def recurrence(self, layer: int) -> GatedDeltaPart | StateSpacePart:
+    def recurrence(self, layer: int) -> GatedDeltaPart | StateSpacePart | ChannelsPart:
         """The recurrence of this layer."""
         part = self.mixer(layer)
         assert not isinstance(part, AttentionPart)
@@ -363,9 +367,40 @@ class Recording:
 
     def values(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch key kv_head d_head"]:
         """What each position hands over to the layer's heads: the values that its grid weighs."""
-        if self.prefix(layer) == "attn":
+        mixer = self.config.mixer(layer)
+        if isinstance(mixer, Attention):
             return self.get(f"blocks.{self.keys_of(layer)}.attn.v", at)
-        return self.get(f"blocks.{layer}.{'ssm.x' if self.prefix(layer) == 'ssm' else 'delta.v'}", at)
+        return self.get(f"blocks.{layer}.{mixer.prefix}.{mixer.handed}", at)
+
+    def handed(self, layer: int, query: int, head: int | None = None) -> tuple[Tensor, Tensor]:
+        """What a query's heads (or one) were handed from every position up to its own, before any gate: weights (batch,
+        head, key) and the values (batch, head, key, d_head) that they multiply.
+
+        Where every channel has a share of its own, it stands in the values, and weights are 1.
+        """
+        seen, here = slice(0, query + 1), slice(query, query + 1)
+        mixer, grid = self.mixer(layer), f"{self.prefix(layer)}.pattern"
+        if isinstance(mixer, ChannelsPart):
+            values = mixer.handed(self.kept(layer), query)
+            if self.edits_grid(layer):
+                shown = mixer.implied(self.kept(layer, query + 1), query)[:, 0, 0]
+                values = values * ratio(self.grid(layer, grid, None, here, seen)[:, 0, 0], shown)[..., None]
+            return torch.ones_like(values[:, None, :, 0]), values[:, None]
+        weights = self.grid(layer, grid, None if head is None else [head], here, seen)[:, :, 0]
+        values = self.values(layer, seen).transpose(1, 2)
+        shared = self.config.n_heads(layer) // values.shape[1]
+        if head is not None:
+            return weights, values[:, head // shared, None]
+        return weights, values.repeat_interleave(shared, dim=1)
+
+    def constant(self, layer: int, query: int) -> Float[Tensor, "batch d_model"] | None:
+        """What a layer's mixer adds at a query that comes from no position, its output projection's bias apart."""
+        mixer = self.mixer(layer)
+        if not isinstance(mixer, ChannelsPart) or mixer.constant is None:
+            return None
+        factor = self.factor(layer, slice(query, query + 1))
+        assert factor is not None
+        return (factor[:, 0, 0].double() * mixer.constant.double()) @ mixer.o.weight.double().T
 
     def factor(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query head d_head"] | None:
         """What each head's sum of values is multiplied by before the output projection; None for nothing.
@@ -404,7 +439,7 @@ class Recording:
         q0, q1, _ = queries.indices(self.length)
         k0, k1, _ = keys.indices(self.length)
         q1, k1 = max(q0, q1), max(k0, k1)
-        if part in ("ssm.pattern", "delta.pattern"):
+        if not part.startswith("attn."):
             return self._implied(layer, heads, q0, q1)[..., k0:k1]
         k = self._side(layer, "k", slice(0, q1), heads)
         n_heads = self.config.attention(layer).n_heads if heads is None else len(heads)
@@ -429,7 +464,7 @@ class Recording:
         return (grid if part == "attn.scores" else attention.pattern(grid, heads)), low
 
     def _implied(self, layer: int, heads: list[int] | None, q0: int, q1: int) -> Tensor:
-        """Rows q0 to q1 of the grid that a state space's decays imply, over all keys."""
+        """Rows q0 to q1 of the grid that a recurrence implies, over all keys."""
         grid = self.recurrence(layer).implied(self.kept(layer, q1), q0)
         grid = grid if heads is None else grid[:, heads]
         return torch.nn.functional.pad(grid, (0, self.length - q1))
@@ -439,7 +474,7 @@ class Recording:
         if self._whole is not None:
             batch, row, pad = self._whole
             return batch._edited_grid(layer, part)[row : row + 1, :, pad:, pad:]
-        if part in ("ssm.pattern", "delta.pattern"):
+        if not part.startswith("attn."):
             return self._changed(f"blocks.{layer}.{part}", self._implied(layer, None, 0, self.length))
         attention = self.attention(layer)
         q, k = self._side(layer, "q", ALL, None), self._side(layer, "k", ALL, None)

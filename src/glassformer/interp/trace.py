@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.errors import ShapeError, SiteError, UsageError
+from glassformer.errors import ShapeError, SiteError, UnsupportedError, UsageError
 from glassformer.interp import memory
 from glassformer.interp.recording import Recording, grid_site
 from glassformer.interp.select import layers_of
 from glassformer.interp.trace_run import Ids, checked, run
 from glassformer.interp.vocabulary import Vocabulary, token_id
 from glassformer.model import Config, Transformer
+from glassformer.model.parts.channels import ChannelsPart
 from glassformer.model.sites import Tap, axis_sizes, canonical, site_of
 
 if TYPE_CHECKING:
@@ -286,6 +287,26 @@ class Trace:
         """
         layer = self.layer(layer)
         return self._grid(f"{self.forward.prefix(layer)}.pattern", layer, head, queries, keys)
+
+    def channel_pattern(self, layer: int, channel: int, queries: slice | None = None) -> Float[Tensor, "query key"]:
+        """One channel's share of each earlier position, with its sign, in a layer where every channel has its own.
+
+        There `pattern` is the mean over channels of the absolute values of these.
+
+        Raises:
+            UnsupportedError: the layer's channels share their grid by head.
+            SiteError: there is no such channel.
+        """
+        part, forward = self.forward.mixer(self.layer(layer)), self._one("one channel's shares").forward
+        if not isinstance(part, ChannelsPart):
+            raise UnsupportedError(f"All channels of a head share one grid in layer {layer}; ask for pattern().")
+        if not 0 <= channel < part.choice.width:
+            raise SiteError(f"Layer {layer} has channels 0 to {part.choice.width - 1}; there is no {channel}.")
+        first, last, _ = (slice(None) if queries is None else queries).indices(self.length)
+        with torch.no_grad():
+            upto = forward.kept(self.layer(layer), last)
+            found = part.shares(upto, first, slice(channel, channel + 1))[0, 0]
+        return torch.nn.functional.pad(found, (0, self.length - last))
 
     def scores(
         self,

@@ -28,6 +28,8 @@ from glassformer.model.choices import (
     Norm,
     RopeScaling,
     Rotary,
+    SelectiveStateSpace,
+    ShortConvolution,
     Sinusoids,
     StateSpace,
 )
@@ -47,6 +49,8 @@ __all__ = [
     "Norm",
     "RopeScaling",
     "Rotary",
+    "SelectiveStateSpace",
+    "ShortConvolution",
     "Sinusoids",
     "StateSpace",
     "uniform",

@@ -11,7 +11,14 @@ import torch
 
 from glassformer.count import count
 from glassformer.errors import MemoryLimitError
-from glassformer.model.choices import Attention, Experts, GatedDelta, StateSpace
+from glassformer.model.choices import (
+    Attention,
+    Experts,
+    GatedDelta,
+    SelectiveStateSpace,
+    ShortConvolution,
+    StateSpace,
+)
 from glassformer.model.config import Config, Layer
 from glassformer.model.parts.state_space import CHUNK
 from glassformer.train import fused
@@ -109,6 +116,11 @@ def _layer(d_model: int, layer: Layer, size: int) -> int:
     elif isinstance(a, StateSpace):
         # gate, channels before and after the convolution, the grid of a chunk in float32, what is read and normed
         total += a.out_size * 8 * size + 3 * sum(a.widths) * size + a.n_heads * CHUNK * 4 * 3
+    elif isinstance(a, SelectiveStateSpace):
+        # channels around the convolution, gate and time steps; each doubling of the scan keeps states and decays
+        total += a.width * (8 * size + 3 * 4) + 2 * a.width * a.d_state * 4 * CHUNK.bit_length()
+    elif isinstance(a, ShortConvolution):
+        total += 7 * a.width * size
     if f is not None:
         total += f.active_neurons * size * (4 if f.gated else 3)
     if isinstance(f, Experts):

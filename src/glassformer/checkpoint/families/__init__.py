@@ -20,6 +20,7 @@ from glassformer.checkpoint.families.latent import LATENT, LATENT_EXPERTS
 from glassformer.checkpoint.families.layered import GRANITE_SWA, LAYERED
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
+from glassformer.checkpoint.families.mamba1 import MAMBA1
 from glassformer.checkpoint.families.mamba2 import MAMBA2
 from glassformer.checkpoint.families.mamba_hybrids import MAMBA_HYBRIDS
 from glassformer.checkpoint.families.nemotron_h import NEMOTRON_H
@@ -34,6 +35,7 @@ _ALL = (
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
     *(alike.family() for alike in FIXED_POSITIONS),
     *(FALCON, NEOX_JAPANESE),
+    *MAMBA1,
     MAMBA2,
     *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED)),
     *(family.family() for family in MAMBA_HYBRIDS),

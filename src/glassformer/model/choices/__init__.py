@@ -15,14 +15,19 @@ from glassformer.model.choices.gated_delta import GatedDelta
 from glassformer.model.choices.latent import LatentAttention
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.rotary import RopeScaling, Rotary
+from glassformer.model.choices.selective_state_space import SelectiveStateSpace
+from glassformer.model.choices.short_convolution import ShortConvolution
 from glassformer.model.choices.sinusoids import Sinusoids
 from glassformer.model.choices.state_space import StateSpace
 
-Mixer = Attention | GatedDelta | StateSpace
+Mixer = Attention | GatedDelta | SelectiveStateSpace | ShortConvolution | StateSpace
 Feed = FeedForward | Experts
 
 # Kind as JSON names it -> choice.
-MIXERS: dict[str, type] = {choice.kind: choice for choice in (Attention, LatentAttention, GatedDelta, StateSpace)}
+MIXERS: dict[str, type] = {
+    choice.kind: choice
+    for choice in (Attention, LatentAttention, GatedDelta, StateSpace, SelectiveStateSpace, ShortConvolution)
+}
 FEEDS: dict[str, type] = {choice.kind: choice for choice in (FeedForward, Experts)}
 
 __all__ = [
@@ -41,7 +46,9 @@ __all__ = [
     "Norm",
     "RopeScaling",
     "Rotary",
+    "SelectiveStateSpace",
     "Shape",
+    "ShortConvolution",
     "Sinusoids",
     "StateSpace",
 ]

@@ -28,6 +28,7 @@ class GatedDelta:
 
     kind: ClassVar[str] = "gated_delta"
     prefix: ClassVar[str] = "delta"
+    handed: ClassVar[str] = "v"
 
     n_heads: int
     n_key_heads: int

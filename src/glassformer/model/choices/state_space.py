@@ -33,6 +33,7 @@ class StateSpace:
 
     kind: ClassVar[str] = "state_space"
     prefix: ClassVar[str] = "ssm"
+    handed: ClassVar[str] = "x"
 
     n_heads: int
     d_head: int

@@ -5,7 +5,17 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from glassformer.model.choices import Attention, Experts, FeedForward, GatedDelta, LatentAttention, Rotary, StateSpace
+from glassformer.model.choices import (
+    Attention,
+    Experts,
+    FeedForward,
+    GatedDelta,
+    LatentAttention,
+    Rotary,
+    SelectiveStateSpace,
+    ShortConvolution,
+    StateSpace,
+)
 from glassformer.model.config import Config
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
@@ -14,10 +24,12 @@ from glassformer.model.parts.feed_forward import FeedForwardPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.latent import LatentAttentionPart
 from glassformer.model.parts.passing import Pass
+from glassformer.model.parts.selective_state_space import SelectiveStateSpacePart
+from glassformer.model.parts.short_convolution import ShortConvolutionPart
 from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import View, see
 
-MixerPart = AttentionPart | GatedDeltaPart | StateSpacePart
+MixerPart = AttentionPart | GatedDeltaPart | SelectiveStateSpacePart | ShortConvolutionPart | StateSpacePart
 FeedPart = FeedForwardPart | ExpertsPart
 
 
@@ -48,6 +60,10 @@ class Block(nn.Module):
             self.delta = GatedDeltaPart(mixer, config.d_model, layer)
         elif isinstance(mixer, StateSpace):
             self.ssm = StateSpacePart(mixer, config.d_model, layer)
+        elif isinstance(mixer, SelectiveStateSpace):
+            self.mamba = SelectiveStateSpacePart(mixer, config.d_model, layer)
+        elif isinstance(mixer, ShortConvolution):
+            self.conv = ShortConvolutionPart(mixer, config.d_model, layer)
         if isinstance(choice.feed_forward, FeedForward):
             self.mlp: FeedPart = FeedForwardPart(choice.feed_forward, config.d_model)
         elif isinstance(choice.feed_forward, Experts):

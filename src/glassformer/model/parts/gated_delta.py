@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from glassformer.model.cache import State
 from glassformer.model.choices import GatedDelta
 from glassformer.model.layers import Linear
 from glassformer.model.norms import at_least_float32
+from glassformer.model.parts.convolution import Convolution, state_before, tail_of, text_of
 from glassformer.model.parts.passing import Pass
-from glassformer.model.parts.state_space import Convolution
 from glassformer.model.sites import View, see
 
 CHUNK = 64  # positions that are solved at once; between chunks the state is carried
@@ -53,11 +54,8 @@ class GatedDeltaPart(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
-        text = None if state.where.mask is None else state.where.mask[..., None].to(x.dtype)
+        text, before = text_of(state, x), state_before(state, self.layer, x.shape[0])
         gate = see(view, "delta.gate", self.gates(x))
-        before = None if state.cache is None else state.cache.state(self.layer)
-        if before is not None:  # one text's state may be shared by many rows that continue it
-            before = {name: y.expand(x.shape[0], *y.shape[1:]) for name, y in before.items()}
         channels, tail = self.convolved(x, None if before is None else before["conv"], text)
         q, k, v = self.split(channels)
         q, k, v = see(view, "delta.q", q), see(view, "delta.k", k), see(view, "delta.v", v)
@@ -155,6 +153,14 @@ class GatedDeltaPart(nn.Module):
     def reread(self, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """`scan` of the places that a trace keeps."""
         return self.scan(kept)
+
+    def carried(self, x: Float[Tensor, "batch last d_model"], kept: Mapping[str, Tensor]) -> State:
+        """What the cache holds after the positions that are kept, of which `x` are the last inputs."""
+        return {"conv": tail_of(self.joined(x), self.choice.conv), "state": self.reread(kept)[1]}
+
+    def remix(self, kept: Mapping[str, Tensor], grid: Float[Tensor, "batch head query key"]) -> Tensor:
+        """What every head reads where its grid is this one."""
+        return self.read(grid, kept["v"])
 
     def read(
         self, grid: Float[Tensor, "batch head query key"], v: Float[Tensor, "batch key head d_head"]

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from glassformer.model.cache import State
 from glassformer.model.choices import StateSpace
 from glassformer.model.layers import Linear
 from glassformer.model.norms import at_least_float32
+from glassformer.model.parts.convolution import Convolution, state_before, tail_of, text_of
 from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import View, see
 
@@ -47,17 +49,15 @@ class StateSpacePart(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
-        text = None if state.where.mask is None else state.where.mask[..., None].to(x.dtype)
+        text, before = text_of(state, x), state_before(state, self.layer, x.shape[0])
         gate = see(view, "ssm.gate", self.gates(x))
-        before = None if state.cache is None else state.cache.state(self.layer)
-        if before is not None:  # one text's state may be shared by many rows that continue it
-            before = {name: y.expand(x.shape[0], *y.shape[1:]) for name, y in before.items()}
         mixed, tail = self.convolved(x, None if before is None else before["conv"], text)
         values, b, c = self.split(mixed)
         values, b, c = see(view, "ssm.x", values), see(view, "ssm.b", b), see(view, "ssm.c", c)
-        dt = see(view, "ssm.dt", self.steps(x))
+        dt = self.steps(x)
         if text is not None:
             dt = dt * text  # padding neither decays nor enters the state
+        dt = see(view, "ssm.dt", dt)
         earlier = None if before is None else before["state"]
         if view is not None and view.wants("ssm.pattern"):
             y = self.read(view.visit("ssm.pattern", self.pattern(b, c, dt)), values)
@@ -144,6 +144,14 @@ class StateSpacePart(nn.Module):
         """`scan` of the places that a trace keeps."""
         return self.scan(kept["x"], kept["b"], kept["c"], kept["dt"])
 
+    def carried(self, x: Float[Tensor, "batch last d_model"], kept: Mapping[str, Tensor]) -> State:
+        """What the cache holds after the positions that are kept, of which `x` are the last inputs."""
+        return {"conv": tail_of(self.joined(x), self.choice.conv), "state": self.reread(kept)[1]}
+
+    def remix(self, kept: Mapping[str, Tensor], grid: Float[Tensor, "batch head query key"]) -> Tensor:
+        """What every head reads where its grid is this one."""
+        return self.read(grid, kept["x"])
+
     def read(
         self, grid: Float[Tensor, "batch head query key"], x: Float[Tensor, "batch key head d_head"]
     ) -> Float[Tensor, "batch query head d_head"]:
@@ -214,26 +222,6 @@ class StateSpacePart(nn.Module):
         past = torch.ones(gaps.shape[-2:], dtype=torch.bool, device=gaps.device).tril(first)
         kept = torch.exp(gaps.masked_fill(~past, float("-inf")))
         return torch.einsum("bqhs,bkhs->bhqk", c, b) * kept * dt.transpose(1, 2)[..., None, :]
-
-
-class Convolution(nn.Module):
-    """A causal convolution of each channel over its last few positions."""
-
-    def __init__(self, channels: int, width: int, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, width))
-        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
-
-    def forward(
-        self, x: Float[Tensor, "batch query channel"], tail: Float[Tensor, "batch before channel"] | None = None
-    ) -> tuple[Float[Tensor, "batch query channel"], Float[Tensor, "batch before channel"]]:
-        """The convolved channels, and the last `width - 1` inputs, which the next call takes as `tail`."""
-        before = self.weight.shape[1] - 1
-        if tail is None:
-            tail = x.new_zeros(x.shape[0], before, x.shape[2])
-        joined = torch.cat([tail, x], dim=1)
-        out = F.conv1d(joined.transpose(1, 2), self.weight[:, None], self.bias, groups=self.weight.shape[0])
-        return out.transpose(1, 2), joined[:, joined.shape[1] - before :]
 
 
 class GroupedNorm(nn.Module):

@@ -1,0 +1,121 @@
+"""A selective state space of single channels as data (Mamba 1, arXiv:2312.00752)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from glassformer.errors import ConfigError
+from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.norm import Norm
+
+
+@dataclass(frozen=True)
+class SelectiveStateSpace:
+    """A recurrence in which every channel has decays and a time step of its own (Mamba 1).
+
+    Every channel keeps d_state numbers. At each position number n decays by exp(dt · a_n), takes in dt · b_n · x, and
+    the channel reads their sum weighed by c; x passes a short causal convolution before, and b, c and dt come from it.
+    Every channel weighs positions in its own way, so there is one head, whose channels they are.
+
+    Args:
+        width: channels.
+        d_state: numbers kept for each of them.
+        dt_rank: width of what the channels' time steps are made from.
+        conv: positions that the convolution spans, itself included.
+        conv_bias: bias of the convolution.
+        bias: biases on the projections in and out.
+        inner_norm: rms norms of b, c and of what dt is made from: "plain", "weighted" or none.
+        inner_eps: their epsilon.
+    """
+
+    kind: ClassVar[str] = "selective_state_space"
+    prefix: ClassVar[str] = "mamba"
+    handed: ClassVar[str] = "x"
+
+    width: int
+    d_state: int
+    dt_rank: int
+    conv: int = 4
+    conv_bias: bool = True
+    bias: bool = False
+    inner_norm: Literal["plain", "weighted"] | None = None
+    inner_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        positive("selective_state_space", width=self.width, d_state=self.d_state, dt_rank=self.dt_rank, conv=self.conv)
+        if self.inner_norm not in (None, "plain", "weighted"):
+            raise ConfigError(f"selective_state_space.inner_norm is plain, weighted or none; got {self.inner_norm!r}.")
+        if not self.inner_eps > 0:
+            raise ConfigError(f"selective_state_space.inner_eps must be above 0; got {self.inner_eps}.")
+
+    @property
+    def n_heads(self) -> int:
+        """One: its channels share nothing and are not told apart."""
+        return 1
+
+    @property
+    def d_head(self) -> int:
+        """Channels of its one head."""
+        return self.width
+
+    @property
+    def value_size(self) -> int:
+        """Channels of its one head."""
+        return self.width
+
+    @property
+    def out_size(self) -> int:
+        """Channels, as the output projection reads them."""
+        return self.width
+
+    def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
+        """Its parameters by key within the part, in the order of the computation."""
+        found: dict[str, Component] = {}
+        for name, line in (("gate", "gate"), ("x", "value")):
+            found[f"{name}.weight"] = Component((self.width, d_model), line)
+            if self.bias:
+                found[f"{name}.bias"] = Component((self.width,), "biases")
+        found["conv.weight"] = Component((self.width, self.conv), "convolution")
+        if self.conv_bias:
+            found["conv.bias"] = Component((self.width,), "biases")
+        sizes = {"dt_in": (self.dt_rank, "decay"), "b": (self.d_state, "key"), "c": (self.d_state, "query")}
+        for name, (size, line) in sizes.items():
+            found[f"{name}.weight"] = Component((size, self.width), line)
+        if self.inner_norm == "weighted":
+            for name, (size, _) in sizes.items():
+                found[f"{name}_norm.weight"] = Component((size,), "norms")
+        found["dt.weight"] = Component((self.width, self.dt_rank), "decay")
+        found["dt.bias"] = Component((self.width,), "biases")
+        found["a_log"] = Component((self.width, self.d_state), "decay")
+        found["skip"] = Component((self.width,), "biases")
+        found["o.weight"] = Component((d_model, self.width), "output")
+        if self.bias:
+            found["o.bias"] = Component((d_model,), "biases")
+        return found
+
+    def sites(self) -> tuple[str, ...]:
+        """Names of its places within the part, in the order the forward reaches them."""
+        return ("gate", "x", "b", "c", "dt", "pattern", "mixed", "z")
+
+    def basis(self) -> tuple[str, ...]:
+        """The places that a trace keeps; the others follow from them."""
+        return ("x", "b", "c", "dt", "z")
+
+    @property
+    def cached_numbers(self) -> int:
+        """Numbers that generation keeps for each token in this layer: none."""
+        return 0
+
+    @property
+    def state_numbers(self) -> int:
+        """Numbers that generation keeps in this layer, however long the text."""
+        return self.width * (self.d_state + self.conv - 1)
+
+    def seen(self, position: int) -> int:
+        """How many earlier positions the state stands for."""
+        return position + 1
+
+    def flops(self, seen: float) -> float:
+        """FLOPs of one position's update and reading, projections and convolution apart: the same at every length."""
+        return 4 * self.width * self.d_state

@@ -1,0 +1,96 @@
+"""A short convolution with gates on both sides as data (LFM2, arXiv:2511.23404)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.norm import Norm
+
+
+@dataclass(frozen=True)
+class ShortConvolution:
+    """Each channel is gated, convolved over its last few positions, and gated again.
+
+    Every channel weighs positions in its own way, so there is one head, whose channels they are.
+
+    Args:
+        width: channels.
+        conv: positions that the convolution spans, itself included.
+        conv_bias: bias of the convolution.
+        bias: biases on the projections.
+    """
+
+    kind: ClassVar[str] = "short_convolution"
+    prefix: ClassVar[str] = "conv"
+    handed: ClassVar[str] = "v"
+
+    width: int
+    conv: int = 3
+    conv_bias: bool = False
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        positive("short_convolution", width=self.width, conv=self.conv)
+
+    @property
+    def n_heads(self) -> int:
+        """One: its channels share nothing and are not told apart."""
+        return 1
+
+    @property
+    def d_head(self) -> int:
+        """Channels of its one head."""
+        return self.width
+
+    @property
+    def value_size(self) -> int:
+        """Channels of its one head."""
+        return self.width
+
+    @property
+    def out_size(self) -> int:
+        """Channels, as the output projection reads them."""
+        return self.width
+
+    def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
+        """Its parameters by key within the part, in the order of the computation."""
+        found: dict[str, Component] = {}
+        for name, line in (("gate_in", "gate"), ("gate", "gate"), ("v", "value")):
+            found[f"{name}.weight"] = Component((self.width, d_model), line)
+            if self.bias:
+                found[f"{name}.bias"] = Component((self.width,), "biases")
+        found["conv.weight"] = Component((self.width, self.conv), "convolution")
+        if self.conv_bias:
+            found["conv.bias"] = Component((self.width,), "biases")
+        found["o.weight"] = Component((d_model, self.width), "output")
+        if self.bias:
+            found["o.bias"] = Component((d_model,), "biases")
+        return found
+
+    def sites(self) -> tuple[str, ...]:
+        """Names of its places within the part, in the order the forward reaches them."""
+        return ("gate", "gate_in", "v", "pattern", "mixed", "z")
+
+    def basis(self) -> tuple[str, ...]:
+        """The places that a trace keeps; the others follow from them."""
+        return ("v", "z")
+
+    @property
+    def cached_numbers(self) -> int:
+        """Numbers that generation keeps for each token in this layer: none."""
+        return 0
+
+    @property
+    def state_numbers(self) -> int:
+        """Numbers that generation keeps in this layer, however long the text."""
+        return self.width * (self.conv - 1)
+
+    def seen(self, position: int) -> int:
+        """How many positions are within reach."""
+        return min(position + 1, self.conv)
+
+    def flops(self, seen: float) -> float:
+        """FLOPs of one position between positions, projections and convolution apart: none."""
+        return 0.0
