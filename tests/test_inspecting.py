@@ -86,3 +86,18 @@ def test_neurons(smollm2):
         assert float(share) == pytest.approx(neuron["contribution"], abs=0.005)
     assert {" French", " Paris", " France"} <= set(found.neurons[0]["excited_by"])
     assert {" French", " Paris", " France"} <= set(found.neurons[0]["lowers"])
+
+
+def test_why_a_head_looks_there(smollm2):
+    [text] = quoted("glassformer look")
+    found = smollm2.trace(text).reasons(18, 6, -1)
+    assert found.pairs.numel() == 32_761
+    assert found.steps[0].score == pytest.approx(7.953, abs=0.002)
+    assert found.steps[0].weight == pytest.approx(0.928, abs=0.001)
+    assert found.residual <= 1e-5
+    for (name, share), (part, value) in zip(rows("look"), found.side("key"), strict=False):
+        assert part.name == name
+        assert value == pytest.approx(float(share), abs=0.005)
+    by_key = dict(zip([w.text for w in found.words[:3]], found.by_word.sum(0).tolist(), strict=False))
+    assert by_key["shrew"] == pytest.approx(13.888, abs=0.01)
+    assert by_key["mole"] == pytest.approx(-12.131, abs=0.01)

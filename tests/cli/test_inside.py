@@ -17,6 +17,7 @@ CLEAN, CORRUPTED = "One mole of carbon", "One mole of biopsy"
 ASKED = {
     "heads": ("heads", TEXT),
     "neurons": ("neurons", TEXT),
+    "look": ("look", TEXT, "--layer", "-1", "--head", 1),
     "meaning": ("meaning", "mole", "The mole", "One mole of", "a small mole"),
     "patch": ("patch", "a mole of", "A mole of", "--answer", " mole", "--wrong", " of"),
 }
@@ -71,6 +72,23 @@ def test_a_head_s_circuits(capsys, model):
     assert code == 0
     assert "Layer 2, head 0, at “␣mole”" in out
     assert re.search(r"raises “␣mole” itself \d+(st|nd|rd|th) most", out)
+
+
+def test_why_a_head_looks_there(capsys, model):
+    found = answer(capsys, *ASKED["look"], "-m", model, "-k", 3)
+    mine = glassformer.load(model).trace(TEXT).reasons(-1, 1, -1)
+    assert found == {"model": found["model"], **json.loads(json.dumps(mine.to_dict(3)))}
+    assert found["key"] == int(glassformer.load(model).trace(TEXT).pattern(-1, 1, -1).argmax())
+    code, out, _ = run(capsys, *ASKED["look"], "-m", model, "--query", 4, "--key", 2, "--against", 1, "-k", 2)
+    assert code == 0
+    assert " above that of " in out.replace("\n", " ")
+    assert out.count("product") == 3
+    code, out, _ = run(capsys, *ASKED["look"], "-m", model, "--query", 1, "--key", 3)
+    assert code == 0
+    assert "hidden by the mask" in out
+    code, _, err = run(capsys, *ASKED["look"], "-m", model, "-k", 0)
+    assert code == 2
+    assert "--top is 1 or more" in err
 
 
 def test_neurons(capsys, model, book):
@@ -155,7 +173,7 @@ def test_patch_over_a_file_of_pairs(capsys, model, tmp_path):
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", sorted(ASKED))
+@pytest.mark.parametrize("verb", sorted(ASKED.keys() - {"look"}))
 def test_pictures_and_pages(capsys, model, tmp_path, verb):
     picture, page = tmp_path / "a.png", tmp_path / "a.html"
     args = [a if a != TEXT else TEXT + " $x$ </script> 鼹" for a in ASKED[verb]]

@@ -32,6 +32,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "thumbnails": {"size": 4},
     "attention": {"layer": 1, "head": 2},
     "cell": {"layer": 1, "head": 2, "query": 3, "key": 1},
+    "reasons": {"layer": 1, "head": 2},
     "lens": {"top": 2},
     "journey": {},
     "why": {},

@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "chat": Verb("glassformer.cli.chat:command", "Talk with a model in the terminal."),
     "why": Verb("glassformer.cli.why:command", "Show which words, heads and layers made the model say that."),
     "attention": Verb("glassformer.cli.attention:command", "Show where each head looks."),
+    "look": Verb("glassformer.cli.look:command", "Show why a head looks from one token at another."),
     "lens": Verb("glassformer.cli.lens:command", "Read every layer out as a next-token distribution."),
     "heads": Verb("glassformer.cli.heads:command", "Score and name what each attention head does."),
     "neurons": Verb("glassformer.cli.neurons:command", "Show the feed-forward neurons behind a prediction."),

@@ -8,7 +8,7 @@ Knows one position of one trace; what happens downstream of a part is `effects`'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,27 +92,16 @@ def decompose(trace: Trace, goal: Target) -> Parts:
         left = goal.without(claimed.to(whole.device), (y @ centred.cpu())[None].to(whole.device), _square(y, whole))
         columns.add(kind, layer, torch.tensor([number]), alone, claimed, (whole - left).cpu())
 
-    forward = trace.forward
-    at = slice(goal.position, goal.position + 1)
-    vector("embedding", -1, forward.recorded["embed"][0, goal.position])
-    if "pos_embed" in forward.recorded:
-        vector("position", -1, forward.recorded["pos_embed"][0, goal.position])
     sources = torch.arange(goal.position + 1)
-    for layer, choice in enumerate(trace.config.layers):
-        if choice.mixer is None:
-            _feed_forward(trace, layer, goal.position, vector)
-            for x in _edits(trace, layer, at, None):
-                vector("edit", layer, x)
+    for kind, layer, number, x in additions(trace, goal.position, trace.config.n_layers):
+        if not isinstance(x, Reads):
+            vector(kind, layer, x, number)
             continue
-        reads = Reads(trace, layer, goal.position)
-        claimed, overlap, square = reads.scalars(goal.reading, centred, goal.centred)
+        claimed, overlap, square = x.scalars(goal.reading, centred, goal.centred)
         left = goal.without(claimed, overlap, square)
         heads = torch.arange(claimed.shape[0])[:, None].expand(claimed.shape).reshape(-1)
         places = sources.expand(claimed.shape).reshape(-1)
         columns.add("head", layer, heads, places, claimed.reshape(-1).cpu(), (whole - left).reshape(-1).cpu())
-        _feed_forward(trace, layer, goal.position, vector)
-        for x in _edits(trace, layer, at, reads):
-            vector("edit", layer, x)
     if goal.bias:
         one = torch.tensor([goal.bias], dtype=torch.float64)
         columns.add("final_bias", -1, alone, alone, one, one)
@@ -121,15 +110,29 @@ def decompose(trace: Trace, goal: Target) -> Parts:
     return Parts(codes, layers, head, source, claimed, direct, unknown, unknown.clone())
 
 
-def _feed_forward(trace: Trace, layer: int, position: int, vector: Callable[..., None]) -> None:
-    """A layer's biases and its feed-forward part, where it has one: each chosen expert, and what stands beside them."""
-    for kind, x in bias_parts(trace, layer, position):
-        vector(kind, layer, x)
-    for expert, x in expert_parts(trace, layer, position).items():
-        vector("expert", layer, x, expert)
-    feed = trace.config.layers[layer].feed_forward
-    if feed is not None and not (isinstance(feed, Experts) and feed.shared is None):
-        vector("feed_forward", layer, feed_forward_part(trace, layer, position))
+def additions(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, int, int, Tensor | Reads]]:
+    """What the embedding and the first layers put into the stream at a position: kind, layer, number and vector.
+
+    A layer's heads come together, as its `Reads`; a number tells experts apart and is −1 otherwise.
+    """
+    forward = trace.forward
+    at = slice(position, position + 1)
+    yield "embedding", -1, -1, forward.recorded["embed"][0, position]
+    if "pos_embed" in forward.recorded:
+        yield "position", -1, -1, forward.recorded["pos_embed"][0, position]
+    for layer, choice in enumerate(trace.config.layers[:layers]):
+        reads = None if choice.mixer is None else Reads(trace, layer, position)
+        if reads is not None:
+            yield "head", layer, -1, reads
+        for kind, x in bias_parts(trace, layer, position):
+            yield kind, layer, -1, x
+        for expert, x in expert_parts(trace, layer, position).items():
+            yield "expert", layer, expert, x
+        feed = choice.feed_forward
+        if feed is not None and not (isinstance(feed, Experts) and feed.shared is None):
+            yield "feed_forward", layer, -1, feed_forward_part(trace, layer, position)
+        for x in _edits(trace, layer, at, reads):
+            yield "edit", layer, -1, x
 
 
 def _square(y: Tensor, like: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from glassformer.interp.heads import Heads
     from glassformer.interp.lens import Lens
     from glassformer.interp.neurons import Neurons
+    from glassformer.interp.reasons import Reasons
     from glassformer.interp.token_words import Word
     from glassformer.interp.why import Why
 
@@ -404,6 +405,12 @@ class Trace:
         from glassformer.interp.cell import cell
 
         return cell(self._one("a cell"), layer, head, query, key, token=token, against=against, position=position)
+
+    def reasons(self, layer: int, head: int, query: int, key: int | None = None, against: int | None = None) -> Reasons:
+        """One attention score as a sum over pairs of earlier parts; see `reasons.reasons`."""
+        from glassformer.interp.reasons import reasons
+
+        return reasons(self._one("the reasons of a score"), layer, head, query, key, against)
 
     # Predictions
 

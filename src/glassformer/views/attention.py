@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glassformer.errors import ShapeError, SiteError
 from glassformer.views.arrays import packed
-from glassformer.views.asks import Ask, Strict, TokenChoice
+from glassformer.views.asks import Ask, Count, Strict, TokenChoice
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
@@ -203,6 +203,28 @@ def cell(session: Session, ask: Any, check: Check) -> dict[str, Any]:
             "turned": float(F.cosine_similarity(before, after, dim=0)),
         },
     }
+
+
+class ReasonsAsk(Ask):
+    layer: int = Field(description="Layer, from 0; negative from the last.")
+    head: int = Field(description="Head, from 0.")
+    query: int = Field(default=-1, description="Token that looks.")
+    key: int | None = Field(default=None, description="Token that is looked at; by default the one it weighs most.")
+    against: int | None = Field(default=None, description="Another token, whose score is subtracted.")
+    most: Count = Field(default=20, description="Pairs and parts listed, the largest first.")
+
+
+@view(
+    "reasons",
+    ReasonsAsk,
+    room="attention",
+    python="model.trace({text!r}).reasons({layer}, {head}, {query}, {key}, {against})",
+)
+def reasons(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """Why a head looks there: one attention score as a sum over pairs of earlier parts, and the words they were read
+    from."""
+    found = session.trace(ask).reasons(ask.layer, ask.head, ask.query, ask.key, ask.against)
+    return found.to_dict(ask.most)
 
 
 def _columns(trace: Trace, layer: int, positions: tuple[int, int]) -> dict[str, Any]:

@@ -152,10 +152,11 @@ class AttentionPart(nn.Module):
         if self.choice.qk_norm_after:
             x = self._normed(x, self.q_norm if side == "q" else self.k_norm)
         if side == "q" and self.choice.length_scale is not None:
-            x = x * self._length_scale(positions)[..., None, None].to(x.dtype)
+            x = x * self.length_scale(positions)[..., None, None].to(x.dtype)
         return x
 
-    def _length_scale(self, positions: Int[Tensor, "batch slot"]) -> Float[Tensor, "batch slot"]:
+    def length_scale(self, positions: Int[Tensor, "batch slot"]) -> Float[Tensor, "batch slot"]:
+        """What queries are multiplied by at their positions."""
         assert self.choice.length_scale is not None
         beta, original = self.choice.length_scale
         if self.choice.length_rule == "power":
