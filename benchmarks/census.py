@@ -256,6 +256,8 @@ VARIANTS: list[tuple[str, str, dict]] = [
     ("llama", "old spelling, default", {"+json": {"rope_parameters": None, "rope_theta": 500.0, "rope_scaling": {"rope_type": "default"}}}),
     ("llama", "rope_theta and rope_scaling null", {"+json": {"rope_parameters": None, "rope_theta": 500.0, "rope_scaling": None}}),
     ("llama", "rope by layer type", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 500.0}, "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}}),
+    ("phi3", "longrope", {"head_dim": None, "original_max_position_embeddings": 32, "rope_parameters": {k: v[:8] if isinstance(v, list) else v for k, v in _LONG.items() if k != "factor"}}),
+    ("phi3", "longrope, partial, as su", {"head_dim": None, "original_max_position_embeddings": 32, "rope_parameters": {**{k: v[:4] if isinstance(v, list) else v for k, v in _LONG.items() if k != "factor"}, "rope_type": "su", "partial_rotary_factor": 0.5}}),
     ("gpt_neox", "old spelling", {"+json": {"rope_parameters": None, "rotary_pct": 0.5, "rotary_emb_base": 500}}),
     ("gpt_neox", "old spelling, rope_theta", {"+json": {"rope_parameters": None, "rotary_pct": 0.25, "rope_theta": 500}}),
     ("gemma3_text", "old spelling", {"+json": {"rope_parameters": None, "rope_theta": 50000.0, "rope_local_base_freq": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "layer_types": None, "sliding_window_pattern": 3}}),

@@ -141,14 +141,17 @@ def attentions(draw: st.DrawFn) -> Attention:
     n_kv_heads = draw(st.integers(1, 2))
     n_heads = n_kv_heads * draw(st.integers(1, 2))
     gate = draw(st.sampled_from([None, "element", "head"]))
+    d_head = draw(st.sampled_from([4, 8]))
+    pairs = d_head // 2  # of positions that turn otherwise in longer texts; no text here grows past that length
+    long = RopeScaling("longrope", 4.0, 64, attention_factor=1.2, factors=(1.5,) * pairs, long_factors=(3.0,) * pairs)
     return Attention(
         n_heads,
         n_kv_heads,
-        draw(st.sampled_from([4, 8])),
+        d_head,
         d_value=draw(st.sampled_from([None, 6])),
         bias=draw(st.booleans()),
         out_bias=draw(st.booleans()),
-        rotary=draw(st.sampled_from([None, Rotary(100.0), Rotary(fraction=0.5)])),
+        rotary=draw(st.sampled_from([None, Rotary(100.0), Rotary(fraction=0.5), Rotary(100.0, scaling=long)])),
         alibi=draw(st.sampled_from([(), tuple(2.0**-i for i in range(n_heads))])),
         alibi_rounded=draw(st.booleans()),
         window=draw(st.sampled_from([None, 3])),

@@ -187,6 +187,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "persimmon": {**_MANY_HEADS, "qk_layernorm": True},
     "phi": {**_WITHOUT_HEAD_DIM, "qk_layernorm": True},
+    "phi3: longrope": {
+        **_WITHOUT_HEAD_DIM,
+        "original_max_position_embeddings": 8,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.1],
+            "long_factor": [1.5, 4.0],
+        },
+    },
     "phi3": {**_WITHOUT_HEAD_DIM, "sliding_window": 5},
     "qwen3_5_text": _DELTA,
     "qwen3_5_moe_text": {**_DELTA, **_MANY_EXPERTS},

@@ -280,8 +280,8 @@ def test_reading_a_config_does_not_import_torch(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type to 'dynamic'"),
-    ("llama", {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "short_factor"),
+    ("llama", {"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, "rope_type to 'proportional'"),
+    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "short_factor": [1.0]}}, "short_factor"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor to 0.5"),
     ("llama", {"hidden_act": "mish"}, "hidden_act to 'mish'"),
     ("mistral", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types to"),
@@ -289,7 +289,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"is_causal": False}, "is_causal to False"),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
     ("qwen2", {"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "'linear_attention'"),
-    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx to True"),
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention to True"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention to True"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping to 50.0"),

@@ -117,11 +117,11 @@ def test_keys_inside_are_looked_at_too(tmp_path: Path) -> None:
 
 def test_a_setting_refused_for_its_value_is_opened_by_the_same_option(tmp_path: Path) -> None:
     tiny_hf("gpt2").save_pretrained(tmp_path)
-    edit(tmp_path, scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(UnsupportedError, match="--ignore-key scale_attn_by_inverse_layer_idx"):
+    edit(tmp_path, add_cross_attention=True)
+    with pytest.raises(UnsupportedError, match="--ignore-key add_cross_attention"):
         read_config(tmp_path)
     with pytest.warns(UnreadSettingWarning):
-        open_checkpoint(tmp_path, ignore=["scale_attn_by_inverse_layer_idx"])
+        open_checkpoint(tmp_path, ignore=["add_cross_attention"])
 
 
 def test_a_model_so_opened_says_so_wherever_its_numbers_are_shown(tmp_path: Path, capsys: Any) -> None:

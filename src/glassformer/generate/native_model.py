@@ -50,6 +50,7 @@ def refusal(config: Config) -> str | None:
     n, f = config.norm, config.feed_forward(0)
     reasons = {
         "norms that are shared or stand after the parts alone": layer.norms not in ("before", "both"),
+        "positions that turn by the text's length": config.turns_by_length,
         "fixed vectors of positions": config.sinusoids is not None,
         "scaled residuals": layer.residual_scale is not None,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),

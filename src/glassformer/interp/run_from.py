@@ -41,6 +41,7 @@ class Context(Cache):
         config = forward.config
         self.length = length
         self.mask = None
+        self.whole = forward.length
         self._batch = batch
         self._room = config.context
         self.device = forward.positions.device
@@ -72,6 +73,7 @@ class Context(Cache):
         """The first `length` tokens of it, for another number of rows; shares the memory."""
         out = Context.__new__(Context)
         out.length, out.mask, out._batch, out._room = length, None, batch, self._room
+        out.whole = self.whole
         out.device, out._forward, out._states = self.device, self._forward, self._states
         out.keys = [None if k is None else k[:, :, :length] for k in self.keys]
         out.values = [None if v is None else v[:, :, :length] for v in self.values]

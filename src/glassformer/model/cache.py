@@ -8,7 +8,7 @@ caller's business.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glassformer.errors import ShapeError
@@ -25,6 +25,8 @@ class Cache:
         keys, values: per layer (batch, kv_head, capacity, d_head), keys already rotated; None where a layer has none.
         states: per layer with a recurrence, its state after the last token, (batch, …) each.
         length: slots filled so far, the same for every row.
+        tokens: (batch, capacity) ids, where a text that grows may have to be computed anew; else None.
+        made: (batch,) how long the texts were when what is held was computed, where tokens are kept.
         mask: (batch, capacity) bool, False where a slot holds padding; None when none does.
     """
 
@@ -58,6 +60,12 @@ class Cache:
         self.recurrent = any(x.mixer is not None and not isinstance(x.mixer, Attention) for x in config.layers)
         self.length = 0
         self.mask: Bool[Tensor, "batch capacity"] | None = None
+        if config.turns_by_length:
+            self.tokens = torch.zeros(batch, capacity, dtype=torch.long, device=device)
+
+    tokens: Int[Tensor, "batch capacity"] | None = None
+    made: Int[Tensor, " batch"] | None = None
+    whole: int | None = None  # how long the texts are that this is a part of, where that is known
 
     @property
     def batch(self) -> int:
@@ -145,6 +153,9 @@ class Cache:
                 if a is not None and b is not None:
                     a[:, :, :length] = b[:, :, :length]
         self.states = {} if length == 0 else {k: dict(state) for k, state in other.states.items()}
+        if self.tokens is not None and other.tokens is not None:
+            self.tokens[:, :length] = other.tokens[:, :length]
+            self.made = None if other.made is None else other.made.clone()
         self.length = length
 
     def expand(self, batch: int, capacity: int | None = None) -> Cache:
@@ -165,6 +176,10 @@ class Cache:
             layer: {name: x.expand(batch, *x.shape[1:]).clone() for name, x in state.items()}
             for layer, state in self.states.items()
         }
+        if self.tokens is not None:
+            copy.tokens = self.tokens.new_zeros(batch, capacity)
+            copy.tokens[:, : self.length] = self.tokens[:, : self.length]
+            copy.made = None if self.made is None else self.made.expand(batch).clone()
         copy.keys, copy.values = [], []
         for mine, theirs in ((self.keys, copy.keys), (self.values, copy.values)):
             for x in mine:

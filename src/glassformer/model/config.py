@@ -204,6 +204,14 @@ class Config:
         return self.learned_positions or self.sinusoids is not None
 
     @property
+    def turns_by_length(self) -> bool:
+        """Whether the length of the whole text decides how its positions are turned: a text that grows past such a
+        point is computed anew from its first token."""
+        mixers = (layer.mixer for layer in self.layers)
+        rotaries = (mixer.rotary for mixer in mixers if isinstance(mixer, Attention))
+        return any(r is not None and r.scaling is not None and r.scaling.varies for r in rotaries)
+
+    @property
     def n_layers(self) -> int:
         """How many layers there are."""
         return len(self.layers)

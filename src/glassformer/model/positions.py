@@ -22,23 +22,52 @@ class RotaryTable:
     """
 
     def __init__(self, dims: int, theta: float, scaling: RopeScaling | None) -> None:
-        self.dims = dims
+        self.dims, self.theta, self.scaling = dims, theta, scaling
+        self.varies = scaling is not None and scaling.varies
         self.frequencies = _frequencies(dims, theta, scaling)
-        self.factor = scaling.attention_factor if scaling is not None and scaling.kind == "yarn" else 1.0
+        self.factor = scaling.attention_factor if scaling is not None and scaling.kind in ("yarn", "longrope") else 1.0
         self._on: dict[torch.device, Tensor] = {}
 
     def __call__(
-        self, positions: Int[Tensor, "batch query"], dtype: torch.dtype
+        self,
+        positions: Int[Tensor, "batch query"],
+        dtype: torch.dtype,
+        lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch query 1 pair"], Float[Tensor, "batch query 1 pair"]]:
-        """Cosine and sine of every rotated pair's angle at every position."""
+        """Cosine and sine of every rotated pair's angle at every position; `lengths` are those of the whole texts, up
+        to the last of these positions where they are not given."""
         frequencies = self._on.get(positions.device)
         if frequencies is None:
             frequencies = self._on[positions.device] = self.frequencies.to(positions.device)
+        if self.varies:
+            lengths = positions.amax(1) + 1 if lengths is None else lengths
+            frequencies = self._of_lengths(frequencies, lengths)
         angles = positions[..., None, None].float() * frequencies
         cos, sin = angles.cos(), angles.sin()
         if self.factor != 1.0:
             cos, sin = cos * self.factor, sin * self.factor
         return cos.to(dtype), sin.to(dtype)
+
+    def regime(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """What of a text's length decides its frequencies: two texts with the same number have the same."""
+        if not self.varies:
+            return torch.zeros_like(lengths)
+        assert self.scaling is not None
+        original = self.scaling.original_context
+        return (lengths > original).long() if self.scaling.kind == "longrope" else lengths.clamp(min=original)
+
+    def _of_lengths(self, usual: Tensor, lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 pair"]:
+        assert self.scaling is not None
+        scaling, beyond = self.scaling, (lengths > self.scaling.original_context)[:, None]
+        if scaling.kind == "longrope":
+            other = _powers(self.dims, self.theta).to(usual.device)
+            other = 1.0 / (torch.tensor(scaling.long_factors, device=usual.device) * other)
+        else:
+            stretch = scaling.factor * lengths.float() / scaling.original_context - (scaling.factor - 1)
+            base = self.theta * stretch.clamp(min=1.0) ** (self.dims / (self.dims - 2))
+            shares = torch.arange(0, self.dims, 2, dtype=torch.int64, device=usual.device).float() / self.dims
+            other = 1.0 / base[:, None] ** shares
+        return torch.where(beyond, other, usual)[:, None, None]
 
 
 class SinusoidTable:
@@ -65,11 +94,17 @@ def rotate(
     return ops.rotate(x, cos, sin)
 
 
+def _powers(dims: int, theta: float) -> Float[Tensor, " pair"]:
+    return theta ** (torch.arange(0, dims, 2, dtype=torch.int64, device="cpu").float() / dims)
+
+
 def _frequencies(dims: int, theta: float, scaling: RopeScaling | None) -> Float[Tensor, " pair"]:
-    powers = theta ** (torch.arange(0, dims, 2, dtype=torch.int64, device="cpu").float() / dims)
+    powers = _powers(dims, theta)
     frequencies = 1.0 / powers
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return frequencies
+    if scaling.kind == "longrope":
+        return 1.0 / (torch.tensor(scaling.factors, dtype=torch.float32, device="cpu") * powers)
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     if scaling.kind == "factors":

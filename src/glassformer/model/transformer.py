@@ -153,6 +153,8 @@ class Transformer(nn.Module):
             ShapeError: for tokens that do not fit the cache, the positions or the vocabulary's type.
             SiteError: when a tap names a place that is absent or that this forward did not reach.
         """
+        new = tokens.shape[-1]
+        tokens, mask = self._whole(tokens, cache, mask)
         looking, state = self._begin(tokens, cache, mask, tap)
         x = self._blocks(self.embedded(tokens, state.where, looking), state, looking)
         view = None if looking is None else looking.top
@@ -160,11 +162,10 @@ class Transformer(nn.Module):
             x = x[:, -1:]
         x = self.normed(x, view)
         logits = self.unembed_hidden(x[:, -1:] if last else x, view)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
+        self._end(tokens, cache, state)
         if looking is not None:
             looking.finish()
-        return logits
+        return logits[:, -new:]
 
     def hidden(
         self,
@@ -179,14 +180,15 @@ class Transformer(nn.Module):
 
         `run_block(block, *args)` replaces the plain call of each block, for activation checkpointing.
         """
+        new = tokens.shape[-1]
+        tokens, mask = self._whole(tokens, cache, mask)
         looking, state = self._begin(tokens, cache, mask, tap)
         x = self._blocks(self.embedded(tokens, state.where, looking), state, looking, run_block=run_block)
         x = self.normed(x, None if looking is None else looking.top)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
+        self._end(tokens, cache, state)
         if looking is not None:
             looking.finish()
-        return x
+        return x[:, -new:]
 
     def unembed_hidden(
         self, x: Float[Tensor, "batch query d_model"], view: View | None = None
@@ -252,16 +254,52 @@ class Transformer(nn.Module):
         """
         where = Where(positions, None if keys_mask is None else keys_mask[:, start:], start)
         looking = None if tap is None else Looking(tap, self.config, where)
-        state = Pass(where, Visible(start, keys_mask), self.angles(positions), cache, dict(shared or {}))
+        lengths = None
+        if cache is not None and cache.whole is not None:
+            lengths = (positions.amax(1) + 1).clamp(min=cache.whole)
+        state = Pass(where, Visible(start, keys_mask), self.angles(positions, lengths), cache, dict(shared or {}))
         return self._blocks(x, state, looking, layers=layers)
 
-    def angles(self, positions: Int[Tensor, "batch query"]) -> tuple[Angles, ...]:
-        """Cosines and sines at these positions, for each of the rotary tables that layers name by number."""
-        return tuple(table(positions, self.dtype) for table in self.tables)
+    def angles(
+        self, positions: Int[Tensor, "batch query"], lengths: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Angles, ...]:
+        """Cosines and sines at these positions, for each of the rotary tables that layers name by number; of texts
+        that end with the last of them, or are as long as `lengths` says."""
+        return tuple(table(positions, self.dtype, lengths) for table in self.tables)
 
     def table(self, layer: int) -> int | None:
         """Which rotary table turns this layer's queries and keys; None where nothing is turned."""
         return getattr(self.blocks[layer].mixer, "table", None)
+
+    def _whole(
+        self, tokens: Tensor, cache: Cache | None, mask: Tensor | None
+    ) -> tuple[Tensor, Bool[Tensor, "batch query"] | None]:
+        """The tokens to compute: those given, or with those that the cache holds before them, which then is empty,
+        where the text has grown past a length at which all its positions turn otherwise."""
+        if cache is None or cache.tokens is None or cache.made is None or cache.length == 0 or tokens.ndim != 2:
+            return tokens, mask
+        held, fresh = cache.mask, tokens.shape[1] if mask is None else mask.sum(1)
+        before = cache.length if held is None else held[:, : cache.length].sum(1)
+        lengths = torch.zeros_like(cache.made) + before + fresh
+        if all(torch.equal(table.regime(cache.made), table.regime(lengths)) for table in self.tables):
+            return tokens, mask
+        whole = torch.cat([cache.tokens[:, : cache.length], tokens], 1)
+        if held is not None or mask is not None:
+            old = torch.ones_like(whole[:, : cache.length], dtype=torch.bool)
+            new = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+            mask = torch.cat([old if held is None else held[:, : cache.length], new], 1)
+        cache.check(*tokens.shape)
+        cache.truncate(0)
+        return whole, mask
+
+    def _end(self, tokens: Tensor, cache: Cache | None, state: Pass) -> None:
+        """The forward is done, and the cache may count what it holds."""
+        if cache is None:
+            return
+        if cache.tokens is not None:
+            cache.tokens[:, cache.length : cache.length + tokens.shape[1]] = tokens
+            cache.made = state.where.positions.amax(1) + 1
+        cache.advance(tokens.shape[1])
 
     def _begin(
         self, tokens: Tensor, cache: Cache | None, mask: Tensor | None, tap: Tap | None

@@ -49,6 +49,7 @@ def plain(c: Config) -> bool:
         and layer.residual_scale is None
         and not layer.parallel
         and not c.adds_positions
+        and not c.turns_by_length
         and not c.embedding_norm
         and c.d_embed is None
         and c.final_norm

@@ -36,6 +36,7 @@ def refusal(config: Config) -> str | None:
     learned = config.learned_positions
     reasons = {
         "norms elsewhere than before the parts": layer.norms != "before",
+        "positions that turn by the text's length": config.turns_by_length,
         "fixed vectors of positions": config.sinusoids is not None,
         "scaled residuals": layer.residual_scale is not None,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),

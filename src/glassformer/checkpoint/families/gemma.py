@@ -103,7 +103,7 @@ def _rotary(attributes: Attributes, context: int) -> Rotary:
 
 
 def _rotaries(attributes: Attributes, context: int, sliding: bool) -> tuple[Rotary, Rotary | None]:
-    """Gemma 3 turns its two kinds of layers by different bases, and stretches only those that see everything."""
+    """Gemma 3 turns its two kinds of layers by different bases, and mostly stretches only those that see everything."""
     kinds = attributes.table("rope_parameters")
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
@@ -112,9 +112,7 @@ def _rotaries(attributes: Attributes, context: int, sliding: bool) -> tuple[Rota
     near = kinds.get("sliding_attention") or {}
     theta, scaling = rope(attributes, context, attributes.number("rope_theta", 1_000_000.0), wide)
     local, stretched = rope(attributes, context, attributes.number("rope_local_base_freq", 10_000.0), near)
-    if stretched is not None:
-        raise attributes.unsupported("rope_parameters.sliding_attention", near)
-    return Rotary(theta, scaling=scaling), Rotary(local) if sliding else None
+    return Rotary(theta, scaling=scaling), Rotary(local, scaling=stretched) if sliding else None
 
 
 def _write(name: str, config: Config) -> dict[str, Any]:
@@ -143,7 +141,10 @@ def _write(name: str, config: Config) -> dict[str, Any]:
     if name == "gemma2":
         return {**settings, **rope_settings(config)}
     wide, local = rotary_of(config, window=False), rotary_of(config, window=True)
-    scaling = {"rope_type": "default"} if wide.scaling is None else scaling_settings(wide.scaling)
+    scaling, near = (
+        {"rope_type": "default"} if rotary.scaling is None else scaling_settings(rotary.scaling)
+        for rotary in (wide, local)
+    )
     # Said once, in the spelling that transformers writes since version 5 and that keeps the two kinds of layers apart,
     # and once more in the older one, which agrees.
     return {
@@ -153,7 +154,7 @@ def _write(name: str, config: Config) -> dict[str, Any]:
         "rope_scaling": None if wide.scaling is None else scaling,
         "rope_parameters": {
             "full_attention": {**scaling, "rope_theta": wide.theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": local.theta},
+            "sliding_attention": {**near, "rope_theta": local.theta},
         },
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ GGUF_ROWS: tuple[Row, ...] = (
 
 def _read(attributes: Attributes) -> Config:
     heads, d_model = attributes.integer("n_head", 12), attributes.integer("n_embd", 768)
-    return uniform(
+    config = uniform(
         vocab_size=attributes.integer("vocab_size", 50_257),
         d_model=d_model,
         n_layers=attributes.layers("n_layer", 12),
@@ -79,6 +80,19 @@ def _read(attributes: Attributes) -> Config:
         learned_positions=True,
         tied=attributes.flag("tie_word_embeddings", True),
     )
+    if attributes.flag("scale_attn_by_inverse_layer_idx", False):
+        return _by_layer(config)
+    return config
+
+
+def _by_layer(config: Config) -> Config:
+    """Scores of layer i are divided by i + 1 besides."""
+    layers = []
+    for i, layer in enumerate(config.layers):
+        assert isinstance(layer.mixer, Attention)
+        mixer = dataclasses.replace(layer.mixer, scale=layer.mixer.score_scale / (i + 1))
+        layers.append(dataclasses.replace(layer, mixer=mixer))
+    return dataclasses.replace(config, layers=tuple(layers))
 
 
 def _write(config: Config) -> dict[str, Any]:
@@ -94,6 +108,7 @@ def _write(config: Config) -> dict[str, Any]:
         "activation_function": "gelu_new" if name == "gelu_pytorch_tanh" else name,
         "layer_norm_epsilon": config.norm.eps,
         "scale_attn_weights": attention.scale != 1.0,
+        "scale_attn_by_inverse_layer_idx": len({config.attention(i).scale for i in range(config.n_layers)}) > 1,
         "tie_word_embeddings": config.tied,
     }
 
@@ -142,7 +157,6 @@ GPT2 = Family(
     read=_read,
     write=_write,
     prefixes=("transformer.", ""),
-    only={"scale_attn_by_inverse_layer_idx": (False,)},
     ignored=(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$",),
     gguf=GgufLayout("gpt2", GGUF_ROWS, _read_gguf, _write_gguf),
 )

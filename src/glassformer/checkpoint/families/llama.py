@@ -20,6 +20,7 @@ from glassformer.checkpoint.families.settings import (
     one_window,
     rope,
     rope_settings,
+    rotary_of,
     windows,
 )
 from glassformer.checkpoint.keys import Shape
@@ -86,6 +87,8 @@ def _read(name: str, attributes: Attributes) -> Config:
     layers = attributes.layers("num_hidden_layers")
     context = attributes.integer("max_position_embeddings", {"llama": 2048, "mistral": 131_072}.get(name, 32_768))
     theta, scaling = rope(attributes, context, attributes.number("rope_theta", 10_000.0))
+    if scaling is not None and scaling.kind == "dynamic":  # made to go on beyond what it was trained for
+        context = round(context * scaling.factor)
     bias = name == "qwen2" or (name != "mistral" and attributes.flag("attention_bias", False))
     return uniform(
         vocab_size=attributes.integer("vocab_size"),
@@ -111,6 +114,12 @@ def _read(name: str, attributes: Attributes) -> Config:
         windows=_windows(name, attributes, layers),
         tied=attributes.flag("tie_word_embeddings", False),
     )
+
+
+def _trained(config: Config) -> int:
+    """The context that a config.json names: of dynamic scaling, the length before it sets in."""
+    scaling = rotary_of(config).scaling
+    return scaling.original_context if scaling is not None and scaling.kind == "dynamic" else config.context
 
 
 def _windows(name: str, attributes: Attributes, layers: int) -> tuple[int | None, ...]:
@@ -140,7 +149,7 @@ def _write(name: str, config: Config) -> dict[str, Any]:
         "num_key_value_heads": attention.n_kv_heads,
         "head_dim": attention.d_head,
         "hidden_act": ACTIVATION_NAMES[feed.activation],
-        "max_position_embeddings": config.context,
+        "max_position_embeddings": _trained(config),
         "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tied,
         **rope_settings(config),

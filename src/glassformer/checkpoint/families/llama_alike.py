@@ -77,6 +77,21 @@ def _length_settings(config: Config) -> dict[str, Any]:
     return {"rope_theta": None, "rope_scaling": None, "rope_parameters": parameters}
 
 
+def _long(config: Config, attributes: Attributes) -> Config:
+    """Phi-3 knows one scaling, under names that say others elsewhere."""
+    rotary = config.attention(0).rotary
+    if rotary is not None and rotary.scaling is not None and rotary.scaling.kind != "longrope":
+        raise attributes.unsupported("rope_scaling", rotary.scaling.kind)
+    return config
+
+
+def _original(config: Config) -> dict[str, Any]:
+    rotary = config.attention(0).rotary
+    if rotary is None or rotary.scaling is None:
+        return {}
+    return {"original_max_position_embeddings": rotary.scaling.original_context}
+
+
 LLAMA_ALIKE = (
     Alike("arcee", "Arcee", gated=False, defaults={"activation": "relu2"}),
     Alike(
@@ -172,6 +187,8 @@ LLAMA_ALIKE = (
         fixed=_NO_BIASES,
         joined={"self_attn.qkv_proj": ("attn.q", "attn.k", "attn.v"), "mlp.gate_up_proj": ("mlp.gate", "mlp.up")},
         slides=lambda i: True,
+        read=_long,
+        write=_original,
         no_effect=frozenset(["original_max_position_embeddings"]),
     ),
     Alike(

@@ -67,8 +67,10 @@ def rope(
     inner = attributes.inside(parameters, "rope_parameters")
     base = inner.number("rope_theta", theta)
     kind = inner.text("rope_type", inner.text("type", "default"))
-    for name in ("mrope_section", "short_factor", "long_factor"):
-        inner.only(name)
+    inner.only("mrope_section")
+    if kind not in ("longrope", "su"):
+        for name in ("short_factor", "long_factor"):
+            inner.only(name)
     if kind == "default":
         return base, None
     if kind == "linear":
@@ -90,6 +92,10 @@ def rope(
         )
     if kind == "yarn":
         return base, _yarn(inner, original, context)
+    if kind in ("longrope", "su"):
+        return base, _longrope(inner, original, context)
+    if kind == "dynamic":
+        return base, RopeScaling("dynamic", factor=inner.number("factor"), original_context=context)
     raise inner.unsupported("rope_type", kind)
 
 
@@ -125,6 +131,25 @@ def _yarn(inner: Attributes, original: int, context: int) -> RopeScaling:
         high=inner.number("beta_fast", 32.0),
         attention_factor=attention,
         truncate=inner.flag("truncate", True),
+    )
+
+
+def _longrope(inner: Attributes, original: int, context: int) -> RopeScaling:
+    factor = inner.number("factor", context / original)
+    attention = inner.number("attention_factor", None)
+    if attention is None:
+        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    lists = [inner.sequence(name) or [] for name in ("short_factor", "long_factor")]
+    if any(not isinstance(x, (int, float)) or isinstance(x, bool) for factors in lists for x in factors):
+        raise CheckpointError(f"{inner.where} sets short_factor and long_factor to lists that hold more than numbers.")
+    short, long = (tuple(float(x) for x in factors) for factors in lists)
+    return RopeScaling(
+        "longrope",
+        factor=factor,
+        original_context=original,
+        attention_factor=attention,
+        factors=short,
+        long_factors=long,
     )
 
 
@@ -198,6 +223,14 @@ def scaling_settings(scaling: RopeScaling) -> dict[str, Any]:
         }
         if not scaling.truncate:
             settings["truncate"] = False
+    elif scaling.kind == "longrope":
+        settings |= {
+            "short_factor": list(scaling.factors),
+            "long_factor": list(scaling.long_factors),
+            "attention_factor": float(scaling.attention_factor),
+        }
+    elif scaling.kind == "dynamic":
+        return settings
     elif scaling.kind == "factors":
         raise UnsupportedError(
             "Hugging Face layouts have no setting for rotary scaling 'factors', one divisor per rotated pair; "
@@ -272,6 +305,8 @@ def gguf_rope_settings(config: Config) -> dict[str, Any]:
     scaling = rotary.scaling
     if scaling is None or scaling.kind in ("llama3", "factors"):
         return settings
+    if scaling.varies:
+        raise UnsupportedError(f"GGUF has no setting for rotary scaling {scaling.kind!r} that is read here.")
     settings |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
     if scaling.kind == "yarn":
         settings["rope.scaling.original_context_length"] = scaling.original_context

@@ -7,7 +7,7 @@ from typing import Literal
 
 from glassformer.errors import ConfigError
 
-SCALINGS: tuple[str, ...] = ("linear", "llama3", "yarn", "factors")
+SCALINGS: tuple[str, ...] = ("linear", "llama3", "yarn", "factors", "longrope", "dynamic")
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,18 @@ class RopeScaling:
         kind: "linear" divides every frequency by `factor` (position interpolation,
             arXiv:2306.15595); "llama3" divides only the slow ones, blended between `low` and
             `high`; "yarn" interpolates by parts (arXiv:2309.00071); "factors" divides each
-            frequency by its own number in `factors`.
+            frequency by its own number in `factors`; "longrope" (arXiv:2402.13753) does so with other numbers for texts
+            that are longer than `original_context`; "dynamic" raises the base with the text's length beyond it.
         factor: the stretch; new length over the original one.
-        original_context: tokens the model was first trained for ("llama3", "yarn").
+        original_context: tokens the model was first trained for (all but "linear" and "factors").
         low, high: "llama3" low/high frequency factors; "yarn" beta_slow/beta_fast.
-        attention_factor: "yarn": cosines and sines are multiplied by it.
+        attention_factor: "yarn", "longrope": cosines and sines are multiplied by it.
         truncate: "yarn": where interpolation begins and ends is rounded to whole pairs.
-        factors: "factors": one divisor per rotated pair.
+        factors: "factors", "longrope": one divisor per rotated pair.
+        long_factors: "longrope": the same for texts beyond `original_context`.
     """
 
-    kind: Literal["linear", "llama3", "yarn", "factors"]
+    kind: Literal["linear", "llama3", "yarn", "factors", "longrope", "dynamic"]
     factor: float = 1.0
     original_context: int = 0
     low: float = 1.0
@@ -35,19 +37,26 @@ class RopeScaling:
     attention_factor: float = 1.0
     factors: tuple[float, ...] = ()
     truncate: bool = True
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in SCALINGS:
             raise ConfigError(f"Rotary scaling {self.kind!r} is unknown; known are {', '.join(SCALINGS)}.")
         if not self.factor > 0 or not self.attention_factor > 0:
             raise ConfigError("Rotary scaling needs a factor and an attention_factor above 0.")
-        if self.kind in ("llama3", "yarn"):
-            if self.original_context < 1:
-                raise ConfigError(f"Rotary scaling {self.kind!r} needs original_context, the length first trained for.")
-            if not 0 < self.low < self.high:
-                raise ConfigError(f"Rotary scaling {self.kind!r} needs 0 < low < high; got {self.low} and {self.high}.")
-        if self.kind == "factors" and (not self.factors or min(self.factors) <= 0):
-            raise ConfigError("Rotary scaling 'factors' needs one positive divisor per rotated pair.")
+        if self.kind in ("llama3", "yarn", "longrope", "dynamic") and self.original_context < 1:
+            raise ConfigError(f"Rotary scaling {self.kind!r} needs original_context, the length first trained for.")
+        if self.kind in ("llama3", "yarn") and not 0 < self.low < self.high:
+            raise ConfigError(f"Rotary scaling {self.kind!r} needs 0 < low < high; got {self.low} and {self.high}.")
+        if self.kind in ("factors", "longrope") and (not self.factors or min(self.factors) <= 0):
+            raise ConfigError(f"Rotary scaling {self.kind!r} needs one positive divisor per rotated pair.")
+        if self.kind == "longrope" and (len(self.long_factors) != len(self.factors) or min(self.long_factors) <= 0):
+            raise ConfigError("Rotary scaling 'longrope' needs as many positive long_factors as factors.")
+
+    @property
+    def varies(self) -> bool:
+        """Whether the length of the whole text decides how its positions are turned."""
+        return self.kind in ("longrope", "dynamic")
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,6 @@ class Rotary:
                 f"is {rotated}; choose a share that gives an even number of at least 2."
             )
         scaling = self.scaling
-        if scaling is not None and scaling.kind == "factors" and len(scaling.factors) != rotated // 2:
+        if scaling is not None and scaling.factors and len(scaling.factors) != rotated // 2:
             raise ConfigError(f"Rotary scaling gives {len(scaling.factors)} factors for {rotated // 2} rotated pairs.")
         return rotated
