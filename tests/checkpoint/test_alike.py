@@ -72,6 +72,7 @@ _MANY_EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 12,
     "shared_expert_intermediate_size": 10,
 }
+_CONVOLVED = {**_WITHOUT_HEAD_DIM, "layer_types": ["conv", "full_attention", "conv"], "tie_word_embeddings": False}
 _MAMBA: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -156,6 +157,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "jais2": _SMALL,
     "falcon_mamba": {**_MAMBA, "mixer_rms_eps": 1e-4},
+    "jamba": {
+        **_WITHOUT_HEAD_DIM,
+        "num_hidden_layers": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 3,
+        "expert_layer_offset": 0,
+        "num_experts": 4,
+        "mamba_d_state": 5,
+        "mamba_dt_rank": 3,
+        "mamba_proj_bias": True,
+    },
+    "lfm2": {**_CONVOLVED, "block_multiple_of": 8, "conv_bias": True},
+    "lfm2_moe": {
+        **_CONVOLVED,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "num_dense_layers": 1,
+        "routed_scaling_factor": 1.5,
+    },
     "mamba": _MAMBA,
     "mamba2": {
         "vocab_size": VOCAB,

@@ -16,8 +16,10 @@ from glassformer.checkpoint.families.fixed_positions import FIXED_POSITIONS
 from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
+from glassformer.checkpoint.families.jamba import JAMBA
 from glassformer.checkpoint.families.latent import LATENT, LATENT_EXPERTS
 from glassformer.checkpoint.families.layered import GRANITE_SWA, LAYERED
+from glassformer.checkpoint.families.lfm import LFM
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba1 import MAMBA1
@@ -37,7 +39,7 @@ _ALL = (
     *(FALCON, NEOX_JAPANESE),
     *MAMBA1,
     MAMBA2,
-    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED)),
+    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *LFM, JAMBA)),
     *(family.family() for family in MAMBA_HYBRIDS),
     NEMOTRON_H,
 )

@@ -74,9 +74,16 @@ class Layers:
     write: Callable[[Flags], dict[str, Any]]
 
 
-def by_types(default: Callable[[int], bool], key: str = "layer_types") -> Layers:
-    """Named layer by layer; `default` says which have the other mixer where nothing is named."""
-    names = {"linear_attention": True, "mamba": True, "full_attention": False, "attention": False}
+_TYPES = {"linear_attention": True, "mamba": True, "full_attention": False, "attention": False}
+
+
+def by_types(default: Callable[[int], bool], key: str = "layer_types", names: Mapping[str, bool] = _TYPES) -> Layers:
+    """Named layer by layer; `default` says which have the other mixer where nothing is named.
+
+    Args:
+        names: what a layer may be called -> whether it then has the other mixer; the first of each kind is written.
+    """
+    written = {kind: next(name for name, other in names.items() if other is kind) for kind in (True, False)}
 
     def read(attributes: Attributes, layers: int) -> Flags:
         said = attributes.sequence(key)
@@ -89,7 +96,7 @@ def by_types(default: Callable[[int], bool], key: str = "layer_types") -> Layers
                 raise attributes.unsupported(key, kind)
         return [names[kind] for kind in said]
 
-    return Layers(read, lambda flags: {key: ["linear_attention" if flag else "full_attention" for flag in flags]})
+    return Layers(read, lambda flags: {key: [written[flag] for flag in flags]})
 
 
 def _listed(attributes: Attributes, layers: int) -> Flags:
