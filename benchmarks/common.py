@@ -193,6 +193,40 @@ def report(name: str, title: str, body: str, options: argparse.Namespace, notes:
     PAGE.write_text(page, "utf-8")
 
 
+def rates(threads: int) -> dict[str, float]:
+    """What this machine reaches now: GFLOP/s of matrix products through oneDNN, and GB/s of a plain read.
+
+    Products of (1024, 2048) with (2048, 2048), the best of nine: float32 with a packed weight, bfloat16, and 8-bit
+    integers into 32; reading, 512 MiB with all threads, the best of nine.
+    """
+    import ctypes
+
+    import torch
+
+    from glassformer.kernels import infer_abi
+
+    rows, width = 1024, 2048
+    x, w = torch.randn(rows, width), torch.randn(width, width)
+    packed = torch.ops.mkldnn._reorder_linear_weight(w, rows)
+    low, weight = x.bfloat16(), w.bfloat16()
+    small, turned = (x * 40).to(torch.int8), (w.T * 40).to(torch.int8)
+    works = {
+        "float32": lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""),
+        "bfloat16": lambda: torch.nn.functional.linear(low, weight),
+        "int8": lambda: torch._int_mm(small, turned),
+    }
+    with torch.inference_mode():
+        found = {
+            name: 2e-9 * rows * width * width / min(seconds(work) for _ in range(9)) for name, work in works.items()
+        }
+    lib, size = infer_abi.library(), 512 << 20
+    place = lib.gf_allocate(size)
+    ctypes.memset(place, 1, size)
+    found["reading"] = size / min(lib.gf_read(place, size, threads) for _ in range(9)) / 1e9
+    lib.gf_free(place)
+    return found
+
+
 def smollm2() -> Path:
     """The catalogue's SmolLM2 GGUF, fetched when it is not on this machine yet."""
     from glassformer.fetch.sources import resolve

@@ -29,6 +29,7 @@ class Peer:
             llama_cpp.llama_model_default_params = plain
             self.built += "(its AMX buffers switched off: they crash)"
         self.models: dict[str, Any] = {}
+        self.many: dict[tuple[str, int], tuple[Any, Any, int]] = {}
 
     def __call__(self, do: str, **request: Any) -> Any:
         return getattr(self, do)(**request)
@@ -73,6 +74,50 @@ class Peer:
         start = time.perf_counter()
         model.eval(ids)
         return {"seconds": time.perf_counter() - start}
+
+    def context(self, path: str, rows: int, size: int, threads: int) -> tuple[Any, Any]:
+        """A context of its own for `rows` sequences of at most `size` tokens together, and its batch."""
+        made = self.many.get((path, rows))
+        if made is None or made[2] < size:
+            c = self.library
+            settings = c.llama_context_default_params()
+            settings.n_ctx, settings.n_seq_max = size, rows
+            settings.n_batch, settings.n_ubatch = size, 512
+            settings.n_threads = settings.n_threads_batch = threads
+            settings.kv_unified = True
+            context = c.llama_init_from_model(self.model(path, threads).model, settings)
+            made = self.many[path, rows] = context, c.llama_batch_init(size, 0, 1), size
+        return made[0], made[1]
+
+    def answer(self, path: str, prompts: list[list[int]], count: int, threads: int) -> dict[str, Any]:
+        """Greedy answers of `count` tokens to all prompts at once: seconds of the whole, and the tokens."""
+        import numpy
+
+        c, rows = self.library, len(prompts)
+        context, batch = self.context(path, rows, sum(map(len, prompts)) + rows * count, threads)
+        c.llama_memory_clear(c.llama_get_memory(context), True)
+        vocab = self.model(path, threads).n_vocab()
+
+        def enter(tokens: list[tuple[int, int, int, bool]]) -> list[int]:
+            batch.n_tokens = len(tokens)
+            for i, (token, place, row, wanted) in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, place, wanted
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, row
+            if code := c.llama_decode(context, batch):
+                raise RuntimeError(f"llama_decode gave {code}")
+            wanted = [i for i, one in enumerate(tokens) if one[3]]
+            return [
+                int(numpy.ctypeslib.as_array(c.llama_get_logits_ith(context, i), (vocab,)).argmax()) for i in wanted
+            ]
+
+        start = time.perf_counter()
+        last = enter([(t, i, row, i == len(p) - 1) for row, p in enumerate(prompts) for i, t in enumerate(p)])
+        answers = [[token] for token in last]
+        for step in range(count - 1):
+            last = enter([(token, len(prompts[row]) + step, row, True) for row, token in enumerate(last)])
+            for found, token in zip(answers, last, strict=True):
+                found.append(token)
+        return {"seconds": time.perf_counter() - start, "ids": answers}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Peer:
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="sdpa"
         )
         self.models = {"float32": model.eval()}
+        self.forms: dict[str, Any] = {}
         self.loading = time.perf_counter() - start
 
     def model(self, dtype: str) -> Any:
@@ -64,6 +65,29 @@ class Peer:
             found = model(rows, past_key_values=found.past_key_values, use_cache=True, logits_to_keep=1)
             token = int(found.logits[0, -1].argmax())
         return {"seconds": time.perf_counter() - start, "ids": answer}
+
+    def answer(self, prompts: list[list[int]], count: int, kind: str) -> dict[str, Any]:
+        """One prompt continued greedily; `kind` names the form and the precision, as in "compiled float32"."""
+        form, dtype = kind.split()
+        (ids,) = prompts
+        if form == "eager":
+            read = self.prefill(ids, dtype)["seconds"]
+            return {"seconds": read + (self.decode(ids, count - 1, dtype)["seconds"] if count > 1 else 0.0)}
+        rows = self.torch.tensor([ids])
+        self.compiled(dtype)(rows)  # the first call of a length compiles
+        start = time.perf_counter()
+        self.compiled(dtype)(rows)
+        return {"seconds": time.perf_counter() - start}
+
+    def compiled(self, dtype: str) -> Any:
+        """The reading of a text, compiled with its weights frozen."""
+        if dtype not in self.forms:
+            import torch._inductor.config as settings
+
+            settings.freezing = True
+            model = self.model(dtype)
+            self.forms[dtype] = self.torch.compile(lambda rows: model(rows, use_cache=False, logits_to_keep=1).logits)
+        return self.forms[dtype]
 
     def logprobs(self, windows: list[list[int]]) -> list[list[float]]:
         """Log-probability of every token but the first of each window."""
