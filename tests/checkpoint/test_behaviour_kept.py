@@ -212,12 +212,52 @@ def test_what_a_file_says_is_what_is_drawn_with(
         ({"top_p": 1.5}, r"sets top_p to 1\.5; it must be between 0 and 1"),
         ({"top_k": 2.5}, r"sets top_k to 2\.5; it must be a whole number"),
         ({"max_new_tokens": True}, "sets max_new_tokens to True; it must be a whole number of at least 1"),
+        ({"stop_strings": ["a", 3]}, r"sets stop_strings to \['a', 3\]; it must be a text or a list of them"),
     ],
 )
 def test_a_default_that_cannot_be_meant_is_refused(tmp_path: Path, said: dict[str, Any], words: str) -> None:
     source = folder(tmp_path / "m", generation=said)
     with pytest.raises(TokenizerError, match=rf"generation_config\.json {words}"):
         Tokenizer.from_directory(source)
+
+
+def test_length_and_stops_of_the_file_hold_where_the_user_says_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What transformers answers with the same generation_config.json is the reference."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.cli.running import run
+    from tests.serve.running import running
+
+    said = {"max_new_tokens": 4, "do_sample": False}
+    source = folder(tmp_path / "source", generation=said)
+    tokenizer = Tokenizer.from_directory(source)
+    ids = tokenizer.encode("the")
+    judge = AutoModelForCausalLM.from_pretrained(source).eval()
+    want = judge.generate(torch.tensor([ids]), pad_token_id=0)[0, len(ids) :].tolist()
+    assert len(want) == 4
+
+    def answered(where: Path, *more: str) -> dict[str, Any]:
+        code, out, _ = run(capsys, "complete", "the", "-m", where, "--json", *more)
+        assert code == 0
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    found = answered(source)
+    assert ([piece["id"] for piece in found["pieces"]], found["finish"]) == (want, "length")
+    assert len(answered(source, "--max-tokens", "9")["pieces"]) == 9
+    stop = found["answer"][2]
+    stops = folder(tmp_path / "stops", generation={**said, "stop_strings": [stop]})
+    cut = found["answer"][: found["answer"].index(stop)]
+    assert (answered(stops)["answer"], answered(stops)["finish"]) == (cut, "stop")
+    assert answered(stops, "--stop", "no such text")["answer"] == found["answer"]
+    with running(gf.load(stops)) as server, server.client() as client:
+        asked: dict[str, Any] = {"model": "tiny", "prompt": "the"}
+        assert client.completions.create(**asked).choices[0].text == cut
+        whole = client.completions.create(**asked, stop="no such text", max_tokens=-1).choices[0]
+        assert whole.finish_reason == "length"
+        assert whole.text.startswith(found["answer"])
 
 
 def test_a_fine_tuned_run_stops_and_draws_as_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,11 @@ def test_a_report_is_one_file(model: str, tmp_path: Path, capsys: pytest.Capture
     assert out.read_text("utf-8").startswith("<!doctype html>")
     said = capsys.readouterr()
     assert said.out == ""
-    assert "mole.html" in said.err
+    *progress, last = said.err.strip().splitlines()
+    assert "mole.html" in last
+    assert all(line.endswith(" …") for line in progress)
+    assert len(set(progress)) == len(progress)
+    assert {"stage …", "why …", "lens …"} <= set(progress)
 
 
 def test_the_gallery(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -23,6 +25,7 @@ from glassformer.data import readers, sources
 from glassformer.data.corpus import build_corpus, corpora_dir, text_iterator
 from glassformer.data.sources import Report, expand
 from glassformer.errors import DataError, TokenizerError
+from glassformer.system.files import remove
 from glassformer.tokenizer.tokenizer import Tokenizer
 from tests.data.corpora import SENTENCES, a_cache, a_tokenizer, texts, whole
 
@@ -89,8 +92,31 @@ def test_standard_input(cache: Path, tokenizer: Tokenizer, monkeypatch: pytest.M
     assert list(text_iterator("-")) == ["from a pipe"]
     assert texts(whole("-", tokenizer), tokenizer) == ["from a pipe"]
     assert isinstance(spooled[0], sources.FileSource)
-    sources._remove(str(spooled[0].path))
-    sources._remove(str(spooled[0].path))
+    remove(spooled[0].path)
+
+
+SPOOLER = """
+import os, signal, sys
+from glassformer.data.sources import Report, expand
+print(expand("-", Report())[0].path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_kept_of_standard_input_goes_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", SPOOLER], input=b"left behind", stdout=subprocess.PIPE)
+    left = Path(done.stdout.decode().strip())
+    assert (done.returncode, left.parent, left.read_bytes()) == (-signal.SIGKILL, tmp_path, b"left behind")
+    assert left.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"the next")))
+    (source,) = expand("-", Report())
+    assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"the next"]
+    assert isinstance(source, sources.FileSource)
+    remove(source.path)
 
 
 def test_the_standard_library_is_there_and_in_order() -> None:

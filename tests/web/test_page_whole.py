@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -67,6 +69,29 @@ def test_an_image_of_a_view(app: Watched):
     path = Path(waiting.value.path())
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert path.stat().st_size > 10_000
+
+
+UNTRUE = r"darker|brighter|lighter|\b1 (words|tokens|parts|heads|layers)\b|larger than 100|blocks\.\d"
+EVERYTHING = """() => {
+    const labels = [...document.querySelectorAll("[title], [aria-label]")]
+        .flatMap((one) => [one.getAttribute("title"), one.getAttribute("aria-label")]);
+    const hints = [...document.querySelectorAll("[role=tabpanel]:not([hidden]) *")].slice(0, 3000).map((one) => {
+        one.dispatchEvent(new PointerEvent("pointermove", { clientX: 9, clientY: 9 }));
+        return document.querySelector(".tip")?.textContent;
+    });
+    return [document.body.innerText, ...labels, ...new Set(hints)].join("\\n");
+}"""
+
+
+@pytest.mark.parametrize(("theme", "text"), [("light", TEXT), ("dark", "One")])
+def test_no_room_says_what_is_true_in_one_theme_or_number_only(app: Watched, theme: str, text: str):
+    app.open(f"#text={quote(text)}")
+    app.page.click(f"[aria-label='Theme'] [data-choice='{theme}']")
+    for room in ROOMS:
+        app.room(room)
+        said = app.page.evaluate(EVERYTHING)
+        assert not re.findall(f".*(?:{UNTRUE}).*", said), room
+        assert room != "why" or "of its kind" in said
 
 
 def test_themes_and_large_type(app: Watched):

@@ -27,9 +27,6 @@ SHOWN = 5  # rejected alternatives beside each token
 INTERRUPTED = 130
 _INDENT = 27  # columns before the rejected alternatives
 
-MaxTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Tokens of the answer; 0 for all that fit.")
-]
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends the answer; may be given several times.")
 ]
@@ -72,6 +69,13 @@ def sampling_options(defaults: Mapping[str, Any]) -> list[inspect.Parameter]:
     return found
 
 
+def _most(usual: int | None) -> Any:
+    """The option for the answer's length, with the verb's own where neither the user nor the model says."""
+    shown = f"the model's own, else {usual or 'all that fit'}"
+    help = "Tokens of the answer; 0 for all that fit."
+    return Annotated[int | None, typer.Option("--max-tokens", "-n", metavar="N", help=help, show_default=shown)]
+
+
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
@@ -82,15 +86,17 @@ class How:
 
     Attributes:
         given: sampling settings that the command line names.
-        usual: the verb's own, for what neither the command line nor the model says.
+        usual: the verb's own, for what neither the command line nor the model says. usual_tokens: the same of
+            `max_tokens`.
     """
 
-    max_tokens: MaxTokensOption = None
+    max_tokens: int | None = None
     stop: StopOption = None
     precision: PrecisionOption = "exact"
     show: ShowOption = False
     given: dict[str, Any] = field(default_factory=dict)
     usual: dict[str, Any] = field(default_factory=dict)
+    usual_tokens: int | None = None
 
     def options(self, model: Model) -> dict[str, Any]:
         """For `Model.generate`: what was said comes before what the model's files say, and that before the verb's own.
@@ -102,7 +108,10 @@ class How:
         if "logit_bias" in said:
             said["logit_bias"] = bias(said["logit_bias"])
         own = self.usual | model.generation.sampling
-        rest = {"stop": self.stop or (), "precision": self.precision, "max_tokens": self.max_tokens or None}
+        most = self.max_tokens
+        if most is None:
+            most = model.generation.max_tokens or self.usual_tokens
+        rest = {"stop": self.stop or model.generation.stop, "precision": self.precision, "max_tokens": most or None}
         return own | said | rest
 
 
@@ -115,13 +124,15 @@ def answering(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., 
         own = inspect.signature(verb, eval_str=True)
         hints = get_type_hints(How, include_extras=True)
         names = ("max_tokens", "stop", "precision", "show")
-        plain = [_option(n, hints[n], defaults.get(n, getattr(How, n))) for n in names]
+        most = defaults.get("max_tokens")
+        hints["max_tokens"] = _most(most)
+        plain = [_option(n, hints[n], None if n == "max_tokens" else defaults.get(n, getattr(How, n))) for n in names]
         shared = [plain[0], *sampling_options(usual), *plain[1:]]
 
         @functools.wraps(verb)
         def command(**given: Any) -> None:
             said = {name: given.pop(name) for name in known if name in given}
-            how = How(**{name: given.pop(name) for name in names}, given=said, usual=usual)
+            how = How(**{name: given.pop(name) for name in names}, given=said, usual=usual, usual_tokens=most)
             verb(**given, how=how)
 
         parameters = [p for one in own.parameters.values() for p in (shared if one.name == "how" else [one])]

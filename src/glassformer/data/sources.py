@@ -7,7 +7,6 @@ depends on the machine. This module opens no text; `readers` does.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import glob
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import IO, Any
 from urllib.parse import parse_qsl
 
 from glassformer.errors import DataError, near
+from glassformer.system.files import remove, sweep, temporary
 
 Spec = str | os.PathLike[str] | list[Any] | tuple[Any, ...] | None
 
@@ -172,18 +172,15 @@ def _spool(stream: IO[bytes]) -> FileSource:
     """Standard input as a file until this process ends: it is hashed, tokenised and perhaps learned from, each once."""
     if id(stream) in _spooled:
         return _spooled[id(stream)][1]
-    handle, name = tempfile.mkstemp(prefix="glassformer-stdin-")
-    atexit.register(_remove, name)
-    with os.fdopen(handle, "wb") as out:
+    place = Path(tempfile.gettempdir(), "glassformer-standard-input")
+    sweep(place.parent, of=place.name)  # what a process that was killed left
+    spooled = temporary(place)
+    atexit.register(remove, spooled)
+    with open(os.open(spooled, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
         shutil.copyfileobj(stream, out, 1 << 20)
-    source = FileSource(Path(name), "standard input")
+    source = FileSource(spooled, "standard input")
     _spooled[id(stream)] = (stream, source)
     return source
-
-
-def _remove(name: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(name)
 
 
 def _hub(text: str) -> HubSource:

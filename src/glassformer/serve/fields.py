@@ -10,7 +10,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
 
 from glassformer.errors import UsageError, near
 from glassformer.generate.settings import Sampling, Setting, by_name, settings
@@ -112,9 +121,10 @@ def _biases(value: Any) -> Any:
     return {int(key): number for key, number in value.items()}
 
 
-def _most(value: Any) -> Any:
-    """-1 asks for as many as fit."""
-    return None if value == -1 and not isinstance(value, bool) else value
+def _most(value: int) -> int:
+    if value == 0:
+        raise ValueError("Input should be greater than or equal to 1, or -1 for all that fit")
+    return value
 
 
 def nullable(*kinds: Mapping[str, Any]) -> WithJsonSchema:
@@ -147,8 +157,7 @@ Stops = Annotated[
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Biases = Annotated[dict[int, Bias], Field(max_length=_MOST_BIASES), BeforeValidator(_biases), nullable(_BIAS, NULL)]
 Most = Annotated[
-    Annotated[int, Field(ge=1, le=2**31 - 1)] | None,
-    BeforeValidator(_most),
+    Annotated[int, Field(ge=-1, le=2**31 - 1), AfterValidator(_most)] | None,
     nullable(_COUNT, {"const": -1}, NULL),
 ]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1000), _none_is([])]

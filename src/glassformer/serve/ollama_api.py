@@ -317,10 +317,9 @@ def _generate_plan(served: Served, ask: OllamaGenerateAsk) -> Plan:
     if ask.raw or served.model.tokenizer.chat_template is None:
         if ask.format:
             raise Refusal(400, "format: only prompts in the model's chat template can have one; leave raw away.")
-        made = translated(CompletionAsk, {"max_tokens": -1, **ask.settings(), "prompt": prompt})
+        made = translated(CompletionAsk, {**ask.settings(), "prompt": prompt})
         ids = served.ids(prompt)
-        most = None if made.max_tokens == -1 else made.max_tokens
-        return Plan([ids], requests(served, made, ids, most, None))
+        return Plan([ids], requests(served, made, ids, made.max_tokens, None))
     messages = [] if ask.system is None else [{"role": "system", "content": ask.system}]
     messages.append({"role": "user", "content": prompt})
     return chat_plan(served, translated(ChatAsk, {**ask.chat_settings(), "messages": messages}))

@@ -78,7 +78,6 @@ def _completion_plan(served: Served, ask: CompletionAsk) -> tuple[Plan, list[int
         echoes.append(one if isinstance(one, str) and ask.logprobs is None else tokenizer.decode(ids[put_before:]))
     asked = []
     if answer:
-        most = _USUAL if ask.max_tokens is None else None if ask.max_tokens == -1 else ask.max_tokens
         for ids in prompts:
-            asked += requests(served, ask, ids, most, ask.logprobs)
+            asked += requests(served, ask, ids, ask.max_tokens, ask.logprobs, usual=_USUAL)
     return Plan(prompts, asked, echoes, edits=ask.edits), hidden

@@ -27,27 +27,32 @@ def requests(
     most: int | None,
     logprobs: int | None,
     constraint: Constraint | None = None,
+    usual: int = -1,
 ) -> list[Asked]:
     """The engine's requests for the answers to one prompt; an answer ends where the context does.
 
     Args:
+        most: tokens of an answer; -1 for all that fit, None where nothing is said: what the model's files say, else
+            `usual`.
         constraint: what the answers are held to; what is asked for by default.
 
     Raises:
         UsageError: more tokens than this server gives; whatever the engine cannot do.
     """
-    limit = served.most_tokens
+    limit, files = served.most_tokens, served.model.generation
     if limit is not None and (most or 0) > limit:
         raise UsageError(f"max_tokens is {most} and this server gives at most {limit} tokens an answer.")
     model = edited(served.model, ask.edits)
-    most = min(most or limit or served.room, served.room - len(ids))
+    if most is None:
+        most = files.max_tokens or usual
+    most = min(limit or served.room, served.room - len(ids), most if most > 0 else served.room)
     made = []
     for number in range(ask.n or 1):
         one = Asked(
             tuple(ids),
             most,
-            ask.sampling(number, served.model.generation.sampling),
-            tuple(ask.stop),
+            ask.sampling(number, files.sampling),
+            tuple(ask.stop) or files.stop,
             logprobs=logprobs,
             constraint=constraint or ask.constraint(),
             drafter=NgramLookup() if served.lookup else None,

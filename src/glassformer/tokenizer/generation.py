@@ -59,7 +59,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "forced_decoder_ids": ([],),
     "watermarking_config": (),
     "dola_layers": (),
-    "stop_strings": ([],),
     "max_time": (),
 }
 
@@ -82,6 +81,12 @@ class Generation:
     def __post_init__(self) -> None:
         for name, (_, fits, words) in _APPLIED.items():
             self._number(name, fits, words)
+        stops = self.settings.get("stop_strings")
+        if stops is not None and not (stops if isinstance(stops, str) else _texts(stops)):
+            raise TokenizerError(
+                f"{self.where} sets stop_strings to {stops!r}; it must be a text or a list of them, none empty. "
+                "Correct it or take it out."
+            )
         self._number("max_new_tokens", lambda v: v >= 1 and v == int(v), "a whole number of at least 1")
 
     @property
@@ -113,6 +118,12 @@ class Generation:
         return None if value is None else int(value)
 
     @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end an answer and are not part of it."""
+        value = self.settings.get("stop_strings")
+        return (value,) if isinstance(value, str) else tuple(value or ())
+
+    @property
     def unused(self) -> tuple[str, ...]:
         """Settings that would change an answer and that our sampler does not have; they are kept, not applied."""
         return tuple(
@@ -134,6 +145,10 @@ class Generation:
             raise TokenizerError(
                 f"{self.where} sets {name} to {value!r}; it must be {words}. Correct it or take it out."
             )
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
 
 
 def from_gguf(fields: Mapping[str, Any]) -> Generation:
