@@ -138,6 +138,16 @@ SPARSE: dict[str, dict[str, Any]] = {
         "sliding_window": 5,
         "rope_parameters": _BY_KIND,
     },
+    "llama4_text": {
+        **_LOCAL,
+        "num_hidden_layers": 3,
+        "intermediate_size_mlp": 40,
+        "no_rope_layers": [1, 0, 1],
+        "attention_chunk_size": 7,
+        "floor_scale": 4,
+        "interleave_moe_layer_step": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    },
     "mellum": {
         **_LOCAL,
         "moe_intermediate_size": 12,

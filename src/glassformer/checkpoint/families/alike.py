@@ -97,6 +97,7 @@ class Alike:
         slides: layers have windows by ``layer_types``; the function says which do without them.
         rotates_layer: whether a layer rotates, from (layer, its window, the settings), where not all do.
         no_effect: settings that change no logit, as `Family` has them.
+        inside: further ``model_type`` values that hold these settings under a name.
         more: further settings -> values that a written config.json has.
         read: last changes of a design, from (design, settings).
         write: the settings that these changes stand for.
@@ -130,6 +131,7 @@ class Alike:
     ignored: tuple[str, ...] = (r"(^|\.)rotary_emb\.inv_freq$",)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     no_effect: frozenset[str] = frozenset()
+    inside: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
     read: Callable[[Config, Attributes], Config] | None = None
     write: Callable[[Config], dict[str, Any]] | None = None
@@ -153,6 +155,7 @@ class Alike:
             only=self.only,
             ignored=self.ignored,
             no_effect=self.no_effect,
+            inside=self.inside,
         )
 
     # Tensors
