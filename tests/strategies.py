@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import strategies as st
 
 from glassformer.model.choices import ACTIVATIONS
@@ -244,6 +246,35 @@ MIXERS = st.one_of(
 
 
 @st.composite
+def sharing(draw: st.DrawFn, layers: list[Layer]) -> list[Layer]:
+    """The layers, some of whose attentions use the keys and values of an earlier one."""
+    donors: list[int] = []
+    for i, layer in enumerate(layers):
+        mixer = layer.mixer
+        if type(mixer) is not Attention:
+            continue
+        if not donors or not draw(st.booleans()):
+            donors.append(i)
+            continue
+        donor = draw(st.sampled_from(donors))
+        theirs = layers[donor].mixer
+        assert isinstance(theirs, Attention)
+        layers[i] = dataclasses.replace(
+            layer,
+            mixer=dataclasses.replace(
+                mixer,
+                n_heads=theirs.n_heads,
+                n_kv_heads=theirs.n_kv_heads,
+                d_head=theirs.d_head,
+                d_value=theirs.d_value,
+                alibi=theirs.alibi,
+                keys_from=donor,
+            ),
+        )
+    return layers
+
+
+@st.composite
 def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
     """Any mixture of layers: attention of every form beside state spaces, with and without feed-forward parts."""
     layers = []
@@ -260,8 +291,11 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
                 draw(st.sampled_from(placements)),  # type: ignore[arg-type]
                 parallel,
                 draw(st.sampled_from([None, 0.5])),
+                None if parallel else draw(st.sampled_from([None, len(layers) + 1])),
+                draw(st.booleans()),
             )
         )
+    layers = draw(sharing(layers))
     kind = draw(st.sampled_from(["rms", "layer"]))
     weight, learned = draw(st.booleans()), draw(st.booleans())
     return Config(

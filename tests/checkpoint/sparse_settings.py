@@ -64,6 +64,13 @@ SPARSE: dict[str, dict[str, Any]] = {
     },
     "axk1": _LATENT,
     "aria_text": {**_SMALL, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 2},
+    "beam": {
+        **{k: v for k, v in _GROUPED.items() if k not in ("n_routed_experts", "n_shared_experts")},
+        "num_experts": 8,
+        "layer_types": _TWO,
+        "mlp_layer_types": ["dense", "sparse"],
+        "sliding_window": 5,
+    },
     "cohere2_moe": {
         **_SMALL,
         "num_experts_per_tok": 2,

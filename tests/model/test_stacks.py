@@ -77,7 +77,14 @@ def test_a_restart_in_mid_depth_is_the_same_forward(config: Config, data: st.Dat
     tap = Everything(config)
     logits = transformer(ids, tap=tap)
     positions = torch.arange(ids.shape[1]).expand(ids.shape)
-    x = transformer.stream(tap.seen[f"blocks.{layer}.resid_pre"], positions, layers=range(layer, config.n_layers))
+    shared = {}
+    for i in range(layer):
+        prefix = f"blocks.{i}.attn."
+        if prefix + "k" in tap.seen:  # as if a later layer used them
+            keys = tap.seen.get(prefix + "rot_k", tap.seen[prefix + "k"])
+            shared[i] = keys.transpose(1, 2), tap.seen[prefix + "v"].transpose(1, 2)
+    x = tap.seen[f"blocks.{layer}.resid_pre"]
+    x = transformer.stream(x, positions, layers=range(layer, config.n_layers), shared=shared)
     torch.testing.assert_close(transformer.unembed_hidden(transformer.normed(x)), logits, rtol=1e-9, atol=1e-10)
 
 

@@ -52,7 +52,7 @@ def refusal(config: Config) -> str | None:
         "norms that are shared or stand after the parts alone": layer.norms not in ("before", "both"),
         "positions that turn by the text's length": config.turns_by_length,
         "fixed vectors of positions": config.sinusoids is not None,
-        "scaled residuals": layer.residual_scale is not None,
+        "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
         "more than two kinds of rotary positions": len(rotary_kinds(config)) > 2,
         "gates, sinks and other forms of attention": a.plain != a,

@@ -26,7 +26,8 @@ class Cell:
     """What one query makes of one key in one head, step by step.
 
     Attributes:
-        layer, head, kv_head, query, key: which cell; the head reads the keys and values of `kv_head`.
+        layer, head, kv_head, query, key: which cell; the head reads the keys and values of `kv_head`,
+            which are those of the layer `keys_from`.
         q, k: before rotation; rot_q, rot_k: after it (the same where positions are learned).
         products: rot_q · rot_k dimension by dimension; they add up to `dot`.
         turns: per rotated pair, the angle in radians between the query's and the key's turn.
@@ -44,6 +45,7 @@ class Cell:
     layer: int
     head: int
     kv_head: int
+    keys_from: int
     query: int
     key: int
     q: Float[Tensor, " d_head"]
@@ -75,6 +77,7 @@ class Cell:
             "layer": self.layer,
             "head": self.head,
             "kv_head": self.kv_head,
+            "keys_from": self.keys_from,
             "query": self.query,
             "key": self.key,
             **{
@@ -149,11 +152,14 @@ def cell(
     columns = writing(forward, layer)[head]
     per_dimension = through_post(forward, layer, "mixer", (columns * handed).T[None, None], at_query)[0, 0]
     goal = target(trace, token, against, query if position is None else position)
-    effects = goal.share(per_dimension) if goal.position == query else torch.zeros(a.value_size, dtype=torch.float64)
+    effects = torch.zeros(a.value_size, dtype=torch.float64)
+    if goal.position == query:
+        effects = goal.share(per_dimension) * forward.carried(layer, 1)
     return Cell(
         layer=layer,
         head=head,
         kv_head=kv_head,
+        keys_from=forward.keys_of(layer),
         query=query,
         key=key,
         q=q,

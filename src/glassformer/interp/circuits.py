@@ -130,7 +130,7 @@ def written(transformer: Transformer, layer: int, head: int, token: int, positio
     group = head // (part.heads // part.kv_heads)
     v = _side(transformer, layer, "v", group, torch.tensor([token], device=transformer.device), position)[0]
     d = part.d_value
-    out = part.o.weight[:, head * d : (head + 1) * d] @ v * (block.scale or 1.0)
+    out = part.o.weight[:, head * d : (head + 1) * d] @ v * block.choice.part_scale(1)
     if block.ln1_post is None:
         return out
     return (out - out.mean() if block.ln1_post.centred else out) * gain(block.ln1_post, out)

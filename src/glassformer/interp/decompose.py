@@ -8,6 +8,7 @@ Knows one position of one trace; what happens downstream of a part is `effects`'
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.interp.head_outputs import before_post, gain, post_norm, writing
+from glassformer.interp.head_outputs import before_post, gain, part_scale, post_norm, writing
 from glassformer.interp.logit_target import Target
 from glassformer.model.choices import Experts
 from glassformer.model.norms import NormLayer
@@ -113,26 +114,29 @@ def decompose(trace: Trace, goal: Target) -> Parts:
 def additions(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, int, int, Tensor | Reads]]:
     """What the embedding and the first layers put into the stream at a position: kind, layer, number and vector.
 
-    A layer's heads come together, as its `Reads`; a number tells experts apart and is −1 otherwise.
+    A layer's heads come together, as its `Reads`; a number tells experts apart and is −1 otherwise. Where the stream is
+    rescaled on its way to layer `layers`, so are they.
     """
     forward = trace.forward
     at = slice(position, position + 1)
-    yield "embedding", -1, -1, forward.recorded["embed"][0, position]
+    start = forward.carried(-1, 0, layers)
+    yield "embedding", -1, -1, forward.recorded["embed"][0, position].double() * start
     if "pos_embed" in forward.recorded:
-        yield "position", -1, -1, forward.recorded["pos_embed"][0, position]
+        yield "position", -1, -1, forward.recorded["pos_embed"][0, position].double() * start
     for layer, choice in enumerate(trace.config.layers[:layers]):
         reads = None if choice.mixer is None else Reads(trace, layer, position)
+        first, second, after = (forward.carried(layer, part, layers) for part in (1, 2, 3))
         if reads is not None:
-            yield "head", layer, -1, reads
+            yield "head", layer, -1, reads.times(first)
         for kind, x in bias_parts(trace, layer, position):
-            yield kind, layer, -1, x
+            yield kind, layer, -1, x.double() * (first if kind == "attention_bias" else second)
         for expert, x in expert_parts(trace, layer, position).items():
-            yield "expert", layer, expert, x
+            yield "expert", layer, expert, x * second
         feed = choice.feed_forward
         if feed is not None and not (isinstance(feed, Experts) and feed.shared is None):
-            yield "feed_forward", layer, -1, feed_forward_part(trace, layer, position)
+            yield "feed_forward", layer, -1, feed_forward_part(trace, layer, position) * second
         for x in _edits(trace, layer, at, reads):
-            yield "edit", layer, -1, x
+            yield "edit", layer, -1, x * after
 
 
 def _square(y: Tensor, like: Tensor) -> Tensor:
@@ -156,6 +160,14 @@ class Reads:
             self.values = self.values * factor[0, 0, :, None].double()
         self._post = PostNorm(trace, layer, "mixer", position)
         self.columns = self._post(writing(forward, layer).double().transpose(1, 2)).transpose(1, 2)
+
+    def times(self, factor: float) -> Reads:
+        """The same where the stream that they write to is multiplied afterwards."""
+        if factor == 1:
+            return self
+        found = copy.copy(self)
+        found.columns = self.columns * factor
+        return found
 
     def scalars(self, reading: Tensor, stream: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Per (head, source): share of the number, product with the stream, squared length."""
@@ -187,15 +199,14 @@ class PostNorm:
 
     def __init__(self, trace: Trace, layer: int, part: str, position: int) -> None:
         self.norm: NormLayer | None = post_norm(trace.forward, layer, part)
-        self.times = trace.forward.block(layer).scale
+        self.times = part_scale(trace.forward, layer, part)
         if self.norm is not None:
             before = before_post(trace.forward, layer, part, slice(position, position + 1))[0, 0].double()
             centred = before - before.mean() if self.norm.centred else before
             self.scale = (centred.square().mean() + self.norm.eps).sqrt()
 
     def __call__(self, x: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part d_model"]:
-        if self.times is not None:
-            x = x * self.times
+        x = x * self.times
         if self.norm is None:
             return x
         x = x - x.mean(-1, keepdim=True) if self.norm.centred else x
@@ -205,7 +216,7 @@ class PostNorm:
         """What a projection's bias and the norm's own add together; None where there is neither."""
         out = None if bias is None else self(bias.double())
         if self.norm is not None and self.norm.bias is not None:
-            own = self.norm.bias.double() * (self.times or 1.0)
+            own = self.norm.bias.double() * self.times
             out = own if out is None else out + own
         return out
 
@@ -286,4 +297,6 @@ def _edits(trace: Trace, layer: int, at: slice, reads: Reads | None) -> Iterator
         given = reads.total() + dict(bias_parts(trace, layer, int(at.start))).get("attention_bias", torch.zeros(()))
         sites |= {f"{name}.{site}" for site in (*choice.mixer.sites(), "out")}
     if written & sites or forward.edits_grid(layer):
-        yield (mixed - given) + (after - start - mixed - out)
+        start = forward.within(layer, 0) * start
+        whole = forward.within(layer, 1) * mixed + forward.within(layer, 2) * out
+        yield forward.within(layer, 1) * (mixed - given) + (after - start - whole)

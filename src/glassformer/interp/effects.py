@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glassformer.interp.decompose import KINDS, Parts, Reads, bias_parts, expert_parts, feed_forward_part
 from glassformer.interp.logit_target import Target
-from glassformer.interp.run_from import Context, finish, tap_of
+from glassformer.interp.run_from import Context, Sharing, finish, tap_of
 from glassformer.interp.taps import Bound, Step
 from glassformer.model.choices import Attention
 from glassformer.model.config import Layer
@@ -45,6 +45,7 @@ class Rows:
         self.trace = trace
         self.position = position
         self.context = Context(trace.forward, position)
+        self.sharing = Sharing(trace.forward, position, position + 1)
         per_row = max(row_numbers(layer, position + 1, trace.config.d_model) for layer in set(trace.config.layers))
         self.step = max(8, _WORK // (per_row * trace.transformer.embed.weight.element_size()))
 
@@ -56,6 +57,7 @@ class Rows:
             tap = self.trace.forward.edit
             if taken is not None and bool(taken[a : a + self.step].any()):
                 tap = tap_of(tap, self._taking(layer, taken[a : a + self.step, None]))
+            shared = self.sharing.given(layer, slice(a, a + len(part)))
             out[a : a + self.step] = self.trace.transformer.stream(
                 part,
                 self._positions(len(part)),
@@ -63,7 +65,9 @@ class Rows:
                 layers=range(layer, layer + 1),
                 cache=self.context,
                 tap=tap,
+                shared=shared,
             )[:, 0]
+            self.sharing.take(layer, shared)
         return out
 
     def _taking(self, layer: int, taken: Tensor) -> Bound:
@@ -119,12 +123,13 @@ def measure_totals(trace: Trace, goal: Target, parts: Parts, chosen: Int[Tensor,
         found = picked("expert", layer)
         if len(found):
             experts = expert_parts(trace, layer, goal.position)
-            enter(found, x[:1].double() - torch.stack([experts[i] for i in parts.head[found].tolist()]))
+            taken_out = torch.stack([experts[i] for i in parts.head[found].tolist()])
+            enter(found, x[:1].double() - taken_out * forward.within(layer, 2))
         for kind in ("feed_forward", "feed_forward_bias"):
             found = picked(kind, layer)
             if len(found):
                 part = biases[kind] if kind in biases else feed_forward_part(trace, layer, goal.position)
-                enter(found, x[:1].double() - part)
+                enter(found, x[:1].double() - part * forward.within(layer, 2))
     numbers = rows.numbers(x, goal)
     which = torch.cat(order)[1:]
     parts.total[which] = numbers[0] - numbers[1:]

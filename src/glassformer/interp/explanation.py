@@ -53,6 +53,9 @@ def sentence(found: Why) -> str:
         f"Position 0 ('{sink['token']}') stands apart as the usual sink: it gets {sink['attention']:.0%} of the "
         f"attention and {sink['claimed']:+.2f} is read from it."
     )
+    if found.keys_from:
+        pairs = ", ".join(f"layer {layer} uses those of layer {donor}" for layer, donor in found.keys_from.items())
+        said.append(f"Keys and values are shared: {pairs}.")
     agreement = found.agreement
     gap = found.part(agreement["part"])
     said.append(

@@ -71,6 +71,7 @@ def gradients(
             layers=range(first, config.n_layers),
             keys_mask=forward.mask,
             tap=looking_tap,
+            shared=forward.shared(first),
         )
         view = None if looking_tap is None else Looking(looking_tap, config, forward.where).top
         normed = transformer.normed(x, view)

@@ -57,13 +57,18 @@ def post_norm(forward: Recording, layer: int, part: str) -> NormLayer | None:
     return block.post_norm(2 if part == "mlp" else 1)
 
 
+def part_scale(forward: Recording, layer: int, part: str) -> float:
+    """What multiplies what the mixer or the feed-forward part ("mlp") adds."""
+    return forward.config.layers[layer].part_scale(2 if part == "mlp" else 1)
+
+
 def through_post(forward: Recording, layer: int, part: str, x: Tensor, at: slice) -> Tensor:
     """Additive parts (batch, query, …, d_model) of a layer's output as they enter the stream.
 
     Where there is a post-norm its divisor is the one of the run; its bias belongs to no part.
     """
-    norm, times = post_norm(forward, layer, part), forward.block(layer).scale
-    if times is not None:
+    norm, times = post_norm(forward, layer, part), part_scale(forward, layer, part)
+    if times != 1:
         x = x * times
     if norm is None:
         return x
@@ -132,7 +137,7 @@ def weighted(trace: Trace, layer: int, head: int | None, queries: int | slice | 
     if isinstance(at, int):
         at = slice(trace.position(at), trace.position(at) + 1)
     norm, factor = post_norm(forward, layer, "mixer"), forward.factor(layer, at)
-    times = forward.block(layer).scale or 1.0
+    times = part_scale(forward, layer, "mixer")
     for i, h in enumerate(heads):
         columns = writing(forward, layer)[h] * times
         if norm is not None:

@@ -94,7 +94,7 @@ def top_neurons(
         post = trace.forward.get(f"blocks.{layer}.mlp.post", at)[0, 0]
         columns = trace.forward.block(layer).mlp.columns.T
         columns = through_post(trace.forward, layer, "mlp", columns[None, None], at)[0, 0]
-        share = goal.share(columns) * post.double()
+        share = goal.share(columns) * post.double() * trace.forward.carried(layer, 2)
         share = torch.zeros_like(share) if layer in written else share
         shares.append(torch.nn.functional.pad(share, (0, widest - len(share))))
         activations.append(torch.nn.functional.pad(post, (0, widest - len(post))))
@@ -147,8 +147,7 @@ def strengths(trace: Trace, layer: int) -> tuple[Float[Tensor, "query d_ff"], Fl
     post = trace.tensor(f"blocks.{layer}.mlp.post")[0]
     block = trace.forward.block(layer)
     columns: Tensor = block.mlp.columns
-    if block.scale is not None:
-        columns = columns * block.scale
+    columns = columns * block.choice.part_scale(2)
     length = columns.norm(dim=0)
     if block.ln2_post is None:
         return post.abs() * length, post

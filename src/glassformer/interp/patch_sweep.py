@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.interp.effects import row_numbers
-from glassformer.interp.run_from import Context, finish, tap_of
+from glassformer.interp.run_from import Context, Sharing, finish, tap_of
 from glassformer.interp.select import site_in
 from glassformer.interp.taps import Bound, Step
 from glassformer.model.sites import Looking, Where
@@ -156,13 +156,14 @@ class Sweep:
         total, done = sum(self.config.n_layers - layers.start for _, layers in batches) or 1, 0
         for chosen, layers in batches:
             start = self.first if self.heads else chosen.start
+            sharing = Sharing(self.trace.forward, start, self.at + 1)
             x = self.entering[0].new_empty(0, self.at + 1 - start, self.config.d_model)
             for layer in range(layers.start, self.config.n_layers):
                 fresh = chosen if layer in layers else range(0)
                 if fresh:
                     new = self.entering[layer][start - self.first :]
                     x = torch.cat([x, new.expand(len(fresh), -1, -1)])
-                x = self._layer(layer, x, start, fresh)
+                x = self._layer(layer, x, start, fresh, sharing)
                 done += 1
                 progress(done / total)
             where = Where(torch.full((len(x), 1), self.at, device=x.device), None, self.at)
@@ -172,7 +173,9 @@ class Sweep:
         progress(1.0)
         return out
 
-    def _layer(self, layer: int, x: Tensor, start: int, fresh: range) -> Float[Tensor, "row query d_model"]:
+    def _layer(
+        self, layer: int, x: Tensor, start: int, fresh: range, sharing: Sharing
+    ) -> Float[Tensor, "row query d_model"]:
         """The rows after a layer; the last `len(fresh)` of them are given their clean place in it."""
         queries = x.shape[1]
         step = max(1, _WORK // (self._keys + queries * self._query))
@@ -186,6 +189,7 @@ class Sweep:
                 rows = torch.arange(max(low, old), low + len(part), device=x.device)
                 columns = rows - old + fresh.start
                 put = Bound([self._put(layer, rows - low, columns, start)])
+            shared = sharing.given(layer, slice(low, low + len(part)))
             out.append(
                 self.trace.transformer.stream(
                     part,
@@ -194,8 +198,10 @@ class Sweep:
                     layers=range(layer, layer + 1),
                     cache=self.context.cut(start, len(part)) if start else None,
                     tap=tap_of(self.edit, put),
+                    shared=shared,
                 )
             )
+            sharing.take(layer, shared)
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def _put(self, layer: int, rows: Tensor, columns: Tensor, start: int) -> Step:

@@ -10,6 +10,7 @@ Indices along the query axis are slots: with left padding, slot 0 of a short tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -274,15 +275,48 @@ class Recording:
             x = self._kept(prefix + "resid_pre", x, at)
             yield prefix + "resid_pre", x
             if choice.mixer is not None:
-                x = x + self.recorded[f"{prefix}{choice.mixer.prefix}.out"][:, at]
-                x = block.joined(1, x)
+                x = block.joined(1, x, self.recorded[f"{prefix}{choice.mixer.prefix}.out"][:, at])
             if choice.mixer is not None and choice.feed_forward is not None and not choice.parallel:
                 x = self._kept(prefix + "resid_mid", x, at)
                 yield prefix + "resid_mid", x
             if choice.feed_forward is not None:
-                x = block.joined(2, x + self.recorded[prefix + "mlp.out"][:, at])
+                x = block.joined(2, x, self.recorded[prefix + "mlp.out"][:, at])
+            x = block.leaving(x)
             x = self._kept(prefix + "resid_post", x, at)
             yield prefix + "resid_post", x
+
+    def within(self, layer: int, part: int) -> float:
+        """What multiplies the stream in a layer from where its mixer (1) or feed-forward part (2) joined on; from the
+        layer's beginning with 0."""
+        block = self.block(layer)
+        times = 1.0 if block.scalar is None else float(block.scalar.double())
+        for later in range(part + 1, 3):
+            times *= block.choice.stream_scale(later)
+        return times
+
+    def carried(self, layer: int, part: int, to: int | None = None) -> float:
+        """What multiplies the stream from there (after the layer with 3) until it enters layer `to`; by default, until
+        it leaves the last. Layer −1 stands for the embedding."""
+        later = range(layer + 1, self.config.n_layers if to is None else to)
+        own = 1.0 if layer < 0 or part == 3 else self.within(layer, part)
+        return own * math.prod(self.within(i, 0) for i in later)
+
+    def joins(self, at: Index = ALL) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """Every part in order: its site, what it added, and the stream (batch, query, d_model) before and after it."""
+        for layer, choice in enumerate(self.config.layers):
+            prefix, block = f"blocks.{layer}.", self.block(layer)
+            x = self.get(prefix + "resid_pre", at)
+            for number, part in ((1, choice.mixer), (2, choice.feed_forward)):
+                if part is None:
+                    continue
+                name = f"{prefix}{part.prefix}.out"
+                before, added = x, self.recorded[name][:, at]
+                x = block.joined(number, x, added)
+                if part is (choice.mixer if choice.feed_forward is None else choice.feed_forward):
+                    x = self._kept(prefix + "resid_post", block.leaving(x), at)
+                elif not choice.parallel:
+                    x = self._kept(prefix + "resid_mid", x, at)
+                yield name, added, before, x
 
     def _kept(self, name: str, x: Tensor, at: Index) -> Tensor:
         return self.recorded[name][:, at] if name in self.recorded else x
@@ -341,6 +375,17 @@ class Recording:
         """The layer whose keys and values a layer's queries meet: its own, or the one it shares with."""
         donor = self.config.attention(layer).keys_from
         return layer if donor is None else donor
+
+    def shared(self, first: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys and values, (batch, kv_head, key, d_head), of layers before `first` that later ones use."""
+        donors = {
+            layer.mixer.keys_from for layer in self.config.layers[first:] if isinstance(layer.mixer, Attention)
+        } - {None}
+        return {donor: self.keys_and_values(donor) for donor in donors if donor is not None and donor < first}
+
+    def keys_and_values(self, layer: int, at: Index = ALL) -> tuple[Tensor, Tensor]:
+        """Keys as the scores use them, and values, (batch, kv_head, key, d_head), of a layer that has its own."""
+        return self._side(layer, "k", at, None), self.values(layer, at).transpose(1, 2)
 
     def _side(self, layer: int, which: str, at: Index, heads: list[int] | None) -> Tensor:
         """Queries or keys as the scores use them, (batch, head, slot, d_head); keys of the heads' groups when heads are

@@ -104,6 +104,42 @@ class Context(Cache):
         """Nothing was kept, so nothing moves."""
 
 
+class Sharing:
+    """Keys and values that rows carry from the layers that give them to those that use them, run layer by layer.
+
+    Args:
+        forward: the trace that the rows are variants of, in slots `start` to `end`; a row that enters after a layer
+            has that layer's keys and values as traced.
+    """
+
+    def __init__(self, forward: Recording, start: int, end: int) -> None:
+        self._forward, self._start, self._end = forward, start, end
+        self._new: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def given(self, layer: int, rows: slice) -> dict[int, tuple[Tensor, Tensor]]:
+        """What a layer takes from earlier ones, for some of the rows."""
+        mixer = self._forward.config.layers[layer].mixer
+        if not isinstance(mixer, Attention) or mixer.keys_from is None:
+            return {}
+        donor = mixer.keys_from
+        traced = self._forward.keys_and_values(donor, slice(0, self._end))
+        held = self._new.get(donor, [])
+        found = []
+        for side, whole in enumerate(traced):
+            new = torch.cat([pair[side] for pair in held])[rows] if held else whole[:0, :, self._start :]
+            rest = rows.stop - rows.start - len(new)
+            new = torch.cat([new, whole[:, :, self._start :].expand(rest, -1, -1, -1)])
+            old = whole[:, :, : self._start].expand(len(new), -1, -1, -1)
+            found.append(torch.cat([old, new], dim=2))
+        return {donor: (found[0], found[1])}
+
+    def take(self, layer: int, shared: dict[int, tuple[Tensor, Tensor]]) -> None:
+        """Keep what a layer gave for the next rows in order."""
+        if layer in shared:
+            keys, values = shared[layer]
+            self._new.setdefault(layer, []).append((keys[:, :, self._start :], values[:, :, self._start :]))
+
+
 def _refuse_rows(forward: Recording) -> None:
     """A tap that means rows of the traced batch would mean others here."""
     if forward.edit is not None and any(not step.rows.everything for step in forward.edit.steps):

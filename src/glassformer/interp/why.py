@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,6 +54,7 @@ class Why:
         sink: position 0 apart: its token, the attention it gets at the explained position averaged over heads
             and layers, and what heads read from it.
         seed, alternatives: how words were replaced.
+        keys_from: layers whose heads read another layer's keys and values, and which.
     """
 
     token: str
@@ -70,6 +71,7 @@ class Why:
     tokens: list[str]
     seed: int
     alternatives: int
+    keys_from: dict[int, int] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -139,6 +141,7 @@ class Why:
             "ranked_by": self.ranked_by,
             "agreement": self.agreement,
             "sink": self.sink,
+            "keys_from": [{"layer": layer, "from": donor} for layer, donor in self.keys_from.items()],
             "replacements": {"seed": self.seed, "count": self.alternatives, "rule": RULE},
             "sentence": self.sentence(),
         }
@@ -205,6 +208,7 @@ def why(
         tokens=trace.tokens,
         seed=seed,
         alternatives=alternatives,
+        keys_from=trace.config.keys_from,
     )
 
 

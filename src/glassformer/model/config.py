@@ -69,6 +69,9 @@ class Layer:
             parts, which run side by side); or after the "sum" of stream and part (the first GPT).
         parallel: both parts read the same residual stream, instead of one after the other.
         residual_scale: multiplies what each part adds to the stream, or None.
+        averaged: how many things the stream is made of before this layer, the embedding among them, where all count
+            the same: part number n joins as stream · √((n−1)/n) + part / √n (Beam). None where parts are just added.
+        scalar: the stream is multiplied by a learned number as it leaves the layer (Gemma 4).
     """
 
     mixer: Mixer | None
@@ -76,8 +79,14 @@ class Layer:
     norms: Placement = "before"
     parallel: bool = False
     residual_scale: float | None = None
+    averaged: int | None = None
+    scalar: bool = False
 
     def __post_init__(self) -> None:
+        if self.averaged is not None:
+            positive("layer", averaged=self.averaged)
+            if self.parallel or self.norms == "sum":
+                raise ConfigError("Parts side by side, or normed with the stream, are not averaged with it.")
         if self.mixer is None and self.feed_forward is None:
             raise ConfigError("A layer needs a mixer or a feed-forward part.")
         if self.norms not in PLACEMENTS:
@@ -94,6 +103,21 @@ class Layer:
             )
         if self.residual_scale is not None and not self.residual_scale > 0:
             raise ConfigError(f"residual_scale must be above 0, or None; got {self.residual_scale}.")
+
+    def part_scale(self, number: int) -> float:
+        """What multiplies what the mixer (1) or the feed-forward part (2) adds to the stream."""
+        scale = 1.0 if self.residual_scale is None else self.residual_scale
+        return scale if self.averaged is None else scale / math.sqrt(self._count(number))
+
+    def stream_scale(self, number: int) -> float:
+        """What multiplies the stream where the mixer (1) or the feed-forward part (2) joins it."""
+        if self.averaged is None or (self.mixer, self.feed_forward)[number - 1] is None:
+            return 1.0
+        return math.sqrt(1 - 1 / self._count(number))
+
+    def _count(self, number: int) -> int:
+        assert self.averaged is not None
+        return self.averaged + (2 if number == 2 and self.mixer is not None else 1)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -128,6 +152,8 @@ class Layer:
             found |= {f"{part.prefix}.{key}": component for key, component in inner.items()}
             if f"ln{number}_post" in names:
                 found |= norm.components(f"ln{number}_post", d_model)
+        if self.scalar:
+            found["scalar"] = Component((1,), "norms")
         return found
 
 
@@ -254,6 +280,12 @@ class Config:
         """Heads of this layer's mixer; 0 where it has none."""
         mixer = self.layers[layer].mixer
         return 0 if mixer is None else mixer.n_heads
+
+    @property
+    def keys_from(self) -> dict[int, int]:
+        """Layers that use another layer's keys and values, and which."""
+        found = {i: getattr(layer.mixer, "keys_from", None) for i, layer in enumerate(self.layers)}
+        return {layer: donor for layer, donor in found.items() if donor is not None}
 
     @property
     def most_heads(self) -> int:

@@ -271,6 +271,9 @@ _ABSENT: dict[str, str] = {
 
 
 def _absence(part: str, config: Config, layer: int) -> str:
+    donor = getattr(config.layers[layer].mixer, "keys_from", None)
+    if donor is not None and part in ("attn.k", "attn.v", "attn.rot_k"):
+        return f"its keys and values are those of layer {donor}; use blocks.{donor}.{part}."
     if part in _ABSENT:
         return _ABSENT[part]
     own = [*config.layers[layer].parts, *config.layers[layer].norm_names]

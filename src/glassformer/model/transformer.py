@@ -242,7 +242,7 @@ class Transformer(nn.Module):
         keys_mask: Bool[Tensor, "batch key"] | None = None,
         cache: Cache | None = None,
         tap: Tap | None = None,
-        shared: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+        shared: dict[int, tuple[Tensor, Tensor]] | None = None,
     ) -> Float[Tensor, "batch query d_model"]:
         """The residual stream after `layers` (all of them by default), given it before the first of them.
 
@@ -250,14 +250,16 @@ class Transformer(nn.Module):
             start: key slot of the first query, where `cache` holds earlier ones.
             keys_mask: False on key slots that hold padding.
             tap: sees the sites of these layers; others it declares are not reached, which is no error here.
-            shared: keys and values (batch, kv_head, key, d_head) of layers before the first that later ones use.
+            shared: keys and values (batch, kv_head, key, d_head) of layers before the first that later ones use; those
+                of these layers are added.
         """
         where = Where(positions, None if keys_mask is None else keys_mask[:, start:], start)
         looking = None if tap is None else Looking(tap, self.config, where)
         lengths = None
         if cache is not None and cache.whole is not None:
             lengths = (positions.amax(1) + 1).clamp(min=cache.whole)
-        state = Pass(where, Visible(start, keys_mask), self.angles(positions, lengths), cache, dict(shared or {}))
+        held = {} if shared is None else shared
+        state = Pass(where, Visible(start, keys_mask), self.angles(positions, lengths), cache, held)
         return self._blocks(x, state, looking, layers=layers)
 
     def angles(

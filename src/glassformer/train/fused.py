@@ -47,6 +47,8 @@ def plain(c: Config) -> bool:
         and not n.biased
         and layer.norms == "before"
         and layer.residual_scale is None
+        and layer.averaged is None
+        and not layer.scalar
         and not layer.parallel
         and not c.adds_positions
         and not c.turns_by_length

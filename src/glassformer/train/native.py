@@ -38,7 +38,7 @@ def refusal(config: Config) -> str | None:
         "norms elsewhere than before the parts": layer.norms != "before",
         "positions that turn by the text's length": config.turns_by_length,
         "fixed vectors of positions": config.sinusoids is not None,
-        "scaled residuals": layer.residual_scale is not None,
+        "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
         "positions of another kind": (a.rotary is None) != learned or bool(a.alibi),
         "gates, sinks and other forms of attention": a.plain != a,

@@ -190,7 +190,7 @@ def cell(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     found = trace.cell(ask.layer, ask.head, ask.query, ask.key, token=ask.token)
     q, k = found.rot_q.double(), found.rot_k.double()
     before = trace.at(f"blocks.{found.layer}.resid_pre", found.query).double()
-    after = before + found.write.double()
+    after = before * trace.config.layers[found.layer].stream_scale(1) + found.write.double()
     return {
         **found.to_dict(),
         "columns": _columns(trace, found.layer, (found.query, found.key)),

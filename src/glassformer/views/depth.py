@@ -78,21 +78,23 @@ def journey(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     read = trace.lens(ask.top, positions=[position], follow=ask.token).to_dict()
     rows = {row["place"]: row["cells"][0] for row in read["rows"]}
     steps = [_step("embed", "embed", None, trace.at("embed", position), rows.get("embed"))]
-    stream = trace.at("blocks.0.resid_pre", position)
-    for layer in range(trace.config.n_layers):
+    for site, added, before, stream in trace.forward.joins(slice(position, position + 1)):
         check()
-        parts = trace.config.layers[layer].parts
-        for kind in parts:
-            site = f"blocks.{layer}.{kind}.out"
-            added = trace.at(site, position)
-            stream = stream + added
-            place = "resid_post" if kind == parts[-1] else "resid_mid"
-            steps.append(_step(site, kind, layer, added, rows.get(f"blocks.{layer}.{place}"), stream))
+        layer, kind = int(site.split(".")[1]), site.split(".")[2]
+        place = "resid_post" if kind == trace.config.layers[layer].parts[-1] else "resid_mid"
+        cell = rows.get(f"blocks.{layer}.{place}")
+        steps.append(_step(site, kind, layer, added[0, 0], cell, stream[0, 0], before[0, 0]))
     return {"position": position, "followed": read["followed"][0], "steps": steps}
 
 
 def _step(
-    label: str, kind: str, layer: int | None, added: Tensor, cell: dict[str, Any] | None, stream: Tensor | None = None
+    label: str,
+    kind: str,
+    layer: int | None,
+    added: Tensor,
+    cell: dict[str, Any] | None,
+    stream: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> dict[str, Any]:
     stream = added if stream is None else stream
     return {
@@ -101,9 +103,7 @@ def _step(
         "layer": layer,
         "added_norm": float(added.double().norm()),
         "norm": float(stream.double().norm()),
-        "turned": float(F.cosine_similarity(stream.double(), (stream - added).double(), dim=0))
-        if kind != "embed"
-        else 1.0,
+        "turned": float(F.cosine_similarity(stream.double(), before.double(), dim=0)) if before is not None else 1.0,
         "top": [] if cell is None else cell["top"],
         "followed": None if cell is None else cell["followed"],
         "rank": None if cell is None else cell["rank"],

@@ -123,15 +123,14 @@ def _stream(trace: Trace, dims: Tensor, check: Check) -> tuple[Tensor, Tensor, T
     stream = trace.tensor("blocks.0.resid_pre")[0]
     dims = dims.to(stream.device)
     lanes, norms, added, sizes = [stream[:, dims]], [stream.double().norm(dim=-1)], [], []
+    joined = {name: (write[0], after[0]) for name, write, _, after in trace.forward.joins()}
     for layer in range(trace.config.n_layers):
         check()
         choice = trace.config.layers[layer]
         for part in (choice.mixer, choice.feed_forward):
-            if part is None:
-                write = torch.zeros_like(stream)
-            else:
-                write = trace.tensor(f"blocks.{layer}.{part.prefix}.out")[0]
-            stream = stream + write
+            write = torch.zeros_like(stream)
+            if part is not None:
+                write, stream = joined[f"blocks.{layer}.{part.prefix}.out"]
             lanes.append(stream[:, dims])
             norms.append(stream.double().norm(dim=-1))
             added.append(write[:, dims])
@@ -323,7 +322,7 @@ def carry(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "writes": small(writes),
         "sum": small(whole[None]),
         "before": small(before[None]),
-        "after": small((before + whole)[None]),
+        "after": small((before * trace.config.layers[layer].stream_scale(1) + whole)[None]),
         "raises": [_spelled(trace, i) for i in best[0]],
         "lowers": [_spelled(trace, i) for i in best[1]],
     }

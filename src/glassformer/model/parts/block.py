@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -45,7 +46,8 @@ class Block(nn.Module):
     def __init__(self, config: Config, layer: int, kinds: list[tuple[Rotary, int]]) -> None:
         super().__init__()
         choice = self.choice = config.layers[layer]
-        self.parallel, self.after_sum, self.scale = choice.parallel, choice.norms == "sum", choice.residual_scale
+        self.parallel, self.after_sum = choice.parallel, choice.norms == "sum"
+        self.scalar = nn.Parameter(torch.empty(1)) if choice.scalar else None
         for name in ("ln1", "ln2", "ln1_post", "ln2_post"):
             self.add_module(name, NormLayer(config.d_model, config.norm) if name in choice.norm_names else None)
         mixer = choice.mixer
@@ -89,17 +91,17 @@ class Block(nn.Module):
         if mixer is None:
             assert feed is not None
             added = self.add(2, feed(self.read(2, x, view), view), view)
-            return see(view, "resid_post", self.joined(2, x + added))
+            return see(view, "resid_post", self.leaving(self.joined(2, x, added)))
         first = self.read(1, x, view)
         a = self.add(1, mixer(first, state, view), view)
         if feed is None:
-            return see(view, "resid_post", self.joined(1, x + a))
+            return see(view, "resid_post", self.leaving(self.joined(1, x, a)))
         if self.parallel:
             second = first if self.ln2 is None and self.ln1 is not None else self.read(2, x, view)
-            return see(view, "resid_post", x + a + self.add(2, feed(second, view), view))
-        middle = see(view, "resid_mid", self.joined(1, x + a))
+            return see(view, "resid_post", self.leaving(x + a + self.add(2, feed(second, view), view)))
+        middle = see(view, "resid_mid", self.joined(1, x, a))
         m = self.add(2, feed(self.read(2, middle, view), view), view)
-        return see(view, "resid_post", self.joined(2, middle + m))
+        return see(view, "resid_post", self.leaving(self.joined(2, middle, m)))
 
     def norm(self, part: int) -> NormLayer | None:
         """The norm before the mixer (1) or the feed-forward part (2); None where the part reads the stream itself."""
@@ -121,15 +123,22 @@ class Block(nn.Module):
         norm = self.post_norm(part)
         if norm is not None:
             out = norm(out)
-        if self.scale is not None:
-            out = out * self.scale
+        scale = self.choice.part_scale(part)
+        if scale != 1:
+            out = out * scale
         prefix = (self.choice.mixer if part == 1 else self.choice.feed_forward).prefix  # type: ignore[union-attr]
         return see(view, f"{prefix}.out", out)
 
-    def joined(self, part: int, x: Tensor) -> Tensor:
+    def joined(self, part: int, x: Tensor, added: Tensor) -> Tensor:
         """The stream after a part was added: normed where norms stand after the sum."""
+        keep = self.choice.stream_scale(part)
+        x = (x if keep == 1 else x * keep) + added
         if not self.after_sum:
             return x
         norm = self.ln1 if part == 1 else self.ln2
         assert norm is not None
         return norm(x)
+
+    def leaving(self, x: Tensor) -> Tensor:
+        """The stream as it leaves the layer, from what all parts made of it."""
+        return x if self.scalar is None else x * self.scalar

@@ -1,0 +1,83 @@
+"""Layers that use another's keys and values, and streams that are rescaled on the way: seen, changed and explained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from glassformer.count import count
+from glassformer.errors import SiteError
+from glassformer.interp.edits import ablate, tap
+from glassformer.interp.trace import Trace, trace
+from glassformer.model import Attention, Cache, Config, FeedForward, Rotary
+from glassformer.model.config import Layer
+from tests.interp.test_patching import check
+from tests.model.test_stacks import drawn
+
+IDS = [3, 17, 5, 22, 9, 30, 17, 5, 11]
+
+
+def design() -> Config:
+    """Two layers with keys of their own, of two head sizes, and two that share them; the stream is rescaled."""
+    near = Attention(4, 2, 8, window=4, rotary=Rotary(100.0))
+    wide = Attention(4, 1, 6, qk_norm="head", rotary=Rotary(500.0))
+    mixers = [near, wide, dataclasses.replace(near, keys_from=0), dataclasses.replace(wide, keys_from=1)]
+    layers = [Layer(m, FeedForward(12), averaged=2 * i + 1, scalar=i % 2 == 1) for i, m in enumerate(mixers)]
+    return Config(40, 16, 64, tuple(layers))
+
+
+@pytest.fixture(scope="module")
+def run() -> Trace:
+    return trace(drawn(design()), IDS)
+
+
+def test_keys_are_kept_once() -> None:
+    config = design()
+    cache = Cache(config, 1, 16)
+    assert [x is None for x in cache.keys] == [False, False, True, True]
+    assert cache.values[0].shape == (1, 2, 16, 8)
+    assert not any(name.startswith(("blocks.2.attn.k", "blocks.3.attn.v")) for name in config.components())
+    assert count(config).cache_bytes_per_token["float32"] == 4 * (2 * 16 + 12)
+
+
+def test_it_is_said_whose_keys_are_used(run: Trace) -> None:
+    assert run.config.keys_from == {2: 0, 3: 1}
+    found = run.why(words=0)
+    assert found.to_dict()["keys_from"] == [{"layer": 2, "from": 0}, {"layer": 3, "from": 1}]
+    assert "layer 2 uses those of layer 0" in found.sentence()
+    assert run.cell(2, 1, 6, 4).to_dict()["keys_from"] == 0
+    with pytest.raises(SiteError, match=r"those of layer 0; use blocks\.0\.attn\.v"):
+        run["blocks.2.attn.v"]
+
+
+def test_totals_of_every_part_are_those_of_whole_forwards(run: Trace) -> None:
+    """Taking a head out of a layer that gives its keys changes the layers that use them."""
+    found = run.why(words=0)
+    assert abs(found.residual) <= 1e-12
+    goal = found.target
+    for layer in range(4):
+        without = trace(run.transformer, IDS, tap=ablate(layer=layer, part="feed_forward", positions=len(IDS) - 1))
+        number = float(without["final.normed"][-1].double() @ goal.way.vector) + goal.way.offset
+        at = found.parts.of("feed_forward", layer)
+        assert abs(goal.value - number - float(found.parts.total[at])) <= 1e-9
+
+
+def test_patching_one_layer_after_another_is_a_whole_forward() -> None:
+    check(drawn(design()))
+
+
+def test_gradients_from_the_middle_are_those_of_differences(run: Trace) -> None:
+    site = "blocks.2.attn.q"
+    grads = run.gradient(site, 7)
+    x, step = run[site], 1e-6
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+
+    def number(sign: float) -> float:
+        after = trace(run.transformer, IDS, tap=tap(site, lambda y, where: y + sign * step * direction))
+        logits = after["logits"][-1]
+        return float(logits[7] - logits.mean())
+
+    measured = (number(1) - number(-1)) / (2 * step)
+    assert abs(measured - float((grads * direction).sum())) <= 1e-6 * max(1.0, abs(measured))
