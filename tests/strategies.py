@@ -184,7 +184,9 @@ def latents(draw: st.DrawFn) -> LatentAttention:
         d_value=draw(st.sampled_from([None, 5])),
         bias=draw(st.booleans()),
         out_bias=draw(st.booleans()),
-        rotary=Rotary(100.0, draw(st.sampled_from([2 / 6, 4 / 6]))),
+        rotary=(rotary := draw(st.sampled_from([None, Rotary(100.0, 2 / 6), Rotary(100.0, 4 / 6)]))),
+        d_shared=draw(st.sampled_from([2, 3])) if rotary is None else None,
+        gate=draw(st.sampled_from([None, "element", "head"])),
         sink=draw(st.booleans()),
         window=draw(st.sampled_from([None, 3])),
         scale=draw(st.sampled_from([None, 0.3])),
@@ -215,7 +217,18 @@ def state_spaces(draw: st.DrawFn) -> StateSpace:
 def gated_deltas(draw: st.DrawFn) -> GatedDelta:
     """A gated delta rule of a few heads."""
     keys = draw(st.integers(1, 2))
-    return GatedDelta(keys * draw(st.integers(1, 2)), keys, 3, 4, conv=draw(st.sampled_from([1, 4])))
+    return GatedDelta(
+        keys * draw(st.integers(1, 2)),
+        keys,
+        3,
+        4,
+        conv=draw(st.sampled_from([1, 4])),
+        channels=draw(st.booleans()),
+        floor=draw(st.sampled_from([None, -2.0])),
+        rank=draw(st.sampled_from([None, 2])),
+        gate_activation=draw(st.sampled_from(["silu", "sigmoid"])),  # type: ignore[arg-type]
+        beta_scale=draw(st.sampled_from([1.0, 2.0])),
+    )
 
 
 @st.composite

@@ -54,6 +54,22 @@ _NEMOTRON: dict[str, Any] = {
     "moe_shared_expert_intermediate_size": 10,
     "routed_scaling_factor": 2.5,
 }
+_KIMI: dict[str, Any] = {
+    **_SMALL,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 6,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 5,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "n_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+}
 
 HYBRID: dict[str, dict[str, Any]] = {
     "bamba": {**_SMALL, **_MAMBA, "attn_layer_indices": [1], "time_step_limit": (0.3, 0.9)},
@@ -66,4 +82,16 @@ HYBRID: dict[str, dict[str, Any]] = {
     "granitemoehybrid:dense": {**_GRANITE, "num_local_experts": 0, "position_embedding_type": "rope"},
     "nemotron_h": _NEMOTRON,
     "nemotron_h:latent": {**_NEMOTRON, "moe_latent_size": 8, "mlp_bias": True, "use_bias": True},
+    "olmo_hybrid": {
+        **_SMALL,
+        "num_hidden_layers": 4,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    },
+    "kimi_linear": {**_KIMI, "linear_head_dim": 8, "linear_num_heads": 3, "q_lora_rank": None},
+    "bailing_hybrid": {**_KIMI, "head_dim": 8},
 }

@@ -124,7 +124,8 @@ def test_site_names_are_public_api() -> None:
     assert [site.name for site in SITES] == [
         "embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normed", "attn.q", "attn.k", "attn.v",
         "attn.rot_q", "attn.rot_k", "attn.scores", "attn.sink", "attn.pattern", "attn.gate", "attn.z", "attn.out",
-        "delta.gate", "delta.q", "delta.k", "delta.v", "delta.beta", "delta.decay", "delta.pattern", "delta.mixed",
+        "delta.gate", "delta.q", "delta.k", "delta.v", "delta.beta", "delta.decay", "delta.decays", "delta.pattern",
+        "delta.mixed",
         "delta.z", "delta.out",
         "ssm.gate", "ssm.x", "ssm.b", "ssm.c", "ssm.dt", "ssm.pattern", "ssm.mixed", "ssm.z", "ssm.out",
         "mamba.gate", "mamba.x", "mamba.b", "mamba.c", "mamba.dt", "mamba.pattern", "mamba.mixed", "mamba.z",

@@ -37,7 +37,9 @@ class Row:
         axis: along which several of ours are joined: 1 for experts' matrices, which are stacked along the first.
         alternating: joined row by row (the first of each, the second of each, …) along that axis.
         flat: theirs has the first two axes of ours as one: experts' rows one after another.
-        squeezed: theirs has an axis of length 1 at this place that ours lack.
+        squeezed: theirs has an axis of length 1 at this place, or these, that ours lack.
+        spread: ours is held by as many tensors as these names, which stand for ``{p}``: the rows of a recurrence's
+            queries, keys and values, or equal shares where `evenly` (the last one smaller).
         per_head: joined key-value head by key-value head (its queries, its key, its value, then those of the next),
             not one whole after another.
         pairs: how rotary pairs stand there: the first "half" of a head pairs with the second, as here; "neighbours"
@@ -56,7 +58,9 @@ class Row:
     axis: int = 0
     alternating: bool = False
     flat: bool = False
-    squeezed: int | None = None
+    squeezed: int | tuple[int, ...] | None = None
+    spread: tuple[str, ...] = ()
+    evenly: bool = False
     pairs: str = "half"
     shift: float = 0.0
     skip: int = 0
@@ -74,7 +78,8 @@ def row(theirs: str, *ours: str, **how: Any) -> Row:
 class Place:
     """One tensor of theirs in one design: its row, its shape there, our keys and the shapes of what it holds of them.
 
-    `expert` is which entry of ours along the first axis it holds; None where it holds them whole.
+    `expert` is which entry of ours along the first axis it holds; None where it holds them whole. `rows` are those of
+    ours that it holds, where others hold the rest.
     """
 
     row: Row
@@ -83,6 +88,7 @@ class Place:
     ours: tuple[str, ...]
     shapes: tuple[Shape, ...]
     expert: int | None = None
+    rows: tuple[int, int] | None = None
 
 
 class Table:
@@ -104,6 +110,9 @@ class Table:
                 continue
             theirs = self._rename(line.theirs.replace("{i}", str(layer)))
             parts = tuple(shapes[key] for key in ours)
+            if line.spread:
+                places.update(self._spread(line, theirs, ours, parts[0], layer))
+                continue
             if "{e}" not in theirs:
                 places[theirs] = Place(line, theirs, _their_shape(line, parts), ours, parts)
                 continue
@@ -112,6 +121,20 @@ class Table:
                 name = theirs.replace("{e}", str(expert))
                 places[name] = Place(line, name, _their_shape(line, each), ours, each, expert)
         return places
+
+    def _spread(
+        self, line: Row, theirs: str, ours: tuple[str, ...], shape: Shape, layer: int
+    ) -> Iterator[tuple[str, Place]]:
+        """The tensors that hold one of ours together."""
+        share = -(-shape[0] // len(line.spread))
+        widths = [share] * len(line.spread) if line.evenly else self.config.mixer(layer).widths  # type: ignore[union-attr]
+        start = 0
+        for name, width in zip(line.spread, widths, strict=True):
+            stop = min(start + width, shape[0])
+            part = (stop - start, *shape[1:])
+            found = theirs.replace("{p}", name)
+            yield found, Place(line, found, _their_shape(line, (part,)), ours, (part,), rows=(start, stop))
+            start = stop
 
     @cached_property
     def pieces(self) -> dict[str, list[tuple[Place, int]]]:
@@ -162,12 +185,17 @@ class Table:
     def ours(self, key: str, fetch: Callable[[str], Array]) -> Array:
         """One native tensor; ``fetch`` gives theirs by name."""
         found = [take(place, part, fetch(place.theirs), self.config) for place, part in self.pieces[key]]
-        return found[0] if self.pieces[key][0][0].expert is None else _stacked(found)
+        first = self.pieces[key][0][0]
+        if first.rows is not None:
+            return _concatenate(found, 0)
+        return found[0] if first.expert is None else _stacked(found)
 
     def theirs(self, name: str, fetch: Callable[[str], Array]) -> Array:
         """One tensor of theirs; ``fetch`` gives ours by native key."""
         place = self.places[name]
         parts = [fetch(key) for key in place.ours]
+        if place.rows is not None:
+            parts = [x[slice(*place.rows)] for x in parts]
         return join(place, parts if place.expert is None else [x[place.expert] for x in parts], self.config)
 
     def _lines(self) -> Iterator[tuple[Row, int]]:
@@ -182,7 +210,7 @@ def take(place: Place, part: int, x: Array, config: Config) -> Array:
     """Our tensor number ``part`` out of theirs; a view wherever the layouts allow one."""
     line = place.row
     if line.squeezed is not None:
-        x = x.reshape([size for i, size in enumerate(x.shape) if i != line.squeezed])
+        x = x.reshape([size for i, size in enumerate(x.shape) if i not in _axes(line)])
     if line.flat:
         x = x.reshape((place.shapes[part][0], -1, *x.shape[1:]))
     if line.transposed:
@@ -280,9 +308,16 @@ def _their_shape(line: Row, parts: tuple[Shape, ...]) -> Shape:
         whole[-2:] = whole[:-3:-1]
     if line.flat:
         whole[:2] = [whole[0] * whole[1]]
-    if line.squeezed is not None:
-        whole.insert(line.squeezed, 1)
+    for axis in _axes(line):
+        whole.insert(axis, 1)
     return tuple(whole)
+
+
+def _axes(line: Row) -> tuple[int, ...]:
+    """Axes of length 1 that theirs has and ours lacks, in order."""
+    if line.squeezed is None:
+        return ()
+    return line.squeezed if isinstance(line.squeezed, tuple) else (line.squeezed,)
 
 
 def _stacked(parts: list[Array]) -> Array:
@@ -308,7 +343,8 @@ def head_size(place: Place, config: Config) -> int:
 def _half_order(how: str, rows: int, attention: Attention) -> list[int]:
     """For each of our rows, the row of theirs: a pair (j, j + pairs) here is (2j, 2j + 1) there where neighbours pair,
     and (j + pairs, j) where the halves are swapped."""
-    d_head, rotated = attention.d_head, attention.rotary_dims
+    d_head = attention.d_head
+    rotated = attention.shared_size if isinstance(attention, LatentAttention) else attention.rotary_dims
     pairs = rotated // 2
     if how == "neighbours":
         one = [2 * j + side for side in (0, 1) for j in range(pairs)]

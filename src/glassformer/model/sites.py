@@ -72,6 +72,11 @@ SITES: tuple[Site, ...] = (
     Site("delta.v", KV_HEADS, "What each position hands over, by head, after the convolution: its values."),
     Site("delta.beta", PER_HEAD, "The share of a correction towards the value that each head makes at a position."),
     Site("delta.decay", PER_HEAD, "The logarithm of what each head's state keeps at a position."),
+    Site(
+        "delta.decays",
+        ("batch", "query", "head", "d_key"),
+        "The same where each channel of a head's keys has a decay of its own.",
+    ),
     Site("delta.pattern", GRID, "The grid that decays and corrections imply: a head reads this times its values."),
     Site("delta.mixed", HEADS, "What each head reads from its state, before norm and gate."),
     Site("delta.z", HEADS, "Each head's output after norm and gate, before the output projection."),

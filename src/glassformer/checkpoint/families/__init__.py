@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.families.cohere import COHERE
+from glassformer.checkpoint.families.delta_hybrids import DELTA_HYBRIDS
 from glassformer.checkpoint.families.experts import EXPERTS
 from glassformer.checkpoint.families.falcon import FALCON
 from glassformer.checkpoint.families.family import Family, GgufLayout
@@ -42,6 +43,7 @@ _ALL = (
     *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *LFM, JAMBA)),
     *(family.family() for family in MAMBA_HYBRIDS),
     NEMOTRON_H,
+    *(family.family() for family in DELTA_HYBRIDS),
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 

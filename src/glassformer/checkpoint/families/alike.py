@@ -86,7 +86,8 @@ class Alike:
         norms, gated, rotates: placement of norms, gated feed-forward parts, rotary positions.
         fraction: share of a head that is rotated where no setting says so.
         layer: what stands before a tensor's name in a layer.
-        names: tensors of a layer that are called otherwise than in `NAMES`; outside: the same outside the layers.
+        names: tensors of a layer that are called otherwise than in `NAMES`, "" for those that stand elsewhere; outside:
+            the same outside the layers.
         bare: tensors of a layer without `.weight` after their name: native key -> name within a layer.
         joined: name within a layer -> our tensors that it holds, one after another.
         grouped: of the joined ones, those whose rows stand key-value head by key-value head.
@@ -170,7 +171,7 @@ class Alike:
             turned = self.transposed and kind == "weight"
             rows.append(Row(f"{outside['embed_norm']}.{kind}", (f"embed_norm.{kind}",)))
             for ours, theirs in names.items():
-                if ours in held:
+                if ours in held or not theirs:
                     continue
                 if ours.removeprefix("mlp.") in LEARNED:
                     if kind == "weight":

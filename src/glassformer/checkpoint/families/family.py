@@ -144,7 +144,16 @@ class Family:
         tables = [Table(rows, config, rename) for rows in (self.rows, *self.layouts)]
         if found is None or len(tables) == 1:
             return tables[0]
-        return min(tables, key=lambda table: sum(name not in found for name in table.places))
+
+        def unlike(table: Table) -> int:
+            """How many of the table's tensors are not in the file as it has them."""
+            wrong = 0
+            for name, place in table.places.items():
+                stored = found.get(name)
+                wrong += stored is None or (isinstance(stored, tuple) and stored != place.shape)
+            return wrong
+
+        return min(tables, key=unlike)
 
 
 def sound(build: Callable[[], Config], where: str) -> Config:

@@ -18,7 +18,7 @@ from glassformer.checkpoint.families.sparse import Around
 from glassformer.checkpoint.tables import Row
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.choices import Mixer
-from glassformer.model.config import Attention, Config, Rotary, StateSpace
+from glassformer.model.config import Attention, Config, Placement, Rotary, StateSpace
 
 Flags = list[bool]
 _PARTS = ("gate", "x", "b", "c", "dt")
@@ -109,6 +109,10 @@ ATTENTION_LISTED = Layers(
 )
 
 
+def _any_attention(config: Config) -> Attention:
+    return Attention(1, 1, config.d_model, rotary=Rotary() if config.d_model % 4 == 0 else None)
+
+
 @dataclass(frozen=True)
 class Hybrid:
     """One family.
@@ -119,6 +123,9 @@ class Hybrid:
         layers: which layers have it.
         read: (settings, design with attention everywhere) -> the other mixer.
         write: (the other mixer, or None where no layer has it; the design) -> its settings.
+        norms: where norms stand in these layers; None for where the others have them.
+        beside: where norms stand in layers of attention, where `norms` says otherwise of these.
+        stand_in: the design -> what the settings say of attention where no layer has it.
         no_effect: settings that change no logit.
     """
 
@@ -127,6 +134,10 @@ class Hybrid:
     layers: Layers
     read: Callable[[Attributes, Config], Mixer]
     write: Callable[[Mixer | None, Config], dict[str, Any]]
+    norms: Placement | None = None
+    beside: Placement = "before"
+    stand_in: Callable[[Config], Attention] = _any_attention
+    layouts: tuple[tuple[Row, ...], ...] = ()
     no_effect: frozenset[str] = frozenset()
 
     @property
@@ -137,22 +148,26 @@ class Hybrid:
     def family(self) -> Family:
         """The family, as everything else knows families."""
         plain = self.alike.family()
-        within = tuple(dataclasses.replace(row, theirs=self.layer + row.theirs) for row in self.rows)
+        within = self._within(self.rows)
+        others = tuple((*plain.rows, *self._within(rows)) for rows in self.layouts)
         return dataclasses.replace(
             plain,
             rows=(*plain.rows, *within),
-            layouts=tuple((*rows, *within) for rows in plain.layouts),
+            layouts=(*((*rows, *within) for rows in plain.layouts), *others),
             read=self.config,
             write=self.settings,
             no_effect=plain.no_effect | self.no_effect,
         )
+
+    def _within(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        return tuple(dataclasses.replace(row, theirs=self.layer + row.theirs) for row in rows)
 
     def config(self, attributes: Attributes) -> Config:
         """The design that the settings of a config.json describe."""
         whole = self.alike.config(attributes)
         flags, other = self.layers.read(attributes, whole.n_layers), self.read(attributes, whole)
         layers = tuple(
-            dataclasses.replace(layer, mixer=other) if flag else layer
+            dataclasses.replace(layer, mixer=other, norms=self.norms or layer.norms) if flag else layer
             for layer, flag in zip(whole.layers, flags, strict=True)
         )
         return dataclasses.replace(whole, layers=layers)
@@ -162,10 +177,12 @@ class Hybrid:
         flags = [not isinstance(layer.mixer, Attention) for layer in config.layers]
         other = next((layer.mixer for layer, flag in zip(config.layers, flags, strict=True) if flag), None)
         attention = next((layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)), None)
-        if attention is None:  # no layer shows what the settings would say of attention
-            attention = Attention(1, 1, config.d_model, rotary=Rotary() if config.d_model % 4 == 0 else None)
+        if attention is None:
+            attention = self.stand_in(config)
         layers = tuple(
-            dataclasses.replace(layer, mixer=attention) if flag else layer
+            dataclasses.replace(layer, mixer=attention, norms=self.beside if self.norms else layer.norms)
+            if flag
+            else layer
             for layer, flag in zip(config.layers, flags, strict=True)
         )
         found = self.alike.settings(dataclasses.replace(config, layers=layers))

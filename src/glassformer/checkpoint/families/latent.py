@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
@@ -16,20 +16,29 @@ from glassformer.checkpoint.tables import Row
 from glassformer.errors import UnsupportedError
 from glassformer.model.config import Attention, Config, Experts, LatentAttention, Layer, Rotary
 
-_ATTENTION, _BLOCK = "self_attn.", "blocks.{i}.attn."
+_BLOCK = "blocks.{i}.attn."
 _JOINED = {"kv_a_proj_with_mqa": ("kv_down", "k_shared"), "kv_b_proj": ("k_own", "v_up")}
 
 
 @dataclass(frozen=True)
 class LatentAlike(Alike):
-    """A family whose attention is latent; the rest is as in `Alike`, which sees heads of the rotated size."""
+    """A family whose attention is latent; the rest is as in `Alike`, which sees heads of the rotated size.
+
+    Args:
+        at: what stands before a tensor's name in attention.
+        gate: of the heads' outputs, as `Attention` has it.
+    """
+
+    at: str = "self_attn."
+    gate: Literal["element", "head"] | None = None
 
     def rows(self) -> tuple[Row, ...]:
         """The tensor table."""
-        at = self.layer + _ATTENTION
+        at = self.layer + self.at
         names = {"q_a_proj": "q_down", "q_a_layernorm": "q_latent", "q_b_proj": "q_up", "kv_a_layernorm": "kv_latent"}
         pairs = "neighbours" if self.pairs == "neighbours" else "halves"
         rows = [row for row in super().rows() if row.ours[0] != f"{_BLOCK}q.weight"]
+        rows.append(Row(f"{at}g_proj.weight", (f"{_BLOCK}gate.weight",)))
         for kind in ("weight", "bias"):
             rows.append(Row(f"{at}q_proj.{kind}", (f"{_BLOCK}q.{kind}",), pairs=pairs))
             for theirs, ours in names.items():
@@ -51,9 +60,7 @@ class LatentAlike(Alike):
         return _each(config, lambda a: self._latent(a, own, value, attributes))
 
     def _latent(self, a: Attention, own: int, value: int, attributes: Attributes) -> Attention:
-        rotary = a.rotary
-        assert rotary is not None
-        size = own + a.d_head
+        rotary, size = a.rotary, own + a.d_head
         return LatentAttention(
             a.n_heads,
             a.n_heads,
@@ -61,8 +68,10 @@ class LatentAlike(Alike):
             value,
             bias=a.bias,
             out_bias=a.out_bias,
-            rotary=dataclasses.replace(rotary, fraction=a.d_head / size),
-            scale=_scale(size, rotary, attributes),
+            rotary=None if rotary is None else dataclasses.replace(rotary, fraction=a.d_head / size),
+            d_shared=a.d_head if rotary is None else None,
+            gate=self.gate,
+            scale=None if rotary is None else _scale(size, rotary, attributes),
             kv_rank=attributes.integer("kv_lora_rank"),
             q_rank=attributes.integer("q_lora_rank", None, null=True),
         )
@@ -70,9 +79,9 @@ class LatentAlike(Alike):
     def settings(self, config: Config) -> dict[str, Any]:
         """The settings that describe a design."""
         latent = attention_of(config)
-        if not isinstance(latent, LatentAttention) or latent.rotary is None:
+        if not isinstance(latent, LatentAttention):
             raise UnsupportedError("it has layers without latent attention")
-        size, rotary = latent.rotary_dims, latent.rotary
+        size, rotary = latent.shared_size, latent.rotary
 
         def plain(a: Attention) -> Attention:
             turned = None if a.rotary is None else Rotary(a.rotary.theta, 1.0, a.rotary.scaling)
@@ -80,7 +89,7 @@ class LatentAlike(Alike):
 
         found = super().settings(_each(config, plain))
         stretched = latent.score_scale * math.sqrt(latent.d_head)
-        scaling = rotary.scaling
+        scaling = None if rotary is None else rotary.scaling
         if scaling is not None and scaling.kind == "yarn" and not math.isclose(stretched, 1.0, rel_tol=1e-9):
             share = (math.sqrt(stretched) - 1) / (0.1 * math.log(scaling.factor))
             found["rope_scaling"]["mscale_all_dim"] = round(share, 9)

@@ -15,13 +15,14 @@ from glassformer.model.choices.norm import Norm
 class LatentAttention(Attention):
     """Softmax attention whose keys and values of all heads are read from one normed latent vector.
 
-    A key is a part that all heads share, which alone is rotated, and a part of each head's own that is read from the
-    latent; queries may be read from a latent of their own. The rotated dimensions stand first in a head.
+    A key is a part that all heads share, which alone is rotated (if anything is), and a part of each head's own that is
+    read from the latent; queries may be read from a latent of their own. The shared dimensions stand first in a head.
 
     Args:
         kv_rank: dimensions of the latent that keys and values are read from.
         q_rank: dimensions of the latent that queries are read from, or None where they are read from the stream.
         latent_eps: of the rms norms of the latents.
+        d_shared: dimensions of a key that heads share, where nothing is rotated; else the rotated ones.
     """
 
     kind: ClassVar[str] = "latent_attention"
@@ -29,6 +30,7 @@ class LatentAttention(Attention):
     kv_rank: int = 1
     q_rank: int | None = None
     latent_eps: float = 1e-6
+    d_shared: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,17 +39,26 @@ class LatentAttention(Attention):
             positive("latent_attention", q_rank=self.q_rank)
         if self.n_kv_heads != self.n_heads:
             raise ConfigError("Every head of latent attention has keys of its own; n_kv_heads must be n_heads.")
-        if self.rotary is None or self.own_size < 1:
-            raise ConfigError("A head of latent attention has rotated dimensions and dimensions of its own.")
-        if self.qk_norm is not None or self.clip is not None or self.gate is not None or self.keys_from is not None:
-            raise ConfigError("Latent attention has no norms of queries and keys, cuts, gates or shared keys.")
-        if self.value_scale is not None:
-            raise ConfigError("Latent attention has no scale of values.")
+        if (self.rotary is None) is (self.d_shared is None):
+            raise ConfigError(
+                "latent_attention.d_shared says what heads share where nothing is rotated, and only there."
+            )
+        if self.shared_size < 1 or self.own_size < 1:
+            raise ConfigError("A head of latent attention has dimensions that are shared and dimensions of its own.")
+        if self.qk_norm is not None or self.clip is not None or self.keys_from is not None:
+            raise ConfigError("Latent attention has no norms of queries and keys, cuts or keys of other layers.")
+        if self.value_scale is not None or self.gate_bias:
+            raise ConfigError("Latent attention has no scale of values and no biases of gates.")
+
+    @property
+    def shared_size(self) -> int:
+        """Dimensions of a key that all heads share: the rotated ones, where any are."""
+        return self.rotary_dims if self.d_shared is None else self.d_shared
 
     @property
     def own_size(self) -> int:
         """Dimensions of a head's key that are its own, not shared and not rotated."""
-        return self.d_head - self.rotary_dims
+        return self.d_head - self.shared_size
 
     @property
     def latent_norm(self) -> Norm:
@@ -72,10 +83,12 @@ class LatentAttention(Attention):
         else:
             matrix("q_up", width, self.q_rank, "query")
         matrix("kv_down", self.kv_rank, d_model, "key", self.bias)
-        matrix("k_shared", self.rotary_dims, d_model, "key", self.bias)
+        matrix("k_shared", self.shared_size, d_model, "key", self.bias)
         found |= self.latent_norm.components("kv_latent", self.kv_rank)
         matrix("k_own", self.n_heads * self.own_size, self.kv_rank, "key")
         matrix("v_up", self.n_heads * self.value_size, self.kv_rank, "value")
+        if self.gate is not None:
+            matrix("gate", self.out_size if self.gate == "element" else self.n_heads, d_model, "gate")
         matrix("o", d_model, self.out_size, "output", self.out_bias)
         if self.sink:
             found["sink"] = Component((self.n_heads,), "sinks")

@@ -18,6 +18,7 @@ from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import View, see
 
 CHUNK = 64  # positions that are solved at once; between chunks the state is carried
+CHANNEL_CHUNK = 16  # the same where each channel decays by itself, so that every pair of positions has many decays
 
 
 class GatedDeltaPart(nn.Module):
@@ -25,7 +26,8 @@ class GatedDeltaPart(nn.Module):
 
     With S the matrix of a head, at each position S ← e^decay S, then S ← S + beta k (v − Sᵀk)ᵀ, and Sᵀq is read.
     That is linear in the values: position t receives Σ_s G[t, s] v_s, where G[t, s] is what the later decays and
-    corrections leave of beta_s k_s, read at q_t. `pattern` gives this grid.
+    corrections leave of beta_s k_s, read at q_t. `pattern` gives this grid. A decay is a number of each head, or of
+    each channel of its keys.
     """
 
     def __init__(self, choice: GatedDelta, d_model: int, layer: int) -> None:
@@ -35,11 +37,14 @@ class GatedDeltaPart(nn.Module):
         self.heads, self.d_value = c.n_heads, c.d_head
         query, key, value = c.widths
         self.q, self.k, self.v = (Linear(d_model, width, False) for width in (query, key, value))
-        self.gate = Linear(d_model, value, False)
+        narrow = d_model if c.rank is None else c.rank
+        self.gate_down = None if c.rank is None else Linear(d_model, c.rank, False)
+        self.gate = Linear(narrow, value, False)
         self.beta = Linear(d_model, c.n_heads, False)
-        self.decay = Linear(d_model, c.n_heads, False)
+        self.decay_down = None if c.rank is None else Linear(d_model, c.rank, False)
+        self.decay = Linear(narrow, c.decays, False)
         self.conv = Convolution(sum(c.widths), c.conv, False)
-        self.dt_bias = nn.Parameter(torch.empty(c.n_heads))
+        self.dt_bias = nn.Parameter(torch.empty(c.decays))
         self.a_log = nn.Parameter(torch.empty(c.n_heads))
         self.norm = nn.Parameter(torch.empty(c.d_head))
         self.o = Linear(value, d_model, False)
@@ -61,9 +66,9 @@ class GatedDeltaPart(nn.Module):
         q, k, v = see(view, "delta.q", q), see(view, "delta.k", k), see(view, "delta.v", v)
         beta, decay = self.shares(x)
         if text is not None:  # padding neither decays nor enters the state
-            beta, decay = beta * text, decay * text
-        beta, decay = see(view, "delta.beta", beta), see(view, "delta.decay", decay)
-        kept = {"q": q, "k": k, "v": v, "beta": beta, "decay": decay}
+            beta, decay = beta * text, decay * (text[..., None] if self.choice.channels else text)
+        beta, decay = see(view, "delta.beta", beta), see(view, f"delta.{self.choice.decay_site}", decay)
+        kept = {"q": q, "k": k, "v": v, "beta": beta, self.choice.decay_site: decay}
         earlier = None if before is None else before["state"]
         y, after = self.scan(kept, earlier)
         if view is not None and view.wants("delta.pattern"):
@@ -80,7 +85,9 @@ class GatedDeltaPart(nn.Module):
 
     def gates(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_head"]:
         """What gates each head's output, after its activation."""
-        return F.silu(self.gate(x)).view(*x.shape[:2], self.heads, self.d_value)
+        raw = self.gate(x if self.gate_down is None else self.gate_down(x))
+        gate = F.silu(raw) if self.choice.gate_activation == "silu" else torch.sigmoid(raw)
+        return gate.view(*x.shape[:2], self.heads, self.d_value)
 
     def joined(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query channel"]:
         """Queries, keys and values side by side, before the convolution."""
@@ -107,10 +114,14 @@ class GatedDeltaPart(nn.Module):
 
     def shares(
         self, x: Float[Tensor, "batch query d_model"]
-    ) -> tuple[Float[Tensor, "batch query head"], Float[Tensor, "batch query head"]]:
+    ) -> tuple[Float[Tensor, "batch query head"], Float[Tensor, "batch query head *channel"]]:
         """Beta, the share of a correction that is made, and the logarithm of what the decay leaves."""
-        rate = F.softplus(at_least_float32(self.decay(x)) + at_least_float32(self.dt_bias))
-        return torch.sigmoid(at_least_float32(self.beta(x))), -torch.exp(at_least_float32(self.a_log)) * rate
+        c, raw = self.choice, self.decay(x if self.decay_down is None else self.decay_down(x))
+        rate, speed = at_least_float32(raw) + at_least_float32(self.dt_bias), torch.exp(at_least_float32(self.a_log))
+        if c.channels:
+            rate, speed = rate.unflatten(-1, (self.heads, c.d_key)), speed[:, None]
+        left = -speed * F.softplus(rate) if c.floor is None else c.floor * torch.sigmoid(speed * rate)
+        return torch.sigmoid(at_least_float32(self.beta(x))) * c.beta_scale, left
 
     def scan(
         self, kept: Mapping[str, Tensor], state: Float[Tensor, "batch head d_key d_head"] | None = None
@@ -119,26 +130,27 @@ class GatedDeltaPart(nn.Module):
         state between them."""
         values = kept["v"]
         q, k, v = self._by_head(kept["q"]), self._by_head(kept["k"]), at_least_float32(values).transpose(1, 2)
-        beta, decay = kept["beta"].transpose(1, 2), kept["decay"].transpose(1, 2)  # (batch, head, slot)
+        beta = kept["beta"].transpose(1, 2)  # (batch, head, slot)
+        decay = kept[self.choice.decay_site].transpose(1, 2)
+        decay = decay if self.choice.channels else decay[..., None]  # (batch, head, slot, channel or 1)
         if state is None:
             state = v.new_zeros(v.shape[0], self.heads, self.choice.d_key, v.shape[-1])
         out = []
-        for start in range(0, v.shape[2], CHUNK):
-            at = slice(start, start + CHUNK)
+        chunk = CHANNEL_CHUNK if self.choice.channels else CHUNK
+        for start in range(0, v.shape[2], chunk):
+            at = slice(start, start + chunk)
             qs, ks, vs, bs = q[:, :, at], k[:, :, at], v[:, :, at], beta[:, :, at, None]
-            log = decay[:, :, at].cumsum(-1)
-            past = torch.ones(qs.shape[2], qs.shape[2], dtype=torch.bool, device=v.device).tril()
-            left = torch.exp((log[..., :, None] - log[..., None, :]).masked_fill(~past, float("-inf")))
+            log = decay[:, :, at].cumsum(-2)
             # each correction sees those before it in the chunk: (1 + strictly lower) × corrections = what is new
-            lower = ((ks * bs) @ ks.transpose(-1, -2) * left).tril(-1)
-            wanted = torch.cat([vs * bs, ks * bs * torch.exp(log)[..., None]], dim=-1)
+            lower = _met(ks * bs, ks, log).tril(-1)
+            wanted = torch.cat([vs * bs, ks * bs * torch.exp(log)], dim=-1)
             solved = torch.linalg.solve_triangular(lower, wanted, upper=False, unitriangular=True)
             new, reads = solved[..., : vs.shape[-1]], solved[..., vs.shape[-1] :]
             written = new - reads @ state
-            y = (qs * torch.exp(log)[..., None]) @ state + (qs @ ks.transpose(-1, -2) * left) @ written
+            y = (qs * torch.exp(log)) @ state + _met(qs, ks, log) @ written
             out.append(y)
-            rest = ks * torch.exp(log[..., -1:] - log)[..., None]
-            state = state * torch.exp(log[..., -1])[..., None, None] + rest.transpose(-1, -2) @ written
+            rest = ks * torch.exp(log[..., -1:, :] - log)
+            state = state * torch.exp(log[..., -1, :, None]) + rest.transpose(-1, -2) @ written
         y = out[0] if len(out) == 1 else torch.cat(out, dim=2)
         return y.transpose(1, 2).to(values.dtype), state
 
@@ -184,6 +196,20 @@ class GatedDeltaPart(nn.Module):
     def _by_head(self, x: Float[Tensor, "batch slot key_head d_key"]) -> Float[Tensor, "batch head slot d_key"]:
         shared = self.heads // self.choice.n_key_heads
         return at_least_float32(x).repeat_interleave(shared, dim=2).transpose(1, 2)
+
+
+def _met(
+    x: Float[Tensor, "batch head query d_key"],
+    k: Float[Tensor, "batch head key d_key"],
+    log: Float[Tensor, "batch head slot channel"],
+) -> Float[Tensor, "batch head query key"]:
+    """Products of x with earlier keys, each channel with what its decays since then leave; 0 for later ones."""
+    past = torch.ones(x.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril()
+    gaps = log[..., :, None, :] - log[..., None, :, :]
+    left = torch.exp(gaps.masked_fill(~past[..., None], float("-inf")))
+    if left.shape[-1] == 1:
+        return x @ k.transpose(-1, -2) * left[..., 0]
+    return torch.einsum("bhqd,bhkd,bhqkd->bhqk", x, k, left)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -29,17 +29,20 @@ class LatentAttentionPart(AttentionPart):
         self.layer, self.table, self.donates = layer, table, False
         self.heads, self.kv_heads, self.d_head, self.d_value = a.n_heads, a.n_heads, a.d_head, a.value_size
         self.scale, self.cap = a.score_scale, a.softcap
-        self.k = self.v = self.gate = self.q_norm = self.k_norm = None
+        self.k = self.v = self.q_norm = self.k_norm = None
         self.q_down = None if a.q_rank is None else Linear(d_model, a.q_rank, a.bias)
         self.q_latent = None if a.q_rank is None else NormLayer(a.q_rank, a.latent_norm)
         width = a.n_heads * a.d_head
         self.q_up = None if a.q_rank is None else Linear(a.q_rank, width, False)
         self.q = Linear(d_model, width, False) if a.q_rank is None else None
         self.kv_down = Linear(d_model, a.kv_rank, a.bias)
-        self.k_shared = Linear(d_model, a.rotary_dims, a.bias)
+        self.k_shared = Linear(d_model, a.shared_size, a.bias)
         self.kv_latent = NormLayer(a.kv_rank, a.latent_norm)
         self.k_own = Linear(a.kv_rank, a.n_heads * a.own_size, False)
         self.v_up = Linear(a.kv_rank, a.n_heads * a.value_size, False)
+        gates = a.out_size if a.gate == "element" else a.n_heads
+        self.gate = None if a.gate is None else Linear(d_model, gates, False)
+        self.gate_bias = None
         self.o = Linear(a.out_size, d_model, a.out_bias)
         self.sink = nn.Parameter(torch.empty(a.n_heads)) if a.sink else None
 
