@@ -143,6 +143,8 @@ def attentions(draw: st.DrawFn) -> Attention:
     n_kv_heads = draw(st.integers(1, 2))
     n_heads = n_kv_heads * draw(st.integers(1, 2))
     gate = draw(st.sampled_from([None, "element", "head"]))
+    keys = draw(st.sampled_from([False, False, True]))
+    turning = Rotary(50.0, scaling=RopeScaling("proportional", 2.0, share=0.5))
     d_head = draw(st.sampled_from([4, 8]))
     pairs = d_head // 2  # of positions that turn otherwise in longer texts; no text here grows past that length
     long = RopeScaling("longrope", 4.0, 64, attention_factor=1.2, factors=(1.5,) * pairs, long_factors=(3.0,) * pairs)
@@ -150,10 +152,10 @@ def attentions(draw: st.DrawFn) -> Attention:
         n_heads,
         n_kv_heads,
         d_head,
-        d_value=draw(st.sampled_from([None, 6])),
+        d_value=None if keys else draw(st.sampled_from([None, 6])),
         bias=draw(st.booleans()),
         out_bias=draw(st.booleans()),
-        rotary=draw(st.sampled_from([None, Rotary(100.0), Rotary(fraction=0.5), Rotary(100.0, scaling=long)])),
+        rotary=draw(st.sampled_from([None, Rotary(100.0), Rotary(fraction=0.5), Rotary(100.0, scaling=long), turning])),
         alibi=draw(st.sampled_from([(), tuple(2.0**-i for i in range(n_heads))])),
         alibi_rounded=draw(st.booleans()),
         window=draw(st.sampled_from([None, 3])),
@@ -168,6 +170,8 @@ def attentions(draw: st.DrawFn) -> Attention:
         clip=draw(st.sampled_from([None, 0.7])),
         clip_after=draw(st.booleans()),
         value_scale=draw(st.sampled_from([None, 0.7])),
+        value_norm=draw(st.booleans()),
+        values_are_keys=keys,
         length_scale=draw(st.sampled_from([None, (0.1, 4.0)])),
         length_rule=draw(st.sampled_from(["log", "log_next", "power"])),  # type: ignore[arg-type]
     )
@@ -281,6 +285,7 @@ def sharing(draw: st.DrawFn, layers: list[Layer]) -> list[Layer]:
                 d_head=theirs.d_head,
                 d_value=theirs.d_value,
                 alibi=theirs.alibi,
+                values_are_keys=theirs.values_are_keys,
                 keys_from=donor,
             ),
         )

@@ -84,6 +84,15 @@ _MAMBA: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_GEMMA4: dict[str, Any] = {
+    **_SLIDING,
+    "num_hidden_layers": 4,
+    "layer_types": _FOUR,
+    "global_head_dim": 12,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "final_logit_softcapping": 5.0,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "apertus": {**_WITHOUT_HEAD_DIM, "hidden_act": "xielu"},
     "stablelm": {**_WITHOUT_HEAD_DIM, "qk_layernorm": True, "use_qkv_bias": True, "partial_rotary_factor": 0.5},
@@ -107,6 +116,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_ln_in_parallel_attn": 1,
     },
     "gemma": {**_SMALL, "num_key_value_heads": 1},
+    "gemma4_unified_text": {**_GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
     "glm": _SMALL,
     "glm4": _SMALL,
     "gpt_bigcode": _GPT,
@@ -274,6 +284,8 @@ def reference(name: str) -> Any:
         for key, buffer in model.named_buffers():
             if key.endswith("correction_bias"):
                 buffer.normal_(0.0, 0.3, generator=generator)
+            if key.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5, generator=generator)
     return model
 
 

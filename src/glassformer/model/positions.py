@@ -107,6 +107,9 @@ def _frequencies(dims: int, theta: float, scaling: RopeScaling | None) -> Float[
         return 1.0 / (torch.tensor(scaling.factors, dtype=torch.float32, device="cpu") * powers)
     if scaling.kind == "linear":
         return frequencies / scaling.factor
+    if scaling.kind == "proportional":
+        still = torch.arange(dims // 2, device="cpu") >= int(scaling.share * dims // 2)
+        return (frequencies / scaling.factor).masked_fill(still, 0.0)
     if scaling.kind == "factors":
         return frequencies / torch.tensor(scaling.factors, dtype=torch.float32, device="cpu")
     if scaling.kind == "llama3":

@@ -15,6 +15,7 @@ from glassformer.checkpoint.families.falcon import FALCON
 from glassformer.checkpoint.families.family import Family, GgufLayout
 from glassformer.checkpoint.families.fixed_positions import FIXED_POSITIONS
 from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
+from glassformer.checkpoint.families.gemma4 import GEMMA4
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
 from glassformer.checkpoint.families.jamba import JAMBA
@@ -40,7 +41,7 @@ _ALL = (
     *(FALCON, NEOX_JAPANESE),
     *MAMBA1,
     MAMBA2,
-    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *LFM, JAMBA)),
+    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *GEMMA4, *LFM, JAMBA)),
     *(family.family() for family in MAMBA_HYBRIDS),
     NEMOTRON_H,
     *(family.family() for family in DELTA_HYBRIDS),

@@ -44,6 +44,8 @@ class Attention:
         clip_after: queries and keys are cut after their norm (where that stands before rotation) instead.
         clip: queries, keys and values are cut to [-clip, clip] after their projection, or None.
         value_scale: multiplies the values, or None.
+        value_norm: each head's values are divided by their root mean square, with the model's eps.
+        values_are_keys: values are what the key projection gives, before norm and rotation (Gemma 4).
         length_scale: (β, original): queries at position p are multiplied by a number that grows with p, or None.
         length_rule: which: "log" for 1 + β log(1 + ⌊p / original⌋), "log_next" for the same at p + 1 (Llama 4),
             "power" for (1 + (p + 1) / original)^β (Beam).
@@ -76,6 +78,8 @@ class Attention:
     clip: float | None = None
     clip_after: bool = False
     value_scale: float | None = None
+    value_norm: bool = False
+    values_are_keys: bool = False
     length_scale: tuple[float, float] | None = None
     length_rule: Literal["log", "log_next", "power"] = "log"
     keys_from: int | None = None
@@ -102,6 +106,8 @@ class Attention:
             raise ConfigError(f"attention.gate is per 'element' or per 'head', or None; got {self.gate!r}.")
         if self.gate_activation not in ("sigmoid", "softplus"):
             raise ConfigError(f"attention.gate_activation is sigmoid or softplus; got {self.gate_activation!r}.")
+        if self.values_are_keys and self.value_size != self.d_head:
+            raise ConfigError("Values that are keys have the size of keys.")
         if self.gate_bias and self.gate is None:
             raise ConfigError("A gate's bias needs a gate.")
         if self.length_rule not in ("log", "log_next", "power"):
@@ -168,7 +174,8 @@ class Attention:
         matrix("q", sizes["q"], d_model, "query", self.bias)
         if self.keys_from is None:
             matrix("k", sizes["k"], d_model, "key", self.bias)
-            matrix("v", self.n_kv_heads * self.value_size, d_model, "value", self.bias)
+            if not self.values_are_keys:
+                matrix("v", self.n_kv_heads * self.value_size, d_model, "value", self.bias)
         if self.gate is not None:
             matrix("gate", self.out_size if self.gate == "element" else self.n_heads, d_model, "gate", False)
             if self.gate_bias:

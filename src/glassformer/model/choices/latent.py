@@ -47,8 +47,8 @@ class LatentAttention(Attention):
             raise ConfigError("A head of latent attention has dimensions that are shared and dimensions of its own.")
         if self.qk_norm is not None or self.clip is not None or self.keys_from is not None:
             raise ConfigError("Latent attention has no norms of queries and keys, cuts or keys of other layers.")
-        if self.value_scale is not None or self.gate_bias:
-            raise ConfigError("Latent attention has no scale of values and no biases of gates.")
+        if self.value_scale is not None or self.value_norm or self.values_are_keys or self.gate_bias:
+            raise ConfigError("Latent attention has no scale or norm of values, and no biases of gates.")
 
     @property
     def shared_size(self) -> int:

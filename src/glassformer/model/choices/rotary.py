@@ -7,7 +7,7 @@ from typing import Literal
 
 from glassformer.errors import ConfigError
 
-SCALINGS: tuple[str, ...] = ("linear", "llama3", "yarn", "factors", "longrope", "dynamic")
+SCALINGS: tuple[str, ...] = ("linear", "llama3", "yarn", "factors", "longrope", "dynamic", "proportional")
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,19 @@ class RopeScaling:
             arXiv:2306.15595); "llama3" divides only the slow ones, blended between `low` and
             `high`; "yarn" interpolates by parts (arXiv:2309.00071); "factors" divides each
             frequency by its own number in `factors`; "longrope" (arXiv:2402.13753) does so with other numbers for texts
-            that are longer than `original_context`; "dynamic" raises the base with the text's length beyond it.
+            that are longer than `original_context`; "dynamic" raises the base with the text's length beyond it;
+            "proportional" divides as "linear" does and lets only the first `share` of the pairs turn (Gemma 4).
         factor: the stretch; new length over the original one.
         original_context: tokens the model was first trained for (all but "linear" and "factors").
         low, high: "llama3" low/high frequency factors; "yarn" beta_slow/beta_fast.
         attention_factor: "yarn", "longrope": cosines and sines are multiplied by it.
+        share: "proportional": how much of the pairs turns.
         truncate: "yarn": where interpolation begins and ends is rounded to whole pairs.
         factors: "factors", "longrope": one divisor per rotated pair.
         long_factors: "longrope": the same for texts beyond `original_context`.
     """
 
-    kind: Literal["linear", "llama3", "yarn", "factors", "longrope", "dynamic"]
+    kind: Literal["linear", "llama3", "yarn", "factors", "longrope", "dynamic", "proportional"]
     factor: float = 1.0
     original_context: int = 0
     low: float = 1.0
@@ -38,10 +40,13 @@ class RopeScaling:
     factors: tuple[float, ...] = ()
     truncate: bool = True
     long_factors: tuple[float, ...] = ()
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in SCALINGS:
             raise ConfigError(f"Rotary scaling {self.kind!r} is unknown; known are {', '.join(SCALINGS)}.")
+        if not 0 < self.share <= 1 or (self.share != 1 and self.kind != "proportional"):
+            raise ConfigError(f"The share of rotary pairs that turn must be in (0, 1]; got {self.share}.")
         if not self.factor > 0 or not self.attention_factor > 0:
             raise ConfigError("Rotary scaling needs a factor and an attention_factor above 0.")
         if self.kind in ("llama3", "yarn", "longrope", "dynamic") and self.original_context < 1:

@@ -49,7 +49,8 @@ class AttentionPart(nn.Module):
         self.q: Linear | None = Linear(d_model, a.n_heads * a.d_head, a.bias)
         own = a.keys_from is None
         self.k = Linear(d_model, a.n_kv_heads * a.d_head, a.bias) if own else None
-        self.v = Linear(d_model, a.n_kv_heads * a.value_size, a.bias) if own else None
+        self.v = Linear(d_model, a.n_kv_heads * a.value_size, a.bias) if own and not a.values_are_keys else None
+        self.v_norm = NormLayer(a.value_size, Norm("rms", norm.eps, weight=False)) if own and a.value_norm else None
         gates = a.out_size if a.gate == "element" else a.n_heads
         self.gate = None if a.gate is None else Linear(d_model, gates, False)
         self.gate_bias = nn.Parameter(torch.empty(a.n_heads)) if a.gate_bias else None
@@ -104,9 +105,11 @@ class AttentionPart(nn.Module):
     ) -> tuple[Float[Tensor, "batch key kv_head d_head"], Float[Tensor, "batch key kv_head d_value"]]:
         """Keys before rotation, normed where the norm comes first, and values."""
         assert self.k is not None
-        assert self.v is not None
         k = self.k(x).view(*x.shape[:-1], self.kv_heads, self.d_head)
-        v = self._cut(self.v(x)).view(*x.shape[:-1], self.kv_heads, self.d_value)
+        v = k if self.v is None else self.v(x).view(*x.shape[:-1], self.kv_heads, self.d_value)
+        v = self._cut(v)
+        if self.v_norm is not None:
+            v = self.v_norm(v)
         if self.choice.value_scale is not None:
             v = v * self.choice.value_scale
         return self._ready(k, self.k_norm), v
@@ -129,9 +132,9 @@ class AttentionPart(nn.Module):
     @property
     def value_matrix(self) -> Float[Tensor, "value d_model"]:
         """What reads values from the stream, all heads' rows."""
-        assert self.v is not None
-        scale = self.choice.value_scale
-        return self.v.weight if scale is None else self.v.weight * scale
+        matrix, scale = self.k if self.v is None else self.v, self.choice.value_scale
+        assert matrix is not None
+        return matrix.weight if scale is None else matrix.weight * scale
 
     @property
     def turns(self) -> bool:

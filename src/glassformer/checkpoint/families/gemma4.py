@@ -1,0 +1,254 @@
+"""The text part of Gemma 4: heads of two sizes, normed values, shared keys and values, and a number for each layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.settings import (
+    ACTIVATION_NAMES,
+    activation,
+    layer_types,
+    one_window,
+    rope,
+    windows,
+)
+from glassformer.checkpoint.tables import Row, row
+from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.model.choices import RopeScaling, Rotary
+from glassformer.model.config import Attention, Config, FeedForward, Layer, Norm
+
+LAYER, BLOCK = "model.layers.{i}.", "blocks.{i}."
+_NAMES = {
+    "ln1": "input_layernorm",
+    **{f"attn.{part}": f"self_attn.{part}_proj" for part in "qkvo"},
+    **{f"attn.{part}_norm": f"self_attn.{part}_norm" for part in "qk"},
+    "ln1_post": "post_attention_layernorm",
+    "ln2": "pre_feedforward_layernorm",
+    **{f"mlp.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    "ln2_post": "post_feedforward_layernorm",
+}
+ROWS: tuple[Row, ...] = (
+    row("model.embed_tokens.weight", "embed.weight"),
+    *(
+        row(f"{LAYER}{theirs}.{kind}", f"{BLOCK}{ours}.{kind}")
+        for ours, theirs in _NAMES.items()
+        for kind in ("weight", "bias")
+    ),
+    row(f"{LAYER}layer_scalar", f"{BLOCK}scalar"),
+    row("model.norm.weight", "final.weight"),
+    row("lm_head.weight", "unembed.weight"),
+)
+# Tensors of the parts that see and hear, and of keys and values that a layer takes from an earlier one instead.
+IGNORED = (
+    r"(^|\.)rotary_emb\.inv_freq$",
+    r"^(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder|multi_modal_projector)\.",
+    r"\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.",
+)
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the two kinds of layers.
+
+    Args:
+        d_head, n_kv_heads: its heads.
+        rotary: how they are turned.
+    """
+
+    d_head: int
+    n_kv_heads: int
+    rotary: Rotary
+
+
+@dataclass(frozen=True)
+class Gemma4:
+    """One family.
+
+    Args:
+        name: ``model_type``; stem: of its classes' names.
+        context, window: where no setting says so.
+        inside: further ``model_type`` that holds these settings.
+    """
+
+    name: str
+    stem: str
+    context: int
+    window: int
+    inside: str
+
+    def family(self) -> Family:
+        """The family, as everything else knows families."""
+        return Family(
+            name=self.name,
+            architecture=f"{self.stem}ForCausalLM",
+            base=f"{self.stem}TextModel",
+            rows=ROWS,
+            read=self.config,
+            write=self.settings,
+            prefixes=("model.", "model.language_model.", "language_model.model.", ""),
+            only={"use_bidirectional_attention": ("vision", False)},
+            ignored=IGNORED,
+            inside={self.inside: "text_config"},
+        )
+
+    def config(self, attributes: Attributes) -> Config:
+        """The design that the settings of a config.json describe."""
+        layers, d_model = attributes.layers("num_hidden_layers", 30), attributes.integer("hidden_size", 2304)
+        context = attributes.integer("max_position_embeddings", self.context)
+        window = attributes.integer("sliding_window", self.window)
+        each = windows(attributes, layers, window, lambda i: bool((i + 1) % 6) and i < layers - 1)
+        each = each or (None,) * layers
+        if each[-1] is not None:
+            raise attributes.unsupported("layer_types", attributes.sequence("layer_types"))
+        heads, bias = attributes.integer("num_attention_heads", 8), attributes.flag("attention_bias", False)
+        kinds = self._kinds(attributes, each, context)
+        same = attributes.flag("attention_k_eq_v", False)
+        donors = shared_from(attributes, each)
+        d_ff, wide = attributes.integer("intermediate_size", 9216), attributes.flag("use_double_wide_mlp", False)
+        act = activation(attributes, "hidden_activation", "gelu_pytorch_tanh")
+        found = []
+        for i in range(layers):
+            kind = kinds[i]
+            mixer = Attention(
+                heads,
+                kind.n_kv_heads,
+                kind.d_head,
+                bias=bias,
+                out_bias=bias,
+                rotary=kind.rotary,
+                window=each[i],
+                qk_norm="head",
+                scale=1.0,
+                value_norm=True,
+                values_are_keys=same and each[i] is None,
+                keys_from=donors[i],
+            )
+            feed = FeedForward(d_ff * (2 if wide and donors[i] is not None else 1), act)
+            found.append(Layer(mixer, feed, "both", scalar=True))
+        return Config(
+            attributes.integer("vocab_size", 262_144),
+            d_model,
+            context,
+            tuple(found),
+            Norm("rms", eps=attributes.number("rms_norm_eps", 1e-6)),
+            tied=attributes.flag("tie_word_embeddings", True),
+            embedding_scale=math.sqrt(d_model),
+            logit_softcap=attributes.number("final_logit_softcapping", None, null=True),
+        )
+
+    def _kinds(self, attributes: Attributes, each: tuple[int | None, ...], context: int) -> list[Kind]:
+        """Heads and rotation of every layer."""
+        d_head, n_kv_heads = attributes.integer("head_dim", 256), attributes.integer("num_key_value_heads", 4)
+        ropes = {sliding: _rotary(attributes, sliding, context) for sliding in (True, False)}
+        own = attributes.table("per_layer_config")
+        if "per_layer_config" not in attributes:
+            more: dict[str, Any] = {"head_dim": attributes.integer("global_head_dim", 512)}
+            number = attributes.integer("num_global_key_value_heads", None, null=True)
+            if number is not None and attributes.flag("attention_k_eq_v", False):
+                more["num_key_value_heads"] = number
+            own = {str(i): more for i, window in enumerate(each) if window is None}
+        found = []
+        for i, window in enumerate(each):
+            one = attributes.inside(own.get(str(i)) or {}, f"per_layer_config.{i}")
+            found.append(
+                Kind(
+                    one.integer("head_dim", d_head),
+                    one.integer("num_key_value_heads", n_kv_heads),
+                    ropes[window is not None],
+                )
+            )
+        return found
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The settings that describe a design."""
+        mixers = [config.attention(i) for i in range(config.n_layers)]
+        wide = next((m for m in mixers if m.window is None), mixers[0])
+        near = next((m for m in mixers if m.window is not None), wide)
+        feeds = [layer.feed_forward for layer in config.layers]
+        if not all(isinstance(feed, FeedForward) for feed in feeds):
+            raise UnsupportedError("it has layers without a dense feed-forward part")
+        sizes = [feed.d_ff for feed in feeds if isinstance(feed, FeedForward)]
+        first = feeds[0]
+        assert isinstance(first, FeedForward)
+        return {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.d_model,
+            "intermediate_size": sizes[0],
+            "use_double_wide_mlp": len(set(sizes)) > 1,
+            "num_hidden_layers": config.n_layers,
+            "num_attention_heads": near.n_heads,
+            "num_key_value_heads": near.n_kv_heads,
+            "head_dim": near.d_head,
+            "per_layer_config": {
+                str(i): {"head_dim": m.d_head, "num_key_value_heads": m.n_kv_heads}
+                for i, m in enumerate(mixers)
+                if (m.d_head, m.n_kv_heads) != (near.d_head, near.n_kv_heads)
+            },
+            "attention_bias": near.bias,
+            "attention_k_eq_v": any(m.values_are_keys for m in mixers),
+            "num_kv_shared_layers": sum(m.keys_from is not None for m in mixers),
+            "final_logit_softcapping": config.logit_softcap,
+            "sliding_window": one_window(config) or self.window,
+            "layer_types": layer_types(config),
+            "hidden_activation": ACTIVATION_NAMES.get(first.activation, first.activation),
+            "max_position_embeddings": config.context,
+            "rms_norm_eps": config.norm.eps,
+            "tie_word_embeddings": config.tied,
+            "rope_parameters": {_FULL: _rope_settings(wide), _SLIDING: _rope_settings(near)},
+        }
+
+
+def shared_from(attributes: Attributes, each: tuple[int | None, ...]) -> list[int | None]:
+    """For each layer, whose keys and values it uses: those of the last layer of its kind that has its own.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    count = attributes.integer("num_kv_shared_layers", 0)
+    first = len(each) - count
+    donors: list[int | None] = [None] * len(each)
+    for i in range(max(first, 0), len(each)):
+        own = [j for j in range(max(first, 0)) if (each[j] is None) == (each[i] is None)]
+        if not own:
+            raise CheckpointError(
+                f"{attributes.where} sets num_kv_shared_layers to {count}, and no layer of the kind of layer {i} has "
+                "keys and values of its own."
+            )
+        donors[i] = own[-1]
+    return donors
+
+
+def _rotary(attributes: Attributes, sliding: bool, context: int) -> Rotary:
+    kinds = attributes.table("rope_parameters")
+    name = _SLIDING if sliding else _FULL
+    default: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0}
+    if not sliding:
+        default = {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25}
+    own = kinds.get(name) if kinds else default
+    inner = attributes.inside(own if isinstance(own, dict) else default, f"rope_parameters.{name}")
+    if inner.text("rope_type", "default") != "proportional":
+        inner.only("partial_rotary_factor", 1, 1.0)
+        theta, scaling = rope(attributes, context, 10_000.0, inner.values)
+        return Rotary(theta, scaling=scaling)
+    share, factor = inner.number("partial_rotary_factor", 1.0), inner.number("factor", 1.0)
+    return Rotary(inner.number("rope_theta", 10_000.0), scaling=RopeScaling("proportional", factor, share=share))
+
+
+def _rope_settings(mixer: Attention) -> dict[str, Any]:
+    rotary = mixer.rotary
+    if rotary is None:
+        raise UnsupportedError("it has layers without rotary positions")
+    if rotary.scaling is None:
+        return {"rope_type": "default", "rope_theta": rotary.theta}
+    if rotary.scaling.kind != "proportional":
+        raise UnsupportedError(f"its rotary scaling is {rotary.scaling.kind!r}")
+    found = {"rope_type": "proportional", "rope_theta": rotary.theta, "partial_rotary_factor": rotary.scaling.share}
+    return found | ({} if rotary.scaling.factor == 1 else {"factor": rotary.scaling.factor})
+
+
+GEMMA4 = (Gemma4("gemma4_unified_text", "Gemma4Unified", 262_144, 1024, "gemma4_unified"),)
