@@ -149,16 +149,16 @@ def patch(
     if not pairs:
         raise UsageError("Patching needs at least one pair of prompts.")
     for clean, corrupted in pairs:
-        _aligned(clean, corrupted)
+        aligned(clean, corrupted)
     lengths = {clean.length for clean, _ in pairs}
     if what != "heads" and len(lengths) > 1:
         raise ShapeError(
             f"The pairs are {', '.join(map(str, sorted(lengths)))} tokens long; a grid over positions needs pairs of "
             "one length (heads can be patched over pairs of several)."
         )
-    named = zip(_each(answer, len(pairs), "answers"), _each(wrong, len(pairs), "wrong answers"), strict=True)
+    named = zip(each(answer, len(pairs), "answers"), each(wrong, len(pairs), "wrong answers"), strict=True)
     compared = [
-        (None, None) if metric else _answers(clean, corrupted, right, other, position)
+        (None, None) if metric else answers(clean, corrupted, right, other, position)
         for (clean, corrupted), (right, other) in zip(pairs, named, strict=True)
     ]
     layers = pairs[0][0].config.n_layers
@@ -202,7 +202,12 @@ def patch(
     )
 
 
-def _each(tokens: Tokens, count: int, what: str) -> list[str | int | None]:
+def each(tokens: Tokens, count: int, what: str) -> list[str | int | None]:
+    """One token for each pair, from one for all or a list.
+
+    Raises:
+        UsageError: for a list of another length.
+    """
     if tokens is None or isinstance(tokens, str | int):
         return [tokens] * count
     listed = list(tokens)
@@ -211,7 +216,13 @@ def _each(tokens: Tokens, count: int, what: str) -> list[str | int | None]:
     return listed
 
 
-def _aligned(clean: Trace, corrupted: Trace) -> None:
+def aligned(clean: Trace, corrupted: Trace) -> None:
+    """Refuse two traces that are no pair.
+
+    Raises:
+        UsageError: not of one text each, of one model, or without any difference.
+        ShapeError: of different lengths.
+    """
     if clean.batched or corrupted.batched:
         raise UsageError("Patching takes traces of one text each; take one of a batch with trace.row(i).")
     if clean.transformer is not corrupted.transformer:
@@ -230,9 +241,14 @@ def _short(trace: Trace, most: int = 40) -> str:
     return " | ".join(map(shown, tokens))
 
 
-def _answers(
+def answers(
     clean: Trace, corrupted: Trace, answer: str | int | None, wrong: str | int | None, position: int
 ) -> tuple[int, int | None]:
+    """The two token ids compared: those named, or what each run predicts.
+
+    Raises:
+        UsageError: when both runs predict the same token and none was named.
+    """
     right = int(clean.logits(position).argmax()) if answer is None else clean.token_id(answer)
     if wrong is not None:
         return right, clean.token_id(wrong)

@@ -28,6 +28,7 @@ from glassformer.model.sites import Tap, axis_sizes, canonical, site_of
 
 if TYPE_CHECKING:
     from glassformer.interp.cell import Cell
+    from glassformer.interp.edges import Edges
     from glassformer.interp.heads import Heads
     from glassformer.interp.lens import Lens
     from glassformer.interp.neurons import Neurons
@@ -449,6 +450,12 @@ class Trace:
         from glassformer.interp.why import why
 
         return why(self._one("the reasons"), token, against, position, **options)
+
+    def edges(self, metric: Any = "logit_difference", *, corrupted: Trace, **options: Any) -> Edges:
+        """What every edge between parts carries that a corrupted prompt changes; see `edges.edges`."""
+        from glassformer.interp.edges import edges
+
+        return edges([(self, corrupted)], metric, **options)
 
     def heads(self, **options: Any) -> Heads:
         """What every head does, by definition and evidence, this text among it; see `heads.head_scores`."""

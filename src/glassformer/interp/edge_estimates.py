@@ -1,0 +1,144 @@
+"""What every edge is worth, estimated from gradients.
+
+The estimate of an edge is what the metric would lose if that edge alone carried the corrupted run's value: the change
+of its sender times the metric's gradient at its receiver's input, norms and all taken as the gradient takes them. The
+gradient is that of the clean run (edge attribution patching, arXiv:2310.10348), or its mean over runs between corrupted
+and clean: of the embeddings, or of one part's output at a time (EAP-IG, arXiv:2403.17806). Knows one pair of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from glassformer.errors import UsageError, near
+from glassformer.interp.edge_graph import MIXER
+from glassformer.interp.edge_pair import Pair
+from glassformer.interp.edge_run import Slopes
+
+METHODS = ("eap", "eap-ig", "eap-ig-activations")
+# Bytes of all receivers' inputs in one backward pass.
+_HELD = 256 << 20
+# How far along the change the gradient is taken for its rate of change, by precision.
+_NUDGE = {torch.float64: 1e-4, torch.float32: 1e-2}
+
+Given = tuple[int, int]
+
+
+def slopes(
+    pair: Pair, x: Float[Tensor, "row query d_model"], start: int = 0, given: tuple[int, int, Tensor] | None = None
+) -> dict[int, Float[Tensor, "receiver row query d_model"]]:
+    """The gradient of each row's metric at every receiver's input, by the first receiver of a place."""
+    with torch.enable_grad():
+        hub = Slopes(x.detach().clone().requires_grad_())
+        numbers = pair.numbers(pair.apart.run(hub, len(x), start, given))
+        found = torch.autograd.grad(numbers.sum(), list(hub.inputs.values()), allow_unused=True)
+    return {
+        first: torch.zeros_like(seen) if g is None else g
+        for (first, seen), g in zip(hub.inputs.items(), found, strict=True)
+    }
+
+
+class Estimates:
+    """Estimates of all edges of one pair.
+
+    Args:
+        by_position: one number for each edge and position instead of their sum.
+    """
+
+    def __init__(self, pair: Pair, by_position: bool = False) -> None:
+        self.pair, self.by_position = pair, by_position
+        wide = pair.change[0].numel() * pair.change.element_size()
+        self.rows = max(1, _HELD // (wide * len(pair.graph.receivers)))
+
+    def zeros(self) -> Float[Tensor, "edge ..."]:
+        """Nothing yet, for every edge."""
+        positions = (self.pair.change.shape[1],) if self.by_position else ()
+        return torch.zeros(self.pair.graph.total, *positions, dtype=torch.float64)
+
+    def _entering(self, shares: list[float]) -> Float[Tensor, "row query d_model"]:
+        """The embeddings, a share of the way from clean to corrupted."""
+        clean = self.pair.clean.forward.entering(0, self.pair.here)
+        return clean + torch.tensor(shares, dtype=torch.float64).to(clean)[:, None, None] * self.pair.change[:1]
+
+    def _add(self, out: Tensor, grads: dict[int, Tensor], senders: range, times: float) -> None:
+        """Adds −change × gradient × `times` for every edge from `senders`."""
+        graph = self.pair.graph
+        form = "std,rtd->rst" if self.by_position else "std,rtd->rs"
+        for _, _, which in graph.places():
+            if which.start not in grads:
+                continue
+            seen = graph.receivers[which[0]].seen
+            chosen = range(senders.start, min(senders.stop, seen))
+            if not chosen:
+                continue
+            cells = torch.einsum(form, self.pair.change[chosen.start : chosen.stop], grads[which.start])
+            whole = out[graph.edges_of(which)].view(len(which), seen, *out.shape[1:])
+            whole[:, chosen.start : chosen.stop] -= times * cells.double().cpu()
+
+    def along(self, shares: list[float], weights: list[float]) -> Float[Tensor, "edge ..."]:
+        """Change × weighted sum of the gradients with the embeddings moved by these shares of the change."""
+        out, everyone = self.zeros(), range(len(self.pair.graph.senders))
+        for low in range(0, len(shares), self.rows):
+            part = slice(low, low + self.rows)
+            grads = slopes(self.pair, self._entering(shares[part]))
+            w = torch.tensor(weights[part], dtype=torch.float64)
+            grads = {k: torch.einsum("nrtd,r->ntd", g, w.to(g)) for k, g in grads.items()}
+            self._add(out, grads, everyone, 1.0)
+        return out
+
+    def curvature(self) -> Float[Tensor, "edge ..."]:
+        """Half the change times how fast the gradient changes while the prompt does: the second-order term.
+
+        One product of the Hessian with a vector, the change of the embeddings, gives it for all edges
+        (arXiv:2606.09899); taken as a central difference of gradients.
+        """
+        nudge = _NUDGE.get(self.pair.change.dtype, 0.25)
+        return self.along([nudge, -nudge], [0.25 / nudge, -0.25 / nudge])
+
+    def activations(self, steps: int) -> Float[Tensor, "edge ..."]:
+        """Gradients averaged while one part's output at a time goes from corrupted to clean."""
+        pair, graph = self.pair, self.pair.graph
+        out = self.zeros()
+        shares = [1 - k / steps for k in range(1, steps + 1)]
+        self._averaged(out, range(1), lambda some: slopes(pair, self._entering(some)), shares)
+        clean = pair.sent - pair.change
+        for (layer, place), senders in graph.sent.items():
+            which = slice(senders.start, senders.stop)
+            before = pair.clean.forward.entering(layer, pair.here) / pair.apart.reads[layer, MIXER]
+
+            def run(
+                some: list[float], which: slice = which, layer: int = layer, place: int = place, x: Tensor = before
+            ) -> dict[int, Tensor]:
+                share = torch.tensor(some, dtype=torch.float64).to(clean)[:, None, None]
+                moved = clean[which, None] + share * pair.change[which, None]
+                return slopes(pair, x.expand(len(some), -1, -1), layer, (layer, place, moved))
+
+            self._averaged(out, senders, run, shares)
+        return out
+
+    def _averaged(
+        self, out: Tensor, senders: range, run: Callable[[list[float]], dict[int, Tensor]], shares: list[float]
+    ) -> None:
+        for low in range(0, len(shares), self.rows):
+            grads = run(shares[low : low + self.rows])
+            self._add(out, {k: g.sum(1) for k, g in grads.items()}, senders, 1 / len(shares))
+
+    def by(self, method: str, steps: int) -> Float[Tensor, "edge ..."]:
+        """The estimates of a method.
+
+        Raises:
+            UsageError: for an unknown method, or one that says nothing about this metric.
+        """
+        if method not in METHODS:
+            raise UsageError(f"There is no method {method!r}; choose {', '.join(METHODS)}.{near(method, METHODS)}")
+        if steps < 1:
+            raise UsageError(f"Gradients are averaged over 1 step or more; {steps} is not.")
+        if method == "eap":
+            return self.along([0.0], [1.0])
+        if method == "eap-ig":
+            return self.along([1 - k / steps for k in range(1, steps + 1)], [1 / steps] * steps)
+        return self.activations(steps)

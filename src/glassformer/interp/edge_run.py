@@ -1,0 +1,245 @@
+"""A forward in which every receiver of the graph has an input of its own.
+
+It runs the model's own parts, on what a hub says each receiver reads, and hands the hub what each sender adds. Three
+hubs stand here: one that keeps every receiver's input apart so that a gradient can be taken there, and one that runs
+sets of edges: what an edge inside the set carries is this run's, what one outside carries is the corrupted run's.
+Knows one text's positions and no prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from glassformer.interp.edge_graph import FEED, LOGITS, MIXER, Graph
+from glassformer.interp.head_outputs import gain
+from glassformer.interp.recording import Recording
+from glassformer.interp.run_from import Context
+from glassformer.interp.taps import Action, Bound, Step
+from glassformer.model.attention import Visible
+from glassformer.model.parts.attention import AttentionPart
+from glassformer.model.parts.block import Block
+from glassformer.model.parts.experts import ExpertsPart
+from glassformer.model.parts.passing import Pass
+from glassformer.model.sites import Looking, Where
+
+
+class Hub(Protocol):
+    """Says what receivers read and takes what senders add, rescaling left out."""
+
+    def read(self, which: range) -> Float[Tensor, "receiver row query d_model"]: ...
+
+    def send(self, added: Float[Tensor, "sender row query d_model"]) -> None: ...
+
+
+def added_parts(block: Block, place: int, parts: Float[Tensor, "part *batch d_model"]) -> Tensor:
+    """Parts that add up to a mixer's or feed-forward part's output, as they enter the stream.
+
+    A norm after the part divides by what it divides their sum by; its bias is shared out evenly.
+    """
+    norm = block.post_norm(place)
+    if norm is not None:
+        scale = norm.scale(parts.sum(0)).to(parts.dtype)
+        parts = parts - parts.mean(-1, keepdim=True) if norm.centred else parts
+        parts = parts / scale * gain(norm, parts)
+        if norm.bias is not None:
+            parts = parts + norm.bias / len(parts)
+    times = block.choice.part_scale(place)
+    return parts if times == 1 else parts * times
+
+
+def split_heads(block: Block, z: Float[Tensor, "row query head d_head"]) -> Float[Tensor, "head row query d_model"]:
+    """What each attention head adds to the stream; the output's bias is shared out evenly."""
+    part = block.mixer
+    assert part is not None
+    heads = z.shape[2]
+    out = torch.einsum("rthe,dhe->hrtd", z, part.o.weight.view(-1, heads, z.shape[3]))
+    if part.o.bias is not None:
+        out = out + part.o.bias / heads
+    return added_parts(block, MIXER, out)
+
+
+def split_feed(block: Block, x: Float[Tensor, "row query d_model"]) -> Float[Tensor, "sender row query d_model"]:
+    """What the feed-forward part, or each expert and the part beside them, adds to the stream, given what it reads."""
+    part = block.feed_forward
+    assert part is not None
+    if not isinstance(part, ExpertsPart):
+        return block.add(FEED, part(x))[None]
+    weights = part.weights(part.router(x))
+    post = part.watched(part.narrowed(x), weights, None).unflatten(-1, (part.choice.n_experts, -1))
+    down = part.experts.down
+    out = torch.einsum("rtef,edf->ertd", post, down.weight)
+    if down.bias is not None:
+        out = out + part.outer(weights).movedim(-1, 0)[..., None] * down.bias[:, None, None]
+    if part.widen is not None:
+        out = out @ part.widen.weight.T
+        if part.widen.bias is not None:
+            out = out + part.widen.bias / len(out)
+    if part.shared is not None:
+        out = torch.cat([out, part.beside(x)[None]])
+    return added_parts(block, FEED, out)
+
+
+def rescaling(forward: Recording) -> tuple[dict[tuple[int | None, int], float], dict[tuple[int, int], float]]:
+    """What the stream has been multiplied by, from the embedding on: where each place reads it, and where each place's
+    senders join it. Everything is 1 in designs that only add.
+
+    Numbers of senders and streams are kept divided by it, so that what a sender adds is the same wherever it is read.
+    """
+    reads: dict[tuple[int | None, int], float] = {}
+    joins: dict[tuple[int, int], float] = {}
+    for layer, choice in enumerate(forward.config.layers):
+        times = forward.carried(-1, 0, layer)
+        reads[layer, MIXER] = times
+        first = times * choice.stream_scale(MIXER)
+        reads[layer, FEED] = times if choice.parallel else first
+        joins[layer, MIXER], joins[layer, FEED] = first, first * choice.stream_scale(FEED)
+    reads[None, LOGITS] = forward.carried(-1, 0)
+    return reads, joins
+
+
+class Apart:
+    """The model run from position `first` to `at`, each receiver on its own input.
+
+    Args:
+        forward: a trace of one text, whose keys, values and states before `first` the run continues.
+    """
+
+    def __init__(self, forward: Recording, graph: Graph, first: int, at: int) -> None:
+        self.transformer, self.config, self.graph = forward.transformer, forward.config, graph
+        self.first, self.at = first, at
+        self._forward = forward
+        self.reads, self.joins = rescaling(forward)
+        self.context = Context(forward, at + 1)
+
+    def begin(self, rows: int) -> Pass:
+        """What the layers of one run share."""
+        positions = torch.arange(self.first, self.at + 1, device=self.transformer.device).expand(rows, -1)
+        cache = self.context.cut(self.first, rows) if self.first else None
+        where = Where(positions, None, self.first)
+        return Pass(where, Visible(self.first, None), self.transformer.angles(positions), cache)
+
+    def block(self, layer: int) -> Block:
+        """The model's block at this layer."""
+        return self._forward.block(layer)
+
+    def run(
+        self, hub: Hub, rows: int, start: int = 0, given: tuple[int, int, Tensor] | None = None
+    ) -> Float[Tensor, "row d_model"]:
+        """The normed stream at the last position, which the prediction is read from.
+
+        Args:
+            start: the first layer that runs; the hub has the stream before it.
+            given: layer, place and what its senders add, instead of what they would.
+        """
+        state = self.begin(rows)
+        for layer in range(start, self.config.n_layers):
+            choice, read = self.config.layers[layer], self.graph.read
+            feed_reads = None
+            if choice.parallel:
+                feed_reads = hub.read(read[layer, FEED])[0]
+            for place, part in ((MIXER, choice.mixer), (FEED, choice.feed_forward)):
+                if part is None:
+                    continue
+                if given is not None and given[:2] == (layer, place):
+                    hub.send(given[2])
+                elif place == MIXER:
+                    x = hub.read(read[layer, MIXER]) * self.reads[layer, MIXER]
+                    hub.send(self.mixer(layer, x, state) / self.joins[layer, MIXER])
+                else:
+                    x = hub.read(read[layer, FEED])[0] if feed_reads is None else feed_reads
+                    x = self.block(layer).read(FEED, x * self.reads[layer, FEED])
+                    hub.send(split_feed(self.block(layer), x) / self.joins[layer, FEED])
+        return self.transformer.normed(hub.read(self.graph.logits)[0, :, -1:] * self.reads[None, LOGITS])[:, 0]
+
+    def mixer(
+        self, layer: int, inputs: Float[Tensor, "receiver row query d_model"], state: Pass
+    ) -> Float[Tensor, "sender row query d_model"]:
+        """What a mixer's senders add, given the stream that each of its receivers reads."""
+        block = self.block(layer)
+        part, x = block.mixer, block.read(MIXER, inputs)
+        assert part is not None
+        if not isinstance(part, AttentionPart):
+            return block.add(MIXER, part(x[0], state))[None]
+        kept: list[Tensor] = []
+        steps = [Step(f"blocks.{layer}.attn.z", lambda site, z, where: kept.append(z), False)]
+        for site, side in own_sides(part, x).items():
+            steps.append(Step(f"blocks.{layer}.attn.{site}", _instead(side), True))
+        part(x[0], state, Looking(Bound(steps), self.config, state.where).at(layer))
+        return split_heads(block, kept[0])
+
+
+def _instead(new: Tensor) -> Action:
+    return lambda site, old, where: new
+
+
+def own_sides(part: AttentionPart, x: Float[Tensor, "receiver row query d_model"]) -> dict[str, Tensor]:
+    """Queries, gates, keys and values by site, each head's from its own input."""
+    heads, groups = part.heads, part.kv_heads
+    reading: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {"q": (part.queries, x[:heads])}
+    if part.gate is not None:
+        reading["gate"] = (part.gates, x[:heads])
+    if part.choice.keys_from is None:
+        reading["k"] = (lambda y: part.keys_and_values(y)[0], x[heads : heads + groups])
+        reading["v"] = (lambda y: part.keys_and_values(y)[1], x[heads + groups :])
+    out = {}
+    for site, (project, own) in reading.items():
+        y = project(own.flatten(0, 1)).unflatten(0, own.shape[:2])
+        out[site] = torch.stack([y[i, :, :, i] for i in range(len(own))], dim=2)
+    return out
+
+
+class Slopes:
+    """Keeps each receiver's input as a tensor of its own, so that a gradient can be taken there."""
+
+    def __init__(self, x: Float[Tensor, "row query d_model"]) -> None:
+        self.x = x
+        self.inputs: dict[int, Tensor] = {}  # by their first receiver
+
+    def read(self, which: range) -> Tensor:
+        """The stream, once for each receiver."""
+        self.inputs[which.start] = self.x[None].expand(len(which), -1, -1, -1).clone()
+        return self.inputs[which.start]
+
+    def send(self, added: Tensor) -> None:
+        """Adds to the stream."""
+        self.x = self.x + added.sum(0)
+
+
+class Inside:
+    """Runs sets of edges, one a row; edges outside a set carry what the corrupted run has there.
+
+    Args:
+        streams: the corrupted run's stream, by number of senders before.
+        sent: what each sender adds in the corrupted run.
+        sets: True for edges inside.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        streams: dict[int, Float[Tensor, "query d_model"]],
+        sent: Float[Tensor, "sender query d_model"],
+        sets: Bool[Tensor, "row edge"],
+    ) -> None:
+        self.graph, self.streams, self.sent, self.sets = graph, streams, sent, sets
+        self.change = sent.new_zeros(len(sets), len(sent), sent[0].numel())  # this run's senders less the corrupted's
+        self.count = 0
+
+    def send(self, added: Tensor) -> None:
+        """Takes the next senders."""
+        new = slice(self.count, self.count + len(added))
+        self.change[:, new] = (added - self.sent[new, None]).movedim(0, 1).flatten(2)
+        self.count = new.stop
+
+    def read(self, which: range) -> Tensor:
+        """The corrupted stream, and what the edges inside change in it."""
+        seen, rows = self.graph.receivers[which[0]].seen, len(self.sets)
+        inside = self.sets[:, self.graph.edges_of(which)].view(rows, len(which), seen).to(self.change)
+        x = torch.bmm(inside, self.change[:, :seen])
+        base = self.streams[seen]
+        return base + x.unflatten(-1, base.shape).movedim(0, 1)

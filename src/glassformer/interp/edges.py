@@ -1,0 +1,248 @@
+"""Which edges of a model carry what makes two prompts end differently: estimated, checked, and where need be measured.
+
+Every edge is estimated from gradients (`edge_estimates`). An estimate is reliable when the second-order term along the
+change is small beside it; those that are not, and the strongest, are replaced by what single-edge path patching
+measures (`edge_exact`). Knows traces and numbers; which edges make a circuit is `circuit_search`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from glassformer.errors import UsageError, near
+from glassformer.interp.edge_estimates import METHODS, Estimates
+from glassformer.interp.edge_exact import Exact
+from glassformer.interp.edge_graph import Graph
+from glassformer.interp.edge_pair import Metric, Pair
+from glassformer.interp.patching import Progress, Tokens, each
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
+
+Measured = Literal["unreliable", "all", "none"]
+# An estimate is reliable when the second-order term is at most this share of it,
+TOLERANCE = 0.5
+# or at most this share of what the metric differs between the prompts.
+FLOOR = 0.001
+
+
+@dataclass(frozen=True)
+class Edges:
+    """All edges, over one or several pairs of prompts.
+
+    A cell is an edge or, `by_position`, an edge and a position: number edge × positions + position. Every number is
+    what the metric of the clean run loses when that edge alone carries the corrupted run's value.
+
+    Attributes:
+        pairs: the prompts; graph: names of the edges.
+        metric, unit: what is measured, by name and in words; method: of the estimates.
+        estimate: (pair, cell); curvature: (pair, cell), their second-order terms; exact: (pair, cell), NaN where it was
+            not measured.
+        positions: labels of the positions, from the first difference on; None for sums over positions.
+    """
+
+    pairs: tuple[Pair, ...]
+    graph: Graph
+    metric: str
+    unit: str
+    method: str
+    estimate: Float[Tensor, "pair cell"]
+    curvature: Float[Tensor, "pair cell"]
+    exact: Float[Tensor, "pair cell"]
+    positions: list[str] | None = None
+
+    @property
+    def value(self) -> Float[Tensor, " cell"]:
+        """The exact value where it is known, else the estimate; averaged over pairs."""
+        return self.values.mean(0)
+
+    @property
+    def values(self) -> Float[Tensor, "pair cell"]:
+        """The exact value where it is known, else the estimate."""
+        return torch.where(torch.isnan(self.exact), self.estimate, self.exact)
+
+    @property
+    def reliable(self) -> Bool[Tensor, " cell"]:
+        """Whether the second-order term is small beside the estimate, or beside the whole difference."""
+        return reliable(self.pairs, self.estimate, self.curvature)
+
+    @property
+    def measured(self) -> Bool[Tensor, " cell"]:
+        """Where the exact value is known."""
+        return ~torch.isnan(self.exact).any(0)
+
+    @property
+    def replaced(self) -> float:
+        """The share of estimates that were replaced by exact values."""
+        return float(self.measured.double().mean())
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson's, of estimates with exact values, over what was measured."""
+        found = self.measured
+        if int(found.sum()) < 2:
+            return None
+        both = torch.stack([self.estimate[:, found].mean(0), self.exact[:, found].mean(0)])
+        return None if bool((both.std(1) == 0).any()) else float(torch.corrcoef(both)[0, 1])
+
+    @property
+    def clean(self) -> float:
+        """The metric of the clean runs, averaged."""
+        return sum(p.of_clean for p in self.pairs) / len(self.pairs)
+
+    @property
+    def corrupted(self) -> float:
+        """The metric of the corrupted runs, averaged."""
+        return sum(p.of_corrupted for p in self.pairs) / len(self.pairs)
+
+    def order(self) -> Int[Tensor, " cell"]:
+        """Cells by size of their value, largest first."""
+        return self.value.abs().argsort(descending=True, stable=True)
+
+    def rows(self, cells: Sequence[int]) -> list[dict[str, Any]]:
+        """Plain data of some cells."""
+        estimate, exact = self.estimate.mean(0), self.exact.mean(0)
+        measured, trusted = self.measured, self.reliable
+        wide = 1 if self.positions is None else len(self.positions)
+        out = []
+        for cell in cells:
+            sender, receiver = self.graph.names(cell // wide)
+            row: dict[str, Any] = {"from": sender, "to": receiver}
+            if self.positions is not None:
+                row |= {"position": self.pairs[0].first + cell % wide, "token": self.positions[cell % wide]}
+            row["estimate"] = float(estimate[cell])
+            row["exact"] = float(exact[cell]) if bool(measured[cell]) else None
+            out.append(row | {"reliable": bool(trusted[cell])})
+        return out
+
+    def ranked(self, most: int | None = 20) -> list[dict[str, Any]]:
+        """The strongest cells; all of them with None."""
+        return self.rows(self.order()[:most].tolist())
+
+    def to_dict(self, most: int | None = None) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "total_edges": self.graph.total,
+            "metric": self.metric,
+            "unit": self.unit,
+            "method": self.method,
+            "pairs": [
+                {
+                    "clean": p.of_clean,
+                    "corrupted": p.of_corrupted,
+                    "answer": None if p.answer is None else p.clean.token_text(p.answer),
+                    "wrong": None if p.wrong is None else p.clean.token_text(p.wrong),
+                }
+                for p in self.pairs
+            ],
+            "unreliable": float((~self.reliable).double().mean()),
+            "replaced": self.replaced,
+            "correlation": self.correlation,
+            "edges": self.ranked(most),
+        }
+
+
+def reliable(
+    pairs: Sequence[Pair], estimate: Float[Tensor, "pair cell"], curvature: Float[Tensor, "pair cell"]
+) -> Bool[Tensor, " cell"]:
+    """See `Edges.reliable`."""
+    error, floor = curvature.abs().mean(0), FLOOR * sum(abs(p.span) for p in pairs) / len(pairs)
+    return (error <= TOLERANCE * estimate.mean(0).abs()) | (error <= floor)
+
+
+def edges(
+    pairs: Sequence[tuple[Trace, Trace]],
+    metric: Metric = "logit_difference",
+    *,
+    answer: Tokens = None,
+    wrong: Tokens = None,
+    position: int = -1,
+    method: str = "eap-ig",
+    steps: int = 5,
+    exact: Measured = "unreliable",
+    strongest: int = 300,
+    by_position: bool = False,
+    progress: Progress | None = None,
+) -> Edges:
+    """What every edge of the model is worth.
+
+    Args:
+        pairs: (clean, corrupted) traces of one text each; the two of a pair have as many tokens.
+        metric: "logit_difference" (before any soft cap), "probability" (of the answer), "kl" (minus the divergence from
+            the clean prediction), or a function `metric(logits (row, vocab), pair) -> (row,)`, differentiable.
+        answer, wrong: the tokens compared, for all pairs or a list with one for each; None takes what each clean and
+            each corrupted run predicts.
+        position: after which the answer is predicted; negative from the end.
+        method: "eap" (the clean run's gradient), "eap-ig" (its mean while the embeddings go from corrupted to clean),
+            or "eap-ig-activations" (while one part's output does); `steps` of them.
+        exact: which edges are measured too: "unreliable" ones and the `strongest`, "all", or "none".
+        by_position: tell positions apart; for one pair.
+        progress: called with (done, total, what).
+
+    Raises:
+        ShapeError: when two prompts do not line up, or the metric gives no number per row.
+        UsageError: when the metric is the same for both prompts, or nothing was given.
+        UnsupportedError: when what a part adds does not stay in the stream.
+    """
+    pairs = list(pairs)
+    if not pairs:
+        raise UsageError("Edges need at least one pair of prompts.")
+    if by_position and len(pairs) > 1:
+        raise UsageError("Positions are those of one pair; give one, or take the sums over positions.")
+    if exact not in ("unreliable", "all", "none"):
+        raise UsageError(f"exact is unreliable, all or none; {exact!r} is none of them.")
+    if method == "eap" and metric == "kl":
+        raise UsageError("The KL divergence has no slope at the clean run, so eap says nothing of it; take eap-ig.")
+    if method not in METHODS:
+        raise UsageError(f"There is no method {method!r}; choose {', '.join(METHODS)}.{near(method, METHODS)}")
+    graph = Graph(pairs[0][0].config)
+    named = zip(each(answer, len(pairs), "answers"), each(wrong, len(pairs), "wrong answers"), strict=True)
+    ready = tuple(
+        Pair(graph, clean, corrupted, metric, right, other, position, number)
+        for number, ((clean, corrupted), (right, other)) in enumerate(zip(pairs, named, strict=True))
+    )
+    say = progress or (lambda done, total, what: None)
+    estimates, curvatures = [], []
+    for number, pair in enumerate(ready):
+        say(number, len(ready), "estimating")
+        run = Estimates(pair, by_position)
+        estimates.append(run.by(method, steps).flatten())
+        curvatures.append(run.curvature().flatten())
+    estimate, curvature = torch.stack(estimates), torch.stack(curvatures)
+    chosen = _chosen(ready, estimate, curvature, exact, strongest)
+    found = torch.full_like(estimate, torch.nan)
+    wide = estimate.shape[1] // graph.total
+    total = len(chosen) * len(ready)
+    for number, pair in enumerate(ready):
+        if len(chosen):
+            places = chosen % wide if by_position else None
+            told = _telling(say, number * len(chosen), total)
+            found[number, chosen] = Exact(pair)(chosen // wide, places, told)
+    labels = None
+    if by_position:
+        labels = list(ready[0].clean.tokens[ready[0].here])
+    name = metric if isinstance(metric, str) else "custom"
+    return Edges(ready, graph, name, ready[0].unit, method, estimate, curvature, found, labels)
+
+
+def _telling(say: Progress, before: int, total: int) -> Callable[[int], None]:
+    return lambda done: say(before + done, total, "measuring")
+
+
+def _chosen(
+    pairs: Sequence[Pair], estimate: Tensor, curvature: Tensor, exact: str, strongest: int
+) -> Int[Tensor, " cell"]:
+    """The cells that are measured."""
+    if exact == "none":
+        return torch.zeros(0, dtype=torch.long)
+    wanted = torch.full(estimate.shape[1:], exact == "all")
+    if exact == "unreliable":
+        wanted |= ~reliable(pairs, estimate, curvature)
+        wanted[estimate.mean(0).abs().topk(min(strongest, len(wanted))).indices] = True
+    return wanted.nonzero()[:, 0]
