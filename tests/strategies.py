@@ -13,6 +13,7 @@ from glassformer.model.config import (
     Experts,
     FeedForward,
     GatedDelta,
+    Head,
     LatentAttention,
     Layer,
     Norm,
@@ -98,6 +99,7 @@ def dense(draw: st.DrawFn) -> FeedForward:
         activation=draw(st.sampled_from(ACTIVATIONS)),  # type: ignore[arg-type]
         gated=draw(st.booleans()),
         bias=draw(st.booleans()),
+        out_norm=draw(st.sampled_from([None, None, Norm("rms")])),
     )
 
 
@@ -169,6 +171,7 @@ def attentions(draw: st.DrawFn) -> Attention:
         softcap=draw(st.sampled_from([None, 2.0])),
         clip=draw(st.sampled_from([None, 0.7])),
         clip_after=draw(st.booleans()),
+        out_norm=draw(st.sampled_from([None, Norm("rms", eps=1e-3)])),
         value_scale=draw(st.sampled_from([None, 0.7])),
         value_norm=draw(st.booleans()),
         values_are_keys=keys,
@@ -193,6 +196,7 @@ def latents(draw: st.DrawFn) -> LatentAttention:
         gate=draw(st.sampled_from([None, "element", "head"])),
         sink=draw(st.booleans()),
         window=draw(st.sampled_from([None, 3])),
+        out_norm=draw(st.sampled_from([None, Norm("rms", weight=False)])),
         scale=draw(st.sampled_from([None, 0.3])),
         kv_rank=draw(st.sampled_from([3, 7])),
         q_rank=draw(st.sampled_from([None, 5])),
@@ -301,7 +305,7 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
         feeds = st.one_of(dense(), experts())
         feed = draw(feeds) if mixer is None else draw(st.one_of(feeds, st.none()))
         parallel = mixer is not None and feed is not None and draw(st.booleans())
-        placements = ("before", "after", "shared") if parallel else ("before", "after", "both", "feed_both")
+        placements = ("before", "after", "shared") if parallel else ("before", "after", "both", "feed", "feed_both")
         layers.append(
             Layer(
                 mixer,
@@ -331,6 +335,7 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
         learned_positions=learned,
         sinusoids=None if learned else draw(st.sampled_from([None, Sinusoids(), Sinusoids(2, True)])),
         embedding_norm=draw(st.booleans()),
+        head=draw(st.sampled_from([None, None, None, Head("gelu", bias=True)])),
         final_norm=draw(st.booleans()),
         tied=draw(st.booleans()),
         unembed_bias=draw(st.booleans()),

@@ -98,6 +98,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stablelm": {**_WITHOUT_HEAD_DIM, "qk_layernorm": True, "use_qkv_bias": True, "partial_rotary_factor": 0.5},
     "arcee": {**_SMALL, "attention_bias": True, "mlp_bias": True},
     "biogpt": _MANY_HEADS,
+    "bitnet": _WITHOUT_HEAD_DIM,
     "bloom": {"vocab_size": VOCAB, "hidden_size": 48, "n_layer": 2, "n_head": 6, "pad_token_id": 0},
     "codegen": {**_GPT, "rotary_dim": 4},
     "cohere": {**_WITHOUT_HEAD_DIM, "use_qk_norm": True, "logit_scale": 0.25},
@@ -204,6 +205,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "ministral": {**_SLIDING, "layer_types": _FOUR[:3]},
     "ministral3": _SLIDING,
+    "modernbert-decoder": {
+        **_MANY_HEADS,
+        "local_attention": 10,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+        "norm_bias": True,
+        "classifier_bias": True,
+    },
     "mpt": {"vocab_size": VOCAB, "d_model": 48, "n_layers": 2, "n_heads": 6, "max_seq_len": 64},
     "nanochat": _WITHOUT_HEAD_DIM,
     "nemotron": {**_SMALL, "attention_bias": True},
@@ -250,8 +259,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **SPARSE,
     **HYBRID,
 }
-# Norms of the sum of stream and part: what a part adds does not stay in the stream, so there is no account.
-NO_ACCOUNT = ("openai-gpt", "opt")
+# Norms of the sum of stream and part, or a layer after the last: parts do not add up in what the final norm reads.
+NO_ACCOUNT = ("modernbert-decoder", "openai-gpt", "opt")
 # Norms whose weight is one more than what is stored.
 ONE_PLUS = ("gemma", "nemotron", "qwen3_5", "qwen3_next")
 

@@ -123,7 +123,8 @@ def test_site_names_are_public_api() -> None:
     """Tools and saved traces use these names: changing one breaks them."""
     assert [site.name for site in SITES] == [
         "embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normed", "attn.q", "attn.k", "attn.v",
-        "attn.rot_q", "attn.rot_k", "attn.scores", "attn.sink", "attn.pattern", "attn.gate", "attn.z", "attn.out",
+        "attn.rot_q", "attn.rot_k", "attn.scores", "attn.sink", "attn.pattern", "attn.gate", "attn.z_scale", "attn.z",
+        "attn.out",
         "delta.gate", "delta.q", "delta.k", "delta.v", "delta.beta", "delta.decay", "delta.decays", "delta.pattern",
         "delta.mixed",
         "delta.z", "delta.out",
@@ -134,7 +135,7 @@ def test_site_names_are_public_api() -> None:
         "ln2.scale", "ln2.normed", "mlp.router", "mlp.weights", "mlp.latent", "mlp.pre", "mlp.pre_linear", "mlp.post",
         "mlp.shared_pre", "mlp.shared_pre_linear", "mlp.shared_post", "mlp.shared_gate", "mlp.shared", "mlp.out",
         "resid_post",
-        "final.scale", "final.normed", "logits.precap", "logits",
+        "head.scale", "head.normed", "head.pre", "final.scale", "final.normed", "logits.precap", "logits",
     ]  # fmt: skip
     assert all(site.meaning.endswith(".") for site in SITES)
 

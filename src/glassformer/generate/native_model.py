@@ -23,7 +23,7 @@ from glassformer.checkpoint import raw_blocks, read_config
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError
 from glassformer.generate.quantize import FORMATS, Raw, Weight, stored, weight
 from glassformer.kernels import infer_abi
-from glassformer.model.config import Config
+from glassformer.model.config import Config, FeedForward
 from glassformer.model.positions import RotaryTable
 from glassformer.model.transformer import rotary_kinds
 
@@ -48,9 +48,12 @@ def refusal(config: Config) -> str | None:
         return "layers that differ, or are made of other parts than attention and a dense feed-forward"
     a = config.attention(0)
     n, f = config.norm, config.feed_forward(0)
+    assert isinstance(f, FeedForward)
     reasons = {
         "norms that are shared or stand after the parts alone": layer.norms not in ("before", "both"),
         "positions that turn by the text's length": config.turns_by_length,
+        "norms inside feed-forward parts": f.out_norm is not None,
+        "a layer before the final norm": config.head is not None,
         "fixed vectors of positions": config.sinusoids is not None,
         "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),

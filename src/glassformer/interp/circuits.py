@@ -18,6 +18,7 @@ from torch import Tensor
 
 from glassformer.errors import SiteError
 from glassformer.interp.head_outputs import gain
+from glassformer.interp.logit_target import linear
 from glassformer.model import Transformer
 from glassformer.model.attention import rounded_distances
 from glassformer.model.choices import Attention
@@ -150,6 +151,7 @@ def output_value(
 
 def unembedded(transformer: Transformer, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
     """A part of the stream read as logits: through the final norm's centring and gain, without its division."""
+    linear(transformer.config)
     norm = transformer.final
     x = x - x.mean(-1, keepdim=True) if norm is not None and norm.centred else x
     logits = F.linear(x * gain(norm, x), transformer.unembedding)
@@ -165,6 +167,7 @@ def copying_scores(transformer: Transformer) -> Float[Tensor, "layer head"]:
     and centring are in it, their divisions and learned positions are not.
     """
     config, final = transformer.config, transformer.final
+    linear(config)
     scale = config.embedding_scale or 1.0
     gram = torch.zeros(config.d_model, config.d_model, dtype=torch.float64)
     for low in range(0, config.vocab_size, _CHUNK):

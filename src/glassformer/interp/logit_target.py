@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.errors import UsageError
+from glassformer.errors import UnsupportedError, UsageError
 from glassformer.interp.head_outputs import gain
+from glassformer.model.config import Config
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -45,9 +46,19 @@ class Direction:
     offset: float = 0.0
 
 
+def linear(config: Config) -> None:
+    """Raise UnsupportedError where the final norm does not read the residual stream itself."""
+    if config.head is not None:
+        raise UnsupportedError(
+            "A matrix and an activation stand between this model's last residual stream and its final norm, so a score "
+            "is no sum of parts of the stream."
+        )
+
+
 @torch.no_grad()
 def direction(trace: Trace, token: str | int | None, against: str | int | None, position: int) -> Direction:
     """The direction of a token after a position; None means the most probable one there."""
+    linear(trace.config)
     chosen = int(trace.logits(position).argmax()) if token is None else trace.token_id(token)
     other = None if against is None else trace.token_id(against)
     if other == chosen:

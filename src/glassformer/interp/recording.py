@@ -28,6 +28,7 @@ from glassformer.model.parts.block import Block, MixerPart
 from glassformer.model.parts.channels import ChannelsPart, ratio
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
+from glassformer.model.parts.head import HeadPart
 from glassformer.model.parts.short_convolution import ShortConvolutionPart
 from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import SITES, Where, layer_of, site_of
@@ -147,12 +148,14 @@ class Recording:
 
     def _outside(self, name: str, at: Index) -> Tensor:
         t = self.transformer
+        if t.head is not None and name.startswith("head."):
+            return self._in_head(t.head, name, at)
         if name == "final.scale" and t.final is not None:
-            return t.final.scale(self.last(at))
+            return t.final.scale(self.read_out(at))
         if name == "final.normed":
             if "final.scale" in self.recorded and t.final is not None:
-                return t.final.apply_scale(self.last(at), self.recorded["final.scale"][:, at])
-            return t.normed(self.last(at))
+                return t.final.apply_scale(self.read_out(at), self.recorded["final.scale"][:, at])
+            return self.read_out(at) if t.final is None else t.final(self.read_out(at))
         if name == "logits.precap":
             logits = linear(self.get("final.normed", at), t.unembedding, t.unembed_bias)
             return logits if self.config.logit_scale is None else logits * self.config.logit_scale
@@ -161,6 +164,20 @@ class Recording:
                 return softcap(self.get("logits.precap", at), self.config.logit_softcap)
             return t.unembed_hidden(self.get("final.normed", at))
         raise KeyError(name)
+
+    def read_out(self, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
+        """What the final norm reads: the last residual stream, through the head where there is one."""
+        head = self.transformer.head
+        return self.last(at) if head is None else head.activation(self.get("head.pre", at))
+
+    def _in_head(self, head: HeadPart, name: str, at: Index) -> Tensor:
+        if name == "head.scale":
+            return head.norm.scale(self.last(at))
+        if name == "head.normed":
+            if "head.scale" in self.recorded:
+                return head.norm.apply_scale(self.last(at), self.recorded["head.scale"][:, at])
+            return head.norm(self.last(at))
+        return head.dense(self.get("head.normed", at))
 
     def _inside(self, layer: int, part: str, at: Index) -> Tensor:
         block, prefix = self.block(layer), f"blocks.{layer}."
@@ -188,7 +205,7 @@ class Recording:
             return mlp.up(self.input(layer, 2, at))
         if part == "mlp.post":
             h = mlp.activation(self.get(prefix + "mlp.pre", at))
-            return h if mlp.gate is None else h * self.get(prefix + "mlp.pre_linear", at)
+            return mlp.given(h if mlp.gate is None else h * self.get(prefix + "mlp.pre_linear", at))
         raise KeyError(prefix + part)
 
     def fed(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
@@ -222,7 +239,7 @@ class Recording:
             return part.up(x)
         if leaf == "shared_post":
             h = part.activation(self.get(prefix + "shared_pre", at))
-            return h if part.gate is None else h * self.get(prefix + "shared_pre_linear", at)
+            return part.given(h if part.gate is None else h * self.get(prefix + "shared_pre_linear", at))
         if leaf == "shared_gate":
             return mlp.shared_share(x)
         if leaf == "shared":
@@ -450,13 +467,17 @@ class Recording:
     def factor(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query head d_head"] | None:
         """What each head's sum of values is multiplied by before the output projection; None for nothing.
 
-        An attention's output gate, or a state space's gate and norm with the norm's divisor as run.
+        An attention's output gate and norm, or a state space's, with the norm's divisor as run.
         """
         mixer = self.mixer(layer)
         if not isinstance(mixer, AttentionPart):
             prefix = f"blocks.{layer}.{self.prefix(layer)}."
             return mixer.factor(self.get(prefix + "mixed", at), self.get(prefix + "gate", at))
-        return None if mixer.gate is None else self.get(f"blocks.{layer}.attn.gate", at)
+        gate = None if mixer.gate is None else self.get(f"blocks.{layer}.attn.gate", at)
+        if mixer.out_norm is None:
+            return gate
+        times = mixer.normed_times(self.recorded[f"blocks.{layer}.attn.z_scale"][:, at])
+        return times if gate is None else gate * times
 
     def edits_grid(self, layer: int) -> bool:
         """Whether the traced forward changed this layer's scores or pattern."""

@@ -23,6 +23,7 @@ from glassformer.model.choices import (
     Feed,
     FeedForward,
     GatedDelta,
+    Head,
     LatentAttention,
     Mixer,
     Norm,
@@ -35,8 +36,8 @@ from glassformer.model.choices import (
 )
 from glassformer.model.choices.common import positive
 
-Placement = Literal["before", "after", "both", "feed_both", "shared", "sum"]
-PLACEMENTS: tuple[str, ...] = ("before", "after", "both", "feed_both", "shared", "sum")
+Placement = Literal["before", "after", "both", "feed", "feed_both", "shared", "sum"]
+PLACEMENTS: tuple[str, ...] = ("before", "after", "both", "feed", "feed_both", "shared", "sum")
 
 __all__ = [
     "Attention",
@@ -44,6 +45,7 @@ __all__ = [
     "Experts",
     "FeedForward",
     "GatedDelta",
+    "Head",
     "LatentAttention",
     "Layer",
     "Norm",
@@ -65,7 +67,8 @@ class Layer:
         mixer: how positions speak to each other, or None.
         feed_forward: what is added at each position alone, or None.
         norms: where norms stand: "before" each part; "after" each part, before its output enters the
-            stream; "both"; "feed_both" (both for the feed-forward part, before the mixer); "shared" (one before both
+            stream; "both"; "feed" (before the feed-forward part alone);
+            "feed_both" (both for the feed-forward part, before the mixer); "shared" (one before both
             parts, which run side by side); or after the "sum" of stream and part (the first GPT).
         parallel: both parts read the same residual stream, instead of one after the other.
         residual_scale: multiplies what each part adds to the stream, or None.
@@ -97,7 +100,7 @@ class Layer:
             raise ConfigError("Parts that share a norm run side by side; set parallel.")
         if self.parallel and (self.mixer is None or self.feed_forward is None):
             raise ConfigError("Only a layer of two parts can run them side by side.")
-        if self.parallel and self.norms in ("both", "feed_both", "sum"):
+        if self.parallel and self.norms in ("both", "feed", "feed_both", "sum"):
             raise ConfigError(
                 f"Parallel parts with norms {self.norms!r} are not a design any supported checkpoint has."
             )
@@ -131,7 +134,8 @@ class Layer:
         for number, part in ((1, self.mixer), (2, self.feed_forward)):
             if part is None:
                 continue
-            if self.norms != "after" and not (self.norms == "shared" and number == 2):
+            alone = {"shared": 1, "feed": 2}.get(self.norms, number)  # the one part that has a norm before it
+            if self.norms != "after" and number == alone:
                 found.append(f"ln{number}")
             if self.norms in ("after", "both") or (self.norms == "feed_both" and number == 2):
                 found.append(f"ln{number}_post")
@@ -170,6 +174,7 @@ class Config:
         learned_positions: a trained vector per position is added to the embeddings.
         sinusoids: a fixed vector per position is added to the embeddings instead; None for none.
         embedding_norm: the embeddings are normed before the first layer (BLOOM).
+        head: a layer of its own between the last one and the final norm, or None.
         final_norm: the stream is normed before the unembedding.
         d_embed: width of the embedding and unembedding matrices, which a matrix each way joins to the stream; None
             for d_model.
@@ -188,6 +193,7 @@ class Config:
     learned_positions: bool = False
     sinusoids: Sinusoids | None = None
     embedding_norm: bool = False
+    head: Head | None = None
     final_norm: bool = True
     d_embed: int | None = None
     tied: bool = False
@@ -322,6 +328,8 @@ class Config:
         for i, layer in enumerate(self.layers):
             inner = layer.components(self.d_model, self.norm)
             found |= {f"blocks.{i}.{key}": component for key, component in inner.items()}
+        if self.head is not None:
+            found |= self.head.components(self.d_model, self.norm)
         if self.final_norm:
             found |= self.norm.components("final", self.d_model)
         if not self.tied:
@@ -429,6 +437,8 @@ _NESTED: Mapping[str, type] = {
     "rotary": Rotary,
     "scaling": RopeScaling,
     "sinusoids": Sinusoids,
+    "out_norm": Norm,
+    "head": Head,
 }
 
 
@@ -501,6 +511,8 @@ def _check_type(where: str, annotation: str, value: Any) -> None:
         sound = isinstance(value, Norm)
     elif annotation.startswith("Rotary"):
         sound = isinstance(value, Rotary)
+    elif annotation.startswith("Head"):
+        sound = isinstance(value, Head)
     elif annotation.startswith("Sinusoids"):
         sound = isinstance(value, Sinusoids)
     elif annotation.startswith("RopeScaling"):

@@ -60,6 +60,7 @@ SITES: tuple[Site, ...] = (
     Site("attn.sink", PER_HEAD, "The share of attention that the head's sink takes and that hands over nothing."),
     Site("attn.pattern", GRID, "Attention weights: each row, a sink included, is a softmax and sums to one."),
     Site("attn.gate", HEADS, "What multiplies each head's sum of values, from 0 on (output gates)."),
+    Site("attn.z_scale", SCALE, "What the norm over all heads' outputs divides by (designs with one)."),
     Site(
         "attn.z",
         HEADS,
@@ -130,6 +131,14 @@ SITES: tuple[Site, ...] = (
     Site("mlp.shared", RESIDUAL, "What the part beside the experts gives, its gate in it."),
     Site("mlp.out", RESIDUAL, "What the feed-forward layer adds to the residual stream, after any post-norm."),
     Site("resid_post", RESIDUAL, "The residual stream as it leaves the block."),
+    Site("head.scale", SCALE, "What the norm before the head's matrix divides by (designs with a head).", False),
+    Site("head.normed", RESIDUAL, "The last residual stream as the head's matrix reads it.", False),
+    Site(
+        "head.pre",
+        RESIDUAL,
+        "What the head's matrix gives, before its activation; the final norm reads the rest.",
+        False,
+    ),
     Site("final.scale", SCALE, "What the final norm divides by.", False),
     Site("final.normed", RESIDUAL, "The last residual stream after the final norm: what the unembedding reads.", False),
     Site("logits.precap", VOCAB, "Scores of every next token before the soft cap (families that cap).", False),
@@ -219,8 +228,9 @@ def block_sites(layer: Layer) -> tuple[str, ...]:
 def outer_sites(config: Config) -> tuple[list[str], list[str]]:
     """Names of the places before and after the blocks."""
     head = ["embed", *(["pos_embed"] if config.adds_positions else [])]
+    last = ["head.scale", "head.normed", "head.pre"] if config.head is not None else []
     tail = ["final.scale", "final.normed"] if config.final_norm else ["final.normed"]
-    return head, [*tail, *(["logits.precap"] if config.logit_softcap is not None else []), "logits"]
+    return head, [*last, *tail, *(["logits.precap"] if config.logit_softcap is not None else []), "logits"]
 
 
 def names(config: Config) -> list[str]:
@@ -272,6 +282,8 @@ _ABSENT: dict[str, str] = {
     "mlp.shared": "it has no feed-forward part beside experts.",
     "logits.precap": "its logits are not soft-capped; use logits.",
     "final.scale": "it has no final norm.",
+    "head.pre": "nothing stands between its last layer and the final norm.",
+    "attn.z_scale": "nothing norms what its heads give.",
 }
 
 

@@ -21,6 +21,7 @@ from glassformer.model.config import Config
 from glassformer.model.layers import Linear, linear, softcap
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.block import Block
+from glassformer.model.parts.head import HeadPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.positions import Angles, RotaryTable, SinusoidTable
 from glassformer.model.sites import Looking, Tap, View, Where, see
@@ -62,6 +63,7 @@ class Transformer(nn.Module):
         kinds = rotary_kinds(config)
         self.tables = [RotaryTable(rotary.dims(d_head), rotary.theta, rotary.scaling) for rotary, d_head in kinds]
         self.blocks = nn.ModuleList(Block(config, i, kinds) for i in range(config.n_layers))
+        self.head = None if config.head is None else HeadPart(config.head, config.d_model, config.norm)
         self.final = NormLayer(config.d_model, config.norm) if config.final_norm else None
         self.unembed = None if config.tied else Linear(width, config.vocab_size, False)
         self.unembed_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.unembed_bias else None
@@ -211,7 +213,8 @@ class Transformer(nn.Module):
     def normed(
         self, x: Float[Tensor, "batch query d_model"], view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
-        """The residual stream after the final norm, where there is one: what the unembedding reads."""
+        """The residual stream after the head and the final norm, where they are: what the unembedding reads."""
+        x = x if self.head is None else self.head(x, view)
         return see(view, "final.normed", x) if self.final is None else self.final(x, view, "final")
 
     def embedded(

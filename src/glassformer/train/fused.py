@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassformer.model import Config, Transformer
+from glassformer.model import Config, FeedForward, Transformer
 from glassformer.model.layers import linear
 from glassformer.model.parts.passing import Pass
 from glassformer.model.positions import RotaryTable
@@ -38,6 +38,7 @@ def plain(c: Config) -> bool:
     if layer is None or not c.all_softmax:
         return False
     a, f, n = c.attention(0), c.feed_forward(0), c.norm
+    assert isinstance(f, FeedForward)
     if a.plain != a or len(rotary_kinds(c)) != 1:
         return False
     return (
@@ -52,6 +53,8 @@ def plain(c: Config) -> bool:
         and not layer.parallel
         and not c.adds_positions
         and not c.turns_by_length
+        and c.head is None
+        and f.out_norm is None
         and not c.embedding_norm
         and c.d_embed is None
         and c.final_norm

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from glassformer.errors import GlassformerError, UsageError
 from glassformer.kernels.compile import NativeUnavailableError, processor
 from glassformer.kernels.train_abi import ACTIVATIONS, LIBRARY, flags
+from glassformer.model.choices import FeedForward
 
 if TYPE_CHECKING:
     from glassformer.model.config import Config
@@ -33,10 +34,13 @@ def refusal(config: Config) -> str | None:
     if layer is None or not config.all_softmax:
         return "layers that differ, or are made of other parts than attention and a dense feed-forward"
     a, f, n = config.attention(0), config.feed_forward(0), config.norm
+    assert isinstance(f, FeedForward)
     learned = config.learned_positions
     reasons = {
         "norms elsewhere than before the parts": layer.norms != "before",
         "positions that turn by the text's length": config.turns_by_length,
+        "norms inside feed-forward parts": f.out_norm is not None,
+        "a layer before the final norm": config.head is not None,
         "fixed vectors of positions": config.sinusoids is not None,
         "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),

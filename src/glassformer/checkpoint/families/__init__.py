@@ -27,6 +27,7 @@ from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba1 import MAMBA1
 from glassformer.checkpoint.families.mamba2 import MAMBA2
 from glassformer.checkpoint.families.mamba_hybrids import MAMBA_HYBRIDS
+from glassformer.checkpoint.families.modernbert import MODERNBERT
 from glassformer.checkpoint.families.nemotron_h import NEMOTRON_H
 from glassformer.checkpoint.families.neox import NEOX, NEOX_JAPANESE
 from glassformer.checkpoint.families.olmo import OLMO
@@ -38,7 +39,7 @@ _ALL = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
     *(alike.family() for alike in FIXED_POSITIONS),
-    *(FALCON, NEOX_JAPANESE),
+    *(FALCON, NEOX_JAPANESE, MODERNBERT.family()),
     *MAMBA1,
     MAMBA2,
     *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *GEMMA4, *LFM, JAMBA)),

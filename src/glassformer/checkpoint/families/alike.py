@@ -195,9 +195,9 @@ class Alike:
                 )
             rows.append(Row(f"{outside['final']}.{kind}", (f"final.{kind}",)))
         rows += [Row(f"{self.layer}{theirs}", (f"blocks.{{i}}.{ours}",)) for ours, theirs in self.bare.items()]
-        for side in ("project_in", "project_out"):
+        for side in ("project_in", "project_out", "head.norm", "head.dense"):
             if side in outside:
-                rows.append(Row(f"{outside[side]}.weight", (f"{side}.weight",)))
+                rows += [Row(f"{outside[side]}.{kind}", (f"{side}.{kind}",)) for kind in ("weight", "bias")]
         rows.append(Row(f"{outside['unembed']}.weight", ("unembed.weight",)))
         rows.append(Row(f"{outside['unembed']}.bias", ("unembed_bias",)))
         return tuple(rows)

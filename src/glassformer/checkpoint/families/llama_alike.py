@@ -6,7 +6,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
-from glassformer.model.config import Config, Norm
+from glassformer.model.config import Config, FeedForward, Norm
 
 _NO_BIASES: dict[str, Any] = {"bias": False, "out_bias": False, "mlp_bias": False}
 _GRANITE = {
@@ -90,6 +90,19 @@ def _original(config: Config) -> dict[str, Any]:
     if rotary is None or rotary.scaling is None:
         return {}
     return {"original_max_position_embeddings": rotary.scaling.original_context}
+
+
+def _sub_norms(config: Config, attributes: Attributes) -> Config:
+    """Norms over the heads' and the neurons' outputs, before the matrices that read them."""
+    import dataclasses
+
+    config = each_attention(config, out_norm=config.norm)
+    layers = []
+    for layer in config.layers:
+        assert isinstance(layer.feed_forward, FeedForward)
+        feed = dataclasses.replace(layer.feed_forward, out_norm=config.norm)
+        layers.append(dataclasses.replace(layer, feed_forward=feed))
+    return dataclasses.replace(config, layers=tuple(layers))
 
 
 LLAMA_ALIKE = (
@@ -217,5 +230,13 @@ LLAMA_ALIKE = (
         fixed={"out_bias": False, "mlp_bias": False},
         names={"ln1_post": "post_self_attn_layernorm", "ln2_post": "post_mlp_layernorm"},
         joined={"mlp.gate_up_proj": ("mlp.gate", "mlp.up")},
+    ),
+    Alike(
+        "bitnet",
+        "BitNet",
+        fixed={"mlp_bias": False},
+        names={"attn.out_norm": "self_attn.attn_sub_norm", "mlp.out_norm": "mlp.ffn_sub_norm"},
+        defaults={"activation": "relu2", "theta": 500_000.0, "eps": 1e-5},
+        read=_sub_norms,
     ),
 )

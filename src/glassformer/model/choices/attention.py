@@ -35,6 +35,7 @@ class Attention:
             per "element" or per "head"; None for no gate.
         gate_activation: "softplus" instead of the sigmoid (Laguna).
         gate_bias: one learned number for each head is added to that projection (Beam).
+        out_norm: an rms norm over all heads' outputs side by side, before the output projection (BitNet), or None.
         qk_norm: a norm of queries and keys: over each "head" with one weight for all heads, over "each" head with a
             weight of its own, over the "whole" width, or None.
         qk_norm_kind: what that norm is; None for an rms norm with the model's eps and scale.
@@ -70,6 +71,7 @@ class Attention:
     gate: Literal["element", "head"] | None = None
     gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
     gate_bias: bool = False
+    out_norm: Norm | None = None
     qk_norm: Literal["head", "each", "whole"] | None = None
     qk_norm_kind: Norm | None = None
     qk_norm_after: bool = False
@@ -114,6 +116,8 @@ class Attention:
             raise ConfigError(f"attention.length_rule is log, log_next or power; got {self.length_rule!r}.")
         if self.length_scale is not None and (len(self.length_scale) != 2 or not self.length_scale[1] > 0):
             raise ConfigError(f"attention.length_scale is a strength and a length above 0; got {self.length_scale}.")
+        if self.out_norm is not None and (self.out_norm.kind != "rms" or self.out_norm.biased):
+            raise ConfigError("The norm of the heads' outputs is an rms norm without a bias.")
         if self.qk_norm not in (None, "head", "each", "whole"):
             raise ConfigError(f"attention.qk_norm is over 'head', 'each' or the 'whole' width; got {self.qk_norm!r}.")
         if self.rotary is not None:
@@ -180,6 +184,8 @@ class Attention:
             matrix("gate", self.out_size if self.gate == "element" else self.n_heads, d_model, "gate", False)
             if self.gate_bias:
                 found["gate_bias"] = Component((self.n_heads,), "biases")
+        if self.out_norm is not None:
+            found |= self.out_norm.components("out_norm", self.out_size)
         matrix("o", d_model, self.out_size, "output", self.out_bias)
         if self.sink:
             found["sink"] = Component((self.n_heads,), "sinks")
@@ -197,11 +203,17 @@ class Attention:
         if self.rotary is not None or self.qk_norm_after or self.length_scale is not None:
             found += ["rot_q", "rot_k"] if own else ["rot_q"]
         found += ["scores", *(["sink"] if self.sink else []), "pattern"]
-        return (*found, *(["gate"] if self.gate is not None else []), "z")
+        return (
+            *found,
+            *(["gate"] if self.gate is not None else []),
+            *(["z_scale"] if self.out_norm is not None else []),
+            "z",
+        )
 
     def basis(self) -> tuple[str, ...]:
         """The places that a trace keeps; the others follow from them."""
-        return ("q", "k", "v", "z") if self.keys_from is None else ("q", "z")
+        kept = ("q", "k", "v") if self.keys_from is None else ("q",)
+        return (*kept, *(("z_scale",) if self.out_norm is not None else ()), "z")
 
     @property
     def cached_numbers(self) -> int:

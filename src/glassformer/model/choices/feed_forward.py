@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from glassformer.errors import ConfigError, near
 from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.norm import Norm
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu", "xielu"]
 ACTIVATIONS: tuple[str, ...] = ("gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu")
@@ -25,7 +26,15 @@ def known_activation(name: str) -> None:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated."""
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) when gated.
+
+    Args:
+        d_ff: neurons.
+        activation: of each.
+        gated: with a linear half that the activated one multiplies.
+        bias: biases on the matrices.
+        out_norm: a norm over what the neurons give, before the down projection (BitNet), or None.
+    """
 
     kind: ClassVar[str] = "dense"
     prefix: ClassVar[str] = "mlp"
@@ -34,6 +43,7 @@ class FeedForward:
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    out_norm: Norm | None = None
 
     def __post_init__(self) -> None:
         positive("feed_forward", d_ff=self.d_ff)
@@ -56,6 +66,8 @@ class FeedForward:
         found: dict[str, Component] = {}
         sizes = dict.fromkeys(("gate", "up") if self.gated else ("up",), (self.d_ff, d_model))
         for name, shape in {**sizes, "down": (d_model, self.d_ff)}.items():
+            if name == "down" and self.out_norm is not None:
+                found |= self.out_norm.components("out_norm", self.d_ff)
             found[f"{name}.weight"] = Component(shape, name)
             if self.bias:
                 found[f"{name}.bias"] = Component(shape[:1], "biases")

@@ -89,6 +89,8 @@ class LatentAttention(Attention):
         matrix("v_up", self.n_heads * self.value_size, self.kv_rank, "value")
         if self.gate is not None:
             matrix("gate", self.out_size if self.gate == "element" else self.n_heads, d_model, "gate")
+        if self.out_norm is not None:
+            found |= self.out_norm.components("out_norm", self.out_size)
         matrix("o", d_model, self.out_size, "output", self.out_bias)
         if self.sink:
             found["sink"] = Component((self.n_heads,), "sinks")

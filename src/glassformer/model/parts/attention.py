@@ -54,6 +54,7 @@ class AttentionPart(nn.Module):
         gates = a.out_size if a.gate == "element" else a.n_heads
         self.gate = None if a.gate is None else Linear(d_model, gates, False)
         self.gate_bias = nn.Parameter(torch.empty(a.n_heads)) if a.gate_bias else None
+        self.out_norm = None if a.out_norm is None else NormLayer(a.out_size, a.out_norm)
         self.o = Linear(a.out_size, d_model, a.out_bias)
         self.sink = nn.Parameter(torch.empty(a.n_heads)) if a.sink else None
         self.q_norm = self._norm(norm, a.n_heads) if a.qk_norm else None
@@ -90,6 +91,13 @@ class AttentionPart(nn.Module):
         z = self.attend(q.transpose(1, 2), keys, values, state.visible, view).transpose(1, 2)
         if self.gate is not None:
             z = z * see(view, "attn.gate", self.gates(x))
+        if self.out_norm is not None:
+            wide = z.flatten(-2)
+            if view is None:
+                z = self.out_norm(wide).view(z.shape)
+            else:
+                scale = view.visit("attn.z_scale", self.out_norm.scale(wide))
+                z = self.out_norm.apply_scale(wide, scale).view(z.shape)
         z = see(view, "attn.z", z)
         return self.o(z.reshape(*z.shape[:2], -1))
 
@@ -128,6 +136,13 @@ class AttentionPart(nn.Module):
         if self.gate_bias is not None:
             found = found + self.gate_bias[:, None]
         return F.softplus(found) if self.choice.gate_activation == "softplus" else torch.sigmoid(found)
+
+    def normed_times(self, scale: Float[Tensor, "batch query 1"]) -> Float[Tensor, "batch query head d_value"]:
+        """What the norm of the heads' outputs multiplies each of them by, its divisor given."""
+        assert self.out_norm is not None
+        gain = self.out_norm.gain
+        gain = torch.ones(self.heads * self.d_value, dtype=scale.dtype) if gain is None else gain
+        return gain.view(self.heads, self.d_value) / scale[..., None]
 
     @property
     def value_matrix(self) -> Float[Tensor, "value d_model"]:

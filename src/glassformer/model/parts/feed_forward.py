@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glassformer.model.choices import FeedForward
 from glassformer.model.choices.feed_forward import LEARNED
 from glassformer.model.layers import Linear, gate
+from glassformer.model.norms import NormLayer
 from glassformer.model.sites import View, see
 
 
@@ -30,6 +31,7 @@ class FeedForwardPart(nn.Module):
         self.at = at
         self.gate = Linear(d_model, f.d_ff, f.bias) if f.gated else None
         self.up = Linear(d_model, f.d_ff, f.bias)
+        self.out_norm = None if f.out_norm is None else NormLayer(f.d_ff, f.out_norm)
         self.down = Linear(f.d_ff, d_model, f.bias)
         if f.activation == "xielu":
             for name in LEARNED:
@@ -50,7 +52,11 @@ class FeedForwardPart(nn.Module):
         else:
             pre = see(view, self.at + "pre", self.gate(x))
             h = self.activation(pre, see(view, self.at + "pre_linear", self.up(x)))
-        return self.down(see(view, self.at + "post", h))
+        return self.down(see(view, self.at + "post", self.given(h)))
+
+    def given(self, h: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
+        """What the down projection reads, from the neurons' outputs: normed where the design does."""
+        return h if self.out_norm is None else self.out_norm(h)
 
     def xielu(self, x: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
         """A quadratic above zero and an integrated exponential below, of learned strengths (arXiv:2411.13010)."""

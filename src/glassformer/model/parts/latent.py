@@ -43,6 +43,7 @@ class LatentAttentionPart(AttentionPart):
         gates = a.out_size if a.gate == "element" else a.n_heads
         self.gate = None if a.gate is None else Linear(d_model, gates, False)
         self.gate_bias = None
+        self.out_norm = None if a.out_norm is None else NormLayer(a.out_size, a.out_norm)
         self.o = Linear(a.out_size, d_model, a.out_bias)
         self.sink = nn.Parameter(torch.empty(a.n_heads)) if a.sink else None
 
