@@ -29,11 +29,13 @@ from glassformer.model.config import (
 
 @st.composite
 def scalings(draw: st.DrawFn, pairs: int) -> RopeScaling | None:
-    kind = draw(st.sampled_from([None, "linear", "llama3", "yarn", "factors"]))
+    kind = draw(st.sampled_from([None, "linear", "llama3", "yarn", "factors", "proportional"]))
     if kind is None:
         return None
     if kind == "factors":
         return RopeScaling("factors", factors=tuple(draw(st.lists(st.floats(1, 8), min_size=pairs, max_size=pairs))))
+    if kind == "proportional":
+        return RopeScaling("proportional", factor=2.0, share=0.5)
     if kind == "linear":
         return RopeScaling("linear", factor=draw(st.sampled_from([2.0, 8.0])))
     if kind == "llama3":

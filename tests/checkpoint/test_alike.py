@@ -189,6 +189,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_dense_layers": 1,
         "routed_scaling_factor": 1.5,
     },
+    "lfm3": {
+        **_SLIDING,
+        "layer_types": ["conv", "full_attention", "sliding_attention"],
+        "conv_L_cache": 4,
+        "attention_bias": True,
+    },
     "mamba": _MAMBA,
     "mamba2": {
         "vocab_size": VOCAB,

@@ -290,6 +290,8 @@ class Alike:
     def _fraction(self, attributes: Attributes) -> float:
         parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
         inner = attributes.inside(parameters, "rope_parameters")
+        if inner.text("rope_type", "default") == "proportional":
+            return 1.0  # all pairs are formed; which of them turn is for the scaling to say
         said: float = inner.number("partial_rotary_factor", attributes.number("partial_rotary_factor", self.fraction))
         return said
 

@@ -1,19 +1,22 @@
-"""LFM2, with experts and without: layers of a short convolution and layers of attention."""
+"""LFM2, with experts and without, and LFM3: layers of a short convolution and layers of attention."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
 from glassformer.checkpoint.families.hybrid import Hybrid, Layers, by_types
+from glassformer.checkpoint.families.settings import one_window, rope, scaling_settings
 from glassformer.checkpoint.families.sparse import Layers as ExpertLayers
 from glassformer.checkpoint.families.sparse import Sparse, each, fused, one
 from glassformer.checkpoint.tables import Row
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.choices import Mixer
-from glassformer.model.config import Config, FeedForward, ShortConvolution
+from glassformer.model.config import Attention, Config, FeedForward, Placement, Rotary, ShortConvolution
 
 _IN = tuple(f"blocks.{{i}}.conv.{part}" for part in ("gate_in", "gate", "v"))
 _ROWS = (
@@ -87,9 +90,9 @@ def _kinds() -> Layers:
     return Layers(read, typed.write)
 
 
-def _read(attributes: Attributes, config: Config) -> Mixer:
+def _read(attributes: Attributes, config: Config, spans: int = 3) -> Mixer:
     bias = attributes.flag("conv_bias", False)
-    return ShortConvolution(config.d_model, attributes.integer("conv_L_cache", 3), bias, bias)
+    return ShortConvolution(config.d_model, attributes.integer("conv_L_cache", spans), bias, bias)
 
 
 def _write(mixer: Mixer | None, config: Config) -> dict[str, Any]:
@@ -101,6 +104,73 @@ def _write(mixer: Mixer | None, config: Config) -> dict[str, Any]:
 
 def _hybrid(alike: Alike) -> Hybrid:
     return Hybrid(alike, _ROWS, _kinds(), _read, _write, no_effect=_NO_EFFECT)
+
+
+# LFM3: windows and a rotation of its own in some of the attention layers, gates on heads, norms after the parts
+
+_KINDS = {"conv": None, "full_attention": False, "sliding_attention": True}
+_ROTATIONS: dict[str, dict[str, Any]] = {
+    "full_attention": {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+
+
+def _usual(layer: int) -> str:
+    return "full_attention" if layer % 4 == 2 else "sliding_attention" if layer % 4 == 0 and layer else "conv"
+
+
+def _third(config: Config, attributes: Attributes) -> Config:
+    parameters = attributes.table("rope_parameters") or _ROTATIONS
+    rotations = {}
+    for kind, usual in _ROTATIONS.items():
+        theta, scaling = rope(attributes, config.context, usual["rope_theta"], parameters.get(kind, usual))
+        rotations[kind] = Rotary(theta, scaling=scaling)
+    window = attributes.integer("sliding_window", 256, null=True)
+    norms: Placement = "both" if attributes.flag("use_sandwich_norm", True) else "before"
+    gate = "head" if attributes.flag("use_attention_gate", True) else None
+    kinds = attributes.sequence("layer_types") or [_usual(i) for i in range(config.n_layers)]
+    layers = []
+    for layer, kind in zip(config.layers, kinds, strict=False):
+        slides = kind == "sliding_attention"
+        if slides and window is None:
+            raise CheckpointError(f"{attributes.where} has sliding_attention layers and no sliding_window.")
+        mixer = dataclasses.replace(
+            layer.mixer,  # type: ignore[type-var]
+            rotary=rotations["sliding_attention" if slides else "full_attention"],
+            window=window if slides else None,
+            gate=gate,
+        )
+        layers.append(dataclasses.replace(layer, mixer=mixer, norms=norms))
+    return dataclasses.replace(config, layers=(*layers, *config.layers[len(layers) :]))
+
+
+@dataclass(frozen=True)
+class _Third(Hybrid):
+    """Layers of three kinds: short convolutions, attention to everything, attention with a window."""
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The settings that describe a design."""
+        kinds, rotations = [], dict(_ROTATIONS)
+        for layer in config.layers:
+            mixer = layer.mixer
+            if not isinstance(mixer, Attention):
+                kinds.append("conv")
+                continue
+            kinds.append("full_attention" if mixer.window is None else "sliding_attention")
+            if mixer.rotary is None:
+                raise UnsupportedError("it has attention without rotary positions")
+            scaling = mixer.rotary.scaling
+            said = {"rope_type": "default"} if scaling is None else scaling_settings(scaling)
+            rotations[kinds[-1]] = {**said, "rope_theta": mixer.rotary.theta}
+        gates = {layer.mixer.gate for layer in config.layers if isinstance(layer.mixer, Attention)}
+        return {
+            **super().settings(config),
+            "layer_types": kinds,
+            "rope_parameters": rotations,
+            "sliding_window": one_window(config),
+            "use_sandwich_norm": config.layers[0].norms == "both",
+            "use_attention_gate": gates != {None},
+        }
 
 
 def _dense_first(attributes: Attributes, layers: int) -> list[bool]:
@@ -122,6 +192,28 @@ LFM = (
             read=_adjusted,
             write=lambda config: {"block_auto_adjust_ff_dim": False},
         )
+    ),
+    _Third(
+        Alike(
+            "lfm3",
+            "Lfm3",
+            keys=_COMMON["keys"],
+            names={
+                **{ours: theirs for ours, theirs in _NAMES.items() if not ours.startswith("attn.")},
+                "ln1_post": "post_operator_norm",
+                "ln2_post": "post_ffn_norm",
+                "attn.gate": "self_attn.gate_proj",
+            },
+            outside=_COMMON["outside"],
+            fixed={"mlp_bias": False, "qk_norm": "head", "activation": "silu"},
+            defaults={"eps": 1e-5, "n_kv_heads": 4, "d_head": 128, "context": 128_000, "tied": True},
+            rotates=False,
+            read=_third,
+        ),
+        _ROWS,
+        by_types(lambda layer: _usual(layer) == "conv", names={name: kind is None for name, kind in _KINDS.items()}),
+        functools.partial(_read, spans=7),
+        _write,
     ),
     Sparse(
         _hybrid(Alike("lfm2_moe", "Lfm2Moe", **_COMMON, read=_tied)),

@@ -75,6 +75,9 @@ def rope(
         return base, None
     if kind == "linear":
         return base, RopeScaling("linear", factor=inner.number("factor"))
+    if kind == "proportional":
+        share = inner.number("partial_rotary_factor", 1.0)
+        return base, RopeScaling("proportional", factor=inner.number("factor", 1.0), share=share)
     said = inner.integer("original_max_position_embeddings", context)
     original = attributes.integer("original_max_position_embeddings", said)
     if original < 1:
@@ -229,6 +232,8 @@ def scaling_settings(scaling: RopeScaling) -> dict[str, Any]:
             "long_factor": list(scaling.long_factors),
             "attention_factor": float(scaling.attention_factor),
         }
+    elif scaling.kind == "proportional":
+        settings["partial_rotary_factor"] = scaling.share
     elif scaling.kind == "dynamic":
         return settings
     elif scaling.kind == "factors":
