@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from glassformer.generate.constraints import Constraint
     from glassformer.generate.drafting import Drafter
     from glassformer.generate.tokens import Engines, GeneratedToken
+    from glassformer.interp.direction import Direction
     from glassformer.interp.heads import Heads
     from glassformer.interp.meaning import Meaning
+    from glassformer.interp.moved import Moved
     from glassformer.interp.patching import Patching
     from glassformer.interp.taps import Bound
     from glassformer.interp.trace import Trace
@@ -399,6 +401,41 @@ class Model:
         from glassformer.interp.patching import patch
 
         return patch([(self.trace(clean), self.trace(corrupted)) for clean, corrupted in pairs], what, **options)
+
+    def direction(
+        self, name: str, positive: Sequence[str], negative: Sequence[str], layer: int, **options: Any
+    ) -> Direction:
+        """The direction of a layer's stream from some texts to others, with how far to trust it; see
+        `interp.directions`. `gf.steer` takes it."""
+        from glassformer.interp.directions import direction
+
+        one, other = ((self.trace(text) for text in texts) for texts in (positive, negative))
+        return direction(name, one, other, layer, **options)
+
+    def load_direction(self, path: str | Path) -> Direction:
+        """A direction that was saved, of this model.
+
+        Raises:
+            CheckpointError: it is none, is broken, or is of another model.
+        """
+        from glassformer.interp.direction import Direction
+
+        return Direction.load(path, self.transformer)
+
+    def moved(self, text: str | None = None, k: int = 10) -> Moved:
+        """What this model's edits move on a text that is not about them; a plain passage where none is given.
+
+        Raises:
+            UsageError: the model is not edited.
+        """
+        from glassformer.interp.moved import NEUTRAL, moved
+
+        if not self.taps:
+            raise UsageError("The model is not edited, so nothing moves: model.edited(...).moved().")
+        plain = copy.copy(self)
+        plain.taps = ()
+        ids = self.encode(NEUTRAL)[: self.config.context] if text is None else self.ids(text)
+        return moved(plain.logits(ids), self.logits(ids), self.tokenizer.token_text, k)
 
     # Views
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import glassformer
-from tests.cli.running import run
+from tests.cli.running import answer, run
 from tests.tiny import CONTEXT, tiny_directory
 
 TEXT = "The American shrew mole"
@@ -185,3 +185,34 @@ def test_a_form_that_cannot_be_is_said_at_once(capsys, model, args, message):
     code, out, err = run(capsys, "complete", TEXT, "-m", model, *args)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_a_direction_is_found_saved_and_steered_by(capsys, model, tmp_path):
+    (tmp_path / "with.txt").write_text("The mole\n\nOne mole of\na small mole\n", "utf-8")
+    (tmp_path / "without.txt").write_text("The American\na biopsy\nis small\nshrew\n", "utf-8")
+    files = ("--positive", tmp_path / "with.txt", "--negative", tmp_path / "without.txt", "--layer", -2)
+    found = answer(capsys, "direction", "mole", *files, "-m", model, "-o", tmp_path / "mole=", "--strength", 2)
+    opened = glassformer.load(model)
+    mine = opened.direction("mole", ["The mole", "One mole of", "a small mole"],
+                            ["The American", "a biopsy", "is small", "shrew"], -2)  # fmt: skip
+    steered = opened.edited(glassformer.steer(mine, strength=2.0))
+    assert {k: found[k] for k in mine.to_dict()} == mine.to_dict()
+    assert found["moved"] == json.loads(json.dumps(steered.moved().to_dict()))
+    options = ("-m", model, "-n", 9, "--temperature", 0, *NO_END)
+    for given, strength in ((f"{tmp_path / 'mole='}=2", 2.0), (f"{tmp_path / 'mole='}.json", 1.0)):
+        code, out, _ = run(capsys, "complete", TEXT, *options, "--steer", given)
+        expected = opened.edited(glassformer.steer(mine, strength=strength))
+        pieces = expected.generate(TEXT, max_tokens=9, temperature=0, logit_bias={0: -100})
+        assert code == 0
+        assert out.rstrip("\n") == "".join(p.text for p in pieces).rstrip("\n")
+    code, out, err = run(capsys, "direction", "mole", *files, "-m", model, "--method", "probe", "--shuffles", 2)
+    assert code == 0, err
+    assert "Held-out accuracy" in out
+    assert "with shuffled labels" in out
+    code, _, err = run(capsys, "complete", TEXT, *options, "--steer", tmp_path / "no")
+    assert code == 1
+    assert "is no readable direction" in err
+    (tmp_path / "with.txt").write_text("\n", "utf-8")
+    code, _, err = run(capsys, "direction", "mole", *files, "-m", model)
+    assert code == 2
+    assert "holds no text" in err

@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from safetensors.numpy import load
 
-from glassformer.interp.edits import ablate
+from glassformer.interp.edits import ablate, steer
 from glassformer.serve.inspect_api import ARRAYS
 from glassformer.serve.security import Policy
 from glassformer.views import VIEWS, Session
@@ -27,6 +28,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "effects": {"edits": [HEAD]},
     "attention": {"layer": 0, "head": 1},
     "cell": {"layer": 0, "head": 1, "query": 2, "key": 1},
+    "reasons": {"layer": 1, "head": 1},
     "thumbnails": {"size": 8},
     "lens": {"top": 2},
     "journey": {},
@@ -137,6 +139,24 @@ def test_views_need_the_key_and_a_place(model):
             full = post(server, "/v1/inspect/next", json={"text": TEXT}, headers=headers)
             assert full.status_code == 429
             server.gate.open.set()
+
+
+def test_steering_travels_with_a_completion(server, model):
+    vector = [0.5 * (-1) ** i for i in range(model.config.d_model)]
+    edit = {"steer": {"layer": 1, "vector": vector, "strength": 3}}
+    body = {"prompt": TEXT, "max_tokens": 8, "temperature": 0, "logit_bias": NO_END}
+    answer = post(server, json={**body, "edits": [edit]}).json()
+    steered = model.edited(steer(torch.tensor(vector), layer=1, strength=3.0))
+    said = steered.generate(TEXT, max_tokens=8, temperature=0, logit_bias={int(k): v for k, v in NO_END.items()})
+    assert answer["choices"][0]["text"] == "".join(t.text for t in said)
+    assert answer["choices"][0]["text"] != post(server, json=body).json()["choices"][0]["text"]
+    assert answer["edits"] == [{"kind": "steer", "layer": 1, "strength": 3.0}]
+    short = post(server, json={**body, "edits": [{"steer": {"layer": 1, "vector": [1.0, 2.0]}}]})
+    assert short.status_code == 400
+    assert f"needs {model.config.d_model} numbers" in short.text
+    text = '{"prompt": "a", "edits": [{"steer": {"layer": 1, "vector": [NaN]}}]}'
+    broken = post(server, content=text, headers={"Content-Type": "application/json"})
+    assert broken.status_code == 400
 
 
 def test_edits_travel_with_a_completion(server, client, model):

@@ -196,6 +196,35 @@ def _file(path: Path) -> str:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
 
 
+SteerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer",
+        metavar="FILE[=X]",
+        help="Add a saved direction X times (1 without); may be given several times.",
+    ),
+]
+
+
+def steered(model: Model, given: list[str] | None) -> Model:
+    """The model with `--steer` options put in.
+
+    Raises:
+        CheckpointError: for a file that is no direction of this model.
+    """
+    from glassformer.interp.edits import steer
+
+    taps = []
+    for one in given or []:
+        path, sign, strength = one.rpartition("=")
+        try:
+            times = float(strength) if sign else 1.0
+        except ValueError:  # a path with the sign in it
+            path, times = one, 1.0
+        taps.append(steer(model.load_direction(path if sign else one), strength=times))
+    return model.edited(*taps) if taps else model
+
+
 def bias(given: list[str] | None) -> dict[int, float]:
     """`ID=X` options as a logit bias.
 

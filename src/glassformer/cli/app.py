@@ -38,6 +38,7 @@ VERBS: dict[str, Verb] = {
     "heads": Verb("glassformer.cli.heads:command", "Score and name what each attention head does."),
     "neurons": Verb("glassformer.cli.neurons:command", "Show the feed-forward neurons behind a prediction."),
     "meaning": Verb("glassformer.cli.meaning:command", "Follow one word's vector through several contexts."),
+    "direction": Verb("glassformer.cli.direction:command", "Find a direction from examples, to steer by."),
     "patch": Verb("glassformer.cli.patch:command", "Find where two prompts part, by activation patching."),
     "neighbours": Verb("glassformer.cli.neighbours:command", "List the nearest tokens of a word or a direction."),
     "open": Verb("glassformer.cli.open:command", "Open the app in the browser."),

@@ -17,10 +17,12 @@ from glassformer.cli.answers import (
     Printer,
     RegexOption,
     SchemaOption,
+    SteerOption,
     answering,
     constraint,
     drafter,
     print_answer,
+    steered,
 )
 from glassformer.cli.common import (
     BosOption,
@@ -46,6 +48,7 @@ def command(
     choice: ChoiceOption = None,
     lookup: LookupOption = False,
     draft: DraftOption = None,
+    steer: SteerOption = None,
     bos: BosOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -59,7 +62,7 @@ def command(
     if not text:
         raise TextError("The text is empty; give at least one word.")
     form = constraint(schema, regex, grammar, choice)
-    opened = open_model(model)
+    opened = steered(open_model(model), steer)
     printer = Printer(how.show, quiet=as_json)
     tokens = opened.generate(
         text,

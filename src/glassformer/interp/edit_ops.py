@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import ShapeError, SiteError, UsageError
+from glassformer.interp.direction import Direction
 from glassformer.interp.select import Chosen, Selection, key_positions, layers_of, named, site_in
 from glassformer.interp.taps import Edit, Recorded, Step
 from glassformer.model.config import Config
@@ -175,8 +176,11 @@ class Steer(At):
 
     vector: Tensor
     strength: float
+    direction: Direction | None = None
 
     def steps(self, config: Config) -> list[Step]:
+        if self.direction is not None:
+            self.direction.check(config)
         steps = super().steps(config)
         for step in steps:
             axis = site_of(step.site).axes[-1]

@@ -13,12 +13,14 @@ Knows no tensors; what each tap does is in `acts`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 
 from glassformer.errors import UsageError
+from glassformer.interp.direction import Direction
 from glassformer.interp.edit_ops import Ablate, Apply, Freeze, Knockout, Replace, Steer
 from glassformer.interp.select import Chosen, Places, Selection
 from glassformer.interp.taps import Record, Recorded
@@ -126,7 +128,7 @@ def ablate(
 
 
 def steer(
-    vector: Tensor,
+    vector: Tensor | Direction,
     site: Names = None,
     *,
     layer: Chosen = None,
@@ -135,11 +137,22 @@ def steer(
     head: Chosen = None,
     rows: Chosen = None,
 ) -> Steer:
-    """Add `strength` times a vector; with `layer`, to the residual stream as it leaves that layer."""
+    """Add `strength` times a vector; with `layer`, to the residual stream as it leaves that layer.
+
+    A direction that was found in a model (`model.direction(...)`) brings its layer with it, and is refused in a model
+    of another design.
+    """
     _one_place(site, layer)
+    direction = vector if isinstance(vector, Direction) else None
+    if direction is not None and site is None and layer is None:
+        layer = direction.layer
     if site is None and layer is None:
         raise UsageError("Say where to steer: a layer, or a site.")
-    return Steer(_sites(site), layer, ("resid_post",), _selection(positions, head, None, None, rows), vector, strength)
+    if not math.isfinite(strength):
+        raise UsageError(f"The strength of steering is a finite number; {strength} is not.")
+    chosen = _selection(positions, head, None, None, rows)
+    added = vector.vector if isinstance(vector, Direction) else vector
+    return Steer(_sites(site), layer, ("resid_post",), chosen, added, strength, direction)
 
 
 def knockout(

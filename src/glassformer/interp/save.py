@@ -6,7 +6,6 @@ fingerprint of its weights says whether it is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glassformer.errors import CheckpointError
+from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.recording import GRIDS, Recording, basis_sites
 from glassformer.interp.vocabulary import Vocabulary
 from glassformer.model import Transformer
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
 
 FORMAT = "glassformer.trace/1"
 TENSORS, DESCRIPTION = "trace.safetensors", "trace.json"
-
-
-def fingerprint(transformer: Transformer) -> str:
-    """A digest of the design and of numbers spread over every weight."""
-    digest = hashlib.sha256(json.dumps(transformer.config.to_dict(), sort_keys=True).encode())
-    for name, weight in transformer.named_parameters():
-        flat = weight.detach().reshape(-1)
-        spread = torch.linspace(0, flat.numel() - 1, 32, dtype=torch.float64).long().to(flat.device)
-        digest.update(name.encode() + str(flat.dtype).encode())
-        digest.update(flat[spread].double().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from glassformer.errors import ShapeError, UsageError
 from glassformer.views.edits import Edit, taps
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _one(edit: Any) -> Any:
                 'an ablation names a head, a neuron, an expert, or the part "attention" or "feed_forward" of a layer'
             )
         return {"kind": _PARTS[part], **told}
-    if name in ("knockout", "scale"):
+    if name in ("knockout", "scale", "steer"):
         if "keys" in told:
             told["source"] = told.pop("keys")
         return {"kind": name, **told}
@@ -57,8 +58,8 @@ Edits = Annotated[
 
 
 def plain(edits: Sequence[Any]) -> list[dict[str, Any]]:
-    """Edits as answers repeat them."""
-    return [edit.model_dump(exclude_none=True) for edit in edits]
+    """Edits as answers repeat them; of a vector they only say that it was there."""
+    return [edit.model_dump(exclude_none=True, exclude={"vector"}) for edit in edits]
 
 
 def edited(model: Model, edits: Sequence[Any]) -> Model:
@@ -66,5 +67,9 @@ def edited(model: Model, edits: Sequence[Any]) -> Model:
 
     Raises:
         SiteError: a layer, head or neuron that it does not have.
+        UsageError: a vector of another width.
     """
-    return model.edited(*taps(edits)) if edits else model
+    try:
+        return model.edited(*taps(edits)) if edits else model
+    except ShapeError as error:  # asked for, so not a fault of ours
+        raise UsageError(str(error)) from None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
 
 Position = Annotated[int | None, Field(default=None, description="The only token where it is so; by default all.")]
@@ -94,15 +94,33 @@ class Scale(Strict):
     by: float = Field(ge=0, le=4)
 
 
+class Steer(Strict):
+    """A vector is added to the stream as it leaves a layer."""
+
+    kind: Literal["steer"]
+    layer: int
+    vector: list[FiniteFloat] = Field(min_length=1, max_length=65_536, description="As many numbers as the stream.")
+    strength: FiniteFloat = Field(default=1.0, description="How many times it is added.")
+    position: Position
+
+
 Edit = Annotated[
-    AblateHead | AblateRead | AblateAttention | AblateFeedForward | AblateNeuron | AblateExpert | Knockout | Scale,
+    AblateHead
+    | AblateRead
+    | AblateAttention
+    | AblateFeedForward
+    | AblateNeuron
+    | AblateExpert
+    | Knockout
+    | Scale
+    | Steer,
     Field(discriminator="kind"),
 ]
 
 
 def taps(edits: Sequence[Any]) -> list[Any]:
     """The taps that a request's edits mean."""
-    from glassformer.interp.edits import ablate, knockout
+    from glassformer.interp.edits import ablate, knockout, steer
 
     out: list[Any] = []
     for e in edits:
@@ -120,6 +138,9 @@ def taps(edits: Sequence[Any]) -> list[Any]:
             out.append(ablate(layer=e.layer, expert=e.expert, positions=e.position))
         elif e.kind == "knockout":
             out.append(knockout(keys=e.source, layer=e.layer, head=e.head))
+        elif e.kind == "steer":
+            vector = torch.tensor(e.vector, dtype=torch.float64)
+            out.append(steer(vector, layer=e.layer, strength=e.strength, positions=e.position))
         else:
             out.append(_scaled(e))
     return out
