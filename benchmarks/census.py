@@ -198,6 +198,8 @@ SPECIAL: dict[str, dict] = {
     "gemma4_unified_text": {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3,
                             "num_kv_shared_layers": 2, "global_head_dim": 48},
     "granite_swa": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    # Keys that no head of an index scores are equal, and which of equals are chosen is its library's affair.
+    **{name: {"index_n_heads": 12} for name in ("deepseek_v32", "glm_moe_dsa", "axk2")},
     # Where it names a padding token, transformers 5.23 loads that row of the embedding as zeros whatever the file holds.
     "youtu": {"pad_token_id": None, "num_key_value_heads": 4},
     "apertus": {}, "diffllama": {}, "hunyuan_v1_moe": {"num_experts": 8, "num_shared_expert": 1},

@@ -14,6 +14,7 @@ from glassformer.model.config import (
     FeedForward,
     GatedDelta,
     Head,
+    Index,
     LatentAttention,
     Layer,
     Norm,
@@ -201,7 +202,8 @@ def latents(draw: st.DrawFn) -> LatentAttention:
         out_norm=draw(st.sampled_from([None, Norm("rms", weight=False)])),
         scale=draw(st.sampled_from([None, 0.3])),
         kv_rank=draw(st.sampled_from([3, 7])),
-        q_rank=draw(st.sampled_from([None, 5])),
+        q_rank=(q_rank := draw(st.sampled_from([None, 5]))),
+        index=draw(st.sampled_from([None, Index(5, 4, 4)])) if rotary is not None and q_rank is not None else None,
     )
 
 
@@ -290,6 +292,7 @@ def sharing(draw: st.DrawFn, layers: list[Layer]) -> list[Layer]:
                 n_kv_heads=theirs.n_kv_heads,
                 d_head=theirs.d_head,
                 d_value=theirs.d_value,
+                rotary=mixer.rotary if mixer.d_head == theirs.d_head else None,  # a factor for each pair
                 alibi=theirs.alibi,
                 values_are_keys=theirs.values_are_keys,
                 keys_from=donor,

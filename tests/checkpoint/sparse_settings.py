@@ -32,6 +32,7 @@ _LATENT = {
     "v_head_dim": 5,
     "first_k_dense_replace": 1,
 }
+_INDEXED = {**_LATENT, "index_n_heads": 12, "index_head_dim": 8, "index_topk": 5}
 _YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -91,6 +92,7 @@ SPARSE: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {**_LATENT, "topk_method": "group_limited_greedy", "q_lora_rank": None},
     "deepseek_v3": {**_LATENT, "rope_parameters": _YARN, "attention_bias": True},
+    "deepseek_v32": {**_INDEXED, "rope_parameters": _YARN},
     "dots1": {**_GROUPED, "first_k_dense_replace": 1, "layer_types": _TWO, "sliding_window": 5},
     "ernie4_5_moe": {**_MANY, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 2},
     "exaone_moe": {
@@ -113,6 +115,7 @@ SPARSE: dict[str, dict[str, Any]] = {
         "sliding_window": 5,
     },
     "glm4_moe": {**_GROUPED, "use_qk_norm": True, "attention_bias": True, "first_k_dense_replace": 1},
+    "glm_moe_dsa": _INDEXED,
     "glm4_moe_lite": {k: v for k, v in _LATENT.items() if k != "first_k_dense_replace"},
     "gpt_oss": {**_LOCAL, "sliding_window": 5},
     "granitemoe": {**_GRANITE, "head_dim": None},

@@ -15,7 +15,7 @@ from typing import Any
 
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.errors import CheckpointError, near
-from glassformer.model.config import Attention, Config, LatentAttention
+from glassformer.model.config import Attention, Config, LatentAttention, Rotary
 
 Array = Any  # a torch.Tensor or a numpy array: both have .T, .reshape and row indexing
 
@@ -241,6 +241,10 @@ def take_rows(place: Place, part: int, x: Array, config: Config) -> Array:
 
 def _reordered(x: Array, order: Callable[..., list[int]], how: str, key: str, attention: Attention) -> Array:
     """A tensor with the rows of each head in another order; a norm's weights are one head's, or a row for each."""
+    if ".index_" in key and isinstance(attention, LatentAttention) and attention.index is not None:
+        size = attention.index.d_head
+        small = Attention(1, 1, size, rotary=Rotary(fraction=attention.rotary_dims / size))
+        return x[order(how, x.shape[0], small)]
     if "_norm" not in key:
         return x[order(how, x.shape[0], attention)]
     flat = x.reshape(-1)
@@ -264,7 +268,7 @@ def _pieces(place: Place, config: Config) -> tuple[int, list[int]]:
 
 def _turned(key: str) -> bool:
     """Whether a tensor of ours has rows that rotary positions turn in pairs."""
-    return bool(re.search(r"\.attn\.([qk](_norm)?|q_up|k_shared)\.", key))
+    return bool(re.search(r"\.attn\.([qk](_norm)?|q_up|k_shared|index_(q|k|norm))\.", key))
 
 
 def join(place: Place, parts: list[Array], config: Config) -> Array:

@@ -21,7 +21,7 @@ from glassformer.interp.taps import Bound
 from glassformer.model import Config, Transformer
 from glassformer.model.attention import TILE, Visible
 from glassformer.model.cache import State
-from glassformer.model.choices import Attention
+from glassformer.model.choices import Attention, LatentAttention
 from glassformer.model.layers import linear, softcap
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block, MixerPart
@@ -29,6 +29,7 @@ from glassformer.model.parts.channels import ChannelsPart, ratio
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.head import HeadPart
+from glassformer.model.parts.index import Indexed
 from glassformer.model.parts.short_convolution import ShortConvolutionPart
 from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import SITES, Where, layer_of, site_of
@@ -479,6 +480,13 @@ class Recording:
         times = mixer.normed_times(self.recorded[f"blocks.{layer}.attn.z_scale"][:, at])
         return times if gate is None else gate * times
 
+    def indexed(self, layer: int) -> Indexed | None:
+        """What the index of a layer's attention found, where there is one."""
+        choice, prefix = self.config.attention(layer), f"blocks.{layer}.attn.index_"
+        if not isinstance(choice, LatentAttention) or choice.index is None:
+            return None
+        return Indexed(choice.index, *(self.recorded[prefix + part] for part in ("q", "k", "weights")))
+
     def edits_grid(self, layer: int) -> bool:
         """Whether the traced forward changed this layer's scores or pattern."""
         return self.edit is not None and any(f"blocks.{layer}.{g}" in self.edit.writes for g in GRIDS)
@@ -526,7 +534,8 @@ class Recording:
         attention = self.attention(layer)
         q = self._side(layer, "q", slice(q0, q1), heads)
         low, high = self.visible.keys_for(q0, q1, attention.choice)
-        grid = attention.scores(q, k[:, :, low:high], self.visible, q0, q1, low, high, heads)
+        indexed = self.indexed(layer)
+        grid = attention.scores(q, k[:, :, low:high], self.visible, q0, q1, low, high, heads, indexed)
         return (grid if part == "attn.scores" else attention.pattern(grid, heads)), low
 
     def _implied(self, layer: int, heads: list[int] | None, q0: int, q1: int) -> Tensor:
@@ -544,7 +553,7 @@ class Recording:
             return self._changed(f"blocks.{layer}.{part}", self._implied(layer, None, 0, self.length))
         attention = self.attention(layer)
         q, k = self._side(layer, "q", ALL, None), self._side(layer, "k", ALL, None)
-        grid = attention.scores(q, k, self.visible, 0, self.length, 0, self.length)
+        grid = attention.scores(q, k, self.visible, 0, self.length, 0, self.length, None, self.indexed(layer))
         grid = self._changed(f"blocks.{layer}.attn.scores", grid)
         if part == "attn.scores":
             return grid

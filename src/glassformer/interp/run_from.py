@@ -47,7 +47,7 @@ class Context(Cache):
         self.device = forward.positions.device
         self._forward = forward
         self._states: dict[tuple[int, int], State] = {}
-        self.keys, self.values = [], []
+        self.keys, self.values, self.indexed = [], [], {}
         at = slice(0, length)
         for layer, choice in enumerate(config.layers):
             mixer = choice.mixer
@@ -56,6 +56,8 @@ class Context(Cache):
                 self.values.append(None)
                 continue
             part = forward.attention(layer)
+            if f"blocks.{layer}.attn.index_k" in forward.recorded:
+                self.indexed[layer] = forward.recorded[f"blocks.{layer}.attn.index_k"][:, :length]
             k = forward.get(f"blocks.{layer}.attn.{'rot_k' if part.turns else 'k'}", at)
             v = forward.get(f"blocks.{layer}.attn.v", at)
             self.keys.append(k.transpose(1, 2))
@@ -77,7 +79,12 @@ class Context(Cache):
         out.device, out._forward, out._states = self.device, self._forward, self._states
         out.keys = [None if k is None else k[:, :, :length] for k in self.keys]
         out.values = [None if v is None else v[:, :, :length] for v in self.values]
+        out.indexed = {layer: k[:, :length] for layer, k in self.indexed.items()}
         return out
+
+    def store_index(self, layer: int, k: Tensor) -> Tensor:
+        """The shared keys of an index with these new ones behind them; nothing is kept."""
+        return torch.cat([self.indexed[layer].expand(k.shape[0], -1, -1), k], dim=1)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The shared keys and values with these new ones behind them; nothing is kept."""

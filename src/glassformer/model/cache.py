@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glassformer.errors import ShapeError
-from glassformer.model.choices import Attention
+from glassformer.model.choices import Attention, LatentAttention
 from glassformer.model.config import Config
 
 State = dict[str, Tensor]
@@ -23,6 +23,7 @@ class Cache:
 
     Attributes:
         keys, values: per layer (batch, kv_head, capacity, d_head), keys already rotated; None where a layer has none.
+        indexed: per layer whose attention has an index, that one's keys (batch, capacity, d_index).
         states: per layer with a recurrence, its state after the last token, (batch, …) each.
         length: slots filled so far, the same for every row.
         tokens: (batch, capacity) ids, where a text that grows may have to be computed anew; else None.
@@ -54,6 +55,11 @@ class Cache:
             shape = (batch, mixer.n_kv_heads, capacity)
             self.keys.append(torch.empty((*shape, mixer.d_head), dtype=dtype, device=device))
             self.values.append(torch.empty((*shape, mixer.value_size), dtype=dtype, device=device))
+        self.indexed: dict[int, Tensor] = {
+            i: torch.empty((batch, capacity, layer.mixer.index.d_head), dtype=dtype, device=device)
+            for i, layer in enumerate(config.layers)
+            if isinstance(layer.mixer, LatentAttention) and layer.mixer.index is not None
+        }
         self.states: dict[int, State] = {}
         self._held: dict[int, State] = {}
         self._batch, self._capacity, self.device = batch, capacity, torch.device(device)
@@ -92,6 +98,12 @@ class Cache:
         keys[:, :, self.length : end] = k.transpose(1, 2)
         values[:, :, self.length : end] = v.transpose(1, 2)
         return keys[:, :, :end], values[:, :, :end]
+
+    def store_index(self, layer: int, k: Float[Tensor, "batch key d_index"]) -> Float[Tensor, "batch all d_index"]:
+        """Write the new keys of this layer's index; returns all filled slots. As for `store`, nothing counts yet."""
+        held, end = self.indexed[layer], self.length + k.shape[1]
+        held[:, self.length : end] = k
+        return held[:, :end]
 
     def state(self, layer: int) -> State | None:
         """What a recurrence left behind after the last token; None before the first."""
@@ -152,6 +164,8 @@ class Cache:
             for a, b in zip(mine, theirs, strict=True):
                 if a is not None and b is not None:
                     a[:, :, :length] = b[:, :, :length]
+        for layer, index in self.indexed.items():
+            index[:, :length] = other.indexed[layer][:, :length]
         self.states = {} if length == 0 else {k: dict(state) for k, state in other.states.items()}
         if self.tokens is not None and other.tokens is not None:
             self.tokens[:, :length] = other.tokens[:, :length]
@@ -180,6 +194,10 @@ class Cache:
             copy.tokens = self.tokens.new_zeros(batch, capacity)
             copy.tokens[:, : self.length] = self.tokens[:, : self.length]
             copy.made = None if self.made is None else self.made.expand(batch).clone()
+        copy.indexed = {}
+        for layer, index in self.indexed.items():
+            copy.indexed[layer] = index.new_empty(batch, capacity, index.shape[2])
+            copy.indexed[layer][:, : self.length] = index[:, : self.length]
         copy.keys, copy.values = [], []
         for mine, theirs in ((self.keys, copy.keys), (self.values, copy.values)):
             for x in mine:

@@ -24,6 +24,7 @@ from glassformer.model.choices import (
     FeedForward,
     GatedDelta,
     Head,
+    Index,
     LatentAttention,
     Mixer,
     Norm,
@@ -46,6 +47,7 @@ __all__ = [
     "FeedForward",
     "GatedDelta",
     "Head",
+    "Index",
     "LatentAttention",
     "Layer",
     "Norm",
@@ -439,6 +441,7 @@ _NESTED: Mapping[str, type] = {
     "sinusoids": Sinusoids,
     "out_norm": Norm,
     "head": Head,
+    "index": Index,
 }
 
 
@@ -511,6 +514,8 @@ def _check_type(where: str, annotation: str, value: Any) -> None:
         sound = isinstance(value, Norm)
     elif annotation.startswith("Rotary"):
         sound = isinstance(value, Rotary)
+    elif annotation.startswith("Index"):
+        sound = isinstance(value, Index)
     elif annotation.startswith("Head"):
         sound = isinstance(value, Head)
     elif annotation.startswith("Sinusoids"):

@@ -56,6 +56,9 @@ SITES: tuple[Site, ...] = (
     Site("attn.v", KV_HEADS, "Values: what each position hands over when it is attended to."),
     Site("attn.rot_q", HEADS, "Queries as the scores use them, after rotation by their position."),
     Site("attn.rot_k", KV_HEADS, "Keys as the scores use them, after rotation by their position."),
+    Site("attn.index_q", ("batch", "query", "index_head", "d_index"), "How a position looks for keys to attend to."),
+    Site("attn.index_k", ("batch", "key", "d_index"), "What a position is found by when keys are chosen."),
+    Site("attn.index_weights", ("batch", "query", "index_head"), "What each head's finding counts in that choice."),
     Site("attn.scores", GRID, "Scaled query-key products, soft-capped, minus infinity where a key is hidden."),
     Site("attn.sink", PER_HEAD, "The share of attention that the head's sink takes and that hands over nothing."),
     Site("attn.pattern", GRID, "Attention weights: each row, a sink included, is a softmax and sums to one."),
@@ -328,6 +331,9 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
         found["kv_head"] = getattr(mixer, "n_kv_heads", mixer.n_heads)
         found["key_head"], found["d_key"] = getattr(mixer, "n_key_heads", 1), getattr(mixer, "d_key", 1)
         found["group"], found["d_state"] = getattr(mixer, "n_groups", 1), getattr(mixer, "d_state", 1)
+        index = getattr(mixer, "index", None)
+        if index is not None:
+            found |= {"index_head": index.n_heads, "d_index": index.d_head}
         if leaf == "gate" and getattr(mixer, "gate", None) == "head":
             found["d_head"] = 1
     if feed is not None:

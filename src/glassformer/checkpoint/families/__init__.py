@@ -18,6 +18,7 @@ from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
 from glassformer.checkpoint.families.gemma4 import GEMMA4
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
+from glassformer.checkpoint.families.indexed import INDEXED
 from glassformer.checkpoint.families.jamba import JAMBA
 from glassformer.checkpoint.families.latent import LATENT, LATENT_EXPERTS
 from glassformer.checkpoint.families.layered import GRANITE_SWA, LAYERED
@@ -39,6 +40,7 @@ _ALL = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
     *(alike.family() for alike in FIXED_POSITIONS),
+    *(family.family() for family in INDEXED),
     *(FALCON, NEOX_JAPANESE, MODERNBERT.family()),
     *MAMBA1,
     MAMBA2,

@@ -13,6 +13,7 @@ from glassformer.model.choices.experts import Experts
 from glassformer.model.choices.feed_forward import ACTIVATIONS, Activation, FeedForward
 from glassformer.model.choices.gated_delta import GatedDelta
 from glassformer.model.choices.head import Head
+from glassformer.model.choices.index import Index
 from glassformer.model.choices.latent import LatentAttention
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.rotary import RopeScaling, Rotary
@@ -43,6 +44,7 @@ __all__ = [
     "FeedForward",
     "GatedDelta",
     "Head",
+    "Index",
     "LatentAttention",
     "Mixer",
     "Norm",

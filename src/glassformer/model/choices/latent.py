@@ -8,6 +8,7 @@ from typing import ClassVar
 from glassformer.errors import ConfigError
 from glassformer.model.choices.attention import Attention
 from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.index import Index
 from glassformer.model.choices.norm import Norm
 
 
@@ -22,6 +23,7 @@ class LatentAttention(Attention):
         kv_rank: dimensions of the latent that keys and values are read from.
         q_rank: dimensions of the latent that queries are read from, or None where they are read from the stream.
         latent_eps: of the rms norms of the latents.
+        index: chooses which keys a query attends to, or None.
         d_shared: dimensions of a key that heads share, where nothing is rotated; else the rotated ones.
     """
 
@@ -31,6 +33,7 @@ class LatentAttention(Attention):
     q_rank: int | None = None
     latent_eps: float = 1e-6
     d_shared: int | None = None
+    index: Index | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +50,10 @@ class LatentAttention(Attention):
             raise ConfigError("A head of latent attention has dimensions that are shared and dimensions of its own.")
         if self.qk_norm is not None or self.clip is not None or self.keys_from is not None:
             raise ConfigError("Latent attention has no norms of queries and keys, cuts or keys of other layers.")
+        if self.index is not None and (self.q_rank is None or self.rotary is None):
+            raise ConfigError("An index reads the latent of rotated queries; q_rank and rotary are needed.")
+        if self.index is not None and self.index.d_head < self.rotary_dims:
+            raise ConfigError(f"An index turns {self.rotary_dims} dimensions; its heads have {self.index.d_head}.")
         if self.value_scale is not None or self.value_norm or self.values_are_keys or self.gate_bias:
             raise ConfigError("Latent attention has no scale or norm of values, and no biases of gates.")
 
@@ -82,6 +89,8 @@ class LatentAttention(Attention):
             matrix("q", width, d_model, "query")
         else:
             matrix("q_up", width, self.q_rank, "query")
+        if self.index is not None and self.q_rank is not None:
+            found |= self.index.components(d_model, self.q_rank)
         matrix("kv_down", self.kv_rank, d_model, "key", self.bias)
         matrix("k_shared", self.shared_size, d_model, "key", self.bias)
         found |= self.latent_norm.components("kv_latent", self.kv_rank)
@@ -95,3 +104,26 @@ class LatentAttention(Attention):
         if self.sink:
             found["sink"] = Component((self.n_heads,), "sinks")
         return found
+
+    def sites(self) -> tuple[str, ...]:
+        """Names of its places within the part, in the order the forward reaches them."""
+        found = super().sites()
+        if self.index is None:
+            return found
+        at = found.index("scores")
+        return (*found[:at], "index_q", "index_k", "index_weights", *found[at:])
+
+    def basis(self) -> tuple[str, ...]:
+        """The places that a trace keeps; the others follow from them."""
+        found = super().basis()
+        return found if self.index is None else ("index_q", "index_k", "index_weights", *found)
+
+    @property
+    def cached_numbers(self) -> int:
+        """Numbers that generation keeps for each token in this layer."""
+        return super().cached_numbers + (0 if self.index is None else self.index.d_head)
+
+    def seen(self, position: int) -> int:
+        """How many keys the query at this position (from 0) sees."""
+        seen = super().seen(position)
+        return seen if self.index is None else min(seen, self.index.top)

@@ -21,6 +21,7 @@ from glassformer.model.attention import (
 from glassformer.model.choices import Attention, Norm
 from glassformer.model.layers import Linear
 from glassformer.model.norms import NormLayer
+from glassformer.model.parts.index import Indexed
 from glassformer.model.parts.passing import Pass
 from glassformer.model.positions import Angles, rotate
 from glassformer.model.sites import View, see
@@ -88,7 +89,8 @@ class AttentionPart(nn.Module):
             if self.turns:
                 q = see(view, "attn.rot_q", self.turn(q, angles, "q", at))
             keys, values = state.shared[self.choice.keys_from]
-        z = self.attend(q.transpose(1, 2), keys, values, state.visible, view).transpose(1, 2)
+        indexed = self.look(x, state, view)
+        z = self.attend(q.transpose(1, 2), keys, values, state.visible, view, indexed).transpose(1, 2)
         if self.gate is not None:
             z = z * see(view, "attn.gate", self.gates(x))
         if self.out_norm is not None:
@@ -100,6 +102,10 @@ class AttentionPart(nn.Module):
                 z = self.out_norm.apply_scale(wide, scale).view(z.shape)
         z = see(view, "attn.z", z)
         return self.o(z.reshape(*z.shape[:2], -1))
+
+    def look(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> Indexed | None:
+        """Which keys each query may attend to, where the design chooses; None for all that are visible."""
+        return None
 
     # The steps, each a function of its own so that what a trace kept can be taken from the middle
 
@@ -200,9 +206,12 @@ class AttentionPart(nn.Module):
         k0: int,
         k1: int,
         heads: list[int] | None = None,
+        indexed: Indexed | None = None,
     ) -> Float[Tensor, "batch head query key"]:
         """Scores of queries q0 to q1 over keys k0 to k1, whose tensors hold just these (and just these heads)."""
         allowed = visible.grid(q0, q1, k0, k1, self.choice, q.device)
+        if indexed is not None:
+            allowed = allowed & indexed.chosen(visible, self.choice, q0, q1, k0, k1)
         bias = None
         if self.choice.alibi:
             slopes = torch.tensor(self.choice.alibi, dtype=q.dtype, device=q.device)
@@ -242,6 +251,7 @@ class AttentionPart(nn.Module):
         v: Float[Tensor, "batch kv_head key d_value"],
         visible: Visible,
         view: View | None,
+        indexed: Indexed | None = None,
     ) -> Float[Tensor, "batch head query d_value"]:
         """Each head's weighted sum of values.
 
@@ -250,19 +260,20 @@ class AttentionPart(nn.Module):
         """
         queries, keys = q.shape[2], k.shape[2]
         if view is not None and view.wants("attn.scores", "attn.pattern", "attn.sink"):
-            grid = view.visit("attn.scores", self.scores(q, k, visible, 0, queries, 0, keys))
+            grid = view.visit("attn.scores", self.scores(q, k, visible, 0, queries, 0, keys, None, indexed))
             weights = self.pattern(grid)
             if self.sink is not None:
                 share = self.sink_share(weights)
                 weights = self.with_sink_share(weights, share, view.visit("attn.sink", share))
             return weighted_sum(view.visit("attn.pattern", weights), v)
-        plain = self.cap is None and self.sink is None and not self.choice.alibi
+        indexed = None if indexed is None or indexed.everything(keys) else indexed
+        plain = self.cap is None and indexed is None and self.sink is None and not self.choice.alibi
         if plain and queries > FEW:
             return attend_fused(q, k, v, visible, scale=self.scale, reach=self.choice)
         out = []
         for q0 in range(0, queries, TILE):
             q1 = min(q0 + TILE, queries)
             k0, k1 = visible.keys_for(q0, q1, self.choice)
-            grid = self.scores(q[:, :, q0:q1], k[:, :, k0:k1], visible, q0, q1, k0, k1)
+            grid = self.scores(q[:, :, q0:q1], k[:, :, k0:k1], visible, q0, q1, k0, k1, None, indexed)
             out.append(weighted_sum(self.pattern(grid), v[:, :, k0:k1]))
         return out[0] if len(out) == 1 else torch.cat(out, dim=2)

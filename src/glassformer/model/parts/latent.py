@@ -7,9 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.model.choices.latent import LatentAttention
+from glassformer.model.choices.norm import Norm
 from glassformer.model.layers import Linear
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
+from glassformer.model.parts.index import Indexed
+from glassformer.model.parts.passing import Pass
+from glassformer.model.positions import rotate
+from glassformer.model.sites import View, see
 
 
 class LatentAttentionPart(AttentionPart):
@@ -35,6 +40,13 @@ class LatentAttentionPart(AttentionPart):
         width = a.n_heads * a.d_head
         self.q_up = None if a.q_rank is None else Linear(a.q_rank, width, False)
         self.q = Linear(d_model, width, False) if a.q_rank is None else None
+        index = a.index
+        if index is not None:
+            assert a.q_rank is not None
+            self.index_q = Linear(a.q_rank, index.n_heads * index.d_head, False)
+            self.index_k = Linear(d_model, index.d_head, False)
+            self.index_norm = NormLayer(index.d_head, Norm("layer", eps=index.eps))
+            self.index_weights = Linear(d_model, index.n_heads, False)
         self.kv_down = Linear(d_model, a.kv_rank, a.bias)
         self.k_shared = Linear(d_model, a.shared_size, a.bias)
         self.kv_latent = NormLayer(a.kv_rank, a.latent_norm)
@@ -57,6 +69,22 @@ class LatentAttentionPart(AttentionPart):
         else:
             q = self.q(x)
         return q.view(*x.shape[:-1], self.heads, self.d_head)
+
+    def look(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> Indexed | None:
+        index = self.latent.index
+        if index is None:
+            return None
+        assert self.table is not None
+        assert self.q_down is not None
+        assert self.q_latent is not None
+        angles = state.angles[self.table]
+        q = self.index_q(self.q_latent(self.q_down(x))).view(*x.shape[:-1], index.n_heads, index.d_head)
+        k = self.index_norm(self.index_k(x))
+        q = see(view, "attn.index_q", rotate(q, *angles))
+        k = see(view, "attn.index_k", rotate(k[..., None, :], *angles)[..., 0, :])
+        weights = see(view, "attn.index_weights", self.index_weights(x) * index.n_heads**-0.5)
+        keys = k if state.cache is None else state.cache.store_index(self.layer, k)
+        return Indexed(index, q, keys, weights)
 
     @property
     def value_matrix(self) -> Float[Tensor, "value d_model"]:
