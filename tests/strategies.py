@@ -13,6 +13,7 @@ from glassformer.model.config import (
     Experts,
     FeedForward,
     GatedDelta,
+    GatedLinearRecurrence,
     Head,
     Index,
     LatentAttention,
@@ -259,6 +260,13 @@ def selective(draw: st.DrawFn) -> SelectiveStateSpace:
 
 
 @st.composite
+def gated_recurrences(draw: st.DrawFn) -> GatedLinearRecurrence:
+    """A gated linear recurrence of a few channels."""
+    blocks = draw(st.integers(1, 2))
+    return GatedLinearRecurrence(blocks * 4, blocks, draw(st.sampled_from([1, 4])))
+
+
+@st.composite
 def short_convolutions(draw: st.DrawFn) -> ShortConvolution:
     """A short convolution of a few channels."""
     conv = draw(st.sampled_from([1, 3]))
@@ -266,7 +274,14 @@ def short_convolutions(draw: st.DrawFn) -> ShortConvolution:
 
 
 MIXERS = st.one_of(
-    attentions(), latents(), gated_deltas(), state_spaces(), selective(), short_convolutions(), st.none()
+    attentions(),
+    latents(),
+    gated_deltas(),
+    state_spaces(),
+    selective(),
+    gated_recurrences(),
+    short_convolutions(),
+    st.none(),
 )
 
 

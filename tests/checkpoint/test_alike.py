@@ -249,6 +249,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen3_5_text": _DELTA,
     "qwen3_5_moe_text": {**_DELTA, **_MANY_EXPERTS},
     "qwen3_next": {**_DELTA, **_MANY_EXPERTS, "mlp_only_layers": [1]},
+    "recurrent_gemma": {
+        **_WITHOUT_HEAD_DIM,
+        "attention_window_size": 5,
+        "block_types": ["recurrent", "attention"],
+        "lru_width": 32,
+        "attention_bias": True,
+    },
     "seed_oss": _SMALL,
     "smollm3": {**_WITHOUT_HEAD_DIM, "no_rope_layers": [1, 0, 1]},
     "starcoder2": {**_WITHOUT_HEAD_DIM, "sliding_window": 5},
@@ -268,7 +275,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # Norms of the sum of stream and part, or a layer after the last: parts do not add up in what the final norm reads.
 NO_ACCOUNT = ("modernbert-decoder", "openai-gpt", "opt")
 # Norms whose weight is one more than what is stored.
-ONE_PLUS = ("gemma", "nemotron", "qwen3_5", "qwen3_next")
+ONE_PLUS = ("gemma", "recurrent_gemma", "nemotron", "qwen3_5", "qwen3_next")
 
 
 def kind(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -12,7 +14,7 @@ from glassformer.interp.decompose import KINDS
 from glassformer.interp.taps import Compose
 from glassformer.interp.trace import trace
 from glassformer.model import Attention, Config, FeedForward, StateSpace, uniform
-from glassformer.model.choices import SelectiveStateSpace, ShortConvolution
+from glassformer.model.choices import GatedLinearRecurrence, SelectiveStateSpace, ShortConvolution
 from glassformer.model.sites import names
 from tests.model.test_stacks import PHASES, Everything, drawn
 from tests.strategies import stacks
@@ -61,9 +63,11 @@ def test_parts_add_up_and_removing_them_is_a_tap(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "mixer", [SelectiveStateSpace(6, 3, 2), ShortConvolution(6, 3, True, True)], ids=["selective", "convolution"]
+    "mixer",
+    [SelectiveStateSpace(6, 3, 2), ShortConvolution(6, 3, True, True), GatedLinearRecurrence(6, 2)],
+    ids=["selective", "convolution", "recurrence"],
 )
-def test_channels_have_grids_of_their_own_and_can_be_cut_off(mixer: SelectiveStateSpace | ShortConvolution) -> None:
+def test_channels_have_grids_of_their_own_and_can_be_cut_off(mixer: Any) -> None:
     """Shares times values are what was read; the grid is their mean; a written 0 takes one position's part away."""
     config = Config(40, 16, 64, (*uniform(40, 16, 2, 64, mixer, FeedForward(8)).layers,))
     transformer, name = drawn(config), f"blocks.1.{mixer.prefix}."

@@ -132,6 +132,7 @@ def test_site_names_are_public_api() -> None:
         "ssm.gate", "ssm.x", "ssm.b", "ssm.c", "ssm.dt", "ssm.pattern", "ssm.mixed", "ssm.z", "ssm.out",
         "mamba.gate", "mamba.x", "mamba.b", "mamba.c", "mamba.dt", "mamba.pattern", "mamba.mixed", "mamba.z",
         "mamba.out",
+        "lru.gate", "lru.gate_in", "lru.decay", "lru.v", "lru.pattern", "lru.mixed", "lru.z", "lru.out",
         "conv.gate", "conv.gate_in", "conv.v", "conv.pattern", "conv.mixed", "conv.z", "conv.out", "resid_mid",
         "ln2.scale", "ln2.normed", "mlp.router", "mlp.weights", "mlp.latent", "mlp.pre", "mlp.pre_linear", "mlp.post",
         "mlp.shared_pre", "mlp.shared_pre_linear", "mlp.shared_post", "mlp.shared_gate", "mlp.shared", "mlp.out",

@@ -118,7 +118,7 @@ class Recording:
         return mixer
 
     def prefix(self, layer: int) -> str:
-        """The prefix of this layer's mixer among the sites: "attn", "ssm", "delta", "mamba" or "conv"."""
+        """The prefix of this layer's mixer among the sites: "attn", "ssm", "delta", "mamba", "lru" or "conv"."""
         return self.config.mixer(layer).prefix
 
     def row(self, row: int) -> Recording:

@@ -15,6 +15,7 @@ from glassformer.model.choices import (
     Attention,
     Experts,
     GatedDelta,
+    GatedLinearRecurrence,
     SelectiveStateSpace,
     ShortConvolution,
     StateSpace,
@@ -119,6 +120,8 @@ def _layer(d_model: int, layer: Layer, size: int) -> int:
     elif isinstance(a, SelectiveStateSpace):
         # channels around the convolution, gate and time steps; each doubling of the scan keeps states and decays
         total += a.width * (8 * size + 3 * 4) + 2 * a.width * a.d_state * 4 * CHUNK.bit_length()
+    elif isinstance(a, GatedLinearRecurrence):
+        total += a.width * (8 * size + 6 * 4) + 2 * a.width * 4 * CHUNK.bit_length()
     elif isinstance(a, ShortConvolution):
         total += 7 * a.width * size
     if f is not None:

@@ -33,6 +33,7 @@ from glassformer.checkpoint.families.nemotron_h import NEMOTRON_H
 from glassformer.checkpoint.families.neox import NEOX, NEOX_JAPANESE
 from glassformer.checkpoint.families.olmo import OLMO
 from glassformer.checkpoint.families.qwen_delta import QWEN_DELTA
+from glassformer.checkpoint.families.recurrent_gemma import RECURRENT_GEMMA
 from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config
 
@@ -44,7 +45,8 @@ _ALL = (
     *(FALCON, NEOX_JAPANESE, MODERNBERT.family()),
     *MAMBA1,
     MAMBA2,
-    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *GEMMA4, *LFM, JAMBA)),
+    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *GEMMA4)),
+    *(family.family() for family in (*LFM, JAMBA, RECURRENT_GEMMA)),
     *(family.family() for family in MAMBA_HYBRIDS),
     NEMOTRON_H,
     *(family.family() for family in DELTA_HYBRIDS),

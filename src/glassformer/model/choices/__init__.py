@@ -12,6 +12,7 @@ from glassformer.model.choices.common import Component, Shape
 from glassformer.model.choices.experts import Experts
 from glassformer.model.choices.feed_forward import ACTIVATIONS, Activation, FeedForward
 from glassformer.model.choices.gated_delta import GatedDelta
+from glassformer.model.choices.gated_linear_recurrence import GatedLinearRecurrence
 from glassformer.model.choices.head import Head
 from glassformer.model.choices.index import Index
 from glassformer.model.choices.latent import LatentAttention
@@ -22,13 +23,21 @@ from glassformer.model.choices.short_convolution import ShortConvolution
 from glassformer.model.choices.sinusoids import Sinusoids
 from glassformer.model.choices.state_space import StateSpace
 
-Mixer = Attention | GatedDelta | SelectiveStateSpace | ShortConvolution | StateSpace
+Mixer = Attention | GatedDelta | GatedLinearRecurrence | SelectiveStateSpace | ShortConvolution | StateSpace
 Feed = FeedForward | Experts
 
 # Kind as JSON names it -> choice.
 MIXERS: dict[str, type] = {
     choice.kind: choice
-    for choice in (Attention, LatentAttention, GatedDelta, StateSpace, SelectiveStateSpace, ShortConvolution)
+    for choice in (
+        Attention,
+        LatentAttention,
+        GatedDelta,
+        StateSpace,
+        SelectiveStateSpace,
+        ShortConvolution,
+        GatedLinearRecurrence,
+    )
 }
 FEEDS: dict[str, type] = {choice.kind: choice for choice in (FeedForward, Experts)}
 
@@ -43,6 +52,7 @@ __all__ = [
     "Feed",
     "FeedForward",
     "GatedDelta",
+    "GatedLinearRecurrence",
     "Head",
     "Index",
     "LatentAttention",

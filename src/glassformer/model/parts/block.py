@@ -11,6 +11,7 @@ from glassformer.model.choices import (
     Experts,
     FeedForward,
     GatedDelta,
+    GatedLinearRecurrence,
     LatentAttention,
     Rotary,
     SelectiveStateSpace,
@@ -23,6 +24,7 @@ from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.feed_forward import FeedForwardPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
+from glassformer.model.parts.gated_linear_recurrence import GatedLinearRecurrencePart
 from glassformer.model.parts.latent import LatentAttentionPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.parts.selective_state_space import SelectiveStateSpacePart
@@ -30,7 +32,14 @@ from glassformer.model.parts.short_convolution import ShortConvolutionPart
 from glassformer.model.parts.state_space import StateSpacePart
 from glassformer.model.sites import View, see
 
-MixerPart = AttentionPart | GatedDeltaPart | SelectiveStateSpacePart | ShortConvolutionPart | StateSpacePart
+MixerPart = (
+    AttentionPart
+    | GatedDeltaPart
+    | GatedLinearRecurrencePart
+    | SelectiveStateSpacePart
+    | ShortConvolutionPart
+    | StateSpacePart
+)
 FeedPart = FeedForwardPart | ExpertsPart
 
 
@@ -64,6 +73,8 @@ class Block(nn.Module):
             self.ssm = StateSpacePart(mixer, config.d_model, layer)
         elif isinstance(mixer, SelectiveStateSpace):
             self.mamba = SelectiveStateSpacePart(mixer, config.d_model, layer)
+        elif isinstance(mixer, GatedLinearRecurrence):
+            self.lru = GatedLinearRecurrencePart(mixer, config.d_model, layer)
         elif isinstance(mixer, ShortConvolution):
             self.conv = ShortConvolutionPart(mixer, config.d_model, layer)
         if isinstance(choice.feed_forward, FeedForward):

@@ -14,25 +14,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.model.cache import State
-from glassformer.model.choices import SelectiveStateSpace, ShortConvolution
+from glassformer.model.choices import GatedLinearRecurrence, SelectiveStateSpace, ShortConvolution
 from glassformer.model.layers import Linear
 from glassformer.model.norms import at_least_float32
-from glassformer.model.parts.convolution import state_before, text_of
+from glassformer.model.parts.convolution import state_before
 from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import View, see
 
 NUMBERS = 1 << 22  # of the channels' grids formed at once
 
+Choice = GatedLinearRecurrence | SelectiveStateSpace | ShortConvolution
 Kept = Mapping[str, Tensor]
 
 
 class ChannelsPart(nn.Module):
     """One layer's mixer of single channels; subclasses say what is handed over and with what shares."""
 
-    choice: ShortConvolution | SelectiveStateSpace
+    choice: Choice
     o: Linear
 
-    def __init__(self, choice: ShortConvolution | SelectiveStateSpace, layer: int) -> None:
+    def __init__(self, choice: Choice, layer: int) -> None:
         super().__init__()
         self.choice = choice
         self.layer = layer
@@ -43,7 +44,7 @@ class ChannelsPart(nn.Module):
     ) -> Float[Tensor, "batch query d_model"]:
         before, prefix = state_before(state, self.layer, x.shape[0]), f"{self.choice.prefix}."
         gate = see(view, prefix + "gate", self.gates(x))
-        kept, tail = self.taken(x, before, text_of(state, x), view)
+        kept, tail = self.taken(x, before, state, view)
         y, after = self.scan(kept, before)
         if view is not None and view.wants(prefix + "pattern"):
             shown = self.implied(kept)
@@ -63,7 +64,7 @@ class ChannelsPart(nn.Module):
         raise NotImplementedError
 
     def taken(
-        self, x: Float[Tensor, "batch query d_model"], before: State | None, text: Tensor | None, view: View | None
+        self, x: Float[Tensor, "batch query d_model"], before: State | None, state: Pass, view: View | None
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch before channel"]]:
         """The places that a trace keeps, and the inputs that the convolution needs at the next call."""
         raise NotImplementedError
@@ -140,3 +141,19 @@ class ChannelsPart(nn.Module):
 def ratio(written: Tensor, shown: Tensor) -> Tensor:
     """What written shares are of shown ones; 0 where nothing was shown."""
     return torch.where(shown > 0, written / shown.clamp(min=torch.finfo(shown.dtype).tiny), 0.0)
+
+
+def scanned(
+    log: Float[Tensor, "batch slot channel d_state"],
+    taken: Float[Tensor, "batch slot channel d_state"],
+    state: Float[Tensor, "batch channel d_state"],
+) -> Float[Tensor, "batch slot channel d_state"]:
+    """h_t = e^log_t h_{t-1} + taken_t at every position, h before the first given: by doubling, so that positions are
+    worked on together and no quotient of decays is formed."""
+    h = torch.cat([(taken[:, 0] + torch.exp(log[:, 0]) * state)[:, None], taken[:, 1:]], 1)
+    step = 1
+    while step < h.shape[1]:
+        h = torch.cat([h[:, :step], h[:, step:] + torch.exp(log[:, step:]) * h[:, :-step]], 1)
+        log = torch.cat([log[:, :step], log[:, step:] + log[:, :-step]], 1)
+        step *= 2
+    return h

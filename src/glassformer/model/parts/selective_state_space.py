@@ -13,8 +13,9 @@ from glassformer.model.cache import State
 from glassformer.model.choices import Norm, SelectiveStateSpace
 from glassformer.model.layers import Linear
 from glassformer.model.norms import NormLayer, at_least_float32
-from glassformer.model.parts.channels import ChannelsPart, Kept
-from glassformer.model.parts.convolution import Convolution, tail_of
+from glassformer.model.parts.channels import ChannelsPart, Kept, scanned
+from glassformer.model.parts.convolution import Convolution, tail_of, text_of
+from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import View, see
 
 CHUNK = 64  # positions that are scanned at once; between chunks the state is carried
@@ -69,9 +70,9 @@ class SelectiveStateSpacePart(ChannelsPart):
         return F.silu(self.gate(x))[:, :, None]
 
     def taken(
-        self, x: Float[Tensor, "batch query d_model"], before: State | None, text: Tensor | None, view: View | None
+        self, x: Float[Tensor, "batch query d_model"], before: State | None, state: Pass, view: View | None
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch before channel"]]:
-        joined = self.x(x)
+        joined, text = self.x(x), text_of(state, x)
         out, tail = self.conv(joined if text is None else joined * text, None if before is None else before["conv"])
         values = see(view, "mamba.x", F.silu(out)[:, :, None])
         b, c, dt = self.chosen(values[:, :, 0])
@@ -124,19 +125,3 @@ class SelectiveStateSpacePart(ChannelsPart):
 
     def carried(self, x: Float[Tensor, "batch last d_model"], kept: Kept) -> State:
         return {"conv": tail_of(self.x(x), self.choice.conv), **self.scan(kept)[1]}
-
-
-def scanned(
-    log: Float[Tensor, "batch slot channel d_state"],
-    taken: Float[Tensor, "batch slot channel d_state"],
-    state: Float[Tensor, "batch channel d_state"],
-) -> Float[Tensor, "batch slot channel d_state"]:
-    """h_t = e^log_t h_{t-1} + taken_t at every position, h before the first given: by doubling, so that positions are
-    worked on together and no quotient of decays is formed."""
-    h = torch.cat([(taken[:, 0] + torch.exp(log[:, 0]) * state)[:, None], taken[:, 1:]], 1)
-    step = 1
-    while step < h.shape[1]:
-        h = torch.cat([h[:, :step], h[:, step:] + torch.exp(log[:, step:]) * h[:, :-step]], 1)
-        log = torch.cat([log[:, :step], log[:, step:] + log[:, :-step]], 1)
-        step *= 2
-    return h

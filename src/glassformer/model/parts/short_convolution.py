@@ -10,7 +10,8 @@ from glassformer.model.cache import State
 from glassformer.model.choices import ShortConvolution
 from glassformer.model.layers import Linear
 from glassformer.model.parts.channels import ChannelsPart, Kept
-from glassformer.model.parts.convolution import Convolution, tail_of
+from glassformer.model.parts.convolution import Convolution, tail_of, text_of
+from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import View, see
 
 
@@ -38,9 +39,10 @@ class ShortConvolutionPart(ChannelsPart):
         return self.gate_in(x)[:, :, None]
 
     def taken(
-        self, x: Float[Tensor, "batch query d_model"], before: State | None, text: Tensor | None, view: View | None
+        self, x: Float[Tensor, "batch query d_model"], before: State | None, state: Pass, view: View | None
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch before channel"]]:
         v = see(view, "conv.gate_in", self.gates_in(x)) * self.v(x)[:, :, None]
+        text = text_of(state, x)
         if text is not None:
             v = v * text[..., None]  # the convolution does not see padding
         v = see(view, "conv.v", v)
