@@ -187,7 +187,7 @@ SPECIAL: dict[str, dict] = {
     "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 32, "indexer_budget": 16,
                        "indexer_compress_ratio": 4, "hc_lowrank": 8, "ple_layer_ids": [1], "ngram_vocab_size_base": 50,
                        "heads_per_ngram": 2, "split_ngram_parts": 2, "make_ngram_vocab_size_divisible_by": 8},
-    "dots3_note_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 24,
+    "dots3_note_text": {"index_n_heads": 12, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 24,
                         "swa_kv_lora_rank": 16, "swa_head_dim": 24, "swa_qk_nope_head_dim": 16,
                         "swa_qk_rope_head_dim": 8, "swa_v_head_dim": 16, "num_key_value_heads": 4},
     "gemma3n_text": {"num_hidden_layers": 6, "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0, 0.0],

@@ -204,6 +204,8 @@ def latents(draw: st.DrawFn) -> LatentAttention:
         scale=draw(st.sampled_from([None, 0.3])),
         kv_rank=draw(st.sampled_from([3, 7])),
         q_rank=(q_rank := draw(st.sampled_from([None, 5]))),
+        latent_scale=draw(st.sampled_from([None, (1.5, 0.7)])),
+        shared_norm=draw(st.booleans()),
         index=draw(st.sampled_from([None, Index(5, 4, 4)])) if rotary is not None and q_rank is not None else None,
     )
 

@@ -268,7 +268,7 @@ def _pieces(place: Place, config: Config) -> tuple[int, list[int]]:
 
 def _turned(key: str) -> bool:
     """Whether a tensor of ours has rows that rotary positions turn in pairs."""
-    return bool(re.search(r"\.attn\.([qk](_norm)?|q_up|k_shared|index_(q|k|norm))\.", key))
+    return bool(re.search(r"\.attn\.([qk](_norm)?|q_up|k_shared(_norm)?|index_(q|k|norm))\.", key))
 
 
 def join(place: Place, parts: list[Array], config: Config) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 
 from glassformer.checkpoint.families.cohere import COHERE
 from glassformer.checkpoint.families.delta_hybrids import DELTA_HYBRIDS
+from glassformer.checkpoint.families.dots_note import DOTS_NOTE
 from glassformer.checkpoint.families.experts import EXPERTS
 from glassformer.checkpoint.families.falcon import FALCON
 from glassformer.checkpoint.families.family import Family, GgufLayout
@@ -41,7 +42,7 @@ _ALL = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
     *(alike.family() for alike in FIXED_POSITIONS),
-    *(family.family() for family in INDEXED),
+    *(family.family() for family in (*INDEXED, DOTS_NOTE)),
     *(FALCON, NEOX_JAPANESE, MODERNBERT.family()),
     *MAMBA1,
     MAMBA2,

@@ -48,6 +48,10 @@ class LatentAlike(Alike):
                 rows.append(Row(f"{at}{theirs}.{kind}", keys, per_head=theirs == "kv_b_proj", pairs=pairs))
         return tuple(rows)
 
+    def latent(self, attributes: Attributes) -> Config:
+        """`config` of a family whose layers all have the sizes that the settings name."""
+        return LatentAlike.config(self, attributes)
+
     def config(self, attributes: Attributes) -> Config:
         """The design that the settings of a config.json describe."""
         config = super().config(attributes)

@@ -23,6 +23,8 @@ class LatentAttention(Attention):
         kv_rank: dimensions of the latent that keys and values are read from.
         q_rank: dimensions of the latent that queries are read from, or None where they are read from the stream.
         latent_eps: of the rms norms of the latents.
+        latent_scale: what the latents of queries and of keys and values are multiplied by after their norms, or None.
+        shared_norm: an rms norm of the shared dimensions of keys, before rotation.
         index: chooses which keys a query attends to, or None.
         d_shared: dimensions of a key that heads share, where nothing is rotated; else the rotated ones.
     """
@@ -33,6 +35,8 @@ class LatentAttention(Attention):
     q_rank: int | None = None
     latent_eps: float = 1e-6
     d_shared: int | None = None
+    latent_scale: tuple[float, float] | None = None
+    shared_norm: bool = False
     index: Index | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +58,10 @@ class LatentAttention(Attention):
             raise ConfigError("An index reads the latent of rotated queries; q_rank and rotary are needed.")
         if self.index is not None and self.index.d_head < self.rotary_dims:
             raise ConfigError(f"An index turns {self.rotary_dims} dimensions; its heads have {self.index.d_head}.")
+        if self.latent_scale is not None and (len(self.latent_scale) != 2 or min(self.latent_scale) <= 0):
+            raise ConfigError(
+                "latent_attention.latent_scale is two numbers above 0: for queries, and for keys and values."
+            )
         if self.value_scale is not None or self.value_norm or self.values_are_keys or self.gate_bias:
             raise ConfigError("Latent attention has no scale or norm of values, and no biases of gates.")
 
@@ -94,6 +102,8 @@ class LatentAttention(Attention):
         matrix("kv_down", self.kv_rank, d_model, "key", self.bias)
         matrix("k_shared", self.shared_size, d_model, "key", self.bias)
         found |= self.latent_norm.components("kv_latent", self.kv_rank)
+        if self.shared_norm:
+            found |= self.latent_norm.components("k_shared_norm", self.shared_size)
         matrix("k_own", self.n_heads * self.own_size, self.kv_rank, "key")
         matrix("v_up", self.n_heads * self.value_size, self.kv_rank, "value")
         if self.gate is not None:

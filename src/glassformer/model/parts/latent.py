@@ -50,6 +50,7 @@ class LatentAttentionPart(AttentionPart):
         self.kv_down = Linear(d_model, a.kv_rank, a.bias)
         self.k_shared = Linear(d_model, a.shared_size, a.bias)
         self.kv_latent = NormLayer(a.kv_rank, a.latent_norm)
+        self.k_shared_norm = NormLayer(a.shared_size, a.latent_norm) if a.shared_norm else None
         self.k_own = Linear(a.kv_rank, a.n_heads * a.own_size, False)
         self.v_up = Linear(a.kv_rank, a.n_heads * a.value_size, False)
         gates = a.out_size if a.gate == "element" else a.n_heads
@@ -62,23 +63,26 @@ class LatentAttentionPart(AttentionPart):
     def queries(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_head"]:
         """Queries before rotation."""
         if self.q is None:
-            assert self.q_down is not None
-            assert self.q_latent is not None
             assert self.q_up is not None
-            q = self.q_up(self.q_latent(self.q_down(x)))
+            q = self.q_up(self.query_latent(x))
         else:
             q = self.q(x)
         return q.view(*x.shape[:-1], self.heads, self.d_head)
+
+    def query_latent(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch q_rank"]:
+        """What queries are read from, where that is a latent."""
+        assert self.q_down is not None
+        assert self.q_latent is not None
+        latent = self.q_latent(self.q_down(x))
+        return latent if self.latent.latent_scale is None else latent * self.latent.latent_scale[0]
 
     def look(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> Indexed | None:
         index = self.latent.index
         if index is None:
             return None
         assert self.table is not None
-        assert self.q_down is not None
-        assert self.q_latent is not None
         angles = state.angles[self.table]
-        q = self.index_q(self.q_latent(self.q_down(x))).view(*x.shape[:-1], index.n_heads, index.d_head)
+        q = self.index_q(self.query_latent(x)).view(*x.shape[:-1], index.n_heads, index.d_head)
         k = self.index_norm(self.index_k(x))
         q = see(view, "attn.index_q", rotate(q, *angles))
         k = see(view, "attn.index_k", rotate(k[..., None, :], *angles)[..., 0, :])
@@ -91,13 +95,19 @@ class LatentAttentionPart(AttentionPart):
         """What reads values from the stream, all heads' rows, the latent's division left out."""
         gain = self.kv_latent.gain
         down = self.kv_down.weight if gain is None else gain[:, None] * self.kv_down.weight
-        return self.v_up.weight @ down
+        out = self.v_up.weight @ down
+        return out if self.latent.latent_scale is None else out * self.latent.latent_scale[1]
 
     def keys_and_values(
         self, x: Float[Tensor, "batch key d_model"]
     ) -> tuple[Float[Tensor, "batch key head d_head"], Float[Tensor, "batch key head d_value"]]:
         """Keys before rotation, and values: read from the latent, the rotated dimensions of keys from the stream."""
         latent = self.kv_latent(self.kv_down(x))
+        if self.latent.latent_scale is not None:
+            latent = latent * self.latent.latent_scale[1]
         own = self.k_own(latent).view(*x.shape[:-1], self.heads, -1)
-        shared = self.k_shared(x)[..., None, :].expand(*x.shape[:-1], self.heads, -1)
+        once = self.k_shared(x)
+        shared = (once if self.k_shared_norm is None else self.k_shared_norm(once))[..., None, :].expand(
+            *x.shape[:-1], self.heads, -1
+        )
         return torch.cat([shared, own], -1), self.v_up(latent).view(*x.shape[:-1], self.heads, self.d_value)
