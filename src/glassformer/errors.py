@@ -12,6 +12,7 @@ The command line prints the message and exits with the class's ``exit_code``; a 
     │   ├── UnsupportedError                  a true checkpoint of something we cannot express
     │   └── UnsafeFileError                   a file we refuse to open because reading it runs code
     ├── TokenizerError                        a tokenizer that is missing, broken or cannot do this
+    ├── TaskError                         a task that the model cannot do
     ├── TextError                             a text that is empty, or not text
     │   └── ContextLengthError                one with more tokens than the model reads
     ├── SiteError                             a named place that does not exist or never fired
@@ -68,6 +69,10 @@ class UnsafeFileError(CheckpointError):
 
 class TokenizerError(GlassformerError):
     """A tokenizer that is missing, broken, or cannot do what was asked."""
+
+
+class TaskError(GlassformerError):
+    """A task that the model cannot do, so that nothing can be said of how it does it."""
 
 
 class TextError(GlassformerError):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from glassformer.generate.constraints import Constraint
     from glassformer.generate.drafting import Drafter
     from glassformer.generate.tokens import Engines, GeneratedToken
+    from glassformer.interp.circuit_search import Circuit
     from glassformer.interp.direction import Direction
     from glassformer.interp.heads import Heads
     from glassformer.interp.meaning import Meaning
@@ -436,6 +437,15 @@ class Model:
         plain.taps = ()
         ids = self.encode(NEUTRAL)[: self.config.context] if text is None else self.ids(text)
         return moved(plain.logits(ids), self.logits(ids), self.tokenizer.token_text, k)
+
+    def circuit(self, pairs: Sequence[tuple[str, str]], faithfulness: float = 0.9, **options: Any) -> Circuit:
+        """The smallest set of edges that carries the difference of (clean, corrupted) prompts; `options` go to
+        `interp.edges.edges`. See `interp.circuit_search`."""
+        from glassformer.interp.circuit_search import circuit
+        from glassformer.interp.edges import edges
+
+        found = edges([(self.trace(clean), self.trace(corrupted)) for clean, corrupted in pairs], **options)
+        return circuit(found, faithfulness, progress=options.get("progress"))
 
     # Views
 

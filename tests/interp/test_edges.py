@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,11 +40,15 @@ def small() -> Transformer:
 
 
 def textbook(
-    t: Transformer, x: torch.Tensor, added: dict[str, torch.Tensor] | None = None
+    t: Transformer,
+    x: torch.Tensor,
+    added: dict[str, torch.Tensor] | None = None,
+    inside: Callable[[str, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logits after the last of the embeddings x (query, d_model), and what each sender adds. `added` is added to the
-    inputs of the receivers named."""
+    inputs of the receivers named; `inside(receiver, stream, senders before)` says what a receiver reads."""
     added, sent = added or {}, {"embed": x}
+    hear = inside or (lambda name, x, before: x)
     weights = dict(t.named_parameters())
     eps, length = t.config.norm.eps, len(x)
 
@@ -54,10 +59,10 @@ def textbook(
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
     for i in range(t.config.n_layers):
-        b = f"blocks.{i}."
+        b, upstream = f"blocks.{i}.", dict(sent)
 
-        def read(name: str, b: str = b, x: torch.Tensor = x) -> torch.Tensor:
-            return norm(x + added.get(name, 0.0), f"{b}ln1")
+        def read(name: str, b: str = b, x: torch.Tensor = x, before: Any = upstream) -> torch.Tensor:
+            return norm(hear(name, x, before) + added.get(name, 0.0), f"{b}ln1")
 
         middle = x
         for h in range(HEADS):
@@ -72,10 +77,10 @@ def textbook(
             sent[f"a{i}.h{h}"] = z @ weights[f"{b}attn.o.weight"][:, mine].T
             middle = middle + sent[f"a{i}.h{h}"]
         middle = middle + weights[f"{b}attn.o.bias"]
-        y = norm(middle + added.get(f"m{i}", 0.0), f"{b}ln2")
+        y = norm(hear(f"m{i}", middle, sent) + added.get(f"m{i}", 0.0), f"{b}ln2")
         sent[f"m{i}"] = linear(F.silu(linear(y, f"{b}mlp.gate")) * linear(y, f"{b}mlp.up"), f"{b}mlp.down")
         x = middle + sent[f"m{i}"]
-    return norm(x + added.get("logits", 0.0), "final")[-1] @ t.unembedding.T, sent
+    return norm(hear("logits", x, sent) + added.get("logits", 0.0), "final")[-1] @ t.unembedding.T, sent
 
 
 def begin(t: Transformer, ids: list[int]) -> torch.Tensor:

@@ -40,6 +40,7 @@ VERBS: dict[str, Verb] = {
     "meaning": Verb("glassformer.cli.meaning:command", "Follow one word's vector through several contexts."),
     "direction": Verb("glassformer.cli.direction:command", "Find a direction from examples, to steer by."),
     "patch": Verb("glassformer.cli.patch:command", "Find where two prompts part, by activation patching."),
+    "circuit": Verb("glassformer.cli.circuit:command", "Find the edges that carry what makes two prompts differ."),
     "neighbours": Verb("glassformer.cli.neighbours:command", "List the nearest tokens of a word or a direction."),
     "open": Verb("glassformer.cli.open:command", "Open the app in the browser."),
     "report": Verb(

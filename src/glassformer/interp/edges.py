@@ -201,12 +201,8 @@ def edges(
         raise UsageError("The KL divergence has no slope at the clean run, so eap says nothing of it; take eap-ig.")
     if method not in METHODS:
         raise UsageError(f"There is no method {method!r}; choose {', '.join(METHODS)}.{near(method, METHODS)}")
-    graph = Graph(pairs[0][0].config)
-    named = zip(each(answer, len(pairs), "answers"), each(wrong, len(pairs), "wrong answers"), strict=True)
-    ready = tuple(
-        Pair(graph, clean, corrupted, metric, right, other, position, number)
-        for number, ((clean, corrupted), (right, other)) in enumerate(zip(pairs, named, strict=True))
-    )
+    ready = prepared(pairs, metric, answer=answer, wrong=wrong, position=position)
+    graph = ready[0].graph
     say = progress or (lambda done, total, what: None)
     estimates, curvatures = [], []
     for number, pair in enumerate(ready):
@@ -229,6 +225,23 @@ def edges(
         labels = list(ready[0].clean.tokens[ready[0].here])
     name = metric if isinstance(metric, str) else "custom"
     return Edges(ready, graph, name, ready[0].unit, method, estimate, curvature, found, labels)
+
+
+def prepared(
+    pairs: Sequence[tuple[Trace, Trace]],
+    metric: Metric = "logit_difference",
+    *,
+    answer: Tokens = None,
+    wrong: Tokens = None,
+    position: int = -1,
+) -> tuple[Pair, ...]:
+    """Pairs of traces with all that their edges need; arguments and errors are those of `edges`."""
+    graph = Graph(pairs[0][0].config)
+    named = zip(each(answer, len(pairs), "answers"), each(wrong, len(pairs), "wrong answers"), strict=True)
+    return tuple(
+        Pair(graph, clean, corrupted, metric, right, other, position, number)
+        for number, ((clean, corrupted), (right, other)) in enumerate(zip(pairs, named, strict=True))
+    )
 
 
 def _telling(say: Progress, before: int, total: int) -> Callable[[int], None]:

@@ -1,0 +1,183 @@
+"""`glassformer circuit`: the edges that carry what makes two prompts end differently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glassformer.cli.attention import DtypeOption
+from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, note, open_model, print_json
+from glassformer.cli.patch import read_pairs
+from glassformer.errors import UsageError, near
+
+if TYPE_CHECKING:
+    from glassformer.lm import Model
+
+
+def command(
+    clean: Annotated[
+        str | None, typer.Argument(metavar="CLEAN", help="The prompt whose answer the circuit is to give.")
+    ] = None,
+    corrupted: Annotated[
+        str | None, typer.Argument(metavar="CORRUPTED", help="What edges outside it carry: as many tokens.")
+    ] = None,
+    model: ModelOption = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option("--pairs", metavar="FILE", help='Lines of {"clean": …, "corrupted": …, "answer": …, "wrong": …}.'),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="NAME",
+            help="Prompts from a template: names, greater-than, agreement, capitals, induction, brackets or copying.",
+        ),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option("--examples", metavar="N", help="How many of a task; half of them are held out.")
+    ] = 20,
+    metric: Annotated[str, typer.Option("--metric", help="logit_difference, probability or kl.")] = "logit_difference",
+    answer: Annotated[
+        str | None, typer.Option("--answer", metavar="TOKEN", help="The clean answer; the clean run's first choice.")
+    ] = None,
+    wrong: Annotated[
+        str | None, typer.Option("--wrong", metavar="TOKEN", help="The other answer; the corrupted run's first choice.")
+    ] = None,
+    position: Annotated[
+        int, typer.Option("--position", "-p", help="After which position; negative from the end.")
+    ] = -1,
+    faithfulness: Annotated[
+        float, typer.Option("--faithfulness", "-f", help="The share of the difference to bring back, 0 to 1.")
+    ] = 0.9,
+    method: Annotated[str, typer.Option("--method", help="eap, eap-ig or eap-ig-activations.")] = "eap-ig",
+    exact: Annotated[
+        str,
+        typer.Option("--exact", help="Edges measured too: unreliable ones and the 300 strongest, all, or none."),
+    ] = "unreliable",
+    top: Annotated[
+        int | None, typer.Option("--top", "-k", metavar="K", help="How many edges to list: 20, or all in --json.")
+    ] = None,
+    bos: BosOption = None,
+    dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Find the edges that carry what makes two prompts differ.
+
+    An edge leads from a part (embedding, head, feed-forward) to an input of a later one (a head's query, key or value).
+    What each is worth is estimated from gradients; estimates that the curvature makes unreliable are replaced by
+    running the model with that edge alone corrupted. The smallest set found, the circuit, then runs with every
+    other edge as in CORRUPTED: faithfulness 1 means that it brings the whole difference back.
+    """
+    if exact not in ("unreliable", "all", "none"):
+        raise UsageError(f"--exact is unreliable, all or none; {exact!r} is none of them.")
+    if top is not None and top < 1:
+        raise UsageError(f"--top is 1 or more; {top} is not.")
+    if task is not None:
+        from glassformer.interp.tasks import TASKS
+
+        if clean is not None or corrupted is not None or pairs is not None or answer is not None or wrong is not None:
+            raise UsageError("A --task brings its own prompts and answers; give either it or prompts.")
+        if task not in TASKS:
+            raise UsageError(f"There is no task {task!r}; choose {', '.join(TASKS)}.{near(task, TASKS)}")
+        if examples < 2:
+            raise UsageError(f"--examples is 2 or more, so that some can be held out; {examples} is not.")
+    given = [] if task is not None else read_pairs(pairs, clean, corrupted, answer, wrong)
+    opened = open_model(model, dtype=dtype)
+    from glassformer.cli.passages import progress
+    from glassformer.interp.circuit_search import circuit
+    from glassformer.interp.edges import edges, prepared
+
+    held: list[dict[str, Any]] = []
+    accuracy = None
+    if task is not None:
+        given, held, accuracy = of_task(opened, task, examples, bos)
+    traces = [(opened.trace(p["clean"], bos), opened.trace(p["corrupted"], bos)) for p in given]
+    others = [(opened.trace(p["clean"], bos), opened.trace(p["corrupted"], bos)) for p in held]
+    with progress() as report:
+        options: dict[str, Any] = {"metric": metric, "position": position}
+        found = edges(
+            traces,
+            **options,
+            answer=[p.get("answer") for p in given],
+            wrong=[p.get("wrong") for p in given],
+            method=method,
+            exact=exact,  # type: ignore[arg-type]
+            progress=report,
+        )
+        beside: tuple[Any, ...] = ()
+        if held:
+            named: dict[str, Any] = {"answer": [p["answer"] for p in held], "wrong": [p["wrong"] for p in held]}
+            beside = prepared(others, **options, **named)
+        result = circuit(found, faithfulness, held_out=beside, progress=report)
+    data = {"model": opened.name, "precision": opened.precision, "task": task, "accuracy": accuracy, "prompts": given}
+    data |= result.to_dict(top if as_json else top or 20)
+    if as_json:
+        print_json(data)
+    else:
+        show(data)
+
+
+def of_task(opened: Model, task: str, count: int, bos: bool | None) -> tuple[list[Any], list[Any], float]:
+    """Examples to find the circuit on, others to try it on, and the model's accuracy, which is said at once.
+
+    Raises:
+        TaskError: when the model cannot do the task.
+    """
+    from glassformer.interp.tasks import TASKS, examples, solved
+
+    rows = examples(task, lambda text: opened.encode(text, bos), count)
+    pairs = [(opened.trace(row["clean"], bos), opened.trace(row["corrupted"], bos)) for row in rows]
+    right = solved(task, rows, pairs)
+    note(f"{TASKS[task].what} {opened.name} gets {len(right)} of {count} examples right.")
+    half = (len(right) + 1) // 2
+    return [rows[i] for i in right[:half]], [rows[i] for i in right[half:]], len(right) / count
+
+
+def show(data: dict[str, Any]) -> None:
+    """The prompts, the circuit and its edges, then how far to trust it."""
+    from rich.text import Text
+
+    from glassformer.cli.next import visible
+
+    out, found = console(), data["circuit"]
+    of = f", mean of {len(data['pairs'])} pairs" if len(data["pairs"]) > 1 else ""
+    out.print(Text(f"{data['model']}, {data['precision']}; {data['unit']}{of}", style="dim"))
+    for prompt, pair in list(zip(data["prompts"], data["pairs"], strict=True))[:2]:
+        out.print(Text.assemble(("clean      ", "dim"), visible(prompt["clean"])))
+        out.print(Text.assemble(("corrupted  ", "dim"), visible(prompt["corrupted"])))
+        against = "" if pair["wrong"] is None else f" against {visible(pair['wrong'])!r}"
+        said = "" if pair["answer"] is None else f"{visible(pair['answer'])!r}{against}: "
+        out.print(Text(f"           {said}{pair['clean']:+.3f} and {pair['corrupted']:+.3f}"))
+    out.print()
+    needed = "each of which it needs" if found["pruned"] else "not pruned one by one"
+    line = f"{found['size']} of {data['total_edges']:,} edges ({needed}) bring {found['f']:.0%} of it back"
+    held = "" if found["held_out"] is None else f", {found['held_out']:.0%} on prompts held out"
+    out.print(Text(line + held + ":", style="bold"))
+    for row in found["edges"][: len(data["edges"])]:
+        value = row["estimate"] if row["exact"] is None else row["exact"]
+        how = "" if row["exact"] is not None else "  estimated" + ("" if row["reliable"] else ", unreliable")
+        out.print(Text.assemble(f"  {value:+8.3f}  {row['from']} → {row['to']}", (how, "dim")))
+    if len(found["edges"]) > len(data["edges"]):
+        out.print(Text(f"  and {len(found['edges']) - len(data['edges'])} more; --top K lists K of them.", style="dim"))
+    out.print()
+    shares = " ".join(f"{100 * row['share']:g}%:{row['f']:.2f}" for row in data["faithfulness"])
+    out.print(Text(f"Faithfulness of the best edges: {shares}"))
+    chance = data["random"]
+    out.print(
+        Text(
+            f"CPR {data['cpr']:.3f}, CMD {data['cmd']:.3f}; random edges {chance['cpr']:.3f} and {chance['cmd']:.3f}, "
+            f"and as many of them as the circuit has bring {chance['f']:.0%} back."
+        )
+    )
+    rivals = ", ".join(f"{row['size']}: {row['f']:.0%}" for row in data["rivals"])
+    out.print(Text(f"Sets without any of its edges bring back, by size, {rivals}."))
+    if data["jaccard"] is not None:
+        out.print(Text(f"With the pairs drawn again, sets overlap by {data['jaccard']:.2f} (Jaccard)."))
+    r = data["correlation"]
+    said = (
+        f"{data['unreliable']:.1%} of the estimates are unreliable; {data['replaced']:.1%} of the edges were measured"
+    )
+    out.print(Text(said + ("." if r is None else f", and estimates match them with r = {r:.3f}."), style="dim"))

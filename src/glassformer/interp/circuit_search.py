@@ -1,0 +1,313 @@
+"""Sets of edges that by themselves carry what makes two prompts end differently, and how much to trust them.
+
+Edges are taken greedily, from the logits backwards, the strongest first whose receiver already counts. A set runs with
+every edge outside it carrying the corrupted run's value; its faithfulness is the share of the metric's difference that
+it brings back, f = (m(C) − m(∅)) / (m(all) − m(∅)), and over the best 0.1 … 100 % of all edges CPR = ∫ f and
+CMD = ∫ |1 − f| (arXiv:2504.13151). Beside it stand sets of random edges, sets without any of its edges, and how much
+the set changes when the prompts are drawn again. Knows edges and their values, not how they were found.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from glassformer.errors import UsageError
+from glassformer.interp.edge_graph import Graph
+from glassformer.interp.edge_pair import Pair
+from glassformer.interp.edge_run import Inside
+from glassformer.interp.edges import Edges
+
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# Bytes of all senders' vectors in one batch of sets.
+_HELD = 128 << 20
+# Runs that exact pruning may take in one round.
+_PRUNE = 600
+
+
+def greedy(graph: Graph, strength: Float[Tensor, " edge"], most: int | None = None) -> Int[Tensor, " rank"]:
+    """Edges in the order in which they join: each time the strongest one into an input that already counts.
+
+    The logits count from the start; when an edge from a sender joins, the inputs that make that sender count too.
+    """
+    size, most = strength.abs(), graph.total if most is None else most
+    ranked: dict[int, list[int]] = {}
+    heap: list[tuple[float, int, int, int]] = []  # −size, edge, receiver, rank within the receiver
+    known, sizes = [False] * len(graph.senders), size.tolist()
+
+    def offer(receiver: int, rank: int) -> None:
+        if rank < len(ranked[receiver]):
+            edge = ranked[receiver][rank]
+            heapq.heappush(heap, (-sizes[edge], edge, receiver, rank))
+
+    def count(receiver: int) -> None:
+        if receiver not in ranked:
+            first = int(graph.offset[receiver])
+            own = size[first : first + graph.receivers[receiver].seen]
+            ranked[receiver] = (own.argsort(descending=True, stable=True) + first).tolist()
+            offer(receiver, 0)
+
+    count(graph.logits[0])
+    out: list[int] = []
+    senders = graph.sender_of.tolist()
+    while heap and len(out) < most:
+        _, edge, receiver, rank = heapq.heappop(heap)
+        out.append(edge)
+        offer(receiver, rank + 1)
+        if not known[senders[edge]]:
+            known[senders[edge]] = True
+            for inner in graph.inputs[senders[edge]]:
+                count(inner)
+    return torch.tensor(out, dtype=torch.long)
+
+
+class Runs:
+    """Runs sets of edges on pairs of prompts."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = list(pairs)
+        self._streams = [pair.streams(pair.corrupted) for pair in self.pairs]
+
+    @torch.no_grad()
+    def metric(self, sets: Bool[Tensor, "set edge"]) -> Float[Tensor, " set"]:
+        """The metric when each set runs alone, averaged over pairs."""
+        total = torch.zeros(len(sets), dtype=torch.float64)
+        for pair, streams in zip(self.pairs, self._streams, strict=True):
+            step = max(1, _HELD // (pair.sent.numel() * pair.sent.element_size()))
+            for low in range(0, len(sets), step):
+                part = sets[low : low + step].to(pair.sent.device)
+                hub = Inside(pair.graph, streams, pair.sent, part)
+                hub.send((pair.sent - pair.change)[:1, None].expand(-1, len(part), -1, -1))
+                total[low : low + step] += pair.numbers(pair.apart.run(hub, len(part)))
+        return total / len(self.pairs)
+
+    def faithfulness(self, sets: Bool[Tensor, "set edge"]) -> Float[Tensor, " set"]:
+        """f of each set."""
+        clean, corrupted = (
+            sum(getattr(p, name) for p in self.pairs) / len(self.pairs) for name in ("of_clean", "of_corrupted")
+        )
+        return (self.metric(sets) - corrupted) / (clean - corrupted)
+
+
+def prefixes(graph: Graph, order: Int[Tensor, " rank"], counts: Sequence[int]) -> Bool[Tensor, "set edge"]:
+    """The first so many edges of an order, as sets."""
+    sets = torch.zeros(len(counts), graph.total, dtype=torch.bool)
+    for row, count in zip(sets, counts, strict=True):
+        row[order[:count]] = True
+    return sets
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Faithfulness over growing sets.
+
+    Attributes:
+        shares: of all edges; f: of the set of that size.
+    """
+
+    shares: tuple[float, ...]
+    f: tuple[float, ...]
+
+    def _area(self, heights: Sequence[float]) -> float:
+        steps = zip(self.shares[:-1], self.shares[1:], heights[:-1], heights[1:], strict=True)
+        return sum((b - a) * (x + y) / 2 for a, b, x, y in steps)
+
+    @property
+    def cpr(self) -> float:
+        """∫ f over the share of edges, by trapezoids."""
+        return self._area(self.f)
+
+    @property
+    def cmd(self) -> float:
+        """∫ |1 − f| over the share of edges, by trapezoids."""
+        return self._area([abs(1 - x) for x in self.f])
+
+
+def curve(runs: Runs, graph: Graph, order: Int[Tensor, " rank"]) -> Curve:
+    """f of the best 0.1 … 100 % of the edges."""
+    f = runs.faithfulness(prefixes(graph, order, [max(1, int(share * graph.total)) for share in SHARES]))
+    return Curve(SHARES, tuple(f.tolist()))
+
+
+def smallest(runs: Runs, graph: Graph, order: Int[Tensor, " rank"], target: float) -> int:
+    """The fewest first edges of an order that reach a faithfulness, by bisection of its growth."""
+    low, high, points = 0, graph.total, 8
+    counts = sorted({min(graph.total, 2**i) for i in range(graph.total.bit_length() + 1)})
+    while True:
+        reached = runs.faithfulness(prefixes(graph, order, counts)) >= target
+        first = int(reached.int().argmax()) if bool(reached.any()) else len(counts)
+        if first < len(counts):
+            high = counts[first]
+        if first > 0:
+            low = max(low, counts[first - 1])
+        if high - low <= 1:
+            return high
+        counts = sorted({low + (high - low) * i // (points + 1) for i in range(1, points + 1)} - {low, high})
+        if not counts:
+            counts = [low + 1]
+
+
+def pruned(runs: Runs, chosen: Int[Tensor, " edge"], graph: Graph, target: float) -> tuple[Int[Tensor, " edge"], bool]:
+    """The edges less those without which the set still reaches `target`; and whether each one left was tried.
+
+    Each is taken out alone and the set run; those that cost least go first, as many together as may.
+    """
+    while len(chosen) > 0 and len(chosen) * len(runs.pairs) <= _PRUNE:
+        sets = torch.zeros(len(chosen), graph.total, dtype=torch.bool)
+        sets[:, chosen] = True
+        sets[torch.arange(len(chosen)), chosen] = False
+        order = runs.faithfulness(sets).argsort(descending=True)
+        counts = sorted({min(len(chosen), 2**i) for i in range(len(chosen).bit_length() + 1)})
+        tried = torch.zeros(len(counts), graph.total, dtype=torch.bool)
+        for row, count in zip(tried, counts, strict=True):
+            row[chosen[order[count:]]] = True
+        held = (runs.faithfulness(tried) >= target).nonzero()[:, 0].tolist()
+        if not held:
+            return chosen, True
+        chosen = chosen[order[counts[held[-1]] :]].sort().values
+    return chosen, len(chosen) == 0
+
+
+def jaccard(edges: Edges, size: int, draws: int = 100, seed: int = 0) -> float | None:
+    """How alike the sets are that redrawn pairs give: the mean of |A ∩ B| / |A ∪ B| over pairs of bootstrap draws.
+
+    None for one pair of prompts, which says nothing of others.
+    """
+    values = edges.values
+    if len(values) < 2:
+        return None
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.randint(0, len(values), (draws, len(values)), generator=g)
+    sets = torch.zeros(draws, edges.graph.total)
+    for row, drawn in zip(sets, rows, strict=True):
+        row[greedy(edges.graph, values[drawn].mean(0), size)] = 1
+    both = sets @ sets.T
+    either = 2 * size - both
+    apart = ~torch.eye(draws, dtype=torch.bool)
+    return float((both / either)[apart].mean())
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A set of edges and what is known of it.
+
+    Attributes:
+        edges: the values it was ranked by; chosen: its edges, by number; target: the faithfulness asked for.
+        f: its own; tried: whether each of its edges was taken out alone and found to be needed.
+        curve: f of the best 0.1 … 100 % of edges; random: the same of random orders.
+        random_f: of random sets as large as this one; jaccard: under redrawn prompts, or None for one pair.
+        rivals: sets without any of its edges, and their f; held_out: its f on other prompts, or None.
+    """
+
+    edges: Edges
+    chosen: Int[Tensor, " edge"]
+    target: float
+    f: float
+    tried: bool
+    curve: Curve
+    random: list[Curve]
+    random_f: float
+    jaccard: float | None
+    rivals: list[dict[str, Any]]
+    held_out: float | None
+
+    def nodes(self) -> list[str]:
+        """The senders of its edges, in the model's order."""
+        return [self.edges.graph.senders[i] for i in sorted(set(self.edges.graph.sender_of[self.chosen].tolist()))]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Its edges, strongest first."""
+        size = self.edges.value[self.chosen].abs()
+        return self.edges.rows(self.chosen[size.argsort(descending=True, stable=True)].tolist())
+
+    def to_dict(self, most: int | None = None) -> dict[str, Any]:
+        """Plain data for JSON."""
+        times = 1 / len(self.random)
+        return self.edges.to_dict(most) | {
+            "circuit": {
+                "target": self.target,
+                "f": self.f,
+                "size": len(self.chosen),
+                "pruned": self.tried,
+                "edges": self.rows(),
+                "nodes": self.nodes(),
+                "held_out": self.held_out,
+            },
+            "faithfulness": [{"share": s, "f": f} for s, f in zip(self.curve.shares, self.curve.f, strict=True)],
+            "cpr": self.curve.cpr,
+            "cmd": self.curve.cmd,
+            "random": {
+                "cpr": sum(c.cpr for c in self.random) * times,
+                "cmd": sum(c.cmd for c in self.random) * times,
+                "f": self.random_f,
+            },
+            "jaccard": self.jaccard,
+            "rivals": self.rivals,
+        }
+
+
+def circuit(
+    edges: Edges,
+    faithfulness: float = 0.9,
+    *,
+    held_out: Sequence[Pair] = (),
+    randoms: int = 3,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Circuit:
+    """The smallest set of edges that reaches a faithfulness, and what it is worth.
+
+    Args:
+        faithfulness: the share of the metric's difference that the set is to bring back.
+        held_out: other pairs, on which the set is run too.
+        randoms: how many random orders stand beside it.
+
+    Raises:
+        UsageError: for a faithfulness outside (0, 1], or edges by position.
+    """
+    if not 0 < faithfulness <= 1:
+        raise UsageError(f"A circuit's faithfulness is above 0 and at most 1; {faithfulness} is not.")
+    if edges.positions is not None:
+        raise UsageError("A circuit is of edges summed over positions; take edges without by_position.")
+    say = progress or (lambda done, total, what: None)
+    graph, runs = edges.graph, Runs(edges.pairs)
+    order = greedy(graph, edges.value)
+    say(0, 5, "running sets")
+    whole = curve(runs, graph, order)
+    say(1, 5, "random sets")
+    g = torch.Generator().manual_seed(seed)
+    orders = [greedy(graph, torch.rand(graph.total, generator=g)) for _ in range(randoms)]
+    random = [curve(runs, graph, each) for each in orders]
+    say(2, 5, "finding the smallest")
+    first = order[: smallest(runs, graph, order, faithfulness)]
+    chosen, tried = pruned(runs, first, graph, faithfulness)
+    say(3, 5, "rivals")
+    outside = edges.value.clone()
+    outside[chosen] = 0
+    without = greedy(graph, outside)
+    without = without[~torch.isin(without, chosen)]
+    sizes = sorted({min(len(without), max(1, len(chosen)) * times) for times in (1, 4, 16)})
+    beside = [prefixes(graph, without, sizes), *(prefixes(graph, each, [len(chosen)]) for each in orders)]
+    own = torch.zeros(1, graph.total, dtype=torch.bool)
+    own[0, chosen] = True
+    f = runs.faithfulness(torch.cat([own, *beside])).tolist()
+    say(4, 5, "drawing prompts again")
+    return Circuit(
+        edges=edges,
+        chosen=chosen,
+        target=faithfulness,
+        f=f[0],
+        tried=tried,
+        curve=whole,
+        random=random,
+        random_f=sum(f[1 + len(sizes) :]) / len(orders),
+        jaccard=jaccard(edges, max(1, len(first)), seed=seed),
+        rivals=[{"size": n, "overlap": 0.0, "f": x} for n, x in zip(sizes, f[1:], strict=False)],
+        held_out=float(Runs(held_out).faithfulness(own)[0]) if held_out else None,
+    )

@@ -1,0 +1,110 @@
+"""`glassformer circuit` as a person and a program meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import glassformer
+from glassformer.cli import circuit as verb
+from glassformer.interp import tasks
+from tests.cli.running import answer, run
+from tests.tiny import tiny_directory
+
+ASKED = ("circuit", "a mole of", "A mole of", "--answer", " mole", "--wrong", " of")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_directory(tmp_path_factory.mktemp("circuit") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+
+
+def test_a_circuit(capsys, model):
+    found = answer(capsys, *ASKED, "-m", model)
+    mine = glassformer.load(model).circuit([("a mole of", "A mole of")], answer=" mole", wrong=" of")
+    assert found["total_edges"] == mine.edges.graph.total == len(found["edges"])
+    assert found["metric"] == "logit_difference"
+    assert set(found["edges"][0]) == {"from", "to", "estimate", "exact", "reliable"}
+    assert found["circuit"]["f"] == pytest.approx(mine.f, abs=1e-6)
+    assert found["circuit"]["f"] >= 0.9
+    assert found["faithfulness"][-1] == {"share": 1.0, "f": pytest.approx(1, abs=1e-3)}
+    assert found["cmd"] < found["random"]["cmd"]
+    assert found["jaccard"] is None
+    assert [row["overlap"] for row in found["rivals"]] == [0.0] * len(found["rivals"])
+    code, out, _ = run(capsys, *ASKED, "-m", model, "-k", 3, "--exact", "none", "--method", "eap")
+    assert code == 0
+    assert f"of {found['total_edges']} edges" in out
+    assert "bring" in out
+    assert "→" in out
+    assert "random edges" in out
+    assert "'␣mole' against '␣of'" in out
+
+
+def test_pairs_and_other_metrics(capsys, model, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"clean": f"{a} mole of", "corrupted": f"{b} mole of"} for a, b in (("a", "A"), ("1", "2"), ("b", "c"))]
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    found = answer(capsys, "circuit", "-m", model, "--pairs", file, "--metric", "kl", "-f", 0.5, "-k", 4)
+    assert found["metric"] == "kl"
+    assert len(found["edges"]) == 4
+    assert len(found["pairs"]) == 3
+    assert 0 < found["jaccard"] <= 1
+    assert found["circuit"]["target"] == 0.5
+
+
+def test_a_task_is_tried_before_its_circuit_is_sought(capsys, model, monkeypatch):
+    code, out, err = run(capsys, "circuit", "-m", model, "--task", "brackets", "--examples", 8)
+    assert out == ""
+    assert code == 1
+    assert "examples of 'brackets'" in err
+    assert err.count("\n") == 1
+    monkeypatch.setattr(tasks, "ENOUGH", 0.0)
+    monkeypatch.setattr(tasks, "solved", lambda name, rows, pairs: list(range(len(rows))))
+    monkeypatch.setattr(
+        tasks,
+        "examples",
+        lambda name, encode, count: [
+            {"clean": f"{a} mole of", "corrupted": f"{b} mole of", "answer": " mole", "wrong": " of"}
+            for a, b in ("aA", "12", "bc", "xy")
+        ],
+    )
+    code, out, err = run(capsys, "circuit", "-m", model, "--task", "copying", "--examples", 4, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert "Say a word again. tiny gets 4 of 4 examples right." in err
+    assert found["accuracy"] == 1
+    assert len(found["pairs"]) == 2
+    assert isinstance(found["circuit"]["held_out"], float)
+    assert verb.of_task
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("a mole",), 2, "Give two prompts, a clean and a corrupted one"),
+        (("a mole", "a mole"), 2, "The two prompts are the same"),
+        (("The mole", "The mole mole"), 1, "they need as many tokens, place for place"),
+        (("a mole", "A mole", "--metric", "loss"), 2, "There is no metric 'loss'; choose logit_difference"),
+        (("a mole", "A mole", "--method", "ig"), 2, "There is no method 'ig'; choose eap"),
+        (("a mole", "A mole", "--exact", "some"), 2, "--exact is unreliable, all or none"),
+        (("a mole", "A mole", "-f", 2, "--answer", " mole", "--wrong", " of"), 2, "above 0 and at most 1; 2.0 is not"),
+        (("a mole", "A mole", "-k", 0), 2, "--top is 1 or more; 0 is not."),
+        (("a mole", "A mole", "--task", "names"), 2, "A --task brings its own prompts"),
+        (("--task", "name"), 2, "There is no task 'name'; choose names"),
+        (("--task", "names", "--examples", 1), 2, "--examples is 2 or more"),
+        (("--pairs", "nowhere.jsonl"), 1, "nowhere.jsonl"),
+        (("a mole of", "A mole of", "-p", 0, "--answer", " moles"), 1, "is not one token here but"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_sentence(capsys, model, args, code, message):
+    got, out, err = run(capsys, "circuit", *args, "-m", model)
+    assert (got, out) == (code, "")
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,183 @@
+"""Circuits: greedy sets, runs of a set alone, their measures, and the tasks they are found for."""
+
+from __future__ import annotations
+
+import functools
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from glassformer.errors import TaskError, UsageError
+from glassformer.interp import tasks
+from glassformer.interp.circuit_search import SHARES, Curve, Runs, circuit, greedy, jaccard, smallest
+from glassformer.interp.edge_graph import Graph
+from glassformer.interp.edges import Edges, edges, prepared
+from glassformer.interp.trace import trace
+from tests.interp.helpers import planted
+from tests.interp.test_edges import CLEAN, CORRUPTED, RIGHT, WRONG, begin, difference, small, textbook
+
+
+@functools.cache
+def found() -> Edges:
+    t = small()
+    return edges([(trace(t, CLEAN), trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, exact="all")
+
+
+def alone(inside: set[tuple[str, str]]) -> float:
+    """The metric when only these edges carry this run's values, by the forward written out in the test."""
+    t = small()
+    streams: dict[str, torch.Tensor] = {}
+    _, corrupted = textbook(t, begin(t, CORRUPTED), None, lambda name, x, before: streams.setdefault(name, x))
+
+    def hear(name: str, x: torch.Tensor, before: dict[str, torch.Tensor]) -> torch.Tensor:
+        return streams[name] + sum(
+            (y - corrupted[sender] for sender, y in before.items() if (sender, name) in inside), torch.zeros(6, 12)
+        )
+
+    return float(difference(textbook(t, begin(t, CLEAN), None, hear)[0]))
+
+
+def test_a_set_alone_is_what_a_forward_by_hand_says():
+    graph, g = found().graph, torch.Generator().manual_seed(1)
+    sets = torch.rand(5, graph.total, generator=g) < torch.tensor([0.1, 0.3, 0.5, 0.8, 0.95])[:, None]
+    runs = Runs(found().pairs)
+    expected = [alone({graph.names(int(e)) for e in row.nonzero()[:, 0]}) for row in sets]
+    torch.testing.assert_close(runs.metric(sets), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+    f = runs.faithfulness(sets)
+    whole = found().clean - found().corrupted
+    assert float(f[2]) == pytest.approx((expected[2] - found().corrupted) / whole, abs=1e-10)
+
+
+def naively(graph: Graph, strength: torch.Tensor) -> list[int]:
+    """Greedy growth by trying every edge at every step."""
+    counts, out = {graph.logits[0]}, []
+    size = strength.abs().tolist()
+    while len(out) < graph.total:
+        open_ = [e for e in range(graph.total) if int(graph.receiver_of[e]) in counts and e not in out]
+        best = max(open_, key=lambda e: size[e])
+        out.append(best)
+        counts |= set(graph.inputs[int(graph.sender_of[best])])
+    return out
+
+
+def test_greedy_sets_grow_from_the_logits():
+    graph = found().graph
+    strength = torch.randn(graph.total, generator=torch.Generator().manual_seed(3))
+    order = greedy(graph, strength)
+    assert order.tolist() == naively(graph, strength)
+    assert greedy(graph, strength, 7).tolist() == order[:7].tolist()
+
+
+def test_areas_by_hand():
+    seen = Curve((0.0, 0.5, 1.0), (0.0, 1.2, 1.0))
+    assert seen.cpr == pytest.approx(0.5 * 0.6 + 0.5 * 1.1)
+    assert seen.cmd == pytest.approx(0.5 * (1 + 0.2) / 2 + 0.5 * (0.2 + 0) / 2)
+
+
+def test_a_circuit_reaches_its_faithfulness_and_needs_every_edge():
+    result = circuit(found(), 0.8)
+    runs, graph = Runs(found().pairs), found().graph
+    assert result.f >= 0.8
+    assert result.tried
+    sets = torch.zeros(len(result.chosen), graph.total, dtype=torch.bool)
+    sets[:, result.chosen] = True
+    sets[range(len(sets)), result.chosen] = False
+    assert (runs.faithfulness(sets) < 0.8).all()
+    data = result.to_dict()
+    assert [row["share"] for row in data["faithfulness"]] == list(SHARES)
+    assert data["faithfulness"][-1]["f"] == pytest.approx(1, abs=1e-9)
+    assert set(data) >= {"total_edges", "metric", "edges", "faithfulness", "cpr", "cmd", "random", "jaccard", "rivals"}
+    assert set(data["random"]) >= {"cpr", "cmd"}
+    assert data["jaccard"] is None
+    assert data["circuit"]["size"] == len(data["circuit"]["edges"]) == len(result.chosen)
+    mine = {(row["from"], row["to"]) for row in data["circuit"]["edges"]}
+    assert alone(mine) == pytest.approx(found().corrupted + result.f * (found().clean - found().corrupted), abs=1e-10)
+    order = greedy(graph, found().value)
+    n = smallest(runs, graph, order, 0.8)
+    assert float(runs.faithfulness(result_sets(graph, order, [n]))[0]) >= 0.8
+
+
+def result_sets(graph: Graph, order: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    sets = torch.zeros(len(counts), graph.total, dtype=torch.bool)
+    for row, n in zip(sets, counts, strict=True):
+        row[order[:n]] = True
+    return sets
+
+
+def test_the_planted_circuit_is_found_to_the_edge():
+    transformer, ids, at = planted()
+    other = [51 if i == at else id for i, id in enumerate(ids)]
+    pairs = [(trace(transformer, ids), trace(transformer, other))]
+    seen = edges(pairs, answer=33, wrong=34)
+    result = circuit(seen, 0.9, held_out=prepared(pairs, answer=33, wrong=34))
+    names = {seen.graph.names(int(e)) for e in result.chosen}
+    assert names == {("embed", "a1.kv2.k"), ("embed", "a1.kv2.v"), ("a1.h2", "logits")}
+    assert result.held_out == pytest.approx(result.f)
+    assert result.random_f < 0.5
+    assert all(row["f"] < 0.5 for row in result.rivals)
+    assert result.nodes() == ["embed", "a1.h2"]
+    # area under the ROC curve: every true edge stands above every other
+    true = torch.tensor([seen.graph.names(e) in names for e in range(seen.graph.total)])
+    size = seen.value.abs()
+    assert float((size[true][:, None] > size[~true][None]).double().mean()) >= 0.99
+
+
+def test_redrawn_prompts_change_the_set():
+    t = small()
+    pairs = [
+        (trace(t, [5, 9, a, 7, 8, 4]), trace(t, [5, 9, b, 7, 8, 4])) for a, b in ((1, 2), (3, 6), (11, 20), (30, 14))
+    ]
+    several = edges(pairs, answer=RIGHT, wrong=WRONG, exact="none")
+    value = jaccard(several, 10)
+    assert value is not None
+    assert 0.1 < value < 1
+    same = edges([pairs[0]] * 3, answer=RIGHT, wrong=WRONG, exact="none")
+    assert jaccard(same, 10) == pytest.approx(1)
+    with pytest.raises(UsageError, match=r"above 0 and at most 1; 1.5 is not"):
+        circuit(several, 1.5)
+    apart = edges(pairs[:1], answer=RIGHT, wrong=WRONG, exact="none", by_position=True)
+    with pytest.raises(UsageError, match="summed over positions"):
+        circuit(apart)
+
+
+def words(text: str) -> list[int]:
+    """A tokenizer of whole words, single digits and signs."""
+    return [sum(map(ord, piece)) * 1000 + len(piece) for piece in re.findall(r" ?[A-Za-z]+| ?\d|.", text)]
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+def test_examples_line_up(name):
+    rows = tasks.examples(name, words, 12)
+    assert len({row["clean"] for row in rows}) == 12
+    assert tasks.examples(name, words, 12) == rows
+    assert tasks.examples(name, words, 12, seed=1) != rows
+    for row in rows:
+        assert row["clean"] != row["corrupted"]
+        assert row["answer"] != row["wrong"]
+        assert len(words(row["clean"])) == len(words(row["corrupted"]))
+        if name == "names":
+            assert row["clean"].count(row["answer"]) == 1
+            assert row["clean"].count(row["wrong"]) == 2
+        if name == "induction":
+            assert row["answer"] in row["clean"]
+        if name == "greater-than":
+            assert int(row["answer"][0]) > int(row["clean"].split()[6][2]) > int(row["wrong"][0])
+
+
+def test_a_task_the_model_cannot_do_is_refused():
+    rows = tasks.examples("capitals", words, 4)
+
+    pairs = []
+    for row, right in zip(rows, (True, True, True, False), strict=True):
+        ids = {row["answer"]: 0, row["wrong"]: 1}
+        clean = SimpleNamespace(token_id=ids.get, logits=lambda at, right=right: torch.tensor([2.0 * right, 1.0]))
+        pairs.append((clean, SimpleNamespace(token_id=ids.get, logits=lambda at: torch.tensor([0.0, 1.0]))))
+    assert tasks.solved("capitals", rows, pairs) == [0, 1, 2]
+    with pytest.raises(TaskError, match=r"gets 0 of 1 examples of 'capitals' right \(0%\).*70% are needed"):
+        tasks.solved("capitals", rows[3:], pairs[3:])
+    with pytest.raises(UsageError, match=r"no task 'capital'; choose names.*Did you mean capitals"):
+        tasks.examples("capital", words, 1)
+    with pytest.raises(UsageError, match="Only 0 different examples of 'names' line up"):
+        tasks.examples("names", lambda text: list(range(len(text) % 7)), 3)
