@@ -18,6 +18,7 @@ from glassformer.model.config import (
     Index,
     LatentAttention,
     Layer,
+    LayerEmbedding,
     Norm,
     RopeScaling,
     Rotary,
@@ -340,6 +341,9 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
             )
         )
     layers = draw(sharing(layers))
+    if draw(st.booleans()):
+        own = LayerEmbedding(3, draw(st.sampled_from(["gelu_tanh", "silu"])))
+        layers = [dataclasses.replace(x, embedding=own) if draw(st.booleans()) else x for x in layers]
     kind = draw(st.sampled_from(["rms", "layer"]))
     weight, learned = draw(st.booleans()), draw(st.booleans())
     return Config(

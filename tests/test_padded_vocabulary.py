@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Every tensor of ids that a model is fed."""
-    from glassformer.model.transformer import Embedding
+    from glassformer.model.layers import Embedding
 
     seen: list[torch.Tensor] = []
     forward = Embedding.forward

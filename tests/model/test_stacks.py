@@ -83,8 +83,9 @@ def test_a_restart_in_mid_depth_is_the_same_forward(config: Config, data: st.Dat
         if prefix + "k" in tap.seen:  # as if a later layer used them
             keys = tap.seen.get(prefix + "rot_k", tap.seen[prefix + "k"])
             shared[i] = keys.transpose(1, 2), tap.seen[prefix + "v"].transpose(1, 2)
+    own = {i: tap.seen[f"blocks.{i}.ple.input"] for i, x in enumerate(config.layers) if x.embedding is not None}
     x = tap.seen[f"blocks.{layer}.resid_pre"]
-    x = transformer.stream(x, positions, layers=range(layer, config.n_layers), shared=shared)
+    x = transformer.stream(x, positions, layers=range(layer, config.n_layers), shared=shared, inputs=own)
     torch.testing.assert_close(transformer.unembed_hidden(transformer.normed(x)), logits, rtol=1e-9, atol=1e-10)
 
 

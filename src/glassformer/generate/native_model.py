@@ -56,6 +56,7 @@ def refusal(config: Config) -> str | None:
         "a layer before the final norm": config.head is not None,
         "fixed vectors of positions": config.sinusoids is not None,
         "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,
+        "embeddings of tokens in every layer": layer.embedding is not None,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
         "more than two kinds of rotary positions": len(rotary_kinds(config)) > 2,
         "gates, sinks and other forms of attention": a.plain != a,

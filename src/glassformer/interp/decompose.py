@@ -32,6 +32,7 @@ KINDS = (
     "head",
     "feed_forward",
     "expert",
+    "layer_embedding",
     "attention_bias",
     "feed_forward_bias",
     "final_bias",
@@ -135,6 +136,8 @@ def additions(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, i
         feed = choice.feed_forward
         if feed is not None and not (isinstance(feed, Experts) and feed.shared is None):
             yield "feed_forward", layer, -1, feed_forward_part(trace, layer, position) * second
+        if choice.embedding is not None:
+            yield "layer_embedding", layer, -1, layer_embedding_part(trace, layer, position) * second
         for x in _edits(trace, layer, at, reads):
             yield "edit", layer, -1, x * after
 
@@ -253,6 +256,11 @@ def feed_forward_part(trace: Trace, layer: int, position: int) -> Float[Tensor, 
     return out if bias is None else out - bias
 
 
+def layer_embedding_part(trace: Trace, layer: int, position: int) -> Float[Tensor, " d_model"]:
+    """What a layer's own embedding of the token adds at a position."""
+    return trace.forward.recorded[f"blocks.{layer}.ple.out"][0, position].double()
+
+
 def expert_parts(trace: Trace, layer: int, position: int) -> dict[int, Float[Tensor, " d_model"]]:
     """What each chosen expert of a layer adds to the stream at a position, by number; empty without experts."""
     part = trace.forward.block(layer).feed_forward
@@ -290,6 +298,9 @@ def _edits(trace: Trace, layer: int, at: slice, reads: Reads | None) -> Iterator
     if isinstance(choice.feed_forward, Experts):
         out = given_by_experts(trace, layer, int(at.start))
         sites |= {f"{prefix}mlp.{site}" for site in (*choice.feed_forward.sites(), "out")}
+    if choice.embedding is not None:
+        out = out + layer_embedding_part(trace, layer, int(at.start))
+        sites |= {prefix + "resid_late"}
     mixed = given = torch.zeros_like(start)
     if choice.mixer is not None and reads is not None:
         name = prefix + choice.mixer.prefix

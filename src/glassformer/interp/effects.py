@@ -7,13 +7,22 @@ layer together. It measures; it claims nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.interp.decompose import KINDS, Parts, Reads, bias_parts, expert_parts, feed_forward_part
+from glassformer.interp.decompose import (
+    KINDS,
+    Parts,
+    Reads,
+    bias_parts,
+    expert_parts,
+    feed_forward_part,
+    layer_embedding_part,
+)
 from glassformer.interp.logit_target import Target
 from glassformer.interp.run_from import Context, Sharing, finish, tap_of
 from glassformer.interp.taps import Bound, Step
@@ -49,14 +58,17 @@ class Rows:
         per_row = max(row_numbers(layer, position + 1, trace.config.d_model) for layer in set(trace.config.layers))
         self.step = max(8, _WORK // (per_row * trace.transformer.embed.weight.element_size()))
 
-    def layer(self, layer: int, x: Float[Tensor, "row d_model"], taken: Tensor | None) -> Float[Tensor, "row d_model"]:
-        """The rows after a layer; `taken` (row, d_model) is subtracted from what its attention adds."""
+    def layer(
+        self, layer: int, x: Float[Tensor, "row d_model"], taken: Mapping[str, Tensor]
+    ) -> Float[Tensor, "row d_model"]:
+        """The rows after a layer; `taken` (row, d_model) is subtracted from what its parts, by prefix, add."""
         out = torch.empty_like(x)
         for a in range(0, len(x), self.step):
             part = x[a : a + self.step, None]
             tap = self.trace.forward.edit
-            if taken is not None and bool(taken[a : a + self.step].any()):
-                tap = tap_of(tap, self._taking(layer, taken[a : a + self.step, None]))
+            for prefix, all_rows in taken.items():
+                if bool((mine := all_rows[a : a + self.step, None]).any()):
+                    tap = tap_of(tap, _taking(layer, prefix, mine))
             shared = self.sharing.given(layer, slice(a, a + len(part)))
             out[a : a + self.step] = self.trace.transformer.stream(
                 part,
@@ -66,13 +78,10 @@ class Rows:
                 cache=self.context,
                 tap=tap,
                 shared=shared,
+                inputs=self.trace.forward.inputs(slice(self.position, self.position + 1), len(part)),
             )[:, 0]
             self.sharing.take(layer, shared)
         return out
-
-    def _taking(self, layer: int, taken: Tensor) -> Bound:
-        name = f"blocks.{layer}.{self.trace.forward.prefix(layer)}.out"
-        return Bound([Step(name, lambda site, x, where: x - taken, True)])
 
     def _positions(self, rows: int) -> Int[Tensor, "row 1"]:
         return torch.full((rows, 1), self.position, device=self.trace.transformer.device)
@@ -84,11 +93,15 @@ class Rows:
         return (normed[:, 0].double() @ goal.way.vector + goal.way.offset).cpu()
 
 
+def _taking(layer: int, prefix: str, taken: Tensor) -> Bound:
+    return Bound([Step(f"blocks.{layer}.{prefix}.out", lambda site, x, where: x - taken, True)])
+
+
 @torch.no_grad()
 def measure_totals(trace: Trace, goal: Target, parts: Parts, chosen: Int[Tensor, " part"]) -> None:
     """Fill in the total effects of the chosen parts."""
     rows = Rows(trace, goal.position)
-    forward, dtype = trace.forward, trace.transformer.dtype
+    forward = trace.forward
     at = slice(goal.position, goal.position + 1)
     order: list[Tensor] = [torch.tensor([-1])]  # the first row is the unchanged one
     x = forward.entering(0, at)[0]
@@ -107,34 +120,52 @@ def measure_totals(trace: Trace, goal: Target, parts: Parts, chosen: Int[Tensor,
         found = picked(kind)
         if len(found):
             enter(found, x[:1].double() - forward.recorded[site][0, at].double())
-    for layer in range(trace.config.n_layers):
-        found = picked("head", layer)
-        taken = [torch.zeros(len(x), trace.config.d_model, dtype=torch.float64, device=x.device)]
-        if len(found):
-            vectors = Reads(trace, layer, goal.position).vectors(parts.head[found], parts.source[found])
+    for layer, choice in enumerate(trace.config.layers):
+        taken: dict[str, list[tuple[int, Tensor]]] = {}
+        later = []
+        for prefix, found, vectors in _given(trace, layer, goal.position, parts, picked):
+            if prefix == choice.parts[-1]:  # nothing in this layer sees it
+                later.append((found, vectors))
+                continue
+            taken.setdefault(prefix, []).append((len(x), vectors))
             enter(found, x[:1].expand(len(found), -1))
-            taken.append(vectors)
-        biases = dict(bias_parts(trace, layer, goal.position))
-        found = picked("attention_bias", layer)
-        if len(found):
-            enter(found, x[:1])
-            taken.append(biases["attention_bias"][None])
-        x = rows.layer(layer, x, torch.cat(taken).to(dtype) if trace.config.layers[layer].mixer is not None else None)
-        found = picked("expert", layer)
-        if len(found):
-            experts = expert_parts(trace, layer, goal.position)
-            taken_out = torch.stack([experts[i] for i in parts.head[found].tolist()])
-            enter(found, x[:1].double() - taken_out * forward.within(layer, 2))
-        for kind in ("feed_forward", "feed_forward_bias"):
-            found = picked(kind, layer)
-            if len(found):
-                part = biases[kind] if kind in biases else feed_forward_part(trace, layer, goal.position)
-                enter(found, x[:1].double() - part * forward.within(layer, 2))
+        x = rows.layer(layer, x, {prefix: _rows(len(x), pairs).to(x) for prefix, pairs in taken.items()})
+        for found, vectors in later:
+            enter(found, x[:1].double() - vectors * forward.within(layer, 2))
     numbers = rows.numbers(x, goal)
     which = torch.cat(order)[1:]
     parts.total[which] = numbers[0] - numbers[1:]
     found = picked("final_bias")
     parts.total[found] = parts.direct[found]
+
+
+def _given(
+    trace: Trace, layer: int, position: int, parts: Parts, picked: Callable[[str, int], Tensor]
+) -> Iterator[tuple[str, Tensor, Float[Tensor, "part d_model"]]]:
+    """The measured parts of a layer, kind by kind: whose they are, which, and what each adds to the stream."""
+    choice, biases = trace.config.layers[layer], dict(bias_parts(trace, layer, position))
+    mixer = None if choice.mixer is None else choice.mixer.prefix
+    if mixer is not None and len(found := picked("head", layer)):
+        yield mixer, found, Reads(trace, layer, position).vectors(parts.head[found], parts.source[found])
+    if mixer is not None and len(found := picked("attention_bias", layer)):
+        yield mixer, found, biases["attention_bias"][None]
+    if len(found := picked("expert", layer)):
+        experts = expert_parts(trace, layer, position)
+        yield "mlp", found, torch.stack([experts[i] for i in parts.head[found].tolist()])
+    if len(found := picked("feed_forward", layer)):
+        yield "mlp", found, feed_forward_part(trace, layer, position)[None]
+    if len(found := picked("feed_forward_bias", layer)):
+        yield "mlp", found, biases["feed_forward_bias"][None]
+    if len(found := picked("layer_embedding", layer)):
+        yield "ple", found, layer_embedding_part(trace, layer, position)[None]
+
+
+def _rows(count: int, pairs: list[tuple[int, Tensor]]) -> Float[Tensor, "row d_model"]:
+    """What each row loses: the given vectors from the row at which each begins on, nothing elsewhere."""
+    out = torch.zeros(count, pairs[0][1].shape[1], dtype=torch.float64, device=pairs[0][1].device)
+    for first, vectors in pairs:
+        out[first : first + len(vectors)] = vectors
+    return out
 
 
 def rank(parts: Parts) -> str:

@@ -72,6 +72,7 @@ def gradients(
             keys_mask=forward.mask,
             tap=looking_tap,
             shared=forward.shared(first),
+            inputs=forward.inputs(),
         )
         view = None if looking_tap is None else Looking(looking_tap, config, forward.where).top
         normed = transformer.normed(x, view)

@@ -145,7 +145,11 @@ def _places(trace: Trace, at: Tensor, wanted: set[int] | None, halves: bool) -> 
         if name == "blocks.0.resid_pre":
             if wanted is None:
                 yield "embed", x
-        elif place != "resid_pre" and (place == "resid_post" or halves) and (wanted is None or int(layer) in wanted):
+        elif (
+            place not in ("resid_pre", "resid_late")
+            and (place == "resid_post" or halves)
+            and (wanted is None or int(layer) in wanted)
+        ):
             yield name, x
 
 

@@ -199,6 +199,7 @@ class Sweep:
                     cache=self.context.cut(start, len(part)) if start else None,
                     tap=tap_of(self.edit, put),
                     shared=shared,
+                    inputs=self.trace.forward.inputs(slice(start, self.at + 1), len(part)),
                 )
             )
             sharing.take(layer, shared)

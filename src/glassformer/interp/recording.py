@@ -44,7 +44,7 @@ def basis_sites(config: Config) -> list[str]:
     """The sites a trace keeps, in the order the forward reaches them."""
     found = ["embed"] + (["pos_embed"] if config.adds_positions else [])
     for i, layer in enumerate(config.layers):
-        for part in (layer.mixer, layer.feed_forward):
+        for part in (layer.mixer, layer.feed_forward, layer.embedding):
             if part is not None:
                 found += [f"blocks.{i}.{part.prefix}.{site}" for site in (*part.basis(), "out")]
     return found
@@ -143,7 +143,7 @@ class Recording:
         part = name.split(".", 2)[2]
         if part in GRIDS:
             return self.grid(layer, part, None, at)
-        if part in ("resid_pre", "resid_mid", "resid_post"):
+        if part in ("resid_pre", "resid_mid", "resid_late", "resid_post"):
             return self.stream(name, at)
         return self._inside(layer, part, at)
 
@@ -193,6 +193,13 @@ class Recording:
             if prefix + head + ".scale" in self.recorded:
                 return norm.apply_scale(before, self.recorded[prefix + head + ".scale"][:, at])
             return norm(before)
+        if head == "ple" and block.ple is not None:
+            if leaf == "pre":
+                return block.ple.gate(self.get(prefix + "resid_late", at))
+            if leaf == "post":
+                return block.ple.activation(
+                    self.get(prefix + "ple.pre", at), self.recorded[prefix + "ple.input"][:, at]
+                )
         if head == "attn":
             return self._in_attention(layer, leaf, at)
         if head != "mlp":
@@ -299,6 +306,10 @@ class Recording:
                 yield prefix + "resid_mid", x
             if choice.feed_forward is not None:
                 x = block.joined(2, x, self.recorded[prefix + "mlp.out"][:, at])
+            if choice.embedding is not None:
+                x = self._kept(prefix + "resid_late", x, at)
+                yield prefix + "resid_late", x
+                x = x + self.recorded[prefix + "ple.out"][:, at]
             x = block.leaving(x)
             x = self._kept(prefix + "resid_post", x, at)
             yield prefix + "resid_post", x
@@ -324,14 +335,16 @@ class Recording:
         for layer, choice in enumerate(self.config.layers):
             prefix, block = f"blocks.{layer}.", self.block(layer)
             x = self.get(prefix + "resid_pre", at)
-            for number, part in ((1, choice.mixer), (2, choice.feed_forward)):
+            for number, part in enumerate((choice.mixer, choice.feed_forward, choice.embedding), 1):
                 if part is None:
                     continue
                 name = f"{prefix}{part.prefix}.out"
                 before, added = x, self.recorded[name][:, at]
-                x = block.joined(number, x, added)
-                if part is (choice.mixer if choice.feed_forward is None else choice.feed_forward):
+                x = x + added if number == 3 else block.joined(number, x, added)
+                if part.prefix == choice.parts[-1]:
                     x = self._kept(prefix + "resid_post", block.leaving(x), at)
+                elif number == 2 or choice.feed_forward is None:
+                    x = self._kept(prefix + "resid_late", x, at)
                 elif not choice.parallel:
                     x = self._kept(prefix + "resid_mid", x, at)
                 yield name, added, before, x
@@ -393,6 +406,15 @@ class Recording:
         """The layer whose keys and values a layer's queries meet: its own, or the one it shares with."""
         donor = self.config.attention(layer).keys_from
         return layer if donor is None else donor
+
+    def inputs(self, at: Index = ALL, rows: int | None = None) -> dict[int, Tensor]:
+        """Tokens' own vectors (batch, query, d_ple) in every layer that has them; one text's for each of `rows`."""
+        found = {
+            i: self.recorded[f"blocks.{i}.ple.input"][:, at]
+            for i, layer in enumerate(self.config.layers)
+            if layer.embedding is not None
+        }
+        return found if rows is None else {i: x.expand(rows, -1, -1) for i, x in found.items()}
 
     def shared(self, first: int) -> dict[int, tuple[Tensor, Tensor]]:
         """Keys and values, (batch, kv_head, key, d_head), of layers before `first` that later ones use."""

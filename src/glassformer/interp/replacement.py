@@ -138,7 +138,7 @@ class Continuation:
         tap = tap_of(trace.forward.edit, tap)
         x = transformer.embedded(tokens, where, None if tap is None else Looking(tap, trace.config, where))
         context = self._context.cut(start, len(rows)) if start else None
-        x = transformer.stream(x, positions, start=start, cache=context, tap=tap)
+        x = transformer.stream(x, positions, start=start, cache=context, tap=tap, inputs=transformer.inputs(tokens))
         normed = finish(transformer, x[:, -1:], Where(positions[:, -1:], None, start + tokens.shape[1] - 1), tap)
         return (normed[:, 0].double() @ self.goal.way.vector + self.goal.way.offset).cpu()
 

@@ -27,6 +27,7 @@ from glassformer.model.choices import (
     Head,
     Index,
     LatentAttention,
+    LayerEmbedding,
     Mixer,
     Norm,
     RopeScaling,
@@ -52,6 +53,7 @@ __all__ = [
     "Index",
     "LatentAttention",
     "Layer",
+    "LayerEmbedding",
     "Norm",
     "RopeScaling",
     "Rotary",
@@ -79,6 +81,7 @@ class Layer:
         averaged: how many things the stream is made of before this layer, the embedding among them, where all count
             the same: part number n joins as stream · √((n−1)/n) + part / √n (Beam). None where parts are just added.
         scalar: the stream is multiplied by a learned number as it leaves the layer (Gemma 4).
+        embedding: what the layer's own embedding of the token adds after the parts, normed, or None.
     """
 
     mixer: Mixer | None
@@ -88,8 +91,11 @@ class Layer:
     residual_scale: float | None = None
     averaged: int | None = None
     scalar: bool = False
+    embedding: LayerEmbedding | None = None
 
     def __post_init__(self) -> None:
+        if self.embedding is not None and self.norms == "sum":
+            raise ConfigError("A layer whose norms stand after the sum has no embedding of its own.")
         if self.averaged is not None:
             positive("layer", averaged=self.averaged)
             if self.parallel or self.norms == "sum":
@@ -113,6 +119,8 @@ class Layer:
 
     def part_scale(self, number: int) -> float:
         """What multiplies what the mixer (1) or the feed-forward part (2) adds to the stream."""
+        if number == 3:
+            return 1.0
         scale = 1.0 if self.residual_scale is None else self.residual_scale
         return scale if self.averaged is None else scale / math.sqrt(self._count(number))
 
@@ -129,7 +137,7 @@ class Layer:
     @property
     def parts(self) -> tuple[str, ...]:
         """Prefixes of its parts, in the order the forward reaches them: ("attn", "mlp") for most."""
-        return tuple(part.prefix for part in (self.mixer, self.feed_forward) if part is not None)
+        return tuple(part.prefix for part in (self.mixer, self.feed_forward, self.embedding) if part is not None)
 
     @property
     def norm_names(self) -> tuple[str, ...]:
@@ -143,7 +151,7 @@ class Layer:
                 found.append(f"ln{number}")
             if self.norms in ("after", "both") or (self.norms == "feed_both" and number == 2):
                 found.append(f"ln{number}_post")
-        return tuple(found)
+        return (*found, *(["ln3_post"] if self.embedding is not None else []))
 
     def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
         """Its parameters by key within the block, in the order of the computation."""
@@ -160,6 +168,10 @@ class Layer:
             found |= {f"{part.prefix}.{key}": component for key, component in inner.items()}
             if f"ln{number}_post" in names:
                 found |= norm.components(f"ln{number}_post", d_model)
+        if self.embedding is not None:
+            inner = self.embedding.components(d_model)
+            found |= {f"{self.embedding.prefix}.{key}": component for key, component in inner.items()}
+            found |= norm.components("ln3_post", d_model)
         if self.scalar:
             found["scalar"] = Component((1,), "norms")
         return found
@@ -187,6 +199,7 @@ class Config:
         embedding_scale: multiplies the embeddings (Gemma: sqrt(d_model)), or None.
         logit_scale: multiplies the logits, or None.
         logit_softcap: logits become softcap * tanh(logits / softcap), or None.
+        layer_vocab: tokens that layers' own embeddings know; None for all. Others have the first token's.
     """
 
     vocab_size: int
@@ -205,8 +218,13 @@ class Config:
     embedding_scale: float | None = None
     logit_scale: float | None = None
     logit_softcap: float | None = None
+    layer_vocab: int | None = None
 
     def __post_init__(self) -> None:
+        if self.layer_vocab is not None:
+            positive("model", layer_vocab=self.layer_vocab)
+        if len({layer.embedding.d for layer in self.layers if layer.embedding is not None}) > 1:
+            raise ConfigError("Layers' own embeddings of tokens are of one size.")
         positive("model", vocab_size=self.vocab_size, d_model=self.d_model, context=self.context)
         if self.d_embed is not None:
             positive("model", d_embed=self.d_embed)
@@ -292,6 +310,11 @@ class Config:
         return 0 if mixer is None else mixer.n_heads
 
     @property
+    def layer_embedding(self) -> int | None:
+        """Dimensions of layers' own embeddings of tokens; None where no layer has one."""
+        return next((layer.embedding.d for layer in self.layers if layer.embedding is not None), None)
+
+    @property
     def keys_from(self) -> dict[int, int]:
         """Layers that use another layer's keys and values, and which."""
         found = {i: getattr(layer.mixer, "keys_from", None) for i, layer in enumerate(self.layers)}
@@ -325,6 +348,11 @@ class Config:
         if self.d_embed is not None:
             found["project_in.weight"] = Component((self.d_model, width), "embedding")
             found["project_out.weight"] = Component((width, self.d_model), "unembedding")
+        if (d := self.layer_embedding) is not None:
+            rows = self.vocab_size if self.layer_vocab is None else self.layer_vocab
+            found["layer_inputs.embed.weight"] = Component((rows, self.n_layers * d), "embedding")
+            found["layer_inputs.project.weight"] = Component((self.n_layers * d, self.d_model), "up")
+            found |= self.norm.components("layer_inputs.norm", d)
         if self.learned_positions:
             found["pos_embed.weight"] = Component((self.context, self.d_model), "positions")
         if self.embedding_norm:
@@ -438,6 +466,7 @@ def _plain(layer: Layer) -> Layer:
 _NESTED: Mapping[str, type] = {
     "norm": Norm,
     "qk_norm_kind": Norm,
+    "embedding": LayerEmbedding,
     "rotary": Rotary,
     "scaling": RopeScaling,
     "sinusoids": Sinusoids,

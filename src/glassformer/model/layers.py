@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from glassformer.kernels import ops
@@ -43,3 +45,14 @@ def gate(name: str, pre: Tensor, linear: Tensor | None = None) -> Tensor:
 def softcap(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap): squeezes numbers into (-cap, cap)."""
     return x if cap is None else cap * torch.tanh(x / cap)
+
+
+class Embedding(nn.Module):
+    """A row for each token (or position)."""
+
+    def __init__(self, rows: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, d_model))
+
+    def forward(self, ids: Int[Tensor, "batch query"]) -> Float[Tensor, "batch query d_model"]:
+        return F.embedding(ids, self.weight)

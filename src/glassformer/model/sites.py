@@ -32,6 +32,7 @@ PER_HEAD = ("batch", "query", "head")
 GRID = ("batch", "head", "query", "key")
 HIDDEN = ("batch", "query", "d_ff")
 EXPERTS = ("batch", "query", "expert")
+OWN = ("batch", "query", "d_ple")
 VOCAB = ("batch", "query", "vocab")
 
 
@@ -141,6 +142,11 @@ SITES: tuple[Site, ...] = (
     Site("mlp.shared_gate", SCALE, "What multiplies the output of the part beside the experts, where it is gated."),
     Site("mlp.shared", RESIDUAL, "What the part beside the experts gives, its gate in it."),
     Site("mlp.out", RESIDUAL, "What the feed-forward layer adds to the residual stream, after any post-norm."),
+    Site("resid_late", RESIDUAL, "The residual stream before the layer's own embedding of the token (Gemma 4)."),
+    Site("ple.input", OWN, "The token's own vector in this layer: a row of a table, and a reading of its embedding."),
+    Site("ple.pre", OWN, "What the stream gates that vector with, before the activation."),
+    Site("ple.post", OWN, "The token's own vector, gated; the layer widens it to the stream."),
+    Site("ple.out", RESIDUAL, "What the layer's own embedding of the token adds to the residual stream, normed."),
     Site("resid_post", RESIDUAL, "The residual stream as it leaves the block."),
     Site("head.scale", SCALE, "What the norm before the head's matrix divides by (designs with a head).", False),
     Site("head.normed", RESIDUAL, "The last residual stream as the head's matrix reads it.", False),
@@ -233,6 +239,8 @@ def block_sites(layer: Layer) -> tuple[str, ...]:
         if f"ln{number}" in norms and layer.norms != "sum":
             found += [f"ln{number}.scale", f"ln{number}.normed"]
         found += [f"{part.prefix}.{site}" for site in (*part.sites(), "out")]
+    if layer.embedding is not None:
+        found += ["resid_late", *(f"{layer.embedding.prefix}.{site}" for site in (*layer.embedding.sites(), "out"))]
     return (*found, "resid_post")
 
 
@@ -344,6 +352,8 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
             found |= {"index_head": index.n_heads, "d_index": index.d_head}
         if leaf == "gate" and getattr(mixer, "gate", None) == "head":
             found["d_head"] = 1
+    if (embedding := config.layers[layer].embedding) is not None:
+        found["d_ple"] = embedding.d
     if feed is not None:
         found["d_ff"] = feed.neurons
         if isinstance(feed, Experts):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -18,25 +17,14 @@ from glassformer.model.attention import Visible
 from glassformer.model.cache import Cache
 from glassformer.model.choices import Attention, Rotary
 from glassformer.model.config import Config
-from glassformer.model.layers import Linear, linear, softcap
+from glassformer.model.layers import Embedding, Linear, linear, softcap
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.block import Block
 from glassformer.model.parts.head import HeadPart
+from glassformer.model.parts.layer_embedding import LayerInputs
 from glassformer.model.parts.passing import Pass
 from glassformer.model.positions import Angles, RotaryTable, SinusoidTable
 from glassformer.model.sites import Looking, Tap, View, Where, see
-
-
-class Embedding(nn.Module):
-    """A row for each token (or position)."""
-
-    def __init__(self, rows: int, d_model: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, d_model))
-
-    def forward(self, ids: Int[Tensor, "batch query"]) -> Float[Tensor, "batch query d_model"]:
-        return F.embedding(ids, self.weight)
-
 
 RunBlock = Callable[..., Tensor]
 
@@ -59,6 +47,9 @@ class Transformer(nn.Module):
             self.pos_embed = Embedding(config.context, config.d_model)
         elif config.sinusoids is not None:
             self.pos_embed = SinusoidTable(config.d_model, config.sinusoids)
+        d = config.layer_embedding
+        rows = config.vocab_size if config.layer_vocab is None else config.layer_vocab
+        self.layer_inputs = None if d is None else LayerInputs(config.n_layers, d, rows, config.d_model, config.norm)
         self.embed_norm = NormLayer(config.d_model, config.norm) if config.embedding_norm else None
         kinds = rotary_kinds(config)
         self.tables = [RotaryTable(rotary.dims(d_head), rotary.theta, rotary.scaling) for rotary, d_head in kinds]
@@ -246,6 +237,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         tap: Tap | None = None,
         shared: dict[int, tuple[Tensor, Tensor]] | None = None,
+        inputs: Mapping[int, Tensor] | None = None,
     ) -> Float[Tensor, "batch query d_model"]:
         """The residual stream after `layers` (all of them by default), given it before the first of them.
 
@@ -255,6 +247,7 @@ class Transformer(nn.Module):
             tap: sees the sites of these layers; others it declares are not reached, which is no error here.
             shared: keys and values (batch, kv_head, key, d_head) of layers before the first that later ones use; those
                 of these layers are added.
+            inputs: tokens' own vectors (batch, query, d_ple) in these layers, where the design has them.
         """
         where = Where(positions, None if keys_mask is None else keys_mask[:, start:], start)
         looking = None if tap is None else Looking(tap, self.config, where)
@@ -262,8 +255,19 @@ class Transformer(nn.Module):
         if cache is not None and cache.whole is not None:
             lengths = (positions.amax(1) + 1).clamp(min=cache.whole)
         held = {} if shared is None else shared
-        state = Pass(where, Visible(start, keys_mask), self.angles(positions, lengths), cache, held)
+        state = Pass(
+            where,
+            Visible(start, keys_mask),
+            self.angles(positions, lengths),
+            cache,
+            held,
+            {} if inputs is None else inputs,
+        )
         return self._blocks(x, state, looking, layers=layers)
+
+    def inputs(self, tokens: Int[Tensor, "batch query"]) -> Mapping[int, Float[Tensor, "batch query d_ple"]]:
+        """Tokens' own vectors in every layer; empty where the design has none."""
+        return {} if self.layer_inputs is None else self.layer_inputs(tokens, self.entering(self.embed(tokens)))
 
     def angles(
         self, positions: Int[Tensor, "batch query"], lengths: Int[Tensor, " batch"] | None = None
@@ -330,7 +334,7 @@ class Transformer(nn.Module):
                 raise ShapeError(f"This model has {self.config.context} trained positions; the text needs {reach}.")
         where = Where(positions, None if keys is None else keys[:, start:], start)
         looking = None if tap is None else Looking(tap, self.config, where)
-        return looking, Pass(where, Visible(start, keys), self.angles(positions), cache)
+        return looking, Pass(where, Visible(start, keys), self.angles(positions), cache, inputs=self.inputs(tokens))
 
     def _blocks(
         self,

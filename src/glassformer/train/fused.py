@@ -50,6 +50,7 @@ def plain(c: Config) -> bool:
         and layer.residual_scale is None
         and layer.averaged is None
         and not layer.scalar
+        and layer.embedding is None
         and not layer.parallel
         and not c.adds_positions
         and not c.turns_by_length

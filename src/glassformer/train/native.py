@@ -43,6 +43,7 @@ def refusal(config: Config) -> str | None:
         "a layer before the final norm": config.head is not None,
         "fixed vectors of positions": config.sinusoids is not None,
         "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,
+        "embeddings of tokens in every layer": layer.embedding is not None,
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
         "positions of another kind": (a.rotary is None) != learned or bool(a.alibi),
         "gates, sinks and other forms of attention": a.plain != a,

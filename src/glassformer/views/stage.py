@@ -131,6 +131,9 @@ def _stream(trace: Trace, dims: Tensor, check: Check) -> tuple[Tensor, Tensor, T
             write = torch.zeros_like(stream)
             if part is not None:
                 write, stream = joined[f"blocks.{layer}.{part.prefix}.out"]
+            if part is choice.feed_forward and choice.embedding is not None:  # drawn with what stands before it
+                more, stream = joined[f"blocks.{layer}.ple.out"]
+                write = write + more
             lanes.append(stream[:, dims])
             norms.append(stream.double().norm(dim=-1))
             added.append(write[:, dims])

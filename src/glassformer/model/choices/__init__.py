@@ -16,6 +16,7 @@ from glassformer.model.choices.gated_linear_recurrence import GatedLinearRecurre
 from glassformer.model.choices.head import Head
 from glassformer.model.choices.index import Index
 from glassformer.model.choices.latent import LatentAttention
+from glassformer.model.choices.layer_embedding import LayerEmbedding
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.rotary import RopeScaling, Rotary
 from glassformer.model.choices.selective_state_space import SelectiveStateSpace
@@ -56,6 +57,7 @@ __all__ = [
     "Head",
     "Index",
     "LatentAttention",
+    "LayerEmbedding",
     "Mixer",
     "Norm",
     "RopeScaling",

@@ -26,6 +26,7 @@ from glassformer.model.parts.feed_forward import FeedForwardPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.gated_linear_recurrence import GatedLinearRecurrencePart
 from glassformer.model.parts.latent import LatentAttentionPart
+from glassformer.model.parts.layer_embedding import LayerEmbeddingPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.parts.selective_state_space import SelectiveStateSpacePart
 from glassformer.model.parts.short_convolution import ShortConvolutionPart
@@ -51,13 +52,15 @@ class Block(nn.Module):
     ln2: NormLayer | None
     ln1_post: NormLayer | None
     ln2_post: NormLayer | None
+    ln3_post: NormLayer | None
 
     def __init__(self, config: Config, layer: int, kinds: list[tuple[Rotary, int]]) -> None:
         super().__init__()
         choice = self.choice = config.layers[layer]
+        self.layer = layer
         self.parallel, self.after_sum = choice.parallel, choice.norms == "sum"
         self.scalar = nn.Parameter(torch.empty(1)) if choice.scalar else None
-        for name in ("ln1", "ln2", "ln1_post", "ln2_post"):
+        for name in ("ln1", "ln2", "ln1_post", "ln2_post", "ln3_post"):
             self.add_module(name, NormLayer(config.d_model, config.norm) if name in choice.norm_names else None)
         mixer = choice.mixer
         if isinstance(mixer, Attention):
@@ -81,6 +84,7 @@ class Block(nn.Module):
             self.mlp: FeedPart = FeedForwardPart(choice.feed_forward, config.d_model)
         elif isinstance(choice.feed_forward, Experts):
             self.mlp = ExpertsPart(choice.feed_forward, config.d_model)
+        self.ple = None if choice.embedding is None else LayerEmbeddingPart(choice.embedding, config.d_model)
 
     @property
     def mixer(self) -> MixerPart | None:
@@ -97,22 +101,29 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
-        x = see(view, "resid_pre", x)
+        x = self._parts(see(view, "resid_pre", x), state, view)
+        if self.ple is not None:
+            x = see(view, "resid_late", x)
+            x = x + self.add(3, self.ple(x, state.inputs[self.layer], view), view)
+        return see(view, "resid_post", self.leaving(x))
+
+    def _parts(self, x: Tensor, state: Pass, view: View | None) -> Tensor:
+        """The stream after mixer and feed-forward part."""
         mixer, feed = self.mixer, self.feed_forward
         if mixer is None:
             assert feed is not None
             added = self.add(2, feed(self.read(2, x, view), view), view)
-            return see(view, "resid_post", self.leaving(self.joined(2, x, added)))
+            return self.joined(2, x, added)
         first = self.read(1, x, view)
         a = self.add(1, mixer(first, state, view), view)
         if feed is None:
-            return see(view, "resid_post", self.leaving(self.joined(1, x, a)))
+            return self.joined(1, x, a)
         if self.parallel:
             second = first if self.ln2 is None and self.ln1 is not None else self.read(2, x, view)
-            return see(view, "resid_post", self.leaving(x + a + self.add(2, feed(second, view), view)))
+            return x + a + self.add(2, feed(second, view), view)
         middle = see(view, "resid_mid", self.joined(1, x, a))
         m = self.add(2, feed(self.read(2, middle, view), view), view)
-        return see(view, "resid_post", self.leaving(self.joined(2, middle, m)))
+        return self.joined(2, middle, m)
 
     def norm(self, part: int) -> NormLayer | None:
         """The norm before the mixer (1) or the feed-forward part (2); None where the part reads the stream itself."""
@@ -121,8 +132,8 @@ class Block(nn.Module):
         return self.ln1 if part == 1 else self.ln2 if self.ln2 is not None or not self.parallel else self.ln1
 
     def post_norm(self, part: int) -> NormLayer | None:
-        """The norm of what the mixer (1) or the feed-forward part (2) adds."""
-        return self.ln1_post if part == 1 else self.ln2_post
+        """The norm of what the mixer (1), the feed-forward part (2) or the layer's embedding (3) adds."""
+        return (self.ln1_post, self.ln2_post, self.ln3_post)[part - 1]
 
     def read(self, part: int, x: Tensor, view: View | None = None) -> Tensor:
         """What the mixer (1) or the feed-forward part (2) reads of the stream."""
@@ -137,7 +148,8 @@ class Block(nn.Module):
         scale = self.choice.part_scale(part)
         if scale != 1:
             out = out * scale
-        prefix = (self.choice.mixer if part == 1 else self.choice.feed_forward).prefix  # type: ignore[union-attr]
+        choice = self.choice
+        prefix = (choice.mixer, choice.feed_forward, choice.embedding)[part - 1].prefix  # type: ignore[union-attr]
         return see(view, f"{prefix}.out", out)
 
     def joined(self, part: int, x: Tensor, added: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -22,6 +23,7 @@ class Pass:
         angles: cosines and sines for each of the model's rotary tables.
         cache: what earlier tokens left behind, or None.
         shared: keys and values (batch, kv_head, key, d_head) of layers that later ones use, by layer.
+        inputs: tokens' own vectors (batch, query, d_ple) in the layers that have them, by layer.
     """
 
     where: Where
@@ -29,3 +31,4 @@ class Pass:
     angles: tuple[Angles, ...]
     cache: Cache | None = None
     shared: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    inputs: Mapping[int, Tensor] = field(default_factory=dict)
