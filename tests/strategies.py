@@ -139,8 +139,10 @@ def experts(draw: st.DrawFn) -> Experts:
         shared=shared,
         shared_scale=draw(st.sampled_from([1.0, 0.5])),
         shared_gate=shared is not None and draw(st.booleans()),
+        expert_scales=draw(st.booleans()),
         latent=(latent := draw(st.sampled_from([None, None, 5]))),
         latent_bias=latent is not None and draw(st.booleans()),
+        apart=None if latent is not None else draw(st.sampled_from([None, 1e-3])),
     )
 
 

@@ -12,6 +12,7 @@ from glassformer.errors import SiteError
 from glassformer.interp.edits import ablate, tap
 from glassformer.interp.trace import Trace, trace
 from glassformer.model import Attention, Cache, Config, FeedForward, Rotary
+from glassformer.model.choices import LayerEmbedding
 from glassformer.model.config import Layer
 from tests.interp.test_patching import check
 from tests.model.test_stacks import drawn
@@ -20,11 +21,21 @@ IDS = [3, 17, 5, 22, 9, 30, 17, 5, 11]
 
 
 def design() -> Config:
-    """Two layers with keys of their own, of two head sizes, and two that share them; the stream is rescaled."""
+    """Two layers with keys of their own, of two head sizes, and two that share them; the stream is rescaled, and two
+    layers have embeddings of tokens of their own."""
     near = Attention(4, 2, 8, window=4, rotary=Rotary(100.0))
     wide = Attention(4, 1, 6, qk_norm="head", rotary=Rotary(500.0))
     mixers = [near, wide, dataclasses.replace(near, keys_from=0), dataclasses.replace(wide, keys_from=1)]
-    layers = [Layer(m, FeedForward(12), averaged=2 * i + 1, scalar=i % 2 == 1) for i, m in enumerate(mixers)]
+    layers = [
+        Layer(
+            mixer,
+            FeedForward(12),
+            averaged=2 * i + 1,
+            scalar=i % 2 == 1,
+            embedding=LayerEmbedding(5) if i in (1, 2) else None,
+        )
+        for i, mixer in enumerate(mixers)
+    ]
     return Config(40, 16, 64, tuple(layers))
 
 
@@ -58,10 +69,13 @@ def test_totals_of_every_part_are_those_of_whole_forwards(run: Trace) -> None:
     assert abs(found.residual) <= 1e-12
     goal = found.target
     for layer in range(4):
-        without = trace(run.transformer, IDS, tap=ablate(layer=layer, part="feed_forward", positions=len(IDS) - 1))
-        number = float(without["final.normed"][-1].double() @ goal.way.vector) + goal.way.offset
-        at = found.parts.of("feed_forward", layer)
-        assert abs(goal.value - number - float(found.parts.total[at])) <= 1e-9
+        for kind, site in (("feed_forward", "mlp.out"), ("layer_embedding", "ple.out")):
+            if site == "ple.out" and layer in (0, 3):
+                continue
+            gone = ablate(f"blocks.{layer}.{site}", positions=len(IDS) - 1)
+            number = float(trace(run.transformer, IDS, tap=gone)["final.normed"][-1].double() @ goal.way.vector)
+            at = found.parts.of(kind, layer)
+            assert abs(goal.value - number - goal.way.offset - float(found.parts.total[at])) <= 1e-9, (kind, layer)
 
 
 def test_patching_one_layer_after_another_is_a_whole_forward() -> None:

@@ -269,7 +269,12 @@ def expert_parts(trace: Trace, layer: int, position: int) -> dict[int, Float[Ten
     at, name = slice(position, position + 1), f"blocks.{layer}.mlp."
     post, weights = (trace.forward.get(name + site, at)[0, 0].double() for site in ("post", "weights"))
     through = PostNorm(trace, layer, "mlp", position)
-    return {expert: through(x) for expert, x in part.expert_vectors(post, weights).items()}
+    found = part.expert_vectors(post, weights)
+    if part.ln_out is not None:
+        whole = part.written(*(trace.forward.get(name + site, at) for site in ("post", "weights")))[0, 0].double()
+        divisor = (whole.square().mean() + part.ln_out.eps).sqrt()
+        found = {expert: x / divisor * gain(part.ln_out, x) for expert, x in found.items()}
+    return {expert: through(x) for expert, x in found.items()}
 
 
 def given_by_experts(trace: Trace, layer: int, position: int) -> Float[Tensor, " d_model"]:

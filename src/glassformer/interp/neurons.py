@@ -92,7 +92,10 @@ def top_neurons(
             activations.append(torch.zeros(widest, dtype=trace.transformer.dtype))
             continue
         post = trace.forward.get(f"blocks.{layer}.mlp.post", at)[0, 0]
-        columns = trace.forward.block(layer).mlp.columns.T
+        mlp = trace.forward.block(layer).mlp
+        columns = mlp.columns.T
+        if isinstance(mlp, ExpertsPart) and mlp.ln_out is not None:
+            columns = columns * gain(mlp.ln_out, columns) / _divisor(trace, layer, at)[0]
         columns = through_post(trace.forward, layer, "mlp", columns[None, None], at)[0, 0]
         share = goal.share(columns) * post.double() * trace.forward.carried(layer, 2)
         share = torch.zeros_like(share) if layer in written else share
@@ -148,6 +151,9 @@ def strengths(trace: Trace, layer: int) -> tuple[Float[Tensor, "query d_ff"], Fl
     block = trace.forward.block(layer)
     columns: Tensor = block.mlp.columns
     columns = columns * block.choice.part_scale(2)
+    if isinstance(block.mlp, ExpertsPart) and block.mlp.ln_out is not None:
+        columns = columns * gain(block.mlp.ln_out, columns.T)[:, None]
+        post = post / _divisor(trace, layer, slice(None))
     length = columns.norm(dim=0)
     if block.ln2_post is None:
         return post.abs() * length, post
@@ -155,6 +161,15 @@ def strengths(trace: Trace, layer: int) -> tuple[Float[Tensor, "query d_ff"], Fl
     length = (columns * gain(block.ln2_post, columns.T)[:, None]).norm(dim=0)
     scale = block.ln2_post.scale(before_post(trace.forward, layer, "mlp", slice(None)))[0].to(post.dtype)
     return post.abs() * length / scale, post
+
+
+def _divisor(trace: Trace, layer: int, at: slice) -> Float[Tensor, "query 1"]:
+    """What the norm after the experts' sum divided by."""
+    part, name = trace.forward.block(layer).mlp, f"blocks.{layer}.mlp."
+    assert isinstance(part, ExpertsPart)
+    assert part.ln_out is not None
+    whole = part.written(*(trace.forward.get(name + site, at) for site in ("post", "weights")))
+    return part.ln_out.scale(whole)[0].to(whole.dtype)
 
 
 def _neuron(transformer: Transformer, layer: int, index: int) -> Any:
@@ -174,6 +189,8 @@ def writes(
     """The tokens whose logits a positive output of the neuron raises most, and lowers most; of `known` ids alone."""
     block = _neuron(transformer, layer, index)
     column = block.mlp.columns[:, index]
+    if isinstance(block.mlp, ExpertsPart) and block.mlp.ln_out is not None:
+        column = column * gain(block.mlp.ln_out, column)
     if block.ln2_post is not None:
         column = (column - column.mean() if block.ln2_post.centred else column) * gain(block.ln2_post, column)
     ids = _ids(transformer, known)
@@ -213,6 +230,8 @@ def excite(
         e = embedded(transformer, part)
         norm = block.norm(2)
         x = e if norm is None else norm(e)
+        if isinstance(mlp, ExpertsPart):
+            x = mlp.entering(x, e)
         if isinstance(mlp, ExpertsPart):  # as if their expert were chosen, with weight 1
             x = mlp.narrowed(x)
             up, own = rows(mlp.experts.up, x), mlp.experts.gate

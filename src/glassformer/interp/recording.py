@@ -223,18 +223,19 @@ class Recording:
         if not isinstance(mlp, ExpertsPart):
             out: Tensor = mlp.down(post)
             return out
-        out = mlp.written(post, self.recorded[prefix + "weights"][:, at])
+        out = mlp.summed(mlp.written(post, self.recorded[prefix + "weights"][:, at]))
         return out if mlp.shared is None else out + self.get(prefix + "shared", at)
 
     def _in_experts(self, layer: int, mlp: ExpertsPart, leaf: str, at: Index) -> Tensor:
         prefix, x = f"blocks.{layer}.mlp.", self.input(layer, 2, at)
+        stream = None if mlp.ln_in is None else self.get(f"blocks.{layer}.{self.read_by(layer, 2)}", at)
         if leaf == "router":
-            return mlp.router(x)
+            return mlp.scored(x, stream)
         if leaf == "latent":
-            return mlp.narrowed(x)
+            return mlp.narrowed(mlp.entering(x, stream))
         if leaf in ("pre", "pre_linear"):
             gated = mlp.experts.gate is not None and leaf == "pre"
-            read = x if mlp.narrow is None else self.get(prefix + "latent", at)
+            read = mlp.entering(x, stream) if mlp.narrow is None else self.get(prefix + "latent", at)
             return mlp.inputs("gate" if gated else "up", read, self.recorded[prefix + "weights"][:, at])
         if leaf == "post":
             up = None if mlp.experts.gate is None else self.get(prefix + "pre_linear", at)
@@ -252,7 +253,9 @@ class Recording:
             return mlp.shared_share(x)
         if leaf == "shared":
             out = mlp.scaled(part.down(self.get(prefix + "shared_post", at)))
-            return out if mlp.shared_gate is None else out * self.get(prefix + "shared_gate", at)
+            if mlp.shared_gate is not None:
+                out = out * self.get(prefix + "shared_gate", at)
+            return out if mlp.ln_shared is None else mlp.ln_shared(out)
         raise KeyError(prefix + leaf)
 
     def read_by(self, layer: int, number: int) -> str:

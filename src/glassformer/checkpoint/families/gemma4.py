@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,11 @@ from glassformer.checkpoint.families.settings import (
     rope,
     windows,
 )
+from glassformer.checkpoint.families.sparse import fused
 from glassformer.checkpoint.tables import Row, row
 from glassformer.errors import CheckpointError, UnsupportedError
-from glassformer.model.choices import RopeScaling, Rotary
-from glassformer.model.config import Attention, Config, FeedForward, Layer, Norm
+from glassformer.model.choices import LayerEmbedding, RopeScaling, Rotary
+from glassformer.model.config import Attention, Config, Experts, FeedForward, Layer, Norm
 
 LAYER, BLOCK = "model.layers.{i}.", "blocks.{i}."
 _NAMES = {
@@ -39,6 +41,22 @@ ROWS: tuple[Row, ...] = (
         for kind in ("weight", "bias")
     ),
     row(f"{LAYER}layer_scalar", f"{BLOCK}scalar"),
+    # embeddings of tokens in every layer
+    row("model.embed_tokens_per_layer.weight", "layer_inputs.embed.weight"),
+    row("model.per_layer_model_projection.weight", "layer_inputs.project.weight"),
+    row("model.per_layer_projection_norm.weight", "layer_inputs.norm.weight"),
+    row(f"{LAYER}per_layer_input_gate.weight", f"{BLOCK}ple.gate.weight"),
+    row(f"{LAYER}per_layer_projection.weight", f"{BLOCK}ple.up.weight"),
+    row(f"{LAYER}post_per_layer_input_norm.weight", f"{BLOCK}ln3_post.weight"),
+    # experts beside the dense part
+    *(row(f"{LAYER}mlp.{part}_proj.weight", f"{BLOCK}mlp.shared.{part}.weight") for part in ("gate", "up", "down")),
+    row(f"{LAYER}router.proj.weight", f"{BLOCK}mlp.router.weight"),
+    row(f"{LAYER}router.scale", f"{BLOCK}mlp.router_scale"),
+    row(f"{LAYER}router.per_expert_scale", f"{BLOCK}mlp.scales"),
+    *(dataclasses.replace(line, theirs=LAYER + line.theirs) for line in fused("experts.")),
+    row(f"{LAYER}pre_feedforward_layernorm_2.weight", f"{BLOCK}mlp.ln_in.weight"),
+    row(f"{LAYER}post_feedforward_layernorm_1.weight", f"{BLOCK}mlp.ln_shared.weight"),
+    row(f"{LAYER}post_feedforward_layernorm_2.weight", f"{BLOCK}mlp.ln_out.weight"),
     row("model.norm.weight", "final.weight"),
     row("lm_head.weight", "unembed.weight"),
 )
@@ -72,6 +90,7 @@ class Gemma4:
     Args:
         name: ``model_type``; stem: of its classes' names.
         context, window: where no setting says so.
+        more: whether it may have embeddings of tokens in every layer, and experts.
         inside: further ``model_type`` that holds these settings.
     """
 
@@ -80,6 +99,7 @@ class Gemma4:
     context: int
     window: int
     inside: str
+    more: bool = False
 
     def family(self) -> Family:
         """The family, as everything else knows families."""
@@ -130,15 +150,21 @@ class Gemma4:
             )
             feed = FeedForward(d_ff * (2 if wide and donors[i] is not None else 1), act)
             found.append(Layer(mixer, feed, "both", scalar=True))
+        eps = attributes.number("rms_norm_eps", 1e-6)
+        if self.more:
+            found = _with_more(found, attributes, eps)
+        vocab = attributes.integer("vocab_size", 262_144)
+        own = attributes.integer("vocab_size_per_layer_input", 262_144) if self.more else None
         return Config(
-            attributes.integer("vocab_size", 262_144),
+            vocab,
             d_model,
             context,
             tuple(found),
-            Norm("rms", eps=attributes.number("rms_norm_eps", 1e-6)),
+            Norm("rms", eps=eps),
             tied=attributes.flag("tie_word_embeddings", True),
             embedding_scale=math.sqrt(d_model),
             logit_softcap=attributes.number("final_logit_softcapping", None, null=True),
+            layer_vocab=None if own == vocab or found[0].embedding is None else own,
         )
 
     def _kinds(self, attributes: Attributes, each: tuple[int | None, ...], context: int) -> list[Kind]:
@@ -169,13 +195,15 @@ class Gemma4:
         mixers = [config.attention(i) for i in range(config.n_layers)]
         wide = next((m for m in mixers if m.window is None), mixers[0])
         near = next((m for m in mixers if m.window is not None), wide)
-        feeds = [layer.feed_forward for layer in config.layers]
+        experts = [layer.feed_forward for layer in config.layers if isinstance(layer.feed_forward, Experts)]
+        feeds = [_dense(layer) for layer in config.layers]
         if not all(isinstance(feed, FeedForward) for feed in feeds):
             raise UnsupportedError("it has layers without a dense feed-forward part")
         sizes = [feed.d_ff for feed in feeds if isinstance(feed, FeedForward)]
         first = feeds[0]
         assert isinstance(first, FeedForward)
         return {
+            **(_more_settings(config, experts) if self.more else {}),
             "vocab_size": config.vocab_size,
             "hidden_size": config.d_model,
             "intermediate_size": sizes[0],
@@ -201,6 +229,49 @@ class Gemma4:
             "tie_word_embeddings": config.tied,
             "rope_parameters": {_FULL: _rope_settings(wide), _SLIDING: _rope_settings(near)},
         }
+
+
+def _dense(layer: Layer) -> FeedForward | None:
+    """The dense part of a layer, beside experts or alone."""
+    feed = layer.feed_forward
+    if isinstance(feed, Experts):
+        feed = feed.shared
+    return feed if isinstance(feed, FeedForward) else None
+
+
+def _with_more(layers: list[Layer], attributes: Attributes, eps: float) -> list[Layer]:
+    """The layers with embeddings of tokens of their own and experts, as far as the settings have them."""
+    dense = layers[0].feed_forward
+    assert isinstance(dense, FeedForward)
+    if d := attributes.integer("hidden_size_per_layer_input", 256, null=True):
+        layers = [dataclasses.replace(layer, embedding=LayerEmbedding(d, dense.activation)) for layer in layers]
+    n_experts, n_active = (attributes.integer(name, None) for name in ("num_experts", "top_k_experts"))
+    width = attributes.integer("moe_intermediate_size", None)
+    if not attributes.flag("enable_moe_block", False):
+        return layers
+    if not n_experts or not n_active or not width:
+        raise CheckpointError(
+            f"{attributes.where} sets enable_moe_block, and not all of num_experts, top_k_experts and "
+            "moe_intermediate_size."
+        )
+    experts = Experts(n_experts, n_active, width, dense.activation, apart=eps, expert_scales=True)
+    return [
+        dataclasses.replace(layer, feed_forward=dataclasses.replace(experts, shared=_dense(layer))) for layer in layers
+    ]
+
+
+def _more_settings(config: Config, experts: list[Experts]) -> dict[str, Any]:
+    """`_with_more` the other way."""
+    rows = config.vocab_size if config.layer_vocab is None else config.layer_vocab
+    found: dict[str, Any] = {
+        "hidden_size_per_layer_input": config.layer_embedding or 0,
+        "vocab_size_per_layer_input": rows,
+        "enable_moe_block": bool(experts),
+    }
+    if experts:
+        one = experts[0]
+        found |= {"num_experts": one.n_experts, "top_k_experts": one.n_active, "moe_intermediate_size": one.d_ff}
+    return found
 
 
 def shared_from(attributes: Attributes, each: tuple[int | None, ...]) -> list[int | None]:
@@ -251,4 +322,7 @@ def _rope_settings(mixer: Attention) -> dict[str, Any]:
     return found | ({} if rotary.scaling.factor == 1 else {"factor": rotary.scaling.factor})
 
 
-GEMMA4 = (Gemma4("gemma4_unified_text", "Gemma4Unified", 262_144, 1024, "gemma4_unified"),)
+GEMMA4 = (
+    Gemma4("gemma4_unified_text", "Gemma4Unified", 262_144, 1024, "gemma4_unified"),
+    Gemma4("gemma4_text", "Gemma4", 131_072, 512, "gemma4", more=True),
+)

@@ -45,6 +45,10 @@ class Experts:
         shared: a feed-forward part that every token passes beside its experts, or None.
         shared_scale: multiplies what it gives.
         shared_gate: what it gives is multiplied by the sigmoid of a projection.
+        apart: eps of rms norms that experts and the part beside them have of their own (Gemma 4): the router reads the
+            stream divided by its root mean square, times learned numbers over √d_model; experts read the stream through
+            a norm; and norms stand after the experts' sum and after the part beside them. None for no such norms.
+        expert_scales: weights are multiplied by a learned number for each expert.
     """
 
     kind: ClassVar[str] = "experts"
@@ -75,6 +79,8 @@ class Experts:
     shared_gate: bool = False
     latent: int | None = None
     latent_bias: bool = False
+    apart: float | None = None
+    expert_scales: bool = False
 
     def __post_init__(self) -> None:
         positive("experts", n_experts=self.n_experts, n_active=self.n_active, d_ff=self.d_ff)
@@ -103,10 +109,12 @@ class Experts:
             )
         if self.n_active > size * self.top_groups:
             raise ConfigError(f"{self.n_active} experts cannot be chosen from {self.top_groups} groups of {size}.")
-        for name in ("clamp", "jitter", "router_cap"):
+        for name in ("clamp", "jitter", "router_cap", "apart"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"experts.{name} must be above 0; got {value}.")
+        if self.apart is not None and self.latent is not None:
+            raise ConfigError("Experts with norms of their own have no latent.")
         if self.scale == 0:
             raise ConfigError("experts.scale must not be 0.")
         if self.shared_gate and self.shared is None:
@@ -129,6 +137,12 @@ class Experts:
             found["router.bias"] = Component((self.n_experts,), "biases")
         if self.correction:
             found["correction"] = Component((self.n_experts,), "biases")
+        if self.expert_scales:
+            found["scales"] = Component((self.n_experts,), "biases")
+        if self.apart is not None:
+            names = ["router_scale", "ln_in.weight", "ln_out.weight"]
+            names += [] if self.shared is None else ["ln_shared.weight"]
+            found |= {name: Component((d_model,), "norms") for name in names}
         share = self.n_active / self.n_experts
         if self.latent is not None:
             found["narrow.weight"] = Component((self.latent, d_model), "up")

@@ -112,7 +112,7 @@ class Block(nn.Module):
         mixer, feed = self.mixer, self.feed_forward
         if mixer is None:
             assert feed is not None
-            added = self.add(2, feed(self.read(2, x, view), view), view)
+            added = self.add(2, self._fed(x, self.read(2, x, view), view), view)
             return self.joined(2, x, added)
         first = self.read(1, x, view)
         a = self.add(1, mixer(first, state, view), view)
@@ -120,10 +120,16 @@ class Block(nn.Module):
             return self.joined(1, x, a)
         if self.parallel:
             second = first if self.ln2 is None and self.ln1 is not None else self.read(2, x, view)
-            return x + a + self.add(2, feed(second, view), view)
+            return x + a + self.add(2, self._fed(x, second, view), view)
         middle = see(view, "resid_mid", self.joined(1, x, a))
-        m = self.add(2, feed(self.read(2, middle, view), view), view)
+        m = self.add(2, self._fed(middle, self.read(2, middle, view), view), view)
         return self.joined(2, middle, m)
+
+    def _fed(self, stream: Tensor, x: Tensor, view: View | None) -> Tensor:
+        """What the feed-forward part gives of the normed stream `x`."""
+        feed = self.feed_forward
+        assert feed is not None
+        return feed(x, view, stream) if isinstance(feed, ExpertsPart) else feed(x, view)
 
     def norm(self, part: int) -> NormLayer | None:
         """The norm before the mixer (1) or the feed-forward part (2); None where the part reads the stream itself."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from glassformer.model.choices import Experts
+from glassformer.model.choices import Experts, Norm
 from glassformer.model.layers import Linear, gate, linear, softcap
-from glassformer.model.norms import at_least_float32
+from glassformer.model.norms import NormLayer, at_least_float32
 from glassformer.model.parts.feed_forward import FeedForwardPart
 from glassformer.model.sites import View, see
 
@@ -56,19 +56,59 @@ class ExpertsPart(nn.Module):
         self.shared_gate = Linear(d_model, 1, False) if c.shared_gate else None
         self.shared = None if c.shared is None else FeedForwardPart(c.shared, d_model, "mlp.shared_")
         self.activation = functools.partial(gate, c.activation)
+        self.scales = nn.Parameter(torch.empty(c.n_experts)) if c.expert_scales else None
+        self.router_scale = None if c.apart is None else nn.Parameter(torch.empty(d_model))
+        self.ln_in = self._norm(d_model)
+        self.ln_out = self._norm(d_model)
+        self.ln_shared = None if c.shared is None else self._norm(d_model)
 
-    def forward(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
-        weights = see(view, "mlp.weights", self.weights(see(view, "mlp.router", self.router(x))))
-        inner = self.narrowed(x)
+    def _norm(self, d_model: int) -> NormLayer | None:
+        return None if self.choice.apart is None else NormLayer(d_model, Norm("rms", self.choice.apart))
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch d_model"],
+        view: View | None = None,
+        stream: Float[Tensor, "*batch d_model"] | None = None,
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What the part gives of the normed stream `x`; `stream` is the stream itself, for norms of its own."""
+        weights = see(view, "mlp.weights", self.weights(see(view, "mlp.router", self.scored(x, stream))))
+        inner = self.narrowed(self.entering(x, stream))
         if self.narrow is not None:
             inner = see(view, "mlp.latent", inner)
         if view is not None and view.wants("mlp.pre", "mlp.pre_linear", "mlp.post"):
             out = self.written(self.watched(inner, weights, view), weights)
         else:
             out = self.widened(self.routed(inner, weights))
+        out = self.summed(out)
         return out if self.shared is None else out + see(view, "mlp.shared", self.beside(x, view))
 
     # The steps, each a function of its own so that what a trace kept can be taken from the middle
+
+    def scored(
+        self, x: Float[Tensor, "*batch d_model"], stream: Float[Tensor, "*batch d_model"] | None = None
+    ) -> Float[Tensor, "*batch expert"]:
+        """The router's scores."""
+        if self.router_scale is not None:
+            assert stream is not None
+            assert self.ln_in is not None
+            wide = at_least_float32(stream)
+            divided = (wide / self.ln_in.scale(stream)).to(stream.dtype)
+            x = divided * self.router_scale * stream.shape[-1] ** -0.5
+        return self.router(x)
+
+    def entering(
+        self, x: Float[Tensor, "*batch d_model"], stream: Float[Tensor, "*batch d_model"] | None = None
+    ) -> Float[Tensor, "*batch d_model"]:
+        """What the experts read: the normed stream, or the stream through a norm of their own."""
+        if self.ln_in is None:
+            return x
+        assert stream is not None
+        return self.ln_in(stream)
+
+    def summed(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The experts' sum after a norm of its own, where there is one."""
+        return x if self.ln_out is None else self.ln_out(x)
 
     def weights(self, router: Float[Tensor, "*batch expert"]) -> Float[Tensor, "*batch expert"]:
         """What each expert's output is multiplied by, from the router's scores; 0 for those not chosen."""
@@ -85,7 +125,8 @@ class ExpertsPart(nn.Module):
         weights = torch.zeros_like(scores).scatter(-1, chosen, scores.gather(-1, chosen))
         if c.renormalise:
             weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny)
-        return (weights * c.scale).to(router.dtype)
+        weights = weights * c.scale
+        return (weights if self.scales is None else weights * self.scales).to(router.dtype)
 
     def _in_best_groups(self, ranked: Float[Tensor, "*batch expert"]) -> Bool[Tensor, "*batch expert"]:
         c = self.choice
@@ -185,7 +226,9 @@ class ExpertsPart(nn.Module):
         """What the part that every token passes gives, its gate in it."""
         assert self.shared is not None
         out = self.scaled(self.shared(x, view))
-        return out if self.shared_gate is None else out * see(view, "mlp.shared_gate", self.shared_share(x))
+        if self.shared_gate is not None:
+            out = out * see(view, "mlp.shared_gate", self.shared_share(x))
+        return out if self.ln_shared is None else self.ln_shared(out)
 
     def scaled(self, shared: Tensor) -> Tensor:
         """The output of the part that every token passes, times the design's number."""
