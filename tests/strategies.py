@@ -99,11 +99,14 @@ def configs(draw: st.DrawFn, max_layers: int = 3) -> Config:
 @st.composite
 def dense(draw: st.DrawFn) -> FeedForward:
     """A dense feed-forward part."""
+    gated = draw(st.booleans())
     return FeedForward(
         d_ff=draw(st.sampled_from([8, 20])),
         activation=draw(st.sampled_from(ACTIVATIONS)),  # type: ignore[arg-type]
-        gated=draw(st.booleans()),
+        gated=gated,
         bias=draw(st.booleans()),
+        clamp=draw(st.sampled_from([None, 0.5])) if gated else None,
+        linear_shift=draw(st.sampled_from([0.0, 1.0])) if gated else 0.0,
         out_norm=draw(st.sampled_from([None, None, Norm("rms")])),
     )
 

@@ -284,7 +284,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # Norms of the sum of stream and part, or a layer after the last: parts do not add up in what the final norm reads.
 NO_ACCOUNT = ("modernbert-decoder", "openai-gpt", "opt")
 # Norms whose weight is one more than what is stored.
-ONE_PLUS = ("gemma", "recurrent_gemma", "nemotron", "qwen3_5", "qwen3_next")
+ONE_PLUS = ("gemma", "recurrent_gemma", "nemotron", "qwen3_5", "qwen3_next", "minimax_m3")
 
 
 def kind(name: str) -> str:

@@ -136,7 +136,7 @@ def test_site_names_are_public_api() -> None:
         "conv.gate", "conv.gate_in", "conv.v", "conv.pattern", "conv.mixed", "conv.z", "conv.out", "resid_mid",
         "ln2.scale", "ln2.normed", "mlp.router", "mlp.weights", "mlp.latent", "mlp.pre", "mlp.pre_linear", "mlp.post",
         "mlp.shared_pre", "mlp.shared_pre_linear", "mlp.shared_post", "mlp.shared_gate", "mlp.shared", "mlp.out",
-        "resid_post",
+        "resid_late", "ple.input", "ple.pre", "ple.post", "ple.out", "resid_post",
         "head.scale", "head.normed", "head.pre", "final.scale", "final.normed", "logits.precap", "logits",
     ]  # fmt: skip
     assert all(site.meaning.endswith(".") for site in SITES)

@@ -212,8 +212,8 @@ class Recording:
         if part == "mlp.pre_linear":
             return mlp.up(self.input(layer, 2, at))
         if part == "mlp.post":
-            h = mlp.activation(self.get(prefix + "mlp.pre", at))
-            return mlp.given(h if mlp.gate is None else h * self.get(prefix + "mlp.pre_linear", at))
+            up = None if mlp.gate is None else self.get(prefix + "mlp.pre_linear", at)
+            return mlp.post(self.get(prefix + "mlp.pre", at), up)
         raise KeyError(prefix + part)
 
     def fed(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
@@ -247,8 +247,8 @@ class Recording:
         if leaf == "shared_pre_linear":
             return part.up(x)
         if leaf == "shared_post":
-            h = part.activation(self.get(prefix + "shared_pre", at))
-            return part.given(h if part.gate is None else h * self.get(prefix + "shared_pre_linear", at))
+            up = None if part.gate is None else self.get(prefix + "shared_pre_linear", at)
+            return part.post(self.get(prefix + "shared_pre", at), up)
         if leaf == "shared_gate":
             return mlp.shared_share(x)
         if leaf == "shared":

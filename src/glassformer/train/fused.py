@@ -56,6 +56,8 @@ def plain(c: Config) -> bool:
         and not c.turns_by_length
         and c.head is None
         and f.out_norm is None
+        and f.clamp is None
+        and not f.linear_shift
         and not c.embedding_norm
         and c.d_embed is None
         and c.final_norm

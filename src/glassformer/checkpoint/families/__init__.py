@@ -29,6 +29,7 @@ from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba1 import MAMBA1
 from glassformer.checkpoint.families.mamba2 import MAMBA2
 from glassformer.checkpoint.families.mamba_hybrids import MAMBA_HYBRIDS
+from glassformer.checkpoint.families.minimax import MINIMAX_M3
 from glassformer.checkpoint.families.modernbert import MODERNBERT
 from glassformer.checkpoint.families.nemotron_h import NEMOTRON_H
 from glassformer.checkpoint.families.neox import NEOX, NEOX_JAPANESE
@@ -42,7 +43,7 @@ _ALL = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
     *(alike.family() for alike in FIXED_POSITIONS),
-    *(family.family() for family in (*INDEXED, DOTS_NOTE)),
+    *(family.family() for family in (*INDEXED, DOTS_NOTE, MINIMAX_M3)),
     *(FALCON, NEOX_JAPANESE, MODERNBERT.family()),
     *MAMBA1,
     MAMBA2,

@@ -33,6 +33,8 @@ class FeedForward:
         activation: of each.
         gated: with a linear half that the activated one multiplies.
         bias: biases on the matrices.
+        clamp: gates are cut to at most this, linear halves to between its negative and it; None for no cut.
+        linear_shift: added to the linear half.
         out_norm: a norm over what the neurons give, before the down projection (BitNet), or None.
     """
 
@@ -43,10 +45,16 @@ class FeedForward:
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    clamp: float | None = None
+    linear_shift: float = 0.0
     out_norm: Norm | None = None
 
     def __post_init__(self) -> None:
         positive("feed_forward", d_ff=self.d_ff)
+        if not self.gated and (self.clamp is not None or self.linear_shift):
+            raise ConfigError("Only a gated part has a clamp and a shift of the linear half.")
+        if self.clamp is not None and not self.clamp > 0:
+            raise ConfigError(f"feed_forward.clamp must be above 0; got {self.clamp}.")
         if self.activation == "xielu" and not self.gated:
             return
         known_activation(self.activation)

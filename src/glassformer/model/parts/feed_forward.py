@@ -48,14 +48,22 @@ class FeedForwardPart(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
         if self.gate is None:
-            h = self.activation(see(view, self.at + "pre", self.up(x)))
+            h = self.post(see(view, self.at + "pre", self.up(x)), None)
         else:
             pre = see(view, self.at + "pre", self.gate(x))
-            h = self.activation(pre, see(view, self.at + "pre_linear", self.up(x)))
-        return self.down(see(view, self.at + "post", self.given(h)))
+            h = self.post(pre, see(view, self.at + "pre_linear", self.up(x)))
+        return self.down(see(view, self.at + "post", h))
 
-    def given(self, h: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
-        """What the down projection reads, from the neurons' outputs: normed where the design does."""
+    def post(
+        self, pre: Float[Tensor, "*batch d_ff"], up: Float[Tensor, "*batch d_ff"] | None
+    ) -> Float[Tensor, "*batch d_ff"]:
+        """What the down projection reads, from neurons' inputs and the linear half where there is one."""
+        f = self.choice
+        if up is not None:
+            if f.clamp is not None:
+                pre, up = pre.clamp(max=f.clamp), up.clamp(-f.clamp, f.clamp)
+            up = up + f.linear_shift if f.linear_shift else up
+        h = self.activation(pre) if up is None else self.activation(pre, up)
         return h if self.out_norm is None else self.out_norm(h)
 
     def xielu(self, x: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
