@@ -145,7 +145,9 @@ class Watched:
     def settle(self) -> Watched:
         """Wait until nothing that is seen is working any more."""
         self.page.wait_for_timeout(150)
-        self.page.wait_for_selector('[aria-busy="true"]', state="detached", timeout=60_000)
+        self.page.wait_for_selector(
+            '[aria-busy="true"]', state="detached", timeout=180_000
+        )  # a busy machine is slow, not wrong
         self.page.wait_for_timeout(50)
         return self
 

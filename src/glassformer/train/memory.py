@@ -22,7 +22,6 @@ from glassformer.model.choices import (
 )
 from glassformer.model.config import Config, Layer
 from glassformer.model.parts.state_space import CHUNK
-from glassformer.train import fused
 from glassformer.train.loss import chunk_rows
 from glassformer.train.recipe import Recipe
 
@@ -85,7 +84,7 @@ def estimate(
     # per token and layer: streams and norms (float32 inside), q k v before and after norm and rotation, feed-forward
     layers = [_layer(config.d_model, layer, size) for layer in config.layers]
     layer = sum(layers) / len(layers)
-    if config.norm.kind == "rms" and (recipe.loop.recompute or not recipe.loop.fused or not fused.plain(config)):
+    if config.norm.kind == "rms":
         layer *= HEAP
     kept = int(config.n_layers * layer)
     if recipe.loop.recompute:

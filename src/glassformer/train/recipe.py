@@ -155,7 +155,7 @@ class LoopSpec:
         loss_chunk: tokens whose logits exist at once, 0 for a choice by vocabulary size.
         recompute: activation checkpointing: forget what is inside a block, compute it again for the gradient.
         compile: "off", "on" or "auto" (where it will pay).
-        fused: on a processor, attention and plain blocks in fewer operations than PyTorch's.
+        fused: on a processor, attention by explicit products instead of PyTorch's fused kernel.
         native: on a processor, the whole step in C++: "off", "on" or "auto" (plain designs that are small enough, runs
             that are long enough).
         deterministic: on a GPU, only kernels that give the same bits every time (slower).

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glassformer.model import Transformer
 from glassformer.system import hardware
-from glassformer.train import attention, compiling, fused
+from glassformer.train import attention, compiling
 from glassformer.train.dropout import Dropout
 from glassformer.train.loss import cross_entropy_sum, read_out
 from glassformer.train.optimizer import MuonAdamW
@@ -147,16 +147,13 @@ class TorchStepper(LocalStepper):
     ) -> None:
         super().__init__(transformer, recipe, compute)
         self.reduce = reduce
-        tap = self.dropout
         self.optimizer = MuonAdamW(self.weights.parts, recipe.optimizer, muon_dtype(compute))
         self.compiled = run_block is not None and compiling.is_compiled(run_block)
         if run_block is None and recipe.loop.recompute:
             run_block = Recomputing(transformer)
         if recipe.loop.fused and transformer.device.type == "cpu":
             attention.install(transformer)
-            if run_block is None and fused.supported(transformer):
-                run_block, tap = fused.FusedBlocks(transformer, self.weights, self.dropout), None
-        self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block, tap)
+        self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block, self.dropout)
         # what the weights came in is free now, in pieces that no activation fits into
         hardware.give_back_freed_memory()
 

@@ -10,7 +10,7 @@ Muon sees a stack of them without copying. This module knows names and shapes, n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -149,19 +149,6 @@ class FlatWeights:
         """Round the masters into what the module computes with; call after each optimiser step."""
         if self.working is not self.master:
             self.working.copy_(self.master)
-
-    def joined(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """What the module computes with, and where its gradients go, of parameters that lie next to each other.
-
-        Matrices with as many columns are joined by rows.
-        """
-        start, at = self.offsets[names[0]], self.offsets[names[0]]
-        for name in names:
-            if self.offsets[name] != at:
-                raise ValueError(f"{', '.join(names)} do not lie next to each other")
-            at += self.shapes[name].numel()
-        rest = self.shapes[names[0]][1:]
-        return self.working[start:at].view(-1, *rest), self._work_grad[start:at].view(-1, *rest)
 
     def view(self, buffer: Tensor, name: str) -> Tensor:
         """One parameter's view of a buffer laid out like the masters."""
