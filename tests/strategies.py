@@ -20,6 +20,7 @@ from glassformer.model.config import (
     Layer,
     LayerEmbedding,
     Norm,
+    Parallel,
     RopeScaling,
     Rotary,
     SelectiveStateSpace,
@@ -109,6 +110,13 @@ def dense(draw: st.DrawFn) -> FeedForward:
         linear_shift=draw(st.sampled_from([0.0, 1.0])) if gated else 0.0,
         out_norm=draw(st.sampled_from([None, None, Norm("rms")])),
     )
+
+
+@st.composite
+def scaled(draw: st.DrawFn) -> FeedForward:
+    """A dense feed-forward part with numbers that multiply what it reads and gives."""
+    scales = st.sampled_from([1.0, 0.7])
+    return dataclasses.replace(draw(dense()), pre_scale=draw(scales), out_scale=draw(scales))
 
 
 @st.composite
@@ -231,6 +239,8 @@ def state_spaces(draw: st.DrawFn) -> StateSpace:
         norm=draw(st.booleans()),
         norm_groups=groups,
         norm_first=draw(st.booleans()),
+        out_bias=draw(st.sampled_from([None, True, False])),
+        scales=draw(st.sampled_from([(), (0.5, 1.5, 0.7, -1.2, 0.9)])),
     )
 
 
@@ -281,6 +291,18 @@ def short_convolutions(draw: st.DrawFn) -> ShortConvolution:
     return ShortConvolution(draw(st.sampled_from([5, 8])), conv, draw(st.booleans()), draw(st.booleans()))
 
 
+@st.composite
+def parallels(draw: st.DrawFn) -> Parallel:
+    """Attention, latent or not, beside a recurrence."""
+    scales = st.sampled_from([1.0, 0.6, -1.3])
+    return Parallel(
+        draw(st.one_of(attentions(), latents())),
+        draw(st.one_of(gated_deltas(), state_spaces())),
+        (draw(scales), draw(scales)),
+        (draw(scales), draw(scales)),
+    )
+
+
 MIXERS = st.one_of(
     attentions(),
     latents(),
@@ -289,6 +311,7 @@ MIXERS = st.one_of(
     selective(),
     gated_recurrences(),
     short_convolutions(),
+    parallels(),
     st.none(),
 )
 
@@ -330,7 +353,7 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
     layers = []
     for _ in range(draw(st.integers(1, max_layers))):
         mixer = draw(MIXERS)
-        feeds = st.one_of(dense(), experts())
+        feeds = st.one_of(scaled(), experts())
         feed = draw(feeds) if mixer is None else draw(st.one_of(feeds, st.none()))
         parallel = mixer is not None and feed is not None and draw(st.booleans())
         placements = ("before", "after", "shared") if parallel else ("before", "after", "both", "feed", "feed_both")

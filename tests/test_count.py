@@ -39,7 +39,7 @@ PUBLISHED = {
 def component(name: str) -> str:
     part, _, kind = name.removeprefix("blocks.").rpartition(".")
     part = part.lstrip("0123456789.")
-    if part.startswith(("ln", "final", "attn.q_norm", "attn.k_norm")):
+    if part.startswith(("ln", "final", "attn.q_norm", "attn.k_norm", "attn.out_norm", "mlp.out_norm")):
         return "norms"
     if kind == "bias":
         return "biases"

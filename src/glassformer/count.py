@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glassformer.errors import ConfigError, UsageError, near
-from glassformer.model.choices import Component
+from glassformer.model.choices import Component, softmax_of
 from glassformer.model.config import Attention, Config, FeedForward, LatentAttention, Norm, Rotary, uniform
 
 # Bits of one weight. The two block formats hold 32 weights and a 16-bit scale.
@@ -197,7 +197,8 @@ class Count:
         mixer = self.config.layers[layer].mixer
         if mixer is None:
             return 0.0
-        if not isinstance(mixer, Attention) or mixer.chunk is None:
+        attention = softmax_of(mixer)
+        if attention is None or attention.chunk is None:
             window = mixer.seen(self.context - 1)
             return (window * (window + 1) / 2 + (self.context - window) * window) / self.context
         return sum(mixer.seen(i) for i in range(self.context)) / self.context

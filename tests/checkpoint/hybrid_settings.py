@@ -54,6 +54,21 @@ _NEMOTRON: dict[str, Any] = {
     "moe_shared_expert_intermediate_size": 10,
     "routed_scaling_factor": 2.5,
 }
+_FALCON: dict[str, Any] = {
+    **_SMALL,
+    **_MAMBA,
+    "num_hidden_layers": 2,
+    "mamba_d_ssm": 64,
+    "embedding_multiplier": 3.0,
+    "lm_head_multiplier": 0.5,
+    "key_multiplier": 0.11048543456039804,
+    "attention_in_multiplier": 1.2,
+    "attention_out_multiplier": 0.8,
+    "ssm_in_multiplier": 1.3,
+    "ssm_out_multiplier": 0.6,
+    "mlp_multipliers": [0.7, 0.4],
+    "ssm_multipliers": [0.5, 1.5, 0.7, 1.2, 0.9],
+}
 _KIMI: dict[str, Any] = {
     **_SMALL,
     "num_key_value_heads": 4,
@@ -81,6 +96,15 @@ HYBRID: dict[str, dict[str, Any]] = {
     },
     "granitemoehybrid:dense": {**_GRANITE, "num_local_experts": 0, "position_embedding_type": "rope"},
     "nemotron_h": _NEMOTRON,
+    "falcon_h1": _FALCON,
+    "falcon_h1:normed": {
+        **_FALCON,
+        "mamba_rms_norm": True,
+        "mamba_norm_before_gate": False,
+        "projectors_bias": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
     "nemotron_h:latent": {**_NEMOTRON, "moe_latent_size": 8, "mlp_bias": True, "use_bias": True},
     "olmo_hybrid": {
         **_SMALL,

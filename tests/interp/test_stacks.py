@@ -11,10 +11,11 @@ from hypothesis import assume, given, settings
 from glassformer.errors import SiteError
 from glassformer.interp import edits
 from glassformer.interp.decompose import KINDS
+from glassformer.interp.patching import patch
 from glassformer.interp.taps import Compose
 from glassformer.interp.trace import trace
 from glassformer.model import Attention, Config, FeedForward, StateSpace, uniform
-from glassformer.model.choices import GatedLinearRecurrence, SelectiveStateSpace, ShortConvolution
+from glassformer.model.choices import GatedLinearRecurrence, Parallel, SelectiveStateSpace, ShortConvolution
 from glassformer.model.sites import names
 from tests.model.test_stacks import PHASES, Everything, drawn
 from tests.strategies import stacks
@@ -101,13 +102,21 @@ def hybrid() -> Config:
     return Config(40, 16, 64, (*one, *two, *one))
 
 
-@pytest.mark.parametrize("config", [mamba(), hybrid()], ids=["mamba", "hybrid"])
+def beside() -> Config:
+    """Two heads of attention beside two of a state space, which are wider."""
+    mixer = Parallel(
+        Attention(2, 1, 4, gate="head"), StateSpace(2, 8, 6, n_groups=2, norm_groups=2), (1.3, 0.7), (0.5, 1.5)
+    )
+    return uniform(40, 16, 2, 64, mixer, FeedForward(24))
+
+
+@pytest.mark.parametrize("config", [mamba(), hybrid(), beside()], ids=["mamba", "hybrid", "beside"])
 def test_every_way_of_looking_works_on_a_state_space(config: Config) -> None:
     transformer = drawn(config)
     run = trace(transformer, [3, 17, 5, 22, 9, 30, 17, 5])
     assert run.pattern(0).shape == (4, 8, 8)
     assert run.head_outputs(0).shape == (4, 8, 16)
-    whole = run["blocks.0.ssm.out"]
+    whole = run[f"blocks.0.{config.mixer(0).prefix}.out"]
     torch.testing.assert_close(run.head_outputs(0).sum(0), whole, rtol=1e-9, atol=1e-10)
     parts = torch.stack([run.contributions(0, h, 5) for h in range(4)]).sum((0, 1))
     torch.testing.assert_close(parts, whole[5], rtol=1e-9, atol=1e-10)
@@ -119,3 +128,36 @@ def test_every_way_of_looking_works_on_a_state_space(config: Config) -> None:
     assert not torch.allclose(off["logits"], run["logits"])
     heads = run.heads(length=6, shuffles=1)
     assert heads.scores["previous"].shape == (config.n_layers, 4)
+
+
+def test_heads_of_attention_and_of_a_recurrence_side_by_side() -> None:
+    """Patterns and outputs of both stand one after the other; edits of any head are edits of what it is in."""
+    config = beside()
+    transformer, name = drawn(config), "blocks.0."
+    run = trace(transformer, [3, 17, 5, 22, 9, 30, 17, 5])
+    torch.testing.assert_close(run.pattern(0)[:2], run[name + "attn.pattern"])
+    torch.testing.assert_close(run.pattern(0, 3), run[name + "ssm.pattern"][1])
+    assert not run[name + "mix.z"][:, :2, 4:].any()
+    torch.testing.assert_close(run[name + "mix.z"][:, 2:], run[name + "ssm.z"])
+    for head in (1, 3):
+        tap = edits.ablate(layer=0, head=head)
+        off = trace(transformer, run.ids, tap=tap)
+        expected = run[name + "mix.out"] - run.head_outputs(0, head)
+        torch.testing.assert_close(off[name + "mix.out"], expected)
+        assert abs(off.why(words=0).residual) <= 1e-12
+        blind = edits.knockout(keys=2, layer=0, head=head)
+        cut = trace(transformer, run.ids, tap=blind)
+        assert not cut.contributions(0, head, 5)[2].any()
+        assert abs(cut.why(words=0).residual) <= 1e-12
+        seen = Everything(config)
+        transformer(torch.tensor([run.ids]), tap=Compose(blind, seen).bind(config))
+        torch.testing.assert_close(cut[name + "mix.pattern"], seen.seen[name + "mix.pattern"][0])
+        torch.testing.assert_close(cut[name + "mix.z"], seen.seen[name + "mix.z"][0])
+    other = trace(transformer, [3, 17, 8, 22, 9, 30, 17, 5])
+    found = patch([(run, other)], "heads", answer=3, wrong=5)
+    assert found.measured.shape == (1, 2, 4)
+    assert len({round(float(x), 12) for x in found.measured[0, 0]}) == 4
+    assert run.cell(0, 1, 6, 2).weight == float(run.pattern(0, 1, 6)[2])
+    for ask in (lambda: run.cell(0, 2, 6, 2), lambda: run.scores(0, 3)):
+        with pytest.raises(SiteError, match="0 to 1 have"):
+            ask()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glassformer.cli.common import JsonOption, bar, print_json
-from glassformer.model.choices import Attention, Experts, FeedForward
+from glassformer.model.choices import Attention, Experts, FeedForward, members
 
 if TYPE_CHECKING:
     from glassformer.count import Count
@@ -185,11 +185,12 @@ def _parts(c: Config) -> str:
     for layer in c.layers:
         m, f = layer.mixer, layer.feed_forward
         told = []
-        if isinstance(m, Attention):
-            shared = "" if m.n_kv_heads == m.n_heads else f" ({m.n_kv_heads:,} key-value)"
-            told.append(f"{m.n_heads:,} heads{shared} × {m.d_head:,}")
-        elif m is not None:
-            told.append(f"{m.kind.replace('_', ' ')} of {m.n_heads:,} heads × {m.d_head:,}")
+        for own in () if m is None else members(m):
+            if isinstance(own, Attention):
+                shared = "" if own.n_kv_heads == own.n_heads else f" ({own.n_kv_heads:,} key-value)"
+                told.append(f"{own.n_heads:,} heads{shared} × {own.d_head:,}")
+            elif not isinstance(own, FeedForward | Experts):
+                told.append(f"{own.kind.replace('_', ' ')} of {own.n_heads:,} heads × {own.d_head:,}")
         if f is not None:
             told.append(f"d_ff {f.d_ff:,}" if isinstance(f, FeedForward) else _experts(f))
         kinds[" · ".join(told)] = kinds.get(" · ".join(told), 0) + 1

@@ -126,7 +126,7 @@ def cell(
     """
     layer = trace.layer(layer)
     attention = trace.forward.attention(layer)
-    head = trace.head(head, layer)
+    head = trace.attention_head(head, layer)
     query, key = trace.position(query), trace.position(key)
     forward, a = trace.forward, attention.choice
     kv_head = head // (a.n_heads // a.n_kv_heads)
@@ -144,12 +144,12 @@ def cell(
     score = float(row[key])
     weights = trace.pattern(layer, head, query)
     weight = float(weights[key])
-    value = values_of_head(forward, layer, head, at_key)[0]
+    value = values_of_head(forward, layer, head, at_key)[0, : a.value_size]
     handed = weights[key] * value
     factor = forward.factor(layer, at_query)
     if factor is not None:
-        handed = handed * factor[0, 0, head]
-    columns = writing(forward, layer)[head]
+        handed = handed * factor[0, 0, head, : a.value_size]
+    columns = writing(forward, layer)[head, :, : a.value_size]
     per_dimension = through_post(forward, layer, "mixer", (columns * handed).T[None, None], at_query)[0, 0]
     goal = target(trace, token, against, query if position is None else position)
     effects = torch.zeros(a.value_size, dtype=torch.float64)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from glassformer.interp.head_outputs import before_post, gain, part_scale, post_norm, writing
 from glassformer.interp.logit_target import Target
-from glassformer.model.choices import Experts
+from glassformer.model.choices import Experts, members
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.experts import ExpertsPart
 
@@ -311,6 +311,7 @@ def _edits(trace: Trace, layer: int, at: slice, reads: Reads | None) -> Iterator
         name = prefix + choice.mixer.prefix
         mixed = forward.recorded[name + ".out"][0, at][0].double()
         given = reads.total() + dict(bias_parts(trace, layer, int(at.start))).get("attention_bias", torch.zeros(()))
+        sites |= {f"{prefix}{own.prefix}.{site}" for own in members(choice.mixer) for site in own.sites()}
         sites |= {f"{name}.{site}" for site in (*choice.mixer.sites(), "out")}
     if written & sites or forward.edits_grid(layer):
         start = forward.within(layer, 0) * start

@@ -166,7 +166,7 @@ def knockout(
     """Forbid attention from the queries (None: all) to the keys, in the layers and heads named (None: all).
 
     The row's other weights are renormalised, and a position may always attend to itself. In a recurrence the grid
-    that its gates imply is cut instead, and nothing is renormalised.
+    that its gates imply is cut instead, and nothing is renormalised; nor where attention stands beside a recurrence.
     """
     return Knockout((), layer, ("mixer.scores",), _selection(queries, head, keys, None, rows))
 

@@ -26,7 +26,7 @@ from glassformer.interp.decompose import (
 from glassformer.interp.logit_target import Target
 from glassformer.interp.run_from import Context, Sharing, finish, tap_of
 from glassformer.interp.taps import Bound, Step
-from glassformer.model.choices import Attention
+from glassformer.model.choices import recurrence_of, softmax_of
 from glassformer.model.config import Layer
 from glassformer.model.sites import Where
 
@@ -40,10 +40,11 @@ _WORK = 96 << 20
 def row_numbers(layer: Layer, seen: int, d_model: int) -> int:
     """Numbers of work that one row of one layer takes, with `seen` keys before it."""
     numbers, mixer, feed = 6 * d_model, layer.mixer, layer.feed_forward
-    if isinstance(mixer, Attention):
-        numbers += seen * (mixer.n_kv_heads * (mixer.d_head + mixer.value_size) + mixer.n_heads * 2)
-    elif mixer is not None:
-        numbers += 2 * mixer.state_numbers + 8 * mixer.out_size
+    if (attention := softmax_of(mixer)) is not None:
+        a = attention
+        numbers += seen * (a.n_kv_heads * (a.d_head + a.value_size) + a.n_heads * 2)
+    if (recurrence := recurrence_of(mixer)) is not None:
+        numbers += 2 * recurrence.state_numbers + 8 * recurrence.out_size
     return numbers + (0 if feed is None else 3 * feed.active_neurons)
 
 

@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 
 from glassformer.errors import MemoryLimitError
-from glassformer.model.choices import Attention
+from glassformer.model.choices import softmax_of
 from glassformer.model.config import Config, Layer
-from glassformer.model.sites import axis_sizes, site_of
+from glassformer.model.sites import axis_sizes, kept_places, site_of
 from glassformer.system import hardware
 
 # Work below this size is not worth asking the system about.
@@ -93,11 +93,10 @@ def basis_width(config: Config) -> int:
     """Numbers a trace keeps per token, averaged over layers: each part's basis and what it adds to the stream."""
     total = 0
     for i, layer in enumerate(config.layers):
-        for part in (layer.mixer, layer.feed_forward):
-            for site in () if part is None else (*part.basis(), "out"):
-                name = f"blocks.{i}.{part.prefix}.{site}"  # type: ignore[union-attr]
-                sizes = axis_sizes(name, config)
-                total += math.prod(sizes.get(axis, 1) for axis in site_of(name).axes)
+        for place in kept_places(layer):
+            name = f"blocks.{i}.{place}"
+            sizes = axis_sizes(name, config)
+            total += math.prod(sizes.get(axis, 1) for axis in site_of(name).axes)
     return -(-total // config.n_layers)
 
 
@@ -108,8 +107,9 @@ def _working(layer: Layer, d_model: int, tokens: int) -> int:
     hidden = 0 if feed is None else (3 if feed.gated else 2) * feed.active_neurons
     mixing = 0 if mixer is None else 5 * mixer.out_size
     capped = 0
-    if isinstance(mixer, Attention) and (mixer.softcap is not None or mixer.sink or mixer.alibi):
-        capped = 3 * mixer.n_heads * min(tokens, 256)
+    attention = softmax_of(mixer)
+    if attention is not None and (attention.softcap is not None or attention.sink or attention.alibi):
+        capped = 3 * attention.n_heads * min(tokens, 256)
     return 3 * d_model + max(hidden, mixing) + capped
 
 

@@ -237,8 +237,8 @@ def excite(
             up, own = rows(mlp.experts.up, x), mlp.experts.gate
             out = mlp.hidden(up) if own is None else mlp.hidden(rows(own, x), up)
         else:
-            up = rows(mlp.up, x)
-            out = mlp.activation(up) if mlp.gate is None else mlp.activation(rows(mlp.gate, x)) * up
+            up, scale = rows(mlp.up, x), mlp.choice.pre_scale
+            out = mlp.activation(up * scale) if mlp.gate is None else mlp.activation(rows(mlp.gate, x) * scale) * up
         ids = part[:, None].expand(-1, len(neurons))
         values, tokens = torch.cat([values, out]), torch.cat([tokens, ids])
         values, order = values.topk(min(k, len(values)), dim=0)

@@ -11,7 +11,8 @@ Indices along the query axis are slots: with left padding, slot 0 of a short tex
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,7 +22,7 @@ from glassformer.interp.taps import Bound
 from glassformer.model import Config, Transformer
 from glassformer.model.attention import TILE, Visible
 from glassformer.model.cache import State
-from glassformer.model.choices import Attention, LatentAttention
+from glassformer.model.choices import Attention, LatentAttention, Parallel, recurrence_of, softmax_of
 from glassformer.model.layers import linear, softcap
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block, MixerPart
@@ -30,9 +31,10 @@ from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.head import HeadPart
 from glassformer.model.parts.index import Indexed
+from glassformer.model.parts.parallel import ParallelPart
 from glassformer.model.parts.short_convolution import ShortConvolutionPart
 from glassformer.model.parts.state_space import StateSpacePart
-from glassformer.model.sites import SITES, Where, layer_of, site_of
+from glassformer.model.sites import SITES, Where, kept_places, layer_of, site_of
 
 GRIDS = tuple(site.name for site in SITES if site.axes[-1] == "key" or site.name == "attn.sink")
 ALL = slice(None)
@@ -44,9 +46,7 @@ def basis_sites(config: Config) -> list[str]:
     """The sites a trace keeps, in the order the forward reaches them."""
     found = ["embed"] + (["pos_embed"] if config.adds_positions else [])
     for i, layer in enumerate(config.layers):
-        for part in (layer.mixer, layer.feed_forward, layer.embedding):
-            if part is not None:
-                found += [f"blocks.{i}.{part.prefix}.{site}" for site in (*part.basis(), "out")]
+        found += [f"blocks.{i}.{place}" for place in kept_places(layer)]
     return found
 
 
@@ -113,12 +113,10 @@ class Recording:
             UnsupportedError: the layer mixes positions in another way.
         """
         self.config.attention(layer)
-        mixer = self.block(layer).mixer
-        assert isinstance(mixer, AttentionPart)
-        return mixer
+        return self.block(layer).attn
 
     def prefix(self, layer: int) -> str:
-        """The prefix of this layer's mixer among the sites: "attn", "ssm", "delta", "mamba", "lru" or "conv"."""
+        """The prefix of this layer's mixer among the sites: "attn", "ssm", "delta", "mamba", "lru", "conv" or "mix"."""
         return self.config.mixer(layer).prefix
 
     def row(self, row: int) -> Recording:
@@ -208,7 +206,7 @@ class Recording:
         if isinstance(mlp, ExpertsPart):
             return self._in_experts(layer, mlp, leaf, at)
         if part == "mlp.pre":
-            return (mlp.up if mlp.gate is None else mlp.gate)(self.input(layer, 2, at))
+            return mlp.pre(self.input(layer, 2, at))
         if part == "mlp.pre_linear":
             return mlp.up(self.input(layer, 2, at))
         if part == "mlp.post":
@@ -243,7 +241,7 @@ class Recording:
         part = mlp.shared
         assert part is not None
         if leaf == "shared_pre":
-            return (part.up if part.gate is None else part.gate)(x)
+            return part.pre(x)
         if leaf == "shared_pre_linear":
             return part.up(x)
         if leaf == "shared_post":
@@ -275,18 +273,20 @@ class Recording:
         if leaf in ("rot_q", "rot_k"):
             return self.turned(layer, self.get(prefix + leaf[-1], at), at, leaf[-1])
         if leaf == "gate":
-            return part.gates(self.input(layer, 1, at))
+            return part.gates(self.mixed_input(layer, 0, at))
         raise KeyError(prefix + leaf)
 
     def _in_recurrence(self, layer: int, leaf: str, at: Index) -> Tensor:
-        part, prefix = self.recurrence(layer), f"blocks.{layer}.{self.prefix(layer)}."
+        part, prefix = self.recurrence(layer), f"blocks.{layer}.{self.recurrence(layer).choice.prefix}."
         if leaf == "gate":
-            return part.gates(self.input(layer, 1, at))
+            return part.gates(self.mixed_input(layer, 1, at))
         if leaf == "gate_in" and isinstance(part, ShortConvolutionPart):
-            return part.gates_in(self.input(layer, 1, at))
+            return part.gates_in(self.mixed_input(layer, 1, at))
         if leaf == "mixed":
             if self.edits_grid(layer):
-                return part.remix(self.kept(layer), self.grid(layer, f"{self.prefix(layer)}.pattern"))[:, at]
+                whole = self.grid(layer, f"{self.prefix(layer)}.pattern")
+                beside = self.attention(layer).heads if isinstance(self.mixer(layer), ParallelPart) else 0
+                return part.remix(self.kept(layer), whole[:, beside:])[:, at]
             return part.reread(self.kept(layer))[0][:, at]
         raise KeyError(prefix + leaf)
 
@@ -376,18 +376,27 @@ class Recording:
     def state(self, layer: int, length: int) -> State:
         """What a recurrence left behind after the first `length` tokens, as its cache holds it."""
         part, before = self.recurrence(layer), self.recurrence(layer).choice.conv - 1
-        last = self.input(layer, 1, slice(max(0, length - before), length))
+        last = self.mixed_input(layer, 1, slice(max(0, length - before), length))
         return part.carried(last, self.kept(layer, length))
 
     def recurrence(self, layer: int) -> GatedDeltaPart | StateSpacePart | ChannelsPart:
         """The recurrence of this layer."""
         part = self.mixer(layer)
-        assert not isinstance(part, AttentionPart)
+        part = part.parts[1] if isinstance(part, ParallelPart) else part
+        assert not isinstance(part, AttentionPart | ParallelPart)
         return part
 
+    def mixed_input(self, layer: int, member: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
+        """What a layer's attention (0) or recurrence (1) reads: what its mixer reads, times a number where there are
+        both."""
+        x, mixer = self.input(layer, 1, at), self.mixer(layer)
+        return mixer.read(member, x) if isinstance(mixer, ParallelPart) else x
+
     def kept(self, layer: int, length: int | None = None) -> dict[str, Tensor]:
-        """What the trace keeps of a layer's mixer, of the first `length` positions."""
-        prefix, basis = f"blocks.{layer}.{self.prefix(layer)}.", self.config.mixer(layer).basis()
+        """What the trace keeps of a layer's recurrence, of the first `length` positions."""
+        choice = recurrence_of(self.config.mixer(layer))
+        assert choice is not None
+        prefix, basis = f"blocks.{layer}.{choice.prefix}.", choice.basis()
         return {name: self.recorded[prefix + name][:, :length] for name in basis}
 
     # Attention grids
@@ -421,9 +430,9 @@ class Recording:
 
     def shared(self, first: int) -> dict[int, tuple[Tensor, Tensor]]:
         """Keys and values, (batch, kv_head, key, d_head), of layers before `first` that later ones use."""
-        donors = {
-            layer.mixer.keys_from for layer in self.config.layers[first:] if isinstance(layer.mixer, Attention)
-        } - {None}
+        donors = {a.keys_from for layer in self.config.layers[first:] if (a := softmax_of(layer.mixer)) is not None} - {
+            None
+        }
         return {donor: self.keys_and_values(donor) for donor in donors if donor is not None and donor < first}
 
     def keys_and_values(self, layer: int, at: Index = ALL) -> tuple[Tensor, Tensor]:
@@ -456,6 +465,27 @@ class Recording:
     def values(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch key kv_head d_head"]:
         """What each position hands over to the layer's heads: the values that its grid weighs."""
         mixer = self.config.mixer(layer)
+        if isinstance(mixer, Parallel):
+            return self._of_both(layer, lambda own: self._values(layer, own, at))
+        return self._values(layer, mixer, at)
+
+    def _of_both(self, layer: int, of: Callable[[Any], Tensor | None], fill: float = 0.0) -> Tensor:
+        """Numbers (batch, slot, head, d_head) of a layer's two mixers, for each of their heads, one after the other;
+        ones where there are none."""
+        part, found = self.mixer(layer), []
+        assert isinstance(part, ParallelPart)
+        for own in part.choice.members:
+            x = of(own)
+            if x is None:
+                x = self.recorded[f"blocks.{layer}.{own.prefix}.z"].new_ones(1, 1, own.n_heads, own.value_size)
+            if x.shape[2] != own.n_heads:
+                x = x.repeat_interleave(own.n_heads // x.shape[2], dim=2)
+            found.append(x.expand(*x.shape[:3], own.value_size))
+        slots = max(x.shape[1] for x in found)
+        rows = max(x.shape[0] for x in found)
+        return part.joined([x.expand(rows, slots, *x.shape[2:]) for x in found], fill)
+
+    def _values(self, layer: int, mixer: Any, at: Index) -> Tensor:
         if isinstance(mixer, Attention):
             return self.get(f"blocks.{self.keys_of(layer)}.attn.v", at)
         return self.get(f"blocks.{layer}.{mixer.prefix}.{mixer.handed}", at)
@@ -495,14 +525,20 @@ class Recording:
 
         An attention's output gate and norm, or a state space's, with the norm's divisor as run.
         """
-        mixer = self.mixer(layer)
-        if not isinstance(mixer, AttentionPart):
-            prefix = f"blocks.{layer}.{self.prefix(layer)}."
-            return mixer.factor(self.get(prefix + "mixed", at), self.get(prefix + "gate", at))
-        gate = None if mixer.gate is None else self.get(f"blocks.{layer}.attn.gate", at)
-        if mixer.out_norm is None:
+        mixer = self.config.mixer(layer)
+        if isinstance(mixer, Parallel):
+            return self._of_both(layer, lambda own: self._factor(layer, own, at))
+        return self._factor(layer, mixer, at)
+
+    def _factor(self, layer: int, mixer: Any, at: Index) -> Tensor | None:
+        if not isinstance(mixer, Attention):
+            prefix = f"blocks.{layer}.{mixer.prefix}."
+            return self.recurrence(layer).factor(self.get(prefix + "mixed", at), self.get(prefix + "gate", at))
+        part = self.attention(layer)
+        gate = None if part.gate is None else self.get(f"blocks.{layer}.attn.gate", at)
+        if part.out_norm is None:
             return gate
-        times = mixer.normed_times(self.recorded[f"blocks.{layer}.attn.z_scale"][:, at])
+        times = part.normed_times(self.recorded[f"blocks.{layer}.attn.z_scale"][:, at])
         return times if gate is None else gate * times
 
     def indexed(self, layer: int) -> Indexed | None:
@@ -532,6 +568,8 @@ class Recording:
             whole = self.recorded[name] if name in self.recorded else self._edited_grid(layer, part)
             whole = whole if heads is None else whole[:, heads]
             return whole[:, :, queries, keys]
+        if part == "mix.pattern":
+            return self._both_grids(layer, heads, queries, keys)
         if not isinstance(queries, slice):
             rows = [self.grid(layer, part, heads, slice(int(q), int(q) + 1), keys) for q in queries]
             return torch.cat(rows, dim=2)
@@ -554,6 +592,18 @@ class Recording:
                 out[:, :, t0 - q0 : t1 - q0, a - k0 : b - k0] = tile[0][..., a - low : b - low]
         return out
 
+    def _both_grids(self, layer: int, heads: list[int] | None, queries: Index, keys: slice) -> Tensor:
+        """Patterns of a layer's two mixers, one after the other, or of some of their heads."""
+        part = self.mixer(layer)
+        assert isinstance(part, ParallelPart)
+        first = part.parts[0].heads
+        grids = []
+        for own, low in zip(part.choice.members, (0, first), strict=True):
+            chosen = None if heads is None else [h - low for h in heads if low <= h < low + own.n_heads]
+            if chosen is None or chosen:
+                grids.append(self.grid(layer, f"{own.prefix}.pattern", chosen, queries, keys))
+        return grids[0] if len(grids) == 1 else part.joined_grids(grids)
+
     def _tile(self, layer: int, part: str, heads: list[int] | None, k: Tensor, q0: int, q1: int) -> tuple[Tensor, int]:
         """Scores or pattern of some queries over all keys they can see, and the first such key."""
         attention = self.attention(layer)
@@ -574,6 +624,8 @@ class Recording:
         if self._whole is not None:
             batch, row, pad = self._whole
             return batch._edited_grid(layer, part)[row : row + 1, :, pad:, pad:]
+        if part == "mix.pattern":
+            return self._changed(f"blocks.{layer}.mix.pattern", self._both_grids(layer, None, ALL, ALL))
         if not part.startswith("attn."):
             return self._changed(f"blocks.{layer}.{part}", self._implied(layer, None, 0, self.length))
         attention = self.attention(layer)

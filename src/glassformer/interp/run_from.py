@@ -16,7 +16,7 @@ from glassformer.interp.recording import Recording
 from glassformer.interp.taps import Bound
 from glassformer.model import Cache, Transformer
 from glassformer.model.cache import State
-from glassformer.model.choices import Attention
+from glassformer.model.choices import softmax_of
 from glassformer.model.sites import Looking, Tap, Where
 
 
@@ -50,8 +50,8 @@ class Context(Cache):
         self.keys, self.values, self.indexed = [], [], {}
         at = slice(0, length)
         for layer, choice in enumerate(config.layers):
-            mixer = choice.mixer
-            if not isinstance(mixer, Attention) or mixer.keys_from is not None:
+            mixer = softmax_of(choice.mixer)
+            if mixer is None or mixer.keys_from is not None:
                 self.keys.append(None)
                 self.values.append(None)
                 continue
@@ -125,8 +125,8 @@ class Sharing:
 
     def given(self, layer: int, rows: slice) -> dict[int, tuple[Tensor, Tensor]]:
         """What a layer takes from earlier ones, for some of the rows."""
-        mixer = self._forward.config.layers[layer].mixer
-        if not isinstance(mixer, Attention) or mixer.keys_from is None:
+        mixer = softmax_of(self._forward.config.layers[layer].mixer)
+        if mixer is None or mixer.keys_from is None:
             return {}
         donor = mixer.keys_from
         traced = self._forward.keys_and_values(donor, slice(0, self._end))

@@ -322,7 +322,9 @@ class Trace:
         Raises:
             UnsupportedError: the layer has no softmax attention.
         """
-        self.config.attention(self.layer(layer))
+        layer = self.layer(layer)
+        head = None if head is None else self.attention_head(head, layer)
+        self.config.attention(layer)
         return self._grid("attn.scores", layer, head, queries, keys)
 
     def _grid(self, part: str, layer: int, head: int | None, queries: int | slice | None, keys: slice | None) -> Tensor:
@@ -334,7 +336,7 @@ class Trace:
         keys = slice(None) if keys is None else keys
         shape = (
             len(self.ids) if self.batched else 1,
-            self.config.n_heads(layer) if heads is None else 1,
+            axis_sizes(f"blocks.{layer}.{part}", self.config)["head"] if heads is None else 1,
             len(range(*at.indices(self.length))),
             len(range(*keys.indices(self.length))),
         )
@@ -367,6 +369,21 @@ class Trace:
         if not -count <= head < count:
             raise SiteError(f"There is no head {head}: layer {layer} has {count} heads, 0 to {count - 1}.")
         return head % count
+
+    def attention_head(self, head: int, layer: int) -> int:
+        """A checked number of a head of a layer's softmax attention.
+
+        Raises:
+            SiteError: when the layer has no such head, or it is one of the recurrence beside attention.
+            UnsupportedError: the layer has no softmax attention.
+        """
+        count, head = self.config.attention(layer).n_heads, self.head(head, layer)
+        if head >= count:
+            raise SiteError(
+                f"Head {head} of layer {layer} is one of the recurrence beside attention, so it has no scores; heads "
+                f"0 to {count - 1} have."
+            )
+        return head
 
     def head_outputs(
         self, layer: int, head: int | None = None, positions: int | slice | None = None

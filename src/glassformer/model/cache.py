@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glassformer.errors import ShapeError
-from glassformer.model.choices import Attention, LatentAttention
+from glassformer.model.choices import LatentAttention, recurrence_of, softmax_of
 from glassformer.model.config import Config
 
 State = dict[str, Tensor]
@@ -47,8 +47,8 @@ class Cache:
             raise ShapeError(f"A cache needs at least one row and one slot; got {batch} rows of {capacity}.")
         self.keys, self.values = [], []
         for layer in config.layers:
-            mixer = layer.mixer
-            if not isinstance(mixer, Attention) or mixer.keys_from is not None:
+            mixer = softmax_of(layer.mixer)
+            if mixer is None or mixer.keys_from is not None:
                 self.keys.append(None)
                 self.values.append(None)
                 continue
@@ -56,14 +56,14 @@ class Cache:
             self.keys.append(torch.empty((*shape, mixer.d_head), dtype=dtype, device=device))
             self.values.append(torch.empty((*shape, mixer.value_size), dtype=dtype, device=device))
         self.indexed: dict[int, Tensor] = {
-            i: torch.empty((batch, capacity, layer.mixer.index.d_head), dtype=dtype, device=device)
+            i: torch.empty((batch, capacity, a.index.d_head), dtype=dtype, device=device)
             for i, layer in enumerate(config.layers)
-            if isinstance(layer.mixer, LatentAttention) and layer.mixer.index is not None
+            if isinstance(a := softmax_of(layer.mixer), LatentAttention) and a.index is not None
         }
         self.states: dict[int, State] = {}
         self._held: dict[int, State] = {}
         self._batch, self._capacity, self.device = batch, capacity, torch.device(device)
-        self.recurrent = any(x.mixer is not None and not isinstance(x.mixer, Attention) for x in config.layers)
+        self.recurrent = any(recurrence_of(x.mixer) is not None for x in config.layers)
         self.length = 0
         self.mask: Bool[Tensor, "batch capacity"] | None = None
         if config.turns_by_length:

@@ -30,12 +30,15 @@ from glassformer.model.choices import (
     LayerEmbedding,
     Mixer,
     Norm,
+    Parallel,
     RopeScaling,
     Rotary,
     SelectiveStateSpace,
     ShortConvolution,
     Sinusoids,
     StateSpace,
+    members,
+    softmax_of,
 )
 from glassformer.model.choices.common import positive
 
@@ -55,6 +58,7 @@ __all__ = [
     "Layer",
     "LayerEmbedding",
     "Norm",
+    "Parallel",
     "RopeScaling",
     "Rotary",
     "SelectiveStateSpace",
@@ -122,6 +126,8 @@ class Layer:
         if number == 3:
             return 1.0
         scale = 1.0 if self.residual_scale is None else self.residual_scale
+        if number == 2 and isinstance(self.feed_forward, FeedForward):
+            scale *= self.feed_forward.out_scale
         return scale if self.averaged is None else scale / math.sqrt(self._count(number))
 
     def stream_scale(self, number: int) -> float:
@@ -162,10 +168,11 @@ class Layer:
                 continue
             if f"ln{number}" in names:
                 found |= norm.components(f"ln{number}", d_model)
-            inner = (
-                part.components(d_model) if isinstance(part, FeedForward | Experts) else part.components(d_model, norm)
-            )
-            found |= {f"{part.prefix}.{key}": component for key, component in inner.items()}
+            for own in members(part):
+                inner = (
+                    own.components(d_model) if isinstance(own, FeedForward | Experts) else own.components(d_model, norm)
+                )
+                found |= {f"{own.prefix}.{key}": component for key, component in inner.items()}
             if f"ln{number}_post" in names:
                 found |= norm.components(f"ln{number}_post", d_model)
         if self.embedding is not None:
@@ -262,7 +269,7 @@ class Config:
         """Whether the length of the whole text decides how its positions are turned: a text that grows past such a
         point is computed anew from its first token."""
         mixers = (layer.mixer for layer in self.layers)
-        rotaries = (mixer.rotary for mixer in mixers if isinstance(mixer, Attention))
+        rotaries = (a.rotary for mixer in mixers if (a := softmax_of(mixer)) is not None)
         return any(r is not None and r.scaling is not None and r.scaling.varies for r in rotaries)
 
     @property
@@ -277,8 +284,8 @@ class Config:
             UnsupportedError: the layer mixes positions in another way.
         """
         mixer = self.layers[layer].mixer
-        if isinstance(mixer, Attention):
-            return mixer
+        if (attention := softmax_of(mixer)) is not None:
+            return attention
         what = "has no part that mixes positions" if mixer is None else f"is a {mixer.kind.replace('_', ' ')}"
         raise UnsupportedError(f"Layer {layer} {what}, so it has no queries and keys.")
 
@@ -327,8 +334,8 @@ class Config:
 
     def window(self, layer: int) -> int | None:
         """Positions a query of this layer sees, itself included; None for all before it."""
-        mixer = self.layers[layer].mixer
-        return mixer.window if isinstance(mixer, Attention) else None
+        attention = softmax_of(self.layers[layer].mixer)
+        return None if attention is None else attention.window
 
     @property
     def all_softmax(self) -> bool:
@@ -513,7 +520,7 @@ def _build(cls: Any, data: Any, where: str) -> Any:
                 raise ConfigError(f"{where} lacks the field {name!r}.")
             continue
         value, place = data[name], f"{where}.{name}"
-        if name == "mixer":
+        if name == "mixer" or (cls is Parallel and name in ("attention", "recurrence")):
             value = _kind(MIXERS, value, place)
         elif name in ("feed_forward", "shared") and cls is not Config:
             value = _kind(FEEDS, value, place)

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from glassformer.errors import SiteError, near
-from glassformer.model.choices import Experts
+from glassformer.model.choices import Experts, Parallel, members
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,6 +123,9 @@ SITES: tuple[Site, ...] = (
     Site("conv.mixed", HEADS, "What the convolution gives, before the gate."),
     Site("conv.z", HEADS, "Each channel's output after the gate, before the output projection."),
     Site("conv.out", RESIDUAL, "What the short convolution adds to the residual stream, after any post-norm."),
+    Site("mix.pattern", GRID, "The patterns of attention and of the recurrence beside it, head after head."),
+    Site("mix.z", HEADS, "Outputs of attention's heads, then of the recurrence's, narrower ones filled up with zeros."),
+    Site("mix.out", RESIDUAL, "What attention and the recurrence beside it add to the residual stream together."),
     Site("resid_mid", RESIDUAL, "The residual stream between mixer and feed-forward (sequential blocks of two parts)."),
     Site("ln2.scale", SCALE, "What the norm before the feed-forward layer divides by."),
     Site("ln2.normed", RESIDUAL, "The residual stream after the norm before the feed-forward layer."),
@@ -238,10 +241,26 @@ def block_sites(layer: Layer) -> tuple[str, ...]:
             found.append("resid_mid")
         if f"ln{number}" in norms and layer.norms != "sum":
             found += [f"ln{number}.scale", f"ln{number}.normed"]
+        inner = [own for own in members(part) if own is not part]
+        found += [f"{own.prefix}.{site}" for own in inner for site in own.sites()]
         found += [f"{part.prefix}.{site}" for site in (*part.sites(), "out")]
     if layer.embedding is not None:
         found += ["resid_late", *(f"{layer.embedding.prefix}.{site}" for site in (*layer.embedding.sites(), "out"))]
     return (*found, "resid_post")
+
+
+@functools.lru_cache(maxsize=4096)
+def kept_places(layer: Layer) -> tuple[str, ...]:
+    """The places within a layer that a trace keeps, in the order the forward reaches them."""
+    found: list[str] = []
+    for part in (layer.mixer, layer.feed_forward):
+        if part is not None:
+            inner = [own for own in members(part) if own is not part]
+            found += [f"{own.prefix}.{site}" for own in inner for site in own.basis()]
+            found += [f"{part.prefix}.{site}" for site in (*part.basis(), "out")]
+    if layer.embedding is not None:
+        found += [f"{layer.embedding.prefix}.{site}" for site in (*layer.embedding.basis(), "out")]
+    return tuple(found)
 
 
 def outer_sites(config: Config) -> tuple[list[str], list[str]]:
@@ -341,6 +360,9 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
         return found
     mixer, feed = config.layers[layer].mixer, config.layers[layer].feed_forward
     if mixer is not None:
+        prefix = name.split(".")[2]
+        if isinstance(mixer, Parallel) and prefix != mixer.prefix:
+            mixer = mixer.attention if prefix == mixer.attention.prefix else mixer.recurrence
         leaf = name.rpartition(".")[2]
         inner = leaf in ("q", "k", "rot_q", "rot_k")
         found |= {"head": mixer.n_heads, "d_head": mixer.d_head if inner else mixer.value_size}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from glassformer.errors import CheckpointError, ShapeError, near
 from glassformer.model.attention import Visible
 from glassformer.model.cache import Cache
-from glassformer.model.choices import Attention, Rotary
+from glassformer.model.choices import Rotary, softmax_of
 from glassformer.model.config import Config
 from glassformer.model.layers import Embedding, Linear, linear, softcap
 from glassformer.model.norms import NormLayer
@@ -355,7 +355,7 @@ def rotary_kinds(config: Config) -> list[tuple[Rotary, int]]:
     """The different ways in which layers rotate, each with the size of the heads it is for."""
     found: list[tuple[Rotary, int]] = []
     for layer in config.layers:
-        mixer = layer.mixer
-        if isinstance(mixer, Attention) and mixer.rotary is not None and (mixer.rotary, mixer.d_head) not in found:
+        mixer = softmax_of(layer.mixer)
+        if mixer is not None and mixer.rotary is not None and (mixer.rotary, mixer.d_head) not in found:
             found.append((mixer.rotary, mixer.d_head))
     return found

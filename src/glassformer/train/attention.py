@@ -141,10 +141,8 @@ def install(transformer: Transformer) -> bool:
     return True
 
 
-def _in_place_of(
-    plain: Any, scale: float, q: Tensor, k: Tensor, v: Tensor, visible: Any, view: Any, *indexed: Any
-) -> Any:
-    ours = q.shape[2] == k.shape[2] and view is None and visible.mask is None and torch.is_grad_enabled()
-    if not ours or any(one is not None for one in indexed):
-        return plain(q, k, v, visible, view, *indexed)
+def _in_place_of(plain: Any, scale: float, q: Tensor, k: Tensor, v: Tensor, visible: Any, indexed: Any = None) -> Any:
+    ours = q.shape[2] == k.shape[2] and visible.mask is None and torch.is_grad_enabled()
+    if not ours or indexed is not None:
+        return plain(q, k, v, visible, indexed)
     return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale).transpose(1, 2)

@@ -19,6 +19,7 @@ from glassformer.model.choices import (
     SelectiveStateSpace,
     ShortConvolution,
     StateSpace,
+    members,
 )
 from glassformer.model.config import Config, Layer
 from glassformer.model.parts.state_space import CHUNK
@@ -106,7 +107,20 @@ def estimate(
 def _layer(d_model: int, layer: Layer, size: int) -> int:
     """Bytes a token that the backward pass needs of one layer."""
     total = d_model * (4 * size + 2 * 8)
-    a, f = layer.mixer, layer.feed_forward
+    f = layer.feed_forward
+    for a in () if layer.mixer is None else members(layer.mixer):
+        total += _mixing(a, size)
+    if f is not None:
+        total += f.active_neurons * size * (4 if f.gated else 3)
+    if isinstance(f, Experts):
+        # what each chosen expert read and gave, and the router's scores in float32
+        total += 2 * f.n_active * d_model * size + 4 * f.n_experts * 4
+    return total
+
+
+def _mixing(a: object, size: int) -> int:
+    """Bytes a token that the backward pass needs of a mixer."""
+    total = 0
     if isinstance(a, Attention):
         inner, shared = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
         total += (inner + shared) * ((4 * size + 8) if a.qk_norm else 3 * size) + (2 * inner + shared) * size
@@ -123,11 +137,6 @@ def _layer(d_model: int, layer: Layer, size: int) -> int:
         total += a.width * (8 * size + 6 * 4) + 2 * a.width * 4 * CHUNK.bit_length()
     elif isinstance(a, ShortConvolution):
         total += 7 * a.width * size
-    if f is not None:
-        total += f.active_neurons * size * (4 if f.gated else 3)
-    if isinstance(f, Experts):
-        # what each chosen expert read and gave, and the router's scores in float32
-        total += 2 * f.n_active * d_model * size + 4 * f.n_experts * 4
     return total
 
 

@@ -45,6 +45,7 @@ def refusal(config: Config) -> str | None:
         "fixed vectors of positions": config.sinusoids is not None,
         "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,
         "embeddings of tokens in every layer": layer.embedding is not None,
+        "scaled feed-forward parts": isinstance(f, FeedForward) and (f.pre_scale, f.out_scale) != (1, 1),
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
         "positions of another kind": (a.rotary is None) != learned or bool(a.alibi),
         "gates, sinks and other forms of attention": a.plain != a,

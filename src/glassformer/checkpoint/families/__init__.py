@@ -13,6 +13,7 @@ from glassformer.checkpoint.families.delta_hybrids import DELTA_HYBRIDS
 from glassformer.checkpoint.families.dots_note import DOTS_NOTE
 from glassformer.checkpoint.families.experts import EXPERTS
 from glassformer.checkpoint.families.falcon import FALCON
+from glassformer.checkpoint.families.falcon_h1 import FALCON_H1
 from glassformer.checkpoint.families.family import Family, GgufLayout
 from glassformer.checkpoint.families.fixed_positions import FIXED_POSITIONS
 from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
@@ -51,6 +52,7 @@ _ALL = (
     *(family.family() for family in (*LFM, JAMBA, RECURRENT_GEMMA)),
     *(family.family() for family in MAMBA_HYBRIDS),
     NEMOTRON_H,
+    FALCON_H1,
     *(family.family() for family in DELTA_HYBRIDS),
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}

@@ -228,8 +228,14 @@ class StateSpaceKeys:
             bias=ask.flag(self.keys["bias"], False),
             norm_groups=groups,
             norm_eps=config.norm.eps,
+            norm=self._flag(ask, "norm", True),
+            norm_first=self._flag(ask, "norm_first", False),
             dt_limit=(ask.number(self.least, 0.001), math.inf) if self.least else bounds(ask),
         )
+
+    def _flag(self, ask: Attributes, name: str, fixed: bool) -> bool:
+        """A choice that a setting holds where the family has one for it."""
+        return ask.flag(self.keys[name], self.defaults.get(name, False)) if name in self.keys else fixed
 
     def _head_size(self, ask: Attributes, config: Config, heads: int) -> int:
         size = self.keys["d_head"]

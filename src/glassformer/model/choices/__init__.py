@@ -18,13 +18,15 @@ from glassformer.model.choices.index import Index
 from glassformer.model.choices.latent import LatentAttention
 from glassformer.model.choices.layer_embedding import LayerEmbedding
 from glassformer.model.choices.norm import Norm
+from glassformer.model.choices.parallel import Parallel
 from glassformer.model.choices.rotary import RopeScaling, Rotary
 from glassformer.model.choices.selective_state_space import SelectiveStateSpace
 from glassformer.model.choices.short_convolution import ShortConvolution
 from glassformer.model.choices.sinusoids import Sinusoids
 from glassformer.model.choices.state_space import StateSpace
 
-Mixer = Attention | GatedDelta | GatedLinearRecurrence | SelectiveStateSpace | ShortConvolution | StateSpace
+Recurrence = GatedDelta | GatedLinearRecurrence | SelectiveStateSpace | ShortConvolution | StateSpace
+Mixer = Attention | Parallel | Recurrence
 Feed = FeedForward | Experts
 
 # Kind as JSON names it -> choice.
@@ -38,9 +40,28 @@ MIXERS: dict[str, type] = {
         SelectiveStateSpace,
         ShortConvolution,
         GatedLinearRecurrence,
+        Parallel,
     )
 }
 FEEDS: dict[str, type] = {choice.kind: choice for choice in (FeedForward, Experts)}
+
+
+def members(part: Mixer | Feed) -> tuple[Mixer | Feed, ...]:
+    """The part itself, or the two mixers that it is made of."""
+    return part.members if isinstance(part, Parallel) else (part,)
+
+
+def softmax_of(mixer: Mixer | None) -> Attention | None:
+    """The softmax attention that a layer's mixer is or holds."""
+    mixer = mixer.attention if isinstance(mixer, Parallel) else mixer
+    return mixer if isinstance(mixer, Attention) else None
+
+
+def recurrence_of(mixer: Mixer | None) -> Recurrence | None:
+    """The recurrence that a layer's mixer is or holds."""
+    mixer = mixer.recurrence if isinstance(mixer, Parallel) else mixer
+    return None if isinstance(mixer, Attention | Parallel) else mixer
+
 
 __all__ = [
     "ACTIVATIONS",
@@ -60,6 +81,7 @@ __all__ = [
     "LayerEmbedding",
     "Mixer",
     "Norm",
+    "Parallel",
     "RopeScaling",
     "Rotary",
     "SelectiveStateSpace",
@@ -67,4 +89,7 @@ __all__ = [
     "ShortConvolution",
     "Sinusoids",
     "StateSpace",
+    "members",
+    "recurrence_of",
+    "softmax_of",
 ]

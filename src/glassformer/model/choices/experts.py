@@ -117,6 +117,8 @@ class Experts:
             raise ConfigError("Experts with norms of their own have no latent.")
         if self.scale == 0:
             raise ConfigError("experts.scale must not be 0.")
+        if self.shared is not None and self.shared.out_scale != 1:
+            raise ConfigError("What scales the part beside experts is shared_scale, not its own out_scale.")
         if self.shared_gate and self.shared is None:
             raise ConfigError("A gate of the shared part needs a shared part.")
 

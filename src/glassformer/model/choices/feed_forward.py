@@ -36,6 +36,8 @@ class FeedForward:
         clamp: gates are cut to at most this, linear halves to between its negative and it; None for no cut.
         linear_shift: added to the linear half.
         out_norm: a norm over what the neurons give, before the down projection (BitNet), or None.
+        pre_scale: multiplies what the activation reads (Falcon-H1).
+        out_scale: multiplies what the part adds.
     """
 
     kind: ClassVar[str] = "dense"
@@ -48,6 +50,8 @@ class FeedForward:
     clamp: float | None = None
     linear_shift: float = 0.0
     out_norm: Norm | None = None
+    pre_scale: float = 1.0
+    out_scale: float = 1.0
 
     def __post_init__(self) -> None:
         positive("feed_forward", d_ff=self.d_ff)
@@ -55,6 +59,8 @@ class FeedForward:
             raise ConfigError("Only a gated part has a clamp and a shift of the linear half.")
         if self.clamp is not None and not self.clamp > 0:
             raise ConfigError(f"feed_forward.clamp must be above 0; got {self.clamp}.")
+        if self.pre_scale == 0 or self.out_scale == 0:
+            raise ConfigError("feed_forward.pre_scale and out_scale must not be 0.")
         if self.activation == "xielu" and not self.gated:
             return
         known_activation(self.activation)

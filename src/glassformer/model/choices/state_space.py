@@ -25,10 +25,12 @@ class StateSpace:
         conv: positions that the convolution spans, itself included.
         conv_bias: bias of the convolution.
         bias: biases on the projections.
+        out_bias: bias on the output projection; None for as `bias` says.
         norm: an rms norm over the gated output, or none.
         norm_groups: into how many parts that norm cuts the width.
         norm_first: the norm comes before the gate instead of after.
         dt_limit: dt is kept within these bounds.
+        scales: multiply what gate, x, b, c and dt are projected to (Falcon-H1); empty for none.
     """
 
     kind: ClassVar[str] = "state_space"
@@ -47,6 +49,8 @@ class StateSpace:
     norm_first: bool = False
     norm_eps: float = 1e-5
     dt_limit: tuple[float, float] = (0.0, float("inf"))
+    scales: tuple[float, ...] = ()
+    out_bias: bool | None = None
 
     def __post_init__(self) -> None:
         positive("state_space", n_heads=self.n_heads, d_head=self.d_head, d_state=self.d_state)
@@ -57,6 +61,14 @@ class StateSpace:
             raise ConfigError(f"A width of {self.out_size} cannot be normed in {self.norm_groups} equal parts.")
         if len(self.dt_limit) != 2 or not 0 <= self.dt_limit[0] <= self.dt_limit[1]:
             raise ConfigError(f"state_space.dt_limit is a lower and an upper bound; got {self.dt_limit}.")
+
+        if self.scales and (len(self.scales) != 5 or 0 in self.scales):
+            raise ConfigError(f"state_space.scales holds five numbers other than 0, or none; got {self.scales}.")
+
+    @property
+    def writes_bias(self) -> bool:
+        """Whether the output projection has a bias."""
+        return self.bias if self.out_bias is None else self.out_bias
 
     @property
     def value_size(self) -> int:
@@ -91,7 +103,7 @@ class StateSpace:
         if self.norm:
             found["norm.weight"] = Component((inner,), "norms")
         found["o.weight"] = Component((d_model, inner), "output")
-        if self.bias:
+        if self.writes_bias:
             found["o.bias"] = Component((d_model,), "biases")
         return found
 

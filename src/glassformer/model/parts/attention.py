@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -69,6 +72,10 @@ class AttentionPart(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
+        return self.write(self.mix(self.ready(x, state, view), state, view))
+
+    def ready(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> dict[str, Any]:
+        """Queries, keys and values as the scores use them, and what was read: the first step of the forward."""
         q = see(view, "attn.q", self.queries(x))
         angles, at = None if self.table is None else state.angles[self.table], state.where.positions
         if self.choice.keys_from is None:
@@ -90,9 +97,31 @@ class AttentionPart(nn.Module):
                 q = see(view, "attn.rot_q", self.turn(q, angles, "q", at))
             keys, values = state.shared[self.choice.keys_from]
         indexed = self.look(x, state, view)
-        z = self.attend(q.transpose(1, 2), keys, values, state.visible, view, indexed).transpose(1, 2)
+        return {"x": x, "q": q.transpose(1, 2), "keys": keys, "values": values, "indexed": indexed}
+
+    def grid(self, ready: Mapping[str, Any], state: Pass, view: View) -> Float[Tensor, "batch head query key"]:
+        """Attention weights, as a tap sees and changes them and what they come from."""
+        q, k = ready["q"], ready["keys"]
+        grid = self.scores(q, k, state.visible, 0, q.shape[2], 0, k.shape[2], None, ready["indexed"])
+        weights = self.pattern(view.visit("attn.scores", grid))
+        if self.sink is not None:
+            share = self.sink_share(weights)
+            weights = self.with_sink_share(weights, share, view.visit("attn.sink", share))
+        return view.visit("attn.pattern", weights)
+
+    def mix(
+        self, ready: Mapping[str, Any], state: Pass, view: View | None, grid: Tensor | None = None
+    ) -> Float[Tensor, "batch query head d_value"]:
+        """Each head's weighted sum of values, gated; by `grid` where that is given."""
+        if grid is None and view is not None and view.wants("attn.scores", "attn.pattern", "attn.sink"):
+            grid = self.grid(ready, state, view)
+        if grid is None:
+            z = self.attend(ready["q"], ready["keys"], ready["values"], state.visible, ready["indexed"])
+        else:
+            z = weighted_sum(grid, ready["values"])
+        z = z.transpose(1, 2)
         if self.gate is not None:
-            z = z * see(view, "attn.gate", self.gates(x))
+            z = z * see(view, "attn.gate", self.gates(ready["x"]))
         if self.out_norm is not None:
             wide = z.flatten(-2)
             if view is None:
@@ -100,7 +129,10 @@ class AttentionPart(nn.Module):
             else:
                 scale = view.visit("attn.z_scale", self.out_norm.scale(wide))
                 z = self.out_norm.apply_scale(wide, scale).view(z.shape)
-        z = see(view, "attn.z", z)
+        return see(view, "attn.z", z)
+
+    def write(self, z: Float[Tensor, "batch query head d_value"]) -> Float[Tensor, "batch query d_model"]:
+        """What the heads add to the stream."""
         return self.o(z.reshape(*z.shape[:2], -1))
 
     def look(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> Indexed | None:
@@ -250,22 +282,11 @@ class AttentionPart(nn.Module):
         k: Float[Tensor, "batch kv_head key d_head"],
         v: Float[Tensor, "batch kv_head key d_value"],
         visible: Visible,
-        view: View | None,
         indexed: Indexed | None = None,
     ) -> Float[Tensor, "batch head query d_value"]:
-        """Each head's weighted sum of values.
-
-        Three paths compute the same numbers: whole, for a tap that looks at the grid; fused; and in
-        tiles of a few queries, for what the fused kernel does not know.
-        """
+        """Each head's weighted sum of values, nobody looking at the grid: fused, or in tiles of a few queries for what
+        the fused kernel does not know."""
         queries, keys = q.shape[2], k.shape[2]
-        if view is not None and view.wants("attn.scores", "attn.pattern", "attn.sink"):
-            grid = view.visit("attn.scores", self.scores(q, k, visible, 0, queries, 0, keys, None, indexed))
-            weights = self.pattern(grid)
-            if self.sink is not None:
-                share = self.sink_share(weights)
-                weights = self.with_sink_share(weights, share, view.visit("attn.sink", share))
-            return weighted_sum(view.visit("attn.pattern", weights), v)
         indexed = None if indexed is None or indexed.everything(keys) else indexed
         plain = self.cap is None and indexed is None and self.sink is None and not self.choice.alibi
         if plain and queries > FEW:

@@ -13,10 +13,13 @@ from glassformer.model.choices import (
     GatedDelta,
     GatedLinearRecurrence,
     LatentAttention,
+    Parallel,
     Rotary,
     SelectiveStateSpace,
     ShortConvolution,
     StateSpace,
+    recurrence_of,
+    softmax_of,
 )
 from glassformer.model.config import Config
 from glassformer.model.norms import NormLayer
@@ -27,6 +30,7 @@ from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.gated_linear_recurrence import GatedLinearRecurrencePart
 from glassformer.model.parts.latent import LatentAttentionPart
 from glassformer.model.parts.layer_embedding import LayerEmbeddingPart
+from glassformer.model.parts.parallel import ParallelPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.parts.selective_state_space import SelectiveStateSpacePart
 from glassformer.model.parts.short_convolution import ShortConvolutionPart
@@ -37,6 +41,7 @@ MixerPart = (
     AttentionPart
     | GatedDeltaPart
     | GatedLinearRecurrencePart
+    | ParallelPart
     | SelectiveStateSpacePart
     | ShortConvolutionPart
     | StateSpacePart
@@ -62,24 +67,26 @@ class Block(nn.Module):
         self.scalar = nn.Parameter(torch.empty(1)) if choice.scalar else None
         for name in ("ln1", "ln2", "ln1_post", "ln2_post", "ln3_post"):
             self.add_module(name, NormLayer(config.d_model, config.norm) if name in choice.norm_names else None)
-        mixer = choice.mixer
-        if isinstance(mixer, Attention):
+        if (mixer := softmax_of(choice.mixer)) is not None:
             table = None if mixer.rotary is None else kinds.index((mixer.rotary, mixer.d_head))
             donates = any(isinstance(x.mixer, Attention) and x.mixer.keys_from == layer for x in config.layers)
             if isinstance(mixer, LatentAttention):
                 self.attn: AttentionPart = LatentAttentionPart(mixer, config.d_model, layer, table)
             else:
                 self.attn = AttentionPart(mixer, config.d_model, config.norm, layer, table, donates)
-        elif isinstance(mixer, GatedDelta):
-            self.delta = GatedDeltaPart(mixer, config.d_model, layer)
-        elif isinstance(mixer, StateSpace):
-            self.ssm = StateSpacePart(mixer, config.d_model, layer)
-        elif isinstance(mixer, SelectiveStateSpace):
-            self.mamba = SelectiveStateSpacePart(mixer, config.d_model, layer)
-        elif isinstance(mixer, GatedLinearRecurrence):
-            self.lru = GatedLinearRecurrencePart(mixer, config.d_model, layer)
-        elif isinstance(mixer, ShortConvolution):
-            self.conv = ShortConvolutionPart(mixer, config.d_model, layer)
+        recurrence = recurrence_of(choice.mixer)
+        if isinstance(recurrence, GatedDelta):
+            self.delta = GatedDeltaPart(recurrence, config.d_model, layer)
+        elif isinstance(recurrence, StateSpace):
+            self.ssm = StateSpacePart(recurrence, config.d_model, layer)
+        elif isinstance(recurrence, SelectiveStateSpace):
+            self.mamba = SelectiveStateSpacePart(recurrence, config.d_model, layer)
+        elif isinstance(recurrence, GatedLinearRecurrence):
+            self.lru = GatedLinearRecurrencePart(recurrence, config.d_model, layer)
+        elif isinstance(recurrence, ShortConvolution):
+            self.conv = ShortConvolutionPart(recurrence, config.d_model, layer)
+        if isinstance(choice.mixer, Parallel):
+            self.mix = ParallelPart(choice.mixer, (self.attn, getattr(self, choice.mixer.recurrence.prefix)))
         if isinstance(choice.feed_forward, FeedForward):
             self.mlp: FeedPart = FeedForwardPart(choice.feed_forward, config.d_model)
         elif isinstance(choice.feed_forward, Experts):

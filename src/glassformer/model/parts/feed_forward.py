@@ -47,10 +47,10 @@ class FeedForwardPart(nn.Module):
         return self.down.weight
 
     def forward(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
+        pre = see(view, self.at + "pre", self.pre(x))
         if self.gate is None:
-            h = self.post(see(view, self.at + "pre", self.up(x)), None)
+            h = self.post(pre, None)
         else:
-            pre = see(view, self.at + "pre", self.gate(x))
             h = self.post(pre, see(view, self.at + "pre_linear", self.up(x)))
         return self.down(see(view, self.at + "post", h))
 
@@ -65,6 +65,11 @@ class FeedForwardPart(nn.Module):
             up = up + f.linear_shift if f.linear_shift else up
         h = self.activation(pre) if up is None else self.activation(pre, up)
         return h if self.out_norm is None else self.out_norm(h)
+
+    def pre(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_ff"]:
+        """What the activation reads."""
+        pre = self.up(x) if self.gate is None else self.gate(x)
+        return pre if self.choice.pre_scale == 1 else pre * self.choice.pre_scale
 
     def xielu(self, x: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
         """A quadratic above zero and an integrated exponential below, of learned strengths (arXiv:2411.13010)."""

@@ -59,6 +59,10 @@ class GatedDeltaPart(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
+        return self.write(self.mix(self.ready(x, state, view), state, view))
+
+    def ready(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> dict[str, Tensor]:
+        """Everything that the state is updated and read with: the first step of the forward."""
         text, before = text_of(state, x), state_before(state, self.layer, x.shape[0])
         gate = see(view, "delta.gate", self.gates(x))
         channels, tail = self.convolved(x, None if before is None else before["conv"], text)
@@ -68,17 +72,32 @@ class GatedDeltaPart(nn.Module):
         if text is not None:  # padding neither decays nor enters the state
             beta, decay = beta * text, decay * (text[..., None] if self.choice.channels else text)
         beta, decay = see(view, "delta.beta", beta), see(view, f"delta.{self.choice.decay_site}", decay)
-        kept = {"q": q, "k": k, "v": v, "beta": beta, self.choice.decay_site: decay}
-        earlier = None if before is None else before["state"]
-        y, after = self.scan(kept, earlier)
-        if view is not None and view.wants("delta.pattern"):
-            y = self.read(view.visit("delta.pattern", self.implied(kept)), v)
+        found = {"gate": gate, "q": q, "k": k, "v": v, "beta": beta, self.choice.decay_site: decay, "tail": tail}
+        return found if before is None else {**found, "earlier": before["state"]}
+
+    def grid(self, ready: Mapping[str, Tensor], state: Pass, view: View) -> Float[Tensor, "batch head query key"]:
+        """The grid that decays and corrections imply, as a tap sees and changes it."""
+        return view.visit("delta.pattern", self.implied(ready))
+
+    def mix(
+        self, ready: Mapping[str, Tensor], state: Pass, view: View | None, grid: Tensor | None = None
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """What the heads read, normed and gated; by `grid` where that is given."""
+        v, earlier = ready["v"], ready.get("earlier")
+        y, after = self.scan(ready, earlier)
+        if grid is None and view is not None and view.wants("delta.pattern"):
+            grid = self.grid(ready, state, view)
+        if grid is not None:
+            y = self.read(grid, v)
             if earlier is not None:
-                y = y + self.scan({**kept, "v": torch.zeros_like(v)}, earlier)[0]
+                y = y + self.scan({**ready, "v": torch.zeros_like(v)}, earlier)[0]
         if state.cache is not None:
-            state.cache.hold(self.layer, {"conv": tail, "state": after})
+            state.cache.hold(self.layer, {"conv": ready["tail"], "state": after})
         y = see(view, "delta.mixed", y)
-        z = see(view, "delta.z", self.finish(y, gate))
+        return see(view, "delta.z", self.finish(y, ready["gate"]))
+
+    def write(self, z: Float[Tensor, "batch query head d_head"]) -> Float[Tensor, "batch query d_model"]:
+        """What the heads add to the stream."""
         return self.o(z.reshape(*z.shape[:2], -1))
 
     # The steps, each a function of its own so that what a trace kept can be taken from the middle

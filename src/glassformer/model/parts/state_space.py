@@ -17,6 +17,7 @@ from glassformer.model.parts.convolution import Convolution, state_before, tail_
 from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import View, see
 
+PROJECTIONS = ("gate", "x", "b", "c", "dt")
 CHUNK = 64  # positions whose grid is formed at once; between chunks the state is carried
 
 
@@ -44,11 +45,15 @@ class StateSpacePart(nn.Module):
         self.a_log = nn.Parameter(torch.empty(c.n_heads))
         self.skip = nn.Parameter(torch.empty(c.n_heads))
         self.norm = GroupedNorm(inner, c.norm_groups, c.norm_eps) if c.norm else None
-        self.o = Linear(inner, d_model, c.bias)
+        self.o = Linear(inner, d_model, c.writes_bias)
 
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
+        return self.write(self.mix(self.ready(x, state, view), state, view))
+
+    def ready(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> dict[str, Tensor]:
+        """Everything that the state is updated and read with: the first step of the forward."""
         text, before = text_of(state, x), state_before(state, self.layer, x.shape[0])
         gate = see(view, "ssm.gate", self.gates(x))
         mixed, tail = self.convolved(x, None if before is None else before["conv"], text)
@@ -57,19 +62,34 @@ class StateSpacePart(nn.Module):
         dt = self.steps(x)
         if text is not None:
             dt = dt * text  # padding neither decays nor enters the state
-        dt = see(view, "ssm.dt", dt)
-        earlier = None if before is None else before["state"]
-        if view is not None and view.wants("ssm.pattern"):
-            y = self.read(view.visit("ssm.pattern", self.pattern(b, c, dt)), values)
+        found = {"gate": gate, "x": values, "b": b, "c": c, "dt": see(view, "ssm.dt", dt), "tail": tail}
+        return found if before is None else {**found, "earlier": before["state"]}
+
+    def grid(self, ready: Mapping[str, Tensor], state: Pass, view: View) -> Float[Tensor, "batch head query key"]:
+        """The grid that the decays imply, as a tap sees and changes it."""
+        return view.visit("ssm.pattern", self.implied(ready))
+
+    def mix(
+        self, ready: Mapping[str, Tensor], state: Pass, view: View | None, grid: Tensor | None = None
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """What the heads read, gated and normed; by `grid` where that is given."""
+        values, b, c, dt, earlier = *(ready[name] for name in ("x", "b", "c", "dt")), ready.get("earlier")
+        if grid is None and view is not None and view.wants("ssm.pattern"):
+            grid = self.grid(ready, state, view)
+        if grid is not None:
+            y = self.read(grid, values)
             if earlier is not None:
                 y = y + self.read_state(earlier, c, dt)
             after = None if state.cache is None else self.scan(values, b, c, dt, earlier)[1]
         else:
             y, after = self.scan(values, b, c, dt, earlier)
         if state.cache is not None and after is not None:
-            state.cache.hold(self.layer, {"conv": tail, "state": after})
+            state.cache.hold(self.layer, {"conv": ready["tail"], "state": after})
         y = see(view, "ssm.mixed", y)
-        z = see(view, "ssm.z", self.finish(y, gate))
+        return see(view, "ssm.z", self.finish(y, ready["gate"]))
+
+    def write(self, z: Float[Tensor, "batch query head d_head"]) -> Float[Tensor, "batch query d_model"]:
+        """What the heads add to the stream."""
         return self.o(z.reshape(*z.shape[:2], -1))
 
     @torch.no_grad()
@@ -84,7 +104,7 @@ class StateSpacePart(nn.Module):
 
     def gates(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_head"]:
         """What gates each head's output, after its activation."""
-        return F.silu(self.gate(x)).view(*x.shape[:2], self.heads, self.d_head)
+        return F.silu(self._scaled("gate", x)).view(*x.shape[:2], self.heads, self.d_head)
 
     def convolved(
         self,
@@ -112,7 +132,7 @@ class StateSpacePart(nn.Module):
 
     def steps(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head"]:
         """dt: how much each head takes in, in at least float32."""
-        raw = F.softplus(at_least_float32(self.dt(x)) + at_least_float32(self.dt_bias))
+        raw = F.softplus(at_least_float32(self._scaled("dt", x)) + at_least_float32(self.dt_bias))
         return raw.clamp(*self.choice.dt_limit)
 
     @property
@@ -134,7 +154,12 @@ class StateSpacePart(nn.Module):
 
     def joined(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query channel"]:
         """x, b and c side by side, before the convolution."""
-        return torch.cat([self.x(x), self.b(x), self.c(x)], dim=-1)
+        return torch.cat([self._scaled(name, x) for name in ("x", "b", "c")], dim=-1)
+
+    def _scaled(self, name: str, x: Float[Tensor, "batch query d_model"]) -> Tensor:
+        """One of the projections, times the design's number for it."""
+        out: Tensor = getattr(self, name)(x)
+        return out * self.choice.scales[PROJECTIONS.index(name)] if self.choice.scales else out
 
     def implied(self, kept: Mapping[str, Tensor], first: int = 0) -> Float[Tensor, "batch head query key"]:
         """`pattern` of the places that a trace keeps, from query `first` on."""
