@@ -19,6 +19,7 @@ from glassformer.model.config import (
     LatentAttention,
     Layer,
     LayerEmbedding,
+    MatrixMemory,
     Norm,
     Parallel,
     RopeScaling,
@@ -285,6 +286,12 @@ def gated_recurrences(draw: st.DrawFn) -> GatedLinearRecurrence:
 
 
 @st.composite
+def memories(draw: st.DrawFn) -> MatrixMemory:
+    """A matrix memory of a few heads."""
+    return MatrixMemory(draw(st.integers(1, 3)), 3, 4, draw(st.sampled_from([None, 2.0])), 1e-2, 1e-3)
+
+
+@st.composite
 def short_convolutions(draw: st.DrawFn) -> ShortConvolution:
     """A short convolution of a few channels."""
     conv = draw(st.sampled_from([1, 3]))
@@ -310,6 +317,7 @@ MIXERS = st.one_of(
     state_spaces(),
     selective(),
     gated_recurrences(),
+    memories(),
     short_convolutions(),
     parallels(),
     st.none(),

@@ -278,6 +278,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
         "pad_token_id": 1,
     },
+    "xlstm": {
+        "vocab_size": VOCAB,
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_heads": 2,
+        "qk_dim_factor": 0.5,
+        "ffn_round_up_to_multiple_of": 10,
+        "gate_soft_cap": 5.0,
+    },
     **SPARSE,
     **HYBRID,
 }

@@ -132,6 +132,8 @@ def test_site_names_are_public_api() -> None:
         "ssm.gate", "ssm.x", "ssm.b", "ssm.c", "ssm.dt", "ssm.pattern", "ssm.mixed", "ssm.z", "ssm.out",
         "mamba.gate", "mamba.x", "mamba.b", "mamba.c", "mamba.dt", "mamba.pattern", "mamba.mixed", "mamba.z",
         "mamba.out",
+        "mlstm.gate", "mlstm.q", "mlstm.k", "mlstm.v", "mlstm.input", "mlstm.decay", "mlstm.pattern", "mlstm.mixed",
+        "mlstm.z", "mlstm.out",
         "lru.gate", "lru.gate_in", "lru.decay", "lru.v", "lru.pattern", "lru.mixed", "lru.z", "lru.out",
         "conv.gate", "conv.gate_in", "conv.v", "conv.pattern", "conv.mixed", "conv.z", "conv.out", "mix.pattern",
         "mix.z", "mix.out", "resid_mid",

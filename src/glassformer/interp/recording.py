@@ -31,6 +31,7 @@ from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.head import HeadPart
 from glassformer.model.parts.index import Indexed
+from glassformer.model.parts.matrix_memory import MatrixMemoryPart
 from glassformer.model.parts.parallel import ParallelPart
 from glassformer.model.parts.short_convolution import ShortConvolutionPart
 from glassformer.model.parts.state_space import StateSpacePart
@@ -116,7 +117,7 @@ class Recording:
         return self.block(layer).attn
 
     def prefix(self, layer: int) -> str:
-        """The prefix of this layer's mixer among the sites: "attn", "ssm", "delta", "mamba", "lru", "conv" or "mix"."""
+        """The prefix of this layer's mixer among the sites, such as "attn" or "ssm"."""
         return self.config.mixer(layer).prefix
 
     def row(self, row: int) -> Recording:
@@ -375,11 +376,11 @@ class Recording:
 
     def state(self, layer: int, length: int) -> State:
         """What a recurrence left behind after the first `length` tokens, as its cache holds it."""
-        part, before = self.recurrence(layer), self.recurrence(layer).choice.conv - 1
+        part, before = self.recurrence(layer), getattr(self.recurrence(layer).choice, "conv", 1) - 1
         last = self.mixed_input(layer, 1, slice(max(0, length - before), length))
         return part.carried(last, self.kept(layer, length))
 
-    def recurrence(self, layer: int) -> GatedDeltaPart | StateSpacePart | ChannelsPart:
+    def recurrence(self, layer: int) -> GatedDeltaPart | StateSpacePart | MatrixMemoryPart | ChannelsPart:
         """The recurrence of this layer."""
         part = self.mixer(layer)
         part = part.parts[1] if isinstance(part, ParallelPart) else part
@@ -488,7 +489,9 @@ class Recording:
     def _values(self, layer: int, mixer: Any, at: Index) -> Tensor:
         if isinstance(mixer, Attention):
             return self.get(f"blocks.{self.keys_of(layer)}.attn.v", at)
-        return self.get(f"blocks.{layer}.{mixer.prefix}.{mixer.handed}", at)
+        values = self.get(f"blocks.{layer}.{mixer.prefix}.{mixer.handed}", at)
+        # a norm that takes a head's mean away takes it from every value
+        return values - values.mean(-1, keepdim=True) if getattr(self.recurrence(layer), "centred", False) else values
 
     def handed(self, layer: int, query: int, head: int | None = None) -> tuple[Tensor, Tensor]:
         """What a query's heads (or one) were handed from every position up to its own, before any gate: weights (batch,

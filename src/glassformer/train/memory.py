@@ -16,6 +16,7 @@ from glassformer.model.choices import (
     Experts,
     GatedDelta,
     GatedLinearRecurrence,
+    MatrixMemory,
     SelectiveStateSpace,
     ShortConvolution,
     StateSpace,
@@ -133,6 +134,8 @@ def _mixing(a: object, size: int) -> int:
     elif isinstance(a, SelectiveStateSpace):
         # channels around the convolution, gate and time steps; each doubling of the scan keeps states and decays
         total += a.width * (8 * size + 3 * 4) + 2 * a.width * a.d_state * 4 * CHUNK.bit_length()
+    elif isinstance(a, MatrixMemory):
+        total += a.out_size * 8 * size + 4 * a.n_heads * a.d_key * size + a.n_heads * CHUNK * 4 * 5
     elif isinstance(a, GatedLinearRecurrence):
         total += a.width * (8 * size + 6 * 4) + 2 * a.width * 4 * CHUNK.bit_length()
     elif isinstance(a, ShortConvolution):

@@ -37,6 +37,7 @@ from glassformer.checkpoint.families.neox import NEOX, NEOX_JAPANESE
 from glassformer.checkpoint.families.olmo import OLMO
 from glassformer.checkpoint.families.qwen_delta import QWEN_DELTA
 from glassformer.checkpoint.families.recurrent_gemma import RECURRENT_GEMMA
+from glassformer.checkpoint.families.xlstm import XLSTM
 from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config
 
@@ -50,6 +51,7 @@ _ALL = (
     MAMBA2,
     *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *GEMMA4)),
     *(family.family() for family in (*LFM, JAMBA, RECURRENT_GEMMA)),
+    XLSTM,
     *(family.family() for family in MAMBA_HYBRIDS),
     NEMOTRON_H,
     FALCON_H1,

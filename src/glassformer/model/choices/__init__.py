@@ -17,6 +17,7 @@ from glassformer.model.choices.head import Head
 from glassformer.model.choices.index import Index
 from glassformer.model.choices.latent import LatentAttention
 from glassformer.model.choices.layer_embedding import LayerEmbedding
+from glassformer.model.choices.matrix_memory import MatrixMemory
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.parallel import Parallel
 from glassformer.model.choices.rotary import RopeScaling, Rotary
@@ -25,7 +26,7 @@ from glassformer.model.choices.short_convolution import ShortConvolution
 from glassformer.model.choices.sinusoids import Sinusoids
 from glassformer.model.choices.state_space import StateSpace
 
-Recurrence = GatedDelta | GatedLinearRecurrence | SelectiveStateSpace | ShortConvolution | StateSpace
+Recurrence = GatedDelta | GatedLinearRecurrence | MatrixMemory | SelectiveStateSpace | ShortConvolution | StateSpace
 Mixer = Attention | Parallel | Recurrence
 Feed = FeedForward | Experts
 
@@ -41,6 +42,7 @@ MIXERS: dict[str, type] = {
         ShortConvolution,
         GatedLinearRecurrence,
         Parallel,
+        MatrixMemory,
     )
 }
 FEEDS: dict[str, type] = {choice.kind: choice for choice in (FeedForward, Experts)}
@@ -79,6 +81,7 @@ __all__ = [
     "Index",
     "LatentAttention",
     "LayerEmbedding",
+    "MatrixMemory",
     "Mixer",
     "Norm",
     "Parallel",

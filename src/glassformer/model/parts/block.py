@@ -13,6 +13,7 @@ from glassformer.model.choices import (
     GatedDelta,
     GatedLinearRecurrence,
     LatentAttention,
+    MatrixMemory,
     Parallel,
     Rotary,
     SelectiveStateSpace,
@@ -30,6 +31,7 @@ from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.gated_linear_recurrence import GatedLinearRecurrencePart
 from glassformer.model.parts.latent import LatentAttentionPart
 from glassformer.model.parts.layer_embedding import LayerEmbeddingPart
+from glassformer.model.parts.matrix_memory import MatrixMemoryPart
 from glassformer.model.parts.parallel import ParallelPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.parts.selective_state_space import SelectiveStateSpacePart
@@ -42,6 +44,7 @@ MixerPart = (
     | GatedDeltaPart
     | GatedLinearRecurrencePart
     | ParallelPart
+    | MatrixMemoryPart
     | SelectiveStateSpacePart
     | ShortConvolutionPart
     | StateSpacePart
@@ -81,6 +84,8 @@ class Block(nn.Module):
             self.ssm = StateSpacePart(recurrence, config.d_model, layer)
         elif isinstance(recurrence, SelectiveStateSpace):
             self.mamba = SelectiveStateSpacePart(recurrence, config.d_model, layer)
+        elif isinstance(recurrence, MatrixMemory):
+            self.mlstm = MatrixMemoryPart(recurrence, config.d_model, layer)
         elif isinstance(recurrence, GatedLinearRecurrence):
             self.lru = GatedLinearRecurrencePart(recurrence, config.d_model, layer)
         elif isinstance(recurrence, ShortConvolution):
