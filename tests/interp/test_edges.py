@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,8 @@ from glassformer.interp.edges import edges
 from glassformer.interp.edits import ablate
 from glassformer.interp.trace import trace
 from glassformer.model import Config, Transformer, uniform
-from glassformer.model.config import Attention, Experts, FeedForward
+from glassformer.model.choices import LayerEmbedding
+from glassformer.model.config import Attention, FeedForward
 from tests.interp.helpers import Letters, model, planted, randomised
 from tests.model.test_stacks import PHASES, drawn
 from tests.strategies import stacks
@@ -273,8 +275,7 @@ def test_small_batches_give_the_same(monkeypatch):
 @settings(max_examples=15, phases=PHASES)
 def test_edges_of_any_stack(config: Config) -> None:
     """All edges inside are the clean run, none the corrupted one; all but one are that edge measured."""
-    feeds = [layer.feed_forward for layer in config.layers]
-    if config.layer_embedding is not None or any(isinstance(feed, Experts) and feed.apart for feed in feeds):
+    if config.layer_embedding is not None:
         with pytest.raises(UnsupportedError, match="not among the parts that edges join"):
             Graph(config)
         return
@@ -363,3 +364,6 @@ def test_what_cannot_be_is_said():
     other = Transformer(summed)
     with pytest.raises(UnsupportedError, match="norms the sum of stream and part"):
         edges([(trace(other, CLEAN), trace(other, CORRUPTED))], answer=1, wrong=2)
+    layer = dataclasses.replace(t.config.layers[0], embedding=LayerEmbedding(3))
+    with pytest.raises(UnsupportedError, match="embeddings of tokens of their own"):
+        Graph(dataclasses.replace(t.config, layers=(layer, layer)))

@@ -27,8 +27,8 @@ from glassformer.interp.edges import Edges
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # Bytes of all senders' vectors in one batch of sets.
 _HELD = 128 << 20
-# Runs that exact pruning may take in one round.
-_PRUNE = 600
+# Runs of a set that exact pruning may take, over all pairs.
+_PRUNE = 3000
 
 
 def greedy(graph: Graph, strength: Float[Tensor, " edge"], most: int | None = None) -> Int[Tensor, " rank"]:
@@ -154,24 +154,34 @@ def smallest(runs: Runs, graph: Graph, order: Int[Tensor, " rank"], target: floa
 
 
 def pruned(runs: Runs, chosen: Int[Tensor, " edge"], graph: Graph, target: float) -> tuple[Int[Tensor, " edge"], bool]:
-    """The edges less those without which the set still reaches `target`; and whether each one left was tried.
+    """The edges less those without which the set still reaches `target`; and whether each one left was tried alone.
 
-    Each is taken out alone and the set run; those that cost least go first, as many together as may.
+    Blocks of edges are taken out, each alone, and the set run; those that cost least go first, as many together as may.
+    When no block can go, smaller ones are tried, down to single edges, as long as runs are left.
     """
-    while len(chosen) > 0 and len(chosen) * len(runs.pairs) <= _PRUNE:
-        sets = torch.zeros(len(chosen), graph.total, dtype=torch.bool)
+    left, block = _PRUNE // len(runs.pairs), max(1, len(chosen) // 64)
+    while len(chosen):
+        blocks = chosen.split(block)
+        left -= len(blocks)
+        if left < 0:
+            return chosen, False
+        sets = torch.zeros(len(blocks), graph.total, dtype=torch.bool)
         sets[:, chosen] = True
-        sets[torch.arange(len(chosen)), chosen] = False
-        order = runs.faithfulness(sets).argsort(descending=True)
-        counts = sorted({min(len(chosen), 2**i) for i in range(len(chosen).bit_length() + 1)})
+        for row, out in zip(sets, blocks, strict=True):
+            row[out] = False
+        order = runs.faithfulness(sets).argsort(descending=True).tolist()
+        counts = sorted({min(len(blocks), 2**i) for i in range(len(blocks).bit_length() + 1)})
         tried = torch.zeros(len(counts), graph.total, dtype=torch.bool)
         for row, count in zip(tried, counts, strict=True):
-            row[chosen[order[count:]]] = True
+            row[torch.cat([chosen[:0], *(blocks[i] for i in order[count:])])] = True
         held = (runs.faithfulness(tried) >= target).nonzero()[:, 0].tolist()
-        if not held:
+        if held:
+            chosen = torch.cat([chosen[:0], *(blocks[i] for i in sorted(order[counts[held[-1]] :]))])
+        elif block == 1:
             return chosen, True
-        chosen = chosen[order[counts[held[-1]] :]].sort().values
-    return chosen, len(chosen) == 0
+        else:
+            block = max(1, block // 4)
+    return chosen, True
 
 
 def jaccard(edges: Edges, size: int, draws: int = 100, seed: int = 0) -> float | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from glassformer.interp.edge_graph import FEED, LOGITS
 from glassformer.interp.edge_pair import Pair
+from glassformer.interp.edge_run import fed
 from glassformer.interp.effects import row_numbers
 from glassformer.interp.taps import Bound, Step
 from glassformer.model.choices import Attention
@@ -85,9 +86,8 @@ class Exact:
         assert layer is not None
         block, prefix = self.pair.apart.block(layer), f"blocks.{layer}."
         if place == FEED:
-            assert block.feed_forward is not None
             was = self.pair.clean.forward.get(f"{prefix}mlp.out", self.pair.here)
-            added = block.add(FEED, block.feed_forward(block.read(FEED, changed))) - was
+            added = fed(block, changed) - was
             after = self.pair.clean.forward.get(f"{prefix}resid_post", self.pair.here)
             return self._rest(layer + 1, (after + added * self.pair.clean.forward.within(layer, FEED))[variant], None)
         part = block.mixer

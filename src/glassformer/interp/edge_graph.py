@@ -62,11 +62,6 @@ class Graph:
                 "This model's layers have embeddings of tokens of their own, which read and write the stream and are "
                 "not among the parts that edges join; why measures them."
             )
-        if any(isinstance(layer.feed_forward, Experts) and layer.feed_forward.apart for layer in config.layers):
-            raise UnsupportedError(
-                "This model's experts have norms of their own, which read the stream beside the feed-forward part: "
-                "they are not among the parts that edges join; why measures them."
-            )
         self.config = config
         self.senders: list[str] = ["embed"]
         self.receivers: list[Receiver] = []

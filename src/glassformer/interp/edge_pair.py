@@ -131,7 +131,7 @@ class Pair:
                 if len(self.graph.sent[i, FEED]) == 1:
                     added = forward.get(f"{prefix}mlp.out", self.here)
                 else:
-                    added = split_feed(block, forward.input(i, FEED, self.here))[:, 0]
+                    added = split_feed(block, forward.get(prefix + forward.read_by(i, FEED), self.here))[:, 0]
                 out.append(added / self.apart.joins[i, FEED])
         return torch.cat(out)
 

@@ -21,6 +21,7 @@ from glassformer.interp.recording import Recording
 from glassformer.interp.run_from import Context
 from glassformer.interp.taps import Action, Bound, Step
 from glassformer.model.attention import Visible
+from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block
 from glassformer.model.parts.experts import ExpertsPart
@@ -36,19 +37,19 @@ class Hub(Protocol):
     def send(self, added: Float[Tensor, "sender row query d_model"]) -> None: ...
 
 
-def added_parts(block: Block, place: int, parts: Float[Tensor, "part *batch d_model"]) -> Tensor:
-    """Parts that add up to a mixer's or feed-forward part's output, as they enter the stream.
+def through(norm: NormLayer | None, parts: Float[Tensor, "part *batch d_model"]) -> Tensor:
+    """Parts after a norm of their sum: each divided by what that divides by, its bias shared out evenly."""
+    if norm is None:
+        return parts
+    scale = norm.scale(parts.sum(0)).to(parts.dtype)
+    parts = parts - parts.mean(-1, keepdim=True) if norm.centred else parts
+    parts = parts / scale * gain(norm, parts)
+    return parts if norm.bias is None else parts + norm.bias / len(parts)
 
-    A norm after the part divides by what it divides their sum by; its bias is shared out evenly.
-    """
-    norm = block.post_norm(place)
-    if norm is not None:
-        scale = norm.scale(parts.sum(0)).to(parts.dtype)
-        parts = parts - parts.mean(-1, keepdim=True) if norm.centred else parts
-        parts = parts / scale * gain(norm, parts)
-        if norm.bias is not None:
-            parts = parts + norm.bias / len(parts)
-    times = block.choice.part_scale(place)
+
+def added_parts(block: Block, place: int, parts: Float[Tensor, "part *batch d_model"]) -> Tensor:
+    """Parts that add up to a mixer's or feed-forward part's output, as they enter the stream."""
+    parts, times = through(block.post_norm(place), parts), block.choice.part_scale(place)
     return parts if times == 1 else parts * times
 
 
@@ -63,14 +64,22 @@ def split_heads(block: Block, z: Float[Tensor, "row query head d_head"]) -> Floa
     return added_parts(block, MIXER, out)
 
 
-def split_feed(block: Block, x: Float[Tensor, "row query d_model"]) -> Float[Tensor, "sender row query d_model"]:
-    """What the feed-forward part, or each expert and the part beside them, adds to the stream, given what it reads."""
-    part = block.feed_forward
+def fed(block: Block, stream: Float[Tensor, "row query d_model"]) -> Float[Tensor, "row query d_model"]:
+    """What the feed-forward part adds to the stream, given the stream it reads."""
+    part, x = block.feed_forward, block.read(FEED, stream)
     assert part is not None
+    return block.add(FEED, part(x, None, stream) if isinstance(part, ExpertsPart) else part(x))
+
+
+def split_feed(block: Block, stream: Float[Tensor, "row query d_model"]) -> Float[Tensor, "sender row query d_model"]:
+    """The same from each of its senders: the part, or each expert and the part beside them."""
+    part = block.feed_forward
     if not isinstance(part, ExpertsPart):
-        return block.add(FEED, part(x))[None]
-    weights = part.weights(part.router(x))
-    post = part.watched(part.narrowed(x), weights, None).unflatten(-1, (part.choice.n_experts, -1))
+        return fed(block, stream)[None]
+    x = block.read(FEED, stream)
+    weights = part.weights(part.scored(x, stream))
+    read = part.narrowed(part.entering(x, stream))
+    post = part.watched(read, weights, None).unflatten(-1, (part.choice.n_experts, -1))
     down = part.experts.down
     out = torch.einsum("rtef,edf->ertd", post, down.weight)
     if down.bias is not None:
@@ -79,6 +88,7 @@ def split_feed(block: Block, x: Float[Tensor, "row query d_model"]) -> Float[Ten
         out = out @ part.widen.weight.T
         if part.widen.bias is not None:
             out = out + part.widen.bias / len(out)
+    out = through(part.ln_out, out)
     if part.shared is not None:
         out = torch.cat([out, part.beside(x)[None]])
     return added_parts(block, FEED, out)
@@ -152,7 +162,7 @@ class Apart:
                     hub.send(self.mixer(layer, x, state) / self.joins[layer, MIXER])
                 else:
                     x = hub.read(read[layer, FEED])[0] if feed_reads is None else feed_reads
-                    x = self.block(layer).read(FEED, x * self.reads[layer, FEED])
+                    x = x * self.reads[layer, FEED]
                     hub.send(split_feed(self.block(layer), x) / self.joins[layer, FEED])
         return self.transformer.normed(hub.read(self.graph.logits)[0, :, -1:] * self.reads[None, LOGITS])[:, 0]
 

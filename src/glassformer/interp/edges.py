@@ -1,8 +1,9 @@
 """Which edges of a model carry what makes two prompts end differently: estimated, checked, and where need be measured.
 
 Every edge is estimated from gradients (`edge_estimates`). An estimate is reliable when the second-order term along the
-change is small beside it; those that are not, and the strongest, are replaced by what single-edge path patching
-measures (`edge_exact`). Knows traces and numbers; which edges make a circuit is `circuit_search`'s.
+change is small beside the first-order one and the estimate agrees with that; those that are not, and the strongest, are
+replaced by what single-edge path patching measures (`edge_exact`). Knows traces and numbers; which edges make a circuit
+is `circuit_search`'s.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
 
 Measured = Literal["unreliable", "all", "none"]
-# An estimate is reliable when the second-order term is at most this share of it,
+# A deviation is small when it is at most this share of what it deviates from,
 TOLERANCE = 0.5
 # or at most this share of what the metric differs between the prompts.
 FLOOR = 0.001
@@ -42,8 +43,8 @@ class Edges:
     Attributes:
         pairs: the prompts; graph: names of the edges.
         metric, unit: what is measured, by name and in words; method: of the estimates.
-        estimate: (pair, cell); curvature: (pair, cell), their second-order terms; exact: (pair, cell), NaN where it was
-            not measured.
+        estimate: (pair, cell); first, curvature: (pair, cell), first- and second-order terms of the clean run's
+            gradient; exact: (pair, cell), NaN where it was not measured.
         positions: labels of the positions, from the first difference on; None for sums over positions.
     """
 
@@ -53,6 +54,7 @@ class Edges:
     unit: str
     method: str
     estimate: Float[Tensor, "pair cell"]
+    first: Float[Tensor, "pair cell"]
     curvature: Float[Tensor, "pair cell"]
     exact: Float[Tensor, "pair cell"]
     positions: list[str] | None = None
@@ -69,8 +71,8 @@ class Edges:
 
     @property
     def reliable(self) -> Bool[Tensor, " cell"]:
-        """Whether the second-order term is small beside the estimate, or beside the whole difference."""
-        return reliable(self.pairs, self.estimate, self.curvature)
+        """Whether the second-order term is small, and what the estimate differs from the first-order term by."""
+        return reliable(self.pairs, self.estimate, self.first, self.curvature)
 
     @property
     def measured(self) -> Bool[Tensor, " cell"]:
@@ -149,11 +151,19 @@ class Edges:
 
 
 def reliable(
-    pairs: Sequence[Pair], estimate: Float[Tensor, "pair cell"], curvature: Float[Tensor, "pair cell"]
+    pairs: Sequence[Pair],
+    estimate: Float[Tensor, "pair cell"],
+    first: Float[Tensor, "pair cell"],
+    curvature: Float[Tensor, "pair cell"],
 ) -> Bool[Tensor, " cell"]:
     """See `Edges.reliable`."""
-    error, floor = curvature.abs().mean(0), FLOOR * sum(abs(p.span) for p in pairs) / len(pairs)
-    return (error <= TOLERANCE * estimate.mean(0).abs()) | (error <= floor)
+    floor = FLOOR * sum(abs(p.span) for p in pairs) / len(pairs)
+
+    def small(deviation: Tensor, of: Tensor) -> Tensor:
+        size = deviation.abs().mean(0)
+        return (size <= TOLERANCE * of.mean(0).abs()) | (size <= floor)
+
+    return small(curvature, first) & small(estimate - first, estimate)
 
 
 def edges(
@@ -204,14 +214,16 @@ def edges(
     ready = prepared(pairs, metric, answer=answer, wrong=wrong, position=position)
     graph = ready[0].graph
     say = progress or (lambda done, total, what: None)
-    estimates, curvatures = [], []
+    estimates, firsts, curvatures = [], [], []
     for number, pair in enumerate(ready):
         say(number, len(ready), "estimating")
         run = Estimates(pair, by_position)
         estimates.append(run.by(method, steps).flatten())
+        firsts.append(estimates[-1] if method == "eap" else run.by("eap", 1).flatten())
         curvatures.append(run.curvature().flatten())
-    estimate, curvature = torch.stack(estimates), torch.stack(curvatures)
-    chosen = _chosen(ready, estimate, curvature, exact, strongest)
+    estimate, first, curvature = torch.stack(estimates), torch.stack(firsts), torch.stack(curvatures)
+    trusted = reliable(ready, estimate, first, curvature)
+    chosen = _chosen(estimate, trusted, exact, strongest)
     found = torch.full_like(estimate, torch.nan)
     wide = estimate.shape[1] // graph.total
     total = len(chosen) * len(ready)
@@ -224,7 +236,7 @@ def edges(
     if by_position:
         labels = list(ready[0].clean.tokens[ready[0].here])
     name = metric if isinstance(metric, str) else "custom"
-    return Edges(ready, graph, name, ready[0].unit, method, estimate, curvature, found, labels)
+    return Edges(ready, graph, name, ready[0].unit, method, estimate, first, curvature, found, labels)
 
 
 def prepared(
@@ -248,14 +260,12 @@ def _telling(say: Progress, before: int, total: int) -> Callable[[int], None]:
     return lambda done: say(before + done, total, "measuring")
 
 
-def _chosen(
-    pairs: Sequence[Pair], estimate: Tensor, curvature: Tensor, exact: str, strongest: int
-) -> Int[Tensor, " cell"]:
+def _chosen(estimate: Tensor, trusted: Tensor, exact: str, strongest: int) -> Int[Tensor, " cell"]:
     """The cells that are measured."""
     if exact == "none":
         return torch.zeros(0, dtype=torch.long)
     wanted = torch.full(estimate.shape[1:], exact == "all")
     if exact == "unreliable":
-        wanted |= ~reliable(pairs, estimate, curvature)
+        wanted |= ~trusted
         wanted[estimate.mean(0).abs().topk(min(strongest, len(wanted))).indices] = True
     return wanted.nonzero()[:, 0]
