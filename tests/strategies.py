@@ -10,6 +10,7 @@ from glassformer.model.choices import ACTIVATIONS
 from glassformer.model.config import (
     Attention,
     Config,
+    Copies,
     Experts,
     FeedForward,
     GatedDelta,
@@ -380,8 +381,15 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
     if draw(st.booleans()):
         own = LayerEmbedding(3, draw(st.sampled_from(["gelu_tanh", "silu"])))
         layers = [dataclasses.replace(x, embedding=own) if draw(st.booleans()) else x for x in layers]
+    alone = not draw(st.sampled_from([False, False, False, True]))
+    if not alone:
+        copies = Copies(draw(st.integers(2, 3)), 2)
+        for i, layer in enumerate(layers):
+            mixer = layer.mixer if type(layer.mixer) is Attention else Attention(2, 1, 4)
+            feed = FeedForward(8, sparsity=draw(st.sampled_from([0.0, 0.6])))
+            layers[i] = Layer(mixer, feed, "both", embedding=LayerEmbedding(3), copies=copies)
     kind = draw(st.sampled_from(["rms", "layer"]))
-    weight, learned = draw(st.booleans()), draw(st.booleans())
+    weight, learned = draw(st.booleans()), alone and draw(st.booleans())
     return Config(
         draw(st.integers(5, 40)),
         draw(st.sampled_from([8, 12])),
@@ -395,9 +403,9 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
             bias=draw(st.sampled_from([None, False])),
         ),
         learned_positions=learned,
-        sinusoids=None if learned else draw(st.sampled_from([None, Sinusoids(), Sinusoids(2, True)])),
+        sinusoids=None if learned or not alone else draw(st.sampled_from([None, Sinusoids(), Sinusoids(2, True)])),
         embedding_norm=draw(st.booleans()),
-        head=draw(st.sampled_from([None, None, None, Head("gelu", bias=True)])),
+        head=draw(st.sampled_from([None, None, None, Head("gelu", bias=True)])) if alone else None,
         final_norm=draw(st.booleans()),
         tied=draw(st.booleans()),
         unembed_bias=draw(st.booleans()),

@@ -118,6 +118,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "gemma": {**_SMALL, "num_key_value_heads": 1},
     "gemma4_unified_text": {**_GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
+    "gemma3n_text": {
+        **{k: v for k, v in _GEMMA4.items() if k not in ("global_head_dim", "use_double_wide_mlp")},
+        "hidden_size_per_layer_input": 6,
+        "vocab_size_per_layer_input": VOCAB - 2,
+        "intermediate_size": [40, 24, 40, 40],
+        "activation_sparsity_pattern": [0.9, 0.0, 0.5, 0.0],
+        "altup_num_inputs": 3,
+        "laurel_rank": 4,
+    },
     "gemma4_text": {
         **_GEMMA4,
         "hidden_size_per_layer_input": 6,

@@ -33,6 +33,10 @@ def test_pairs_sum_to_the_score_of_every_attention(config: Config) -> None:
     layers = [i for i, layer in enumerate(config.layers) if isinstance(layer.mixer, Attention)]
     assume(layers)
     run = trace(drawn(config), ids_of(config, 9))
+    if config.copies:
+        with pytest.raises(UnsupportedError, match="stands in copies"):
+            run.reasons(layers[0], 0, 8)
+        return
     for layer, (query, key) in itertools.product(layers, ((8, 6), (5, 5), (2, 7))):
         head = run.config.n_heads(layer) - 1
         found = run.reasons(layer, head, query, key)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from glassformer.count import count
-from glassformer.errors import SiteError
+from glassformer.errors import SiteError, UnsupportedError
 from glassformer.interp.edits import ablate, tap
 from glassformer.interp.trace import Trace, trace
 from glassformer.model import Attention, Cache, Config, FeedForward, Rotary
-from glassformer.model.choices import LayerEmbedding
+from glassformer.model.choices import Copies, LayerEmbedding
 from glassformer.model.config import Layer
 from tests.interp.test_patching import check
 from tests.model.test_stacks import drawn
@@ -95,3 +95,49 @@ def test_gradients_from_the_middle_are_those_of_differences(run: Trace) -> None:
 
     measured = (number(1) - number(-1)) / (2 * step)
     assert abs(measured - float((grads * direction).sum())) <= 1e-6 * max(1.0, abs(measured))
+
+
+def in_copies() -> Config:
+    """Three copies of the stream, gates that are cut, shared keys, and embeddings of tokens in every layer."""
+    mixer = Attention(4, 2, 8, window=4, value_norm=True, qk_norm="head", scale=1.0)
+    mixers = [mixer, dataclasses.replace(mixer, window=None), dataclasses.replace(mixer, keys_from=0)]
+    layers = [
+        Layer(m, FeedForward(12, sparsity=0.5 * (i == 1)), "both", embedding=LayerEmbedding(5), copies=Copies(3, 4))
+        for i, m in enumerate(mixers)
+    ]
+    return Config(40, 16, 64, tuple(layers), embedding_scale=4.0)
+
+
+@pytest.fixture(scope="module")
+def copied() -> Trace:
+    return trace(drawn(in_copies()), IDS)
+
+
+def test_parts_of_a_stream_in_copies_add_up(copied: Trace) -> None:
+    found = copied.why(words=2, alternatives=2)
+    assert abs(found.residual) <= 1e-12
+    goal, at = found.target, len(IDS) - 1
+    for layer in range(3):
+        for kind, site in (("feed_forward", "mlp.out"), ("layer_embedding", "ple.out"), ("laurel", "laurel.out")):
+            gone = tap(f"blocks.{layer}.{site}", lambda x, where: torch.zeros_like(x), positions=at)
+            number = float(trace(copied.transformer, IDS, tap=gone)["final.normed"][-1].double() @ goal.way.vector)
+            total = float(found.parts.total[found.parts.of(kind, layer)])
+            assert abs(goal.value - number - goal.way.offset - total) <= 1e-9, (kind, layer)
+    cells = sum(copied.cell(1, head, at, key).effect for head in range(4) for key in range(at + 1))
+    heads = found.parts.of("head", 1)
+    assert abs(cells - float(found.parts.claimed[heads].sum())) <= 1e-9
+    neurons = copied.neurons(k=3)
+    claimed = sum(float(found.parts.claimed[found.parts.of("feed_forward", layer)].sum()) for layer in range(3))
+    assert abs(neurons.all - claimed) <= 1e-9
+
+
+def test_a_stream_in_copies_is_patched_read_and_edited(copied: Trace) -> None:
+    check(drawn(in_copies()))
+    assert copied["blocks.1.resid_pre"].shape == (9, 48)
+    assert copied["blocks.1.resid_active"].shape == (9, 16)
+    read = copied.lens(k=1)
+    assert read.places == ["embed", *(f"blocks.{i}.resid_post" for i in range(3))]
+    off = trace(copied.transformer, IDS, tap=ablate(layer=1, head=2))
+    assert abs(off.why(words=0).residual) <= 1e-12
+    with pytest.raises(UnsupportedError, match="in copies"):
+        copied.reasons(1, 0, 8)

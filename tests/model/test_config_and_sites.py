@@ -122,7 +122,7 @@ def test_missing_fields_are_named() -> None:
 def test_site_names_are_public_api() -> None:
     """Tools and saved traces use these names: changing one breaks them."""
     assert [site.name for site in SITES] == [
-        "embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normed", "attn.q", "attn.k", "attn.v",
+        "embed", "pos_embed", "resid_pre", "resid_active", "ln1.scale", "ln1.normed", "attn.q", "attn.k", "attn.v",
         "attn.rot_q", "attn.rot_k", "attn.index_q", "attn.index_k", "attn.index_weights",
         "attn.scores", "attn.sink", "attn.pattern", "attn.gate", "attn.z_scale", "attn.z",
         "attn.out",
@@ -136,7 +136,7 @@ def test_site_names_are_public_api() -> None:
         "mlstm.z", "mlstm.out",
         "lru.gate", "lru.gate_in", "lru.decay", "lru.v", "lru.pattern", "lru.mixed", "lru.z", "lru.out",
         "conv.gate", "conv.gate_in", "conv.v", "conv.pattern", "conv.mixed", "conv.z", "conv.out", "mix.pattern",
-        "mix.z", "mix.out", "resid_mid",
+        "mix.z", "mix.out", "laurel.out", "resid_mid",
         "ln2.scale", "ln2.normed", "mlp.router", "mlp.weights", "mlp.latent", "mlp.pre", "mlp.pre_linear", "mlp.post",
         "mlp.shared_pre", "mlp.shared_pre_linear", "mlp.shared_post", "mlp.shared_gate", "mlp.shared", "mlp.out",
         "resid_late", "ple.input", "ple.pre", "ple.post", "ple.out", "resid_post",

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glassformer.interp.copies import carried
 from glassformer.interp.head_outputs import through_post, values_of_head, writing
 from glassformer.interp.logit_target import Target, target
 
@@ -154,7 +155,7 @@ def cell(
     goal = target(trace, token, against, query if position is None else position)
     effects = torch.zeros(a.value_size, dtype=torch.float64)
     if goal.position == query:
-        effects = goal.share(per_dimension) * forward.carried(layer, 1)
+        effects = goal.share(carried(forward, layer, 1, query, per_dimension))
     return Cell(
         layer=layer,
         head=head,

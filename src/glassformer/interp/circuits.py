@@ -60,6 +60,8 @@ def _read(transformer: Transformer, layer: int, ids: Tensor, position: int | Non
             )
         x = x + transformer.pos_embed(torch.tensor([[position]], device=x.device))[0, 0].to(x.dtype)
     block: Any = transformer.blocks[layer]
+    if block.copies is not None:
+        x = block.copies.predicted(transformer.in_copies(x))[..., 0, :]
     norm = block.norm(1)
     return x if norm is None else norm(x)
 

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from glassformer.errors import UnsupportedError
+from glassformer.interp.copies import ways
 from glassformer.interp.head_outputs import before_post, gain, part_scale, post_norm, writing
 from glassformer.interp.logit_target import Target
 from glassformer.model.choices import Experts, members
@@ -33,6 +35,7 @@ KINDS = (
     "feed_forward",
     "expert",
     "layer_embedding",
+    "laurel",
     "attention_bias",
     "feed_forward_bias",
     "final_bias",
@@ -119,6 +122,9 @@ def additions(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, i
     rescaled on its way to layer `layers`, so are they.
     """
     forward = trace.forward
+    if trace.config.copies:
+        yield from _in_copies(trace, position, layers)
+        return
     at = slice(position, position + 1)
     start = forward.carried(-1, 0, layers)
     yield "embedding", -1, -1, forward.recorded["embed"][0, position].double() * start
@@ -140,6 +146,37 @@ def additions(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, i
             yield "layer_embedding", layer, -1, layer_embedding_part(trace, layer, position) * second
         for x in _edits(trace, layer, at, reads):
             yield "edit", layer, -1, x * after
+
+
+def _in_copies(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, int, int, Tensor | Reads]]:
+    """`additions` to the last stream where it stands in copies.
+
+    Raises:
+        UnsupportedError: for an earlier layer's stream, which is no sum of them.
+    """
+    forward = trace.forward
+    if layers < trace.config.n_layers:
+        raise UnsupportedError("This model's stream stands in copies; what one layer reads is no sum of parts.")
+    way = ways(forward, position)
+    total = way.embedding()
+    yield "embedding", -1, -1, total
+    for layer in range(layers):
+        first, second, third = (way.of_part(layer, part) for part in (1, 2, 3))
+        reads = Reads(trace, layer, position).through(first)
+        yield "head", layer, -1, reads
+        found = {
+            "laurel": first @ forward.recorded[f"blocks.{layer}.laurel.out"][0, position].double(),
+            "feed_forward": second @ feed_forward_part(trace, layer, position),
+            "layer_embedding": third @ layer_embedding_part(trace, layer, position),
+        }
+        for kind, x in bias_parts(trace, layer, position):
+            found[kind] = (first if kind == "attention_bias" else second) @ x.double()
+        for kind, x in found.items():
+            yield kind, layer, -1, x
+        total = total + reads.total() + torch.stack([*found.values()]).sum(0)
+    if forward.edit is not None:
+        here = slice(position, position + 1)
+        yield "edit", layers - 1, -1, forward.last(here)[0, 0].double() - total
 
 
 def _square(y: Tensor, like: Tensor) -> Tensor:
@@ -170,6 +207,12 @@ class Reads:
             return self
         found = copy.copy(self)
         found.columns = self.columns * factor
+        return found
+
+    def through(self, matrix: Float[Tensor, "d_model d_model"]) -> Reads:
+        """The same where what they write goes through a matrix afterwards."""
+        found = copy.copy(self)
+        found.columns = matrix @ self.columns
         return found
 
     def scalars(self, reading: Tensor, stream: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -120,7 +120,8 @@ def measure_totals(trace: Trace, goal: Target, parts: Parts, chosen: Int[Tensor,
     for kind, site in (("embedding", "embed"), ("position", "pos_embed")):
         found = picked(kind)
         if len(found):
-            enter(found, x[:1].double() - forward.recorded[site][0, at].double())
+            gone = forward.transformer.in_copies(forward.recorded[site][0, at])
+            enter(found, x[:1].double() - gone.double())
     for layer, choice in enumerate(trace.config.layers):
         taken: dict[str, list[tuple[int, Tensor]]] = {}
         later = []
@@ -131,8 +132,10 @@ def measure_totals(trace: Trace, goal: Target, parts: Parts, chosen: Int[Tensor,
             taken.setdefault(prefix, []).append((len(x), vectors))
             enter(found, x[:1].expand(len(found), -1))
         x = rows.layer(layer, x, {prefix: _rows(len(x), pairs).to(x) for prefix, pairs in taken.items()})
+        copies = rows.trace.forward.block(layer).copies
         for found, vectors in later:
-            enter(found, x[:1].double() - vectors * forward.within(layer, 2))
+            times = 1.0 if copies is not None else forward.within(layer, 2)
+            enter(found, x[:1].double() - (vectors * times if copies is None else copies.beside(vectors)))
     numbers = rows.numbers(x, goal)
     which = torch.cat(order)[1:]
     parts.total[which] = numbers[0] - numbers[1:]
@@ -150,6 +153,8 @@ def _given(
         yield mixer, found, Reads(trace, layer, position).vectors(parts.head[found], parts.source[found])
     if mixer is not None and len(found := picked("attention_bias", layer)):
         yield mixer, found, biases["attention_bias"][None]
+    if len(found := picked("laurel", layer)):
+        yield "laurel", found, trace.forward.recorded[f"blocks.{layer}.laurel.out"][0, position].double()[None]
     if len(found := picked("expert", layer)):
         experts = expert_parts(trace, layer, position)
         yield "mlp", found, torch.stack([experts[i] for i in parts.head[found].tolist()])

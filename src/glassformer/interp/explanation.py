@@ -25,6 +25,7 @@ def part_name(part: dict[str, Any], tokens: list[str]) -> str:
         "expert": f"expert {layer}.{part['expert']}",
         "feed_forward": f"feed-forward layer {layer}",
         "layer_embedding": f"the token's own vector in layer {layer}",
+        "laurel": f"what stands beside attention in layer {layer}",
         "attention_bias": f"the attention bias of layer {layer}",
         "feed_forward_bias": f"the feed-forward bias of layer {layer}",
         "final_bias": "the final norm's bias",

@@ -63,6 +63,7 @@ def gradients(
                     found[name] = forward.recorded[name].detach().clone().requires_grad_()
             x = sum(found.values())
             assert isinstance(x, Tensor)
+            x = transformer.in_copies(x)
         else:
             x = forward.entering(first).detach().clone().requires_grad_()
         x = transformer.stream(

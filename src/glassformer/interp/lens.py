@@ -146,8 +146,8 @@ def _places(trace: Trace, at: Tensor, wanted: set[int] | None, halves: bool) -> 
             if wanted is None:
                 yield "embed", x
         elif (
-            place not in ("resid_pre", "resid_late")
-            and (place == "resid_post" or halves)
+            place not in ("resid_pre", "resid_active", "resid_late")
+            and (place == "resid_post" or (halves and not trace.config.copies))
             and (wanted is None or int(layer) in wanted)
         ):
             yield name, x

@@ -103,8 +103,9 @@ def vectors(trace: Trace, position: int) -> tuple[list[str], Float[Tensor, "plac
     found = [("embed", trace.forward.get("embed", at))]
     learned = trace.config.adds_positions
     for name, x in trace.forward.walk(at):
-        if name.endswith("resid_late"):
+        if name.endswith(("resid_late", "resid_active")):
             continue
+        x = trace.transformer.gathered(x)
         if not name.endswith("resid_pre") or (learned and name == "blocks.0.resid_pre"):
             found.append((name, x))
     return [name for name, _ in found], torch.stack([x[0, 0].double().cpu() for _, x in found])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from glassformer.errors import SiteError, UnsupportedError, UsageError
 from glassformer.interp.circuits import embedded, unembedded
+from glassformer.interp.copies import carried
 from glassformer.interp.head_outputs import before_post, gain, through_post
 from glassformer.interp.logit_target import target
 from glassformer.interp.vocabulary import known_ids
@@ -97,7 +98,7 @@ def top_neurons(
         if isinstance(mlp, ExpertsPart) and mlp.ln_out is not None:
             columns = columns * gain(mlp.ln_out, columns) / _divisor(trace, layer, at)[0]
         columns = through_post(trace.forward, layer, "mlp", columns[None, None], at)[0, 0]
-        share = goal.share(columns) * post.double() * trace.forward.carried(layer, 2)
+        share = goal.share(carried(trace.forward, layer, 2, goal.position, columns)) * post.double()
         share = torch.zeros_like(share) if layer in written else share
         shares.append(torch.nn.functional.pad(share, (0, widest - len(share))))
         activations.append(torch.nn.functional.pad(post, (0, widest - len(post))))
@@ -238,7 +239,12 @@ def excite(
             out = mlp.hidden(up) if own is None else mlp.hidden(rows(own, x), up)
         else:
             up, scale = rows(mlp.up, x), mlp.choice.pre_scale
-            out = mlp.activation(up * scale) if mlp.gate is None else mlp.activation(rows(mlp.gate, x) * scale) * up
+            if mlp.gate is None:
+                out = mlp.activation(up * scale)
+            elif mlp.choice.sparsity:  # where a gate is cut depends on all of them
+                out = mlp.activation(mlp.sparse(mlp.pre(x))[:, chosen]) * up
+            else:
+                out = mlp.activation(rows(mlp.gate, x) * scale) * up
         ids = part[:, None].expand(-1, len(neurons))
         values, tokens = torch.cat([values, out]), torch.cat([tokens, ids])
         values, order = values.topk(min(k, len(values)), dim=0)

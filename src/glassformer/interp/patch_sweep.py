@@ -157,7 +157,7 @@ class Sweep:
         for chosen, layers in batches:
             start = self.first if self.heads else chosen.start
             sharing = Sharing(self.trace.forward, start, self.at + 1)
-            x = self.entering[0].new_empty(0, self.at + 1 - start, self.config.d_model)
+            x = self.entering[0].new_empty(0, self.at + 1 - start, self.config.d_stream)
             for layer in range(layers.start, self.config.n_layers):
                 fresh = chosen if layer in layers else range(0)
                 if fresh:

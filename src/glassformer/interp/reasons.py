@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.errors import UsageError
+from glassformer.errors import UnsupportedError, UsageError
 from glassformer.interp.decompose import KINDS, Reads, additions
 from glassformer.interp.frozen import Affine, key_side, query_side
 from glassformer.interp.vocabulary import shown
@@ -270,9 +270,15 @@ def reasons(
     Raises:
         ShapeError: for a position that the text does not have.
         SiteError: for a layer or head that the model does not have.
-        UnsupportedError: the layer has no softmax attention, or norms stand after the sum of stream and part.
+        UnsupportedError: the layer has no softmax attention, or norms stand after the sum of stream and part, or the
+            stream stands in copies.
     """
     layer = trace.layer(layer)
+    if trace.config.copies:
+        raise UnsupportedError(
+            "This model's stream stands in copies that layers mix, so what a layer reads is no sum of earlier parts; "
+            "why takes its last stream apart."
+        )
     part = trace.forward.attention(layer)
     head, query = trace.head(head, layer), trace.position(query)
     weights = trace.pattern(layer, head, query)

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from glassformer.errors import UnsupportedError
+from glassformer.interp.copies import walk_copies
 from glassformer.interp.taps import Bound
 from glassformer.model import Config, Transformer
 from glassformer.model.attention import TILE, Visible
@@ -142,7 +144,7 @@ class Recording:
         part = name.split(".", 2)[2]
         if part in GRIDS:
             return self.grid(layer, part, None, at)
-        if part in ("resid_pre", "resid_mid", "resid_late", "resid_post"):
+        if part in ("resid_pre", "resid_active", "resid_mid", "resid_late", "resid_post"):
             return self.stream(name, at)
         return self._inside(layer, part, at)
 
@@ -194,7 +196,8 @@ class Recording:
             return norm(before)
         if head == "ple" and block.ple is not None:
             if leaf == "pre":
-                return block.ple.gate(self.get(prefix + "resid_late", at))
+                late = self.get(prefix + "resid_late", at)
+                return block.ple.gate(late if block.copies is None else block.copies.first(late))
             if leaf == "post":
                 return block.ple.activation(
                     self.get(prefix + "ple.pre", at), self.recorded[prefix + "ple.input"][:, at]
@@ -260,6 +263,8 @@ class Recording:
     def read_by(self, layer: int, number: int) -> str:
         """The place in the stream that the mixer (1) or the feed-forward part (2) reads."""
         choice = self.config.layers[layer]
+        if number == 1 and choice.copies is not None:
+            return "resid_active"
         return "resid_pre" if number == 1 or choice.parallel or choice.mixer is None else "resid_mid"
 
     def input(self, layer: int, number: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
@@ -298,8 +303,13 @@ class Recording:
         x = self.recorded["embed"][:, at]
         if "pos_embed" in self.recorded:
             x = x + self.recorded["pos_embed"][:, at]
+        x = self.transformer.in_copies(x)
         for layer, choice in enumerate(self.config.layers):
             prefix = f"blocks.{layer}."
+            if choice.copies is not None:
+                for name, y in walk_copies(self, layer, x, at):
+                    yield name, (x := y)
+                continue
             block = self.block(layer)
             x = self._kept(prefix + "resid_pre", x, at)
             yield prefix + "resid_pre", x
@@ -321,6 +331,10 @@ class Recording:
     def within(self, layer: int, part: int) -> float:
         """What multiplies the stream in a layer from where its mixer (1) or feed-forward part (2) joined on; from the
         layer's beginning with 0."""
+        if self.config.copies:
+            raise UnsupportedError(
+                "This model's stream stands in copies that layers mix, so no one number says what becomes of a part."
+            )
         block = self.block(layer)
         times = 1.0 if block.scalar is None else float(block.scalar.double())
         for later in range(part + 1, 3):
@@ -338,6 +352,16 @@ class Recording:
         """Every part in order: its site, what it added, and the stream (batch, query, d_model) before and after it."""
         for layer, choice in enumerate(self.config.layers):
             prefix, block = f"blocks.{layer}.", self.block(layer)
+            if choice.copies is not None:  # those of the copy that the layer computes with
+                places = [self.get(prefix + place, at) for place in ("resid_active", "resid_mid", "resid_late")]
+                parts = [self.recorded[f"{prefix}{part}.out"][:, at] for part in ("attn", "mlp", "ple")]
+                parts[0] = parts[0] + self.recorded[prefix + "laurel.out"][:, at]
+                places[2] = self.transformer.gathered(places[2])
+                after = self.transformer.gathered(self.get(prefix + "resid_post", at))
+                ends = (places[1], places[1] + parts[1], after)
+                for name, added, before, later in zip(choice.parts, parts, places, ends, strict=True):
+                    yield f"{prefix}{name}.out", added, before, later
+                continue
             x = self.get(prefix + "resid_pre", at)
             for number, part in enumerate((choice.mixer, choice.feed_forward, choice.embedding), 1):
                 if part is None:
@@ -368,11 +392,12 @@ class Recording:
         if layer > 0:
             return self.get(f"blocks.{layer - 1}.resid_post", at)
         x = self.recorded["embed"][:, at]
-        return x + self.recorded["pos_embed"][:, at] if "pos_embed" in self.recorded else x
+        x = x + self.recorded["pos_embed"][:, at] if "pos_embed" in self.recorded else x
+        return self.transformer.in_copies(x)
 
     def last(self, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
-        """The residual stream as it leaves the last block."""
-        return self.get(f"blocks.{self.config.n_layers - 1}.resid_post", at)
+        """The residual stream as it leaves the last block, its copies made one."""
+        return self.transformer.gathered(self.get(f"blocks.{self.config.n_layers - 1}.resid_post", at))
 
     def state(self, layer: int, length: int) -> State:
         """What a recurrence left behind after the first `length` tokens, as its cache holds it."""

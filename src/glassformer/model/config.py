@@ -19,6 +19,7 @@ from glassformer.model.choices import (
     MIXERS,
     Attention,
     Component,
+    Copies,
     Experts,
     Feed,
     FeedForward,
@@ -88,6 +89,7 @@ class Layer:
             the same: part number n joins as stream · √((n−1)/n) + part / √n (Beam). None where parts are just added.
         scalar: the stream is multiplied by a learned number as it leaves the layer (Gemma 4).
         embedding: what the layer's own embedding of the token adds after the parts, normed, or None.
+        copies: the stream stands in several copies, of which the layer computes with one; None for one stream.
     """
 
     mixer: Mixer | None
@@ -98,8 +100,20 @@ class Layer:
     averaged: int | None = None
     scalar: bool = False
     embedding: LayerEmbedding | None = None
+    copies: Copies | None = None
 
     def __post_init__(self) -> None:
+        if self.copies is not None and (
+            not isinstance(self.mixer, Attention)
+            or not isinstance(self.feed_forward, FeedForward)
+            or self.embedding is None
+            or self.norms != "both"
+            or (self.parallel, self.residual_scale, self.averaged, self.scalar) != (False, None, None, False)
+        ):
+            raise ConfigError(
+                "A layer that computes with one of several copies has attention, a dense feed-forward part and an "
+                "embedding of its own, with norms on both sides of each, and nothing else."
+            )
         if self.embedding is not None and self.norms == "sum":
             raise ConfigError("A layer whose norms stand after the sum has no embedding of its own.")
         if self.averaged is not None:
@@ -127,6 +141,8 @@ class Layer:
         """What multiplies what the mixer (1) or the feed-forward part (2) adds to the stream."""
         if number == 3:
             return 1.0
+        if self.copies is not None:
+            return math.sqrt(0.5) if number == 1 else 1.0
         scale = 1.0 if self.residual_scale is None else self.residual_scale
         if number == 2 and isinstance(self.feed_forward, FeedForward):
             scale *= self.feed_forward.out_scale
@@ -134,6 +150,8 @@ class Layer:
 
     def stream_scale(self, number: int) -> float:
         """What multiplies the stream where the mixer (1) or the feed-forward part (2) joins it."""
+        if self.copies is not None:
+            return math.sqrt(0.5) if number == 1 else 1.0
         if self.averaged is None or (self.mixer, self.feed_forward)[number - 1] is None:
             return 1.0
         return math.sqrt(1 - 1 / self._count(number))
@@ -181,6 +199,8 @@ class Layer:
             inner = self.embedding.components(d_model)
             found |= {f"{self.embedding.prefix}.{key}": component for key, component in inner.items()}
             found |= norm.components("ln3_post", d_model)
+        if self.copies is not None:
+            found |= self.copies.components(d_model, norm)
         if self.scalar:
             found["scalar"] = Component((1,), "norms")
         return found
@@ -232,6 +252,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.layer_vocab is not None:
             positive("model", layer_vocab=self.layer_vocab)
+        if len({layer.copies for layer in self.layers}) > 1:
+            raise ConfigError("Either all layers compute with one of the same number of copies, or none does.")
+        if self.copies and (self.adds_positions or self.head is not None):
+            raise ConfigError("A stream in copies has no vectors of positions and no head.")
         if len({layer.embedding.d for layer in self.layers if layer.embedding is not None}) > 1:
             raise ConfigError("Layers' own embeddings of tokens are of one size.")
         positive("model", vocab_size=self.vocab_size, d_model=self.d_model, context=self.context)
@@ -319,6 +343,16 @@ class Config:
         return 0 if mixer is None else mixer.n_heads
 
     @property
+    def copies(self) -> int | None:
+        """How many copies of the stream there are; None for one stream."""
+        return None if self.layers[0].copies is None else self.layers[0].copies.n
+
+    @property
+    def d_stream(self) -> int:
+        """Width of the stream between layers, all of its copies together."""
+        return self.d_model * (self.copies or 1)
+
+    @property
     def layer_embedding(self) -> int | None:
         """Dimensions of layers' own embeddings of tokens; None where no layer has one."""
         return next((layer.embedding.d for layer in self.layers if layer.embedding is not None), None)
@@ -362,6 +396,9 @@ class Config:
             found["layer_inputs.embed.weight"] = Component((rows, self.n_layers * d), "embedding")
             found["layer_inputs.project.weight"] = Component((self.n_layers * d, self.d_model), "up")
             found |= self.norm.components("layer_inputs.norm", d)
+        for i in range((self.copies or 1) - 1):
+            found[f"spread.{i}.weight"] = Component((self.d_model, self.d_model), "up")
+            found[f"gather.{i}.weight"] = Component((self.d_model, self.d_model), "down")
         if self.learned_positions:
             found["pos_embed.weight"] = Component((self.context, self.d_model), "positions")
         if self.embedding_norm:
@@ -476,6 +513,7 @@ _NESTED: Mapping[str, type] = {
     "norm": Norm,
     "qk_norm_kind": Norm,
     "embedding": LayerEmbedding,
+    "copies": Copies,
     "rotary": Rotary,
     "scaling": RopeScaling,
     "sinusoids": Sinusoids,

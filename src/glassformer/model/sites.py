@@ -50,6 +50,7 @@ SITES: tuple[Site, ...] = (
     Site("embed", RESIDUAL, "Each token's row of the embedding matrix, scaled or normed where the family does.", False),
     Site("pos_embed", RESIDUAL, "The vector of each position, trained or fixed, added to the embedding.", False),
     Site("resid_pre", RESIDUAL, "The residual stream as it enters the block."),
+    Site("resid_active", RESIDUAL, "The prediction of the first of several copies, with which the layer computes."),
     Site("ln1.scale", SCALE, "What the norm before the mixer (attention or a recurrence) divides by."),
     Site("ln1.normed", RESIDUAL, "The residual stream after the norm before the mixer, learned scale included."),
     Site("attn.q", HEADS, "Queries: what each position asks for, before rotation."),
@@ -136,6 +137,7 @@ SITES: tuple[Site, ...] = (
     Site("mix.pattern", GRID, "The patterns of attention and of the recurrence beside it, head after head."),
     Site("mix.z", HEADS, "Outputs of attention's heads, then of the recurrence's, narrower ones filled up with zeros."),
     Site("mix.out", RESIDUAL, "What attention and the recurrence beside it add to the residual stream together."),
+    Site("laurel.out", RESIDUAL, "What the normed stream and a matrix of low rank add beside attention (Gemma 3n)."),
     Site("resid_mid", RESIDUAL, "The residual stream between mixer and feed-forward (sequential blocks of two parts)."),
     Site("ln2.scale", SCALE, "What the norm before the feed-forward layer divides by."),
     Site("ln2.normed", RESIDUAL, "The residual stream after the norm before the feed-forward layer."),
@@ -242,12 +244,13 @@ class Tap(Protocol):
 @functools.lru_cache(maxsize=4096)
 def block_sites(layer: Layer) -> tuple[str, ...]:
     """Names within the block of every place a layer of this design has, in the order the forward reaches them."""
-    found = ["resid_pre"]
+    found = ["resid_pre"] + (["resid_active"] if layer.copies is not None else [])
     norms, mixer, feed = layer.norm_names, layer.mixer, layer.feed_forward
     for number, part in ((1, mixer), (2, feed)):
         if part is None:
             continue
         if number == 2 and mixer is not None and not layer.parallel:
+            found += ["laurel.out"] if layer.copies is not None else []
             found.append("resid_mid")
         if f"ln{number}" in norms and layer.norms != "sum":
             found += [f"ln{number}.scale", f"ln{number}.normed"]
@@ -268,6 +271,8 @@ def kept_places(layer: Layer) -> tuple[str, ...]:
             inner = [own for own in members(part) if own is not part]
             found += [f"{own.prefix}.{site}" for own in inner for site in own.basis()]
             found += [f"{part.prefix}.{site}" for site in (*part.basis(), "out")]
+        if part is layer.mixer and layer.copies is not None:
+            found.append("laurel.out")
     if layer.embedding is not None:
         found += [f"{layer.embedding.prefix}.{site}" for site in (*layer.embedding.basis(), "out")]
     return tuple(found)
@@ -384,6 +389,8 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
             found |= {"index_head": index.n_heads, "d_index": index.d_head}
         if leaf == "gate" and getattr(mixer, "gate", None) == "head":
             found["d_head"] = 1
+    if config.copies and name.rpartition(".")[2] in ("resid_pre", "resid_late", "resid_post"):
+        found["d_model"] = config.d_stream
     if (embedding := config.layers[layer].embedding) is not None:
         found["d_ple"] = embedding.d
     if feed is not None:

@@ -20,6 +20,7 @@ from glassformer.model.config import Config
 from glassformer.model.layers import Embedding, Linear, linear, softcap
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.block import Block
+from glassformer.model.parts.copies import gathered, spread
 from glassformer.model.parts.head import HeadPart
 from glassformer.model.parts.layer_embedding import LayerInputs
 from glassformer.model.parts.passing import Pass
@@ -47,6 +48,9 @@ class Transformer(nn.Module):
             self.pos_embed = Embedding(config.context, config.d_model)
         elif config.sinusoids is not None:
             self.pos_embed = SinusoidTable(config.d_model, config.sinusoids)
+        others, square = range((config.copies or 1) - 1), (config.d_model, config.d_model, False)
+        self.spread = nn.ModuleList(Linear(*square) for _ in others)
+        self.gather = nn.ModuleList(Linear(*square) for _ in others)
         d = config.layer_embedding
         rows = config.vocab_size if config.layer_vocab is None else config.layer_vocab
         self.layer_inputs = None if d is None else LayerInputs(config.n_layers, d, rows, config.d_model, config.norm)
@@ -202,21 +206,30 @@ class Transformer(nn.Module):
         return matrix if self.project_out is None else matrix @ self.project_out.weight
 
     def normed(
-        self, x: Float[Tensor, "batch query d_model"], view: View | None = None
+        self, x: Float[Tensor, "batch query wide"], view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
         """The residual stream after the head and the final norm, where they are: what the unembedding reads."""
+        x = self.gathered(x)
         x = x if self.head is None else self.head(x, view)
         return see(view, "final.normed", x) if self.final is None else self.final(x, view, "final")
 
     def embedded(
         self, tokens: Int[Tensor, "batch query"], where: Where, looking: Looking | None = None
-    ) -> Float[Tensor, "batch query d_model"]:
+    ) -> Float[Tensor, "batch query wide"]:
         """The residual stream as it enters the first block."""
         view = None if looking is None else looking.top
         x = see(view, "embed", self.entering(self.embed(tokens)))
         if self.pos_embed is not None:
             x = x + see(view, "pos_embed", self.pos_embed(where.positions).to(x.dtype))
-        return x
+        return self.in_copies(x)
+
+    def in_copies(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch wide"]:
+        """The embedding as the stream that enters the first block: in copies, where the design has them."""
+        return spread(x, self.spread) if self.spread else x
+
+    def gathered(self, x: Float[Tensor, "*batch wide"]) -> Float[Tensor, "*batch d_model"]:
+        """The stream, its copies made one where there are several and they are not one yet."""
+        return gathered(x, self.gather) if self.gather and x.shape[-1] == self.config.d_stream else x
 
     def entering(self, x: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch d_model"]:
         """Rows of the embedding matrix as they enter the stream: scaled, widened and normed where the design does."""

@@ -189,7 +189,8 @@ def cell(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     trace = session.trace(ask)
     found = trace.cell(ask.layer, ask.head, ask.query, ask.key, token=ask.token)
     q, k = found.rot_q.double(), found.rot_k.double()
-    before = trace.at(f"blocks.{found.layer}.resid_pre", found.query).double()
+    place = "resid_pre" if trace.config.copies is None else "resid_active"
+    before = trace.at(f"blocks.{found.layer}.{place}", found.query).double()
     after = before * trace.config.layers[found.layer].stream_scale(1) + found.write.double()
     return {
         **found.to_dict(),

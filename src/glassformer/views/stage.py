@@ -120,7 +120,7 @@ def _stream(trace: Trace, dims: Tensor, check: Check) -> tuple[Tensor, Tensor, T
         (place, token, cell) of the stream before the first layer and after each half layer; (layer, 2, token, cell)
         of what the mixer and the feed-forward added; the lengths of both.
     """
-    stream = trace.tensor("blocks.0.resid_pre")[0]
+    stream = trace.transformer.gathered(trace.tensor("blocks.0.resid_pre")[0])
     dims = dims.to(stream.device)
     lanes, norms, added, sizes = [stream[:, dims]], [stream.double().norm(dim=-1)], [], []
     joined = {name: (write[0], after[0]) for name, write, _, after in trace.forward.joins()}
@@ -308,7 +308,8 @@ def carry(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     cells = min(ask.cells, width)
     dims = (torch.arange(cells) * width // cells).to(trace.transformer.device)
     writes = trace.contributions(layer, head, query)[: query + 1]
-    before = trace.at(f"blocks.{layer}.resid_pre", query)
+    place = "resid_pre" if trace.config.copies is None else "resid_active"
+    before = trace.at(f"blocks.{layer}.{place}", query)
     whole = writes.sum(0)
     pushed = unembedded(trace.transformer, whole)
     best = [pushed.topk(min(ask.top, len(pushed)), largest=largest).indices.tolist() for largest in (True, False)]

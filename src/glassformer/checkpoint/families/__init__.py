@@ -17,6 +17,7 @@ from glassformer.checkpoint.families.falcon_h1 import FALCON_H1
 from glassformer.checkpoint.families.family import Family, GgufLayout
 from glassformer.checkpoint.families.fixed_positions import FIXED_POSITIONS
 from glassformer.checkpoint.families.gemma import GEMMA2, GEMMA3
+from glassformer.checkpoint.families.gemma3n import GEMMA3N
 from glassformer.checkpoint.families.gemma4 import GEMMA4
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
@@ -42,7 +43,7 @@ from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config
 
 _ALL = (
-    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GPT2, NEOX),
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GEMMA3N, GPT2, NEOX),
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
     *(alike.family() for alike in FIXED_POSITIONS),
     *(family.family() for family in (*INDEXED, DOTS_NOTE, MINIMAX_M3)),

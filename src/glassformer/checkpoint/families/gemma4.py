@@ -274,13 +274,13 @@ def _more_settings(config: Config, experts: list[Experts]) -> dict[str, Any]:
     return found
 
 
-def shared_from(attributes: Attributes, each: tuple[int | None, ...]) -> list[int | None]:
+def shared_from(attributes: Attributes, each: tuple[int | None, ...], default: int = 0) -> list[int | None]:
     """For each layer, whose keys and values it uses: those of the last layer of its kind that has its own.
 
     Raises:
         CheckpointError: there is none.
     """
-    count = attributes.integer("num_kv_shared_layers", 0)
+    count = attributes.integer("num_kv_shared_layers", default)
     first = len(each) - count
     donors: list[int | None] = [None] * len(each)
     for i in range(max(first, 0), len(each)):

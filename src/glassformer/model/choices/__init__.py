@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from glassformer.model.choices.attention import Attention
 from glassformer.model.choices.common import Component, Shape
+from glassformer.model.choices.copies import Copies
 from glassformer.model.choices.experts import Experts
 from glassformer.model.choices.feed_forward import ACTIVATIONS, Activation, FeedForward
 from glassformer.model.choices.gated_delta import GatedDelta
@@ -72,6 +73,7 @@ __all__ = [
     "Activation",
     "Attention",
     "Component",
+    "Copies",
     "Experts",
     "Feed",
     "FeedForward",

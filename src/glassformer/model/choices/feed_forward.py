@@ -35,6 +35,8 @@ class FeedForward:
         bias: biases on the matrices.
         clamp: gates are cut to at most this, linear halves to between its negative and it; None for no cut.
         linear_shift: added to the linear half.
+        sparsity: about this share of gates is off: what multiplies is how far a gate stands above their mean
+            and as many deviations as cut this share off a normal distribution (Gemma 3n); 0 for none.
         out_norm: a norm over what the neurons give, before the down projection (BitNet), or None.
         pre_scale: multiplies what the activation reads (Falcon-H1).
         out_scale: multiplies what the part adds.
@@ -52,6 +54,7 @@ class FeedForward:
     out_norm: Norm | None = None
     pre_scale: float = 1.0
     out_scale: float = 1.0
+    sparsity: float = 0.0
 
     def __post_init__(self) -> None:
         positive("feed_forward", d_ff=self.d_ff)
@@ -61,6 +64,8 @@ class FeedForward:
             raise ConfigError(f"feed_forward.clamp must be above 0; got {self.clamp}.")
         if self.pre_scale == 0 or self.out_scale == 0:
             raise ConfigError("feed_forward.pre_scale and out_scale must not be 0.")
+        if not 0 <= self.sparsity < 1:
+            raise ConfigError(f"feed_forward.sparsity must be at least 0 and below 1; got {self.sparsity}.")
         if self.activation == "xielu" and not self.gated:
             return
         known_activation(self.activation)

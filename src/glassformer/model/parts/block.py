@@ -25,6 +25,7 @@ from glassformer.model.choices import (
 from glassformer.model.config import Config
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
+from glassformer.model.parts.copies import CopiesPart, LaurelPart
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.feed_forward import FeedForwardPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
@@ -96,6 +97,9 @@ class Block(nn.Module):
             self.mlp: FeedPart = FeedForwardPart(choice.feed_forward, config.d_model)
         elif isinstance(choice.feed_forward, Experts):
             self.mlp = ExpertsPart(choice.feed_forward, config.d_model)
+        copies = choice.copies
+        self.copies = None if copies is None else CopiesPart(copies, config.d_model, config.norm)
+        self.laurel = None if copies is None else LaurelPart(copies, config.d_model, config.norm)
         self.ple = None if choice.embedding is None else LayerEmbeddingPart(choice.embedding, config.d_model)
 
     @property
@@ -113,11 +117,42 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
-        x = self._parts(see(view, "resid_pre", x), state, view)
+        x = see(view, "resid_pre", x)
+        if self.copies is not None:
+            return self._with_copies(x, state, view)
+        x = self._parts(x, state, view)
         if self.ple is not None:
             x = see(view, "resid_late", x)
             x = x + self.add(3, self.ple(x, state.inputs[self.layer], view), view)
         return see(view, "resid_post", self.leaving(x))
+
+    def _with_copies(self, x: Tensor, state: Pass, view: View | None) -> Tensor:
+        """All copies of the stream after a layer that computes with the first one's prediction."""
+        mixer, feed, copies = self.mixer, self.feed_forward, self.copies
+        assert mixer is not None
+        assert feed is not None
+        assert copies is not None
+        assert self.laurel is not None
+        assert self.ple is not None
+        predicted = copies.predicted(x)
+        active = see(view, "resid_active", predicted[..., 0, :])
+        read = self.read(1, active, view)
+        laurel = see(view, "laurel.out", self.beside(read))
+        added = self.add(1, mixer(read, state, view), view)
+        middle = see(view, "resid_mid", self.joined(1, active, added) + laurel)
+        m = self.add(2, self._fed(middle, self.read(2, middle, view), view), view)
+        late = see(view, "resid_late", copies.corrected(self.replaced(predicted, active), self.joined(2, middle, m)))
+        own = self.add(3, self.ple(copies.first(late), state.inputs[self.layer], view), view)
+        return see(view, "resid_post", late + copies.beside(own))
+
+    def beside(self, read: Tensor) -> Tensor:
+        """What stands beside the mixer and reads what it reads, as it enters the stream."""
+        assert self.laurel is not None
+        return self.laurel(read) * self.choice.part_scale(1)
+
+    def replaced(self, predicted: Tensor, active: Tensor) -> Tensor:
+        """The predicted copies with the first one as the layer computed with it."""
+        return torch.cat([active[..., None, :], predicted[..., 1:, :]], -2)
 
     def _parts(self, x: Tensor, state: Pass, view: View | None) -> Tensor:
         """The stream after mixer and feed-forward part."""

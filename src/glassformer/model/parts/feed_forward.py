@@ -59,6 +59,7 @@ class FeedForwardPart(nn.Module):
     ) -> Float[Tensor, "*batch d_ff"]:
         """What the down projection reads, from neurons' inputs and the linear half where there is one."""
         f = self.choice
+        pre = self.sparse(pre) if f.sparsity else pre
         if up is not None:
             if f.clamp is not None:
                 pre, up = pre.clamp(max=f.clamp), up.clamp(-f.clamp, f.clamp)
@@ -70,6 +71,13 @@ class FeedForwardPart(nn.Module):
         """What the activation reads."""
         pre = self.up(x) if self.gate is None else self.gate(x)
         return pre if self.choice.pre_scale == 1 else pre * self.choice.pre_scale
+
+    def sparse(self, pre: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
+        """How far each gate stands above the cut that leaves about as many on as the design says, 0 below it."""
+        normal = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+        times = float(normal.icdf(torch.tensor(self.choice.sparsity, dtype=torch.float32)))
+        cut = pre.mean(-1, keepdim=True) + times * pre.std(-1, keepdim=True, unbiased=False)
+        return F.relu(pre - cut)
 
     def xielu(self, x: Float[Tensor, "*batch d_ff"]) -> Float[Tensor, "*batch d_ff"]:
         """A quadratic above zero and an integrated exponential below, of learned strengths (arXiv:2411.13010)."""
