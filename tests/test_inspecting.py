@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 PAGE = (Path(__file__).parents[1] / "docs" / "inspecting.md").read_text("utf-8")
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -64,6 +65,20 @@ def test_patching(smollm2):
         assert head == name
         assert float(value) == pytest.approx(measured, abs=1)
     assert heads.correlation == pytest.approx(0.98, abs=0.01)
+
+
+def test_edges(smollm2):
+    from glassformer.interp.edge_exact import Exact
+
+    assert quoted("glassformer circuit") == [CLEAN, CORRUPTED]
+    found = smollm2.trace(CLEAN).edges(corrupted=smollm2.trace(CORRUPTED), exact="none")
+    assert found.graph.total == 70_651
+    assert float((~found.reliable).double().mean()) == pytest.approx(0.042, abs=0.003)
+    table = rows("edges")
+    numbers = [found.graph.edge(sender, receiver) for sender, receiver, _ in table]
+    assert set(numbers) <= set(found.order()[:60].tolist())
+    exact = Exact(found.pairs[0])(torch.tensor(numbers))
+    assert exact.tolist() == pytest.approx([float(worth) for *_, worth in table], abs=0.01)
 
 
 def test_heads(smollm2):

@@ -275,7 +275,8 @@ def test_small_batches_give_the_same(monkeypatch):
 @settings(max_examples=15, phases=PHASES)
 def test_edges_of_any_stack(config: Config) -> None:
     """All edges inside are the clean run, none the corrupted one; all but one are that edge measured."""
-    if config.layer_embedding is not None:
+    indexed = any(getattr(layer.mixer, "index", None) is not None for layer in config.layers)
+    if config.layer_embedding is not None or indexed:
         with pytest.raises(UnsupportedError, match="not among the parts that edges join"):
             Graph(config)
         return

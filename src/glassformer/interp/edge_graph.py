@@ -62,6 +62,11 @@ class Graph:
                 "This model's layers have embeddings of tokens of their own, which read and write the stream and are "
                 "not among the parts that edges join; why measures them."
             )
+        if any(getattr(layer.mixer, "index", None) is not None for layer in config.layers):
+            raise UnsupportedError(
+                "In this model an index chooses the keys that a query attends to; it reads the stream beside the heads "
+                "and is not among the parts that edges join."
+            )
         self.config = config
         self.senders: list[str] = ["embed"]
         self.receivers: list[Receiver] = []
