@@ -108,12 +108,11 @@ HYBRID: dict[str, dict[str, Any]] = {
     "nemotron_h:latent": {**_NEMOTRON, "moe_latent_size": 8, "mlp_bias": True, "use_bias": True},
     "olmo_hybrid": {
         **_SMALL,
-        "num_hidden_layers": 4,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 6,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+        "linear_key_head_dim": 12,
+        "linear_value_head_dim": 16,  # wide enough that no output is divided by a length near zero
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
     },
     "kimi_linear": {**_KIMI, "linear_head_dim": 8, "linear_num_heads": 3, "q_lora_rank": None},
