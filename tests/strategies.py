@@ -11,6 +11,7 @@ from glassformer.model.config import (
     Attention,
     Config,
     Copies,
+    DifferentialAttention,
     Experts,
     FeedForward,
     GatedDelta,
@@ -201,6 +202,25 @@ def attentions(draw: st.DrawFn) -> Attention:
 
 
 @st.composite
+def differentials(draw: st.DrawFn) -> DifferentialAttention:
+    """Differential attention: pairs of heads."""
+    return DifferentialAttention(
+        4,
+        draw(st.sampled_from([2, 4])),
+        4,
+        bias=draw(st.booleans()),
+        out_bias=draw(st.booleans()),
+        rotary=draw(st.sampled_from([None, Rotary(100.0)])),
+        window=draw(st.sampled_from([None, 3])),
+        sink=draw(st.booleans()),
+        qk_norm=draw(st.sampled_from([None, "head"])),
+        softcap=draw(st.sampled_from([None, 2.0])),
+        start=draw(st.sampled_from([0.2, 0.6])),
+        pair_eps=1e-3,
+    )
+
+
+@st.composite
 def latents(draw: st.DrawFn) -> LatentAttention:
     """Latent attention with anything it may have."""
     n_heads = draw(st.integers(1, 3))
@@ -314,6 +334,7 @@ def parallels(draw: st.DrawFn) -> Parallel:
 MIXERS = st.one_of(
     attentions(),
     latents(),
+    differentials(),
     gated_deltas(),
     state_spaces(),
     selective(),

@@ -104,6 +104,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cohere": {**_WITHOUT_HEAD_DIM, "use_qk_norm": True, "logit_scale": 0.25},
     "cohere2": {**_SLIDING, "num_hidden_layers": 4, "layer_types": _FOUR, "logit_scale": 0.25},
     "cwm": {**_SLIDING, "layer_types": _FOUR[1:]},
+    "diffllama": {**_SMALL, "num_attention_heads": 8, "num_key_value_heads": 4, "attention_bias": True},
     "ernie4_5": {**_SMALL, "use_bias": True},
     "exaone4": {**_WITHOUT_HEAD_DIM, "sliding_window": 5, "num_hidden_layers": 4, "layer_types": _FOUR},
     "ctrl": {**{k: v for k, v in _GPT.items() if k != "n_inner"}, "dff": 40},

@@ -280,7 +280,7 @@ def test_reading_a_config_does_not_import_torch(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, "rope_type to 'proportional'"),
+    ("llama", {"rope_scaling": {"rope_type": "mystery", "factor": 2.0}}, "rope_type to 'mystery'"),
     ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "short_factor": [1.0]}}, "short_factor"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor to 0.5"),
     ("llama", {"hidden_act": "mish"}, "hidden_act to 'mish'"),

@@ -132,8 +132,7 @@ def written(transformer: Transformer, layer: int, head: int, token: int, positio
     block: Any = transformer.blocks[layer]
     group = head // (part.heads // part.kv_heads)
     v = _side(transformer, layer, "v", group, torch.tensor([token], device=transformer.device), position)[0]
-    d = part.d_value
-    out = part.o.weight[:, head * d : (head + 1) * d] @ v * block.choice.part_scale(1)
+    out = part.head_columns[head] @ v * block.choice.part_scale(1)
     if block.ln1_post is None:
         return out
     return (out - out.mean() if block.ln1_post.centred else out) * gain(block.ln1_post, out)
@@ -186,15 +185,15 @@ def copying_scores(transformer: Transformer) -> Float[Tensor, "layer head"]:
         block: Any = transformer.blocks[layer]
         part = block.attn
         d = part.d_value
-        o = part.o.weight.double().cpu()
+        o = part.head_columns.double().cpu()
         if block.ln1_post is not None:
-            o = o - o.mean(0) if block.ln1_post.centred else o
-            o = o * gain(block.ln1_post, o.T)[:, None]
+            o = o - o.mean(1, keepdim=True) if block.ln1_post.centred else o
+            o = o * gain(block.ln1_post, o[0].T)[:, None]
         v = part.value_matrix.double().cpu()
         v = v * gain(block.norm(1), v)
         for head in range(part.heads):
             group = head // (part.heads // part.kv_heads)
-            values = v[group * d : (group + 1) * d] @ gram @ o[:, head * d : (head + 1) * d]
+            values = v[group * d : (group + 1) * d] @ gram @ o[head]
             found = torch.linalg.eigvals(values)
             size = float(found.abs().sum())
             out[layer, head] = float(found.real.sum()) / size if size else 0.0

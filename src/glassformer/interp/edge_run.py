@@ -58,7 +58,11 @@ def split_heads(block: Block, z: Float[Tensor, "row query head d_head"]) -> Floa
     part = block.mixer
     assert part is not None
     heads = z.shape[2]
-    out = torch.einsum("rthe,dhe->hrtd", z, part.o.weight.view(-1, heads, z.shape[3]))
+    if isinstance(part, AttentionPart):
+        columns = part.head_columns
+    else:
+        columns = part.o.weight.view(-1, heads, z.shape[3]).transpose(0, 1)
+    out = torch.einsum("rthe,hde->hrtd", z, columns)
     if part.o.bias is not None:
         out = out + part.o.bias / heads
     return added_parts(block, MIXER, out)
@@ -131,7 +135,8 @@ class Apart:
         positions = torch.arange(self.first, self.at + 1, device=self.transformer.device).expand(rows, -1)
         cache = self.context.cut(self.first, rows) if self.first else None
         where = Where(positions, None, self.first)
-        return Pass(where, Visible(self.first, None), self.transformer.angles(positions), cache)
+        lengths = torch.full_like(positions[:, 0], self._forward.length)
+        return Pass(where, Visible(self.first, None), self.transformer.angles(positions, lengths), cache)
 
     def block(self, layer: int) -> Block:
         """The model's block at this layer."""

@@ -96,6 +96,8 @@ def query_side(forward: Recording, layer: int, head: int, position: int) -> Affi
         assert part.q_down is not None
         assert part.q_up is not None
         latent = _projected(x, norm, scale, part.q_down).normed(part.q_latent)
+        if part.latent.latent_scale is not None:
+            latent = latent.times(x.new_tensor(part.latent.latent_scale[0]))
         return _turned(forward, layer, latent.through(part.q_up.weight[rows]), position, "q", head)
     assert part.q is not None
     return _turned(forward, layer, _ready(part, x, norm, scale, part.q, part.q_norm, rows), position, "q", head)
@@ -110,7 +112,12 @@ def key_side(forward: Recording, layer: int, head: int, position: int) -> Affine
     if isinstance(part, LatentAttentionPart):
         own = slice(head * part.latent.own_size, (head + 1) * part.latent.own_size)
         latent = _projected(x, norm, scale, part.kv_down).normed(part.kv_latent)
-        pieces = [_projected(x, norm, scale, part.k_shared), latent.through(part.k_own.weight[own])]
+        if part.latent.latent_scale is not None:
+            latent = latent.times(x.new_tensor(part.latent.latent_scale[1]))
+        pieces = [
+            _projected(x, norm, scale, part.k_shared).normed(part.k_shared_norm),
+            latent.through(part.k_own.weight[own]),
+        ]
         joined = Affine(*(torch.cat([getattr(p, name) for p in pieces]) for name in ("matrix", "bias", "value")))
         return _turned(forward, layer, joined, position, "k", head)
     assert part.k is not None
@@ -168,7 +175,7 @@ def _turned(forward: Recording, layer: int, found: Affine, position: int, side: 
     part = forward.attention(layer)
     at = forward.positions[:, position : position + 1]
     if part.table is not None:
-        cos, sin = (x.double() for x in forward.transformer.angles(at)[part.table])
+        cos, sin = (x.double() for x in forward.transformer.angles(at, forward.positions.amax(1) + 1)[part.table])
         found = found.turned(cos, sin, part.d_head)
     if part.choice.qk_norm_after:
         rows = slice(head * part.d_head, (head + 1) * part.d_head)

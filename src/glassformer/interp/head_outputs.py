@@ -17,6 +17,7 @@ from glassformer.errors import UnsupportedError
 from glassformer.interp import memory
 from glassformer.interp.recording import Recording
 from glassformer.model.norms import NormLayer
+from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.channels import ChannelsPart
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 def writing(forward: Recording, layer: int) -> Float[Tensor, "head d_model d_head"]:
     """Each head's columns of the output projection."""
     mixer = forward.mixer(layer)
+    if isinstance(mixer, AttentionPart):
+        return mixer.head_columns
     return mixer.o.weight.view(forward.config.d_model, mixer.heads, mixer.d_value).transpose(0, 1)
 
 
@@ -39,7 +42,8 @@ def before_post(forward: Recording, layer: int, part: str, at: slice) -> Tensor:
     """What the mixer or the feed-forward part ("mlp") gave before its post-norm."""
     if part != "mlp":
         z = forward.get(f"blocks.{layer}.{forward.prefix(layer)}.z", at)
-        return forward.mixer(layer).o(z.reshape(*z.shape[:2], -1))
+        mixer = forward.mixer(layer)
+        return mixer.write(z) if isinstance(mixer, AttentionPart) else mixer.o(z.reshape(*z.shape[:2], -1))
     return forward.fed(layer, at)
 
 

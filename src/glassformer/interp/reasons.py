@@ -370,7 +370,8 @@ def _step(trace: Trace, layer: int, head: int, kv_head: int, query: int, key: in
     product = _as_run(trace, layer, "q", head, query) @ _as_run(trace, donor, "k", kv_head, key) * part.scale
     capped = float(softcap(product, part.cap))
     nothing = torch.zeros(1, 1, 1, part.d_head, dtype=torch.float64, device=product.device)
-    added = part.scores(nothing, nothing, trace.forward.visible, query, query + 1, key, key + 1, [head])
+    indexed = trace.forward.indexed(layer)
+    added = part.scores(nothing, nothing, trace.forward.visible, query, query + 1, key, key + 1, [head], indexed)
     bias = float(added) if bool(added.isfinite()) else 0.0  # what is hidden has none
     score = float(trace.scores(layer, head, query)[key])
     visible = score != float("-inf")

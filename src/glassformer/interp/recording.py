@@ -29,6 +29,7 @@ from glassformer.model.layers import linear, softcap
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block, MixerPart
 from glassformer.model.parts.channels import ChannelsPart, ratio
+from glassformer.model.parts.differential import DifferentialAttentionPart
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.head import HeadPart
@@ -563,6 +564,9 @@ class Recording:
             prefix = f"blocks.{layer}.{mixer.prefix}."
             return self.recurrence(layer).factor(self.get(prefix + "mixed", at), self.get(prefix + "gate", at))
         part = self.attention(layer)
+        if isinstance(part, DifferentialAttentionPart):
+            times = part.head_times(self.recorded[f"blocks.{layer}.attn.pair_scale"][:, at])
+            return times.expand(-1, -1, -1, part.d_value)
         gate = None if part.gate is None else self.get(f"blocks.{layer}.attn.gate", at)
         if part.out_norm is None:
             return gate

@@ -20,6 +20,7 @@ from glassformer.model.choices import (
     Attention,
     Component,
     Copies,
+    DifferentialAttention,
     Experts,
     Feed,
     FeedForward,
@@ -50,6 +51,7 @@ PLACEMENTS: tuple[str, ...] = ("before", "after", "both", "feed", "feed_both", "
 __all__ = [
     "Attention",
     "Config",
+    "DifferentialAttention",
     "Experts",
     "FeedForward",
     "GatedDelta",

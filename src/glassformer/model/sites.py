@@ -65,6 +65,11 @@ SITES: tuple[Site, ...] = (
     Site("attn.sink", PER_HEAD, "The share of attention that the head's sink takes and that hands over nothing."),
     Site("attn.pattern", GRID, "Attention weights: each row, a sink included, is a softmax and sums to one."),
     Site("attn.gate", HEADS, "What multiplies each head's sum of values, from 0 on (output gates)."),
+    Site(
+        "attn.pair_scale",
+        ("batch", "query", "pair"),
+        "What the norm of each pair's difference divides by (differential attention).",
+    ),
     Site("attn.z_scale", SCALE, "What the norm over all heads' outputs divides by (designs with one)."),
     Site(
         "attn.z",
@@ -384,6 +389,7 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
         found["kv_head"] = getattr(mixer, "n_kv_heads", mixer.n_heads)
         found["key_head"], found["d_key"] = getattr(mixer, "n_key_heads", 1), getattr(mixer, "d_key", 1)
         found["group"], found["d_state"] = getattr(mixer, "n_groups", 1), getattr(mixer, "d_state", 1)
+        found["pair"] = max(mixer.n_heads // 2, 1)
         index = getattr(mixer, "index", None)
         if index is not None:
             found |= {"index_head": index.n_heads, "d_index": index.d_head}

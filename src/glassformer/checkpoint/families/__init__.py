@@ -10,6 +10,7 @@ from typing import Any
 
 from glassformer.checkpoint.families.cohere import COHERE
 from glassformer.checkpoint.families.delta_hybrids import DELTA_HYBRIDS
+from glassformer.checkpoint.families.differential import DIFFLLAMA
 from glassformer.checkpoint.families.dots_note import DOTS_NOTE
 from glassformer.checkpoint.families.experts import EXPERTS
 from glassformer.checkpoint.families.falcon import FALCON
@@ -47,7 +48,7 @@ _ALL = (
     *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
     *(alike.family() for alike in FIXED_POSITIONS),
     *(family.family() for family in (*INDEXED, DOTS_NOTE, MINIMAX_M3)),
-    *(FALCON, NEOX_JAPANESE, MODERNBERT.family()),
+    *(DIFFLLAMA, FALCON, NEOX_JAPANESE, MODERNBERT.family()),
     *MAMBA1,
     MAMBA2,
     *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *GEMMA4)),

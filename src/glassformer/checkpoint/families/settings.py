@@ -111,7 +111,11 @@ def rope_fraction(attributes: Attributes, name: str, default: float) -> float:
 
 
 def all_rotated(attributes: Attributes) -> None:
-    """Refuses a rotated share below 1, which these families' reference code does not compute either."""
+    """Refuses a rotated share below 1, which these families' reference code does not compute either, unless it is the
+    share of pairs that turn."""
+    parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
+    if "proportional" in (parameters.get("rope_type"), parameters.get("type")):
+        return
     share = rope_fraction(attributes, "partial_rotary_factor", 1.0)
     if share != 1:
         raise attributes.unsupported("partial_rotary_factor", share)

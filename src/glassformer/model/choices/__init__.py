@@ -10,6 +10,7 @@ from __future__ import annotations
 from glassformer.model.choices.attention import Attention
 from glassformer.model.choices.common import Component, Shape
 from glassformer.model.choices.copies import Copies
+from glassformer.model.choices.differential import DifferentialAttention
 from glassformer.model.choices.experts import Experts
 from glassformer.model.choices.feed_forward import ACTIVATIONS, Activation, FeedForward
 from glassformer.model.choices.gated_delta import GatedDelta
@@ -37,6 +38,7 @@ MIXERS: dict[str, type] = {
     for choice in (
         Attention,
         LatentAttention,
+        DifferentialAttention,
         GatedDelta,
         StateSpace,
         SelectiveStateSpace,
@@ -74,6 +76,7 @@ __all__ = [
     "Attention",
     "Component",
     "Copies",
+    "DifferentialAttention",
     "Experts",
     "Feed",
     "FeedForward",

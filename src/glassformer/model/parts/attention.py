@@ -120,8 +120,14 @@ class AttentionPart(nn.Module):
         else:
             z = weighted_sum(grid, ready["values"])
         z = z.transpose(1, 2)
+        return see(view, "attn.z", self.given(z, ready["x"], view))
+
+    def given(
+        self, z: Float[Tensor, "batch query head d_value"], x: Float[Tensor, "batch query d_model"], view: View | None
+    ) -> Float[Tensor, "batch query head d_value"]:
+        """What the output projection reads of each head, from its sum of values: gated and normed by the design."""
         if self.gate is not None:
-            z = z * see(view, "attn.gate", self.gates(ready["x"]))
+            z = z * see(view, "attn.gate", self.gates(x))
         if self.out_norm is not None:
             wide = z.flatten(-2)
             if view is None:
@@ -129,11 +135,16 @@ class AttentionPart(nn.Module):
             else:
                 scale = view.visit("attn.z_scale", self.out_norm.scale(wide))
                 z = self.out_norm.apply_scale(wide, scale).view(z.shape)
-        return see(view, "attn.z", z)
+        return z
 
     def write(self, z: Float[Tensor, "batch query head d_value"]) -> Float[Tensor, "batch query d_model"]:
         """What the heads add to the stream."""
         return self.o(z.reshape(*z.shape[:2], -1))
+
+    @property
+    def head_columns(self) -> Float[Tensor, "head d_model d_value"]:
+        """Each head's columns of the output projection."""
+        return self.o.weight.view(-1, self.heads, self.d_value).transpose(0, 1)
 
     def look(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> Indexed | None:
         """Which keys each query may attend to, where the design chooses; None for all that are visible."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from glassformer.model.choices import (
     Attention,
+    DifferentialAttention,
     Experts,
     FeedForward,
     GatedDelta,
@@ -26,6 +27,7 @@ from glassformer.model.config import Config
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.copies import CopiesPart, LaurelPart
+from glassformer.model.parts.differential import DifferentialAttentionPart
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.feed_forward import FeedForwardPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
@@ -76,6 +78,8 @@ class Block(nn.Module):
             donates = any(isinstance(x.mixer, Attention) and x.mixer.keys_from == layer for x in config.layers)
             if isinstance(mixer, LatentAttention):
                 self.attn: AttentionPart = LatentAttentionPart(mixer, config.d_model, layer, table)
+            elif isinstance(mixer, DifferentialAttention):
+                self.attn = DifferentialAttentionPart(mixer, config.d_model, config.norm, layer, table)
             else:
                 self.attn = AttentionPart(mixer, config.d_model, config.norm, layer, table, donates)
         recurrence = recurrence_of(choice.mixer)
