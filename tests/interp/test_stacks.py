@@ -89,6 +89,12 @@ def test_channels_have_grids_of_their_own_and_can_be_cut_off(mixer: Any) -> None
     assert not without.contributions(1, 0, 7)[4].any()
     torch.testing.assert_close(run.weighted(1, 0)[6], run.contributions(1, 0, 6).norm(dim=-1))
     assert abs(without.why(words=0).residual) <= 1e-12
+    # a gradient at the grid is what a small ratio changes
+    step, at = 1e-6, name + "pattern"
+    more = trace(transformer, run.ids, tap=edits.tap(at, lambda x, where: x * (1 + step)))
+    grown = (more["logits"][-1, 3] - run["logits"][-1, 3]) / step
+    estimate = (run.gradient(at, lambda logits: logits[0, -1, 3]) * run[at]).sum()
+    torch.testing.assert_close(estimate, grown, rtol=1e-4, atol=1e-6)
     with pytest.raises(SiteError, match="channels 0 to 5"):
         run.channel_pattern(1, 6)
 

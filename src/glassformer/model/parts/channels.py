@@ -47,9 +47,11 @@ class ChannelsPart(nn.Module):
         kept, tail = self.taken(x, before, state, view)
         y, after = self.scan(kept, before)
         if view is not None and view.wants(prefix + "pattern"):
-            shown = self.implied(kept)
+            shown, graded = self.implied(kept), torch.is_grad_enabled()
+            if graded and not shown.requires_grad:
+                shown.requires_grad_()  # shares that are the same in every text can be asked about all the same
             written = view.visit(prefix + "pattern", shown)
-            if written is not shown:
+            if graded or written is not shown:
                 y = self.remix(kept, written, before)
         if state.cache is not None:
             state.cache.hold(self.layer, {"conv": tail, **after})
