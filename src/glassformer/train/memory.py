@@ -132,12 +132,12 @@ def _mixing(a: object, size: int) -> int:
         # gate, channels before and after the convolution, the grid of a chunk in float32, what is read and normed
         total += a.out_size * 8 * size + 3 * sum(a.widths) * size + a.n_heads * CHUNK * 4 * 3
     elif isinstance(a, SelectiveStateSpace):
-        # channels around the convolution, gate and time steps; each doubling of the scan keeps states and decays
-        total += a.width * (8 * size + 3 * 4) + 2 * a.width * a.d_state * 4 * CHUNK.bit_length()
+        # channels around the convolution, gate and time steps; states, decays and what enters, twice where stacked
+        total += a.width * (8 * size + 3 * 4) + 5 * a.width * a.d_state * 4
     elif isinstance(a, MatrixMemory):
         total += a.out_size * 8 * size + 4 * a.n_heads * a.d_key * size + a.n_heads * CHUNK * 4 * 5
     elif isinstance(a, GatedLinearRecurrence):
-        total += a.width * (8 * size + 6 * 4) + 2 * a.width * 4 * CHUNK.bit_length()
+        total += a.width * (8 * size + 6 * 4) + 5 * a.width * 4
     elif isinstance(a, ShortConvolution):
         total += 7 * a.width * size
     return total

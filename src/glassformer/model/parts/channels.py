@@ -150,12 +150,10 @@ def scanned(
     taken: Float[Tensor, "batch slot channel d_state"],
     state: Float[Tensor, "batch channel d_state"],
 ) -> Float[Tensor, "batch slot channel d_state"]:
-    """h_t = e^log_t h_{t-1} + taken_t at every position, h before the first given: by doubling, so that positions are
-    worked on together and no quotient of decays is formed."""
-    h = torch.cat([(taken[:, 0] + torch.exp(log[:, 0]) * state)[:, None], taken[:, 1:]], 1)
-    step = 1
-    while step < h.shape[1]:
-        h = torch.cat([h[:, :step], h[:, step:] + torch.exp(log[:, step:]) * h[:, :-step]], 1)
-        log = torch.cat([log[:, :step], log[:, step:] + log[:, :-step]], 1)
-        step *= 2
-    return h
+    """h_t = e^log_t h_{t-1} + taken_t at every position, h before the first given: one after another, a single
+    multiply-add each."""
+    kept, states = torch.exp(log).unbind(1), []
+    for decay, entering in zip(kept, taken.unbind(1), strict=True):
+        state = torch.addcmul(entering, decay, state)
+        states.append(state)
+    return torch.stack(states, 1)

@@ -18,7 +18,7 @@ from glassformer.model.parts.convolution import Convolution, tail_of, text_of
 from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import View, see
 
-CHUNK = 256  # positions that are scanned at once; between chunks the state is carried
+CHUNK = 256  # positions whose states are held at once
 SHARPNESS = 8.0  # what the paper calls c
 
 

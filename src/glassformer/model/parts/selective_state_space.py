@@ -18,7 +18,7 @@ from glassformer.model.parts.convolution import Convolution, tail_of, text_of
 from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import View, see
 
-CHUNK = 64  # positions that are scanned at once; between chunks the state is carried
+CHUNK = 64  # positions whose states are held at once
 
 
 class SelectiveStateSpacePart(ChannelsPart):
@@ -118,7 +118,7 @@ class SelectiveStateSpacePart(ChannelsPart):
         grid = torch.zeros_like(gaps)
         for n in range(self.choice.d_state):
             met = c[:, :, n, None] * b[:, None, :, n]
-            grid = grid + torch.exp(decay[:, n, None, None] * gaps) * met[:, None]
+            grid = torch.addcmul(grid, torch.exp(decay[:, n, None, None] * gaps), met[:, None])
         grid = grid.masked_fill(~past, 0.0) * dt[..., None, :]
         own = torch.eye(gaps.shape[-1], dtype=grid.dtype, device=grid.device)[first:]
         return grid + at_least_float32(self.skip)[channels, None, None] * own
