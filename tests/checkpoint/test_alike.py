@@ -5,6 +5,7 @@ One tiny random model a family, its own features switched on, and everything is 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -389,3 +390,27 @@ def test_a_padding_vector_that_a_text_would_meet_is_refused(tmp_path: Path) -> N
     theirs.config.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedError, match="pad_token_id"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text", "llama4_text"])
+def test_the_text_part_of_a_model_that_sees_and_hears_is_opened(tmp_path: Path, name: str) -> None:
+    """Beside parts for pictures and sound, and keys of layers that take them from another, as published files hold."""
+    from safetensors.torch import load_file, save_file
+
+    theirs = reference(name)
+    theirs.save_pretrained(tmp_path / "text")
+    tensors = load_file(tmp_path / "text" / "model.safetensors")
+    if name == "llama4_text":
+        tensors = {f"language_model.{key}": x for key, x in tensors.items()}
+        tensors["vision_model.class_embedding"] = torch.zeros(3)
+    else:
+        tensors = {f"model.language_model.{key.removeprefix('model.')}": x for key, x in tensors.items()}
+        tensors["model.vision_tower.conv.weight"] = torch.zeros(3)
+        tensors["model.language_model.layers.3.self_attn.k_proj.weight"] = torch.zeros(3)
+    whole = {"model_type": name.removesuffix("_text"), "text_config": theirs.config.to_dict()}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(whole))
+    save_file(tensors, tmp_path / "whole" / "model.safetensors")
+    text, opened = open_checkpoint(tmp_path / "text"), open_checkpoint(tmp_path / "whole")
+    assert opened.config == text.config
+    assert all(torch.equal(opened.tensors[key], text.tensors[key]) for key in text.tensors)
