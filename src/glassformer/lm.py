@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from glassformer.interp.meaning import Meaning
     from glassformer.interp.moved import Moved
     from glassformer.interp.patching import Patching
+    from glassformer.interp.readout import Readout
     from glassformer.interp.taps import Bound
     from glassformer.interp.trace import Trace
     from glassformer.model.sites import Tap
@@ -422,6 +423,30 @@ class Model:
         from glassformer.interp.direction import Direction
 
         return Direction.load(path, self.transformer)
+
+    def readout(self, text: str | Sequence[int], kind: str = "tuned", **options: Any) -> Readout:
+        """A lens fitted to a text of any length, "tuned" or "jacobian"; see `interp.fitting`. `trace.lens(through=…)`
+        reads through it.
+
+        Raises:
+            UsageError: too little text, or an edited model.
+        """
+        from glassformer.interp.fitting import fit
+
+        if self.taps:
+            raise UsageError("A readout is fitted to the model as it is; fit it without edits.")
+        ids = self.encode(text) if isinstance(text, str) else list(text)
+        return fit(self.transformer, ids, kind, model=self.name, **options)
+
+    def load_readout(self, path: str | Path) -> Readout:
+        """A readout that was saved, of this model.
+
+        Raises:
+            CheckpointError: it is none, is broken, or is of another model.
+        """
+        from glassformer.interp.readout import Readout
+
+        return Readout.load(path, self.transformer)
 
     def moved(self, text: str | None = None, k: int = 10) -> Moved:
         """What this model's edits move on a text that is not about them; a plain passage where none is given.

@@ -91,6 +91,31 @@ def test_why_a_head_looks_there(capsys, model):
     assert "--top is 1 or more" in err
 
 
+@pytest.mark.parametrize("kind", ["tuned", "jacobian"])
+def test_a_lens_is_fitted_saved_and_read_through(capsys, model, book, tmp_path, kind):
+    opened = glassformer.load(model)
+    ids = opened.encode(book.read_text("utf-8"))
+    options = ("--kind", kind, "--window", 16, "--tokens", 160, "--steps", 2, "--samples", 2)
+    found = answer(capsys, "readout", book, "-m", model, "-o", tmp_path / "fitted", *options)
+    mine = opened.readout(ids, kind, window=16, tokens=160, steps=2)
+    assert found["kl"] == pytest.approx(mine.facts["kl"], rel=1e-4, abs=1e-6)
+    assert [row["lens"] for row in found["agreement"]] == ["plain", kind] * (opened.config.n_layers - 1)
+    lens = answer(capsys, "lens", TEXT, "-m", model, "--through", tmp_path / "fitted", "-k", 2)
+    rows = opened.trace(TEXT).lens(2, positions=-1, through=opened.load_readout(tmp_path / "fitted"))
+    assert [row["place"] for row in lens["rows"]] == rows.places
+    assert lens["rows"][0]["cells"][0]["top"][0]["id"] == int(rows.ids[0, 0, 0])
+    code, out, _ = run(capsys, "readout", book, "-m", model, "-o", tmp_path / "fitted", *options)
+    assert code == 0
+    assert f"KL {kind}" in out
+    code, _, err = run(capsys, "readout", book, "-m", model, "-o", tmp_path / "no", "--tokens", 20, "--window", 16)
+    assert code == 2
+    assert "three windows of 16 tokens" in err
+    assert not (tmp_path / "no").exists()
+    code, _, err = run(capsys, "lens", TEXT, "-m", model, "--through", book)
+    assert code == 1
+    assert "no readable readout" in err
+
+
 def test_neurons(capsys, model, book):
     found = answer(capsys, "neurons", TEXT, "-m", model, "-k", 3, "--words", 2)
     mine = glassformer.load(model).trace(TEXT).neurons(k=3, words=2)

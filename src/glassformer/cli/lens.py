@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,9 @@ def command(
     halves: Annotated[
         bool, typer.Option("--halves/--no-halves", help="Also between attention and feed-forward.")
     ] = True,
+    through: Annotated[
+        Path | None, typer.Option("--through", metavar="FILE", help="A fitted lens (`readout`): after each layer only.")
+    ] = None,
     bos: BosOption = None,
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
@@ -54,6 +58,8 @@ def command(
         raise UsageError(f"--top is 1 or more; {top} is not.")
     if everywhere + words + bool(position) > 1:
         raise UsageError("Give one of --all, --words and --position.")
+    if through is not None and html is not None:
+        raise UsageError("A page shows the plain lens; leave --through out, or take --png.")
     if png is not None:
         need("matplotlib", verb="lens --png", extra="plot")
     text = read_text(text)
@@ -62,7 +68,8 @@ def command(
     positions = None if everywhere else position or [-1]
     if words:
         positions = [word.positions[-1] for word in trace.words]
-    found = trace.lens(top, positions=positions, follow=follow, halves=halves)
+    readout = None if through is None else opened.load_readout(through)
+    found = trace.lens(top, positions=positions, follow=follow, halves=halves, through=readout)
     data = {"model": trace.model, "precision": trace.precision, "tokens": trace.tokens, **found.to_dict()}
     draw(data, png, "lens")
     if html is not None:

@@ -19,6 +19,7 @@ from glassformer.errors import ShapeError, UsageError
 from glassformer.interp import memory
 
 if TYPE_CHECKING:
+    from glassformer.interp.readout import Readout
     from glassformer.interp.trace import Trace
 
 # Numbers of one chunk of distributions in flight.
@@ -89,6 +90,7 @@ def lens(
     layers: Sequence[int] | None = None,
     halves: bool = True,
     follow: str | int | None = None,
+    through: Readout | None = None,
 ) -> Lens:
     """Read every layer and position out as a next-token distribution.
 
@@ -98,6 +100,7 @@ def lens(
         layers: some of them (the last is always there); None for all.
         halves: also between a layer's attention and its feed-forward (not in models that run them side by side).
         follow: a token whose probability and rank are kept everywhere; None for the model's first choice.
+        through: maps that each layer's stream goes through first; only what leaves a layer is read then.
 
     Raises:
         ShapeError, TextError: for a position or a token that does not exist.
@@ -119,6 +122,8 @@ def lens(
     for a in range(0, len(columns), step):
         at = torch.tensor(columns[a : a + step], device=trace.transformer.device)
         found = list(_places(trace, at, wanted, halves))
+        if through is not None:
+            found = [(p, through(int(p.split(".")[1]), x)) for p, x in found if p.endswith("resid_post")]
         places = [place for place, _ in found]
         pieces.append(_read(trace, at, torch.cat([x for _, x in found]), None if follow is None else followed[0], k))
     ids, probabilities, entropy, chance, rank, tokens = (torch.cat(part, dim=1) for part in zip(*pieces, strict=True))
