@@ -14,6 +14,7 @@ from glassformer.interp.reasons import Part, Reasons
 from glassformer.interp.taps import Compose
 from glassformer.interp.trace import Trace, trace
 from glassformer.model import Attention, Config, FeedForward, LatentAttention, Rotary, StateSpace, Transformer, uniform
+from glassformer.model.choices import softmax_of
 from glassformer.model.config import Layer
 from tests.interp.helpers import Letters, model
 from tests.model.test_stacks import PHASES, drawn
@@ -30,7 +31,7 @@ def ids_of(config: Config, length: int) -> list[int]:
 @settings(max_examples=25, phases=PHASES)
 def test_pairs_sum_to_the_score_of_every_attention(config: Config) -> None:
     """Against the score that the forward itself formed, in float64, at a seen, an own and a hidden position."""
-    layers = [i for i, layer in enumerate(config.layers) if isinstance(layer.mixer, Attention)]
+    layers = [i for i, layer in enumerate(config.layers) if softmax_of(layer.mixer) is not None]
     assume(layers)
     run = trace(drawn(config), ids_of(config, 9))
     if config.copies:
@@ -38,7 +39,7 @@ def test_pairs_sum_to_the_score_of_every_attention(config: Config) -> None:
             run.reasons(layers[0], 0, 8)
         return
     for layer, (query, key) in itertools.product(layers, ((8, 6), (5, 5), (2, 7))):
-        head = run.config.n_heads(layer) - 1
+        head = run.config.attention(layer).n_heads - 1
         found = run.reasons(layer, head, query, key)
         step = found.steps[0]
         size = 1 + float(found.pairs.abs().sum())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glassformer.interp.head_outputs import gain
 from glassformer.interp.recording import Recording
+from glassformer.model.choices import Parallel
 from glassformer.model.layers import Linear
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
@@ -92,6 +93,7 @@ def query_side(forward: Recording, layer: int, head: int, position: int) -> Affi
     part = forward.attention(layer)
     rows = slice(head * part.d_head, (head + 1) * part.d_head)
     x, norm, scale = _read(forward, layer, position)
+    times = _input_scale(forward, layer)
     if isinstance(part, LatentAttentionPart) and part.q is None:
         assert part.q_down is not None
         assert part.q_up is not None
@@ -100,7 +102,7 @@ def query_side(forward: Recording, layer: int, head: int, position: int) -> Affi
             latent = latent.times(x.new_tensor(part.latent.latent_scale[0]))
         return _turned(forward, layer, latent.through(part.q_up.weight[rows]), position, "q", head)
     assert part.q is not None
-    return _turned(forward, layer, _ready(part, x, norm, scale, part.q, part.q_norm, rows), position, "q", head)
+    return _turned(forward, layer, _ready(part, x, norm, scale, part.q, part.q_norm, rows, times), position, "q", head)
 
 
 def key_side(forward: Recording, layer: int, head: int, position: int) -> Affine:
@@ -109,6 +111,7 @@ def key_side(forward: Recording, layer: int, head: int, position: int) -> Affine
     part = forward.attention(layer)
     rows = slice(head * part.d_head, (head + 1) * part.d_head)
     x, norm, scale = _read(forward, layer, position)
+    times = _input_scale(forward, layer)
     if isinstance(part, LatentAttentionPart):
         own = slice(head * part.latent.own_size, (head + 1) * part.latent.own_size)
         latent = _projected(x, norm, scale, part.kv_down).normed(part.kv_latent)
@@ -121,7 +124,13 @@ def key_side(forward: Recording, layer: int, head: int, position: int) -> Affine
         joined = Affine(*(torch.cat([getattr(p, name) for p in pieces]) for name in ("matrix", "bias", "value")))
         return _turned(forward, layer, joined, position, "k", head)
     assert part.k is not None
-    return _turned(forward, layer, _ready(part, x, norm, scale, part.k, part.k_norm, rows), position, "k", head)
+    return _turned(forward, layer, _ready(part, x, norm, scale, part.k, part.k_norm, rows, times), position, "k", head)
+
+
+def _scaled(latent: Affine, part: LatentAttentionPart, side: int) -> Affine:
+    """A latent times the number that the design multiplies it by."""
+    numbers = part.latent.latent_scale
+    return latent if numbers is None else latent.times(torch.full_like(latent.bias, numbers[side]))
 
 
 def _read(forward: Recording, layer: int, position: int) -> tuple[Tensor, NormLayer | None, Tensor | None]:
@@ -132,12 +141,18 @@ def _read(forward: Recording, layer: int, position: int) -> tuple[Tensor, NormLa
     return x, forward.block(layer).norm(1), None if set_by_tap is None else set_by_tap[0, position]
 
 
+def _input_scale(forward: Recording, layer: int) -> float:
+    """What multiplies the normed stream before the attention reads it: 1 but beside a recurrence."""
+    mixer = forward.config.mixer(layer)
+    return mixer.in_scales[0] if isinstance(mixer, Parallel) else 1.0
+
+
 def _projected(
-    x: Tensor, norm: NormLayer | None, scale: Tensor | None, by: Linear, rows: slice = slice(None)
+    x: Tensor, norm: NormLayer | None, scale: Tensor | None, by: Linear, rows: slice = slice(None), times: float = 1.0
 ) -> Affine:
     """Rows of a projection of the normed stream; no matrix of the stream's own width is formed."""
     bias = None if by.bias is None else by.bias[rows].double()
-    weight = by.weight[rows].double()
+    weight = by.weight[rows].double() * times
     if norm is None:
         plain = torch.zeros(len(weight), dtype=x.dtype, device=x.device) if bias is None else bias
         return Affine(weight, plain, weight @ x + plain)
@@ -159,10 +174,11 @@ def _ready(
     by: Linear,
     own: NormLayer | None,
     rows: slice,
+    times: float,
 ) -> Affine:
     """Projected, cut, and normed where the norm comes before rotation; all heads while a norm needs them."""
     whole = part.choice.qk_norm == "whole"
-    found = _projected(x, norm, scale, by, slice(None) if whole else rows)
+    found = _projected(x, norm, scale, by, slice(None) if whole else rows, times)
     before = None if part.choice.qk_norm_after else own
     keep = None if whole and part.choice.qk_norm_after else rows
     if part.choice.clip_after:

@@ -47,6 +47,7 @@ class Part(NamedTuple):
             "head": f"head {at}",
             "expert": f"expert {at}",
             "feed_forward": f"feed-forward {self.layer}",
+            "layer_embedding": f"token's own vector {self.layer}",
             "attention_bias": f"attention bias {self.layer}",
             "feed_forward_bias": f"feed-forward bias {self.layer}",
             "projection_bias": "bias of the projection and its norm",
@@ -281,6 +282,11 @@ def reasons(
         )
     part = trace.forward.attention(layer)
     head, query = trace.head(head, layer), trace.position(query)
+    if head >= part.heads:
+        raise UnsupportedError(
+            f"Head {head} of layer {layer} is a recurrence's, which has no queries and keys; its attention has "
+            f"{part.heads} heads, 0 to {part.heads - 1}."
+        )
     weights = trace.pattern(layer, head, query)
     key = int(weights.argmax()) if key is None else trace.position(key)
     against = None if against is None else trace.position(against)
