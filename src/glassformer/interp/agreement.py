@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import UsageError
-from glassformer.interp.readout import Readout, read
+from glassformer.interp.readout import Readout, read, require_one_stream
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -74,8 +74,10 @@ def agreement(
 
     Raises:
         UsageError: an edited trace, no lenses, or a text of one token.
+        UnsupportedError: the stream stands in copies.
     """
     layer = trace.layer(layer)
+    require_one_stream(trace.config)
     forward, transformer = trace.forward, trace.transformer
     if forward.edit is not None:
         raise UsageError("Lenses are compared in the model as it is; trace it without edits.")
@@ -130,7 +132,13 @@ def _effect(trace: Trace, layer: int, stream: Tensor, at: int, edits: Tensor) ->
     shared = {key: (k.expand(rows), v.expand(rows)) for key, (k, v) in forward.shared(layer + 1).items()}
     positions = forward.positions.expand(len(edits), -1)
     layers = range(layer + 1, trace.config.n_layers)
-    last = trace.transformer.stream(x[:, : at + 1], positions[:, : at + 1], layers=layers, shared=_until(shared, at))
+    last = trace.transformer.stream(
+        x[:, : at + 1],
+        positions[:, : at + 1],
+        layers=layers,
+        shared=_until(shared, at),
+        inputs=forward.inputs(slice(0, at + 1), len(edits)),
+    )
     return _score(read(trace.transformer, last[:, at]))
 
 

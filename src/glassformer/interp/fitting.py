@@ -20,7 +20,7 @@ from torch import Tensor
 from glassformer.errors import UsageError, near
 from glassformer.interp import memory
 from glassformer.interp.fingerprint import fingerprint
-from glassformer.interp.readout import KINDS, Readout, divergence, read
+from glassformer.interp.readout import KINDS, Readout, divergence, read, require_one_stream
 from glassformer.interp.taps import Record
 from glassformer.model import Transformer
 from glassformer.model.sites import Where
@@ -63,7 +63,9 @@ def fit(
 
     Raises:
         UsageError: an unknown kind, or too little text.
+        UnsupportedError: the stream stands in copies.
     """
+    require_one_stream(transformer.config)
     if kind not in KINDS:
         raise UsageError(f"A readout is {' or '.join(KINDS)}; {kind!r} is neither.{near(kind, KINDS)}")
     if steps < 0 or rows < 1 or window < 4:
@@ -212,7 +214,7 @@ def _jacobian(transformer: Transformer, windows: Tensor, rows: int, say: Progres
             record = Record(*names)
             tokens = one.to(device).expand(rows, -1)
             x = transformer.embedded(tokens, Where(positions, None, 0)).detach().requires_grad_()
-            last = transformer.stream(x, positions, tap=record.bind(c))
+            last = transformer.stream(x, positions, tap=record.bind(c), inputs=transformer.inputs(tokens))
             places = [record.tensor(name) for name in names]
             for k in range(passes):
                 say(number * passes + k, len(windows) * passes, "derivatives")

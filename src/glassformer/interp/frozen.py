@@ -97,7 +97,7 @@ def query_side(forward: Recording, layer: int, head: int, position: int) -> Affi
     if isinstance(part, LatentAttentionPart) and part.q is None:
         assert part.q_down is not None
         assert part.q_up is not None
-        latent = _projected(x, norm, scale, part.q_down).normed(part.q_latent)
+        latent = _projected(x, norm, scale, part.q_down, times=times).normed(part.q_latent)
         if part.latent.latent_scale is not None:
             latent = latent.times(x.new_tensor(part.latent.latent_scale[0]))
         return _turned(forward, layer, latent.through(part.q_up.weight[rows]), position, "q", head)
@@ -114,23 +114,17 @@ def key_side(forward: Recording, layer: int, head: int, position: int) -> Affine
     times = _input_scale(forward, layer)
     if isinstance(part, LatentAttentionPart):
         own = slice(head * part.latent.own_size, (head + 1) * part.latent.own_size)
-        latent = _projected(x, norm, scale, part.kv_down).normed(part.kv_latent)
+        latent = _projected(x, norm, scale, part.kv_down, times=times).normed(part.kv_latent)
         if part.latent.latent_scale is not None:
             latent = latent.times(x.new_tensor(part.latent.latent_scale[1]))
         pieces = [
-            _projected(x, norm, scale, part.k_shared).normed(part.k_shared_norm),
+            _projected(x, norm, scale, part.k_shared, times=times).normed(part.k_shared_norm),
             latent.through(part.k_own.weight[own]),
         ]
         joined = Affine(*(torch.cat([getattr(p, name) for p in pieces]) for name in ("matrix", "bias", "value")))
         return _turned(forward, layer, joined, position, "k", head)
     assert part.k is not None
     return _turned(forward, layer, _ready(part, x, norm, scale, part.k, part.k_norm, rows, times), position, "k", head)
-
-
-def _scaled(latent: Affine, part: LatentAttentionPart, side: int) -> Affine:
-    """A latent times the number that the design multiplies it by."""
-    numbers = part.latent.latent_scale
-    return latent if numbers is None else latent.times(torch.full_like(latent.bias, numbers[side]))
 
 
 def _read(forward: Recording, layer: int, position: int) -> tuple[Tensor, NormLayer | None, Tensor | None]:

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.interp.fingerprint import fingerprint
-from glassformer.model import Transformer
+from glassformer.model import Config, Transformer
 from glassformer.system import files
 
 FORMAT = "glassformer.readout/1"
@@ -93,6 +93,12 @@ class Readout:
         if found.matrices.shape != (layers, d, d) or found.biases.shape != (layers, d):
             raise CheckpointError(f"The readout in {path} does not hold {layers} maps of width {d}.")
         return found
+
+
+def require_one_stream(config: Config) -> None:
+    """Raise UnsupportedError where the stream stands in copies, which no map of one stream reads."""
+    if config.copies:
+        raise UnsupportedError("This model's stream stands in copies that layers mix; lenses are fitted to one stream.")
 
 
 def read(transformer: Transformer, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
