@@ -153,12 +153,13 @@ def main() -> None:
     import torch
 
     import glassformer as gf
+    from glassformer.cli.export import export
 
     torch.set_num_threads(options.threads)
     model = gf.load("smollm2", device="cpu", dtype="float32")
     folder = ROOT / ".bench" / "smollm2-hf"
     if not (folder / "config.json").exists():
-        gf.export(model, folder, to="hf")
+        export("smollm2", "hf", str(folder))
     text = DATA / "wikitext-2-test.txt"
     source = text if text.exists() else HERE.parent / "LICENSE"
     ids = model.encode(source.read_text("utf-8")[:60_000], bos=False)
