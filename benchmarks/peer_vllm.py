@@ -9,8 +9,11 @@ from typing import Any
 
 from common import serve
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 # Its CPU backend takes its threads and the room of its cache from the environment, before it is imported.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # by default it leaves one core to others
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, range(THREADS))))
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
