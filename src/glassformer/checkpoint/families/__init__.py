@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.families.cohere import COHERE
+from glassformer.checkpoint.families.dbrx import DBRX
 from glassformer.checkpoint.families.delta_hybrids import DELTA_HYBRIDS
 from glassformer.checkpoint.families.differential import DIFFLLAMA
 from glassformer.checkpoint.families.dots_note import DOTS_NOTE
@@ -22,6 +23,7 @@ from glassformer.checkpoint.families.gemma3n import GEMMA3N
 from glassformer.checkpoint.families.gemma4 import GEMMA4
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
+from glassformer.checkpoint.families.granite import GRANITE_SPARSE
 from glassformer.checkpoint.families.indexed import INDEXED
 from glassformer.checkpoint.families.jamba import JAMBA
 from glassformer.checkpoint.families.latent import LATENT, LATENT_EXPERTS
@@ -32,6 +34,7 @@ from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba1 import MAMBA1
 from glassformer.checkpoint.families.mamba2 import MAMBA2
 from glassformer.checkpoint.families.mamba_hybrids import MAMBA_HYBRIDS
+from glassformer.checkpoint.families.mellum import MELLUM
 from glassformer.checkpoint.families.minimax import MINIMAX_M3
 from glassformer.checkpoint.families.modernbert import MODERNBERT
 from glassformer.checkpoint.families.nemotron_h import NEMOTRON_H
@@ -51,7 +54,20 @@ _ALL = (
     *(DIFFLLAMA, FALCON, NEOX_JAPANESE, MODERNBERT.family()),
     *MAMBA1,
     MAMBA2,
-    *(family.family() for family in (*LATENT, *EXPERTS, *LATENT_EXPERTS, *QWEN_DELTA, *LAYERED, *GEMMA4)),
+    *(
+        family.family()
+        for family in (
+            *LATENT,
+            *EXPERTS,
+            *GRANITE_SPARSE,
+            MELLUM,
+            DBRX,
+            *LATENT_EXPERTS,
+            *QWEN_DELTA,
+            *LAYERED,
+            *GEMMA4,
+        )
+    ),
     *(family.family() for family in (*LFM, JAMBA, RECURRENT_GEMMA)),
     XLSTM,
     *(family.family() for family in MAMBA_HYBRIDS),

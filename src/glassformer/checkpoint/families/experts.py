@@ -9,7 +9,6 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
 from glassformer.checkpoint.families.cohere import COHERE
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
-from glassformer.checkpoint.families.settings import rope, rotary_of, scaling_settings
 from glassformer.checkpoint.families.sparse import (
     BETWEEN,
     EVERY,
@@ -24,8 +23,7 @@ from glassformer.checkpoint.families.sparse import (
     shared,
 )
 from glassformer.checkpoint.tables import Row
-from glassformer.model.choices import Rotary
-from glassformer.model.config import Attention, Config, Experts, Norm
+from glassformer.model.config import Config, Experts, Norm
 
 _PLAIN: dict[str, Any] = {"bias": False, "out_bias": False, "mlp_bias": False}
 _W = ("w1", "w3", "w2")
@@ -112,45 +110,11 @@ def _cut_normed(config: Config, attributes: Attributes) -> Config:
     return each_attention(config, clip_after=True)
 
 
-def granite(name: str, stem: str, **more: Any) -> Alike:
-    """A family with Granite's multipliers."""
-    base = _BY_NAME["granite"]
-    return dataclasses.replace(base, name=name, stem=stem, **more)
-
-
-GRANITE_ROWS = (
-    one("block_sparse_moe.router.layer.weight", "router.weight"),
-    *fused("block_sparse_moe.", "input_linear.weight", "output_linear.weight"),
-)
-GRANITE_SHARED = (
-    Row("shared_mlp.input_linear.weight", ("blocks.{i}.mlp.shared.gate.weight", "blocks.{i}.mlp.shared.up.weight")),
-    one("shared_mlp.output_linear.weight", "shared.down.weight"),
-)
-GRANITE_EXPERTS: dict[str, Any] = {"n_experts": ("num_local_experts",), "d_ff": ("intermediate_size",)}
 _MIXTRAL: dict[str, Any] = {
     "n_experts": ("num_local_experts",),
     "d_ff": ("intermediate_size",),
     "stacked": ((one("mlp.gate.weight", "router.weight"), *_FUSED),),
 }
-
-
-def _granite_sinks(config: Config, attributes: Attributes) -> Config:
-    """Sinks, a rotary base for each layer (null or 0 for none), and logits that are divided."""
-    bases = attributes.sequence("layer_rope_theta")
-    layers = list(each_attention(config, sink=True).layers)
-    for i, base in enumerate(bases or ()):
-        mixer = layers[i].mixer
-        assert isinstance(mixer, Attention)
-        rotary = None if not base or mixer.rotary is None else dataclasses.replace(mixer.rotary, theta=float(base))
-        layers[i] = dataclasses.replace(layers[i], mixer=dataclasses.replace(mixer, rotary=rotary))
-    divide = _BY_NAME["granite"].read
-    assert divide is not None
-    return divide(dataclasses.replace(config, layers=tuple(layers)), attributes)
-
-
-def _granite_bases(config: Config) -> dict[str, Any]:
-    rotary = [config.attention(i).rotary for i in range(config.n_layers)]
-    return {"layer_rope_theta": [0.0 if one is None else one.theta for one in rotary]}
 
 
 def _cohere_norms(attributes: Attributes) -> dict[str, Any]:
@@ -177,109 +141,6 @@ def _cohere_settings(config: Config) -> dict[str, Any]:
         "shared_expert_combination_strategy": "sum" if experts.scale == 1 else "average",
     }
 
-
-def _mellum_bases(attributes: Attributes) -> dict[str, Any]:
-    """Rotary settings by kind of layer."""
-    kinds = attributes.table("rope_parameters")
-    if "full_attention" not in kinds:
-        return {}
-    return {"rope_parameters": kinds["full_attention"], "local rope": kinds.get("sliding_attention")}
-
-
-def _mellum_local(config: Config, attributes: Attributes) -> Config:
-    local = attributes.table("local rope")
-    if not local:
-        return config
-    theta, scaling = rope(attributes, config.context, 10_000.0, local)
-    layers = []
-    for layer in config.layers:
-        if isinstance(layer.mixer, Attention) and layer.mixer.window is not None:
-            layer = dataclasses.replace(
-                layer, mixer=dataclasses.replace(layer.mixer, rotary=Rotary(theta, 1.0, scaling))
-            )
-        layers.append(layer)
-    return dataclasses.replace(config, layers=tuple(layers))
-
-
-def _mellum_nested(config: Config) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for window, kind in ((False, "full_attention"), (True, "sliding_attention")):
-        rotary = rotary_of(config, window=window)
-        scaling = {"rope_type": "default"} if rotary.scaling is None else scaling_settings(rotary.scaling)
-        found[kind] = {"rope_theta": rotary.theta, **scaling}
-    return {"rope_parameters": found}
-
-
-def _dbrx_flat(attributes: Attributes) -> dict[str, Any]:
-    """What DBRX keeps in objects of their own, beside the rest."""
-    inner = attributes.inside(attributes.table("attn_config"), "attn_config")
-    feed = attributes.inside(attributes.table("ffn_config"), "ffn_config")
-    name = attributes.inside(feed.table("ffn_act_fn"), "ffn_act_fn").text("name", "silu")
-    feed.only("moe_normalize_expert_weights", 1, 1.0)
-    feed.only("hidden_size", attributes.integer("d_model"))
-    return {
-        "kv_n_heads": inner.integer("kv_n_heads", 1),
-        "clip_qkv": inner.number("clip_qkv", None),
-        "rope_theta": inner.number("rope_theta", 10_000.0),
-        "ffn_hidden_size": feed.integer("ffn_hidden_size", 3584),
-        "moe_num_experts": feed.integer("moe_num_experts", 4),
-        "moe_top_k": feed.integer("moe_top_k", 1),
-        "hidden_act": name,
-    }
-
-
-def _dbrx_nested(config: Config) -> dict[str, Any]:
-    attention, experts = config.attention(0), experts_of(config)
-    rotary = attention.rotary
-    return {
-        "attn_config": {
-            "kv_n_heads": attention.n_kv_heads,
-            "clip_qkv": attention.clip,
-            "rope_theta": None if rotary is None else rotary.theta,
-        },
-        "ffn_config": {
-            "ffn_act_fn": {"name": experts.activation},
-            "ffn_hidden_size": experts.d_ff,
-            "hidden_size": config.d_model,
-            "moe_num_experts": experts.n_experts,
-            "moe_top_k": experts.n_active,
-            "moe_normalize_expert_weights": 1.0,
-        },
-    }
-
-
-_MELLUM = Alike(
-    "mellum",
-    "Mellum",
-    fixed={"mlp_bias": False, "qk_norm": "head"},
-    slides=lambda i: False,
-    defaults={"eps": 1e-6},
-    read=_mellum_local,
-)
-_DBRX = Alike(
-    "dbrx",
-    "Dbrx",
-    norm=Norm("layer", bias=False),
-    layer="transformer.blocks.{i}.",
-    keys={
-        "d_model": "d_model",
-        "n_layers": "n_layers",
-        "n_heads": "n_heads",
-        "n_kv_heads": "kv_n_heads",
-        "context": "max_seq_len",
-        "clip": "clip_qkv",
-        "d_ff": "ffn_hidden_size",
-    },
-    fixed={**_PLAIN, "d_head": None, "eps": 1e-5},
-    names={
-        "ln1": "norm_attn_norm.norm_1",
-        "ln2": "norm_attn_norm.norm_2",
-        "attn.o": "norm_attn_norm.attn.out_proj",
-    },
-    joined={"norm_attn_norm.attn.Wqkv": ("attn.q", "attn.k", "attn.v")},
-    outside={"embed": "transformer.wte", "final": "transformer.norm_f"},
-    prefixes=("transformer.", ""),
-)
 
 EXPERTS = (
     Sparse(
@@ -389,13 +250,6 @@ EXPERTS = (
         fixed={"correction": True},
         layers=BETWEEN,
         no_effect=frozenset({"moe_norm_min"}),
-    ),
-    Sparse(granite("granitemoe", "GraniteMoe"), GRANITE_ROWS, **GRANITE_EXPERTS),
-    Sparse(
-        granite("granitemoeshared", "GraniteMoeShared"),
-        (*GRANITE_ROWS, *GRANITE_SHARED),
-        **GRANITE_EXPERTS,
-        shared="shared_intermediate_size",
     ),
     Sparse(
         Alike("solar_open", "SolarOpen", fixed={"out_bias": False, "mlp_bias": False}, defaults={"eps": 1e-5}),
@@ -615,49 +469,5 @@ EXPERTS = (
         read=_cohere_experts,
         before=_cohere_norms,
         more=_cohere_settings,
-    ),
-    Sparse(
-        granite(
-            "granitemoe_swa",
-            "GraniteMoeSWA",
-            keys=_BY_NAME["granite"].keys,
-            slides=lambda i: False,
-            read=_granite_sinks,
-        ),
-        (
-            Row("self_attn.sinks", ("blocks.{i}.attn.sink",)),
-            one("block_sparse_moe.router.weight", "router.weight"),
-            *fused("block_sparse_moe.experts."),
-            *GRANITE_SHARED,
-        ),
-        **GRANITE_EXPERTS,
-        shared="shared_intermediate_size",
-        more=_granite_bases,
-    ),
-    Sparse(
-        _MELLUM,
-        (one("mlp.gate.weight", "router.weight"), *each()),
-        keys={"renormalise": "norm_topk_prob"},
-        layers=LISTED,
-        before=_mellum_bases,
-        more=_mellum_nested,
-        no_effect=frozenset({"num_nextn_predict_layers", "mtp_layer_types", "mtp_mlp_layer_types"}),
-    ),
-    Sparse(
-        _DBRX,
-        (
-            one("ffn.router.layer.weight", "router.weight"),
-            Row("ffn.experts.mlp.w1", ("blocks.{i}.mlp.experts.gate.weight",), flat=True),
-            Row("ffn.experts.mlp.v1", ("blocks.{i}.mlp.experts.up.weight",), flat=True),
-            Row("ffn.experts.mlp.w2", ("blocks.{i}.mlp.experts.down.weight",), flat=True, transposed=True),
-        ),
-        n_experts=("moe_num_experts",),
-        n_active="moe_top_k",
-        d_ff=("ffn_hidden_size",),
-        before=_dbrx_flat,
-        more=_dbrx_nested,
-        no_effect=frozenset(
-            {"emb_pdrop", "is_encoder_decoder", "moe_jitter_eps", "moe_loss_weight", "num_key_value_heads"}
-        ),
     ),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
-from glassformer.checkpoint.families.experts import GRANITE_EXPERTS, GRANITE_ROWS, GRANITE_SHARED, granite
+from glassformer.checkpoint.families.granite import GRANITE_EXPERTS, GRANITE_ROWS, GRANITE_SHARED, granite
 from glassformer.checkpoint.families.hybrid import (
     ATTENTION_LISTED,
     Hybrid,
