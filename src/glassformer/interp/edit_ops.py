@@ -6,6 +6,7 @@ write them is in `edits`. Nothing here knows how the model computes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,9 +57,9 @@ class At(Edit):
             return []
         return [canonical(f"blocks.{layer}.{part.replace('mixer.', 'attn.')}", config)]
 
+    @abstractmethod
     def change(self, site: str, x: Tensor, where: Where) -> Tensor:
         """What the chosen numbers become, broadcastable to `x`."""
-        raise NotImplementedError
 
     def act(self, site: str, x: Tensor, where: Where) -> Tensor:
         """`x` with the chosen numbers changed."""

@@ -8,15 +8,12 @@ checked at construction, so a `Config` that exists is one that can be built.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from glassformer.errors import ConfigError, UnsupportedError, near
+from glassformer.errors import ConfigError, UnsupportedError
 from glassformer.model.choices import (
-    FEEDS,
-    MIXERS,
     Attention,
     Component,
     Copies,
@@ -40,17 +37,17 @@ from glassformer.model.choices import (
     ShortConvolution,
     Sinusoids,
     StateSpace,
-    members,
     softmax_of,
 )
 from glassformer.model.choices.common import positive
-
-Placement = Literal["before", "after", "both", "feed", "feed_both", "shared", "sum"]
-PLACEMENTS: tuple[str, ...] = ("before", "after", "both", "feed", "feed_both", "shared", "sum")
+from glassformer.model.choices.layer import Layer, Placement
+from glassformer.model.first_format import from_first_format
+from glassformer.model.plain import build, build_layers, plain, plain_layers
 
 __all__ = [
     "Attention",
     "Config",
+    "Copies",
     "DifferentialAttention",
     "Experts",
     "FeedForward",
@@ -64,6 +61,7 @@ __all__ = [
     "MatrixMemory",
     "Norm",
     "Parallel",
+    "Placement",
     "RopeScaling",
     "Rotary",
     "SelectiveStateSpace",
@@ -72,140 +70,6 @@ __all__ = [
     "StateSpace",
     "uniform",
 ]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer: a mixer, which moves information between positions, and a feed-forward part.
-
-    Args:
-        mixer: how positions speak to each other, or None.
-        feed_forward: what is added at each position alone, or None.
-        norms: where norms stand: "before" each part; "after" each part, before its output enters the
-            stream; "both"; "feed" (before the feed-forward part alone);
-            "feed_both" (both for the feed-forward part, before the mixer); "shared" (one before both
-            parts, which run side by side); or after the "sum" of stream and part (the first GPT).
-        parallel: both parts read the same residual stream, instead of one after the other.
-        residual_scale: multiplies what each part adds to the stream, or None.
-        averaged: how many things the stream is made of before this layer, the embedding among them, where all count
-            the same: part number n joins as stream · √((n−1)/n) + part / √n (Beam). None where parts are just added.
-        scalar: the stream is multiplied by a learned number as it leaves the layer (Gemma 4).
-        embedding: what the layer's own embedding of the token adds after the parts, normed, or None.
-        copies: the stream stands in several copies, of which the layer computes with one; None for one stream.
-    """
-
-    mixer: Mixer | None
-    feed_forward: Feed | None
-    norms: Placement = "before"
-    parallel: bool = False
-    residual_scale: float | None = None
-    averaged: int | None = None
-    scalar: bool = False
-    embedding: LayerEmbedding | None = None
-    copies: Copies | None = None
-
-    def __post_init__(self) -> None:
-        if self.copies is not None and (
-            not isinstance(self.mixer, Attention)
-            or not isinstance(self.feed_forward, FeedForward)
-            or self.embedding is None
-            or self.norms != "both"
-            or (self.parallel, self.residual_scale, self.averaged, self.scalar) != (False, None, None, False)
-        ):
-            raise ConfigError(
-                "A layer that computes with one of several copies has attention, a dense feed-forward part and an "
-                "embedding of its own, with norms on both sides of each, and nothing else."
-            )
-        if self.embedding is not None and self.norms == "sum":
-            raise ConfigError("A layer whose norms stand after the sum has no embedding of its own.")
-        if self.averaged is not None:
-            positive("layer", averaged=self.averaged)
-            if self.parallel or self.norms == "sum":
-                raise ConfigError("Parts side by side, or normed with the stream, are not averaged with it.")
-        if self.mixer is None and self.feed_forward is None:
-            raise ConfigError("A layer needs a mixer or a feed-forward part.")
-        if self.norms not in PLACEMENTS:
-            raise ConfigError(
-                f"Norms stand {', '.join(PLACEMENTS)}; {self.norms!r} is none of these." + near(self.norms, PLACEMENTS)
-            )
-        if self.norms == "shared" and not self.parallel:
-            raise ConfigError("Parts that share a norm run side by side; set parallel.")
-        if self.parallel and (self.mixer is None or self.feed_forward is None):
-            raise ConfigError("Only a layer of two parts can run them side by side.")
-        if self.parallel and self.norms in ("both", "feed", "feed_both", "sum"):
-            raise ConfigError(
-                f"Parallel parts with norms {self.norms!r} are not a design any supported checkpoint has."
-            )
-        if self.residual_scale is not None and not self.residual_scale > 0:
-            raise ConfigError(f"residual_scale must be above 0, or None; got {self.residual_scale}.")
-
-    def part_scale(self, number: int) -> float:
-        """What multiplies what the mixer (1) or the feed-forward part (2) adds to the stream."""
-        if number == 3:
-            return 1.0
-        if self.copies is not None:
-            return math.sqrt(0.5) if number == 1 else 1.0
-        scale = 1.0 if self.residual_scale is None else self.residual_scale
-        if number == 2 and isinstance(self.feed_forward, FeedForward):
-            scale *= self.feed_forward.out_scale
-        return scale if self.averaged is None else scale / math.sqrt(self._count(number))
-
-    def stream_scale(self, number: int) -> float:
-        """What multiplies the stream where the mixer (1) or the feed-forward part (2) joins it."""
-        if self.copies is not None:
-            return math.sqrt(0.5) if number == 1 else 1.0
-        if self.averaged is None or (self.mixer, self.feed_forward)[number - 1] is None:
-            return 1.0
-        return math.sqrt(1 - 1 / self._count(number))
-
-    def _count(self, number: int) -> int:
-        assert self.averaged is not None
-        return self.averaged + (2 if number == 2 and self.mixer is not None else 1)
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Prefixes of its parts, in the order the forward reaches them: ("attn", "mlp") for most."""
-        return tuple(part.prefix for part in (self.mixer, self.feed_forward, self.embedding) if part is not None)
-
-    @property
-    def norm_names(self) -> tuple[str, ...]:
-        """Names of its norms of the residual stream, in the order the forward reaches them."""
-        found: list[str] = []
-        for number, part in ((1, self.mixer), (2, self.feed_forward)):
-            if part is None:
-                continue
-            alone = {"shared": 1, "feed": 2}.get(self.norms, number)  # the one part that has a norm before it
-            if self.norms != "after" and number == alone:
-                found.append(f"ln{number}")
-            if self.norms in ("after", "both") or (self.norms == "feed_both" and number == 2):
-                found.append(f"ln{number}_post")
-        return (*found, *(["ln3_post"] if self.embedding is not None else []))
-
-    def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
-        """Its parameters by key within the block, in the order of the computation."""
-        found: dict[str, Component] = {}
-        names = self.norm_names
-        for number, part in ((1, self.mixer), (2, self.feed_forward)):
-            if part is None:
-                continue
-            if f"ln{number}" in names:
-                found |= norm.components(f"ln{number}", d_model)
-            for own in members(part):
-                inner = (
-                    own.components(d_model) if isinstance(own, FeedForward | Experts) else own.components(d_model, norm)
-                )
-                found |= {f"{own.prefix}.{key}": component for key, component in inner.items()}
-            if f"ln{number}_post" in names:
-                found |= norm.components(f"ln{number}_post", d_model)
-        if self.embedding is not None:
-            inner = self.embedding.components(d_model)
-            found |= {f"{self.embedding.prefix}.{key}": component for key, component in inner.items()}
-            found |= norm.components("ln3_post", d_model)
-        if self.copies is not None:
-            found |= self.copies.components(d_model, norm)
-        if self.scalar:
-            found["scalar"] = Component((1,), "norms")
-        return found
 
 
 @dataclass(frozen=True)
@@ -420,14 +284,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; equal neighbouring layers are written once with a count."""
-        plain = {f.name: _plain_value(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "layers"}
-        layers: list[dict[str, Any]] = []
-        for i, layer in enumerate(self.layers):
-            if i and layer == self.layers[i - 1]:
-                layers[-1]["count"] += 1
-            else:
-                layers.append({"count": 1, **_plain_value(layer)})
-        return {**plain, "layers": layers}
+        found = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "layers"}
+        return {**found, "layers": plain_layers(self.layers)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Config:
@@ -439,24 +297,8 @@ class Config:
         if not isinstance(data, dict):
             raise ConfigError(f"config must be an object of named fields, not {type(data).__name__}.")
         if "attention" in data:
-            return _from_first_format(data)
-        entries = data.get("layers")
-        if not isinstance(entries, list):
-            raise ConfigError("config.layers must be a list of layers.")
-        layers: list[Layer] = []
-        for i, entry in enumerate(entries):
-            where = f"config.layers[{i}]"
-            if not isinstance(entry, dict):
-                raise ConfigError(f"{where} must be an object of named fields, not {type(entry).__name__}.")
-            count = entry.get("count", 1)
-            positive(where, count=count)
-            if len(layers) + count > MOST_LAYERS:
-                raise ConfigError(f"{where}: a model has at most {MOST_LAYERS:,} layers.")
-            layers += [_build(Layer, {k: v for k, v in entry.items() if k != "count"}, where)] * count
-        return _build(cls, {**data, "layers": tuple(layers)}, "config")
-
-
-MOST_LAYERS = 10_000
+            return uniform(**from_first_format(data))
+        return build(cls, {**data, "layers": build_layers(data.get("layers"))}, "config")
 
 
 def uniform(
@@ -507,162 +349,3 @@ def _plain(layer: Layer) -> Layer:
         return layer
     rotary = None if mixer.rotary is None else Rotary(fraction=mixer.rotary.fraction)
     return dataclasses.replace(layer, mixer=dataclasses.replace(mixer, window=None, rotary=rotary))
-
-
-# Plain data and back
-
-_NESTED: Mapping[str, type] = {
-    "norm": Norm,
-    "qk_norm_kind": Norm,
-    "embedding": LayerEmbedding,
-    "copies": Copies,
-    "rotary": Rotary,
-    "scaling": RopeScaling,
-    "sinusoids": Sinusoids,
-    "out_norm": Norm,
-    "head": Head,
-    "index": Index,
-}
-
-
-def _plain_value(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: _plain_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        kind = getattr(value, "kind", None) if type(value) in (*MIXERS.values(), *FEEDS.values()) else None
-        return plain if kind is None else {"kind": kind, **plain}
-    if isinstance(value, tuple):
-        return [_plain_value(item) for item in value]
-    if isinstance(value, float) and math.isinf(value):
-        return None
-    return value
-
-
-def _kind(table: Mapping[str, type], data: Any, where: str) -> Any:
-    if data is None:
-        return None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be an object of named fields, not {type(data).__name__}.")
-    kind = data.get("kind")
-    if not isinstance(kind, str) or kind not in table:
-        raise ConfigError(f"{where}.kind {kind!r} is unknown; known are {', '.join(table)}." + near(str(kind), table))
-    return _build(table[kind], {k: v for k, v in data.items() if k != "kind"}, where)
-
-
-def _build(cls: Any, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be an object of named fields, not {type(data).__name__}.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name in data:
-        if name not in fields:
-            raise ConfigError(f"{where} has no field {name!r}." + near(str(name), fields))
-    values: dict[str, Any] = {}
-    for name, spec in fields.items():
-        if name not in data:
-            if spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-                raise ConfigError(f"{where} lacks the field {name!r}.")
-            continue
-        value, place = data[name], f"{where}.{name}"
-        if name == "mixer" or (cls is Parallel and name in ("attention", "recurrence")):
-            value = _kind(MIXERS, value, place)
-        elif name in ("feed_forward", "shared") and cls is not Config:
-            value = _kind(FEEDS, value, place)
-        elif name in _NESTED and isinstance(value, dict):
-            value = _build(_NESTED[name], value, place)
-        elif name == "dt_limit" and isinstance(value, (list, tuple)):
-            value = tuple(float("inf") if v is None else v for v in value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        _check_type(place, str(spec.type), value)
-        values[name] = value
-    return cls(**values)
-
-
-def _check_type(where: str, annotation: str, value: Any) -> None:
-    if value is None:
-        sound = "None" in annotation
-    elif annotation.startswith("int"):
-        sound = isinstance(value, int) and not isinstance(value, bool)
-    elif annotation.startswith("float"):
-        sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    elif annotation.startswith("bool"):
-        sound = isinstance(value, bool)
-    elif annotation.startswith("tuple[int"):
-        sound = isinstance(value, tuple) and all(v is None or type(v) is int for v in value)
-    elif annotation.startswith("tuple[float"):
-        sound = isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
-    elif annotation.startswith("Norm"):
-        sound = isinstance(value, Norm)
-    elif annotation.startswith("Rotary"):
-        sound = isinstance(value, Rotary)
-    elif annotation.startswith("Index"):
-        sound = isinstance(value, Index)
-    elif annotation.startswith("Head"):
-        sound = isinstance(value, Head)
-    elif annotation.startswith("Sinusoids"):
-        sound = isinstance(value, Sinusoids)
-    elif annotation.startswith("RopeScaling"):
-        sound = isinstance(value, RopeScaling)
-    elif annotation.startswith("tuple[Layer"):
-        sound = isinstance(value, tuple) and all(isinstance(v, Layer) for v in value)
-    else:
-        sound = True
-    if not sound:
-        raise ConfigError(f"{where} must be {annotation}; got {value!r}.")
-
-
-# The first format: one attention and one feed-forward part for all layers.
-
-
-@dataclass(frozen=True)
-class _Position:
-    kind: str = "rotary"
-    theta: float = 10_000.0
-    fraction: float = 1.0
-    scaling: RopeScaling | None = None
-    local_theta: float | None = None
-
-
-def _from_first_format(data: dict[str, Any]) -> Config:
-    data = dict(data)
-    position = _build(_Position, data.pop("position", {}), "config.position")
-    if position.kind not in ("rotary", "learned"):
-        raise ConfigError(f"Position kind {position.kind!r} is unknown; known are rotary and learned.")
-    attention, norm = data.pop("attention"), data.pop("norm", {})
-    if not isinstance(attention, dict) or not isinstance(norm, dict):
-        raise ConfigError("config.attention and config.norm must be objects of named fields.")
-    attention, norm = dict(attention), dict(norm)
-    windows, post = attention.pop("windows", ()), norm.pop("post", False)
-    if attention.pop("qk_norm", False):
-        attention["qk_norm"] = "head"
-    learned = position.kind == "learned"
-    rotary = None if learned else Rotary(position.theta, position.fraction, position.scaling)
-    local = None if learned or position.local_theta is None else Rotary(position.local_theta, position.fraction)
-    known = ("vocab_size", "d_model", "n_layers", "context")
-    for name in known:
-        if name not in data:
-            raise ConfigError(f"config lacks the field {name!r}.")
-        _check_type(f"config.{name}", "int", data[name])
-    rest: dict[str, Any] = {k: v for k, v in data.items() if k not in (*known, "feed_forward", "parallel")}
-    allowed = ("tied", "embedding_scale", "logit_softcap")
-    for name in rest:
-        if name not in allowed:
-            raise ConfigError(f"config has no field {name!r}." + near(str(name), (*known, *allowed)))
-        _check_type(f"config.{name}", "bool" if name == "tied" else "float | None", rest[name])
-    parallel = data.get("parallel", False)
-    _check_type("config.parallel", "bool", parallel)
-    mixer = _build(Attention, attention, "config.attention")
-    return uniform(
-        data["vocab_size"],
-        data["d_model"],
-        data["n_layers"],
-        data["context"],
-        dataclasses.replace(mixer, rotary=rotary),
-        _build(FeedForward, data.get("feed_forward"), "config.feed_forward"),
-        _build(Norm, norm, "config.norm"),
-        windows=windows,
-        local_rotary=local,
-        norms="both" if post else "before",
-        parallel=parallel,
-        learned_positions=learned,
-        **rest,
-    )

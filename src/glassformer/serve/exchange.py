@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Plan:
         return self.scored[index // self.answers_per_prompt] if self.scored else []
 
 
-class Shape:
+class Shape(ABC):
     """How an API writes an answer.
 
     Attributes:
@@ -82,17 +83,17 @@ class Shape:
     sse = True
     ping: bytes | None = None
 
+    @abstractmethod
     def whole(self, exchange: Exchange) -> dict[str, Any]:
         """The finished answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def events(self, exchange: Exchange) -> AsyncGenerator[bytes]:
         """The answer in pieces, as they go over the wire."""
-        raise NotImplementedError
 
+    @abstractmethod
     def failure(self, found: Refusal) -> bytes:
         """What a stream that has begun says of an error."""
-        raise NotImplementedError
 
 
 class Exchange:

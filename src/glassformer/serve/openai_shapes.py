@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -135,17 +136,21 @@ class _OpenAi(Shape):
             data = self._envelope(self.chunk_kind, exchange)
             yield event(data | {"choices": [], "usage": usage(exchange)})
 
+    @abstractmethod
     def _whole(self, index: int, exchange: Exchange, answer: Answer) -> dict[str, Any]:
-        raise NotImplementedError
+        """One choice of a finished answer."""
 
+    @abstractmethod
     def _first(self, index: int, exchange: Exchange) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        """What a choice's chunks begin with, before a token has come."""
 
+    @abstractmethod
     def _news(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        """Chunks for what is new of a choice."""
 
+    @abstractmethod
     def _end(self, index: int, finish: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice's last chunk, which says why it ended."""
 
 
 class CompletionShape(_OpenAi):

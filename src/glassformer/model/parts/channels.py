@@ -7,6 +7,7 @@ cuts a position off. What a channel was really handed from a position is its own
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -27,7 +28,7 @@ Choice = GatedLinearRecurrence | SelectiveStateSpace | ShortConvolution
 Kept = Mapping[str, Tensor]
 
 
-class ChannelsPart(nn.Module):
+class ChannelsPart(nn.Module, ABC):
     """One layer's mixer of single channels; subclasses say what is handed over and with what shares."""
 
     choice: Choice
@@ -61,30 +62,30 @@ class ChannelsPart(nn.Module):
 
     # What a subclass says
 
+    @abstractmethod
     def gates(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_head"]:
         """What gates each channel's output, after its activation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def taken(
         self, x: Float[Tensor, "batch query d_model"], before: State | None, state: Pass, view: View | None
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch before channel"]]:
         """The places that a trace keeps, and the inputs that the convolution needs at the next call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scan(self, kept: Kept, before: State | None = None) -> tuple[Tensor, State]:
         """What every channel reads at every position, (batch, query, head, d_head), and the state after the last, its
         convolution's inputs apart."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shares(
         self, kept: Kept, first: int = 0, channels: slice = slice(None)
     ) -> Float[Tensor, "batch channel query key"]:
         """The grid of each of these channels over one stretch of positions, from query `first` on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def carried(self, x: Float[Tensor, "batch last d_model"], kept: Kept) -> State:
         """What the cache holds after the positions that are kept, of which `x` are the last inputs."""
-        raise NotImplementedError
 
     @property
     def constant(self) -> Float[Tensor, " channel"] | None:
