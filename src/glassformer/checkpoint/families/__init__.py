@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glassformer.checkpoint.families.afmoe import AFMOE
+from glassformer.checkpoint.families.beam import BEAM
 from glassformer.checkpoint.families.cohere import COHERE
 from glassformer.checkpoint.families.dbrx import DBRX
 from glassformer.checkpoint.families.delta_hybrids import DELTA_HYBRIDS
@@ -24,17 +26,20 @@ from glassformer.checkpoint.families.gemma4 import GEMMA4
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
 from glassformer.checkpoint.families.granite import GRANITE_SPARSE
+from glassformer.checkpoint.families.granite_sinks import GRANITE_SWA
 from glassformer.checkpoint.families.indexed import INDEXED
 from glassformer.checkpoint.families.jamba import JAMBA
+from glassformer.checkpoint.families.laguna import LAGUNA
 from glassformer.checkpoint.families.latent import LATENT, LATENT_EXPERTS
-from glassformer.checkpoint.families.layered import GRANITE_SWA, LAYERED
 from glassformer.checkpoint.families.lfm import LFM
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from glassformer.checkpoint.families.llama4 import LLAMA4
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.mamba1 import MAMBA1
 from glassformer.checkpoint.families.mamba2 import MAMBA2
 from glassformer.checkpoint.families.mamba_hybrids import MAMBA_HYBRIDS
 from glassformer.checkpoint.families.mellum import MELLUM
+from glassformer.checkpoint.families.mimo import MIMO
 from glassformer.checkpoint.families.minimax import MINIMAX_M3
 from glassformer.checkpoint.families.modernbert import MODERNBERT
 from glassformer.checkpoint.families.nemotron_h import NEMOTRON_H
@@ -64,7 +69,11 @@ _ALL = (
             DBRX,
             *LATENT_EXPERTS,
             *QWEN_DELTA,
-            *LAYERED,
+            AFMOE,
+            LAGUNA,
+            MIMO,
+            LLAMA4,
+            BEAM,
             *GEMMA4,
         )
     ),
