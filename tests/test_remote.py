@@ -55,7 +55,15 @@ def test_what_is_inside_is_the_model_s(remote, model):
     assert numpy.allclose(remote.attention(TEXT, 0, 1), model.trace(TEXT).pattern(0, 1).numpy(), atol=1e-6)
     why = remote.why(TEXT, words=False)
     assert why["tokens"] == model.trace(TEXT).tokens
-    assert {view["id"] for view in remote.views()} >= {"next", "attention", "why", "lens"}
+    assert {view["id"] for view in remote.views()} >= {"next", "attention", "why", "lens", "edges", "circuit"}
+    here = model.circuit([("The mole is", "A mole is")], 0.5, metric="kl", exact="none").to_dict()
+    there = remote.view(
+        "circuit", clean="The mole is", corrupted="A mole is", faithfulness=0.5, metric="kl", exact="none"
+    )
+    assert there["circuit"]["f"] == pytest.approx(here["circuit"]["f"], abs=1e-4)
+    assert [(row["from"], row["to"]) for row in there["edges"][:3]] == [(r["from"], r["to"]) for r in here["edges"][:3]]
+    with pytest.raises(UsageError, match="edits: Extra inputs"):
+        remote.edited(*OFF).view("edges", clean="The mole is", corrupted="A mole is")
 
 
 def test_edits_travel(remote, model):

@@ -38,6 +38,8 @@ def test_a_circuit(capsys, model):
     assert found["cmd"] < found["random"]["cmd"]
     assert found["jaccard"] is None
     assert [row["overlap"] for row in found["rivals"]] == [0.0] * len(found["rivals"])
+    few = answer(capsys, *ASKED, "-m", model, "--exact", "strongest", "--strongest", 7)
+    assert few["replaced"] == pytest.approx(7 / few["total_edges"])
     code, out, _ = run(capsys, *ASKED, "-m", model, "-k", 3, "--exact", "none", "--method", "eap")
     assert code == 0
     assert f"of {found['total_edges']} edges" in out
@@ -93,7 +95,8 @@ def test_a_task_is_tried_before_its_circuit_is_sought(capsys, model, monkeypatch
         (("The mole", "The mole mole"), 1, "they need as many tokens, place for place"),
         (("a mole", "A mole", "--metric", "loss"), 2, "There is no metric 'loss'; choose logit_difference"),
         (("a mole", "A mole", "--method", "ig"), 2, "There is no method 'ig'; choose eap"),
-        (("a mole", "A mole", "--exact", "some"), 2, "--exact is unreliable, all or none"),
+        (("a mole", "A mole", "--exact", "some"), 2, "--exact is unreliable, strongest, all or none"),
+        (("a mole", "A mole", "--strongest", -1), 2, "--strongest is 0 or more; -1 is not."),
         (("a mole", "A mole", "-f", 2, "--answer", " mole", "--wrong", " of"), 2, "above 0 and at most 1; 2.0 is not"),
         (("a mole", "A mole", "-k", 0), 2, "--top is 1 or more; 0 is not."),
         (("a mole", "A mole", "--task", "names"), 2, "A --task brings its own prompts"),

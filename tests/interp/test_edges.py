@@ -262,6 +262,13 @@ def test_unreliable_estimates_are_replaced():
     assert len(some.to_dict()["edges"]) == some.graph.total
 
 
+def test_the_strongest_alone_are_measured():
+    some, everything = found(exact="strongest", strongest=5, limit=5), found(exact="all")
+    top = some.estimate[0].abs().topk(5).indices
+    assert sorted(some.measured.nonzero()[:, 0].tolist()) == sorted(top.tolist())
+    torch.testing.assert_close(some.value[top], everything.value[top], rtol=0, atol=1e-10)
+
+
 def test_small_batches_give_the_same(monkeypatch):
     whole = found(exact="all")
     monkeypatch.setattr("glassformer.interp.edge_exact._WORK", 1 << 14)
@@ -359,6 +366,12 @@ def test_what_cannot_be_is_said():
         edges([(a, trace(t, CORRUPTED, tap=ablate(layer=0, head=1)))], answer=1, wrong=2)
     with pytest.raises(UsageError, match="Positions are those of one pair"):
         edges([(a, b), (a, b)], by_position=True)
+    with pytest.raises(UsageError, match="unreliable, strongest, all or none; 'some' is none of them"):
+        edges([(a, b)], answer=1, wrong=2, exact="some")
+    with pytest.raises(UsageError, match="0 or more; -1 is not"):
+        edges([(a, b)], answer=1, wrong=2, strongest=-1)
+    with pytest.raises(UsageError, match=f"{Graph(t.config).total} edges would be measured, and at most 9 are"):
+        edges([(a, b)], answer=1, wrong=2, exact="all", limit=9)
     with pytest.raises(UsageError, match="1 step or more"):
         edges([(a, b)], answer=1, wrong=2, steps=0)
     summed = uniform(40, 12, 1, 32, Attention(2, 2, 6), FeedForward(8), norms="sum")

@@ -36,6 +36,8 @@ ASKS: dict[str, dict[str, Any]] = {
     "neurons": {},
     "meaning": {"text": None, "word": "mole", "texts": ["a mole", "the mole"]},
     "patch": {"text": None, "clean": "The mole is", "corrupted": "The small is", "what": "attention"},
+    "edges": {"text": None, "clean": "The mole is", "corrupted": "A mole is", "exact": "none", "by_position": True},
+    "circuit": {"text": None, "clean": "The mole is", "corrupted": "A mole is", "metric": "kl", "faithfulness": 0.5},
     "compare": {"text": None, "a": {"text": "The mole"}, "b": {"text": "The moles"}},
 }
 
@@ -118,6 +120,12 @@ def test_a_long_view_tells_its_progress(server):
         ("next", {"edits": [{"ablate": {"layer": 99, "head": 0}}]}, 400, "99"),
         ("next", {"edits": [{"ablate": {"layer": 1}}]}, 400, "an ablation names a head"),
         ("next", {"edits": [{"kind": "improve"}]}, 400, "edits"),
+        ("edges", {"text": None, "clean": "The mole"}, 400, "corrupted: Field required"),
+        ("edges", {"text": None, "clean": "The mole", "corrupted": "The mole mole"}, 400, "they need as many tokens"),
+        ("edges", {"text": None, "clean": "a", "corrupted": "A", "exact": "some"}, 400, "exact: Input should be"),
+        ("edges", {"text": None, "clean": "a", "corrupted": "A", "metric": "kl", "method": "eap"}, 400, "no slope"),
+        ("circuit", {"text": None, "clean": "a", "corrupted": "A", "faithfulness": 2}, 400, "faithfulness: Input"),
+        ("circuit", {"text": None, "clean": "a", "corrupted": "A", "edits": [HEAD]}, 400, "edits: Extra inputs"),
         ("nothing", {}, 404, "/v1/inspect/nothing"),
     ],
 )

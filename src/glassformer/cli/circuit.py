@@ -55,8 +55,11 @@ def command(
     method: Annotated[str, typer.Option("--method", help="eap, eap-ig or eap-ig-activations.")] = "eap-ig",
     exact: Annotated[
         str,
-        typer.Option("--exact", help="Edges measured too: unreliable ones and the 300 strongest, all, or none."),
+        typer.Option("--exact", help="Edges measured too: unreliable (and the strongest), strongest, all, or none."),
     ] = "unreliable",
+    strongest: Annotated[
+        int, typer.Option("--strongest", metavar="N", help="How many of the strongest edges are measured.")
+    ] = 300,
     top: Annotated[
         int | None, typer.Option("--top", "-k", metavar="K", help="How many edges to list: 20, or all in --json.")
     ] = None,
@@ -71,8 +74,10 @@ def command(
     running the model with that edge alone corrupted. The smallest set found, the circuit, then runs with every
     other edge as in CORRUPTED: faithfulness 1 means that it brings the whole difference back.
     """
-    if exact not in ("unreliable", "all", "none"):
-        raise UsageError(f"--exact is unreliable, all or none; {exact!r} is none of them.")
+    if exact not in ("unreliable", "strongest", "all", "none"):
+        raise UsageError(f"--exact is unreliable, strongest, all or none; {exact!r} is none of them.")
+    if strongest < 0:
+        raise UsageError(f"--strongest is 0 or more; {strongest} is not.")
     if top is not None and top < 1:
         raise UsageError(f"--top is 1 or more; {top} is not.")
     if task is not None:
@@ -105,6 +110,7 @@ def command(
             wrong=[p.get("wrong") for p in given],
             method=method,
             exact=exact,  # type: ignore[arg-type]
+            strongest=strongest,
             progress=report,
         )
         beside: tuple[Any, ...] = ()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Pair
 from glassformer.interp.edge_run import Inside
 from glassformer.interp.edges import Edges
+from glassformer.interp.patching import Progress
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # Bytes of all senders' vectors in one batch of sets.
@@ -68,10 +70,14 @@ def greedy(graph: Graph, strength: Float[Tensor, " edge"], most: int | None = No
 
 
 class Runs:
-    """Runs sets of edges on pairs of prompts."""
+    """Runs sets of edges on pairs of prompts.
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = list(pairs)
+    Args:
+        tick: called before each batch of sets; what it raises stops them.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], tick: Callable[[], None] = lambda: None) -> None:
+        self.pairs, self.tick = list(pairs), tick
         self._streams = [pair.streams(pair.corrupted) for pair in self.pairs]
 
     @torch.no_grad()
@@ -81,6 +87,7 @@ class Runs:
         for pair, streams in zip(self.pairs, self._streams, strict=True):
             step = max(1, _HELD // (pair.sent.numel() * pair.sent.element_size()))
             for low in range(0, len(sets), step):
+                self.tick()
                 part = sets[low : low + step].to(pair.sent.device)
                 hub = Inside(pair.graph, streams, pair.sent, part)
                 hub.send((pair.sent - pair.change)[:1, None].expand(-1, len(part), -1, -1))
@@ -269,7 +276,7 @@ def circuit(
     held_out: Sequence[Pair] = (),
     randoms: int = 3,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Circuit:
     """The smallest set of edges that reaches a faithfulness, and what it is worth.
 
@@ -287,17 +294,22 @@ def circuit(
         raise UsageError("A circuit is of edges summed over positions; take edges without by_position.")
     say = progress or (lambda done, total, what: None)
     graph, runs = edges.graph, Runs(edges.pairs)
+
+    def step(done: int, what: str) -> None:
+        runs.tick = partial(say, done, 5, what)
+        runs.tick()
+
     order = greedy(graph, edges.value)
-    say(0, 5, "running sets")
+    step(0, "running sets")
     whole = curve(runs, graph, order)
-    say(1, 5, "random sets")
+    step(1, "random sets")
     g = torch.Generator().manual_seed(seed)
     orders = [greedy(graph, torch.rand(graph.total, generator=g)) for _ in range(randoms)]
     random = [curve(runs, graph, each) for each in orders]
-    say(2, 5, "finding the smallest")
+    step(2, "finding the smallest")
     first = order[: smallest(runs, graph, order, faithfulness)]
     chosen, tried = pruned(runs, first, graph, faithfulness)
-    say(3, 5, "rivals")
+    step(3, "rivals")
     outside = edges.value.clone()
     outside[chosen] = 0
     without = greedy(graph, outside)
@@ -307,7 +319,7 @@ def circuit(
     own = torch.zeros(1, graph.total, dtype=torch.bool)
     own[0, chosen] = True
     f = runs.faithfulness(torch.cat([own, *beside])).tolist()
-    say(4, 5, "drawing prompts again")
+    step(4, "drawing prompts again")
     return Circuit(
         edges=edges,
         chosen=chosen,
@@ -319,5 +331,5 @@ def circuit(
         random_f=sum(f[1 + len(sizes) :]) / len(orders),
         jaccard=jaccard(edges, max(1, len(first)), seed=seed),
         rivals=[{"size": n, "overlap": 0.0, "f": x} for n, x in zip(sizes, f[1:], strict=False)],
-        held_out=float(Runs(held_out).faithfulness(own)[0]) if held_out else None,
+        held_out=float(Runs(held_out, runs.tick).faithfulness(own)[0]) if held_out else None,
     )

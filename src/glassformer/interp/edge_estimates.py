@@ -47,10 +47,11 @@ class Estimates:
 
     Args:
         by_position: one number for each edge and position instead of their sum.
+        tick: called before each batch of gradients; what it raises stops them.
     """
 
-    def __init__(self, pair: Pair, by_position: bool = False) -> None:
-        self.pair, self.by_position = pair, by_position
+    def __init__(self, pair: Pair, by_position: bool = False, tick: Callable[[], None] = lambda: None) -> None:
+        self.pair, self.by_position, self.tick = pair, by_position, tick
         wide = pair.change[0].numel() * pair.change.element_size()
         self.rows = max(1, _HELD // (wide * len(pair.graph.receivers)))
 
@@ -83,6 +84,7 @@ class Estimates:
         """Change × weighted sum of the gradients with the embeddings moved by these shares of the change."""
         out, everyone = self.zeros(), range(len(self.pair.graph.senders))
         for low in range(0, len(shares), self.rows):
+            self.tick()
             part = slice(low, low + self.rows)
             grads = slopes(self.pair, self._entering(shares[part]))
             w = torch.tensor(weights[part], dtype=torch.float64)
@@ -124,6 +126,7 @@ class Estimates:
         self, out: Tensor, senders: range, run: Callable[[list[float]], dict[int, Tensor]], shares: list[float]
     ) -> None:
         for low in range(0, len(shares), self.rows):
+            self.tick()
             grads = run(shares[low : low + self.rows])
             self._add(out, {k: g.sum(1) for k, g in grads.items()}, senders, 1 / len(shares))
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,7 +27,8 @@ from glassformer.interp.patching import Progress, Tokens, each
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
 
-Measured = Literal["unreliable", "all", "none"]
+Measured = Literal["unreliable", "strongest", "all", "none"]
+MEASURED: tuple[str, ...] = get_args(Measured)
 # A deviation is small when it is at most this share of what it deviates from,
 TOLERANCE = 0.5
 # or at most this share of what the metric differs between the prompts.
@@ -177,6 +179,7 @@ def edges(
     steps: int = 5,
     exact: Measured = "unreliable",
     strongest: int = 300,
+    limit: int | None = None,
     by_position: bool = False,
     progress: Progress | None = None,
 ) -> Edges:
@@ -191,13 +194,14 @@ def edges(
         position: after which the answer is predicted; negative from the end.
         method: "eap" (the clean run's gradient), "eap-ig" (its mean while the embeddings go from corrupted to clean),
             or "eap-ig-activations" (while one part's output does); `steps` of them.
-        exact: which edges are measured too: "unreliable" ones and the `strongest`, "all", or "none".
+        exact: which edges are measured too: "unreliable" ones and the `strongest`, the "strongest" alone, "all", or
+            "none"; more of them than `limit` are refused before any is measured.
         by_position: tell positions apart; for one pair.
         progress: called with (done, total, what).
 
     Raises:
         ShapeError: when two prompts do not line up, or the metric gives no number per row.
-        UsageError: when the metric is the same for both prompts, or nothing was given.
+        UsageError: when the metric is the same for both prompts, nothing was given, or too much would be measured.
         UnsupportedError: when what a part adds does not stay in the stream.
     """
     pairs = list(pairs)
@@ -205,8 +209,10 @@ def edges(
         raise UsageError("Edges need at least one pair of prompts.")
     if by_position and len(pairs) > 1:
         raise UsageError("Positions are those of one pair; give one, or take the sums over positions.")
-    if exact not in ("unreliable", "all", "none"):
-        raise UsageError(f"exact is unreliable, all or none; {exact!r} is none of them.")
+    if exact not in MEASURED:
+        raise UsageError(f"exact is {', '.join(MEASURED[:-1])} or none; {exact!r} is none of them.")
+    if strongest < 0:
+        raise UsageError(f"So many of the strongest edges are measured, 0 or more; {strongest} is not.")
     if method == "eap" and metric == "kl":
         raise UsageError("The KL divergence has no slope at the clean run, so eap says nothing of it; take eap-ig.")
     if method not in METHODS:
@@ -216,14 +222,18 @@ def edges(
     say = progress or (lambda done, total, what: None)
     estimates, firsts, curvatures = [], [], []
     for number, pair in enumerate(ready):
-        say(number, len(ready), "estimating")
-        run = Estimates(pair, by_position)
+        run = Estimates(pair, by_position, partial(say, number, len(ready), "estimating"))
         estimates.append(run.by(method, steps).flatten())
         firsts.append(estimates[-1] if method == "eap" else run.by("eap", 1).flatten())
         curvatures.append(run.curvature().flatten())
     estimate, first, curvature = torch.stack(estimates), torch.stack(firsts), torch.stack(curvatures)
     trusted = reliable(ready, estimate, first, curvature)
     chosen = _chosen(estimate, trusted, exact, strongest)
+    if limit is not None and len(chosen) * len(ready) > limit:
+        raise UsageError(
+            f"{len(chosen) * len(ready):,} edges would be measured, and at most {limit:,} are; measure the strongest "
+            "alone, or none."
+        )
     found = torch.full_like(estimate, torch.nan)
     wide = estimate.shape[1] // graph.total
     total = len(chosen) * len(ready)
@@ -267,5 +277,6 @@ def _chosen(estimate: Tensor, trusted: Tensor, exact: str, strongest: int) -> In
     wanted = torch.full(estimate.shape[1:], exact == "all")
     if exact == "unreliable":
         wanted |= ~trusted
+    if exact in ("unreliable", "strongest"):
         wanted[estimate.mean(0).abs().topk(min(strongest, len(wanted))).indices] = True
     return wanted.nonzero()[:, 0]

@@ -9,6 +9,7 @@ from glassformer.views import (  # noqa: F401
     attention,
     compare,
     depth,
+    edges,
     learning,
     meaning,
     models,

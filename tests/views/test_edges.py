@@ -1,0 +1,107 @@
+"""Edges and circuits as views: the numbers of the Python API and of the command, stopped when nobody waits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from glassformer.errors import GlassformerError
+from glassformer.views import Cancelled, Session
+from glassformer.views import edges as views
+from tests.cli.running import answer
+from tests.tiny import tiny_directory
+
+PAIR = {"clean": "a mole of", "corrupted": "A mole of", "answer": " mole", "wrong": " of"}
+NAMED: dict[str, Any] = {"answer": " mole", "wrong": " of"}
+
+
+def close(told: Any, want: Any) -> None:
+    """Alike, numbers to a millionth."""
+    if isinstance(want, dict):
+        assert set(told) == set(want)
+        for key in want:
+            close(told[key], want[key])
+    elif isinstance(want, list):
+        assert len(told) == len(want)
+        for x, y in zip(told, want, strict=True):
+            close(x, y)
+    else:
+        assert told == (pytest.approx(want, abs=1e-6) if isinstance(want, float) else want)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exact": "none", "method": "eap"},
+        {"exact": "strongest", "strongest": 4, "by_position": True},
+        {"metric": "probability", "wrong": None, "exact": "all", "method": "eap-ig-activations"},
+        {"metric": "kl", "answer": None, "wrong": None, "position": 2},
+    ],
+)
+def test_edges_are_those_of_a_trace(session: Session, model: Any, options: dict[str, Any]):
+    told = session.view("edges", {**PAIR, **options, "top": 30})
+    want = model.trace("a mole of").edges(corrupted=model.trace("A mole of"), **{**NAMED, **options}).to_dict(30)
+    assert told["model"] == model.name
+    close({key: told[key] for key in want}, json.loads(json.dumps(want)))
+    assert len(told["edges"]) == 30
+    measured = sum(row["exact"] is not None for row in told["edges"])
+    assert measured == {"none": 0, "strongest": 4, "all": 30}.get(options.get("exact", ""), measured)
+
+
+def test_a_circuit_is_what_the_command_prints(session: Session, tmp_path: Any, capsys: pytest.CaptureFixture[str]):
+    source = tiny_directory(tmp_path / "tiny")
+    args = ("circuit", "a mole of", "A mole of", "--answer", " mole", "--wrong", " of", "-k", 20, "-f", 0.8)
+    close(session.view("circuit", {**PAIR, "faithfulness": 0.8}), answer(capsys, *args, "-m", source))
+
+
+def test_copied_lines_give_the_numbers(session: Session, model: Any, monkeypatch: pytest.MonkeyPatch):
+    import glassformer
+
+    monkeypatch.setattr(glassformer, "load", lambda source: model)
+    for name, more in (("edges", {"by_position": True}), ("circuit", {"faithfulness": 0.5})):
+        ask = {**PAIR, "exact": "none", **more}
+        scope: dict[str, Any] = {}
+        exec(session.view("python", {"name": name, "arguments": ask})["lines"], scope)  # noqa: S102
+        want = json.loads(json.dumps(scope["answer"].to_dict(20)))
+        told = session.view(name, ask)
+        close({key: told[key] for key in want}, want)
+
+
+def test_each_step_of_the_work_can_be_stopped(session: Session):
+    """Whenever the one who asked goes, the work ends there."""
+    steps = 0
+
+    def counting() -> None:
+        nonlocal steps
+        steps += 1
+
+    session.view("circuit", PAIR, counting)
+    assert steps > 20
+    for last in (2, steps // 2, steps - 1):
+        seen = 0
+
+        def gone(last: int = last) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == last:
+                raise Cancelled
+
+        with pytest.raises(Cancelled):
+            session.view("circuit", PAIR, gone)
+        assert seen == last
+
+
+def test_too_much_to_measure_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(views, "LIMIT", 9)
+    for name in ("edges", "circuit"):
+        with pytest.raises(GlassformerError, match="edges would be measured, and at most 9 are"):
+            session.view(name, {**PAIR, "exact": "all"})
+        assert session.view(name, {**PAIR, "exact": "strongest", "strongest": 9})["edges"]
+    with pytest.raises(GlassformerError, match="strongest: Input should be less than or equal to 5000"):
+        session.view("edges", {**PAIR, "strongest": 5001})
+    with pytest.raises(GlassformerError, match="The text is empty"):
+        session.view("edges", {"clean": "", "corrupted": ""})
+    with pytest.raises(GlassformerError, match="The two prompts are the same"):
+        session.view("circuit", {**PAIR, "corrupted": PAIR["clean"]})
