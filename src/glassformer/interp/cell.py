@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.interp.copies import carried
+from glassformer.interp.handed import output_factor
 from glassformer.interp.head_outputs import through_post, values_of_head, writing
 from glassformer.interp.logit_target import Target, target
 
@@ -147,7 +148,7 @@ def cell(
     weight = float(weights[key])
     value = values_of_head(forward, layer, head, at_key)[0, : a.value_size]
     handed = weights[key] * value
-    factor = forward.factor(layer, at_query)
+    factor = output_factor(forward, layer, at_query)
     if factor is not None:
         handed = handed * factor[0, 0, head, : a.value_size]
     columns = writing(forward, layer)[head, :, : a.value_size]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from glassformer.errors import UnsupportedError
 from glassformer.interp.copies import ways
+from glassformer.interp.handed import mixer_constant, output_factor, weights_and_values
 from glassformer.interp.head_outputs import before_post, gain, part_scale, post_norm, writing
 from glassformer.interp.logit_target import Target
 from glassformer.model.choices import Experts, members
@@ -194,8 +195,8 @@ class Reads:
 
     def __init__(self, trace: Trace, layer: int, position: int) -> None:
         forward = trace.forward
-        self.weights, self.values = (x[0].double() for x in forward.handed(layer, position))
-        factor = forward.factor(layer, slice(position, position + 1))
+        self.weights, self.values = (x[0].double() for x in weights_and_values(forward, layer, position))
+        factor = output_factor(forward, layer, slice(position, position + 1))
         if factor is not None:
             self.values = self.values * factor[0, 0, :, None].double()
         self._post = PostNorm(trace, layer, "mixer", position)
@@ -280,7 +281,7 @@ def bias_parts(trace: Trace, layer: int, position: int) -> Iterator[tuple[str, T
     for kind, part, projection in projections:
         # experts' own biases are parts of what each of them gives
         bias = None if projection is None else projection.bias
-        own = forward.constant(layer, position) if part == "mixer" else None
+        own = mixer_constant(forward, layer, position) if part == "mixer" else None
         if own is not None:
             bias = own[0] if bias is None else own[0] + bias
         found = PostNorm(trace, layer, part, position).with_bias(bias)

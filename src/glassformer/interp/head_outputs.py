@@ -15,6 +15,7 @@ from torch import Tensor
 
 from glassformer.errors import UnsupportedError
 from glassformer.interp import memory
+from glassformer.interp.handed import output_factor, weights_and_values
 from glassformer.interp.recording import Recording
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
@@ -121,8 +122,8 @@ def contributions(trace: Trace, layer: int, head: int, query: int) -> Tensor:
     head = trace.head(head, layer)
     query = trace.position(query)
     at = slice(query, query + 1)
-    weights, values = (x[0, 0] for x in forward.handed(layer, query, head))
-    handed, factor = weights[:, None] * values, forward.factor(layer, at)
+    weights, values = (x[0, 0] for x in weights_and_values(forward, layer, query, head))
+    handed, factor = weights[:, None] * values, output_factor(forward, layer, at)
     if factor is not None:
         handed = handed * factor[0, 0, head]
     out = through_post(forward, layer, "mixer", (handed @ writing(forward, layer)[head].T)[None, None], at)[0, 0]
@@ -140,7 +141,7 @@ def weighted(trace: Trace, layer: int, head: int | None, queries: int | slice | 
     at = slice(None) if queries is None else queries
     if isinstance(at, int):
         at = slice(trace.position(at), trace.position(at) + 1)
-    norm, factor = post_norm(forward, layer, "mixer"), forward.factor(layer, at)
+    norm, factor = post_norm(forward, layer, "mixer"), output_factor(forward, layer, at)
     times = part_scale(forward, layer, "mixer")
     for i, h in enumerate(heads):
         columns = writing(forward, layer)[h] * times
@@ -149,7 +150,7 @@ def weighted(trace: Trace, layer: int, head: int | None, queries: int | slice | 
         if isinstance(forward.mixer(layer), ChannelsPart):
             assert factor is not None
             for row, query in enumerate(range(*at.indices(forward.length))):
-                sent = (forward.handed(layer, query)[1][0, 0] * factor[0, row, h] @ columns.T).norm(dim=-1)
+                sent = (weights_and_values(forward, layer, query)[1][0, 0] * factor[0, row, h] @ columns.T).norm(dim=-1)
                 padded = torch.nn.functional.pad(sent, (0, forward.length - query - 1))[k].to(grids.dtype)
                 if isinstance(queries, int):
                     grids[i] = padded

@@ -14,22 +14,22 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glassformer.errors import UnsupportedError
 from glassformer.interp.copies import walk_copies
+from glassformer.interp.grids import grid_tile
+from glassformer.interp.inside_experts import in_experts
 from glassformer.interp.taps import Bound
 from glassformer.model import Config, Transformer
-from glassformer.model.attention import TILE, Visible
+from glassformer.model.attention import Visible
 from glassformer.model.cache import State
 from glassformer.model.choices import Attention, LatentAttention, Parallel, recurrence_of, softmax_of
 from glassformer.model.layers import linear, softcap
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block, MixerPart
-from glassformer.model.parts.channels import ChannelsPart, ratio
-from glassformer.model.parts.differential import DifferentialAttentionPart
+from glassformer.model.parts.channels import ChannelsPart
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.head import HeadPart
@@ -67,6 +67,7 @@ class Recording:
         recorded: kept tensors by full site name, batch axis first.
         positions: (batch, query); mask: (batch, query), False on padding, or None.
         edit: the tap the forward ran under, or None.
+        whole: the batch that this is a row of, which row, and how many slots of padding it had there; None for a batch.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Recording:
         edit: Bound | None = None,
         whole: tuple[Recording, int, int] | None = None,
     ) -> None:
-        self._whole = whole  # the batch that this is a row of, which row, and how much padding it had
+        self.whole = whole
         self.transformer = transformer
         self.config = transformer.config
         self.recorded = recorded
@@ -209,7 +210,7 @@ class Recording:
             return self._in_recurrence(layer, leaf, at)
         mlp = block.mlp
         if isinstance(mlp, ExpertsPart):
-            return self._in_experts(layer, mlp, leaf, at)
+            return in_experts(self, layer, mlp, leaf, at)
         if part == "mlp.pre":
             return mlp.pre(self.input(layer, 2, at))
         if part == "mlp.pre_linear":
@@ -228,38 +229,6 @@ class Recording:
             return out
         out = mlp.summed(mlp.written(post, self.recorded[prefix + "weights"][:, at]))
         return out if mlp.shared is None else out + self.get(prefix + "shared", at)
-
-    def _in_experts(self, layer: int, mlp: ExpertsPart, leaf: str, at: Index) -> Tensor:
-        prefix, x = f"blocks.{layer}.mlp.", self.input(layer, 2, at)
-        stream = None if mlp.ln_in is None else self.get(f"blocks.{layer}.{self.read_by(layer, 2)}", at)
-        if leaf == "router":
-            return mlp.scored(x, stream)
-        if leaf == "latent":
-            return mlp.narrowed(mlp.entering(x, stream))
-        if leaf in ("pre", "pre_linear"):
-            gated = mlp.experts.gate is not None and leaf == "pre"
-            read = mlp.entering(x, stream) if mlp.narrow is None else self.get(prefix + "latent", at)
-            return mlp.inputs("gate" if gated else "up", read, self.recorded[prefix + "weights"][:, at])
-        if leaf == "post":
-            up = None if mlp.experts.gate is None else self.get(prefix + "pre_linear", at)
-            return mlp.post(self.get(prefix + "pre", at), up, self.recorded[prefix + "weights"][:, at])
-        part = mlp.shared
-        assert part is not None
-        if leaf == "shared_pre":
-            return part.pre(x)
-        if leaf == "shared_pre_linear":
-            return part.up(x)
-        if leaf == "shared_post":
-            up = None if part.gate is None else self.get(prefix + "shared_pre_linear", at)
-            return part.post(self.get(prefix + "shared_pre", at), up)
-        if leaf == "shared_gate":
-            return mlp.shared_share(x)
-        if leaf == "shared":
-            out = mlp.scaled(part.down(self.get(prefix + "shared_post", at)))
-            if mlp.shared_gate is not None:
-                out = out * self.get(prefix + "shared_gate", at)
-            return out if mlp.ln_shared is None else mlp.ln_shared(out)
-        raise KeyError(prefix + leaf)
 
     def read_by(self, layer: int, number: int) -> str:
         """The place in the stream that the mixer (1) or the feed-forward part (2) reads."""
@@ -464,9 +433,9 @@ class Recording:
 
     def keys_and_values(self, layer: int, at: Index = ALL) -> tuple[Tensor, Tensor]:
         """Keys as the scores use them, and values, (batch, kv_head, key, d_head), of a layer that has its own."""
-        return self._side(layer, "k", at, None), self.values(layer, at).transpose(1, 2)
+        return self.side(layer, "k", at, None), self.values(layer, at).transpose(1, 2)
 
-    def _side(self, layer: int, which: str, at: Index, heads: list[int] | None) -> Tensor:
+    def side(self, layer: int, which: str, at: Index, heads: list[int] | None) -> Tensor:
         """Queries or keys as the scores use them, (batch, head, slot, d_head); keys of the heads' groups when heads are
         chosen."""
         if which == "k":
@@ -493,10 +462,10 @@ class Recording:
         """What each position hands over to the layer's heads: the values that its grid weighs."""
         mixer = self.config.mixer(layer)
         if isinstance(mixer, Parallel):
-            return self._of_both(layer, lambda own: self._values(layer, own, at))
+            return self.of_both(layer, lambda own: self._values(layer, own, at))
         return self._values(layer, mixer, at)
 
-    def _of_both(self, layer: int, of: Callable[[Any], Tensor | None], fill: float = 0.0) -> Tensor:
+    def of_both(self, layer: int, of: Callable[[Any], Tensor | None], fill: float = 0.0) -> Tensor:
         """Numbers (batch, slot, head, d_head) of a layer's two mixers, for each of their heads, one after the other;
         ones where there are none."""
         part, found = self.mixer(layer), []
@@ -519,60 +488,6 @@ class Recording:
         # a norm that takes a head's mean away takes it from every value
         return values - values.mean(-1, keepdim=True) if getattr(self.recurrence(layer), "centred", False) else values
 
-    def handed(self, layer: int, query: int, head: int | None = None) -> tuple[Tensor, Tensor]:
-        """What a query's heads (or one) were handed from every position up to its own, before any gate: weights (batch,
-        head, key) and the values (batch, head, key, d_head) that they multiply.
-
-        Where every channel has a share of its own, it stands in the values, and weights are 1.
-        """
-        seen, here = slice(0, query + 1), slice(query, query + 1)
-        mixer, grid = self.mixer(layer), f"{self.prefix(layer)}.pattern"
-        if isinstance(mixer, ChannelsPart):
-            values = mixer.handed(self.kept(layer), query)
-            if self.edits_grid(layer):
-                shown = mixer.implied(self.kept(layer, query + 1), query)[:, 0, 0]
-                values = values * ratio(self.grid(layer, grid, None, here, seen)[:, 0, 0], shown)[..., None]
-            return torch.ones_like(values[:, None, :, 0]), values[:, None]
-        weights = self.grid(layer, grid, None if head is None else [head], here, seen)[:, :, 0]
-        values = self.values(layer, seen).transpose(1, 2)
-        shared = self.config.n_heads(layer) // values.shape[1]
-        if head is not None:
-            return weights, values[:, head // shared, None]
-        return weights, values.repeat_interleave(shared, dim=1)
-
-    def constant(self, layer: int, query: int) -> Float[Tensor, "batch d_model"] | None:
-        """What a layer's mixer adds at a query that comes from no position, its output projection's bias apart."""
-        mixer = self.mixer(layer)
-        if not isinstance(mixer, ChannelsPart) or mixer.constant is None:
-            return None
-        factor = self.factor(layer, slice(query, query + 1))
-        assert factor is not None
-        return (factor[:, 0, 0].double() * mixer.constant.double()) @ mixer.o.weight.double().T
-
-    def factor(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query head d_head"] | None:
-        """What each head's sum of values is multiplied by before the output projection; None for nothing.
-
-        An attention's output gate and norm, or a state space's, with the norm's divisor as run.
-        """
-        mixer = self.config.mixer(layer)
-        if isinstance(mixer, Parallel):
-            return self._of_both(layer, lambda own: self._factor(layer, own, at))
-        return self._factor(layer, mixer, at)
-
-    def _factor(self, layer: int, mixer: Any, at: Index) -> Tensor | None:
-        if not isinstance(mixer, Attention):
-            prefix = f"blocks.{layer}.{mixer.prefix}."
-            return self.recurrence(layer).factor(self.get(prefix + "mixed", at), self.get(prefix + "gate", at))
-        part = self.attention(layer)
-        if isinstance(part, DifferentialAttentionPart):
-            times = part.head_times(self.recorded[f"blocks.{layer}.attn.pair_scale"][:, at])
-            return times.expand(-1, -1, -1, part.d_value)
-        gate = None if part.gate is None else self.get(f"blocks.{layer}.attn.gate", at)
-        if part.out_norm is None:
-            return gate
-        times = part.normed_times(self.recorded[f"blocks.{layer}.attn.z_scale"][:, at])
-        return times if gate is None else gate * times
-
     def indexed(self, layer: int) -> Indexed | None:
         """What the index of a layer's attention found, where there is one."""
         choice, prefix = self.config.attention(layer), f"blocks.{layer}.attn.index_"
@@ -593,91 +508,4 @@ class Recording:
         keys: slice = ALL,
     ) -> Float[Tensor, "batch head query key"]:
         """A tile of scores or pattern, through the score function that the forward uses."""
-        name = f"blocks.{layer}.{part}"
-        if part == "attn.sink":
-            return self.attention(layer).sink_share(self.grid(layer, "attn.pattern", heads, queries))
-        if name in self.recorded or self.edits_grid(layer):
-            whole = self.recorded[name] if name in self.recorded else self._edited_grid(layer, part)
-            whole = whole if heads is None else whole[:, heads]
-            return whole[:, :, queries, keys]
-        if part == "mix.pattern":
-            return self._both_grids(layer, heads, queries, keys)
-        if not isinstance(queries, slice):
-            rows = [self.grid(layer, part, heads, slice(int(q), int(q) + 1), keys) for q in queries]
-            return torch.cat(rows, dim=2)
-        q0, q1, _ = queries.indices(self.length)
-        k0, k1, _ = keys.indices(self.length)
-        q1, k1 = max(q0, q1), max(k0, k1)
-        if not part.startswith("attn."):
-            return self._implied(layer, heads, q0, q1)[..., k0:k1]
-        k = self._side(layer, "k", slice(0, q1), heads)
-        n_heads = self.config.attention(layer).n_heads if heads is None else len(heads)
-        fill = float("-inf") if part == "attn.scores" else 0.0
-        out = k.new_full((k.shape[0], n_heads, q1 - q0, k1 - k0), fill)
-        # Tiles of fewer queries when the keys are many: the work in flight stays in cache.
-        for t0 in range(q0, q1, TILE):
-            t1 = min(t0 + TILE, q1)
-            tile = self._tile(layer, part, heads, k, t0, t1)
-            low, high = tile[1], tile[1] + tile[0].shape[-1]
-            a, b = max(k0, low), min(k1, high)
-            if a < b:
-                out[:, :, t0 - q0 : t1 - q0, a - k0 : b - k0] = tile[0][..., a - low : b - low]
-        return out
-
-    def _both_grids(self, layer: int, heads: list[int] | None, queries: Index, keys: slice) -> Tensor:
-        """Patterns of a layer's two mixers, one after the other, or of some of their heads."""
-        part = self.mixer(layer)
-        assert isinstance(part, ParallelPart)
-        first = part.parts[0].heads
-        grids = []
-        for own, low in zip(part.choice.members, (0, first), strict=True):
-            chosen = None if heads is None else [h - low for h in heads if low <= h < low + own.n_heads]
-            if chosen is None or chosen:
-                grids.append(self.grid(layer, f"{own.prefix}.pattern", chosen, queries, keys))
-        return grids[0] if len(grids) == 1 else part.joined_grids(grids)
-
-    def _tile(self, layer: int, part: str, heads: list[int] | None, k: Tensor, q0: int, q1: int) -> tuple[Tensor, int]:
-        """Scores or pattern of some queries over all keys they can see, and the first such key."""
-        attention = self.attention(layer)
-        q = self._side(layer, "q", slice(q0, q1), heads)
-        low, high = self.visible.keys_for(q0, q1, attention.choice)
-        indexed = self.indexed(layer)
-        grid = attention.scores(q, k[:, :, low:high], self.visible, q0, q1, low, high, heads, indexed)
-        return (grid if part == "attn.scores" else attention.pattern(grid, heads)), low
-
-    def _implied(self, layer: int, heads: list[int] | None, q0: int, q1: int) -> Tensor:
-        """Rows q0 to q1 of the grid that a recurrence implies, over all keys."""
-        grid = self.recurrence(layer).implied(self.kept(layer, q1), q0)
-        grid = grid if heads is None else grid[:, heads]
-        return torch.nn.functional.pad(grid, (0, self.length - q1))
-
-    def _edited_grid(self, layer: int, part: str) -> Tensor:
-        """The whole grid of a layer whose grid the forward's tap changed: formed again and changed again."""
-        if self._whole is not None:
-            batch, row, pad = self._whole
-            return batch._edited_grid(layer, part)[row : row + 1, :, pad:, pad:]
-        if part == "mix.pattern":
-            return self._changed(f"blocks.{layer}.mix.pattern", self._both_grids(layer, None, ALL, ALL))
-        if not part.startswith("attn."):
-            return self._changed(f"blocks.{layer}.{part}", self._implied(layer, None, 0, self.length))
-        attention = self.attention(layer)
-        q, k = self._side(layer, "q", ALL, None), self._side(layer, "k", ALL, None)
-        grid = attention.scores(q, k, self.visible, 0, self.length, 0, self.length, None, self.indexed(layer))
-        grid = self._changed(f"blocks.{layer}.attn.scores", grid)
-        if part == "attn.scores":
-            return grid
-        weights = attention.pattern(grid)
-        if attention.sink is not None:
-            share = attention.sink_share(weights)
-            changed = self._changed(f"blocks.{layer}.attn.sink", share)
-            weights = attention.with_sink_share(weights, share, changed)
-        return self._changed(f"blocks.{layer}.attn.pattern", weights)
-
-    def _changed(self, site: str, x: Tensor) -> Tensor:
-        assert self.edit is not None
-        for step in self.edit.steps:
-            if step.site == site and step.writes:
-                y = step.action(site, x, self.where)
-                assert y is not None
-                x = y
-        return x
+        return grid_tile(self, layer, part, heads, queries, keys)
