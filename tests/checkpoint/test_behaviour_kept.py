@@ -169,7 +169,8 @@ def test_sampling_defaults_survive_in_both_layouts(tmp_path: Path) -> None:
         assert generation.sampling == {name: value for name, value in ASKED.items() if name != "do_sample"}
         if path in (source, there):
             assert generation.max_tokens == 77
-            assert generation.unused == ("num_beams", "stop_strings")
+            assert generation.stop == ("<over>",)
+            assert generation.unused == ("num_beams",)
     fields = GGUFReader(file).fields
     names = {"temp": 0.625, "top_k": 20, "top_p": 0.75, "penalty_repeat": 1.125}
     assert {name: fields[f"general.sampling.{name}"].contents() for name in names} == names
