@@ -27,7 +27,7 @@ class Peer:
         return getattr(self, do)(**request)
 
     def about(self) -> str:
-        return str(self.library.__version__)
+        return str(self.library.__version__).split("-")[0]
 
     def pipeline(self, weights: str, threads: int) -> Any:
         if weights not in self.pipelines:
