@@ -42,7 +42,8 @@ _NESTED: Mapping[str, type] = {
     "head": Head,
     "index": Index,
 }
-_CLASSES = (Norm, Rotary, Index, Head, Sinusoids, RopeScaling)
+_CLASSES = {cls.__name__: cls for cls in _NESTED.values()}
+_TEXTS = ("str", "Activation", "Placement", 'Literal["', "Literal['")
 
 
 def plain(value: Any) -> Any:
@@ -75,8 +76,8 @@ def build_layers(entries: Any) -> tuple[Layer, ...]:
     Raises:
         ConfigError: it is no list of layers, or a layer's fields are wrong.
     """
-    if not isinstance(entries, list):
-        raise ConfigError("config.layers must be a list of layers.")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError("config.layers must be a list of at least one layer.")
     layers: list[Layer] = []
     for i, entry in enumerate(entries):
         where = f"config.layers[{i}]"
@@ -158,8 +159,10 @@ def check_type(where: str, annotation: str, value: Any) -> None:
         sound = isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
     elif annotation.startswith("tuple[Layer"):
         sound = isinstance(value, tuple) and all(isinstance(v, Layer) for v in value)
+    elif annotation.startswith(_TEXTS):
+        sound = isinstance(value, str)
     else:
-        wanted = next((cls for cls in _CLASSES if annotation.startswith(cls.__name__)), None)
+        wanted = _CLASSES.get(annotation.partition(" ")[0])
         sound = wanted is None or isinstance(value, wanted)
     if not sound:
         raise ConfigError(f"{where} must be {annotation}; got {value!r}.")
