@@ -35,7 +35,9 @@ class Peer:
             if not (place / "openvino_model.bin").exists():
                 tool = Path(sys.executable).with_name("optimum-cli")
                 task = ["--task", "text-generation-with-past", "--weight-format", weights]
-                command = [str(tool), "export", "openvino", "-m", str(self.directory), *task, str(place)]
+                # widths that are no multiple of 128, its usual size of a group
+                group = ["--group-size", "64"] if weights == "int4" else []
+                command = [str(tool), "export", "openvino", "-m", str(self.directory), *task, *group, str(place)]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             schedule = self.library.SchedulerConfig()
             schedule.cache_size = PAGES
