@@ -67,10 +67,10 @@ bench: $(VENV)/.ready-dev ## run every benchmark beside its peer (make peers fir
 clients: $(VENV)/.ready $(CLIENTS)/.ready ## try the server with real clients and print what each of them sees
 	$(BIN)/python benchmarks/clients.py --environment $(CLIENTS) $(ARGS)
 
-peers: $(PEERS)/.ready ## install the libraries that the benchmarks compare with, apart from ours
+peers: $(PEERS)/.ready .venv-vllm/.ready .venv-openvino/.ready ## install the libraries that the benchmarks compare with, apart from ours
 
 clean: ## remove the environments and caches; models fetched stay
-	rm -rf $(VENV) $(PEERS) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .venv-vllm .venv-openvino $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and by its exact version: whatever comes after is satisfied with it.
 $(VENV)/.torch: constraints.txt
@@ -103,3 +103,10 @@ $(PEERS)/.ready: benchmarks/peers.txt constraints.txt
 	@$(PEERS)/bin/python $(PIP) '$(TORCH)'
 	@$(PEERS)/bin/python $(PIP) '$(TORCH)' -r benchmarks/peers.txt
 	@touch $@
+
+# Each of these wants its own versions of what the others need; its companions for images and sound are of no use here.
+.venv-vllm/.ready .venv-openvino/.ready: .venv-%/.ready: benchmarks/peers-%.txt constraints.txt
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	@if .venv-$*/bin/python $(PIP) '$(TORCH)' && .venv-$*/bin/python $(PIP) '$(TORCH)' -r benchmarks/peers-$*.txt; then \
+		.venv-$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; touch $@; \
+	else echo "skipped: $* cannot be installed here"; fi
