@@ -1,6 +1,6 @@
 """How many decoder-only architectures of `transformers` does Glassformer load, and compute as they do?
 
-    python census.py OUT.json [--only llama,gemma2] [--no-variants] [--jobs 1] [--timeout 120] [--keep DIR]
+    python census.py OUT.json [--only llama,gemma2] [--no-variants] [--timeout 120] [--keep DIR]
 
 For every model type in transformers' table of causal language models a tiny random model is built with the
 architecture's own features switched on, saved as safetensors with a small byte-level tokenizer, loaded again with
