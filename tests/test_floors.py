@@ -119,6 +119,28 @@ def test_upper_floors_reach_the_lower_through_their_modules():
     assert not wrong
 
 
+def reached(path: Path) -> set[str]:
+    """The modules of ours that a file imports when it runs, at once or later; not those named for types only."""
+    names = (module for _, module, typing_only in imports(path) if not typing_only)
+    return {
+        found for name in names if (found := next((m for m in (name, name.rpartition(".")[0]) if m in MODULES), ""))
+    }
+
+
+MODULES = {
+    ".".join(["glassformer", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path
+    for path in files()
+}
+
+
+def test_no_files_import_in_a_circle():
+    """A file whose imports are all gone can go itself; what cannot go stands in a circle or above one."""
+    left = {module: reached(path) - {module} for module, path in MODULES.items()}
+    while free := {module for module, needs in left.items() if not needs & left.keys()}:
+        left = {module: needs for module, needs in left.items() if module not in free}
+    assert not left, "a circle: " + "; ".join(f"{m} -> {', '.join(n & left.keys())}" for m, n in left.items())
+
+
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glassformer.errors import GlassformerError, SourceError, UnsafeFileError, near
-from glassformer.fetch import download, gguf_parts, store
+from glassformer.fetch import download, gguf_parts
 from glassformer.fetch.gguf_parts import parts_of
+from glassformer.system.folders import cache_folder
 from glassformer.system.progress import Progress
 
 TIMEOUT = 5.0  # seconds for the hub's first answer
@@ -65,7 +66,7 @@ def fetch(repo: str, revision: str, file: str | None, progress: Progress) -> Sna
         known = [sizes[name] for name in wanted]
         total = sum(size for size in known if size is not None) if None not in known else None
         what = f"fetching {repo}" + (f"/{file}" if file else "")
-        lock = store.models_directory() / f"hub--{repo.replace('/', '--')}"
+        lock = cache_folder("models") / f"hub--{repo.replace('/', '--')}"
         with download.locked(lock, repo, progress), download.writing(_cache(), repo):
             large = [sibling for sibling in info.siblings or [] if sibling.rfilename in wanted]
             done = _large_files(repo, str(info.sha), large, lambda bytes_, *_: progress(bytes_, total, what))

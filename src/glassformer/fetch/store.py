@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glassformer.errors import SourceError, UsageError
+from glassformer.fetch import hub
 from glassformer.system import files
-from glassformer.system.folders import CACHE_VARIABLE, cache_directory
+from glassformer.system.folders import cache_directory, cache_folder
 
 LIMIT_VARIABLE = "GLASSFORMER_CACHE_LIMIT"
 DEFAULT_LIMIT = 20 * 10**9
@@ -48,23 +49,12 @@ class Item:
 
 def models_directory() -> Path:
     """Where fetched models lie; created when missing. Raises ``SourceError`` when it cannot be."""
-    return _made(cache_directory() / "models")
+    return cache_folder("models")
 
 
 def dequantised_directory() -> Path:
     """Where dequantised copies lie; created when missing. Raises ``SourceError`` when it cannot be."""
-    return _made(cache_directory() / "dequantised")
-
-
-def _made(directory: Path) -> Path:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SourceError(
-            f"The cache folder {directory} cannot be made ({error.strerror or error}): set {CACHE_VARIABLE} to a folder"
-            " that can be written."
-        ) from None
-    return directory
+    return cache_folder("dequantised")
 
 
 def cache_limit() -> int:
@@ -155,8 +145,7 @@ def read_note(name: str) -> dict[str, Any] | None:
 def write_note(name: str, note: dict[str, Any]) -> None:
     """Record what the model ``name`` is and where it lies, all at once or not at all."""
     note = note | {"name": name}
-    home = _made(_home(name))
-    files.write_json(home / NOTE, dict(sorted(note.items())), indent=1, raises=SourceError)
+    files.write_json(home(name) / NOTE, dict(sorted(note.items())), indent=1, raises=SourceError)
 
 
 def tidy(name: str, keep: Path) -> None:
@@ -169,7 +158,7 @@ def tidy(name: str, keep: Path) -> None:
 
 def home(name: str) -> Path:
     """The folder of the model ``name`` under ``models/``, created when missing."""
-    return _made(_home(name))
+    return cache_folder("models", _home(name).name)
 
 
 def _home(name: str) -> Path:
@@ -238,8 +227,6 @@ def delete(item: Item) -> bool:
     if not _remove(item.entry):
         return False
     if not item.path.is_relative_to(item.entry):
-        from glassformer.fetch import hub
-
         hub.delete(item.path)
     return True
 

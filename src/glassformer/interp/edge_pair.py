@@ -6,6 +6,7 @@ Knows traces of one text each, of equal length, in one model without edits.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -18,9 +19,11 @@ from glassformer.interp.edge_run import Apart, split_feed, split_heads
 from glassformer.interp.logit_target import direction
 from glassformer.interp.patch_sweep import Measure
 from glassformer.interp.patching import aligned, answers
-from glassformer.interp.trace import Trace
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.sites import Where
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
 
 METRICS = ("logit_difference", "probability", "kl")
 Metric = str | Callable[[Float[Tensor, "row vocab"], int], Float[Tensor, " row"]]

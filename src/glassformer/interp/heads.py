@@ -32,6 +32,8 @@ from torch import Tensor
 
 from glassformer.errors import UsageError
 from glassformer.interp.circuits import copying_scores
+from glassformer.interp.recording import Recording
+from glassformer.interp.trace_run import run
 from glassformer.interp.vocabulary import known_ids
 
 if TYPE_CHECKING:
@@ -167,8 +169,6 @@ def head_scores(
     Raises:
         UsageError: for a sequence too short to be repeated, or no shuffle.
     """
-    from glassformer.interp.trace import Trace as Traced
-
     if length < 2 or shuffles < 1:
         raise UsageError("The random sequence needs at least 2 tokens, and at least 1 shuffle.")
     config = transformer.config
@@ -186,31 +186,34 @@ def head_scores(
     done = 0
     say = progress or (lambda done, total, what: None)
 
+    def traced(ids: list[int]) -> Recording:
+        return run(transformer, [ids], len(ids), tap)
+
     def step() -> None:
         nonlocal done
         done += 1
         say(done, steps, "measuring heads")
 
     say(0, steps, "measuring heads")
-    scores = _repeated(Traced(transformer, [*lead, *drawn, *drawn], tap=tap), n, len(lead))
+    scores = _repeated(traced([*lead, *drawn, *drawn]), n, len(lead))
     step()
     nulls = []
     for _ in range(shuffles):
         mixed = [(drawn + drawn)[j] for j in torch.randperm(2 * n, generator=generator).tolist()]
-        nulls.append(_repeated(Traced(transformer, [*lead, *mixed], tap=tap), n, len(lead)))
+        nulls.append(_repeated(traced([*lead, *mixed]), n, len(lead)))
         step()
     null = _largest(nulls)
     scores["copying"] = copying_scores(transformer)
     step()
     if text is not None:
         places = _places(text)
-        scores |= _on_text(text, places)
+        scores |= _on_text(text.forward, places)
         keep = 1 if lead and text.ids[0] == bos else 0
         nulls = []
         for _ in range(shuffles):
             order = torch.randperm(len(text) - keep, generator=generator).tolist()
             mixed = [*text.ids[:keep], *(text.ids[keep + j] for j in order)]
-            nulls.append(_on_text(Traced(transformer, mixed, tap=tap), places))
+            nulls.append(_on_text(traced(mixed), places))
             step()
         null |= _largest(nulls)
     return Heads(scores, null, n, seed, shuffles, None if text is None else len(text))
@@ -220,23 +223,25 @@ def _largest(nulls: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {kind: torch.stack([one[kind] for one in nulls]).amax(0) for kind in nulls[0]}
 
 
-def _repeated(trace: Trace, n: int, lead: int) -> dict[str, Float[Tensor, "layer head"]]:
+def _repeated(forward: Recording, n: int, lead: int) -> dict[str, Float[Tensor, "layer head"]]:
     rows: dict[str, list[Tensor]] = {"previous": [], "first": [], "duplicate": [], "induction": []}
     q = torch.arange(lead + n, lead + 2 * n)
-    for layer in range(trace.config.n_layers):
-        if not trace.config.n_heads(layer):
+    for layer in range(forward.config.n_layers):
+        if not forward.config.n_heads(layer):
             for each in rows.values():
-                each.append(torch.zeros(trace.config.most_heads))
+                each.append(torch.zeros(forward.config.most_heads))
             continue
-        grid = _padded(trace.pattern(layer).float(), trace.config.most_heads)
+        grid = _pattern(forward, layer, slice(None))
         for kind, keys in (("previous", q - 1), ("first", q * 0), ("duplicate", q - n), ("induction", q - n + 1)):
             rows[kind].append(grid[:, q, keys].mean(-1))
-    return {kind: torch.stack(each).cpu() for kind, each in rows.items()}
+    return {kind: torch.stack(each) for kind, each in rows.items()}
 
 
-def _padded(grid: Float[Tensor, "head query key"], heads: int) -> Tensor:
-    """The grid with rows of zeros for heads that other layers have and this one has not."""
-    return grid if grid.shape[0] == heads else torch.nn.functional.pad(grid, (0, 0, 0, 0, 0, heads - grid.shape[0]))
+@torch.no_grad()
+def _pattern(forward: Recording, layer: int, queries: slice) -> Float[Tensor, "head query key"]:
+    """A layer's grid, with rows of zeros for heads that other layers have and this one has not."""
+    grid = forward.grid(layer, f"{forward.prefix(layer)}.pattern", None, queries, slice(None))[0].float().cpu()
+    return torch.nn.functional.pad(grid, (0, 0, 0, 0, 0, forward.config.most_heads - len(grid)))
 
 
 def _places(trace: Trace) -> dict[str, Bool[Tensor, "query key"]]:
@@ -261,16 +266,15 @@ def _places(trace: Trace) -> dict[str, Bool[Tensor, "query key"]]:
     return {kind: grid for kind, grid in grids.items() if grid.any()}
 
 
-def _on_text(trace: Trace, places: dict[str, Tensor]) -> dict[str, Float[Tensor, "layer head"]]:
+def _on_text(forward: Recording, places: dict[str, Tensor]) -> dict[str, Float[Tensor, "layer head"]]:
     """Mean attention to the places, over the queries that have one."""
-    shape = (trace.config.n_layers, trace.config.most_heads)
+    shape = (forward.config.n_layers, forward.config.most_heads)
     out = {kind: torch.zeros(shape) for kind in places}
     for layer in range(shape[0]):
-        if not trace.config.n_heads(layer):
+        if not forward.config.n_heads(layer):
             continue
-        for low in range(0, len(trace), TILE):
-            tile = trace.pattern(layer, queries=slice(low, low + TILE)).float().cpu()
-            tile = _padded(tile, shape[1])
+        for low in range(0, forward.length, TILE):
+            tile = _pattern(forward, layer, slice(low, low + TILE))
             for kind, grid in places.items():
                 out[kind][layer] += (tile * grid[low : low + TILE]).sum((1, 2))
     return {kind: x / places[kind].any(1).sum() for kind, x in out.items()}

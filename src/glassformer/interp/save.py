@@ -18,7 +18,6 @@ from torch import Tensor
 from glassformer.errors import CheckpointError
 from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.recording import GRIDS, Recording, basis_sites
-from glassformer.interp.vocabulary import Vocabulary
 from glassformer.model import Transformer
 from glassformer.model.sites import block_sites
 from glassformer.system import files
@@ -59,14 +58,12 @@ def save(trace: Trace, path: Path) -> None:
     files.write_json(path / DESCRIPTION, description, indent=1, raises=CheckpointError)
 
 
-def load(path: Path, transformer: Transformer, vocabulary: Vocabulary | None = None) -> Trace:
-    """Read a trace that `save` wrote.
+def load(path: Path, transformer: Transformer) -> dict[str, Any]:
+    """Read what `save` wrote, as the arguments of `Trace.of_forward`.
 
     Raises:
         CheckpointError: when it is no trace, is broken, or is of another model.
     """
-    from glassformer.interp.trace import Trace
-
     try:
         description = json.loads((path / DESCRIPTION).read_text("utf-8"))
         tensors = load_file(path / TENSORS, device=str(transformer.device))
@@ -92,5 +89,4 @@ def load(path: Path, transformer: Transformer, vocabulary: Vocabulary | None = N
     else:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     forward = Recording(transformer, tensors, positions, mask)
-    model = str(description.get("model", ""))
-    return Trace.of_forward(forward, ids, batched=batched, vocabulary=vocabulary, model=model)
+    return {"forward": forward, "ids": ids, "batched": batched, "model": str(description.get("model", ""))}

@@ -73,11 +73,6 @@ class Trace:
         """
         rows, self.batched = checked(ids, transformer.config)
         longest = max(map(len, rows))
-        itemsize = transformer.embed.weight.element_size()
-        cost = memory.estimate(
-            transformer.config, longest, batch=len(rows), itemsize=itemsize, device=str(transformer.device)
-        )
-        cost.require("trace a shorter text, or fewer at once")
         self.ids: Any = rows if self.batched else rows[0]
         self.vocabulary = vocabulary
         self.model = model
@@ -517,7 +512,7 @@ class Trace:
         """A saved trace, with the model it was made by, whose weights derive the rest."""
         from glassformer.interp.save import load
 
-        return load(Path(path), transformer, vocabulary)
+        return cls.of_forward(**load(Path(path), transformer), vocabulary=vocabulary)
 
     def __repr__(self) -> str:
         texts = f"{len(self.ids)} texts, " if self.batched else ""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import TextError
+from glassformer.interp import memory
 from glassformer.interp.recording import Recording, basis_sites, grid_site
 from glassformer.interp.taps import Bound, Compose, Record
 from glassformer.model import Config, Transformer
@@ -34,8 +35,15 @@ def checked(ids: Ids | Tensor, config: Config) -> tuple[list[list[int]], bool]:
 
 
 def run(transformer: Transformer, rows: list[list[int]], longest: int, tap: Tap | None) -> Recording:
-    """The forward, its basis kept; anything a tap writes outside the grids is kept as written."""
+    """The forward, its basis kept; anything a tap writes outside the grids is kept as written.
+
+    Raises:
+        MemoryLimitError: when it would not fit, with the arithmetic.
+    """
     config, device = transformer.config, transformer.device
+    itemsize = transformer.embed.weight.element_size()
+    cost = memory.estimate(config, longest, batch=len(rows), itemsize=itemsize, device=str(device))
+    cost.require("trace a shorter text, or fewer at once")
     tokens = torch.tensor([[0] * (longest - len(r)) + r for r in rows], device=device)
     mask = None
     if any(len(r) < longest for r in rows):

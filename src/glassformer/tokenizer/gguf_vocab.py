@@ -1,4 +1,4 @@
-"""Tokenizers in GGUF metadata, read into a `Tokenizer`.
+"""Tokenizers in GGUF metadata, read into what a `Tokenizer` is made of.
 
 Two kinds: `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how text is cut before merging) and `llama`
 (SentencePiece-style BPE: scores instead of merges, `▁` for spaces, bytes for what no token spells).
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TokenizerError
 from glassformer.tokenizer import generation
+from glassformer.tokenizer.parts import DEFAULT_TEMPLATE
 from glassformer.tokenizer.post_processor import put_around
 from glassformer.tokenizer.pretokenizers import BEGINS, NORMALISED, cut, pre_name, takes_whole
-from glassformer.tokenizer.tokenizer import DEFAULT_TEMPLATE, Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -47,8 +47,8 @@ def _listed(fields: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) 
     return values
 
 
-def build(fields: Mapping[str, Any]) -> Tokenizer:
-    """A `Tokenizer` from GGUF metadata; see `Tokenizer.from_gguf`."""
+def build(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a `Tokenizer`, from GGUF metadata; see `Tokenizer.from_gguf`."""
     model = fields.get("tokenizer.ggml.model")
     if model is None:
         raise TokenizerError("The GGUF file holds no tokenizer (tokenizer.ggml.model is missing).")
@@ -102,17 +102,17 @@ def build(fields: Mapping[str, Any]) -> Tokenizer:
         found = special(short)
         if found is not None:
             config[name] = tokens[found]
-    return Tokenizer(
-        backend,
-        bos_id=bos,
-        eos_id=eos,
-        adds_bos=adds_bos,
-        stop_ids=_ends(fields, tokens, types, [special(name) for name in ("eos", "eot", "eom")]),
-        chat_templates=_templates(fields),
-        config=config,
-        gguf={k: v for k, v in fields.items() if k.startswith(("tokenizer.", "general.sampling."))},
-        generation=generation.from_gguf(fields),
-    )
+    return {
+        "backend": backend,
+        "bos_id": bos,
+        "eos_id": eos,
+        "adds_bos": adds_bos,
+        "stop_ids": _ends(fields, tokens, types, [special(name) for name in ("eos", "eot", "eom")]),
+        "chat_templates": _templates(fields),
+        "config": config,
+        "gguf": {k: v for k, v in fields.items() if k.startswith(("tokenizer.", "general.sampling."))},
+        "generation": generation.from_gguf(fields),
+    }
 
 
 def _ends(fields: Mapping[str, Any], tokens: list[str], types: list[int], said: list[int | None]) -> set[int]:

@@ -21,9 +21,8 @@ from glassformer.tokenizer.gguf_vocab import (
     USER,
     swallows,
 )
-from glassformer.tokenizer.parts import byte_letters, byte_token, content_of, steps_of
+from glassformer.tokenizer.parts import DEFAULT_TEMPLATE, byte_letters, byte_token, content_of, steps_of
 from glassformer.tokenizer.pretokenizers import NORMALISED, PRE, cuts_of, takes_whole
-from glassformer.tokenizer.tokenizer import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
     from glassformer.tokenizer.tokenizer import Tokenizer

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TokenizerError
 from glassformer.system import files
 from glassformer.tokenizer.generation import Generation
-from glassformer.tokenizer.parts import NAMED_TOKENS, content_of, ids_in
+from glassformer.tokenizer.parts import DEFAULT_TEMPLATE, NAMED_TOKENS, content_of, ids_in
 from glassformer.tokenizer.post_processor import around, put_around
-from glassformer.tokenizer.tokenizer import DEFAULT_TEMPLATE, Tokenizer
+
+if TYPE_CHECKING:
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 GENERATION = "generation_config.json"
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
@@ -55,8 +57,8 @@ def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     return templates
 
 
-def read_directory(directory: Path) -> Tokenizer:
-    """The tokenizer of a directory; see `Tokenizer.from_directory`."""
+def read_directory(directory: Path) -> dict[str, Any]:
+    """The arguments of the `Tokenizer` of a directory; see `Tokenizer.from_directory`."""
     import tokenizers
 
     file = directory / "tokenizer.json"
@@ -94,16 +96,16 @@ def read_directory(directory: Path) -> Tokenizer:
         bos = next(iter(ids_in(model.get("bos_token_id"))), None)
         eos = next(iter(ids_in(model.get("eos_token_id"))), None)
     adds = None if config.get("tokenizer_class") in _GENERIC else config.get("add_bos_token")
-    return Tokenizer(
-        backend,
-        bos_id=bos,
-        eos_id=eos,
-        adds_bos=adds and bos is not None if isinstance(adds, bool) else None,
-        stop_ids=stops,
-        chat_templates=_templates(directory, config),
-        config=config,
-        generation=generation,
-    )
+    return {
+        "backend": backend,
+        "bos_id": bos,
+        "eos_id": eos,
+        "adds_bos": adds and bos is not None if isinstance(adds, bool) else None,
+        "stop_ids": stops,
+        "chat_templates": _templates(directory, config),
+        "config": config,
+        "generation": generation,
+    }
 
 
 def _add_tokens(backend: Any, config: dict[str, Any], file: Path) -> None:

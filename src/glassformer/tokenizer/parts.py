@@ -13,6 +13,7 @@ from typing import Any
 
 from glassformer.errors import TokenizerError
 
+DEFAULT_TEMPLATE = "default"  # the name of a chat template that has no other
 # Names that configurations give to tokens, and that chat templates may use.
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

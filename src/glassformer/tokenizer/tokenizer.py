@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from glassformer.errors import TextError, TokenizerError
 from glassformer.tokenizer.generation import Generation
 from glassformer.tokenizer.parts import (
+    DEFAULT_TEMPLATE,
     NAMED_TOKENS,
     byte_letters,
     byte_points,
@@ -31,7 +32,6 @@ from glassformer.tokenizer.stream import StreamDecoder
 if TYPE_CHECKING:
     import tokenizers
 
-DEFAULT_TEMPLATE = "default"  # the name of a chat template that has no other
 # Names that end an assistant's turn or a text in the families we load: a guess, for files that name no end at all.
 END_NAMES = frozenset(
     {
@@ -116,7 +116,7 @@ class Tokenizer:
         """
         from glassformer.tokenizer.hf_files import read_directory
 
-        return read_directory(Path(path))
+        return cls(**read_directory(Path(path)))
 
     @classmethod
     def from_gguf(cls, fields: Mapping[str, Any]) -> Tokenizer:
@@ -127,7 +127,7 @@ class Tokenizer:
         """
         from glassformer.tokenizer.gguf_vocab import build
 
-        return build(fields)
+        return cls(**build(fields))
 
     # Text to ids -------------------------------------------------------------------------------
 
