@@ -7,8 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import glassformer
+from glassformer.data.corpus import build_corpus
+from glassformer.predict.score import score
+from glassformer.train.data import rows_of
 from glassformer.train.recipe import Recipe
 
 WORDS = tuple(
@@ -82,3 +87,11 @@ def out(tmp_path: Path) -> Callable[[], Path]:
     """A new place for a run, at each call."""
     numbers = itertools.count()
     return lambda: tmp_path / "runs" / str(next(numbers))
+
+
+def loss_of_saved(place: Path, corpus_file: Path) -> float:
+    """The held-out loss of a run's saved weights in float32, scored apart from the run (context 16, a tenth kept)."""
+    opened = glassformer.load(place, dtype="float32")
+    ids = build_corpus([str(corpus_file)], opened.tokenizer, held_out="tail", fraction=0.1).held_out
+    count = len(rows_of(ids).grid(16)) * 16
+    return score(opened.transformer, ids.slice(0, count + 1).astype(np.int64), 16, 16).loss

@@ -17,6 +17,7 @@ import glassformer as gf
 from glassformer.train import checkpoint, journal, train
 from glassformer.train.recipe import Recipe
 from glassformer.train.sharded_stepper import shard_rows
+from tests.train.conftest import loss_of_saved
 
 Make = Callable[..., Recipe]
 Place = Callable[[], Path]
@@ -121,6 +122,14 @@ def test_adamw_sharded_equals_one(small: Make, out: Place) -> None:
     torchrun(2, written(recipe.with_settings({"shard": "full"}), many), many, "-")
     expected, found = losses(one), losses(many)
     assert all(abs(expected[step] - found[step]) <= 1e-4 for step in expected)
+
+
+@pytest.mark.slow
+def test_the_sharded_held_out_loss_is_of_what_is_saved(small: Make, out: Place, corpus_file: Path) -> None:
+    place = out()
+    torchrun(2, written(small(precision="bf16", steps=8, shard="full", eval_every=8), place), place, "-")
+    (measured,) = (e["held_out"] for e in journal.read(place / "journal.jsonl") if e["event"] == "eval")
+    assert measured == pytest.approx(loss_of_saved(place, corpus_file), abs=2e-5)
 
 
 @pytest.mark.slow

@@ -20,10 +20,11 @@ from glassformer.model import Transformer
 from glassformer.tokenizer.encode import LAST_ALONE, Encoder
 from glassformer.tokenizer.train import byte_tokenizer
 from glassformer.train import journal, train
-from glassformer.train.data import Conversations, Order, Stream, apart, rows_of
+from glassformer.train.data import Conversations, Order, Stream, apart
 from glassformer.train.loss import IGNORE
 from glassformer.train.recipe import Recipe
 from glassformer.train.torch_stepper import initialise
+from tests.train.conftest import loss_of_saved
 
 Make = Callable[..., Recipe]
 Place = Callable[[], Path]
@@ -329,14 +330,5 @@ def test_a_run_from_before_goes_on_as_it_began(small: Make, out: Place, monkeypa
 
 
 def test_the_held_out_loss_is_of_what_is_saved(small: Make, out: Place, corpus_file: Path) -> None:
-    import glassformer
-    from glassformer.predict.score import score
-
     place = train(small(precision="bf16", steps=20), out=out(), quiet=True)
-    opened = glassformer.load(place.path, dtype="float32")
-    corpus = build_corpus([str(corpus_file)], opened.tokenizer, held_out="tail", fraction=0.1)
-    ids = corpus.held_out
-    rows = rows_of(ids)
-    count = len(rows.grid(16)) * 16
-    found = score(opened.transformer, ids.slice(0, count + 1).astype(np.int64), 16, 16)
-    assert place.loss == pytest.approx(found.loss, abs=2e-5)
+    assert place.loss == pytest.approx(loss_of_saved(place.path, corpus_file), abs=2e-5)

@@ -8,14 +8,15 @@ in one exchange each way. It answers to the calls of `Stepper`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -186,9 +187,39 @@ class ShardedStepper:
 
     @torch.no_grad()
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The summed loss of some rows, in the precision that the run computes with."""
-        found: Tensor = self.objective(tokens, targets)
+        """The summed loss of some rows; see `Stepper`."""
+        found: Tensor = (self.objective if self.compute == torch.float32 else self._exact_objective)(tokens, targets)
         return found
+
+    @functools.cached_property
+    def _exact_objective(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss by the float32 weights: those of one block at a time are gathered, and those outside blocks."""
+        model = Transformer.empty(self.config)
+        numbers = {id(block): i for i, block in enumerate(model.blocks)}
+
+        @contextlib.contextmanager
+        def gathered(wanted: Callable[[str], bool]) -> Iterator[None]:
+            names = [name for name in self.named if wanted(name)]
+            nothing = {name: model.get_parameter(name) for name in names}
+            try:
+                for name in names:
+                    _assign(model, name, nn.Parameter(self.named[name].full_tensor(), requires_grad=False))
+                yield
+            finally:
+                for name, parameter in nothing.items():
+                    _assign(model, name, parameter)
+
+        def run_block(block: nn.Module, *given: Any) -> Any:
+            with gathered(lambda name: name.startswith(f"blocks.{numbers[id(block)]}.")):
+                return block(*given)
+
+        objective = Objective(model, self.recipe.loop.loss_chunk, run_block)
+
+        def loss(tokens: Tensor, targets: Tensor) -> Tensor:
+            with gathered(lambda name: not name.startswith("blocks.")):
+                return objective(tokens, targets)
+
+        return loss
 
     @torch.no_grad()
     def finish(self) -> float:
@@ -340,3 +371,8 @@ def _local_grad(parameter: DTensor) -> Tensor:
     """This process's rows of a gradient; zeros where nothing flowed."""
     grad = parameter.grad
     return torch.zeros_like(parameter.to_local()) if grad is None else grad.to_local()  # type: ignore[attr-defined]
+
+
+def _assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, parameter)
