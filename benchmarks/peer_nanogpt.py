@@ -130,18 +130,23 @@ def worker() -> None:
 
     state: dict[str, Any] = {}
 
-    def handle(shape: dict[str, int] | None = None, batch: int = 1, steps: int = 1) -> dict[str, float]:
+    def handle(
+        shape: dict[str, int] | None = None, batch: int = 1, steps: int = 1, best: bool = False
+    ) -> dict[str, float]:
         if shape is not None:
+            state.clear()
             torch.manual_seed(1)
             model = GPT(GPTConfig(**shape, dropout=0.0, bias=True))
-            state["model"] = model
+            state["model"] = torch.compile(model) if best else model
+            state["precision"] = torch.autocast("cpu", torch.bfloat16, enabled=best)
             state["optimizer"] = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
             state["tokens"] = torch.randint(0, shape["vocab_size"], (batch, shape["block_size"] + 1))
             return {"parameters": sum(p.numel() for p in model.parameters())}
         tokens = state["tokens"]
         began = time.perf_counter()
         for _ in range(steps):
-            _, loss = state["model"](tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            with state["precision"]:
+                _, loss = state["model"](tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(state["model"].parameters(), 1.0)
             state["optimizer"].step()

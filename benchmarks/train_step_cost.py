@@ -1,7 +1,8 @@
-"""Step cost on a processor: tokens a second at GPT-2's 124 M shape, the same batch, against nanoGPT's own step.
+"""Step cost on a processor at GPT-2's 124 M shape: ours beside nanoGPT's own step in its best form.
 
-Ours runs the gpt2 design with the recipe's optimiser; nanoGPT its model, clipping and AdamW. Then how our step grows
-with depth, width and context, beside the FLOP count.
+Ours takes the steps that `glassformer train` would take for the gpt2 design in bfloat16, with nanoGPT's optimiser
+(AdamW) and with our own (Muon); nanoGPT its model under bfloat16 autocast and torch.compile, its clipping and its
+AdamW. Then how our step grows with depth, width and context, beside the FLOP count.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Worker, alternate, arguments, report, serve, spread, table, verdict
+from common import Worker, alternate, arguments, rates, report, serve, spread, table, verdict
 from peer_nanogpt import checkout, option
 
 SHAPE = {"block_size": 1024, "vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768}
+GPT2 = {"design": "gpt2", "layers": 12, "heads": 12, "width": 768, "context": 1024}
 GROWTH = [
     ("base: 4 layers, width 256, context 256", {}),
     ("8 layers", {"layers": 8}),
@@ -23,6 +25,7 @@ GROWTH = [
     ("context 512", {"context": 512, "batch": 4}),
     ("context 1024", {"context": 1024, "batch": 2}),
 ]
+ASKED = {"adamw": 1.5, "muon": 1.0}
 
 
 def worker() -> None:
@@ -32,6 +35,8 @@ def worker() -> None:
     from glassformer.count import count
     from glassformer.model import Transformer
     from glassformer.system import hardware
+    from glassformer.train import compiling, native
+    from glassformer.train.native_stepper import NativeStepper
     from glassformer.train.recipe import Recipe
     from glassformer.train.torch_stepper import TorchStepper, initialise
 
@@ -41,57 +46,73 @@ def worker() -> None:
 
     def handle(
         settings: dict[str, Any] | None = None, vocab: int = 0, batch: int = 1, steps: int = 1
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         if settings is not None:
+            state.clear()
             recipe = Recipe().with_settings(settings)
-            transformer = Transformer.empty(recipe.config(vocab)).to_empty(device="cpu")
+            config = recipe.config(vocab)
+            transformer = Transformer.empty(config).to_empty(device="cpu")
             initialise(transformer, 1)
-            state["engine"] = TorchStepper(transformer, recipe, hardware.pick_precision(recipe.loop.precision, device))
+            compute = hardware.pick_precision(recipe.loop.precision, device)
+            if native.decide(recipe, config, device="cpu", processes=1, before=None)[0]:
+                state["stepper"] = NativeStepper(transformer, recipe, compute)
+            else:
+                run_block = compiling.choose(recipe, transformer, device, lambda text: None, sharded=False, before=None)
+                state["stepper"] = TorchStepper(transformer, recipe, compute, None, run_block)
             state["tokens"] = torch.randint(0, vocab, (batch, recipe.model.context + 1))
-            return {"flops": count(recipe.config(vocab)).training_flops}
-        engine, tokens = state["engine"], state["tokens"]
+            return {"flops": count(config).training_flops, "engine": state["stepper"].name}
+        stepper, tokens = state["stepper"], state["tokens"]
         x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         began = time.perf_counter()
         for _ in range(steps):
-            engine.zero()
-            engine.accumulate(x, y, 1.0 / x.numel())
-            engine.finish()
-            engine.step(1.0, 0.95)
-        import resource
-
-        return {
-            "seconds": time.perf_counter() - began,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
+            stepper.zero()
+            stepper.accumulate(x, y, 1.0 / x.numel())
+            stepper.finish()
+            stepper.step(1.0, 0.95)
+        return {"seconds": time.perf_counter() - began}
 
     serve(handle)
+
+
+def beside(us: Worker, peer: Worker, options: Any, batch: int) -> list[tuple[str, ...]]:
+    """Steps of one batch: ours with either optimiser, the peer's between them, in turn."""
+    peer.ask(shape={**SHAPE, "vocab_size": options.vocab}, batch=batch, best=True)
+    tokens, times, engine, flops = batch * SHAPE["block_size"], {}, "", 0.0
+    for kind in ASKED:
+        said = us.ask(settings={**GPT2, "kind": kind, "precision": "bf16"}, vocab=options.vocab, batch=batch)
+        engine, flops = said["engine"], said["flops"] * tokens
+        found = alternate(
+            options.rounds, ours=lambda: us.ask()["seconds"], nanogpt=lambda: peer.ask(steps=1)["seconds"]
+        )
+        times[kind] = found["ours"]
+        times.setdefault("nanogpt", []).extend(found["nanogpt"])
+    middle = {name: statistics.median(each) for name, each in times.items()}
+    rows = []
+    for name, each in times.items():
+        label = "nanoGPT, bfloat16, compiled" if name == "nanogpt" else f"ours, {name} ({engine})"
+        ratio = middle["nanogpt"] / middle[name]
+        asked = verdict(ratio, least=ASKED[name]) if name in ASKED else ""
+        rows.append(
+            (f"{batch} × 1,024", label, spread(each), f"{tokens / middle[name]:,.0f}",
+             f"{flops / middle[name] / 1e9:.0f}", f"{ratio:.2f} ×", asked)
+        )  # fmt: skip
+    return rows
 
 
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
     option(parser)
-    parser.add_argument("--batch", type=int, default=1, help="rows of 1,024 tokens in a step")
+    parser.add_argument("--batches", default="1,8", help="rows of 1,024 tokens in a step, by comma")
     parser.add_argument("--vocab", type=int, default=SHAPE["vocab_size"])
     options = parser.parse_args()
     source = checkout(options.nanogpt)
     here = Path(__file__)
-    shape = {**SHAPE, "vocab_size": options.vocab}
-    gpt2 = {"design": "gpt2", "layers": 12, "heads": 12, "width": 768, "context": 1024}
-    tokens = options.batch * 1024
+    before = rates(options.threads)
     with (
         Worker(sys.executable, here, threads=options.threads) as us,
         Worker(sys.executable, here.with_name("peer_nanogpt.py"), str(source), threads=options.threads) as peer,
     ):
-        us.ask(settings=gpt2, vocab=options.vocab, batch=options.batch)
-        peer.ask(shape=shape, batch=options.batch)
-        times = alternate(
-            options.rounds,
-            glassformer=lambda: us.ask(steps=1)["seconds"],
-            nanogpt=lambda: peer.ask(steps=1)["seconds"],
-        )
-        ratio = statistics.median(times["nanogpt"]) / statistics.median(times["glassformer"])
-        rows = [[n, spread(t), f"{tokens / statistics.median(t):,.0f}"] for n, t in times.items()]
-        body = table(["124 M, GPT-2's shape", "seconds a step", "tokens/s"], rows)
+        rows = [row for batch in options.batches.split(",") for row in beside(us, peer, options, int(batch))]
         growth, base = [], None
         for label, change in GROWTH:
             settings = {"layers": 4, "width": 256, "heads": 4, "context": 256, "batch": 8, **change}
@@ -101,9 +122,12 @@ def main() -> None:
             each = min(us.ask(steps=1)["seconds"] for _ in range(options.rounds)) / seen
             base = base or (each, flops)
             growth.append([label, f"{each * 1e6:.1f}", f"{each / base[0]:.2f}", f"{flops / base[1]:.2f}"])
-    head = ["ours", "µs a token", "× base, time", "× base, FLOPs"]
-    notes = f"{ratio:.2f} × nanoGPT's tokens a second at batch {options.batch} ({verdict(ratio, least=1.3)})."
-    report("train_step_cost", "Step cost", body + "\n\n" + table(head, growth), options, notes)
+    after = rates(options.threads)
+    head = ["tokens a step", "124 M, GPT-2's shape", "seconds a step", "tokens/s", "GFLOP/s", "of nanoGPT's", "asked"]
+    rate = " and ".join(f"{found['bfloat16']:.0f}" for found in (before, after))
+    notes = f"GFLOP/s are of the model's own products; this machine's in bfloat16 before and after: {rate}."
+    grown = table(["ours", "µs a token", "× base, time", "× base, FLOPs"], growth)
+    report("train_step_cost", "Step cost", table(head, rows) + "\n\n" + grown, options, notes)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ from glassformer.model.config import Config
 from glassformer.model.sites import Tap
 from glassformer.model.transformer import Transformer
 
+# Tokens that texts side by side may grow by before they are laid out anew; and how much longer than the shortest of
+# them a text may be, beside twice its length: what is shorter is padded.
+GROWTH, SPREAD = 64, 256
+
 
 class Runner(Protocol):
     """Slots of key-value cache, and the forward pass that fills them."""
@@ -38,7 +42,11 @@ class Runner(Protocol):
 
 
 class EagerRunner:
-    """A `Transformer` as a runner, with a tap's edits if any: one forward per slot, whatever shares the step."""
+    """A `Transformer` as a runner, with a tap's edits if any.
+
+    Where several slots take one token each, they take it in one forward: their texts then lie side by side in one
+    cache, until another set of slots goes on.
+    """
 
     def __init__(
         self, transformer: Transformer, *, slots: int = 1, capacity: int | None = None, tap: Tap | None = None
@@ -48,30 +56,47 @@ class EagerRunner:
         self.capacity = self.config.context if capacity is None else capacity
         self.precision = str(transformer.dtype).removeprefix("torch.")
         self._caches: dict[int, Cache] = {}
+        self._joined: list[tuple[list[int], Cache]] = []  # slots whose texts lie side by side, and where
 
+    @torch.inference_mode()  # caches are made in this mode, and tensors made in it may be written in no other
     def forward(
         self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], out: Sequence[int] | None = None
     ) -> Tensor:
         wanted = list(range(len(tokens)) if out is None else out)
         logits = torch.empty(len(wanted), self.config.vocab_size)
-        at = 0
-        while at < len(tokens):
-            end = at + 1
-            while end < len(tokens) and slots[end] == slots[at] and positions[end] == positions[end - 1] + 1:
-                end += 1
+        starts = [
+            i for i in range(len(tokens)) if not i or slots[i] != slots[i - 1] or positions[i] != positions[i - 1] + 1
+        ]
+        pieces = list(zip(starts, [*starts[1:], len(tokens)], strict=True))
+        for group in self._groups(pieces, slots, positions):
+            found = self._run_together([(tokens[at], slots[at], positions[at]) for at in group])
+            for row, index in enumerate(wanted):
+                if index in group:
+                    logits[row] = found[group.index(index)]
+            pieces = [piece for piece in pieces if piece[0] not in group]
+        for at, end in pieces:
             rows = [i for i, row in enumerate(wanted) if at <= row < end]
             result = self._run(tokens[at:end], slots[at], positions[at], [wanted[i] - at for i in rows])
             if rows:
                 logits[rows] = result
-            at = end
         return logits
 
-    @torch.inference_mode()  # caches are made in this mode, and tensors made in it may be written in no other
+    def _groups(self, pieces: list[tuple[int, int]], slots: Sequence[int], positions: Sequence[int]) -> list[list[int]]:
+        """The places of single tokens that go through the model together: two or more, of texts of like lengths."""
+        if self.tap is not None or len({slots[at] for at, _ in pieces}) < len(pieces):
+            return []
+        groups: list[list[int]] = [[]]
+        for at in sorted((at for at, end in pieces if end == at + 1 and positions[at] > 0), key=positions.__getitem__):
+            if groups[-1] and positions[at] > 2 * positions[groups[-1][0]] + SPREAD:
+                groups.append([])
+            groups[-1].append(at)
+        return [sorted(group) for group in groups if len(group) > 1]
+
+    @torch.inference_mode()
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         mine, theirs = self._cache(target, length), self._cache(source, length)
         mine.copy_from(theirs, length)
 
-    @torch.inference_mode()
     def _run(self, tokens: Sequence[int], slot: int, start: int, rows: list[int]) -> Tensor:
         cache = self._cache(slot, start + len(tokens))
         cache.truncate(start)
@@ -80,8 +105,34 @@ class EagerRunner:
         logits = self.transformer(ids, cache, tap=self.tap, last=last or not rows)
         return logits[0].float().cpu() if last else logits[0, rows].float().cpu()
 
+    def _run_together(self, each: list[tuple[int, int, int]]) -> Tensor:
+        """Logits (slot, vocab) after one token of each slot: (token, slot, position)."""
+        cache = self._side_by_side([slot for _, slot, _ in each], [position for *_, position in each])
+        ids = torch.tensor([[token] for token, *_ in each], device=self.transformer.device)
+        return self.transformer(ids, cache, last=True)[:, 0].float().cpu()
+
+    def _side_by_side(self, slots: list[int], lengths: list[int]) -> Cache:
+        """One cache with the first tokens of these slots, so many of each, and room for another."""
+        for joined, cache in self._joined:
+            if joined == slots and cache.lengths() == lengths and cache.length < cache.capacity:
+                return cache
+        rows = [self._cache(slot, length + 1) for slot, length in zip(slots, lengths, strict=True)]
+        for row, length in zip(rows, lengths, strict=True):
+            row.truncate(length)
+        cache = Cache.together(rows, self.config, max(lengths) + GROWTH)
+        self._joined.append((slots, cache))
+        return cache
+
     def _cache(self, slot: int, length: int) -> Cache:
-        """The slot's cache with room for `length` tokens: it grows by doubling, up to the capacity."""
+        """The slot's own cache with room for `length` tokens; a text that lay beside others is taken from there."""
+        for group in [group for group in self._joined if slot in group[0]]:
+            self._joined.remove(group)
+            slots, joined = group
+            joined.give_back([self._roomy(s, has) for s, has in zip(slots, joined.lengths(), strict=True)])
+        return self._roomy(slot, length)
+
+    def _roomy(self, slot: int, length: int) -> Cache:
+        """The slot's own cache: it grows by doubling, up to the capacity."""
         cache = self._caches.get(slot)
         if cache is None or cache.capacity < length:
             room = min(self.capacity, max(256, 2 * length))

@@ -7,6 +7,8 @@ caller's business.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -62,7 +64,8 @@ class Cache:
         }
         self.states: dict[int, State] = {}
         self._held: dict[int, State] = {}
-        self._batch, self._capacity, self.device = batch, capacity, torch.device(device)
+        self._batch, self._capacity = batch, capacity
+        self.dtype, self.device = dtype, torch.device(device)
         self.recurrent = any(recurrence_of(x.mixer) is not None for x in config.layers)
         self.length = 0
         self.mask: Bool[Tensor, "batch capacity"] | None = None
@@ -180,7 +183,7 @@ class Cache:
         if capacity < self.length:
             raise ShapeError(f"{self.length} filled slots do not fit in a capacity of {capacity}.")
         copy = Cache.__new__(Cache)
-        copy.length, copy.recurrent, copy.device = self.length, self.recurrent, self.device
+        copy.length, copy.recurrent, copy.dtype, copy.device = self.length, self.recurrent, self.dtype, self.device
         copy._batch, copy._capacity, copy._held = batch, capacity, {}
         copy.mask = None
         if self.mask is not None:
@@ -208,3 +211,59 @@ class Cache:
                 y[:, :, : self.length] = x[:, :, : self.length]
                 theirs.append(y)
         return copy
+
+    @classmethod
+    def together(cls, rows: Sequence[Cache], config: Config, capacity: int) -> Cache:
+        """The texts of caches of one row each as the rows of one: all end in the same slot, shorter ones begin later.
+
+        Raises:
+            ShapeError: a text has padding, or the longest does not fit.
+        """
+        first, lengths = rows[0], [row.length for row in rows]
+        whole = max(lengths)
+        if any(row.batch != 1 or row.mask is not None for row in rows) or whole > capacity:
+            raise ShapeError(f"Rows to join are one text each without padding, of {capacity} tokens at most.")
+        joined = cls(config, len(rows), capacity, first.dtype, first.device)
+        for i, row in enumerate(rows):
+            for mine, theirs in zip(joined._by_slot(), row._by_slot(), strict=True):
+                mine[i].narrow(-2, 0, whole - row.length).zero_()  # weighed by zero, which no infinity survives
+                mine[i].narrow(-2, whole - row.length, row.length).copy_(theirs[0].narrow(-2, 0, row.length))
+        if min(lengths) < whole:
+            joined.mask = torch.ones(len(rows), capacity, dtype=torch.bool, device=first.device)
+            for i, length in enumerate(lengths):
+                joined.mask[i, : whole - length] = False
+        joined.states = {
+            layer: {name: torch.cat([row.states[layer][name] for row in rows]) for name in state}
+            for layer, state in first.states.items()
+        }
+        made = [row.made for row in rows if row.made is not None]
+        joined.made = torch.cat(made) if made else None
+        joined.length = whole
+        return joined
+
+    def lengths(self) -> list[int]:
+        """How many tokens each row's text has."""
+        return [self.length] * self.batch if self.mask is None else self.mask[:, : self.length].sum(1).tolist()
+
+    def give_back(self, rows: Sequence[Cache]) -> None:
+        """Each row's last tokens to the cache of one row that it came from, which holds those before them.
+
+        Raises:
+            ShapeError: one of them has no room.
+        """
+        for i, (row, has) in enumerate(zip(rows, self.lengths(), strict=True)):
+            had, pad = row.length, self.length - has
+            if has > row.capacity:
+                raise ShapeError(f"A text of {has} tokens does not fit into {row.capacity} slots.")
+            for mine, theirs in zip(self._by_slot(), row._by_slot(), strict=True):
+                theirs[0].narrow(-2, had, has - had).copy_(mine[i].narrow(-2, pad + had, has - had))
+            row.states = {
+                layer: {name: x[i : i + 1].clone() for name, x in state.items()} for layer, state in self.states.items()
+            }
+            row.made = None if self.made is None else self.made[i : i + 1].clone()
+            row.length = has
+
+    def _by_slot(self) -> list[Tensor]:
+        """Everything held token by token, (batch, …, capacity, numbers)."""
+        held = [x for x in (*self.keys, *self.values, *self.indexed.values()) if x is not None]
+        return held if self.tokens is None else [*held, self.tokens[..., None]]
