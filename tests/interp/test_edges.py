@@ -46,16 +46,18 @@ def textbook(
     x: torch.Tensor,
     added: dict[str, torch.Tensor] | None = None,
     inside: Callable[[str, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor] | None = None,
+    held: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logits after the last of the embeddings x (query, d_model), and what each sender adds. `added` is added to the
-    inputs of the receivers named; `inside(receiver, stream, senders before)` says what a receiver reads."""
+    inputs of the receivers named; `inside(receiver, stream, senders before)` says what a receiver reads; `held` is what
+    relevance is propagated through instead of a divisor, a weight of attention or a slope."""
     added, sent = added or {}, {"embed": x}
     hear = inside or (lambda name, x, before: x)
     weights = dict(t.named_parameters())
     eps, length = t.config.norm.eps, len(x)
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weights[f"{name}.weight"]
+        return x / held((x.square().mean(-1, keepdim=True) + eps).sqrt()) * weights[f"{name}.weight"]
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -75,12 +77,15 @@ def textbook(
             v = linear(read(f"a{i}.kv{g}.v"), f"{b}attn.v")[:, theirs]
             scores = q @ k.T / SIZE**0.5
             hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
-            z = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
+            z = held(scores.masked_fill(hidden, float("-inf")).softmax(-1)) @ v
             sent[f"a{i}.h{h}"] = z @ weights[f"{b}attn.o.weight"][:, mine].T
             middle = middle + sent[f"a{i}.h{h}"]
         middle = middle + weights[f"{b}attn.o.bias"]
         y = norm(hear(f"m{i}", middle, sent) + added.get(f"m{i}", 0.0), f"{b}ln2")
-        sent[f"m{i}"] = linear(F.silu(linear(y, f"{b}mlp.gate")) * linear(y, f"{b}mlp.up"), f"{b}mlp.down")
+        gate, up = linear(y, f"{b}mlp.gate"), linear(y, f"{b}mlp.up")
+        act = gate * held(F.silu(gate) / gate)
+        neurons = (act * held(up) + held(act) * up) / 2 if held(act) is not act else act * up
+        sent[f"m{i}"] = linear(neurons, f"{b}mlp.down")
         x = middle + sent[f"m{i}"]
     return norm(hear("logits", x, sent) + added.get("logits", 0.0), "final")[-1] @ t.unembedding.T, sent
 
@@ -312,12 +317,17 @@ def test_edges_of_any_stack(config: Config) -> None:
     hub.send((pair.sent - pair.change)[:1, None].expand(-1, len(sets), -1, -1))
     with torch.no_grad():
         numbers = pair.numbers(pair.apart.run(hub, len(sets)))
+        again = Inside(graph, pair.streams(pair.corrupted), pair.sent, sets[:1])
+        again.send((pair.sent - pair.change)[:1, None])
+        held = pair.numbers(pair.apart.run(again, 1, relevance=True))
     scale = max(1.0, abs(pair.of_clean), abs(pair.of_corrupted))
     assert abs(float(numbers[0]) - pair.of_clean) <= 1e-9 * scale
     assert abs(float(numbers[1]) - pair.of_corrupted) <= 1e-9 * scale
+    assert abs(float(held[0]) - pair.of_clean) <= 1e-9 * scale
     exact = Exact(pair)(chosen)
     assert (pair.of_clean - numbers[2:] - exact).abs().max() <= 1e-8 * scale
     assert torch.isfinite(Estimates(pair).by("eap", 1)).all()
+    assert torch.isfinite(Estimates(pair).by("relp", 1)).all()
 
 
 @pytest.mark.parametrize(
@@ -331,6 +341,28 @@ def test_a_millionth_is_its_gradient(design):
     both = edges([(trace(t, CLEAN), trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, method="eap", exact="all")
     assert both.reliable.all()
     assert (both.estimate - both.exact).abs().max() <= 1e-4 * both.exact.abs().max()
+
+
+def test_relevance_goes_back_by_the_rules():
+    t = small()
+    graph = Graph(t.config)
+    into = {r.name: torch.zeros(6, 12, dtype=torch.float64, requires_grad=True) for r in graph.receivers}
+    logits, clean = textbook(t, begin(t, CLEAN), into, held=torch.Tensor.detach)
+    torch.testing.assert_close(logits.detach(), textbook(t, begin(t, CLEAN))[0], rtol=0, atol=1e-12)
+    slopes = torch.autograd.grad(difference(logits), list(into.values()), allow_unused=True)
+    _, corrupted = textbook(t, begin(t, CORRUPTED))
+    expected = []
+    for edge in range(graph.total):
+        sender, receiver = graph.names(edge)
+        slope = slopes[list(into).index(receiver)]
+        change = (corrupted[sender] - clean[sender]).detach()
+        expected.append(0.0 if slope is None else -float((slope * change).sum()))
+    estimate = found(method="relp", exact="none").estimate[0]
+    torch.testing.assert_close(estimate, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+    sides = [graph.receivers[int(r)].side for r in graph.receiver_of]
+    through = torch.tensor([side in ("q", "k") for side in sides])
+    assert float(estimate[through].abs().max()) == 0
+    assert float(estimate[~through].abs().max()) > 0
 
 
 def test_the_planted_edges_stand_first():
@@ -358,8 +390,9 @@ def test_what_cannot_be_is_said():
         edges([(a, b)], "prob")
     with pytest.raises(UsageError, match="no method 'ig'"):
         edges([(a, b)], method="ig")
-    with pytest.raises(UsageError, match="no slope at the clean run"):
-        edges([(a, b)], "kl", method="eap")
+    for method in ("eap", "relp"):
+        with pytest.raises(UsageError, match=f"no slope at the clean run, so {method} says nothing"):
+            edges([(a, b)], "kl", method=method)
     with pytest.raises(UsageError, match="differ from position 2 on, and the answer is measured after position 1"):
         edges([(a, b)], position=1, answer=1, wrong=2)
     with pytest.raises(UsageError, match="without edits"):

@@ -52,7 +52,7 @@ def command(
     faithfulness: Annotated[
         float, typer.Option("--faithfulness", "-f", help="The share of the difference to bring back, 0 to 1.")
     ] = 0.9,
-    method: Annotated[str, typer.Option("--method", help="eap, eap-ig or eap-ig-activations.")] = "eap-ig",
+    method: Annotated[str, typer.Option("--method", help="eap, eap-ig, eap-ig-activations or relp.")] = "eap-ig",
     exact: Annotated[
         str,
         typer.Option("--exact", help="Edges measured too: unreliable (and the strongest), strongest, all, or none."),

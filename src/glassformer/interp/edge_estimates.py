@@ -3,7 +3,8 @@
 The estimate of an edge is what the metric would lose if that edge alone carried the corrupted run's value: the change
 of its sender times the metric's gradient at its receiver's input, norms and all taken as the gradient takes them. The
 gradient is that of the clean run (edge attribution patching, arXiv:2310.10348), or its mean over runs between corrupted
-and clean: of the embeddings, or of one part's output at a time (EAP-IG, arXiv:2403.17806). Knows one pair of prompts.
+and clean: of the embeddings, or of one part's output at a time (EAP-IG, arXiv:2403.17806); or what RelP's rules
+propagate in its place (arXiv:2508.21258, `edge_relevance`). Knows one pair of prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from glassformer.interp.edge_graph import MIXER
 from glassformer.interp.edge_pair import Pair
 from glassformer.interp.edge_run import Slopes
 
-METHODS = ("eap", "eap-ig", "eap-ig-activations")
+METHODS = ("eap", "eap-ig", "eap-ig-activations", "relp")
+# These take the clean run's slope alone.
+LOCAL = ("eap", "relp")
 # Bytes of all receivers' inputs in one backward pass.
 _HELD = 256 << 20
 # How far along the change the gradient is taken for its rate of change, by precision.
@@ -29,12 +32,17 @@ Given = tuple[int, int]
 
 
 def slopes(
-    pair: Pair, x: Float[Tensor, "row query d_model"], start: int = 0, given: tuple[int, int, Tensor] | None = None
+    pair: Pair,
+    x: Float[Tensor, "row query d_model"],
+    start: int = 0,
+    given: tuple[int, int, Tensor] | None = None,
+    relevance: bool = False,
 ) -> dict[int, Float[Tensor, "receiver row query d_model"]]:
-    """The gradient of each row's metric at every receiver's input, by the first receiver of a place."""
+    """The gradient of each row's metric at every receiver's input, by the first receiver of a place; or what RelP's
+    rules propagate there."""
     with torch.enable_grad():
         hub = Slopes(x.detach().clone().requires_grad_())
-        numbers = pair.numbers(pair.apart.run(hub, len(x), start, given))
+        numbers = pair.numbers(pair.apart.run(hub, len(x), start, given, relevance))
         found = torch.autograd.grad(numbers.sum(), list(hub.inputs.values()), allow_unused=True)
     return {
         first: torch.zeros_like(seen) if g is None else g
@@ -80,13 +88,13 @@ class Estimates:
             whole = out[graph.edges_of(which)].view(len(which), seen, *out.shape[1:])
             whole[:, chosen.start : chosen.stop] -= times * cells.double().cpu()
 
-    def along(self, shares: list[float], weights: list[float]) -> Float[Tensor, "edge ..."]:
+    def along(self, shares: list[float], weights: list[float], relevance: bool = False) -> Float[Tensor, "edge ..."]:
         """Change × weighted sum of the gradients with the embeddings moved by these shares of the change."""
         out, everyone = self.zeros(), range(len(self.pair.graph.senders))
         for low in range(0, len(shares), self.rows):
             self.tick()
             part = slice(low, low + self.rows)
-            grads = slopes(self.pair, self._entering(shares[part]))
+            grads = slopes(self.pair, self._entering(shares[part]), relevance=relevance)
             w = torch.tensor(weights[part], dtype=torch.float64)
             grads = {k: torch.einsum("nrtd,r->ntd", g, w.to(g)) for k, g in grads.items()}
             self._add(out, grads, everyone, 1.0)
@@ -140,8 +148,8 @@ class Estimates:
             raise UsageError(f"There is no method {method!r}; choose {', '.join(METHODS)}.{near(method, METHODS)}")
         if steps < 1:
             raise UsageError(f"Gradients are averaged over 1 step or more; {steps} is not.")
-        if method == "eap":
-            return self.along([0.0], [1.0])
+        if method in LOCAL:
+            return self.along([0.0], [1.0], relevance=method == "relp")
         if method == "eap-ig":
             return self.along([1 - k / steps for k in range(1, steps + 1)], [1 / steps] * steps)
         return self.activations(steps)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glassformer.interp.edge_graph import FEED, LOGITS, MIXER, Graph
+from glassformer.interp.edge_relevance import of_end, of_layer
 from glassformer.interp.head_outputs import gain
 from glassformer.interp.recording import Recording
 from glassformer.interp.run_from import Context
@@ -26,7 +27,7 @@ from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.passing import Pass
-from glassformer.model.sites import Looking, Where
+from glassformer.model.sites import Looking, View, Where
 
 
 class Hub(Protocol):
@@ -37,23 +38,37 @@ class Hub(Protocol):
     def send(self, added: Float[Tensor, "sender row query d_model"]) -> None: ...
 
 
-def through(norm: NormLayer | None, parts: Float[Tensor, "part *batch d_model"]) -> Tensor:
-    """Parts after a norm of their sum: each divided by what that divides by, its bias shared out evenly."""
+def through(norm: NormLayer | None, parts: Float[Tensor, "part *batch d_model"], held: bool = False) -> Tensor:
+    """Parts after a norm of their sum: each divided by what that divides by, its bias shared out evenly; where `held`,
+    nothing goes back through the divisor."""
     if norm is None:
         return parts
     scale = norm.scale(parts.sum(0)).to(parts.dtype)
+    scale = scale.detach() if held else scale
     parts = parts - parts.mean(-1, keepdim=True) if norm.centred else parts
     parts = parts / scale * gain(norm, parts)
     return parts if norm.bias is None else parts + norm.bias / len(parts)
 
 
-def added_parts(block: Block, place: int, parts: Float[Tensor, "part *batch d_model"]) -> Tensor:
+def read(block: Block, place: int, stream: Float[Tensor, "*batch d_model"], held: bool = False) -> Tensor:
+    """What a place reads of the stream; where `held`, nothing goes back through its norm's divisor."""
+    norm = block.norm(place)
+    if not held or norm is None:
+        return block.read(place, stream)
+    return norm.apply_scale(stream, norm.scale(stream).detach())
+
+
+def added_parts(
+    block: Block, place: int, parts: Float[Tensor, "part *batch d_model"], held: bool = False
+) -> Float[Tensor, "part *batch d_model"]:
     """Parts that add up to a mixer's or feed-forward part's output, as they enter the stream."""
-    parts, times = through(block.post_norm(place), parts), block.choice.part_scale(place)
+    parts, times = through(block.post_norm(place), parts, held), block.choice.part_scale(place)
     return parts if times == 1 else parts * times
 
 
-def split_heads(block: Block, z: Float[Tensor, "row query head d_head"]) -> Float[Tensor, "head row query d_model"]:
+def split_heads(
+    block: Block, z: Float[Tensor, "row query head d_head"], held: bool = False
+) -> Float[Tensor, "head row query d_model"]:
     """What each attention head adds to the stream; the output's bias is shared out evenly."""
     part = block.mixer
     assert part is not None
@@ -65,7 +80,7 @@ def split_heads(block: Block, z: Float[Tensor, "row query head d_head"]) -> Floa
     out = torch.einsum("rthe,hde->hrtd", z, columns)
     if part.o.bias is not None:
         out = out + part.o.bias / heads
-    return added_parts(block, MIXER, out)
+    return added_parts(block, MIXER, out, held)
 
 
 def fed(block: Block, stream: Float[Tensor, "row query d_model"]) -> Float[Tensor, "row query d_model"]:
@@ -75,15 +90,22 @@ def fed(block: Block, stream: Float[Tensor, "row query d_model"]) -> Float[Tenso
     return block.add(FEED, part(x, None, stream) if isinstance(part, ExpertsPart) else part(x))
 
 
-def split_feed(block: Block, stream: Float[Tensor, "row query d_model"]) -> Float[Tensor, "sender row query d_model"]:
-    """The same from each of its senders: the part, or each expert and the part beside them."""
-    part = block.feed_forward
+def split_feed(
+    block: Block, stream: Float[Tensor, "row query d_model"], view: View | None = None
+) -> Float[Tensor, "sender row query d_model"]:
+    """The same from each of its senders: the part, or each expert and the part beside them; `view` is given where
+    relevance is propagated, and then divisors and experts' weights are held."""
+    part, held = block.feed_forward, view is not None
+    assert part is not None
     if not isinstance(part, ExpertsPart):
-        return fed(block, stream)[None]
-    x = block.read(FEED, stream)
+        if not held:
+            return fed(block, stream)[None]
+        return added_parts(block, FEED, part(read(block, FEED, stream, held), view)[None], held)
+    x = read(block, FEED, stream, held)
     weights = part.weights(part.scored(x, stream))
-    read = part.narrowed(part.entering(x, stream))
-    post = part.watched(read, weights, None).unflatten(-1, (part.choice.n_experts, -1))
+    weights = weights.detach() if held else weights
+    inner = part.narrowed(part.entering(x, stream))
+    post = part.watched(inner, weights, view).unflatten(-1, (part.choice.n_experts, -1))
     down = part.experts.down
     out = torch.einsum("rtef,edf->ertd", post, down.weight)
     if down.bias is not None:
@@ -92,10 +114,10 @@ def split_feed(block: Block, stream: Float[Tensor, "row query d_model"]) -> Floa
         out = out @ part.widen.weight.T
         if part.widen.bias is not None:
             out = out + part.widen.bias / len(out)
-    out = through(part.ln_out, out)
+    out = through(part.ln_out, out, held)
     if part.shared is not None:
-        out = torch.cat([out, part.beside(x)[None]])
-    return added_parts(block, FEED, out)
+        out = torch.cat([out, part.beside(x, view)[None]])
+    return added_parts(block, FEED, out, held)
 
 
 def rescaling(forward: Recording) -> tuple[dict[tuple[int | None, int], float], dict[tuple[int, int], float]]:
@@ -143,49 +165,70 @@ class Apart:
         return self._forward.block(layer)
 
     def run(
-        self, hub: Hub, rows: int, start: int = 0, given: tuple[int, int, Tensor] | None = None
+        self,
+        hub: Hub,
+        rows: int,
+        start: int = 0,
+        given: tuple[int, int, Tensor] | None = None,
+        relevance: bool = False,
     ) -> Float[Tensor, "row d_model"]:
         """The normed stream at the last position, which the prediction is read from.
 
         Args:
             start: the first layer that runs; the hub has the stream before it.
             given: layer, place and what its senders add, instead of what they would.
+            relevance: whether a backward pass is to see RelP's rules; the numbers are the same.
         """
         state = self.begin(rows)
         for layer in range(start, self.config.n_layers):
-            choice, read = self.config.layers[layer], self.graph.read
+            choice, readers = self.config.layers[layer], self.graph.read
             feed_reads = None
             if choice.parallel:
-                feed_reads = hub.read(read[layer, FEED])[0]
+                feed_reads = hub.read(readers[layer, FEED])[0]
             for place, part in ((MIXER, choice.mixer), (FEED, choice.feed_forward)):
                 if part is None:
                     continue
                 if given is not None and given[:2] == (layer, place):
                     hub.send(given[2])
                 elif place == MIXER:
-                    x = hub.read(read[layer, MIXER]) * self.reads[layer, MIXER]
-                    hub.send(self.mixer(layer, x, state) / self.joins[layer, MIXER])
+                    x = hub.read(readers[layer, MIXER]) * self.reads[layer, MIXER]
+                    hub.send(self.mixer(layer, x, state, relevance) / self.joins[layer, MIXER])
                 else:
-                    x = hub.read(read[layer, FEED])[0] if feed_reads is None else feed_reads
+                    x = hub.read(readers[layer, FEED])[0] if feed_reads is None else feed_reads
                     x = x * self.reads[layer, FEED]
-                    hub.send(split_feed(self.block(layer), x) / self.joins[layer, FEED])
-        return self.transformer.normed(hub.read(self.graph.logits)[0, :, -1:] * self.reads[None, LOGITS])[:, 0]
+                    view = self._view(of_layer(self.config, layer, FEED), state, layer) if relevance else None
+                    hub.send(split_feed(self.block(layer), x, view) / self.joins[layer, FEED])
+        last = hub.read(self.graph.logits)[0, :, -1:] * self.reads[None, LOGITS]
+        end = self._view(of_end(self.config), state) if relevance else None
+        return self.transformer.normed(last, end)[:, 0]
+
+    def _view(self, steps: list[Step], state: Pass, layer: int | None = None) -> View:
+        looking = Looking(Bound(steps), self.config, state.where)
+        return looking.top if layer is None else looking.at(layer)
 
     def mixer(
-        self, layer: int, inputs: Float[Tensor, "receiver row query d_model"], state: Pass
+        self,
+        layer: int,
+        inputs: Float[Tensor, "receiver row query d_model"],
+        state: Pass,
+        relevance: bool = False,
     ) -> Float[Tensor, "sender row query d_model"]:
         """What a mixer's senders add, given the stream that each of its receivers reads."""
         block = self.block(layer)
-        part, x = block.mixer, block.read(MIXER, inputs)
+        part, x = block.mixer, read(block, MIXER, inputs, relevance)
         assert part is not None
         if not isinstance(part, AttentionPart):
+            if relevance:
+                return added_parts(block, MIXER, part(x[0], state)[None], relevance)
             return block.add(MIXER, part(x[0], state))[None]
         kept: list[Tensor] = []
         steps = [Step(f"blocks.{layer}.attn.z", lambda site, z, where: kept.append(z), False)]
         for site, side in own_sides(part, x).items():
             steps.append(Step(f"blocks.{layer}.attn.{site}", _instead(side), True))
-        part(x[0], state, Looking(Bound(steps), self.config, state.where).at(layer))
-        return split_heads(block, kept[0])
+        if relevance:
+            steps += of_layer(self.config, layer, MIXER)
+        part(x[0], state, self._view(steps, state, layer))
+        return split_heads(block, kept[0], relevance)
 
 
 def _instead(new: Tensor) -> Action:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glassformer.errors import UsageError, near
-from glassformer.interp.edge_estimates import METHODS, Estimates
+from glassformer.interp.edge_estimates import LOCAL, METHODS, Estimates
 from glassformer.interp.edge_exact import Exact
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Metric, Pair
@@ -193,7 +193,8 @@ def edges(
             each corrupted run predicts.
         position: after which the answer is predicted; negative from the end.
         method: "eap" (the clean run's gradient), "eap-ig" (its mean while the embeddings go from corrupted to clean),
-            or "eap-ig-activations" (while one part's output does); `steps` of them.
+            or "eap-ig-activations" (while one part's output does), `steps` of them; or "relp" (relevance by rules,
+            which sends nothing through queries and keys).
         exact: which edges are measured too: "unreliable" ones and the `strongest`, the "strongest" alone, "all", or
             "none"; more of them than `limit` are refused before any is measured.
         by_position: tell positions apart; for one pair.
@@ -213,8 +214,10 @@ def edges(
         raise UsageError(f"exact is {', '.join(MEASURED[:-1])} or none; {exact!r} is none of them.")
     if strongest < 0:
         raise UsageError(f"So many of the strongest edges are measured, 0 or more; {strongest} is not.")
-    if method == "eap" and metric == "kl":
-        raise UsageError("The KL divergence has no slope at the clean run, so eap says nothing of it; take eap-ig.")
+    if method in LOCAL and metric == "kl":
+        raise UsageError(
+            f"The KL divergence has no slope at the clean run, so {method} says nothing of it; take eap-ig."
+        )
     if method not in METHODS:
         raise UsageError(f"There is no method {method!r}; choose {', '.join(METHODS)}.{near(method, METHODS)}")
     ready = prepared(pairs, metric, answer=answer, wrong=wrong, position=position)

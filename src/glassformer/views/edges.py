@@ -32,7 +32,7 @@ class EdgesAsk(Strict):
         default=None, description="Token that it is compared with; by default the corrupted run's first choice."
     )
     position: int = Field(default=-1, description="Token after which it is asked; negative counts from the end.")
-    method: Literal["eap", "eap-ig", "eap-ig-activations"] = Field(
+    method: Literal["eap", "eap-ig", "eap-ig-activations", "relp"] = Field(
         default="eap-ig", description="How edges are estimated from gradients."
     )
     exact: Literal["unreliable", "strongest", "all", "none"] = Field(

@@ -1,0 +1,63 @@
+"""The rules by which RelP propagates relevance backwards instead of a gradient (arXiv:2508.21258).
+
+They are taps that leave every number as it is and change what a backward pass sees: norms divide by what they divided
+by, attention weights and experts' weights are held, an activation counts as what it multiplied its input by, and the
+two halves of a gated neuron share its output evenly. So nothing goes back through queries and keys; gates on heads'
+outputs are held too, and recurrences pass on their gradient. Knows a design and no prompts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glassformer.interp.edge_graph import MIXER
+from glassformer.interp.taps import Step
+from glassformer.model.choices import Attention, FeedForward
+from glassformer.model.config import Config
+from glassformer.model.sites import Where
+
+
+def hold(site: str, x: Tensor, where: Where) -> Tensor:
+    """The same numbers, through which nothing goes back."""
+    return x.detach()
+
+
+def neurons(prefix: str, gated: bool) -> list[Step]:
+    """Steps at the neurons of one feed-forward part, whose sites begin with `prefix`."""
+    read: list[Tensor] = []
+
+    def keep(site: str, x: Tensor, where: Where) -> Tensor:
+        read.append(x)
+        return x
+
+    def share(site: str, post: Tensor, where: Where) -> Tensor:
+        out, halves = post.detach(), read.copy()
+        read.clear()
+        for x in halves:
+            slope = torch.where(x == 0, torch.zeros_like(out), out / x.detach()) / len(halves)
+            out = out + slope * (x - x.detach())
+        return out
+
+    inputs = ("pre", "pre_linear") if gated else ("pre",)
+    return [*(Step(prefix + name, keep, False) for name in inputs), Step(prefix + "post", share, True)]
+
+
+def of_layer(config: Config, layer: int, place: int) -> list[Step]:
+    """Steps in one layer's mixer or feed-forward part; norms before and after them are held by who computes them."""
+    choice, prefix = config.layers[layer], f"blocks.{layer}."
+    if place == MIXER:
+        if not isinstance(choice.mixer, Attention):
+            return []
+        gates = [Step(f"{prefix}attn.gate", hold, True)] if choice.mixer.gate is not None else []
+        return [Step(f"{prefix}attn.pattern", hold, True), *gates]
+    feed = choice.feed_forward
+    assert feed is not None
+    shared = None if isinstance(feed, FeedForward) else feed.shared
+    beside = [] if shared is None else neurons(f"{prefix}mlp.shared_", shared.gated)
+    return neurons(f"{prefix}mlp.", feed.gated) + beside
+
+
+def of_end(config: Config) -> list[Step]:
+    """Steps after the last layer."""
+    return [Step("final.scale", hold, True)] if config.final_norm else []
