@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from glassformer.serve.answers import Reader
-from glassformer.serve.readers import reader
+from glassformer.serve.readers import THOUGHTS, reader
 from glassformer.serve.tools import Tool, Toolbox, form_of, history, told_id
 
 WEATHER = Tool(
@@ -155,6 +155,7 @@ def test_one_call_where_several_are_not_wanted():
         ("{% if tools %}[TOOL_CALLS]{% endif %}", "mistral"),
         ('{% if tools %}{"name": f, "parameters": p} ipython{% endif %}', "llama"),
         ("{% if tools %}<｜tool▁call▁begin｜>{% endif %}", "deepseek"),
+        ("{% if tools %}<｜DSML｜function_calls>{% endif %}", "dsml"),
         ("{% if tools %}<start_function_call>{% endif %}", "gemma"),
         ("{{ '<|channel|>analysis<|message|>' }}", "harmony"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "json"),
@@ -178,3 +179,20 @@ def test_mistral_s_ids_have_nine_letters():
     assert told[0]["tool_calls"][0]["id"] == told[1]["tool_call_id"] == told_id("mistral", "call_1")
     assert told[0]["tool_calls"][0]["function"]["arguments"] == {}
     assert told[1]["name"] == "clock"
+
+
+def test_templates_that_put_arguments_together_as_text_get_text():
+    """DeepSeek's template joins the arguments to their name; others write them by themselves."""
+    call = {"id": "a", "function": {"name": "clock", "arguments": '{"x": 1}'}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert history([message], "deepseek")[0]["tool_calls"][0]["function"]["arguments"] == '{"x": 1}'
+    assert history([message], "glm")[0]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+
+
+def test_gemma_s_thoughts_stand_in_a_channel():
+    pair = next(pair for pair in THOUGHTS if pair[1] == "<channel|>")
+    call = "<|tool_call>call:clock{}<tool_call|>"
+    said, thought, calls, _ = read(
+        reader("gemma4", BOX, pair, False), f"<|channel>thought\nThey ask.\n<channel|>Well.{call}", 3
+    )
+    assert (said, thought, calls) == ("Well.", "They ask.", [("clock", "{}")])

@@ -121,6 +121,7 @@ def _grammar(llguidance: Any, constraint: Constraint) -> str:
     """The constraint in llguidance's own form."""
     make, text = llguidance.LLMatcher, constraint.text
     if constraint.kind in ("json", "schema"):
+        text = json.dumps(closed(json.loads(text)))
         found: str = make.grammar_from_json_schema(text, overrides={"whitespace_pattern": _WHITESPACE})
         return found
     if constraint.kind == "regex":
@@ -136,6 +137,48 @@ def _grammar(llguidance: Any, constraint: Constraint) -> str:
         except GbnfToLarkError as error:
             raise _refusal(constraint, str(error)) from None
     return str(make.grammar_from_lark(text))
+
+
+_OBJECT = frozenset({"type", "properties", "required", "title", "description", "$defs", "definitions", "default"})
+_NAMES_INSIDE = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+_DATA_INSIDE = frozenset({"enum", "const", "default", "examples", "required"})
+
+
+def closed(schema: Any) -> Any:
+    """A schema whose objects hold the properties that they name and no others, where it does not say otherwise.
+
+    Whatever follows it follows the schema as given; a small model left to invent properties may never end. An object
+    that several schemas describe together (`allOf`, `$ref` beside `properties`) stays as it is.
+    """
+    return schema if _joins(schema) else _closed(schema)
+
+
+def _joins(schema: Any) -> bool:
+    if isinstance(schema, list):
+        return any(_joins(one) for one in schema)
+    if not isinstance(schema, dict):
+        return False
+    if "allOf" in schema or ("$ref" in schema and "properties" in schema):
+        return True
+    inner = ((key, value) for key, value in schema.items() if key not in _DATA_INSIDE)
+    return any(_joins(list(v.values()) if k in _NAMES_INSIDE and isinstance(v, dict) else v) for k, v in inner)
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _NAMES_INSIDE and isinstance(value, dict):
+            out[key] = {name: _closed(one) for name, one in value.items()}
+        else:
+            out[key] = value if key in _DATA_INSIDE else _closed(value)
+    named, required = out.get("properties"), out.get("required", [])
+    if not (isinstance(named, dict) and named and isinstance(required, list) and set(out) <= _OBJECT):
+        return out
+    return out | {"additionalProperties": False} if all(name in named for name in required) else out
 
 
 class Grammars:

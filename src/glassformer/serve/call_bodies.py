@@ -10,10 +10,12 @@ import re
 from typing import Any
 
 from glassformer.serve.tools import Toolbox
+from glassformer.serve.unquoted import bare_text, resolved
 
 News = list[tuple[str | None, str]]
 _NAME = re.compile(r'"name"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*(?=[\[{"\d\-tfn])')
+_END = re.compile(r'\s*(?:,\s*"id"\s*:\s*"[^"]*"\s*)?\}')  # what may follow the arguments
 _PATIENCE = 400  # characters in which a call must have named its function
 
 
@@ -23,6 +25,11 @@ class ValueScanner:
     def __init__(self) -> None:
         self._depth, self._quoted, self._escaped, self._begun = 0, False, False, False
         self.done = False
+
+    @property
+    def quoted(self) -> bool:
+        """Whether it stands inside a text."""
+        return self._quoted
 
     def push(self, text: str) -> int:
         """How many characters of `text` belong to the value."""
@@ -74,6 +81,11 @@ class Body:
     def hopeless(self) -> bool:
         return not self.called and len(self.raw) > _PATIENCE
 
+    @property
+    def inside_text(self) -> bool:
+        """Whether a text of the arguments has begun and not ended, so that no mark ends the call."""
+        return False
+
     def push(self, text: str) -> News:
         self.raw += text
         return []
@@ -88,8 +100,8 @@ class Body:
     def _typed(self, name: str, key: str, value: str) -> Any:
         """An argument that is written without quotes: text where the schema says so, else JSON if it is any."""
         tool = self.box.get(name)
-        schema = {} if tool is None else tool.parameters.get("properties", {}).get(key, {})
-        if isinstance(schema, dict) and schema.get("type") == "string":
+        root = {} if tool is None else tool.parameters
+        if bare_text(resolved(root, root).get("properties", {}).get(key, {}), root):
             return value
         try:
             return json.loads(value)
@@ -110,6 +122,10 @@ class JsonBody(Body):
         self._told = 0
         self.whole: str | None = None
 
+    @property
+    def inside_text(self) -> bool:
+        return self._scanner is not None and self._scanner.quoted
+
     def push(self, text: str) -> News:
         self.raw += text
         out: News = []
@@ -126,9 +142,9 @@ class JsonBody(Body):
                 out.append((None, new[:size]))
             self._told += size
         if self._scanner.done and self.whole is None:
-            rest = self.raw[self._told :].lstrip()
-            if rest.startswith("}"):
-                self.whole = rest[1:]
+            ended = _END.match(self.raw, self._told)
+            if ended is not None:
+                self.whole = self.raw[ended.end() :]
         return out
 
     def finish(self) -> News:
@@ -153,6 +169,12 @@ class MistralBody(Body):
         self._inner: JsonBody | None = None
         self._scanner: ValueScanner | None = None
         self._rest = ""
+
+    @property
+    def inside_text(self) -> bool:
+        return (
+            self._inner.inside_text if self._inner is not None else self._scanner is not None and self._scanner.quoted
+        )
 
     def push(self, text: str) -> News:
         self.raw += text
@@ -211,6 +233,10 @@ class DeepSeekBody(Body):
         self._scanner: ValueScanner | None = None
         self._rest = ""
 
+    @property
+    def inside_text(self) -> bool:
+        return self._scanner is not None and self._scanner.quoted
+
     def push(self, text: str) -> News:
         self.raw += text
         text, self._rest = self._rest + text, ""
@@ -260,10 +286,25 @@ class XmlBody(Body):
         return self._call(name, {key.strip(): self._typed(name, key.strip(), value) for key, value in pairs})
 
 
+class DsmlBody(Body):
+    """Calls as `<｜DSML｜invoke name="...">`, with `<｜DSML｜parameter name="..." string="true|false">` in each."""
+
+    _INVOKE = re.compile(r'<｜DSML｜invoke name="([^"]+)">(.*?)</｜DSML｜invoke>', re.S)
+    _PARAMETER = re.compile(r'<｜DSML｜parameter name="([^"]+)" string="(true|false)">(.*?)</｜DSML｜parameter>', re.S)
+
+    def finish(self) -> News:
+        out: News = []
+        for name, inner in self._INVOKE.findall(self.raw):
+            pairs = self._PARAMETER.findall(inner)
+            out += self._call(name, {k: v if text == "true" else self._typed(name, k, v) for k, text, v in pairs})
+        return out
+
+
 class GemmaBody(Body):
     """`call:name{key:value,...}` with texts between `<escape>` or `<|"|>` marks."""
 
     _CALL = re.compile(r"\s*call:([\w.-]+)\s*(\{.*\})\s*", re.S)
+    _KEY = re.compile(r"([{,]\s*)([^\s{}\[\],:\"\x00](?:[^{}\[\],:\"\x00]*[^\s{}\[\],:\"\x00])?)\s*:")
     _QUOTED = re.compile(r"<escape>(.*?)<escape>|<\|\"\|>(.*?)<\|\"\|>", re.S)
 
     def finish(self) -> News:
@@ -277,7 +318,7 @@ class GemmaBody(Body):
             return f"\x00{len(texts) - 1}\x00"
 
         bare = self._QUOTED.sub(keep, found[2])
-        bare = re.sub(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:", r'\1"\2":', bare)
+        bare = self._KEY.sub(r'\1"\2":', bare)
         whole = re.sub(r"\x00(\d+)\x00", lambda m: texts[int(m[1])], bare)
         try:
             arguments = json.loads(whole)

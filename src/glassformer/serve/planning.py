@@ -92,7 +92,8 @@ def chat_text(served: Served, ask: ChatAsk) -> ChatText:
     variables = dict(ask.chat_template_kwargs or {})
     if ask.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", ask.reasoning_effort)
-        variables.setdefault("enable_thinking", ask.reasoning_effort != "none")
+        for name in ("enable_thinking", "thinking"):
+            variables.setdefault(name, ask.reasoning_effort != "none")
     if box and form == "json":
         messages = introduced(messages, box)
     elif box:

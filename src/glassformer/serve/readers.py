@@ -11,27 +11,33 @@ from collections.abc import Callable, Sequence
 
 from glassformer.generate.stop import overlap
 from glassformer.serve.answers import CallDelta, Delta, PlainReader, Reader
-from glassformer.serve.call_bodies import Body, DeepSeekBody, GemmaBody, GlmBody, JsonBody, MistralBody, XmlBody
-from glassformer.serve.tools import Toolbox, new_id
+from glassformer.serve.call_bodies import (
+    Body,
+    DeepSeekBody,
+    DsmlBody,
+    GemmaBody,
+    GlmBody,
+    JsonBody,
+    MistralBody,
+    ValueScanner,
+    XmlBody,
+)
+from glassformer.serve.tools import MARKS, Toolbox, new_id
 
 # What stands around thoughts in the templates that have them.
-THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>"))
-_MARKS = {
-    "hermes": ("<tool_call>", "</tool_call>"),
-    "json": ("<tool_call>", "</tool_call>"),
-    "glm": ("<tool_call>", "</tool_call>"),
-    "coder": ("<tool_call>", "</tool_call>"),
-    "deepseek": ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
-    "gemma": ("<start_function_call>", "<end_function_call>"),
-    "gemma4": ("<|tool_call>", "<tool_call|>"),
-    "mistral": ("[TOOL_CALLS]", ""),
-}
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+)
 _BODIES: dict[str, Callable[[Toolbox], Body]] = {
     "hermes": JsonBody,
     "json": JsonBody,
     "glm": GlmBody,
     "coder": XmlBody,
     "deepseek": DeepSeekBody,
+    "dsml": DsmlBody,
     "gemma": GemmaBody,
     "gemma4": GemmaBody,
     "mistral": MistralBody,
@@ -57,7 +63,7 @@ def reader(form: str, box: Toolbox, thoughts: tuple[str, str] | None, thinking: 
 
 def shows_specials(form: str, box: Toolbox) -> bool:
     """Whether a form's marks are special tokens, which texts usually leave out."""
-    return form == "harmony" or (bool(box) and form in ("llama", "mistral", "deepseek", "gemma", "gemma4"))
+    return form in ("harmony", "gemma4") or (bool(box) and form in ("llama", "mistral", "deepseek", "dsml", "gemma"))
 
 
 def split(text: str, marks: Sequence[str]) -> tuple[str, str | None, str]:
@@ -125,7 +131,7 @@ class CallReader:
 
     def __init__(self, form: str, box: Toolbox) -> None:
         self._form, self._box = form, box
-        self._begin, self._end = _MARKS[form]
+        self._begin, self._end = MARKS[form]
         self._body: Body | None = None
         self._held = ""
         self._calls = 0
@@ -147,7 +153,9 @@ class CallReader:
             if mark is None:
                 self._held, text = text, ""
             self._take(out, self._body.push(before))
-            if mark is not None:
+            if mark is not None and self._body.inside_text:  # letters of a text that only look like a mark
+                self._take(out, self._body.push(mark))
+            elif mark is not None:
                 self._close(out)
                 if mark == self._begin:
                     self._body = _BODIES[self._form](self._box)
@@ -272,6 +280,7 @@ class HarmonyReader:
         self._held = ""
         self._where = "final"
         self._calls = 0
+        self._arguments = ValueScanner()
 
     def push(self, text: str) -> Delta:
         out = Delta()
@@ -293,6 +302,8 @@ class HarmonyReader:
             self._say(out, before)
             if mark is None:
                 self._held, text = text, ""
+            elif self._where == "call" and self._arguments.quoted:
+                self._say(out, mark)
             else:
                 self._head = ""
         return out
@@ -301,7 +312,7 @@ class HarmonyReader:
         head, self._head = self._head or "", None
         to, channel = self._TO.search(head), self._CHANNEL.search(head)
         if to:
-            self._where = "call"
+            self._where, self._arguments = "call", ValueScanner()
             self._calls += 1
             out.calls.append(CallDelta(self._calls - 1, "", new_id("harmony"), to[1]))
         else:
@@ -311,6 +322,7 @@ class HarmonyReader:
         if not text:
             return
         if self._where == "call":
+            self._arguments.push(text)
             out.calls.append(CallDelta(self._calls - 1, text))
         elif self._where == "analysis":
             out.reasoning += text

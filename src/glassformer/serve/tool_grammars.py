@@ -7,21 +7,17 @@ answer, after the thoughts of a model that thinks. The grammars are written in l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from glassformer.errors import UsageError
-from glassformer.generate.constraints import Constraint
-from glassformer.serve.tools import Tool, Toolbox
+from glassformer.generate.constraints import Constraint, closed
+from glassformer.serve.tools import MARKS, Tool, Toolbox
+from glassformer.serve.unquoted import SPACING, Values, bare_text, quoted, without_words
 
 if TYPE_CHECKING:
     from glassformer.tokenizer.tokenizer import Tokenizer
 
 _HEAD = "TEXT: /(.|\\n)*/\nGAP: /[ \\n]{0,2}/\n"
-# JSON as models write it: without this they may write spaces for ever.
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# Forms whose calls are read and cannot be held to: their arguments are not written as JSON.
-FREE = frozenset({"harmony", "gemma", "gemma4"})
 
 
 def tool_constraint(
@@ -34,22 +30,11 @@ def tool_constraint(
         thoughts: what stands around thoughts, or None. thinking: whether the prompt ends inside them.
 
     Raises:
-        UsageError: a call that must come, of a form that cannot be held to.
+        UsageError: parameters that a call of this form cannot be held to.
     """
     if not box:
         return None
-    if form in FREE:
-        if box.forced:
-            raise UsageError(
-                "tool_choice: this model writes its calls in a form that no answer can be held to; ask with auto."
-            )
-        return None
     return Constraint.grammar(_Writer(form, box, template, tokenizer).grammar(thoughts, thinking))
-
-
-def quoted(text: str) -> str:
-    """A text in a grammar."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 class _Writer:
@@ -57,9 +42,11 @@ class _Writer:
         self._form, self._box, self._template, self._tokenizer = form, box, template, tokenizer
         self._rules: list[str] = []
         # Whether one mark stands before several calls.
-        self._listed = form in ("llama", "deepseek") or (form == "mistral" and "[ARGS]" not in template)
+        self._listed = form in ("llama", "deepseek", "dsml") or (form == "mistral" and "[ARGS]" not in template)
 
     def grammar(self, thoughts: tuple[str, str] | None, thinking: bool) -> str:
+        if self._form == "harmony":
+            return self._harmony()
         begin, calls = getattr(self, f"_{'hermes' if self._form == 'json' else self._form}")()
         box = self._box
         if not box.forced:
@@ -69,11 +56,8 @@ class _Writer:
         else:
             start = f"{begin} {calls}"
         if box.forced and thoughts is not None:
-            end = self._mark(thoughts[1])
-            self._rules.append(
-                f"thought: TEXT {end}" if end.startswith("<[") else f"thought[lazy]: TEXT {quoted(thoughts[1])}"
-            )
-            first = "thought GAP" if thinking else f"({self._mark(thoughts[0])} thought GAP)?"
+            thought = self._until(thoughts[1])
+            first = f"{thought} GAP" if thinking else f"({self._mark(thoughts[0])} {thought} GAP)?"
             start = f"{first} {start}"
         return f"start: {start}\n{_HEAD}" + "".join(f"{rule}\n" for rule in self._rules)
 
@@ -93,6 +77,12 @@ class _Writer:
         id = self._tokenizer.id_of(text)
         return f"<[{id}]>" if id is not None and id in self._tokenizer.special_ids else quoted(text)
 
+    def _until(self, text: str) -> str:
+        """Text up to a mark and with it."""
+        mark, name = self._mark(text), f"until_{len(self._rules)}"
+        self._rules.append(f"{name}: TEXT {mark}" if mark.startswith("<[") else f"{name}[lazy]: TEXT {mark}")
+        return name
+
     def _any(self, name: str, bodies: list[str]) -> str:
         self._rules.append(f"{name}: " + " | ".join(bodies))
         return name
@@ -100,13 +90,15 @@ class _Writer:
     def _arguments(self, tool: Tool) -> str:
         """The rule of a tool's arguments as JSON."""
         name = f"arguments_{len(self._rules)}"
-        schema = {"type": "object", **tool.parameters, "x-guidance": _SPACING}
-        self._rules.append(f"{name}: %json {json.dumps(_bare(schema), ensure_ascii=False)}")
+        schema = closed(without_words({"type": "object", **tool.parameters})) | {"x-guidance": SPACING}
+        if not schema.get("properties"):  # a function without arguments
+            schema.setdefault("additionalProperties", False)
+        self._rules.append(f"{name}: %json {json.dumps(schema, ensure_ascii=False)}")
         return name
 
-    def _object(self, tool: Tool, key: str) -> str:
+    def _object(self, tool: Tool, key: str, more: str = "") -> str:
         begin = "{" + f'"name": {json.dumps(tool.name)}, "{key}": '
-        return f"{quoted(begin)} {self._arguments(tool)} {quoted('}')}"
+        return f"{quoted(begin)} {self._arguments(tool)} {more} {quoted('}')}"
 
     def _hermes(self) -> tuple[str, str]:
         one = self._any("call", [self._object(tool, "arguments") for tool in self._box.callable])
@@ -122,9 +114,12 @@ class _Writer:
         begin = self._mark("[TOOL_CALLS]")
         if "[ARGS]" in self._template:
             args = self._mark("[ARGS]")
+            if "[CALL_ID]" in self._template:
+                args = f"{self._mark('[CALL_ID]')} /[a-zA-Z0-9]{{9}}/ {args}"
             bodies = [f"{quoted(tool.name)} {args} {self._arguments(tool)}" for tool in self._box.callable]
             return begin, self._any("call", bodies)
-        one = self._any("call", [self._object(tool, "arguments") for tool in self._box.callable])
+        id = '(", \\"id\\": \\"" /[a-zA-Z0-9]{9}/ "\\"")?'
+        one = self._any("call", [self._object(tool, "arguments", id) for tool in self._box.callable])
         more = f'(", " {one})*' if self._box.parallel else ""
         return begin, f'" "? "[" {one} {more} "]"'
 
@@ -143,9 +138,12 @@ class _Writer:
         return first, f"{begin} {one} {end} {more} {self._mark('<｜tool▁calls▁end｜>')}"
 
     def _glm(self) -> tuple[str, str]:
+        close = "</arg_key><arg_value>" in self._template  # newer ones write no line breaks
+        line = "" if close else "\n"
+        between = f"<arg_key>{{}}</arg_key>{line}<arg_value>"
         bodies = [
-            f"{quoted(tool.name + chr(10))} "
-            + self._pairs(tool, "<arg_key>{}</arg_key>\n<arg_value>", "</arg_value>", "\n")
+            f"{quoted(tool.name + line)} "
+            + self._pairs(tool, lambda key, text: between.format(key), "</arg_value>", line)
             for tool in self._box.callable
         ]
         return self._mark("<tool_call>"), f"{self._any('call', bodies)} {self._mark('</tool_call>')}"
@@ -153,50 +151,69 @@ class _Writer:
     def _coder(self) -> tuple[str, str]:
         bodies = [
             f"{quoted(chr(10) + f'<function={tool.name}>' + chr(10))} "
-            + self._pairs(tool, "<parameter={}>\n", "\n</parameter>", "\n")
+            + self._pairs(tool, lambda key, text: f"<parameter={key}>\n", "\n</parameter>", "\n")
             + f" {quoted('</function>' + chr(10))}"
             for tool in self._box.callable
         ]
         return self._mark("<tool_call>"), f"{self._any('call', bodies)} {self._mark('</tool_call>')}"
 
-    def _pairs(self, tool: Tool, begin: str, end: str, gap: str) -> str:
+    def _dsml(self) -> tuple[str, str]:
+        word = "｜DSML｜"
+
+        def head(key: str, text: bool) -> str:
+            return f'<{word}parameter name="{key}" string="{"true" if text else "false"}">'
+
+        bodies = [
+            quoted(f'<{word}invoke name="{tool.name}">\n')
+            + f" {self._pairs(tool, head, f'</{word}parameter>', chr(10))} "
+            + quoted(f"</{word}invoke>\n")
+            for tool in self._box.callable
+        ]
+        one = self._any("call", bodies)
+        many = f"{one}+" if self._box.parallel else one
+        return self._mark(f"<{word}function_calls>"), f'"\\n" {many} {self._mark(f"</{word}function_calls>")}'
+
+    def _gemma(self) -> tuple[str, str]:
+        return self._braced("<start_function_call>", "<end_function_call>", "<escape>")
+
+    def _gemma4(self) -> tuple[str, str]:
+        return self._braced("<|tool_call>", "<tool_call|>", '<|"|>')
+
+    def _braced(self, begin: str, end: str, quote: str) -> tuple[str, str]:
+        bodies = []
+        for tool in self._box.callable:
+            values = Values(self._rules, self._mark, tool.name, tool.parameters, (begin, end))
+            bodies.append(f"{quoted(f'call:{tool.name}')} {values.marked(quote)}")
+        return self._mark(begin), f"{self._any('call', bodies)} {self._mark(end)}"
+
+    def _harmony(self) -> str:
+        """Messages in channels: thoughts and remarks, and then a call or what is said."""
+        mark, message = self._mark, self._mark("<|message|>")
+        text = f'{self._until("<|end|>")} {mark("<|start|>")} "assistant"'
+        channel = f'{mark("<|channel|>")} ("commentary" | "analysis")'
+        kind = f'(" "? {mark("<|constrain|>")} "json" | " json") {message}'
+        bodies = []
+        for tool in self._box.callable:
+            to = quoted(f" to=functions.{tool.name}")
+            bodies.append(f"({channel} {to} | {to} {channel}) {kind} {self._arguments(tool)}")
+        call = self._any("call", bodies)
+        self._rules.append(f"before: {channel} {message} {text}")
+        if self._box.forced:
+            start = f"before* {call}"
+        else:
+            said = f'{mark("<|channel|>")} ("final" | "commentary") {message} TEXT'
+            # A message that was begun, or a model that writes no channels, goes on with text.
+            start = f"TEXT | ({text})? before* ({call} | {said})"
+        return f"start: {start}\n{_HEAD}" + "".join(f"{rule}\n" for rule in self._rules)
+
+    def _pairs(self, tool: Tool, head: Callable[[str, bool], str], end: str, gap: str) -> str:
         """Arguments one by one, in the schema's order; those that it does not require may be left out."""
-        schema = tool.parameters
-        required = set(schema.get("required", ()))
+        never = tuple(mark for mark in MARKS[self._form] if mark)
+        values = Values(self._rules, self._mark, tool.name, tool.parameters, never)
+        named, required = values.pairs()
         out = []
-        for key, inner in schema.get("properties", {}).items():
-            inner = inner if isinstance(inner, Mapping) else {}
-            head = quoted(begin.format(key))
-            options = inner.get("enum", [inner["const"]] if "const" in inner else [])
-            if options and all(isinstance(one, str) for one in options):
-                value = "(" + " | ".join(quoted(one) for one in options) + f") {quoted(end)}"
-            elif inner.get("type") == "string":
-                rule = f"value_{len(self._rules)}"
-                self._rules.append(f"{rule}[lazy]: TEXT {quoted(end)}")
-                value = rule
-            else:
-                rule = f"value_{len(self._rules)}"
-                whole = {**inner, **{k: schema[k] for k in ("$defs", "definitions") if k in schema}}
-                written = json.dumps(_bare({**whole, "x-guidance": _SPACING}), ensure_ascii=False)
-                self._rules.append(f"{rule}: %json {written}")
-                value = f"{rule} {quoted(end)}"
-            one = f"({head} {value} {quoted(gap)})"
+        for key, inner in named.items():
+            before = quoted(head(key, bare_text(inner, tool.parameters)))
+            one = f"({before} {values.bare(inner, end)} {quoted(gap) if gap else ''})"
             out.append(one if key in required else f"{one}?")
         return " ".join(out) or '""'
-
-
-def _bare(schema: Any) -> Any:
-    """A schema without what only describes it."""
-    if isinstance(schema, dict):
-        return {
-            key: _inner(key, value) for key, value in schema.items() if key not in ("description", "title", "$schema")
-        }
-    return schema
-
-
-def _inner(key: str, value: Any) -> Any:
-    if key in ("properties", "$defs", "definitions", "patternProperties") and isinstance(value, dict):
-        return {name: _bare(one) for name, one in value.items()}  # names, whatever they are
-    if key in ("enum", "const", "default", "examples"):
-        return value
-    return [_bare(one) for one in value] if isinstance(value, list) else _bare(value)

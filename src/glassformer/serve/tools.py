@@ -69,6 +69,7 @@ class Toolbox:
 FORMS = (
     ("harmony", ("<|channel|>", "<|message|>")),
     ("deepseek", ("<｜tool▁call▁begin｜>",)),
+    ("dsml", ("｜DSML｜", "function_calls")),
     ("glm", ("<arg_key>",)),
     ("coder", ("<function=",)),
     ("mistral", ("[TOOL_CALLS]",)),
@@ -78,6 +79,20 @@ FORMS = (
     ("llama", ("<|python_tag|>",)),
     ("llama", ('"parameters"', "ipython")),
 )
+
+
+# What stands around a call, form by form.
+MARKS = {
+    "hermes": ("<tool_call>", "</tool_call>"),
+    "json": ("<tool_call>", "</tool_call>"),
+    "glm": ("<tool_call>", "</tool_call>"),
+    "coder": ("<tool_call>", "</tool_call>"),
+    "deepseek": ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
+    "dsml": ("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),
+    "gemma": ("<start_function_call>", "<end_function_call>"),
+    "gemma4": ("<|tool_call>", "<tool_call|>"),
+    "mistral": ("[TOOL_CALLS]", ""),
+}
 
 
 def form_of(template: str) -> str:
@@ -145,7 +160,8 @@ def _told_call(call: Mapping[str, Any], number: int, form: str) -> dict[str, Any
             f"messages.{number}.tool_calls: the arguments of {function['name'][:100]!r} are no JSON object's text.",
             param=f"messages.{number}.tool_calls",
         )
-    function["arguments"] = arguments
+    if form != "deepseek":  # whose templates put them together as text
+        function["arguments"] = arguments
     told: dict[str, Any] = {"type": "function", "function": function}
     if call.get("id"):
         told["id"] = told_id(form, call["id"])
