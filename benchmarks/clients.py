@@ -186,20 +186,40 @@ def llm_python(url: str, model: str) -> dict[str, Seen]:
     return {
         "text": lambda: made.prompt("Say hello.", key="none", max_tokens=5, stream=False).text(),
         "stream": lambda: made.prompt("Say hello.", key="none", max_tokens=5).text(),
+        "schema": lambda: json.loads(made.prompt("A city.", key="none", schema=SCHEMA, stream=False).text())["city"],
     }
 
 
 def lm_eval(url: str, model: str) -> dict[str, Seen]:
-    import httpx
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    from lm_eval import simple_evaluate
 
-    def scored() -> Any:
-        # What its local-completions asks: token ids, echo, and nothing new.
-        ids = httpx.post(f"{url}/tokenize", json={"prompt": "Paris is big"}).json()["tokens"]
-        body = {"model": model, "prompt": [ids], "echo": True, "max_tokens": 1, "logprobs": 1, "temperature": 0}
-        told = httpx.post(f"{url}/v1/completions", json=body | {"seed": 1234}, timeout=60).json()
-        return len(told["choices"][0]["logprobs"]["token_logprobs"]) == len(ids) + 1
+    place = Path(tempfile.mkdtemp())
+    rows = [
+        {"asked": "The capital of France is", "choices": ["Paris", "Rome"], "right": 0},
+        {"asked": "The capital of Italy is", "choices": ["Paris", "Rome"], "right": 1},
+    ]
+    (place / "capitals.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(place / "capitals.jsonl")}}}
+    shared = {**data, "test_split": "test", "doc_to_text": "{{asked}}"}
+    chosen = {**shared, "task": "chosen", "output_type": "multiple_choice"}
+    chosen |= {"doc_to_choice": "{{choices}}", "doc_to_target": "right"}
+    written = {**shared, "task": "written", "output_type": "generate_until", "doc_to_target": "{{choices[right]}}"}
+    written |= {"generation_kwargs": {"until": ["."], "max_gen_toks": 5}, "metric_list": [{"metric": "exact_match"}]}
 
-    return {"scores": scored}
+    def run(kind: str, path: str, task: Any, **more: Any) -> Any:
+        told = {"base_url": f"{url}{path}", "model": model, "num_concurrent": 2}
+        if kind == "local-completions":
+            told["tokenizer_backend"] = "remote"
+        found = simple_evaluate(model=kind, model_args=told, tasks=[task], bootstrap_iters=0, **more)
+        return found["results"][task["task"]]["sample_len"] == len(rows) if found else False
+
+    chat = "/v1/chat/completions"
+    return {
+        "text": lambda: run("local-chat-completions", chat, written, apply_chat_template=True),
+        "scores": lambda: run("local-completions", "/v1/completions", chosen),
+        "written on": lambda: run("local-completions", "/v1/completions", written),
+    }
 
 
 NODE = {"openai (npm)": "clients_openai.mjs", "ai-sdk (npm)": "clients_ai_sdk.mjs"}
@@ -212,7 +232,7 @@ PYTHON: dict[str, Callable[[str, str], dict[str, Seen]]] = {
     "instructor": instructor_python,
     "pydantic-ai": pydantic_ai,
     "llm": llm_python,
-    "lm_eval's requests": lm_eval,
+    "lm_eval": lm_eval,
 }
 
 

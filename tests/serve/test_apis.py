@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from glassformer.interp.edits import record
-from tests.serve.running import NO_END, TEXT, Running, error_of, post
+from tests.serve.running import CONTEXT, NO_END, TEMPLATE, TEXT, Running, error_of, post
 from tests.serve.test_openai_answers import _Forced
 
 USER: Any = {"role": "user", "content": "Hello"}
@@ -321,3 +321,7 @@ def test_tokens_there_and_back(server, model):
     assert "".join(one["piece"] for one in pieces) == TEXT
     assert "one of prompt, content and messages" in error_of(post(server, "/tokenize", json={}))["message"]
     assert post(server, "/detokenize", json={"tokens": [10**6]}).status_code == 400
+    told = httpx.get(f"{server.url}/tokenizer_info").json()
+    assert (told["eos_token"], told["chat_template"]) == (model.decode([0]), TEMPLATE)
+    assert (told["model_max_length"], told["vocab_size"]) == (CONTEXT, model.config.vocab_size)
+    assert httpx.get(f"{server.url}/tokenizer_info?model=other").status_code == 404

@@ -1,4 +1,4 @@
-"""Text to token ids and back: `/tokenize` and `/detokenize`, in the words of vLLM and llama.cpp."""
+"""Text to token ids and back: `/tokenize`, `/detokenize` and `/tokenizer_info`, in the words of vLLM and llama.cpp."""
 
 from __future__ import annotations
 
@@ -58,6 +58,19 @@ class Text(BaseModel):
     content: str
 
 
+class TokenizerInfo(BaseModel):
+    """What a client that renders conversations and counts tokens needs to know."""
+
+    model: str
+    model_max_length: int
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+
+
 def add(api: APIRouter, models: Models) -> None:
     """Put the routes in."""
 
@@ -80,6 +93,20 @@ def add(api: APIRouter, models: Models) -> None:
         if ask.return_token_strs:
             told["token_strs"] = [tokenizer.token_text(id) for id in ids]
         return told
+
+    @api.get("/tokenizer_info", responses=described(TokenizerInfo))
+    async def info(model: Name | None = None) -> dict[str, Any]:
+        """The special tokens and the chat template."""
+        served = await models.get(model)
+        tokenizer = served.model.tokenizer
+        named = tokenizer.named_tokens()
+        return {
+            "model": served.name,
+            "model_max_length": served.room,
+            "vocab_size": served.model.config.vocab_size,
+            **{name: named.get(name) or None for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
+            "chat_template": tokenizer.chat_template,
+        }
 
     @api.post("/detokenize", responses=described(Text))
     async def detokenize(ask: DetokenizeAsk) -> dict[str, str]:

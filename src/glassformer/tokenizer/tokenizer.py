@@ -342,7 +342,7 @@ class Tokenizer:
         from glassformer.tokenizer.chat import render
 
         source = self.chat_templates[self._template_name(template, bool(variables.get("tools")))]
-        return render(source, messages, generation_prompt=generation_prompt, variables=self._names() | variables)
+        return render(source, messages, generation_prompt=generation_prompt, variables=self.named_tokens() | variables)
 
     def render_marked(self, messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]] | None:
         """A conversation's text in pieces, each with whether the default template marks it as the assistant's by
@@ -350,7 +350,7 @@ class Tokenizer:
         from glassformer.tokenizer.chat import render_marked
 
         source = self.chat_templates[self._template_name(None, False)]
-        return render_marked(source, messages, variables=self._names())
+        return render_marked(source, messages, variables=self.named_tokens())
 
     def _template_name(self, asked: str | None, tools: bool) -> str:
         known = self.chat_templates
@@ -365,7 +365,7 @@ class Tokenizer:
             )
         return name
 
-    def _names(self) -> dict[str, str]:
+    def named_tokens(self) -> dict[str, str]:
         """What templates call the special tokens: those that the checkpoint names; "" for begin and end without one."""
         found = {name: token for name in NAMED_TOKENS if (token := content_of(self.config.get(name))) is not None}
         return found | {"bos_token": self._literal(self.bos_id), "eos_token": self._literal(self.eos_id)}
