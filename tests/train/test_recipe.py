@@ -85,7 +85,7 @@ def test_settings_find_their_section() -> None:
         ("muon_lr=nan", "muon_lr is a number; got 'nan'."),
         ("tied=perhaps", "tied is true or false; got 'perhaps'."),
         ("steps=0", "steps must be at least 1; got 0."),
-        ("design=bert", "design is one of qwen3, llama, gpt2, relu2; got 'bert'."),
+        ("design=bert", "design is one of qwen3, llama, gpt2, relu2, olmoe-tiny, "),
         ("on_nan=ignore", "on_nan is one of stop, skip; got 'ignore'."),
         ("heads=3", "width 128 does not divide into 3 heads"),
         ("momentum=1", "momentum must be at least 0 and below 1; got 1"),

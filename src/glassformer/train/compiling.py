@@ -16,6 +16,7 @@ from torch import Tensor
 from glassformer.count import count
 from glassformer.kernels.compile import find_compiler
 from glassformer.model import Transformer
+from glassformer.model.choices import Experts
 from glassformer.train import schedule
 from glassformer.train.recipe import Recipe
 
@@ -76,6 +77,8 @@ def choose(
         reason = "sharded blocks are not compiled"
     elif recipe.optimizer.dropout:
         reason = "dropout is not compiled"
+    elif any(isinstance(layer.feed_forward, Experts) for layer in transformer.config.layers):
+        reason = "experts are not compiled"
     elif wanted == "auto" and before is None:
         from glassformer.system.hardware import pick_precision
         from glassformer.train.peak import peak_flops

@@ -239,8 +239,11 @@ def _stored(directory: Path) -> Recipe | None:
 
 def _recipe(stored: Any, where: Path) -> Recipe:
     recipe = Recipe.from_dict(stored, str(where))
-    # a run from before documents were taken apart goes on as it began
-    return recipe if "pack" in stored.get("data", {}) else recipe.with_settings({"pack": "together"})
+    # a run from before documents were taken apart, or experts balanced, goes on as it began
+    before = {} if "pack" in stored.get("data", {}) else {"pack": "together"}
+    if "balance" not in stored.get("optimizer", {}):
+        before["balance"] = "0"
+    return recipe.with_settings(before)
 
 
 def _nothing_known(directory: Path) -> str:

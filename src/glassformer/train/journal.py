@@ -164,6 +164,8 @@ class LiveLine:
             parts.append(f"{v['bits_per_byte']:.3f} bits/byte")
         if "tokens_per_second" in v:
             parts.append(f"{_short(v['tokens_per_second'])} tokens/s")
+        if "busiest" in v:
+            parts.append(f"busiest expert {v['busiest']:.1f}×")
         if "mfu" in v:
             parts.append(f"MFU {100 * v['mfu']:.0f} %")
         if "eta" in v:

@@ -255,6 +255,9 @@ class Run:
         }
         if peak and flops:
             values["mfu"] = rate * flops / peak
+        if self.stepper.balance is not None:
+            with self.processes.listening():
+                values |= self.stepper.balance.measured(self.processes)[0]
         self.journal.write("step", self.step, **values)
 
     def _measure(self, final: bool) -> None:
@@ -271,6 +274,10 @@ class Run:
         if math.isfinite(loss) and (self.best is None or loss < self.best[0]):
             self.best = (loss, self.step)
         weights, grads = self.stepper.norms()
+        if self.stepper.balance is not None:
+            with self.processes.listening():
+                loads = self.stepper.balance.measured(self.processes)[1]
+            self.journal.write("experts", self.step, load=loads)
         self.journal.write("eval", self.step, **values, weight_norms=weights, gradient_norms=grads)
 
     def held_out_loss(self, budget: int) -> float:

@@ -27,7 +27,10 @@ RECIPE = "recipe.json"
 SILENT = 120.0
 # Points of a curve at most; longer ones are thinned evenly, first and last kept.
 POINTS = 2000
-_CURVES = {"step": ("loss", "rate", "gradient_norm", "tokens_per_second"), "eval": ("held_out", "bits_per_byte")}
+_CURVES = {
+    "step": ("loss", "rate", "gradient_norm", "tokens_per_second", "balance", "busiest", "idle"),
+    "eval": ("held_out", "bits_per_byte"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class StoredRun:
         return found if isinstance(found, dict) else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary, the recipe, the curves, samples, probes and remarks: plain data."""
+        """The summary, the recipe, the curves, experts' loads, samples, probes and remarks: plain data."""
         events = list(self.events())
         start: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "start"), {})
         curves = {name: _curve(events, kind, name) for kind, names in _CURVES.items() for name in names}
@@ -96,6 +99,7 @@ class StoredRun:
             "recipe": start.get("recipe") or self._recipe(),
             "facts": {k: start.get(k) for k in ("training_tokens", "held_out_tokens", "threads", "world", "compute")},
             "curves": {name: points for name, points in curves.items() if points["steps"]},
+            "experts": [{"step": e["step"], "load": e.get("load", {})} for e in events if e["event"] == "experts"],
             "samples": [{"step": e["step"], "text": str(e.get("text", ""))} for e in events if e["event"] == "sample"],
             "probes": [
                 {k: v for k, v in e.items() if k not in ("event", "seconds")} for e in events if e["event"] == "probe"

@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 
 from glassformer.errors import UsageError, near
 from glassformer.model.config import Attention, Config, FeedForward, Norm, Rotary, uniform
+from glassformer.train import designs
 from glassformer.train.settings import check, coerce, pair
 
 DEFAULT = "cpu-minutes"
@@ -33,9 +34,11 @@ class ModelSpec:
         design: the family whose shape it has, which is also the family it exports as: "qwen3" (rotary, RMS norm,
             normed queries and keys, gated SiLU), "llama" (the same without query-key norms), "gpt2" (learned
             positions, layer norm, GELU), "relu2" (qwen3 with an ungated ReLU² feed-forward part; no other
-            library loads it).
+            library loads it); or one of `designs.TINY`, made of other families' parts: experts, state spaces, …
         layers, width, heads, kv_heads, head_dims, d_ff: the shape; 0 means: kv_heads = heads, head_dims =
-            width / heads, d_ff = 8/3 of the width for gated parts (rounded up to 32) and 4 times it for others.
+            width / heads, d_ff = 8/3 of the width for gated parts (rounded up to 32) and 4 times it for others; of
+            experts, the share of that which makes a token's experts together as wide.
+        experts, active: in designs with experts, how many there are and how many a token meets; 0 means 8 and 2.
         context: tokens a training row holds, and the longest text the model is made for.
         theta: rotary base.
         tied: the unembedding is the embedding.
@@ -49,6 +52,8 @@ class ModelSpec:
     kv_heads: int = 0
     head_dims: int = 0
     d_ff: int = 0
+    experts: int = 0
+    active: int = 0
     context: int = 256
     theta: float = 10_000.0
     tied: bool = False
@@ -97,6 +102,8 @@ class OptimizerSpec:
         cautious: weight decay only where it agrees with the step's direction.
         clip: largest gradient norm, 0 for no clipping.
         dropout: share of the numbers that embeddings and parts of blocks add to the stream which a step leaves out.
+        balance: of a model with experts, what multiplies the loss that keeps their loads even (`balance.py`); 0 for
+            none.
     """
 
     kind: str = "muon"
@@ -117,6 +124,7 @@ class OptimizerSpec:
     cautious: bool = False
     clip: float = 0.0
     dropout: float = 0.0
+    balance: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -230,7 +238,7 @@ class Recipe:
     @property
     def exports(self) -> tuple[str, ...]:
         """The layouts that other libraries can load this model from."""
-        return () if self.model.design == "relu2" else ("hf", "gguf")
+        return designs.exports(self.model.design)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` gives the equal Recipe back."""
@@ -277,9 +285,16 @@ class Recipe:
         parts = {s: dataclasses.replace(getattr(self, s), **values) for s, values in changed.items()}
         return dataclasses.replace(self, **parts)
 
+    def shape(self, vocab_size: int) -> designs.Shape:
+        """What the recipe says of the model's shape."""
+        given = {f.name: getattr(self.model, f.name) for f in dataclasses.fields(designs.Shape) if f.name != "vocab"}
+        return designs.Shape(vocab=vocab_size, **given)
+
     def config(self, vocab_size: int) -> Config:
         """The transformer this recipe asks for, with this many tokens in its vocabulary."""
         m = self.model
+        if m.design in designs.TINY:
+            return designs.tiny(m.design, self.shape(vocab_size))
         gated = m.design in ("qwen3", "llama")
         d_ff = m.d_ff or (-(-m.width * 8 // 3 // 32) * 32 if gated else 4 * m.width)
         head_dims = m.head_dims or m.width // m.heads

@@ -245,6 +245,10 @@ def _stepper(
     return TorchStepper(transformer, recipe, compute, ranks.reduce if ranks.world > 1 else None, run_block), reason
 
 
+_BEFORE = {"pack": "together", "text_field": "", "experts": 0, "active": 0, "balance": 0.0}
+"""Settings as they were before they were settings."""
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """One sentence when a resumed run cannot be the same to the bit, naming everything that differs."""
     changed: list[str] = []
@@ -257,7 +261,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recip
     old_recipe, new_recipe = before.get("recipe", {}), recipe.to_dict()
     for section, values in new_recipe.items():
         if isinstance(values, dict):
-            was = {"pack": "together", "text_field": "", **old_recipe.get(section, {})}  # as before they were settings
+            was = {**_BEFORE, **old_recipe.get(section, {})}
             changed += [f"{key} {was.get(key)} → {value}" for key, value in values.items() if was.get(key) != value]
     if not changed:
         return []

@@ -10,12 +10,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import UsageError, near
+from glassformer.train import designs
 
 if TYPE_CHECKING:
     from glassformer.train.recipe import Recipe
 
-DESIGNS = ("qwen3", "llama", "gpt2", "relu2")
-"""qwen3, llama and gpt2 are what Hugging Face and llama.cpp know by those names; relu2 is ours alone."""
 MOST_THREADS = 1024
 """Far more of them end the process: each has a stack of its own."""
 MOST_LAYERS = 100_000
@@ -81,7 +80,7 @@ def check(r: Recipe) -> None:
     """
     values = {key: v for part in (r.model, r.data, r.optimizer, r.schedule, r.loop) for key, v in vars(part).items()}
     choices = {
-        "design": DESIGNS,
+        "design": designs.DESIGNS,
         "split": ("document", "tail"),
         "sampling": ("epoch", "random"),
         "pack": ("apart", "together"),
@@ -101,6 +100,8 @@ def check(r: Recipe) -> None:
             "kv_heads",
             "head_dims",
             "d_ff",
+            "experts",
+            "active",
             "warmup",
             "momentum_warmup",
             "threads",
@@ -109,7 +110,8 @@ def check(r: Recipe) -> None:
             "seed",
         )
         + ("log_every", "eval_every", "sample_every", "save_every", "probe_every", "sample_tokens")
-        + ("muon_lr", "embed_lr", "head_lr", "vector_lr", "matrix_lr", "muon_decay", "adam_decay", "clip"),
+        + ("muon_lr", "embed_lr", "head_lr", "vector_lr", "matrix_lr", "muon_decay", "adam_decay", "clip")
+        + ("balance",),
     }
     for least, keys in at_least.items():
         for key in keys:
@@ -130,6 +132,17 @@ def check(r: Recipe) -> None:
         raise UsageError(
             f"width {r.model.width} does not divide into {r.model.heads} heads; set head_dims or change one."
         )
+    if r.model.design not in designs.SPARSE and (r.model.experts or r.model.active):
+        raise UsageError(
+            f"experts and active are for designs with experts ({', '.join(designs.SPARSE)}); design is "
+            f"{r.model.design}."
+        )
+    if r.model.active and r.model.active > (r.model.experts or designs.EXPERTS):
+        raise UsageError(f"active is {r.model.active} of {r.model.experts or designs.EXPERTS} experts; take fewer.")
+    if idle := designs.idle(r.model.design, r.shape(256)):
+        raise UsageError(f"The design {r.model.design} has no place for {' and '.join(idle)}; leave them at 0.")
+    if r.model.design in designs.SPARSE and r.loop.shard == "full" and r.optimizer.kind == "muon":
+        raise UsageError("Sharded weights of experts are trained by AdamW: set kind=adamw, or shard=none.")
     if r.data.noise and r.data.chat:
         raise UsageError("noise is for plain text, not for conversations (chat=true).")
     if r.optimizer.dropout and r.loop.shard == "full":

@@ -25,6 +25,7 @@ from glassformer.errors import CheckpointError, TrainError
 from glassformer.model import Config, Transformer
 from glassformer.system import files, hardware
 from glassformer.train import checkpoint, compiling
+from glassformer.train.balance import balance_of
 from glassformer.train.optimizer import adamw, apply_update, muon_direction, orthogonalise, set_rates, shape_scale
 from glassformer.train.processes import Processes
 from glassformer.train.recipe import Recipe
@@ -147,8 +148,12 @@ class ShardedStepper:
         shard = functools.partial(fully_shard, mesh=self.mesh, mp_policy=policy, reshard_after_forward=True)
         for block in transformer.blocks:
             shard(block)
+        self.balance = balance_of(transformer.config, recipe.optimizer.balance)
         self.objective = Objective(
-            transformer, recipe.loop.loss_chunk, recomputing if recipe.loop.recompute else run_block
+            transformer,
+            recipe.loop.loss_chunk,
+            recomputing if recipe.loop.recompute else run_block,
+            balance=self.balance,
         )
         shard(self.objective)
         self.compiled = run_block is not None and compiling.is_compiled(run_block)
@@ -177,6 +182,8 @@ class ShardedStepper:
         """Begin a step."""
         for p in self.named.values():
             p.grad = None
+        if self.balance is not None:
+            self.balance.begin()
 
     def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
         """Forward and backward of some rows; see `Stepper`."""

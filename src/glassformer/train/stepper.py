@@ -17,6 +17,7 @@ from torch import Tensor
 from glassformer.errors import CheckpointError
 from glassformer.model import Config, Transformer
 from glassformer.train import checkpoint
+from glassformer.train.balance import Balance, balance_of
 from glassformer.train.dropout import Dropout
 from glassformer.train.loss import cross_entropy_sum, read_out
 from glassformer.train.recipe import Recipe
@@ -32,6 +33,8 @@ class Stepper(Protocol):
     """Whether its blocks were compiled by torch."""
     sharded: bool
     """Whether its checkpoints are written by shard."""
+    balance: Balance | None
+    """What this step's tokens chose, where the model has experts."""
 
     @property
     def config(self) -> Config:
@@ -114,6 +117,7 @@ class LocalStepper(abc.ABC):
         self.weights = FlatWeights(transformer, compute, tied=transformer.config.tied)
         rate = recipe.optimizer.dropout
         self.dropout = Dropout(rate, recipe.loop.seed, transformer.config) if rate else None
+        self.balance = balance_of(transformer.config, recipe.optimizer.balance)
         self.updates = 0
         self._completed = False
 
@@ -127,6 +131,8 @@ class LocalStepper(abc.ABC):
         self._zero()
         if self.dropout is not None:
             self.dropout.begin(self.updates)
+        if self.balance is not None:
+            self.balance.begin()
 
     def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
         """Forward and backward of some rows; see `Stepper`."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glassformer.model import Transformer
 from glassformer.system import hardware
 from glassformer.train import attention, compiling
+from glassformer.train.balance import Balance, Both
 from glassformer.train.dropout import Dropout
 from glassformer.train.loss import cross_entropy_sum, read_out
 from glassformer.train.optimizer import MuonAdamW
@@ -29,6 +30,7 @@ class Objective(nn.Module):
         chunk: rows of logits at once, 0 for a choice by vocabulary size.
         run_block: how each block is called, None for plainly.
         dropout: what is left out of the stream while gradients are made, if anything.
+        balance: watches experts while gradients are made, and adds its loss to what gradients are of.
     """
 
     def __init__(
@@ -37,17 +39,25 @@ class Objective(nn.Module):
         chunk: int = 0,
         run_block: Callable[..., Tensor] | None = None,
         dropout: Dropout | None = None,
+        balance: Balance | None = None,
     ) -> None:
         super().__init__()
         self.transformer = transformer
-        self.chunk, self.run_block, self.dropout = chunk, run_block, dropout
+        self.chunk, self.run_block, self.balance = chunk, run_block, balance
+        self.tap = dropout or balance if dropout is None or balance is None else Both(dropout, balance)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Sum of −log p(target) over the targets that count; tokens and targets are (batch, query)."""
-        tap = self.dropout if torch.is_grad_enabled() else None
-        hidden = self.transformer.hidden(tokens, tap=tap, run_block=self.run_block)
+        learning = torch.is_grad_enabled()
+        balance = self.balance if learning else None
+        if balance is not None:
+            balance.watch()
+        hidden = self.transformer.hidden(tokens, tap=self.tap if learning else None, run_block=self.run_block)
         cap = self.transformer.config.logit_softcap
-        return cross_entropy_sum(*read_out(self.transformer, hidden), targets, softcap=cap, chunk=self.chunk)
+        loss = cross_entropy_sum(*read_out(self.transformer, hidden), targets, softcap=cap, chunk=self.chunk)
+        beside = None if balance is None else balance.loss(targets)
+        # it is in the gradient and not in the number
+        return loss if beside is None else loss + (beside - beside.detach())
 
 
 def recomputing(block: nn.Module, *args: Any) -> Tensor:
@@ -100,7 +110,7 @@ def initialise(transformer: Transformer, seed: int) -> None:
     generator = torch.Generator(device="cpu").manual_seed(seed)
     config = transformer.config
     for name, p in transformer.named_parameters():
-        if name.endswith(("bias", ".sink")):
+        if name.endswith(("bias", ".sink", ".correction")):
             p.zero_()
         elif p.ndim == 1:
             p.fill_(0.0 if config.norm.one_plus else 1.0)
@@ -108,7 +118,7 @@ def initialise(transformer: Transformer, seed: int) -> None:
             p.zero_()
         else:
             deviation = (
-                0.02 if config.tied and name == "embed.weight" else 0.1 if "embed" in name else p.shape[1] ** -0.5
+                0.02 if config.tied and name == "embed.weight" else 0.1 if "embed" in name else p.shape[-1] ** -0.5
             )
             drawn = torch.empty(p.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
             p.copy_(drawn)
@@ -153,7 +163,7 @@ class TorchStepper(LocalStepper):
             run_block = Recomputing(transformer)
         if recipe.loop.fused and transformer.device.type == "cpu":
             attention.install(transformer)
-        self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block, self.dropout)
+        self.objective = Objective(transformer, recipe.loop.loss_chunk, run_block, self.dropout, self.balance)
         # what the weights came in is free now, in pieces that no activation fits into
         hardware.give_back_freed_memory()
 

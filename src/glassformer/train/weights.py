@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 Kind = Literal["matrix", "embed", "head", "vector"]
+_NO_MATRIX = ("bias", "conv.weight", ".a_log", ".norm")
 _ALIGN = 64  # elements: 128 bytes in bfloat16, so that no tensor shares a cache line with the next
 
 
@@ -26,12 +27,12 @@ def kind_of(name: str, shape: torch.Size | tuple[int, ...], *, tied: bool = Fals
     """Which optimiser a parameter belongs to: matrices of blocks, embeddings, the unembedding, or vectors."""
     if name == "embed.weight":
         return "head" if tied else "embed"
-    if name == "pos_embed.weight":
+    if name in ("pos_embed.weight", "layer_inputs.embed.weight"):
         return "embed"
     if name == "unembed.weight":
         return "head"
-    # experts' matrices are stacked; so are their biases
-    return "matrix" if len(shape) > 1 and not name.endswith("bias") else "vector"
+    # experts' matrices are stacked, and so are their biases; what each channel or head has of its own is no matrix
+    return "matrix" if len(shape) > 1 and not name.endswith(_NO_MATRIX) else "vector"
 
 
 @dataclass(frozen=True)

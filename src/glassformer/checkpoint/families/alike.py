@@ -73,6 +73,10 @@ OUTSIDE: Mapping[str, str] = {
 _RMS = Norm("rms")
 
 
+STRETCHED = frozenset({"apertus", "cwm", "gpt_oss"})
+"""Families whose classes stretch positions where a config.json does not say that they are not stretched."""
+
+
 @dataclass(frozen=True)
 class Alike:
     """One family.
@@ -348,6 +352,8 @@ class Alike:
                 found["partial_rotary_factor"] = rotary.fraction
                 if found.get("rope_scaling"):
                     found["rope_scaling"]["partial_rotary_factor"] = rotary.fraction
+            if self.name in STRETCHED and not found.get("rope_scaling"):
+                found["rope_scaling"] = {"rope_type": "default"}
         if self.slides is not None:
             found |= {self.key("window") or "sliding_window": one_window(config), "layer_types": layer_types(config)}
         else:

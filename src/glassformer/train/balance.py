@@ -1,0 +1,123 @@
+"""How evenly experts are used, measured in every step, and the loss that keeps them so.
+
+The loss is the field's: in each layer N · Σ_e f_e · P_e, where f_e is the share of all choices that fell on expert e
+and P_e the mean of its probability (Switch Transformer, arXiv:2101.03961; f over all chosen experts and the mean over
+layers as in OLMoE, arXiv:2409.02060). It is 1 where all are used alike; transformers' `router_aux_loss_coef` multiplies
+the same number times the experts that a token meets. Padding counts nowhere. No token is ever dropped: experts take
+whoever chose them. This module knows routers' scores and weights; it knows no optimiser and no loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassformer.model import Config
+from glassformer.model.choices import Experts
+from glassformer.model.layers import softcap
+from glassformer.train.dropout import Dropout
+from glassformer.train.loss import IGNORE
+from glassformer.train.processes import Processes
+
+
+class Balance:
+    """A tap on routers: what a step's tokens chose, and the loss of a pass.
+
+    Args:
+        config: the model; it has experts in some layer.
+        weight: what multiplies the loss; 0 only measures.
+    """
+
+    writes: frozenset[str] = frozenset()
+
+    def __init__(self, config: Config, weight: float) -> None:
+        parts = ((i, layer.feed_forward) for i, layer in enumerate(config.layers))
+        self.experts = {i: part for i, part in parts if isinstance(part, Experts)}
+        self.weight = weight
+        self.reads = frozenset(f"blocks.{i}.mlp.{site}" for i in self.experts for site in ("router", "weights"))
+        self._seen: dict[str, Tensor] | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """A step begins: nobody has been chosen yet."""
+        self._counts: dict[int, Tensor] = {}
+        self._sum = self._tokens = 0.0
+
+    def __call__(self, site: str, x: Tensor, where: Any) -> None:
+        # what is computed again for the gradient comes by twice, and counts once
+        if self._seen is not None:
+            self._seen.setdefault(site, x)
+
+    def watch(self) -> None:
+        """A pass begins."""
+        self._seen = {}
+
+    def loss(self, targets: Tensor) -> Tensor | None:
+        """The pass is done: its loss times its targets and the weight; None where nothing counts.
+
+        Args:
+            targets: (batch, query); what stands behind a row's last one is padding.
+        """
+        seen, self._seen = self._seen or {}, None
+        counts = targets != IGNORE
+        wanted = int(counts.sum())
+        if not wanted or not self.experts:
+            return None
+        real = counts.flip(1).cumsum(1).flip(1).flatten() > 0
+        losses = []
+        for i, part in self.experts.items():
+            chosen = seen[f"blocks.{i}.mlp.weights"].detach().flatten(0, -2)[real] != 0
+            load = chosen.sum(0, dtype=torch.float32)
+            likely = probabilities(part, seen[f"blocks.{i}.mlp.router"].flatten(0, -2)[real].float()).mean(0)
+            losses.append(part.n_experts / load.sum() * (load * likely).sum())
+            self._counts[i] = self._counts.get(i, 0) + load
+        loss = torch.stack(losses).mean()
+        self._sum += float(loss.detach()) * wanted
+        self._tokens += wanted
+        return loss * (self.weight * wanted) if self.weight else None
+
+    def measured(self, ranks: Processes) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Of the step just taken, over all processes: `balance`, the loss before its weight; `busiest`, the largest
+        load, in even shares; `idle`, experts that no token chose; and each layer's loads, as shares."""
+        total, tokens = ranks.sum(self._sum), ranks.sum(self._tokens)
+        loads: dict[str, list[float]] = {}
+        busiest, idle = 0.0, 0
+        for i, part in self.experts.items():
+            counts = self._counts.get(i, torch.zeros(part.n_experts)).clone()
+            if ranks.world > 1:
+                ranks.reduce(counts)
+            shares = (counts / counts.sum().clamp(min=1)).tolist()
+            busiest, idle = max(busiest, max(shares) * part.n_experts), idle + shares.count(0.0)
+            loads[str(i)] = [round(share, 5) for share in shares]
+        return {"balance": total / tokens if tokens else float("nan"), "busiest": busiest, "idle": idle}, loads
+
+
+def probabilities(part: Experts, router: Tensor) -> Tensor:
+    """Each expert's probability, from the router's scores: their softmax, or sigmoids made to sum to 1."""
+    router = softcap(router, part.router_cap)
+    if part.scores == "sigmoid":
+        scores = router.sigmoid()
+        return scores / scores.sum(-1, keepdim=True)
+    return router.softmax(-1)
+
+
+class Both:
+    """Dropout and balance as one tap."""
+
+    def __init__(self, dropout: Dropout, balance: Balance) -> None:
+        self.dropout, self.balance = dropout, balance
+        self.reads, self.writes = balance.reads, dropout.writes
+
+    def __call__(self, site: str, x: Tensor, where: Any) -> Tensor | None:
+        if site in self.writes:
+            return self.dropout(site, x, where)
+        self.balance(site, x, where)
+        return None
+
+
+def balance_of(config: Config, weight: float) -> Balance | None:
+    """Who watches the experts of a model; None where it has none."""
+    found = Balance(config, weight)
+    return found if found.experts else None
