@@ -24,7 +24,7 @@ with = @if command -v $(1) >/dev/null; then echo '$(3)' && $(3); \
 	else echo "skipped: there is no $(1) to check $(2)"; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick size sanitize lint format docs bench peers clients clean
+.PHONY: help demo test quick size sanitize lint format docs bench peers clients gpu-packages clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,8 +69,11 @@ clients: $(VENV)/.ready $(CLIENTS)/.ready ## try the server with real clients an
 
 peers: $(PEERS)/.ready .venv-vllm/.ready .venv-openvino/.ready ## install the libraries that the benchmarks compare with, apart from ours
 
+gpu-packages: $(VENV)/.ready ## put what benchmarks/gpu.py needs beside torch and transformers into .gpu-packages, to be copied along
+	@$(BIN)/python $(PIP) -c constraints.txt --no-deps --upgrade --target .gpu-packages jaxtyping wadler-lindig platformdirs psutil
+
 clean: ## remove the environments and caches; models fetched stay
-	rm -rf $(VENV) $(PEERS) .venv-vllm .venv-openvino $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .gpu-packages $(VENV) $(PEERS) .venv-vllm .venv-openvino $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch first and by its exact version: whatever comes after is satisfied with it.
 $(VENV)/.torch: constraints.txt

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,3 +95,18 @@ def test_every_script_says_what_it_measures(script):
     tree = ast.parse(script.read_text("utf-8"))
     assert ast.get_docstring(tree)
     compile(tree, str(script), "exec")
+
+
+@pytest.mark.slow
+def test_what_is_prepared_for_a_gpu_runs_in_a_tiny_form(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(HERE / "gpu.py"), "--tiny", "--out", str(tmp_path)],
+        capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["rows"]
+    rows = {row[0]: row[1:] for section in found.values() for row in section}
+    assert rows["resumed at half, deterministic"][0] == "equal to the bit"
+    assert float(rows["FSDP2 on one rank"][0]) < 1e-5
+    assert rows["step at tiny: nanoGPT"][0] == "skipped"
+    assert (tmp_path / "gpu.md").read_text("utf-8").count("|\n") == len(rows) + 2
