@@ -25,7 +25,7 @@ from glassformer.checkpoint.families.settings import named_factors, rotary_of, w
 from glassformer.checkpoint.gguf_header import GgufHeader, Stored, is_split, read_gguf_header
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import LazyTensors
-from glassformer.checkpoint.tables import Table, take, take_rows
+from glassformer.checkpoint.tables import Table, take_rows
 from glassformer.checkpoint.tensorfile import SIZES, TensorFile, read_header, write_tensors
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.fetch.gguf_parts import paths_of, stem
@@ -77,22 +77,26 @@ def read_gguf(path: Path) -> Gguf:
         UnsupportedError: an architecture, a setting or a tensor type that Glassformer cannot express.
     """
     header = read_gguf_header(path)
-    family = by_architecture(header.settings.get("general.architecture"), str(path))
+    family = by_architecture(header.settings.get("general.architecture"), str(path), header.settings)
     layout = family.gguf
     assert layout is not None
-    attributes = Attributes(_uniform(header), str(path), f"{layout.architecture}.")
+    attributes = Attributes(_uniform(header, layout.by_layer), str(path), f"{layout.architecture}.")
     config = sound(lambda: _with_factors(layout.read(attributes, header.shapes), header), str(path))
-    table = Table(layout.rows, config)
-    table.check(header.shapes, _IGNORED, str(path))
+    table = layout.table(config, header.shapes)
+    further = header.settings.get(f"{layout.architecture}.nextn_predict_layers", 0)
+    beyond = range(config.n_layers, config.n_layers + (further if isinstance(further, int) else 0))
+    table.check(header.shapes, (*_IGNORED, *(rf"^blk\.{i}\." for i in beyond)), str(path))
     return Gguf(header, family, layout, config, table)
 
 
-def _uniform(header: GgufHeader) -> dict[str, Any]:
+def _uniform(header: GgufHeader, by_layer: tuple[str, ...]) -> dict[str, Any]:
     """The settings, with counts that are given layer by layer, and are the same in all, as one number."""
     settings = dict(header.settings)
     for name, value in settings.items():
         if isinstance(value, list) and name.endswith((".head_count", ".head_count_kv", ".feed_forward_length")):
             if not value or any(one != value[0] for one in value):
+                if value and name.partition(".")[2] in by_layer:
+                    continue
                 raise UnsupportedError(f"{header.path} sets {name} layer by layer; Glassformer's layers are all alike.")
             settings[name] = value[0]
     return settings
@@ -248,7 +252,7 @@ class RawTensor:
 
     Args:
         kind: its ggml type, such as "Q4_1", "Q8_0" or "F32".
-        shape: of the parameter: (out, in), or (n,).
+        shape: of the parameter: (out, in), (experts, out, in), or (n,).
         data: bytes (uint8), one row per row of the parameter; ``(1, bytes)`` for a vector.
             A mapping of the file where rows lie as ours do; queries and keys of "llama" are copied into our order.
     """
@@ -283,14 +287,17 @@ class Blocks(Mapping[str, RawTensor]):
         # Copy on write: never written, but torch warns of arrays that could not be.
         self._data = {path: np.memmap(path, mode="c", dtype=np.uint8) for path in files}
         self._homes = gguf.table.homes
+        self._shapes = native_shapes(gguf.config)
 
     def __getitem__(self, key: str) -> RawTensor:
+        import numpy as np
+
         place, part = self._homes[key]
         stored = self._gguf.header.tensors[place.theirs]
-        config, shape = self._gguf.config, place.shapes[part]
-        if len(shape) == 1 or place.row.shift:  # vectors are small, and shifted values are not the stored ones
-            values = take(place, part, self._stored(stored), config)
-            return RawTensor("F32", shape, values.reshape((-1, shape[-1])).view("uint8"))
+        config, shape = self._gguf.config, self._shapes[key]
+        if len(shape) == 1 or not place.plain:  # vectors are small, and what is laid out anew is not the stored blocks
+            values = self._gguf.table.ours(key, lambda name: self._stored(self._gguf.header.tensors[name]))
+            return RawTensor("F32", shape, np.ascontiguousarray(values).reshape((-1, shape[-1])).view("uint8"))
         rows = take_rows(place, part, self._bytes(stored).reshape((-1, stored.row_bytes)), config)
         return RawTensor(stored.kind, shape, rows)
 

@@ -200,9 +200,16 @@ def _add(writer: Any, key: str, value: Any) -> None:
         raise CheckpointError(f"The setting {key} is a {type(value).__name__}, which GGUF does not hold.")
 
 
+# What llama.cpp wants in float32 whatever the others are in, vectors apart.
+_FULL = (
+    *("_norm.weight", "position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"),
+    *("ssm_conv1d.weight", "shortconv.conv.weight", "indexer.proj.weight"),
+)
+
+
 def _always_full(name: str, shape: Shape) -> bool:
     """Whether llama.cpp wants a tensor in float32 whatever the others are in."""
-    return len(shape) == 1 or name == "position_embd.weight"
+    return len(shape) == 1 or name.endswith(_FULL) or not name.endswith(".weight")
 
 
 def _stored(table: Table, name: str, tensors: Mapping[str, Tensor], dtype: str) -> Any:

@@ -48,6 +48,9 @@ class Row:
         skip: rows there before the first that means anything; written as zeros.
         blocks: joined in so many equal pieces (`KEY_HEADS`: one for each), each holding its share of every part.
         shift: what theirs has added to every value.
+        cut: theirs has an axis more: the first of ours is cut into as many pieces as there are "heads" of attention, or
+            "groups" of a state space; where `transposed`, each piece is.
+        exponent: theirs is −exp of ours: decays that are stored as such.
         when: designs that have this tensor, where the same of ours is called otherwise in others; None for all.
     """
 
@@ -65,7 +68,8 @@ class Row:
     shift: float = 0.0
     skip: int = 0
     blocks: int = 1
-    middle: bool = False
+    cut: str = ""
+    exponent: bool = False
     when: Callable[[Config], bool] | None = None
 
 
@@ -89,6 +93,13 @@ class Place:
     shapes: tuple[Shape, ...]
     expert: int | None = None
     rows: tuple[int, int] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether rows of theirs are rows of ours, in whatever order."""
+        line = self.row
+        moved = line.transposed or line.cut or line.exponent or line.shift or line.flat or line.squeezed is not None
+        return not (moved or line.axis or line.spread or self.expert is not None)
 
 
 class Table:
@@ -114,7 +125,8 @@ class Table:
                 places.update(self._spread(line, theirs, ours, parts[0], layer))
                 continue
             if "{e}" not in theirs:
-                places[theirs] = Place(line, theirs, _their_shape(line, parts), ours, parts)
+                shape = _their_shape(line, parts, self._cuts(line, layer))
+                places[theirs] = Place(line, theirs, shape, ours, parts)
                 continue
             each = tuple(part[1:] for part in parts)
             for expert in range(parts[0][0]):
@@ -135,6 +147,11 @@ class Table:
             found = theirs.replace("{p}", name)
             yield found, Place(line, found, _their_shape(line, (part,)), ours, (part,), rows=(start, stop))
             start = stop
+
+    def _cuts(self, line: Row, layer: int) -> int:
+        if line.cut == "heads":
+            return self.config.attention(layer).n_heads
+        return getattr(self.config.mixer(layer), "n_groups", 1) if line.cut else 1
 
     @cached_property
     def pieces(self) -> dict[str, list[tuple[Place, int]]]:
@@ -215,7 +232,11 @@ def take(place: Place, part: int, x: Array, config: Config) -> Array:
         x = x.reshape((place.shapes[part][0], -1, *x.shape[1:]))
     if line.transposed:
         x = x.swapaxes(-1, -2)
+    if line.cut:
+        x = x.reshape((-1, *x.shape[2:]))
     x = take_rows(place, part, x, config)
+    if line.exponent:
+        return _library(x).log(-x)
     return x - line.shift if line.shift else x
 
 
@@ -276,6 +297,8 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
     line = place.row
     if line.shift:
         parts = [x + line.shift for x in parts]
+    if line.exponent:
+        parts = [-_library(x).exp(x) for x in parts]
     if line.pairs != "half":
         parts = [
             _reordered(x, _their_order, line.pairs, key, attention_at(place, config)) if _turned(key) else x
@@ -296,18 +319,22 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
         x = _concatenate(parts, line.axis)
     if line.skip:
         x = _concatenate([0 * x[: line.skip], x], 0)
+    if line.cut:
+        x = x.reshape((place.shape[0], -1, *x.shape[1:]))
     if line.transposed:
         x = x.swapaxes(-1, -2)
     return x.reshape(place.shape) if line.flat or line.squeezed is not None else x
 
 
-def _their_shape(line: Row, parts: tuple[Shape, ...]) -> Shape:
-    """The shape of theirs, from those of ours that it holds."""
+def _their_shape(line: Row, parts: tuple[Shape, ...], cuts: int = 1) -> Shape:
+    """The shape of theirs, from those of ours that it holds, of which the first axis is cut into so many pieces."""
     whole = list(parts[0])
     if not whole:
         return ()
     whole[line.axis] = sum(part[line.axis] for part in parts)
     whole[0] += line.skip
+    if line.cut:
+        whole[:1] = [cuts, whole[0] // cuts]
     if line.transposed:
         whole[-2:] = whole[:-3:-1]
     if line.flat:
@@ -324,14 +351,19 @@ def _axes(line: Row) -> tuple[int, ...]:
     return line.squeezed if isinstance(line.squeezed, tuple) else (line.squeezed,)
 
 
-def _stacked(parts: list[Array]) -> Array:
-    if type(parts[0]).__module__.startswith("numpy"):
-        import numpy as np
+def _library(x: Array) -> Any:
+    """numpy or torch: what an array is of."""
+    if type(x).__module__.startswith("numpy"):
+        import numpy
 
-        return np.stack(parts)
+        return numpy
     import torch
 
-    return torch.stack(parts)
+    return torch
+
+
+def _stacked(parts: list[Array]) -> Array:
+    return _library(parts[0]).stack(parts)
 
 
 def attention_at(place: Place, config: Config) -> Attention:
@@ -375,13 +407,7 @@ def _their_order(how: str, rows: int, attention: Attention) -> list[int]:
 
 
 def _concatenate(parts: list[Array], axis: int) -> Array:
-    if type(parts[0]).__module__.startswith("numpy"):
-        import numpy as np
-
-        return np.concatenate(parts, axis)
-    import torch
-
-    return torch.cat(parts, axis)
+    return _library(parts[0]).concatenate(parts, axis)
 
 
 def _some(names: list[str]) -> str:

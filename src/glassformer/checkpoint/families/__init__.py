@@ -107,21 +107,28 @@ def by_model_type(settings: Mapping[str, Any], where: str) -> Family:
     )
 
 
-def by_architecture(name: Any, where: str) -> Family:
-    """The family that a GGUF header names in ``general.architecture``.
+def by_architecture(name: Any, where: str, settings: Mapping[str, Any]) -> Family:
+    """The family that a GGUF header names in ``general.architecture``, by its other settings where several share it.
 
     Raises:
         CheckpointError: it names none.
         UnsupportedError: it names one that is not among ours.
     """
-    known = {f.gguf.architecture: f for f in reversed(_ALL) if f.gguf is not None}
+    known: dict[str, list[Family]] = {}
+    for family in _ALL:
+        if family.gguf is not None:
+            known.setdefault(family.gguf.architecture, []).append(family)
     if not isinstance(name, str):
         raise CheckpointError(f"{where} names no general.architecture, so it cannot be told what model it is.")
     if name not in known:
         raise UnsupportedError(
-            f"{where} is a GGUF of architecture {name!r}; Glassformer reads {', '.join(sorted(known))}."
+            f"{where} is a GGUF of architecture {name!r}, none of the {len(known)} that Glassformer reads "
+            f"(docs/models.md).{near(name, known)}"
         )
-    return known[name]
+    families = known[name]
+    own = (f for f in families if f.gguf is not None and f.gguf.chosen is not None and f.gguf.chosen(settings))
+    plain = (f for f in families if f.gguf is not None and f.gguf.chosen is None)
+    return next(own, None) or next(plain, families[0])
 
 
 def named(name: str) -> Family:

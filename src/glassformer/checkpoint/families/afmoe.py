@@ -8,6 +8,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
+from glassformer.checkpoint.families.gguf_table import GgufTable
 from glassformer.checkpoint.families.layered import KINDS
 from glassformer.checkpoint.families.sparse import Layers, Sparse, each, one, shared
 from glassformer.model.config import Config
@@ -62,5 +63,6 @@ AFMOE = Sparse(
     keys={"scale": "route_scale"},
     layers=_NUM_DENSE,
     before=_afmoe_kinds,
+    gguf=GgufTable("afmoe", dense="first", period=4, listed=False, implied={"mup_enabled": True}),
     defaults={"n_active": 6},
 )

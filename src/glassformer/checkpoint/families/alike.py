@@ -15,6 +15,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import REQUIRED, Attributes
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_table import GgufTable
 from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
@@ -104,6 +105,7 @@ class Alike:
         no_effect: settings that change no logit, as `Family` has them.
         inside: further ``model_type`` values that hold these settings under a name.
         more: further settings -> values that a written config.json has.
+        gguf: the same family in GGUF.
         read: last changes of a design, from (design, settings).
         write: the settings that these changes stand for.
     """
@@ -138,6 +140,7 @@ class Alike:
     no_effect: frozenset[str] = frozenset()
     inside: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
+    gguf: GgufTable | None = None
     read: Callable[[Config, Attributes], Config] | None = None
     write: Callable[[Config], dict[str, Any]] | None = None
 
@@ -161,6 +164,7 @@ class Alike:
             ignored=self.ignored,
             no_effect=self.no_effect,
             inside=self.inside,
+            gguf=None if self.gguf is None else self.gguf.layout(self.config, self.settings, self.key),
         )
 
     # Tensors

@@ -6,6 +6,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, normed
 from glassformer.model.config import Config, Norm
 
 _LAYER = Norm("layer", bias=False)
@@ -49,10 +50,17 @@ _DENSE = {
     "attn.k_norm": "self_attn.k_layernorm",
 }
 
+
+def _gguf_normed(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """llama.cpp norms queries and keys in the largest model, of 64 layers."""
+    return {"use_qk_norm": attributes.layers("block_count") >= 64}
+
+
 COHERE = (
     Alike(
         "cohere",
         "Cohere",
+        gguf=GgufTable("command-r", pairs="neighbours", read=_gguf_normed),
         **_COHERE,
         keys={"eps": "layer_norm_eps", "logit_scale": "logit_scale"},
         fixed={"mlp_bias": False, "parallel": True},
@@ -63,6 +71,7 @@ COHERE = (
     Alike(
         "cohere2",
         "Cohere2",
+        gguf=GgufTable("cohere2", pairs="neighbours", period=4),
         **_COHERE,
         keys={"eps": "layer_norm_eps", "logit_scale": "logit_scale"},
         fixed={"mlp_bias": False, "parallel": True},
@@ -73,6 +82,7 @@ COHERE = (
     Alike(
         "phi",
         "Phi",
+        gguf=GgufTable("phi2", implied={"qk_layernorm": False}),
         norm=Norm("layer"),
         norms="shared",
         gated=False,
@@ -105,6 +115,9 @@ COHERE = (
     Alike(
         "stablelm",
         "StableLm",
+        gguf=GgufTable(
+            "stablelm", settings={"use_parallel_residual": "use_parallel_residual"}, read=normed("qk_layernorm")
+        ),
         norm=Norm("layer"),
         norms="shared",
         fraction=0.25,
@@ -117,6 +130,7 @@ COHERE = (
     Alike(
         "nemotron",
         "Nemotron",
+        gguf=GgufTable("nemotron", shift=True),
         norm=Norm("layer", one_plus=True),
         gated=False,
         fraction=0.5,
@@ -126,6 +140,7 @@ COHERE = (
     Alike(
         "jais2",
         "Jais2",
+        gguf=GgufTable("jais2"),
         norm=Norm("layer"),
         gated=False,
         keys={"eps": "layer_norm_eps"},
@@ -134,6 +149,7 @@ COHERE = (
     Alike(
         "starcoder2",
         "Starcoder2",
+        gguf=GgufTable("starcoder2"),
         norm=Norm("layer"),
         gated=False,
         keys={"eps": "norm_epsilon", "bias": "use_bias", "out_bias": "use_bias", "mlp_bias": "use_bias"},

@@ -6,6 +6,8 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
+from glassformer.checkpoint.families.settings import float32
 from glassformer.checkpoint.families.sparse import Sparse, experts_of, one
 from glassformer.checkpoint.tables import Row
 from glassformer.model.config import Config, Norm
@@ -49,6 +51,22 @@ def _dbrx_nested(config: Config) -> dict[str, Any]:
     }
 
 
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    attributes.only("attention.layer_norm_epsilon", 1e-5, float32(1e-5))
+    return {
+        "attn_config": {
+            "kv_n_heads": found["kv_n_heads"],
+            "clip_qkv": attributes.number("attention.clamp_kqv", None),
+            "rope_theta": found["rope_theta"],
+        },
+        "ffn_config": {
+            "ffn_hidden_size": found["ffn_hidden_size"],
+            "moe_num_experts": found["moe_num_experts"],
+            "moe_top_k": found["moe_top_k"],
+        },
+    }
+
+
 _DBRX = Alike(
     "dbrx",
     "Dbrx",
@@ -87,6 +105,7 @@ DBRX = Sparse(
     d_ff=("ffn_hidden_size",),
     before=_dbrx_flat,
     more=_dbrx_nested,
+    gguf=GgufTable("dbrx", joined=("qkv",), names={"ln2": "attn_output_norm"}, read=_read_gguf),
     no_effect=frozenset(
         {"emb_pdrop", "is_encoder_decoder", "moe_jitter_eps", "moe_loss_weight", "num_key_value_heads"}
     ),

@@ -8,6 +8,7 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
 from glassformer.checkpoint.families.cohere import COHERE
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, normed, sharing
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.sparse import (
     BETWEEN,
@@ -142,6 +143,14 @@ def _cohere_settings(config: Config) -> dict[str, Any]:
     }
 
 
+def _untruncated(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """All of these models stretch without rounding to whole pairs; GGUF does not say so, and llama.cpp rounds."""
+    scaling = found["rope_scaling"]
+    return {"rope_scaling": {**scaling, "truncate": False}} if scaling else {}
+
+
+_GLM = GgufTable("glm4moe", dense="first", names={"ln2": "post_attention_norm"}, read=normed("use_qk_norm"))
+
 EXPERTS = (
     Sparse(
         Alike(
@@ -155,6 +164,9 @@ EXPERTS = (
         **_MIXTRAL,
         before=lambda attributes: {"layer_types": None},
         no_effect=frozenset({"router_jitter_noise"}),
+        gguf=GgufTable(
+            "llama", pairs="neighbours", factors=True, chosen=lambda settings: bool(settings.get("llama.expert_count"))
+        ),
     ),
     Sparse(
         Alike(
@@ -179,6 +191,7 @@ EXPERTS = (
         before=_qwen_windows,
         more=_says_windows,
         no_effect=frozenset({"max_window_layers"}),
+        gguf=GgufTable("qwen2moe", implied={"norm_topk_prob": False}),
     ),
     Sparse(
         Alike(
@@ -196,6 +209,7 @@ EXPERTS = (
         before=_all_windows,
         more=_says_windows,
         no_effect=frozenset({"max_window_layers"}),
+        gguf=GgufTable("qwen3moe", implied={"norm_topk_prob": True}),
     ),
     Sparse(
         Alike(
@@ -213,6 +227,7 @@ EXPERTS = (
         layers=FIRST_DENSE,
         stacked=((*GROUPED_ROWS, *_FUSED),),
         no_effect=frozenset({"num_nextn_predict_layers"}),
+        gguf=_GLM,
     ),
     Sparse(
         Alike(
@@ -228,6 +243,7 @@ EXPERTS = (
         stacked=((*GROUPED_ROWS, *_FUSED),),
         before=_dots_windows,
         no_effect=frozenset({"max_window_layers"}),
+        gguf=GgufTable("dots1", dense="first"),
     ),
     Sparse(
         Alike(
@@ -250,6 +266,13 @@ EXPERTS = (
         fixed={"correction": True},
         layers=BETWEEN,
         no_effect=frozenset({"moe_norm_min"}),
+        gguf=GgufTable(
+            "ernie4_5-moe",
+            dense="first",
+            pairs="neighbours",
+            rows=(Row("blk.{i}.exp_probs_b.bias", ("blocks.{i}.mlp.correction",), squeezed=0),),
+            says={"interleave_moe_layer_step": 1},
+        ),
     ),
     Sparse(
         Alike("solar_open", "SolarOpen", fixed={"out_bias": False, "mlp_bias": False}, defaults={"eps": 1e-5}),
@@ -258,6 +281,7 @@ EXPERTS = (
         layers=EVERY,
         stacked=((*GROUPED_ROWS, *_FUSED),),
         no_effect=frozenset({"first_k_dense_replace"}),
+        gguf=sharing(_GLM, chosen=lambda settings: False),
     ),
     Sparse(
         Alike("hy_v3", "HYV3", fixed={"qk_norm": "head"}, defaults={"eps": 1e-5}),
@@ -272,6 +296,7 @@ EXPERTS = (
         keys={"scale": "router_scaling_factor"},
         layers=LISTED,
         no_effect=frozenset({"enable_moe_fp32_combine"}),
+        gguf=GgufTable("hy_v3", dense="any", names={"mlp.correction": "exp_probs_b"}),
     ),
     Sparse(
         Alike("aria_text", "AriaText", defaults={"eps": 1e-6}),
@@ -299,6 +324,7 @@ EXPERTS = (
         keys={"renormalise": "norm_topk_prob"},
         defaults={"renormalise": False},
         stacked=((one("mlp.gate.weight", "router.weight"), *_FUSED),),
+        gguf=GgufTable("olmoe", implied={"norm_topk_prob": False, "clip_qkv": None}),
     ),
     Sparse(
         Alike("minimax_m2", "MiniMaxM2", fixed={**_PLAIN, "qk_norm": "whole"}, defaults={"eps": 1e-6}),
@@ -312,6 +338,7 @@ EXPERTS = (
         fixed={"scores": "sigmoid", "correction": True},
         before=_partial,
         no_effect=frozenset({"router_jitter_noise"}),
+        gguf=GgufTable("minimax-m2"),
     ),
     Sparse(
         Alike(
@@ -343,6 +370,7 @@ EXPERTS = (
         d_ff=("intermediate_size",),
         shared=("num_shared_expert", "intermediate_size"),
         no_effect=frozenset({"eod_token_id"}),
+        gguf=GgufTable("hunyuan-moe"),
     ),
     Sparse(
         Alike(
@@ -362,6 +390,7 @@ EXPERTS = (
         **GROUPED | {"n_experts": ("num_experts",), "shared": ("num_shared_experts", "")},
         layers=LISTED,
         no_effect=frozenset({"first_k_dense_replace"}),
+        gguf=GgufTable("exaone-moe", dense="first", period=4),
     ),
     Sparse(
         Alike(
@@ -428,6 +457,7 @@ EXPERTS = (
         defaults={"clamp": 7.0, "n_active": 4},
         before=_swish,
         no_effect=frozenset({"initial_context_length", "experts_per_token"}),
+        gguf=GgufTable("gpt-oss", names={"ln2": "post_attention_norm"}, period=2, read=_untruncated),
     ),
     Sparse(
         Alike(
@@ -469,5 +499,6 @@ EXPERTS = (
         read=_cohere_experts,
         before=_cohere_norms,
         more=_cohere_settings,
+        gguf=GgufTable("cohere2moe", dense="first", pairs="neighbours", period=4, first=True),
     ),
 )

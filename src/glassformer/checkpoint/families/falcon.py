@@ -8,6 +8,7 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.gpt_alike import BUFFERS, QKV, H, slopes
 from glassformer.checkpoint.tables import Row
 from glassformer.errors import UnsupportedError
@@ -97,4 +98,31 @@ def _rows() -> tuple[Row, ...]:
     return tuple(rows)
 
 
-FALCON: Family = dataclasses.replace(_FALCON.family(), rows=_rows())
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    two, kv = "blk.0.attn_norm_2.weight" in shapes, attributes.integer("attention.head_count_kv", 1)
+    return {
+        "new_decoder_architecture": two or 1 < kv < found["num_attention_heads"],
+        "num_kv_heads": kv,
+        "multi_query": kv == 1,
+        "num_ln_in_parallel_attn": 2 if two else 1,
+    }
+
+
+_GGUF = GgufTable(
+    "falcon",
+    joined=("qkv",),
+    rows=tuple(
+        Row(f"blk.{{i}}.{theirs}.{kind}", (f"{_BLOCK}{ours}.{kind}",), when=when)
+        for ours, theirs, when in (
+            ("ln1", "attn_norm", lambda config: not _two_norms(config)),
+            ("ln1", "attn_norm_2", _two_norms),
+            ("ln2", "attn_norm", _two_norms),
+        )
+        for kind in ("weight", "bias")
+    ),
+    implied={"bias": False},
+    read=_read_gguf,
+)
+FALCON: Family = dataclasses.replace(
+    _FALCON.family(), rows=_rows(), gguf=_GGUF.layout(_FALCON.config, _FALCON.settings, _FALCON.key)
+)

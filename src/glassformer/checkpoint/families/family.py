@@ -38,17 +38,35 @@ class GgufLayout:
 
     Args:
         architecture: the name, which also prefixes its settings.
-        rows: tensors.
+        tensors: makes the rows of its tensors, as they are written.
         read: (settings without prefix, shapes of the tensors) -> Config, rope factors aside.
         write: Config -> settings without prefix.
         factors: whether a tensor of rotary divisors is part of it.
+        chosen: whether a file of this architecture, by its settings, is of this family, where several share its name.
+        by_layer: settings that may be a list, one value a layer.
+        others: makes rows of the same tensors as other files have them; read, not written.
     """
 
     architecture: str
-    rows: tuple[Row, ...]
+    tensors: Callable[[], tuple[Row, ...]]
     read: Callable[[Attributes, Mapping[str, Shape]], Config]
     write: Callable[[Config], dict[str, Any]]
     factors: bool = False
+    chosen: Callable[[Mapping[str, Any]], bool] | None = None
+    by_layer: tuple[str, ...] = ()
+    others: Callable[[], tuple[tuple[Row, ...], ...]] = tuple
+
+    @functools.cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Tensors as they are written."""
+        return self.tensors()
+
+    def table(self, config: Config, found: Mapping[str, Shape]) -> Table:
+        """The tensor table of a file with these tensors."""
+        table = Table(self.rows, config)
+        if all(name in found for name in table.places):
+            return table
+        return alikest([table, *(Table(rows, config) for rows in self.others())], found)
 
 
 @dataclass(frozen=True)
@@ -142,18 +160,20 @@ class Family:
             return prefix + name[len(default) :] if prefix != default and name.startswith(default) else name
 
         tables = [Table(rows, config, rename) for rows in (self.rows, *self.layouts)]
-        if found is None or len(tables) == 1:
-            return tables[0]
+        return tables[0] if found is None or len(tables) == 1 else alikest(tables, found)
 
-        def unlike(table: Table) -> int:
-            """How many of the table's tensors are not in the file as it has them."""
-            wrong = 0
-            for name, place in table.places.items():
-                stored = found.get(name)
-                wrong += stored is None or (isinstance(stored, tuple) and stored != place.shape)
-            return wrong
 
-        return min(tables, key=unlike)
+def alikest(tables: list[Table], found: Mapping[str, Any]) -> Table:
+    """The table that has most of a file's tensors as the file has them."""
+
+    def unlike(table: Table) -> int:
+        wrong = 0
+        for name, place in table.places.items():
+            stored = found.get(name)
+            wrong += stored is None or (isinstance(stored, tuple) and stored != place.shape)
+        return wrong
+
+    return min(tables, key=unlike)
 
 
 def sound(build: Callable[[], Config], where: str) -> Config:

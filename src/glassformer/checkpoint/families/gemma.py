@@ -218,7 +218,7 @@ def _family(name: str, stem: str, base: str, gguf: str, **more: Any) -> Family:
         write=partial(_write, name),
         gguf=GgufLayout(
             gguf,
-            llama.gguf_rows(qk_norm=gguf == "gemma3", post=True, shift=1.0),
+            partial(llama.gguf_rows, qk_norm=gguf == "gemma3", post=True, shift=1.0),
             partial(_read_gguf, name),
             partial(_write_gguf, name),
         ),

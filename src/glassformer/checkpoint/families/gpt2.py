@@ -158,5 +158,5 @@ GPT2 = Family(
     write=_write,
     prefixes=("transformer.", ""),
     ignored=(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$",),
-    gguf=GgufLayout("gpt2", GGUF_ROWS, _read_gguf, _write_gguf),
+    gguf=GgufLayout("gpt2", lambda: GGUF_ROWS, _read_gguf, _write_gguf),
 )

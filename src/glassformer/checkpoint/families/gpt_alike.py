@@ -8,6 +8,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
+from glassformer.checkpoint.families.gguf_table import GgufTable
 from glassformer.errors import UnsupportedError
 from glassformer.model.config import Attention, Config, Norm, Rotary
 
@@ -189,6 +190,33 @@ def scaled(config: Config, attributes: Attributes) -> Config:
 
 OWN_POSITIONS: dict[str, Any] = {"n_kv_heads": None, "d_head": None, "learned_positions": True}
 
+_STARCODER = GgufTable(
+    "starcoder",
+    joined=("qkv",),
+    read=lambda attributes, shapes, found: {"multi_query": attributes.integer("attention.head_count_kv", 1) == 1},
+)
+_BLOOM = GgufTable("bloom", joined=("qkv",))
+_MPT = GgufTable(
+    "mpt",
+    joined=("qkv",),
+    read=lambda attributes, shapes, found: {
+        "attn_config": {
+            "alibi": attributes.number("attention.max_alibi_bias", 0.0) > 0,
+            "alibi_bias_max": attributes.number("attention.max_alibi_bias", 0.0) or 8,
+            "clip_qkv": attributes.number("attention.clamp_kqv", None),
+        },
+        "layer_norm_epsilon": attributes.number("attention.layer_norm_epsilon"),
+    },
+    write=lambda config: _gguf_slopes(config),
+)
+
+
+def _gguf_slopes(config: Config) -> dict[str, Any]:
+    a = config.attention(0)
+    clip = {} if a.clip is None else {"attention.clamp_kqv": a.clip}
+    return {"attention.max_alibi_bias": 8.0 if a.alibi else 0.0, **clip}
+
+
 GPT_ALIKE = (
     Alike(
         "gpt_neo",
@@ -226,6 +254,7 @@ GPT_ALIKE = (
     Alike(
         "gpt_bigcode",
         "GPTBigCode",
+        gguf=_STARCODER,
         **H,
         norm=Norm("layer"),
         rotates=False,
@@ -284,6 +313,7 @@ GPT_ALIKE = (
     Alike(
         "bloom",
         "Bloom",
+        gguf=_BLOOM,
         **H,
         norm=Norm("layer"),
         rotates=False,
@@ -331,6 +361,7 @@ GPT_ALIKE = (
     Alike(
         "mpt",
         "Mpt",
+        gguf=_MPT,
         layer="transformer.blocks.{i}.",
         prefixes=("transformer.", ""),
         gated=False,

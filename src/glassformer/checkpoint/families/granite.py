@@ -7,6 +7,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
+from glassformer.checkpoint.families.gguf_table import GgufTable, sharing
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.sparse import Sparse, fused, one
 from glassformer.checkpoint.tables import Row
@@ -17,7 +18,7 @@ _BASE = next(family for family in LLAMA_ALIKE if family.name == "granite")
 
 def granite(name: str, stem: str, **more: Any) -> Alike:
     """A family with Granite's multipliers."""
-    return dataclasses.replace(_BASE, name=name, stem=stem, **more)
+    return dataclasses.replace(_BASE, name=name, stem=stem, **{"gguf": None, **more})
 
 
 GRANITE_ROWS = (
@@ -28,6 +29,7 @@ GRANITE_SHARED = (
     Row("shared_mlp.input_linear.weight", ("blocks.{i}.mlp.shared.gate.weight", "blocks.{i}.mlp.shared.up.weight")),
     one("shared_mlp.output_linear.weight", "shared.down.weight"),
 )
+GRANITE_GGUF = GgufTable("granitemoe", pairs="neighbours", settings={"logit_scale": "logits_scaling"}, factors=True)
 GRANITE_EXPERTS: dict[str, Any] = {"n_experts": ("num_local_experts",), "d_ff": ("intermediate_size",)}
 
 
@@ -51,12 +53,13 @@ def _granite_bases(config: Config) -> dict[str, Any]:
 
 
 GRANITE_SPARSE = (
-    Sparse(granite("granitemoe", "GraniteMoe"), GRANITE_ROWS, **GRANITE_EXPERTS),
+    Sparse(granite("granitemoe", "GraniteMoe"), GRANITE_ROWS, **GRANITE_EXPERTS, gguf=GRANITE_GGUF),
     Sparse(
         granite("granitemoeshared", "GraniteMoeShared"),
         (*GRANITE_ROWS, *GRANITE_SHARED),
         **GRANITE_EXPERTS,
         shared="shared_intermediate_size",
+        gguf=sharing(GRANITE_GGUF, chosen=lambda s: bool(s.get("granitemoe.expert_shared_feed_forward_length"))),
     ),
     Sparse(
         granite(

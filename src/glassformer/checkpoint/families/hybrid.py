@@ -14,6 +14,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_table import GgufTable
 from glassformer.checkpoint.families.sparse import Around
 from glassformer.checkpoint.tables import Row
 from glassformer.errors import CheckpointError, UnsupportedError
@@ -127,6 +128,7 @@ class Hybrid:
         beside: where norms stand in layers of attention, where `norms` says otherwise of these.
         stand_in: the design -> what the settings say of attention where no layer has it.
         no_effect: settings that change no logit.
+        gguf: the same family in GGUF.
     """
 
     alike: Around
@@ -139,6 +141,7 @@ class Hybrid:
     stand_in: Callable[[Config], Attention] = _any_attention
     layouts: tuple[tuple[Row, ...], ...] = ()
     no_effect: frozenset[str] = frozenset()
+    gguf: GgufTable | None = None
 
     @property
     def layer(self) -> str:
@@ -157,7 +160,12 @@ class Hybrid:
             read=self.config,
             write=self.settings,
             no_effect=plain.no_effect | self.no_effect,
+            gguf=None if self.gguf is None else self.gguf.layout(self.config, self.settings, self.key),
         )
+
+    def key(self, number: str) -> str | None:
+        """The setting that holds a number of the design; None where it is fixed or has none."""
+        return self.alike.key(number)
 
     def _within(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
         return tuple(dataclasses.replace(row, theirs=self.layer + row.theirs) for row in rows)

@@ -8,6 +8,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has
 from glassformer.checkpoint.families.hybrid import Flags, Hybrid, Layers
 from glassformer.checkpoint.families.mamba1 import expansion, selective_rows
 from glassformer.checkpoint.families.sparse import Layers as ExpertLayers
@@ -78,6 +79,26 @@ class _MaybeSparse(Sparse):
 
 
 _FEED = "feed_forward."
+_ATTENTION = Layers(
+    lambda attributes, layers: [not flag for flag in _every(attributes, "attn", layers, 8, 4)],
+    lambda flags: _said([not flag for flag in flags], "attn"),
+)
+
+
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """One expert alone is a plain feed-forward part, of which there is no word."""
+    inner, layers = attributes.integer("ssm.inner_size"), attributes.layers("block_count")
+    return {
+        "mamba_expand": inner // attributes.integer("embedding_length"),
+        "mamba_d_state": attributes.integer("ssm.state_size"),
+        "mamba_dt_rank": attributes.integer("ssm.time_step_rank"),
+        "mamba_d_conv": attributes.integer("ssm.conv_kernel"),
+        "mamba_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in shapes),
+        "mamba_proj_bias": False,
+        "num_experts": found.get("num_experts", 1),
+        **_ATTENTION.write(has(shapes, "ssm_in.weight", layers)),
+    }
+
 
 JAMBA = _MaybeSparse(
     Hybrid(
@@ -92,10 +113,7 @@ JAMBA = _MaybeSparse(
             no_effect=frozenset({"use_mamba_kernels", "use_mambapy", "use_associative_scan", "num_logits_to_keep"}),
         ),
         selective_rows("mamba."),
-        Layers(
-            lambda attributes, layers: [not flag for flag in _every(attributes, "attn", layers, 8, 4)],
-            lambda flags: _said([not flag for flag in flags], "attn"),
-        ),
+        _ATTENTION,
         _read,
         _write,
     ),
@@ -107,4 +125,5 @@ JAMBA = _MaybeSparse(
     layers=ExpertLayers(
         lambda attributes, layers: _every(attributes, "expert", layers, 2, 1), lambda flags: _said(flags, "expert")
     ),
+    gguf=GgufTable("jamba", dense="any", by_layer=("attention.head_count_kv",), read=_read_gguf),
 )

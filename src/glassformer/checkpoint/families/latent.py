@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
 from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, sharing
 from glassformer.checkpoint.families.settings import attention_of, yarn_temperature
 from glassformer.checkpoint.families.sparse import FIRST_DENSE, LISTED, Sparse, each, fused, one, shared
 from glassformer.checkpoint.tables import Row
@@ -174,6 +176,60 @@ def _normed_experts(config: Config, attributes: Attributes) -> Config:
     return dataclasses.replace(config, layers=layers)
 
 
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of heads as they are before keys and values are read from the latent, and YaRN's temperature, which stands
+    a tenth as large."""
+    shared = attributes.integer("rope.dimension_count")
+    scaling = {k: v for k, v in (found["rope_scaling"] or {}).items() if k != "partial_rotary_factor"}
+    stretch = attributes.number("rope.scaling.yarn_log_multiplier", 0.0)
+    if scaling and stretch:
+        scaling |= {"mscale_all_dim": round(stretch / 0.1, 6), "attention_factor": 1.0}
+    return {
+        "rope_scaling": scaling or None,
+        "partial_rotary_factor": 1.0,
+        "qk_rope_head_dim": shared,
+        "qk_nope_head_dim": attributes.integer("attention.key_length_mla") - shared,
+        "v_head_dim": attributes.integer("attention.value_length_mla"),
+        "kv_lora_rank": attributes.integer("attention.kv_lora_rank"),
+        "q_lora_rank": attributes.integer("attention.q_lora_rank", None),
+        "num_key_value_heads": attributes.integer("attention.head_count"),
+        "topk_method": "group_limited_greedy" if attributes.integer("expert_group_count", 1) > 1 else "greedy",
+    }
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    a = attention_of(config)
+    assert isinstance(a, LatentAttention)
+    if a.q_rank is None and config.n_layers not in (26, 27):
+        raise UnsupportedError("llama.cpp reads queries without a latent in models of 26 and 27 layers alone.")
+    found: dict[str, Any] = {
+        "attention.head_count_kv": 1,
+        "attention.key_length": a.kv_rank + a.shared_size,
+        "attention.value_length": a.kv_rank,
+        "attention.key_length_mla": a.d_head,
+        "attention.value_length_mla": a.value_size,
+        "attention.kv_lora_rank": a.kv_rank,
+        **({} if a.q_rank is None else {"attention.q_lora_rank": a.q_rank}),
+    }
+    scaling = None if a.rotary is None else a.rotary.scaling
+    stretched = a.score_scale * math.sqrt(a.d_head)
+    if scaling is not None and scaling.kind == "yarn" and not math.isclose(stretched, 1.0, rel_tol=1e-9):
+        found["rope.scaling.yarn_log_multiplier"] = (math.sqrt(stretched) - 1) / math.log(scaling.factor)
+        found["rope.scaling.attn_factor"] = scaling.attention_factor
+    return found
+
+
+_GGUF = GgufTable("deepseek2", dense="first", pairs="neighbours", read=_read_gguf, write=_write_gguf)
+
+
+def _softmax(settings: Mapping[str, Any]) -> bool:
+    """Files from before there was a word for it hold a softmax, those of GLM 4.7 Flash apart."""
+    said = settings.get("deepseek2.expert_gating_func", 0)
+    lite = settings.get("deepseek2.block_count") in (47, 48) and settings.get("deepseek2.vocab_size") == 154_880
+    return said == 1 or (not said and not lite)
+
+
+_SOFTMAX = sharing(_GGUF, chosen=_softmax)
 _KEYS = {"d_head": "qk_rope_head_dim"}
 _FIXED: dict[str, Any] = {"mlp_bias": False}
 _NEIGHBOURS: dict[str, Any] = {
@@ -208,6 +264,7 @@ LATENT_EXPERTS = (
         layers=FIRST_DENSE,
         read=_greedy,
         more=_says_method,
+        gguf=_SOFTMAX,
     ),
     Sparse(
         LatentAlike(
@@ -229,6 +286,7 @@ LATENT_EXPERTS = (
         layers=FIRST_DENSE,
         stacked=((*GROUPED_ROWS, *fused("mlp.experts.")),),
         no_effect=_UNREAD,
+        gguf=_GGUF,
     ),
     Sparse(
         LatentAlike(
@@ -253,6 +311,7 @@ LATENT_EXPERTS = (
         layers=LISTED,
         stacked=((*GROUPED_ROWS, *fused("mlp.experts.")),),
         no_effect=_UNREAD,
+        gguf=sharing(_GGUF, chosen=lambda settings: False),
     ),
 )
 LATENT = (

@@ -9,6 +9,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has, sharing
 from glassformer.checkpoint.families.hybrid import Hybrid, Layers, by_types
 from glassformer.checkpoint.families.settings import one_window, rope, scaling_settings
 from glassformer.checkpoint.families.sparse import Layers as ExpertLayers
@@ -102,8 +103,26 @@ def _write(mixer: Mixer | None, config: Config) -> dict[str, Any]:
     return {"conv_L_cache": found.conv, "conv_bias": found.conv_bias}
 
 
-def _hybrid(alike: Alike) -> Hybrid:
-    return Hybrid(alike, _ROWS, _kinds(), _read, _write, no_effect=_NO_EFFECT)
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    kinds = has(shapes, "shortconv.in_proj.weight", attributes.layers("block_count"))
+    return {
+        "conv_L_cache": attributes.integer("shortconv.l_cache"),
+        "layer_types": ["conv" if kind else "full_attention" for kind in kinds],
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
+_GGUF = GgufTable(
+    "lfm2",
+    names={"final": "token_embd_norm"},
+    by_layer=("attention.head_count_kv",),
+    implied={"conv_bias": False},
+    read=_read_gguf,
+)
+
+
+def _hybrid(alike: Alike, gguf: GgufTable | None = None) -> Hybrid:
+    return Hybrid(alike, _ROWS, _kinds(), _read, _write, no_effect=_NO_EFFECT, gguf=gguf)
 
 
 # LFM3: windows and a rotation of its own in some of the attention layers, gates on heads, norms after the parts
@@ -191,7 +210,8 @@ LFM = (
             **_COMMON,
             read=_adjusted,
             write=lambda config: {"block_auto_adjust_ff_dim": False},
-        )
+        ),
+        _GGUF,
     ),
     _Third(
         Alike(
@@ -226,5 +246,6 @@ LFM = (
         layers=ExpertLayers(
             _dense_first, lambda flags: {"num_dense_layers": flags.index(True) if True in flags else len(flags)}
         ),
+        gguf=sharing(_GGUF, architecture="lfm2moe", dense="first"),
     ),
 )

@@ -263,9 +263,11 @@ def _family(name: str, stem: str, gguf: GgufLayout) -> Family:
     )
 
 
-_GGUF_LLAMA = GgufLayout("llama", gguf_rows(interleaved=True, biases="qkvof"), read_gguf, write_gguf, factors=True)
+_GGUF_LLAMA = GgufLayout(
+    "llama", partial(gguf_rows, interleaved=True, biases="qkvof"), read_gguf, write_gguf, factors=True
+)
 
 LLAMA = _family("llama", "Llama", _GGUF_LLAMA)
 MISTRAL = _family("mistral", "Mistral", _GGUF_LLAMA)
-QWEN2 = _family("qwen2", "Qwen2", GgufLayout("qwen2", gguf_rows(biases="qkv"), read_gguf, _write_qwen2))
-QWEN3 = _family("qwen3", "Qwen3", GgufLayout("qwen3", gguf_rows(qk_norm=True), read_gguf, write_gguf))
+QWEN2 = _family("qwen2", "Qwen2", GgufLayout("qwen2", partial(gguf_rows, biases="qkv"), read_gguf, _write_qwen2))
+QWEN3 = _family("qwen3", "Qwen3", GgufLayout("qwen3", partial(gguf_rows, qk_norm=True), read_gguf, write_gguf))

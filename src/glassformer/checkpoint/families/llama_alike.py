@@ -6,6 +6,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
+from glassformer.checkpoint.families.gguf_table import GgufTable
 from glassformer.model.config import Config, FeedForward, Norm
 
 _NO_BIASES: dict[str, Any] = {"bias": False, "out_bias": False, "mlp_bias": False}
@@ -106,7 +107,13 @@ def _sub_norms(config: Config, attributes: Attributes) -> Config:
 
 
 LLAMA_ALIKE = (
-    Alike("arcee", "Arcee", gated=False, defaults={"activation": "relu2"}),
+    Alike(
+        "arcee",
+        "Arcee",
+        gguf=GgufTable("arcee", pairs="neighbours", factors=True, implied={"attention_bias": False, "mlp_bias": False}),
+        gated=False,
+        defaults={"activation": "relu2"},
+    ),
     Alike(
         "cwm",
         "Cwm",
@@ -115,7 +122,13 @@ LLAMA_ALIKE = (
         more={"bos_token_id": 0},  # its class takes no null
         defaults={"theta": 1_000_000.0, "window": 8192},
     ),
-    Alike("seed_oss", "SeedOss", keys={"out_bias": "attention_out_bias"}, defaults={"bias": True}),
+    Alike(
+        "seed_oss",
+        "SeedOss",
+        gguf=GgufTable("seed_oss", names={"ln2": "post_attention_norm"}),
+        keys={"out_bias": "attention_out_bias"},
+        defaults={"bias": True},
+    ),
     Alike(
         "ministral", "Ministral", fixed=_NO_BIASES, slides=lambda i: True, defaults={"window": 4096, "n_kv_heads": 8}
     ),
@@ -123,11 +136,20 @@ LLAMA_ALIKE = (
     Alike(
         "ernie4_5",
         "Ernie4_5",
+        gguf=GgufTable("ernie4_5", pairs="neighbours", implied={"use_bias": False}),
         pairs="neighbours",
         keys={"bias": "use_bias", "out_bias": "use_bias", "mlp_bias": "use_bias"},
         defaults={"tied": True, "theta": 500_000.0},
     ),
-    Alike("granite", "Granite", keys=_GRANITE, read=_divided, write=_dividing, defaults={"scale": 1.0}),
+    Alike(
+        "granite",
+        "Granite",
+        gguf=GgufTable("granite", pairs="neighbours", settings={"logit_scale": "logits_scaling"}, factors=True),
+        keys=_GRANITE,
+        read=_divided,
+        write=_dividing,
+        defaults={"scale": 1.0},
+    ),
     Alike(
         "hyperclovax",
         "HyperCLOVAX",
@@ -143,6 +165,7 @@ LLAMA_ALIKE = (
     Alike(
         "smollm3",
         "SmolLM3",
+        gguf=GgufTable("smollm3", pairs="neighbours"),
         slides=lambda i: False,
         rotates_layer=_smollm3_rotates,
         write=_unrotated,
@@ -152,6 +175,7 @@ LLAMA_ALIKE = (
     Alike(
         "hunyuan_v1_dense",
         "HunYuanDenseV1",
+        gguf=GgufTable("hunyuan-dense"),
         fixed={"mlp_bias": False, "qk_norm": "head", "qk_norm_after": True},
         names={"attn.q_norm": "self_attn.query_layernorm", "attn.k_norm": "self_attn.key_layernorm"},
         no_effect=frozenset(["eod_token_id"]),
@@ -159,6 +183,7 @@ LLAMA_ALIKE = (
     Alike(
         "gemma",
         "Gemma",
+        gguf=GgufTable("gemma", shift=True, implied={"tie_word_embeddings": True}),
         norm=Norm("rms", one_plus=True),
         fixed={"mlp_bias": False, "embedding_scale": "root"},
         defaults={"activation": "gelu_pytorch_tanh", "eps": 1e-6, "tied": True, "d_head": 256},
@@ -197,6 +222,7 @@ LLAMA_ALIKE = (
     Alike(
         "phi3",
         "Phi3",
+        gguf=GgufTable("phi3", joined=("qkv", "gate"), period=0, factors=True),
         fixed=_NO_BIASES,
         joined={"self_attn.qkv_proj": ("attn.q", "attn.k", "attn.v"), "mlp.gate_up_proj": ("mlp.gate", "mlp.up")},
         slides=lambda i: True,
@@ -216,6 +242,7 @@ LLAMA_ALIKE = (
     Alike(
         "glm",
         "Glm",
+        gguf=GgufTable("chatglm", pairs="neighbours", joined=("gate",)),
         pairs="neighbours",
         fraction=0.5,
         fixed={"out_bias": False, "mlp_bias": False},
@@ -224,6 +251,7 @@ LLAMA_ALIKE = (
     Alike(
         "glm4",
         "Glm4",
+        gguf=GgufTable("glm4", pairs="neighbours", joined=("gate",)),
         pairs="neighbours",
         fraction=0.5,
         norms="both",
@@ -234,6 +262,7 @@ LLAMA_ALIKE = (
     Alike(
         "bitnet",
         "BitNet",
+        gguf=GgufTable("bitnet", implied={"hidden_act": "silu", "tie_word_embeddings": True}),
         fixed={"mlp_bias": False},
         names={"attn.out_norm": "self_attn.attn_sub_norm", "mlp.out_norm": "mlp.ffn_sub_norm"},
         defaults={"activation": "relu2", "theta": 500_000.0, "eps": 1e-5},

@@ -7,7 +7,9 @@ import math
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.alike import KEYS
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.tables import Row, row
 from glassformer.errors import UnsupportedError
 from glassformer.model.config import Config, Norm, SelectiveStateSpace, uniform
@@ -104,14 +106,42 @@ def expansion(width: int, config: Config) -> int:
     return width // config.d_model
 
 
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """One eps is there for all norms."""
+    attributes.asked.add("mamba.ssm.dt_b_c_rms")
+    return {
+        "expand": attributes.integer("ssm.inner_size") / attributes.integer("embedding_length"),
+        "state_size": attributes.integer("ssm.state_size"),
+        "conv_kernel": attributes.integer("ssm.conv_kernel"),
+        "time_step_rank": attributes.integer("ssm.time_step_rank"),
+        "use_conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in shapes),
+        "mixer_rms_eps": found["layer_norm_epsilon"],
+    }
+
+
+_KEYS = {**KEYS, "eps": "layer_norm_epsilon", **dict.fromkeys(("n_heads", "n_kv_heads", "d_head", "d_ff"))}
+
+
+def _gguf(normed: bool) -> GgufTable:
+    return GgufTable(
+        "mamba",
+        read=_read_gguf,
+        implied={"use_bias": False},
+        says={"attention.head_count": 0, "feed_forward_length": 0, "ssm.dt_b_c_rms": normed},
+        chosen=lambda settings: settings.get("mamba.ssm.dt_b_c_rms", False) is normed,
+    )
+
+
 def _family(name: str, stem: str, normed: bool) -> Family:
+    read, write = functools.partial(_read, normed=normed), functools.partial(_write, normed=normed)
     return Family(
         name=name,
         architecture=f"{stem}ForCausalLM",
         base=f"{stem}Model",
         rows=_ROWS,
-        read=functools.partial(_read, normed=normed),
-        write=functools.partial(_write, normed=normed),
+        read=read,
+        write=write,
+        gguf=_gguf(normed).layout(read, write, _KEYS.get),
         prefixes=("backbone.", ""),
         no_effect=frozenset(
             {

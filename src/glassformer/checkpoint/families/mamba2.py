@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.alike import KEYS
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_table import GgufTable, read_state_space
 from glassformer.checkpoint.families.hybrid import bounds, said_bounds, state_space_rows
 from glassformer.checkpoint.tables import Row, row
 from glassformer.errors import UnsupportedError
@@ -81,6 +83,23 @@ def _write(config: Config) -> dict[str, Any]:
     }
 
 
+_GGUF_NAMES = {
+    "n_heads": "num_heads",
+    "d_head": "head_dim",
+    "d_state": "state_size",
+    "n_groups": "n_groups",
+    "conv": "conv_kernel",
+    "conv_bias": "use_conv_bias",
+    "bias": "use_bias",
+    "expand": "expand",
+}
+_GGUF = GgufTable(
+    "mamba2",
+    read=lambda attributes, shapes, found: read_state_space(attributes, shapes, _GGUF_NAMES),
+    says={"attention.head_count": 0, "feed_forward_length": 0},
+)
+_KEYS = {**KEYS, "eps": "layer_norm_epsilon", **dict.fromkeys(("n_heads", "n_kv_heads", "d_head", "d_ff"))}
+
 MAMBA2 = Family(
     name="mamba2",
     architecture="Mamba2ForCausalLM",
@@ -89,6 +108,7 @@ MAMBA2 = Family(
     read=_read,
     write=_write,
     prefixes=("backbone.", ""),
+    gguf=_GGUF.layout(_read, _write, _KEYS.get),
     no_effect=frozenset(
         {
             *("chunk_size", "rescale_prenorm_residual", "residual_in_fp32", "time_step_rank", "intermediate_size"),

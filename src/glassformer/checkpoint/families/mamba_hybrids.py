@@ -7,6 +7,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has, read_state_space
 from glassformer.checkpoint.families.granite import GRANITE_EXPERTS, GRANITE_ROWS, GRANITE_SHARED, granite
 from glassformer.checkpoint.families.hybrid import (
     ATTENTION_LISTED,
@@ -75,6 +76,49 @@ class _MaybeSparse(Sparse):
         return {**found, "num_local_experts": 0, "shared_intermediate_size": found["intermediate_size"]}
 
 
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    flags = has(shapes, "ssm_in.weight", attributes.layers("block_count"))
+    rotates = attributes.flag("rope.scaling.finetuned", True)
+    return {
+        **read_state_space(attributes, shapes, {**_KEYS.keys, "expand": _KEYS.expand}),
+        **by_types(lambda layer: True).write(flags),
+        "position_embedding_type": "rope" if rotates else "nope",
+        "num_local_experts": found.get("num_local_experts", 0),
+        "shared_intermediate_size": found.get("shared_intermediate_size", found["intermediate_size"]),
+    }
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    mixers = [layer.mixer for layer in config.layers]
+    return {"rope.scaling.finetuned": any(isinstance(m, Attention) and m.rotary is not None for m in mixers)}
+
+
+def _read_bamba(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    flags = has(shapes, "ssm_in.weight", attributes.layers("block_count"))
+    attributes.only("rope.scaling.finetuned", True)
+    return {
+        **read_state_space(attributes, shapes, {**_KEYS.keys, "expand": _KEYS.expand}),
+        **ATTENTION_LISTED.write(flags),
+    }
+
+
+_GGUF = GgufTable(
+    "granitehybrid",
+    pairs="neighbours",
+    by_layer=("attention.head_count_kv",),
+    settings={"logit_scale": "logits_scaling"},
+    read=_read_gguf,
+    write=_write_gguf,
+)
+_BAMBA = GgufTable(
+    "granitehybrid",
+    pairs="neighbours",
+    by_layer=("attention.head_count_kv",),
+    read=_read_bamba,
+    says={"rope.scaling.finetuned": True},
+    chosen=lambda settings: "granitehybrid.logit_scale" not in settings,
+)
+
 _GRANITE = Hybrid(
     granite(
         "granitemoehybrid",
@@ -109,11 +153,13 @@ MAMBA_HYBRIDS = (
         _KEYS.read,
         _KEYS.write,
         no_effect=_CHUNKS,
+        gguf=_BAMBA,
     ),
     _MaybeSparse(
         _GRANITE,
         (*GRANITE_ROWS, *GRANITE_SHARED),
         **GRANITE_EXPERTS,
         shared="shared_intermediate_size",
+        gguf=_GGUF,
     ),
 )

@@ -151,7 +151,7 @@ NEOX = Family(
     write=_write,
     prefixes=("gpt_neox.", ""),
     ignored=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$", r"(^|\.)rotary_emb\.inv_freq$"),
-    gguf=GgufLayout("gptneox", GGUF_ROWS, _read_gguf, _write_gguf),
+    gguf=GgufLayout("gptneox", lambda: GGUF_ROWS, _read_gguf, _write_gguf),
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.settings import rope
 from glassformer.model.config import Attention, Config, Norm, Rotary
 
@@ -48,18 +49,52 @@ def _exaone_rotates(layer: int, window: int | None, attributes: Attributes) -> b
     return window is not None or attributes.integer("sliding_window", 4096, null=True) is None
 
 
+def _gguf_rotations(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """llama.cpp turns layers with a window by another base where the file names one, and never stretches them."""
+    wide = {"rope_type": "default", **(found["rope_scaling"] or {}), "rope_theta": found["rope_theta"]}
+    local = attributes.number("rope.freq_base_swa", found["rope_theta"])
+    return {"rope_parameters": {"full_attention": wide, "sliding_attention": {"rope_theta": local}}}
+
+
+def _gguf_local(config: Config) -> dict[str, Any]:
+    from glassformer.checkpoint.families.settings import rotary_of
+
+    return {"rope.freq_base_swa": rotary_of(config, window=True).theta}
+
+
+def _gguf_windows(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """llama.cpp computes windows in the model of 64 layers, and in no other."""
+    layers = attributes.layers("block_count")
+    return {} if layers == 64 else {"sliding_window": None, "layer_types": ["full_attention"] * layers}
+
+
 OLMO = (
     Alike(
         "olmo",
         "Olmo",
+        gguf=GgufTable("olmo", pairs="neighbours"),
         norm=Norm("layer", eps=1e-5, weight=False),
         keys={"clip": "clip_qkv"},
         fixed={"mlp_bias": False, "eps": 1e-5},
     ),
-    Alike("olmo2", "Olmo2", norms="after", names=_AFTER, fixed={"mlp_bias": False, "qk_norm": "whole"}),
+    Alike(
+        "olmo2",
+        "Olmo2",
+        gguf=GgufTable("olmo2"),
+        norms="after",
+        names=_AFTER,
+        fixed={"mlp_bias": False, "qk_norm": "whole"},
+    ),
     Alike(
         "olmo3",
         "Olmo3",
+        gguf=GgufTable(
+            "olmo2",
+            period=4,
+            read=_gguf_rotations,
+            write=_gguf_local,
+            chosen=lambda settings: bool(settings.get("olmo2.attention.sliding_window")),
+        ),
         norms="after",
         names=_AFTER,
         fixed={"mlp_bias": False, "qk_norm": "whole"},
@@ -71,6 +106,7 @@ OLMO = (
     Alike(
         "exaone4",
         "Exaone4",
+        gguf=GgufTable("exaone4", period=4, read=_gguf_windows),
         norms="after",
         names=_AFTER,
         fixed={"mlp_bias": False, "bias": False, "out_bias": False, "qk_norm": "head"},

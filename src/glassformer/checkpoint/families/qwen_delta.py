@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.alike import KEYS
 from glassformer.checkpoint.families.family import Family
 from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, rope, rope_settings
 from glassformer.checkpoint.families.sparse import STEPPED, Sparse, each, fused, one, shared
@@ -98,6 +99,10 @@ class Delta:
     def settings(self, config: Config) -> dict[str, Any]:
         """The settings that describe a design."""
         return _write(config)
+
+    def key(self, number: str) -> str | None:
+        """The setting that holds a number of the design; None where it is fixed or has none."""
+        return KEYS.get(number)
 
 
 def _read(attributes: Attributes) -> Config:

@@ -310,13 +310,17 @@ def gguf_rope(attributes: Attributes) -> RopeScaling | None:
 def gguf_rope_settings(config: Config) -> dict[str, Any]:
     """`gguf_rope` the other way; "llama3" and "factors" travel as a tensor and write nothing here."""
     attention, rotary = attention_of(config, window=False), rotary_of(config, window=False)
-    settings: dict[str, Any] = {"rope.freq_base": rotary.theta, "rope.dimension_count": attention.rotary_dims}
-    scaling = rotary.scaling
+    turned = {"rope.freq_base": rotary.theta, "rope.dimension_count": attention.rotary_dims}
+    return {**turned, **gguf_scaling(rotary.scaling)}
+
+
+def gguf_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
+    """One scaling as GGUF says it; "llama3" and "factors" travel as a tensor."""
     if scaling is None or scaling.kind in ("llama3", "factors"):
-        return settings
+        return {}
     if scaling.varies:
         raise UnsupportedError(f"GGUF has no setting for rotary scaling {scaling.kind!r} that is read here.")
-    settings |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
+    settings: dict[str, Any] = {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
     if scaling.kind == "yarn":
         settings["rope.scaling.original_context_length"] = scaling.original_context
         settings["rope.scaling.yarn_beta_slow"] = scaling.low

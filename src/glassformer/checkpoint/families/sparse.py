@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_table import GgufTable
 from glassformer.checkpoint.tables import Row
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.config import Config, Experts, FeedForward
@@ -131,6 +132,9 @@ class Around(Protocol):
     def family(self) -> Family:
         """The family with dense parts."""
 
+    def key(self, number: str) -> str | None:
+        """The setting that holds a number of the design; None where it is fixed or has none."""
+
     def config(self, attributes: Attributes) -> Config:
         """A design with dense parts."""
 
@@ -156,6 +160,7 @@ class Sparse:
         read: last changes of the experts, from the settings.
         more: further settings of a written config.json, from the design.
         no_effect: settings that change no logit.
+        gguf: the same family in GGUF.
     """
 
     alike: Around
@@ -173,6 +178,7 @@ class Sparse:
     read: Callable[[Experts, Attributes], Experts] | None = None
     more: Callable[[Config], dict[str, Any]] | None = None
     no_effect: frozenset[str] = frozenset()
+    gguf: GgufTable | None = None
 
     def family(self) -> Family:
         """The family, as everything else knows families."""
@@ -185,7 +191,12 @@ class Sparse:
             read=self.config,
             write=self.settings,
             no_effect=plain.no_effect | common | self.no_effect,
+            gguf=None if self.gguf is None else self.gguf.layout(self.config, self.settings, self._key, self),
         )
+
+    def _key(self, number: str) -> str | None:
+        """The setting that holds a number of the design, outside the experts."""
+        return self.alike.key(number)
 
     def _within(self, rows: Sequence[Row]) -> tuple[Row, ...]:
         return tuple(dataclasses.replace(row, theirs=self.alike.layer + row.theirs) for row in rows)

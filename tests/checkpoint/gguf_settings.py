@@ -1,0 +1,91 @@
+"""Tiny models of every family that GGUF has, with what llama.cpp computes of it: for `test_gguf_families` and the
+benchmark beside llama.cpp.
+
+They are those of `test_alike`, but for the settings that llama.cpp has no place for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_FULL: dict[str, Any] = {"sliding_window": None, "layer_types": None, "use_sliding_window": False}
+_FOUR = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+
+# Name in `test_alike` -> settings instead of its own; None takes one away.
+GGUF: dict[str, dict[str, Any]] = {
+    "afmoe": {"num_hidden_layers": 4, "layer_types": _FOUR},
+    "arcee": {"attention_bias": False, "mlp_bias": False},
+    "bamba": {"time_step_limit": None},
+    "bitnet": {"hidden_act": "silu", "tie_word_embeddings": True},
+    "bloom": {},
+    "cohere": {"use_qk_norm": False},
+    "cohere2": {},
+    "cohere2_moe": {},
+    "dbrx": {},
+    "deepseek_v2": {"q_lora_rank": 10, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    "deepseek_v3": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "mscale": 0.7,
+            "mscale_all_dim": 0.7,
+        },
+        "attention_bias": False,
+    },
+    "dots1": {"sliding_window": None, "layer_types": None, "num_key_value_heads": 4},
+    "ernie4_5": {"use_bias": False},
+    "ernie4_5_moe": {},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    "exaone_moe": {},
+    "falcon": {"bias": False},
+    "falcon: two norms": {"bias": False},
+    "falcon: one norm": {"bias": False},
+    "falcon_mamba": {"use_bias": False, "mixer_rms_eps": 1e-5},
+    "gemma": {},
+    "glm": {},
+    "glm4": {},
+    "glm4_moe": {},
+    "glm4_moe_lite": {},
+    "gpt_bigcode": {},
+    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
+    "granite": {},
+    "granitemoe": {},
+    "granitemoehybrid": {},
+    "granitemoehybrid:dense": {},
+    "granitemoeshared": {},
+    "hunyuan_v1_dense": {},
+    "hunyuan_v1_moe": {},
+    "hy_v3": {},
+    "jais2": {},
+    "jamba": {"mamba_proj_bias": False},
+    "lfm2": {"conv_bias": False},
+    "lfm2_moe": {"routed_scaling_factor": 1.0, "tie_word_embeddings": True},
+    "mamba": {"use_bias": False},
+    "mamba2": {},
+    "minimax_m2": {},
+    "mixtral": {"sliding_window": None},
+    "mpt": {},
+    "nemotron": {},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": {},
+    "olmoe": {"clip_qkv": None, "num_key_value_heads": 4},
+    "phi": {"qk_layernorm": False},
+    "phi3": {"sliding_window": None},
+    "qwen2_moe": {**_FULL, "norm_topk_prob": False, "mlp_only_layers": None},
+    "qwen3_moe": {**_FULL, "norm_topk_prob": True, "mlp_only_layers": None},
+    "seed_oss": {},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": None},
+    "solar_open": {},
+    "stablelm": {},
+    "starcoder2": {"sliding_window": None},
+}
+
+
+def settings_of(name: str, usual: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a tiny model, from those of `test_alike`."""
+    kept = ("sliding_window",)  # None says something here
+    changed = {**usual, **GGUF[name]}
+    return {key: value for key, value in changed.items() if value is not None or key in kept}
