@@ -25,6 +25,7 @@ _PUBLIC: dict[str, str] = {
     "load": "glassformer.lm",
     "connect": "glassformer.remote",
     "train": "glassformer.train",
+    "circuit": "glassformer.interp.circuit_edit",
     "ablate": "glassformer.interp.edits",
     "freeze": "glassformer.interp.edits",
     "knockout": "glassformer.interp.edits",
@@ -43,6 +44,7 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 if TYPE_CHECKING:
     from glassformer.count import count as count
     from glassformer.errors import GlassformerError as GlassformerError
+    from glassformer.interp.circuit_edit import circuit as circuit
     from glassformer.interp.edits import ablate as ablate
     from glassformer.interp.edits import freeze as freeze
     from glassformer.interp.edits import knockout as knockout

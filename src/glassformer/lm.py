@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from glassformer.generate.constraints import Constraint
     from glassformer.generate.drafting import Drafter
     from glassformer.generate.tokens import Engines, GeneratedToken
+    from glassformer.interp.circuit_edit import RunCircuit
     from glassformer.interp.circuit_search import Circuit
     from glassformer.interp.direction import Direction
     from glassformer.interp.heads import Heads
@@ -463,6 +464,16 @@ class Model:
         ids = self.encode(NEUTRAL)[: self.config.context] if text is None else self.ids(text)
         return moved(plain.logits(ids), self.logits(ids), self.tokenizer.token_text, k)
 
+    def load_circuit(self, path: str | Path) -> RunCircuit:
+        """A circuit that was saved, of this model; `edited` takes it.
+
+        Raises:
+            CheckpointError: it is none, is broken, or is of another model.
+        """
+        from glassformer.interp.circuit_edit import RunCircuit
+
+        return RunCircuit.load(path, self.transformer)
+
     def circuit(self, pairs: Sequence[tuple[str, str]], faithfulness: float = 0.9, **options: Any) -> Circuit:
         """The smallest set of edges that carries the difference of (clean, corrupted) prompts; `options` go to
         `interp.edges.edges`. See `interp.circuit_search`."""
@@ -484,7 +495,10 @@ class Model:
 
         Raises:
             SiteError: for a place, layer or head that the model does not have.
+            UsageError: for a circuit of another model.
         """
+        for tap in taps:
+            getattr(tap, "require_of", lambda transformer: None)(self.transformer)
         view = copy.copy(self)
         view.taps = self.taps + taps
         view.bound_tap()  # checks every name now

@@ -111,3 +111,24 @@ def test_what_is_asked_wrongly_is_one_sentence(capsys, model, args, code, messag
     assert (got, out) == (code, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_circuit_is_saved_and_completed_alone(capsys, model, tmp_path):
+    file = tmp_path / "names.json"
+    found = answer(capsys, *ASKED, "-m", model, "-o", file)
+    opened = glassformer.load(model)
+    alone = opened.edited(opened.load_circuit(file))
+    options = ("-m", model, "-n", 5, "--temperature", 0, "--logit-bias", "0=-100")
+    code, out, _ = run(capsys, "complete", "a mole of", *options, "--circuit", file)
+    assert code == 0
+    pieces = alone.generate("a mole of", max_tokens=5, temperature=0, logit_bias={0: -100})
+    assert out.rstrip("\n") == "".join(p.text for p in pieces).rstrip("\n")
+    ends = alone.logits(opened.encode("a mole of"))[-1].double()
+    [pair] = found["pairs"]
+    got = float(ends[opened.encode(" mole")[-1]] - ends[opened.encode(" of")[-1]])
+    f = (got - pair["corrupted"]) / (pair["clean"] - pair["corrupted"])
+    assert f == pytest.approx(found["circuit"]["f"], abs=1e-4)
+    file.write_text("{}", "utf-8")
+    code, _, err = run(capsys, "complete", "a mole of", *options, "--circuit", file)
+    assert code == 1
+    assert "is not of the format glassformer.circuit/1" in err

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load
 
+from glassformer.interp.circuit_edit import RunCircuit
 from glassformer.interp.edits import ablate, steer
 from glassformer.serve.inspect_api import ARRAYS
 from glassformer.serve.security import Policy
@@ -165,6 +166,20 @@ def test_steering_travels_with_a_completion(server, model):
     text = '{"prompt": "a", "edits": [{"steer": {"layer": 1, "vector": [NaN]}}]}'
     broken = post(server, content=text, headers={"Content-Type": "application/json"})
     assert broken.status_code == 400
+
+
+def test_a_circuit_travels_with_a_completion(server, model):
+    edges = [["embed", "m0"], ["m0", "logits"], ["embed", "logits"], ["embed", "a1.h0.q"], ["a1.h0", "logits"]]
+    body = {"prompt": TEXT, "max_tokens": 6, "temperature": 0, "logit_bias": NO_END}
+    other = "A biopsy of the mole"
+    answer = post(server, json={**body, "edits": [{"circuit": {"edges": edges, "counterfactual": other}}]}).json()
+    alone = model.edited(RunCircuit(model.transformer, tuple(map(tuple, edges)), tuple(model.encode(other))))
+    said = alone.generate(TEXT, max_tokens=6, temperature=0, logit_bias={int(k): v for k, v in NO_END.items()})
+    assert answer["choices"][0]["text"] == "".join(t.text for t in said)
+    assert answer["edits"] == [{"kind": "circuit", "counterfactual": other}]
+    wrong = post(server, json={**body, "edits": [{"circuit": {"edges": [["m9", "logits"]], "counterfactual": other}}]})
+    assert wrong.status_code == 400
+    assert "Nothing called" in wrong.text
 
 
 def test_edits_travel_with_a_completion(server, client, model):

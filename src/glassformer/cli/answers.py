@@ -206,15 +206,25 @@ SteerOption = Annotated[
 ]
 
 
-def steered(model: Model, given: list[str] | None) -> Model:
-    """The model with `--steer` options put in.
+CircuitOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--circuit",
+        metavar="FILE",
+        help="Run only a circuit saved by `glassformer circuit -o`, all else as in its other prompt.",
+    ),
+]
+
+
+def steered(model: Model, given: list[str] | None, circuit: Path | None = None) -> Model:
+    """The model with `--circuit` and `--steer` options put in.
 
     Raises:
-        CheckpointError: for a file that is no direction of this model.
+        CheckpointError: for a file that is no direction or circuit of this model.
     """
     from glassformer.interp.edits import steer
 
-    taps = []
+    taps: list[Any] = [] if circuit is None else [model.load_circuit(circuit)]
     for one in given or []:
         path, sign, strength = one.rpartition("=")
         try:

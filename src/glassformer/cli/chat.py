@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.answers import SHOWN, How, Printer, answering, print_answer
+from glassformer.cli.answers import (
+    SHOWN,
+    CircuitOption,
+    How,
+    Printer,
+    SteerOption,
+    answering,
+    print_answer,
+    steered,
+)
 from glassformer.cli.chat_tools import Tools
 from glassformer.cli.common import ModelOption, characters, note, open_model
 from glassformer.cli.terminal import asker
@@ -48,6 +57,8 @@ def command(
         Path | None, typer.Option("--tools", metavar="FILE", help="A Python file whose functions the model may call.")
     ] = None,
     how: How = How(),
+    steer: SteerOption = None,
+    circuit: CircuitOption = None,
 ) -> None:
     """Talk with a model in the terminal.
 
@@ -56,7 +67,13 @@ def command(
     """
     box = None if tools is None else Tools(tools)
     opened, options = _opened(model, how)
-    chat = Chat(opened, options, system=system, show=how.show, tools=box, reopen=lambda name: _opened(name, how))
+    opened = steered(opened, steer, circuit)
+
+    def reopen(name: str) -> tuple[Model, dict[str, Any]]:
+        other, settings = _opened(name, how)
+        return steered(other, steer, circuit), settings
+
+    chat = Chat(opened, options, system=system, show=how.show, tools=box, reopen=reopen)
     ask, person = asker(note)
     if person:
         note(f"{opened.name}, {how.precision}. /help lists the commands; Ctrl-D leaves.")

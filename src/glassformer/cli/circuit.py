@@ -63,6 +63,9 @@ def command(
     top: Annotated[
         int | None, typer.Option("--top", "-k", metavar="K", help="How many edges to list: 20, or all in --json.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Save the circuit, for `complete --circuit`.")
+    ] = None,
     bos: BosOption = None,
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
@@ -118,6 +121,11 @@ def command(
             named: dict[str, Any] = {"answer": [p["answer"] for p in held], "wrong": [p["wrong"] for p in held]}
             beside = prepared(others, **options, **named)
         result = circuit(found, faithfulness, held_out=beside, progress=report)
+    if out is not None:
+        from glassformer.interp.circuit_edit import circuit as run_alone
+
+        run_alone(result).save(out)
+        note(f"The circuit stands in {out}; glassformer complete --circuit {out} runs it alone.")
     data = {"model": opened.name, "precision": opened.precision, "task": task, "accuracy": accuracy, "prompts": given}
     data |= result.to_dict(top if as_json else top or 20)
     if as_json:

@@ -10,6 +10,7 @@ from glassformer.cli.answers import (
     INTERRUPTED,
     SHOWN,
     ChoiceOption,
+    CircuitOption,
     DraftOption,
     GrammarOption,
     How,
@@ -49,6 +50,7 @@ def command(
     lookup: LookupOption = False,
     draft: DraftOption = None,
     steer: SteerOption = None,
+    circuit: CircuitOption = None,
     bos: BosOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,7 +64,7 @@ def command(
     if not text:
         raise TextError("The text is empty; give at least one word.")
     form = constraint(schema, regex, grammar, choice)
-    opened = steered(open_model(model), steer)
+    opened = steered(open_model(model), steer, circuit)
     printer = Printer(how.show, quiet=as_json)
     tokens = opened.generate(
         text,

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from glassformer.errors import UsageError, near
 from glassformer.interp import memory
-from glassformer.interp.edge_graph import FEED, MIXER, Graph
-from glassformer.interp.edge_run import Apart, split_feed, split_heads
+from glassformer.interp.edge_graph import Graph
+from glassformer.interp.edge_run import Apart
+from glassformer.interp.edge_sent import sent, streams
 from glassformer.interp.logit_target import direction
 from glassformer.interp.patch_sweep import Measure
 from glassformer.interp.patching import aligned, answers
-from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.sites import Where
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class Pair:
         cost.require("give prompts that differ later, or shorter ones")
         self.apart = Apart(clean.forward, graph, self.first, self.at)
         with torch.no_grad():
-            self.sent = self._sent(corrupted)
-            self.change = self.sent - self._sent(clean)
+            self.sent = sent(corrupted.forward, graph, self.here)
+            self.change = self.sent - sent(clean.forward, graph, self.here)
 
     @property
     def span(self) -> float:
@@ -118,33 +118,7 @@ class Pair:
         where = Where(torch.full((len(normed), 1), self.at, device=normed.device), None, self.at)
         return self.measure.of(self.clean, normed, where) + self.offset
 
-    def _sent(self, trace: Trace) -> Float[Tensor, "sender query d_model"]:
-        """What every sender adds in a traced run."""
-        forward = trace.forward
-        out = [forward.entering(0, self.here)]
-        for i, choice in enumerate(trace.config.layers):
-            block, prefix = forward.block(i), f"blocks.{i}."
-            if choice.mixer is not None:
-                if isinstance(block.mixer, AttentionPart):
-                    added = split_heads(block, forward.get(f"{prefix}attn.z", self.here))[:, 0]
-                else:
-                    added = forward.get(f"{prefix}{choice.mixer.prefix}.out", self.here)
-                out.append(added / self.apart.joins[i, MIXER])
-            if choice.feed_forward is not None:
-                if len(self.graph.sent[i, FEED]) == 1:
-                    added = forward.get(f"{prefix}mlp.out", self.here)
-                else:
-                    added = split_feed(block, forward.get(prefix + forward.read_by(i, FEED), self.here))[:, 0]
-                out.append(added / self.apart.joins[i, FEED])
-        return torch.cat(out)
-
     def streams(self, trace: Trace) -> dict[int, Float[Tensor, "query d_model"]]:
         """The stream of a traced run at every place that is read, by the number of senders before it; rescaling left
         out."""
-        found = {1: trace.forward.entering(0, self.here)[0]}
-        graph, walk = self.graph, dict(trace.forward.walk(self.here))
-        for layer, place, which in graph.places():
-            name = "resid_pre" if layer is None else trace.forward.read_by(layer, place)
-            at = f"blocks.{trace.config.n_layers - 1}.resid_post" if layer is None else f"blocks.{layer}.{name}"
-            found[graph.receivers[which[0]].seen] = walk[at][0] / self.apart.reads[layer, place]
-        return found
+        return streams(trace.forward, self.graph, self.here)

@@ -222,11 +222,13 @@ class Where:
             starts at the number of tokens already cached.
         mask: (batch, query) bool, False on padding; None when nothing is padding.
         start: slot of the first query among the keys: query i stands at key start + i.
+        tokens: (batch, query), their ids where the forward was given ids.
     """
 
     positions: Tensor
     mask: Tensor | None
     start: int
+    tokens: Tensor | None = None
 
 
 @runtime_checkable

@@ -345,7 +345,7 @@ class Transformer(nn.Module):
             reach = start + count if keys is None else int(positions.max()) + 1
             if reach > self.config.context:
                 raise ShapeError(f"This model has {self.config.context} trained positions; the text needs {reach}.")
-        where = Where(positions, None if keys is None else keys[:, start:], start)
+        where = Where(positions, None if keys is None else keys[:, start:], start, tokens)
         looking = None if tap is None else Looking(tap, self.config, where)
         return looking, Pass(where, Visible(start, keys), self.angles(positions), cache, inputs=self.inputs(tokens))
 

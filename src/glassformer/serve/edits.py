@@ -43,7 +43,7 @@ def _one(edit: Any) -> Any:
                 'an ablation names a head, a neuron, an expert, or the part "attention" or "feed_forward" of a layer'
             )
         return {"kind": _PARTS[part], **told}
-    if name in ("knockout", "scale", "steer"):
+    if name in ("knockout", "scale", "steer", "circuit"):
         if "keys" in told:
             told["source"] = told.pop("keys")
         return {"kind": name, **told}
@@ -58,8 +58,8 @@ Edits = Annotated[
 
 
 def plain(edits: Sequence[Any]) -> list[dict[str, Any]]:
-    """Edits as answers repeat them; of a vector they only say that it was there."""
-    return [edit.model_dump(exclude_none=True, exclude={"vector"}) for edit in edits]
+    """Edits as answers repeat them; of a vector or a circuit they only say that it was there."""
+    return [edit.model_dump(exclude_none=True, exclude={"vector", "edges"}) for edit in edits]
 
 
 def edited(model: Model, edits: Sequence[Any]) -> Model:
@@ -67,9 +67,9 @@ def edited(model: Model, edits: Sequence[Any]) -> Model:
 
     Raises:
         SiteError: a layer, head or neuron that it does not have.
-        UsageError: a vector of another width.
+        UsageError: a vector of another width, or a circuit without a counterfactual.
     """
     try:
-        return model.edited(*taps(edits)) if edits else model
+        return model.edited(*taps(edits, model)) if edits else model
     except ShapeError as error:  # asked for, so not a fault of ours
         raise UsageError(str(error)) from None

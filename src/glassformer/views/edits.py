@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from glassformer.lm import Model
 
 Position = Annotated[int | None, Field(default=None, description="The only token where it is so; by default all.")]
 
@@ -104,6 +107,18 @@ class Steer(Strict):
     position: Position
 
 
+class RunOnly(Strict):
+    """The model runs only a circuit: every edge outside it carries what a counterfactual text has there."""
+
+    kind: Literal["circuit"]
+    edges: list[tuple[str, str]] = Field(
+        max_length=1_000_000, description="Its edges, each [from, to] as the view circuit names them."
+    )
+    counterfactual: str | list[int] = Field(
+        description="Text, or token ids, whose values all other edges carry; beyond it, the answer's own tokens."
+    )
+
+
 Edit = Annotated[
     AblateHead
     | AblateRead
@@ -113,13 +128,15 @@ Edit = Annotated[
     | AblateExpert
     | Knockout
     | Scale
-    | Steer,
+    | Steer
+    | RunOnly,
     Field(discriminator="kind"),
 ]
 
 
-def taps(edits: Sequence[Any]) -> list[Any]:
-    """The taps that a request's edits mean."""
+def taps(edits: Sequence[Any], model: Model) -> list[Any]:
+    """The taps that a request's edits mean in a model."""
+    from glassformer.interp.circuit_edit import RunCircuit
     from glassformer.interp.edits import ablate, knockout, steer
 
     out: list[Any] = []
@@ -141,6 +158,8 @@ def taps(edits: Sequence[Any]) -> list[Any]:
         elif e.kind == "steer":
             vector = torch.tensor(e.vector, dtype=torch.float64)
             out.append(steer(vector, layer=e.layer, strength=e.strength, positions=e.position))
+        elif e.kind == "circuit":
+            out.append(RunCircuit(model.transformer, tuple(e.edges), tuple(model.ids(e.counterfactual))))
         else:
             out.append(_scaled(e))
     return out

@@ -109,7 +109,7 @@ class Session:
     def edited(self, ask: Any) -> Model:
         """The model of a request, with its edits put in."""
         model = self.model(ask.model)
-        return model.edited(*taps(ask.edits)) if ask.edits else model
+        return model.edited(*taps(ask.edits, model)) if ask.edits else model
 
     def ids(self, ask: Any) -> list[int]:
         """Checked token ids of a request's text."""
