@@ -378,11 +378,11 @@ def sharing(draw: st.DrawFn, layers: list[Layer]) -> list[Layer]:
 
 
 @st.composite
-def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
+def stacks(draw: st.DrawFn, max_layers: int = 3, mixers: st.SearchStrategy = MIXERS) -> Config:
     """Any mixture of layers: attention of every form beside state spaces, with and without feed-forward parts."""
     layers = []
     for _ in range(draw(st.integers(1, max_layers))):
-        mixer = draw(MIXERS)
+        mixer = draw(mixers)
         feeds = st.one_of(scaled(), experts())
         feed = draw(feeds) if mixer is None else draw(st.one_of(feeds, st.none()))
         parallel = mixer is not None and feed is not None and draw(st.booleans())
@@ -434,3 +434,38 @@ def stacks(draw: st.DrawFn, max_layers: int = 3) -> Config:
         logit_scale=draw(st.sampled_from([None, 0.25])),
         logit_softcap=draw(st.sampled_from([None, 5.0])),
     )
+
+
+@st.composite
+def native_stacks(draw: st.DrawFn) -> Config:
+    """Any mixture of what the native forward computes: `stacks` of attention, what it does not compute taken out."""
+
+    def kept(feed: FeedForward) -> FeedForward:
+        return dataclasses.replace(feed, out_norm=None)
+
+    config = draw(stacks(mixers=st.one_of(attentions(), attentions(), st.none())))
+    layers = []
+    for layer in config.layers:
+        mixer, feed = layer.mixer, layer.feed_forward
+        if isinstance(mixer, Attention):
+            mixer = dataclasses.replace(
+                mixer,
+                out_norm=None,
+                alibi_rounded=False,
+                clip_after=mixer.clip_after and not mixer.values_are_keys,
+                qk_norm_after=mixer.qk_norm_after and mixer.qk_norm != "whole",
+            )
+        if isinstance(feed, Experts):
+            feed = dataclasses.replace(
+                feed,
+                scores="softmax" if feed.scores == "sparse_mixer" else feed.scores,
+                latent=None,
+                latent_bias=False,
+                apart=None,
+                on_input=feed.on_input and not feed.bias,
+                shared=None if feed.shared is None else kept(feed.shared),
+            )
+        elif feed is not None:
+            feed = dataclasses.replace(kept(feed), sparsity=0.0)
+        layers.append(dataclasses.replace(layer, mixer=mixer, feed_forward=feed, embedding=None, copies=None))
+    return dataclasses.replace(config, layers=tuple(layers), head=None)

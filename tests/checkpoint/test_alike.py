@@ -15,6 +15,8 @@ import torch
 from glassformer.checkpoint import open_checkpoint, read_config, write_hf
 from glassformer.checkpoint.families import FAMILIES
 from glassformer.count import count
+from glassformer.generate.native_layers import refusal
+from glassformer.generate.native_model import NativeModel
 from glassformer.interp.trace import trace
 from glassformer.model import Cache, Transformer
 from tests.checkpoint.hybrid_settings import HYBRID
@@ -307,6 +309,9 @@ NO_ACCOUNT = ("modernbert-decoder", "openai-gpt", "opt")
 ONE_PLUS = ("gemma", "recurrent_gemma", "nemotron", "qwen3_5", "qwen3_next", "minimax_m3")
 
 
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8").splitlines()
+
+
 def kind(name: str) -> str:
     """The model type of a row, whose name may say after a colon what is special about it."""
     return name.partition(":")[0]
@@ -357,6 +362,14 @@ def test_it_computes_what_transformers_computes(tmp_path: Path, name: str) -> No
         assert gap(pieces, wanted) <= 1e-5
         padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], 1)
         assert gap(ours(padded, mask=torch.arange(27).expand(2, 27) >= 3)[:, 3:], wanted) <= 1e-5
+    # The documentation says who answers, and where that is the native engine, it computes the same.
+    words = next(line for line in DOCUMENTED if line.startswith(f"| `{kind(name)}` |"))
+    reason = refusal(config)
+    assert ("torch" in words) if reason is not None else ("native" in words)
+    if reason is None:
+        fast = NativeModel.from_transformer(ours, slots=2)
+        native = fast.forward(ids.flatten().tolist(), [0] * 24 + [1] * 24, [*range(24), *range(24)])
+        assert gap(native.view(wanted.shape), wanted) <= 1e-5
     run = trace(ours, ids[0].tolist())
     assert gap(run["logits"], whole[0]) <= 1e-5
     if name not in NO_ACCOUNT:

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError, UsageError
-from glassformer.generate.native_model import NativeModel, Packed, refusal
+from glassformer.generate.native_layers import refusal
+from glassformer.generate.native_model import NativeModel
+from glassformer.generate.packed import Packed
 from glassformer.generate.quantize import BLOCK, Weight, dequantise, quantise, stored, weight
 from glassformer.kernels import infer_abi
-from glassformer.model import Attention, Config, FeedForward, Norm, Rotary, Transformer, uniform
-from tests.strategies import configs
+from glassformer.model import Attention, Config, Experts, FeedForward, Layer, Norm, Rotary, Transformer, uniform
+from tests.strategies import configs, native_stacks
 
 # Flags for the plain path, and for processors with AVX2 at most, where this one can run that.
 PORTABLE = ("-DGLASSFORMER_PORTABLE",)
@@ -285,7 +287,7 @@ def close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("name", lib_names())
-@given(config=configs(), seed=st.integers(0, 99), threads=st.integers(1, 2))
+@given(config=st.one_of(configs(), native_stacks()), seed=st.integers(0, 99), threads=st.integers(1, 2))
 @settings(max_examples=40, deadline=None)
 def test_every_design_equals_the_transformer(name, config, seed, threads):
     assume(refusal(config) is None)
@@ -297,6 +299,22 @@ def test_every_design_equals_the_transformer(name, config, seed, threads):
     # A few random designs are badly conditioned: torch's own float32 is then as far from the truth.
     own = float((single - expected).abs().max() / expected.abs().max())
     close(fast.forward(ids, [0] * 40, range(40)), expected, max(1e-5, 4 * own))
+
+
+@given(config=native_stacks(), seed=st.integers(0, 99), precision=st.sampled_from(PRECISIONS))
+@settings(max_examples=40, deadline=None)
+def test_any_design_decodes_what_it_prefills_alone_and_beside_others_to_the_bit(config, seed, precision):
+    model = random_transformer(config, seed)
+    fast = NativeModel.from_transformer(model, precision, slots=3, cache="float32", lib=lib_of("best"))
+    ids = torch.randint(config.vocab_size, (24,), generator=torch.Generator().manual_seed(seed)).tolist()
+    whole = fast.forward(ids, [0] * 24, range(24))
+    fast.prefill(ids[:20], 1)
+    fast.prefill(ids[:3], 2)
+    for step in range(4):
+        at = [20 + step, 3 + step]
+        assert torch.equal(fast.decode([ids[i] for i in at], [1, 2], at), whole[at])
+    fast.copy_prefix(0, 1, 9)
+    assert torch.equal(fast.forward(ids[9:], [1] * 15, range(9, 24)), whole[9:])
 
 
 def wide(heads: int = 6) -> Config:
@@ -316,24 +334,46 @@ def wide(heads: int = 6) -> Config:
 WIDE = wide()
 
 
+def mixed(active: int = 4) -> Config:
+    """Layers that differ in what they see and are made of: a window and sinks beside ALiBi and another layer's keys,
+    a part of each head turned, gates, a dense part beside experts, biases."""
+    heads = {"n_heads": 4, "n_kv_heads": 2, "d_head": 16}
+    sinks = Attention(**heads, bias=True, out_bias=True, rotary=Rotary(1000.0, 0.5), window=50, sink=True, softcap=9.0)
+    slopes = Attention(**heads, rotary=None, alibi=(0.5, 0.1, 0.02, 0.0), gate="element", qk_norm="whole")
+    shares = Attention(**heads, rotary=Rotary(1000.0), d_value=16, chunk=300, keys_from=1, qk_norm="head")
+    dense = FeedForward(96, "gelu_tanh", bias=True)
+    routed = Experts(4, active, 32, bias=True, clamp=3.0, linear_shift=1.0, router_bias=True)
+    chosen = Experts(4, active, 64, scores="sigmoid", correction=True, shared=FeedForward(32), shared_gate=True)
+    layers = (Layer(sinks, routed), Layer(slopes, chosen, "both"), Layer(shares, dense, parallel=True))
+    return Config(100, 64, 1300, layers, tied=True, logit_softcap=30.0)
+
+
+DESIGNS = {"alike": WIDE, "mixed": mixed()}
+
+
 def rounded(name: str, precision: str) -> str:
     """4 bits spare the embedding."""
     return "int8" if precision == "int4" and name == "embed.weight" else precision
 
 
+def as_stored(name: str, p: Tensor, precision: str) -> Tensor:
+    """A parameter as a model in a precision holds it, in float32."""
+    if p.ndim == 1 or name.endswith(("router.weight", "shared_gate.weight", ".bias")):
+        return p
+    return weight(p.flatten(0, -2), rounded(name, precision)).to_float().view(p.shape)
+
+
 @pytest.mark.parametrize("name", lib_names())
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cached", ["float32", "bfloat16"])
-def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached):
+@pytest.mark.parametrize(("cached", "design"), [("float32", "alike"), ("bfloat16", "alike"), ("bfloat16", "mixed")])
+def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached, design):
     """Bit for bit: prefill in one piece, in pieces, token by token, and in a batch at other positions."""
-    model = random_transformer(WIDE)
+    model = random_transformer(DESIGNS[design])
     fast = NativeModel.from_transformer(model, precision, slots=9, cache=cached, lib=lib_of(name))
     ids = torch.randint(100, (1200,)).tolist()
     whole = fast.forward(ids, [0] * 1200, range(1200))
     # The same weights in float32 in torch: the rest is activations in 8 bits, and the cache's rounding.
-    same = Transformer.empty(WIDE).load(
-        {k: p if p.ndim == 1 else weight(p, rounded(k, precision)).to_float() for k, p in model.named_parameters()}
-    )
+    same = Transformer.empty(model.config).load({k: as_stored(k, p, precision) for k, p in model.named_parameters()})
     expected = reference(same, ids)
     limit = 0.05 if precision in ("float32", "bfloat16") else 0.12
     if precision == "float32" and cached == "float32":
@@ -361,10 +401,10 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached
 
 @pytest.mark.parametrize("name", lib_names())
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("heads", [6, 4])
-def test_short_sequences_in_one_step_get_what_each_gets_alone_to_the_bit(name, precision, heads):
+@pytest.mark.parametrize("config", [wide(6), wide(4), mixed(2)], ids=["6 heads", "4 heads", "mixed"])
+def test_short_sequences_in_one_step_get_what_each_gets_alone_to_the_bit(name, precision, config):
     """Two cached heads; with six heads their outputs share a block of 32, with four each has its own."""
-    model = random_transformer(wide(heads))
+    model = random_transformer(config)
     ids = torch.randint(100, (200,)).tolist()
     starts = [1, 3, 64, 5, 31, 100, 33, 150, 17, 80]
     together, alone = (

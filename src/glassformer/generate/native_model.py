@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,14 @@ from torch import Tensor
 
 from glassformer.checkpoint import raw_blocks, read_config
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError
-from glassformer.generate.quantize import FORMATS, Raw, Weight, stored, weight
+from glassformer.generate.native_layers import attention_settings, feed_settings, refusal, router_settings
+from glassformer.generate.packed import Packed, StoredWeights, floats
+from glassformer.generate.quantize import FORMATS, Weight, weight
 from glassformer.kernels import infer_abi
-from glassformer.model.config import Config, FeedForward
-from glassformer.model.positions import RotaryTable
+from glassformer.model.choices import softmax_of
+from glassformer.model.config import Attention, Config, Experts, FeedForward, Norm
+from glassformer.model.parts.attention import length_scale
+from glassformer.model.positions import RotaryTable, SinusoidTable
 from glassformer.model.transformer import rotary_kinds
 
 if TYPE_CHECKING:
@@ -33,44 +37,12 @@ if TYPE_CHECKING:
 # Tokens of one native call: enough rows for every weight read to be used often, few enough that
 # their activations stay in cache.
 ROWS = 256
-_ACTIVATION = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4}  # as the library numbers them
-_WIDEST_HEAD = 512
 # The cache's capacity is a multiple of the positions that the score kernel takes at a time.
 BLOCKED = 32
 # What `gf_forward` returns when its buffers cannot be had.
 _NO_MEMORY = 4
-
-
-def refusal(config: Config) -> str | None:
-    """What of a design the native forward does not compute, as the end of a sentence; None when it does all."""
-    layer = config.alike
-    if layer is None or not config.all_softmax:
-        return "layers that differ, or are made of other parts than attention and a dense feed-forward"
-    a = config.attention(0)
-    n, f = config.norm, config.feed_forward(0)
-    assert isinstance(f, FeedForward)
-    reasons = {
-        "norms that are shared or stand after the parts alone": layer.norms not in ("before", "both"),
-        "positions that turn by the text's length": config.turns_by_length,
-        "norms inside feed-forward parts": f.out_norm is not None,
-        "cut or shifted neurons": f.clamp is not None or f.linear_shift != 0,
-        "a layer before the final norm": config.head is not None,
-        "fixed vectors of positions": config.sinusoids is not None,
-        "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,
-        "embeddings of tokens in every layer": layer.embedding is not None,
-        "scaled feed-forward parts": isinstance(f, FeedForward) and (f.pre_scale, f.out_scale) != (1, 1),
-        "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),
-        "more than two kinds of rotary positions": len(rotary_kinds(config)) > 2,
-        "gates, sinks and other forms of attention": a.plain != a,
-        "outputs with a bias, a scale or no norm": config.unembed_bias
-        or config.logit_scale is not None
-        or not config.final_norm
-        or config.embedding_norm
-        or config.d_embed is not None,
-        f"the activation {f.activation}": f.activation not in _ACTIVATION,
-        f"heads of {a.d_head} dimensions (up to {_WIDEST_HEAD})": a.d_head > _WIDEST_HEAD,
-    }
-    return next((reason for reason, there in reasons.items() if there), None)
+# Small matrices that decide much: they lose nothing in any precision.
+_WHOLE = ("router.weight", "shared_gate.weight")
 
 
 class NativeModel:
@@ -114,12 +86,13 @@ class NativeModel:
             raise ShapeError(f"A fast model needs at least one slot of one token; got {slots} of {self.capacity}.")
         if config.learned_positions and self.capacity > config.context:
             raise ShapeError(f"This model has {config.context} trained positions; {self.capacity} were asked for.")
-        if (reason := refusal(config)) is not None:
+        if (reason := refusal(config, self.capacity)) is not None:
             raise ShapeError(f"The native forward does not compute {reason}.")
         self.cache_dtype = cache
         self.exact = exact
         self.notes: dict[str, str] = {}
-        self.weight_bytes = 0
+        self.weight_bytes = 0  # of what every token reads
+        self._experts: list[tuple[Experts, int]] = []  # and of all experts' matrices
         self._weights = weights
         self._keep: list[Packed | Tensor] = []  # what the library points into
         self._handle = self._create()
@@ -140,7 +113,7 @@ class NativeModel:
         dequantised file in float32, from a sixth of the memory. Otherwise activations are rounded to 8 bits.
         """
         config, raw = read_config(path), raw_blocks(path)
-        names = _Stored(raw, exact)
+        names = StoredWeights(raw, exact)
         options.setdefault("cache", "float32" if exact else "bfloat16")
         model = cls(config, names, precision="float32" if exact else "int8", exact=exact, **options)
         if not exact:
@@ -198,13 +171,14 @@ class NativeModel:
 
     def bytes_per_token(self, position: int = 0, batch: int = 1) -> int:
         """Bytes of weights and cached keys and values one decode step of `batch` sequences reads."""
-        a = self.config.attention(0)
         element = 2 if self.cache_dtype == "bfloat16" else 4
-        seen = 0
-        for i in range(self.config.n_layers):
-            window = self.config.window(i)
-            seen += position + 1 if window is None else min(window, position + 1)
-        return self.weight_bytes + batch * seen * 2 * a.n_kv_heads * a.d_head * element
+        found = float(self.weight_bytes)
+        for layer in self.config.layers:
+            a = softmax_of(layer.mixer)
+            found += 0 if a is None else batch * a.seen(position) * a.n_kv_heads * (a.d_head + a.value_size) * element
+        for e, size in self._experts:  # those that anybody chose, if all are chosen as often
+            found += size * (1 - (1 - e.n_active / e.n_experts) ** batch)
+        return round(found)
 
     @property
     def instructions(self) -> str:
@@ -214,45 +188,42 @@ class NativeModel:
     # Construction
 
     def _create(self) -> int:
-        c, a, f = self.config, self.config.attention(0), self.config.feed_forward(0)
+        c = self.config
         shape = infer_abi.InferShape(
             vocab=c.vocab_size,
             d_model=c.d_model,
             n_layers=c.n_layers,
-            n_heads=a.n_heads,
-            n_kv_heads=a.n_kv_heads,
-            d_head=a.d_head,
-            d_ff=f.d_ff,
-            rotary=a.rotary_dims,
-            activation=_ACTIVATION[f.activation],
             layer_norm=c.norm.kind == "layer",
-            parallel=c.layers[0].parallel,
             slots=self.slots,
             capacity=-(-self.capacity // BLOCKED) * BLOCKED,
             bf16_cache=self.cache_dtype == "bfloat16",
             rows=ROWS,
             narrow=not self.exact and self.precision != "float32",
             eps=c.norm.eps,
-            score_scale=a.score_scale,
-            score_softcap=a.softcap or 0.0,
+            logit_scale=c.logit_scale or 1.0,
             logit_softcap=c.logit_softcap or 0.0,
             embedding_scale=c.embedding_scale or 0.0,
         )
-        parts = infer_abi.ModelWeights(embed=self._matrix("embed.weight", read=c.tied), final_norm=self._norm("final"))
+        parts = infer_abi.ModelWeights(embed=self._matrix("embed.weight", read=c.tied))
         parts.unembed = parts.embed if c.tied else self._matrix("unembed.weight")
+        if c.unembed_bias:
+            parts.unembed.bias = self._vector(floats(self._get("unembed_bias")), pad=32)
+        if c.final_norm:
+            parts.final_norm = self._norm("final", c.norm, c.d_model)
+        if c.embedding_norm:
+            parts.embed_norm = self._norm("embed_norm", c.norm, c.d_model)
+        steps = torch.arange(shape.capacity)
         if c.learned_positions:
             parts.pos_embed = self._matrix("pos_embed.weight", read=False)
-        kinds = rotary_kinds(c)
-        if kinds:
-            steps = torch.arange(shape.capacity)[None]
-            # one table of angles for each of the (at most two) ways in which layers rotate
-            ways = [RotaryTable(r.dims(d_head), r.theta, r.scaling) for r, d_head in (kinds[0], kinds[-1])]
-            tables = [way(steps, torch.float32) for way in ways]
-            parts.cosines = self._vector(torch.stack([cos.flatten() for cos, _ in tables]))
-            parts.sines = self._vector(torch.stack([sin.flatten() for _, sin in tables]))
+        elif c.sinusoids is not None:
+            fixed = SinusoidTable(c.d_model, c.sinusoids)(steps)
+            parts.pos_embed = self._pack(weight(fixed, "float32"))
+        angles = [RotaryTable(r.dims(d_head), r.theta, r.scaling) for r, d_head in rotary_kinds(c)]
+        short = torch.ones(1, dtype=torch.long)  # no text here is long enough to turn otherwise
+        tables = [tuple(self._vector(x) for x in table(steps[None], torch.float32, short)) for table in angles]
         layers = (infer_abi.LayerWeights * c.n_layers)()
         for i in range(c.n_layers):
-            layers[i] = self._layer(i)
+            layers[i] = self._layer(i, tables, steps)
         handle = self._lib.gf_create(ctypes.byref(shape), ctypes.byref(parts), layers)
         if not handle:
             raise MemoryLimitError(
@@ -261,21 +232,75 @@ class NativeModel:
         self._finalizer = weakref.finalize(self, self._lib.gf_destroy, handle)
         return handle
 
-    def _layer(self, i: int) -> infer_abi.LayerWeights:
-        c, at = self.config, f"blocks.{i}."
-        window = c.window(i)
-        a = c.attention(i)
-        table = 0 if a.rotary is None else rotary_kinds(c).index((a.rotary, a.d_head))
-        layer = infer_abi.LayerWeights(window=window or 0, table=table)
-        for name in ("q", "k", "v", "o"):
-            setattr(layer, name, self._matrix(f"{at}attn.{name}.weight"))
-        for name in ("gate", "up", "down") if c.feed_forward(i).gated else ("up", "down"):
-            setattr(layer, name, self._matrix(f"{at}mlp.{name}.weight"))
-        for name in c.layers[i].norm_names:
-            setattr(layer, name, self._norm(at + name))
-        if a.qk_norm:
-            layer.q_norm, layer.k_norm = self._norm(f"{at}attn.q_norm"), self._norm(f"{at}attn.k_norm")
+    def _layer(self, i: int, tables: list[tuple[int, ...]], steps: Tensor) -> infer_abi.LayerWeights:
+        c, choice, at = self.config, self.config.layers[i], f"blocks.{i}."
+        layer = infer_abi.LayerWeights(parallel=choice.parallel, leaving=1.0, source=i)
+        layer.keep[:] = [choice.stream_scale(part) for part in (1, 2)]
+        layer.scale[:] = [choice.part_scale(part) for part in (1, 2)]
+        if choice.scalar:
+            layer.leaving = float(floats(self._get(at + "scalar")))
+        for name in choice.norm_names:
+            setattr(layer, name, self._norm(at + name, c.norm, c.d_model))
+        if choice.norms == "shared":
+            layer.ln2 = layer.ln1
+        if isinstance(choice.mixer, Attention):
+            self._attention(layer, choice.mixer, i, at + "attn.", steps)
+            if choice.mixer.rotary is not None:
+                kind = rotary_kinds(c).index((choice.mixer.rotary, choice.mixer.d_head))
+                layer.cosines, layer.sines = tables[kind]
+        feed = choice.feed_forward
+        if isinstance(feed, FeedForward):
+            layer.feed = self._feed(feed, at + "mlp.")
+        elif isinstance(feed, Experts):
+            self._mixture(layer, feed, at + "mlp.")
         return layer
+
+    def _attention(self, layer: infer_abi.LayerWeights, a: Attention, number: int, at: str, steps: Tensor) -> None:
+        norm = self.config.norm
+        attention_settings(layer, a, norm, number)
+        own = a.keys_from is None
+        kept = ("q", *(("k",) if own else ()), *(("v",) if own and not a.values_are_keys else ()), "o")
+        for name in kept:
+            setattr(layer, name, self._matrix(f"{at}{name}.weight"))
+        if a.gate is not None:
+            layer.z_gate = self._matrix(f"{at}gate.weight")
+            if a.gate_bias:
+                bias = floats(self._get(f"{at}gate_bias"))
+                bias = bias.repeat_interleave(a.value_size) if a.gate == "element" else bias
+                layer.z_gate.bias = self._vector(bias, pad=32)
+        if a.qk_norm is not None:
+            whole = a.qk_norm == "whole"
+            layer.q_norm = self._norm(f"{at}q_norm", a.norm_of(norm), a.d_head * (a.n_heads if whole else 1), a.n_heads)
+            if own:
+                width = a.d_head * (a.n_kv_heads if whole else 1)
+                layer.k_norm = self._norm(f"{at}k_norm", a.norm_of(norm), width, a.n_kv_heads)
+        if a.value_norm:
+            layer.v_norm = infer_abi.NormWeights(self._vector(torch.ones(a.value_size)), None)
+        if a.sink:
+            layer.sinks = self._vector(floats(self._get(f"{at}sink")))
+        if a.alibi:
+            layer.slopes = self._vector(torch.tensor(a.alibi))
+        if a.length_scale is not None:
+            layer.query_scale = self._vector(length_scale(a, steps))
+
+    def _feed(self, f: FeedForward, at: str) -> infer_abi.FeedWeights:
+        found = feed_settings(f)
+        for name in ("gate", "up", "down") if f.gated else ("up", "down"):
+            setattr(found, name, self._matrix(f"{at}{name}.weight"))
+        return found
+
+    def _mixture(self, layer: infer_abi.LayerWeights, e: Experts, at: str) -> None:
+        layer.expert, layer.router = feed_settings(e), router_settings(e)
+        layer.router.scores = self._matrix(f"{at}router.weight")
+        for name, key in (("correction", e.correction), ("scales", e.expert_scales)):
+            if key:
+                setattr(layer.router, name, self._vector(floats(self._get(at + name))))
+        for name in ("gate", "up", "down") if e.gated else ("up", "down"):
+            setattr(layer.expert, name, self._stack(f"{at}experts.{name}", e))
+        if e.shared is not None:
+            layer.feed = self._feed(e.shared, at + "shared.")
+            if e.shared_gate:
+                layer.router.beside = self._matrix(f"{at}shared_gate.weight")
 
     def _get(self, name: str) -> Weight | Tensor:
         if name not in self._weights:
@@ -286,7 +311,7 @@ class NativeModel:
         value = self._get(name)
         if isinstance(value, Weight):
             return value
-        if name == "pos_embed.weight":
+        if name == "pos_embed.weight" or name.endswith(_WHOLE):
             return weight(value, "float32")
         # The embedding rows and the logits suffer most from 4 bits; GGUF files keep them in 8 as well.
         outer = self.precision == "int4" and name in ("embed.weight", "unembed.weight")
@@ -298,22 +323,47 @@ class NativeModel:
             self.notes[name] = w.note
         if read:
             self.weight_bytes += w.bytes
+        matrix = self._pack(w, exact=name.endswith(_WHOLE))
         bias = self._weights.get(name.removesuffix("weight") + "bias")
-        packed = Packed(self._lib, w, self.threads)
-        self._keep.append(packed)
-        matrix = packed.matrix
-        # float32 models meet float32 activations, whatever their weights lie in
-        matrix.exact = self.exact or (self.precision == "float32" and w.format in ("F32", "BF16"))
         if bias is not None:
-            matrix.bias = self._vector(_floats(bias), pad=32)
+            matrix.bias = self._vector(floats(bias), pad=32)
         return matrix
 
-    def _norm(self, name: str) -> infer_abi.NormWeights:
-        scale = _floats(self._get(name + ".weight"))
-        if self.config.norm.one_plus:
+    def _pack(self, w: Weight, exact: bool = False) -> infer_abi.Matrix:
+        packed = Packed(self._lib, w, self.threads)
+        self._keep.append(packed)
+        packed.matrix.exact = exact or self._meetsfloats(w)
+        return packed.matrix
+
+    def _meetsfloats(self, w: Weight) -> bool:
+        """Whether activations are float32: always in a float32 model, whatever its weights lie in."""
+        return self.exact or (self.precision == "float32" and w.format in ("F32", "BF16"))
+
+    def _stack(self, name: str, e: Experts) -> infer_abi.Matrix:
+        """All experts' matrices where they lie, one below the other: in the file's own blocks where it is mapped."""
+        value = self._get(name + ".weight")
+        w = value if isinstance(value, Weight) else weight(value.flatten(0, 1), self.precision)
+        if w.note:
+            self.notes[name + ".weight"] = w.note
+        data = w.data.contiguous()
+        self._keep.append(data)
+        self._experts.append((e, w.bytes))
+        matrix = infer_abi.Matrix(FORMATS[w.format], w.rows, w.cols, self._meetsfloats(w), data.data_ptr(), None, True)
+        if e.bias:
+            bias = floats(self._get(name + ".bias"))
+            padded = torch.zeros(e.n_experts, -(-bias.shape[1] // 32) * 32)
+            padded[:, : bias.shape[1]] = bias
+            matrix.bias = self._vector(padded)
+        return matrix
+
+    def _norm(self, name: str, norm: Norm, width: int, heads: int = 1) -> infer_abi.NormWeights:
+        if not norm.weight:
+            return infer_abi.NormWeights(self._vector(torch.ones(width * heads)), None)
+        scale = floats(self._get(name + ".weight"))
+        if norm.one_plus:
             scale = 1.0 + scale
         bias = self._weights.get(name + ".bias")
-        return infer_abi.NormWeights(self._vector(scale), None if bias is None else self._vector(_floats(bias)))
+        return infer_abi.NormWeights(self._vector(scale), None if bias is None else self._vector(floats(bias)))
 
     def _vector(self, x: Tensor, pad: int = 1) -> int:
         x = x.detach().float().flatten()
@@ -341,48 +391,3 @@ class NativeModel:
             raise ShapeError(
                 f"The tokens do not fit: ids must be below {self.config.vocab_size} and slots below {self.slots}."
             )
-
-
-class Packed:
-    """A weight in the kernels' order, in memory of the library's own, freed with this object."""
-
-    def __init__(self, lib: ctypes.CDLL, w: Weight, threads: int | None = None) -> None:
-        kind = FORMATS[w.format]
-        place = lib.gf_allocate(lib.gf_matrix_bytes(kind, w.rows, w.cols))
-        if not place:
-            raise MemoryLimitError(f"There is no memory for a weight of {w.rows} × {w.cols}.")
-        weakref.finalize(self, lib.gf_free, place)
-        data = w.data.contiguous()
-        lib.gf_pack(kind, w.rows, w.cols, data.data_ptr(), place, threads or torch.get_num_threads())
-        self.matrix = infer_abi.Matrix(kind, w.rows, w.cols, 0, place, None)
-
-
-class _Stored(Mapping[str, Weight | Tensor]):
-    """A GGUF's parameters, one at a time."""
-
-    def __init__(self, raw: Mapping[str, Raw], exact: bool) -> None:
-        self._raw, self._exact = raw, exact
-        self._bytes: dict[str, int] = {}
-
-    def __getitem__(self, name: str) -> Weight | Tensor:
-        value = stored(self._raw[name], self._exact)
-        if isinstance(value, Weight):
-            self._bytes[value.format] = self._bytes.get(value.format, 0) + value.bytes
-        return value
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._raw
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._raw)
-
-    def __len__(self) -> int:
-        return len(self._raw)
-
-    def kinds(self) -> str:
-        """The formats met, the one with most bytes first: "Q4_1+Q8_0"."""
-        return "+".join(sorted(self._bytes, key=lambda kind: -self._bytes[kind]))
-
-
-def _floats(value: Weight | Tensor) -> Tensor:
-    return value.to_float() if isinstance(value, Weight) else value.detach().float()

@@ -12,6 +12,7 @@ It knows numbers and layouts; it does not know models, files or threads.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -115,10 +116,11 @@ def stored(raw: Raw, exact: bool = False) -> Weight | Tensor:
     """A GGUF's parameter as it is: a matrix in its own blocks, a vector in float32.
 
     A matrix in a format that has no kernel becomes Q8_0, or float32 with `exact` (bfloat16 where that is the same).
+    Matrices of experts are one, their rows one below the other.
     """
     if len(raw.shape) == 1:
         return _tensor(raw.values().astype(np.float32))
-    rows, cols = raw.shape
+    rows, cols = math.prod(raw.shape[:-1]), raw.shape[-1]
     data = np.ascontiguousarray(raw.data)
     if raw.kind in BLOCK_BYTES:
         return Weight(raw.kind, rows, cols, _tensor(data.reshape(rows, -1)))
@@ -129,7 +131,7 @@ def stored(raw: Raw, exact: bool = False) -> Weight | Tensor:
         return Weight("BF16", rows, cols, _tensor(data.view(np.uint16).reshape(rows, cols)).view(torch.bfloat16))
     if exact:
         return _whole(_tensor(raw.values().astype(np.float32).reshape(rows, cols)))
-    again = weight(_tensor(raw.values().astype(np.float32)), "int8")
+    again = weight(_tensor(raw.values().astype(np.float32).reshape(rows, cols)), "int8")
     note = again.note or f"stored again as {again.format}"
     return Weight(again.format, rows, cols, again.data, f"{raw.kind} in the file, {note}")
 

@@ -17,7 +17,7 @@ from glassformer.interp.recording import Recording
 from glassformer.model.choices import Parallel
 from glassformer.model.layers import Linear
 from glassformer.model.norms import NormLayer
-from glassformer.model.parts.attention import AttentionPart
+from glassformer.model.parts.attention import AttentionPart, length_scale
 from glassformer.model.parts.latent import LatentAttentionPart
 from glassformer.model.positions import rotate
 
@@ -191,5 +191,5 @@ def _turned(forward: Recording, layer: int, found: Affine, position: int, side: 
         rows = slice(head * part.d_head, (head + 1) * part.d_head)
         found = found.normed(part.q_norm if side == "q" else part.k_norm, rows)
     if side == "q" and part.choice.length_scale is not None:
-        found = found.times(part.length_scale(at)[0, 0].double())
+        found = found.times(length_scale(part.choice, at)[0, 0].double())
     return found

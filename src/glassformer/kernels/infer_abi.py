@@ -11,45 +11,76 @@ from glassformer.kernels.compile import Library, NativeUnavailableError, Signatu
 
 __all__ = ["LIBRARY", "NativeUnavailableError", "compiled", "instructions", "library", "unavailable"]
 
+_I, _F, _P = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+
 
 class Matrix(ctypes.Structure):
-    """One packed weight matrix (rows = outputs, cols = inputs) and its bias."""
+    """One weight matrix (rows = outputs, cols = inputs) and its bias; packed, or `stored` in rows as a file has it."""
 
     _fields_ = [
-        ("format", ctypes.c_int32),
-        ("rows", ctypes.c_int32),
-        ("cols", ctypes.c_int32),
-        ("exact", ctypes.c_int32),
-        ("data", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
+        *((name, _I) for name in ("format", "rows", "cols", "exact")),
+        ("data", _P),
+        ("bias", _P),
+        ("stored", _I),
     ]
 
 
 class NormWeights(ctypes.Structure):
     """A norm's scale and bias; a null scale means there is no such norm."""
 
-    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
+    _fields_ = [("weight", _P), ("bias", _P)]
+
+
+class FeedWeights(ctypes.Structure):
+    """A feed-forward part, or those of all experts one after the other; of a part that is not there d_ff is 0."""
+
+    _fields_ = [
+        *((name, Matrix) for name in ("gate", "up", "down")),
+        *((name, _I) for name in ("d_ff", "activation")),
+        *((name, _F) for name in ("scale", "cut", "shift")),
+    ]
+
+
+class RouterWeights(ctypes.Structure):
+    """How experts are chosen; of a layer without them `experts` is 0."""
+
+    _fields_ = [
+        *((name, Matrix) for name in ("scores", "beside")),
+        *((name, _P) for name in ("correction", "scales")),
+        *((name, _I) for name in ("experts", "active", "sigmoid", "before", "groups", "top_groups", "group_best")),
+        *((name, _I) for name in ("renormalise", "on_input")),
+        *((name, _F) for name in ("softcap", "scale", "beside_scale")),
+    ]
+
+
+QUERY_NORM = {None: 0, "head": 1, "each": 2, "whole": 3}
+HEAD_GATE = {None: 0, "sigmoid": 1, "softplus": 2}
 
 
 class LayerWeights(ctypes.Structure):
-    """One block's weights, its window (0 for none) and which rotary table it uses."""
+    """One block: its settings and weights. A number that is 0 and a pointer that is null stand for none."""
 
     _fields_ = [
-        *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
-        *((name, NormWeights) for name in ("ln1", "ln2", "ln1_post", "ln2_post", "q_norm", "k_norm")),
-        ("window", ctypes.c_int32),
-        ("table", ctypes.c_int32),
+        *((name, Matrix) for name in ("q", "k", "v", "o", "z_gate")),
+        *((name, FeedWeights) for name in ("feed", "expert")),
+        ("router", RouterWeights),
+        *((name, NormWeights) for name in ("ln1", "ln2", "ln1_post", "ln2_post", "q_norm", "k_norm", "v_norm")),
+        *((name, _P) for name in ("cosines", "sines", "sinks", "slopes", "query_scale")),
+        *((name, _I) for name in ("n_heads", "n_kv_heads", "d_head", "d_value", "rotary", "window", "chunk", "source")),
+        *((name, _I) for name in ("query_norm", "norm_after", "norm_centred", "clip_after", "gate", "parallel")),
+        *((name, _F) for name in ("norm_eps", "score_scale", "score_softcap", "clip", "value_scale")),
+        ("keep", _F * 2),
+        ("scale", _F * 2),
+        ("leaving", _F),
     ]
 
 
 class ModelWeights(ctypes.Structure):
-    """What is outside the blocks; cosines and sines are (table, capacity, pair)."""
+    """What is outside the blocks."""
 
     _fields_ = [
         *((name, Matrix) for name in ("embed", "unembed", "pos_embed")),
-        ("final_norm", NormWeights),
-        ("cosines", ctypes.c_void_p),
-        ("sines", ctypes.c_void_p),
+        *((name, NormWeights) for name in ("embed_norm", "final_norm")),
     ]
 
 
@@ -57,11 +88,9 @@ class InferShape(ctypes.Structure):
     """Sizes and numbers of a design; a 0 soft cap or embedding scale means none."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("vocab", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head")),
-        *((name, ctypes.c_int32) for name in ("d_ff", "rotary", "activation", "layer_norm", "parallel", "slots")),
-        *((name, ctypes.c_int32) for name in ("capacity", "bf16_cache", "rows", "narrow")),
-        *((name, ctypes.c_float) for name in ("eps", "score_scale", "score_softcap", "logit_softcap")),
-        ("embedding_scale", ctypes.c_float),
+        *((name, _I) for name in ("vocab", "d_model", "n_layers", "layer_norm", "slots", "capacity", "bf16_cache")),
+        *((name, _I) for name in ("rows", "narrow")),
+        *((name, _F) for name in ("eps", "logit_scale", "logit_softcap", "embedding_scale")),
     ]
 
 
@@ -85,7 +114,7 @@ _SIGNATURES: dict[str, Signature] = {
 LIBRARY = Library(
     "infer",
     _SIGNATURES,
-    (Matrix, NormWeights, LayerWeights, ModelWeights, InferShape),
+    (Matrix, NormWeights, FeedWeights, RouterWeights, LayerWeights, ModelWeights, InferShape),
     subject="The fast engine",
     instead="text is generated through torch in float32 instead, several times slower",
 )

@@ -9,26 +9,54 @@
 // ---- a forward pass (infer.cpp)
 
 struct InferShape {
-    int32_t vocab, d_model, n_layers, n_heads, n_kv_heads, d_head, d_ff;
-    int32_t rotary, activation, layer_norm, parallel, slots, capacity, bf16_cache, rows;
+    int32_t vocab, d_model, n_layers, layer_norm, slots, capacity, bf16_cache, rows;
     int32_t narrow;  // prompts may be attended to in bfloat16
-    float eps, score_scale, score_softcap, logit_softcap, embedding_scale;
+    float eps, logit_scale, logit_softcap, embedding_scale;
 };
 
 struct NormWeights {
     const float *weight, *bias;  // weight null: no such norm
 };
 
+// down(act(gate) * up), or down(act(up)) without a gate; of experts, all of them one after the other.
+struct FeedWeights {
+    Matrix gate, up, down;
+    int32_t d_ff, activation;  // d_ff 0: no such part
+    float scale, cut, shift;   // multiplies what is activated; bounds both halves (0: nowhere); added to the linear half
+};
+
+// Which experts a token passes, and with what weights.
+struct RouterWeights {
+    Matrix scores, beside;             // beside: of the part that every token passes
+    const float *correction, *scales;  // of each expert, or null: added where experts are chosen; multiplies weights
+    int32_t experts, active;           // experts 0: no router
+    int32_t sigmoid, before, groups, top_groups, group_best, renormalise, on_input;
+    float softcap, scale, beside_scale;
+};
+
+enum QueryNorm { NO_NORM = 0, OF_HEADS = 1, OF_EACH = 2, OF_WHOLE = 3 };  // one weight for all heads, one each, over all
+enum HeadGate { NO_GATE = 0, SIGMOID = 1, SOFTPLUS = 2 };
+
+// One block. A number that is 0 and a pointer that is null stand for "none".
 struct LayerWeights {
-    Matrix q, k, v, o, gate, up, down;
-    NormWeights ln1, ln2, ln1_post, ln2_post, q_norm, k_norm;
-    int32_t window, table;  // window 0: all positions; table: which rotary table
+    Matrix q, k, v, o, z_gate;  // no v: values are keys before norm and rotation
+    FeedWeights feed, expert;   // beside a router, `feed` is the part that every token passes
+    RouterWeights router;
+    NormWeights ln1, ln2, ln1_post, ln2_post, q_norm, k_norm, v_norm;
+    const float *cosines, *sines;  // (capacity, rotary / 2)
+    const float *sinks, *slopes;   // of each head
+    const float* query_scale;      // (capacity)
+    int32_t n_heads, n_kv_heads, d_head, d_value, rotary, window, chunk;
+    int32_t source;                // layer whose keys and values are used: this one, or one before
+    int32_t query_norm, norm_after, norm_centred, clip_after, gate, parallel;
+    float norm_eps, score_scale, score_softcap, clip, value_scale;
+    float keep[2], scale[2];       // what multiplies the stream, and what joins it, at each part
+    float leaving;                 // multiplies the stream after the block
 };
 
 struct ModelWeights {
     Matrix embed, unembed, pos_embed;
-    NormWeights final_norm;
-    const float *cosines, *sines;  // (table, capacity, rotary / 2)
+    NormWeights embed_norm, final_norm;
 };
 
 // ---- attention of whole tensors (ops.cpp)

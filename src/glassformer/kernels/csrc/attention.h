@@ -71,12 +71,18 @@ template <class E>
 struct Head {
     const E *keys, *values;
     int width, d_head;  // width: d_head rounded up to 16
-    int window;         // latest positions seen, 0 for all
+    int wide;           // the same of a value's dimensions
+    int window, chunk;  // latest positions seen, and of how many a row sees its own share; 0 for all
     float scale, softcap;
-    const E* next;  // keys of which, probably, the same positions are read after these
+    const float* slopes;  // ALiBi's, of each row given; null for none
+    const E* next;        // keys of which, probably, the same positions are read after these
 
-    int first_seen(int position) const { return window > 0 && position >= window ? position - window + 1 : 0; }
-    size_t partial() const { return (size_t)width + 16; }  // floats: the unscaled sum, then largest score and sum
+    int first_seen(int position) const {
+        const int first = window > 0 && position >= window ? position - window + 1 : 0;
+        return chunk > 0 && position / chunk * chunk > first ? position / chunk * chunk : first;
+    }
+    float slope(int row) const { return slopes ? slopes[row] : 0.f; }
+    size_t partial() const { return (size_t)wide + 16; }  // floats: the unscaled sum, then largest score and sum
 };
 
 template <class E, int C>
@@ -90,16 +96,16 @@ static void attend_span(const Head<E>& h, const float* const* q, const int* posi
     int from = span * SPAN, end = from + SPAN, first = h.first_seen(lowest) / ALIGN * ALIGN;
     if (first > from) from = first;
     if (end > highest + 1) end = highest + 1;
-    for (int c = 0; c < C; c++) out[c][h.width] = -INFINITY, out[c][h.width + 1] = 0;
+    for (int c = 0; c < C; c++) out[c][h.wide] = -INFINITY, out[c][h.wide + 1] = 0;
     if (from >= end) return;
     int to = (int)((end + ALIGN - 1) / ALIGN * ALIGN);
-    const size_t start = (size_t)from * h.width;
+    const size_t start = (size_t)from * h.wide;
     score<E, C>(h.keys, h.width, q, h.d_head, from, to, h.scale, scores, SPAN, h.values + start);
     for (int c = 0; c < C; c++)
-        softmax_span(scores + c * SPAN, from, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
+        softmax_span(scores + c * SPAN, from, to, h.first_seen(position[c]), position[c], h.softcap, h.slope(c), out[c] + h.wide);
     int at = 0;
-    for (; at + 64 <= h.width; at += 64) weighted_sum<E, C, 4>(h.values, h.width, scores, from, end, out, at, h.next + start);
-    for (; at < h.width; at += 16) weighted_sum<E, C, 1>(h.values, h.width, scores, from, end, out, at, h.next + start);
+    for (; at + 64 <= h.wide; at += 64) weighted_sum<E, C, 4>(h.values, h.wide, scores, from, end, out, at, h.next + start);
+    for (; at < h.wide; at += 16) weighted_sum<E, C, 1>(h.values, h.wide, scores, from, end, out, at, h.next + start);
 }
 
 // One span of up to four rows: out[c] gets what merge() needs.
@@ -185,8 +191,8 @@ static void attend_prefill(const Head<E>& h, const float* const* q, const int* p
     int first = h.first_seen(position[0]) / ALIGN * ALIGN, end = from + SPAN < highest + 1 ? from + SPAN : highest + 1;
     if (first < from) first = from;
     for (int c = 0; c < count; c++) {
-        for (int i = 0; i < h.width; i++) out[c][i] = 0;
-        out[c][h.width] = -INFINITY, out[c][h.width + 1] = 0;
+        for (int i = 0; i < h.wide; i++) out[c][i] = 0;
+        out[c][h.wide] = -INFINITY, out[c][h.wide + 1] = 0;
     }
     if (first >= end) return;
     // The last position that the rows from c on, n of them, see here, rounded up to what is scored at a time.
@@ -210,13 +216,13 @@ static void attend_prefill(const Head<E>& h, const float* const* q, const int* p
     for (int c = 0; c < count; c++) {
         int to = until(c / SCORE_ROWS * SCORE_ROWS, SCORE_ROWS);
         if (first < to)
-            softmax_span(scratch.scores[c] + first - from, first, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
+            softmax_span(scratch.scores[c] + first - from, first, to, h.first_seen(position[c]), position[c], h.softcap, h.slope(c), out[c] + h.wide);
     }
     const float* w[SUM_ROWS];
     float* z[SUM_ROWS];
     for (int p = first; p < end; p += SUM_POSITIONS) {
         int n = end - p < SUM_POSITIONS ? end - p : SUM_POSITIONS;
-        const float* values = as_floats(h.values + (size_t)p * h.width, (size_t)n * h.width, scratch.floats);
+        const float* values = as_floats(h.values + (size_t)p * h.wide, (size_t)n * h.wide, scratch.floats);
         for (int c = 0; c < count; c += SUM_ROWS) {
             int seen = until(c, SUM_ROWS) - p;
             if (seen <= 0) continue;
@@ -225,8 +231,8 @@ static void attend_prefill(const Head<E>& h, const float* const* q, const int* p
                 w[i] = scratch.scores[row] + p - from, z[i] = out[row];
             }
             int at = 0, m = seen < n ? seen : n;
-            for (; at + 64 <= h.width; at += 64) weighted_sum_on<4>(values, h.width, w, m, z, at);
-            for (; at < h.width; at += 16) weighted_sum_on<1>(values, h.width, w, m, z, at);
+            for (; at + 64 <= h.wide; at += 64) weighted_sum_on<4>(values, h.wide, w, m, z, at);
+            for (; at < h.wide; at += 16) weighted_sum_on<1>(values, h.wide, w, m, z, at);
         }
     }
 }
@@ -241,8 +247,8 @@ GF_NOINLINE void attend_narrow(const Head<uint16_t>& h, const float* const* q, c
     int first = h.first_seen(position[0]) / ALIGN * ALIGN, end = from + SPAN < highest + 1 ? from + SPAN : highest + 1;
     if (first < from) first = from;
     for (int c = 0; c < count; c++) {
-        for (int i = 0; i < h.width; i++) out[c][i] = 0;
-        out[c][h.width] = -INFINITY, out[c][h.width + 1] = 0;
+        for (int i = 0; i < h.wide; i++) out[c][i] = 0;
+        out[c][h.wide] = -INFINITY, out[c][h.wide + 1] = 0;
     }
     if (first >= end) return;
     auto until = [&](int c) {  // the last position that 32 rows from c on see here, rounded up
@@ -272,34 +278,36 @@ GF_NOINLINE void attend_narrow(const Head<uint16_t>& h, const float* const* q, c
     for (int c = 0; c < count; c++) {
         const int to = until(c / UNIT * UNIT);
         float* scores = scratch.scores[c] + first - from;
-        softmax_span(scores, first, to, h.first_seen(position[c]), position[c], h.softcap, out[c] + h.width);
-        const bool none = out[c][h.width] == -INFINITY;
+        softmax_span(scores, first, to, h.first_seen(position[c]), position[c], h.softcap, h.slope(c), out[c] + h.wide);
+        const bool none = out[c][h.wide] == -INFINITY;
         for (int p = 0; p < to - first; p += 16) put(scratch.narrow_weights + c * SPAN + p, none ? splat(0.f) : load<F16>(scores + p));
     }
     const long K = round_up(end - first, UNIT);
-    to_panels(h.values + (size_t)first * h.width, h.width, K, h.width, scratch.narrow_values, K, 0);
-    if (depth > h.width) memset(scratch.narrow_values + K * h.width, 0, K * 16 * sizeof(uint16_t));
+    to_panels(h.values + (size_t)first * h.wide, h.wide, K, h.wide, scratch.narrow_values, K, 0);
+    if (h.wide % UNIT) memset(scratch.narrow_values + K * h.wide, 0, K * 16 * sizeof(uint16_t));
     for (int c = 0; c < count; c += UNIT) {
         if (until(c) <= first) continue;
-        for (int at = 0; at < h.width; at += UNIT) {
+        for (int at = 0; at < h.wide; at += UNIT) {
             way.multiply(Rows::rows(scratch.narrow_weights + c * SPAN, SPAN), Panels::panels(scratch.narrow_values + at * K, K), until(c) - first, square);
             for (int i = 0; i < UNIT && c + i < count; i++)
-                memcpy(out[c + i] + at, square + i * UNIT, (h.width - at < UNIT ? h.width - at : UNIT) * sizeof(float));
+                memcpy(out[c + i] + at, square + i * UNIT, (h.wide - at < UNIT ? h.wide - at : UNIT) * sizeof(float));
         }
     }
 }
 
-// The spans of one row, each `stride` floats after the one before, become its result.
-static void merge(const float* parts, size_t stride, int spans, int width, int d_head, float* out) {
-    float top = -INFINITY, total = 0;
-    for (int s = 0; s < spans; s++) top = parts[s * stride + width] > top ? parts[s * stride + width] : top;
-    for (int i = 0; i < d_head; i++) out[i] = 0;
+// The spans of one row, each `stride` floats after the one before, become its result of n numbers; a sink of this score
+// takes its share of the weights and gives nothing (minus infinity for none).
+static void merge(const float* parts, size_t stride, int spans, int wide, int n, float sink, float* out) {
+    float top = sink;
+    for (int s = 0; s < spans; s++) top = parts[s * stride + wide] > top ? parts[s * stride + wide] : top;
+    float total = sink == -INFINITY ? 0.f : exponential(splat(sink - top))[0];
+    for (int i = 0; i < n; i++) out[i] = 0;
     for (int s = 0; s < spans; s++) {
         const float* part = parts + s * stride;
-        if (part[width] == -INFINITY) continue;
-        float weight = exponential(splat(part[width] - top))[0];
-        total += weight * part[width + 1];
-        for (int i = 0; i < d_head; i++) out[i] += weight * part[i];
+        if (part[wide] == -INFINITY) continue;
+        float weight = exponential(splat(part[wide] - top))[0];
+        total += weight * part[wide + 1];
+        for (int i = 0; i < n; i++) out[i] += weight * part[i];
     }
-    for (int i = 0; i < d_head; i++) out[i] *= 1.f / total;
+    for (int i = 0; i < n; i++) out[i] *= 1.f / total;
 }

@@ -22,7 +22,7 @@ static Pool& team(int threads) {
 #pragma GCC visibility push(default)
 extern "C" {
 
-int gf_sizes(int32_t* out, int room) { return sizes_of<Matrix, NormWeights, LayerWeights, ModelWeights, InferShape>(out, room); }
+int gf_sizes(int32_t* out, int room) { return sizes_of<Matrix, NormWeights, FeedWeights, RouterWeights, LayerWeights, ModelWeights, InferShape>(out, room); }
 
 const char* gf_instructions() {
 #if defined(GF_AMX_INT8)
@@ -101,28 +101,7 @@ Model* gf_create(const InferShape* shape, const ModelWeights* parts, const Layer
     m->s = *shape;
     m->parts = *parts;
     m->layers.assign(layers, layers + shape->n_layers);
-    const InferShape& s = m->s;
-    m->plain = !s.parallel;
-    for (const LayerWeights& layer : m->layers) m->plain = m->plain && !layer.ln1_post.weight && !layer.ln2_post.weight;
-    m->width = (int)round_up(s.d_head, 16);
-    size_t cache = (size_t)s.n_layers * s.slots * s.n_kv_heads * m->head_size();
-    m->keys = calloc(cache, m->element());
-    m->values = calloc(cache, m->element());
-    size_t rows = s.rows;
-    bool sound = m->keys && m->values;
-    sound = sound && m->attention_in.make(s.rows, s.d_model) && m->feed_in.make(s.rows, s.d_model);
-    sound = sound && m->mixed.make(s.rows, s.n_heads * s.d_head) && m->hidden.make(s.rows, s.d_ff);
-    sound = sound && m->last.make(s.rows, s.d_model);
-    if (!sound) return nullptr;
-    m->residual = zeros<float>(rows * m->feed_in.rows.stride);
-    m->part = zeros<float>(rows * m->feed_in.rows.stride);
-    m->query = zeros<float>(rows * round_up(s.n_heads * s.d_head, UNIT));
-    m->key = zeros<float>(rows * round_up(s.n_kv_heads * s.d_head, UNIT));
-    m->value = zeros<float>(rows * round_up(s.n_kv_heads * s.d_head, UNIT));
-    m->partials = static_cast<float*>(
-        calloc((size_t)SPLIT_ROWS * s.n_heads * m->spans() * (m->width + 16), sizeof(float)));
-    if (!m->partials || !m->residual || !m->part || !m->query || !m->key || !m->value) return nullptr;
-    return m.release();
+    return m->make() ? m.release() : nullptr;
 }
 
 // `count` tokens (at most InferShape::rows) enter the cache at (slot, position); logits (n_out, vocab) of
@@ -138,7 +117,7 @@ int gf_forward(Model* m, int count, const int32_t* tokens, const int32_t* slots,
     for (int i = 0; i < n_out; i++)
         if (out_rows[i] < 0 || out_rows[i] >= count) return 3;
     std::lock_guard<std::mutex> hold(pool_use);
-    Batch batch{*m, count, tokens, slots, positions, n_out, out_rows, logits, {}};
+    Batch batch{*m, count, tokens, slots, positions, n_out, out_rows, logits, {}, {}, {}};
     Pool& pool = team(threads);
     batch.make_groups(pool.size());
     if (!m->prepare(pool.size())) return 4;
@@ -148,13 +127,14 @@ int gf_forward(Model* m, int count, const int32_t* tokens, const int32_t* slots,
 
 // The first `n` positions of one slot become another's.
 void gf_copy(Model* m, int from, int to, int n) {
-    size_t unit = m->element(), bytes = round_up(n, 16) * m->width * unit;
-    for (int i = 0; i < m->s.n_layers; i++)
-        for (int h = 0; h < m->s.n_kv_heads; h++) {
-            size_t a = m->cache_at(i, from, h) * unit, b = m->cache_at(i, to, h) * unit;
-            memcpy((char*)m->keys + b, (char*)m->keys + a, bytes);
-            memcpy((char*)m->values + b, (char*)m->values + a, bytes);
+    const size_t unit = m->element(), count = round_up(n, 16) * unit;
+    for (int i = 0; i < m->s.n_layers; i++) {
+        const LayerWeights& l = m->layers[i];
+        for (int h = 0; l.source == i && h < l.n_kv_heads; h++) {
+            memcpy((char*)m->keys + m->keys_of(i, to, h) * unit, (char*)m->keys + m->keys_of(i, from, h) * unit, count * round_up(l.d_head, 16));
+            memcpy((char*)m->values + m->values_of(i, to, h) * unit, (char*)m->values + m->values_of(i, from, h) * unit, count * round_up(l.d_value, 16));
         }
+    }
 }
 
 }  // extern "C"

@@ -58,7 +58,7 @@ GF_INLINE F16 hyperbolic_tangent(F16 x) {
     return select(magnitude(x) < splat(0.25f), small, large);
 }
 
-enum Activation { GELU = 0, GELU_TANH = 1, SILU = 2, RELU = 3, RELU2 = 4 };
+enum Activation { GELU = 0, GELU_TANH = 1, SILU = 2, RELU = 3, RELU2 = 4, QUICK_GELU = 5 };
 
 // 1 / (1 + e^-x)
 template <bool BRIEF = false>
@@ -71,6 +71,7 @@ GF_INLINE F16 activate(int kind, F16 x) {
     switch (kind) {
         case SILU: return x * sigmoid(x);
         case GELU_TANH: return x * sigmoid(splat(2.f) * gelu_argument(x));
+        case QUICK_GELU: return x * sigmoid(splat(1.702f) * x);
         case RELU: return largest(x, splat(0.f));
         case RELU2: {
             F16 r = largest(x, splat(0.f));

@@ -62,6 +62,7 @@ struct Matrix {
     int32_t exact;        // meets float32 activations, as the float32 numbers it stands for
     const uint8_t* data;  // (unit, panel, ...); null: absent
     const float* bias;    // (rows padded to whole units), or null
+    int32_t stored = 0;   // rows lie as a file has them, perhaps in it: a unit is packed when it is read
 
     int units() const { return data ? (rows + UNIT - 1) / UNIT : 0; }
     bool rounds() const { return data && format >= Q8_0 && !exact; }  // activations to 8 bits
@@ -69,37 +70,80 @@ struct Matrix {
     const uint8_t* unit(int i) const { return data + (size_t)i * unit_bytes(); }
 };
 
-// One unit from row-major source: floats, bfloat16 bits, or GGUF blocks. Rows beyond the last are 0.
-static void pack_unit(const Matrix& m, int unit, const uint8_t* source, uint8_t* out) {
-    memset(out, 0, m.unit_bytes());
-    for (int r = 0; r < UNIT && unit * UNIT + r < m.rows; r++) {
-        size_t row = (size_t)unit * UNIT + r;
-        const int lane = r % LANES;
-        uint8_t* panel = out + r / LANES * panel_bytes(m.format, m.cols);
-        if (m.format == F32) {
-            const uint8_t* s = source + row * m.cols * 4;
-            for (int k = 0; k < m.cols; k++) memcpy(panel + ((size_t)k * LANES + lane) * 4, s + (size_t)k * 4, 4);
-        } else if (m.format == BF16) {
-            const uint8_t* s = source + row * m.cols * 2;
-            for (int k = 0; k < m.cols; k++)
-                memcpy(panel + ((size_t)(k / 2) * LANES + lane) * 4 + k % 2 * 2, s + (size_t)k * 2, 2);
+// Bytes of one row as a file has it: floats, bfloat16 bits, or GGUF blocks.
+GF_INLINE size_t row_bytes(int format, int cols) {
+    if (format <= BF16) return (size_t)cols * (format == F32 ? 4 : 2);
+    return with_blocks(format, [&](auto b) { return (size_t)(cols / BLOCK * b.stored); });
+}
+
+// Sixteen words of four bytes of a row of `bytes` bytes, from word `at` on: a line's share each. Zero beyond the end.
+GF_INLINE I16 words_of(const uint8_t* row, size_t bytes, size_t at) {
+    I16 v = splat_int(0);
+    if (at * 4 < bytes) memcpy(&v, row + at * 4, bytes - at * 4 < 64 ? bytes - at * 4 : 64);
+    return v;
+}
+template <class B>
+GF_INLINE I16 words_of(B b, const uint8_t* row, size_t bytes, size_t at) {
+    constexpr int SIZE = b.quants / LANES, AT_ONCE = 64 / SIZE;  // bytes of a block's quants; blocks of a register
+    const uint8_t* from = row + at * 4 / SIZE * b.stored + b.stored - SIZE;
+    I16 v = splat_int(0);
+    if (from + (AT_ONCE - 1) * b.stored + SIZE > row + bytes) {  // fewer blocks than that are left
+        for (int i = 0; i < AT_ONCE && from + i * b.stored < row + bytes; i++) memcpy((char*)&v + i * SIZE, from + i * b.stored, SIZE);
+    } else {
+#if defined(GF_VNNI)
+        __m512i w;
+        if constexpr (SIZE == 16) {
+            w = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)from));
+            w = _mm512_inserti32x4(w, _mm_loadu_si128((const __m128i*)(from + b.stored)), 1);
+            w = _mm512_inserti32x4(w, _mm_loadu_si128((const __m128i*)(from + 2 * b.stored)), 2);
+            w = _mm512_inserti32x4(w, _mm_loadu_si128((const __m128i*)(from + 3 * b.stored)), 3);
         } else {
-            with_blocks(m.format, [&](auto b) {
-                const int blocks = m.cols / BLOCK;
-                uint8_t* scales = panel + blocks * b.quants;
-                const uint8_t* s = source + row * blocks * b.stored;
-                for (int i = 0; i < blocks; i++, s += b.stored, scales += b.scales) {
-                    memcpy(scales + lane * 2, s, 2);
-                    if (b.minima) memcpy(scales + 32 + lane * 2, s + 2, 2);
-                    for (int line = 0; line < b.quants / 64; line++) {
-                        uint32_t word;
-                        memcpy(&word, s + (b.minima ? 4 : 2) + line * 4, 4);
-                        if (b.offset == 128) word ^= 0x80808080u;
-                        memcpy(panel + i * b.quants + line * 64 + lane * 4, &word, 4);
-                    }
-                }
-            });
+            w = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)from));
+            w = _mm512_inserti64x4(w, _mm256_loadu_si256((const __m256i*)(from + b.stored)), 1);
         }
+        v = (I16)w;
+#else
+        for (int i = 0; i < AT_ONCE; i++) memcpy((char*)&v + i * SIZE, from + i * b.stored, SIZE);
+#endif
+    }
+    return b.offset == 128 ? v ^ splat_int((int32_t)0x80808080) : v;
+}
+
+// One unit from rows as a file has them. Rows beyond the last are 0. Asks for the same of the next unit.
+static void pack_unit(const Matrix& m, int unit, const uint8_t* source, uint8_t* out) {
+    const size_t bytes = row_bytes(m.format, m.cols), panel = panel_bytes(m.format, m.cols);
+    for (int p = 0; p < 2; p++, out += panel) {
+        const size_t first = (size_t)unit * UNIT + p * LANES;
+        const int rows = (size_t)m.rows <= first ? 0 : (size_t)m.rows - first < LANES ? (int)(m.rows - first) : LANES;
+        const uint8_t* from = source + first * bytes;
+        if (rows < LANES) memset(out, 0, panel);
+        auto lines = [&](size_t size, auto read) {  // so many bytes of them
+            for (size_t at = 0; at < size / 4; at += LANES) {
+                I16 square[LANES];
+                const size_t ahead = UNIT * bytes + at * 4 * bytes / size;
+                for (int r = 0; r < rows; r++) {
+                    square[r] = read(from + r * bytes, at);
+                    __builtin_prefetch(from + r * bytes + ahead, 0, 2);
+                }
+                for (int r = rows; r < LANES; r++) square[r] = splat_int(0);
+                transpose(square);
+                for (size_t i = 0; i < LANES && (at + i) * 64 < size * 16; i++) store(out + (at + i) * 64, square[i]);
+            }
+        };
+        if (m.format <= BF16) {
+            lines(panel / 16, [&](const uint8_t* row, size_t at) { return words_of(row, bytes, at); });
+            continue;
+        }
+        with_blocks(m.format, [&](auto b) {
+            const size_t blocks = m.cols / BLOCK, quants = blocks * b.quants;
+            lines(quants / 16, [&](const uint8_t* row, size_t at) { return words_of(b, row, bytes, at); });
+            for (size_t i = 0; i < blocks; i++)
+                for (int r = 0; r < rows; r++) {
+                    const uint8_t* block = from + r * bytes + i * b.stored;
+                    memcpy(out + quants + i * b.scales + r * 2, block, 2);
+                    if (b.minima) memcpy(out + quants + i * b.scales + 32 + r * 2, block + 2, 2);
+                }
+        });
     }
 }
 

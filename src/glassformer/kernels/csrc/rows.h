@@ -6,6 +6,7 @@
 // numbers are the same either way; but tokens of a long prompt meet bfloat16 weights that are not exact as bfloat16.
 #pragma once
 
+#include <new>
 #include <vector>
 
 #include "arena.h"
@@ -74,6 +75,11 @@ struct Rows {
 
     int blocks() const { return stride / BLOCK; }
     float* at(int row) const { return x + (size_t)row * stride; }
+    // The same from a row on: of tiles, from a whole one.
+    Rows from(int row) const {
+        const size_t at = (size_t)row * stride;
+        return {stride, x + at, narrow + at, q + at, scales + (size_t)row * blocks(), across + (size_t)(row / LANES) * blocks() * 32};
+    }
 
     void quantise(int row, int block, const float* from) const {
         int8_t* to = q + (size_t)row * stride + block * BLOCK;
@@ -470,6 +476,12 @@ struct Segment {
     bool prompt;
 };
 typedef std::vector<Segment> Segments;
+
+// One more row.
+static void append(Segments& to, int row, bool prompt) {
+    if (to.empty() || to.back().prompt != prompt) to.push_back({row, 0, prompt});
+    to.back().count++;
+}
 constexpr int PROMPT_TOKENS = 64;
 
 // Whether rows of a prompt meet this matrix in bfloat16.
@@ -477,8 +489,18 @@ GF_INLINE bool narrows(const Matrix& m) { return FAST_BF16 && m.data && !m.exact
 
 // done(first row, rows, results) for some rows at a time, in order.
 template <class F>
-void unit_products(const Matrix& matrix, int unit, const Rows& in, const Segments& segments, F done) {
+void unit_products(const Matrix& given, int number, const Rows& in, const Segments& segments, F done) {
     alignas(64) float y[UNIT][UNIT];
+    Matrix matrix = given;
+    int unit = number;
+    if (given.stored) {
+        static thread_local Scratch packed;
+        uint8_t* to = packed.get(given.unit_bytes() + FAR_PREFETCH_BYTES);
+        if (!to) throw std::bad_alloc();
+        pack_unit(given, number, given.data, to);
+        matrix.data = to, matrix.rows = UNIT, unit = 0;
+        if (given.bias) matrix.bias += number * UNIT;
+    }
     if (narrows(matrix)) {
         const Arithmetic<uint16_t>& way = arithmetic<uint16_t>();
         const Tiles tiles(way.tiles);

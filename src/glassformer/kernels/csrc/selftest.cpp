@@ -160,11 +160,16 @@ static void products() {
                         ForwardPass::Reads({&m}, all).row(in.rows, r);
                     }
                     std::vector<float> found(count * outputs), right(count * outputs), row(cols);
+                    std::vector<float> again(found.size());
+                    Matrix stored = m;
+                    stored.data = source.data(), stored.stored = 1;
                     for (int u = 0; u < m.units(); u++)
-                        unit_products(m, u, in.rows, all, [&](int first, int n, float(*y)[UNIT]) {
-                            for (int r = 0; r < n; r++)
-                                for (int i = 0; i < UNIT && u * UNIT + i < outputs; i++) found[(first + r) * outputs + u * UNIT + i] = y[r][i];
-                        });
+                        for (std::vector<float>* to : {&found, &again})
+                            unit_products(to == &found ? m : stored, u, in.rows, all, [&](int first, int n, float(*y)[UNIT]) {
+                                for (int r = 0; r < n; r++)
+                                    for (int i = 0; i < UNIT && u * UNIT + i < outputs; i++) (*to)[(first + r) * outputs + u * UNIT + i] = y[r][i];
+                            });
+                    compare("product of rows as a file has them", again.data(), found.data(), found.size(), 0);
                     for (int o = 0; o < outputs; o++) {
                         unpack_row(m, o, row.data());
                         for (int r = 0; r < count; r++) {
@@ -222,7 +227,7 @@ static void squares() {
 }
 
 template <class E, bool NARROW = false>
-static void attention(int d_head, int window, float softcap) {
+static void attention(int d_head, int window, float softcap, int chunk = 0, float slope = 0, float sink = -INFINITY) {
     const int width = (int)round_up(d_head, 16), length = 600, capacity = (int)round_up(length, 32);
     std::vector<E> keys(capacity * width), values(capacity * width);
     std::vector<float> k(length * d_head), v(length * d_head);
@@ -233,7 +238,8 @@ static void attention(int d_head, int window, float softcap) {
             k[p * d_head + i] = sizeof(E) == 4 ? load<float>(key) : bf16_value(load<uint16_t>(key));
             v[p * d_head + i] = sizeof(E) == 4 ? load<float>(value) : bf16_value(load<uint16_t>(value));
         }
-    const Head<E> head{keys.data(), values.data(), width, d_head, window, 0.3f, softcap, keys.data()};
+    const std::vector<float> slopes(40, slope);
+    const Head<E> head{keys.data(), values.data(), width, d_head, width, window, chunk, 0.3f, softcap, slopes.data(), keys.data()};
     auto scratch = std::make_unique<PrefillScratch>();
     for (int count : {1, 3, 4, 11, 40}) {
         const auto q = random_numbers(count * d_head);
@@ -256,12 +262,12 @@ static void attention(int d_head, int window, float softcap) {
                 attend(head, rows.data(), position.data(), count, span, to.data());
         }
         for (int c = 0; c < count; c++) {
-            merge(&part[c * 2 * head.partial()], head.partial(), 2, width, d_head, &out[c * d_head]);
+            merge(&part[c * 2 * head.partial()], head.partial(), 2, width, d_head, sink, &out[c * d_head]);
             std::vector<double> score(position[c] + 1);
-            double total = 0;
+            double total = std::exp((double)sink);
             for (int p = head.first_seen(position[c]); p <= position[c]; p++) {
                 for (int i = 0; i < d_head; i++) score[p] += (double)q[c * d_head + i] * k[p * d_head + i] * 0.3;
-                score[p] = softcap > 0 ? softcap * std::tanh(score[p] / softcap) : score[p];
+                score[p] = (softcap > 0 ? softcap * std::tanh(score[p] / softcap) : score[p]) - slope * (position[c] - p);
                 total += score[p] = std::exp(score[p]);
             }
             for (int p = head.first_seen(position[c]); p <= position[c]; p++)
@@ -297,6 +303,7 @@ int main() {
     for (int d_head : {16, 40, 64, 96})
         for (int window : {0, 50})
             attention<float>(d_head, window, window ? 5.f : 0.f), attention<uint16_t>(d_head, window, 0.f), attention<uint16_t, true>(d_head, window, 0.f);
+    attention<float>(40, 0, 0.f, 90, 0.1f, 2.f), attention<uint16_t, true>(64, 0, 0.f, 90, 0.1f, 2.f);
     threads();
     printf(failures ? "%d differ\n" : "all as the naive loops have it\n", failures);
     return failures != 0;

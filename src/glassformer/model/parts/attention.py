@@ -30,6 +30,16 @@ from glassformer.model.positions import Angles, rotate
 from glassformer.model.sites import View, see
 
 
+def length_scale(choice: Attention, positions: Int[Tensor, "*batch slot"]) -> Float[Tensor, "*batch slot"]:
+    """What queries are multiplied by at their positions."""
+    assert choice.length_scale is not None
+    beta, original = choice.length_scale
+    if choice.length_rule == "power":
+        return torch.exp(beta * torch.log1p((positions + 1) / original))
+    at = positions + 1 if choice.length_rule == "log_next" else positions
+    return 1 + beta * torch.log1p(torch.floor(at / original))
+
+
 class AttentionPart(nn.Module):
     """One layer's attention.
 
@@ -219,17 +229,8 @@ class AttentionPart(nn.Module):
         if self.choice.qk_norm_after:
             x = self._normed(x, self.q_norm if side == "q" else self.k_norm)
         if side == "q" and self.choice.length_scale is not None:
-            x = x * self.length_scale(positions)[..., None, None].to(x.dtype)
+            x = x * length_scale(self.choice, positions)[..., None, None].to(x.dtype)
         return x
-
-    def length_scale(self, positions: Int[Tensor, "batch slot"]) -> Float[Tensor, "batch slot"]:
-        """What queries are multiplied by at their positions."""
-        assert self.choice.length_scale is not None
-        beta, original = self.choice.length_scale
-        if self.choice.length_rule == "power":
-            return torch.exp(beta * torch.log1p((positions + 1) / original))
-        at = positions + 1 if self.choice.length_rule == "log_next" else positions
-        return 1 + beta * torch.log1p(torch.floor(at / original))
 
     def _normed(self, x: Tensor, norm: NormLayer | None) -> Tensor:
         if norm is None:
