@@ -193,6 +193,25 @@ def report(name: str, title: str, body: str, options: argparse.Namespace, notes:
     PAGE.write_text(page, "utf-8")
 
 
+def peak(work: Callable[[], Any]) -> tuple[float, float, float]:
+    """Seconds, gigabytes added at the highest moment, and gigabytes still held afterwards."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
+    before = status("VmRSS")
+    start = time.perf_counter()
+    held = work()
+    took = time.perf_counter() - start
+    added, kept = status("VmHWM") - before, status("VmRSS") - before
+    del held
+    return took, added, kept
+
+
+def status(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024 / 1e9
+    raise RuntimeError(f"this system does not say {field}")
+
+
 def rates(threads: int) -> dict[str, float]:
     """What this machine reaches now: GFLOP/s of matrix products through oneDNN, and GB/s of a plain read.
 

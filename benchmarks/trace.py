@@ -12,29 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import DATA, HERE, Worker, alternate, arguments, need_peers, report, serve, smollm2, spread, table, verdict
+from common import (
+    DATA,
+    HERE,
+    Worker,
+    alternate,
+    arguments,
+    need_peers,
+    peak,
+    report,
+    serve,
+    smollm2,
+    spread,
+    table,
+    verdict,
+)
 
 WHOLE = 8192  # SmolLM2's context
 ME = str(HERE / "trace.py")
-
-
-def peak(work: Callable[[], Any]) -> tuple[float, float, float]:
-    """Seconds, gigabytes added at the highest moment, and gigabytes still held afterwards."""
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest moment so far
-    before = _status("VmRSS")
-    start = time.perf_counter()
-    held = work()
-    took = time.perf_counter() - start
-    added, kept = _status("VmHWM") - before, _status("VmRSS") - before
-    del held
-    return took, added, kept
-
-
-def _status(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024 / 1e9
-    raise RuntimeError(f"this system does not say {field}")
 
 
 def _memory(field: str) -> float:

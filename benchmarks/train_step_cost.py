@@ -30,6 +30,8 @@ ASKED = {"adamw": 1.5, "muon": 1.0}
 
 def worker() -> None:
     """Time our training steps, asked by message."""
+    import resource
+
     import torch
 
     from glassformer.count import count
@@ -69,7 +71,8 @@ def worker() -> None:
             stepper.accumulate(x, y, 1.0 / x.numel())
             stepper.finish()
             stepper.step(1.0, 0.95)
-        return {"seconds": time.perf_counter() - began}
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
     serve(handle)
 
