@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from glassformer.lm import Model
 
 
-
 def plain(edits: Sequence[Any]) -> list[dict[str, Any]]:
     """Edits as answers repeat them; of a vector or a circuit they only say that it was there."""
     return [edit.model_dump(exclude_none=True, exclude={"vector", "edges"}) for edit in edits]
