@@ -165,7 +165,7 @@ def router(session: Session, workers: Workers, load: Callable[..., Any] | None =
 
     @api.get("/")
     async def page() -> Response:
-        return _file("index.html")
+        return HTMLResponse(bundle.opened(), headers={"cache-control": "no-cache"})
 
     @api.get("/web/{path:path}")
     async def asset(path: str) -> Response:
