@@ -19,7 +19,7 @@ LIMIT = 5000
 PAIRS = 32
 
 
-class EdgesAsk(Strict):
+class PairAsk(Strict):
     model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
     clean: Text = Field(description="Prompt whose answer the edges carry.")
     corrupted: Text = Field(description="Prompt with as many tokens whose values are carried instead.")
@@ -40,6 +40,9 @@ class EdgesAsk(Strict):
     method: Literal["eap", "eap-ig", "eap-ig-activations", "relp"] = Field(
         default="eap-ig", description="How edges are estimated from gradients."
     )
+
+
+class EdgesAsk(PairAsk):
     exact: Literal["unreliable", "strongest", "all", "none"] = Field(
         default="unreliable",
         description=f"Edges measured too: unreliable ones and the strongest, the strongest, all, or none; {LIMIT:,} at "
@@ -99,7 +102,8 @@ _OPTIONS = (
 )
 def edges(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """What every edge between two parts is worth: estimated, and where need be measured."""
-    return _head(session, ask) | _found(session, ask, check, by_position=ask.by_position).to_dict(ask.top)
+    found = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest, by_position=ask.by_position)
+    return head_of(session, ask) | found.to_dict(ask.top)
 
 
 @view(
@@ -113,11 +117,12 @@ def circuit(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The smallest set of edges found that brings the difference of two prompts back, and how far to trust it."""
     from glassformer.interp.circuit_search import circuit as searched
 
-    found = searched(_found(session, ask, check), ask.faithfulness, progress=lambda done, total, what: check())
-    return _head(session, ask) | found.to_dict(ask.top)
+    edges = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest)
+    found = searched(edges, ask.faithfulness, progress=lambda done, total, what: check())
+    return head_of(session, ask) | found.to_dict(ask.top)
 
 
-def _head(session: Session, ask: Any) -> dict[str, Any]:
+def head_of(session: Session, ask: Any) -> dict[str, Any]:
     """What an answer begins with, as that of `glassformer circuit --json` does."""
     model = session.model(ask.model)
     prompts = []
@@ -133,22 +138,21 @@ def _pairs(ask: Any) -> list[tuple[str, str]]:
     return getattr(ask, "pairs", None) or [(ask.clean, ask.corrupted)]
 
 
-def _found(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
-    from glassformer.interp.edges import edges as sought
+def sought(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
+    """The edges of a request's pair of prompts."""
+    from glassformer.interp.edges import edges as found
 
     def trace(text: str) -> Any:
         check()
         return session.trace(Ask(model=ask.model, text=text, bos=ask.bos))
 
-    return sought(
+    return found(
         [(trace(clean), trace(corrupted)) for clean, corrupted in _pairs(ask)],
         ask.metric,
         answer=ask.answer,
         wrong=ask.wrong,
         position=ask.position,
         method=ask.method,
-        exact=ask.exact,
-        strongest=ask.strongest,
         limit=LIMIT,
         progress=lambda done, total, what: check(),
         **more,

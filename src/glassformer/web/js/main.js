@@ -44,7 +44,7 @@ export const START = {
   tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, plane: [], sum: "king - man + woman",
-  scene: null, zoom: null, lang: null, stageShare: 0.1,
+  scene: null, zoom: null, marks: null, circuitAsked: false, lang: null, stageShare: 0.1,
 };
 
 /** @param {HTMLElement} root @param {any} source @param {Store} state */
@@ -172,6 +172,7 @@ export function build(root, source, state) {
       await drawn; // the first picture has the processor to itself
       put(room.panel);
       mount(room.panel, source, state);
+      await seen(); // it is busy until its views have been told that they are in sight
     } catch (error) {
       room.mounted = false;
       put(room.panel, h("p", { class: "problem", role: "alert" }, `This room could not be fetched: ${error instanceof Error ? error.message : error}. Open it again once the server answers.`));
@@ -198,6 +199,9 @@ export function build(root, source, state) {
   state.on(["tab", "beside"], choose);
   choose();
 }
+
+/** After the next two frames, or soon where none is drawn. */
+const seen = () => new Promise((done) => { setTimeout(done, 200); requestAnimationFrame(() => requestAnimationFrame(done)); });
 
 /** The mark: a small field of attention. */
 function logo() {
