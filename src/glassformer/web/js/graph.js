@@ -61,9 +61,9 @@ export function placed(nodes, width, row = 46) {
 
 /**
  * @param {HTMLElement} element
- * @param {{label: string, marks: Marks, marked: (marks: Marks) => void, open?: (id: string) => void}} options
+ * @param {{label: string, marks: Marks, marked: (marks: Marks) => void, open?: (id: string) => void, exact?: boolean}} options with `exact` there are no claims beside what is measured
  */
-export function graph(element, { label, marks, marked, open }) {
+export function graph(element, { label, marks, marked, open, exact = false }) {
   const picture = h("div", { class: "graph-frame" });
   const name = h("input", { type: "text", size: "12", "aria-label": "Name of what is pinned", placeholder: "its name" });
   const said = h("span", { class: "small soft", role: "status" });
@@ -76,14 +76,14 @@ export function graph(element, { label, marks, marked, open }) {
   } }, name, h("button", { type: "submit", class: "small" }, "Name"),
   act("Group", "One node of all that is pinned", () => {
     const members = inside(marks.pinned);
-    if (members.length < 2) return void (said.textContent = "Pin two parts or more, then group them.");
+    if (members.length < 2) return put(said, "Pin two parts or more, then group them.");
     const id = members.join("+");
     set({ groups: [...marks.groups.filter((g) => !g.some((m) => members.includes(m))), members], pinned: [id], names: name.value.trim() ? { ...marks.names, [id]: name.value.trim() } : marks.names });
   }),
   act("Take apart", "Undo the groups that are pinned", () => set({ groups: marks.groups.filter((g) => !marks.pinned.includes(g.join("+"))), pinned: [] })),
   act("Unpin", "Nothing is pinned any more", () => set({ pinned: [] })),
   open ? act("Open", "Open the pinned part's room", () => { if (marks.pinned[0]) open(inside(marks.pinned)[0]); }) : null, said);
-  put(element, picture, bar);
+  put(element, picture, exact ? h("div", { class: "row" }, said) : bar);
   /** @type {Node[]} */
   let nodes = [];
   /** @type {Edge[]} */
@@ -91,25 +91,26 @@ export function graph(element, { label, marks, marked, open }) {
 
   function draw() {
     const shown = grouped(nodes, edges, marks.groups);
-    const wide = Math.max(460, Math.min(1500, element.clientWidth || 900));
-    const { at, height } = placed(shown.nodes, wide);
+    const columns = new Set(shown.nodes.map((n) => n.column)).size;
+    const wide = Math.max(300, 44 * columns, Math.min(1500, element.clientWidth || 900));
+    const { at, height } = placed(shown.nodes, wide, columns < 4 ? 36 : 46);
     const largest = Math.max(1e-9, ...shown.edges.map((e) => Math.max(Math.abs(worth(e)), Math.abs(e.claimed))));
-    const thick = (/** @type {number} */ v) => 0.8 + 13 * Math.sqrt(Math.abs(v) / largest);
+    const thick = (/** @type {number} */ v) => (exact ? 0.8 + 9 * (Math.abs(v) / largest) : 0.8 + 13 * Math.sqrt(Math.abs(v) / largest));
     const pinned = new Set(marks.pinned.filter((id) => at.has(id)));
     const nameOf = (/** @type {Node} */ n) => marks.names[n.id] || n.text;
     const focus = (document.activeElement instanceof SVGElement && picture.contains(document.activeElement)) ? document.activeElement.dataset.node : null;
-    const svg = s("svg", { viewBox: `0 0 ${wide} ${height}`, class: "graph", role: "group", "aria-label": label });
+    const svg = s("svg", { viewBox: `0 0 ${wide} ${height}`, width: wide, height, class: "graph", role: "group", "aria-label": label });
     const touches = (/** @type {Edge} */ e, /** @type {string} */ id) => e.from === id || e.to === id;
     for (const edge of [...shown.edges].sort((a, b) => Math.abs(worth(b)) - Math.abs(worth(a)))) {
       const [a, b] = [at.get(edge.from), at.get(edge.to)];
       if (!a || !b) continue;
-      const bow = Math.min(70, Math.abs(b.x - a.x) * 0.28) * (a.y + b.y > height ? 1 : -1);
+      const bow = columns < 4 ? 0 : Math.min(70, Math.abs(b.x - a.x) * 0.28) * (a.y + b.y > height ? 1 : -1);
       const path = `M ${a.x} ${a.y} C ${a.x + (b.x - a.x) * 0.35} ${a.y + bow} ${a.x + (b.x - a.x) * 0.65} ${b.y + bow} ${b.x} ${b.y}`;
       const v = worth(edge);
       const dim = pinned.size > 0 && ![...pinned].some((id) => touches(edge, id));
       const group = s("g", { class: `edge${v < 0 ? " against" : ""}${edge.measured === null ? " only-claimed" : ""}${dim ? " dim" : ""}`, "data-from": edge.from, "data-to": edge.to, "data-measured": edge.measured, "data-claimed": edge.claimed },
-        s("path", { class: "claimed", d: path, "stroke-width": thick(edge.claimed).toFixed(1) }), edge.measured === null ? null : s("path", { class: "measured", d: path, "stroke-width": thick(edge.measured).toFixed(1) }));
-      svg.append(hint(group, () => `${edge.about}\n${edge.measured === null ? "not measured yet" : `measured ${withSign(edge.measured)}`}, claimed ${withSign(edge.claimed)}${edge.shaky ? " (an estimate that the measurement may contradict)" : ""}`));
+        exact ? null : s("path", { class: "claimed", d: path, "stroke-width": thick(edge.claimed).toFixed(1) }), edge.measured === null ? null : s("path", { class: "measured", d: path, "stroke-width": thick(edge.measured).toFixed(1) }));
+      svg.append(hint(group, () => exact ? `${edge.about}: ${withSign(v)}` : `${edge.about}\n${edge.measured === null ? "not measured yet" : `measured ${withSign(edge.measured)}`}, claimed ${withSign(edge.claimed)}${edge.shaky ? " (an estimate that the measurement may contradict)" : ""}`));
     }
     for (const n of shown.nodes) {
       const p = /** @type {{x: number, y: number}} */ (at.get(n.id));

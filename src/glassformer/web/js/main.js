@@ -44,7 +44,7 @@ export const START = {
   tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, plane: [], sum: "king - man + woman",
-  scene: null, zoom: null, marks: null, circuitAsked: false, lang: null, stageShare: 0.1,
+  scene: null, zoom: null, marks: null, circuitAsked: false, reasonAgainst: null, lang: null, stageShare: 0.1,
 };
 
 /** @param {HTMLElement} root @param {any} source @param {Store} state */

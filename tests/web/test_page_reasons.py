@@ -1,0 +1,84 @@
+"""Why a head looks there, and the circuit between two texts, in a browser: what is drawn is what the API says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.web.conftest import HERE, TEXT, Watched
+
+pytestmark = pytest.mark.browser
+
+OTHER = TEXT.replace("shrew", "carbon")
+DATA = "(all) => all.map((e) => Object.fromEntries(Object.entries(e.dataset)))"
+
+
+def view(app: Watched, name: str, **asked: Any) -> Any:
+    address = app.server.address.split("/?")[0] if app.server else ""
+    return app.page.request.post(f"{address}/api/view/{name}", data=json.dumps(asked)).json()
+
+
+def test_a_score_is_taken_apart_into_words_and_parts(app: Watched):
+    app.open(f"{HERE}&layer=1&head=2&query=3&key=1")
+    app.page.click(".reasons-door summary")
+    app.settle()
+    told = view(app, "reasons", text=TEXT, layer=1, head=2, query=3, key=1, most=24)
+    shares = [float(x["share"]) for x in app.page.eval_on_selector_all(".heat td[data-share]", DATA)]
+    assert shares == pytest.approx([x for row in told["by_word"] for x in row])
+    drawn = app.page.eval_on_selector_all(".reasons .edge", DATA)
+    want = sorted(p["share"] for p in told["pairs"][:20])
+    assert sorted(float(e["measured"]) for e in drawn) == pytest.approx(want)
+    assert told["sentence"] in app.page.locator(".reasons .receipt").text_content()
+    app.page.select_option("[aria-label='Rather than at']", "0")
+    app.settle()
+    against = view(app, "reasons", text=TEXT, layer=1, head=2, query=3, key=1, against=0, most=24)
+    shares = [float(x["share"]) for x in app.page.eval_on_selector_all(".heat td[data-share]", DATA)]
+    assert shares == pytest.approx([x for row in against["by_word"] for x in row])
+    app.shot("reasons")
+    app.page.locator(".composition button").first.click()
+    app.settle()
+    assert app.problems() == []
+
+
+def test_the_circuit_between_two_texts(app: Watched):
+    app.open(HERE).room("why")
+    app.page.fill("[aria-label='A text that ends differently']", OTHER)
+    app.page.click(".circuit-form button")
+    app.settle()
+    told = view(app, "graph", clean=TEXT, corrupted=OTHER)
+    edges = app.page.eval_on_selector_all(".circuit .edge", DATA)
+    for key, name in (("measured", "exact"), ("claimed", "estimate")):
+        assert sum(float(e[key]) for e in edges) == pytest.approx(sum(e[name] for e in told["edges"]), abs=1e-4)
+    nodes = app.page.locator(".circuit .node")
+    assert nodes.count() == len(told["nodes"]) <= 25
+    output = app.page.locator(".circuit output")
+    assert float(output.get_attribute("data-f") or "nan") == pytest.approx(told["kept"][-1]["f"], abs=1e-4)
+    assert f"these {len(told['edges'])} of" in output.inner_text()
+    app.shot("circuit")
+    # Fewer edges, a pin, a name, a group; all of it in the address.
+    app.page.locator("[aria-label='Edges kept']").fill("1")
+    assert f"these {told['kept'][1]['edges']} of" in output.inner_text()
+    app.page.locator("[aria-label='Edges kept']").fill(str(len(told["kept"]) - 1))
+    app.page.focus("[data-node='m0']")
+    app.page.keyboard.press("Enter")
+    app.page.focus("[data-node='embed']")
+    app.page.keyboard.press(" ")
+    assert app.page.locator(".circuit .node.on").count() == 2
+    assert app.page.locator(".circuit .edge.dim").count() > 0
+    app.page.fill("[aria-label='Name of what is pinned']", "the words as they begin")
+    app.page.click(".graph-bar >> text=Group")
+    assert nodes.count() == len(told["nodes"]) - 1
+    assert "the words as they begin" in (app.page.locator(".circuit .node.on").get_attribute("aria-label") or "")
+    assert "the%20words%20as%20they%20begin" in app.page.evaluate(
+        "() => { document.querySelector('#save-session'); return [...document.querySelectorAll('.tools button')]"
+        ".find((b) => b.textContent === 'Copy link').click() ?? location.hash; }"
+    )
+    app.page.click(".graph-bar >> text=Take apart")
+    assert nodes.count() == len(told["nodes"])
+    app.page.fill("[aria-label='A text that ends differently']", "Too short")
+    app.page.click(".circuit-form button")
+    app.settle()
+    assert app.problems()
+    app.complaints.clear()
