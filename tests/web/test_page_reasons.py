@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.web.conftest import HERE, TEXT, Watched
+from tests.web.conftest import HERE, TEXT, Watched, bars
 
 pytestmark = pytest.mark.browser
 
@@ -82,3 +82,30 @@ def test_the_circuit_between_two_texts(app: Watched):
     app.settle()
     assert app.problems()
     app.complaints.clear()
+
+
+def test_steering_by_examples_moves_the_bars_and_the_text(app: Watched):
+    app.open(HERE).room("why")
+    app.page.click(".steering summary")
+    app.page.fill("[aria-label='Examples to steer towards, one a line']", "the mole\na small mole")
+    app.page.fill("[aria-label='Examples to steer away from, one a line']", "the bank\na bank of")
+    app.page.fill("[aria-label='Layer to steer after']", "1")
+    app.page.click(".steering form button")
+    app.settle()
+    examples = {"positive": ["the mole", "a small mole"], "negative": ["the bank", "a bank of"]}
+    told = view(app, "direction", **examples, layer=1, position="mean")
+    assert "with shuffled labels" in app.page.inner_text(".steer")
+    assert "Move the slider" in app.page.inner_text(".steering")
+    app.page.locator("[aria-label='How far to steer']").fill("2")
+    app.settle()
+    app.page.wait_for_timeout(500)
+    app.settle()
+    assert "steered after layer 1 × 2.0" in app.page.inner_text(".changed")
+    edit = {"kind": "steer", "layer": 1, "vector": told["vector"], "strength": 2}
+    best = view(app, "next", text=TEXT, edits=[edit])["tokens"][0]
+    assert bars(app)[0] == f"{100 * best['probability']:.1f}%"
+    plain, steered = app.page.locator(".steering .sample").all_inner_texts()
+    assert plain.startswith(TEXT)
+    assert len(steered) > len(TEXT)
+    assert app.problems() == []
+    app.shot("steering")

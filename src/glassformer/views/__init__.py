@@ -9,6 +9,7 @@ from glassformer.views import (  # noqa: F401
     attention,
     compare,
     depth,
+    directions,
     edges,
     graph,
     learning,

@@ -30,7 +30,9 @@ export function tools(source, state, panel) {
   const said = h("span", { class: "small", role: "status" });
   const now = () => {
     const names = VIEWS[state.get("tab")] ?? [];
-    const held = [...source.heard.keys()].reverse().find((name) => names.includes(name));
+    const heard = [...source.heard.keys()].reverse().filter((name) => names.includes(name));
+    // All heads at once are what is looked at only while no one head is.
+    const held = heard.find((name) => name !== "thumbnails") ?? heard[0];
     if (!held) throw new Error("Nothing was computed here yet.");
     return { name: held, ...source.heard.get(held) };
   };

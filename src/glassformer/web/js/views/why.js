@@ -5,6 +5,7 @@ import { h, hint, number, percent, put, s, shown } from "../dom.js";
 import { dial, editName, sameThing } from "../edits.js";
 import { live } from "../live.js";
 import { mount as mountCircuit } from "./circuit.js";
+import { mount as mountSteering } from "./steering.js";
 import { chance, fork, track, withSign } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -44,13 +45,16 @@ export function mount(element, source, state) {
   });
   const effect = h("div", { class: "effect" });
   const body = h("div", { class: "why" });
-  const circuit = h("div", {});
+  const [circuit, steering] = [h("div", {}), h("div", {})];
   const neurons = h("div", { class: "neurons", role: "list" });
   const absent = h("p", { class: "small soft", role: "status" });
-  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, absent, effect), body, circuit, h("h3", {}, "Neurons of the feed-forward layers"),
+  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, absent, effect), body, steering, circuit, h("h3", {}, "Neurons of the feed-forward layers"),
     h("p", { class: "soft small" }, "What is lost when each is off, and the tokens whose score it raises; click one to switch it off."), neurons);
 
-  if (source.live) mountCircuit(circuit, source, state);
+  if (source.live) {
+    mountCircuit(circuit, source, state);
+    if (!source.embedded) mountSteering(steering, source, state);
+  }
 
   /** @param {any} edit */
   function switchOff(edit) {
