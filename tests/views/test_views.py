@@ -109,6 +109,24 @@ def test_a_cell_s_picture_is_the_cell(session: Session, model: Any):
     before = trace.at("blocks.1.resid_pre", 4)
     write = trace.cell(1, 2, 4, 2).write
     assert found["stream"]["after"] == pytest.approx(float((before + write).norm()), rel=1e-5)
+    dims, columns = found["columns"]["dims"], found["stream"]["columns"]
+    assert columns["before"] == pytest.approx(before[dims].tolist(), abs=1e-5)
+    assert columns["after"] == pytest.approx((before + write)[dims].tolist(), abs=1e-5)
+
+
+def test_the_matrices_of_a_cell_lead_from_its_columns_to_its_query_and_key(session: Session, model: Any):
+    ask = {"text": TEXT, "layer": 1, "head": 2, "query": 4, "key": 2}
+    maps, cell = session.view("maps", ask), session.view("cell", ask)
+    assert maps["query"]["value"] == pytest.approx(cell["rot_q"], abs=1e-4)
+    assert maps["key"]["value"] == pytest.approx(cell["rot_k"], abs=1e-4)
+    trace = model.trace(TEXT)
+    for side, position in (("query", 4), ("key", 2)):
+        assert maps[side]["apart"] < 1e-4
+        stream = trace.at("blocks.1.resid_pre", position)
+        assert maps[side]["stream"] == pytest.approx(stream[maps["dims"]].tolist(), abs=1e-6)
+        if len(maps["dims"]) == maps["width"]:  # nothing is thinned out here
+            again = numbers(maps[side]["matrix"]) @ np.array(maps[side]["stream"])
+            assert again == pytest.approx(maps[side]["value"], abs=1e-3)
 
 
 def entropy(lens: dict[str, Any]) -> float:

@@ -109,3 +109,19 @@ def test_steering_by_examples_moves_the_bars_and_the_text(app: Watched):
     assert len(steered) > len(TEXT)
     assert app.problems() == []
     app.shot("steering")
+
+
+def test_a_cell_draws_the_columns_and_the_matrices_between_them(app: Watched):
+    app.open(f"{HERE}&layer=1&head=2&query=3&key=1")
+    app.page.wait_for_selector(".through .map")
+    assert app.page.locator(".products .map").count() == 2
+    apart = [float(e["apart"]) for e in app.page.eval_on_selector_all(".products .through", DATA)]
+    assert max(apart) < 1e-4
+    told = view(app, "cell", text=TEXT, layer=1, head=2, query=3, key=1)
+    titles = app.page.eval_on_selector_all(".added .upright span", "(all) => all.map((e) => e.title)")
+    columns = told["stream"]["columns"]
+    assert len(titles) == 3 * len(columns["before"])
+    shown = [float(t.split(": ")[1].replace("−", "-")) for t in titles]
+    want = [x for name in ("before", "write", "after") for x in columns[name]]
+    assert shown == pytest.approx(want, rel=1e-3, abs=1e-6)
+    app.shot("cell-columns")

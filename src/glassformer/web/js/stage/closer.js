@@ -5,7 +5,7 @@ import { unpack } from "../source.js";
 import { say } from "../words.js";
 import { ask, word } from "./asking.js";
 import { Vectors } from "./data.js";
-import { clamp, num, pct, rgba } from "./paint.js";
+import { clamp, num, pct, rgba, rms, shade } from "./paint.js";
 import { carriedOf, product } from "./scenes_words.js";
 
 /** @typedef {import("./paint.js").Pen} Pen */
@@ -186,7 +186,10 @@ export class Closer {
     const high = tall ? h * 0.5 : h * 0.5;
     const wide = tall ? w - 20 : w * 0.52;
     const [x, y] = [tall ? 10 : 26, 22];
-    if (found && !found.problem) {
+    const maps = tall ? null : this.#of("maps", { layer, head, query, key });
+    if (found && !found.problem && maps && !maps.problem) {
+      this.#made(pen, maps, found, { layer, head, query, key }, x, y, wide, high);
+    } else if (found && !found.problem && (tall || maps)) {
       product(pen, found, x, y, wide, high, 1, q, k);
       const n = found.products.length;
       for (let i = 0; i < n; i++) pen.part({ x: x + (i * wide) / n, y, w: wide / n, h: high * 0.92 }, say("part.product", { i, q: num(found.rot_q[i], 3), k: num(found.rot_k[i], 3), p: num(found.products[i], 3) }), () => this.zoom.into({ layer, head, query, key, dim: i }), `dim-${i}`);
@@ -220,6 +223,61 @@ export class Closer {
       pen.lines(say("values.raises", { words: f.raises.map((/** @type {string} */ s) => `“${plain(s)}”`).join(", ") }), w * 0.62, by + 36, w * 0.35, { colour: pen.t.warm });
       if (found && !found.problem) pen.lines(say("cell.effect", { effect: `${found.effect >= 0 ? "+" : "−"}${num(Math.abs(found.effect), 3)}`, unit: say("cell.unit") }), w * 0.62, by + 100, w * 0.35, { colour: pen.t.soft, size: 0.9 });
     }
+  }
+
+  /** How a score is made: two columns through two matrices, two arrows and their angle, the products and their sum. @param {Pen} pen @param {any} maps @param {any} found @param {Record<string, number>} at @param {number} x @param {number} y @param {number} w @param {number} h */
+  #made(pen, maps, found, at, x, y, w, h) {
+    const [q, k] = [word(this.stage, at.query), word(this.stage, at.key)];
+    const half = (h - 14) / 2;
+    const sides = /** @type {[string, any, string, string][]} */ ([[q, maps.query, "W_Q", pen.t.accent], [k, maps.key, "W_K", pen.t.warm]]);
+    const tall = half - 46;
+    const left = Math.min(w * 0.46, 380);
+    const picture = left - 110;
+    sides.forEach(([name, side, by, ink], i) => {
+      const top = y + i * (half + 6);
+      side.picture ??= mapPicture(side.matrix, pen);
+      pen.text(say(i ? "cell.key" : "cell.query", { word: name }), x, top, { weight: 650, colour: ink, most: left });
+      pen.column(side.stream, { x, y: top + 16, w: 16, h: tall });
+      pen.text("×", x + 28, top + 16 + tall / 2, { align: "center" });
+      pen.ctx.imageSmoothingEnabled = true;
+      pen.ctx.drawImage(side.picture, x + 40, top + 16, picture, tall);
+      pen.drawn++;
+      pen.text("=", x + 52 + picture, top + 16 + tall / 2, { align: "center" });
+      pen.column(side.value, { x: x + 64 + picture, y: top + 16, w: 16, h: tall });
+      pen.text(say("cell.map", { by, n: side.value.length, width: maps.width }), x, top + 16 + tall + 13, { size: 0.72, colour: pen.t.soft, most: left });
+    });
+    // The two arrows in the plane they span.
+    const mx = x + left + 24;
+    const mw = w - left - 24;
+    const angle = Math.acos(Math.max(-1, Math.min(1, found.cosine)));
+    const round = Math.min(half * 0.78, mw * 0.42);
+    const long = round / Math.max(found.norms.q, found.norms.k, 1e-9);
+    const blunt = angle > Math.PI / 2;
+    const [cx, cy] = [mx + (blunt ? mw / 2 : Math.min(60, mw * 0.2)), y + half * 0.9];
+    const tip = (/** @type {number} */ norm, /** @type {number} */ a) => /** @type {[number, number]} */ ([cx + norm * long * Math.cos(a), cy - norm * long * Math.sin(a)]);
+    const arc = Array.from({ length: 17 }, (_, i) => tip(26 / long, (angle * i) / 16));
+    pen.line(arc, pen.t.soft, 1);
+    for (const [norm, a, ink] of /** @type {[number, number, string][]} */ ([[found.norms.q, 0, pen.t.accent], [found.norms.k, angle, pen.t.warm]])) {
+      const end = tip(norm, a);
+      pen.line([[cx, cy], end], ink, 2.5);
+      const head = (/** @type {number} */ turn) => /** @type {[number, number]} */ ([end[0] - 9 * Math.cos(a + turn), end[1] + 9 * Math.sin(a + turn)]);
+      pen.line([head(0.4), end, head(-0.4)], ink, 2.5);
+    }
+    const degrees = `${((angle * 180) / Math.PI).toFixed(1)}°`;
+    pen.text(degrees, cx + (blunt ? 0 : 34), cy - (blunt ? 36 : 13), { size: 0.9, align: blunt ? "center" : "left" });
+    pen.text(say("cell.angle", { q: num(found.norms.q, 2), k: num(found.norms.k, 2), cos: num(found.cosine, 3), dot: num(found.dot, 2) }), mx, cy + 18, { size: 0.8, colour: pen.t.soft, most: mw });
+    // The products, and what they add up to.
+    const n = found.products.length;
+    const most = Math.max(...found.products.map(Math.abs), 1e-9);
+    const top = y + half + 34;
+    const mid = top + 20 + half * 0.3;
+    pen.text(say("grid.products", { n }), mx, top + 2, { weight: 600, most: mw });
+    found.products.forEach((/** @type {number} */ v, /** @type {number} */ i) => {
+      const bar = (Math.abs(v) / most) * half * 0.26;
+      pen.rect(mx + (i * mw) / n, v >= 0 ? mid - bar : mid, Math.max(1, mw / n - 1), Math.max(0.5, bar), rgba(v >= 0 ? pen.t.plus : pen.t.minus, 1));
+      pen.part({ x: mx + (i * mw) / n, y: top + 14, w: mw / n, h: half * 0.6 }, say("part.product", { i, q: num(found.rot_q[i], 3), k: num(found.rot_k[i], 3), p: num(v, 3) }), () => this.zoom.into({ ...at, dim: i }), `dim-${i}`);
+    });
+    pen.lines(say("grid.score", { dot: num(found.dot, 1), scale: num(found.scale, 3), score: num(found.score ?? -Infinity, 2) }), mx, mid + half * 0.34, mw, { weight: 600 });
   }
 
   /** One multiplication. @param {Pen} pen @param {number} layer @param {number} head @param {number} query @param {number} key @param {number} dim */
@@ -256,3 +314,16 @@ export class Closer {
   }
 }
 
+/** A matrix as pixels: a row of the picture for each number that comes out. @param {any} packed @param {Pen} pen */
+function mapPicture(packed, pen) {
+  const { shape, data } = unpack(packed);
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [shape[1], shape[0]];
+  const ctx = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const image = ctx.createImageData(shape[1], shape[0]);
+  const out = new Uint32Array(image.data.buffer);
+  const size = rms(/** @type {any} */ (data));
+  for (let i = 0; i < out.length; i++) out[i] = pen.t.lut[shade(data[i], size)];
+  ctx.putImageData(image, 0, 0);
+  return canvas;
+}
