@@ -204,7 +204,8 @@ def cell(session: Session, ask: Any, check: Check) -> dict[str, Any]:
             "after": float(after.norm()),
             "turned": float(F.cosine_similarity(before, after, dim=0)),
             "columns": {
-                name: x.cpu()[dims].tolist() for name, x in (("before", before), ("write", found.write), ("after", after))
+                name: x.cpu()[dims].tolist()
+                for name, x in (("before", before), ("write", found.write), ("after", after))
             },
         },
     }

@@ -79,7 +79,7 @@ def _into(whole: Graph, edge: int) -> list[str]:
 
 def _within(whole: Graph, order: list[int], nodes: int) -> list[int]:
     """The first edges, in their order of joining, among at most so many parts."""
-    known, out = {"logits"}, []
+    known, out = {"logits"}, list[int]()
     for edge in order:
         sender = whole.names(edge)[0]
         if len(out) == EDGES:
