@@ -11,6 +11,7 @@ _PAIR = {"clean": "The mole is", "corrupted": "A mole is"}
 _MORE: dict[str, dict[str, Any]] = {
     "attention": {"text": _TEXT, "layer": 1, "head": 0},
     "cell": {"text": _TEXT, "layer": 1, "head": 0, "query": 3, "key": 1},
+    "maps": {"text": _TEXT, "layer": 1, "head": 0, "query": 3, "key": 1},
     "reasons": {"text": _TEXT, "layer": 1, "head": 0},
     "carry": {"text": _TEXT, "layer": 1, "head": 0},
     "vector": {"text": _TEXT, "site": "blocks.1.resid_post"},
@@ -18,6 +19,12 @@ _MORE: dict[str, dict[str, Any]] = {
     "compare": {"a": {"text": "The mole"}, "b": {"text": "The moles"}},
     "patch": {**_PAIR, "what": "attention"},
     "edges": {**_PAIR, "metric": "kl", "exact": "none"},
+    "graph": {**_PAIR, "metric": "kl", "measure": False},
+    "direction": {
+        "positive": ["Le chat dort", "Il fait beau"],
+        "negative": ["The cat sleeps", "It is fine"],
+        "layer": 1,
+    },
     "circuit": {"pairs": [list(_PAIR.values())], "metric": "kl", "exact": "none", "faithfulness": 0.5},
     "meaning": {"word": "mole", "texts": ["a mole", "the mole"]},
     "effects": {"text": _TEXT, "edits": [{"ablate": {"layer": 1, "head": 0}}]},
