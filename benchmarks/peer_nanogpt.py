@@ -91,13 +91,7 @@ def weights(work: Path, config: Any) -> dict[str, Any]:
     """What nanoGPT saved, under our names, so that one evaluator measures both."""
     import torch
 
-    return renamed(torch.load(work / "out" / "ckpt.pt", map_location="cpu", weights_only=True)["model"], config)
-
-
-def renamed(saved: dict[str, Any], config: Any) -> dict[str, Any]:
-    """nanoGPT's weights under our names."""
-    import torch
-
+    saved = torch.load(work / "out" / "ckpt.pt", map_location="cpu", weights_only=True)["model"]
     d = config.d_model
     found: dict[str, Any] = {}
 

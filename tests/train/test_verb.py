@@ -143,7 +143,8 @@ def test_probes_follow_prompts_and_heads(corpus_file: Path, tmp_path: Path) -> N
     from glassformer.train import journal
 
     place = tmp_path / "run"
-    assert call("--data", str(corpus_file), "--out", str(place), *SHORT, "--set", "probe_every=2") == 0
+    more = ("--set", "probe_every=2", "--set", "film=0")
+    assert call("--data", str(corpus_file), "--out", str(place), *SHORT, *more) == 0
     probes = [e for e in journal.read(place / "journal.jsonl") if e["event"] == "probe"]
     assert [e["step"] for e in probes] == [2, 4]
     assert sum(p for _, p in probes[0]["next"]["Once upon a time"]) <= 1

@@ -32,6 +32,7 @@ from glassformer.serve.page_api import router as page_router
 from glassformer.serve.problems import Refusal, openai, payload, problem
 from glassformer.serve.security import Guard, Policy
 from glassformer.serve.telemetry import LOGGER, Recorder
+from glassformer.serve.training import Training
 from glassformer.serve.translating import said
 from glassformer.serve.work import Workers
 from glassformer.views import Session
@@ -44,8 +45,13 @@ _SECURITY: dict[str, Any] = {
 
 def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | None = None) -> Any:
     """The app behind `glassformer open`: the page and its API, guarded."""
-    workers = Workers()
-    return guarded(page_router(session, workers, load), policy, close=workers.close, say=openai)
+    workers, training = Workers(), Training(session.runs)
+
+    def close() -> None:
+        workers.close()
+        training.close()
+
+    return guarded(page_router(session, workers, training, load), policy, close=close, say=openai)
 
 
 def api_app(models: Models, policy: Policy) -> Any:

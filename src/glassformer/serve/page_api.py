@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from glassformer.errors import GlassformerError, SourceError
+from glassformer.serve.training import Training
 from glassformer.serve.work import Workers
 from glassformer.views import Cancelled, Session, bundle
 from glassformer.views.asks import Edit, Text
@@ -94,7 +95,23 @@ class RaceAsk(_Strict):
     text: Text
 
 
-def router(session: Session, workers: Workers, load: Callable[..., Any] | None = None) -> APIRouter:
+class TrainAsk(_Strict):
+    """What to learn from, and for how long."""
+
+    text: Text
+    steps: int = Field(default=400, ge=10, le=5000)
+
+
+class LearnAsk(_Strict):
+    """The sentence that is learnt by repeating one step."""
+
+    model: str | None = None
+    text: Text
+    steps: int = Field(default=60, ge=1, le=200)
+    share: float = Field(default=0.1, gt=0, le=1)
+
+
+def router(session: Session, workers: Workers, training: Training, load: Callable[..., Any] | None = None) -> APIRouter:
     """The routes; `load(source, progress)` opens models that are not open yet."""
     api = APIRouter(include_in_schema=False)
 
@@ -153,6 +170,32 @@ def router(session: Session, workers: Workers, load: Callable[..., Any] | None =
 
         return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
 
+    @api.post("/api/train")
+    async def train(ask: TrainAsk, request: Request) -> Response:
+        try:
+            name = await workers.run(request, lambda check: training.start(ask.text, ask.steps, check))
+        except Cancelled:
+            return Response(status_code=499)
+        except GlassformerError as error:
+            return _problem(str(error), type(error).__name__)
+        return JSONResponse({"name": name})
+
+    @api.post("/api/train/stop")
+    async def stop() -> Response:
+        name = training.running
+        training.stop()
+        return JSONResponse({"name": name})
+
+    @api.post("/api/learn")
+    async def learn(ask: LearnAsk, request: Request) -> Response:
+        def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
+            from glassformer.views.learning import repeated
+
+            for step in repeated(session, ask, check):
+                emit(step)
+
+        return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
+
     @api.post("/api/report")
     async def report(ask: ReportAsk, request: Request) -> Response:
         try:
@@ -165,7 +208,7 @@ def router(session: Session, workers: Workers, load: Callable[..., Any] | None =
 
     @api.get("/")
     async def page() -> Response:
-        return HTMLResponse(bundle.opened(), headers={"cache-control": "no-cache"})
+        return _file("index.html")
 
     @api.get("/web/{path:path}")
     async def asset(path: str) -> Response:

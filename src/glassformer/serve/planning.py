@@ -55,8 +55,7 @@ def requests(
             tuple(ask.stop) or files.stop,
             logprobs=logprobs,
             constraint=constraint or ask.constraint(),
-            drafter=NgramLookup() if served.lookup else served.drafter if model.bound_tap() is None else None,
-            priority=ask.priority or 0,
+            drafter=NgramLookup() if served.lookup else None,
             tap=model.bound_tap(),
         )
         served.queue.engine.check(one)

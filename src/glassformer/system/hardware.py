@@ -207,6 +207,19 @@ def builds(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One processor thread for small work, which others would only slow down by waiting for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def set_threads(wanted: int) -> int:
     """Use this many processor threads, or what the environment and the cores say."""
     import torch

@@ -44,6 +44,7 @@ class Step:
         gradient_norms, weight_norms: of each component.
         before, after: (token, vocab) next-token log-probabilities after every token.
         movers: the weights that moved furthest relative to their parameter's typical size.
+        slice: the loss along the line through the step, as pairs of how many steps far and the loss there.
     """
 
     ids: tuple[int, ...]
@@ -57,10 +58,17 @@ class Step:
     before: Tensor
     after: Tensor
     movers: tuple[Mover, ...]
+    slice: tuple[tuple[float, float], ...] = ()
 
 
 def one_step(
-    transformer: Transformer, ids: Sequence[int], *, rate: float | None = None, share: float = 0.1, movers: int = 10
+    transformer: Transformer,
+    ids: Sequence[int],
+    *,
+    rate: float | None = None,
+    share: float = 0.1,
+    movers: int = 10,
+    along: Sequence[float] = (),
 ) -> Step:
     """Take one gradient step on a copy of `transformer`.
 
@@ -70,50 +78,101 @@ def one_step(
         rate: the learning rate, or None for the one that promises to take away `share` of the loss.
         share: see `rate`.
         movers: how many weights to name.
+        along: where on the line through the step its loss is computed: 0 is before it, 1 after, 2 twice as far.
 
     Raises:
         TextError: for fewer than two tokens, or more than the model's context.
         UsageError: for a rate or a share that is not above 0.
     """
-    if len(ids) < 2:
-        raise TextError(f"A step needs a text of at least 2 tokens, one to predict from another; this has {len(ids)}.")
-    context = transformer.config.context
-    if len(ids) > context:
-        raise TextError(f"The text has {len(ids)} tokens; this model was made for {context}. Give a shorter one.")
-    if rate is not None and not (rate > 0 and math.isfinite(rate)):
-        raise UsageError(f"The learning rate must be above 0; got {rate}.")
-    if not 0 < share <= 1:
-        raise UsageError(f"The share of the loss to take away is above 0 and at most 1; got {share}.")
-    tokens = torch.tensor([list(ids)], device=transformer.device)
-    copied = copy.deepcopy(transformer).float().requires_grad_(True)
-    weights = dict(copied.named_parameters())
-    with torch.no_grad():
-        before = copied(tokens)[0].float().log_softmax(-1)
-    loss = Objective(copied)(tokens[:, :-1], tokens[:, 1:]) / (len(ids) - 1)
-    loss.backward()
-    grads = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in weights.items()}
-    square = sum(float(grad.double().square().sum()) for grad in grads.values())
-    chosen = rate if rate is not None else share * float(loss.detach()) / square if square else 0.0
-    sizes = norms({name: p.detach() for name, p in weights.items()})
-    moved = _movers(weights, grads, chosen, movers)
-    with torch.no_grad():
-        for name, p in weights.items():
-            p.sub_(grads[name], alpha=chosen)
-        after = copied(tokens)[0].float().log_softmax(-1)
-    targets = tokens[0, 1:, None]
-    return Step(
-        ids=tuple(ids),
-        rate=chosen,
-        loss=float(-before[:-1].gather(1, targets).mean()),
-        loss_after=float(-after[:-1].gather(1, targets).mean()),
-        promised=chosen * square,
-        gradient_norm=square**0.5,
-        gradient_norms=norms(grads),
-        weight_norms=sizes,
-        before=before,
-        after=after,
-        movers=moved,
-    )
+    return Descent(transformer, ids).step(rate=rate, share=share, movers=movers, along=along)
+
+
+class Descent:
+    """Gradient steps on one sentence, one after the other, on a copy of a model.
+
+    Args:
+        transformer: float32 weights; left as it is.
+        ids: at least two tokens; each but the first is predicted from those before it.
+
+    Raises:
+        TextError: for fewer than two tokens, or more than the model's context.
+    """
+
+    def __init__(self, transformer: Transformer, ids: Sequence[int]) -> None:
+        if len(ids) < 2:
+            raise TextError(
+                f"A step needs a text of at least 2 tokens, one to predict from another; this has {len(ids)}."
+            )
+        context = transformer.config.context
+        if len(ids) > context:
+            raise TextError(f"The text has {len(ids)} tokens; this model was made for {context}. Give a shorter one.")
+        self.ids = tuple(ids)
+        self.tokens = torch.tensor([list(ids)], device=transformer.device)
+        self.model = copy.deepcopy(transformer).float().requires_grad_(True)
+        self.weights = dict(self.model.named_parameters())
+        self.told = self._log_probabilities()
+
+    @torch.no_grad()
+    def _log_probabilities(self) -> Tensor:
+        return self.model(self.tokens)[0].float().log_softmax(-1)
+
+    def _loss(self, told: Tensor) -> float:
+        return float(-told[:-1].gather(1, self.tokens[0, 1:, None]).mean())
+
+    @property
+    def learnt(self) -> bool:
+        """Whether every token of the sentence is the likeliest after those before it."""
+        return bool((self.told[:-1].argmax(-1) == self.tokens[0, 1:]).all())
+
+    def step(
+        self, *, rate: float | None = None, share: float = 0.1, movers: int = 0, along: Sequence[float] = ()
+    ) -> Step:
+        """Take a step; see `one_step`. Raises `UsageError`."""
+        if rate is not None and not (rate > 0 and math.isfinite(rate)):
+            raise UsageError(f"The learning rate must be above 0; got {rate}.")
+        if not 0 < share <= 1:
+            raise UsageError(f"The share of the loss to take away is above 0 and at most 1; got {share}.")
+        before, weights = self.told, self.weights
+        self.model.zero_grad(set_to_none=True)
+        loss = Objective(self.model)(self.tokens[:, :-1], self.tokens[:, 1:]) / (len(self.ids) - 1)
+        loss.backward()
+        grads = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in weights.items()}
+        square = sum(float(grad.double().square().sum()) for grad in grads.values())
+        chosen = rate if rate is not None else share * float(loss.detach()) / square if square else 0.0
+        sizes = norms({name: p.detach() for name, p in weights.items()})
+        moved = _movers(weights, grads, chosen, movers)
+        seen = self._along(grads, chosen, along) if along else []
+        with torch.no_grad():
+            for name, p in weights.items():
+                p.sub_(grads[name], alpha=chosen)
+        self.told = self._log_probabilities()
+        return Step(
+            ids=self.ids,
+            rate=chosen,
+            loss=self._loss(before),
+            loss_after=self._loss(self.told),
+            promised=chosen * square,
+            gradient_norm=square**0.5,
+            gradient_norms=norms(grads),
+            weight_norms=sizes,
+            before=before,
+            after=self.told,
+            movers=moved,
+            slice=tuple(seen),
+        )
+
+    @torch.no_grad()
+    def _along(self, grads: Mapping[str, Tensor], rate: float, along: Sequence[float]) -> list[tuple[float, float]]:
+        """The loss at each place of the line through the step; the weights are put back as they were."""
+        held = {name: p.detach().clone() for name, p in self.weights.items()}
+        seen = []
+        for at in along:
+            for name, p in self.weights.items():
+                torch.sub(held[name], grads[name], alpha=rate * at, out=p.detach())
+            seen.append((float(at), self._loss(self._log_probabilities())))
+        for name, p in self.weights.items():
+            p.copy_(held[name])
+        return seen
 
 
 @torch.no_grad()

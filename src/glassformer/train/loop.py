@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from glassformer.system import hardware
 from glassformer.train import checkpoint, schedule
 from glassformer.train.data import Cursor, Order, Rows, held_out_batches
 from glassformer.train.directory import CHECKPOINTS, again
+from glassformer.train.film import Film
 from glassformer.train.journal import Journal
 from glassformer.train.loss import IGNORE
 from glassformer.train.processes import Processes
@@ -32,6 +33,8 @@ from glassformer.train.stepper import Stepper
 
 MOST_REFUSED = 10
 """Batches refused one after the other from which on the weights are to blame, not the data (with on_nan=skip)."""
+ALONE = 4_000_000
+"""Parameters up to which a model is sampled and probed by one processor thread."""
 
 Probe = Callable[[Any, Any, int], Mapping[str, Any]]
 """Looks at the transformer (and its tokenizer) at a step and gives what the journal should keep."""
@@ -81,6 +84,7 @@ class Run:
         sample: continues a text with the transformer it is given, or None.
         probes, tokenizer: looked through every `probe_every` steps, and what they are given beside the model.
             Samples and probes are the first process's; the others have to name them too, to join in gathering weights.
+        film: keeps frames to look back at, or None.
         flops_per_token: of a training step, for MFU.
         peak: of all devices together, and where the figure is from.
     """
@@ -101,6 +105,7 @@ class Run:
     sample: Callable[[Any], str] | None = None
     probes: tuple[Probe, ...] = ()
     tokenizer: Any = None
+    film: Film | None = None
     flops_per_token: Callable[[int], float] = lambda length: 0.0
     peak: Callable[[], tuple[float, str]] = lambda: (0.0, "")
 
@@ -138,6 +143,9 @@ class Run:
         loss = float("nan")
         steps = recipe.schedule.steps
         with _signals() as asked_to_stop, hardware.quiet_collector():
+            if self.step == 0 and self._framed():
+                self._look(last=False)
+                began = mark = time.perf_counter()
             while self.step < steps:
                 with self.processes.listening():
                     loss, norm, tokens = self._one_step()
@@ -301,20 +309,31 @@ class Run:
 
     def _look(self, last: bool) -> None:
         """A sample and probes where they are due, by the first process."""
-        loop = self.recipe.loop
-        sampling = self.sample is not None and loop.sample_every > 0 and (last or _due(loop.sample_every, self.step))
-        probing = bool(self.probes) and (last or _due(loop.probe_every, self.step))
-        if not sampling and not probing:
+        loop, framed = self.recipe.loop, self._framed()
+        wanted = loop.sample_every > 0 and (last or _due(loop.sample_every, self.step))
+        sampling = self.sample is not None and (wanted or framed)
+        probing = bool(self.probes) and (last or framed or _due(loop.probe_every, self.step))
+        if not sampling and not probing and not framed:
             return
         with self.processes.listening():
             transformer = self.stepper.visible()
+            weights = self.stepper.whole() if framed else {}
         if transformer is None or self.processes.rank:
             return
-        with torch.no_grad():
+        text: str | None = None
+        small = self.device.type == "cpu" and sum(p.numel() for p in transformer.parameters()) <= ALONE
+        with torch.no_grad(), hardware.one_thread() if small else nullcontext():
             if sampling and self.sample is not None:
-                self.journal.write("sample", self.step, text=self.sample(transformer))
+                text = self.sample(transformer)
+                self.journal.write("sample", self.step, text=text)
             for probe in self.probes if probing else ():
                 self.journal.write("probe", self.step, **dict(probe(transformer, self.tokenizer, self.step)))
+            if framed and self.film is not None:
+                self.film.write(transformer, weights, self.step, text)
+
+    def _framed(self) -> bool:
+        """Whether the film has a frame of this step."""
+        return self.film is not None and self.film.due(self.step)
 
     def save(self) -> None:
         """Write a checkpoint and, beside it, the model as it stands."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import CheckpointError, SourceError, near
-from glassformer.train import checkpoint, journal
+from glassformer.train import checkpoint, film, journal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,11 @@ class StoredRun:
     def checkpoints(self) -> list[int]:
         """Steps that have a checkpoint, in order; unverified."""
         return sorted(step for step, _ in checkpoint.all_steps(self.path / "checkpoints"))
+
+    @property
+    def frames(self) -> dict[int, Path]:
+        """The frames of its film, by their steps, in order."""
+        return dict(film.frames_in(self.path))
 
     def summary(self) -> dict[str, Any]:
         """Name, steps taken and planned, last losses, state, checkpoints."""
@@ -97,6 +102,7 @@ class StoredRun:
         return {
             **self._summary(events),
             "recipe": start.get("recipe") or self._recipe(),
+            "film": list(self.frames),
             "facts": {k: start.get(k) for k in ("training_tokens", "held_out_tokens", "threads", "world", "compute")},
             "curves": {name: points for name, points in curves.items() if points["steps"]},
             "experts": [{"step": e["step"], "load": e.get("load", {})} for e in events if e["event"] == "experts"],
@@ -114,6 +120,8 @@ class StoredRun:
     def weights(self, step: int | None = None) -> tuple[int, Config, dict[str, Tensor]]:
         """The step, the design and the weights of a checkpoint (the newest when no step is given), verified.
 
+        Where no checkpoint was kept of a step, a frame of the film that holds every weight (in 16 bits) serves.
+
         Raises:
             SourceError: for a step without checkpoint.
             CheckpointError: for one that is damaged.
@@ -124,6 +132,11 @@ class StoredRun:
         if not steps:
             raise SourceError(f"The run {self.name} has saved no checkpoint yet.")
         at = steps[-1] if step is None else step
+        if at not in steps and at in self.frames:
+            about, held = film.read(self.frames[at])
+            if about["whole"]:
+                named = {n.removeprefix("model."): x.float() for n, x in held.items() if n.startswith("model.")}
+                return at, Config.from_dict(about["config"]), named
         if at not in steps:
             there = ", ".join(map(str, steps))
             raise SourceError(f"The run {self.name} has no checkpoint of step {at}; it has {there}.")

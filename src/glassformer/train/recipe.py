@@ -171,6 +171,8 @@ class LoopSpec:
         seed: of weights and of the order of the data.
         log_every, eval_every, sample_every, save_every, probe_every: in steps, 0 for never (at the end, always).
         eval_tokens: held-out tokens measured at each look; the end measures up to 20 times as many.
+        film: frames of the run kept to look back at, spaced by the logarithm of the step, each with a sample, probes,
+            patterns and as many weights as fit into 10 MB for all of them; 0 for none.
         sample_prompt, sample_tokens: what samples start with, and how long they are.
         keep: checkpoints kept, beside the best.
         on_nan: "stop", or "skip" that batch.
@@ -195,6 +197,7 @@ class LoopSpec:
     sample_every: int = 0
     save_every: int = 500
     probe_every: int = 0
+    film: int = 0
     eval_tokens: int = 65_536
     sample_prompt: str = ""
     sample_tokens: int = 100

@@ -23,6 +23,7 @@ from glassformer.system import hardware
 from glassformer.train import checkpoint, compiling, directory, memory, native, processes
 from glassformer.train.data import Order, Rows, rows_of
 from glassformer.train.directory import Place
+from glassformer.train.film import TOKENS, Film
 from glassformer.train.journal import Journal, LiveLine, Sink, TensorBoardSink
 from glassformer.train.loop import Probe, Result, Run
 from glassformer.train.native_stepper import NativeStepper
@@ -176,8 +177,9 @@ def assemble(
         publish=publish,
         beside=tokenizer.save,
         sample=lambda visible: sample(visible, tokenizer, recipe.loop),
-        probes=probes if recipe.loop.probe_every else (),
+        probes=probes if recipe.loop.probe_every or recipe.loop.film else (),
         tokenizer=tokenizer,
+        film=_film(recipe, place, corpus, tokenizer, saved.step if saved else 0) if recipe.loop.film else None,
         flops_per_token=lambda length: count(config, min(length, config.context)).training_flops,
         peak=lambda: _peak(device, compute, ranks.world),
     )
@@ -245,7 +247,7 @@ def _stepper(
     return TorchStepper(transformer, recipe, compute, ranks.reduce if ranks.world > 1 else None, run_block), reason
 
 
-_BEFORE = {"pack": "together", "text_field": "", "experts": 0, "active": 0, "balance": 0.0}
+_BEFORE = {"pack": "together", "text_field": "", "experts": 0, "active": 0, "balance": 0.0, "film": 0}
 """Settings as they were before they were settings."""
 
 
@@ -310,6 +312,13 @@ def _micro_batch(
     fits = int(-ranks.max(-float(fits)))
     # the same number of passes with even shares
     return -(-share // -(-share // fits))
+
+
+def _film(recipe: Recipe, place: Path, corpus: Any, tokenizer: Any, step: int) -> Film:
+    """The film of the run, which looks at the beginning of the held-out text, or of the training text."""
+    text = corpus.held_out if len(corpus.held_out) > TOKENS else corpus.train
+    ids = text.slice(0, min(TOKENS, len(text)))
+    return Film(place, recipe.loop.film, recipe.schedule.steps, ids.tolist(), tokenizer, step)
 
 
 def _peak(device: torch.device, compute: torch.dtype, world: int) -> tuple[float, str]:

@@ -6,10 +6,12 @@ prompt and a length, draws from its own generator, and so never disturbs the run
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 
+from glassformer.errors import GlassformerError
 from glassformer.model import Cache, Transformer
 from glassformer.train.recipe import LoopSpec
 
@@ -40,8 +42,10 @@ def sample(transformer: Transformer, tokenizer: Any, spec: LoopSpec) -> str:
 
 
 def _first(tokenizer: Any) -> int:
-    """What an empty prompt begins with: begin of text, end of text (which documents follow), or a line break."""
+    """What an empty prompt begins with: begin or end of text (documents follow it), a line break, or any token."""
     for candidate in (tokenizer.bos_id, tokenizer.eos_id):
         if candidate is not None:
             return int(candidate)
-    return int(tokenizer.encode("\n")[0])
+    with suppress(GlassformerError):  # a vocabulary of one text's characters may know no line break
+        return int(tokenizer.encode("\n")[0])
+    return int(next(iter(tokenizer.token_ids)))

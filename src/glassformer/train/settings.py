@@ -109,7 +109,7 @@ def check(r: Recipe) -> None:
             "loss_chunk",
             "seed",
         )
-        + ("log_every", "eval_every", "sample_every", "save_every", "probe_every", "sample_tokens")
+        + ("log_every", "eval_every", "sample_every", "save_every", "probe_every", "film", "sample_tokens")
         + ("muon_lr", "embed_lr", "head_lr", "vector_lr", "matrix_lr", "muon_decay", "adam_decay", "clip")
         + ("balance",),
     }

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 
-from glassformer.errors import TextError
+from glassformer.errors import SourceError, TextError
+from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, Strict
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
     from glassformer.views.report_data import Plan
     from glassformer.views.session import Session
+
+
+# Where on the line through a step its loss is computed, in steps.
+ALONG = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+# Of a film: rows and columns of a matrix, and tokens' vectors, that are shown.
+SIDE, DOTS = 64, 200
 
 
 class RunsAsk(Strict):
@@ -50,6 +58,124 @@ def run(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return read_run(session.runs, ask.name).to_dict()
 
 
+class FilmAsk(Strict):
+    name: str = Field(description="The run's name.")
+    layer: int | None = Field(default=None, ge=0, description="Layer whose patterns are shown; by default the first.")
+    head: int = Field(default=0, ge=0, description="Head whose patterns are shown.")
+    weight: str | None = Field(default=None, description="Weight matrix shown; the first that is kept by default.")
+
+
+@view("film", FilmAsk, room="learning", report=lambda plan: _filmed(plan))
+def film(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """The film of a run: at each frame the sample, the likeliest next tokens, one head's pattern, embeddings in the
+    plane of the last frame's two principal axes, and one weight matrix (at most 64 rows and columns)."""
+    from glassformer.train import film as kept
+    from glassformer.train.reading import read_run
+
+    run = read_run(session.runs, ask.name)
+    frames = []
+    for path in run.frames.values():
+        check()
+        frames.append(kept.read(path))
+    if not frames:
+        raise SourceError(f"The run {ask.name} keeps no film; train with film=20 to have one.")
+    about, last = frames[-1]
+    matrices = [name.removeprefix("model.") for name, x in last.items() if x.ndim == 2 and name.startswith("model.")]
+    patterns = {int(name.removeprefix("pattern.")): len(x) for name, x in last.items() if name.startswith("pattern.")}
+    layer = ask.layer if ask.layer is not None else min(patterns, default=None)
+    if layer is not None and ask.head >= patterns.get(layer, 0):
+        raise SourceError(f"The film of {ask.name} has no pattern of layer {layer}, head {ask.head}.")
+    grids = None if layer is None else torch.stack([x[f"pattern.{layer}"][ask.head].float() for _, x in frames])
+    # The blocks' own matrices before the tables, which the dots show already.
+    shown = ask.weight or next((name for name in matrices if name.startswith("blocks.")), next(iter(matrices), None))
+    if shown is not None and shown not in matrices:
+        raise SourceError(f"The film of {ask.name} keeps no matrix {shown!r}; it keeps {', '.join(matrices)}.")
+    return {
+        "name": run.name,
+        "whole": about["whole"],
+        "context": about["config"]["context"],
+        "tokens": about["tokens"],
+        "heads": [[layer, heads] for layer, heads in sorted(patterns.items())],
+        "layer": layer,
+        "head": ask.head,
+        "frames": [{"step": one["step"], "text": one["text"], "next": one["next"]} for one, _ in frames],
+        "patterns": None if grids is None else packed(grids),
+        "matrices": matrices,
+        "weight": shown,
+        **_weights(frames, shown),
+        **_dots(frames, run),
+    }
+
+
+def _weights(frames: list[Any], name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {"shape": None, "weights": None}
+    seen = [x[f"model.{name}"] for _, x in frames]
+    return {"shape": list(seen[0].shape), "weights": packed(torch.stack([x[:SIDE, :SIDE].float() for x in seen]))}
+
+
+def _dots(frames: list[Any], run: Any) -> dict[str, Any]:
+    """Rows of the embedding at each frame, laid onto the two principal axes of the last frame's."""
+    from glassformer.tokenizer.tokenizer import Tokenizer
+    from glassformer.views.vectors import spelled_alone
+
+    if "model.embed.weight" not in frames[-1][1]:
+        return {"dots": None, "dot_tokens": [], "dots_shown": []}
+    tokenizer = Tokenizer.from_directory(run.path)
+    listed = [i for i in tokenizer.token_ids if i not in tokenizer.special_ids]
+    wordlike = [i for i in listed if tokenizer.token_text(i).strip().isalpha()]
+    chosen = (wordlike if len(wordlike) >= 20 else listed)[:DOTS]
+    rows = torch.stack([x["model.embed.weight"][chosen].double() for _, x in frames])
+    centred = rows - rows.mean(1, keepdim=True)
+    _, _, axes = torch.linalg.svd(centred[-1], full_matrices=False)
+    dots = centred @ axes[:2].T
+    share = dots.pow(2).sum((1, 2)) / centred.pow(2).sum((1, 2)).clamp(min=1e-12)
+    return {"dots": packed(dots), "dot_tokens": spelled_alone(tokenizer, chosen), "dots_shown": share.tolist()}
+
+
+def _filmed(plan: Plan) -> Any:
+    from glassformer.train.reading import read_run
+
+    name = plan.options.run
+    if name and read_run(plan.session.runs, name).frames:
+        yield from plan.kept("film", name=name)
+
+
+def repeated(session: Session, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
+    """The same step on one sentence, until every token of it is the likeliest; each step as it is taken.
+
+    A step that would raise the loss is followed by one half as long.
+    """
+    from glassformer.train.gradient_step import Descent
+
+    if not ask.text.strip():
+        raise TextError("The sentence is empty; give at least two words.")
+    model = session.model(ask.model)
+    ids, text, share = model.ids(ask.text), model.tokenizer.token_text, ask.share
+    descent = Descent(model.transformer, ids)
+    for number in range(1, ask.steps + 1):
+        check()
+        if descent.learnt:
+            yield {"learnt": True, "steps": number - 1}
+            return
+        step = descent.step(share=share)
+        if step.loss_after > step.loss:
+            share /= 2
+        writes = [text(i) for i in step.after[:-1].argmax(-1).tolist()]
+        yield {
+            "step": number,
+            "loss": step.loss,
+            "loss_after": step.loss_after,
+            "promised": step.promised,
+            "rate": step.rate,
+            "tokens": [
+                {"token": text(target), "now": float(step.after[i][target].exp()), "writes": writes[i]}
+                for i, target in enumerate(ids[1:])
+            ],
+        }
+    yield {"learnt": descent.learnt, "steps": ask.steps}
+
+
 class RunStepAsk(Ask):
     rate: float | None = Field(default=None, gt=0, description="Learning rate; by default one that suits the step.")
     top: int = Field(default=8, ge=1, le=50, description="Next tokens listed.")
@@ -70,7 +196,7 @@ def run_step(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         raise TextError("The sentence is empty; give at least two words.")
     model = session.model(ask.model)
     check()
-    step = one_step(model.transformer, session.ids(ask), rate=ask.rate, movers=8)
+    step = one_step(model.transformer, session.ids(ask), rate=ask.rate, movers=8, along=ALONG)
     text = model.tokenizer.token_text
     order = torch.maximum(step.before[-1].exp(), step.after[-1].exp()).topk(ask.top).indices.tolist()
     return {
@@ -97,5 +223,6 @@ def run_step(session: Session, ask: Any, check: Check) -> dict[str, Any]:
             {"name": name, "gradient": norm, "weights": step.weight_norms[name]}
             for name, norm in sorted(step.gradient_norms.items(), key=lambda item: -item[1])
         ],
+        "slice": [list(point) for point in step.slice],
         "movers": [{"name": m.name, "index": list(m.index), "before": m.before, "after": m.after} for m in step.movers],
     }

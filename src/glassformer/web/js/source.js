@@ -18,6 +18,11 @@ export class HttpSource {
     return (await this.#post(`/api/view/${view}`, args, signal)).json();
   }
 
+  /** Ask for something to be done. @param {string} path @param {Record<string, any>} args @returns {Promise<any>} */
+  async send(path, args) {
+    return (await this.#post(path, args)).json();
+  }
+
   /** @param {string} path @param {Record<string, any>} args @param {AbortSignal} [signal] */
   async #post(path, args, signal) {
     let answer;

@@ -39,22 +39,23 @@ export function segmented(label, options, current, choose) {
 /**
  * Lines over steps, with axes, a reading under the pointer and a table for those who do not see it.
  * @param {{name: string, steps: number[], values: number[], kind?: string}[]} lines
- * @param {{label: string, unit: string, mark?: number|null, width?: number, height?: number}} options
+ * @param {{label: string, unit: string, mark?: number|null, width?: number, height?: number, log?: boolean}} options with `log`, steps stand by their logarithm
  */
-export function chart(lines, { label, unit, mark = null, width = 640, height = 220 }) {
+export function chart(lines, { label, unit, mark = null, width = 640, height = 220, log = false }) {
   const all = lines.flatMap((l) => l.values.filter(Number.isFinite));
   const steps = lines.flatMap((l) => l.steps);
   if (!all.length) return h("p", { class: "soft small" }, "No numbers yet.");
   const [low, high] = [Math.min(...all), Math.max(...all)];
-  const [first, last] = [Math.min(...steps), Math.max(...steps)];
+  const [first, last] = [log ? 0 : Math.min(...steps), Math.max(...steps)];
   const [L, R, T, B] = [52, 12, 12, 28];
-  const x = (/** @type {number} */ v) => L + ((v - first) / (last - first || 1)) * (width - L - R);
+  const place = log ? Math.log1p : (/** @type {number} */ v) => v;
+  const x = (/** @type {number} */ v) => L + ((place(v) - place(first)) / (place(last) - place(first) || 1)) * (width - L - R);
   const y = (/** @type {number} */ v) => T + (1 - (v - low) / (high - low || 1)) * (height - T - B);
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `${label}: ${lines.map((l) => `${l.name} from ${number(l.values[0])} to ${number(l.values[l.values.length - 1])}`).join("; ")}` });
   for (const v of ticks(low, high)) {
     svg.append(s("line", { class: "grid", x1: L, x2: width - R, y1: y(v), y2: y(v) }), s("text", { class: "tick", x: L - 6, y: y(v) + 4, "text-anchor": "end" }, number(v)));
   }
-  for (const v of ticks(first, last)) svg.append(s("text", { class: "tick", x: x(v), y: height - 8, "text-anchor": "middle" }, number(v)));
+  for (const v of log ? [0, 1, 10, 100, 1000, 10_000, 100_000].filter((v) => v <= last) : ticks(first, last)) svg.append(s("text", { class: "tick", x: x(v), y: height - 8, "text-anchor": "middle" }, number(v)));
   lines.forEach((line, i) => {
     const points = line.steps.map((step, j) => [step, line.values[j]]).filter(([, v]) => Number.isFinite(v));
     svg.append(s("polyline", { class: `line ${line.kind ?? `line-${i}`}`, points: points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" ") }));
@@ -65,7 +66,8 @@ export function chart(lines, { label, unit, mark = null, width = 640, height = 2
   let at = null;
   svg.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
     const box = svg.getBoundingClientRect();
-    at = first + (((event.clientX - box.left) / box.width) * width - L) / (width - L - R) * (last - first);
+    at = place(first) + (((event.clientX - box.left) / box.width) * width - L) / (width - L - R) * (place(last) - place(first));
+    if (log) at = Math.expm1(at);
   });
   hint(svg, () => {
     if (at === null) return "";

@@ -1,0 +1,79 @@
+/** Gradient descent drawn: the loss along the line through a step, and the same step repeated until a sentence is learnt. */
+
+import { h, hint, number, percent, put, s, shown } from "../dom.js";
+import { chart, ticks, track } from "../ui.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+/** The loss along the step: computed points, the slope that the gradient promised, and the step itself. @param {any} d a step's view */
+export function slice(d) {
+  const [width, height, L, R, T, B] = [560, 260, 52, 16, 14, 34];
+  const all = d.slice.map((/** @type {number[]} */ p) => p[1]);
+  const [first, last] = [d.slice[0][0], d.slice[d.slice.length - 1][0]];
+  const low = Math.min(...all, d.loss_after, d.loss - d.promised), high = Math.max(...all, d.loss);
+  const x = (/** @type {number} */ t) => L + ((t - first) / (last - first)) * (width - L - R);
+  const y = (/** @type {number} */ v) => T + (1 - (v - low) / (high - low || 1)) * (height - T - B);
+  const dot = (/** @type {number} */ t, /** @type {number} */ v, /** @type {string} */ kind, /** @type {string} */ label) =>
+    s("g", { class: kind }, s("circle", { class: "point", cx: x(t), cy: y(v), r: 6 }), s("text", { class: "tick", x: x(t) + 10, y: y(v) - 8 }, label));
+  const ahead = Math.min(last, 2);
+  const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart slice", role: "img", "aria-label": `The loss along the step: ${number(d.loss)} before it, ${number(d.loss_after)} after it, ${number(d.slice[d.slice.length - 1][1])} at ${last} times as far` },
+    ticks(low, high).map((v) => [s("line", { class: "grid", x1: L, x2: width - R, y1: y(v), y2: y(v) }), s("text", { class: "tick", x: L - 6, y: y(v) + 4, "text-anchor": "end" }, number(v))]),
+    d.slice.filter((/** @type {number[]} */ [t]) => Number.isInteger(t)).map((/** @type {number[]} */ [t]) => s("text", { class: "tick", x: x(t), y: height - 16, "text-anchor": "middle" }, t)),
+    s("text", { class: "tick", x: (L + width - R) / 2, y: height - 2, "text-anchor": "middle" }, "steps along the gradient's line"),
+    s("line", { class: "line line-1 slope", x1: x(-0.5), y1: y(d.loss + 0.5 * d.promised), x2: x(ahead), y2: y(d.loss - ahead * d.promised) }),
+    s("polyline", { class: "line line-0", points: d.slice.map((/** @type {number[]} */ [t, v]) => `${x(t).toFixed(1)},${y(v).toFixed(1)}`).join(" ") }),
+    d.slice.map((/** @type {number[]} */ [t, v]) => s("circle", { class: "point line-0", cx: x(t), cy: y(v), r: 2.5, "data-at": t, "data-loss": v })),
+    dot(0, d.loss, "line-3", "here"), dot(1, d.loss_after, "line-2", "after the step"));
+  let nearest = d.slice[0];
+  svg.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
+    const box = svg.getBoundingClientRect();
+    const t = first + ((((event.clientX - box.left) / box.width) * width - L) / (width - L - R)) * (last - first);
+    nearest = d.slice.reduce((/** @type {number[]} */ a, /** @type {number[]} */ b) => (Math.abs(b[0] - t) < Math.abs(a[0] - t) ? b : a));
+  });
+  hint(svg, () => `${nearest[0]} steps: loss ${number(nearest[1])}`);
+  return h("figure", { class: "figure" }, svg, h("figcaption", { class: "row small" }, h("span", { class: "key line-0" }, "the loss, computed at each point"), h("span", { class: "key line-1" }, "the slope that the gradient saw")));
+}
+
+/** The same step again and again, on a copy, until the model writes the sentence by itself. @param {HTMLElement} element @param {any} source @param {Store} state */
+export function repeat(element, source, state) {
+  const said = h("p", { class: "small", role: "status" });
+  const out = h("div", {});
+  /** @type {AbortController|null} */
+  let running = null;
+  const go = h("button", { type: "button", id: "repeat-step", onclick: async () => {
+    if (running) return running.abort();
+    const mine = (running = new AbortController());
+    /** @type {any[]} */
+    const steps = [];
+    go.textContent = "Stop";
+    said.textContent = "Taking the first step …";
+    put(out);
+    try {
+      for await (const event of source.stream("/api/learn", { text: state.get("text"), model: state.get("model") }, { signal: mine.signal })) {
+        if ("learnt" in event) {
+          said.textContent = !event.learnt ? `Not learnt after ${event.steps} steps.` : event.steps ? `Learnt in ${event.steps} step${event.steps === 1 ? "" : "s"}: from each word on, the next one is now the likeliest.` : "Nothing to learn: each next word is the likeliest already.";
+        } else {
+          steps.push(event);
+          said.textContent = `Step ${event.step}: loss ${number(event.loss)} → ${number(event.loss_after)}`;
+          show(steps);
+        }
+      }
+    } catch (error) {
+      said.textContent = mine.signal.aborted ? "Stopped." : error instanceof Error ? error.message : String(error);
+    } finally {
+      running = null;
+      go.textContent = "Repeat it until learnt";
+    }
+  } }, "Repeat it until learnt");
+  state.on(["text", "model"], () => { running?.abort(); said.textContent = ""; put(out); });
+  element.append(h("div", { class: "row" }, go), said, out);
+
+  /** @param {any[]} steps */
+  function show(steps) {
+    const now = steps[steps.length - 1];
+    const line = { name: "loss", steps: [0, ...steps.map((one) => one.step)], values: [steps[0].loss, ...steps.map((one) => one.loss_after)], kind: "line-0" };
+    put(out, h("div", { class: "two" }, chart([line], { label: "Loss of the sentence by step", unit: "nats a token", width: 520, height: 220 }),
+      h("div", { role: "list", "aria-label": "The sentence's tokens now" }, now.tokens.slice(0, 24).map((/** @type {any} */ t) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what mono" }, shown(t.token)), track(t.now),
+        h("span", { class: "num small" }, t.writes === t.token ? `✓ ${percent(t.now)}` : `${percent(t.now)}, says ${shown(t.writes)}`))))));
+  }
+}
