@@ -441,3 +441,50 @@ def test_no_room_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(CheckpointError, match="GLASSFORMER_CACHE"):
         open_checkpoint(file, cache=tmp_path / "cache")
+
+
+# Blocks that we write
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("F16", 5e-4), ("BF16", 4e-3), ("Q8_0", 8e-3), ("Q6_K", 2.5e-2), ("Q4_K", 8e-2), ("Q4_0", 0.1), ("Q5_0", 5e-2)],
+)
+def test_packed_numbers_come_back(kind: str, error: float) -> None:
+    from glassformer.checkpoint.gguf_blocks import packed
+
+    values = np.random.default_rng(0).standard_normal((6, 512)).astype(np.float32)
+    values[1], values[2, :256], values[3] = 0, 1.5, np.abs(values[3])
+    blocks = packed(values, kind)
+    if kind == "F16":
+        back = blocks.astype(np.float32)
+    else:
+        assert blocks.dtype == np.uint8
+        back = gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind])
+    assert back.shape == values.shape
+    assert np.abs(back[1]).max() == 0
+    assert np.linalg.norm(back - values) <= error * np.linalg.norm(values)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "q8_0", "q6_k", "q4_k", "q4_0"])
+def test_written_in_blocks(tmp_path: Path, dtype: str) -> None:
+    tiny_hf("llama", hidden_size=256, intermediate_size=96, num_hidden_layers=1).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    file = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, dtype=dtype)
+    kinds = {name: stored.kind for name, stored in read_gguf_header(file).tensors.items()}
+    usual = {"bfloat16": "BF16"}.get(dtype, dtype.upper())
+    assert kinds["blk.0.attn_q.weight"] == usual
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    # Rows of 96 numbers hold no blocks of 256.
+    assert kinds["blk.0.ffn_down.weight"] == {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}.get(usual, usual)
+    assert kinds["token_embd.weight"] == ("Q6_K" if dtype in ("q4_k", "q4_0") else usual)
+    again = open_checkpoint(file, cache=tmp_path / "cache")
+    for key, tensor in checkpoint.tensors.items():
+        assert float((again.tensors[key] - tensor).norm()) <= 0.1 * float(tensor.norm()), key
+
+
+def test_an_unknown_kind_of_blocks_is_named(tmp_path: Path) -> None:
+    tiny_hf("llama").save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"written in float32, .*; not in 'q4_m'\. Did you mean"):
+        write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, dtype="q4_m")

@@ -132,10 +132,10 @@ def test_the_default_names(native: Path, tmp_path: Path, capsys, monkeypatch) ->
     [
         (["--to", "onnx"], "--to is hf or gguf; got 'onnx'."),
         (["--to", "ggfu"], "--to is hf or gguf; got 'ggfu'. Did you mean gguf?"),
-        (["--to", "hf", "--dtype", "f8"], "--dtype is f32, f16 or bf16; got 'f8'."),
+        (["--to", "hf", "--dtype", "f8"], "--dtype is one of f32, f16, bf16, q8_0, q4_0, q4_k, q6_k; got 'f8'."),
         (
-            ["--to", "gguf", "--dtype", "bf16"],
-            "A GGUF is written in f32 or f16; got bf16. Choose one of them, or --to hf.",
+            ["--to", "hf", "--dtype", "q4_k"],
+            "A folder is written in f32, f16 or bf16; got q4_k. Choose one of them, or --to gguf.",
         ),
     ],
 )

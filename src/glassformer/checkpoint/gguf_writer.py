@@ -1,4 +1,4 @@
-"""GGUF files that llama.cpp runs, in float32 or float16, written with the `gguf` package one tensor at a time.
+"""GGUF files that llama.cpp runs, in floats or blocks of 4 to 8 bits, written with the `gguf` package tensor by tensor.
 
 A design is written only when reading the settings back gives the same computation; what llama.cpp
 would compute differently is refused by name.
@@ -19,14 +19,13 @@ from glassformer.checkpoint.families.settings import float32, rope_factors, rota
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import check_shapes
 from glassformer.checkpoint.tables import Table
-from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config, RopeScaling
 from glassformer.system import files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FILE_TYPES = {"float32": 0, "float16": 1}
 _FACTORS = "rope_freqs.weight"
 _UNUSED = 5  # the token type of a row that no text reaches
 
@@ -47,18 +46,23 @@ def write_gguf(
         tensors: by native key.
         tokenizer: anything with ``gguf_fields(model)``, the ``tokenizer.*`` settings; None writes a model without one.
         family: whose architecture; None for the first that expresses the design.
-        dtype: "float32" or "float16", of the matrices; norms, biases and positions are float32 always.
+        dtype: of the matrices, one of `gguf_blocks.KINDS`: "float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_k" or
+            "q6_k"; norms, biases, routers and positions are float32 always. Of four bits, embedding and unembedding
+            have six; rows that no such blocks fit take the next larger kind.
         name: what the file calls the model.
     Raises:
         UnsupportedError: the design, or a matrix's values in float16, cannot be expressed; by name.
         CheckpointError: tensors do not fit the design, or the file cannot be written.
         TokenizerError: GGUF has no word for what the tokenizer does.
     """
-    from gguf import GGUFValueType, GGUFWriter
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter
+    from gguf.constants import GGML_QUANT_VERSION
+
+    from glassformer.checkpoint.gguf_blocks import KINDS
 
     file = Path(file)
-    if dtype not in _FILE_TYPES:
-        raise UnsupportedError(f"A GGUF is written in {' or '.join(_FILE_TYPES)}; not in {dtype!r}.")
+    if dtype not in KINDS:
+        raise UnsupportedError(f"A GGUF is written in {', '.join(KINDS)}; not in {dtype!r}.{near(dtype, KINDS)}")
     chosen = named(family) if family else gguf_family(config)
     layout = chosen.gguf
     if layout is None:
@@ -82,27 +86,32 @@ def write_gguf(
         try:
             writer.add_string("general.type", "model")
             writer.add_string("general.name", name)
-            writer.add_uint32("general.file_type", _FILE_TYPES[dtype])
+            writer.add_uint32("general.file_type", KINDS[dtype][2])
+            writer.add_uint32("general.quantization_version", GGML_QUANT_VERSION)
             for key, value in settings.items():
                 _add(writer, f"{layout.architecture}.{key}", value)
             _add(writer, f"{layout.architecture}.vocab_size", config.vocab_size)
             for key, value in fields.items():
                 _add(writer, key, value)
-            types = {
-                name: "float32" if _always_full(name, place.shape) else dtype for name, place in table.places.items()
-            }
+            kinds = {name: _kind(name, place.shape, dtype) for name, place in table.places.items()}
             if factors:
                 writer.add_tensor_info(_FACTORS, (len(factors),), _numpy("float32"), 4 * len(factors))
             for name, place in table.places.items():
-                kind = _numpy(types[name])
-                writer.add_tensor_info(name, place.shape, kind, math.prod(place.shape) * kind.itemsize)
+                kind = GGMLQuantizationType[kinds[name]]
+                values, size = GGML_QUANT_SIZES[kind]
+                shape = (*place.shape[:-1], place.shape[-1] // values * size)
+                plain = {"F32": "float32", "F16": "float16"}.get(kinds[name])
+                if plain:
+                    writer.add_tensor_info(name, place.shape, _numpy(plain), math.prod(shape))
+                else:
+                    writer.add_tensor_info(name, shape, _numpy("uint8"), math.prod(shape), kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             if factors:
                 writer.write_tensor_data(_array(factors))
             for name in table.places:
-                writer.write_tensor_data(_stored(table, name, tensors, types[name]))
+                writer.write_tensor_data(_stored(table, name, tensors, kinds[name]))
         finally:
             writer.close()
     return file
@@ -212,18 +221,30 @@ def _always_full(name: str, shape: Shape) -> bool:
     return len(shape) == 1 or name.endswith(_FULL) or not name.endswith(".weight")
 
 
-def _stored(table: Table, name: str, tensors: Mapping[str, Tensor], dtype: str) -> Any:
+def _kind(name: str, shape: Shape, dtype: str) -> str:
+    """The kind of block that a tensor is stored in."""
+    from glassformer.checkpoint.gguf_blocks import KINDS, fitting
+
+    if _always_full(name, shape):
+        return "F32"
+    matrices, outside, _ = KINDS[dtype]
+    return fitting(outside if name in ("token_embd.weight", "output.weight") else matrices, shape[-1])
+
+
+def _stored(table: Table, name: str, tensors: Mapping[str, Tensor], kind: str) -> Any:
     import torch
+
+    from glassformer.checkpoint.gguf_blocks import packed
 
     with torch.no_grad():
         # float32 first: what is added to norms would be rounded away in half precision
         values = table.theirs(name, lambda key: tensors[key].detach().to("cpu", torch.float32)).contiguous()
-        if dtype == "float16":
+        if kind == "F16":
             half = values.to(torch.float16)
             if not torch.isfinite(half).all() and torch.isfinite(values).all():
                 raise UnsupportedError(f"{name} holds values beyond float16's 65,504; write the GGUF in float32.")
-            values = half
-    return values.numpy()
+            return half.numpy()
+    return packed(values.numpy(), kind)
 
 
 def _numpy(dtype: str) -> Any:

@@ -14,7 +14,8 @@ DTYPES = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "float32": "float32", "float16": "float16",
     "bfloat16": "bfloat16",
 }  # fmt: skip
-TYPES = {"hf": ("float32", "float16", "bfloat16"), "gguf": ("float32", "float16")}
+BLOCKS = ("q8_0", "q4_0", "q4_k", "q6_k")  # of GGUF alone
+TYPES = {"hf": ("float32", "float16", "bfloat16"), "gguf": ("float32", "float16", "bfloat16", *BLOCKS)}
 
 
 def command(
@@ -37,7 +38,11 @@ def command(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", metavar="f32|f16|bf16", help="Of the matrices; as stored for hf, f16 for gguf."),
+        typer.Option(
+            "--dtype",
+            metavar="f32|f16|bf16|q8_0|q6_k|q4_k|q4_0",
+            help="Of the matrices; as stored for hf, f16 for gguf, which alone knows the q kinds.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,11 +73,13 @@ def export(source: str, to: str, out: str | None = None, dtype: str | None = Non
 
     if to not in TYPES:
         raise UsageError(f"--to is hf or gguf; got {to!r}." + near(to, TYPES))
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"--dtype is f32, f16 or bf16; got {dtype!r}." + near(dtype, DTYPES))
-    kind = DTYPES[dtype] if dtype else ("float16" if to == "gguf" else None)
+    known = {**DTYPES, **{name: name for name in BLOCKS}}
+    if dtype is not None and dtype not in known:
+        shown = ", ".join(("f32", "f16", "bf16", *BLOCKS))
+        raise UsageError(f"--dtype is one of {shown}; got {dtype!r}." + near(dtype, known))
+    kind = known[dtype] if dtype else ("float16" if to == "gguf" else None)
     if kind is not None and kind not in TYPES[to]:
-        raise UsageError(f"A GGUF is written in f32 or f16; got {dtype}. Choose one of them, or --to hf.")
+        raise UsageError(f"A folder is written in f32, f16 or bf16; got {dtype}. Choose one of them, or --to gguf.")
     if out is not None:
         _free(Path(out))
     resolved = resolve(source)
@@ -85,7 +92,7 @@ def export(source: str, to: str, out: str | None = None, dtype: str | None = Non
     if to == "gguf":
         from glassformer.checkpoint import write_gguf
 
-        write_gguf(path, *parts, family=family, dtype="float32" if kind == "float32" else "float16", name=resolved.name)
+        write_gguf(path, *parts, family=family, dtype=kind or "float16", name=resolved.name)
         return _written(path, to, kind)
     _folder(path, parts, family, kind)
     return _written(path, to, kind)
@@ -93,7 +100,7 @@ def export(source: str, to: str, out: str | None = None, dtype: str | None = Non
 
 def _default(name: str, to: str, kind: str | None) -> str:
     stem = Path(name.rstrip("/")).name.removesuffix(".gguf") or "model"
-    short = next((short for short, full in DTYPES.items() if full == kind), "")
+    short = next((short for short, full in DTYPES.items() if full == kind), kind)
     return f"{stem}-hf" if to == "hf" else f"{stem}-{short}.gguf"
 
 
