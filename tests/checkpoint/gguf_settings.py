@@ -10,6 +10,7 @@ from typing import Any
 
 _FULL: dict[str, Any] = {"sliding_window": None, "layer_types": None, "use_sliding_window": False}
 _FOUR = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+_EVEN = {"layer_types": ["linear_attention", "full_attention"] * 2, "linear_value_head_dim": 16}
 
 # Name in `test_alike` -> settings instead of its own; None takes one away.
 GGUF: dict[str, dict[str, Any]] = {
@@ -62,8 +63,18 @@ GGUF: dict[str, dict[str, Any]] = {
     "jamba": {"mamba_proj_bias": False},
     "lfm2": {"conv_bias": False},
     "lfm2_moe": {"routed_scaling_factor": 1.0, "tie_word_embeddings": True},
+    "llama4_text": {
+        "num_hidden_layers": 4,
+        "layer_types": None,
+        "no_rope_layers": None,
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "interleave_moe_layer_step": 2,
+        "moe_layers": None,
+    },
     "mamba": {"use_bias": False},
     "mamba2": {},
+    "minicpm3": {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
     "minimax_m2": {},
     "mixtral": {"sliding_window": None},
     "mpt": {},
@@ -74,8 +85,12 @@ GGUF: dict[str, dict[str, Any]] = {
     "olmoe": {"clip_qkv": None, "num_key_value_heads": 4},
     "phi": {"qk_layernorm": False},
     "phi3": {"sliding_window": None},
+    "phi3: longrope": {"sliding_window": None},
     "qwen2_moe": {**_FULL, "norm_topk_prob": False, "mlp_only_layers": None},
     "qwen3_moe": {**_FULL, "norm_topk_prob": True, "mlp_only_layers": None},
+    "qwen3_5_moe_text": _EVEN,
+    "qwen3_5_text": _EVEN,
+    "qwen3_next": {**_EVEN, "mlp_only_layers": None, "norm_topk_prob": True},
     "seed_oss": {},
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": None},
     "solar_open": {},

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families import Family, GgufLayout, by_architecture
 from glassformer.checkpoint.families.family import sound
-from glassformer.checkpoint.families.settings import named_factors, rotary_of, with_scaling
+from glassformer.checkpoint.families.settings import FACTORS, LONG, SHORT, named_factors, rotary_of, with_scaling
 from glassformer.checkpoint.gguf_header import GgufHeader, Stored, is_split, read_gguf_header
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import LazyTensors
@@ -29,7 +29,7 @@ from glassformer.checkpoint.tables import Table, take_rows
 from glassformer.checkpoint.tensorfile import SIZES, TensorFile, read_header, write_tensors
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.fetch.gguf_parts import paths_of, stem
-from glassformer.model.config import Config
+from glassformer.model.config import Config, RopeScaling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,8 +42,7 @@ _STORED: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "B
 _COPY_VERSION = "1"  # of what the cached copies hold; a new number makes the old ones unused
 _SAMPLES, _SAMPLE, _HEAD = 64, 4096, 1 << 20
 _NAMES = ("general.architecture", "general.name")
-_FACTORS = "rope_freqs.weight"
-_IGNORED = (r"^rope_freqs\.weight$",)
+_IGNORED = (r"^rope_(freqs|factors_short|factors_long)\.weight$",)
 
 
 @dataclass(frozen=True)
@@ -104,25 +103,49 @@ def _uniform(header: GgufHeader, by_layer: tuple[str, ...]) -> dict[str, Any]:
 
 def _with_factors(config: Config, header: GgufHeader) -> Config:
     """Adds the divisors of a ``rope_freqs`` tensor, which is how GGUF stores Llama 3's scaling."""
-    stored = header.tensors.get(_FACTORS)
-    if stored is None:
+    there = [name for name in (FACTORS, SHORT, LONG) if name in header.tensors]
+    if not there:
         return config
+    scaling = _long(header, config) if SHORT in there or LONG in there else None
+    if scaling is None:
+        scaling = named_factors(config, _factors(header, FACTORS))
+    if scaling is None:
+        return config
+    if rotary_of(config, window=False).scaling is not None:
+        raise UnsupportedError(
+            f"{header.path} holds {there[0]} and sets rope.scaling.type too; Glassformer expresses one of them."
+        )
+    return with_scaling(config, scaling)
+
+
+def _factors(header: GgufHeader, name: str) -> tuple[float, ...]:
+    """The divisors that a tensor holds."""
+    stored = header.tensors.get(name)
+    if stored is None:
+        raise CheckpointError(f"{header.path} lacks {name}, which goes with {SHORT} and {LONG}; it is incomplete.")
     if stored.kind != "F32":
-        raise UnsupportedError(f"{header.path} stores {_FACTORS} as {stored.kind} instead of F32.")
+        raise UnsupportedError(f"{header.path} stores {name} as {stored.kind} instead of F32.")
     with stored.path.open("rb") as file:
         file.seek(stored.start)
         data = file.read(stored.end - stored.start)
     factors = struct.unpack(f"<{len(data) // 4}f", data)
     if not all(0 < factor < math.inf for factor in factors):
-        raise CheckpointError(f"{header.path} holds rotary divisors in {_FACTORS} that are not positive numbers.")
-    scaling = named_factors(config, factors)
-    if scaling is None:
-        return config
-    if rotary_of(config, window=False).scaling is not None:
-        raise UnsupportedError(
-            f"{header.path} holds {_FACTORS} and sets rope.scaling.type too; Glassformer expresses one of them."
-        )
-    return with_scaling(config, scaling)
+        raise CheckpointError(f"{header.path} holds rotary divisors in {name} that are not positive numbers.")
+    return factors
+
+
+def _long(header: GgufHeader, config: Config) -> RopeScaling:
+    """Divisors for short and for long texts (Phi-3)."""
+    attributes = Attributes(header.settings, str(header.path), f"{header.settings.get('general.architecture')}.")
+    original = attributes.integer("rope.scaling.original_context_length")
+    return RopeScaling(
+        "longrope",
+        factor=config.context / original if original > 0 else 1.0,
+        original_context=original,
+        attention_factor=attributes.number("rope.scaling.attn_factor", 1.0),
+        factors=_factors(header, SHORT),
+        long_factors=_factors(header, LONG),
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families import FAMILIES, Family, named
 from glassformer.checkpoint.families.family import expressible
-from glassformer.checkpoint.families.settings import float32, rope_factors, rotary_of, with_scaling
+from glassformer.checkpoint.families.settings import FACTORS, factor_tensors, float32, rotary_of, with_scaling
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import check_shapes
 from glassformer.checkpoint.tables import Table
@@ -26,7 +26,6 @@ from glassformer.system import files
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FACTORS = "rope_freqs.weight"
 _UNUSED = 5  # the token type of a row that no text reaches
 
 
@@ -73,7 +72,7 @@ def write_gguf(
     )
     name = name or file.stem
     fields = _vocabulary(tokenizer, config.vocab_size, name)
-    factors = rope_factors(config)
+    factors = factor_tensors(config)
 
     class Writer(GGUFWriter):
         def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
@@ -94,12 +93,12 @@ def write_gguf(
             for key, value in fields.items():
                 _add(writer, key, value)
             kinds = {name: _kind(name, place.shape, dtype) for name, place in table.places.items()}
-            if factors:
-                writer.add_tensor_info(_FACTORS, (len(factors),), _numpy("float32"), 4 * len(factors))
+            for factor_name, values in factors.items():
+                writer.add_tensor_info(factor_name, (len(values),), _numpy("float32"), 4 * len(values))
             for name, place in table.places.items():
                 kind = GGMLQuantizationType[kinds[name]]
-                values, size = GGML_QUANT_SIZES[kind]
-                shape = (*place.shape[:-1], place.shape[-1] // values * size)
+                width, size = GGML_QUANT_SIZES[kind]
+                shape = (*place.shape[:-1], place.shape[-1] // width * size)
                 plain = {"F32": "float32", "F16": "float16"}.get(kinds[name])
                 if plain:
                     writer.add_tensor_info(name, place.shape, _numpy(plain), math.prod(shape))
@@ -108,8 +107,8 @@ def write_gguf(
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            if factors:
-                writer.write_tensor_data(_array(factors))
+            for values in factors.values():
+                writer.write_tensor_data(_array(values))
             for name in table.places:
                 writer.write_tensor_data(_stored(table, name, tensors, kinds[name]))
         finally:
@@ -144,12 +143,18 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
     layout = family.gguf
     assert layout is not None
     what = f"A GGUF of architecture {layout.architecture}"
-    factors = rope_factors(config)
-    if factors and not layout.factors:
+    tensors = factor_tensors(config)
+    stored: RopeScaling | None = None
+    if tensors:
         scaling = rotary_of(config, window=False).scaling
         assert scaling is not None
-        raise UnsupportedError(f"{what} cannot express rotary scaling {scaling.kind!r}.")
-    stored = RopeScaling("factors", factors=factors) if factors else None
+        if not layout.factors:
+            raise UnsupportedError(f"{what} cannot express rotary scaling {scaling.kind!r}.")
+        stored = RopeScaling("factors", factors=tensors[FACTORS]) if FACTORS in tensors else scaling
+        if scaling.kind == "longrope" and not math.isclose(
+            scaling.factor, config.context / scaling.original_context, rel_tol=1e-6
+        ):
+            raise UnsupportedError(f"{what} has no place for a stretch other than its context over the original one.")
     plain = config if stored is None else with_scaling(config, stored)
     table = Table(layout.rows, config)
     if table.unplaced():

@@ -51,6 +51,8 @@ class Row:
         cut: theirs has an axis more: the first of ours is cut into as many pieces as there are "heads" of attention, or
             "groups" of a state space; where `transposed`, each piece is.
         exponent: theirs is −exp of ours: decays that are stored as such.
+        tiled: value heads of a recurrence stand there the first of every key head's, then the second of every one's, …,
+            where here those of one key head are together.
         when: designs that have this tensor, where the same of ours is called otherwise in others; None for all.
     """
 
@@ -70,6 +72,7 @@ class Row:
     blocks: int = 1
     cut: str = ""
     exponent: bool = False
+    tiled: bool = False
     when: Callable[[Config], bool] | None = None
 
 
@@ -99,6 +102,7 @@ class Place:
         """Whether rows of theirs are rows of ours, in whatever order."""
         line = self.row
         moved = line.transposed or line.cut or line.exponent or line.shift or line.flat or line.squeezed is not None
+        moved = moved or line.tiled
         return not (moved or line.axis or line.spread or self.expert is not None)
 
 
@@ -235,6 +239,8 @@ def take(place: Place, part: int, x: Array, config: Config) -> Array:
     if line.cut:
         x = x.reshape((-1, *x.shape[2:]))
     x = take_rows(place, part, x, config)
+    if line.tiled:
+        x = _tiled(x, place.ours[part], config, back=True)
     if line.exponent:
         return _library(x).log(-x)
     return x - line.shift if line.shift else x
@@ -299,6 +305,8 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
         parts = [x + line.shift for x in parts]
     if line.exponent:
         parts = [-_library(x).exp(x) for x in parts]
+    if line.tiled:
+        parts = [_tiled(x, key, config, back=False) for x, key in zip(parts, place.ours, strict=True)]
     if line.pairs != "half":
         parts = [
             _reordered(x, _their_order, line.pairs, key, attention_at(place, config)) if _turned(key) else x
@@ -324,6 +332,25 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
     if line.transposed:
         x = x.swapaxes(-1, -2)
     return x.reshape(place.shape) if line.flat or line.squeezed is not None else x
+
+
+def _tiled(x: Array, key: str, config: Config, *, back: bool) -> Array:
+    """Value heads in the other order, along the axis of a recurrence's tensor that they stand on."""
+    mixer: Any = config.mixer(int(key.split(".")[1]))
+    part = key.split(".delta.")[1]
+    if part.startswith(("q.", "k.")) or part == "norm":
+        return x
+    if part.startswith("conv."):
+        first = sum(mixer.widths[:2])
+        return _concatenate([x[:first], _swapped(x[first:], mixer, 0, back)], 0)
+    return _swapped(x, mixer, 1 if part.startswith("o.") else 0, back)
+
+
+def _swapped(x: Array, mixer: Any, axis: int, back: bool) -> Array:
+    times = mixer.n_heads // mixer.n_key_heads
+    pieces = (times, mixer.n_key_heads) if back else (mixer.n_key_heads, times)
+    shape = tuple(x.shape)
+    return x.reshape((*shape[:axis], *pieces, -1, *shape[axis + 1 :])).swapaxes(axis, axis + 1).reshape(shape)
 
 
 def _their_shape(line: Row, parts: tuple[Shape, ...], cuts: int = 1) -> Shape:

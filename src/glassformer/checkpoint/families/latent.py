@@ -314,10 +314,58 @@ LATENT_EXPERTS = (
         gguf=sharing(_GGUF, chosen=lambda settings: False),
     ),
 )
+
+
+def _read_minicpm(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """llama.cpp knows its scales by heart."""
+    shared, d_head = attributes.integer("rope.dimension_count"), attributes.integer("attention.key_length")
+    scaling = {k: v for k, v in (found["rope_scaling"] or {}).items() if k != "partial_rotary_factor"}
+    rank, heads = attributes.integer("attention.kv_lora_rank"), attributes.integer("attention.head_count")
+    both = shapes.get("blk.0.attn_kv_b.weight", (0,))[0]
+    return {
+        "rope_scaling": scaling or None,
+        "partial_rotary_factor": 1.0,
+        "qk_rope_head_dim": shared,
+        "qk_nope_head_dim": d_head - shared,
+        "v_head_dim": both // heads - (d_head - shared),
+        "kv_lora_rank": rank,
+        "q_lora_rank": attributes.integer("attention.q_lora_rank"),
+        "scale_emb": 12,
+        "scale_depth": 1.4,
+        "dim_model_base": 256,
+    }
+
+
+def _write_minicpm(config: Config) -> dict[str, Any]:
+    a = attention_of(config)
+    assert isinstance(a, LatentAttention)
+    return {
+        "attention.kv_lora_rank": a.kv_rank,
+        **({} if a.q_rank is None else {"attention.q_lora_rank": a.q_rank}),
+    }
+
+
+_MINICPM = GgufTable(
+    "minicpm3",
+    pairs="halves",
+    rows=tuple(
+        Row(
+            f"blk.{{i}}.attn_kv_b.{kind}",
+            (f"{_BLOCK}k_own.{kind}", f"{_BLOCK}v_up.{kind}"),
+            per_head=True,
+            pairs="halves",
+        )
+        for kind in ("weight", "bias")
+    ),
+    read=_read_minicpm,
+    write=_write_minicpm,
+    factors=True,
+)
 LATENT = (
     LatentAlike(
         "minicpm3",
         "MiniCPM3",
+        gguf=_MINICPM,
         keys={**_KEYS, "embedding_scale": "scale_emb"},
         fixed=_FIXED,
         only={"mlp_bias": (False,)},

@@ -7,10 +7,11 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.layered import each_layer
 from glassformer.checkpoint.families.sparse import Layers, Sparse, fused, one, shared
 from glassformer.errors import CheckpointError, UnsupportedError
-from glassformer.model.config import Attention, Config, Norm
+from glassformer.model.config import Attention, Config, Experts, Norm
 
 _CHUNKED = {False: "full_attention", True: "chunked_attention"}
 _FEED = {f"mlp.{part}": f"feed_forward.{part}_proj" for part in ("gate", "up", "down")}
@@ -75,6 +76,20 @@ def _llama4_flags(attributes: Attributes, layers: int) -> list[bool]:
     return [i in listed for i in range(layers)]
 
 
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """Chunks, and queries that grow with their position, are as in the published models; the largest has no norms."""
+    attributes.asked.add(attributes.prefix + "interleave_moe_layer_step")
+    return {"use_qk_norm": attributes.integer("expert_count", 0) != 128, "layer_types": None}
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    flags = [isinstance(layer.feed_forward, Experts) for layer in config.layers]
+    step = flags.index(True) + 1 if True in flags else 0
+    if not step or flags != [(i + 1) % step == 0 for i in range(len(flags))]:
+        raise UnsupportedError("llama.cpp expects experts in one layer of so many of architecture llama4.")
+    return {"interleave_moe_layer_step": step}
+
+
 LLAMA4 = Sparse(
     Alike(
         "llama4_text",
@@ -101,6 +116,7 @@ LLAMA4 = Sparse(
     shared="intermediate_size",
     fixed={"scores": "sigmoid", "renormalise": False, "on_input": True},
     defaults={"n_active": 1, "n_experts": 16},
+    gguf=GgufTable("llama4", pairs="neighbours", factors=True, dense="any", read=_read_gguf, write=_write_gguf),
     layers=Layers(_llama4_flags, lambda flags: {"moe_layers": [i for i, flag in enumerate(flags) if flag]}),
     no_effect=frozenset({"no_rope_layer_interval", "interleave_moe_layer_step", "for_llm_compressor"}),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import KEYS
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has
 from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, rope, rope_settings
 from glassformer.checkpoint.families.sparse import STEPPED, Sparse, each, fused, one, shared
 from glassformer.checkpoint.tables import KEY_HEADS, Row, row
@@ -69,6 +71,7 @@ class Delta:
         name: ``model_type``; stem: of its classes' names.
         projections: how the projections of the gated delta rule are stored.
         inside: further ``model_type`` values that hold these settings under a name.
+        gguf: the same family in GGUF.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Delta:
     projections: tuple[Row, ...]
     inside: Mapping[str, str] = field(default_factory=dict)
     layer: str = _LAYER
+    gguf: GgufTable | None = None
 
     def family(self) -> Family:
         """The family, as everything else knows families."""
@@ -90,6 +94,7 @@ class Delta:
             prefixes=("model.", "model.language_model.", ""),
             ignored=(r"^model\.visual\.", r"^mtp\.", r"(^|\.)rotary_emb\.inv_freq$"),
             inside=self.inside,
+            gguf=None if self.gguf is None else self.gguf.layout(self.config, self.settings, self.key),
         )
 
     def config(self, attributes: Attributes) -> Config:
@@ -198,6 +203,79 @@ def _write(config: Config) -> dict[str, Any]:
     return found
 
 
+def _delta_rows(tiled: bool) -> tuple[Row, ...]:
+    """GGUF's tensors of the gated delta rule, and queries with their gates."""
+    at, delta = "blk.{i}.", f"{_BLOCK}delta."
+    found = [
+        row(at + "attn_q.weight", f"{_BLOCK}attn.q.weight", f"{_BLOCK}attn.gate.weight", per_head=True),
+        row(at + "attn_qkv.weight", *(f"{delta}{p}.weight" for p in "qkv"), tiled=tiled),
+        row(at + "attn_gate.weight", f"{delta}gate.weight", tiled=tiled),
+        row(at + "ssm_conv1d.weight", f"{delta}conv.weight", tiled=tiled),
+        row(at + "ssm_dt.bias", f"{delta}dt_bias", tiled=tiled),
+        row(at + "ssm_a", f"{delta}a_log", tiled=tiled, exponent=True),
+        row(at + "ssm_norm.weight", f"{delta}norm"),
+        row(at + "ssm_out.weight", f"{delta}o.weight", tiled=tiled),
+    ]
+    if tiled:
+        found += [row(f"{at}ssm_{a}.weight", f"{delta}{b}.weight", tiled=True) for a, b in _PER_HEAD]
+    else:
+        found.append(row(at + "ssm_ba.weight", f"{delta}beta.weight", f"{delta}decay.weight", blocks=KEY_HEADS))
+    return tuple(found)
+
+
+_PER_HEAD = (("beta", "beta"), ("alpha", "decay"))
+
+
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    values = attributes.integer("ssm.time_step_rank")
+    kinds = has(shapes, "ssm_out.weight", attributes.layers("block_count"))
+    return {
+        "layer_types": ["linear_attention" if kind else "full_attention" for kind in kinds],
+        "linear_num_value_heads": values,
+        "linear_num_key_heads": attributes.integer("ssm.group_count"),
+        "linear_key_head_dim": attributes.integer("ssm.state_size"),
+        "linear_value_head_dim": attributes.share(
+            "ssm.inner_size", attributes.integer("ssm.inner_size"), "ssm.time_step_rank", values
+        ),
+        "linear_conv_kernel_dim": attributes.integer("ssm.conv_kernel"),
+        "attention_bias": False,
+    }
+
+
+def _write_gguf(config: Config, *, sections: bool) -> dict[str, Any]:
+    flags = [isinstance(layer.mixer, Attention) for layer in config.layers]
+    every = flags.index(True) + 1 if True in flags else 0
+    if not every or flags != [(i + 1) % every == 0 for i in range(len(flags))]:
+        raise UnsupportedError("llama.cpp expects attention in one layer after so many others, as in all such models.")
+    d, a = next(x.mixer for x in config.layers if isinstance(x.mixer, GatedDelta)), config.attention(every - 1)
+    if d.d_key != d.d_head:
+        raise UnsupportedError("llama.cpp expects keys and values of a recurrence to be of one size.")
+    pairs = a.rotary_dims // 2
+    said = [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3, 0]
+    return {
+        "full_attention_interval": every,
+        "ssm.conv_kernel": d.conv,
+        "ssm.state_size": d.d_key,
+        "ssm.group_count": d.n_key_heads,
+        "ssm.time_step_rank": d.n_heads,
+        "ssm.inner_size": d.out_size,
+        # which pairs turn by which of a picture's axes, all equal in texts
+        **({"rope.dimension_sections": said} if sections else {}),
+    }
+
+
+def _gguf(architecture: str, *, tiled: bool, **more: Any) -> GgufTable:
+    return GgufTable(
+        architecture,
+        names={"ln2": "post_attention_norm"},
+        rows=_delta_rows(tiled),
+        shift=True,
+        read=_read_gguf,
+        write=functools.partial(_write_gguf, sections=tiled),
+        **more,
+    )
+
+
 _ROUTED = (
     one("mlp.gate.weight", "router.weight"),
     *shared("mlp.shared_expert."),
@@ -206,12 +284,20 @@ _ROUTED = (
 _SHARED: dict[str, Any] = {"shared": "shared_expert_intermediate_size", "fixed": {"shared_gate": True}}
 
 QWEN_DELTA = (
-    Delta("qwen3_5_text", "Qwen3_5", "Qwen3_5TextModel", _APART, {"qwen3_5": "text_config"}),
+    Delta(
+        "qwen3_5_text",
+        "Qwen3_5",
+        "Qwen3_5TextModel",
+        _APART,
+        {"qwen3_5": "text_config"},
+        gguf=_gguf("qwen35", tiled=True),
+    ),
     Sparse(
         Delta("qwen3_5_moe_text", "Qwen3_5Moe", "Qwen3_5MoeTextModel", _APART, {"qwen3_5_moe": "text_config"}),
         (*_ROUTED, *fused("mlp.experts.")),
         stacked=((*_ROUTED, *each()),),
         defaults={"n_active": 8},
+        gguf=_gguf("qwen35moe", tiled=True),
         **_SHARED,
     ),
     Sparse(
@@ -221,6 +307,7 @@ QWEN_DELTA = (
         keys={"renormalise": "norm_topk_prob"},
         defaults={"renormalise": True, "n_active": 10},
         layers=STEPPED,
+        gguf=_gguf("qwen3next", tiled=False, implied={"norm_topk_prob": True}),
         **_SHARED,
     ),
 )

@@ -318,7 +318,12 @@ def gguf_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
     """One scaling as GGUF says it; "llama3" and "factors" travel as a tensor."""
     if scaling is None or scaling.kind in ("llama3", "factors"):
         return {}
-    if scaling.varies:
+    if scaling.kind == "longrope":
+        return {
+            "rope.scaling.original_context_length": scaling.original_context,
+            "rope.scaling.attn_factor": scaling.attention_factor,
+        }
+    if scaling.varies or scaling.kind == "proportional":
         raise UnsupportedError(f"GGUF has no setting for rotary scaling {scaling.kind!r} that is read here.")
     settings: dict[str, Any] = {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
     if scaling.kind == "yarn":
@@ -329,9 +334,30 @@ def gguf_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
     return settings
 
 
+SHORT, LONG, FACTORS = "rope_factors_short.weight", "rope_factors_long.weight", "rope_freqs.weight"
+
+
+def factor_tensors(config: Config) -> dict[str, tuple[float, ...]]:
+    """The tensors of divisors that a design's rotary scaling is stored in, by name."""
+    if (factors := rope_factors(config)) != ():
+        return {FACTORS: factors}
+    scaling = _any_scaling(config)
+    if scaling is None or scaling.kind != "longrope":
+        return {}
+    return {
+        SHORT: tuple(float32(factor) for factor in scaling.factors),
+        LONG: tuple(float32(factor) for factor in scaling.long_factors),
+    }
+
+
+def _any_scaling(config: Config) -> RopeScaling | None:
+    rotaries = (layer.mixer.rotary for layer in config.layers if isinstance(layer.mixer, Attention))
+    return next((rotary.scaling for rotary in rotaries if rotary is not None and rotary.scaling is not None), None)
+
+
 def rope_factors(config: Config) -> tuple[float, ...]:
     """The divisor of each rotated pair's frequency, for the scalings that GGUF stores as a tensor; else empty."""
-    if not config.all_softmax:
+    if not all(isinstance(layer.mixer, Attention) for layer in config.layers):
         return ()
     attention = attention_of(config, window=False)
     rotary = attention.rotary
