@@ -332,10 +332,10 @@ class NativeModel:
     def _pack(self, w: Weight, exact: bool = False) -> infer_abi.Matrix:
         packed = Packed(self._lib, w, self.threads)
         self._keep.append(packed)
-        packed.matrix.exact = exact or self._meetsfloats(w)
+        packed.matrix.exact = exact or self._meets_floats(w)
         return packed.matrix
 
-    def _meetsfloats(self, w: Weight) -> bool:
+    def _meets_floats(self, w: Weight) -> bool:
         """Whether activations are float32: always in a float32 model, whatever its weights lie in."""
         return self.exact or (self.precision == "float32" and w.format in ("F32", "BF16"))
 
@@ -348,7 +348,7 @@ class NativeModel:
         data = w.data.contiguous()
         self._keep.append(data)
         self._experts.append((e, w.bytes))
-        matrix = infer_abi.Matrix(FORMATS[w.format], w.rows, w.cols, self._meetsfloats(w), data.data_ptr(), None, True)
+        matrix = infer_abi.Matrix(FORMATS[w.format], w.rows, w.cols, self._meets_floats(w), data.data_ptr(), None, True)
         if e.bias:
             bias = floats(self._get(name + ".bias"))
             padded = torch.zeros(e.n_experts, -(-bias.shape[1] // 32) * 32)
