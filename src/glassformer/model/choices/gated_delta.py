@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 from glassformer.errors import ConfigError
 from glassformer.model.choices.common import Component, positive
 from glassformer.model.choices.norm import Norm
+from glassformer.model.choices.recurrent import Recurrent, convolution
 
 
 @dataclass(frozen=True)
-class GatedDelta:
+class GatedDelta(Recurrent):
     """A recurrence that forgets by a gate and writes what its state does not yet say (Gated DeltaNet).
 
     Every head keeps a matrix from keys to values. At each position it decays, is corrected towards
@@ -64,16 +65,6 @@ class GatedDelta:
             raise ConfigError(f"gated_delta.beta_scale must be above 0; got {self.beta_scale}.")
 
     @property
-    def value_size(self) -> int:
-        """Dimensions of each value."""
-        return self.d_head
-
-    @property
-    def out_size(self) -> int:
-        """Width of all heads together, as the output projection reads them."""
-        return self.n_heads * self.d_head
-
-    @property
     def decays(self) -> int:
         """How many decays there are: one for each head, or for each channel of its keys."""
         return self.n_heads * (self.d_key if self.channels else 1)
@@ -100,7 +91,7 @@ class GatedDelta:
                 found[f"{name}_down.weight"] = Component((self.rank, d_model), lines[name])
                 into = self.rank
             found[f"{name}.weight"] = Component((out, into), lines[name])
-        found["conv.weight"] = Component((sum(self.widths), self.conv), "convolution")
+        found |= convolution(sum(self.widths), self.conv, False)
         found["dt_bias"] = Component((self.decays,), "biases")
         found["a_log"] = Component((self.n_heads,), "biases")
         found["norm"] = Component((self.d_head,), "norms")
@@ -116,18 +107,9 @@ class GatedDelta:
         return ("q", "k", "v", "beta", self.decay_site, "z")
 
     @property
-    def cached_numbers(self) -> int:
-        """Numbers that generation keeps for each token in this layer: none."""
-        return 0
-
-    @property
     def state_numbers(self) -> int:
         """Numbers that generation keeps in this layer, however long the text."""
         return self.n_heads * self.d_key * self.d_head + sum(self.widths) * (self.conv - 1)
-
-    def seen(self, position: int) -> int:
-        """How many earlier positions the state stands for."""
-        return position + 1
 
     def flops(self, seen: float) -> float:
         """FLOPs of one position's correction and reading, projections and convolution apart: the same at every

@@ -8,10 +8,11 @@ from typing import ClassVar
 from glassformer.errors import ConfigError
 from glassformer.model.choices.common import Component, positive
 from glassformer.model.choices.norm import Norm
+from glassformer.model.choices.recurrent import Recurrent, projections
 
 
 @dataclass(frozen=True)
-class MatrixMemory:
+class MatrixMemory(Recurrent):
     """A recurrence that adds each position's value at its key, weighed by an exponential gate (mLSTM).
 
     Every head keeps a matrix from keys to values and a sum of keys. At each position both decay by sigmoid(f) and take
@@ -50,24 +51,12 @@ class MatrixMemory:
         """Heads of queries and keys: as many as of values."""
         return self.n_heads
 
-    @property
-    def value_size(self) -> int:
-        """Dimensions of what each head carries."""
-        return self.d_head
-
-    @property
-    def out_size(self) -> int:
-        """Width of all heads together, as the output projection reads them."""
-        return self.n_heads * self.d_head
-
     def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
         """Its parameters by key within the part, in the order of the computation."""
         keys, values = self.n_heads * self.d_key, self.out_size
         sizes = {"q": (keys, "query"), "k": (keys, "key"), "v": (values, "value"), "gate": (values, "gate")}
-        found = {f"{name}.weight": Component((size, d_model), line) for name, (size, line) in sizes.items()}
-        for name in ("input", "forget"):
-            found[f"{name}.weight"] = Component((self.n_heads, d_model), "decay")
-            found[f"{name}.bias"] = Component((self.n_heads,), "biases")
+        found = projections(sizes, d_model, False)
+        found |= projections(dict.fromkeys(("input", "forget"), (self.n_heads, "decay")), d_model, True)
         found["norm"] = Component((self.n_heads, self.d_head), "norms")
         found["o.weight"] = Component((d_model, values), "output")
         return found
@@ -81,18 +70,9 @@ class MatrixMemory:
         return ("q", "k", "v", "input", "decay", "z")
 
     @property
-    def cached_numbers(self) -> int:
-        """Numbers that generation keeps for each token in this layer: none."""
-        return 0
-
-    @property
     def state_numbers(self) -> int:
         """Numbers that generation keeps in this layer, however long the text."""
         return self.n_heads * (self.d_key * (self.d_head + 1) + 1)
-
-    def seen(self, position: int) -> int:
-        """How many earlier positions the state stands for."""
-        return position + 1
 
     def flops(self, seen: float) -> float:
         """FLOPs of one position's update and reading, projections apart: the same at every length."""

@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 from glassformer.errors import ConfigError
 from glassformer.model.choices.common import Component, positive
 from glassformer.model.choices.norm import Norm
+from glassformer.model.choices.recurrent import Channels, convolution, projections
 
 
 @dataclass(frozen=True)
-class SelectiveStateSpace:
+class SelectiveStateSpace(Channels):
     """A recurrence in which every channel has decays and a time step of its own (Mamba 1).
 
     Every channel keeps d_state numbers. At each position number n decays by exp(dt · a_n), takes in dt · b_n · x, and
@@ -49,50 +50,18 @@ class SelectiveStateSpace:
         if not self.inner_eps > 0:
             raise ConfigError(f"selective_state_space.inner_eps must be above 0; got {self.inner_eps}.")
 
-    @property
-    def n_heads(self) -> int:
-        """One: its channels share nothing and are not told apart."""
-        return 1
-
-    @property
-    def d_head(self) -> int:
-        """Channels of its one head."""
-        return self.width
-
-    @property
-    def value_size(self) -> int:
-        """Channels of its one head."""
-        return self.width
-
-    @property
-    def out_size(self) -> int:
-        """Channels, as the output projection reads them."""
-        return self.width
-
     def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
         """Its parameters by key within the part, in the order of the computation."""
-        found: dict[str, Component] = {}
-        for name, line in (("gate", "gate"), ("x", "value")):
-            found[f"{name}.weight"] = Component((self.width, d_model), line)
-            if self.bias:
-                found[f"{name}.bias"] = Component((self.width,), "biases")
-        found["conv.weight"] = Component((self.width, self.conv), "convolution")
-        if self.conv_bias:
-            found["conv.bias"] = Component((self.width,), "biases")
+        found = projections({"gate": (self.width, "gate"), "x": (self.width, "value")}, d_model, self.bias)
+        found |= convolution(self.width, self.conv, self.conv_bias)
         sizes = {"dt_in": (self.dt_rank, "decay"), "b": (self.d_state, "key"), "c": (self.d_state, "query")}
-        for name, (size, line) in sizes.items():
-            found[f"{name}.weight"] = Component((size, self.width), line)
+        found |= projections(sizes, self.width, False)
         if self.inner_norm == "weighted":
-            for name, (size, _) in sizes.items():
-                found[f"{name}_norm.weight"] = Component((size,), "norms")
-        found["dt.weight"] = Component((self.width, self.dt_rank), "decay")
-        found["dt.bias"] = Component((self.width,), "biases")
+            found |= {f"{name}_norm.weight": Component((size,), "norms") for name, (size, _) in sizes.items()}
+        found |= projections({"dt": (self.width, "decay")}, self.dt_rank, True)
         found["a_log"] = Component((self.width, self.d_state), "decay")
         found["skip"] = Component((self.width,), "biases")
-        found["o.weight"] = Component((d_model, self.width), "output")
-        if self.bias:
-            found["o.bias"] = Component((d_model,), "biases")
-        return found
+        return found | projections({"o": (d_model, "output")}, self.width, self.bias)
 
     def sites(self) -> tuple[str, ...]:
         """Names of its places within the part, in the order the forward reaches them."""
@@ -103,18 +72,9 @@ class SelectiveStateSpace:
         return ("x", "b", "c", "dt", "z")
 
     @property
-    def cached_numbers(self) -> int:
-        """Numbers that generation keeps for each token in this layer: none."""
-        return 0
-
-    @property
     def state_numbers(self) -> int:
         """Numbers that generation keeps in this layer, however long the text."""
         return self.width * (self.d_state + self.conv - 1)
-
-    def seen(self, position: int) -> int:
-        """How many earlier positions the state stands for."""
-        return position + 1
 
     def flops(self, seen: float) -> float:
         """FLOPs of one position's update and reading, projections and convolution apart: the same at every length."""

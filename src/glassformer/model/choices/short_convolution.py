@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from glassformer.model.choices.common import Component, positive
 from glassformer.model.choices.norm import Norm
+from glassformer.model.choices.recurrent import Channels, convolution, projections
 
 
 @dataclass(frozen=True)
-class ShortConvolution:
+class ShortConvolution(Channels):
     """Each channel is gated, convolved over its last few positions, and gated again.
 
     Every channel weighs positions in its own way, so there is one head, whose channels they are.
@@ -34,40 +35,14 @@ class ShortConvolution:
     def __post_init__(self) -> None:
         positive("short_convolution", width=self.width, conv=self.conv)
 
-    @property
-    def n_heads(self) -> int:
-        """One: its channels share nothing and are not told apart."""
-        return 1
-
-    @property
-    def d_head(self) -> int:
-        """Channels of its one head."""
-        return self.width
-
-    @property
-    def value_size(self) -> int:
-        """Channels of its one head."""
-        return self.width
-
-    @property
-    def out_size(self) -> int:
-        """Channels, as the output projection reads them."""
-        return self.width
-
     def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
         """Its parameters by key within the part, in the order of the computation."""
-        found: dict[str, Component] = {}
-        for name, line in (("gate_in", "gate"), ("gate", "gate"), ("v", "value")):
-            found[f"{name}.weight"] = Component((self.width, d_model), line)
-            if self.bias:
-                found[f"{name}.bias"] = Component((self.width,), "biases")
-        found["conv.weight"] = Component((self.width, self.conv), "convolution")
-        if self.conv_bias:
-            found["conv.bias"] = Component((self.width,), "biases")
-        found["o.weight"] = Component((d_model, self.width), "output")
-        if self.bias:
-            found["o.bias"] = Component((d_model,), "biases")
-        return found
+        lines = {"gate_in": (self.width, "gate"), "gate": (self.width, "gate"), "v": (self.width, "value")}
+        return {
+            **projections(lines, d_model, self.bias),
+            **convolution(self.width, self.conv, self.conv_bias),
+            **projections({"o": (d_model, "output")}, self.width, self.bias),
+        }
 
     def sites(self) -> tuple[str, ...]:
         """Names of its places within the part, in the order the forward reaches them."""
@@ -76,11 +51,6 @@ class ShortConvolution:
     def basis(self) -> tuple[str, ...]:
         """The places that a trace keeps; the others follow from them."""
         return ("v", "z")
-
-    @property
-    def cached_numbers(self) -> int:
-        """Numbers that generation keeps for each token in this layer: none."""
-        return 0
 
     @property
     def state_numbers(self) -> int:

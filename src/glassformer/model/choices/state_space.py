@@ -8,10 +8,11 @@ from typing import ClassVar
 from glassformer.errors import ConfigError
 from glassformer.model.choices.common import Component, positive
 from glassformer.model.choices.norm import Norm
+from glassformer.model.choices.recurrent import Recurrent, convolution, projections
 
 
 @dataclass(frozen=True)
-class StateSpace:
+class StateSpace(Recurrent):
     """A recurrence whose state decays by a factor that the input chooses (Mamba 2).
 
     Every head keeps a state of (d_head, d_state). At each position the state decays by exp(dt · a),
@@ -71,41 +72,21 @@ class StateSpace:
         return self.bias if self.out_bias is None else self.out_bias
 
     @property
-    def value_size(self) -> int:
-        """Dimensions of what each head carries."""
-        return self.d_head
-
-    @property
-    def out_size(self) -> int:
-        """Width of all heads together, as the output projection reads them."""
-        return self.n_heads * self.d_head
-
-    @property
     def widths(self) -> tuple[int, int, int]:
         """Channels of x, b and c, which the convolution passes over side by side."""
         return self.out_size, self.n_groups * self.d_state, self.n_groups * self.d_state
 
     def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
         """Its parameters by key within the part, in the order of the computation."""
-        found: dict[str, Component] = {}
         inner, group, _ = self.widths
-        sizes = {"gate": inner, "x": inner, "b": group, "c": group, "dt": self.n_heads}
-        lines = {"gate": "gate", "x": "value", "b": "key", "c": "query", "dt": "decay"}
-        for name, out in sizes.items():
-            found[f"{name}.weight"] = Component((out, d_model), lines[name])
-            if self.bias:
-                found[f"{name}.bias"] = Component((out,), "biases")
-        found["conv.weight"] = Component((sum(self.widths), self.conv), "convolution")
-        if self.conv_bias:
-            found["conv.bias"] = Component((sum(self.widths),), "biases")
+        lines = {"gate": (inner, "gate"), "x": (inner, "value"), "b": (group, "key"), "c": (group, "query")}
+        found = projections({**lines, "dt": (self.n_heads, "decay")}, d_model, self.bias)
+        found |= convolution(sum(self.widths), self.conv, self.conv_bias)
         for name in ("dt_bias", "a_log", "skip"):
             found[name] = Component((self.n_heads,), "biases")
         if self.norm:
             found["norm.weight"] = Component((inner,), "norms")
-        found["o.weight"] = Component((d_model, inner), "output")
-        if self.writes_bias:
-            found["o.bias"] = Component((d_model,), "biases")
-        return found
+        return found | projections({"o": (d_model, "output")}, inner, self.writes_bias)
 
     def sites(self) -> tuple[str, ...]:
         """Names of its places within the part, in the order the forward reaches them."""
@@ -116,18 +97,9 @@ class StateSpace:
         return ("x", "b", "c", "dt", "z")
 
     @property
-    def cached_numbers(self) -> int:
-        """Numbers that generation keeps for each token in this layer: none."""
-        return 0
-
-    @property
     def state_numbers(self) -> int:
         """Numbers that generation keeps in this layer, however long the text."""
         return self.n_heads * self.d_head * self.d_state + sum(self.widths) * (self.conv - 1)
-
-    def seen(self, position: int) -> int:
-        """How many earlier positions the state stands for."""
-        return position + 1
 
     def flops(self, seen: float) -> float:
         """FLOPs of one position's update and reading, projections and convolution apart: the same at every length."""
