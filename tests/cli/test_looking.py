@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import typer
 
 import glassformer
+from glassformer.cli import app
+from glassformer.cli.looking import Look, Seen, looking
 from tests.cli.running import answer, held, kept, run
 from tests.tiny import tiny_directory
 
@@ -126,3 +130,31 @@ def test_what_is_asked_wrongly_is_one_sentence(capsys, model, args, code, messag
     assert (got, out) == (code, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+@looking
+def command(
+    look: Look,
+    text: Annotated[str, typer.Argument(metavar="TEXT")],
+    layer: Annotated[int, typer.Option("--layer")] = 0,
+) -> Seen:
+    """Say how long the stream is after a layer."""
+    trace = look.open().trace(text, look.bos)
+    norms = trace[f"blocks.{layer}.resid_post"].norm(dim=-1).tolist()
+    return Seen({"norms": norms}, lambda: print(f"{norms[-1]:.3f} long"))
+
+
+def test_a_looking_verb_is_a_function_and_a_row(capsys, monkeypatch, model):
+    monkeypatch.setitem(app.VERBS, "norms", app.Verb(f"{__name__}:command", "Say how long the stream is."))
+    monkeypatch.setattr(app, "verbs", lambda: list(app.VERBS))
+    found = answer(capsys, "norms", TEXT, "-m", model, "--layer", 1)
+    expected = glassformer.load(model).trace(TEXT)["blocks.1.resid_post"].norm(dim=-1)
+    assert found["norms"] == pytest.approx(expected.tolist())
+    code, out, _ = run(capsys, "norms", TEXT, "-m", model, "--layer", 1)
+    assert (code, out) == (0, f"{expected[-1]:.3f} long\n")
+    with_bos = answer(capsys, "norms", TEXT, "-m", model, "--bos", "--dtype", "float64")
+    assert len(with_bos["norms"]) == len(expected) + 1
+    code, out, _ = run(capsys, "norms", "--help")
+    assert all(option in out for option in ("--layer", "--model", "--bos", "--dtype", "--json", "--png", "--html"))
+    code, _, err = run(capsys, "norms", TEXT, "-m", model, "--png", "norms.png")
+    assert (code, err) == (2, "glassformer: There is no picture of what norms shows here; leave --png out.\n")

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.common import (
-    BosOption,
-    JsonOption,
-    ModelOption,
-    TextArgument,
-    console,
-    need,
-    note,
-    open_model,
-    print_json,
-    read_text,
-)
-from glassformer.cli.pages import HtmlOption, write_page
+from glassformer.cli.common import TextArgument, console, read_text
+from glassformer.cli.looking import Look, Seen, looking
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-PngOption = Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Write a picture.")]
-DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16; float64 to check a number again.")
-]
 _SHADES = " ░▒▓█"
 
 
+@looking
 def command(
+    look: Look,
     text: TextArgument,
-    model: ModelOption = None,
     layer: Annotated[int | None, typer.Option("--layer", "-l", help="A layer; negative ones from the last.")] = None,
     head: Annotated[int | None, typer.Option("--head", help="A head of the layer; the mean of all without.")] = None,
     query: Annotated[int | None, typer.Option("--query", "-q", help="Only the row of this position.")] = None,
@@ -42,55 +27,36 @@ def command(
         bool, typer.Option("--weighted", help="The size of what is handed over, not the weight.")
     ] = False,
     words: Annotated[bool, typer.Option("--words", help="By words: sums of keys, averages of queries.")] = False,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-    png: PngOption = None,
-    html: HtmlOption = None,
-) -> None:
+) -> Seen:
     """Show where each head looks.
 
     With no layer, where every head looks from the last position (or --query); with one, a shaded grid: rows attend,
     columns are attended to, and every row sums to 1.
     """
-    if layer is None and (head is not None or weighted or words or png or html):
+    if layer is None and (head is not None or weighted or words or look.pictured):
         raise UsageError("Name a layer with --layer; without one only the overview of all heads is shown.")
-    if html is not None and (weighted or words):
+    if look.html is not None and (weighted or words):
         raise UsageError("A page shows weights by token; leave --weighted and --words out, or take --png.")
-    if png is not None:
-        need("matplotlib", verb="attention --png", extra="plot")
     text = read_text(text)
     from glassformer.interp.tables import attention_view, overview
 
-    opened = open_model(model, dtype=dtype)
-    trace = opened.trace(text, bos)
+    opened = look.open()
+    trace = opened.trace(text, look.bos)
     if layer is None:
         data = overview(trace, -1 if query is None else query)
-        print_json(data) if as_json else show_overview(data)
-        return
+        return Seen(data, lambda: show_overview(data))
     data = attention_view(trace, layer, head, query, weighted=weighted, by_word=words)
-    draw(data, png, "attention")
-    if html is not None:
+
+    def page() -> tuple[Any, ...]:
         at = data["layer"]
-        heads = range(trace.config.n_heads(data["layer"])) if head is None else [data["head"]]
+        heads = range(trace.config.n_heads(at)) if head is None else [data["head"]]
         state = {"layer": at, "head": data["head"]}
         if data["query"] is not None and head is not None:
             row = data["rows"][0]
             state |= {"query": data["query"], "key": row.index(max(row))}
-        write_page(html, opened, text, "attention", bos=bos, trace=trace, first=[(at, h) for h in heads], state=state)
-    if as_json:
-        print_json(data)
-    elif png is None and html is None:
-        show(data)
+        return opened, text, "attention", {"trace": trace, "first": [(at, h) for h in heads], "state": state}
 
-
-def draw(data: dict[str, Any], png: Path | None, kind: str) -> None:
-    """The picture, where it is asked for."""
-    from glassformer.interp import plots
-
-    if png is not None:
-        getattr(plots, f"{kind}_png")(data, png)
-        note(f"Wrote {png}.")
+    return Seen(data, lambda: show(data), lambda: ("attention", data), page)
 
 
 def show_overview(data: dict[str, Any]) -> None:

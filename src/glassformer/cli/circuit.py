@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption
 from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, note, open_model, print_json
+from glassformer.cli.looking import DtypeOption
 from glassformer.cli.patch import read_pairs
 from glassformer.errors import UsageError, near
 

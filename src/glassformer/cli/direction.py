@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption
 from glassformer.cli.common import JsonOption, ModelOption, console, note, open_model, print_json
+from glassformer.cli.looking import DtypeOption
 from glassformer.errors import UsageError
 
 

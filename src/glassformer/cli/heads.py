@@ -6,19 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, PngOption, draw
-from glassformer.cli.common import (
-    BosOption,
-    JsonOption,
-    ModelOption,
-    console,
-    need,
-    note,
-    open_model,
-    print_json,
-    read_text,
-)
-from glassformer.cli.pages import HtmlOption, write_page
+from glassformer.cli.common import console, note, read_text
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,11 +17,12 @@ if TYPE_CHECKING:
 SHOWN_ON = "seven blue window garden kite seven blue window garden"
 
 
+@looking
 def command(
+    look: Look,
     text: Annotated[
         str | None, typer.Argument(metavar="[TEXT]", help="Your own text, scored as well; - reads standard input.")
     ] = None,
-    model: ModelOption = None,
     sort: Annotated[
         str | None, typer.Option("--sort", metavar="SCORE", help="Rank the heads by this score only.")
     ] = None,
@@ -46,38 +36,29 @@ def command(
     ] = None,
     token: Annotated[str | None, typer.Option("--token", metavar="TOKEN", help="With --circuit: from which.")] = None,
     offset: Annotated[int, typer.Option("--offset", metavar="N", help="With --circuit: how far back it looks.")] = 1,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-    png: PngOption = None,
-    html: HtmlOption = None,
-) -> None:
+) -> Seen:
     """Score and name what each attention head does.
 
     Scores are measured on a random sequence of tokens that is then repeated, and on your text; the null is the same
     measurement on the tokens shuffled. With --circuit, what one head at a token looks for and what it writes when it
     attends to that token, read from the weights alone.
     """
-    if top < 1:
-        raise UsageError(f"--top is 1 or more; {top} is not.")
+    at_least_one(top=top)
     if circuit is None and token is not None:
         raise UsageError("--token belongs to --circuit LAYER HEAD; name the head.")
     if circuit is not None:
         if token is None:
             raise UsageError("--circuit needs a token to start from: --token ' Paris', its space included.")
-        if text is not None or sort is not None or png is not None or html is not None:
+        if text is not None or sort is not None or look.pictured:
             raise UsageError("--circuit reads the weights alone and prints; leave the text, --sort and pictures out.")
-        found = circuits(open_model(model, dtype=dtype), circuit, token, offset, top)
-        print_json(found) if as_json else show_circuits(found)
-        return
-    if png is not None:
-        need("matplotlib", verb="heads --png", extra="plot")
+        found = circuits(look.open(), circuit, token, offset, top)
+        return Seen(found, lambda: show_circuits(found))
     text = None if text is None else read_text(text)
-    opened = open_model(model, dtype=dtype)
+    opened = look.open()
     from glassformer.cli.passages import progress
 
     with progress() as report:
-        ids = None if text is None else opened.ids(text, bos)
+        ids = None if text is None else opened.ids(text, look.bos)
         scored = opened.heads(ids, length=length, seed=seed, shuffles=shuffles, progress=report)
     kinds = list(scored.scores) if sort is None else [_kind(sort, scored.scores)]
     data = {
@@ -86,17 +67,14 @@ def command(
         **scored.to_dict(),
         "ranked": {kind: scored.ranked(kind, top) for kind in kinds},
     }
-    if png is not None:
-        draw(grid(data, kinds[0] if sort is not None else "induction"), png, "grid")
-    if html is not None:
+
+    def page() -> tuple[Any, ...]:
         if text is None:
             note(f"Without a text of yours, the page shows the heads at work on “{SHOWN_ON}”.")
-        state = {"sort": "role"}
-        write_page(html, opened, text or SHOWN_ON, "attention", bos=bos, given={"heads": data}, state=state)
-    if as_json:
-        print_json(data)
-    elif png is None and html is None:
-        show(data)
+        return opened, text or SHOWN_ON, "attention", {"given": {"heads": data}, "state": {"sort": "role"}}
+
+    kind = kinds[0] if sort is not None else "induction"
+    return Seen(data, lambda: show(data), lambda: ("grid", grid(data, kind)), page)
 
 
 def _kind(asked: str, known: dict[str, Any]) -> str:

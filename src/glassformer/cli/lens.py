@@ -7,25 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, PngOption, draw
-from glassformer.cli.common import (
-    BosOption,
-    JsonOption,
-    ModelOption,
-    TextArgument,
-    console,
-    need,
-    open_model,
-    print_json,
-    read_text,
-)
-from glassformer.cli.pages import HtmlOption, write_page
+from glassformer.cli.common import TextArgument, console, read_text
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.errors import UsageError
 
 
+@looking
 def command(
+    look: Look,
     text: TextArgument,
-    model: ModelOption = None,
     position: Annotated[
         list[int] | None,
         typer.Option("--position", "-p", help="A position to read; may be repeated. The last without."),
@@ -43,48 +33,42 @@ def command(
     through: Annotated[
         Path | None, typer.Option("--through", metavar="FILE", help="A fitted lens (`readout`): after each layer only.")
     ] = None,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-    png: PngOption = None,
-    html: HtmlOption = None,
-) -> None:
+) -> Seen:
     """Read every layer out as a next-token distribution.
 
     Each place of the residual stream goes through the final norm and the unembedding; the last row is the model's
     own answer.
     """
-    if top < 1:
-        raise UsageError(f"--top is 1 or more; {top} is not.")
+    at_least_one(top=top)
     if everywhere + words + bool(position) > 1:
         raise UsageError("Give one of --all, --words and --position.")
-    if through is not None and html is not None:
+    if through is not None and look.html is not None:
         raise UsageError("A page shows the plain lens; leave --through out, or take --png.")
-    if png is not None:
-        need("matplotlib", verb="lens --png", extra="plot")
     text = read_text(text)
-    opened = open_model(model, dtype=dtype)
-    trace = opened.trace(text, bos)
+    opened = look.open()
+    trace = opened.trace(text, look.bos)
     positions = None if everywhere else position or [-1]
     if words:
         positions = [word.positions[-1] for word in trace.words]
     readout = None if through is None else opened.load_readout(through)
     found = trace.lens(top, positions=positions, follow=follow, halves=halves, through=readout)
     data = {"model": trace.model, "precision": trace.precision, "tokens": trace.tokens, **found.to_dict()}
-    draw(data, png, "lens")
-    if html is not None:
+
+    def page() -> tuple[Any, ...]:
         whole = trace.lens(min(top, 20), follow=follow, halves=halves).to_dict()
-        at = trace.position(found.to_dict()["positions"][-1])
-        write_page(html, opened, text, "depth", bos=bos, trace=trace, position=at, given={"lens": whole})
-    if as_json:
-        print_json(data)
-    elif png is None and html is None:
-        for column in range(len(data["positions"])):
-            show(data, column)
+        at = trace.position(data["positions"][-1])
+        return opened, text, "depth", {"trace": trace, "position": at, "given": {"lens": whole}}
+
+    return Seen(data, lambda: show(data), lambda: ("lens", data), page)
 
 
-def show(data: dict[str, Any], column: int) -> None:
-    """One position's journey through the layers."""
+def show(data: dict[str, Any]) -> None:
+    """Every position's journey through the layers."""
+    for column in range(len(data["positions"])):
+        _show(data, column)
+
+
+def _show(data: dict[str, Any], column: int) -> None:
     from rich.table import Table
     from rich.text import Text
 

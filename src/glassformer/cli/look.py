@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption
 from glassformer.cli.common import (
     BosOption,
     JsonOption,
@@ -17,6 +16,7 @@ from glassformer.cli.common import (
     print_json,
     read_text,
 )
+from glassformer.cli.looking import DtypeOption
 from glassformer.errors import UsageError
 
 

@@ -6,29 +6,24 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, PngOption, draw
-from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, need, open_model, print_json, read_text
-from glassformer.cli.pages import HtmlOption, write_page
+from glassformer.cli.common import console, read_text
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.cli.passages import TextsOption
 from glassformer.errors import UsageError
 
 
+@looking
 def command(
+    look: Look,
     word: Annotated[str, typer.Argument(metavar="WORD", help="The word; its case does not matter.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT…", help="Texts with the word in them.")] = None,
-    model: ModelOption = None,
     occurrence: Annotated[
         int, typer.Option("--occurrence", metavar="N", help="Which one, where it comes several times; from 0.")
     ] = -1,
     files: TextsOption = None,
     layer: Annotated[int, typer.Option("--layer", "-l", help="With --texts: compared after which layer.")] = -1,
     top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="With --texts: how many contexts.")] = 5,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-    png: PngOption = None,
-    html: HtmlOption = None,
-) -> None:
+) -> Seen:
     """Follow one word's vector through several contexts.
 
     At the embedding a word's vector is the same in every text; layer by layer attention and feed-forward add to it and
@@ -38,16 +33,13 @@ def command(
     texts = [read_text(text) for text in texts or []]
     if not texts or (len(texts) < 2 and not files):
         raise UsageError("A word's meaning is compared between texts; give at least two, or one and --texts FILE.")
-    if top < 1:
-        raise UsageError(f"--top is 1 or more; {top} is not.")
-    if len(texts) < 2 and (png is not None or html is not None):
+    at_least_one(top=top)
+    if len(texts) < 2 and look.pictured:
         raise UsageError("Pictures compare texts; give at least two.")
-    if png is not None:
-        need("matplotlib", verb="meaning --png", extra="plot")
-    opened = open_model(model, dtype=dtype)
+    opened = look.open()
     from glassformer.interp.meaning import find, meaning, nearest
 
-    traces = [opened.trace(text, bos) for text in texts]
+    traces = [opened.trace(text, look.bos) for text in texts]
     for trace in traces:
         find(trace, word, occurrence)
         trace.layer(layer)
@@ -59,7 +51,7 @@ def command(
     if files:
         from glassformer.cli.passages import traces_of
 
-        own = list(traces_of(opened, files, bos))
+        own = list(traces_of(opened, files, look.bos))
         after = traces[0].layer(layer)
         data["nearest"] = [
             {
@@ -69,15 +61,12 @@ def command(
             }
             for i, t in enumerate(traces)
         ]
-    if png is not None:
-        draw(grid(data), png, "grid")
-    if html is not None:
+
+    def page() -> tuple[Any, ...]:
         beside = {"word": data["word"], "contexts": texts, "given": {"meaning": data}}
-        write_page(html, opened, texts[0], "meaning", bos=bos, trace=traces[0], **beside)
-    if as_json:
-        print_json(data)
-    elif png is None and html is None:
-        show(data, texts)
+        return opened, texts[0], "meaning", {"trace": traces[0], **beside}
+
+    return Seen(data, lambda: show(data, texts), lambda: ("grid", grid(data)), page)
 
 
 def pairs(data: dict[str, Any]) -> list[tuple[int, int]]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, PngOption, draw
-from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, need, open_model, print_json, read_text
-from glassformer.cli.pages import HtmlOption, write_page
+from glassformer.cli.common import console, read_text
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.cli.passages import TextsOption
 from glassformer.errors import UsageError
 
@@ -17,11 +16,12 @@ if TYPE_CHECKING:
     from glassformer.lm import Model
 
 
+@looking
 def command(
+    look: Look,
     text: Annotated[
         str | None, typer.Argument(metavar="[TEXT]", help="The text whose prediction is explained; - reads a pipe.")
     ] = None,
-    model: ModelOption = None,
     token: Annotated[
         str | None, typer.Option("--token", metavar="TOKEN", help="The token to explain; the first choice without.")
     ] = None,
@@ -37,53 +37,43 @@ def command(
     texts: TextsOption = None,
     top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many neurons, or passages.")] = 10,
     words: Annotated[int, typer.Option("--words", metavar="N", help="How many tokens for each.")] = 5,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-    png: PngOption = None,
-    html: HtmlOption = None,
-) -> None:
+) -> Seen:
     """Show the feed-forward neurons behind a prediction.
 
     A neuron's share is exact, the norms' divisions as run. What it raises and lowers is its column read through the
     unembedding; what excites it are the tokens whose embeddings drive it most. With --texts, the passages of your
     own files where the neuron's output is largest: of --neuron, or of the first found.
     """
-    if top < 1 or words < 1:
-        raise UsageError(f"--top and --words are 1 or more; {min(top, words)} is not.")
+    at_least_one(top=top, words=words)
     if text is None and neuron is None:
         raise UsageError("Give a text whose prediction to explain, or a neuron with --neuron LAYER INDEX.")
     if text is not None and neuron is not None:
         raise UsageError("Give either a text or --neuron; a text's neurons are found, not named.")
-    if neuron is not None and (png is not None or html is not None):
+    if neuron is not None and look.pictured:
         raise UsageError("Pictures are of a prediction's neurons; give a text.")
-    if png is not None:
-        need("matplotlib", verb="neurons --png", extra="plot")
     text = None if text is None else read_text(text)
-    opened = open_model(model, dtype=dtype)
+    opened = look.open()
     data: dict[str, Any] = {"model": opened.name, "precision": opened.precision}
     if text is not None:
-        trace = opened.trace(text, bos)
+        trace = opened.trace(text, look.bos)
         found = trace.neurons(token, against, position, k=top, words=words)
         data |= {"tokens": trace.tokens, **found.to_dict()}
         neuron = (found.neurons[0]["layer"], found.neurons[0]["index"])
     elif neuron is not None:
         data["neuron"] = alone(opened, neuron, words)
     if texts:
-        data["passages"] = searched(opened, neuron, texts, top, bos)
-    if png is not None:
-        draw(grid(data), png, "grid")
-    if html is not None and text is not None:
+        data["passages"] = searched(opened, neuron, texts, top, look.bos)
+
+    def page() -> tuple[Any, ...]:
         from glassformer.views.why import account
 
+        assert text is not None
         why = trace.why(token, against, position, parts=400, words=0)
         given = {"why": account(trace, why), "neurons": data}
         beside = {"position": data["position"], "given": given, "token": token, "against": against, "look": ".neurons"}
-        write_page(html, opened, text, "why", bos=bos, trace=trace, **beside)
-    if as_json:
-        print_json(data)
-    elif png is None and html is None:
-        show(data)
+        return opened, text, "why", {"trace": trace, **beside}
+
+    return Seen(data, lambda: show(data), lambda: ("grid", grid(data)), page)
 
 
 def alone(model: Model, neuron: tuple[int, int], words: int) -> dict[str, Any]:

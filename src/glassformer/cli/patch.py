@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, PngOption, draw
-from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, need, open_model, print_json, read_text
-from glassformer.cli.pages import HtmlOption, write_page
+from glassformer.cli.common import console, read_text
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.errors import DataError, UsageError, near
 
 if TYPE_CHECKING:
@@ -19,14 +18,15 @@ if TYPE_CHECKING:
 KINDS = ("stream", "attention", "feed_forward", "heads")
 
 
+@looking
 def command(
+    look: Look,
     clean: Annotated[
         str | None, typer.Argument(metavar="CLEAN", help="The prompt whose answer is to be brought back.")
     ] = None,
     corrupted: Annotated[
         str | None, typer.Argument(metavar="CORRUPTED", help="The prompt that is patched: as many tokens.")
     ] = None,
-    model: ModelOption = None,
     what: Annotated[
         str, typer.Option("--what", help="stream, attention, feed_forward, heads, or all of them.")
     ] = "stream",
@@ -47,12 +47,7 @@ def command(
         bool, typer.Option("--attribution/--no-attribution", help="Also the gradient's estimate.")
     ] = True,
     top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many places to list.")] = 8,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-    png: PngOption = None,
-    html: HtmlOption = None,
-) -> None:
+) -> Seen:
     """Find where two prompts part, by activation patching.
 
     One place of the corrupted run at a time is given what the clean run has there, and everything after it runs
@@ -62,18 +57,15 @@ def command(
     kinds = KINDS if what == "all" else (what.replace("-", "_"),)
     if kinds[0] not in KINDS:
         raise UsageError(f"--what is {', '.join(KINDS)} or all; {what!r} is none of them.{near(what, KINDS)}")
-    if top < 1:
-        raise UsageError(f"--top is 1 or more; {top} is not.")
-    if len(kinds) > 1 and (png is not None or html is not None):
+    at_least_one(top=top)
+    if len(kinds) > 1 and look.pictured:
         raise UsageError("A picture is of one kind of place; name it with --what.")
-    if png is not None:
-        need("matplotlib", verb="patch --png", extra="plot")
     given = read_pairs(pairs, clean, corrupted, answer, wrong)
-    opened = open_model(model, dtype=dtype)
+    opened = look.open()
     from glassformer.cli.passages import progress
     from glassformer.interp.patching import patch
 
-    traces = [(opened.trace(p["clean"], bos), opened.trace(p["corrupted"], bos)) for p in given]
+    traces = [(opened.trace(p["clean"], look.bos), opened.trace(p["corrupted"], look.bos)) for p in given]
     results = {}
     with progress() as report:
         for kind in kinds:
@@ -87,24 +79,16 @@ def command(
                 progress=report,
             ).to_dict()
     data = {"model": opened.name, "precision": opened.precision, "prompts": given, "results": list(results.values())}
-    if png is not None:
-        draw(grid(data), png, "grid")
-    if html is not None:
-        first = given[0]
-        write_page(
-            html,
-            opened,
-            first["clean"],
-            "compare",
-            bos=bos,
-            other={"text": first["corrupted"]},
-            given={"patched": {kinds[0]: results[kinds[0]]}},
-            state={"what": "patch", "place": kinds[0]},
-        )
-    if as_json:
-        print_json(data)
-    elif png is None and html is None:
-        show(data, top)
+
+    def page() -> tuple[Any, ...]:
+        options = {
+            "other": {"text": given[0]["corrupted"]},
+            "given": {"patched": {kinds[0]: results[kinds[0]]}},
+            "state": {"what": "patch", "place": kinds[0]},
+        }
+        return opened, given[0]["clean"], "compare", options
+
+    return Seen(data, lambda: show(data, top), lambda: ("grid", grid(data)), page)
 
 
 def read_pairs(

@@ -6,26 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.attention import DtypeOption, PngOption, draw
-from glassformer.cli.common import (
-    BosOption,
-    JsonOption,
-    ModelOption,
-    TextArgument,
-    console,
-    need,
-    open_model,
-    print_json,
-    progress_console,
-    read_text,
-)
-from glassformer.cli.pages import HtmlOption, write_page
-from glassformer.errors import UsageError
+from glassformer.cli.common import TextArgument, console, progress_console, read_text
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 
 
+@looking
 def command(
+    look: Look,
     text: TextArgument,
-    model: ModelOption = None,
     token: Annotated[
         str | None, typer.Option("--token", metavar="TOKEN", help="The token to explain; the first choice without.")
     ] = None,
@@ -42,44 +30,34 @@ def command(
     words: Annotated[int, typer.Option("--words", help="At most so many words are replaced; 0 for none.")] = 32,
     alternatives: Annotated[int, typer.Option("--alternatives", help="How many others replace each word.")] = 24,
     seed: Annotated[int, typer.Option("--seed", help="Of the draw of other words.")] = 0,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-    png: PngOption = None,
-    html: HtmlOption = None,
-) -> None:
+) -> Seen:
     """Show which words, heads and layers made the model say that.
 
     Claimed is a part's share by the arithmetic of the sum; direct is measured by taking it from the last stream;
     total by taking it out where it enters and running everything after it again.
     """
-    if top < 1:
-        raise UsageError(f"--top is 1 or more; {top} is not.")
-    if png is not None:
-        need("matplotlib", verb="why --png", extra="plot")
+    at_least_one(top=top)
     text = read_text(text)
-    opened = open_model(model, dtype=dtype)
-    trace = opened.trace(text, bos)
+    opened = look.open()
+    trace = opened.trace(text, look.bos)
     with progress_console().status("measuring"):
         found = trace.why(token, against, position, parts=parts, words=words, alternatives=alternatives, seed=seed)
-    if png is not None:
-        from glassformer.interp.tables import why_view
+    from glassformer.interp.tables import why_view
 
-        draw(why_view(found, top), png, "why")
-    if html is not None:
+    def page() -> tuple[Any, ...]:
         from glassformer.views.why import account
 
         neurons = trace.neurons(token, against, position, k=16).to_dict()
         given = {"why": account(trace, found), "neurons": neurons}
-        at = trace.position(position)
-        asked = {"position": at, "token": token, "against": against, "given": given}
-        write_page(html, opened, text, "why", bos=bos, trace=trace, **asked)
-    if as_json:
-        print_json({"model": trace.model, **found.to_dict(), "tokens": trace.tokens})
-    elif png is None and html is None:
-        from glassformer.interp.tables import why_view
+        asked = {"position": trace.position(position), "token": token, "against": against, "given": given}
+        return opened, text, "why", {"trace": trace, **asked}
 
-        show(why_view(found, top))
+    return Seen(
+        {"model": trace.model, **found.to_dict(), "tokens": trace.tokens},
+        lambda: show(why_view(found, top)),
+        lambda: ("why", why_view(found, top)),
+        page,
+    )
 
 
 def show(data: dict[str, Any]) -> None:
