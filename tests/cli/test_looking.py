@@ -157,4 +157,4 @@ def test_a_looking_verb_is_a_function_and_a_row(capsys, monkeypatch, model):
     code, out, _ = run(capsys, "norms", "--help")
     assert all(option in out for option in ("--layer", "--model", "--bos", "--dtype", "--json", "--png", "--html"))
     code, _, err = run(capsys, "norms", TEXT, "-m", model, "--png", "norms.png")
-    assert (code, err) == (2, "glassformer: There is no picture of what norms shows here; leave --png out.\n")
+    assert (code, err) == (2, "glassformer: There is no picture of what test_looking shows here; leave --png out.\n")
