@@ -10,6 +10,7 @@ from glassformer.views import (  # noqa: F401
     compare,
     depth,
     edges,
+    facts,
     learning,
     meaning,
     models,

@@ -16,6 +16,7 @@ from glassformer.views.edits import taps
 from glassformer.views.registry import VIEWS, Check
 
 if TYPE_CHECKING:
+    from glassformer.interp.exciting import Exciting
     from glassformer.interp.trace import Trace
     from glassformer.lm import Model
 
@@ -49,6 +50,7 @@ class Session:
         self.runs = runs
         self._open = open_model
         self._models: OrderedDict[str, Model] = OrderedDict({model.name: model})
+        self.excited: dict[str, Exciting] = {}  # what excites the neurons of each model, by its name
         self.scored: dict[str, dict[str, Any]] = {}  # what the heads of each model do, by its name
         self._traces: OrderedDict[tuple[Any, ...], Trace] = OrderedDict()
         self._lock = threading.RLock()

@@ -1,0 +1,137 @@
+"""Facts: what a feed-forward neuron answers to, in passages, and what it then writes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+
+from glassformer.errors import FileError, UnsupportedError
+from glassformer.system import files
+from glassformer.system.folders import cache_directory
+from glassformer.views.asks import Strict, Text
+from glassformer.views.registry import Check, view
+
+if TYPE_CHECKING:
+    from glassformer.interp.exciting import Exciting
+    from glassformer.lm import Model
+    from glassformer.views.session import Session
+
+AROUND = 10
+"""Tokens shown on either side."""
+_LOCK = threading.Lock()
+
+
+class ExcitingAsk(Strict):
+    model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
+    layer: int = Field(ge=0, description="The neuron's layer.")
+    neuron: int = Field(ge=0, description="The neuron's number.")
+    texts: list[Text] = Field(
+        default=[], max_length=64, description="Texts of your own instead of the standard library's docstrings."
+    )
+    top: int = Field(default=5, ge=1, le=5, description="Passages listed.")
+
+
+@view("exciting", ExcitingAsk)
+def exciting(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """Where a feed-forward neuron's output is largest: in the docstrings of Python's standard library, which are read in
+    the background the first time (`done` of `of`), or in texts of your own; and what it writes."""
+    from glassformer.interp.exciting import Exciting, shortened
+    from glassformer.interp.neurons import excited_by, writes
+    from glassformer.interp.vocabulary import known_ids
+
+    model = session.model(ask.model)
+    known = known_ids(model.tokenizer, model.config.vocab_size)
+    raised, lowered = writes(model.transformer, ask.layer, ask.neuron, 8, known)  # refuses what is not there
+    excited = excited_by(model.transformer, ask.layer, ask.neuron, 8, known)
+    if ask.texts:
+        read = Exciting([ids for text in ask.texts if (ids := shortened(model.encode(text)))], keep=ask.top)
+        read.read(model.transformer, check)
+    else:
+        read = _background(session, ask.model or session.current, model)
+    name = model.tokenizer.token_text
+    return {
+        "model": model.name,
+        "layer": ask.layer,
+        "neuron": ask.neuron,
+        "raises": [name(i) for i in raised],
+        "lowers": [name(i) for i in lowered],
+        "excited_by": [name(i) for i in excited],
+        "own": bool(ask.texts),
+        "done": read.done,
+        "of": len(read.ids),
+        "passages": [
+            {
+                "output": value,
+                "text": text,
+                "position": at,
+                "before": "".join(map(name, read.ids[text][max(0, at - AROUND) : at])),
+                "token": name(read.ids[text][at]),
+                "after": "".join(map(name, read.ids[text][at + 1 : at + 1 + AROUND])),
+            }
+            for value, text, at in read.of(ask.layer, ask.neuron)[: ask.top]
+        ],
+    }
+
+
+def _background(session: Session, key: str, model: Model) -> Exciting:
+    """What is known of the docstrings so far; begins to read them when nobody has."""
+    from glassformer.data import docstrings
+    from glassformer.interp.exciting import Exciting, shortened
+
+    with _LOCK:
+        if key in session.excited:
+            return session.excited[key]
+        passages = [ids for text in docstrings.passages() if (ids := shortened(model.encode(text)))]
+        if not passages:
+            raise UnsupportedError("This machine's Python has no docstrings to read; give texts of your own.")
+        read = session.excited[key] = Exciting(passages)
+    place = cache_directory() / "exciting" / f"{_identity(model)}.safetensors"
+    if _held(read, place):
+        return read
+
+    def work() -> None:
+        read.read(model.transformer)
+        with suppress(OSError, FileError):  # the next server reads them again
+            _hold(read, place)
+
+    threading.Thread(target=work, name="exciting", daemon=True).start()
+    return read
+
+
+def _identity(model: Model) -> str:
+    """Of a model and the passages: its design, a sample of its weights, the passages' hash."""
+    from glassformer.data import docstrings
+
+    sampled = [p.detach().flatten()[:: max(1, p.numel() // 64)][:64].double().sum().item() for p in model.transformer.parameters()]
+    said = json.dumps([model.config.to_dict(), sampled, str(model.transformer.dtype), docstrings.digest()])
+    return files.sha256_of(said)
+
+
+def _hold(read: Exciting, place: Any) -> None:
+    from safetensors.torch import save
+
+    layers = read.values
+    tensors = {f"values.{i}": layers[i].contiguous() for i in layers}
+    tensors |= {f"texts.{i}": read.texts[i].to(torch.int16).contiguous() for i in layers}
+    tensors |= {f"places.{i}": read.places[i].to(torch.int16).contiguous() for i in layers}
+    files.write_bytes(place, save(tensors))
+
+
+def _held(read: Exciting, place: Any) -> bool:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(str(place))
+    except (OSError, SafetensorError):
+        return False
+    for name, tensor in tensors.items():
+        kind, _, layer = name.partition(".")
+        getattr(read, kind)[int(layer)] = tensor if kind == "values" else tensor.long()
+    read.done = len(read.ids)
+    return True
