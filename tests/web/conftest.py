@@ -19,7 +19,7 @@ from tests.tiny import tiny_directory
 TEXT = "The American shrew mole is a small"
 HERE = f"#text={quote(TEXT)}"
 HOSTILE = "</script><img src=x onerror=document.title='broken'><b>&lt;"
-ROOMS = ["attention", "depth", "why", "compare", "vectors", "meaning", "learning", "size"]
+ROOMS = ["attention", "depth", "why", "facts", "compare", "vectors", "meaning", "learning", "size"]
 SHOTS = Path(__file__).parents[2] / "out" / "screenshots"
 
 

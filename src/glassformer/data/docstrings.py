@@ -15,14 +15,17 @@ from pathlib import Path
 
 from glassformer.system import files
 
-MODULES = tuple(
-    "_pydecimal argparse ast asyncio/events base64 bdb calendar cgi cmd codecs collections/__init__ configparser "
-    "contextlib copy csv datetime difflib email/message enum fractions ftplib functools glob gzip hashlib heapq "
-    "http/client http/cookiejar imaplib importlib/abc inspect ipaddress json/__init__ locale logging/__init__ mailbox "
-    "mimetypes nntplib numbers optparse os pathlib pickle platform poplib pprint random sched selectors shelve shutil "
-    "smtplib socket sqlite3/dump ssl statistics string subprocess tarfile tempfile textwrap threading timeit trace "
-    "turtle typing unittest/case unittest/mock urllib/request uuid wave weakref webbrowser xml/dom/minidom zipfile".split()
-)
+MODULES = (
+    "_pydecimal", "argparse", "ast", "asyncio/events", "base64", "bdb", "calendar", "cgi", "cmd", "codecs",
+    "collections/__init__", "configparser", "contextlib", "copy", "csv", "datetime", "difflib", "email/message",
+    "enum", "fractions", "ftplib", "functools", "glob", "gzip", "hashlib", "heapq", "http/client", "http/cookiejar",
+    "imaplib", "importlib/abc", "inspect", "ipaddress", "json/__init__", "locale", "logging/__init__", "mailbox",
+    "mimetypes", "nntplib", "numbers", "optparse", "os", "pathlib", "pickle", "platform", "poplib", "pprint",
+    "random", "sched", "selectors", "shelve", "shutil", "smtplib", "socket", "sqlite3/dump", "ssl", "statistics",
+    "string", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "timeit", "trace", "turtle", "typing",
+    "unittest/case", "unittest/mock", "urllib/request", "uuid", "wave", "weakref", "webbrowser", "xml/dom/minidom",
+    "zipfile",
+)  # fmt: skip
 SHORTEST, MOST = 80, 240
 """Characters that a passage has at least, and how many passages there are at most."""
 

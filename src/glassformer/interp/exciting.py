@@ -63,7 +63,7 @@ class Exciting:
 
     def _add(self, layer: int, post: Tensor) -> None:
         """Take in the outputs (text, token, neuron) of one layer."""
-        sizes, places = post.abs().max(1)
+        places = post.abs().argmax(1)
         values = post.gather(1, places[:, None])[:, 0].float().cpu().T
         numbers = torch.arange(self.done, self.done + len(post)).expand(values.shape)
         held = self.values.get(layer, torch.zeros(len(values), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from contextlib import suppress
@@ -38,8 +39,8 @@ class ExcitingAsk(Strict):
 
 @view("exciting", ExcitingAsk)
 def exciting(session: Session, ask: Any, check: Check) -> dict[str, Any]:
-    """Where a feed-forward neuron's output is largest: in the docstrings of Python's standard library, which are read in
-    the background the first time (`done` of `of`), or in texts of your own; and what it writes."""
+    """Where a feed-forward neuron's output is largest, in the docstrings of Python's standard library (read in the
+    background the first time, `done` of `of`) or in texts of your own; and what it writes."""
     from glassformer.interp.exciting import Exciting, shortened
     from glassformer.interp.neurons import excited_by, writes
     from glassformer.interp.vocabulary import known_ids
@@ -107,8 +108,11 @@ def _identity(model: Model) -> str:
     """Of a model and the passages: its design, a sample of its weights, the passages' hash."""
     from glassformer.data import docstrings
 
-    sampled = [p.detach().flatten()[:: max(1, p.numel() // 64)][:64].double().sum().item() for p in model.transformer.parameters()]
-    said = json.dumps([model.config.to_dict(), sampled, str(model.transformer.dtype), docstrings.digest()])
+    sampled = hashlib.sha256()
+    for p in model.transformer.parameters():
+        flat = p.detach().flatten()
+        sampled.update(flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy().tobytes())
+    said = json.dumps([model.config.to_dict(), sampled.hexdigest(), docstrings.digest()])
     return files.sha256_of(said)
 
 

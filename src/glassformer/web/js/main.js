@@ -15,6 +15,7 @@ import { segmented } from "./ui.js";
 import { mount as attention } from "./views/attention.js";
 import { mount as compare } from "./views/compare.js";
 import { mount as depth } from "./views/depth.js";
+import { mount as facts } from "./views/facts.js";
 import { mount as learning } from "./views/learning.js";
 import { mount as meaning } from "./views/meaning.js";
 import { mount as next } from "./views/next.js";
@@ -39,6 +40,7 @@ export const ROOMS = [
   ["attention", "Attention", attention],
   ["depth", "Depth", depth],
   ["why", "Why", why],
+  ["facts", "Facts", facts],
   ["compare", "Compare", compare],
   ["vectors", "Vectors", vectors],
   ["meaning", "Meaning", meaning],

@@ -43,7 +43,7 @@ export function mount(element, source, state) {
     const most = Math.max(...here.map((n) => Math.abs(n.total)), 1e-9);
     put(list, here.map((n) => h("div", { role: "listitem" }, h("button", { type: "button", class: "fact-row", "data-neuron": `${n.layer}.${n.index}`, "data-total": n.total, onclick: () => choose(n) },
       h("span", { class: "small" }, `layer ${n.layer}, neuron ${n.index}`), fork(n.total / most), h("span", { class: "num small" }, withSign(n.total)), h("span", { class: "mono small writes" }, `→ ${n.raises.slice(0, 4).map(shown).join(" ")}`)))));
-    choose(here[0]);
+    choose(here.reduce((a, b) => (b.total > a.total ? b : a)));
   });
   const card_ = live(card, state, ["model", "edits"], async (signal) => {
     clearTimeout(timer);

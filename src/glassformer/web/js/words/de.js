@@ -29,6 +29,7 @@ export const DE = {
   "room.attention": "Attention",
   "room.depth": "Tiefe",
   "room.why": "Warum",
+  "room.facts": "Fakten",
   "room.compare": "Vergleich",
   "room.meaning": "Bedeutung",
   "room.learning": "Lernen",

@@ -29,6 +29,7 @@ export const EN = {
   "room.attention": "Attention",
   "room.depth": "Depth",
   "room.why": "Why",
+  "room.facts": "Facts",
   "room.compare": "Compare",
   "room.meaning": "Meaning",
   "room.learning": "Learning",

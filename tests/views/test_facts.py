@@ -1,0 +1,54 @@
+"""What excites a neuron: the passages are those of a plain search, read in the background once."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassformer.data import docstrings
+from glassformer.errors import SiteError
+from glassformer.interp.neurons import passages
+from glassformer.views import Session
+
+TEXTS = ["the cat sat on the mat", "a dog ran to the sea", "cats and dogs", "the mat"]
+
+
+def test_passages_are_those_of_a_plain_search(session: Session, model: Any):
+    found = session.view("exciting", {"layer": 1, "neuron": 3, "texts": TEXTS, "top": 4})
+    for passage in found["passages"]:
+        (best,) = passages([model.trace(TEXTS[passage["text"]])], 1, 3, k=1)
+        assert (passage["position"], passage["token"]) == (best.position, best.token)
+        assert passage["output"] == pytest.approx(best.activation, abs=1e-5)
+        assert passage["before"].endswith(best.before[-10:])
+    sizes = [abs(p["output"]) for p in found["passages"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(found["passages"]) == len(TEXTS)
+
+
+def test_docstrings_are_read_in_the_background_and_kept(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("GLASSFORMER_CACHE", str(tmp_path))
+    monkeypatch.setattr(docstrings, "passages", lambda: tuple(TEXTS * 3))
+    ask = {"layer": 0, "neuron": 1}
+    first = Session(model)
+    first.view("exciting", ask)
+    for thread in threading.enumerate():
+        if thread.name == "exciting":
+            thread.join()
+    read = first.view("exciting", ask)
+    assert read["done"] == read["of"] == 12
+    own = first.view("exciting", {**ask, "texts": TEXTS * 3})
+    assert [p["output"] for p in read["passages"]] == [p["output"] for p in own["passages"]]
+    kept = Session(model).view("exciting", ask)
+    assert kept == read
+    with pytest.raises(SiteError, match="no neuron"):
+        first.view("exciting", {"layer": 0, "neuron": 10_000_000})
+
+
+def test_every_machine_has_the_corpus():
+    found = docstrings.passages()
+    assert 200 <= len(found) <= docstrings.MOST
+    assert all(len(text) >= docstrings.SHORTEST for text in found)
+    assert found == docstrings.passages.__wrapped__()
