@@ -91,7 +91,13 @@ def weights(work: Path, config: Any) -> dict[str, Any]:
     """What nanoGPT saved, under our names, so that one evaluator measures both."""
     import torch
 
-    saved = torch.load(work / "out" / "ckpt.pt", map_location="cpu", weights_only=True)["model"]
+    return renamed(torch.load(work / "out" / "ckpt.pt", map_location="cpu", weights_only=True)["model"], config)
+
+
+def renamed(saved: dict[str, Any], config: Any) -> dict[str, Any]:
+    """nanoGPT's weights under our names."""
+    import torch
+
     d = config.d_model
     found: dict[str, Any] = {}
 

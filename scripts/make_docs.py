@@ -66,17 +66,21 @@ def sites() -> str:
 def views() -> str:
     """The views: what each shows, its parameters, and the Python that gives the same."""
     from glassformer.views import VIEWS
+    from glassformer.views.examples import python, shell
 
     parts = [
         f"# The views\n\n{GENERATED}\n"
         "What the page, the notebook and the report show: each view takes parameters and answers with plain data, all\n"
         "of it computed by the model named. `glassformer.views.Session(model).view(name, {…})` gives them in Python.\n"
+        "The two lines of each view ask a server for it: `glassformer serve smollm2`, and in Python\n"
+        '`remote = gf.connect("http://127.0.0.1:8000")` ([serving](serving.md#the-glass-over-http)).\n'
     ]
     for name, view in VIEWS.items():
         shape = view.schema()
         parts.append(f"## `{name}`\n\n{view.about}\n")
         if view.python:
             parts.append(f"In Python: `{view.python}`\n")
+        parts.append(f"```sh\n{shell(name)}\n```\n\n```python\n{python(name)}\n```\n")
         rows = []
         for field, about in shape["properties"].items():
             usual = "required" if field in shape.get("required", []) else f"`{json.dumps(about.get('default'))}`"

@@ -14,6 +14,7 @@ from glassformer.interp.edits import ablate
 from glassformer.lm import Model
 from glassformer.remote import RemoteModel
 from glassformer.serve.security import Policy
+from glassformer.views import Session
 from tests.serve.running import NO_END, TEXT, Running, running, tiny_model
 
 OFF = [{"ablate": {"layer": layer, "head": head}} for layer in (0, 1) for head in (0, 1, 2)]
@@ -62,8 +63,16 @@ def test_what_is_inside_is_the_model_s(remote, model):
     )
     assert there["circuit"]["f"] == pytest.approx(here["circuit"]["f"], abs=1e-4)
     assert [(row["from"], row["to"]) for row in there["edges"][:3]] == [(r["from"], r["to"]) for r in here["edges"][:3]]
-    with pytest.raises(UsageError, match="edits: Extra inputs"):
-        remote.edited(*OFF).view("edges", clean="The mole is", corrupted="A mole is")
+    several = remote.view(
+        "circuit", pairs=[["The mole is", "A mole is"], ["The shrew is", "A shrew is"]], metric="kl", exact="none"
+    )
+    both = [("The mole is", "A mole is"), ("The shrew is", "A shrew is")]
+    assert several["circuit"]["f"] == pytest.approx(model.circuit(both, metric="kl", exact="none").f, abs=1e-4)
+    assert [prompt["clean"] for prompt in several["prompts"]] == ["The mole is", "The shrew is"]
+    with pytest.raises(UsageError, match="either pairs, or one clean"):
+        remote.view("circuit", pairs=[["The mole is", "A mole is"]], clean="a")
+    with pytest.raises(UsageError, match="2 tokens for 1 pairs"):
+        remote.view("circuit", clean="The mole is", corrupted="A mole is", answer=["a", "b"])
 
 
 def test_edits_travel(remote, model):
@@ -75,6 +84,17 @@ def test_edits_travel(remote, model):
     told = "".join(off.generate(TEXT, max_tokens=5, temperature=0, logit_bias=NO_END))
     assert told == "".join(p.text for p in here.generate(TEXT, max_tokens=5, temperature=0, logit_bias={0: -100}))
     assert "6 edits" in repr(off)
+    texts = ["a mole", "the mole"]
+    assert off.meaning("mole", texts) == Session(here).view("meaning", {"word": "mole", "texts": texts})
+    sides = {"a": {"text": TEXT}, "b": {"text": TEXT, "edits": []}}
+    told = off.view("compare", **sides)
+    assert told["a"]["next"][0]["probability"] == pytest.approx(want.probability(told["a"]["next"][0]["id"]), abs=1e-6)
+    assert told["a"]["next"] != told["b"]["next"] == remote.view("compare", **sides)["b"]["next"]
+    assert off.view("vocab", ids=[1])["texts"] == remote.view("vocab", ids=[1])["texts"]
+    pair = {"clean": "The mole is", "corrupted": "A mole is"}
+    for view, ask in (("patch", pair), ("edges", pair), ("circuit", pair), ("heads", {})):
+        with pytest.raises(UsageError, match="reads the model without edits, and this one has 6"):
+            off.view(view, **ask)
     assert "edits" not in repr(remote)
 
 

@@ -530,6 +530,36 @@ class Model:
         view.adapters, view.name, view._engines = names, "+".join((whole.name, *names)), []
         return view
 
+    def with_adapter(self, adapter: str | Path, name: str | None = None) -> Model:
+        """This model with an adapter put into it: a view that shares all weights that the adapter leaves as they are.
+
+        Args:
+            adapter: a folder in PEFT's layout. name: what the model is called then.
+
+        Raises:
+            CheckpointError: an adapter that does not fit. UsageError: a model that was not read from a checkpoint.
+        """
+        from glassformer.checkpoint import open_checkpoint, tokenizer_of
+
+        if self.adapters or not Path(self.source).exists():
+            raise UsageError(f"An adapter is put into a model as it was read; {self.name} is none.")
+        base = open_checkpoint(Path(self.source), ignore=self.ignored)
+        checkpoint, mine = base.adapted([Path(adapter)]), dict(self.transformer.named_parameters())
+        transformer = Transformer.empty(checkpoint.config)
+        weights = {
+            key: checkpoint.tensors[key].to(self.transformer.device)
+            if key in checkpoint.changed or key not in mine
+            else mine[key].data
+            for key, _ in transformer.named_parameters()
+        }
+        view = copy.copy(self)
+        view.transformer = transformer.load(weights, dtype=self.transformer.dtype)
+        view.tokenizer = tokenizer_of(checkpoint)
+        view.adapters = (name or Path(adapter).name,)
+        view.name, view._engines = "+".join((self.name, *view.adapters)), []
+        view._adaptation = Adaptation(base, checkpoint, self.name, view.adapters)
+        return view
+
     def bound_tap(self) -> Bound | None:
         """What puts the edits into a forward, bound to this design; None without any."""
         if not self.taps:

@@ -14,6 +14,8 @@ from typing import Any
 
 from glassformer.errors import ContextLengthError, GlassformerError, ServerError, SourceError, UsageError
 
+# Views of names, files and designs, which no edit changes.
+_UNREAD = frozenset({"vocab", "models", "runs", "run", "run_step", "size", "python", "tokens"})
 _KINDS: dict[int, type[GlassformerError]] = {400: UsageError, 404: SourceError}
 
 
@@ -47,6 +49,7 @@ class RemoteModel:
     def __init__(self, url: str, model: str | None, key: str | None, timeout: float) -> None:
         self.url, self.name, self.edits = url, model or "", ()  # type: str, str, tuple[Mapping[str, Any], ...]
         self._key, self._timeout = key, timeout
+        self._views: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         edits = f", {len(self.edits)} edits" if self.edits else ""
@@ -62,13 +65,13 @@ class RemoteModel:
 
     def encode(self, text: str, bos: bool | None = None) -> list[int]:
         """Token ids of a text."""
-        asked = {"prompt": text, "add_special_tokens": bos is not False}
+        asked = {"model": self.name, "prompt": text, "add_special_tokens": bos is not False}
         found: list[int] = self._ask("POST", "/tokenize", asked)["tokens"]
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
-        return str(self._ask("POST", "/detokenize", {"tokens": list(ids)})["prompt"])
+        return str(self._ask("POST", "/detokenize", {"model": self.name, "tokens": list(ids)})["prompt"])
 
     def generate(self, text: str | Sequence[int], *, max_tokens: int | None = 256, **options: Any) -> Generator[str]:
         """Continue a text, piece by piece; options are the server's (`temperature`, `seed`, `stop`, …)."""
@@ -91,9 +94,24 @@ class RemoteModel:
     def view(self, view: str, text: str | None = None, **ask: Any) -> dict[str, Any]:
         """A view's data, its arrays as NumPy's; `views()` lists them with their parameters."""
         body = ask if text is None else {"text": text, **ask}
-        if self.edits and "edits" not in body and view not in ("vocab", "heads", "meaning", "patch", "compare"):
-            body = {**body, "edits": list(self.edits)}
+        fields = self._fields(view)
+        if "model" in fields:
+            body = {"model": self.name or None, **body}
+        if view == "compare":
+            mine = {"model": self.name or None, "edits": list(self.edits)}
+            body |= {side: {**mine, **body[side]} for side in ("a", "b") if isinstance(body.get(side), Mapping)}
+        elif self.edits and "edits" in fields:
+            body = {"edits": list(self.edits), **body}
+        elif self.edits and view not in _UNREAD:
+            raise UsageError(f"The view {view!r} reads the model without edits, and this one has {len(self.edits)}.")
         found: dict[str, Any] = _arrays(self._ask("POST", f"/v1/inspect/{view}", body)["data"])
+        return found
+
+    def _fields(self, view: str) -> Mapping[str, Any]:
+        """The parameters that a view takes; none where there is no such view."""
+        if self._views is None:
+            self._views = {one["id"]: one["parameters"].get("properties", {}) for one in self.views()}
+        found: Mapping[str, Any] = self._views.get(view, {})
         return found
 
     def views(self) -> list[dict[str, Any]]:
@@ -134,11 +152,8 @@ class RemoteModel:
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         import httpx2
 
-        sent = None if body is None else {"model": self.name or None, **body}
-        if path == "/v1/inspect/vocab" or sent is None:
-            sent = body  # type: ignore[assignment]
         try:
-            answer = httpx2.request(method, self.url + path, json=sent, headers=self._headers(), timeout=self._timeout)
+            answer = httpx2.request(method, self.url + path, json=body, headers=self._headers(), timeout=self._timeout)
         except httpx2.HTTPError as error:
             raise ServerError(f"{self.url} does not answer ({error}).") from None
         if answer.status_code >= 400:

@@ -38,7 +38,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "meaning": {"text": None, "word": "mole", "texts": ["a mole", "the mole"]},
     "patch": {"text": None, "clean": "The mole is", "corrupted": "The small is", "what": "attention"},
     "edges": {"text": None, "clean": "The mole is", "corrupted": "A mole is", "exact": "none", "by_position": True},
-    "circuit": {"text": None, "clean": "The mole is", "corrupted": "A mole is", "metric": "kl", "faithfulness": 0.5},
+    "circuit": {"text": None, "pairs": [["The mole is", "A mole is"]], "metric": "kl", "faithfulness": 0.5},
     "compare": {"text": None, "a": {"text": "The mole"}, "b": {"text": "The moles"}},
 }
 

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 
-from glassformer.cli.serve import listed
-from glassformer.errors import UsageError
+import glassformer
+from glassformer.cli.serve import listed, named_adapters
+from glassformer.errors import CheckpointError, UsageError
+from glassformer.generate.drafting import DraftModels
+from glassformer.generate.runners import EagerRunner
 from glassformer.lm import Model
 from glassformer.serve.admission import AdmissionQueue
 from glassformer.serve.models import Models, Served
 from glassformer.serve.problems import Refusal
+from glassformer.serve.running import tls_context
 from glassformer.serve.security import KeyFile, Policy
 from glassformer.serve.telemetry import Metrics
-from tests.serve.running import TEXT, running
+from tests.checkpoint.test_adapters import adapter
+from tests.serve.running import TEXT, eventually, running, tiny_model
 from tests.tiny import tiny_directory
 
 
@@ -138,3 +151,162 @@ def test_guessing_ahead_changes_no_answer(model):
         with running(model, lookup=lookup) as server:
             texts.append(httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"])
     assert texts[0] == texts[1]
+
+
+def test_a_draft_model_changes_no_answer(model):
+    smaller = DraftModels(EagerRunner(model.transformer, slots=2), 2)
+    prompts = [f"{TEXT} number {i} goes on" for i in range(5)]
+    told = []
+    for drafter in (None, smaller):
+        with running(model, drafter=drafter, slots=2) as server, ThreadPoolExecutor(5) as pool:
+
+            def ask(prompt: str, url: str = server.url) -> str:
+                body = {"prompt": prompt, "max_tokens": 12, "seed": 3, "temperature": 0.8}
+                answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
+                return str(answer["choices"][0]["text"])
+
+            told.append(list(pool.map(ask, prompts)))
+    assert told[0] == told[1]
+
+
+def test_who_has_priority_waits_less(model):
+    with running(model, slots=1) as server, ThreadPoolExecutor(5) as pool:
+        order: list[str] = []
+        server.gate.open.clear()
+
+        def ask(name: str, priority: int | None) -> None:
+            body = {"prompt": TEXT, "max_tokens": 1, "priority": priority}
+            assert httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).status_code == 200
+            order.append(name)
+
+        waits = []
+        for number, (name, priority) in enumerate([("first", 0), ("late", 5), ("usual", None), ("soon", -3)]):
+            waits.append(pool.submit(ask, name, priority))
+            eventually(lambda wanted=number + 1: server.queue.taken == wanted and waiting(server) == wanted - 1)
+        server.gate.open.set()
+        for one in waits:
+            one.result(60)
+        wrong = httpx.post(f"{server.url}/v1/completions", json={"prompt": TEXT, "priority": "high"})
+    assert order == ["first", "soon", "usual", "late"]
+    assert wrong.status_code == 400
+
+
+def waiting(server: Any) -> int:
+    engine = server.queue.engine
+    return int(engine.waiting) if engine.active else -1
+
+
+def test_an_adapter_is_asked_for_by_name_and_shares_the_weights(tmp_path: Path):
+    config = {"r": 4, "target_modules": ["q_proj"]}
+    base = tiny_directory(tmp_path / "base")
+    adapter(base, tmp_path / "tuned", **config)
+    model = glassformer.load(base)
+    made = model.with_adapter(tmp_path / "tuned", "polite")
+    mine, theirs = dict(model.transformer.named_parameters()), dict(made.transformer.named_parameters())
+    shared = {key for key in mine if mine[key].data_ptr() == theirs[key].data_ptr()}
+    assert len(mine) - len(shared) == 3  # one matrix in each of three layers
+    want = glassformer.load(base, adapter=tmp_path / "tuned")
+    assert torch.equal(made.logits(TEXT), want.logits(TEXT))
+    assert torch.equal(made.adapted(False).logits(TEXT), model.logits(TEXT))
+    assert not torch.equal(made.logits(TEXT), model.logits(TEXT))
+    with pytest.raises(UsageError, match="put into a model as it was read"):
+        made.with_adapter(tmp_path / "tuned")
+    assert named_adapters([f"polite={tmp_path / 'tuned'}", str(tmp_path / "tuned")]) == {
+        "polite": str(tmp_path / "tuned"),
+        "tuned": str(tmp_path / "tuned"),
+    }
+    with pytest.raises(UsageError, match="is no adapter"):
+        named_adapters([str(base)])
+
+
+def test_models_change_while_answers_run(model):
+    shelf = Shelf(model, "ab")
+    models = shelf.models
+    sources = dict(models._sources)
+    old = models.open("b")
+
+    async def go() -> None:
+        with old.queue.planning():  # somebody is being answered by it
+            models.reload({name: sources[name] for name in "ab"}, stale={"b"})
+            new = await models.get("b")
+            assert new is not old
+            assert not old.queue.engine._closed
+        eventually(lambda: old.queue.engine._closed)
+
+        def broken() -> Served:
+            raise CheckpointError("It is damaged.")
+
+        with pytest.raises(CheckpointError):
+            models.reload({"a": sources["a"], "b": broken}, stale={"b"})
+        assert await models.get("b") is new
+        models.reload({"a": sources["a"], "c": sources["a"]})
+        assert models.names == ["a", "c"]
+        eventually(lambda: new.queue.engine._closed)
+
+    asyncio.run(go())
+    assert shelf.opened == ["a", "b", "b"]
+    models.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP is of POSIX")
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_the_program_serves_https_and_reads_keys_models_and_certificate_again(tmp_path: Path):
+    tiny_model(tmp_path / "shelf")
+    certificate(tmp_path)
+    (tmp_path / "keys").write_text("ann: first-key-of-all\n")
+    command = ["serve", str(tmp_path / "shelf"), "--port", "0", "--certfile", str(tmp_path / "cert.pem")]
+    command += ["--keyfile", str(tmp_path / "key.pem"), "--key-file", str(tmp_path / "keys"), "--context", "256"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "glassformer", *command], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    try:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        url = first.split()[-1].replace("127.0.0.1", "localhost")
+        assert url.startswith("https://"), first
+
+        def names(key: str) -> Any:
+            trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+            with httpx.Client(verify=trusted, headers={"authorization": f"Bearer {key}"}) as client:
+                answer = client.get(f"{url}/models", timeout=60)
+                return [one["id"] for one in answer.json()["data"]] if answer.is_success else answer.status_code
+
+        assert names("first-key-of-all") == ["tiny"]
+        with pytest.raises(httpx.ConnectError, match="(?i)certificate"):
+            httpx.get(f"{url}/models")  # nobody who does not know this certificate
+        shutil.copytree(tmp_path / "shelf" / "tiny", tmp_path / "shelf" / "tiny2")
+        (tmp_path / "keys").write_text("bob: second-key-of-all\n")
+        certificate(tmp_path)
+        process.send_signal(signal.SIGHUP)
+        told = json.loads(next(line for line in process.stderr if "reload" in line))
+        assert told["event"] == "reloaded", told
+        assert names("second-key-of-all") == ["tiny", "tiny2"]
+        assert names("first-key-of-all") == 401
+        (tmp_path / "keys").write_text("nothing\n")
+        process.send_signal(signal.SIGHUP)
+        told = json.loads(next(line for line in process.stderr if "reload" in line))
+        assert (told["event"], "written as 'name: key'" in told["reason"]) == ("not reloaded", True)
+        assert names("second-key-of-all") == ["tiny", "tiny2"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def certificate(place: Path) -> None:
+    """A certificate for this machine, and its key."""
+    wanted = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-days", "2"]
+    made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    where = ["-keyout", str(place / "key.pem"), "-out", str(place / "cert.pem")]
+    subprocess.run(["openssl", *made, *wanted, *where], check=True, capture_output=True)
+
+
+def test_a_certificate_that_is_none_is_said_at_once(tmp_path: Path):
+    (tmp_path / "c.pem").write_text("nothing")
+    with pytest.raises(UsageError, match="is no certificate with its key"):
+        tls_context(str(tmp_path / "c.pem"))
+    with pytest.raises(UsageError, match="No such file"):
+        tls_context(str(tmp_path / "none.pem"), "k")

@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from glassformer.errors import UsageError
+from glassformer.serve import app as apps
 from glassformer.serve.app import page_app
-from glassformer.serve.security import CONTENT_SECURITY_POLICY, Policy
+from glassformer.serve.security import CONTENT_SECURITY_POLICY, LOCAL_HOSTS, Policy
 from glassformer.views import Session
 from tests.tiny import tiny_directory
 
@@ -141,6 +143,88 @@ def test_a_view_answers_or_says_why_in_one_sentence(call: Caller):
     assert call("POST", "/api/view/tokens", content=b"{", headers=COOKIE).status_code == 400
 
 
-def test_the_page_binds_to_this_machine_only():
-    source = (Path(__file__).parents[2] / "src" / "glassformer" / "cli" / "open.py").read_text("utf-8")
-    assert 'listening("127.0.0.1", port)' in source
+def test_the_page_binds_to_this_machine_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked = opened(monkeypatch, tmp_path)
+    assert asked["where"] == ("127.0.0.1", 0)
+    assert asked["policy"].hosts == LOCAL_HOSTS
+    assert not asked["policy"].secure
+
+
+def test_other_machines_reach_the_page_with_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    key = "0123456789abcdef"
+    asked = opened(monkeypatch, tmp_path, "--host", "0.0.0.0", "--key", key, "--host-name", "glass.example")
+    assert asked["where"] == ("0.0.0.0", 0)
+    assert f"http://glass.example:1234/?token={key}" in asked["said"]
+    assert "travel unencrypted" in asked["said"]
+    monkeypatch.undo()
+    call = Caller(apps.page_app(Session(asked["model"]), asked["policy"]))
+    for base in ("http://192.0.2.7:1234", "http://glass.example:1234", "http://[2001:db8::7]:1234"):
+        assert call("GET", "/", base=base).status_code == 401
+        let_in = call("GET", f"/?token={key}", base=base)
+        assert let_in.status_code == 303
+        assert call("GET", "/", base=base, headers={"cookie": f"glassformer-1234={key}"}).status_code == 200
+    # A name that leads here without being ours is another site's.
+    assert call("GET", f"/?token={key}", base="http://evil.example:1234").status_code == 421
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "0.0.0.0", "--key", "short"], "at least 16"),
+        (["--key", "no spaces"], "letters and digits"),
+        (["--keyfile", "k.pem"], "name that with --certfile"),
+        (["--certfile", "none.pem"], "no certificate with its key"),
+    ],
+    ids=str,
+)
+def test_a_page_that_cannot_be_opened_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], said: str
+):
+    with pytest.raises(UsageError, match=said):
+        opened(monkeypatch, tmp_path, *options)
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str) -> dict[str, Any]:
+    """What `glassformer open` with these options does, up to where it would serve."""
+    import socket
+
+    import typer
+    import uvicorn
+
+    import glassformer.serve.running as running
+    from glassformer.cli import open as verb
+
+    monkeypatch.setenv("GLASSFORMER_CACHE", str(tmp_path / "cache"))
+    found: dict[str, Any] = {"said": ""}
+
+    class Listener:
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def getsockname(self) -> tuple[str, int]:
+            return found["where"][0], 1234
+
+    def listening(host: str, port: int) -> Any:
+        found["where"] = (host, port)
+        return Listener()
+
+    def page(session: Any, policy: Policy, **more: Any) -> Any:
+        found["policy"], found["model"] = policy, session.model()
+        return None
+
+    monkeypatch.setattr(running, "listening", listening)
+    monkeypatch.setattr(apps, "page_app", page)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr(typer, "echo", lambda text, err=False: found.update(said=found["said"] + text + "\n"))
+    monkeypatch.setattr(socket, "gethostname", lambda: "this-machine")
+    source = tmp_path / "tiny"
+    app = typer.Typer()
+    app.command()(verb.command)
+    typer.main.get_command(app)(
+        [str(source if source.exists() else tiny_directory(source)), "--no-browser", "--port", "0", *options],
+        standalone_mode=False,
+    )
+    return found

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from glassformer.errors import GlassformerError
 from glassformer.views import Cancelled, Session
@@ -105,3 +106,27 @@ def test_too_much_to_measure_is_refused(session: Session, monkeypatch: pytest.Mo
         session.view("edges", {"clean": "", "corrupted": ""})
     with pytest.raises(GlassformerError, match="The two prompts are the same"):
         session.view("circuit", {**PAIR, "corrupted": PAIR["clean"]})
+
+
+def test_a_drawing_holds_few_parts_and_says_what_they_bring_back(session: Session, model: Any):
+    from glassformer.interp.circuit_search import Runs
+
+    told = session.view("graph", {**PAIR, "nodes": 6})
+    found = model.trace("a mole of").edges(corrupted=model.trace("A mole of"), exact="all", **NAMED)
+    value = {(row["from"], row["to"]): row for row in found.to_dict(None)["edges"]}
+    assert told["nodes"][-1] == "logits"
+    assert len(told["nodes"]) <= 6
+    for edge in told["edges"]:
+        want = value[edge["from"], edge["to"]]
+        assert edge["exact"] == pytest.approx(want["exact"], abs=1e-6)
+        assert edge["estimate"] == pytest.approx(want["estimate"], abs=1e-6)
+        assert set(edge["into"]) & set(told["nodes"])
+        assert edge["from"] in told["nodes"]
+    sets = torch.zeros(1, found.graph.total, dtype=torch.bool)
+    sets[0, [found.graph.edge(edge["from"], edge["to"]) for edge in told["edges"]]] = True
+    assert told["kept"][-1]["edges"] == len(told["edges"])
+    assert told["kept"][-1]["f"] == pytest.approx(float(Runs(found.pairs).faithfulness(sets)[0]), abs=1e-4)
+    quick = session.view("graph", {**PAIR, "nodes": 6, "measure": False})
+    assert [edge["from"] for edge in quick["edges"]] == [edge["from"] for edge in told["edges"]]
+    assert {edge["exact"] for edge in quick["edges"]} == {None}
+    assert quick["kept"] == []

@@ -216,3 +216,13 @@ def _halves(trace: Any, layer: int) -> list[torch.Tensor]:
     zero = torch.zeros_like(trace["embed"])
     mixed = trace[f"blocks.{layer}.{choice.mixer.prefix}.out"] if choice.mixer else zero
     return [mixed, trace[f"blocks.{layer}.mlp.out"] if choice.feed_forward else zero]
+
+
+def test_what_words_begin_as_is_what_the_trace_holds_and_needs_none(model: Any, session: Any):
+    early = session.view("columns", {"text": TEXT})
+    assert not session._traces
+    whole = session.view("stage", {"text": TEXT})
+    for key in ("model", "position", "layers", "d_model", "vocab", "tokens", "dims", "embedding"):
+        assert early[key] == whole[key]
+    with pytest.raises(ShapeError, match="no position 99"):
+        session.view("columns", {"text": TEXT, "position": 99})

@@ -109,6 +109,24 @@ def test_a_cell_s_picture_is_the_cell(session: Session, model: Any):
     before = trace.at("blocks.1.resid_pre", 4)
     write = trace.cell(1, 2, 4, 2).write
     assert found["stream"]["after"] == pytest.approx(float((before + write).norm()), rel=1e-5)
+    dims, columns = found["columns"]["dims"], found["stream"]["columns"]
+    assert columns["before"] == pytest.approx(before[dims].tolist(), abs=1e-5)
+    assert columns["after"] == pytest.approx((before + write)[dims].tolist(), abs=1e-5)
+
+
+def test_the_matrices_of_a_cell_lead_from_its_columns_to_its_query_and_key(session: Session, model: Any):
+    ask = {"text": TEXT, "layer": 1, "head": 2, "query": 4, "key": 2}
+    maps, cell = session.view("maps", ask), session.view("cell", ask)
+    assert maps["query"]["value"] == pytest.approx(cell["rot_q"], abs=1e-4)
+    assert maps["key"]["value"] == pytest.approx(cell["rot_k"], abs=1e-4)
+    trace = model.trace(TEXT)
+    for side, position in (("query", 4), ("key", 2)):
+        assert maps[side]["apart"] < 1e-4
+        stream = trace.at("blocks.1.resid_pre", position)
+        assert maps[side]["stream"] == pytest.approx(stream[maps["dims"]].tolist(), abs=1e-6)
+        if len(maps["dims"]) == maps["width"]:  # nothing is thinned out here
+            again = numbers(maps[side]["matrix"]) @ np.array(maps[side]["stream"])
+            assert again == pytest.approx(maps[side]["value"], abs=1e-3)
 
 
 def entropy(lens: dict[str, Any]) -> float:
@@ -315,7 +333,12 @@ def test_modules_lose_their_types_and_nothing_else(tmp_path: Any):
 
 
 def test_the_page_is_small():
-    assert bundle.travels("start.js") <= 350_000
+    # Rooms, scenes and parts come when they are opened; with the first room the page is well below 350 kB.
+    first = set(bundle._ordered("start.js", later=False))
+    assert not {name for name in first if name.startswith(("views/why", "views/cell", "stage/scenes_", "stage/closer"))}
+    assert bundle.travels("start.js") <= 215_000
+    preloaded = re.findall(r'modulepreload" href="/web/js/([^"]+)"', bundle.opened())
+    assert set(preloaded) == first
 
 
 def test_every_view_is_in_the_table():
@@ -371,3 +394,26 @@ def test_a_view_in_a_notebook_needs_rooms_that_are_there(model: Any):
     still = model.trace(TEXT).attention(live=False)
     assert still._repr_html_().startswith("<iframe")
     assert "&lt;script&gt;" in still._repr_html_()
+
+
+def test_views_of_one_text_at_once_share_one_trace(model: Any, monkeypatch: pytest.MonkeyPatch):
+    import threading
+    import time
+
+    made: list[int] = []
+    real = type(model).trace
+
+    def slow(self: Any, *args: Any, **more: Any) -> Any:
+        made.append(1)
+        time.sleep(0.05)
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(type(model), "trace", slow)
+    session = Session(model)
+    threads = [threading.Thread(target=session.view, args=("next", {"text": "the mole"})) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert not session._making

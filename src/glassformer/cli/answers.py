@@ -262,20 +262,30 @@ def drafter(model: Model, lookup: bool, draft: str | None) -> Drafter | None:
     if not (lookup or draft):
         return None
     from glassformer.cli.common import open_model
-    from glassformer.generate.drafting import DraftModel, NgramLookup
-    from glassformer.generate.runners import EagerRunner
+    from glassformer.generate.drafting import NgramLookup
 
     if draft is None:
         return NgramLookup()
     if lookup:
         raise UsageError("--lookup and --draft both guess ahead; give one of them.")
-    smaller = open_model(draft)
+    return drafting(model, open_model(draft), 1)
+
+
+def drafting(model: Model, smaller: Model, slots: int) -> Drafter:
+    """A smaller model that guesses ahead of another, for so many answers at once.
+
+    Raises:
+        UsageError: for one with other tokens.
+    """
+    from glassformer.generate.drafting import DraftModels
+    from glassformer.generate.runners import EagerRunner
+
     if smaller.config.vocab_size != model.config.vocab_size:
         raise UsageError(
             f"A draft model must have the same tokens; {smaller.name} has {smaller.config.vocab_size} and "
             f"{model.name} {model.config.vocab_size}."
         )
-    return DraftModel(EagerRunner(smaller.transformer))
+    return DraftModels(EagerRunner(smaller.transformer, slots=slots), slots)
 
 
 class Printer:

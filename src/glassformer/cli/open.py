@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glassformer.errors import FileError, ServerError
+from glassformer.errors import FileError, ServerError, UsageError
 
 if TYPE_CHECKING:
     import socket
+
+LOCAL = "127.0.0.1"
+LEAST = 16  # letters of a key where other machines can try
 
 
 def command(
@@ -27,9 +30,36 @@ def command(
     ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the browser.")] = True,
     text: Annotated[str | None, typer.Option(help="The text to begin with.")] = None,
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="The address to listen on; 0.0.0.0 lets other machines in, with the key."),
+    ] = LOCAL,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            envvar="GLASSFORMER_PAGE_KEY",
+            show_envvar=True,
+            help="The key in the page's address; by default one that nobody can guess.",
+        ),
+    ] = None,
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option("--host-name", metavar="NAME", help="A name that other machines call it by; * for any."),
+    ] = None,
+    certfile: Annotated[
+        str | None, typer.Option("--certfile", metavar="FILE", help="A certificate: serve HTTPS.")
+    ] = None,
+    keyfile: Annotated[
+        str | None, typer.Option("--keyfile", metavar="FILE", help="The certificate's key, if it is not in its file.")
+    ] = None,
 ) -> None:
-    """Open the app in the browser."""
+    """Open the app in the browser.
+
+    Whoever is to see it needs the address that is printed: it holds a key. Other machines reach it with --host.
+    """
     import logging
+    import socket
     import threading
     import webbrowser
     from urllib.parse import quote
@@ -42,35 +72,64 @@ def command(
         raise ServerError("The page needs the extra 'serve': pip install 'glassformer[serve]'.") from None
     from glassformer.cli.common import open_model
     from glassformer.lm import load
-    from glassformer.serve.running import listening
-    from glassformer.serve.security import Policy, new_token
+    from glassformer.serve.running import listening, tls_context
+    from glassformer.serve.security import ADDRESSES, LOCAL_HOSTS, Policy, new_token
     from glassformer.views import Session
 
+    alone = host in (LOCAL, "::1", "localhost")
+    if key is not None and not (key.isascii() and key.isalnum() and len(key) >= (1 if alone else LEAST)):
+        raise UsageError(f"The page's key is letters and digits, at least {LEAST} of them where others can reach it.")
+    if keyfile is not None and certfile is None:
+        raise UsageError("--keyfile is the key of a certificate; name that with --certfile.")
+    if certfile is not None:
+        tls_context(certfile, keyfile)  # said now, not after the model was read
     model = open_model(source)
     runs = Path("runs")
     if (Path(model.source) / "journal.jsonl").is_file():
         runs = Path(model.source).parent
     session = Session(model, open_model=lambda name: load(name), runs=str(runs))
     try:
-        listener = _listener(listening, port)
+        listener = _listener(listening, host, port)
     except OSError as error:
         raise ServerError(
-            f"Port {port} cannot be used ({error.strerror}); choose another with --port, or --port 0."
+            f"{host}, port {port} cannot be used ({error.strerror}); choose another --host or --port, or --port 0."
         ) from None
     with listener:
         number = listener.getsockname()[1]
         # A page that is open goes on after the server was ended and started again: its key is the port's.
-        token = kept_token(number, new_token)
+        token = key or kept_token(number, new_token)
         fragment = f"#text={quote(text)}" if text else ""
-        address = f"http://127.0.0.1:{number}/?token={token}{fragment}"
-        app = page_app(session, Policy(token=token), load=lambda name, progress: load(name, progress=progress))
-        typer.echo(
-            f"{model.name} is open at\n\n  {address}\n\nThe address lets this browser in; Ctrl-C ends it.", err=True
-        )
+        anywhere = host in ("0.0.0.0", "::")
+        hosts = LOCAL_HOSTS | {name.lower() for name in host_name or ()}
+        hosts |= {ADDRESSES, socket.gethostname().lower()} if anywhere else {_written(host).lower()}
+        scheme = "http" if certfile is None else "https"
+
+        def address(name: str) -> str:
+            return f"{scheme}://{name}:{number}/?token={token}{fragment}"
+
+        here = address(LOCAL if anywhere else _written(host))
+        policy = Policy(hosts=hosts, token=token, secure=certfile is not None)
+        app = page_app(session, policy, load=lambda name, progress: load(name, progress=progress))
+        typer.echo(f"{model.name} is open at\n\n  {here}\n", err=True)
+        if anywhere:
+            name = host_name[0] if host_name and host_name[0] != "*" else socket.gethostname()
+            typer.echo(f"and for other machines at\n\n  {address(name)}\n", err=True)
+        typer.echo("The address lets whoever opens it in; Ctrl-C ends it.", err=True)
+        if not alone and certfile is None:
+            typer.echo(
+                "glassformer: note: what is asked and the key travel unencrypted; --certfile serves HTTPS.", err=True
+            )
         if browser:
-            threading.Timer(0.3, webbrowser.open, [address]).start()
+            threading.Timer(0.3, webbrowser.open, [here]).start()
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+            ssl_certfile=certfile,
+            ssl_keyfile=keyfile,
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -80,15 +139,20 @@ def _folder() -> Path:
     return cache_directory() / "page"
 
 
-def _listener(listening: Callable[[str, int], socket.socket], port: int | None) -> socket.socket:
+def _written(host: str) -> str:
+    """An address as it stands in another."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _listener(listening: Callable[[str, int], socket.socket], host: str, port: int | None) -> socket.socket:
     """A listener at the port asked for; at none in particular, where the page was last if that is free."""
     if port is not None:
-        return listening("127.0.0.1", port)
+        return listening(host, port)
     try:
         last = int((_folder() / "port").read_text("ascii"))
-        return listening("127.0.0.1", last)
+        return listening(host, last)
     except (OSError, ValueError, OverflowError):
-        return listening("127.0.0.1", 0)
+        return listening(host, 0)
 
 
 def kept_token(port: int, new: Callable[[], str]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glassformer.errors import ServerError, UsageError
+
+if TYPE_CHECKING:
+    from glassformer.lm import Model
 
 CONTEXT = 4096  # tokens of prompt and answer, unless asked for otherwise
 INTERRUPTED = 130
@@ -37,6 +41,34 @@ def listed(sources: list[str]) -> dict[str, str]:
                 raise UsageError(f"Two models are called {name!r}: {found[name]} and {one}.")
             found[name] = one
     return found
+
+
+def named_adapters(given: list[str]) -> dict[str, str]:
+    """Names and folders of adapters, each given as NAME=FOLDER or as its folder alone.
+
+    Raises:
+        UsageError: one that is no adapter's folder, or two of one name.
+    """
+    found: dict[str, str] = {}
+    for one in given:
+        name, mark, folder = one.partition("=")
+        name, folder = (name, folder) if mark else (Path(one).name, one)
+        if not (Path(folder) / "adapter_config.json").is_file():
+            raise UsageError(f"{folder} is no adapter: a folder with adapter_config.json.")
+        if not name or name in found:
+            raise UsageError(f"Adapters have names of their own; {one!r} has none, or one that is taken.")
+        found[name] = folder
+    return found
+
+
+def stamp(source: str | None) -> tuple[tuple[str, int, int], ...]:
+    """What tells whether a source's files have changed; () for what is no file here."""
+    path = Path(source or "")
+    if source is None or not path.exists():
+        return ()
+    inside = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+    told = ((one, one.stat()) for one in inside)
+    return tuple((one.name, found.st_mtime_ns, found.st_size) for one, found in told)
 
 
 # What a folder that is a model, a run or an adapter holds.
@@ -108,6 +140,25 @@ def command(
     lookup: Annotated[
         bool, typer.Option("--lookup/--no-lookup", help="Guess ahead from repeats in the text; the same answers.")
     ] = False,
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", metavar="SOURCE", help="Guess ahead with this smaller model; the same answers."),
+    ] = None,
+    prompt_cache: Annotated[
+        float,
+        typer.Option(
+            "--prompt-cache",
+            metavar="GB",
+            help="Memory for what earlier prompts left, for others that begin alike; beside the slots.",
+            min=0,
+        ),
+    ] = 0.0,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter", metavar="NAME=FOLDER", help="An adapter of the first model, asked for as a model by its name."
+        ),
+    ] = None,
     host_name: Annotated[
         list[str] | None,
         typer.Option("--host-name", metavar="NAME", help="A name it is called by besides localhost; * for any."),
@@ -124,18 +175,22 @@ def command(
     It speaks OpenAI's, Anthropic's and Ollama's APIs, and gives what is inside the models.
 
     /openapi.json describes every route. Models beside the first are opened when they are first asked for. It listens
-    on this machine only unless told otherwise. SIGTERM and Ctrl-C let running requests finish. Logs are JSON lines on
-    standard error.
+    on this machine only unless told otherwise. SIGTERM and Ctrl-C let running requests finish; SIGHUP reads keys,
+    certificate and changed models again. Logs are JSON lines on standard error.
     """
     import signal
     from functools import partial
 
+    from glassformer.cli.answers import drafting
     from glassformer.cli.common import note, open_model
 
     if name is not None and len(sources or ()) > 1:
         raise UsageError("--name is for one model; several are called as they are given.")
     if keyfile is not None and certfile is None:
         raise UsageError("--keyfile is the key of a certificate; name that with --certfile.")
+    if lookup and draft:
+        raise UsageError("--lookup and --draft both guess ahead; give one of them.")
+    adapters = named_adapters(adapter or [])
     if memory is not None and memory <= 0:
         raise UsageError("--memory is above 0.")
     if seconds <= 0 or drain < 0:
@@ -146,7 +201,7 @@ def command(
         from glassformer.serve.admission import AdmissionQueue
         from glassformer.serve.app import api_app
         from glassformer.serve.models import Models, Served
-        from glassformer.serve.running import listening, serve
+        from glassformer.serve.running import listening, serve, tls_context
         from glassformer.serve.security import LOCAL_HOSTS, KeyFile, Policy
         from glassformer.serve.telemetry import Metrics, log_to_stderr
     except ImportError as error:
@@ -154,6 +209,8 @@ def command(
             raise
         raise ServerError("The server needs the extra 'serve': pip install 'glassformer[serve]'.") from None
 
+    if certfile is not None:
+        tls_context(certfile, keyfile)  # said now, not after the model was read
     try:
         listener = listening(host, port)
     except OSError as error:
@@ -163,21 +220,54 @@ def command(
     with listener:
         metrics = Metrics()
 
+        smaller = None if draft is None else open_model(draft)
+
+        def served(model: Model, called: str) -> Served:
+            room = min(context or CONTEXT, model.config.context)
+            drafter = None if smaller is None else drafting(model, smaller, slots)
+            cache = int(prompt_cache * 1e9)
+            engine = model.engines.make(precision, slots=slots, capacity=room, prefix_cache=cache)
+            admission = AdmissionQueue(engine, metrics, waiting=queue, seconds=seconds)
+            return Served(model, admission, called, max_tokens, lookup=lookup, drafter=drafter)
+
         def opened(source: str | None, called: str | None = None) -> Served:
             model = open_model(source)
-            room = min(context or CONTEXT, model.config.context)
-            engine = model.engines.make(precision, slots=slots, capacity=room)
-            admission = AdmissionQueue(engine, metrics, waiting=queue, seconds=seconds)
-            return Served(model, admission, called or model.name, max_tokens, lookup=lookup)
+            return served(model, called or model.name)
 
-        found = listed(sources or [])
-        if len(found) > 1:
-            (first, source), *_ = found.items()
-            more = {name: partial(opened, source, name) for name, source in found.items()}
-            budget = None if memory is None else int(memory * 1e9)
-            models = Models(opened(source, first), metrics=metrics, sources=more, memory=budget)
-        else:
-            models = Models(opened(next(iter(found.values()), None), name), metrics=metrics)
+        def on_first(folder: str, called: str) -> Served:
+            return served(models.default.model.with_adapter(folder, called), called)
+
+        def found(first: str) -> tuple[dict[str, Callable[[], Served]], dict[str, str | None]]:
+            """What is there now, by name: what opens each, and where it is."""
+            there: dict[str, str | None] = dict(listed(sources or [])) or {first: None}
+            if len(there) == 1:
+                there = {first: next(iter(there.values()))}
+            openers: dict[str, Callable[[], Served]] = {}
+            openers |= {one: partial(opened, source, one) for one, source in there.items()}
+            if taken := adapters.keys() & openers:
+                raise UsageError(f"Both a model and an adapter are called {min(taken)!r}.")
+            return openers | {one: partial(on_first, folder, one) for one, folder in adapters.items()}, there
+
+        there = listed(sources or [])
+        first = opened(next(iter(there.values()), None), next(iter(there)) if len(there) > 1 else name)
+        openers, places = found(first.name)
+        budget = None if memory is None else int(memory * 1e9)
+        models = Models(first, metrics=metrics, sources=openers, memory=budget)
+        stamps = {one: stamp(place) for one, place in {**places, **adapters}.items()}
+
+        def reload() -> None:
+            keys = policy.keys
+            if keys is not None:
+                keys.read()
+            openers, places = found(first.name)
+            now = {one: stamp(place) for one, place in {**places, **adapters}.items()}
+            stale = {one for one in now if now[one] != stamps.get(one)}
+            if models.first in stale:  # its adapters stand on its weights
+                stale |= set(adapters)
+            stamps.clear()
+            stamps.update(now)
+            models.reload(openers, stale)
+
         hosts = LOCAL_HOSTS | {name.lower() for name in host_name or ()}
         if host not in ("0.0.0.0", "::"):
             hosts |= {f"[{host}]" if ":" in host else host.lower()}
@@ -203,6 +293,6 @@ def command(
 
         tls = None if certfile is None else (certfile, keyfile)
         log_to_stderr()
-        got = serve(api_app(models, policy), models, listener, drain=drain, ready=ready, tls=tls)
+        got = serve(api_app(models, policy), models, listener, drain=drain, ready=ready, tls=tls, reload=reload)
     if got == signal.SIGINT:
         raise typer.Exit(INTERRUPTED)

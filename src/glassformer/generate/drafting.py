@@ -8,6 +8,7 @@ ids, settings and what a runner is called by; it does not know models.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -108,3 +109,24 @@ class DraftModel:
             drafts.append(choose(logits, sampling, generator))
             new = drafts[-1:]
         return drafts
+
+
+class DraftModels:
+    """Drafts with a smaller model for several requests at once, each in a slot of the runner's.
+
+    Which slot is whose is known by the list of ids that a request keeps; with as many slots as requests are answered at
+    once, the one not asked for longest is free.
+
+    Args:
+        runner: the draft model. slots: of its cache.
+    """
+
+    def __init__(self, runner: DraftRunner, slots: int) -> None:
+        self._models = [DraftModel(runner, slot) for slot in range(slots)]
+        self._whose: OrderedDict[int, Sequence[int]] = OrderedDict((slot, ()) for slot in range(slots))
+
+    def draft(self, ids: Sequence[int], most: int, sampling: Sampling, generator: torch.Generator) -> list[int]:
+        slot = next((slot for slot, theirs in self._whose.items() if theirs is ids), next(iter(self._whose)))
+        self._whose[slot] = ids
+        self._whose.move_to_end(slot)
+        return self._models[slot].draft(ids, most, sampling, generator)

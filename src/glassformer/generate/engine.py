@@ -164,7 +164,8 @@ class Engine:
         with self._wake:
             if self._closed:
                 raise ServerError("The engine is closed; start another.")
-            self._waiting.append(handle)
+            after = sum(one.request.priority <= request.priority for one in self._waiting)
+            self._waiting.insert(after, handle)  # sorted by priority, so those before it are that many
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="glassformer-engine", daemon=True)
                 self._thread.start()

@@ -36,6 +36,7 @@ class Request:
         tap: edits of the model for this answer alone; it then comes from the transformer itself.
         drafter: proposes tokens for the model to check several at once; the distribution stays the same.
         drafts: how many per step at most; as many as pay are made.
+        priority: of those that wait, lower ones begin earlier.
         progress: called with (read, all) tokens of the prompt while it is read, on the engine's thread.
 
     Raises:
@@ -52,6 +53,7 @@ class Request:
     tap: Tap | None = field(default=None, compare=False)
     drafter: Drafter | None = field(default=None, compare=False)
     drafts: int = 7  # with the last token as many rows as the native path multiplies at once
+    priority: int = 0
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

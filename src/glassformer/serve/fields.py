@@ -36,7 +36,7 @@ IGNORED = frozenset(
     {
         "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
         "cache_prompt", "id_slot", "n_keep", "verbosity", "request_id", "guided_decoding_backend", "keep_alive",
-        "return_progress", "timings_per_token", "min_keep", "priority",
+        "return_progress", "timings_per_token", "min_keep",
     }
 )  # fmt: skip
 # Not there: only these values, which change nothing, are taken (null always is).
@@ -204,6 +204,9 @@ class Sampled(_Settings):
     model: Name | None = None
     stop: Stops = []  # noqa: RUF012
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    priority: int | None = Field(
+        default=None, ge=-1000, le=1000, description="Who waits less: lower begins earlier, 0 by default, as in vLLM."
+    )
     IGNORED: ClassVar[frozenset[str]] = IGNORED
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
 

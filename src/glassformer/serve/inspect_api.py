@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 
-from glassformer.serve.edits import Edits, plain
+from glassformer.serve.edits import plain
 from glassformer.serve.exchange import dumped, event, logged
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_schemas import described
@@ -67,8 +67,6 @@ def add(api: APIRouter, models: Models) -> None:
 
 def _add(api: APIRouter, inspector: Inspector, view: View) -> None:
     ask = view.ask
-    if "edits" in ask.model_fields:
-        ask = create_model(f"Inspect{view.name.title().replace('_', '')}", __base__=ask, edits=(Edits, []))
 
     async def inspect(ask: Any, request: Request) -> Response:
         return await inspector.answer(view, ask, request)

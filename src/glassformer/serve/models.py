@@ -6,17 +6,18 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from glassformer.errors import ContextLengthError, TextError, near
+from glassformer.errors import ContextLengthError, GlassformerError, TextError, near
 from glassformer.serve.admission import AdmissionQueue
 from glassformer.serve.problems import Refusal
 from glassformer.serve.telemetry import Metrics
 from glassformer.serve.work import Workers
 
 if TYPE_CHECKING:
+    from glassformer.generate.drafting import Drafter
     from glassformer.lm import Model
 
 
@@ -30,6 +31,7 @@ class Served:
         name: by which it is asked for.
         most_tokens: of one answer; None for as many as fit.
         lookup: whether repeats in the text are guessed ahead from.
+        drafter: a draft model that guesses ahead; None for none.
     """
 
     model: Model
@@ -37,6 +39,7 @@ class Served:
     name: str
     most_tokens: int | None = None
     lookup: bool = False
+    drafter: Drafter | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -225,6 +228,52 @@ class Models:
                 return
             if old != name and old in self._sources and not self._served[old].queue.busy:
                 self._served.pop(old).queue.close()
+
+    def reload(self, sources: Mapping[str, Callable[[], Served]], stale: Collection[str] = ()) -> None:
+        """Serve these names from now on; call it in a thread, for models are opened here.
+
+        Models that are open and `stale` are opened anew before they take the old one's place, and one that cannot be
+        stays as it was. Whoever is being answered is answered to the end by the model that began.
+
+        Args:
+            sources: names, and what opens each. stale: those whose files have changed.
+
+        Raises:
+            GlassformerError: of the first model that could not be opened anew; the others are.
+        """
+        failed: GlassformerError | None = None
+        with self._opening:
+            with self._lock:
+                gone = [name for name in self._served if name not in sources]
+                again = [name for name in self._served if name in stale and name in sources]
+            for name in again:
+                try:
+                    made = sources[name]()
+                except GlassformerError as error:
+                    failed = failed or error
+                    continue
+                made.queue.draining = self.draining
+                with self._lock:
+                    old, self._served[name] = self._served[name], made
+                self._retire(old)
+            with self._lock:
+                self._sources = dict(sources)
+                self._first = next(iter(sources))
+                old_ones = [self._served.pop(name) for name in gone]
+            for old in old_ones:
+                self._retire(old)
+        if failed is not None:
+            raise failed
+
+    def _retire(self, served: Served) -> None:
+        """End a model's engine once nobody is answered by it any more."""
+
+        def end() -> None:
+            while served.queue.busy:
+                time.sleep(0.05)
+            served.queue.close()
+
+        threading.Thread(target=end, name="glassformer-retire", daemon=True).start()
 
     @property
     def taken(self) -> int:

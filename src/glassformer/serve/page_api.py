@@ -208,7 +208,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
 
     @api.get("/")
     async def page() -> Response:
-        return _file("index.html")
+        return HTMLResponse(bundle.opened(), headers={"cache-control": "no-cache"})
 
     @api.get("/web/{path:path}")
     async def asset(path: str) -> Response:

@@ -55,7 +55,8 @@ def requests(
             tuple(ask.stop) or files.stop,
             logprobs=logprobs,
             constraint=constraint or ask.constraint(),
-            drafter=NgramLookup() if served.lookup else None,
+            drafter=NgramLookup() if served.lookup else served.drafter if model.bound_tap() is None else None,
+            priority=ask.priority or 0,
             tap=model.bound_tap(),
         )
         served.queue.engine.check(one)

@@ -7,11 +7,13 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
 
+from glassformer.errors import GlassformerError, UsageError
 from glassformer.serve.models import Models
 from glassformer.serve.telemetry import LOGGER
 
@@ -47,6 +49,22 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
+def tls_context(certfile: str, keyfile: str | None = None) -> ssl.SSLContext:
+    """A certificate and its key, read and found to belong together.
+
+    Raises:
+        UsageError: files that cannot be read, or are no certificate with its key.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certfile, keyfile)
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        named = certfile if keyfile is None else f"{certfile} with {keyfile}"
+        raise UsageError(f"{named} is no certificate with its key that can be read ({reason}).") from None
+    return context
+
+
 def serve(
     app: Any,
     models: Models,
@@ -55,6 +73,7 @@ def serve(
     drain: float,
     ready: Callable[[], None],
     tls: tuple[str, str | None] | None = None,
+    reload: Callable[[], None] | None = None,
 ) -> int:
     """Serve until a signal comes; the signal's number.
 
@@ -63,7 +82,8 @@ def serve(
 
     Args:
         ready: called when requests are taken.
-        tls: files of a certificate and of its key, for HTTPS.
+        tls: files of a certificate and of its key, for HTTPS; read again at SIGHUP.
+        reload: called in a thread at SIGHUP; what it raises is logged, and the server goes on as it was.
     """
     config = uvicorn.Config(
         app,
@@ -74,11 +94,34 @@ def serve(
         ssl_certfile=None if tls is None else tls[0],
         ssl_keyfile=None if tls is None else tls[1],
     )
-    return asyncio.run(_run(_Server(config), models, listener, drain, ready))
+
+    def again() -> None:
+        if tls is not None and config.ssl is not None:
+            tls_context(*tls)  # whether they belong together is seen before they take the old ones' place
+            config.ssl.load_cert_chain(*tls)
+        if reload is not None:
+            reload()
+
+    return asyncio.run(_run(_Server(config), models, listener, drain, ready, again))
+
+
+async def _reloaded(again: Callable[[], None]) -> None:
+    log = logging.getLogger(LOGGER)
+    try:
+        await asyncio.to_thread(again)
+    except GlassformerError as error:
+        log.error("not reloaded", extra={"fields": {"reason": str(error)}})
+    else:
+        log.info("reloaded", extra={"fields": {}})
 
 
 async def _run(
-    server: _Server, models: Models, listener: socket.socket, drain: float, ready: Callable[[], None]
+    server: _Server,
+    models: Models,
+    listener: socket.socket,
+    drain: float,
+    ready: Callable[[], None],
+    again: Callable[[], None],
 ) -> int:
     loop = asyncio.get_running_loop()
     got: list[int] = []
@@ -94,6 +137,15 @@ async def _run(
         number: signal.signal(number, lambda number, frame: loop.call_soon_threadsafe(stop, number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
+    reloading: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(_reloaded(again))
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: loop.call_soon_threadsafe(reload))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         while not (server.started or running.done()):

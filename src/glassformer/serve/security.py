@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import ipaddress
 import json
 import secrets
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from glassformer.serve.problems import Refusal, payload
 Scope = dict[str, Any]
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+ADDRESSES = "addresses"
 COOKIE = "glassformer"
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
@@ -44,11 +46,13 @@ class Policy:
     """What the server asks of a request.
 
     Args:
-        hosts: names by which it may be called, without port; "*" accepts any.
+        hosts: names by which it may be called, without port; "*" accepts any, and ADDRESSES any address in numbers,
+            which no other site's name can lead to.
         origins: other origins whose pages may call it; none by default.
         key: the API key that `Authorization: Bearer` or `x-api-key` must carry, or None.
         keys: more keys, by name in a file; None for none.
         token: the page's token: once in the address, then in a cookie; None where there is no page.
+        secure: whether the page is served over HTTPS, so that its cookie goes over nothing else.
         max_body: bytes a request may carry.
         open_paths: paths that need no key (health checks).
     """
@@ -58,6 +62,7 @@ class Policy:
     key: str | None = None
     keys: KeyFile | None = None
     token: str | None = None
+    secure: bool = False
     max_body: int = 4 * 2**20
     open_paths: frozenset[str] = field(default_factory=lambda: frozenset({"/healthz", "/health"}))
 
@@ -81,9 +86,14 @@ class KeyFile:
         self.path = Path(path)
         self._stamp: tuple[int, int] | None = None
         self._keys: dict[str, str] = {}
-        self._read()
+        self.read()
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Read the file where it has changed.
+
+        Raises:
+            UsageError: as when it is first read.
+        """
         try:
             found = self.path.stat()
             stamp = (found.st_mtime_ns, found.st_size)
@@ -107,7 +117,7 @@ class KeyFile:
     def who(self, given: str) -> str | None:
         """The name of a key; what the file last said in order holds while it cannot be read."""
         with contextlib.suppress(UsageError):
-            self._read()
+            self.read()
         return next((name for name, key in self._keys.items() if same(given, key)), None)
 
 
@@ -166,6 +176,7 @@ class Guard:
         elif self._arrives_with_token(scope):
             # The token leaves the address bar at once; from here on the cookie carries it.
             cookie = f"{cookie_name(headers)}={self.policy.token}; Path=/; HttpOnly; SameSite=Strict"
+            cookie += "; Secure" if self.policy.secure else ""
             rest = _without_token(scope)
             await _answer(sending, 303, None, [(b"location", rest.encode()), (b"set-cookie", cookie.encode())])
         else:
@@ -178,7 +189,7 @@ class Guard:
     def _refusal(self, scope: Scope, headers: dict[str, str], origin: str | None) -> tuple[int, str] | None:
         policy = self.policy
         host = headers.get("host", "")
-        if "*" not in policy.hosts and hostname(host) not in policy.hosts:
+        if not _called(hostname(host), policy.hosts):
             return 421, f"This server does not answer to the host {hostname(host)[:100]!r}; start it with --host-name."
         if origin is not None and origin not in policy.origins and urlsplit(origin).netloc.lower() != host.lower():
             return 403, "Pages of other origins may not call this server; start it with --allow-origin to let one."
@@ -221,6 +232,17 @@ class Guard:
     def _arrives_with_token(self, scope: Scope) -> bool:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         return self.policy.token is not None and scope["method"] == "GET" and same(given, self.policy.token)
+
+
+def _called(name: str, hosts: frozenset[str]) -> bool:
+    """Whether a server may be called by a name."""
+    if "*" in hosts or name in hosts:
+        return True
+    if ADDRESSES not in hosts:
+        return False
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    return False
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from glassformer.errors import UsageError
-from glassformer.views.edits import Edit, Strict
+from glassformer.views.edits import Edit, Edits, Strict
 
 Text = Annotated[str, Field(max_length=400_000)]
 Count = Annotated[int, Field(ge=1, le=1000)]
@@ -27,7 +27,7 @@ class Ask(Strict):
     bos: bool | None = Field(
         default=None, description="Whether the beginning-of-text token is put first; by default as the tokenizer does."
     )
-    edits: list[Edit] = Field(default=[], max_length=200, description="What is switched off or changed in the model.")
+    edits: Edits = Field(default=[])
 
 
 class At(Ask):
@@ -50,4 +50,4 @@ def parsed(schema: type[BaseModel], data: Any) -> Any:
         raise UsageError(f"{where}: {first['msg']}.") from None
 
 
-__all__ = ["Against", "Ask", "At", "Count", "Edit", "Strict", "Text", "TokenChoice", "parsed"]
+__all__ = ["Against", "Ask", "At", "Count", "Edit", "Edits", "Strict", "Text", "TokenChoice", "parsed"]

@@ -192,6 +192,7 @@ def cell(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     place = "resid_pre" if trace.config.copies is None else "resid_active"
     before = trace.at(f"blocks.{found.layer}.{place}", found.query).double()
     after = before * trace.config.layers[found.layer].stream_scale(1) + found.write.double()
+    dims = _thin(trace.config.d_model)
     return {
         **found.to_dict(),
         "columns": _columns(trace, found.layer, (found.query, found.key)),
@@ -202,6 +203,10 @@ def cell(session: Session, ask: Any, check: Check) -> dict[str, Any]:
             "before": float(before.norm()),
             "after": float(after.norm()),
             "turned": float(F.cosine_similarity(before, after, dim=0)),
+            "columns": {
+                name: x.cpu()[dims].tolist()
+                for name, x in (("before", before), ("write", found.write), ("after", after))
+            },
         },
     }
 
@@ -228,10 +233,54 @@ def reasons(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return found.to_dict(ask.most)
 
 
+class MapsAsk(Ask):
+    layer: int = Field(description="Layer, from 0; negative from the last.")
+    head: int = Field(description="Head, from 0.")
+    query: int = Field(description="Token that looks.")
+    key: int = Field(description="Token that is looked at.")
+
+
+@view("maps", MapsAsk, room="attention")
+def maps(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """The matrices between the stream and one score's query and key, with norm and rotation as they ran, thinned out to
+    what a picture shows."""
+    from glassformer.interp.frozen import key_side, query_side
+
+    trace = session.trace(ask)
+    layer = trace.layer(ask.layer)
+    head, query, key = trace.head(ask.head, layer), trace.position(ask.query), trace.position(ask.key)
+    if trace.config.copies:
+        raise SiteError("This model's stream stands in copies that layers mix, so no one matrix leads to a query.")
+    part = trace.forward.attention(layer)
+    donor = trace.forward.keys_of(layer)
+    dims = _thin(trace.config.d_model)
+    sides = {
+        "query": (layer, query, query_side(trace.forward, layer, head, query)),
+        "key": (donor, key, key_side(trace.forward, layer, head // (part.heads // part.kv_heads), key)),
+    }
+    out: dict[str, Any] = {"layer": layer, "head": head, "dims": dims.tolist(), "width": trace.config.d_model}
+    for name, (at, position, side) in sides.items():
+        stream = trace.at(f"blocks.{at}.resid_pre", position).double()
+        apart = (side.matrix @ stream + side.bias - side.value).abs().max()
+        out[name] = {
+            "matrix": packed(side.matrix[:, dims.to(stream.device)]),
+            "bias": float(side.bias.norm()),
+            "stream": stream.cpu()[dims].tolist(),
+            "value": side.value.tolist(),
+            "apart": float(apart),
+        }
+    return out
+
+
+def _thin(width: int) -> Tensor:
+    """Dimensions that a picture of a column shows: an even sample."""
+    return torch.arange(min(COLUMN, width)) * width // min(COLUMN, width)
+
+
 def _columns(trace: Trace, layer: int, positions: tuple[int, int]) -> dict[str, Any]:
     """What the query's and the key's projection read, thinned out to `COLUMN` numbers at the dimensions named."""
     width = trace.config.d_model
-    dims = torch.arange(min(COLUMN, width)) * width // min(COLUMN, width)
+    dims = _thin(width)
     try:
         read = [trace.at(f"blocks.{layer}.ln1.normed", at).float().cpu() for at in positions]
     except SiteError:  # a design without a norm before attention reads the stream itself

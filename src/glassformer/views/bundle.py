@@ -79,6 +79,13 @@ def travels(entry: str) -> int:
     return sum(len(module(name).encode()) for name in _ordered(entry, later=False)) + len(styles().encode())
 
 
+@lru_cache(maxsize=1)
+def opened() -> str:
+    """The page as a server sends it, naming the modules it begins with: they come at once and not in turns."""
+    links = [f'<link rel="modulepreload" href="/web/js/{name}">\n' for name in _ordered("start.js", later=False)]
+    return (WEB / "index.html").read_text("utf-8").replace("</head>", "".join(links) + "</head>")
+
+
 def _ordered(entry: str, later: bool = True) -> Iterator[str]:
     """Modules so that each comes after those it imports, those that are imported when wanted among them."""
     done: set[str] = set()

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from glassformer.errors import ShapeError, UsageError
 from glassformer.views.arrays import packed
-from glassformer.views.asks import Ask, Count, Edit, Strict, Text
+from glassformer.views.asks import Ask, Count, Edits, Strict, Text
 from glassformer.views.next import difference, listed
 from glassformer.views.registry import Check, view
 
@@ -29,7 +29,7 @@ class Side(Strict):
     model: str | None = None
     text: Text
     bos: bool | None = None
-    edits: list[Edit] = Field(default=[], max_length=200)
+    edits: Edits = Field(default=[])
 
 
 class CompareAsk(Strict):

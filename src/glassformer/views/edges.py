@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from glassformer.views.asks import Ask, Strict, Text
 from glassformer.views.registry import Check, view
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 # Edges that a view measures at most, one run of the model each.
 LIMIT = 5000
+# Pairs of prompts that one circuit is sought for, at most.
+PAIRS = 32
 
 
-class EdgesAsk(Strict):
+class PairAsk(Strict):
     model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
     clean: Text = Field(description="Prompt whose answer the edges carry.")
     corrupted: Text = Field(description="Prompt with as many tokens whose values are carried instead.")
@@ -25,16 +27,22 @@ class EdgesAsk(Strict):
     metric: Literal["logit_difference", "probability", "kl"] = Field(
         default="logit_difference", description="What is measured of the prediction."
     )
-    answer: int | str | None = Field(
-        default=None, description="Token of the clean answer; by default the clean run's first choice."
+    answer: int | str | list[int | str] | None = Field(
+        default=None,
+        description="Token of the clean answer, or a list with one for each pair; by default the clean run's "
+        "first choice.",
     )
-    wrong: int | str | None = Field(
-        default=None, description="Token that it is compared with; by default the corrupted run's first choice."
+    wrong: int | str | list[int | str] | None = Field(
+        default=None,
+        description="Token that it is compared with, likewise; by default the corrupted run's first choice.",
     )
     position: int = Field(default=-1, description="Token after which it is asked; negative counts from the end.")
     method: Literal["eap", "eap-ig", "eap-ig-activations", "relp"] = Field(
         default="eap-ig", description="How edges are estimated from gradients."
     )
+
+
+class EdgesAsk(PairAsk):
     exact: Literal["unreliable", "strongest", "all", "none"] = Field(
         default="unreliable",
         description=f"Edges measured too: unreliable ones and the strongest, the strongest, all, or none; {LIMIT:,} at "
@@ -49,9 +57,33 @@ class ByPositionAsk(EdgesAsk):
 
 
 class CircuitAsk(EdgesAsk):
+    clean: Text | None = Field(default=None, description="Prompt whose answer the edges carry.")  # type: ignore[assignment]
+    corrupted: Text | None = Field(  # type: ignore[assignment]
+        default=None, description="Prompt with as many tokens whose values are carried instead."
+    )
+    pairs: list[tuple[Text, Text]] = Field(
+        default=[], max_length=PAIRS, description="Several of these instead: clean and corrupted prompts, two by two."
+    )
     faithfulness: float = Field(
         default=0.9, gt=0, le=1, description="Share of the difference, above 0, that the circuit is to bring back."
     )
+
+    @model_validator(mode="after")
+    def _paired(self) -> CircuitAsk:
+        alone = [self.clean, self.corrupted]
+        if self.pairs and alone != [None, None]:
+            raise ValueError("either pairs, or one clean and one corrupted prompt")
+        if not self.pairs:
+            for name, text in zip(("clean", "corrupted"), alone, strict=True):
+                if text is None:
+                    raise ValueError(f"{name}: Field required, or pairs of prompts")
+            self.pairs = [(self.clean or "", self.corrupted or "")]
+        for name in ("answer", "wrong"):
+            given = getattr(self, name)
+            if isinstance(given, list) and len(given) != len(self.pairs):
+                raise ValueError(f"{name}: {len(given)} tokens for {len(self.pairs)} pairs of prompts")
+        self.clean = self.corrupted = None
+        return self
 
 
 _OPTIONS = (
@@ -70,7 +102,8 @@ _OPTIONS = (
 )
 def edges(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """What every edge between two parts is worth: estimated, and where need be measured."""
-    return _head(session, ask) | _found(session, ask, check, by_position=ask.by_position).to_dict(ask.top)
+    found = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest, by_position=ask.by_position)
+    return head_of(session, ask) | found.to_dict(ask.top)
 
 
 @view(
@@ -78,37 +111,48 @@ def edges(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     CircuitAsk,
     room="compare",
     trims=("top",),
-    python="model.circuit([({clean!r}, {corrupted!r})], {faithfulness}, metric={metric!r}, " + _OPTIONS + ")",
+    python="model.circuit({pairs!r}, {faithfulness}, metric={metric!r}, " + _OPTIONS + ")",
 )
 def circuit(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The smallest set of edges found that brings the difference of two prompts back, and how far to trust it."""
     from glassformer.interp.circuit_search import circuit as searched
 
-    found = searched(_found(session, ask, check), ask.faithfulness, progress=lambda done, total, what: check())
-    return _head(session, ask) | found.to_dict(ask.top)
+    edges = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest)
+    found = searched(edges, ask.faithfulness, progress=lambda done, total, what: check())
+    return head_of(session, ask) | found.to_dict(ask.top)
 
 
-def _head(session: Session, ask: Any) -> dict[str, Any]:
+def head_of(session: Session, ask: Any) -> dict[str, Any]:
     """What an answer begins with, as that of `glassformer circuit --json` does."""
     model = session.model(ask.model)
-    named = {"answer": ask.answer, "wrong": ask.wrong}
-    prompt = {"clean": ask.clean, "corrupted": ask.corrupted} | {k: v for k, v in named.items() if v is not None}
-    return {"model": model.name, "precision": model.precision, "task": None, "accuracy": None, "prompts": [prompt]}
+    prompts = []
+    for number, (clean, corrupted) in enumerate(_pairs(ask)):
+        named = {"answer": ask.answer, "wrong": ask.wrong}
+        each = {k: v[number] if isinstance(v, list) else v for k, v in named.items() if v is not None}
+        prompts.append({"clean": clean, "corrupted": corrupted} | each)
+    return {"model": model.name, "precision": model.precision, "task": None, "accuracy": None, "prompts": prompts}
 
 
-def _found(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
-    from glassformer.interp.edges import edges as sought
+def _pairs(ask: Any) -> list[tuple[str, str]]:
+    """The prompts of a request, two by two."""
+    return getattr(ask, "pairs", None) or [(ask.clean, ask.corrupted)]
 
-    pair = tuple(session.trace(Ask(model=ask.model, text=text, bos=ask.bos)) for text in (ask.clean, ask.corrupted))
-    return sought(
-        [(pair[0], pair[1])],
+
+def sought(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
+    """The edges of a request's pair of prompts."""
+    from glassformer.interp.edges import edges as found
+
+    def trace(text: str) -> Any:
+        check()
+        return session.trace(Ask(model=ask.model, text=text, bos=ask.bos))
+
+    return found(
+        [(trace(clean), trace(corrupted)) for clean, corrupted in _pairs(ask)],
         ask.metric,
         answer=ask.answer,
         wrong=ask.wrong,
         position=ask.position,
         method=ask.method,
-        exact=ask.exact,
-        strongest=ask.strongest,
         limit=LIMIT,
         progress=lambda done, total, what: check(),
         **more,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -131,6 +131,49 @@ Edit = Annotated[
     | Steer
     | RunOnly,
     Field(discriminator="kind"),
+]
+
+_PARTS = {"attention": "ablate_attn", "feed_forward": "ablate_mlp"}
+
+
+def _named(value: Any) -> Any:
+    """`{"ablate": {"layer": 3, "head": 1}}` as `{"kind": "ablate_head", "layer": 3, "head": 1}`, and so on."""
+    if not isinstance(value, list):
+        return value
+    return [_one(edit) for edit in value]
+
+
+def _one(edit: Any) -> Any:
+    if not (isinstance(edit, Mapping) and len(edit) == 1):
+        return edit
+    [(name, inner)] = edit.items()
+    if not isinstance(inner, Mapping):
+        return edit
+    told = dict(inner)
+    if name == "ablate":
+        part = told.pop("part", None)
+        if "head" in told:
+            return {"kind": "ablate_head", **told}
+        if "neuron" in told:
+            return {"kind": "ablate_neuron", **told}
+        if "expert" in told:
+            return {"kind": "ablate_expert", **told}
+        if part not in _PARTS:
+            raise ValueError(
+                'an ablation names a head, a neuron, an expert, or the part "attention" or "feed_forward" of a layer'
+            )
+        return {"kind": _PARTS[part], **told}
+    if name in ("knockout", "scale", "steer", "circuit"):
+        if "keys" in told:
+            told["source"] = told.pop("keys")
+        return {"kind": name, **told}
+    return edit
+
+
+Edits = Annotated[
+    list[Edit],
+    BeforeValidator(_named),
+    Field(max_length=200, description="What is switched off or changed in the model for this answer."),
 ]
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from glassformer.views.asks import Edit, Strict, Text
+from glassformer.views.asks import Edits, Strict, Text
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def _meaning(plan: Plan) -> Any:
 class MeaningAsk(Strict):
     model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
     bos: bool | None = Field(default=None, description="Whether the beginning-of-text token is put first.")
-    edits: list[Edit] = Field(default=[], max_length=200, description="What is switched off or changed in the model.")
+    edits: Edits = Field(default=[])
     word: str = Field(min_length=1, max_length=200, description="The word.")
     texts: list[Text] = Field(min_length=2, max_length=12, description="Texts that contain it.")
 

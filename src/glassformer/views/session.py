@@ -55,6 +55,7 @@ class Session:
         self._traces: OrderedDict[tuple[Any, ...], Trace] = OrderedDict()
         self._lock = threading.RLock()
         self._opening = threading.Lock()
+        self._making: dict[tuple[Any, ...], threading.Lock] = {}
 
     @property
     def opened(self) -> list[str]:
@@ -122,10 +123,19 @@ class Session:
         model, ids = self.edited(ask), self.ids(ask)
         key = (ask.model or self.current, tuple(ids), json.dumps([e.model_dump() for e in ask.edits]))
         with self._lock:
-            if key in self._traces:
-                self._traces.move_to_end(key)
-                return self._traces[key]
-        return self._kept(key, model.trace(ids))
+            making = self._making.setdefault(key, threading.Lock())
+        # Views of one text come several at once: the first makes the trace, the others wait for it.
+        with making:
+            with self._lock:
+                if key in self._traces:
+                    self._traces.move_to_end(key)
+                    self._making.pop(key, None)
+                    return self._traces[key]
+            try:
+                return self._kept(key, model.trace(ids))
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
 
     def keep(self, trace: Trace) -> None:
         """Hold a trace of the current model that has already run, so that views of its text use it."""

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from glassformer.errors import TextError
+from glassformer.errors import ShapeError, TextError
 from glassformer.tokenizer.spelling import spelled
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, At
@@ -48,6 +48,40 @@ class VectorAsk(At):
     site: str = Field(min_length=1, max_length=100, description="Named site, such as blocks.3.resid_pre.")
 
 
+class ColumnsAsk(At):
+    cells: int = Field(default=24, ge=1, le=4096, description="Numbers of every vector, evenly spread.")
+
+
+@view("columns", ColumnsAsk, room="stage", python="model.trace({text!r})['embed']")
+def columns(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """A text's tokens and the columns they begin as: what the stage draws first, without running the layers."""
+    model, ids = session.model(ask.model), session.ids(ask)
+    transformer, config = model.transformer, model.config
+    if not -len(ids) <= ask.position < len(ids):
+        raise ShapeError(f"The text has {len(ids)} tokens, so there is no position {ask.position}.")
+    dims = _dims(ask.cells, config.d_model)
+    with torch.inference_mode():
+        rows = transformer.entering(transformer.embed(torch.tensor([ids], device=transformer.device)))
+        x = transformer.gathered(rows[0])
+    return {
+        "model": model.name,
+        "precision": model.precision,
+        "position": range(len(ids))[ask.position],
+        "layers": config.n_layers,
+        "d_model": config.d_model,
+        "vocab": config.vocab_size,
+        "tokens": _tokens(model.tokenizer, ids),
+        "dims": dims.tolist(),
+        "embedding": _small(x[:, dims.to(x.device)]) | {"norm": packed(x.double().norm(dim=-1))},
+    }
+
+
+def _dims(cells: int, width: int) -> Tensor:
+    """Which numbers of a vector are drawn: an even sample."""
+    cells = min(cells, width)
+    return torch.arange(cells) * width // cells
+
+
 @view(
     "stage",
     StageAsk,
@@ -61,8 +95,7 @@ def stage(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     position = trace.position(ask.position)
     config = trace.config
     width = config.d_model
-    cells = min(ask.cells, width)
-    dims = torch.arange(cells) * width // cells
+    dims = _dims(ask.cells, width)
     lanes, added, norms, sizes = _stream(trace, dims, check)
     arcs = _arcs(trace, ask.threshold, check)
     return {
@@ -304,9 +337,7 @@ def carry(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     trace = session.trace(ask)
     layer, query = trace.layer(ask.layer), trace.position(ask.query)
     head = trace.head(ask.head, layer)
-    width = trace.config.d_model
-    cells = min(ask.cells, width)
-    dims = (torch.arange(cells) * width // cells).to(trace.transformer.device)
+    dims = _dims(ask.cells, trace.config.d_model).to(trace.transformer.device)
     writes = trace.contributions(layer, head, query)[: query + 1]
     place = "resid_pre" if trace.config.copies is None else "resid_active"
     before = trace.at(f"blocks.{layer}.{place}", query)

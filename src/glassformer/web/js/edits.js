@@ -19,6 +19,8 @@ export function editName(edit, tokens) {
   if (edit.kind === "ablate_attn") return `layer ${edit.layer} attention${where} is off`;
   if (edit.kind === "ablate_mlp") return `layer ${edit.layer} feed-forward${where} is off`;
   if (edit.kind === "ablate_neuron") return `layer ${edit.layer} neuron ${edit.neuron}${where} is off`;
+  if (edit.kind === "steer") return `steered after layer ${edit.layer}${where} × ${Number(edit.strength).toFixed(1)}`;
+  if (edit.kind === "ablate_expert") return `layer ${edit.layer} expert ${edit.expert}${where} is off`;
   if (edit.kind === "scale") return `${scaled(edit, tokens)} × ${Number(edit.by).toFixed(2)}`;
   return `nobody looks at ${edit.source.map(at).join(" ")}`;
 }

@@ -12,17 +12,8 @@ import { Store, fromFragment } from "./store.js";
 import { history as pastAndFile, listening, tools } from "./tools.js";
 import { tour } from "./tour.js";
 import { segmented } from "./ui.js";
-import { mount as attention } from "./views/attention.js";
-import { mount as compare } from "./views/compare.js";
-import { mount as depth } from "./views/depth.js";
-import { mount as facts } from "./views/facts.js";
-import { mount as learning } from "./views/learning.js";
-import { mount as meaning } from "./views/meaning.js";
 import { mount as next } from "./views/next.js";
-import { mount as size } from "./views/size.js";
 import { mount as tokens } from "./views/tokens.js";
-import { mount as vectors } from "./views/vectors.js";
-import { mount as why } from "./views/why.js";
 
 /** @type {[string, string][]} */
 export const EXAMPLES = [
@@ -35,17 +26,17 @@ export const EXAMPLES = [
   ["Code", "def add(a, b):\n    return"],
 ];
 
-/** @type {[string, string, (element: HTMLElement, source: any, state: Store) => void][]} */
+/** The rooms; what draws one is fetched when it is opened. @type {[string, string, () => Promise<(element: HTMLElement, source: any, state: Store) => void>][]} */
 export const ROOMS = [
-  ["attention", "Attention", attention],
-  ["depth", "Depth", depth],
-  ["why", "Why", why],
-  ["facts", "Facts", facts],
-  ["compare", "Compare", compare],
-  ["vectors", "Vectors", vectors],
-  ["meaning", "Meaning", meaning],
-  ["learning", "Learning", learning],
-  ["size", "Size", size],
+  ["attention", "Attention", async () => (await import("./views/attention.js")).mount],
+  ["depth", "Depth", async () => (await import("./views/depth.js")).mount],
+  ["why", "Why", async () => (await import("./views/why.js")).mount],
+  ["facts", "Facts", async () => (await import("./views/facts.js")).mount],
+  ["compare", "Compare", async () => (await import("./views/compare.js")).mount],
+  ["vectors", "Vectors", async () => (await import("./views/vectors.js")).mount],
+  ["meaning", "Meaning", async () => (await import("./views/meaning.js")).mount],
+  ["learning", "Learning", async () => (await import("./views/learning.js")).mount],
+  ["size", "Size", async () => (await import("./views/size.js")).mount],
 ];
 
 export const START = {
@@ -54,7 +45,7 @@ export const START = {
   tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, plane: [], sum: "king - man + woman",
-  scene: null, zoom: null, lang: null, stageShare: 0.1,
+  scene: null, zoom: null, marks: null, circuitAsked: false, reasonAgainst: null, lang: null, stageShare: 0.1,
 };
 
 /** @param {HTMLElement} root @param {any} source @param {Store} state */
@@ -153,15 +144,16 @@ export function build(root, source, state) {
       h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null, against: null }) }, name))));
   }
   tokens(composer, source, state);
-  if (stage) mountStage(stage, source, state, { rooms: rooms.map(([name]) => name) });
+  const drawn = stage ? mountStage(stage, source, state, { rooms: rooms.map(([name]) => name) }).first : Promise.resolve();
   next(left, source, state);
   /** @type {Map<string, any>} */
   const panels = new Map();
-  for (const [name, label, mount] of rooms) {
-    tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, "data-room": name, onclick: () => state.set({ tab: name }) }, label));
+  for (const [name, label, fetched] of rooms) {
+    const near = () => { fetched().catch(() => null); }; // it is here by the time of the click
+    tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, "data-room": name, onclick: () => state.set({ tab: name }), onpointerenter: near, onfocus: near }, label));
     const panel = h("div", { role: "tabpanel", id: `room-${name}`, "aria-labelledby": `tab-${name}`, hidden: true });
     shelf.append(panel);
-    panels.set(name, { panel, mount, mounted: false });
+    panels.set(name, { panel, fetched, mounted: false });
   }
   right.append(shelf);
   tabs.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
@@ -172,6 +164,22 @@ export function build(root, source, state) {
     state.set({ tab: to });
     /** @type {any} */ (tabs.querySelector(`[data-room="${to}"]`)).focus();
   });
+  /** Fetch what draws a room, and draw it. @param {any} room */
+  async function furnish(room) {
+    room.mounted = true;
+    room.panel.setAttribute("aria-busy", "true");
+    try {
+      const mount = await room.fetched();
+      await drawn; // the first picture has the processor to itself
+      put(room.panel);
+      mount(room.panel, source, state);
+      await seen(); // it is busy until its views have been told that they are in sight
+    } catch (error) {
+      room.mounted = false;
+      put(room.panel, h("p", { class: "problem", role: "alert" }, `This room could not be fetched: ${error instanceof Error ? error.message : error}. Open it again once the server answers.`));
+    }
+    room.panel.removeAttribute("aria-busy");
+  }
   const choose = () => {
     if (!panels.has(state.get("tab"))) return state.set({ tab: rooms[0][0] });
     for (const button of /** @type {any} */ (tabs.children)) {
@@ -186,15 +194,15 @@ export function build(root, source, state) {
       room.panel.hidden = name !== state.get("tab") && !second;
       room.panel.classList.toggle("second", second);
       if (second) shelf.append(room.panel); // after the one that was chosen
-      if (!room.panel.hidden && !room.mounted) {
-        room.mounted = true;
-        room.mount(room.panel, source, state);
-      }
+      if (!room.panel.hidden && !room.mounted) furnish(room);
     }
   };
   state.on(["tab", "beside"], choose);
   choose();
 }
+
+/** After the next two frames, or soon where none is drawn. */
+const seen = () => new Promise((done) => { setTimeout(done, 200); requestAnimationFrame(() => requestAnimationFrame(done)); });
 
 /** The mark: a small field of attention. */
 function logo() {

@@ -8,7 +8,7 @@ import { unpack } from "./source.js";
 
 /** The views of each room whose numbers are taken, the last asked first. @type {Record<string, string[]>} */
 const VIEWS = {
-  stage: ["stage"], attention: ["cell", "attention", "thumbnails"], depth: ["lens", "journey"], why: ["why", "neurons", "effects"], compare: ["compare", "patch"],
+  stage: ["stage"], attention: ["reasons", "cell", "attention", "thumbnails"], depth: ["lens", "journey"], why: ["why", "neurons", "effects", "graph"], compare: ["compare", "patch"],
   vectors: ["cloud", "sum", "sums"], meaning: ["meaning"], learning: ["run", "run_step"], size: ["size"],
 };
 
@@ -30,7 +30,9 @@ export function tools(source, state, panel) {
   const said = h("span", { class: "small", role: "status" });
   const now = () => {
     const names = VIEWS[state.get("tab")] ?? [];
-    const held = [...source.heard.keys()].reverse().find((name) => names.includes(name));
+    const heard = [...source.heard.keys()].reverse().filter((name) => names.includes(name));
+    // All heads at once are what is looked at only while no one head is.
+    const held = heard.find((name) => name !== "thumbnails") ?? heard[0];
     if (!held) throw new Error("Nothing was computed here yet.");
     return { name: held, ...source.heard.get(held) };
   };

@@ -24,9 +24,21 @@ export class Vectors {
   }
 }
 
+const NONE = { shape: [0] };
+const NO_VECTORS = { q: NONE, scale: NONE, norm: NONE };
+
+/** What a drawing holds before the layers have run. */
+const NOTHING = {
+  lanes: NO_VECTORS, added: NO_VECTORS, carried: NO_VECTORS, final: NO_VECTORS, unembedding: NO_VECTORS, products: { ...NO_VECTORS, dot: NONE }, next: [], rest: 0, temperatures: [],
+  arcs: { count: 0, threshold: 0, layer: NONE, head: NONE, query: NONE, key: NONE, share: NONE }, neurons: { count: 0, layer: NONE, position: NONE, index: NONE, share: NONE, output: NONE },
+};
+
 export class StageData {
   /** @param {any} d the answer of the `stage` view */
   constructor(d) {
+    /** Whether only the words' columns are here yet. */
+    this.early = d.lanes === undefined;
+    if (this.early) d = { ...NOTHING, ...d, arcs: { ...NOTHING.arcs, heads: Array(d.layers).fill(0) } };
     this.raw = d;
     this.model = /** @type {string} */ (d.model);
     this.layers = /** @type {number} */ (d.layers);
@@ -40,6 +52,7 @@ export class StageData {
     this.dims = d.dims;
     this.embedding = new Vectors(d.embedding);
     this.lanes = new Vectors(d.lanes);
+    if (this.early) this.lanes.cells = this.embedding.cells;
     this.added = new Vectors(d.added);
     this.carried = new Vectors(d.carried);
     this.final = new Vectors(d.final);

@@ -40,8 +40,10 @@ export class Machine {
     this.slabs = [v0, v1];
     this.ratio = Math.min(2, devicePixelRatio || 1);
     // One column of pixels a place, one row a number of a token: the lanes; likewise what was added.
-    this.laneAtlas = atlas(d.lanes, d.places, n, this.tall);
-    this.addAtlas = atlas(d.added, 2 * d.layers, n, this.tall);
+    if (!d.early) {
+      this.laneAtlas = atlas(d.lanes, d.places, n, this.tall);
+      this.addAtlas = atlas(d.added, 2 * d.layers, n, this.tall);
+    }
     this.base = this.#sheet();
     this.lit = this.#sheet();
     this.#prepare();
@@ -88,7 +90,7 @@ export class Machine {
     }
     this.lit.ctx.drawImage(this.base.ctx.canvas, 0, 0, this.w, this.h);
     this.#words(this.lit, 1);
-    this.#lanes(this.lit);
+    if (!d.early) this.#lanes(this.lit);
     for (const arc of [...d.arcs].reverse()) this.#arc(this.lit, arc, 1, 0.7);
     for (const neuron of d.neurons) this.#spark(this.lit, neuron, 0.5);
   }
@@ -181,6 +183,7 @@ export class Machine {
   /** A frame. @param {Pen} pen @param {number} t 0 to 1 */
   paint(pen, t) {
     const { d } = this;
+    if (d.early) t = Math.min(t, WHEN.layers - 0.03);
     const at = this.layersAt(t);
     if (t < WHEN.layers) this.#reveal(pen, 0);
     else {
@@ -359,7 +362,7 @@ export class Machine {
     for (let i = 0; i < d.count && d.count <= 80; i++) {
       pen.part(this.r(2, this.v(i) - this.gap * 0.42, this.u0 - 24, this.gap * 0.84), say("part.word", { word: plain(d.tokens[i].text), i }), () => this.onPart?.("word", i), `word-${i}`);
     }
-    for (let layer = 0; layer < d.layers; layer++) {
+    for (let layer = 0; layer < d.layers && !d.early; layer++) {
       pen.part(this.r(this.at(layer), v0 - 6, 2 * this.step - 1, v1 - v0 + 12), say("part.layer", { layer, arcs: d.arcsOf[layer].length, neurons: d.neuronsOf[layer].length }), () => this.onPart?.("layer", layer), `layer-${layer}`);
     }
   }

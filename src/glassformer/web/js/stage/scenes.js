@@ -5,8 +5,6 @@ import { say } from "../words.js";
 import { Machine, WHEN } from "./machine.js";
 import { pct } from "./paint.js";
 import { mixed } from "./quiz.js";
-import { answer, facts, layers, learning, size, temperature, why } from "./scenes_next.js";
-import { grid, heads, meaning, numbers, softmax, values } from "./scenes_words.js";
 
 /**
  * @typedef {import("./stage.js").Stage} Stage
@@ -21,6 +19,7 @@ import { grid, heads, meaning, numbers, softmax, values } from "./scenes_words.j
  * @property {(stage: Stage) => import("./quiz.js").Question|null} [ask]
  * @property {(stage: Stage) => {room: string, set: Record<string, any>}|null} [room]
  * @property {(stage: Stage) => string} [told] the picture in words
+ * @property {() => Promise<Scene>} [fetched] the scene itself, when this only holds its place
  */
 
 /** @type {Scene} */
@@ -54,8 +53,25 @@ const machine = {
   },
 };
 
+const words = async () => /** @type {any} */ (await import("./scenes_words.js"));
+const next = async () => /** @type {any} */ (await import("./scenes_next.js"));
+
+/** A scene's place, until it is wanted. @param {() => Promise<Record<string, Scene>>} from @param {string} id @returns {Scene} */
+const later = (from, id) => ({ id, seconds: 8, need: async () => null, paint() {}, fetched: async () => (await from())[id] });
+
 /** @type {Scene[]} */
-export const SCENES = [machine, numbers, meaning, grid, softmax, values, heads, facts, layers, answer, temperature, why, learning, size];
+export const SCENES = [
+  machine, ...["numbers", "meaning", "grid", "softmax", "values", "heads"].map((id) => later(words, id)),
+  ...["facts", "layers", "answer", "temperature", "why", "learning", "size"].map((id) => later(next, id)),
+];
+
+/** The scene itself, fetched when it is wanted first. @param {Scene} scene @returns {Promise<Scene>} */
+export async function whole(scene) {
+  if (!scene.fetched) return scene;
+  const found = await scene.fetched();
+  SCENES[SCENES.findIndex(({ id }) => id === found.id)] = found;
+  return found;
+}
 
 /** @param {string|null} id @returns {Scene} */
 export function sceneOf(id) {

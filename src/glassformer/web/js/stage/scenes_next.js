@@ -2,9 +2,9 @@
 
 import { plain } from "../dom.js";
 import { say } from "../words.js";
+import { ask, word } from "./asking.js";
 import { clamp, mix, num, pct, phase, rgba } from "./paint.js";
 import { mixed } from "./quiz.js";
-import { ask, word } from "./scenes_words.js";
 
 /** @typedef {import("./stage.js").Stage} Stage @typedef {import("./paint.js").Pen} Pen @typedef {import("./scenes.js").Scene} Scene */
 

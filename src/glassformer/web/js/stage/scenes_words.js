@@ -3,14 +3,12 @@
 import { plain } from "../dom.js";
 import { unpack } from "../source.js";
 import { say } from "../words.js";
+import { ask, word } from "./asking.js";
 import { Vectors } from "./data.js";
 import { clamp, mix, num, pct, phase, rgba } from "./paint.js";
 import { mixed } from "./quiz.js";
 
 /** @typedef {import("./stage.js").Stage} Stage @typedef {import("./paint.js").Pen} Pen @typedef {import("./scenes.js").Scene} Scene */
-
-/** The texts's tokens as words. @param {Stage} stage @param {number} i */
-export const word = (stage, i) => plain(stage.data?.tokens[i]?.text ?? "");
 
 /** Positions that a scene has room for: the last so many. @param {number} upTo @param {number} most */
 const recent = (upTo, most) => Array.from({ length: Math.min(most, upTo + 1) }, (_, i) => Math.max(0, upTo + 1 - most) + i);
@@ -21,9 +19,6 @@ function telling(pen, stage) {
   if (!arc) pen.lines(say("stage.onearc"), stage.w * 0.1, stage.h * 0.4, stage.w * 0.8, { colour: pen.t.soft });
   return arc;
 }
-
-/** Ask a view of the stage's text. @param {Stage} stage @param {string} view @param {Record<string, any>} [more] */
-export const ask = (stage, view, more = {}) => stage.source.get(view, { text: stage.state.get("text"), model: stage.state.get("model"), edits: stage.state.get("edits"), ...more });
 
 /** What head the scenes look at, for the room. @param {Stage} stage */
 export function headRoom(stage) {

@@ -3,14 +3,17 @@
 import { h, put } from "../dom.js";
 import { LANGUAGES, say, speak, speaking } from "../words.js";
 import { StageData } from "./data.js";
+import { WHEN } from "./machine.js";
 import { Pen, clamp, ease, theme } from "./paint.js";
 import { Overlay } from "./parts.js";
 import { Quiz } from "./quiz.js";
-import { SCENES, sceneOf } from "./scenes.js";
+import { SCENES, sceneOf, whole } from "./scenes.js";
 import { Zoom } from "./zoom.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
+/** So far the first film goes before the layers have run. */
+const EARLY = WHEN.layers - 0.035;
 /** Where a film stands still for those who want no motion. */
 const STILLS = 6;
 
@@ -45,6 +48,10 @@ export class Stage {
     this.ratio = 1;
     /** @type {AbortController|null} */
     this.asking = null;
+    /** Told once the first picture's numbers are here, or will not come. */
+    this.arrived = () => {};
+    /** @type {Promise<void>} */
+    this.first = new Promise((done) => { this.arrived = done; });
     this.#build();
     this.quiz = new Quiz(this.question, () => this.#answered());
     this.zoom = new Zoom(this);
@@ -188,12 +195,18 @@ export class Stage {
     const { state } = this;
     this.asking?.abort();
     const mine = (this.asking = new AbortController());
-    if (!state.get("text")) return this.view.removeAttribute("aria-busy");
+    if (!state.get("text")) {
+      this.arrived();
+      return this.view.removeAttribute("aria-busy");
+    }
     this.view.setAttribute("aria-busy", "true");
+    const first = this.data === null;
+    const asked = { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: state.get("position") ?? -1 };
+    if (first) this.#early(asked, mine.signal);
     try {
-      const found = await this.source.get("stage", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: state.get("position") ?? -1, threshold: state.get("stageShare") ?? 0.1 }, { signal: mine.signal });
+      const found = await this.source.get("stage", { ...asked, threshold: state.get("stageShare") ?? 0.1 }, { signal: mine.signal });
       if (mine.signal.aborted) return;
-      const first = this.data === null;
+      const going = this.data?.early === true && this.playing;
       this.data = new StageData(found);
       this.problem.hidden = true;
       this.extra.clear();
@@ -202,21 +215,44 @@ export class Stage {
       this.zoom.follow(state.get("zoom"));
       this.#resize();
       const typing = document.activeElement?.id === "composer";
-      this.begin(typing && !first ? 1 : 0);
+      if (going && !this.zoom.path.length) this.#on();
+      else this.begin(typing && !first ? 1 : 0);
     } catch (error) {
       if (mine.signal.aborted) return;
       this.problem.textContent = error instanceof Error ? error.message : String(error);
       this.problem.hidden = false;
       if (error instanceof Error && /** @type {any} */ (error).kind === "Gone") setTimeout(() => mine === this.asking && this.load(), 2000);
     } finally {
-      if (mine === this.asking) this.view.removeAttribute("aria-busy");
+      if (mine === this.asking) {
+        this.view.removeAttribute("aria-busy");
+        this.arrived();
+      }
     }
+  }
+
+  /** The words become columns while the layers are still computed: motion begins with what is known. @param {Record<string, any>} asked @param {AbortSignal} signal */
+  async #early(asked, signal) {
+    const here = () => this.scene.covers && !this.state.get("zoom") && !this.calm.matches;
+    if (!this.source.live || !here()) return;
+    const found = await this.source.get("columns", asked, { signal }).catch(() => null);
+    if (!found || signal.aborted || this.data || !here()) return;
+    this.data = new StageData(found);
+    this.#resize();
+    this.begin(0);
+  }
+
+  /** The film goes on with the numbers that have come. */
+  #on() {
+    this.#need();
+    this.#ask();
+    this.reflect();
+    this.draw();
   }
 
   /** Ask for what the scene needs beyond. */
   async #need() {
     const { scene } = this;
-    if (!this.data || !scene.need || this.extra.has(scene.id)) return;
+    if (!this.data || this.data.early || !scene.need || this.extra.has(scene.id)) return;
     const mine = this.asking;
     this.extra.set(scene.id, null);
     try {
@@ -238,15 +274,35 @@ export class Stage {
   }
 
   #ask() {
-    if (!this.data) return;
+    if (!this.data || this.data.early) return;
     const ready = !this.scene.need || (this.found && !this.found.problem);
     this.quiz.show(this.scene.id, ready ? () => this.scene.ask?.(this) ?? null : () => null);
+  }
+
+  /** Begin a scene whose drawing is still to come. @param {number} t */
+  async #fetch(t) {
+    const { scene } = this;
+    this.playing = false;
+    this.extra.delete(scene.id);
+    this.reflect();
+    this.draw();
+    try {
+      const found = await whole(scene);
+      if (this.scene !== scene) return;
+      this.scene = found;
+      this.begin(t);
+    } catch (error) {
+      if (this.scene !== scene) return;
+      this.extra.set(scene.id, { problem: error instanceof Error ? error.message : String(error) });
+      this.draw();
+    }
   }
 
   /** @param {number} t */
   begin(t = 0) {
     this.t = t;
     this.held = false;
+    if (this.scene.fetched) return void this.#fetch(t);
     this.#need();
     this.#ask();
     this.reflect();
@@ -381,7 +437,7 @@ export class Stage {
         const hold = this.held ? 1 : this.#hold();
         const long = this.scene.seconds * 1000;
         const before = this.t;
-        this.t = Math.min(1, this.t + Math.min(gap, 100) / long);
+        this.t = Math.min(this.data.early ? EARLY : 1, this.t + Math.min(gap, 100) / long);
         if (before < hold && this.t >= hold && hold < 1) {
           this.t = hold;
           this.playing = false;
@@ -415,7 +471,7 @@ export class Stage {
   paint(pen) {
     if (this.zoom.path.length) return this.zoom.paint(pen);
     if (this.found?.problem) return void pen.lines(this.found.problem, this.w * 0.1, this.h * 0.4, this.w * 0.8, { colour: pen.t.soft });
-    if (this.scene.need && !this.found) return void pen.text(say("stage.asking"), this.w / 2, this.h / 2, { align: "center", colour: pen.t.soft });
+    if ((this.scene.need && !this.found) || (this.data?.early && !this.scene.covers)) return void pen.text(say("stage.asking"), this.w / 2, this.h / 2, { align: "center", colour: pen.t.soft });
     this.scene.paint(pen, this.t, this);
   }
 

@@ -7,6 +7,7 @@ import { mount as mountArcs } from "./arcs.js";
 import { mount as mountCell } from "./cell.js";
 import { mount as mountHeads } from "./heads.js";
 import { mount as mountMatrix } from "./matrix.js";
+import { mount as mountReasons } from "./reasons.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -68,5 +69,6 @@ export function mount(element, source, state) {
   state.on(["theme", "large"], recolour);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
   mountCell(cell, source, state);
+  if (source.live) mountReasons(cell, source, state);
   reset();
 }

@@ -3,7 +3,8 @@
 import { h, number, percent, put, s, shown } from "../dom.js";
 import { signed } from "../colour.js";
 import { live } from "../live.js";
-import { fork, track } from "../ui.js";
+import { unpack } from "../source.js";
+import { fork, grid, track } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -20,7 +21,22 @@ export function mount(element, source, state) {
     return source.get("cell", {
       text: state.get("text"), model: state.get("model"), edits: state.get("edits"), layer: state.get("layer"), head, query, key,
     }, { signal });
-  }, (data) => draw(data));
+  }, (data) => { held = data; draw(data); });
+  /** @type {any} */
+  let held = null;
+  // The matrices come after the numbers; a report leaves them out.
+  const matrices = h("div", {});
+  element.append(matrices);
+  /** @type {any} */
+  let maps = null;
+  if (source.live) {
+    live(matrices, state, ["text", "model", "edits", "layer", "head", "query", "key", "count"], async (signal) => {
+      const [query, key, head] = ["query", "key", "head"].map((k) => state.get(k));
+      maps = null;
+      if (query === null || key === null || head === null || Math.max(query, key) >= state.get("count")) return null;
+      return source.get("maps", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), layer: state.get("layer"), head, query, key }, { signal }).catch(() => null);
+    }, (found) => { maps = found; if (held) draw(held); }, { always: true });
+  }
 
   /** @param {any} d */
   function draw(d) {
@@ -31,7 +47,8 @@ export function mount(element, source, state) {
     put(body,
       h("h3", {}, `${who(d.query)} looks at ${who(d.key)}: layer ${d.layer}, head ${d.head}`),
       step("Two columns become a query and a key", `× W_Q, × W_K: ${d.q.length} × ${d.columns.width}`, "",
-        [line(who(d.query), d.columns.query, d.columns.dims, "× W_Q =", d.q, "query"), line(who(d.key), d.columns.key, d.columns.dims, "× W_K =", d.k, "key")],
+        fits(d) ? h("div", { class: "products" }, through(who(d.query), maps.query, "W_Q", "query"), through(who(d.key), maps.key, "W_K", "key"))
+          : [line(who(d.query), d.columns.query, d.columns.dims, "× W_Q =", d.q, "query"), line(who(d.key), d.columns.key, d.columns.dims, "× W_K =", d.k, "key")],
         d.columns.dims.length < d.columns.width ? `${d.columns.dims.length} of ${d.columns.width} numbers of each column are drawn` : ""),
       half ? h("p", { class: "soft small" }, `Both are rotated by their place; at distance ${d.query - d.key} their pairs turn against each other by ${number(d.turns[0])} … ${number(d.turns[half - 1])} radians.`) : null,
       step("Query · key", "|q| |k| cos angle = Σᵢ qᵢ kᵢ", number(d.dot), h("div", { class: "two cell-two" }, arrows(d, angle), running(d)),
@@ -39,7 +56,7 @@ export function mount(element, source, state) {
       step("Scale, mask, softmax", `${number(d.dot)} × ${number(d.scale)}${d.softcap ? `, soft-capped at ${d.softcap}` : ""} = ${d.visible ? number(d.score) : "−∞"}; exp(${d.visible ? number(d.score) : "−∞"} − ${number(d.log_normaliser)})`, percent(d.weight, 2), row(d, tokens),
         d.row_rank === 0 ? "the row's largest" : `number ${d.row_rank + 1} of its row`),
       step("Value", `${percent(d.weight, 2)} × value of ${who(d.key)}`, `norm ${number(d.write_norm)} written`, [strip(d.value), strip(d.handed, Math.max(...d.value.map(Math.abs), 1e-12))]),
-      step("Addition", `to the stream at ${who(d.query)}`, `${number(d.stream.before)} → ${number(d.stream.after)}`, null, `the stream is ${number(d.stream.before)} long before this cell's write and ${number(d.stream.after)} with it, turned by ${((Math.acos(Math.min(1, d.stream.turned)) * 180) / Math.PI).toFixed(2)}°`),
+      step("Addition", `to the stream at ${who(d.query)}`, `${number(d.stream.before)} → ${number(d.stream.after)}`, d.stream.columns ? added(d.stream.columns, d.columns.dims) : null, `the stream is ${number(d.stream.before)} long before this cell's write and ${number(d.stream.after)} with it, turned by ${((Math.acos(Math.min(1, d.stream.turned)) * 180) / Math.PI).toFixed(2)}°`),
       step("Effect", `on the logit after ${who(d.position)} (${d.unit})`, `${d.effect >= 0 ? "+" : "−"}${number(Math.abs(d.effect))}`, strip(d.effects)),
     );
   }
@@ -47,6 +64,31 @@ export function mount(element, source, state) {
   /** A column, what it is multiplied with, and what comes of it. @param {string} name @param {number[]} column @param {number[]} dims @param {string} by @param {number[]} out @param {string} what */
   function line(name, column, dims, by, out, what) {
     return h("div", { class: "product" }, h("span", { class: "mono small" }, name), strip(column, 0, dims), h("span", { class: "mono" }, by), strip(out), h("span", { class: "small soft" }, what));
+  }
+
+  /** Whether the matrices that came are this cell's. @param {any} d */
+  const fits = (d) => maps && maps.layer === d.layer && maps.head === d.head && state.get("query") === d.query && state.get("key") === d.key;
+
+  /** A column, its matrix, and what comes of it. @param {string} name @param {any} side @param {string} by @param {string} what */
+  function through(name, side, by, what) {
+    const { shape, data } = unpack(side.matrix);
+    const matrix = grid(/** @type {Float32Array} */ (data), shape[0], shape[1], `${by} of this head with the norm before it and the turn by its place, ${shape[0]} numbers of ${maps.width}`);
+    matrix.classList.add("map");
+    return h("div", { class: "through", "data-apart": side.apart }, h("span", { class: "small strong" }, name), upright(side.stream, maps.dims), h("span", {}, "×"), h("figure", {}, matrix, h("figcaption", { class: "soft small" }, by)), h("span", {}, "="), upright(side.value), h("span", { class: "small soft" }, what));
+  }
+
+  /** A column as one. @param {number[]} values @param {number[]|null} [dims] @param {number} [scale] */
+  function upright(values, dims = null, scale = 0) {
+    const out = strip(values, scale, dims);
+    out.classList.add("upright");
+    return out;
+  }
+
+  /** The stream before, what is added, the stream after: one scale for all three. @param {any} columns @param {number[]} dims */
+  function added(columns, dims) {
+    const scale = Math.max(...columns.before.map(Math.abs), ...columns.after.map(Math.abs), 1e-12);
+    const one = (/** @type {string} */ name, /** @type {number[]} */ values) => h("figure", {}, upright(values, dims, scale), h("figcaption", { class: "soft small" }, name));
+    return h("div", { class: "through added" }, one("before", columns.before), h("span", {}, "+"), one("this cell", columns.write), h("span", {}, "="), one("after", columns.after));
   }
 
   /** The two arrows in the plane they span. @param {any} d @param {number} angle */

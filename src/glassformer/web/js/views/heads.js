@@ -26,6 +26,9 @@ export function mount(element, source, state) {
   let seen = null;
   /** @type {any} */
   let roles = null;
+  let begin = () => {};
+  /** @type {Promise<void>} */
+  const drawn = new Promise((done) => { begin = done; });
   live(field, state, ["text", "model", "edits"], async (signal) => {
     if (!state.get("text")) return null;
     return source.get("thumbnails", { text: state.get("text"), model: state.get("model"), edits: state.get("edits") }, { signal });
@@ -33,8 +36,10 @@ export function mount(element, source, state) {
     seen = data;
     paint();
     arrange();
-  }, { clear: () => { seen = null; } });
-  live(note, state, ["model"], async (signal) => source.get("heads", { model: state.get("model") }, { signal }).catch(() => null), (found) => {
+    begin();
+  }, { clear: () => { seen = null; begin(); } });
+  // What heads do is measured on texts of its own, which takes long: after what is looked at.
+  live(note, state, ["model"], async (signal) => (await drawn, source.get("heads", { model: state.get("model") }, { signal }).catch(() => null)), (found) => {
     roles = found;
     put(note, LEGEND, Object.values(ROLES).map(([sign, text]) => `${sign} ${text}`).join(", "), ".");
     arrange();

@@ -4,6 +4,8 @@ import { signed } from "../colour.js";
 import { h, hint, number, percent, put, s, shown } from "../dom.js";
 import { dial, editName, sameThing } from "../edits.js";
 import { live } from "../live.js";
+import { mount as mountCircuit } from "./circuit.js";
+import { mount as mountSteering } from "./steering.js";
 import { chance, fork, track, withSign } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -43,10 +45,16 @@ export function mount(element, source, state) {
   });
   const effect = h("div", { class: "effect" });
   const body = h("div", { class: "why" });
+  const [circuit, steering] = [h("div", {}), h("div", {})];
   const neurons = h("div", { class: "neurons", role: "list" });
   const absent = h("p", { class: "small soft", role: "status" });
-  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, absent, effect), body, h("h3", {}, "Neurons of the feed-forward layers"),
+  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, absent, effect), body, steering, circuit, h("h3", {}, "Neurons of the feed-forward layers"),
     h("p", { class: "soft small" }, "What is lost when each is off, and the tokens whose score it raises; click one to switch it off."), neurons);
+
+  if (source.live) {
+    mountCircuit(circuit, source, state);
+    if (!source.embedded) mountSteering(steering, source, state);
+  }
 
   /** @param {any} edit */
   function switchOff(edit) {
@@ -198,6 +206,16 @@ function paths(d, chosen, largest, act) {
       s("text", { class: "word", x: x(position), y: height - 12, "text-anchor": "middle" }, token(position)));
   }
   svg.append(s("text", { class: "word strong", x: home, y: 18, "text-anchor": "middle" }, `${shown(d.token)} ${percent(d.probability)}`));
+  // The strongest are named first, and a name that would lie over another is left to the hint.
+  /** @type {[number, number][]} */
+  const named = [];
+  const free = (/** @type {number} */ tx, /** @type {number} */ ty) => !named.some(([a, b]) => Math.abs(a - tx) < 120 && Math.abs(b - ty) < 14) && Boolean(named.push([tx, ty]));
+  /** @type {Set<any>} */
+  const labelled = new Set();
+  for (const p of chosen) {
+    const beside = p.source === null || p.source === d.position;
+    if (Math.abs(measured(p)) > 0.12 * largest && free(beside ? home + 86 : x(p.source), y(p.layer ?? -0.5) + (beside ? 8 : 1))) labelled.add(p);
+  }
   // Thin ones first, so that thick ones lie over them.
   for (const p of [...chosen].reverse()) {
     const v = measured(p);
@@ -208,7 +226,7 @@ function paths(d, chosen, largest, act) {
     const node = s("g", { class: v >= 0 ? "flow" : "flow against", tabindex: p.edit ? 0 : null, role: p.edit ? "button" : "img", "aria-label": `${partName(p, d.tokens)}: ${withSign(v)}, claimed ${withSign(p.claimed)}${p.edit ? "; switch off" : ""}`, "data-total": v, "data-claimed": p.claimed },
       s("path", { d: `M ${from[0]} ${from[1]} C ${(from[0] + to[0]) / 2} ${from[1]} ${(from[0] + 2 * to[0]) / 3} ${to[1]} ${to[0]} ${to[1]}`, "stroke-width": wide.toFixed(1) }),
       s("circle", { cx: from[0], cy: from[1], r: (3 + wide / 3).toFixed(1) }),
-      Math.abs(v) > 0.12 * largest ? s("text", { class: "tick", x: from[0] + (from[0] > home ? 12 : 0), y: from[1] - (from[0] > home ? -4 : 9), "text-anchor": from[0] > home ? "start" : "middle" }, `${p.kind === "head" ? `head ${p.layer}.${p.head}` : p.kind === "feed_forward" ? `feed-forward ${p.layer}` : p.kind.replaceAll("_", " ")} ${withSign(v)}`) : null);
+      labelled.has(p) ? s("text", { class: "tick", x: from[0] + (from[0] > home ? 12 : 0), y: from[1] - (from[0] > home ? -4 : 9), "text-anchor": from[0] > home ? "start" : "middle" }, `${p.kind === "head" ? `head ${p.layer}.${p.head}` : p.kind === "feed_forward" ? `feed-forward ${p.layer}` : p.kind.replaceAll("_", " ")} ${withSign(v)}`) : null);
     if (p.edit) {
       node.addEventListener("click", () => act(p.edit));
       node.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); act(p.edit); } });

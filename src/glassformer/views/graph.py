@@ -1,0 +1,93 @@
+"""The drawing of a circuit: few enough parts to be looked at, what each edge between them carries, and how much of the
+difference between two prompts the drawn edges bring back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+
+from glassformer.views.edges import PairAsk, head_of, sought
+from glassformer.views.registry import Check, view
+
+if TYPE_CHECKING:
+    from glassformer.interp.edge_graph import Graph
+    from glassformer.views.session import Session
+
+# Edges that one drawing holds at most, and sets of them whose faithfulness is measured.
+EDGES, SETS = 120, 24
+
+
+class GraphAsk(PairAsk):
+    nodes: int = Field(default=25, ge=3, le=200, description="Parts drawn at most, the prediction among them.")
+    measure: bool = Field(
+        default=True, description="Whether the edges, and what they bring back, are measured by runs of the model."
+    )
+
+
+@view("graph", GraphAsk, room="why")
+def graph(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """The strongest connected edges among a few parts, estimated and measured, and what their first so many bring
+    back."""
+    from glassformer.interp.circuit_search import Runs, greedy, prefixes
+    from glassformer.interp.edge_exact import Exact
+
+    found = sought(session, ask, check, exact="none", strongest=0)
+    whole, pair = found.graph, found.pairs[0]
+    order = _within(whole, greedy(whole, found.value, 4 * EDGES).tolist(), ask.nodes)
+    edges = torch.tensor(order, dtype=torch.long)
+    exact: list[float | None] = [None] * len(order)
+    kept: list[dict[str, Any]] = []
+    if ask.measure and order:
+        exact = [float(x) for x in Exact(pair)(edges, progress=lambda done: check())]
+        step = max(1, -(-len(order) // SETS))
+        counts = sorted({*range(step, len(order) + 1, step), len(order)})
+        f = Runs(found.pairs, check).faithfulness(prefixes(whole, edges, counts))
+        kept = [{"edges": n, "f": float(x)} for n, x in zip(counts, f, strict=True)]
+    trusted = found.reliable
+    rows = []
+    for edge, value in zip(order, exact, strict=True):
+        sender, receiver = whole.names(edge)
+        row = {"from": sender, "to": receiver, "into": _into(whole, edge), "estimate": float(found.value[edge])}
+        rows.append(row | {"exact": value, "reliable": bool(trusted[edge])})
+    return head_of(session, ask) | {
+        "metric": found.metric,
+        "unit": found.unit,
+        "clean": found.clean,
+        "corrupted": found.corrupted,
+        "answer": None if pair.answer is None else pair.clean.token_text(pair.answer),
+        "wrong": None if pair.wrong is None else pair.clean.token_text(pair.wrong),
+        "total_edges": whole.total,
+        "nodes": [name for name in [*whole.senders, "logits"] if name in _named(rows)],
+        "edges": rows,
+        "kept": kept,
+    }
+
+
+def _named(rows: list[dict[str, Any]]) -> set[str]:
+    return {"logits"} | {row["from"] for row in rows}
+
+
+def _into(whole: Graph, edge: int) -> list[str]:
+    """The parts whose input an edge is: one, or all heads that share a key and value."""
+    receiver = int(whole.receiver_of[edge])
+    if receiver in whole.logits:
+        return ["logits"]
+    return [name for name, inputs in zip(whole.senders, whole.inputs, strict=True) if receiver in inputs]
+
+
+def _within(whole: Graph, order: list[int], nodes: int) -> list[int]:
+    """The first edges, in their order of joining, among at most so many parts."""
+    known, out = {"logits"}, list[int]()
+    for edge in order:
+        sender = whole.names(edge)[0]
+        if len(out) == EDGES:
+            break
+        if not known & set(_into(whole, edge)):
+            continue  # what it leads to was left out
+        if sender not in known and len(known) == nodes:
+            continue
+        known.add(sender)
+        out.append(edge)
+    return out

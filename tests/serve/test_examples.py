@@ -1,0 +1,94 @@
+"""The examples that the documentation gives of the glass over HTTP, asked as they stand there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+import glassformer
+from glassformer.errors import GlassformerError
+from glassformer.lm import Model
+from glassformer.views import VIEWS
+from glassformer.views.examples import python, shell
+from tests.serve.running import Running, running
+
+DOCS = Path(__file__).parents[2] / "docs"
+OF_A_RUN = {"run", "run_step", "film"}  # there is no run here
+PLACE = "localhost:8000"
+# What the pages say of SmolLM2, as it is of the tiny model: its layers, heads and tokens.
+SMALLER = [
+    (r'("layer": |layer=)2[03]', r"\g<1>1"),
+    (r'("head": |head=)4', r"\g<1>1"),
+    (r'" Paris"', '"a"'),
+    (r"When Mary and John went to the store, John gave a drink to", "The mole is"),
+    (r"When Mary and John went to the store, Mary gave a drink to", "A mole is"),
+    (r"faithfulness=0\.9\)", 'faithfulness=0.5, metric="kl", exact="none")'),
+    (r'"exact": "none"', '"exact": "none", "metric": "kl"'),
+]
+
+
+@pytest.fixture(scope="module")
+def quick(model: Model) -> Iterator[Running]:
+    with running(model) as made:
+        yield made
+
+
+def asked(command: str, server: Running) -> Any:
+    """What a command of the shell prints, as JSON."""
+    command = command.replace(PLACE, server.url.removeprefix("http://"))
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+@pytest.mark.parametrize("view", sorted(set(VIEWS) - OF_A_RUN))
+def test_every_view_s_example(quick, view):
+    found = asked(shell(view), quick)
+    assert found.get("view") == view, found
+    remote = glassformer.connect(quick.url)
+    there = eval(python(view), {"remote": remote})  # noqa: S307 - our own page
+    assert set(there) == set(found["data"])
+
+
+def test_every_view_s_example_stands_in_the_page():
+    page = (DOCS / "views.md").read_text("utf-8")
+    assert all(shell(view) in page and python(view) in page for view in VIEWS)
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of the page on serving that ask a server of this machine for something, made smaller."""
+    page = (DOCS / "serving.md").read_text("utf-8")
+    out = []
+    for one in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL):
+        for pattern, small in SMALLER:
+            one = re.sub(pattern, small, one)
+        out.append(one)
+    return out
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+@pytest.mark.parametrize("command", [one for one in blocks("sh") if one.startswith("curl")], ids=lambda one: one[:60])
+def test_the_page_s_commands(quick, command):
+    found = asked(command, quick)
+    assert "error" not in found, found
+
+
+def test_the_page_s_python(quick):
+    said = [one for one in blocks("python") if "httpx.post" in one or "gf.connect" in one]
+    assert len(said) == 2
+    names: dict[str, Any] = {"gf": glassformer}
+    for one in said:
+        try:
+            exec(one.replace("http://127.0.0.1:8000", quick.url), names)  # noqa: S102 - our own page
+        except GlassformerError as error:
+            pytest.fail(str(error))
+    assert isinstance(names["remote"].attention("a b", layer=0), numpy.ndarray)

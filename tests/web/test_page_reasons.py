@@ -1,0 +1,127 @@
+"""Why a head looks there, and the circuit between two texts, in a browser: what is drawn is what the API says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.web.conftest import HERE, TEXT, Watched, bars
+
+pytestmark = pytest.mark.browser
+
+OTHER = TEXT.replace("shrew", "carbon")
+DATA = "(all) => all.map((e) => Object.fromEntries(Object.entries(e.dataset)))"
+
+
+def view(app: Watched, name: str, **asked: Any) -> Any:
+    address = app.server.address.split("/?")[0] if app.server else ""
+    return app.page.request.post(f"{address}/api/view/{name}", data=json.dumps(asked)).json()
+
+
+def test_a_score_is_taken_apart_into_words_and_parts(app: Watched):
+    app.open(f"{HERE}&layer=1&head=2&query=3&key=1")
+    app.page.click(".reasons-door summary")
+    app.settle()
+    told = view(app, "reasons", text=TEXT, layer=1, head=2, query=3, key=1, most=24)
+    shares = [float(x["share"]) for x in app.page.eval_on_selector_all(".heat td[data-share]", DATA)]
+    assert shares == pytest.approx([x for row in told["by_word"] for x in row])
+    drawn = app.page.eval_on_selector_all(".reasons .edge", DATA)
+    want = sorted(p["share"] for p in told["pairs"][:20])
+    assert sorted(float(e["measured"]) for e in drawn) == pytest.approx(want)
+    assert told["sentence"] in app.page.locator(".reasons .receipt").text_content()
+    app.page.select_option("[aria-label='Rather than at']", "0")
+    app.settle()
+    against = view(app, "reasons", text=TEXT, layer=1, head=2, query=3, key=1, against=0, most=24)
+    shares = [float(x["share"]) for x in app.page.eval_on_selector_all(".heat td[data-share]", DATA)]
+    assert shares == pytest.approx([x for row in against["by_word"] for x in row])
+    app.shot("reasons")
+    app.page.locator(".composition button").first.click()
+    app.settle()
+    assert app.problems() == []
+
+
+def test_the_circuit_between_two_texts(app: Watched):
+    app.open(HERE).room("why")
+    app.page.fill("[aria-label='A text that ends differently']", OTHER)
+    app.page.click(".circuit-form button")
+    app.settle()
+    told = view(app, "graph", clean=TEXT, corrupted=OTHER)
+    edges = app.page.eval_on_selector_all(".circuit .edge", DATA)
+    for key, name in (("measured", "exact"), ("claimed", "estimate")):
+        assert sum(float(e[key]) for e in edges) == pytest.approx(sum(e[name] for e in told["edges"]), abs=1e-4)
+    nodes = app.page.locator(".circuit .node")
+    assert nodes.count() == len(told["nodes"]) <= 25
+    output = app.page.locator(".circuit output")
+    assert float(output.get_attribute("data-f") or "nan") == pytest.approx(told["kept"][-1]["f"], abs=1e-4)
+    assert f"these {len(told['edges'])} of" in output.inner_text()
+    app.shot("circuit")
+    # Fewer edges, a pin, a name, a group; all of it in the address.
+    app.page.locator("[aria-label='Edges kept']").fill("1")
+    assert f"these {told['kept'][1]['edges']} of" in output.inner_text()
+    app.page.locator("[aria-label='Edges kept']").fill(str(len(told["kept"]) - 1))
+    app.page.focus("[data-node='m0']")
+    app.page.keyboard.press("Enter")
+    app.page.focus("[data-node='embed']")
+    app.page.keyboard.press(" ")
+    assert app.page.locator(".circuit .node.on").count() == 2
+    assert app.page.locator(".circuit .edge.dim").count() > 0
+    app.page.fill("[aria-label='Name of what is pinned']", "the words as they begin")
+    app.page.click(".graph-bar >> text=Group")
+    assert nodes.count() == len(told["nodes"]) - 1
+    assert "the words as they begin" in (app.page.locator(".circuit .node.on").get_attribute("aria-label") or "")
+    assert "the%20words%20as%20they%20begin" in app.page.evaluate(
+        "() => { document.querySelector('#save-session'); return [...document.querySelectorAll('.tools button')]"
+        ".find((b) => b.textContent === 'Copy link').click() ?? location.hash; }"
+    )
+    app.page.click(".graph-bar >> text=Take apart")
+    assert nodes.count() == len(told["nodes"])
+    app.page.fill("[aria-label='A text that ends differently']", "Too short")
+    app.page.click(".circuit-form button")
+    app.settle()
+    assert app.problems()
+    app.complaints.clear()
+
+
+def test_steering_by_examples_moves_the_bars_and_the_text(app: Watched):
+    app.open(HERE).room("why")
+    app.page.click(".steering summary")
+    app.page.fill("[aria-label='Examples to steer towards, one a line']", "the mole\na small mole")
+    app.page.fill("[aria-label='Examples to steer away from, one a line']", "the bank\na bank of")
+    app.page.fill("[aria-label='Layer to steer after']", "1")
+    app.page.click(".steering form button")
+    app.settle()
+    examples = {"positive": ["the mole", "a small mole"], "negative": ["the bank", "a bank of"]}
+    told = view(app, "direction", **examples, layer=1, position="mean")
+    assert "with shuffled labels" in app.page.inner_text(".steer")
+    assert "Move the slider" in app.page.inner_text(".steering")
+    app.page.locator("[aria-label='How far to steer']").fill("2")
+    app.settle()
+    app.page.wait_for_timeout(500)
+    app.settle()
+    assert "steered after layer 1 × 2.0" in app.page.inner_text(".changed")
+    edit = {"kind": "steer", "layer": 1, "vector": told["vector"], "strength": 2}
+    best = view(app, "next", text=TEXT, edits=[edit])["tokens"][0]
+    assert bars(app)[0] == f"{100 * best['probability']:.1f}%"
+    plain, steered = app.page.locator(".steering .sample").all_inner_texts()
+    assert plain.startswith(TEXT)
+    assert len(steered) > len(TEXT)
+    assert app.problems() == []
+    app.shot("steering")
+
+
+def test_a_cell_draws_the_columns_and_the_matrices_between_them(app: Watched):
+    app.open(f"{HERE}&layer=1&head=2&query=3&key=1")
+    app.page.wait_for_selector(".through .map")
+    assert app.page.locator(".products .map").count() == 2
+    apart = [float(e["apart"]) for e in app.page.eval_on_selector_all(".products .through", DATA)]
+    assert max(apart) < 1e-4
+    told = view(app, "cell", text=TEXT, layer=1, head=2, query=3, key=1)
+    titles = app.page.eval_on_selector_all(".added .upright span", "(all) => all.map((e) => e.title)")
+    columns = told["stream"]["columns"]
+    assert len(titles) == 3 * len(columns["before"])
+    shown = [float(t.split(": ")[1].replace("−", "-")) for t in titles]
+    want = [x for name in ("before", "write", "after") for x in columns[name]]
+    assert shown == pytest.approx(want, rel=1e-3, abs=1e-6)
+    app.shot("cell-columns")
