@@ -91,7 +91,7 @@ def _as_the_package_names_them(header: Any) -> None:
         gguf.constants.TENSOR_NAMES[tensor].format(bid="*", xid="*")
         for tensor in gguf.constants.MODEL_TENSORS[ARCHITECTURES[architecture]]
     }
-    found = {re.sub(r"\.(weight|bias)$", "", re.sub(r"^blk\.\d+\.", "blk.*.", name)) for name in header.tensors}
+    found = {re.sub(r"\.(weight|bias|scale)$", "", re.sub(r"^blk\.\d+\.", "blk.*.", name)) for name in header.tensors}
     assert found <= known | {"rope_freqs"}
     settings = {name.removeprefix(f"{architecture}.") for name in header.settings if name.startswith(architecture)}
     assert settings <= SETTINGS

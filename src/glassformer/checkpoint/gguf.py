@@ -84,7 +84,7 @@ def read_gguf(path: Path) -> Gguf:
     table = layout.table(config, header.shapes)
     further = header.settings.get(f"{layout.architecture}.nextn_predict_layers", 0)
     beyond = range(config.n_layers, config.n_layers + (further if isinstance(further, int) else 0))
-    table.check(header.shapes, (*_IGNORED, *(rf"^blk\.{i}\." for i in beyond)), str(path))
+    table.check(header.shapes, (*_IGNORED, *layout.ignored, *(rf"^blk\.{i}\." for i in beyond)), str(path))
     return Gguf(header, family, layout, config, table)
 
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families import FAMILIES, Family, named
 from glassformer.checkpoint.families.family import expressible
-from glassformer.checkpoint.families.settings import FACTORS, factor_tensors, float32, rotary_of, with_scaling
+from glassformer.checkpoint.families.settings import (
+    FACTORS,
+    factor_tensors,
+    float32,
+    named_factors,
+    rotary_of,
+    with_scaling,
+)
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import check_shapes
 from glassformer.checkpoint.tables import Table
@@ -151,6 +158,8 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
         if not layout.factors:
             raise UnsupportedError(f"{what} cannot express rotary scaling {scaling.kind!r}.")
         stored = RopeScaling("factors", factors=tensors[FACTORS]) if FACTORS in tensors else scaling
+        if scaling.kind == "proportional":
+            stored = named_factors(config, tensors[FACTORS]) or scaling
         if scaling.kind == "longrope" and not math.isclose(
             scaling.factor, config.context / scaling.original_context, rel_tol=1e-6
         ):

@@ -45,6 +45,7 @@ class GgufLayout:
         chosen: whether a file of this architecture, by its settings, is of this family, where several share its name.
         by_layer: settings that may be a list, one value a layer.
         others: makes rows of the same tensors as other files have them; read, not written.
+        ignored: patterns of tensors that may be there and are not needed.
     """
 
     architecture: str
@@ -55,6 +56,7 @@ class GgufLayout:
     chosen: Callable[[Mapping[str, Any]], bool] | None = None
     by_layer: tuple[str, ...] = ()
     others: Callable[[], tuple[tuple[Row, ...], ...]] = tuple
+    ignored: tuple[str, ...] = ()
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:

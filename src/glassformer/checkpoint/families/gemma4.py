@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.alike import KEYS
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, sharing
 from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
@@ -69,6 +71,120 @@ IGNORED = (
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
+def _gguf_rows() -> tuple[Row, ...]:
+    """GGUF's tensors that only these models have, and the dense part beside experts, which has the usual names."""
+    at, mlp = "blk.{i}.", f"{BLOCK}mlp."
+    return (
+        row("per_layer_token_embd.weight", "layer_inputs.embed.weight"),
+        row("per_layer_model_proj.weight", "layer_inputs.project.weight"),
+        row("per_layer_proj_norm.weight", "layer_inputs.norm.weight"),
+        row(at + "layer_output_scale.weight", f"{BLOCK}scalar"),
+        row(at + "inp_gate.weight", f"{BLOCK}ple.gate.weight"),
+        row(at + "proj.weight", f"{BLOCK}ple.up.weight"),
+        row(at + "post_norm.weight", f"{BLOCK}ln3_post.weight"),
+        *(row(f"{at}ffn_{part}.weight", f"{mlp}shared.{part}.weight") for part in ("gate", "up", "down")),
+        row(at + "ffn_gate_inp.scale", mlp + "router_scale"),
+        row(at + "ffn_down_exps.scale", mlp + "scales"),
+        row(at + "ffn_gate_up_exps.weight", mlp + "experts.gate.weight", mlp + "experts.up.weight", axis=1),
+        row(at + "pre_ffw_norm_2.weight", mlp + "ln_in.weight"),
+        row(at + "post_ffw_norm_1.weight", mlp + "ln_shared.weight"),
+        row(at + "post_ffw_norm_2.weight", mlp + "ln_out.weight"),
+    )
+
+
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    layers, d_head = attributes.layers("block_count"), attributes.integer("attention.key_length")
+    near = attributes.integer("attention.key_length_swa", d_head)
+    kinds, kv, ff = found["layer_types"], _each(attributes, "attention.head_count_kv"), _each(attributes, _FF)
+    own = layers - attributes.integer("attention.shared_kv_layers", 0)
+    slides = [kind == _SLIDING for kind in kinds]
+    usual = next((n for n, flag in zip(kv, slides, strict=True) if flag), kv[0])
+    theta = attributes.number("rope.freq_base", 1_000_000.0)
+    wide = [i for i in range(own) if not slides[i]]
+    routed, width = "blk.0.ffn_gate_inp.weight" in shapes, shapes.get("blk.0.ffn_down_exps.weight", (0, 0, 0))
+    return {
+        "head_dim": near,
+        "num_key_value_heads": usual,
+        "per_layer_config": {
+            str(i): {"head_dim": d_head, "num_key_value_heads": kv[i]} for i in range(layers) if not slides[i]
+        },
+        "attention_k_eq_v": any(f"blk.{i}.attn_v.weight" not in shapes for i in wide),
+        "num_kv_shared_layers": layers - own,
+        "sliding_window": attributes.integer("attention.sliding_window"),
+        "rope_parameters": {
+            _FULL: {"rope_type": "default", "rope_theta": theta},
+            _SLIDING: {"rope_type": "default", "rope_theta": attributes.number("rope.freq_base_swa", 10_000.0)},
+        },
+        "intermediate_size": min(ff),
+        "use_double_wide_mlp": len(set(ff)) > 1,
+        "hidden_size_per_layer_input": attributes.integer("embedding_length_per_layer_input", 0),
+        "vocab_size_per_layer_input": shapes.get("per_layer_token_embd.weight", (found["vocab_size"],))[0],
+        "enable_moe_block": routed,
+        "num_experts": attributes.integer("expert_count", 0) or None,
+        "top_k_experts": attributes.integer("expert_used_count", None),
+        "moe_intermediate_size": width[-1] or None,
+        "final_logit_softcapping": attributes.number("final_logit_softcapping", None),
+    }
+
+
+_FF = "feed_forward_length"
+
+
+def _each(attributes: Attributes, name: str) -> list[int]:
+    """A number for each layer, said once or layer by layer."""
+    layers, said = attributes.layers("block_count"), attributes.values.get(attributes.prefix + name)
+    if not isinstance(said, list):
+        return [attributes.integer(name)] * layers
+    if len(said) != layers or not all(isinstance(one, int) and one > 0 for one in said):
+        raise CheckpointError(
+            f"{attributes.where} sets {name} to {said}; it must be a number for each of {layers} layers."
+        )
+    return said
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    mixers = [config.attention(i) for i in range(config.n_layers)]
+    near = next((m for m in mixers if m.window is not None), mixers[0])
+    shared = sum(m.keys_from is not None for m in mixers)
+    first = config.n_layers - shared
+    for m in mixers[first:]:
+        if m.keys_from != first - (1 if m.window is None else 2):
+            raise UnsupportedError(
+                "llama.cpp takes shared keys and values from the last two layers that have their own."
+            )
+    widths = [feed.d_ff for layer in config.layers if (feed := _dense(layer)) is not None]
+    return {
+        "attention.head_count_kv": [m.n_kv_heads for m in mixers],
+        "attention.key_length_swa": near.d_head,
+        "attention.value_length_swa": near.d_head,
+        "attention.shared_kv_layers": shared,
+        "attention.sliding_window": near.window or 0,
+        "attention.sliding_window_pattern": [m.window is not None for m in mixers],
+        "rope.freq_base_swa": 10_000.0 if near.rotary is None else near.rotary.theta,
+        "rope.dimension_count_swa": near.rotary_dims,
+        "feed_forward_length": widths,
+        "embedding_length_per_layer_input": config.layer_embedding or 0,
+    }
+
+
+_GGUF = GgufTable(
+    "gemma4",
+    rows=_gguf_rows(),
+    period=6,
+    factors=True,
+    by_layer=("attention.head_count_kv", _FF),
+    read=_read_gguf,
+    write=_write_gguf,
+    ignored=(r"^blk\.\d+\.attn_(k|v|k_norm)\.weight$",),
+)
+_UNIFIED = sharing(_GGUF, chosen=lambda settings: False)
+_KEYS = {
+    **KEYS,
+    "logit_softcap": "final_logit_softcapping",
+    **dict.fromkeys(("d_head", "n_kv_heads", "d_ff", "mlp_bias")),
+}
+
+
 @dataclass(frozen=True)
 class Kind:
     """One of the two kinds of layers.
@@ -114,6 +230,7 @@ class Gemma4:
             only={"use_bidirectional_attention": ("vision", False)},
             ignored=IGNORED,
             inside={self.inside: "text_config"},
+            gguf=(_GGUF if self.more else _UNIFIED).layout(self.config, self.settings, _KEYS.get),
         )
 
     def config(self, attributes: Attributes) -> Config:

@@ -151,6 +151,7 @@ class GgufTable:
         chosen: whether a file of this architecture is of this family, where several share its name.
         factors: rotary divisors may be a tensor.
         by_layer: settings that may be a list, one value a layer.
+        ignored: patterns of tensors that may be there and are not needed.
         dense: which layers may be without experts in a model that has them: "none", the "first" ones, or "any".
     """
 
@@ -172,6 +173,7 @@ class GgufTable:
     factors: bool = False
     by_layer: tuple[str, ...] = ()
     dense: str = "none"
+    ignored: tuple[str, ...] = ()
 
     def layout(
         self,
@@ -196,7 +198,21 @@ class GgufTable:
             self.factors,
             self.chosen,
             self.by_layer,
+            self.others,
+            self.ignored,
         )
+
+    def others(self) -> tuple[tuple[Row, ...], ...]:
+        """Tables of files that join what is written apart, or hold apart what is written joined."""
+        toggled = tuple({*self.joined} ^ {"qkv"})
+        both = f"{_BLOCK}mlp.experts."
+        found = []
+        for joined in (self.joined, toggled):
+            rows = dataclasses.replace(self, joined=joined).tensors()
+            apart = tuple(row for row in rows if not row.ours[0].startswith((both + "gate.", both + "up.")))
+            pair = (both + "gate.weight", both + "up.weight")
+            found += [rows, (*apart, Row(f"{_LAYER}ffn_gate_up_exps.weight", pair, axis=1))]
+        return tuple(found[1:])
 
     def tensors(self) -> tuple[Row, ...]:
         """The tensor table."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
-from glassformer.checkpoint.families.gguf_table import GgufTable
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
+from glassformer.checkpoint.families.settings import yarn_temperature
+from glassformer.errors import UnsupportedError
 from glassformer.model.config import Config, FeedForward, Norm
 
 _NO_BIASES: dict[str, Any] = {"bias": False, "out_bias": False, "mlp_bias": False}
@@ -105,6 +108,31 @@ def _sub_norms(config: Config, attributes: Attributes) -> Config:
         layers.append(dataclasses.replace(layer, feed_forward=feed))
     return dataclasses.replace(config, layers=tuple(layers))
 
+
+def _read_mistral3(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """YaRN's temperature is that of its whole stretch over that of a share of it."""
+    scaling = found["rope_scaling"]
+    if not scaling:
+        return {}
+    share, beta = (attributes.number(f"{name}", 0.0) for name in (_SHARE, "attention.temperature_scale"))
+    factor = scaling["factor"]
+    said = {"attention_factor": yarn_temperature(factor) / yarn_temperature(factor, share)} if share else {}
+    return {"rope_scaling": {**scaling, **said, **({"llama_4_scaling_beta": beta} if beta else {})}}
+
+
+def _write_mistral3(config: Config) -> dict[str, Any]:
+    a = config.attention(0)
+    scaling = None if a.rotary is None else a.rotary.scaling
+    if a.length_scale is not None and (scaling is None or scaling.original_context != a.length_scale[1]):
+        raise UnsupportedError("llama.cpp lets queries grow beyond the context that is stretched, and nowhere else.")
+    found = {} if a.length_scale is None else {"attention.temperature_scale": a.length_scale[0]}
+    if scaling is not None and scaling.kind == "yarn":
+        unit = 0.1 * math.log(scaling.factor)
+        found |= {_SHARE: ((1 + unit) / scaling.attention_factor - 1) / unit, "rope.scaling.attn_factor": 1.0}
+    return found
+
+
+_SHARE = "rope.scaling.yarn_log_multiplier"
 
 LLAMA_ALIKE = (
     Alike(
@@ -233,6 +261,7 @@ LLAMA_ALIKE = (
     Alike(
         "ministral3",
         "Ministral3",
+        gguf=GgufTable("mistral3", pairs="neighbours", read=_read_mistral3, write=_write_mistral3),
         fixed=_NO_BIASES,
         slides=lambda i: True,
         defaults={"n_kv_heads": 8, "theta": 1_000_000.0},

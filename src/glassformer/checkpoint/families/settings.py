@@ -316,7 +316,11 @@ def gguf_rope_settings(config: Config) -> dict[str, Any]:
 
 def gguf_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
     """One scaling as GGUF says it; "llama3" and "factors" travel as a tensor."""
-    if scaling is None or scaling.kind in ("llama3", "factors"):
+    if (
+        scaling is None
+        or scaling.kind in ("llama3", "factors")
+        or (scaling.kind == "proportional" and scaling.factor == 1)
+    ):
         return {}
     if scaling.kind == "longrope":
         return {
@@ -334,6 +338,7 @@ def gguf_scaling(scaling: RopeScaling | None) -> dict[str, Any]:
     return settings
 
 
+_STILL = 1e30  # the divisor of pairs that do not turn
 SHORT, LONG, FACTORS = "rope_factors_short.weight", "rope_factors_long.weight", "rope_freqs.weight"
 
 
@@ -362,6 +367,9 @@ def rope_factors(config: Config) -> tuple[float, ...]:
     attention = attention_of(config, window=False)
     rotary = attention.rotary
     scaling = None if rotary is None else rotary.scaling
+    if rotary is not None and scaling is not None and scaling.kind == "proportional" and scaling.factor == 1:
+        turning = int(scaling.share * attention.rotary_dims // 2)
+        return (1.0,) * turning + (float32(_STILL),) * (attention.rotary_dims // 2 - turning)
     if rotary is None or scaling is None or scaling.kind not in ("llama3", "factors"):
         return ()
     if scaling.kind == "factors":
@@ -378,6 +386,9 @@ def named_factors(config: Config, factors: tuple[float, ...]) -> RopeScaling | N
     """The scaling that a tensor of divisors stands for; Llama 3's by its name, which other layouts know."""
     if all(factor == 1 for factor in factors):
         return None
+    turning = sum(factor == 1 for factor in factors)
+    if turning and all(factor >= 0.9 * _STILL for factor in factors[turning:]) and set(factors[:turning]) == {1}:
+        return RopeScaling("proportional", share=turning / len(factors))
     stored = RopeScaling("factors", factors=factors)
     guess = RopeScaling("llama3", factor=max(factors), original_context=8192, low=1.0, high=4.0)
     computed = rope_factors(with_scaling(config, guess))
