@@ -111,6 +111,9 @@ def write_gguf(
                     writer.add_tensor_info(name, place.shape, _numpy(plain), math.prod(shape))
                 else:
                     writer.add_tensor_info(name, shape, _numpy("uint8"), math.prod(shape), kind)
+            zeros = {} if layout.zeros is None else layout.zeros(config)
+            for zero_name, shape in zeros.items():
+                writer.add_tensor_info(zero_name, shape, _numpy("float32"), 4 * math.prod(shape))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
@@ -118,6 +121,8 @@ def write_gguf(
                 writer.write_tensor_data(_array(values))
             for name in table.places:
                 writer.write_tensor_data(_stored(table, name, tensors, kinds[name]))
+            for shape in zeros.values():
+                writer.write_tensor_data(_zeros(shape))
         finally:
             writer.close()
     return file
@@ -259,6 +264,12 @@ def _stored(table: Table, name: str, tensors: Mapping[str, Tensor], kind: str) -
                 raise UnsupportedError(f"{name} holds values beyond float16's 65,504; write the GGUF in float32.")
             return half.numpy()
     return packed(values.numpy(), kind)
+
+
+def _zeros(shape: Shape) -> Any:
+    import numpy as np
+
+    return np.zeros(shape, dtype=np.float32)
 
 
 def _numpy(dtype: str) -> Any:

@@ -49,7 +49,7 @@ class Row:
         blocks: joined in so many equal pieces (`KEY_HEADS`: one for each), each holding its share of every part.
         shift: what theirs has added to every value.
         cut: theirs has an axis more: the first of ours is cut into as many pieces as there are "heads" of attention, or
-            "groups" of a state space; where `transposed`, each piece is.
+            "groups" of a state space, or "parts" that it holds; where `transposed`, each piece is.
         exponent: theirs is −exp of ours: decays that are stored as such.
         tiled: value heads of a recurrence stand there the first of every key head's, then the second of every one's, …,
             where here those of one key head are together.
@@ -153,6 +153,8 @@ class Table:
             start = stop
 
     def _cuts(self, line: Row, layer: int) -> int:
+        if line.cut == "parts":
+            return len(line.ours)
         if line.cut == "heads":
             return self.config.attention(layer).n_heads
         return getattr(self.config.mixer(layer), "n_groups", 1) if line.cut else 1

@@ -46,6 +46,7 @@ class GgufLayout:
         by_layer: settings that may be a list, one value a layer.
         others: makes rows of the same tensors as other files have them; read, not written.
         ignored: patterns of tensors that may be there and are not needed.
+        zeros: tensors that llama.cpp wants to see and does not compute with; written as zeros.
     """
 
     architecture: str
@@ -57,6 +58,7 @@ class GgufLayout:
     by_layer: tuple[str, ...] = ()
     others: Callable[[], tuple[tuple[Row, ...], ...]] = tuple
     ignored: tuple[str, ...] = ()
+    zeros: Callable[[Config], dict[str, Shape]] | None = None
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:

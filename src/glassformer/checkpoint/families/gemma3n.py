@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.alike import KEYS
 from glassformer.checkpoint.families.family import Family
-from glassformer.checkpoint.families.gemma4 import BLOCK, IGNORED, LAYER, ROWS, shared_from
+from glassformer.checkpoint.families.gemma4 import BLOCK, GGUF_ROWS, IGNORED, LAYER, ROWS, shared_from
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
@@ -17,7 +19,8 @@ from glassformer.checkpoint.families.settings import (
     scaling_settings,
     windows,
 )
-from glassformer.checkpoint.tables import row
+from glassformer.checkpoint.keys import Shape
+from glassformer.checkpoint.tables import Row, row
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.choices import Copies, LayerEmbedding, Rotary
 from glassformer.model.config import Attention, Config, FeedForward, Layer, Norm
@@ -153,6 +156,84 @@ def _write(config: Config) -> dict[str, Any]:
     }
 
 
+def _gguf_rows() -> tuple[Row, ...]:
+    at, names = (
+        "blk.{i}.",
+        {"router_norm": "norm", "router": "router", "predict_coef": "predict", "correct_coef": "correct"},
+    )
+    laurel = {"laurel_l": "down", "laurel_r": "up", "laurel_post_norm": "norm"}
+    own = ("per_layer_", at + "inp_gate", at + "proj", at + "post_norm")
+    return (
+        *(line for line in GGUF_ROWS if line.theirs.startswith(own)),
+        *(row(f"{at}altup_{a}.weight", f"{BLOCK}copies.{b}.weight") for a, b in names.items()),
+        row(at + "altup_correct_scale.weight", f"{BLOCK}copies.scale"),
+        *(row(f"{at}{a}.weight", f"{BLOCK}laurel.{b}.weight") for a, b in laurel.items()),
+        row("altup_proj.weight", *(f"spread.{i}.weight" for i in range(3)), cut="parts"),
+        row("altup_unembd_proj.weight", *(f"gather.{i}.weight" for i in range(3)), cut="parts"),
+    )
+
+
+_OWN_KEYS, _SPARSE = 20, 10  # layers with keys of their own, and with sparse neurons, in both published models
+
+
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    layers, theta = attributes.layers("block_count"), attributes.number("rope.freq_base", 1_000_000.0)
+    attributes.only("altup.active_idx", 0)
+    near = attributes.number("rope.freq_base_swa", 10_000.0)
+    rows = shapes.get("per_layer_token_embd.weight", (found["vocab_size"],))[0]
+    return {
+        "num_kv_shared_layers": max(layers - _OWN_KEYS, 0),
+        "activation_sparsity_pattern": [0.95 if i < _SPARSE else 0.0 for i in range(layers)],
+        "altup_num_inputs": attributes.integer("altup.num_inputs", 4),
+        "laurel_rank": shapes.get("blk.0.laurel_l.weight", (64,))[0],
+        "hidden_size_per_layer_input": attributes.integer("embedding_length_per_layer_input"),
+        "vocab_size_per_layer_input": rows,
+        "sliding_window": attributes.integer("attention.sliding_window"),
+        "rope_parameters": {_FULL: {"rope_theta": theta}, _SLIDING: {"rope_theta": near}},
+        "rope_scaling": found["rope_scaling"] or {},
+        "final_logit_softcapping": attributes.number("final_logit_softcapping", 30.0),
+    }
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    mixers = [config.attention(i) for i in range(config.n_layers)]
+    near = next((m.rotary for m in mixers if m.window is not None), mixers[0].rotary)
+    first, copies = config.n_layers - len(config.keys_from), config.layers[0].copies
+    if copies is None or (copies.n, copies.rank, config.layer_embedding) != (4, 64, 256):
+        raise UnsupportedError("llama.cpp expects 4 copies, LAuReL of rank 64 and layers' embeddings of 256 numbers.")
+    if any(m.keys_from not in (None, first - (1 if m.window is None else 2)) for m in mixers):
+        raise UnsupportedError("llama.cpp takes shared keys and values from the last two layers that have their own.")
+    return {
+        "altup.num_inputs": copies.n,
+        "altup.active_idx": 0,
+        "embedding_length_per_layer_input": config.layer_embedding,
+        "attention.shared_kv_layers": len(config.keys_from),
+        "rope.freq_base_swa": 10_000.0 if near is None else near.theta,
+        "feed_forward_length": [x.feed_forward.d_ff for x in config.layers if x.feed_forward is not None],
+    }
+
+
+def _unused(config: Config) -> dict[str, Shape]:
+    """Keys and values of the layers that use others', which published files hold."""
+    a = config.attention(0)
+    width = a.n_kv_heads * a.d_head
+    shapes = {"attn_k": (width, config.d_model), "attn_v": (width, config.d_model), "attn_k_norm": (a.d_head,)}
+    return {f"blk.{i}.{name}.weight": shape for i in config.keys_from for name, shape in shapes.items()}
+
+
+_GGUF = GgufTable(
+    "gemma3n",
+    zeros=_unused,
+    rows=_gguf_rows(),
+    period=5,
+    by_layer=("feed_forward_length",),
+    settings={"feed_forward_length": "intermediate_size"},
+    read=_read_gguf,
+    write=_write_gguf,
+    ignored=(r"^blk\.\d+\.attn_(k|v|k_norm)\.weight$",),
+)
+_KEYS = {**KEYS, "logit_softcap": "final_logit_softcapping", **dict.fromkeys(("d_ff", "mlp_bias"))}
+
 GEMMA3N = Family(
     name="gemma3n_text",
     architecture="Gemma3nForCausalLM",
@@ -164,5 +245,6 @@ GEMMA3N = Family(
     only={"altup_active_idx": (0,), "altup_correct_scale": (True,)},
     ignored=IGNORED,
     inside={"gemma3n": "text_config"},
+    gguf=_GGUF.layout(_read, _write, _KEYS.get),
     no_effect=frozenset({"altup_coef_clip"}),
 )

@@ -167,9 +167,10 @@ def _write_gguf(config: Config) -> dict[str, Any]:
     }
 
 
+GGUF_ROWS = _gguf_rows()
 _GGUF = GgufTable(
     "gemma4",
-    rows=_gguf_rows(),
+    rows=GGUF_ROWS,
     period=6,
     factors=True,
     by_layer=("attention.head_count_kv", _FF),

@@ -152,6 +152,7 @@ class GgufTable:
         factors: rotary divisors may be a tensor.
         by_layer: settings that may be a list, one value a layer.
         ignored: patterns of tensors that may be there and are not needed.
+        zeros: tensors that llama.cpp wants to see and does not compute with.
         dense: which layers may be without experts in a model that has them: "none", the "first" ones, or "any".
     """
 
@@ -174,6 +175,7 @@ class GgufTable:
     by_layer: tuple[str, ...] = ()
     dense: str = "none"
     ignored: tuple[str, ...] = ()
+    zeros: Callable[[Config], dict[str, Shape]] | None = None
 
     def layout(
         self,
@@ -200,6 +202,7 @@ class GgufTable:
             self.by_layer,
             self.others,
             self.ignored,
+            self.zeros,
         )
 
     def others(self) -> tuple[tuple[Row, ...], ...]:
