@@ -6,6 +6,7 @@ other prompt has, everything after it computed anew. Our worker also says how mu
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import sys
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=500, help="how many edges both sides measure")
     options = parser.parse_args()
     need_peers(options, "transformer_lens")
+    load = os.getloadavg()[0]
     me, threads = str(HERE / "edges.py"), options.threads
     with Worker(sys.executable, me, "ours", str(threads), threads=threads) as us:
         kinds = {
@@ -169,7 +171,8 @@ def main() -> None:
                     f"all {total:,} edges measured, once",
                     f"{whole['seconds']:.0f}",
                     f"{whole['work']:.0f}",
-                    verdict(whole["seconds"], most=360),
+                    f"{verdict(whole['seconds'], most=360)}; processor seconds a thread "
+                    f"{verdict(whole['work'] / options.threads, most=360)}",
                 ),
                 (
                     "peak memory of that process, GB",
@@ -208,7 +211,9 @@ def main() -> None:
         "outside the time of both. The sample is run in turn: ours whole five times, a fifth of TransformerLens's"
         " after each. TransformerLens 4.3's bridge adds the sender's change at the receiver's own input, a "
         "forward each, as its direct path patching does. The difference is relative to the largest worth, or to "
-        "what the metric differs by between the prompts.",
+        "what the metric differs by between the prompts. "
+        f"The machine's load was {load:.0f} at the start and {os.getloadavg()[0]:.0f} at the end, on {os.cpu_count()} "
+        "cores; where others use it, processor seconds say more.",
     )
 
 

@@ -116,3 +116,15 @@ def test_why_a_head_looks_there(smollm2):
     by_key = dict(zip([w.text for w in found.words[:3]], found.by_word.sum(0).tolist(), strict=False))
     assert by_key["shrew"] == pytest.approx(13.888, abs=0.01)
     assert by_key["mole"] == pytest.approx(-12.131, abs=0.01)
+
+
+def test_the_graph_of_a_prediction(smollm2):
+    found = smollm2.trace("The capital of France is").graph(most=60)
+    by_name = {node["name"]: node for node in found.nodes}
+    for name, *cells in rows("graph"):
+        for cell, key in zip(cells, ("effect", "direct", "measured"), strict=True):
+            assert float(cell) == pytest.approx(by_name[name][key], abs=0.02), (name, key)
+    assert found.value == pytest.approx(19.230, abs=0.01)
+    assert found.direct + found.constant == pytest.approx(found.value, abs=1e-9)
+    mine = found.grouped({"movers": ["a23.h4@4", "a24.h6@4"]})
+    assert mine.turned("movers", 0.0) < mine.value

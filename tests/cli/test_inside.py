@@ -307,3 +307,27 @@ def test_texts_are_read_whole_in_pieces_that_fit(model, tmp_path):
     found = list(traces_of(opened, [tmp_path / "a.txt"]))
     assert max(map(len, found)) <= opened.config.context
     assert "".join("".join(trace.tokens) for trace in found) == text
+
+
+def test_a_head_over_texts(capsys, model, tmp_path):
+    notes, state = tmp_path / "notes.txt", tmp_path / "state.json"
+    notes.write_text("The American shrew mole\nOne mole of a biopsy\n" * 20, "utf-8")
+    told = answer(capsys, "corpus", notes, "-m", model, "--head", -1, 2, "-k", 3, "--keep", state)
+    assert (told["kind"], told["layer"], told["index"]) == ("head", 2, 2)
+    assert len(told["passages"]) == 3
+    assert len(told["deciles"]) == 10
+    assert answer(capsys, "corpus", notes, "-m", model, "--head", -1, 2, "-k", 3, "--keep", state) == told
+    code, out, _ = run(capsys, "corpus", notes, "-m", model, "--neuron", 0, 3, "-k", 2)
+    assert code == 0
+    assert "neuron 3 of layer 0 at" in out
+    for args, code, said in (
+        ((notes,), 2, "Name one part"),
+        ((notes, "--head", 0, 1, "--neuron", 0, 1), 2, "Name one part"),
+        ((tmp_path / "no.txt", "--head", 0, 1), 1, "There is no file"),
+        ((notes, "--head", 0, 1, "--matching", "zebra"), 1, "no passage with 'zebra' in it"),
+        ((notes, "--head", 0, 2, "--keep", state), 1, "is of another part"),
+        ((notes, "--head", 7, 2), 1, "There is no layer 7"),
+    ):
+        got, _, err = run(capsys, "corpus", *args, "-m", model, "-k", 3)
+        assert got == code, err
+        assert said in err

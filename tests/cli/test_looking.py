@@ -158,3 +158,36 @@ def test_a_looking_verb_is_a_function_and_a_row(capsys, monkeypatch, model):
     assert all(option in out for option in ("--layer", "--model", "--bos", "--dtype", "--json", "--png", "--html"))
     code, _, err = run(capsys, "norms", TEXT, "-m", model, "--png", "norms.png")
     assert (code, err) == (2, "glassformer: There is no picture of what test_looking shows here; leave --png out.\n")
+
+
+def test_a_graph_of_one_prediction(capsys, model, tmp_path):
+    from glassformer.interp.prediction_graph import opened
+
+    file = tmp_path / "graph.json"
+    options = ("-m", model, "--token", " mole", "--against", " of", "-n", 12, "-c", 1.0)
+    told = answer(capsys, "graph", TEXT, *options, "--turn", "embed@0=0.5", "-o", file, "--name", "mine")
+    loaded = glassformer.load(model)
+    want = loaded.trace(TEXT).graph(" mole", " of", coverage=1.0, most=12)
+    assert told["value"] == pytest.approx(want.value, abs=1e-5)
+    assert [node["name"] for node in told["nodes"]] == [node["name"] for node in want.nodes]
+    assert [node["measured"] for node in told["nodes"]] == pytest.approx(
+        [node["measured"] for node in want.nodes], abs=1e-5
+    )
+    assert len(told["nodes"]) == 12
+    [turned] = told["turned"]
+    assert turned["value"] == pytest.approx(want.turned("embed@0", 0.5), abs=1e-5)
+    kept = opened(file, loaded.transformer)
+    assert (kept["name"], kept["nodes"]) == ("mine", told["nodes"])
+    code, out, _ = run(capsys, "graph", TEXT, *options, "-k", 3, "--turn", "embed@0=2")
+    assert code == 0
+    assert "12 nodes with" in out
+    assert "With embed@0 × 2 the score is" in out
+    for args, code, said in (
+        (("--turn", "embed@0"), 2, "--turn is NODE=X"),
+        (("-c", 0), 2, "coverage is above 0"),
+        (("--turn", "a7.h0@1=1"), 1, "shows no node 'a7.h0@1'"),
+        (("-k", 0), 2, "--top is 1 or more"),
+    ):
+        got, _, err = run(capsys, "graph", TEXT, *options[:6], *args)
+        assert got == code, err
+        assert said in err

@@ -33,6 +33,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "thumbnails": {"size": 8},
     "lens": {"top": 2},
     "journey": {},
+    "prediction": {"nodes": 7},
     "why": {"words": False},
     "neurons": {},
     "meaning": {"text": None, "word": "mole", "texts": ["a mole", "the mole"]},

@@ -130,3 +130,12 @@ def test_a_drawing_holds_few_parts_and_says_what_they_bring_back(session: Sessio
     assert [edge["from"] for edge in quick["edges"]] == [edge["from"] for edge in told["edges"]]
     assert {edge["exact"] for edge in quick["edges"]} == {None}
     assert quick["kept"] == []
+
+
+def test_a_graph_of_a_prediction_is_that_of_a_trace(session: Session, model: Any):
+    told = session.view(
+        "prediction", {"text": "a mole of", "token": " mole", "against": " of", "nodes": 9, "coverage": 1}
+    )
+    want = model.trace("a mole of").graph(" mole", " of", coverage=1.0, most=9).to_dict()
+    close({key: told[key] for key in want}, json.loads(json.dumps(want)))
+    assert {"layer", "position", "effect", "measured", "direct"} <= set(told["nodes"][0])

@@ -35,6 +35,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "reasons": {"layer": 1, "head": 2},
     "lens": {"top": 2},
     "journey": {},
+    "prediction": {"nodes": 7},
     "why": {},
     "neurons": {"top": 4},
 }

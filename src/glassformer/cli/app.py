@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "chat": Verb("glassformer.cli.chat:command", "Talk with a model in the terminal."),
     "why": Verb("glassformer.cli.why:command", "Show which words, heads and layers made the model say that."),
     "attention": Verb("glassformer.cli.attention:command", "Show where each head looks."),
+    "graph": Verb("glassformer.cli.graph:command", "Show which words, heads and neurons made a prediction."),
     "look": Verb("glassformer.cli.look:command", "Show why a head looks from one token at another."),
     "lens": Verb("glassformer.cli.lens:command", "Read every layer out as a next-token distribution."),
     "readout": Verb("glassformer.cli.readout:command", "Fit a lens to a text: tuned or Jacobian."),
@@ -42,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "direction": Verb("glassformer.cli.direction:command", "Find a direction from examples, to steer by."),
     "patch": Verb("glassformer.cli.patch:command", "Find where two prompts part, by activation patching."),
     "circuit": Verb("glassformer.cli.circuit:command", "Find the edges that carry what makes two prompts differ."),
+    "corpus": Verb("glassformer.cli.corpus:command", "Follow one part of the model through your own texts."),
     "neighbours": Verb("glassformer.cli.neighbours:command", "List the nearest tokens of a word or a direction."),
     "open": Verb("glassformer.cli.open:command", "Open the app in the browser."),
     "report": Verb(

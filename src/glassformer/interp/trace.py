@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from glassformer.interp.heads import Heads
     from glassformer.interp.lens import Lens
     from glassformer.interp.neurons import Neurons
+    from glassformer.interp.prediction_graph import PredictionGraph
     from glassformer.interp.reasons import Reasons
     from glassformer.interp.token_words import Word
     from glassformer.interp.why import Why
@@ -468,6 +469,14 @@ class Trace:
         from glassformer.interp.edges import edges
 
         return edges([(self, corrupted)], metric, **options)
+
+    def graph(
+        self, token: str | int | None = None, against: str | int | None = None, position: int = -1, **options: Any
+    ) -> PredictionGraph:
+        """Which words, heads and neurons made a prediction, and by which ways; see `prediction_graph`."""
+        from glassformer.interp.prediction_graph import prediction_graph
+
+        return prediction_graph(self._one("a graph"), token, against, position, **options)
 
     def heads(self, **options: Any) -> Heads:
         """What every head does, by definition and evidence, this text among it; see `heads.head_scores`."""

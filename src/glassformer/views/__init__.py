@@ -17,6 +17,7 @@ from glassformer.views import (  # noqa: F401
     meaning,
     models,
     next,
+    prediction,
     python_lines,
     stage,
     vectors,

@@ -1,0 +1,445 @@
+"""A graph of one prediction: which words, heads and neurons (or experts), at which positions, made it, by which ways.
+
+With norms' divisors and attention patterns held as they ran, and each neuron's input and linear half sharing its
+output, a prediction's score is a sum over paths. A node's *direct* effect is what it hands to the score itself; its
+*effect* is what it hands over by all paths, and splits exactly into what earlier nodes gave it and its biases. Beside
+both stands what was measured: the score's loss when the node is taken away and everything after it is computed anew.
+Nothing is approximated by a dictionary, so there are no error nodes: what is not shown is a sum that is stated. Knows
+one trace.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from glassformer.errors import CheckpointError, SiteError, UsageError
+from glassformer.interp.edge_graph import FEED, MIXER, Graph
+from glassformer.interp.edge_relevance import of_layer
+from glassformer.interp.edge_run import Apart, added_parts, read, split_feed
+from glassformer.interp.fingerprint import fingerprint
+from glassformer.interp.logit_target import Direction, direction
+from glassformer.interp.node_effects import Node, number_of, without
+from glassformer.interp.taps import Action, Bound, Step
+from glassformer.model import Transformer
+from glassformer.model.choices import Attention
+from glassformer.model.parts.experts import ExpertsPart
+from glassformer.model.sites import Looking, Where
+from glassformer.system import files
+
+if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
+
+FORMAT = "glassformer.graph/1"
+# Nodes whose written vectors point the same way as this, at one position, are put in one group.
+ALIKE = 0.6
+
+
+@dataclass(frozen=True)
+class PredictionGraph:
+    """Nodes, edges and sums.
+
+    Attributes:
+        token, against, position, unit: the number explained, in words.
+        value: the number; direct: the sum of all nodes' direct effects, shown or not; constant: what biases and the
+            unembedding add, so that value = direct + constant.
+        coverage: the share of the sum of all nodes' sizes |effect| that the nodes shown have.
+        nodes: strongest first, each with its `Node`, effect, direct effect, bias (what its own biases give it) and
+            measured effect (None where it was not measured).
+        edges: (from, to, share) by number of node; to is None for the score itself.
+        others: per node, what it is given by nodes not shown. groups: named sets of nodes.
+    """
+
+    token: str
+    against: str | None
+    position: int
+    unit: str
+    value: float
+    direct: float
+    constant: float
+    coverage: float
+    nodes: list[dict[str, Any]]
+    edges: list[tuple[int, int | None, float]]
+    others: list[float]
+    groups: dict[str, list[int]]
+    trace: Trace = field(repr=False, compare=False)
+    way: Direction = field(repr=False, compare=False)
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson's, of the effects of the nodes shown with what was measured; None where nothing was."""
+        both = torch.tensor([(n["effect"], n["measured"]) for n in self.nodes if n["measured"] is not None])
+        return None if len(both) < 2 or bool((both.std(0) == 0).any()) else float(torch.corrcoef(both.T)[0, 1])
+
+    def grouped(self, groups: Mapping[str, Sequence[int | str]]) -> PredictionGraph:
+        """The same with these groups, of nodes by number or by name, instead of the automatic ones.
+
+        Raises:
+            SiteError: for a node that is not there.
+        """
+        return replace(self, groups={name: self.numbers(members) for name, members in groups.items()})
+
+    def numbers(self, members: Sequence[int | str] | str) -> list[int]:
+        """Nodes by number, name, or the name of a group."""
+        if isinstance(members, str):
+            if members in self.groups:
+                return self.groups[members]
+            members = [members]
+        names = [node["name"] for node in self.nodes]
+        out = []
+        for one in members:
+            if isinstance(one, int) and 0 <= one < len(names):
+                out.append(one)
+            elif isinstance(one, str) and one in names:
+                out.append(names.index(one))
+            else:
+                raise SiteError(f"The graph shows no node {one!r}; it has {len(names)}, {', '.join(names[:3])} first.")
+        return sorted(set(out))
+
+    def taps(self, members: Sequence[int | str] | str, by: float) -> list[Any]:
+        """Edits that multiply what these nodes (or a group) write by a number: `model.edited(*graph.taps("a", 0))`."""
+        return [self.nodes[number]["node"].scaled(by) for number in self.numbers(members)]
+
+    def turned(self, members: Sequence[int | str] | str, by: float) -> float:
+        """The number explained with these nodes (or a group) multiplied by `by`, measured."""
+        from glassformer.interp.taps import compose
+
+        tap = compose(*self.taps(members, by), config=self.trace.config)
+        ids = torch.tensor([self.trace.ids[: self.position + 1]], device=self.trace.transformer.device)
+        with torch.no_grad():
+            return float(number_of(self.way, self.trace.transformer.hidden(ids, tap=tap)[:, -1])[0])
+
+    def save(self, path: str | Path, name: str = "") -> None:
+        """Write it as one JSON file, which `opened` reads.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        told = {"format": FORMAT, "name": name, "weights": fingerprint(self.trace.transformer), "ids": self.trace.ids}
+        files.write_json(Path(path), {**told, **self.to_dict()}, raises=CheckpointError)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: nodes stand at layer × position."""
+        of_group = {number: name for name, members in self.groups.items() for number in members}
+        sums: dict[tuple[str, str], float] = {}
+        for start, end, share in self.edges:
+            if end is not None and start in of_group and end in of_group and of_group[start] != of_group[end]:
+                key = of_group[start], of_group[end]
+                sums[key] = sums.get(key, 0.0) + share
+        return {
+            "token": self.token,
+            "against": self.against,
+            "position": self.position,
+            "unit": self.unit,
+            "value": self.value,
+            "direct": self.direct,
+            "constant": self.constant,
+            "coverage": self.coverage,
+            "correlation": self.correlation,
+            "tokens": list(self.trace.tokens[: self.position + 1]),
+            "layers": self.trace.config.n_layers,
+            "nodes": [
+                {key: x for key, x in node.items() if key != "node"} | {"id": number, "others": others}
+                for number, (node, others) in enumerate(zip(self.nodes, self.others, strict=True))
+            ],
+            "edges": [{"from": a, "to": b, "share": share} for a, b, share in self.edges],
+            "groups": [
+                {
+                    "name": name,
+                    "nodes": members,
+                    "effect": sum(self.nodes[i]["effect"] for i in members),
+                    "direct": sum(self.nodes[i]["direct"] for i in members),
+                }
+                for name, members in self.groups.items()
+            ],
+            "group_edges": [{"from": a, "to": b, "share": share} for (a, b), share in sums.items()],
+        }
+
+
+def opened(path: str | Path, transformer: Transformer | None = None) -> dict[str, Any]:
+    """A saved graph's plain data.
+
+    Raises:
+        CheckpointError: it is none, is broken, or (where a model is given) is of another model.
+    """
+    try:
+        told = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no readable graph ({error}).") from None
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not of the format {FORMAT}.")
+    if transformer is not None and told.get("weights") != fingerprint(transformer):
+        raise CheckpointError(f"The graph in {path} is of a model with other weights or in another precision.")
+    return told
+
+
+class _Points:
+    """Keeps the stream after every part as a tensor of its own, so that a gradient can be taken there."""
+
+    def __init__(self, x: Float[Tensor, "row query d_model"]) -> None:
+        self.x, self.kept = x, [x]
+
+    def read(self, which: range) -> Tensor:
+        """The stream, for every receiver."""
+        return self.x[None].expand(len(which), -1, -1, -1)
+
+    def send(self, added: Tensor) -> None:
+        """Adds to the stream."""
+        self.x = self.x + added.sum(0)
+        self.kept.append(self.x)
+
+
+@dataclass
+class _Place:
+    """The parts of one layer's mixer or feed-forward part, with a graph from the stream that they read.
+
+    Attributes:
+        x: the stream read; units: numbers (unit, query) whose sum times `slope` is what the part hands over;
+        slope: what one of them is worth, by all paths; ends: what it is worth to the score directly.
+    """
+
+    x: Tensor
+    units: Tensor
+    slope: Tensor
+    ends: Tensor
+    names: list[tuple[str, int]]  # kind and number of each unit
+
+
+@torch.no_grad()
+def prediction_graph(
+    trace: Trace,
+    token: str | int | None = None,
+    against: str | int | None = None,
+    position: int = -1,
+    *,
+    coverage: float = 0.8,
+    most: int = 60,
+    measure: bool = True,
+) -> PredictionGraph:
+    """The graph of one prediction.
+
+    Args:
+        token, against: the score of a token after a position, less that of another (or the vocabulary's mean).
+        coverage: nodes are shown, strongest first, until they have this share of the sum of all sizes,
+        most: or until there are so many; what was reached is stated.
+        measure: whether each node shown is also taken away and the score computed anew.
+
+    Raises:
+        UsageError: for a coverage outside (0, 1], or fewer than one node.
+        UnsupportedError: for a design in which parts do not add up to the stream.
+    """
+    if not 0 < coverage <= 1:
+        raise UsageError(f"The coverage is above 0 and at most 1; {coverage} is not.")
+    if most < 1:
+        raise UsageError(f"A graph shows 1 node or more; {most} is not.")
+    if trace.forward.edit is not None:
+        raise UsageError("A graph is of the model as it is; trace the text without edits.")
+    at = trace.position(position)
+    way = direction(trace, token, against, at)
+    graph = Graph(trace.config)
+    apart = Apart(trace.forward, graph, 0, at)
+    here = slice(0, at + 1)
+    with torch.enable_grad():
+        hub = _Points(trace.forward.entering(0, here).detach().clone().requires_grad_())
+        number = number_of(way, apart.run(hub, 1, relevance=True))[0]
+        slopes = torch.autograd.grad(number, hub.kept)
+    streams = [x.detach() for x in hub.kept]
+    final = slopes[-1]
+    places = _places(apart, graph, streams, slopes, final)
+    embed = streams[0][0]
+    effects = [(embed * slopes[0][0]).sum(-1)[None], *((p.units * p.slope).detach() for p in places.values())]
+    flat = torch.cat([e.double().flatten() for e in effects])
+    sizes = flat.abs()
+    order = sizes.argsort(descending=True)
+    whole = float(sizes.sum())
+    reached = sizes[order].cumsum(0) / whole
+    count = min(most, int((reached < coverage).sum()) + 1, len(order))
+    bounds = torch.tensor([e.numel() for e in effects]).cumsum(0)
+    nodes: list[dict[str, Any]] = []
+    reads: list[Tensor] = []
+    writes: list[Tensor] = []
+    spots = list(places)
+    for cell in order[:count].tolist():
+        which = int(torch.searchsorted(bounds, cell, right=True))
+        inner = cell - (int(bounds[which - 1]) if which else 0)
+        unit, at_query = divmod(inner, at + 1)
+        if which == 0:
+            node = Node("embed", None, 0, at_query)
+            vector, back = embed[at_query], torch.zeros_like(embed)
+            direct, bias = (vector * final[0, at_query]).sum(), flat[cell]
+        else:
+            layer, place = spots[which - 1]
+            p = places[layer, place]
+            kind, index = p.names[unit]
+            node = Node(kind, layer, index, at_query)
+            with torch.enable_grad():
+                worth = p.units[unit, at_query] * p.slope[unit, at_query]
+                [found] = torch.autograd.grad(worth, [p.x], retain_graph=True, allow_unused=True)
+            back = torch.zeros_like(embed) if found is None else found[0]
+            stream = streams[_before(graph, apart, layer, place)][0]
+            vector = _written(apart, graph, p, layer, place, unit, at_query)
+            direct = (p.units * p.ends)[unit, at_query].detach()
+            bias = flat[cell] - (back * stream).sum().double()
+        nodes.append(
+            {
+                "name": node.name(trace.config),
+                "kind": node.kind,
+                "layer": node.layer,
+                "index": node.index,
+                "position": node.position,
+                "token": trace.tokens[node.position],
+                "effect": float(flat[cell]),
+                "direct": float(direct),
+                "bias": float(bias),
+                "measured": None,
+                "node": node,
+            }
+        )
+        reads.append(back.double())
+        writes.append(vector.double())
+    edges = _edges(nodes, reads, writes)
+    others = [
+        each["effect"] - each["bias"] - sum(share for _, end, share in edges if end == number)
+        for number, each in enumerate(nodes)
+    ]
+    if measure:
+        measured = without(trace, way, [node["node"] for node in nodes], at)
+        for told, effect in zip(nodes, measured.tolist(), strict=True):
+            told["measured"] = effect
+    handed = float((streams[-1][0, -1].double() * final[0, -1].double()).sum())
+    value = float(number)
+    return PredictionGraph(
+        token=trace.token_text(way.token),
+        against=None if way.against is None else trace.token_text(way.against),
+        position=at,
+        unit=way.unit,
+        value=value,
+        direct=handed,
+        constant=value - handed,
+        coverage=float(reached[count - 1]),
+        nodes=nodes,
+        edges=edges,
+        others=others,
+        groups=_alike(nodes, writes),
+        trace=trace,
+        way=way,
+    )
+
+
+def _keeping(kept: list[Tensor]) -> Action:
+    def action(site: str, x: Tensor, where: Where) -> None:
+        kept.append(x)
+
+    return action
+
+
+def _before(graph: Graph, apart: Apart, layer: int, place: int) -> int:
+    """Which of the kept streams a place reads."""
+    parts = [key for key in graph.sent if key < (layer, place)]
+    if apart.config.layers[layer].parallel:
+        parts = [key for key in parts if key[0] < layer]
+    return len(parts)
+
+
+def _places(
+    apart: Apart, graph: Graph, streams: list[Tensor], slopes: Sequence[Tensor], final: Tensor
+) -> dict[tuple[int, int], _Place]:
+    """Every part's units, what each is worth, and a graph to what they read."""
+    out = {}
+    for number, (layer, place) in enumerate(graph.sent):
+        after = slopes[number + 1][0]
+        state = apart.begin(1)
+        block, config = apart.block(layer), apart.config
+        times = apart.reads[layer, place]
+        with torch.enable_grad():
+            x = streams[_before(graph, apart, layer, place)].clone().requires_grad_()
+            if place == MIXER:
+                many = len(graph.read[layer, MIXER])
+                added = apart.mixer(layer, (x * times)[None].expand(many, -1, -1, -1), state, relevance=True)
+                added = added[:, 0] / apart.joins[layer, MIXER]
+                kind = "head" if isinstance(config.layers[layer].mixer, Attention) else "mixer"
+            else:
+                kept: list[Tensor] = []
+                experts = isinstance(block.feed_forward, ExpertsPart)
+                steps = of_layer(config, layer, FEED)
+                if not experts:
+                    steps.append(Step(f"blocks.{layer}.mlp.post", _keeping(kept), False))
+                view = Looking(Bound(steps), config, state.where).at(layer)
+                added = split_feed(block, x * times, view)[:, 0] / apart.joins[layer, FEED]
+                kind = "expert" if experts else "neuron"
+                if not experts:
+                    post = kept[0]
+                    worth = [(added * g[None]).sum() for g in (after, final[0])]
+                    each = [torch.autograd.grad(w, [post], retain_graph=True)[0][0].T for w in worth]
+                    names = [(kind, i) for i in range(post.shape[-1])]
+                    out[layer, place] = _Place(x, post[0].T, each[0], each[1], names)
+                    continue
+            units = (added * after[None]).sum(-1)
+        ends = (added * final[0][None]).sum(-1).detach()
+        share = torch.where(units == 0, torch.zeros_like(ends), ends / units.detach())
+        names = [(kind, i) for i in range(len(added))]
+        if kind == "expert" and graph.senders[graph.sent[layer, place][-1]].endswith(".shared"):
+            names[-1] = ("shared", 0)
+        out[layer, place] = _Place(x, units, torch.ones_like(ends), share, names)
+    return out
+
+
+def _written(
+    apart: Apart, graph: Graph, p: _Place, layer: int, place: int, unit: int, query: int
+) -> Float[Tensor, " d_model"]:
+    """What a node adds to the stream."""
+    block = apart.block(layer)
+    x = p.x.detach() * apart.reads[layer, place]
+    if p.names[unit][0] == "neuron":
+        part = block.feed_forward
+        assert part is not None
+        assert not isinstance(part, ExpertsPart)
+        mine = p.units[unit, query].detach() * part.columns[:, unit]
+        total = part(read(block, FEED, x[:, query : query + 1]))[0, 0]
+        return added_parts(block, FEED, torch.stack([mine, total - mine]))[0] / apart.joins[layer, FEED]
+    if place == FEED:
+        return split_feed(block, x[:, query : query + 1])[unit, 0, 0] / apart.joins[layer, FEED]
+    many = len(graph.read[layer, MIXER])
+    added = apart.mixer(layer, x[None].expand(many, -1, -1, -1), apart.begin(1))
+    return added[unit, 0, query] / apart.joins[layer, MIXER]
+
+
+def _edges(
+    nodes: list[dict[str, Any]], reads: list[Tensor], writes: list[Tensor]
+) -> list[tuple[int, int | None, float]]:
+    """What each node shown hands to each other, and to the score, largest first."""
+    out: list[tuple[int, int | None, float]] = [
+        (number, None, node["direct"]) for number, node in enumerate(nodes) if node["direct"]
+    ]
+    for end, back in enumerate(reads):
+        for start, vector in enumerate(writes):
+            share = float(vector @ back[nodes[start]["position"]])
+            if share and nodes[start]["node"].upstream(nodes[end]["node"]):
+                out.append((start, end, share))
+    return sorted(out, key=lambda edge: -abs(edge[2]))
+
+
+def _alike(nodes: list[dict[str, Any]], writes: list[Tensor]) -> dict[str, list[int]]:
+    """Nodes at one position whose vectors point the same way, or to each other through such; by the strongest one."""
+    unit = torch.stack([torch.nn.functional.normalize(w, dim=0) for w in writes])
+    same = unit @ unit.T >= ALIKE
+    left, out = list(range(len(nodes))), dict[str, list[int]]()
+    while left:
+        members, waiting = [], [left[0]]
+        while waiting:
+            one = waiting.pop()
+            if one in left:
+                left.remove(one)
+                members.append(one)
+                waiting += [i for i in left if same[one, i] and nodes[i]["position"] == nodes[one]["position"]]
+        if len(members) > 1:
+            members.sort()
+            out[f"like {nodes[members[0]]['name']}"] = members
+    return out
