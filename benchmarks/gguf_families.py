@@ -189,8 +189,8 @@ def main() -> None:
         f"{good} of {len(rows)} tiny random models, of {len(architectures)} architectures, written as F32 GGUF: "
         f"max|Δ| / max|logit| over {len(IDS)} tokens, our logits from the file against those from the folder, and "
         f"llama-cpp-python {version}'s against ours. Where a family has a gelu, llama.cpp looks it up in a table of "
-        "float16, which is the 1e-4 to 9e-4 below. On blocks of 4 to 8 bits llama.cpp rounds activations too, and we do "
-        "not; nor does it multiply bfloat16 in float32. In Gemma 3n it takes the deviation of neurons over one less "
+        "float16, which is the 1e-4 to 9e-4 below. On blocks of 4 to 8 bits llama.cpp rounds activations too, and we "
+        "do not; nor does it multiply bfloat16 in float32. In Gemma 3n it takes the deviation of neurons over one less "
         "than their number, which shows in parts as narrow as these.",
     )
 
