@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from glassformer.checkpoint import raw_blocks, read_config
 from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError, UsageError
 from glassformer.generate.native_layers import refusal
 from glassformer.generate.native_model import NativeModel
@@ -520,6 +522,38 @@ def test_bytes_read_count_weights_and_cache():
     fast = NativeModel.from_transformer(model, capacity=64)
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2) * 4
     assert fast.bytes_per_token(9) == matrices + 2 * 10 * 2 * 2 * 16 * 4
+
+
+def test_experts_are_read_from_the_files_own_blocks(tmp_path, monkeypatch):
+    """A mapped GGUF of experts in 4 bits: no matrix of theirs is copied, one row is what many rows are."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from sizes import write
+
+    path = tmp_path / "random.gguf"
+    write(path, "tiny")
+    config, raw = read_config(path), raw_blocks(path)
+    model = Transformer.empty(config).load({key: torch.from_numpy(raw[key].values()) for key in raw})
+    ids = torch.randint(512, (60,)).tolist()
+    exact = NativeModel.from_gguf(path, exact=True)
+    close(exact.forward(ids, [0] * 60, range(60)), reference(model, ids))
+    fast = NativeModel.from_gguf(path, slots=2)
+    assert fast.notes == {}
+    whole = fast.forward(ids, [0] * 60, range(60))
+    assert (whole - reference(model, ids)).norm(dim=-1).median() <= 0.1 * reference(model, ids).norm(dim=-1).median()
+    one = torch.cat([fast.decode([token], [1], [i]) for i, token in enumerate(ids)])
+    assert torch.equal(one, whole)
+    if (maps := Path("/proc/self/maps")).exists():
+        lines = [line.split() for line in maps.read_text().splitlines() if line.endswith(str(path))]
+        places = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+        held = [x for x in fast._keep if isinstance(x, Tensor) and x.dtype == torch.uint8]
+        assert len(held) == 3 * config.n_layers
+        assert all(any(low <= x.data_ptr() < high for low, high in places) for x in held)
+
+
+def test_what_is_not_expressed_is_said_once_with_what_is_slower():
+    config = uniform(100, 64, 1, 64, Attention(4, 2, 16, out_norm=Norm()), FeedForward(96))
+    with pytest.raises(ShapeError, match="does not compute norms of the heads' outputs; .* through torch in float32"):
+        NativeModel.from_transformer(random_transformer(config))
 
 
 @pytest.mark.smollm2

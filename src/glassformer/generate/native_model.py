@@ -51,7 +51,7 @@ class NativeModel:
     Args:
         config: the design.
         weights: native checkpoint keys -> `Weight` for matrices and float tensors for vectors; a float
-            matrix is put into `precision`.
+            matrix is put into `precision`. Experts' matrices are read where they lie, so they must not change.
         precision: "float32", "bfloat16", "int8" or "int4", for matrices that come as float tensors.
         slots: sequences that can be held at once.
         capacity: tokens per sequence; the model's context by default.
@@ -87,7 +87,10 @@ class NativeModel:
         if config.learned_positions and self.capacity > config.context:
             raise ShapeError(f"This model has {config.context} trained positions; {self.capacity} were asked for.")
         if (reason := refusal(config, self.capacity)) is not None:
-            raise ShapeError(f"The native forward does not compute {reason}.")
+            raise ShapeError(
+                f"The fast engine does not compute {reason}; this model's text is generated through torch in float32 "
+                "instead, several times slower."
+            )
         self.cache_dtype = cache
         self.exact = exact
         self.notes: dict[str, str] = {}

@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 COMPILERS = ("c++", "g++", "clang++")
 BASE = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-Wno-psabi", "-w")
 # Hot loops are written with vector types: for training -O3 gains 4 % and takes a quarter longer to compile, and short
-# runs wait for that.
+# runs wait for that. For inference it gains 4 % of decode, and 13 % with 8 sequences.
 OPTIMISE = {"infer": "-O3", "ops": "-O3", "train": "-O2"}
 LINK = ("-pthread",)
 # The first that compiles is taken: some compilers for ARM know -mcpu only, and a very old one neither.

@@ -142,7 +142,7 @@ static std::vector<uint8_t> stored_matrix(int format, int rows, int cols) {
 
 static void products() {
     for (int format = F32; format <= Q4_1; format++)
-        for (int cols : {32, 96, 160, 45})
+        for (int cols : {32, 96, 160, 256, 45})
             for (int count : {1, 2, 3, 5, 8, 11, 30, 70})
                 for (int exact = 0; exact < 2; exact++) {
                     if (cols % BLOCK && format >= Q8_0) continue;
