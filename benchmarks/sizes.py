@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import HERE, Worker, alternate, arguments, rates, report, serve, table, verdict
+from common import HERE, Worker, alternate, arguments, rates, report, serve, skip, table, verdict
 
 SHAPES: dict[str, dict[str, int]] = {
     "olmoe-1b-7b": {
@@ -184,11 +184,13 @@ def _open_once(path: Path, threads: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
-    parser.add_argument("--directory", required=True, help="where the file is made, and deleted again")
+    parser.add_argument("--directory", help="where the file is made, and deleted again")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="olmoe-1b-7b", help="whose shape it has")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--keep", action="store_true", help="leave the file, or take the one that was left")
     options = parser.parse_args()
+    if options.directory is None:
+        skip("it makes a file of 4 to 17 GB; name a folder with --directory")
     path = Path(options.directory) / f"random-{options.shape}-q4_0.gguf"
     try:
         if not (options.keep and path.exists()):
@@ -218,6 +220,7 @@ def measure(path: Path, options: Any) -> None:
 
                 def theirs() -> float:
                     asked = llama.ask(do="decode", path=str(path), ids=ids, count=options.tokens, threads=threads)
+                    found["same"] = sum(a == b for a, b in zip(asked["ids"], found.get("ids", []), strict=False))
                     return asked["seconds"]
 
                 times = alternate(options.rounds, ours=mine, theirs=theirs)
@@ -249,9 +252,10 @@ def measure(path: Path, options: Any) -> None:
         table(("what", "measured", "asked"), rows),
         options,
         f"A file of random numbers in this shape ({path.stat().st_size / 1e9:.1f} GB; Q4_0, embeddings Q8_0): its "
-        f"words mean nothing. {options.tokens} greedy tokens after {PROMPT}, medians of {options.rounds} runs in turn; 1.5 × "
-        "llama.cpp or 80 % of the read bandwidth of the same run is asked. Anonymous memory is the whole process's, "
-        f"torch and all; {found['packed'] / 1e9:.2f} GB of it came with the model.",
+        f"words mean nothing. {options.tokens} greedy tokens after {PROMPT}, medians of {options.rounds} runs in turn; "
+        "1.5 × llama.cpp or 80 % of the read bandwidth of the same run is asked. Anonymous memory is the whole "
+        f"process's, torch and all; {found['packed'] / 1e9:.2f} GB of it came with the model."
+        + (f" Both chose the same token {found['same']} times of {options.tokens}." if there else ""),
     )
 
 
