@@ -52,3 +52,19 @@ def test_every_machine_has_the_corpus():
     assert 200 <= len(found) <= docstrings.MOST
     assert all(len(text) >= docstrings.SHORTEST for text in found)
     assert found == docstrings.passages.__wrapped__()
+
+
+def test_the_package_holds_what_excites_smollm2():
+    from safetensors.torch import load_file
+
+    from glassformer.views import facts
+
+    held = load_file(str(facts.SHIPPED))
+    assert {name.partition(".")[0] for name in held} == {"values", "texts", "places"}
+    assert all(tensor.shape == (1536, 3) for tensor in held.values())
+    assert sum(name.startswith("values") for name in held) == 30
+    sizes = held["values.7"].float().abs()
+    assert bool((sizes[:, :-1] >= sizes[:, 1:]).all())
+    assert int(held["texts.7"].max()) < docstrings.MOST
+    assert len(facts._shipped()) == 64
+    assert facts.SHIPPED.stat().st_size < 600_000

@@ -75,3 +75,16 @@ def test_meanings_move_in_one_plane(session: Session, model: Any):
     dots = torch.tensor(found["dots"][-1])
     assert torch.allclose(torch.cdist(dots.double(), dots.double()), torch.cdist(last, last), atol=1e-6)
     assert all(0 <= share <= 1 + 1e-9 for share in found["shown"])
+    dots = torch.tensor(found["dots"], dtype=torch.float64)
+    for i, ((trace, p), steps) in enumerate(zip(at, found["steps"], strict=True)):
+        assert any(one["part"] == "head" for one in steps)
+        for one in steps:
+            assert one["moved"] == pytest.approx(float((dots[one["place"], i] - dots[one["place"] - 1, i]).norm()))
+            if one["part"] == "head":
+                step = trace.at(places[one["place"]], p) - trace.at(places[one["place"] - 1], p)
+                along = trace.contributions(one["layer"], one["head"], p) @ (step / step.norm())
+                assert one["along"] == pytest.approx(float(along.sum()), abs=1e-5)
+                assert one["word"] == trace.tokens[int(along.argmax())]
+        hidden = model.transformer.normed(trace.at(places[-1], p)[None, None])
+        nearest = int(model.transformer.unembed_hidden(hidden)[0, 0].argmax())
+        assert found["nearest"][-1][i] == trace.token_text(nearest)

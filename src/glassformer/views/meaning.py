@@ -8,13 +8,20 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from glassformer.model.config import Attention
 from glassformer.views.asks import Edits, Strict, Text
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from glassformer.interp.trace import Trace
     from glassformer.views.report_data import Plan
     from glassformer.views.session import Session
+
+
+# Of each text and each kind of part, how many steps are told.
+STEPS = 3
 
 
 def _meaning(plan: Plan) -> Any:
@@ -55,11 +62,54 @@ def _moves(found: dict[str, Any], traces: list[Trace]) -> dict[str, Any]:
     axes at the last place, and `shown` is the share of the squared distances that it shows at each place.
     """
     at = [(trace, text["position"]) for trace, text in zip(traces, found["texts"], strict=True)]
-    units = torch.stack(
-        [torch.stack([F.normalize(t.at(place, p).double().cpu(), dim=0) for t, p in at]) for place in found["places"]]
-    )
+    streams = torch.stack([torch.stack([t.at(place, p).cpu() for t, p in at]) for place in found["places"]])
+    units = F.normalize(streams.double(), dim=2)
     apart = units - units.mean(1, keepdim=True)
     _, _, axes = torch.linalg.svd(apart[-1], full_matrices=False)
     dots = apart @ axes[:2].T
     shown = dots.pow(2).sum((1, 2)) / apart.pow(2).sum((1, 2)).clamp(min=1e-12)
-    return {"dots": dots.tolist(), "shown": shown.tolist()}
+    return {
+        "dots": dots.tolist(),
+        "shown": shown.tolist(),
+        "steps": [_steps(t, p, found["places"], dots[:, i]) for i, (t, p) in enumerate(at)],
+        "nearest": _nearest(at[0][0], streams),
+    }
+
+
+def _steps(trace: Trace, position: int, places: list[str], dots: Tensor) -> list[dict[str, Any]]:
+    """The steps that moved a dot furthest, and what took most of each: of attention the head whose addition goes
+    furthest along the step of the stream, and the word of which it carries most that way; else the feed-forward."""
+    lengths = (dots[1:] - dots[:-1]).norm(dim=1)
+    halves = [[i for i in range(len(lengths)) if places[i + 1].endswith("resid_mid") == mid] for mid in (True, False)]
+    longest = [i for half in halves for i in sorted(half, key=lambda i: -float(lengths[i]))[:STEPS]]
+    told = []
+    for i in sorted(longest):
+        before, after = places[i], places[i + 1]
+        if before == "embed" and not after.endswith(("resid_mid", "resid_post")):
+            continue  # positions that are added before the first layer
+        layer = int(after.split(".")[1])
+        step = (trace.at(after, position) - trace.at(before, position)).double().cpu()
+        step = step / step.norm().clamp(min=1e-12)
+        one: dict[str, Any] = {"place": i + 1, "layer": layer, "moved": float(lengths[i]), "part": "feed-forward"}
+        beside = f"blocks.{layer}.resid_mid" not in places  # the two parts run side by side, or only one is there
+        if isinstance(trace.config.layers[layer].mixer, Attention) and (after.endswith("resid_mid") or beside):
+            added = [trace.contributions(layer, h, position).double().cpu() @ step for h in range(_heads(trace, layer))]
+            head = max(range(len(added)), key=lambda h: float(added[h].sum()))
+            source = int(added[head].argmax())
+            one |= {"part": "head", "head": head, "along": float(added[head].sum()), "source": source}
+            one["word"] = trace.tokens[source]
+        told.append(one)
+    return told
+
+
+def _heads(trace: Trace, layer: int) -> int:
+    return int(trace.config.attention(layer).n_heads)
+
+
+@torch.no_grad()
+def _nearest(trace: Trace, streams: Tensor) -> list[list[str]]:
+    """At each place, for each text, the token that the vector points to most when it is read as the last one is."""
+    transformer = trace.transformer
+    rows = streams.to(transformer.device, transformer.dtype)
+    best = [transformer.unembed_hidden(transformer.normed(row[None]))[0].argmax(-1).tolist() for row in rows]
+    return [[trace.token_text(i) for i in ids] for ids in best]

@@ -97,6 +97,7 @@ function moves(d) {
   const at = (/** @type {number[]} */ [x, y = 0]) => [side / 2 + (x / reach) * (side / 2 - 30), side / 2 - (y / reach) * (side / 2 - 30)];
   const svg = s("svg", { viewBox: `0 0 ${side} ${side}`, class: "moves", role: "img" });
   const said = h("output", { class: "small" });
+  const pushed = h("ol", { class: "pushes small" });
   const slider = h("input", { type: "range", min: 0, max: d.places.length - 1, step: 1, value: d.places.length - 1, "aria-label": "Layer", oninput: () => draw() });
   slider.value = String(d.places.length - 1);
   function draw() {
@@ -107,9 +108,17 @@ function moves(d) {
         s("polyline", { class: "line tail", points: d.dots.slice(0, now + 1).map((/** @type {number[][]} */ dots) => at(dots[i]).map((v) => v.toFixed(1)).join(",")).join(" ") }),
         s("circle", { class: "point", cx: x, cy: y, r: 6 }), s("text", { class: "tick", x: x > side * 0.55 ? x - 9 : x + 9, y: y + 4, "text-anchor": x > side * 0.55 ? "end" : "start" }, `${i + 1} ${shown(t.tokens.slice(Math.max(0, t.position - 1), t.position + 1).join("")).slice(-18)}`));
     }));
+    // The longest steps so far as arrows, each named by what took it.
+    const taken = (d.steps ?? []).flatMap((/** @type {any[]} */ steps, /** @type {number} */ i) => steps.filter((one) => one.place <= now).map((one) => ({ ...one, text: i }))).sort((/** @type {any} */ a, /** @type {any} */ b) => b.moved - a.moved).slice(0, 8);
+    taken.forEach((/** @type {any} */ one, /** @type {number} */ n) => {
+      const [x1, y1] = at(d.dots[one.place - 1][one.text]), [x2, y2] = at(d.dots[one.place][one.text]);
+      const turn = (Math.atan2(y2 - y1, x2 - x1) * 180) / Math.PI;
+      svg.append(s("g", { class: `line-${one.text % 4} push`, "data-step": JSON.stringify([one.text, one.place]) }, s("line", { class: "line", x1, y1, x2, y2 }), s("path", { class: "point", d: "M0 0L-7 -4L-7 4Z", transform: `translate(${x2} ${y2}) rotate(${turn})` }), s("text", { class: "tick", x: (x1 + x2) / 2 + 4, y: (y1 + y2) / 2 - 4 }, n + 1)));
+    });
+    put(pushed, taken.map((/** @type {any} */ one) => h("li", { class: `line-${one.text % 4}` }, h("span", { class: `key line-${one.text % 4}` }, `text ${one.text + 1}, layer ${one.layer}: `, one.part === "head" ? [`head ${one.head} brought `, h("span", { class: "mono" }, `“${shown(one.word)}”`)] : "the feed-forward"))));
     svg.setAttribute("aria-label", `The word's vectors at ${placeName(d.places[now])}`);
-    said.textContent = `${placeName(d.places[now])}; this plane shows ${(100 * d.shown[now]).toFixed(0)}% of how far they lie apart`;
+    said.textContent = `${placeName(d.places[now])}; this plane shows ${(100 * d.shown[now]).toFixed(0)}% of how far they lie apart${d.nearest ? `; nearest tokens, read as the last vector is: ${d.nearest[now].map((/** @type {string} */ t, /** @type {number} */ i) => `${i + 1} ${shown(t)}`).join(", ")}` : ""}`;
   }
   draw();
-  return h("div", { class: "figure" }, svg, h("label", { class: "small" }, "layer ", slider), said);
+  return h("div", { class: "figure" }, svg, h("label", { class: "small" }, "layer ", slider), said, pushed);
 }
