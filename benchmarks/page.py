@@ -30,7 +30,7 @@ REPORT = (
 )
 # Frames a second of the stage's film: median and 5th percentile at 1,400 px, median at 2,560 px; first motion, ms.
 FILM_FRAMES, FILM_SLOW, FILM_WIDE, MOTION_MS = 50, 30, 24, 1000
-KEY_MS, HEAD_MS, ROOM_MS, PAINT_MS, FRAMES, SCRIPT_KB, REPORT_MB = 300, 150, 150, 1000, 30, 350, 5
+KEY_MS, HEAD_MS, ROOM_MS, WHY_MS, PAINT_MS, FRAMES, SCRIPT_KB, REPORT_MB = 300, 150, 150, 2000, 1000, 30, 350, 5
 
 # Runs in the page: milliseconds from the input event to the frame after the bars have changed.
 TYPE = """async (text) => {
@@ -72,6 +72,13 @@ ROOM = """async (room) => {
   const panel = document.getElementById(`room-${room}`);
   document.getElementById(`tab-${room}`).click();
   while (panel.hidden || !panel.children.length) await new Promise((done) => requestAnimationFrame(done));
+  return performance.now() - start;
+}"""
+# … from asking why to its first sentence; the rest comes after it.
+WHY = """async () => {
+  const start = performance.now();
+  document.getElementById("tab-why").click();
+  while (!document.querySelector("#room-why .sentence")) await new Promise((done) => requestAnimationFrame(done));
   return performance.now() - start;
 }"""
 # … milliseconds from the navigation to the first frame in which the stage has moved.
@@ -131,7 +138,7 @@ def measure(address: str, program: str, rounds: int) -> dict[str, Any]:
     """All timings, in milliseconds; frames a second; bytes of scripts and styles."""
     from playwright.sync_api import sync_playwright
 
-    found: dict[str, Any] = {"paint": [], "key": [], "head": [], "room": [], "motion": [], "film": {}}
+    found: dict[str, Any] = {"paint": [], "key": [], "head": [], "room": [], "why": [], "motion": [], "film": {}}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         context = browser.new_context(viewport={"width": 1400, "height": 900})
@@ -167,7 +174,16 @@ def measure(address: str, program: str, rounds: int) -> dict[str, Any]:
             settled(page)
             if i:
                 found["head"].append(took)
-        for room in ("depth", "why", "compare", "vectors", "meaning", "learning", "size"):
+        for i in range(3):
+            page.goto("about:blank")
+            page.goto(address + f"#text={quote(TEXT + [' this', ' that', ' those'][i])}&tab=attention")
+            settled(page)
+            found["why"].append(page.evaluate(WHY))
+            page.wait_for_timeout(500)
+        page.goto("about:blank")
+        page.goto(address + fragment)
+        settled(page)
+        for room in ("depth", "why", "compare", "vectors", "meaning", "texts", "learning"):
             found["room"].append(page.evaluate(ROOM, room))
             settled(page)
         for width, height in ((1400, 900), (2560, 1440)):
@@ -231,6 +247,7 @@ def main() -> None:
         ),
         (f"key press to new bars, {found['tokens'] + 1} tokens (ms)", spread(found["key"]), verdict(key, most=KEY_MS)),
         ("opening a head (ms)", spread(found["head"]), verdict(head, most=HEAD_MS)),
+        ("why: first sentence, 30 tokens (ms)", spread(found["why"]), verdict(max(found["why"]), most=WHY_MS)),
         ("opening a room (ms)", spread(found["room"]), verdict(max(found["room"]), most=ROOM_MS)),
         ("first paint (ms)", spread(found["paint"]), verdict(paint, most=PAINT_MS)),
         (f"scripts and styles, {found['files']} files (kB)", f"{kilobytes:.0f}", verdict(kilobytes, most=SCRIPT_KB)),

@@ -19,7 +19,7 @@ from tests.tiny import tiny_directory
 TEXT = "The American shrew mole is a small"
 HERE = f"#text={quote(TEXT)}"
 HOSTILE = "</script><img src=x onerror=document.title='broken'><b>&lt;"
-ROOMS = ["attention", "depth", "why", "facts", "compare", "vectors", "meaning", "learning", "size"]
+ROOMS = ["attention", "depth", "why", "facts", "compare", "texts", "vectors", "meaning", "learning", "size"]
 SHOTS = Path(__file__).parents[2] / "out" / "screenshots"
 
 
@@ -144,10 +144,12 @@ class Watched:
 
     def settle(self) -> Watched:
         """Wait until nothing that is seen is working any more."""
-        self.page.wait_for_timeout(150)
-        self.page.wait_for_selector(
-            '[aria-busy="true"]', state="detached", timeout=180_000
-        )  # a busy machine is slow, not wrong
+        # What has come may ask for more a frame later (a run, then its film): twice in turn nothing is busy.
+        for pause in (150, 80):
+            self.page.wait_for_timeout(pause)
+            self.page.wait_for_selector(
+                '[aria-busy="true"]', state="detached", timeout=180_000
+            )  # a busy machine is slow, not wrong
         self.page.wait_for_timeout(50)
         return self
 

@@ -239,3 +239,42 @@ def test_axe_finds_nothing(app: Watched):
         app.page.wait_for_timeout(200)
         found = Axe().run(app.page, context=".stage-room")
         assert [v["id"] for v in found.response["violations"]] == []
+
+
+def test_the_picture_pans_and_zooms_and_goes_on_into_its_parts(app: Watched):
+    ready(app.open(HERE))
+    app.page.evaluate(f"() => {STAGE}.seek(1)")
+    app.page.wait_for_timeout(150)
+    slab = app.page.locator("[data-key='layer-1']").bounding_box()
+    view = app.page.locator(".stage-view").bounding_box()
+    assert slab is not None
+    assert view is not None
+    x, y = slab["x"] + slab["width"] / 2, slab["y"] + slab["height"] / 2
+    app.page.mouse.move(x, y)
+    app.page.keyboard.down("Control")
+    app.page.mouse.wheel(0, -200)
+    app.page.keyboard.up("Control")
+    wait(app, f"{STAGE}.camera.near")
+    app.page.wait_for_timeout(100)
+    nearer = app.page.locator("[data-key='layer-1']").bounding_box()
+    assert nearer is not None
+    assert nearer["width"] > 1.5 * slab["width"]
+    assert nearer["x"] < x < nearer["x"] + nearer["width"]  # the point under the pointer stays there
+    assert colours(app) > 100
+    before = app.page.evaluate(f"() => {STAGE}.camera.x")
+    app.page.mouse.down()
+    app.page.mouse.move(x + 40, y + 10, steps=4)
+    app.page.mouse.up()
+    assert app.page.evaluate(f"() => {STAGE}.camera.x") != before
+    assert app.page.evaluate(f"() => {STAGE}.zoom.path.length") == 0  # what was dragged was not clicked
+    app.page.focus(".stage-view canvas")
+    app.page.keyboard.press("Escape")
+    assert not app.page.evaluate(f"() => {STAGE}.camera.near")
+    # On and on: into the layer under the pointer, a head of it, and out again.
+    app.page.evaluate(
+        f"([x, y]) => {{ for (let i = 0; i < 3; i++) {STAGE}.camera.zoom(1.6, x, y); }}", [x - view["x"], y - view["y"]]
+    )
+    wait(app, f"{STAGE}.zoom.path.length === 1")
+    assert app.page.evaluate(f"() => {STAGE}.zoom.place.layer") == 1
+    app.page.keyboard.press("-")
+    assert app.page.evaluate(f"() => {STAGE}.zoom.path.length") == 0

@@ -12,6 +12,7 @@ from glassformer.views import (  # noqa: F401
     directions,
     edges,
     facts,
+    finding,
     graph,
     learning,
     meaning,

@@ -12,6 +12,8 @@ _MORE: dict[str, dict[str, Any]] = {
     "attention": {"text": _TEXT, "layer": 1, "head": 0},
     "cell": {"text": _TEXT, "layer": 1, "head": 0, "query": 3, "key": 1},
     "maps": {"text": _TEXT, "layer": 1, "head": 0, "query": 3, "key": 1},
+    "find": {"text": _TEXT, "what": "heads_reading"},
+    "texts": {"texts": ["The capital of France is", "The capital of Italy is"], "metric": "entropy"},
     "reasons": {"text": _TEXT, "layer": 1, "head": 0},
     "carry": {"text": _TEXT, "layer": 1, "head": 0},
     "vector": {"text": _TEXT, "site": "blocks.1.resid_post"},

@@ -49,6 +49,22 @@ export function dial(state, edit, by) {
   state.set({ edits: by === 1 ? others : [...others, { ...edit, by }] });
 }
 
+/** How much is left of what an edit turns, as the page's edits say. @param {Store} state @param {any} turned a scale without `by` @param {any} [off] the edit that switches the same thing off */
+export function turnedTo(state, turned, off = null) {
+  const found = state.get("edits").find((/** @type {any} */ e) => sameThing(e, { ...turned, by: e.by }) || (off && sameThing(e, off)));
+  return found ? found.by ?? 0 : 1;
+}
+
+/** A slider from nothing to twice, which acts at once. @param {Store} state @param {any} turned a scale without `by` @param {any} [off] the edit that switches the same thing off @returns {{input: HTMLInputElement, reflect: () => void}} */
+export function dialOn(state, turned, off = null) {
+  const input = /** @type {HTMLInputElement} */ (h("input", { type: "range", min: 0, max: 2, step: 0.05, value: turnedTo(state, turned, off), class: "knob", "aria-label": `${editName({ ...turned, by: 1 }, state.get("tokens")).replace(" × 1.00", "")}, from 0 to 2 times`, oninput: () => {
+    const others = state.get("edits").filter((/** @type {any} */ e) => !off || !sameThing(e, off));
+    if (others.length !== state.get("edits").length) state.set({ edits: others });
+    dial(state, turned, Number(input.value));
+  } }));
+  return { input, reflect: () => { if (document.activeElement !== input) input.value = String(turnedTo(state, turned, off)); } };
+}
+
 /** The bar. @param {any} source @param {Store} state @returns {HTMLElement} */
 export function bar(source, state) {
   const list = h("span", { class: "row", role: "list", "aria-label": "Changes" });

@@ -11,6 +11,7 @@ export function keys(state, rooms) {
     ["{ }", "head down, up", null],
     [", .", "token before, after", null],
     ["g", "write on, or stop", () => /** @type {any} */ (document.getElementById("write-on"))?.click()],
+    ["f", "find a part by what it does", () => /** @type {any} */ (document.getElementById("find"))?.click()],
     ["l", "large type", () => state.set({ large: !state.get("large") })],
     ["t", "the tour", () => /** @type {any} */ (document.getElementById("take-tour"))?.click()],
     ["c", "text as tokens or as words", () => state.set({ chips: state.get("chips") === "words" ? "tokens" : "words" })],

@@ -4,6 +4,7 @@ import { h, put } from "./dom.js";
 import { bar, carried, editName } from "./edits.js";
 import { keys } from "./keys.js";
 import { chooser } from "./models.js";
+import { notes } from "./notes.js";
 import { picture, save } from "./picture.js";
 import { HttpSource } from "./source.js";
 import { gallery } from "./stage/site.js";
@@ -33,6 +34,7 @@ export const ROOMS = [
   ["why", "Why", async () => (await import("./views/why.js")).mount],
   ["facts", "Facts", async () => (await import("./views/facts.js")).mount],
   ["compare", "Compare", async () => (await import("./views/compare.js")).mount],
+  ["texts", "Texts", async () => (await import("./views/texts.js")).mount],
   ["vectors", "Vectors", async () => (await import("./views/vectors.js")).mount],
   ["meaning", "Meaning", async () => (await import("./views/meaning.js")).mount],
   ["learning", "Learning", async () => (await import("./views/learning.js")).mount],
@@ -45,14 +47,15 @@ export const START = {
   tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, plane: [], sum: "king - man + woman",
-  scene: null, zoom: null, marks: null, circuitAsked: false, reasonAgainst: null, lang: null, stageShare: 0.1,
+  scene: null, zoom: null, marks: null, circuitAsked: false, reasonAgainst: null, notes: [],
+  table: { texts: ["The capital of France is", "The capital of Italy is", "The capital of Japan is", "The capital of Spain is"], metric: "entropy", token: null, against: null }, lang: null, stageShare: 0.1,
 };
 
 /** @param {HTMLElement} root @param {any} source @param {Store} state */
 export function build(root, source, state) {
   const alone = source.live && !source.embedded;
   listening(source);
-  const rooms = ROOMS.filter(([name]) => !source.rooms || source.rooms.includes(name));
+  const rooms = ROOMS.filter(([name]) => (source.rooms ? source.rooms.includes(name) : true));
   if (!rooms.some(([name]) => name === state.get("tab"))) state.set({ tab: rooms[0][0] });
   const said = h("span", { class: "visually-hidden", role: "status" });
   const { button: model, dialog: models, checkpoints } = chooser(source, state);
@@ -112,6 +115,15 @@ export function build(root, source, state) {
     notice.hidden = false;
     setTimeout(() => (notice.hidden = true), 15_000);
   }
+  /** @type {HTMLDialogElement|null} */
+  let found = null;
+  const find = h("button", { type: "button", id: "find", title: "Find a part by what it does (f)", onclick: async () => {
+    found ??= (await import("./finder.js")).finder(source, state);
+    if (!found.isConnected) root.append(found);
+    found.dispatchEvent(new Event("begin"));
+    found.showModal();
+  } }, "Find");
+  const noted = notes(state);
   const help = h("button", { type: "button", "aria-label": "Keyboard", onclick: () => dialog.showModal() }, "?");
   const tourButton = h("button", { type: "button", id: "take-tour", onclick: () => walk.start() }, "Tour");
   const reflect = () => {
@@ -133,10 +145,10 @@ export function build(root, source, state) {
   const beside = h("select", { "aria-label": "A second room beside this one", onchange: () => state.set({ beside: beside.value || null }) },
     h("option", { value: "" }, "nothing"), rooms.map(([name, label]) => h("option", { value: name }, label)));
   const shelf = h("div", { class: "rooms" });
-  const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs, h("div", { class: "row tool-row" }, h("label", { class: "small" }, "beside ", beside)), tools(source, state, () => panels.get(state.get("tab")).panel));
+  const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs, h("div", { class: "row tool-row" }, h("label", { class: "small" }, "beside ", beside), noted.button), tools(source, state, () => panels.get(state.get("tab")).panel), noted.list);
   put(root,
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
-      h("div", { class: "row tools" }, alone ? tourButton : null, alone ? [pastAndFile(state, fromFragment), share] : null, image, alone ? report : null, theme.element, large, help), said), notice,
+      h("div", { class: "row tools" }, alone ? [tourButton, find] : null, alone ? [pastAndFile(state, fromFragment), share] : null, image, alone ? report : null, theme.element, large, help), said), notice,
     bar(source, state),
     h("main", {}, composer, stage, source.site ? gallery(source.site, source.title, state.get("text")) : null, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
   if (alone) {

@@ -9,6 +9,7 @@ import { unpack } from "./source.js";
 /** The views of each room whose numbers are taken, the last asked first. @type {Record<string, string[]>} */
 const VIEWS = {
   stage: ["stage"], attention: ["reasons", "cell", "attention", "thumbnails"], depth: ["lens", "journey"], why: ["why", "neurons", "effects", "graph"], compare: ["compare", "patch"],
+  texts: ["texts"],
   vectors: ["cloud", "sum", "sums"], meaning: ["meaning"], learning: ["run", "run_step"], size: ["size"],
 };
 

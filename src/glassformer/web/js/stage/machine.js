@@ -39,6 +39,8 @@ export class Machine {
     this.step = (this.u1 - this.u0) / d.places;
     this.slabs = [v0, v1];
     this.ratio = Math.min(2, devicePixelRatio || 1);
+    /** Whether it is seen from near and stands still. */
+    this.sharp = false;
     // One column of pixels a place, one row a number of a token: the lanes; likewise what was added.
     if (!d.early) {
       this.laneAtlas = atlas(d.lanes, d.places, n, this.tall);
@@ -82,17 +84,28 @@ export class Machine {
   }
 
   #prepare() {
+    this.#still(this.base);
+    this.lit.ctx.drawImage(this.base.ctx.canvas, 0, 0, this.w, this.h);
+    this.#glow(this.lit);
+  }
+
+  /** What is there before anything moves. @param {Pen} pen */
+  #still(pen) {
     const { d } = this;
-    this.#slabs(this.base);
+    this.#slabs(pen);
     for (let i = 0; i < d.count; i++) {
       const [a, b] = [this.p(this.u0 - 12, this.v(i)), this.p(this.u1 + 4, this.v(i))];
-      this.base.line([a, b], this.base.t.faint, Math.min(1, this.gap / 4), 0.7);
+      pen.line([a, b], pen.t.faint, Math.min(1, this.gap / 4), 0.7);
     }
-    this.lit.ctx.drawImage(this.base.ctx.canvas, 0, 0, this.w, this.h);
-    this.#words(this.lit, 1);
-    if (!d.early) this.#lanes(this.lit);
-    for (const arc of [...d.arcs].reverse()) this.#arc(this.lit, arc, 1, 0.7);
-    for (const neuron of d.neurons) this.#spark(this.lit, neuron, 0.5);
+  }
+
+  /** What the layers have left behind. @param {Pen} pen */
+  #glow(pen) {
+    const { d } = this;
+    this.#words(pen, 1);
+    if (!d.early) this.#lanes(pen);
+    for (const arc of [...d.arcs].reverse()) this.#arc(pen, arc, 1, 0.7);
+    for (const neuron of d.neurons) this.#spark(pen, neuron, 0.5);
   }
 
   /** @param {Pen} pen */
@@ -200,9 +213,44 @@ export class Machine {
     this.#parts(pen);
   }
 
+  /** Words and layers at the edges, where the picture is seen from near. @param {Pen} pen @param {import("./camera.js").Camera} camera */
+  rulers(pen, camera) {
+    if (this.tall || camera.x > -this.chip * camera.k * 0.5) return;
+    const { d } = this;
+    const every = Math.max(1, Math.ceil((pen.size * 1.5) / (this.gap * camera.k)));
+    for (let i = 0; i < d.count; i += every) {
+      const y = this.v(i) * camera.k + camera.y;
+      if (y < 26 || y > this.h - 10) continue;
+      const name = plain(d.tokens[i].text);
+      const w = Math.min(130, pen.wide(name, 0.9, 600)) + 14;
+      pen.rect(6, y - 12, w, 24, pen.t.chip, 7, 0.92);
+      pen.text(name, 13, y, { size: 0.9, weight: 600, most: 130 });
+    }
+    const step = Math.max(1, Math.ceil(30 / (2 * this.step * camera.k)));
+    for (let layer = 0; layer < d.layers; layer += step) {
+      const x = (this.at(layer) + this.step) * camera.k + camera.x;
+      if (x < 150 || x > this.w - 16) continue;
+      pen.rect(x - 15, 2, 30, 20, pen.t.chip, 6, 0.92);
+      pen.text(String(layer), x, 12, { size: 0.76, align: "center" });
+    }
+  }
+
   /** The lit picture up to a line, the unlit one beyond: every pixel is copied once. @param {Pen} pen @param {number} u */
   #reveal(pen, u) {
     const all = this.tall ? this.h : this.w;
+    if (this.sharp) {
+      // Near, the prepared pictures would be blurred: the same lines are drawn anew.
+      pen.rect(0, 0, this.w, this.h, pen.t.ground);
+      this.#still(pen);
+      const { w, h } = this.tall ? { w: this.w, h: u } : { w: u, h: this.h };
+      pen.ctx.save();
+      pen.ctx.beginPath();
+      pen.ctx.rect(0, 0, w, h);
+      pen.ctx.clip();
+      if (u > 0) this.#glow(pen);
+      pen.ctx.restore();
+      return;
+    }
     const line = Math.round(Math.max(0, Math.min(u, all)) * this.ratio) / this.ratio;
     const copy = (/** @type {Pen} */ from, /** @type {number} */ a, /** @type {number} */ b) => {
       if (b <= a) return;
@@ -277,7 +325,7 @@ export class Machine {
     }
     if (this.tall) return;
     const open = phase(t, WHEN.columns, WHEN.columns + 0.03);
-    pen.text(say("stage.numbers", { n: d.width, cells: d.lanes.cells }), 8, this.h - 14, { size: 0.74, most: this.u0, colour: pen.t.soft, alpha: open });
+    pen.lines(say("stage.numbers", { n: d.width, cells: d.lanes.cells }), 8, this.h - 26, this.u0 - 14, { size: 0.74, colour: pen.t.soft, alpha: open });
   }
 
   /** @param {Pen} pen @param {number} i @param {number} inn @param {boolean} here */

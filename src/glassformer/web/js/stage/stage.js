@@ -2,6 +2,7 @@
 
 import { h, put } from "../dom.js";
 import { LANGUAGES, say, speak, speaking } from "../words.js";
+import { Camera } from "./camera.js";
 import { StageData } from "./data.js";
 import { WHEN } from "./machine.js";
 import { Pen, clamp, ease, theme } from "./paint.js";
@@ -56,6 +57,7 @@ export class Stage {
     this.quiz = new Quiz(this.question, () => this.#answered());
     this.zoom = new Zoom(this);
     this.overlay = new Overlay(this.view, this.canvas);
+    this.camera = new Camera(this);
     this.#listen();
     this.reflect();
     this.load();
@@ -88,11 +90,13 @@ export class Stage {
     this.share = h("select", { onchange: () => { this.state.set({ stageShare: Number(this.share.value) }); } });
     this.lang = h("select", { lang: "", onchange: () => this.state.set({ lang: this.lang.value }) }, Object.entries(LANGUAGES).map(([tag, { name }]) => h("option", { value: tag, lang: tag }, name)));
     this.open = h("button", { type: "button", class: "open-room", onclick: () => this.#room() });
+    this.nearer = h("button", { type: "button", class: "step", onclick: () => this.camera.zoom(1.6) }, "+");
+    this.farther = h("button", { type: "button", class: "step", onclick: () => this.camera.zoom(1 / 1.6) }, "−");
     this.question = h("div", { class: "question" });
     put(this.element,
       h("div", { class: "stage-head" }, h("div", {}, h("div", { class: "row" }, this.title, this.count), this.about)),
       this.problem, this.view, this.said,
-      h("div", { class: "stage-bar" }, this.play, this.bar, h("div", { class: "row stage-more" }, this.before, this.list, this.after, this.open, this.share, this.lang)), this.question);
+      h("div", { class: "stage-bar" }, this.play, this.bar, h("div", { class: "row stage-more" }, this.before, this.list, this.after, this.farther, this.nearer, this.open, this.share, this.lang)), this.question);
   }
 
   /** Words that stand in the page around the canvas. */
@@ -109,7 +113,7 @@ export class Stage {
     put(this.share, [0.1, 0.05, 0.02].map((x) => h("option", { value: String(x) }, say("stage.above", { x: Math.round(100 * x) }))));
     this.share.hidden = !this.source.live;
     this.share.value = String(this.state.get("stageShare") ?? 0.1);
-    for (const [element, key] of /** @type {[HTMLElement, string][]} */ ([[this.list, "stage.scenes"], [this.share, "stage.share"], [this.lang, "stage.language"], [this.before, "stage.before"], [this.after, "stage.after"], [this.bar, "stage.scrub"], [this.canvas, "stage.canvas"]])) element.setAttribute("aria-label", say(key));
+    for (const [element, key] of /** @type {[HTMLElement, string][]} */ ([[this.list, "stage.scenes"], [this.share, "stage.share"], [this.lang, "stage.language"], [this.before, "stage.before"], [this.after, "stage.after"], [this.bar, "stage.scrub"], [this.nearer, "stage.nearer"], [this.farther, "stage.farther"], [this.canvas, "stage.canvas"]])) element.setAttribute("aria-label", say(key));
     this.before.disabled = n === 0;
     this.after.disabled = n === SCENES.length - 1;
     this.play.setAttribute("aria-label", say(this.playing ? "stage.pause" : "stage.play"));
@@ -179,13 +183,21 @@ export class Stage {
       if (event.key === " " || event.key === "Enter") return;
     }
     if (at instanceof HTMLButtonElement && (event.key === " " || event.key === "Enter")) return;
+    const by = this.w / 12;
+    /** @type {Record<string, [number, number]>} */
+    const ways = { ArrowRight: [-by, 0], ArrowLeft: [by, 0], ArrowDown: [0, -by], ArrowUp: [0, by] };
+    if (this.camera.near && !event.shiftKey && ways[event.key]) {
+      this.camera.pan(...ways[event.key]);
+      return event.preventDefault();
+    }
     /** @type {Record<string, () => void>} */
     const acts = {
+      "+": () => this.camera.zoom(1.6), "=": () => this.camera.zoom(1.6), "-": () => this.camera.zoom(1 / 1.6), 0: () => this.camera.reset(),
       " ": () => this.toggle(), ArrowRight: () => (event.shiftKey ? this.step(1) : this.seek(this.t + 0.02)), ArrowLeft: () => (event.shiftKey ? this.step(-1) : this.seek(this.t - 0.02)),
-      Home: () => this.seek(0), End: () => this.seek(1), Escape: () => this.zoom.back(this.zoom.path.length - 1), Enter: () => this.overlay.enter(),
+      Home: () => this.seek(0), End: () => this.seek(1), Escape: () => (this.camera.near ? this.camera.reset() : this.zoom.back(this.zoom.path.length - 1)), Enter: () => this.overlay.enter(),
     };
     const act = acts[event.key];
-    if (!act || (event.key === "Escape" && !this.zoom.path.length)) return;
+    if (!act || (event.key === "Escape" && !this.zoom.path.length && !this.camera.near)) return;
     event.preventDefault();
     act();
   }
@@ -316,6 +328,7 @@ export class Stage {
   go(id) {
     const scene = sceneOf(id);
     if (this.zoom.path.length) this.zoom.back(0);
+    this.camera.reset();
     this.#shot();
     this.scene = scene;
     this.state.set({ scene: id === SCENES[0].id ? null : id });
@@ -385,6 +398,7 @@ export class Stage {
     this.size = size;
     this.ratio = ratio;
     if (same && this.machine) return;
+    this.camera.reset();
     this.view.style.setProperty("height", `${high}px`);
     [this.canvas.width, this.canvas.height] = [Math.round(w * ratio), Math.round(high * ratio)];
     this.redraw();
@@ -421,6 +435,7 @@ export class Stage {
 
   /** Grow a part of the picture into a picture of its own, or shrink back. @param {import("./paint.js").Box|null} box @param {boolean} [out] */
   shot(box, out = false) {
+    this.camera.reset();
     this.#shot(box, out);
     this.reflect();
     this.draw();
@@ -458,11 +473,15 @@ export class Stage {
       ctx.fillRect(0, 0, this.w, this.h);
     }
     const pen = new Pen(ctx, this.size);
+    this.camera.aim(ctx);
+    if (this.machine) this.machine.sharp = this.camera.near && !this.playing;
     this.paint(pen);
+    ctx.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    if (this.camera.near && this.machine && this.scene.covers && !this.zoom.path.length) this.machine.rulers(pen, this.camera);
     this.#fading(ctx, now);
     this.stats.drawn.push(pen.drawn);
     this.bar.value = String(Math.round(1000 * this.t));
-    this.overlay.place(pen.parts, this.playing);
+    this.overlay.place(this.camera.seen(pen.parts), this.playing);
     if (!this.playing) this.said.textContent = this.zoom.path.length ? this.zoom.told() : this.scene.told?.(this) ?? this.about.textContent ?? "";
     if (this.playing || this.fade) this.draw();
   }

@@ -1,6 +1,7 @@
 /** Attention: the field of all heads, one of them large as a matrix or as arcs, and one cell down to its numbers. */
 
-import { h } from "../dom.js";
+import { h, put } from "../dom.js";
+import { dialOn } from "../edits.js";
 import { Tiles } from "../tiles.js";
 import { segmented } from "../ui.js";
 import { mount as mountArcs } from "./arcs.js";
@@ -20,10 +21,24 @@ export function mount(element, source, state) {
   const button = (/** @type {string} */ name, /** @type {string} */ text, /** @type {() => void} */ act) => h("button", { type: "button", "aria-label": name, onclick: act }, text);
   const zoom = h("div", { class: "segmented zoom", role: "group", "aria-label": "Zoom" },
     button("Zoom out", "−", () => matrix.rezoom(false)), button("Zoom in", "+", () => matrix.rezoom(true)), button("The whole matrix", "Whole", () => matrix.whole()));
+  const turn = h("div", { class: "row small" });
+  /** @type {() => void} */
+  let turned = () => {};
+  /** The head's dial. */
+  function turning() {
+    const head = state.get("head");
+    if (!source.live || head === null) return put(turn);
+    const { input, reflect } = dialOn(state, { kind: "scale", part: "head", layer: state.get("layer"), unit: head, position: null }, { kind: "ablate_head", layer: state.get("layer"), head, position: null });
+    put(turn, h("label", { class: "row small" }, "turn this head ", input, " 0 to 2 ×"));
+    turned = reflect;
+  }
+  state.on(["layer", "head", "model"], turning);
+  state.on(["edits"], () => turned());
+  turning();
   const stage = h("div", { class: "stage" });
   const cell = h("div", { class: "cell" });
   element.append(h("div", { class: "attention" }, field,
-    h("div", { class: "opened" }, h("div", { class: "row spread" }, label, h("div", { class: "row" }, zoom, mode.element, average)), stage, cell)));
+    h("div", { class: "opened" }, h("div", { class: "row spread" }, label, h("div", { class: "row" }, zoom, mode.element, average)), turn, stage, cell)));
   mountHeads(field, source, state);
 
   const reading = h("p", { class: "small num", role: "status" });

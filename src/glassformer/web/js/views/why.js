@@ -2,7 +2,7 @@
 
 import { signed } from "../colour.js";
 import { h, hint, number, percent, put, s, shown } from "../dom.js";
-import { dial, editName, sameThing } from "../edits.js";
+import { dialOn, editName, sameThing } from "../edits.js";
 import { live } from "../live.js";
 import { mount as mountCircuit } from "./circuit.js";
 import { mount as mountSteering } from "./steering.js";
@@ -68,20 +68,11 @@ export function mount(element, source, state) {
     absent.textContent = "";
     state.set({ edits: next });
   }
-  /** A slider from nothing to twice, which acts at once. @param {any} edit */
-  function knob(edit) {
-    if (!source.live || !edit) return null;
-    const turned = dialOf(edit);
-    const now = () => {
-      const found = state.get("edits").find((/** @type {any} */ e) => sameThing(e, { ...turned, by: e.by }) || sameThing(e, edit));
-      return found ? found.by ?? 0 : 1;
-    };
-    const input = h("input", { type: "range", min: 0, max: 2, step: 0.05, value: now(), class: "knob", "aria-label": `${editName({ ...turned, by: 1 }, state.get("tokens")).replace(" × 1.00", "")}, from 0 to 2 times`, oninput: () => {
-      const others = state.get("edits").filter((/** @type {any} */ e) => !sameThing(e, edit));
-      if (others.length !== state.get("edits").length) state.set({ edits: others });
-      dial(state, turned, Number(input.value));
-    } });
-    knobs.push(() => { if (document.activeElement !== input) input.value = String(now()); });
+  /** @param {any} edit what switches it off @param {any} [turned] */
+  function knob(edit, turned = edit && dialOf(edit)) {
+    if (!source.live || !turned) return null;
+    const { input, reflect } = dialOn(state, turned, edit);
+    knobs.push(reflect);
     return input;
   }
   /** @type {(() => void)[]} */
@@ -164,7 +155,7 @@ export function mount(element, source, state) {
         return h("div", { role: "listitem", class: "dialled" }, hint(h("button", { type: "button", class: "part", disabled: !p.edit, onclick: () => switchOff(p.edit) },
           h("span", { class: "small" }, partName(p, tokens)), fork(x / largest), h("span", { class: "num small" }, withSign(x))), () => partHint(p, tokens)), knob(p.edit));
       })),
-      h("details", {}, h("summary", {}, "The sum, layer by layer"), fall(d)),
+      h("details", {}, h("summary", {}, "The sum, layer by layer; a dial turns the whole half layer"), fall(d, (layer, part) => knob(null, { kind: "scale", part, layer, position: null }))),
       h("details", { class: "receipt num" }, h("summary", {}, "Receipt"), h("p", {}, d.sentence),
         h("dl", {}, pair("explained", `${number(d.value)} (${d.unit})`), pair("sum of parts", number(d.sum)), pair("residual", `${d.residual.toExponential(1)} of the sum of absolute parts`),
           pair("probability", percent(d.probability, 2)), pair("precision", d.precision),
@@ -180,10 +171,10 @@ export function mount(element, source, state) {
   }, (d) => {
     const size = (/** @type {any} */ n) => n.total ?? n.contribution; // a page of one verb holds what each adds
     const most = Math.max(...d.neurons.map((/** @type {any} */ n) => Math.abs(size(n))), 1e-9);
-    put(neurons, d.neurons.map((/** @type {any} */ n) => h("div", { role: "listitem" }, hint(h("button", {
+    put(neurons, d.neurons.map((/** @type {any} */ n) => h("div", { role: "listitem", class: "dialled" }, hint(h("button", {
       type: "button", class: "part neuron", disabled: !n.edit, onclick: () => switchOff(n.edit),
     }, h("span", { class: "small" }, `layer ${n.layer} neuron ${n.index}`), fork(size(n) / most), h("span", { class: "num small" }, withSign(size(n))), h("span", { class: "mono small writes" }, n.raises.map(shown).join(" "))),
-    () => `activation ${number(n.activation)}\nadds ${withSign(n.contribution)} by itself\nraises ${n.raises.map(shown).join(", ")}${n.edit ? `\nclick: it is off, which takes away ${number(n.total)}` : ""}`))),
+    () => `activation ${number(n.activation)}\nadds ${withSign(n.contribution)} by itself\nraises ${n.raises.map(shown).join(", ")}${n.edit ? `\nclick: it is off, which takes away ${number(n.total)}` : ""}`), knob(n.edit))),
     h("p", { class: "soft small" }, `All feed-forward layers together add ${withSign(d.all)} of ${number(d.value)}.`));
   });
   const pair = (/** @type {string} */ k, /** @type {string} */ v) => h("div", {}, h("dt", {}, k), h("dd", {}, v));
@@ -251,15 +242,15 @@ function partName(p, tokens) {
   return `layer ${p.layer} ${p.kind.replaceAll("_", "-")}${from}`;
 }
 
-/** From nothing to the number explained: what each half layer adds, one under the other. @param {any} d */
-function fall(d) {
+/** From nothing to the number explained: what each half layer adds, one under the other. @param {any} d @param {(layer: number, part: string) => HTMLElement|null} turn */
+function fall(d, turn) {
   let sum = 0;
   const rows = d.layers.filter((/** @type {any} */ l) => l.claimed !== 0).map((/** @type {any} */ l) => ({ ...l, from: sum, to: (sum += l.claimed) }));
   const low = Math.min(0, ...rows.map((/** @type {any} */ r) => r.to));
   const high = Math.max(0, ...rows.map((/** @type {any} */ r) => r.to));
   const at = (/** @type {number} */ v) => (v - low) / (high - low || 1);
-  return h("div", { class: "waterfall sum", role: "list" }, rows.map((/** @type {any} */ r) => hint(h("div", { class: "part", role: "listitem" },
+  return h("div", { class: "waterfall sum", role: "list" }, rows.map((/** @type {any} */ r) => h("div", { class: "dialled", role: "listitem" }, hint(h("div", { class: "part" },
     h("span", { class: "small" }, `${r.layer === null ? "" : `${r.layer} · `}${r.kind.replaceAll("_", "-")}`), track(Math.abs(at(r.to) - at(r.from)), Math.min(at(r.from), at(r.to)), signed(r.claimed >= 0 ? 1 : -1)),
-    h("span", { class: "num small" }, withSign(r.claimed))), () => `adds ${withSign(r.claimed)}\nthe sum is then ${number(r.to)}`)),
+    h("span", { class: "num small" }, withSign(r.claimed))), () => `adds ${withSign(r.claimed)}\nthe sum is then ${number(r.to)}`), r.layer !== null && ["attention", "feed_forward"].includes(r.kind) ? turn(r.layer, r.kind) : null)),
   h("div", { class: "part" }, h("strong", { class: "small" }, "sum"), track(Math.abs(at(sum) - at(0)), Math.min(at(0), at(sum))), h("strong", { class: "num small" }, number(sum))));
 }

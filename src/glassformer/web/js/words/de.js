@@ -7,6 +7,8 @@ export const DE = {
   "stage.where": "Wo in der Maschine",
   "stage.play": "Abspielen",
   "stage.pause": "Anhalten",
+  "stage.nearer": "Näher (+)",
+  "stage.farther": "Weiter weg (−)",
   "stage.scrub": "Wie weit der Film ist",
   "stage.before": "Vorige Szene",
   "stage.after": "Nächste Szene",

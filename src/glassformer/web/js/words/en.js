@@ -7,6 +7,8 @@ export const EN = {
   "stage.where": "Where in the machine",
   "stage.play": "Play",
   "stage.pause": "Pause",
+  "stage.nearer": "Nearer (+)",
+  "stage.farther": "Farther (−)",
   "stage.scrub": "How far the film has come",
   "stage.before": "Scene before",
   "stage.after": "Scene after",

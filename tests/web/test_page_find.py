@@ -1,0 +1,79 @@
+"""Finding parts by what they do, notes that stay with a view, and one number over several texts, in a browser."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.web.conftest import HERE, TEXT, Watched
+from tests.web.test_page_reasons import DATA, view
+
+pytestmark = pytest.mark.browser
+
+
+def test_heads_are_found_by_what_they_read_and_opened(app: Watched):
+    app.open(HERE)
+    app.page.keyboard.press("f")
+    app.page.wait_for_selector("dialog[open] select")
+    app.page.select_option("[aria-label='Word that reads']", "4")
+    app.page.select_option("[aria-label='Word that is read']", "2")
+    app.page.click("dialog[open] >> text='Find'")
+    app.settle()
+    told = view(app, "find", text=TEXT, what="heads_reading", position=4, key=2, top=24)
+    drawn = [float(e["value"]) for e in app.page.eval_on_selector_all(".found button", DATA)]
+    assert drawn == pytest.approx([row["value"] for row in told["rows"]])
+    app.shot("find")
+    app.page.locator(".found button").first.click()
+    app.settle()
+    best = told["rows"][0]
+    assert f"Layer {best['layer']}, head {best['head']}" in app.page.inner_text(".opened")
+    app.page.click("#find")
+    app.page.select_option("[aria-label='What to find']", "tokens")
+    app.page.fill("[aria-label='Token or letters']", "mol")
+    app.page.click("dialog[open] >> text='Find'")
+    app.settle()
+    assert "mol" in app.page.locator(".found button").first.inner_text()
+    app.page.select_option("[aria-label='What to find']", "experts")
+    app.page.click("dialog[open] >> text='Find'")
+    app.settle()
+    assert "experts" in app.page.inner_text("dialog[open] p")
+    app.complaints.clear()  # the browser logs the refusal, too
+
+
+def test_one_number_over_texts_beside_the_change(app: Watched):
+    edit = {"kind": "ablate_head", "layer": 1, "head": 2}
+    app.open(f'{HERE}&edits=[{{"kind":"ablate_head","layer":1,"head":2}}]').room("texts")
+    app.page.fill("[aria-label='Texts, one a line']", "the mole\nthe bank of")
+    app.page.select_option("[aria-label='Number that is measured']", "probability")
+    app.page.fill("[aria-label='Token that is measured']", " a")
+    app.page.click("#room-texts form button")
+    app.settle()
+    asked = {"texts": ["the mole", "the bank of"], "metric": "probability", "token": " a", "edits": [edit]}
+    told = view(app, "texts", **asked)
+    cells = app.page.eval_on_selector_all(".texts-table td[data-column]", DATA)
+    for name in ("plain", "changed", "difference"):
+        drawn = [float(c["value"]) for c in cells if c["column"] == name]
+        assert drawn == pytest.approx([row[name] for row in told["rows"]])
+    app.page.click(".texts-table th button >> text=difference")
+    order = [float(c["value"]) for c in app.page.eval_on_selector_all("td[data-column='difference']", DATA)]
+    assert order == sorted(order, reverse=True)
+    app.shot("texts")
+    app.page.locator(".text-open").first.click()
+    app.settle()
+    assert app.page.input_value("#composer") in ("the mole", "the bank of")
+
+
+def test_a_note_stays_with_its_view_and_leads_back(app: Watched):
+    app.open(f"{HERE}&layer=1&head=2")
+    app.page.click("text='Note'")
+    app.page.keyboard.type("looks back")
+    assert app.page.input_value(".note textarea") == "looks back"
+    app.room("why")
+    assert app.page.locator(".note textarea").count() == 0
+    app.page.click(".note-open")
+    app.settle()
+    assert "Layer 1, head 2" in app.page.inner_text(".opened")
+    assert app.page.input_value(".note textarea") == "looks back"
+    app.page.reload()  # and it is kept over a reload
+    app.page.wait_for_selector(".note textarea")
+    app.page.click("[aria-label='Remove this note']")
+    assert app.page.locator(".note").count() == 0
