@@ -83,6 +83,8 @@ def task(model: Any, name: str, prompts: int, measured: int) -> dict[str, Any]:
 
 def show(found: list[dict[str, Any]], options: Any) -> None:
     """The tables, from what all tasks gave."""
+    from glassformer.interp.tasks import TASKS
+
     done = [row for row in found if "refused" not in row]
     kinds = [*METHODS, "random"]
 
@@ -135,7 +137,8 @@ def show(found: list[dict[str, Any]], options: Any) -> None:
         f" (0 is best). Jaccard is the overlap of the best {SHARE:.1%} of the edges between 100 draws of the "
         "prompts with repetition. Ours ranks by EAP-IG with exact values in place of the unreliable and the 300 "
         f"strongest; the column says of which share. Correlations are over {options.measured} edges, means of the "
-        f"tasks.{refused}",
+        f"tasks. {len(found)} of {len(TASKS)} tasks were tried, "
+        f"on {options.prompts} prompts each.{refused}",
     )
 
 
@@ -143,6 +146,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--prompts", type=int, default=100, help="prompts of each task")
     parser.add_argument("--measured", type=int, default=300, help="edges of each kind for the correlations")
+    parser.add_argument("--tasks", nargs="*", help="some of the tasks; all without")
     parser.add_argument("--keep", type=Path, help="a file of what was found, from which a run goes on")
     options = parser.parse_args()
     import torch
@@ -154,7 +158,9 @@ def main() -> None:
     model = gf.load("smollm2", device="cpu", dtype="float32")
     kept = options.keep
     found: list[dict[str, Any]] = json.loads(kept.read_text()) if kept is not None and kept.exists() else []
-    for name in TASKS:
+    wanted = list(TASKS) if options.tasks is None else options.tasks
+    found = [row for row in found if row["task"] in wanted]
+    for name in wanted:
         if name not in {row["task"] for row in found}:
             found.append(task(model, name, options.prompts, options.measured))
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import glassformer
 from glassformer.cli import answers
@@ -17,6 +18,9 @@ from glassformer.cli.app import main
 from glassformer.cli.chat import COMMANDS, Chat
 from glassformer.errors import TextError, UsageError
 from glassformer.generate.tokens import GeneratedToken
+from glassformer.interp.circuit_edit import RunCircuit
+from glassformer.interp.direction import Direction
+from glassformer.interp.fingerprint import design, fingerprint
 from tests.tiny import CONTEXT, tiny_directory
 
 TEMPLATE = (
@@ -152,6 +156,28 @@ def test_a_pipe(source, monkeypatch, capsys):
     with pytest.raises(SystemExit) as leave:
         main(["chat", "-m", str(source)])
     assert leave.value.code == 2  # nobody is there to mend it
+
+
+def test_a_conversation_is_steered_and_runs_a_circuit(source, model, tmp_path, monkeypatch, capsys):
+    width = model.config.d_model
+    weights, plan = fingerprint(model.transformer), design(model.config)
+    way = Direction("way", 1, torch.linspace(-3, 3, width), "mean", "last", model.name, weights, plan, {})
+    way.save(tmp_path / "way")
+    alone = RunCircuit(model.transformer, (("embed", "m0"), ("m0", "logits")), tuple(model.encode("One mole of")))
+    alone.save(tmp_path / "c.json")
+    given = {
+        ("--steer", f"{tmp_path / 'way'}=2"): model.edited(glassformer.steer(way, strength=2.0)),
+        ("--circuit", str(tmp_path / "c.json")): model.edited(alone),
+    }
+    options = ("-n", "4", "-t", "0", "--precision", "exact", "--logit-bias", "0=-100")
+    for extra, edited in given.items():
+        monkeypatch.setattr(sys, "stdin", io.StringIO("mole\n"))
+        with pytest.raises(SystemExit) as leave:
+            main(["chat", "-m", str(source), *options, *extra])
+        assert leave.value.code in (0, None)
+        asked = [{"role": "user", "content": "mole"}]
+        pieces = edited.chat(asked, max_tokens=4, temperature=0, logit_bias={0: -100.0})
+        assert capsys.readouterr().out.strip() == "".join(p.text for p in pieces).strip()
 
 
 def test_bytes_that_are_no_text_are_refused(source, monkeypatch, capsys):
