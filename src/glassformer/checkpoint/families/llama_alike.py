@@ -114,7 +114,7 @@ def _read_mistral3(attributes: Attributes, shapes: Shapes, found: dict[str, Any]
     scaling = found["rope_scaling"]
     if not scaling:
         return {}
-    share, beta = (attributes.number(f"{name}", 0.0) for name in (_SHARE, "attention.temperature_scale"))
+    share, beta = (attributes.number(name, 0.0) for name in (_SHARE, "attention.temperature_scale"))
     factor = scaling["factor"]
     said = {"attention_factor": yarn_temperature(factor) / yarn_temperature(factor, share)} if share else {}
     return {"rope_scaling": {**scaling, **said, **({"llama_4_scaling_beta": beta} if beta else {})}}
