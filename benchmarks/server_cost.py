@@ -1,0 +1,144 @@
+"""What the server itself costs a streamed token, with 32 clients of a compiled load generator; and memory over ten
+thousand different prompts.
+
+The server's cost is the processor time of its own thread, which reads requests and writes events; the engine's threads
+compute. Processor time hardly depends on what else a machine does; throughput does, and is printed beside the share of
+the processor that the generator takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from common import HERE, arguments, report, skip, smollm2, table, verdict
+from server_common import Server
+
+COST = 0.15  # ms of processor time a streamed token
+SHARE = 0.8  # of the engine's own throughput, times what the generator leaves
+GROWTH = 1.05
+
+
+def generator(place: Path) -> Path:
+    """The load generator, compiled."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        skip("there is no C++ compiler for the load generator")
+    made = place / "load"
+    subprocess.run(
+        [compiler, "-O2", "-std=c++17", "-pthread", str(HERE / "load_generator.cpp"), "-o", str(made)], check=True
+    )
+    return made
+
+
+def load(program: Path, server: Server, clients: int, seconds: float, tokens: int, prompts: int = 0) -> dict[str, Any]:
+    """What the generator saw."""
+    address = urlsplit(server.url)
+    told = [str(address.hostname), str(address.port), str(clients), str(seconds), str(tokens), str(prompts)]
+    done = subprocess.run([str(program), *told], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def spent(pid: int) -> tuple[float, float]:
+    """Processor seconds of a process' first thread, and of all its threads."""
+    tick = os.sysconf("SC_CLK_TCK")
+    each = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        each[int(task.name)] = (int(fields[11]) + int(fields[12])) / tick
+    return each[pid], sum(each.values())
+
+
+def alone(options: Any, source: Any) -> float:
+    """The engine's own tokens a second, with as many answers at once, in this process."""
+    import torch
+
+    import glassformer as gf
+    from glassformer.generate.engine import Engine
+    from glassformer.generate.request import Request
+
+    torch.set_num_threads(options.threads)
+    model = gf.load("smollm2", device="cpu", dtype="float32")
+    made = {"precision": options.precision, "source": source, "slots": options.slots, "capacity": 512}
+    engine = Engine(model.transformer, model.tokenizer, **made)
+    engine.wait()
+    ids = tuple(model.encode("The mole is a small animal that"))
+    rates = []
+    for _ in range(options.rounds):
+        start = time.perf_counter()
+        handles = [engine.submit(Request(ids, options.tokens, stop_ids=frozenset())) for _ in range(options.clients)]
+        count = sum(event.id is not None for handle in handles for event in handle)
+        rates.append(count / (time.perf_counter() - start))
+    engine.close()
+    return sorted(rates)[len(rates) // 2]
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=10_000, help="different prompts for the memory; 0 for none")
+    parser.add_argument("--precision", default="fast")
+    options = parser.parse_args()
+    if not Path("/proc/self/task").is_dir():
+        skip("threads' processor time is read from /proc")
+    source = smollm2()
+    rows: list[tuple[str, Any, str]] = []
+    with tempfile.TemporaryDirectory() as place:
+        program = generator(Path(place))
+        rate = alone(options, source)
+        settings = ["--slots", str(options.slots), "--queue", "64", "--context", "512", "--prompt-cache", "0.2"]
+        with Server(
+            source, Path(place) / "log", "--precision", options.precision, *settings, threads=options.threads
+        ) as server:
+            quiet = load(program, server, 1, 3, 8)["first"]
+            before = spent(server.process.pid)
+            found = load(program, server, options.clients, options.seconds, options.tokens)
+            after = spent(server.process.pid)
+            own, whole = after[0] - before[0], after[1] - before[1]
+            cost = 1000 * own / max(found["tokens"], 1)
+            left = whole / (whole + found["cpu"])
+            speed = found["tokens"] / found["seconds"]
+            share = speed / (rate * left)
+            rows += [
+                ("streamed tokens", found["tokens"], ""),
+                ("errors", found["errors"], verdict(found["errors"], most=0)),
+                ("the server's processor time a token, ms", f"{cost:.3f}", verdict(cost, most=COST)),
+                ("processor share of the generator", f"{1 - left:.1%}", ""),
+                ("throughput, tokens/s", f"{speed:.0f}", ""),
+                ("the engine alone, tokens/s", f"{rate:.0f}", ""),
+                ("throughput of the engine's times what is left", f"{share:.2f}", verdict(share, least=SHARE)),
+                ("time to first token, s: alone", f"{quiet:.3f}", ""),
+                ("time to first token, s: among all, median", f"{found['first']:.3f}", ""),
+            ]
+            if options.prompts:
+                load(program, server, options.clients, 3600, 1, options.prompts // 4)
+                settled = server.resident()
+                more = load(program, server, options.clients, 3600, 1, options.prompts)
+                growth = server.resident() / settled
+                rows += [
+                    ("different prompts", more["answers"], ""),
+                    ("memory, MiB: after a quarter of as many", f"{settled:.0f}", ""),
+                    ("memory, MiB: at the end", f"{settled * growth:.0f}", verdict(growth, most=GROWTH)),
+                ]
+            server.end()
+    notes = (
+        f"{options.clients} clients stream greedy answers of {options.tokens} tokens with {options.slots} slots in "
+        f"{options.precision}; the prompt cache has 0.2 GB. The server's time is that of its own thread, of Linux's "
+        "clock; the engine's threads are the rest."
+    )
+    report("server_cost", "Server: what it costs a token", table(("what", "figure", "asked"), rows), options, notes)
+
+
+if __name__ == "__main__":
+    main()
