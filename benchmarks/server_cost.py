@@ -49,11 +49,8 @@ def load(program: Path, server: Server, clients: int, seconds: float, tokens: in
 
 def spent(pid: int) -> tuple[float, float]:
     """Processor seconds of a process' first thread, and of all its threads."""
-    tick = os.sysconf("SC_CLK_TCK")
-    each = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        each[int(task.name)] = (int(fields[11]) + int(fields[12])) / tick
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    each = {int(task.name): int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks}
     return each[pid], sum(each.values())
 
 

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from glassformer.serve import scoring
+from glassformer.serve.admission import Job
 from glassformer.serve.security import Policy
 from tests.serve.running import CONTEXT, NO_END, TEXT, error_of, eventually, post, running
 
@@ -85,6 +86,27 @@ def test_who_leaves_is_not_computed_for(model):
         assert server.metric("generated_tokens_total") < 2 * (CONTEXT - 100)
         assert server.queue.taken == 0
         assert server.client().completions.create(model="tiny", prompt=TEXT, max_tokens=1).choices
+
+
+def test_who_leaves_frees_the_slot_within_one_step(model):
+    """The step that runs when the server learns of it is the last: at most its token comes after that."""
+    with running(model, slots=1) as server:
+        server.gate.seconds = 0.4
+        learned: list[float] = []
+        written = server.models.metrics.written
+        real = Job.cancel
+
+        def cancel(self: Job) -> None:
+            learned.append(written._value.get())
+            real(self)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Job, "cancel", cancel)
+            asked = {"prompt": TEXT, "max_tokens": 400, "logit_bias": NO_END, "stream": True}
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=asked) as answer:
+                next(answer.iter_lines())
+            eventually(lambda: learned and server.queue.engine.active == 0)
+        assert written._value.get() - learned[0] <= 1
 
 
 class Slow:
