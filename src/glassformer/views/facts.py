@@ -47,6 +47,7 @@ def exciting(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     from glassformer.interp.exciting import Exciting, shortened
     from glassformer.interp.neurons import excited_by, writes
     from glassformer.interp.vocabulary import known_ids
+    from glassformer.views.vectors import spelled_alone
 
     model = session.model(ask.model)
     known = known_ids(model.tokenizer, model.config.vocab_size)
@@ -62,9 +63,9 @@ def exciting(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "model": model.name,
         "layer": ask.layer,
         "neuron": ask.neuron,
-        "raises": [name(i) for i in raised],
-        "lowers": [name(i) for i in lowered],
-        "excited_by": [name(i) for i in excited],
+        "raises": spelled_alone(model.tokenizer, raised),
+        "lowers": spelled_alone(model.tokenizer, lowered),
+        "excited_by": spelled_alone(model.tokenizer, excited),
         "own": bool(ask.texts),
         "done": read.done,
         "of": len(read.ids),
