@@ -106,6 +106,7 @@ def _as_the_package_names_them(header: Any) -> None:
         ("falcon", {"bias": True}, "bias"),
         ("mamba", {"use_bias": True}, "bias"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "experts in every layer of architecture qwen3moe"),
+        ("deepseek_v2", {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}, "best two"),
         ("exaone4", {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2}, "window"),
     ],
 )

@@ -587,6 +587,11 @@ def _experts_of(experts: Experts, config: Config, sparse: Any) -> dict[str, Any]
     if "scale" in keys:
         found["expert_weights_scale"] = experts.scale
     if experts.groups > 1:
+        if experts.group_best != 2:
+            raise UnsupportedError(
+                f"llama.cpp ranks groups of experts by the sum of their best two; this design takes "
+                f"{experts.group_best}."
+            )
         found |= {"expert_group_count": experts.groups, "expert_group_used_count": experts.top_groups}
     if experts.shared is not None:
         found["expert_shared_feed_forward_length"] = experts.shared.d_ff
