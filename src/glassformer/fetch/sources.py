@@ -245,7 +245,8 @@ def _directory(path: Path) -> Resolved:
 def directory_kind(path: Path) -> Kind | None:
     """What a directory is by the files in it, or None: nothing is opened."""
     if (path / "journal.jsonl").is_file():
-        return "run"
+        alone = (path / "adapter_config.json").is_file() and not (path / "glassformer.json").is_file()
+        return "adapter" if alone else "run"
     if (path / "glassformer.json").is_file():
         return "native"
     if (path / "config.json").is_file() and any(path.glob("*.safetensors*")):
@@ -258,7 +259,7 @@ def directory_kind(path: Path) -> Kind | None:
 def _run(name: str) -> Path:
     for path in (Path(RUNS, name), Path(os.path.expanduser(name))):
         if name and _exists(path):
-            if path.is_dir() and directory_kind(path) == "run":
+            if path.is_dir() and (path / "journal.jsonl").is_file():
                 return path
             raise SourceError(
                 f"{path} is not a training run: glassformer train writes one, with a journal.jsonl in it."

@@ -5,6 +5,7 @@ An estimate, on the safe side, checked against measured peaks in the benchmarks;
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,8 @@ HEAP = 1.3
 """Blocks that are run as they are written make and forget many tensors; between those kept, holes stay."""
 RECOMPUTED = 4.7
 """Bytes over those of a block's input that each block costs where it is computed again (measured)."""
+FROZEN = ("query", "key", "value", "output", "up", "down", "gate")
+"""Lines of a count whose matrices an adapter stands beside."""
 NATIVE_STORE, NATIVE_BLOCK = 192 << 20, 256
 """What the native step stores of a batch before it makes gradients of weights, and rows that it computes at once."""
 
@@ -80,6 +83,9 @@ def estimate(
     weights = 4 * parameters + 4 * parameters + state
     if size == 2:
         weights += 2 * 2 * parameters
+    alone = recipe.adapter.adapter != "none"
+    if alone:
+        weights = _frozen(recipe, config, size)
     if native:
         return _native(recipe, config, size, threads or torch.get_num_threads())
     length = recipe.model.context
@@ -94,15 +100,35 @@ def estimate(
         kept = int(config.n_layers * config.d_model * size * RECOMPUTED + 1.2 * layer)
     rows = min(recipe.loop.loss_chunk or chunk_rows(config.vocab_size), max(1, recipe.schedule.batch) * length)
     # its gradient: the sum in float32, one chunk's share, and rounded; tied or not, the embedding has one as well
-    logits = rows * config.vocab_size * 4 * 3 + config.vocab_size * config.d_model * (4 + 2 * size)
+    logits = rows * config.vocab_size * 4 * 3
+    if not alone:
+        logits += config.vocab_size * config.d_model * (4 + 2 * size)
     update = 0
-    if recipe.optimizer.kind == "muon":
+    if recipe.optimizer.kind == "muon" and not alone:
         # all matrices of one shape at once: direction, orthogonal so far, next, and their products
         stack = config.n_layers * config.d_model * max(_widest(layer) for layer in config.layers)
         update = stack * (4 + 4 * size)
     if shards > 1:
         weights = weights // shards + 2 * size * parameters // max(1, config.n_layers)
     return StepMemory(weights, length * (kept + 2 * config.d_model * 4), logits, update)
+
+
+def _frozen(recipe: Recipe, config: Config, size: int) -> int:
+    """Bytes of a frozen model and of an adapter with its gradients and AdamW's state; every matrix of a block that is
+    multiplied whole may be in blocks of fewer bits (their scales come to half a bit a number)."""
+    each = {"float": float(size), "q8_0": 8.5 / 8, "q4_0": 4.5 / 8}[recipe.adapter.base]
+    total, widest = 0.0, 0
+    for key, component in config.components().items():
+        count = math.prod(component.shape)
+        plain = key.startswith("blocks.") and len(component.shape) == 2 and component.counted in FROZEN
+        total += count * (each if plain else size)
+        if plain:
+            d_out, d_in = component.shape
+            trained = recipe.adapter.rank * (d_out + d_in) + (d_out if recipe.adapter.adapter == "dora" else 0)
+            total += trained * (16 + (4 if size == 2 else 0))
+            widest = max(widest, count)
+    # one matrix unpacked, on the way there in float32 twice
+    return int(total) + (0 if recipe.adapter.base == "float" else widest * (8 + size))
 
 
 def _layer(d_model: int, layer: Layer, size: int) -> int:

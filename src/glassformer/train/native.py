@@ -84,7 +84,7 @@ def decide(
     if loop.native == "off":
         return False, "native is off"
     reason = None
-    unsupported = refusal(config)
+    unsupported = refusal(config) if recipe.adapter.adapter == "none" else "an adapter alone"
     if device != "cpu":
         reason = f"the native step is for processors, and this run is on {device}"
     elif processes > 1:

@@ -69,14 +69,21 @@ class MuonAdamW:
         parts: what `FlatWeights` lays out.
         spec: rates and the rest.
         dtype: of the Newton–Schulz products.
+        adapter_lr: AdamW's rate for an adapter.
     """
 
-    def __init__(self, parts: Sequence[Part], spec: OptimizerSpec, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        spec: OptimizerSpec,
+        dtype: torch.dtype = torch.bfloat16,
+        adapter_lr: float = 0.0,
+    ) -> None:
         self.spec, self.dtype = spec, dtype
         self.muon = [part for part in parts if part.kind == "matrix" and spec.kind == "muon"]
         self.rest = [part for part in parts if part not in self.muon]
         self.buffers = [torch.zeros_like(part.value) for part in self.muon]
-        self.adamw = adamw([(part.kind, part.value) for part in self.rest], spec)
+        self.adamw = adamw([(part.kind, part.value) for part in self.rest], spec, adapter_lr)
         for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
             group["params"][0].grad = part.grad
         # at once: made in the first step they would lie in holes between activations, which then find none again
@@ -129,9 +136,10 @@ class MuonAdamW:
             target.copy_(tensors[name])
 
 
-def adamw(parameters: Sequence[tuple[str, Tensor]], spec: OptimizerSpec) -> torch.optim.AdamW:
+def adamw(parameters: Sequence[tuple[str, Tensor]], spec: OptimizerSpec, adapter_lr: float = 0.0) -> torch.optim.AdamW:
     """torch's AdamW, one group per (kind, tensor), fused into one pass where the device has it."""
     rates = {"embed": spec.embed_lr, "head": spec.head_lr, "vector": spec.vector_lr, "matrix": spec.matrix_lr}
+    rates["adapter"] = adapter_lr
     groups: list[dict[str, Any]] = []
     for kind, tensor in parameters:
         # vectors (norm scales, biases) are never decayed: a scale of 0 switches a part off

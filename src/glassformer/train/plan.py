@@ -31,7 +31,7 @@ class Plan:
     Attributes:
         recipe: its name; expect: what it gives, and how that is known, as the recipe states it.
         changed: settings were changed, and what is expected is of the recipe without them.
-        parameters: of the model, with the vocabulary assumed.
+        parameters: of the model, with the vocabulary assumed; trained: those that are, fewer where an adapter is.
         vocab: tokens in the vocabulary.
         tokens: seen in training; training_flops: for all of them.
         bytes: of a step with `micro_batch` rows at once.
@@ -43,6 +43,7 @@ class Plan:
     recipe: str
     out: str
     parameters: int
+    trained: int
     vocab: int
     steps: int
     tokens: int
@@ -70,6 +71,7 @@ class Plan:
             ("recipe", self.recipe),
             ("writes to", self.out),
             ("parameters", f"{self.parameters:,} with a vocabulary of {self.vocab:,}"),
+            *([("trained", f"{self.trained:,} of an adapter")] if self.trained != self.parameters else []),
             ("training", f"{self.steps:,} steps, {self.tokens:,} tokens, {self.training_flops:.3g} FLOPs"),
             ("a token", self.flops_formula),
             (
@@ -116,6 +118,7 @@ def plan(
         UsageError: as the run itself would.
     """
     from glassformer.system import hardware
+    from glassformer.train import adapter as adapters
     from glassformer.train.directory import settle
     from glassformer.train.run_inputs import opened
 
@@ -130,13 +133,17 @@ def plan(
     free = hardware.free_memory(device)
     counted = count(config, min(recipe.model.context, config.context))
     remark, seconds, speed = "", None, None
+    trained = counted.parameters
+    if recipe.adapter.adapter != "none":
+        chosen = adapters.targets(config, adapters.family_of(start), recipe.adapter.targets)
+        trained = adapters.parameters(chosen, recipe.adapter)
     by, engine = _engine(recipe, config, compute, device)
     need = memory.estimate(recipe, config, compute, native=by)
     try:
         rows = recipe.loop.micro_batch or memory.rows_that_fit(
             recipe, config, compute, free, recipe.schedule.batch, native=by
         )
-        speed = _measure(recipe, config, rows, device, compute, by)
+        speed = _measure(recipe, config, rows, device, compute, by, start)
         seconds = schedule.total_tokens(recipe) / speed
     except GlassformerError as error:
         rows, remark = 1, str(error)
@@ -144,6 +151,7 @@ def plan(
         recipe=recipe.name,
         out=str(place.directory),
         parameters=counted.parameters,
+        trained=trained,
         vocab=config.vocab_size,
         steps=recipe.schedule.steps,
         tokens=schedule.total_tokens(recipe),
@@ -198,11 +206,12 @@ def _vocab(recipe: Recipe) -> int:
     return {"byte": 257, "char": 128, "gpt2": 50257}.get(wanted, 32768)
 
 
-def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, native: bool) -> float:
+def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, native: bool, start: Any) -> float:
     """Tokens a second of forward, backward and a share of the optimiser's step."""
     import torch
 
     from glassformer.model import Transformer
+    from glassformer.train import adapter as adapters
     from glassformer.train.native_stepper import NativeStepper
     from glassformer.train.torch_stepper import TorchStepper, fresh
 
@@ -211,7 +220,10 @@ def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, 
     if device.type == "cpu":
         tokens = min(tokens, int(MEASURED_FLOPS / count(config, min(length, config.context)).training_flops))
     rows = max(1, min(rows, tokens // length))
-    transformer = fresh(Transformer.empty(config), 0)
+    if recipe.adapter.adapter == "none":
+        transformer = fresh(Transformer.empty(config), 0)
+    else:
+        transformer = adapters.adapted(start, config, recipe, compute)
     stepper = (NativeStepper if native else TorchStepper)(transformer.to(device), recipe, compute)
     batch = torch.randint(0, config.vocab_size, (rows, length), device=device)
     spent = []

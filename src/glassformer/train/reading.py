@@ -143,6 +143,8 @@ class StoredRun:
         saved = checkpoint.verify(self.path / "checkpoints" / checkpoint.folder_name(at))
         if "config" not in saved.state:
             raise CheckpointError(f"Checkpoint {saved.path} does not say of which design it is.")
+        if saved.state.get("recipe", {}).get("adapter", {}).get("adapter", "none") != "none":
+            raise SourceError(f"The run {self.name} trains an adapter; open it as a model by its path, {self.path}.")
         tensors = {
             name.removeprefix("model."): tensor for name, tensor in saved.tensors().items() if name.startswith("model.")
         }

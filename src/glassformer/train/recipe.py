@@ -207,6 +207,35 @@ class LoopSpec:
 
 
 @dataclass(frozen=True)
+class AdapterSpec:
+    """An adapter that is trained alone, beside the frozen model that `start` names.
+
+    Args:
+        adapter: "none" (the whole model is trained), "lora", or "dora" (rows are scaled as well).
+        rank: of what is added to each matrix.
+        alpha: what is added is multiplied by alpha / rank.
+        rank_stable: by alpha / √rank instead (rsLoRA).
+        targets: which matrices of blocks, such as `attn.q` or `mlp.*`; empty for all that PEFT's layout can hold.
+        base: how the model's own matrices stand in memory: "float" (the type that is computed in), "q8_0" or "q4_0"
+            (blocks of 8 or 4 bits, unpacked where they are used).
+        adapter_lr: AdamW's rate for the adapter.
+    """
+
+    adapter: str = "none"
+    rank: int = 16
+    alpha: float = 32.0
+    rank_stable: bool = False
+    targets: tuple[str, ...] = ()
+    base: str = "float"
+    adapter_lr: float = 0.001
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the low-rank part."""
+        return self.alpha / (self.rank**0.5 if self.rank_stable else self.rank)
+
+
+@dataclass(frozen=True)
 class Expect:
     """What a named recipe gives; each says itself whether that was measured or computed from a formula.
 
@@ -224,7 +253,7 @@ class Expect:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training run; every key of the five sections has a name of its own."""
+    """A whole training run; every key of the six sections has a name of its own."""
 
     name: str = "custom"
     about: str = ""
@@ -233,6 +262,7 @@ class Recipe:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     loop: LoopSpec = field(default_factory=LoopSpec)
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
     expect: Expect = field(default_factory=Expect)
 
     def __post_init__(self) -> None:
@@ -241,7 +271,7 @@ class Recipe:
     @property
     def exports(self) -> tuple[str, ...]:
         """The layouts that other libraries can load this model from."""
-        return designs.exports(self.model.design)
+        return ("peft",) if self.adapter.adapter != "none" else designs.exports(self.model.design)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` gives the equal Recipe back."""
@@ -334,6 +364,7 @@ _SECTIONS: dict[str, type] = {
     "optimizer": OptimizerSpec,
     "schedule": ScheduleSpec,
     "loop": LoopSpec,
+    "adapter": AdapterSpec,
     "expect": Expect,
 }
 _TYPES: dict[str, dict[str, Any]] = {name: get_type_hints(cls) for name, cls in _SECTIONS.items()}

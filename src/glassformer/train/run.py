@@ -20,6 +20,7 @@ from glassformer.errors import DataError, GlassformerError, TrainError, UsageErr
 from glassformer.kernels.compile import NativeUnavailableError
 from glassformer.model import Config, Transformer
 from glassformer.system import hardware
+from glassformer.train import adapter as adapters
 from glassformer.train import checkpoint, compiling, directory, memory, native, processes
 from glassformer.train.data import Order, Rows, rows_of
 from glassformer.train.directory import Place
@@ -115,7 +116,12 @@ def assemble(
     compute = hardware.pick_precision(recipe.loop.precision, device)
     if device.type == "cuda" and recipe.loop.deterministic:
         hardware.be_deterministic()
-    start = opened(recipe.model.start) if recipe.model.start and saved is None else None
+    alone = recipe.adapter.adapter != "none"
+    start = opened(recipe.model.start) if recipe.model.start and (saved is None or alone) else None
+    if alone and start is not None and start.adapters:
+        raise UsageError(
+            f"{recipe.model.start} has an adapter already; merge it first (glassformer export) and start from that."
+        )
     if ranks.world > 1 and "-" in recipe.data.data:
         raise DataError("Several processes cannot share standard input; write the text to a file first.")
     trained = recipe.data.tokenizer.startswith("bpe:") and start is None
@@ -132,8 +138,9 @@ def assemble(
     config = _config(recipe, tokenizer, before, start)
     if not recipe.exports:
         journal.write("note", 0, text="No other library can load this design: the model stays in Glassformer's layout.")
-    transformer = _transformer(config, recipe, start).to(device)
-    start = None  # its tensors are in memory as well
+    transformer = _transformer(config, recipe, start, compute).to(device)
+    base = adapters.digest(start.tensors.__getitem__, sorted(start.tensors)) if alone and start is not None else ""
+    origin, start = start if alone else None, None  # its tensors are in memory as well
     stepper, why = _stepper(transformer, recipe, compute, ranks, device, journal, before)
     by_native = isinstance(stepper, NativeStepper)
     micro = _micro_batch(recipe, config, compute, device, ranks, before, by_native)
@@ -144,6 +151,7 @@ def assemble(
         "compiled": stepper.compiled,
         "engine": stepper.name,
         "config": config.to_dict(),
+        **({"base_digest": base} if alone else {}),
     }
     separator = None if getattr(tokenizer, "adds_bos", False) else getattr(tokenizer, "eos_id", None)
     rows = rows_of(corpus.train, separator)
@@ -158,6 +166,10 @@ def assemble(
     def publish(tensors: Mapping[str, Tensor]) -> None:
         from glassformer.checkpoint.native import write_native
 
+        if alone:
+            _write_adapter(place, recipe, config, origin, adapters.parts(transformer, tensors))
+            tokenizer.save(place)
+            return
         tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         write_native(place, config, tensors, tokenizer=tokenizer, metadata={"recipe": recipe.name})
 
@@ -192,7 +204,8 @@ def assemble(
         "start",
         run.step,
         recipe=recipe.to_dict(),
-        parameters=sum(tensor.numel() for tensor in transformer.parameters()),
+        parameters=count(config).parameters,
+        trained=sum(p.numel() for p in transformer.parameters() if p.requires_grad),
         training_tokens=len(corpus.train),
         held_out_tokens=len(corpus.held_out),
         micro_batch=micro,
@@ -255,7 +268,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recip
     """One sentence when a resumed run cannot be the same to the bit, naming everything that differs."""
     changed: list[str] = []
     before = {"engine": "torch", **before}  # checkpoints of earlier versions do not say
-    for key in ("world", "micro_batch", "compute", "compiled", "engine", "data_hash"):
+    for key in ("world", "micro_batch", "compute", "compiled", "engine", "data_hash", "base_digest"):
         if before.get(key) != now.get(key):
             changed.append(f"{key.replace('_', ' ')} {before.get(key)} → {now.get(key)}")
     old, new = before.get("builds", {}), now.get("builds", {})
@@ -284,7 +297,27 @@ def _config(recipe: Recipe, tokenizer: Any, before: Mapping[str, Any], start: An
     return recipe.config(tokenizer.vocab_size)
 
 
-def _transformer(config: Config, recipe: Recipe, start: Any) -> Transformer:
+def _write_adapter(place: Path, recipe: Recipe, config: Config, start: Any, parts: Mapping[str, Any]) -> None:
+    """The adapter as it stands, in PEFT's layout, into the run directory."""
+    from glassformer.checkpoint.adapter_writer import write_adapter
+
+    spec, source = recipe.adapter, recipe.model.start
+    base = str(Path(source).absolute()) if Path(source).exists() else source
+    write_adapter(
+        place,
+        config,
+        adapters.family_of(start),
+        parts,
+        start.tensors.__getitem__,
+        base=base,
+        alpha=spec.alpha,
+        stable=spec.rank_stable,
+    )
+
+
+def _transformer(config: Config, recipe: Recipe, start: Any, compute: torch.dtype) -> Transformer:
+    if recipe.adapter.adapter != "none":
+        return adapters.adapted(start, config, recipe, compute)
     transformer = Transformer.empty(config)
     if start is not None:
         copied = {name: start.tensors[name].to(torch.float32, copy=True) for name in start.tensors}

@@ -78,7 +78,8 @@ def check(r: Recipe) -> None:
     Raises:
         UsageError: naming the setting, what it may be, and what it is.
     """
-    values = {key: v for part in (r.model, r.data, r.optimizer, r.schedule, r.loop) for key, v in vars(part).items()}
+    sections = (r.model, r.data, r.optimizer, r.schedule, r.loop, r.adapter)
+    values = {key: v for section in sections for key, v in vars(section).items()}
     choices = {
         "design": designs.DESIGNS,
         "split": ("document", "tail"),
@@ -90,12 +91,15 @@ def check(r: Recipe) -> None:
         "native": ("off", "on", "auto"),
         "shard": ("none", "full"),
         "on_nan": ("stop", "skip"),
+        "adapter": ("none", "lora", "dora"),
+        "base": ("float", "q8_0", "q4_0"),
     }
     for key, known in choices.items():
         if (value := values[key]) not in known:
             raise UsageError(f"{key} is one of {', '.join(known)}; got {value!r}." + near(value, known))
     at_least = {
-        1: ("layers", "width", "heads", "context", "steps", "batch", "newton_schulz", "keep", "eval_tokens"),
+        1: ("layers", "width", "heads", "context", "steps", "batch", "newton_schulz", "keep", "eval_tokens")
+        + ("rank",),
         0: (
             "kv_heads",
             "head_dims",
@@ -111,7 +115,7 @@ def check(r: Recipe) -> None:
         )
         + ("log_every", "eval_every", "sample_every", "save_every", "probe_every", "film", "sample_tokens")
         + ("muon_lr", "embed_lr", "head_lr", "vector_lr", "matrix_lr", "muon_decay", "adam_decay", "clip")
-        + ("balance",),
+        + ("balance", "adapter_lr"),
     }
     for least, keys in at_least.items():
         for key in keys:
@@ -143,6 +147,17 @@ def check(r: Recipe) -> None:
         raise UsageError(f"The design {r.model.design} has no place for {' and '.join(idle)}; leave them at 0.")
     if r.model.design in designs.SPARSE and r.loop.shard == "full" and r.optimizer.kind == "muon":
         raise UsageError("Sharded weights of experts are trained by AdamW: set kind=adamw, or shard=none.")
+    if r.adapter.alpha <= 0:
+        raise UsageError(f"alpha must be above 0; got {r.adapter.alpha}.")
+    if r.adapter.adapter == "none" and (r.adapter.base != "float" or r.adapter.targets):
+        raise UsageError("base and targets are for an adapter that is trained alone; set adapter=lora or adapter=dora.")
+    if r.adapter.adapter != "none":
+        if not r.model.start:
+            raise UsageError(f"adapter={r.adapter.adapter} needs start=SOURCE: the model that it is an adapter for.")
+        if r.loop.shard == "full":
+            raise UsageError("An adapter is small: every process holds it; set shard=none.")
+        if r.loop.native == "on":
+            raise UsageError("The native step trains whole models; set native=auto for an adapter.")
     if r.data.noise and r.data.chat:
         raise UsageError("noise is for plain text, not for conversations (chat=true).")
     if r.optimizer.dropout and r.loop.shard == "full":

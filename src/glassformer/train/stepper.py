@@ -102,7 +102,7 @@ class LocalStepper(abc.ABC):
     """The whole model in this process's memory, in flat buffers.
 
     Args:
-        transformer: float32 weights, on the device.
+        transformer: float32 weights, on the device; or frozen ones with an adapter, if the recipe says so.
         recipe: the run.
         compute: the dtype of forward and backward.
     """
@@ -113,7 +113,8 @@ class LocalStepper(abc.ABC):
 
     def __init__(self, transformer: Transformer, recipe: Recipe, compute: torch.dtype) -> None:
         self.transformer, self.recipe = transformer, recipe
-        transformer.requires_grad_(True)
+        if recipe.adapter.adapter == "none":
+            transformer.requires_grad_(True)
         self.weights = FlatWeights(transformer, compute, tied=transformer.config.tied)
         rate = recipe.optimizer.dropout
         self.dropout = Dropout(rate, recipe.loop.seed, transformer.config) if rate else None

@@ -157,7 +157,7 @@ class TorchStepper(LocalStepper):
     ) -> None:
         super().__init__(transformer, recipe, compute)
         self.reduce = reduce
-        self.optimizer = MuonAdamW(self.weights.parts, recipe.optimizer, muon_dtype(compute))
+        self.optimizer = MuonAdamW(self.weights.parts, recipe.optimizer, muon_dtype(compute), recipe.adapter.adapter_lr)
         self.compiled = run_block is not None and compiling.is_compiled(run_block)
         if run_block is None and recipe.loop.recompute:
             run_block = Recomputing(transformer)
@@ -170,7 +170,7 @@ class TorchStepper(LocalStepper):
     @torch.no_grad()
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of some rows; see `Stepper`."""
-        if self.weights.compute != torch.float32:
+        if self.weights.compute != torch.float32 and self.recipe.adapter.adapter == "none":
             return self._exact_loss(tokens, targets)
         found: Tensor = self.objective(tokens, targets)
         return found

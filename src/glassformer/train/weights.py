@@ -18,13 +18,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["matrix", "embed", "head", "vector"]
+Kind = Literal["matrix", "embed", "head", "vector", "adapter"]
 _NO_MATRIX = ("bias", "conv.weight", ".a_log", ".norm")
 _ALIGN = 64  # elements: 128 bytes in bfloat16, so that no tensor shares a cache line with the next
 
 
 def kind_of(name: str, shape: torch.Size | tuple[int, ...], *, tied: bool = False) -> Kind:
-    """Which optimiser a parameter belongs to: matrices of blocks, embeddings, the unembedding, or vectors."""
+    """Which optimiser a parameter belongs to: an adapter's, blocks' matrices, embeddings, the unembedding, vectors."""
+    if ".lora_" in name:
+        return "adapter"
     if name == "embed.weight":
         return "head" if tied else "embed"
     if name in ("pos_embed.weight", "layer_inputs.embed.weight"):
@@ -65,13 +67,13 @@ class FlatWeights:
     """A module's parameters moved into one buffer; the module keeps working, on views of it.
 
     Args:
-        module: its parameters become views; they must be float32.
+        module: its parameters that take gradients become views; they must be float32.
         compute: the dtype that the module computes with, float32 or bfloat16.
         tied: the embedding is the unembedding too.
     """
 
     def __init__(self, module: nn.Module, compute: torch.dtype, *, tied: bool = False) -> None:
-        named = dict(module.named_parameters())
+        named = _trained(module)
         groups: dict[tuple[Kind, tuple[int, ...]], list[str]] = {}
         for name, parameter in named.items():
             kind = kind_of(name, parameter.shape, tied=tied)
@@ -117,7 +119,7 @@ class FlatWeights:
         if self.working is self.master:
             yield
             return
-        parameters = dict(self._module.named_parameters())
+        parameters = _trained(self._module)
         grads = {name: parameter.grad for name, parameter in parameters.items()}
         try:
             for name, parameter in parameters.items():
@@ -170,6 +172,10 @@ class FlatWeights:
         for name, target in self.named().items():
             target.copy_(tensors[name])
         self.publish()
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,155 @@
+"""Adapters written in PEFT's layout: `adapter.py` reads what stands here, and so does the peft package.
+
+A matrix of ours may be rows of one of theirs (queries, keys and values in one); its low-rank part is then some rows of
+theirs, and several of them together have the sum of their ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glassformer.checkpoint.adapter import _ROOT, CONFIG, TENSORS
+from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.tables import Place, Table, join
+from glassformer.checkpoint.tensorfile import write_tensors
+from glassformer.errors import CheckpointError
+from glassformer.model.config import Config
+from glassformer.system import files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRankPart:
+    """What is added to one matrix: `scale` · b · a, rows then scaled to `lengths` where there are such.
+
+    Args:
+        a: (rank, d_in). b: (d_out, rank). lengths: (d_out,) or None.
+    """
+
+    a: Tensor
+    b: Tensor
+    lengths: Tensor | None = None
+
+
+def places(config: Config, family: Family) -> dict[str, Place]:
+    """The matrices, by native key, that PEFT's layout has an adapter for: each with the tensor of theirs it is in."""
+    found = {}
+    for place in family.table(config).places.values():
+        line = place.row
+        plain = place.expert is None and place.rows is None and not line.flat and line.squeezed is None
+        if plain and line.axis == 0 and len(place.shape) == 2 and place.theirs.endswith(".weight") and not line.shift:
+            found.update(dict.fromkeys(place.ours, place))
+    return found
+
+
+def write_adapter(
+    folder: Path,
+    config: Config,
+    family: Family,
+    parts: Mapping[str, LowRankPart],
+    fetch: Callable[[str], Tensor],
+    *,
+    base: str,
+    alpha: float,
+    stable: bool = False,
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors into a folder.
+
+    Args:
+        parts: by native key.
+        fetch: the model's own matrices by native key, asked for where an adapter scales rows of only some of those
+            that are one of theirs.
+        base: what the adapter says it is for.
+        alpha: B·A is multiplied by alpha / rank, or alpha / √rank if `stable` (rsLoRA).
+
+    Raises:
+        CheckpointError: a matrix has no place in the layout, or the files cannot be written.
+    """
+    where = places(config, family)
+    if strange := [key for key in parts if key not in where]:
+        raise CheckpointError(f"The layout of {family.name} has no adapter for {strange[0]}.")
+    rank = next(iter(parts.values())).a.shape[0]
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    transposed = False
+    for place in {where[key].theirs: where[key] for key in parts}.values():
+        module = place.theirs.removesuffix(".weight")
+        a, b, lengths = _joined(place, parts, fetch, config)
+        tensors[f"{_ROOT}{module}.lora_A.weight"], tensors[f"{_ROOT}{module}.lora_B.weight"] = a, b
+        if lengths is not None:
+            tensors[f"{_ROOT}{module}.lora_magnitude_vector"] = lengths
+        transposed = transposed or place.row.transposed
+        if len(a) != rank:
+            ranks[module] = len(a)
+            times = len(a) / rank
+            alphas[module] = alpha * (math.sqrt(times) if stable else times)
+    modules = [name.removeprefix(_ROOT).removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name]
+    settings: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": _whole(alpha),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+        "init_lora_weights": True,
+        "use_dora": any(part.lengths is not None for part in parts.values()),
+        "use_rslora": stable,
+        "target_modules": _targets(modules, family.table(config)),
+        "modules_to_save": None,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / TENSORS, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__)
+    files.write_json(folder / CONFIG, settings, indent=2, raises=CheckpointError)
+
+
+def _joined(
+    place: Place, parts: Mapping[str, LowRankPart], fetch: Callable[[str], Tensor], config: Config
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A, B and lengths of one tensor of theirs, rows in its order."""
+    import torch
+
+    inside = [key for key in place.ours if key in parts]
+    total = sum(len(parts[key].a) for key in inside)
+    rows, lengths, start = [], [], 0
+    scaled = any(parts[key].lengths is not None for key in inside)
+    for key, shape in zip(place.ours, place.shapes, strict=True):
+        wide = torch.zeros(shape[0], total)
+        part = parts.get(key)
+        if part is not None:
+            end = start + len(part.a)
+            wide[:, start:end] = part.b.detach().float().cpu()
+            start = end
+        rows.append(wide)
+        if scaled:
+            own = fetch(key).float().norm(dim=1) if part is None or part.lengths is None else part.lengths.detach()
+            lengths.append(own.float().cpu()[:, None])
+    upright = dataclasses.replace(place, row=dataclasses.replace(place.row, transposed=False))
+    a = torch.cat([parts[key].a.detach().float().cpu() for key in inside])
+    b = join(upright, rows, config)
+    return a.contiguous(), b.contiguous(), join(upright, lengths, config)[:, 0].contiguous() if scaled else None
+
+
+def _targets(modules: list[str], table: Table) -> list[str]:
+    """Names that mean these modules and no others: last parts of names where that is so, else whole names."""
+    last = sorted({module.rpartition(".")[2] for module in modules})
+    there = [name.removesuffix(".weight") for name in table.places if name.endswith(".weight")]
+    meant = {module for module in there if module.rpartition(".")[2] in last}
+    return last if meant == set(modules) else sorted(modules)
+
+
+def _whole(number: float) -> float | int:
+    return int(number) if number == int(number) else number
