@@ -25,6 +25,7 @@ _PUBLIC: dict[str, str] = {
     "load": "glassformer.lm",
     "connect": "glassformer.remote",
     "train": "glassformer.train",
+    "influence": "glassformer.train.influence",
     "circuit": "glassformer.interp.circuit_edit",
     "ablate": "glassformer.interp.edits",
     "freeze": "glassformer.interp.edits",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from glassformer.model.config import Config as Config
     from glassformer.remote import connect as connect
     from glassformer.train import train as train
+    from glassformer.train.influence import influence as influence
 
 
 class _Package(ModuleType):

@@ -176,6 +176,25 @@ def repeated(session: Session, ask: Any, check: Check) -> Iterator[dict[str, Any
     yield {"learnt": descent.learnt, "steps": ask.steps}
 
 
+class InfluenceAsk(Strict):
+    name: str = Field(description="The run's name.")
+    text: str = Field(description="The text asked about, as the beginning of a document.")
+    top: int = Field(default=10, ge=1, le=200, description="Passages listed.")
+
+
+@view("influence", InfluenceAsk, room="learning", trims=("top",), python="gf.influence({name!r}, {text!r}, top={top})")
+def influence(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """Which passages of its training text taught a small run a text: by how much the loss on it would rise without
+    each, through all steps of the run."""
+    from glassformer.train.influence import influence as found
+    from glassformer.train.reading import read_run
+
+    if not ask.text.strip():
+        raise TextError("The text is empty; give at least two tokens.")
+    run = read_run(session.runs, ask.name)
+    return found(run.path, ask.text, top=ask.top, progress=lambda done, total: check()).to_dict()
+
+
 class RunStepAsk(Ask):
     rate: float | None = Field(default=None, gt=0, description="Learning rate; by default one that suits the step.")
     top: int = Field(default=8, ge=1, le=50, description="Next tokens listed.")
