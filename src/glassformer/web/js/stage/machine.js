@@ -129,10 +129,12 @@ export class Machine {
     const c = pen.ctx;
     c.imageSmoothingEnabled = false;
     const { cells } = this.d.lanes;
+    const { laneAtlas } = this;
+    if (!laneAtlas) return; // the layers have not run yet
     for (let i = 0; i < this.d.count; i++) {
       const { x, y, w, h } = this.r(this.u0, this.v(i) - this.thick / 2, this.u1 - this.u0, this.thick);
-      if (this.tall) c.drawImage(this.laneAtlas, i * cells, 0, cells, this.d.places, x, y, w, h);
-      else c.drawImage(this.laneAtlas, 0, i * cells, this.d.places, cells, x, y, w, h);
+      if (this.tall) c.drawImage(laneAtlas, i * cells, 0, cells, this.d.places, x, y, w, h);
+      else c.drawImage(laneAtlas, 0, i * cells, this.d.places, cells, x, y, w, h);
       pen.drawn += this.d.places;
     }
   }
@@ -273,6 +275,8 @@ export class Machine {
     pen.rect(x, y, w, h, pen.t.accent, 3, 0.1 * glow);
     c.imageSmoothingEnabled = false;
     const cells = d.added.cells;
+    const { laneAtlas, addAtlas } = this;
+    if (!laneAtlas || !addAtlas) return;
     for (const half of /** @type {(0|1)[]} */ ([0, 1])) {
       const fly = ease((s - (half ? 0.42 : 0.18)) / 0.34);
       if (fly <= 0 || (fly >= 1 && u + (half + 1) * this.step <= lit)) continue;
@@ -283,7 +287,7 @@ export class Machine {
         const b = this.r(u + half * this.step, this.v(i) - this.thick / 2 + from * (1 - fly), this.step, this.thick);
         c.globalAlpha = fly >= 1 ? 1 : Math.min(1, 0.25 + 1.4 * much) * Math.min(1, fly * 3);
         // In flight it is what is added; once in, it is the lane as it then is.
-        const [from_, place] = fly >= 1 ? [this.laneAtlas, 2 * layer + half + 1] : [this.addAtlas, 2 * layer + half];
+        const [from_, place] = fly >= 1 ? /** @type {const} */ ([laneAtlas, 2 * layer + half + 1]) : /** @type {const} */ ([addAtlas, 2 * layer + half]);
         if (this.tall) c.drawImage(from_, i * cells, place, cells, 1, b.x, b.y, b.w, b.h);
         else c.drawImage(from_, place, i * cells, 1, cells, b.x, b.y, b.w, b.h);
         pen.drawn++;
