@@ -110,4 +110,4 @@ def test_a_port_that_is_taken(model: str, capsys: pytest.CaptureFixture[str]):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert run(["open", model, "--no-browser", "--port", str(taken.getsockname()[1])]) != 0
-    assert "choose another with --port" in capsys.readouterr().err
+    assert "choose another --host or --port" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from glassformer.views.examples import python, shell
 from tests.serve.running import Running, running
 
 DOCS = Path(__file__).parents[2] / "docs"
-OF_A_RUN = {"run", "run_step", "film"}  # there is no run here
+OF_A_RUN = {"run", "run_step", "film", "influence"}  # there is no run here
 PLACE = "localhost:8000"
 # What the pages say of SmolLM2, as it is of the tiny model: its layers, heads and tokens.
 SMALLER = [

@@ -53,7 +53,9 @@ VERBS: dict[str, Verb] = {
     "train": Verb("glassformer.cli.train:command", "Train a model from raw text."),
     "eval": Verb("glassformer.cli.eval:command", "Measure loss, perplexity and bits per byte on a text."),
     "step": Verb("glassformer.cli.step:command", "Take one gradient step on a sentence and show what changed."),
-    "influence": Verb("glassformer.cli.influence:command", "Show which training passages taught a run a text."),
+    "influence": Verb(
+        "glassformer.cli.influence:command", "Show which passages of its training text taught a run a text."
+    ),
     "count": Verb("glassformer.cli.count:command", "Count the parameters, FLOPs and memory of a design."),
     "race": Verb("glassformer.cli.race:command", "Race one parallel forward against reading word by word."),
     "serve": Verb("glassformer.cli.serve:command", "Serve models over HTTP to programs of many kinds."),

@@ -58,7 +58,6 @@ class EagerRunner:
         self._caches: dict[int, Cache] = {}
         self._joined: list[tuple[list[int], Cache]] = []  # slots whose texts lie side by side, and where
 
-    @torch.inference_mode()  # caches are made in this mode, and tensors made in it may be written in no other
     def forward(
         self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], out: Sequence[int] | None = None
     ) -> Tensor:
@@ -92,11 +91,12 @@ class EagerRunner:
             groups[-1].append(at)
         return [sorted(group) for group in groups if len(group) > 1]
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # caches are made in this mode, and tensors made in it may be written in no other
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         mine, theirs = self._cache(target, length), self._cache(source, length)
         mine.copy_from(theirs, length)
 
+    @torch.inference_mode()
     def _run(self, tokens: Sequence[int], slot: int, start: int, rows: list[int]) -> Tensor:
         cache = self._cache(slot, start + len(tokens))
         cache.truncate(start)
@@ -105,6 +105,7 @@ class EagerRunner:
         logits = self.transformer(ids, cache, tap=self.tap, last=last or not rows)
         return logits[0].float().cpu() if last else logits[0, rows].float().cpu()
 
+    @torch.inference_mode()
     def _run_together(self, each: list[tuple[int, int, int]]) -> Tensor:
         """Logits (slot, vocab) after one token of each slot: (token, slot, position)."""
         cache = self._side_by_side([slot for _, slot, _ in each], [position for *_, position in each])
