@@ -30,6 +30,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {},  # joined head by head
     "qwen3": {"tie_word_embeddings": True},
 }
+EVERY_WAY = ("llama", "gpt2")  # the other families differ in names alone: DoRA asks most of them
 WAYS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": "lora"},
     "rslora": {"adapter": "lora", "rank_stable": True},
@@ -82,13 +83,12 @@ def by_peft(base: Path, place: Path) -> torch.Tensor:
     return reference_logits(PeftModel.from_pretrained(model, place).eval(), tiny_tokens())
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "way"), [(family, way) for family in FAMILIES for way in WAYS if way == "dora" or family in EVERY_WAY]
+)
 def test_peft_loads_it_with_equal_logits(
     tmp_path: Path, some: Callable[..., Recipe], out: Callable[[], Path], family: str, way: str
 ) -> None:
-    if way != "dora" and family not in ("llama", "gpt2"):
-        pytest.skip("one way is enough here")
     base = tiny_directory(tmp_path / "base", family, **FAMILIES[family])
     result = train(some(base, **WAYS[way]), out=out(), quiet=True)
     place = result.path

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from glassformer.views.edges import PairAsk, head_of, sought
 from glassformer.views.registry import Check, view
+from glassformer.views.vectors import spelled_alone
 
 if TYPE_CHECKING:
     from glassformer.interp.edge_graph import Graph
@@ -56,8 +57,8 @@ def graph(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "unit": found.unit,
         "clean": found.clean,
         "corrupted": found.corrupted,
-        "answer": None if pair.answer is None else pair.clean.token_text(pair.answer),
-        "wrong": None if pair.wrong is None else pair.clean.token_text(pair.wrong),
+        "answer": None if pair.answer is None else spelled_alone(pair.clean.vocabulary, [pair.answer])[0],
+        "wrong": None if pair.wrong is None else spelled_alone(pair.clean.vocabulary, [pair.wrong])[0],
         "total_edges": whole.total,
         "nodes": [name for name in [*whole.senders, "logits"] if name in _named(rows)],
         "edges": rows,
