@@ -10,7 +10,6 @@ from pydantic import Field
 
 from glassformer.views.edges import PairAsk, head_of, sought
 from glassformer.views.registry import Check, view
-from glassformer.views.vectors import spelled_alone
 
 if TYPE_CHECKING:
     from glassformer.interp.edge_graph import Graph
@@ -33,6 +32,7 @@ def graph(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     back."""
     from glassformer.interp.circuit_search import Runs, greedy, prefixes
     from glassformer.interp.edge_exact import Exact
+    from glassformer.views.vectors import spelled_alone  # at the top it would change the order of the views
 
     found = sought(session, ask, check, exact="none", strongest=0)
     whole, pair = found.graph, found.pairs[0]
