@@ -337,6 +337,8 @@ class Model:
         tap = self.bound_tap()
         if tap is None:
             engine = self.engines.get(precision, room)
+        elif tap.added is not None:
+            engine = self.engines.get("exact", room)
         else:
             # Of its own, for one answer: its cache is no larger than that.
             engine = self.engines.make(native=False, slots=1, capacity=min(room, self.config.context))
@@ -426,8 +428,8 @@ class Model:
         return Direction.load(path, self.transformer)
 
     def readout(self, text: str | Sequence[int], kind: str = "tuned", **options: Any) -> Readout:
-        """A lens fitted to a text of any length, "tuned" or "jacobian"; see `interp.fitting`. `trace.lens(through=…)`
-        reads through it.
+        """A lens fitted to a text of any length, "tuned", "jacobian" or "relevance"; see `interp.fitting`.
+        `trace.lens(through=…)` reads through it.
 
         Raises:
             UsageError: too little text, or an edited model.

@@ -209,6 +209,9 @@ def test_a_direction_is_found_saved_and_steered_by(capsys, model, tmp_path):
     assert code == 0, err
     assert "Held-out accuracy" in out
     assert "with shuffled labels" in out
+    code, _, err = run(capsys, "direction", "mole", *files, "-m", model, "--method", "das")
+    assert code == 2
+    assert "takes texts in pairs; there are 3 positive and 4 negative" in err
     code, _, err = run(capsys, "complete", TEXT, *options, "--steer", tmp_path / "no")
     assert code == 1
     assert "is no readable direction" in err

@@ -12,7 +12,7 @@ from glassformer.errors import CheckpointError, UnsupportedError, UsageError
 from glassformer.interp import edits, fitting
 from glassformer.interp.agreement import STEP, agreement
 from glassformer.interp.fitting import fit, streams
-from glassformer.interp.readout import Readout, divergence
+from glassformer.interp.readout import KINDS, Readout, divergence
 from glassformer.interp.trace import trace
 from glassformer.model import Config, Transformer
 from tests.interp.helpers import model
@@ -48,6 +48,40 @@ def test_a_jacobian_map_is_the_mean_summed_derivative(transformer: Transformer) 
     torch.testing.assert_close(found.matrices[1], expected, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(found.matrices[2], torch.eye(16, dtype=torch.float64))
     assert float(found.biases.abs().max()) == 0
+
+
+def test_a_relevance_map_is_the_model_with_its_gates_held(transformer: Transformer) -> None:
+    """By hand: norms' divisors and attention weights as they ran, an activation as what it multiplied its input by."""
+    text = ids(36)
+    found = fit(transformer, text, "relevance", window=12, rows=5)
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(0))
+    windows = torch.tensor(text).view(3, 12)[order[1:]]
+    first, block = fitting._first(12), transformer.blocks[2]
+    expected = torch.zeros(16, 16, dtype=torch.float64)
+    for one in windows:
+        run = trace(transformer, one.tolist())
+        sites = ("ln1.scale", "ln2.scale", "attn.pattern", "mlp.pre", "mlp.pre_linear", "mlp.post")
+        site = {name: run[f"blocks.2.{name}"] for name in sites}
+
+        def centred(x: torch.Tensor) -> torch.Tensor:
+            return x - x.mean(-1, keepdim=True) if block.ln1.centred else x
+
+        def rest(x: torch.Tensor, site=site) -> torch.Tensor:
+            values = (centred(x) / site["ln1.scale"] * block.ln1.gain) @ block.attn.v.weight.T
+            heads = values.view(12, 2, 8).repeat_interleave(2, 1)
+            z = torch.einsum("hqk,khd->qhd", site["attn.pattern"], heads).flatten(1)
+            x = x + z @ block.attn.o.weight.T
+            read = centred(x) / site["ln2.scale"] * block.ln2.gain
+            halves = (
+                read @ block.mlp.gate.weight.T / site["mlp.pre"] + read @ block.mlp.up.weight.T / site["mlp.pre_linear"]
+            )
+            return x + (halves / 2 * site["mlp.post"]) @ block.mlp.down.weight.T
+
+        whole = torch.autograd.functional.jacobian(rest, run["blocks.1.resid_post"])
+        expected += whole[first:, :, first:].sum(0).mean(1) / len(windows)
+    torch.testing.assert_close(found.matrices[1], expected, rtol=1e-9, atol=1e-10)
+    steep = fit(transformer, text, "jacobian", window=12).matrices[1]
+    assert float((steep - expected).abs().max()) > 1e-3
 
 
 def test_divergences_are_those_of_the_distributions(transformer: Transformer) -> None:
@@ -118,7 +152,7 @@ def test_every_design_can_be_fitted(config: Config) -> None:
         with pytest.raises(UnsupportedError, match="stands in copies"):
             fit(transformer, text)
         return
-    for kind in ("tuned", "jacobian"):
+    for kind in KINDS:
         found = fit(transformer, text, kind, window=6, steps=1)
         assert len(found.facts["kl"]) == config.n_layers
         assert found.facts["kl"][-1] == pytest.approx(0, abs=1e-5)
@@ -191,7 +225,7 @@ def test_a_right_lens_agrees_wholly() -> None:
 
 
 def test_what_cannot_be_fitted_or_compared_is_refused(transformer: Transformer) -> None:
-    with pytest.raises(UsageError, match="tuned or jacobian; 'tune' is neither"):
+    with pytest.raises(UsageError, match="tuned, jacobian or relevance; 'tune' is none"):
         fit(transformer, ids(60), "tune")
     with pytest.raises(UsageError, match="three windows of 12 tokens; the text has 30 tokens"):
         fit(transformer, ids(30), window=12)

@@ -16,20 +16,18 @@ def command(
     text: Annotated[Path, typer.Argument(metavar="FILE", help="Your own text, of the kind that will be read.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="The file to write: one safetensors.")],
     model: ModelOption = None,
-    kind: Annotated[str, typer.Option("--kind", help="tuned, or jacobian.")] = "tuned",
+    kind: Annotated[str, typer.Option("--kind", help="tuned, jacobian, or relevance (the R-lens).")] = "tuned",
     tokens: Annotated[
-        int | None, typer.Option("--tokens", help="At most so many of the text: 4096, or 640 for jacobian.")
+        int | None, typer.Option("--tokens", help="At most so many of the text: 4096 for tuned, else 640.")
     ] = None,
-    window: Annotated[
-        int | None, typer.Option("--window", help="Tokens read at once: 128, or 64 for jacobian.")
-    ] = None,
+    window: Annotated[int | None, typer.Option("--window", help="Tokens read at once: 128 for tuned, else 64.")] = None,
     steps: Annotated[int, typer.Option("--steps", help="Of training each tuned map; 0 for the regression alone.")] = 20,
     samples: Annotated[int, typer.Option("--samples", help="Edits per layer by which lenses are compared.")] = 16,
     seed: Annotated[int, typer.Option("--seed", help="Of the held-out part, the training and the edits.")] = 0,
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a lens to a text: tuned or Jacobian.
+    """Fit a lens to a text: tuned, Jacobian or relevance.
 
     Per layer, how far the plain lens and the fitted one diverge from the model's own prediction on held-out text; and
     which is right: how well each lens' claims about small edits correlate with what the edits do. `lens --through PATH`
@@ -47,7 +45,7 @@ def command(
     from glassformer.cli.passages import progress
     from glassformer.interp.agreement import agreement
 
-    small = kind == "jacobian"
+    small = kind != "tuned"
     tokens = (640 if small else 4096) if tokens is None else tokens
     window = (64 if small else 128) if window is None else window
     ids = opened.encode(written[: 16 * max(tokens, 0) + 1])

@@ -198,7 +198,7 @@ class Engine:
     def generate(self, request: Request, tap: Tap | None = None) -> Iterator[TokenEvent]:
         """The steps of one answer; leaving the loop cancels it.
 
-        With a tap the answer is the edited model's, computed by the transformer itself; as with `Request.tap`.
+        With a tap the answer is the edited model's; as with `Request.tap`.
         """
         if tap is not None:
             request = replace(request, tap=tap)
@@ -330,7 +330,7 @@ class Engine:
         if request.tap is not None:  # keys and values of an edited model are nobody else's
             room = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
             active = self._sequence(handle, free[0])
-            active.runner = EagerRunner(self.transformer, capacity=room, tap=request.tap)
+            active.runner = self._edited_runner(request.tap, room)
         else:
             running = {a.slot: a.ids[: a.done] for a in self._active if a.runner is None}
             placed = self._slots.place(request.prompt, free, running)
@@ -339,6 +339,14 @@ class Engine:
             handle.cached = placed.have
             active = self._sequence(handle, placed.slot, placed.have)
         self._active.append(active)
+
+    def _edited_runner(self, tap: Tap, room: int) -> Runner:
+        """What computes an edited answer, always exactly: the native path where vectors are added after layers and that
+        is all, else the transformer."""
+        added = getattr(tap, "added", None)
+        if added and isinstance(self._runner, NativeModel) and self._runner.precision == "float32":
+            return self._runner.steered(added, room)
+        return EagerRunner(self.transformer, capacity=room, tap=tap)
 
     def _sequence(self, handle: RequestHandle, slot: int, done: int = 0) -> Sequence:
         request = handle.request
@@ -391,7 +399,7 @@ class Engine:
             positions += range(active.done, active.done + len(piece))
             parts.append((active, len(piece), wanted))
             room -= len(piece)
-        if runner is self._runner or not isinstance(self._runner, NativeModel):
+        if isinstance(runner, NativeModel) or not isinstance(self._runner, NativeModel):
             logits = runner.forward(tokens, slots, positions, out)
         else:  # this thread's torch works alone; the transformer is quicker in one that has all cores
             logits = self._edited.submit(runner.forward, tokens, slots, positions, out).result()

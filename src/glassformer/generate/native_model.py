@@ -8,6 +8,7 @@ own error otherwise. It knows no requests, no sampling and no text.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
@@ -123,6 +124,21 @@ class NativeModel:
             model.precision = names.kinds()
         return model
 
+    def steered(self, added: Mapping[int, Tensor], capacity: int | None = None) -> NativeModel:
+        """This model with a vector (d_model,) added to the stream as it leaves each of some layers: the same packed
+        weights, and a cache of its own for one sequence of at most `capacity` tokens."""
+        view = copy.copy(self)
+        shape, parts, layers = self._made
+        view.slots, view.capacity = 1, min(capacity or self.capacity, self.capacity)
+        changed = (infer_abi.LayerWeights * len(layers)).from_buffer_copy(layers)
+        view._keep = [*self._keep]
+        for layer, vector in added.items():
+            changed[layer].after = view._vector(vector)
+        smaller = infer_abi.InferShape.from_buffer_copy(shape)
+        smaller.slots, smaller.capacity = 1, -(-view.capacity // BLOCKED) * BLOCKED
+        view._handle = view._opened(smaller, parts, changed)
+        return view
+
     # Use
 
     def forward(
@@ -227,6 +243,12 @@ class NativeModel:
         layers = (infer_abi.LayerWeights * c.n_layers)()
         for i in range(c.n_layers):
             layers[i] = self._layer(i, tables, steps)
+        return self._opened(shape, parts, layers)
+
+    def _opened(
+        self, shape: infer_abi.InferShape, parts: infer_abi.ModelWeights, layers: ctypes.Array[infer_abi.LayerWeights]
+    ) -> int:
+        self._made = shape, parts, layers
         handle = self._lib.gf_create(ctypes.byref(shape), ctypes.byref(parts), layers)
         if not handle:
             raise MemoryLimitError(

@@ -33,7 +33,8 @@ class Request:
         stop_ids: tokens that end it; None for the tokenizer's own, empty for none.
         logprobs: None for none, n for the chosen token's and those of the n likeliest.
         constraint: a form that the answer must have.
-        tap: edits of the model for this answer alone; it then comes from the transformer itself.
+        tap: edits of the model for this answer alone; it is then exact: from the transformer itself or, where they only
+            add vectors after layers, from the native path in float32.
         drafter: proposes tokens for the model to check several at once; the distribution stays the same.
         drafts: how many per step at most; as many as pay are made.
         priority: of those that wait, lower ones begin earlier.

@@ -1,7 +1,7 @@
 """A direction of the residual stream: a vector with a name, of one model, on disk and back.
 
-NAME.safetensors holds the vector, NAME.json says what it is of and how it was found. Knows nothing about finding one
-(`directions`) or about steering by it (`edits`).
+NAME.safetensors holds the vector (and the subspace of one that was aligned), NAME.json says what it is of and how it
+was found. Knows nothing about finding one (`directions`) or about steering by it (`edits`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class Direction:
         name: what it stands for.
         layer: which stream it was found in; steering adds it there.
         vector: (d_model); added once it moves the mean of the one side to the mean of the other along it.
-        method: "mean" or "probe"; position: "last" or "mean", what of each text was compared.
+        method: "mean", "probe" or "das"; position: "last" or "mean", what of each text was compared.
         model, weights, design: of what model it is: its name and digests of weights and design.
         facts: how it was found and how far to trust it (`directions.direction`).
+        subspace: (k, d_model), orthonormal rows of the subspace that alignment found; None otherwise.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Direction:
     weights: str
     design: str
     facts: dict[str, Any]
+    subspace: Float[Tensor, "k d_model"] | None = None
 
     def check(self, config: Config) -> None:
         """Raise UsageError unless it is of a model of this design."""
@@ -75,7 +77,8 @@ class Direction:
             CheckpointError: they cannot be written.
         """
         stem = _stem(Path(path))
-        data = save({"vector": self.vector.detach().cpu().contiguous()})
+        kept = {"vector": self.vector} | ({} if self.subspace is None else {"subspace": self.subspace})
+        data = save({name: x.detach().cpu().contiguous() for name, x in kept.items()})
         described = {
             "format": FORMAT,
             "name": self.name,
@@ -121,11 +124,14 @@ class Direction:
         try:
             vector = tensors["vector"].to(transformer.device)
             names = ("name", "layer", "method", "position", "model", "weights", "design", "facts")
-            found = cls(vector=vector, **{name: told[name] for name in names})
+            subspace = tensors["subspace"].to(transformer.device) if "subspace" in tensors else None
+            found = cls(vector=vector, subspace=subspace, **{name: told[name] for name in names})
         except KeyError as error:
             raise CheckpointError(f"The direction in {path} lacks its {error.args[0]}.") from None
         if vector.shape != (transformer.config.d_model,) or not bool(torch.isfinite(vector).all()):
             raise CheckpointError(f"The direction in {path} is not {transformer.config.d_model} finite numbers.")
+        if subspace is not None and (subspace.ndim != 2 or subspace.shape[1] != len(vector)):
+            raise CheckpointError(f"The subspace in {path} is not of vectors of {len(vector)} numbers.")
         return found
 
 

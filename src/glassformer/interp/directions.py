@@ -2,7 +2,7 @@
 
 The difference of the two means, or the normal of a logistic probe (L2). Either is tried on held-out examples, and
 the same procedure on the same examples with shuffled labels is the control: what it reaches there is what so many
-dimensions let it reach with so few examples (arXiv:1909.03368).
+dimensions let it reach with so few examples (arXiv:1909.03368). Or what alignment by exchanging trains (`alignment`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glassformer.errors import UsageError, near
+from glassformer.interp.alignment import align
 from glassformer.interp.direction import Direction
 from glassformer.interp.fingerprint import design, fingerprint
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
 
-METHODS = ("mean", "probe")
+METHODS = ("mean", "probe", "das")
 POSITIONS = ("last", "mean")
 FOLDS = 5
 # Weight of the probe's L2 term, on examples scaled to a mean square of 1 per dimension of their span.
@@ -38,20 +39,24 @@ def direction(
     *,
     method: str = "mean",
     position: str = "last",
-    shuffles: int = 20,
+    shuffles: int | None = None,
+    dimensions: int = 1,
     seed: int = 0,
 ) -> Direction:
     """Find the direction from the negative examples to the positive ones.
 
     `facts` are the numbers of examples, `accuracy` on held-out ones (classes weigh the same; None with fewer than two
     of a class), `shuffled`, the same with shuffled labels, averaged, with its standard deviation, `selectivity`, their
-    difference, and `separation`, the distance of the two means along the direction in standard deviations within.
+    difference, and `separation`, the distance of the two means along the direction in standard deviations within; for
+    "das" those of `alignment.align`.
 
     Args:
-        method: "mean", the difference of means, or "probe".
+        method: "mean", the difference of means; "probe", a logistic probe's normal; or "das": examples pair up in
+            order, and the direction moves the means inside a subspace whose exchange exchanges the answer.
         position: "last" token of each text, or the "mean" of all but the first, whose stream is often a hundred times
             as long as the others' and would drown them.
-        shuffles: how often labels are shuffled; seed: of shuffles and folds.
+        shuffles: how often labels are shuffled; None for 20, or 3 for "das". seed: of shuffles and folds.
+        dimensions: of the subspace, for "das".
 
     Raises:
         UsageError: an unknown method, no examples, or examples that do not differ.
@@ -59,18 +64,23 @@ def direction(
     """
     if method not in METHODS:
         raise UsageError(
-            f"A direction is found by {' or '.join(METHODS)}; {method!r} is neither.{near(method, METHODS)}"
+            f"A direction is found by {', '.join(METHODS[:-1])} or {METHODS[-1]}; {method!r} is none of them."
+            f"{near(method, METHODS)}"
         )
     if position not in POSITIONS:
         raise UsageError(f"Texts are compared at their last token or in the mean; position {position!r} is neither.")
     if not name.strip():
         raise UsageError("A direction needs a name.")
+    if method == "das" and position != "last":
+        raise UsageError("Alignment exchanges streams at the last token; take position last.")
+    if method != "das" and dimensions != 1:
+        raise UsageError("Only alignment (das) finds a subspace of several dimensions; the others find one direction.")
     traces: list[Trace] = []
     rows: list[Tensor] = []
     labels: list[bool] = []
     for label, examples in ((True, positive), (False, negative)):
         for trace in examples:
-            traces = traces or [trace]
+            traces = [*traces, trace] if method == "das" else traces or [trace]
             rows.append(_state(trace, trace.layer(layer), position))
             labels.append(label)
     x, y = torch.stack(rows) if rows else torch.zeros(0, 1), torch.tensor(labels, dtype=torch.bool)
@@ -78,9 +88,18 @@ def direction(
         raise UsageError("A direction needs at least one positive and one negative example.")
     if method == "probe" and min(int(y.sum()), int((~y).sum())) < 2:
         raise UsageError("A probe needs at least two examples of each kind; take the difference of means.")
-    span, basis = _span(x)
-    normal = _normal(span, y, method) @ basis
     gap = x[y].mean(0) - x[~y].mean(0)
+    subspace = None
+    if method == "das":
+        sides = traces[: int(y.sum())], traces[int(y.sum()) :]
+        controls = 3 if shuffles is None else shuffles
+        subspace, facts = align(*sides, traces[0].layer(layer), dimensions=dimensions, controls=controls, seed=seed)
+        normal = gap @ subspace.double().cpu().T @ subspace.double().cpu()
+        facts = {"positive": int(y.sum()), "negative": int((~y).sum())} | facts
+    else:
+        span, basis = _span(x)
+        normal = _normal(span, y, method) @ basis
+        facts = _facts(span, y, method, 20 if shuffles is None else shuffles, seed)
     unit = normal / normal.norm()
     if not bool(torch.isfinite(unit).all()) or float(gap.norm()) == 0:
         raise UsageError(f"The examples do not differ in layer {traces[0].layer(layer)}, so there is no direction.")
@@ -94,7 +113,8 @@ def direction(
         model=traces[0].model,
         weights=fingerprint(of),
         design=design(of.config),
-        facts=_facts(span, y, method, shuffles, seed) | {"separation": _separation(x @ unit, y)},
+        facts=facts | {"separation": _separation(x @ unit, y)},
+        subspace=subspace,
     )
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glassformer.interp.edge_graph import MIXER
+from glassformer.interp.edge_graph import FEED, MIXER
 from glassformer.interp.taps import Step
 from glassformer.model.choices import Attention, FeedForward
 from glassformer.model.config import Config
-from glassformer.model.sites import Where
+from glassformer.model.sites import Where, block_sites
 
 
 def hold(site: str, x: Tensor, where: Where) -> Tensor:
@@ -56,6 +56,24 @@ def of_layer(config: Config, layer: int, place: int) -> list[Step]:
     shared = None if isinstance(feed, FeedForward) else feed.shared
     beside = [] if shared is None else neurons(f"{prefix}mlp.shared_", shared.gated)
     return neurons(f"{prefix}mlp.", feed.gated) + beside
+
+
+def of_stream(config: Config) -> list[Step]:
+    """Steps in all layers, norms before parts included; what a norm after a part divides by passes on its gradient."""
+    norms = [
+        Step(f"blocks.{layer}.{site}", hold, True)
+        for layer, choice in enumerate(config.layers)
+        for site in block_sites(choice)
+        if site in ("ln1.scale", "ln2.scale")
+    ]
+    parts = [
+        step
+        for layer, choice in enumerate(config.layers)
+        for place, part in ((MIXER, choice.mixer), (FEED, choice.feed_forward))
+        if part is not None
+        for step in of_layer(config, layer, place)
+    ]
+    return norms + parts
 
 
 def of_end(config: Config) -> list[Step]:

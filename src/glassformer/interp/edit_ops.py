@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -190,6 +190,8 @@ class Steer(At):
                 raise ShapeError(
                     f"A vector steering {step.site!r} needs {size} numbers ({axis}); got {tuple(self.vector.shape)}."
                 )
+        if self.selection == Selection() and self.vector.ndim == 1:
+            return [replace(step, added=self.strength * self.vector) for step in steps]
         return steps
 
     def change(self, site: str, x: Tensor, where: Where) -> Tensor:

@@ -1,11 +1,12 @@
-"""Fitting readouts to a text: tuned maps by least squares and then by divergence, Jacobian maps by backward passes.
+"""Fitting readouts to a text: tuned maps by least squares and then by divergence, the others by backward passes.
 
 Tuned (arXiv:2303.08112): per layer the affine map whose reading diverges least from the model's own prediction. It
 starts as the ridge regression from the layer's stream to the last (arXiv:2303.09435), is then trained, and of the
 plain, the linear and the trained map the one that diverges least on windows set apart for that choice is kept.
 Jacobian (arXiv:2607.15495): the mean over positions of the summed derivative of the last stream, here and at all later
-positions, by the layer's. Both are measured on held-out windows. First positions are left out: as attention sinks their
-streams are unlike all others.
+positions, by the layer's. Relevance (the R-lens): the same of what RelP's rules (`edge_relevance`) send back in place
+of the derivative. All are measured on held-out windows. First positions are left out: as attention sinks their streams
+are unlike all others.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from glassformer.errors import UsageError, near
 from glassformer.interp import memory
+from glassformer.interp.edge_relevance import of_stream
 from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.readout import KINDS, Readout, divergence, read, require_one_stream
-from glassformer.interp.taps import Record
+from glassformer.interp.taps import Bound, Compose, Record
 from glassformer.model import Transformer
 from glassformer.model.sites import Where
 
@@ -55,9 +57,9 @@ def fit(
 
     Args:
         window: tokens read at once; one window in five (at least one) is held out.
-        tokens: at most so many of the text are used; for "jacobian", a tenth of them is enough.
+        tokens: at most so many of the text are used; for the others than "tuned", a tenth of them is enough.
         steps: of training each tuned map; 0 for the regression alone.
-        rows: derivatives taken at once, for "jacobian".
+        rows: derivatives taken at once, where they are.
         seed: of the split and the training.
         progress: called with (done, total, what).
 
@@ -67,7 +69,9 @@ def fit(
     """
     require_one_stream(transformer.config)
     if kind not in KINDS:
-        raise UsageError(f"A readout is {' or '.join(KINDS)}; {kind!r} is neither.{near(kind, KINDS)}")
+        raise UsageError(
+            f"A readout is {', '.join(KINDS[:-1])} or {KINDS[-1]}; {kind!r} is none of them.{near(kind, KINDS)}"
+        )
     if steps < 0 or rows < 1 or window < 4:
         raise UsageError("Fitting takes no negative steps, at least one row, and windows of at least 4 tokens.")
     window = min(window, transformer.config.context)
@@ -82,7 +86,7 @@ def fit(
     if kind == "tuned":
         matrices, biases, kept = _tuned(transformer, known, steps, seed, say)
     else:
-        matrices, biases, kept = *_jacobian(transformer, known, rows, say), None
+        matrices, biases, kept = *_jacobian(transformer, known, rows, kind == "relevance", say), None
     found = Readout(kind, matrices, biases, model, fingerprint(transformer), {})
     plain, kl = _measure(transformer, apart, found)
     facts: dict[str, Any] = {"tokens": known.numel(), "held_out": apart.numel(), "window": window, "seed": seed}
@@ -200,8 +204,10 @@ def _trained(
     return (matrix + step.detach() / x.shape[1] ** 0.5).cpu(), bias.detach().cpu()
 
 
-def _jacobian(transformer: Transformer, windows: Tensor, rows: int, say: Progress) -> tuple[Tensor, Tensor]:
-    """Exact derivatives of every window, `rows` of them a backward pass."""
+def _jacobian(
+    transformer: Transformer, windows: Tensor, rows: int, relevance: bool, say: Progress
+) -> tuple[Tensor, Tensor]:
+    """Exact derivatives (or what RelP's rules send back) of every window, `rows` of them a backward pass."""
     c, device, dtype = transformer.config, transformer.device, transformer.embed.weight.dtype
     names = [f"blocks.{i}.resid_post" for i in range(c.n_layers)]
     first = _first(windows.shape[1])
@@ -212,9 +218,10 @@ def _jacobian(transformer: Transformer, windows: Tensor, rows: int, say: Progres
         with torch.enable_grad():
             positions = torch.arange(len(one), device=device).expand(rows, -1)
             record = Record(*names)
+            tap = Compose(record, Bound(of_stream(c) if relevance else [])).bind(c)
             tokens = one.to(device).expand(rows, -1)
             x = transformer.embedded(tokens, Where(positions, None, 0)).detach().requires_grad_()
-            last = transformer.stream(x, positions, tap=record.bind(c), inputs=transformer.inputs(tokens))
+            last = transformer.stream(x, positions, tap=tap, inputs=transformer.inputs(tokens))
             places = [record.tensor(name) for name in names]
             for k in range(passes):
                 say(number * passes + k, len(windows) * passes, "derivatives")

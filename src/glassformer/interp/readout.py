@@ -1,8 +1,8 @@
 """Readouts: one affine map for each layer, from the stream as it leaves the layer to the form of the last stream.
 
-A lens that reads a layer through such a map, the final norm and the unembedding is a "tuned" one (arXiv:2303.08112)
-or a "jacobian" one (arXiv:2607.15495), by how the map was found (`fitting`). One safetensors file holds the maps and
-what they are of. Knows nothing about texts.
+A lens that reads a layer through such a map, the final norm and the unembedding is a "tuned" one (arXiv:2303.08112),
+a "jacobian" one (arXiv:2607.15495) or a "relevance" one (the R-lens), by how the map was found (`fitting`). One
+safetensors file holds the maps and what they are of. Knows nothing about texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from glassformer.model import Config, Transformer
 from glassformer.system import files
 
 FORMAT = "glassformer.readout/1"
-KINDS = ("tuned", "jacobian")
+KINDS = ("tuned", "jacobian", "relevance")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Readout:
     """Maps of all layers.
 
     Attributes:
-        kind: "tuned" or "jacobian".
+        kind: "tuned", "jacobian" or "relevance".
         matrices: (layer, d_model, d_model), the last one the identity; biases: (layer, d_model).
         model, weights: of what model they are: its name and a digest of its weights.
         facts: how they were found, and how well they read held-out text (`fitting.fit`).

@@ -7,6 +7,8 @@ and values that the trace kept. It runs the model's own blocks; it knows nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +18,7 @@ from glassformer.interp.recording import Recording
 from glassformer.interp.taps import Bound
 from glassformer.model import Cache, Transformer
 from glassformer.model.cache import State
-from glassformer.model.choices import softmax_of
+from glassformer.model.choices import recurrence_of, softmax_of
 from glassformer.model.sites import Looking, Tap, Where
 
 
@@ -80,6 +82,22 @@ class Context(Cache):
         out.keys = [None if k is None else k[:, :, :length] for k in self.keys]
         out.values = [None if v is None else v[:, :, :length] for v in self.values]
         out.indexed = {layer: k[:, :length] for layer, k in self.indexed.items()}
+        return out
+
+    @classmethod
+    def beside(cls, contexts: Sequence[Context]) -> Context:
+        """Several texts' first tokens, as many of each, as the rows of one context, a copy."""
+        out = contexts[0].cut(contexts[0].length, len(contexts))
+        for name in ("keys", "values"):
+            each = zip(*(getattr(c, name) for c in contexts), strict=True)
+            setattr(out, name, [None if rows[0] is None else torch.cat(rows) for rows in each])
+        out.indexed = {layer: torch.cat([c.indexed[layer] for c in contexts]) for layer in out.indexed}
+        out._states = {}
+        for layer, choice in enumerate(out._forward.config.layers):
+            if out.length and recurrence_of(choice.mixer) is not None:
+                states = [c.state(layer) for c in contexts]
+                joined = {name: torch.cat([s[name] for s in states if s is not None]) for name in states[0] or {}}
+                out._states[layer, out.length] = joined
         return out
 
     def store_index(self, layer: int, k: Tensor) -> Tensor:

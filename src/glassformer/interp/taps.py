@@ -21,7 +21,7 @@ from torch import Tensor
 from glassformer.errors import SiteError
 from glassformer.interp.select import EVERY, Places, named
 from glassformer.model.config import Config
-from glassformer.model.sites import Tap, Where, canonical, site_of
+from glassformer.model.sites import Tap, Where, canonical, layer_of, site_of
 
 Action = Callable[[str, Tensor, Where], Tensor | None]
 
@@ -42,6 +42,7 @@ class Step:
     writes: bool
     wanted: Places = EVERY  # positions it means
     rows: Places = EVERY  # rows of the batch it means
+    added: Tensor | None = None  # the vector that it adds everywhere, where that is all it does
 
 
 class Bound:
@@ -73,6 +74,17 @@ class Bound:
     def writes(self) -> frozenset[str]:
         """Sites it changes."""
         return self._writes
+
+    @property
+    def added(self) -> dict[int, Tensor] | None:
+        """The vectors that it adds to the stream after layers, where that is all it does."""
+        found: dict[int, Tensor] = {}
+        for step in self.steps:
+            layer = layer_of(step.site)
+            if step.added is None or layer is None or not step.site.endswith(".resid_post"):
+                return None
+            found[layer] = step.added if layer not in found else found[layer] + step.added
+        return found or None
 
     def __call__(self, site: str, x: Tensor, where: Where) -> Tensor | None:
         if self._pending:

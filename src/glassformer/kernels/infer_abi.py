@@ -65,7 +65,7 @@ class LayerWeights(ctypes.Structure):
         *((name, FeedWeights) for name in ("feed", "expert")),
         ("router", RouterWeights),
         *((name, NormWeights) for name in ("ln1", "ln2", "ln1_post", "ln2_post", "q_norm", "k_norm", "v_norm")),
-        *((name, _P) for name in ("cosines", "sines", "sinks", "slopes", "query_scale")),
+        *((name, _P) for name in ("cosines", "sines", "sinks", "slopes", "query_scale", "after")),
         *((name, _I) for name in ("n_heads", "n_kv_heads", "d_head", "d_value", "rotary", "window", "chunk", "source")),
         *((name, _I) for name in ("query_norm", "norm_after", "norm_centred", "clip_after", "gate", "parallel")),
         *((name, _F) for name in ("norm_eps", "score_scale", "score_softcap", "clip", "value_scale")),

@@ -21,9 +21,11 @@ class DirectionAsk(Strict):
     positive: Examples = Field(description="Texts that it points to.")
     negative: Examples = Field(description="Texts that it points away from.")
     layer: int = Field(description="Layer whose stream is compared, from 0; negative from the last.")
-    method: Literal["mean", "probe"] = Field(
-        default="mean", description="Difference of means, or the normal of a logistic probe."
+    method: Literal["mean", "probe", "das"] = Field(
+        default="mean",
+        description="Difference of means, the normal of a logistic probe, or alignment of texts that pair up in order.",
     )
+    dimensions: int = Field(default=1, ge=1, le=64, description="Of the subspace, for das.")
     position: Literal["last", "mean"] = Field(
         default="last", description="Last token of each text, or the mean of all but the first."
     )
@@ -34,7 +36,8 @@ class DirectionAsk(Strict):
     "direction",
     DirectionAsk,
     room="why",
-    python="model.direction({name!r}, {positive!r}, {negative!r}, {layer}, method={method!r}, position={position!r})",
+    python="model.direction({name!r}, {positive!r}, {negative!r}, {layer}, method={method!r}, position={position!r}, "
+    "dimensions={dimensions})",
 )
 def direction(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The direction of a layer's stream from some texts to others, how far to trust it, and what it raises alone."""
@@ -53,6 +56,7 @@ def direction(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         ask.layer,
         method=ask.method,
         position=ask.position,
+        dimensions=ask.dimensions,
     )
     model = session.model(ask.model)
     pushed = unembedded(model.transformer, made.vector.to(model.transformer.device))

@@ -46,6 +46,7 @@ struct LayerWeights {
     const float *cosines, *sines;  // (capacity, rotary / 2)
     const float *sinks, *slopes;   // of each head
     const float* query_scale;      // (capacity)
+    const float* after;            // (d_model), added to the stream as it leaves the block
     int32_t n_heads, n_kv_heads, d_head, d_value, rotary, window, chunk;
     int32_t source;                // layer whose keys and values are used: this one, or one before
     int32_t query_norm, norm_after, norm_centred, clip_after, gate, parallel;

@@ -303,9 +303,9 @@ struct ForwardPass {
     // What is left to do to a row of the stream after a block.
     void leave(const LayerWeights& layer, int row) {
         add_normed(layer, layer.feed.d_ff || layer.router.experts ? 1 : 0, row);
-        if (layer.leaving == 1) return;
         float* x = residual(row);
-        for (int i = 0; i < s.d_model; i++) x[i] *= layer.leaving;
+        for (int i = 0; layer.leaving != 1 && i < s.d_model; i++) x[i] *= layer.leaving;
+        for (int i = 0; layer.after && i < s.d_model; i++) x[i] += layer.after[i];
     }
 
     // A query or key as the scores use it: normed, before or after it is turned by its position.
@@ -712,7 +712,7 @@ inline bool Model::make() {
     auto most = [](int& of, int n) { of = n > of ? n : of; };
     for (int i = 0; i < s.n_layers; i++) {
         const LayerWeights& l = layers[i];
-        plain = plain && l.n_heads && !l.parallel && !l.ln1_post.weight && !l.ln2_post.weight && l.feed.d_ff && l.leaving == 1;
+        plain = plain && l.n_heads && !l.parallel && !l.ln1_post.weight && !l.ln2_post.weight && l.feed.d_ff && l.leaving == 1 && !l.after;
         plain = plain && !l.router.experts;
         most(d_ff, l.feed.d_ff), most(d_expert, l.expert.d_ff), most(scores, (int)round_up(l.router.experts, UNIT) + UNIT);
         most(active, l.router.active);

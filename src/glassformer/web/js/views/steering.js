@@ -20,7 +20,7 @@ export function mount(element, source, state) {
   const to = area("Examples to steer towards, one a line", EXAMPLES.positive);
   const away = area("Examples to steer away from, one a line", EXAMPLES.negative);
   const layer = h("input", { type: "number", min: "0", class: "narrow", "aria-label": "Layer to steer after", value: "" });
-  const method = h("select", { "aria-label": "How the direction is found" }, h("option", { value: "mean" }, "difference of means"), h("option", { value: "probe" }, "logistic probe"));
+  const method = h("select", { "aria-label": "How the direction is found" }, h("option", { value: "mean" }, "difference of means"), h("option", { value: "probe" }, "logistic probe"), h("option", { value: "das" }, "exchange, line by line"));
   const place = h("select", { "aria-label": "What of each text is compared" }, h("option", { value: "mean" }, "all its tokens"), h("option", { value: "last" }, "its last token"));
   const body = h("div", { class: "steer" });
   const texts = h("div", {});
@@ -35,7 +35,7 @@ export function mount(element, source, state) {
   const view = live(body, state, ["model"], async (signal) => (asked ? source.get("direction", { model: state.get("model"), ...asked }, { signal }) : null), draw, { always: true });
   form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
-    asked = { positive: lines(to.value), negative: lines(away.value), layer: Number(layer.value || 0), method: method.value, position: place.value };
+    asked = { positive: lines(to.value), negative: lines(away.value), layer: Number(layer.value || 0), method: method.value, position: method.value === "das" ? "last" : place.value };
     view.refresh();
   });
 
@@ -55,7 +55,8 @@ export function mount(element, source, state) {
     };
     steered = turn;
     turn();
-    const trust = d.accuracy === null ? "Too few examples to try it on held-out ones." : `On held-out examples it is right in ${percent(d.accuracy, 0)} of the cases; with shuffled labels, in ${percent(d.shuffled, 0)}.`;
+    const exchanged = () => `Exchanged at the last token of held-out pairs, it brings the other's answer in ${percent(d.accuracy, 0)} of the cases; a random direction does in ${percent(d.random, 0)}.`;
+    const trust = d.method === "das" ? exchanged() : d.accuracy === null ? "Too few examples to try it on held-out ones." : `On held-out examples it is right in ${percent(d.accuracy, 0)} of the cases; with shuffled labels, in ${percent(d.shuffled, 0)}.`;
     put(body, h("p", { class: "sentence" }, `A direction of layer ${d.layer}, ${number(d.norm)} long. ${trust}`),
       h("p", { class: "small" }, `By itself it raises ${d.raises.slice(0, 6).map((/** @type {string} */ t) => `“${plain(t)}”`).join(", ")} and lowers ${d.lowers.slice(0, 6).map((/** @type {string} */ t) => `“${plain(t)}”`).join(", ")}.`),
       h("label", { class: "row small grow-slider" }, "away ", slider, " towards ", value));
