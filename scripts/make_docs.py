@@ -142,7 +142,7 @@ def models() -> str:
     from glassformer.checkpoint.families import FAMILIES
 
     rows = [
-        f"| `{name}` | {family.architecture} | {family.gguf.architecture if family.gguf else '–'} "
+        f"| `{name}` | {family.architecture} | {', '.join(family.gguf.names) if family.gguf else '–'} "
         f"| {'torch' if name in THROUGH_TORCH else SOME_THROUGH_TORCH.get(name, 'native')} |"
         for name, family in sorted(FAMILIES.items())
     ]
@@ -150,7 +150,8 @@ def models() -> str:
         f"# Models that open\n\n{GENERATED}\n"
         f"{len(rows)} types of model (`model_type` in config.json) are read from Hugging Face folders and written to\n"
         "them; those with a GGUF architecture are read from and written to GGUF files as well. Each is tested with\n"
-        "tiny random weights against transformers. A setting that would change the answer and has no place in the\n"
+        "tiny random weights against transformers. PhiMoE has a GGUF architecture that is not read: llama.cpp norms\n"
+        "without subtracting the mean and weighs its experts by a softmax, which is another model. A setting that would change the answer and has no place in the\n"
         "design is refused by name. On a processor most of them are answered by the native engine, whatever their\n"
         "family: attention with windows, chunks, sinks, gates, ALiBi, shared keys, rotation of all or part of a head,\n"
         "biases and norms of any placement, beside dense parts or experts, of which only those that a token chose are\n"

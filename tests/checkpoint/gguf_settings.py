@@ -12,9 +12,19 @@ _FULL: dict[str, Any] = {"sliding_window": None, "layer_types": None, "use_slidi
 _FOUR = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
 _EVEN = {"layer_types": ["linear_attention", "full_attention"] * 2, "linear_value_head_dim": 16}
 
+_NEMOTRON = {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+    "time_step_min": 1e-9,
+    "n_group": 1,
+    "topk_group": 1,
+    "mlp_bias": False,
+    "use_bias": False,
+}
+
 # Name in `test_alike` -> settings instead of its own; None takes one away.
 GGUF: dict[str, dict[str, Any]] = {
     "afmoe": {"num_hidden_layers": 4, "layer_types": _FOUR},
+    "apertus": {"attention_bias": False},
     "arcee": {"attention_bias": False, "mlp_bias": False},
     "bamba": {"time_step_limit": None},
     "bitnet": {"hidden_act": "silu", "tie_word_embeddings": True},
@@ -43,6 +53,8 @@ GGUF: dict[str, dict[str, Any]] = {
     "falcon": {"bias": False},
     "falcon: two norms": {"bias": False},
     "falcon: one norm": {"bias": False},
+    "falcon_h1": {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
+    "falcon_h1: no norm": {"mamba_rms_norm": False},
     "falcon_mamba": {"use_bias": False, "mixer_rms_eps": 1e-5},
     "gemma": {},
     "gemma3n_text": {
@@ -65,7 +77,9 @@ GGUF: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {},
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
     "granite": {},
+    "granite_swa": {"layer_rope_theta": [500.0, 0.0, 500.0]},
     "granitemoe": {},
+    "granitemoe_swa": {},
     "granitemoehybrid": {},
     "granitemoehybrid:dense": {},
     "granitemoeshared": {},
@@ -74,6 +88,8 @@ GGUF: dict[str, dict[str, Any]] = {
     "hy_v3": {},
     "jais2": {},
     "jamba": {"mamba_proj_bias": False},
+    "kimi_linear": {"linear_num_heads": 4, "linear_head_dim": 8, "moe_renormalize": True},
+    "laguna": {"moe_router_logit_softcapping": 0.0, "layer_types": ["full_attention", "sliding_attention"]},
     "lfm2": {"conv_bias": False},
     "lfm2_moe": {"routed_scaling_factor": 1.0, "tie_word_embeddings": True},
     "llama4_text": {
@@ -87,6 +103,19 @@ GGUF: dict[str, dict[str, Any]] = {
     },
     "mamba": {"use_bias": False},
     "mamba2": {},
+    "mellum": {
+        "mlp_layer_types": None,
+        "norm_topk_prob": True,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    },
     "minicpm3": {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
     "minimax_m2": {},
     "ministral3": {
@@ -104,6 +133,9 @@ GGUF: dict[str, dict[str, Any]] = {
     "mixtral": {"sliding_window": None},
     "mpt": {},
     "nemotron": {},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"], "time_step_min": 1e-9},
+    "nemotron_h:latent": _NEMOTRON,
+    "nemotron_h: experts": _NEMOTRON,
     "olmo": {},
     "olmo2": {},
     "olmo3": {},

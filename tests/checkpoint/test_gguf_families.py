@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 
 from glassformer.checkpoint import open_checkpoint, raw_blocks, read_config, write_gguf
 from glassformer.checkpoint.families import FAMILIES, by_architecture
 from glassformer.checkpoint.gguf_header import read_gguf_header
+from glassformer.checkpoint.gguf_writer import UnlikeWarning
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model import Transformer
 from tests.checkpoint import test_alike
@@ -24,7 +26,7 @@ from tests.checkpoint.gguf_settings import GGUF, settings_of
 from tests.tiny import VARIANTS, gap
 
 # Architectures of llama.cpp that the `gguf` package of this environment does not list yet.
-NEWER = {"cohere2moe", "hy_v3"}
+NEWER = {"cohere2moe", "granite_swa", "hy_v3", "laguna", "mellum"}
 ARCHITECTURES = {name: number for number, name in gguf.constants.MODEL_ARCH_NAMES.items()}
 
 
@@ -76,7 +78,8 @@ def test_written_and_read_again(tmp_path: Path, name: str) -> None:
             logits.append(Transformer.empty(one.config).load(one.tensors, dtype=torch.float32)(ids))
     assert gap(logits[1], logits[0]) <= 1e-5
     blocks = raw_blocks(file)
-    for key, tensor in opened.tensors.items():
+    assert family.gguf is not None
+    for key, tensor in family.gguf.fold(opened.config).tensors(opened.tensors).items():
         assert torch.allclose(again.tensors[key].float(), tensor.float(), atol=1e-6, rtol=1e-5), key
         assert blocks[key].shape == tuple(tensor.shape)
     _as_the_package_names_them(header)
@@ -107,6 +110,11 @@ def _as_the_package_names_them(header: Any) -> None:
         ("mamba", {"use_bias": True}, "bias"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "experts in every layer of architecture qwen3moe"),
         ("deepseek_v2", {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}, "best two"),
+        ("laguna", {"layer_types": ["sliding_attention", "full_attention"]}, "first layer without a window"),
+        ("laguna", {"moe_router_logit_softcapping": 2.0}, "router_cap"),
+        ("falcon_h1", {"mamba_norm_before_gate": True}, "norm_first"),
+        ("kimi_linear", {"linear_num_heads": 3}, "heads"),
+        ("apertus", {"attention_bias": True}, "bias"),
         ("exaone4", {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2}, "window"),
     ],
 )
@@ -118,8 +126,41 @@ def test_what_llama_cpp_would_compute_differently_is_refused(
         write_gguf(tmp_path / "m.gguf", opened.config, opened.tensors, family=name)
 
 
-def changed(file: Path, leave: str = "", settings: dict[str, Any] | None = None) -> Path:
-    """A copy of a GGUF without the tensors whose names hold `leave`, and with other settings."""
+def test_convolutions_and_decays_with_more_axes_are_read(tmp_path: Path) -> None:
+    """As llama.cpp's converter writes those of Kimi Linear."""
+    opened = open_checkpoint(folder(tmp_path, "kimi_linear"))
+    file = write_gguf(tmp_path / "m.gguf", opened.config, opened.tensors, family="kimi_linear", dtype="float32")
+    axes = {"ssm_conv1d": (0, 2), "ssm_a": (0, 3)}
+
+    def wider(name: str, data: Any) -> Any:
+        for part, places in axes.items():
+            if part in name:
+                flat = data.reshape(-1, data.shape[-1]) if part == "ssm_conv1d" else data.reshape(1, -1)
+                return np.expand_dims(flat, places)
+        return data
+
+    again = open_checkpoint(changed(file, data=wider), cache=tmp_path)
+    for key, tensor in opened.tensors.items():
+        assert torch.allclose(again.tensors[key], tensor.float(), atol=1e-6), key
+
+
+def test_what_llama_cpp_does_not_bound_is_said(tmp_path: Path) -> None:
+    opened = open_checkpoint(folder(tmp_path, "nemotron_h", time_step_min=0.3))
+    with pytest.warns(UnlikeWarning, match=r"lower bound of dt, which transformers keeps at 0\.3"):
+        file = write_gguf(tmp_path / "m.gguf", opened.config, opened.tensors, family="nemotron_h", dtype="float32")
+    assert read_config(file).mixer(0).dt_limit == (0.0, float("inf"))
+
+
+def test_experts_beside_dense_parts_are_refused_in_nemotron_h(tmp_path: Path) -> None:
+    opened = open_checkpoint(folder(tmp_path, "nemotron_h", layers_block_type=["mlp", "full_attention", "moe"]))
+    with pytest.raises(UnsupportedError, match="experts in every feed-forward layer of architecture nemotron_h_moe"):
+        write_gguf(tmp_path / "m.gguf", opened.config, opened.tensors, family="nemotron_h")
+
+
+def changed(
+    file: Path, leave: str = "", settings: dict[str, Any] | None = None, data: Any = lambda name, data: data
+) -> Path:
+    """A copy of a GGUF without the tensors whose names hold `leave`, with other settings and data."""
     reader = gguf.GGUFReader(file)
     architecture = reader.fields["general.architecture"].contents()
     target = file.with_name("changed.gguf")
@@ -132,7 +173,7 @@ def changed(file: Path, leave: str = "", settings: dict[str, Any] | None = None)
         writer.add_key_value(name, value, kind, field.types[-1] if kind is gguf.GGUFValueType.ARRAY else None)
     for tensor in reader.tensors:
         if not leave or leave not in tensor.name:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            writer.add_tensor(tensor.name, data(tensor.name, tensor.data), raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

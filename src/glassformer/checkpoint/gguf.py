@@ -54,6 +54,7 @@ class Gguf:
     layout: GgufLayout
     config: Config
     table: Table
+    numbers: Mapping[str, float]  # what settings hold in the place of tensors, by the names that the table has for it
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -76,16 +77,30 @@ def read_gguf(path: Path) -> Gguf:
         UnsupportedError: an architecture, a setting or a tensor type that Glassformer cannot express.
     """
     header = read_gguf_header(path)
-    family = by_architecture(header.settings.get("general.architecture"), str(path), header.settings)
+    architecture = header.settings.get("general.architecture")
+    family = by_architecture(architecture, str(path), header.settings)
     layout = family.gguf
     assert layout is not None
-    attributes = Attributes(_uniform(header, layout.by_layer), str(path), f"{layout.architecture}.")
+    attributes = Attributes(_uniform(header, layout.by_layer), str(path), f"{architecture}.")
     config = sound(lambda: _with_factors(layout.read(attributes, header.shapes), header), str(path))
-    table = layout.table(config, header.shapes)
-    further = header.settings.get(f"{layout.architecture}.nextn_predict_layers", 0)
+    table, numbers = layout.table(config, header.shapes), _numbers(header, layout, config)
+    further = header.settings.get(f"{architecture}.nextn_predict_layers", 0)
     beyond = range(config.n_layers, config.n_layers + (further if isinstance(further, int) else 0))
-    table.check(header.shapes, (*_IGNORED, *layout.ignored, *(rf"^blk\.{i}\." for i in beyond)), str(path))
-    return Gguf(header, family, layout, config, table)
+    found = {**header.shapes, **{name: table.places[name].shape for name in numbers}}
+    table.check(found, (*_IGNORED, *layout.ignored, *(rf"^blk\.{i}\." for i in beyond)), str(path))
+    return Gguf(header, family, layout, config, table, numbers)
+
+
+def _numbers(header: GgufHeader, layout: GgufLayout, config: Config) -> dict[str, float]:
+    """What settings hold layer by layer in the place of tensors; one number stands for all layers."""
+    found = {}
+    for row in layout.rows:
+        said = header.settings.get(row.setting)
+        values = said if isinstance(said, list) else [said] * config.n_layers
+        for i, value in enumerate(values[: config.n_layers] if row.setting else ()):
+            if isinstance(value, float):
+                found[row.theirs.replace("{i}", str(i))] = value
+    return found
 
 
 def _uniform(header: GgufHeader, by_layer: tuple[str, ...]) -> dict[str, Any]:
@@ -316,11 +331,11 @@ class Blocks(Mapping[str, RawTensor]):
         import numpy as np
 
         place, part = self._homes[key]
-        stored = self._gguf.header.tensors[place.theirs]
         config, shape = self._gguf.config, self._shapes[key]
-        if len(shape) == 1 or not place.plain:  # vectors are small, and what is laid out anew is not the stored blocks
-            values = self._gguf.table.ours(key, lambda name: self._stored(self._gguf.header.tensors[name]))
-            return RawTensor("F32", shape, np.ascontiguousarray(values).reshape((-1, shape[-1])).view("uint8"))
+        if len(shape) < 2 or not place.plain:  # vectors are small, and what is laid out anew is not the stored blocks
+            values = np.ascontiguousarray(self._gguf.table.ours(key, self._stored)).reshape((-1, *(shape or (1,))[-1:]))
+            return RawTensor("F32", shape, values.view("uint8"))
+        stored = self._gguf.header.tensors[place.theirs]
         rows = take_rows(place, part, self._bytes(stored).reshape((-1, stored.row_bytes)), config)
         return RawTensor(stored.kind, shape, rows)
 
@@ -339,7 +354,13 @@ class Blocks(Mapping[str, RawTensor]):
     def _bytes(self, stored: Stored) -> np.ndarray:
         return self._data[stored.path][stored.start : stored.end]
 
-    def _stored(self, stored: Stored) -> np.ndarray:
+    def _stored(self, name: str) -> np.ndarray:
+        """One tensor of theirs in float32."""
+        import numpy as np
+
+        if (number := self._gguf.numbers.get(name)) is not None:
+            return np.full(self._gguf.table.places[name].shape, number, dtype=np.float32)
+        stored = self._gguf.header.tensors[name]
         return _values(self._bytes(stored).reshape((-1, stored.row_bytes)), stored.kind).reshape(stored.shape)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,18 @@ from glassformer.checkpoint.families.settings import (
 )
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import check_shapes
-from glassformer.checkpoint.tables import Table
+from glassformer.checkpoint.tables import Row, Table
 from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config, RopeScaling
 from glassformer.system import files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class UnlikeWarning(UserWarning):
+    """What llama.cpp computes of a file is not quite what the design says."""
+
 
 _UNUSED = 5  # the token type of a row that no text reaches
 
@@ -73,6 +79,10 @@ def write_gguf(
     layout = chosen.gguf
     if layout is None:
         raise UnsupportedError(f"There is no GGUF architecture for {chosen.name} here; export it with --to hf.")
+    folded = layout.fold(config)
+    if folded.unlike:
+        warnings.warn(folded.unlike, UnlikeWarning, stacklevel=2)
+    config, tensors = folded.config, folded.tensors(tensors)
     table, settings = gguf_settings(chosen, config)
     check_shapes(
         native_shapes(config), {n: tuple(tensor.shape) for n, tensor in tensors.items()}, "The checkpoint to be written"
@@ -88,21 +98,26 @@ def write_gguf(
             return super()._pack_val(val, vtype, add_vtype, sub_type)
 
     with files.atomic(file, raises=CheckpointError) as temporary:
-        writer = Writer(temporary, layout.architecture)
+        architecture = layout.name(config)
+        writer = Writer(temporary, architecture)
         try:
             writer.add_string("general.type", "model")
             writer.add_string("general.name", name)
             writer.add_uint32("general.file_type", KINDS[dtype][2])
             writer.add_uint32("general.quantization_version", GGML_QUANT_VERSION)
             for key, value in settings.items():
-                _add(writer, f"{layout.architecture}.{key}", value)
-            _add(writer, f"{layout.architecture}.vocab_size", config.vocab_size)
+                _add(writer, f"{architecture}.{key}", value)
+            _add(writer, f"{architecture}.vocab_size", config.vocab_size)
             for key, value in fields.items():
                 _add(writer, key, value)
-            kinds = {name: _kind(name, place.shape, dtype) for name, place in table.places.items()}
+            for row in layout.rows:
+                if row.setting and (held := _numbers(row, config, tensors)):
+                    _add(writer, row.setting, held)
+            places = {name: place for name, place in table.places.items() if not place.row.setting}
+            kinds = {name: _kind(name, place.shape, dtype) for name, place in places.items()}
             for factor_name, values in factors.items():
                 writer.add_tensor_info(factor_name, (len(values),), _numpy("float32"), 4 * len(values))
-            for name, place in table.places.items():
+            for name, place in places.items():
                 kind = GGMLQuantizationType[kinds[name]]
                 width, size = GGML_QUANT_SIZES[kind]
                 shape = (*place.shape[:-1], place.shape[-1] // width * size)
@@ -119,7 +134,7 @@ def write_gguf(
             writer.write_ti_data_to_file()
             for values in factors.values():
                 writer.write_tensor_data(_array(values))
-            for name in table.places:
+            for name in places:
                 writer.write_tensor_data(_stored(table, name, tensors, kinds[name]))
             for shape in zeros.values():
                 writer.write_tensor_data(_zeros(shape))
@@ -139,7 +154,7 @@ def gguf_family(config: Config) -> Family:
         if family.gguf is None or family.gguf.architecture in reasons:
             continue
         try:
-            gguf_settings(family, config)
+            gguf_settings(family, family.gguf.fold(config).config)
             return family
         except UnsupportedError as error:
             reasons[family.gguf.architecture] = str(error)
@@ -154,7 +169,8 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
     """
     layout = family.gguf
     assert layout is not None
-    what = f"A GGUF of architecture {layout.architecture}"
+    architecture = layout.name(config)
+    what = f"A GGUF of architecture {architecture}"
     tensors = factor_tensors(config)
     stored: RopeScaling | None = None
     if tensors:
@@ -178,12 +194,18 @@ def gguf_settings(family: Family, config: Config) -> tuple[Table, dict[str, Any]
     def read_back() -> Config:
         settings.update({key: float32(value) for key, value in layout.write(config).items()})
         shapes: dict[str, Shape] = {name: place.shape for name, place in table.places.items()}
-        prefixed = {f"{layout.architecture}.{key}": value for key, value in settings.items()}
-        back = layout.read(Attributes(prefixed, "its header", f"{layout.architecture}."), shapes)
+        prefixed = {f"{architecture}.{key}": value for key, value in settings.items()}
+        back = layout.read(Attributes(prefixed, "its header", f"{architecture}."), shapes)
         return back if stored is None else with_scaling(back, stored)
 
     expressible(plain, read_back, what, tolerance=1e-6)
     return table, settings
+
+
+def _numbers(row: Row, config: Config, tensors: Mapping[str, Tensor]) -> list[float]:
+    """The numbers of all layers that a setting holds in the place of tensors."""
+    keys = (row.ours[0].replace("{i}", str(i)) for i in range(config.n_layers))
+    return [float(tensors[key]) for key in keys if key in tensors]
 
 
 def _vocabulary(tokenizer: Any, vocab_size: int, name: str) -> dict[str, Any]:
@@ -231,7 +253,8 @@ def _add(writer: Any, key: str, value: Any) -> None:
 # What llama.cpp wants in float32 whatever the others are in, vectors apart.
 _FULL = (
     *("_norm.weight", "position_embd.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"),
-    *("ssm_conv1d.weight", "shortconv.conv.weight", "indexer.proj.weight"),
+    *("ssm_conv1d.weight", "ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
+    *("shortconv.conv.weight", "indexer.proj.weight"),
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.errors import CheckpointError, near
+from glassformer.model.choices import recurrence_of
 from glassformer.model.config import Attention, Config, LatentAttention, Rotary
 
 Array = Any  # a torch.Tensor or a numpy array: both have .T, .reshape and row indexing
@@ -53,6 +54,7 @@ class Row:
         exponent: theirs is −exp of ours: decays that are stored as such.
         tiled: value heads of a recurrence stand there the first of every key head's, then the second of every one's, …,
             where here those of one key head are together.
+        setting: theirs is no tensor but an entry of this setting, which holds a number for each layer.
         when: designs that have this tensor, where the same of ours is called otherwise in others; None for all.
     """
 
@@ -73,6 +75,7 @@ class Row:
     cut: str = ""
     exponent: bool = False
     tiled: bool = False
+    setting: str = ""
     when: Callable[[Config], bool] | None = None
 
 
@@ -157,7 +160,7 @@ class Table:
             return len(line.ours)
         if line.cut == "heads":
             return self.config.attention(layer).n_heads
-        return getattr(self.config.mixer(layer), "n_groups", 1) if line.cut else 1
+        return getattr(recurrence_of(self.config.mixer(layer)), "n_groups", 1) if line.cut else 1
 
     @cached_property
     def pieces(self) -> dict[str, list[tuple[Place, int]]]:

@@ -25,8 +25,7 @@ from glassformer.checkpoint.families.gemma3n import GEMMA3N
 from glassformer.checkpoint.families.gemma4 import GEMMA4
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
-from glassformer.checkpoint.families.granite import GRANITE_SPARSE
-from glassformer.checkpoint.families.granite_sinks import GRANITE_SWA
+from glassformer.checkpoint.families.granite import GRANITE_SPARSE, GRANITE_SWA
 from glassformer.checkpoint.families.indexed import INDEXED
 from glassformer.checkpoint.families.jamba import JAMBA
 from glassformer.checkpoint.families.laguna import LAGUNA
@@ -117,7 +116,8 @@ def by_architecture(name: Any, where: str, settings: Mapping[str, Any]) -> Famil
     known: dict[str, list[Family]] = {}
     for family in _ALL:
         if family.gguf is not None:
-            known.setdefault(family.gguf.architecture, []).append(family)
+            for architecture in family.gguf.names:
+                known.setdefault(architecture, []).append(family)
     if not isinstance(name, str):
         raise CheckpointError(f"{where} names no general.architecture, so it cannot be told what model it is.")
     if name not in known:

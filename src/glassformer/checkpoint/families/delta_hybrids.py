@@ -7,6 +7,8 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
 from glassformer.checkpoint.families.experts import GROUPED
+from glassformer.checkpoint.families.folding import untied
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has
 from glassformer.checkpoint.families.hybrid import Hybrid, Layers, by_types
 from glassformer.checkpoint.families.latent import LatentAlike
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, one, shared
@@ -237,6 +239,67 @@ def _dense(at: str) -> tuple[Row, ...]:
     return tuple(Row(f"{at}{p}_proj.weight", (f"blocks.{{i}}.mlp.{p}.weight",)) for p in ("gate", "up", "down"))
 
 
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """Which layers have which mixer is told by their tensors; heads are as many in both."""
+    shared, heads = attributes.integer("rope.dimension_count"), attributes.integer("attention.head_count")
+    return {
+        **by_types(_every_fourth).write(has(shapes, "ssm_f_a.weight", attributes.layers("block_count"))),
+        "linear_head_dim": attributes.integer("kda.head_dim"),
+        "linear_num_heads": heads,
+        "linear_conv_kernel_dim": attributes.integer("ssm.conv_kernel"),
+        "num_key_value_heads": heads,
+        "qk_rope_head_dim": shared,
+        "qk_nope_head_dim": attributes.integer("attention.key_length_mla") - shared,
+        "v_head_dim": attributes.integer("attention.value_length_mla"),
+        "kv_lora_rank": attributes.integer("attention.kv_lora_rank"),
+        "moe_renormalize": True,
+    }
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    mixers = [layer.mixer for layer in config.layers]
+    a = next((mixer for mixer in mixers if isinstance(mixer, LatentAttention)), None)
+    delta = next((mixer for mixer in mixers if isinstance(mixer, GatedDelta)), None)
+    if a is None or delta is None:
+        raise UnsupportedError("llama.cpp expects both kinds of layers in architecture kimi-linear.")
+    return {
+        "attention.head_count_kv": [int(isinstance(mixer, LatentAttention)) for mixer in mixers],
+        "attention.key_length": a.kv_rank + a.shared_size,
+        "attention.value_length": a.kv_rank,
+        "attention.key_length_mla": a.d_head,
+        "attention.value_length_mla": a.value_size,
+        "attention.kv_lora_rank": a.kv_rank,
+        "rope.dimension_count": a.shared_size,
+        "ssm.conv_kernel": delta.conv,
+        "kda.head_dim": delta.d_head,
+    }
+
+
+def _kda_rows(conv: int | tuple[int, ...], decay: int | tuple[int, ...]) -> tuple[Row, ...]:
+    """Tensors of the gated delta rule, by the axes of length 1 that two of them have there."""
+    names = {"gate_down": "ssm_g_a", "gate": "ssm_g_b", "decay_down": "ssm_f_a", "decay": "ssm_f_b"}
+    names |= {"beta": "ssm_beta", "o": "attn_output", **{p: f"attn_{p}" for p in "qkv"}}
+    return (
+        *(Row(f"blk.{{i}}.{theirs}.weight", (f"{_BLOCK}{ours}.weight",)) for ours, theirs in names.items()),
+        Row("blk.{i}.ssm_norm.weight", (_BLOCK + "norm",)),
+        Row("blk.{i}.ssm_dt.bias", (_BLOCK + "dt_bias",)),
+        Row("blk.{i}.ssm_a", (_BLOCK + "a_log",), squeezed=decay, exponent=True),
+        Row("blk.{i}.ssm_conv1d_{p}.weight", (_BLOCK + "conv.weight",), squeezed=conv, spread=("q", "k", "v")),
+    )
+
+
+_GGUF = GgufTable(
+    "kimi-linear",
+    pairs="halves",
+    rows=_kda_rows(1, 1),
+    also=_kda_rows((0, 2), (0, 1, 3)),
+    by_layer=("attention.head_count_kv",),
+    dense="first",
+    read=_read_gguf,
+    write=_write_gguf,
+    fold=untied,
+)
+
 _KIMI = Sparse(
     Hybrid(
         LatentAlike(
@@ -258,6 +321,7 @@ _KIMI = Sparse(
     (*_KIMI_ROWS, *_dense("mlp.")),
     stacked=((*_KIMI_ROWS, *_dense("block_sparse_moe.")),),  # as transformers writes them
     before=_kimi_settings,
+    gguf=_GGUF,
     **_EXPERTS | {"defaults": {"renormalise": True, "scale": 2.446, "n_active": 8}},
 )
 

@@ -10,10 +10,13 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
 from glassformer.checkpoint.families.family import Family
-from glassformer.checkpoint.families.hybrid import StateSpaceKeys, state_space_rows
+from glassformer.checkpoint.families.folding import Folded
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, read_state_space
+from glassformer.checkpoint.families.hybrid import PARTS, StateSpaceKeys, state_space_rows
+from glassformer.checkpoint.tables import row
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.choices import Parallel
-from glassformer.model.config import Config, FeedForward, Layer
+from glassformer.model.config import Config, FeedForward, Layer, StateSpace
 
 _ALIKE = Alike(
     "falcon_h1",
@@ -61,6 +64,50 @@ def _factor(product: float, other: float) -> float:
     return guess
 
 
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    inner = attributes.integer("ssm.inner_size")
+    return {**read_state_space(attributes, shapes, _STATE.keys), "mamba_d_ssm": inner, "mamba_norm_before_gate": False}
+
+
+def _folded(config: Config) -> Folded:
+    """Every multiplier in the weights: llama.cpp has none, and its converter does the same."""
+    reads, writes = config.embedding_scale or 1.0, config.logit_scale or 1.0
+    scales, layers = {"embed.weight": reads, "unembed.weight": writes}, []
+    for i, layer in enumerate(config.layers):
+        mixer, f = layer.mixer, layer.feed_forward
+        if not (
+            isinstance(mixer, Parallel) and isinstance(mixer.recurrence, StateSpace) and isinstance(f, FeedForward)
+        ):
+            return Folded(config)
+        a, state = mixer.attention, mixer.recurrence
+        key = 1.0 if a.scale is None else a.scale * a.d_head**0.5
+        within = {  # what a matrix, and its bias, are multiplied by
+            **{f"attn.{p}": (mixer.in_scales[0], 1.0) for p in "qv"},
+            "attn.k": (mixer.in_scales[0] * key, key),
+            "attn.o": (mixer.out_scales[0],) * 2,
+            **{f"ssm.{p}": (mixer.in_scales[1] * s, s) for p, s in zip(PARTS, state.scales or (1.0,) * 5, strict=True)},
+            "ssm.o": (mixer.out_scales[1],) * 2,
+            "mlp.gate": (f.pre_scale,) * 2,
+            "mlp.down": (f.out_scale,) * 2,
+        }
+        for part, (weight, bias) in within.items():
+            scales |= {f"blocks.{i}.{part}.weight": weight, f"blocks.{i}.{part}.bias": bias}
+        state = dataclasses.replace(state, scales=(), norm_first=state.norm_first and state.norm)
+        feed = dataclasses.replace(f, pre_scale=1.0, out_scale=1.0)
+        layers.append(
+            dataclasses.replace(layer, mixer=Parallel(dataclasses.replace(a, scale=None), state), feed_forward=feed)
+        )
+    plain = dataclasses.replace(config, layers=tuple(layers), embedding_scale=None, logit_scale=None)
+    return Folded(dataclasses.replace(plain, tied=config.tied and reads == writes), scales)
+
+
+def _key(number: str) -> str | None:
+    return None if number in ("embedding_scale", "logit_scale") else _ALIKE.key(number)
+
+
+_GGUF = GgufTable("falcon-h1", rows=(row("blk.{i}.ffn_norm", "blocks.{i}.ln2.weight"),), read=_read_gguf, fold=_folded)
+
+
 @dataclass(frozen=True)
 class _Beside:
     """The family: a table of layers of attention, and what stands beside it."""
@@ -74,6 +121,7 @@ class _Beside:
             rows=(*plain.rows, *within),
             read=self.config,
             write=self.settings,
+            gguf=_GGUF.layout(self.config, self.settings, _key),
             no_effect=frozenset(
                 {"mamba_chunk_size", "num_logits_to_keep", "mamba_expand", "mamba_use_mlp", "mlp_expansion_factor"}
             ),

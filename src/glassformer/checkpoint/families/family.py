@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.families.folding import Folded
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, Table
 from glassformer.checkpoint.unread import UnreadSettingWarning, refuse_unread
 from glassformer.errors import CheckpointError, ConfigError, UnsupportedError
-from glassformer.model.config import Attention, Config, Layer
+from glassformer.model.config import Attention, Config, Experts, Layer
 
 # Settings every family shares that would change the computation: the values that do not.
 _COMMON_ONLY: Mapping[str, tuple[Any, ...]] = {
@@ -47,6 +48,8 @@ class GgufLayout:
         others: makes rows of the same tensors as other files have them; read, not written.
         ignored: patterns of tensors that may be there and are not needed.
         zeros: tensors that llama.cpp wants to see and does not compute with; written as zeros.
+        sparse: the name that designs with experts have instead, where it is another.
+        fold: the design -> the same with the multipliers that it has no place for as part of the weights.
     """
 
     architecture: str
@@ -59,6 +62,18 @@ class GgufLayout:
     others: Callable[[], tuple[tuple[Row, ...], ...]] = tuple
     ignored: tuple[str, ...] = ()
     zeros: Callable[[Config], dict[str, Shape]] | None = None
+    sparse: str = ""
+    fold: Callable[[Config], Folded] = Folded
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Architectures that are read so."""
+        return (self.architecture, self.sparse) if self.sparse else (self.architecture,)
+
+    def name(self, config: Config) -> str:
+        """The architecture that a design is written as."""
+        experts = any(isinstance(layer.feed_forward, Experts) for layer in config.layers)
+        return self.sparse if self.sparse and experts else self.architecture
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -68,7 +83,7 @@ class GgufLayout:
     def table(self, config: Config, found: Mapping[str, Shape]) -> Table:
         """The tensor table of a file with these tensors."""
         table = Table(self.rows, config)
-        if all(name in found for name in table.places):
+        if all(found.get(name) == place.shape for name, place in table.places.items()):
             return table
         return alikest([table, *(Table(rows, config) for rows in self.others())], found)
 
@@ -174,7 +189,7 @@ def alikest(tables: list[Table], found: Mapping[str, Any]) -> Table:
         wrong = 0
         for name, place in table.places.items():
             stored = found.get(name)
-            wrong += stored is None or (isinstance(stored, tuple) and stored != place.shape)
+            wrong += 2 if stored is None else isinstance(stored, tuple) and stored != place.shape
         return wrong
 
     return min(tables, key=unlike)

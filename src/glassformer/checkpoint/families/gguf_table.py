@@ -8,12 +8,14 @@ read into those of a config.json, so that everything a family knows about these 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import GgufLayout
+from glassformer.checkpoint.families.folding import Folded
 from glassformer.checkpoint.families.settings import (
     float32,
     gguf_rope,
@@ -23,7 +25,7 @@ from glassformer.checkpoint.families.settings import (
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row
 from glassformer.errors import CheckpointError, UnsupportedError
-from glassformer.model.choices import softmax_of
+from glassformer.model.choices import recurrence_of, softmax_of
 from glassformer.model.config import (
     Attention,
     Config,
@@ -138,6 +140,7 @@ class GgufTable:
         joined: what is written as one tensor: "qkv" (attn_qkv), "gate" (gates before the rest in ffn_up).
         names: tensors of a layer that are called otherwise than in `TENSORS`.
         rows: tensors that are laid out otherwise, instead of the usual rows of the same native keys.
+        also: such rows as other files have them; read, not written.
         shift: norms are stored with 1 added.
         period: of so many layers the last has no window, where no list says so; 0 for windows in all layers, None
             where llama.cpp computes none.
@@ -154,6 +157,8 @@ class GgufTable:
         ignored: patterns of tensors that may be there and are not needed.
         zeros: tensors that llama.cpp wants to see and does not compute with.
         dense: which layers may be without experts in a model that has them: "none", the "first" ones, or "any".
+        sparse: the architecture's name for designs with experts, where it is another.
+        fold: the design -> the same with the multipliers that the architecture has no place for in its weights.
     """
 
     architecture: str
@@ -161,6 +166,7 @@ class GgufTable:
     joined: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
+    also: tuple[Row, ...] = ()
     shift: bool = False
     period: int | None = None
     first: bool = False
@@ -176,6 +182,8 @@ class GgufTable:
     dense: str = "none"
     ignored: tuple[str, ...] = ()
     zeros: Callable[[Config], dict[str, Shape]] | None = None
+    sparse: str = ""
+    fold: Callable[[Config], Folded] = Folded
 
     def layout(
         self,
@@ -203,19 +211,21 @@ class GgufTable:
             self.others,
             self.ignored,
             self.zeros,
+            self.sparse,
+            self.fold,
         )
 
     def others(self) -> tuple[tuple[Row, ...], ...]:
         """Tables of files that join what is written apart, or hold apart what is written joined."""
         toggled = tuple({*self.joined} ^ {"qkv"})
         both = f"{_BLOCK}mlp.experts."
+        pair = (both + "gate.weight", both + "up.weight")
         found = []
-        for joined in (self.joined, toggled):
-            rows = dataclasses.replace(self, joined=joined).tensors()
+        for joined, own in itertools.product((self.joined, toggled), {self.rows, self.also or self.rows}):
+            rows = dataclasses.replace(self, joined=joined, rows=own).tensors()
             apart = tuple(row for row in rows if not row.ours[0].startswith((both + "gate.", both + "up.")))
-            pair = (both + "gate.weight", both + "up.weight")
             found += [rows, (*apart, Row(f"{_LAYER}ffn_gate_up_exps.weight", pair, axis=1))]
-        return tuple(found[1:])
+        return tuple(found)
 
     def tensors(self) -> tuple[Row, ...]:
         """The tensor table."""
@@ -471,7 +481,7 @@ class _Translation:
             self._check_dense(config)
         width = next((x.feed_forward.d_ff for x in config.layers if x.feed_forward is not None), 0)
         found.setdefault("feed_forward_length", width)
-        if any(layer.mixer is not None and softmax_of(layer.mixer) is None for layer in config.layers):
+        if any(recurrence_of(layer.mixer) is not None for layer in config.layers):
             found |= recurrence_settings(config)
             if "attention.head_count" in found and self.table.by_layer:
                 heads = [a.n_kv_heads if (a := softmax_of(layer.mixer)) is not None else 0 for layer in config.layers]
@@ -520,7 +530,7 @@ def _turned(attention: Attention, rotary: Rotary) -> int:
 def recurrence_settings(config: Config) -> dict[str, Any]:
     """Settings of the recurrences of a design, or of its short convolutions."""
     for layer in config.layers:
-        mixer = layer.mixer
+        mixer = recurrence_of(layer.mixer)
         if isinstance(mixer, ShortConvolution):
             return {"shortconv.l_cache": mixer.conv}
         if isinstance(mixer, StateSpace):
@@ -550,8 +560,8 @@ def read_state_space(attributes: Attributes, shapes: Shapes, names: Mapping[str,
         "d_state": attributes.integer("ssm.state_size"),
         "n_groups": attributes.integer("ssm.group_count", 1),
         "conv": attributes.integer("ssm.conv_kernel"),
-        "conv_bias": any(name.endswith(".ssm_conv1d.bias") for name in shapes),
-        "bias": any(name.endswith(".ssm_in.bias") for name in shapes),
+        "conv_bias": True,  # llama.cpp adds one always, and no other
+        "bias": False,
         "norm": any(name.endswith(".ssm_norm.weight") for name in shapes),
         "expand": inner / attributes.integer("embedding_length"),
     }

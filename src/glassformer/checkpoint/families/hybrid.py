@@ -22,7 +22,7 @@ from glassformer.model.choices import Mixer
 from glassformer.model.config import Attention, Config, Placement, Rotary, StateSpace
 
 Flags = list[bool]
-_PARTS = ("gate", "x", "b", "c", "dt")
+PARTS = ("gate", "x", "b", "c", "dt")
 
 
 # The state space of Mamba 2: tensors and settings
@@ -40,7 +40,7 @@ def state_space_rows(at: str) -> tuple[Row, ...]:
         Row(at + "norm.weight", (block + "norm.weight",)),
     ]
     for kind in ("weight", "bias"):
-        found.append(Row(f"{at}in_proj.{kind}", tuple(f"{block}{part}.{kind}" for part in _PARTS)))
+        found.append(Row(f"{at}in_proj.{kind}", tuple(f"{block}{part}.{kind}" for part in PARTS)))
         found.append(Row(f"{at}out_proj.{kind}", (f"{block}o.{kind}",)))
     return tuple(found)
 

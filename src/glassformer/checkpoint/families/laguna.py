@@ -7,6 +7,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.layered import by_kind, each_layer, rotary_kinds, two_rotaries
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, experts_of, one, shared
 from glassformer.errors import CheckpointError, UnsupportedError
@@ -66,6 +67,56 @@ def _laguna_more(config: Config) -> dict[str, Any]:
     return {**rotary_kinds(config), "moe_router_logit_softcapping": experts_of(config).router_cap or 0.0}
 
 
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """Layers with windows turn by numbers of their own and are never stretched; heads may differ by layer."""
+    layers, d_head = attributes.layers("block_count"), attributes.integer("attention.key_length")
+    heads = attributes.values[attributes.prefix + "attention.head_count"]
+    heads = heads if isinstance(heads, list) else [heads] * layers
+    base = found["rope_theta"]
+    near = attributes.integer("rope.dimension_count_swa", attributes.integer("rope.dimension_count", d_head)) / d_head
+    full = {"rope_type": "default", **(found["rope_scaling"] or {})}
+    attributes.only("expert_weights_norm", True)
+    return {
+        "gating": "per-head" if shapes.get("blk.0.attn_gate.weight", (0,))[0] == heads[0] else "per-element",
+        "num_attention_heads": heads[0],
+        "num_attention_heads_per_layer": heads,
+        "rope_scaling": None,
+        "rope_parameters": {
+            "full_attention": {**full, "rope_theta": base, "partial_rotary_factor": found["partial_rotary_factor"]},
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": attributes.number("rope.freq_base_swa", base),
+                "partial_rotary_factor": near,
+            },
+        },
+    }
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    mixers = [config.attention(i) for i in range(config.n_layers)]
+    near = next((m.rotary for m in mixers if m.window is not None and m.rotary is not None), None)
+    if mixers[0].window is not None:  # it would take the rotated share of the first layer for all others
+        raise UnsupportedError("llama.cpp expects a first layer without a window in architecture laguna.")
+    return {
+        "attention.head_count": [mixer.n_heads for mixer in mixers],
+        **(
+            {}
+            if near is None
+            else {"rope.freq_base_swa": near.theta, "rope.dimension_count_swa": near.dims(mixers[0].d_head)}
+        ),
+    }
+
+
+_GGUF = GgufTable(
+    "laguna",
+    period=4,
+    first=True,
+    dense="first",
+    by_layer=("attention.head_count",),
+    read=_read_gguf,
+    write=_write_gguf,
+)
+
 LAGUNA = Sparse(
     Alike(
         "laguna",
@@ -92,4 +143,5 @@ LAGUNA = Sparse(
     read=_laguna_router,
     more=_laguna_more,
     defaults={"n_active": 8},
+    gguf=_GGUF,
 )

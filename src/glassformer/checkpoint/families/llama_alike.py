@@ -7,9 +7,12 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
+from glassformer.checkpoint.families.folding import untied
 from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.settings import yarn_temperature
+from glassformer.checkpoint.tables import row
 from glassformer.errors import UnsupportedError
+from glassformer.model.choices.feed_forward import LEARNED
 from glassformer.model.config import Config, FeedForward, Norm
 
 _NO_BIASES: dict[str, Any] = {"bias": False, "out_bias": False, "mlp_bias": False}
@@ -230,6 +233,15 @@ LLAMA_ALIKE = (
         only={"hidden_act": ("xielu",)},
         defaults={"theta": 12_000_000.0},
         write=lambda config: {"hidden_act": "xielu"},
+        gguf=GgufTable(
+            "apertus",
+            rows=tuple(
+                row(f"blk.{{i}}.{name}", f"blocks.{{i}}.mlp.{name}", setting=f"xielu.{name}") for name in LEARNED
+            ),
+            implied={"attention_bias": False, "hidden_act": "xielu"},
+            factors=True,
+            fold=untied,
+        ),
     ),
     Alike(
         "vaultgemma",

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.folding import Folded
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, read_state_space
 from glassformer.checkpoint.families.hybrid import StateSpaceKeys, state_space_rows
 from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation
 from glassformer.checkpoint.tables import Row, row
@@ -180,6 +182,95 @@ def _write(config: Config) -> dict[str, Any]:
     }
 
 
+# GGUF
+
+_NUMBERS = {
+    "d_model": "hidden_size",
+    "context": "max_position_embeddings",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "d_head": "head_dim",
+    "d_ff": "intermediate_size",
+    "eps": "layer_norm_epsilon",
+    "mlp_bias": "mlp_bias",
+    "tied": "tie_word_embeddings",
+}
+_TELLING = {
+    "ssm_in.weight": "linear_attention",
+    "attn_output.weight": "full_attention",
+    "ffn_gate_inp.weight": "moe",
+    "ffn_up.weight": "mlp",
+}
+
+
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """llama.cpp bounds no dt; which part a layer holds is told by its tensors."""
+    layers = attributes.layers("block_count")
+    tensors = [[kind for tensor, kind in _TELLING.items() if f"blk.{i}.{tensor}" in shapes] for i in range(layers)]
+    for i, kinds in enumerate(tensors):
+        if len(kinds) != 1:
+            raise CheckpointError(f"{attributes.where} holds {len(kinds)} parts in layer {i}; there must be one.")
+    kinds = [kind for (kind,) in tensors]
+    more: dict[str, Any] = {"layers_block_type": kinds, "time_step_min": 0.0}
+    if "linear_attention" in kinds:
+        more |= read_state_space(attributes, shapes, _KEYS.keys)
+    if "moe" in kinds:
+        of = {name.partition(".ffn_")[2]: shape for name, shape in shapes.items() if ".ffn_" in name}
+        more |= {
+            "n_routed_experts": attributes.integer("expert_count"),
+            "num_experts_per_tok": attributes.integer("expert_used_count"),
+            "moe_intermediate_size": of.get("up_exps.weight", (0, 0))[1],
+            "moe_shared_expert_intermediate_size": of.get("up_shexp.weight", (0,))[0],
+            "moe_latent_size": of["latent_down.weight"][0] if "latent_down.weight" in of else None,
+            "n_group": attributes.integer("expert_group_count", 1),
+            "topk_group": attributes.integer("expert_group_used_count", 1),
+            "norm_topk_prob": attributes.flag("expert_weights_norm", False),
+            "routed_scaling_factor": attributes.number("expert_weights_scale", 1.0) or 1.0,
+        }
+        attributes.only("expert_gating_func", 0, 2)
+    return more
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    """Lengths are 0 in layers that hold something else; where there are experts, all feed-forward parts have them."""
+    parts = [layer.feed_forward for layer in config.layers]
+    experts = next((part for part in parts if isinstance(part, Experts)), None)
+    if experts is not None and any(isinstance(part, FeedForward) for part in parts):
+        raise UnsupportedError("llama.cpp expects experts in every feed-forward layer of architecture nemotron_h_moe.")
+    return {
+        "feed_forward_length": [0 if part is None else part.d_ff for part in parts],
+        "attention.layer_norm_epsilon": config.norm.eps,
+        **({} if experts is None else {"expert_weights_scale": experts.scale}),
+        **({} if experts is None or experts.latent is None else {"moe_latent_size": experts.latent}),
+    }
+
+
+def _unbounded(config: Config) -> Folded:
+    """llama.cpp has no lower bound of dt, as the code that these models were trained with has none."""
+    least = max((layer.mixer.dt_limit[0] for layer in config.layers if isinstance(layer.mixer, StateSpace)), default=0)
+    layers = tuple(
+        dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, dt_limit=(0.0, layer.mixer.dt_limit[1])))
+        if isinstance(layer.mixer, StateSpace)
+        else layer
+        for layer in config.layers
+    )
+    said = (
+        "" if least < 1e-8 else f"llama.cpp has no lower bound of dt, which transformers keeps at {least:g} at least."
+    )
+    return Folded(dataclasses.replace(config, layers=layers), unlike=said)
+
+
+_GGUF = GgufTable(
+    "nemotron_h",
+    sparse="nemotron_h_moe",
+    names={"ln2": "attn_norm", "mlp.narrow": "ffn_latent_down", "mlp.widen": "ffn_latent_up"},
+    by_layer=("attention.head_count_kv", "feed_forward_length"),
+    dense="any",
+    read=_read_gguf,
+    write=_write_gguf,
+    fold=_unbounded,
+)
+
 NEMOTRON_H = Family(
     name="nemotron_h",
     architecture="NemotronHForCausalLM",
@@ -189,6 +280,7 @@ NEMOTRON_H = Family(
     read=_read,
     write=_write,
     prefixes=("backbone.", "model.", ""),
+    gguf=_GGUF.layout(_read, _write, _NUMBERS.get),
     only={"attention_bias": (False,)},
     ignored=(r"^mtp\.",),
     no_effect=frozenset(
