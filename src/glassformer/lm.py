@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glassformer.errors import ContextLengthError, ShapeError, TextError, UsageError
-from glassformer.model import Cache, Config, Transformer
+from glassformer.errors import ContextLengthError, TextError, UsageError
+from glassformer.model import Config, Transformer
+from glassformer.model.deferred import Deferred, awaited, whole
 
 if TYPE_CHECKING:
     from glassformer.checkpoint import Checkpoint
     from glassformer.generate.constraints import Constraint
     from glassformer.generate.drafting import Drafter
+    from glassformer.generate.reading import NativeReader, Reader
     from glassformer.generate.tokens import Engines, GeneratedToken
     from glassformer.interp.circuit_edit import RunCircuit
     from glassformer.interp.circuit_search import Circuit
@@ -74,28 +77,35 @@ def load(
     """
     from glassformer.checkpoint import open_checkpoint, tokenizer_of
     from glassformer.fetch.sources import resolve
-    from glassformer.system.progress import shown
+    from glassformer.system.progress import quiet, shown
 
     place = _device(device)
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}.")
     named = None if source is None else str(source)
+    dequantising: Progress = quiet
     with shown(progress) as report:
         more = [adapter] if isinstance(adapter, (str, Path)) else list(adapter)
         resolved = resolve(named, adapters=more, revision=revision, progress=report, offline=offline)
         base = open_checkpoint(
             resolved.path,
             ignore=ignore_keys,
-            progress=lambda done, total: report(done, total, f"dequantising {resolved.name}"),
+            progress=lambda done, total: dequantising(done, total, f"dequantising {resolved.name}"),
         )
     checkpoint = base.adapted(resolved.adapters)
     # What was quantised or adapted is computed in float32; the embedding says what the others are stored in.
-    stored = torch.float32 if place.type == "cpu" else base.tensors["embed.weight"].dtype
-    transformer = Transformer.empty(checkpoint.config).load(checkpoint.tensors, dtype=DTYPES.get(dtype, stored))
-    if place.type != "cpu":
-        transformer = transformer.to(place)
+    stored = torch.float32 if place.type == "cpu" or base.format == "gguf" else base.tensors["embed.weight"].dtype
+    kind = DTYPES.get(dtype, stored)
+
+    def make() -> Transformer:
+        nonlocal dequantising
+        with shown(progress) as dequantising:
+            made = Transformer.empty(checkpoint.config).load(checkpoint.tensors, dtype=kind)
+        return made if place.type == "cpu" else made.to(place)
+
+    later = not (base.at_hand or resolved.adapters) and place.type == "cpu" and kind == torch.float32
     model = Model(
-        transformer,
+        Deferred(checkpoint.config, make) if later else make(),
         tokenizer_of(checkpoint),
         name=resolved.name,
         source=str(resolved.path),
@@ -137,7 +147,7 @@ class Model:
     `edited(...)` gives a view that shares the weights; a `Model` itself never changes.
 
     Attributes:
-        transformer, tokenizer, config: the parts.
+        tokenizer: the tokenizer.
         name: how it was asked for; source: the path it was read from.
         precision: the weights' dtype, which every answer states.
         generation: how the checkpoint wants its answers to be drawn (its generation_config.json).
@@ -148,7 +158,7 @@ class Model:
 
     def __init__(
         self,
-        transformer: Transformer,
+        transformer: Transformer | Deferred,
         tokenizer: Tokenizer,
         *,
         name: str = "model",
@@ -156,7 +166,7 @@ class Model:
         metadata: dict[str, Any] | None = None,
         taps: tuple[Tap, ...] = (),
     ) -> None:
-        self.transformer = transformer
+        self._transformer = transformer
         self.tokenizer = tokenizer
         self.name = name
         self.source = source
@@ -168,9 +178,23 @@ class Model:
         self._engines: list[Engines] = []  # at most one; views of this model share it
 
     @property
+    def transformer(self) -> Transformer:
+        """The definition in torch; of a GGUF file it is made when first asked for."""
+        return whole(self._transformer)
+
+    @property
     def config(self) -> Config:
         """The design."""
-        return self.transformer.config
+        return self._transformer.config
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights, in memory or mapped: of the file while the definition is not made."""
+        if awaited(self._transformer):
+            from glassformer.fetch.gguf_parts import paths_of
+
+            return sum(path.stat().st_size for path in paths_of(Path(self.source)))
+        return sum(one.numel() * one.element_size() for one in self.transformer.parameters())
 
     @property
     def generation(self) -> Generation:
@@ -180,7 +204,7 @@ class Model:
     @property
     def precision(self) -> str:
         """The weights' dtype: "float32", "bfloat16", …"""
-        return str(self.transformer.dtype).removeprefix("torch.")
+        return "float32" if awaited(self._transformer) else str(self.transformer.dtype).removeprefix("torch.")
 
     def __repr__(self) -> str:
         edits = f", {len(self.taps)} edits" if self.taps else ""
@@ -232,23 +256,30 @@ class Model:
         ids = self.ids(text, bos)
         if isinstance(text, str):
             remark(self.tokenizer, text)
-        cache = self._cache(len(ids))
-        logits = self._forward([ids], cache, whole=True)[0, -1]
+        reader = self.reader(len(ids))
         return Distribution(
-            logits,
+            reader.read(ids),
             tokenizer=self.tokenizer,
             ids=ids,
             text=text if isinstance(text, str) else self.decode(ids),
             model=self.name,
-            precision=self.precision,
-            continuations=_Continuations(self, cache),
-            room=self.config.context - len(ids),
+            precision=reader.precision,
+            continuations=partial(reader.after, ids),
+            room=reader.room - len(ids),
         )
 
     def logits(self, text: str | Sequence[int], bos: bool | None = None) -> Tensor:
         """Scores of every next token after every position, (query, vocab)."""
         ids = self.ids(text, bos)
-        return self._forward([ids], last=False, whole=True)[0]
+        return torch.cat(list(self.reader(len(ids)).pieces(ids, len(ids))))
+
+    def reader(self, room: int) -> Reader:
+        """What computes the scores of texts of up to so many tokens, with this model's edits."""
+        from glassformer.generate.reading import EagerReader
+
+        if not self.taps and awaited(self._transformer):
+            return self.engines.reader(room)
+        return EagerReader(self.transformer, self.bound_tap())
 
     def neighbours(
         self,
@@ -276,6 +307,14 @@ class Model:
             raise UsageError(f"The matrix is embedding or unembedding; {matrix!r} is neither.")
         table = self.transformer.embed.weight if matrix == "embedding" else self.transformer.unembedding
         return neighbours(table.detach(), self.tokenizer, words, plus=plus, minus=minus, k=k)
+
+    def scorer(self, room: int) -> Transformer | NativeReader:
+        """What `predict.score.score` takes for texts of up to so many tokens: the transformer, or what answers while
+        that is not made."""
+        from glassformer.generate.reading import NativeReader
+
+        reader = self.reader(room)
+        return reader if isinstance(reader, NativeReader) else self.transformer
 
     # Text
 
@@ -361,7 +400,7 @@ class Model:
         if not self._engines:
             from glassformer.generate.tokens import Engines
 
-            self._engines.append(Engines(self.transformer, self.tokenizer, None if self.adapters else self.source))
+            self._engines.append(Engines(self._transformer, self.tokenizer, None if self.adapters else self.source))
         return self._engines[0]
 
     # Seeing inside
@@ -527,7 +566,7 @@ class Model:
             other = key in whole.whole.changed or key not in mine
             weights[key] = checkpoint.tensors[key].to(self.transformer.device) if other else mine[key].data
         view = copy.copy(self)
-        view.transformer = transformer.load(weights, dtype=self.transformer.dtype)
+        view._transformer = transformer.load(weights, dtype=self.transformer.dtype)
         view.tokenizer = tokenizer_of(checkpoint)
         view.adapters, view.name, view._engines = names, "+".join((whole.name, *names)), []
         return view
@@ -555,7 +594,7 @@ class Model:
             for key, _ in transformer.named_parameters()
         }
         view = copy.copy(self)
-        view.transformer = transformer.load(weights, dtype=self.transformer.dtype)
+        view._transformer = transformer.load(weights, dtype=self.transformer.dtype)
         view.tokenizer = tokenizer_of(checkpoint)
         view.adapters = (name or Path(adapter).name,)
         view.name, view._engines = "+".join((self.name, *view.adapters)), []
@@ -569,58 +608,6 @@ class Model:
         from glassformer.interp.taps import compose
 
         return compose(*self.taps, config=self.config)
-
-    # Tensors
-
-    def _tensor(self, rows: list[list[int]]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.long, device=self.transformer.device)
-
-    def _cache(self, capacity: int, batch: int = 1) -> Cache:
-        return Cache(self.config, batch, capacity, self.transformer.dtype, self.transformer.device)
-
-    def _forward(
-        self, rows: list[list[int]], cache: Cache | None = None, *, last: bool = True, whole: bool = False
-    ) -> Tensor:
-        """Logits; `whole` says that this is all the text there is, so a tap that means a later position is refused."""
-        tap = self.bound_tap()
-        with torch.inference_mode():
-            logits = self.transformer(self._tensor(rows), cache, tap=tap, last=last)
-        if whole and tap is not None:
-            tap.finish()
-        return logits
-
-
-class _Continuations:
-    """Log-probabilities after token paths that continue a prompt, batched over the prompt's cache."""
-
-    # Rows × slots of one expanded cache: bounds its memory.
-    MAX_SLOTS = 65_536
-
-    def __init__(self, model: Model, cache: Cache) -> None:
-        self.model = model
-        self.prompt = cache
-
-    def __call__(self, paths: list[list[int]]) -> Tensor:
-        """(path, vocab) float32 log-probabilities of the token after each path.
-
-        Raises:
-            ShapeError: for an empty path.
-        """
-        if not paths or not all(paths):
-            raise ShapeError("Continuations need paths of at least one token.")
-        out = torch.empty(len(paths), self.model.config.vocab_size)
-        by_length: dict[int, list[int]] = {}
-        for i, path in enumerate(paths):
-            by_length.setdefault(len(path), []).append(i)
-        for length, members in by_length.items():
-            slots = self.prompt.length + length
-            rows = max(1, self.MAX_SLOTS // slots)
-            for at in range(0, len(members), rows):
-                part = members[at : at + rows]
-                cache = self.prompt.expand(len(part), slots)
-                logits = self.model._forward([paths[i] for i in part], cache)[:, -1]
-                out[part] = torch.log_softmax(logits.float(), dim=-1).cpu()
-        return out
 
 
 __all__ = ["Model", "load"]

@@ -360,10 +360,14 @@ def test_a_copy_is_made_once_and_found_again(tmp_path: Path, monkeypatch: pytest
     steps: list[tuple[int, int]] = []
     cache = tmp_path / "cache"
     first = open_checkpoint(file, cache=cache, progress=lambda done, total: steps.append((done, total)))
+    assert not first.at_hand
+    assert not steps  # nothing is dequantised before something asks for it
+    assert first.tensors["embed.weight"].dtype == torch.float32
     assert steps[-1][0] == steps[-1][1] > 0
     assert [s[0] for s in steps] == sorted(s[0] for s in steps)
     monkeypatch.setattr("glassformer.checkpoint.gguf._make", lambda *a: pytest.fail("dequantised twice"))
     again = open_checkpoint(file, cache=cache)
+    assert again.at_hand
     assert again.config == first.config
     assert again.metadata == first.metadata
     assert all(torch.equal(first.tensors[key], tensor) for key, tensor in again.tensors.items())
@@ -413,7 +417,8 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from glassformer.checkpoint import open_checkpoint\n"
         "made = []\n"
         "c = open_checkpoint(sys.argv[1], cache=Path(sys.argv[2]), progress=lambda *a: made.append(a))\n"
-        "print(bool(made), float(c.tensors['embed.weight'].sum()))"
+        "total = float(c.tensors['embed.weight'].sum())\n"
+        "print(bool(made), total)"
     )
     command = [sys.executable, "-c", code, str(file), str(tmp_path / "cache")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -430,17 +435,31 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_checkpoint(file, cache=tmp_path / "cache", progress=stop)
+        open_checkpoint(file, cache=tmp_path / "cache", progress=stop).tensors["embed.weight"]
     assert [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"] == []
 
 
-def test_no_room_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_for_a_copy_weights_are_dequantised_where_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     file, _ = tiny_gguf(tmp_path)
+    whole = dict(open_checkpoint(file, cache=tmp_path / "cache").tensors)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(CheckpointError, match="GLASSFORMER_CACHE"):
-        open_checkpoint(file, cache=tmp_path / "cache")
+    tensors = open_checkpoint(file, cache=tmp_path / "other").tensors
+    with pytest.warns(UserWarning, match=r"llama\.gguf in float32 takes .* GLASSFORMER_CACHE_LIMIT give it more room"):
+        embedding = tensors["embed.weight"]
+    other = whole["embed.weight"]
+    ids = torch.tensor([[3, 300, 3], [0, 1, 2]])
+    assert torch.equal(torch.nn.functional.embedding(ids, embedding), torch.nn.functional.embedding(ids, other))
+    assert torch.equal(embedding[-2], other[-2])
+    assert torch.equal(embedding.t() @ embedding, other.t() @ other)
+    assert torch.equal(embedding.double(), other.double())
+    with torch.inference_mode():
+        assert torch.equal(embedding.t().flatten(), other.t().flatten())
+    assert torch.equal(tensors["final.weight"], whole["final.weight"])
+    assert not (tmp_path / "other").exists()
 
 
 # Blocks that we write

@@ -54,6 +54,7 @@ class Checkpoint:
         metadata: what the checkpoint says of itself besides: config.json, GGUF settings, or glassformer.json.
         ignored: keys of its config.json that were taken for absent, though they may change what it computes.
         adapters, changed: folders of the adapters in its weights, and the keys that they changed.
+        at_hand: False of a GGUF whose tensors are dequantised when the first is asked for.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Checkpoint:
     adapters: tuple[Path, ...] = ()
     changed: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
+    at_hand: bool = True
 
     def adapted(self, folders: Sequence[Path]) -> Checkpoint:
         """This checkpoint with adapters in PEFT's layout in its weights, one after another; itself without any.
@@ -131,7 +133,8 @@ def open_checkpoint(
         ignore: keys of a config.json that are read as if they were not there (`--ignore-key`).
         cache: where a GGUF's dequantised copy goes; None for the user's cache.
         dtype: what a GGUF is dequantised to.
-        progress: called with (bytes written, bytes in all) while a GGUF is dequantised.
+        progress: called with (bytes written, bytes in all) while a GGUF is dequantised, which is when its first
+            tensor is asked for.
     Raises:
         CheckpointError: the checkpoint is missing, broken, or lies about itself.
         UnsupportedError: it is sound and Glassformer cannot express it; what stands in the way is named.
@@ -142,10 +145,10 @@ def open_checkpoint(
     path = Path(path)
     kind = format_of(path)
     if kind == "gguf":
-        from glassformer.checkpoint.gguf import dequantised
+        from glassformer.checkpoint.gguf import opened
 
-        copy = dequantised(path, cache, dtype, progress)
-        return Checkpoint(path, kind, copy.family, copy.config, copy.tensors, copy.metadata)
+        copy = opened(path, cache, dtype, progress)
+        return Checkpoint(path, kind, copy.family, copy.config, copy.tensors, copy.metadata, at_hand=copy.at_hand)
     if kind == "native":
         from glassformer.checkpoint.native import native_tensors, read_native_config
 

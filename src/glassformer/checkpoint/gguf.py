@@ -1,8 +1,9 @@
-"""GGUF files: a design from the settings, weights dequantised once into the cache and mapped afterwards.
+"""GGUF files: a design from the settings, and weights that are dequantised when something first asks for them.
 
 A GGUF means what llama.cpp computes from it. The dequantised copy is a native-layout safetensors
 file named after the content of the GGUF; opening it again reads neither the GGUF's tensors nor the
-`gguf` package. `raw_blocks` gives the stored blocks as they are, for engines that compute with them.
+`gguf` package. A model whose copy is larger than the cache is dequantised operation by operation instead.
+`raw_blocks` gives the stored blocks as they are, for engines that compute with them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import math
 import os
 import shutil
 import struct
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,12 +168,91 @@ def _long(header: GgufHeader, config: Config) -> RopeScaling:
 
 @dataclass(frozen=True)
 class Copy:
-    """A dequantised copy in the cache: its tensors, mapped, and what its header says of the GGUF."""
+    """A GGUF's tensors dequantised, and what it says of itself.
+
+    Args:
+        at_hand: whether the tensors lie dequantised in the cache; else they are when the first is asked for.
+    """
 
     tensors: Mapping[str, Tensor]
     config: Config
     family: str
     metadata: dict[str, Any]
+    at_hand: bool = True
+
+
+# Block types that need no trial before they are dequantised.
+_KNOWN = frozenset({"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"})
+
+
+def opened(path: Path, cache: Path | None = None, dtype: Dtype = "float32", progress: Progress | None = None) -> Copy:
+    """A GGUF with its tensors: mapped from the copy in the cache, or dequantised when the first is asked for.
+
+    Then the whole copy is made, where it fits into the cache; else each tensor is dequantised whenever an operation
+    reads it, and of experts only those that are read. Arguments as for `dequantised`.
+
+    Raises:
+        CheckpointError: the GGUF is broken.
+        UnsupportedError: the GGUF holds something Glassformer cannot express.
+    """
+    if (copy := _opened(_copy_path(path, cache, dtype))) is not None:
+        return copy
+    gguf = read_gguf(path)
+    for kind, stored in {stored.kind: stored for stored in gguf.header.tensors.values()}.items():
+        if kind not in _KNOWN:
+            with stored.path.open("rb") as file:
+                file.seek(stored.start)
+                _values(file.read(stored.row_bytes), kind)
+    made: list[Mapping[str, Tensor]] = []
+    lock = threading.Lock()
+
+    def fetch(key: str) -> Tensor:
+        with lock:
+            if not made:
+                needed, room = copy_bytes(gguf.config, dtype), _room(cache)
+                if needed <= room:
+                    made.append(dequantised(path, cache, dtype, progress).tensors)
+                else:
+                    warnings.warn(
+                        f"{path.name} in {dtype} takes {needed / 1e9:.1f} GB and the cache has room for "
+                        f"{room / 1e9:.1f}; its weights are dequantised anew wherever they are read, which is slow. "
+                        "GLASSFORMER_CACHE and GLASSFORMER_CACHE_LIMIT give it more room.",
+                        stacklevel=2,
+                    )
+                    made.append(_apart(gguf, dtype))
+        return made[0][key]
+
+    return Copy(LazyTensors(native_shapes(gguf.config), fetch), gguf.config, gguf.family.name, gguf.metadata, False)
+
+
+def copy_bytes(config: Config, dtype: Dtype = "float32") -> int:
+    """What all of a design's parameters take in this type."""
+    return sum(math.prod(shape) for shape in native_shapes(config).values()) * SIZES[_STORED[dtype]]
+
+
+def _room(cache: Path | None) -> int:
+    """Bytes that one more copy may take: the cache's limit, and what is free where it lies."""
+    from glassformer.fetch import store
+
+    folder = store.dequantised_directory() if cache is None else cache
+    while not folder.exists():
+        folder = folder.parent
+    return min(store.cache_limit(), shutil.disk_usage(folder).free)
+
+
+def _apart(gguf: Gguf, dtype: Dtype) -> Mapping[str, Tensor]:
+    """Tensors that are dequantised when operations read them, and kept by nobody."""
+    import torch
+
+    from glassformer.checkpoint.stored_tensor import StoredTensor
+
+    blocks, kind = Blocks(gguf), {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
+
+    def fetch(key: str) -> Tensor:
+        raw = blocks[key]
+        return StoredTensor(raw.shape, raw.rows, kind) if len(raw.shape) > 1 else blocks.tensor(key).to(kind)
+
+    return LazyTensors(blocks, fetch)
 
 
 def dequantised(
@@ -185,19 +267,13 @@ def dequantised(
         cache: folder of the copies; None for the user's cache.
         progress: called with (bytes written, bytes in all) while the copy is made.
     Raises:
-        CheckpointError: the GGUF is broken, or the cache cannot be written or has no room.
+        CheckpointError: the GGUF is broken, or the cache cannot be written.
         UnsupportedError: the GGUF holds something Glassformer cannot express.
     """
     from glassformer.fetch import store
 
-    if dtype not in _STORED:
-        raise UnsupportedError(f"A GGUF can be dequantised to {', '.join(_STORED)}; not to {dtype!r}.")
-    own = cache is None
-    if cache is None:
-        cache = store.dequantised_directory()
-    target = cache / f"{stem(path)[:80]}-{identity(path)}-{dtype}.safetensors"
-    store.note_use(target)
-    copy = _opened(target)
+    own, target = cache is None, _copy_path(path, cache, dtype)
+    copy, cache = _opened(target), target.parent
     if copy is None:
         import filelock
 
@@ -218,6 +294,18 @@ def dequantised(
         if own:
             store.enforce_limit()
     return copy
+
+
+def _copy_path(path: Path, cache: Path | None, dtype: Dtype) -> Path:
+    """Where a GGUF's copy lies, or would; it counts as used from now on."""
+    from glassformer.fetch import store
+
+    if dtype not in _STORED:
+        raise UnsupportedError(f"A GGUF can be dequantised to {', '.join(_STORED)}; not to {dtype!r}.")
+    folder = store.dequantised_directory() if cache is None else cache
+    target = folder / f"{stem(path)[:80]}-{identity(path)}-{dtype}.safetensors"
+    store.note_use(target)
+    return target
 
 
 def identity(path: Path) -> str:
@@ -264,13 +352,7 @@ def _opened(target: Path) -> Copy | None:
 def _make(path: Path, target: Path, dtype: Dtype, progress: Progress | None) -> None:
     gguf = read_gguf(path)
     shapes = native_shapes(gguf.config)
-    total = sum(math.prod(shape) for shape in shapes.values()) * SIZES[_STORED[dtype]]
-    free = shutil.disk_usage(target.parent).free
-    if total > free:
-        raise CheckpointError(
-            f"{path} dequantised to {dtype} takes {total / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB "
-            "free; set GLASSFORMER_CACHE to a roomier folder."
-        )
+    total = copy_bytes(gguf.config, dtype)
     note = {"config": gguf.config.to_dict(), "family": gguf.family.name, "metadata": gguf.metadata}
     done = 0
 
@@ -302,6 +384,13 @@ class RawTensor:
     def values(self) -> np.ndarray:
         """The parameter in float32."""
         return _values(self.data, self.kind).reshape(self.shape)
+
+    def rows(self, which: np.ndarray | int | None) -> np.ndarray:
+        """The parameter in float32, or only these of its first axis: one (without that axis), or several."""
+        if which is None:
+            return self.values()
+        each = self.data.reshape((self.shape[0], -1))[which]
+        return _values(each, self.kind).reshape((*each.shape[:-1], *self.shape[1:]))
 
 
 def raw_blocks(path: str | Path) -> Mapping[str, RawTensor]:
@@ -364,10 +453,12 @@ class Blocks(Mapping[str, RawTensor]):
         return _values(self._bytes(stored).reshape((-1, stored.row_bytes)), stored.kind).reshape(stored.shape)
 
 
-def _values(data: np.ndarray, kind: str) -> np.ndarray:
+def _values(data: np.ndarray | bytes, kind: str) -> np.ndarray:
     """Blocks of any type the `gguf` package can dequantise, in float32."""
     import numpy as np
 
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, np.uint8)
     plain = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
     if kind in plain:
         return np.ascontiguousarray(data).view(plain[kind]).astype(np.float32)

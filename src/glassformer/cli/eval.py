@@ -100,7 +100,7 @@ def evaluate(
     tally = _Tally(corpus, shards, model.tokenizer)
     with _bar() as bar:
         found = score(
-            model.transformer,
+            model.scorer(context),
             tally,
             context,
             stride,

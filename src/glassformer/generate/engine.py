@@ -35,8 +35,11 @@ from glassformer.generate.slots import Slots
 from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
 from glassformer.model.cache import Cache
+from glassformer.model.deferred import awaited, whole
 
 if TYPE_CHECKING:
+    from glassformer.model.config import Config
+    from glassformer.model.deferred import Deferred
     from glassformer.model.sites import Tap
     from glassformer.model.transformer import Transformer
     from glassformer.tokenizer.tokenizer import Tokenizer
@@ -58,7 +61,8 @@ class Engine:
     """Generation with one model.
 
     Args:
-        transformer: the model; it answers itself until the native path is ready, and where there is none.
+        transformer: the model; it answers itself until the native path is ready, and where there is none. One that
+            is not made yet is not asked for while the native path answers from `source`.
         tokenizer: turns ids into text; None for ids only.
         precision: "exact" is float32; "fast" is the file's own blocks for a GGUF with such, else int8;
             or one of float32, bfloat16, int8, int4.
@@ -82,7 +86,7 @@ class Engine:
 
     def __init__(
         self,
-        transformer: Transformer,
+        transformer: Transformer | Deferred,
         tokenizer: Tokenizer | None = None,
         *,
         precision: str = "exact",
@@ -95,7 +99,7 @@ class Engine:
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"Precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}.")
-        self.tokenizer, self.transformer = tokenizer, transformer
+        self.tokenizer, self._transformer = tokenizer, transformer
         self.config = transformer.config
         self.capacity = min(capacity or self.config.context, self.config.context)
         self.slots = slots
@@ -106,9 +110,7 @@ class Engine:
         self.note: str | None = None
         self._source = Path(source) if source is not None and str(source).endswith(".gguf") else None
         self._threads = threads or torch.get_num_threads()
-        spare = _spare_slots(prefix_cache, transformer, self.capacity)
-        self._runner: Runner = EagerRunner(transformer, slots=slots + spare, capacity=self.capacity)
-        self._next_runner: Runner | None = None
+        spare = _spare_slots(prefix_cache, self.config, self.capacity)
         self._waiting: deque[RequestHandle] = deque()
         self._active: list[Sequence] = []
         self._rewinds = not Cache(self.config, 1, 1).recurrent
@@ -118,15 +120,27 @@ class Engine:
         self._closed = False
         self._thread: threading.Thread | None = None
         self.ready = threading.Event()
+        self._next_runner: Runner | None = None
+        native = use_native and (awaited(transformer) or self.transformer.device.type == "cpu")
+        quick = (self._from_blocks and awaited(transformer)) or (native and self._quickly_packed())
+        if native and quick:
+            self._build()  # quicker than answering twice, or than making the transformer
+        self._runner: Runner = self._next_runner or EagerRunner(
+            self.transformer, slots=slots + spare, capacity=self.capacity
+        )
+        self._next_runner = None
         _open.add(self)
-        if not use_native or transformer.device.type != "cpu":
+        if not native:
             self.ready.set()
-        elif infer_abi.compiled() and sum(p.numel() for p in transformer.parameters()) <= _QUICKLY_PACKED:
-            self._build()  # about a second: quicker than answering twice
-        else:
+        elif not quick:
             threading.Thread(target=self._build, name="glassformer-compile", daemon=True).start()
 
     # Use
+
+    @property
+    def transformer(self) -> Transformer:
+        """The model; made now where it was not."""
+        return whole(self._transformer)
 
     @property
     def precision(self) -> str:
@@ -232,10 +246,20 @@ class Engine:
 
     # The native path
 
+    @property
+    def _from_blocks(self) -> bool:
+        """Whether the native path computes with the file's own blocks."""
+        return self.asked_precision in ("fast", "exact") and self._source is not None
+
+    def _quickly_packed(self) -> bool:
+        """Whether packing takes about a second at most."""
+        return infer_abi.compiled() and sum(p.numel() for p in self.transformer.parameters()) <= _QUICKLY_PACKED
+
     def _build(self) -> None:
         try:
             options = {"slots": self.slots + self._slots.spare, "capacity": self.capacity, "threads": self._threads}
-            if self.asked_precision in ("fast", "exact") and self._source is not None:
+            if self._from_blocks:
+                assert self._source is not None
                 runner = NativeModel.from_gguf(self._source, exact=self.asked_precision == "exact", **options)
             else:
                 wanted = {"exact": "float32", "fast": "int8"}.get(self.asked_precision, self.asked_precision)
@@ -470,10 +494,10 @@ def _absent(tokenizer: Tokenizer | None, rows: int) -> torch.Tensor | None:
     return torch.tensor(missing) if missing else None
 
 
-def _spare_slots(budget: int, transformer: Transformer, capacity: int) -> int:
+def _spare_slots(budget: int, config: Config, capacity: int) -> int:
     """How many slots' keys and values fit in a budget of bytes, counted in float32 as the largest kept."""
     if budget < 1:
         return 0
-    one = Cache(transformer.config, 1, 1, torch.float32)
+    one = Cache(config, 1, 1, torch.float32)
     size = capacity * sum(4 * x.numel() for x in (*one.keys, *one.values) if x is not None)
     return min(budget // max(size, 1), _MOST_SPARE)

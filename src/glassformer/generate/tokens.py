@@ -6,6 +6,7 @@ models of the facade, prompts as text, or how anything is shown.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -15,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glassformer.errors import UsageError
+from glassformer.errors import GlassformerError, UsageError
 from glassformer.generate.engine import PRECISIONS, Engine
+from glassformer.generate.native_model import NativeModel
+from glassformer.generate.reading import EagerReader, NativeReader, Reader
 from glassformer.generate.request import Finish, Request, TokenEvent
 from glassformer.generate.sampling import TokenLogprob
 from glassformer.generate.settings import Sampling
+from glassformer.model.deferred import Deferred, awaited, whole
 
 if TYPE_CHECKING:
     from glassformer.generate.constraints import Constraint
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 # Requests of one model at once, and tokens an engine has room for unless more are needed.
 SLOTS = 2
 ROOM = 2048
+# Slots of what reads texts: one for the text, the others for what may continue it, by up to so many tokens.
+READING = 8
+CONTINUED = 256
 
 
 @dataclass(frozen=True)
@@ -154,10 +161,28 @@ class Engines:
     May be used from several threads.
     """
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, source: str | Path | None = None) -> None:
+    def __init__(
+        self, transformer: Transformer | Deferred, tokenizer: Tokenizer, source: str | Path | None = None
+    ) -> None:
         self._transformer, self._tokenizer, self._source = transformer, tokenizer, source
         self._kept: dict[str, Engine] = {}
+        self._reader: NativeReader | None = None
         self._lock = threading.Lock()
+
+    def reader(self, room: int) -> Reader:
+        """What reads texts of so many tokens exactly: the file's own blocks, while nothing has asked for the
+        transformer and where the native engine computes the design; else the transformer."""
+        with self._lock:
+            room = min(max(room + CONTINUED, ROOM), self._transformer.config.context)
+            if awaited(self._transformer) and self._source is not None:
+                if self._reader is None or self._reader.room < room:
+                    with contextlib.suppress(GlassformerError):
+                        self._reader = NativeReader(
+                            NativeModel.from_gguf(self._source, exact=True, slots=READING, capacity=room)
+                        )
+                if self._reader is not None and self._reader.room >= room:
+                    return self._reader
+            return EagerReader(whole(self._transformer))
 
     def get(self, precision: str, room: int) -> Engine:
         """An engine of this precision with room for so many tokens of prompt and answer, up to the context.
@@ -181,7 +206,8 @@ class Engines:
 
         "exact" is what the model's other verbs compute: for weights that are not float32 the transformer itself.
         """
-        if precision == "exact" and self._transformer.dtype != torch.float32:
+        deferred = self._transformer
+        if precision == "exact" and not isinstance(deferred, Deferred) and deferred.dtype != torch.float32:
             native = False
         return Engine(
             self._transformer,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from glassformer.data.packing import groups
 from glassformer.errors import TextError, UsageError
@@ -34,6 +35,16 @@ class Tokens(Protocol):
 
     def slice(self, start: int, n: int) -> NDArray[Any]:
         """`n` ids from `start`."""
+        ...
+
+
+class Reading(Protocol):
+    """Anything besides the transformer that gives scores of texts."""
+
+    config: Config
+
+    def logits_at(self, tokens: Tensor, rows: Tensor, places: Tensor) -> Iterator[Tensor]:
+        """Scores (some, vocab) of the tokens after these places of some texts (row, query), a few places at a time."""
         ...
 
 
@@ -125,7 +136,7 @@ def tokens_at_once(config: Config, device: str) -> int:
 
 @torch.inference_mode()
 def score(
-    transformer: Transformer,
+    model: Transformer | Reading,
     ids: Sequence[int] | Tokens,
     context: int | None = None,
     stride: int | None = None,
@@ -139,7 +150,7 @@ def score(
     """The strided log-likelihood of ids.
 
     Args:
-        transformer: the model.
+        model: the transformer, or what reads texts as it does.
         ids: a list of ids, or shards.
         context: inputs per window; None for the model's own context.
         stride: new targets per window, 1 … context; None for half the context.
@@ -154,7 +165,7 @@ def score(
         TextError: fewer than 2 tokens.
         UsageError: a context or stride that cannot be meant.
     """
-    longest = transformer.config.context
+    longest = model.config.context
     context = longest if context is None else context
     if not 1 <= context <= longest:
         raise UsageError(f"The context must be 1 to {longest} tokens, which this model reads; got {context}.")
@@ -165,7 +176,8 @@ def score(
         raise TextError(f"Scoring needs at least 2 tokens, for the first has nothing before it; got {len(ids)}.")
     read = ids.slice if hasattr(ids, "slice") else _reader(ids)
     spans = [(0, len(ids))] if documents is None else documents
-    budget = tokens_at_once(transformer.config, transformer.device.type) if batch is None else batch * context
+    device = model.device if isinstance(model, Transformer) else torch.device("cpu")
+    budget = tokens_at_once(model.config, device.type) if batch is None else batch * context
     nats, tokens, done = 0.0, 0, 0
     total = sum(max(0, high - low - 1) for low, high in spans)
     # a window inside a document gives one place to its begin-of-text token, so it has no more new targets than that
@@ -179,7 +191,7 @@ def score(
                 kept.append((window, places, int(places[-1]) + 1))
         for group in groups([length for _, _, length in kept], budget):
             rows = [(kept[i][0], kept[i][1], kept[i][2]) for i in group]
-            nats += _cost(transformer, rows, read, bos)
+            nats += _cost(model, device, rows, read, bos)
             tokens += sum(len(places) for _, places, _ in rows)
         done += sum(window.new for window in some)
         if progress:
@@ -188,7 +200,8 @@ def score(
 
 
 def _cost(
-    transformer: Transformer,
+    model: Transformer | Reading,
+    device: torch.device,
     rows: Sequence[tuple[Window, NDArray[np.int64], int]],
     read: Callable[[int, int], NDArray[Any]],
     bos: int | None,
@@ -201,16 +214,22 @@ def _cost(
         found[row, : length + 1] = np.concatenate([[bos], ids]) if window.begins else ids
     numbers = np.concatenate([np.full(len(places), row) for row, (_, places, _) in enumerate(rows)])
     at = np.concatenate([places for _, places, _ in rows])
-    tokens = torch.from_numpy(found).to(transformer.device)
-    which, place = torch.from_numpy(numbers).to(tokens.device), torch.from_numpy(at).to(tokens.device)
-    hidden = transformer.hidden(tokens[:, :-1])[which, place]
+    tokens = torch.from_numpy(found).to(device)
+    which, place = torch.from_numpy(numbers).to(device), torch.from_numpy(at).to(device)
     targets = tokens[which, place + 1]
-    nats = 0.0
-    for first in range(0, len(targets), ROWS):
-        logits = transformer.unembed_hidden(hidden[None, first : first + ROWS])[0].float()
-        losses = torch.nn.functional.cross_entropy(logits, targets[first : first + ROWS], reduction="none")
-        nats += float(losses.double().sum())
+    nats, done = 0.0, 0
+    asked = tokens[:, :-1], which, place
+    for logits in _logits_at(model, *asked) if isinstance(model, Transformer) else model.logits_at(*asked):
+        losses = torch.nn.functional.cross_entropy(logits, targets[done : done + len(logits)], reduction="none")
+        nats, done = nats + float(losses.double().sum()), done + len(logits)
     return nats
+
+
+def _logits_at(transformer: Transformer, tokens: Tensor, rows: Tensor, places: Tensor) -> Iterator[Tensor]:
+    """As `Reading.logits_at`, by the transformer: all texts in one forward."""
+    hidden = transformer.hidden(tokens)[rows, places]
+    for first in range(0, len(hidden), ROWS):
+        yield transformer.unembed_hidden(hidden[None, first : first + ROWS])[0].float()
 
 
 def _reader(ids: Any) -> Callable[[int, int], NDArray[Any]]:

@@ -45,8 +45,7 @@ class Served:
     @property
     def bytes(self) -> int:
         """Bytes of memory that it takes, about: the weights, and the engine's packed ones."""
-        transformer = self.model.transformer
-        return 2 * sum(one.numel() * one.element_size() for one in transformer.parameters())
+        return 2 * self.model.bytes
 
     @property
     def room(self) -> int:

@@ -1,14 +1,11 @@
-"""Log-probabilities of a prompt's own tokens, for `echo`: one pass of the transformer, a piece at a time."""
+"""Log-probabilities of a prompt's own tokens, for `echo`: one reading of it, a piece at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-
 from glassformer.generate.sampling import logprobs
-from glassformer.model import Cache
 from glassformer.serve.answers import Entry, Offsets
 
 if TYPE_CHECKING:
@@ -17,29 +14,25 @@ if TYPE_CHECKING:
 _ROWS = 128  # positions at a time: rows × vocab scores
 
 
-@torch.inference_mode()
 def prompt_entries(
     model: Model, ids: list[int], hidden: int, top: int, check: Callable[[], None] = lambda: None
 ) -> list[Entry]:
     """Every prompt token with its log-probability and those of the `top` likeliest at its place.
 
-    The transformer computes them at its own precision, whatever the engine's is.
+    They are computed exactly, whatever the engine's precision is.
 
     Args:
         hidden: how many of the first tokens are no part of the text (they were put before it).
-        check: called before each piece; ends the work by raising.
+        check: called between the pieces; ends the work by raising.
     """
-    transformer = model.transformer
-    where, tap = _Where(model, hidden), model.bound_tap()
-    cache = Cache(model.config, 1, len(ids), transformer.dtype, transformer.device)
+    where = _Where(model, hidden)
     found = [Entry(ids[0], *where.push(ids[0]), None)]
-    for start in range(0, len(ids) - 1, _ROWS):
-        check()
-        piece = ids[start : min(start + _ROWS, len(ids) - 1)]
-        scores = transformer(torch.tensor([piece], device=transformer.device), cache, tap=tap)[0].float().cpu()
-        for row, token in zip(scores, ids[start + 1 :], strict=False):
+    check()
+    for number, scores in enumerate(model.reader(len(ids)).pieces(ids[:-1], _ROWS)):
+        for row, token in zip(scores.float().cpu(), ids[number * _ROWS + 1 :], strict=False):
             mine, likeliest = logprobs(row, token, top)
             found.append(Entry(token, *where.push(token), mine.logprob, likeliest))
+        check()
     return found
 
 
