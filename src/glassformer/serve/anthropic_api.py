@@ -21,7 +21,7 @@ from glassformer.serve.fields import IGNORED, NEUTRAL, Ask, Name, Stops
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk
 from glassformer.serve.openai_schemas import described
-from glassformer.serve.planning import chat_plan, chat_text
+from glassformer.serve.planning import chat_plan, chat_text, planned
 from glassformer.serve.problems import Refusal, anthropic
 from glassformer.serve.translating import translated
 
@@ -121,7 +121,7 @@ def add(api: APIRouter, models: Models) -> None:
         chat = chat_of(ask)
 
         async def plan(served: Served) -> Plan:
-            return await run_in_threadpool(chat_plan, served, chat)
+            return await planned(request, chat_plan, served, chat)
 
         return await answered(models, ask.model, request, plan, MessageShape, stream=bool(ask.stream))
 

@@ -266,6 +266,14 @@ class _Events(EventSourceResponse):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await _bounded(super().__call__(scope, receive, send), self.exchange, self.shape)
 
+    async def _send_with_timeout(self, send: Any, message: Any) -> None:
+        """As the library's, by asyncio's own timeout: anyio's takes as long as the writing."""
+        try:
+            async with asyncio.timeout(self.send_timeout):
+                await send(message)
+        except TimeoutError:
+            raise SendTimeoutError from None
+
 
 class _Raw(ServerSentEvent):
     def __init__(self, data: bytes) -> None:

@@ -226,7 +226,8 @@ class Sampled(_Settings):
         return Sampling(**{**(usual or {}), **said})
 
     def _said(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in sampling_fields() if name not in _EMPTY}
+        return {name: getattr(self, name) for name in _PLAIN}
 
 
 _EMPTY = frozenset(name for name, one in settings().items() if one.kind in ("biases", "ids"))
+_PLAIN = tuple(name for name in _Settings.model_fields if name not in _EMPTY)

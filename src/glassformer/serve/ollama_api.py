@@ -24,7 +24,7 @@ from glassformer.serve.exchange import Exchange, Plan, Shape, answered, dumped
 from glassformer.serve.fields import Ask
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk, FunctionAsk, ToolAsk
-from glassformer.serve.planning import chat_plan, requests
+from glassformer.serve.planning import chat_plan, planned, requests
 from glassformer.serve.problems import Refusal
 from glassformer.serve.translating import translated
 from glassformer.views import Cancelled
@@ -176,7 +176,7 @@ def add(api: APIRouter, models: Models) -> None:
         made = _chat_of(ask)
 
         async def plan(served: Served) -> Plan:
-            return await run_in_threadpool(chat_plan, served, made)
+            return await planned(request, chat_plan, served, made)
 
         shaped = partial(OllamaShape, chat=True)
         return await answered(models, ask.model, request, plan, shaped, stream=ask.stream is not False)

@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
 
 from glassformer.serve.edits import edited
 from glassformer.serve.exchange import Plan, answered
@@ -15,7 +14,7 @@ from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
 from glassformer.serve.openai_schemas import ChatCompletion, Completion, ModelCard, ModelList, described
 from glassformer.serve.openai_shapes import ChatShape, CompletionShape
-from glassformer.serve.planning import chat_plan, requests
+from glassformer.serve.planning import chat_plan, planned, requests
 from glassformer.serve.scoring import prompt_entries
 
 _USUAL = 16  # tokens of a completion that does not say how many
@@ -39,7 +38,7 @@ def add(api: APIRouter, models: Models) -> None:
         """Continue a text."""
 
         async def plan(served: Served) -> Plan:
-            made, hidden = await run_in_threadpool(_completion_plan, served, ask)
+            made, hidden = await planned(request, _completion_plan, served, ask)
             if ask.echo and ask.logprobs is not None:
                 for ids, first in zip(made.prompts, hidden, strict=True):
                     score = partial(prompt_entries, edited(served.model, ask.edits), ids, first, ask.logprobs)
@@ -54,7 +53,7 @@ def add(api: APIRouter, models: Models) -> None:
         """Answer a conversation."""
 
         async def plan(served: Served) -> Plan:
-            return await run_in_threadpool(chat_plan, served, ask)
+            return await planned(request, chat_plan, served, ask)
 
         shaped = partial(ChatShape, ask=ask)
         return await answered(models, ask.model, request, plan, shaped, stream=bool(ask.stream))

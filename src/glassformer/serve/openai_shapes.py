@@ -16,7 +16,7 @@ from glassformer import __version__
 from glassformer.generate.sampling import TokenLogprob
 from glassformer.serve.answers import Answer, Delta, Entry, spelled
 from glassformer.serve.edits import plain
-from glassformer.serve.exchange import Exchange, Shape, event
+from glassformer.serve.exchange import Exchange, Shape, dumped, event
 from glassformer.serve.models import Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
 from glassformer.serve.problems import Refusal, openai
@@ -116,9 +116,14 @@ class _OpenAi(Shape):
         return self._envelope(self.kind, exchange) | {"choices": choices, "usage": usage(exchange)}
 
     async def events(self, exchange: Exchange) -> AsyncGenerator[bytes]:
+        opening, end = (b"", ""), b'],"usage":null}\n\n' if self.counted else b"]}\n\n"
+
         def chunk(choice: dict[str, Any]) -> bytes:
-            data = self._envelope(self.chunk_kind, exchange) | {"choices": [choice]}
-            return event(data | {"usage": None} if self.counted else data)
+            nonlocal opening  # what all chunks begin with; the precision may change on the way
+            if opening[1] != exchange.precision:
+                begun = dumped(self._envelope(self.chunk_kind, exchange))[:-1] + b',"choices":['
+                opening = b"data: " + begun, exchange.precision
+            return opening[0] + dumped(choice) + end
 
         for index in range(len(exchange.answers)):
             for choice in self._first(index, exchange):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request as Http
 
 from glassformer.errors import UsageError
 from glassformer.generate.constraints import Constraint
@@ -18,6 +22,21 @@ from glassformer.serve.prompting import rendered
 from glassformer.serve.readers import THOUGHTS, reader, shows_specials
 from glassformer.serve.tool_grammars import tool_constraint
 from glassformer.serve.tools import form_of, history, introduced
+
+_QUICK = 4096  # bytes of a request that is planned at once
+Made = TypeVar("Made")
+Given = TypeVar("Given", bound=Streamed)
+
+
+async def planned(http: Http, make: Callable[[Served, Given], Made], served: Served, ask: Given) -> Made:
+    """`make(served, ask)`: at once for a short request without a form, tools or edits, as handing it to a thread and
+    back takes longer than making it while the engine computes; in a thread otherwise.
+    """
+    length = http.headers.get("content-length", "")
+    plain = not (ask.edits or getattr(ask, "tools", None)) and ask.constraint() is None
+    if plain and length.isdigit() and int(length) <= _QUICK:
+        return make(served, ask)
+    return await run_in_threadpool(make, served, ask)
 
 
 def requests(

@@ -13,13 +13,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 
 from glassformer.serve.answers import Answer, CallDelta
 from glassformer.serve.exchange import Exchange, Plan, Shape, answered, event
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_schemas import described
-from glassformer.serve.planning import chat_plan
+from glassformer.serve.planning import chat_plan, planned
 from glassformer.serve.problems import Refusal, openai
 from glassformer.serve.responses_requests import Item, ResponseAsk, ResponseNamedTool, chat_of, messages_of
 
@@ -97,7 +96,7 @@ def add(api: APIRouter, models: Models) -> None:
         chat = chat_of(ask, earlier)
 
         async def plan(served: Served) -> Plan:
-            return await run_in_threadpool(chat_plan, served, chat)
+            return await planned(request, chat_plan, served, chat)
 
         shaped = partial(ResponseShape, ask=ask, earlier=earlier, store=store)
         return await answered(models, ask.model, request, plan, shaped, stream=bool(ask.stream))
