@@ -91,7 +91,7 @@ def test_why_a_head_looks_there(capsys, model):
     assert "--top is 1 or more" in err
 
 
-@pytest.mark.parametrize("kind", ["tuned", "jacobian"])
+@pytest.mark.parametrize("kind", ["tuned", "relevance"])
 def test_a_lens_is_fitted_saved_and_read_through(capsys, model, book, tmp_path, kind):
     opened = glassformer.load(model)
     ids = opened.encode(book.read_text("utf-8"))
@@ -114,6 +114,44 @@ def test_a_lens_is_fitted_saved_and_read_through(capsys, model, book, tmp_path, 
     code, _, err = run(capsys, "lens", TEXT, "-m", model, "--through", book)
     assert code == 1
     assert "no readable readout" in err
+
+
+def test_a_token_is_put_in_and_swapped_along_a_lens(capsys, model, book, tmp_path):
+    opened = glassformer.load(model)
+    fitted = opened.readout(book.read_text("utf-8"), "relevance", window=16, tokens=96)
+    fitted.save(tmp_path / "lens")
+    options = ("-m", model, "--through", tmp_path / "lens")
+    for given, tokens, strength in (
+        (("--put", " mole", "--strength", 2), (" mole",), 2.0),
+        (("--swap", " mole", " shrew", "-p", 3), (" mole", " shrew"), 0.5),
+    ):
+        found = answer(capsys, "lens", TEXT, *options, "--layer", 0, *given)["edit"]
+        position = 3 if len(tokens) > 1 else -1
+        mine = opened.trace(TEXT).lens_edit(0, *tokens, through=fitted, position=position, strength=strength)
+        told = mine.to_dict(5)
+        for row, own in zip(found["tokens"] + found["top"], told["tokens"] + told["top"], strict=True):
+            assert row["id"] == own["id"]
+            for side in ("claimed", "measured"):
+                assert row[side] == pytest.approx(own[side], rel=1e-4)
+        assert found["correlation"] == pytest.approx(told["correlation"], abs=1e-4)
+    code, out, _ = run(capsys, "lens", TEXT, "-m", model, "--layer", 0, "--swap", " mole", " shrew")
+    assert code == 0
+    assert "the plain lens" in out
+    assert "claimed and measured changes correlate at" in out
+    rows = answer(capsys, "lens", TEXT, *options, "--agree")["agreement"]
+    assert [row["lens"] for row in rows] == ["plain", "relevance"] * (opened.config.n_layers - 1)
+    code, out, _ = run(capsys, "lens", TEXT, *options, "--agree")
+    assert code == 0
+    assert "relevance agrees" in out
+    for given, says in (
+        (("--put", " mole"), "--put and --swap move the stream after a --layer; give both or neither."),
+        (("--agree", "--layer", 0), "give both or neither"),
+        (("--put", " mole", "--layer", 0, "--agree"), "Give one of --put, --swap and --agree."),
+        (("--put", " mole", "--layer", 0, "--all"), "at one position"),
+    ):
+        code, _, err = run(capsys, "lens", TEXT, "-m", model, *given)
+        assert code == 2
+        assert says in " ".join(err.split())
 
 
 def test_neurons(capsys, model, book):

@@ -130,11 +130,14 @@ def test_redrawn_prompts_change_the_set():
         (trace(t, [5, 9, a, 7, 8, 4]), trace(t, [5, 9, b, 7, 8, 4])) for a, b in ((1, 2), (3, 6), (11, 20), (30, 14))
     ]
     several = edges(pairs, answer=RIGHT, wrong=WRONG, exact="none")
-    value = jaccard(several, 10)
+    value = jaccard(several.graph, several.values, 10)
     assert value is not None
     assert 0.1 < value < 1
     same = edges([pairs[0]] * 3, answer=RIGHT, wrong=WRONG, exact="none")
-    assert jaccard(same, 10) == pytest.approx(1)
+    assert jaccard(same.graph, same.values, 10) == pytest.approx(1)
+    root = (sum(v**2 for v in several.values) / 4) ** 0.5
+    torch.testing.assert_close(several.strength, root)
+    torch.testing.assert_close(same.strength, same.value.abs())
     with pytest.raises(UsageError, match=r"above 0 and at most 1; 1.5 is not"):
         circuit(several, 1.5)
     apart = edges(pairs[:1], answer=RIGHT, wrong=WRONG, exact="none", by_position=True)

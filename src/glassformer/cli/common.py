@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +41,30 @@ BosOption = Annotated[
     typer.Option("--bos/--no-bos", help="Put the beginning-of-text token first; by default as the tokenizer says."),
 ]
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The text; - reads standard input.")]
+
+LensOption = Annotated[
+    list[str] | None,
+    typer.Option("--lens", metavar="NAME=FILE", help="A fitted lens (`readout`), asked for by its name in views."),
+]
+
+
+def named_lenses(given: list[str] | None) -> dict[str, Path]:
+    """Names and files of fitted lenses, each given as NAME=FILE or as its file alone, which is called by its stem.
+
+    Raises:
+        UsageError: one that is no file, or two of one name.
+    """
+    found: dict[str, Path] = {}
+    for one in given or ():
+        name, mark, path = one.partition("=")
+        file = Path(path if mark else one)
+        name = name if mark else file.stem
+        if not file.is_file():
+            raise UsageError(f"There is no file {file}; a lens is a file that `glassformer readout` wrote.")
+        if not name or name in found:
+            raise UsageError(f"Lenses have names of their own; {one!r} has none, or one that is taken.")
+        found[name] = file
+    return found
 
 
 def read_text(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glassformer.cli.common import LensOption, named_lenses
 from glassformer.errors import FileError, ServerError, UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def command(
             help="The key in the page's address; by default one that nobody can guess.",
         ),
     ] = None,
+    lens: LensOption = None,
     host_name: Annotated[
         list[str] | None,
         typer.Option("--host-name", metavar="NAME", help="A name that other machines call it by; * for any."),
@@ -83,11 +85,12 @@ def command(
         raise UsageError("--keyfile is the key of a certificate; name that with --certfile.")
     if certfile is not None:
         tls_context(certfile, keyfile)  # said now, not after the model was read
+    lenses = named_lenses(lens)
     model = open_model(source)
     runs = Path("runs")
     if (Path(model.source) / "journal.jsonl").is_file():
         runs = Path(model.source).parent
-    session = Session(model, open_model=lambda name: load(name), runs=str(runs))
+    session = Session(model, open_model=lambda name: load(name), runs=str(runs), lenses=lenses)
     try:
         listener = _listener(listening, host, port)
     except OSError as error:

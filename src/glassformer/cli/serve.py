@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glassformer.cli.common import LensOption, named_lenses
 from glassformer.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def command(
             "--adapter", metavar="NAME=FOLDER", help="An adapter of the first model, asked for as a model by its name."
         ),
     ] = None,
+    lens: LensOption = None,
     host_name: Annotated[
         list[str] | None,
         typer.Option("--host-name", metavar="NAME", help="A name it is called by besides localhost; * for any."),
@@ -190,7 +192,7 @@ def command(
         raise UsageError("--keyfile is the key of a certificate; name that with --certfile.")
     if lookup and draft:
         raise UsageError("--lookup and --draft both guess ahead; give one of them.")
-    adapters = named_adapters(adapter or [])
+    adapters, lenses = named_adapters(adapter or []), named_lenses(lens)
     if memory is not None and memory <= 0:
         raise UsageError("--memory is above 0.")
     if seconds <= 0 or drain < 0:
@@ -252,7 +254,7 @@ def command(
         first = opened(next(iter(there.values()), None), next(iter(there)) if len(there) > 1 else name)
         openers, places = found(first.name)
         budget = None if memory is None else int(memory * 1e9)
-        models = Models(first, metrics=metrics, sources=openers, memory=budget)
+        models = Models(first, metrics=metrics, sources=openers, memory=budget, lenses=lenses)
         stamps = {one: stamp(place) for one, place in {**places, **adapters}.items()}
 
         def reload() -> None:

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from glassformer.errors import UsageError
 from glassformer.interp.readout import Readout, read, require_one_stream
+from glassformer.interp.run_from import Context
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
+    from glassformer.model import Transformer
 
 # Length of each edit, as a share of the stream's own.
 STEP = 0.05
@@ -91,56 +93,58 @@ def agreement(
     for _ in range(samples):
         at = int(torch.randint(1, trace.length, (1,), generator=generator))
         h = stream[0, at]
-        before = _score(read(transformer, forward.last(slice(at, at + 1))[0]))
+        before = score(read(transformer, forward.last(slice(at, at + 1))[0]))
         best = before[0].topk(min(CHOICES, before.shape[-1])).indices
         token = int(best[torch.randint(len(best), (1,), generator=generator)])
         random = torch.randn(h.shape, generator=generator, dtype=torch.float64).to(h)
         ways = torch.stack([*(_gradient(transformer, one, layer, h, token) for one in lenses.values()), random])
         edits = ways / ways.norm(dim=-1, keepdim=True).clamp(min=1e-30) * STEP * h.norm()
         claims.append([_claimed(transformer, one, layer, h, edits, token) for one in lenses.values()])
-        effects.append(_effect(trace, layer, stream, at, edits)[:, token] - before[0, token])
+        effects.append(effect(trace, layer, at, h + edits)[:, token] - before[0, token])
     claimed = torch.stack([torch.stack([row[i] for row in claims]) for i in range(len(lenses))])
     return Agreement(layer, list(lenses), claimed.double().cpu(), torch.stack(effects).double().cpu())
 
 
-def _score(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+def score(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+    """Logits less the vocabulary's mean."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return wide - wide.mean(-1, keepdim=True)
 
 
-def _seen(transformer: Any, lens: Readout | None, layer: int, x: Tensor) -> Tensor:
-    return _score(read(transformer, x if lens is None else lens(layer, x)))
+def seen(
+    transformer: Transformer, lens: Readout | None, layer: int, x: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch vocab"]:
+    """The scores that a lens reads (None: the plain one) in a layer's stream."""
+    return score(read(transformer, x if lens is None else lens(layer, x)))
 
 
-def _gradient(transformer: Any, lens: Readout | None, layer: int, h: Tensor, token: int) -> Tensor:
+def _gradient(transformer: Transformer, lens: Readout | None, layer: int, h: Tensor, token: int) -> Tensor:
     with torch.enable_grad():
         x = h.detach().clone().requires_grad_()
-        return torch.autograd.grad(_seen(transformer, lens, layer, x[None])[0, token], x)[0]
+        return torch.autograd.grad(seen(transformer, lens, layer, x[None])[0, token], x)[0]
 
 
-def _claimed(transformer: Any, lens: Readout | None, layer: int, h: Tensor, edits: Tensor, token: int) -> Tensor:
-    both = _seen(transformer, lens, layer, torch.cat([h[None], h + edits]))[:, token]
+def _claimed(
+    transformer: Transformer, lens: Readout | None, layer: int, h: Tensor, edits: Tensor, token: int
+) -> Tensor:
+    both = seen(transformer, lens, layer, torch.cat([h[None], h + edits]))[:, token]
     return both[1:] - both[0]
 
 
-def _effect(trace: Trace, layer: int, stream: Tensor, at: int, edits: Tensor) -> Float[Tensor, "edit vocab"]:
-    """Scores at a position when its stream is moved there, the rest of the model run on."""
-    forward = trace.forward
-    x = stream.expand(len(edits), -1, -1).clone()
-    x[:, at] += edits
-    rows = (len(edits), -1, -1, -1)
-    shared = {key: (k.expand(rows), v.expand(rows)) for key, (k, v) in forward.shared(layer + 1).items()}
-    positions = forward.positions.expand(len(edits), -1)
-    layers = range(layer + 1, trace.config.n_layers)
+def effect(trace: Trace, layer: int, at: int, x: Float[Tensor, "edit d_model"]) -> Float[Tensor, "edit vocab"]:
+    """Scores at a position when a layer leaves `x` there, the rest of the model run on from it."""
+    forward, rows = trace.forward, len(x)
+    shared = {
+        key: (k[:, :, : at + 1].expand(rows, -1, -1, -1), v[:, :, : at + 1].expand(rows, -1, -1, -1))
+        for key, (k, v) in forward.shared(layer + 1).items()
+    }
     last = trace.transformer.stream(
-        x[:, : at + 1],
-        positions[:, : at + 1],
-        layers=layers,
-        shared=_until(shared, at),
-        inputs=forward.inputs(slice(0, at + 1), len(edits)),
+        x[:, None],
+        forward.positions[:, at : at + 1].expand(rows, -1),
+        start=at,
+        layers=range(layer + 1, trace.config.n_layers),
+        cache=Context(forward, at, rows) if at else None,
+        shared=shared,
+        inputs=forward.inputs(slice(at, at + 1), rows),
     )
-    return _score(read(trace.transformer, last[:, at]))
-
-
-def _until(shared: dict[int, tuple[Tensor, Tensor]], at: int) -> dict[int, tuple[Tensor, Tensor]]:
-    return {key: (k[:, :, : at + 1], v[:, :, : at + 1]) for key, (k, v) in shared.items()}
+    return score(read(trace.transformer, last[:, 0]))

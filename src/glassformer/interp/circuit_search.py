@@ -23,9 +23,10 @@ from glassformer.errors import UsageError
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Pair
 from glassformer.interp.edge_run import Inside
-from glassformer.interp.edges import Edges
+from glassformer.interp.edges import Edges, rms
 from glassformer.interp.patching import Progress
 
+Strength = Callable[[Float[Tensor, "pair edge"]], Float[Tensor, " edge"]]
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # Bytes of all senders' vectors in one batch of sets.
 _HELD = 128 << 20
@@ -191,19 +192,28 @@ def pruned(runs: Runs, chosen: Int[Tensor, " edge"], graph: Graph, target: float
     return chosen, True
 
 
-def jaccard(edges: Edges, size: int, draws: int = 100, seed: int = 0) -> float | None:
+def jaccard(
+    graph: Graph,
+    values: Float[Tensor, "pair edge"],
+    size: int,
+    strength: Strength = rms,
+    draws: int = 100,
+    seed: int = 0,
+) -> float | None:
     """How alike the sets are that redrawn pairs give: the mean of |A ∩ B| / |A ∪ B| over pairs of bootstrap draws.
 
     None for one pair of prompts, which says nothing of others.
+
+    Args:
+        strength: what a draw's edges are ranked by, from their values of each pair.
     """
-    values = edges.values
     if len(values) < 2:
         return None
     g = torch.Generator().manual_seed(seed)
     rows = torch.randint(0, len(values), (draws, len(values)), generator=g)
-    sets = torch.zeros(draws, edges.graph.total)
+    sets = torch.zeros(draws, graph.total)
     for row, drawn in zip(sets, rows, strict=True):
-        row[greedy(edges.graph, values[drawn].mean(0), size)] = 1
+        row[greedy(graph, strength(values[drawn]), size)] = 1
     both = sets @ sets.T
     either = 2 * size - both
     apart = ~torch.eye(draws, dtype=torch.bool)
@@ -299,7 +309,7 @@ def circuit(
         runs.tick = partial(say, done, 5, what)
         runs.tick()
 
-    order = greedy(graph, edges.value)
+    order = greedy(graph, edges.strength)
     step(0, "running sets")
     whole = curve(runs, graph, order)
     step(1, "random sets")
@@ -310,7 +320,7 @@ def circuit(
     first = order[: smallest(runs, graph, order, faithfulness)]
     chosen, tried = pruned(runs, first, graph, faithfulness)
     step(3, "rivals")
-    outside = edges.value.clone()
+    outside = edges.strength
     outside[chosen] = 0
     without = greedy(graph, outside)
     without = without[~torch.isin(without, chosen)]
@@ -329,7 +339,7 @@ def circuit(
         curve=whole,
         random=random,
         random_f=sum(f[1 + len(sizes) :]) / len(orders),
-        jaccard=jaccard(edges, max(1, len(first)), seed=seed),
+        jaccard=jaccard(graph, edges.values, max(1, len(first)), seed=seed),
         rivals=[{"size": n, "overlap": 0.0, "f": x} for n, x in zip(sizes, f[1:], strict=False)],
         held_out=float(Runs(held_out, runs.tick).faithfulness(own)[0]) if held_out else None,
     )

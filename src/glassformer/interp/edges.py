@@ -72,6 +72,12 @@ class Edges:
         return torch.where(torch.isnan(self.exact), self.estimate, self.exact)
 
     @property
+    def strength(self) -> Float[Tensor, " cell"]:
+        """What circuits rank edges by: the root mean square of the values over pairs, so that what carries much in one
+        direction here and in the other there counts. Of one pair, the size of its value."""
+        return rms(self.values)
+
+    @property
     def reliable(self) -> Bool[Tensor, " cell"]:
         """Whether the second-order term is small, and what the estimate differs from the first-order term by."""
         return reliable(self.pairs, self.estimate, self.first, self.curvature)
@@ -150,6 +156,11 @@ class Edges:
             "correlation": self.correlation,
             "edges": self.ranked(most),
         }
+
+
+def rms(values: Float[Tensor, "pair cell"]) -> Float[Tensor, " cell"]:
+    """The root mean square over pairs."""
+    return values.square().mean(0).sqrt()
 
 
 def reliable(

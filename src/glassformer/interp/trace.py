@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from glassformer.interp.edges import Edges
     from glassformer.interp.heads import Heads
     from glassformer.interp.lens import Lens
+    from glassformer.interp.lens_edits import LensEdit
     from glassformer.interp.neurons import Neurons
     from glassformer.interp.prediction_graph import PredictionGraph
     from glassformer.interp.reasons import Reasons
@@ -455,6 +456,13 @@ class Trace:
         from glassformer.interp.lens import lens
 
         return lens(self._one("the lens"), k, **options)
+
+    def lens_edit(self, layer: int, token: str | int, other: str | int | None = None, **options: Any) -> LensEdit:
+        """A token put into a layer's stream along what a lens reads, or swapped with another: what the lens claims and
+        what it does; see `lens_edits`."""
+        from glassformer.interp.lens_edits import lens_edit
+
+        return lens_edit(self._one("an intervention"), layer, token, other, **options)
 
     def why(
         self, token: str | int | None = None, against: str | int | None = None, position: int = -1, **options: Any

@@ -100,7 +100,8 @@ class Inspector:
         with self._lock:
             known = self._sessions.get(served.name)
             if known is None or known.model(served.model.name) is not served.model:
-                known = self._sessions[served.name] = Session(served.model, open_model=self._open)
+                known = Session(served.model, open_model=self._open, lenses=self._models.lenses)
+                self._sessions[served.name] = known
             return known
 
     def _open(self, name: str) -> Any:

@@ -8,6 +8,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import ContextLengthError, GlassformerError, TextError, near
@@ -109,6 +111,7 @@ class Models:
         metrics: of all of them.
         sources: more names, and what opens each.
         memory: bytes that open models may take together; beyond, the one not used for longest is let go. None for any.
+        lenses: files of fitted lenses, by the names that views ask for them by.
     """
 
     def __init__(
@@ -117,7 +120,9 @@ class Models:
         metrics: Metrics | None = None,
         sources: Mapping[str, Callable[[], Served]] | None = None,
         memory: int | None = None,
+        lenses: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
+        self.lenses = lenses
         self._served = OrderedDict((one.name, one) for one in served)
         self._sources = dict(sources or {})
         self._first = served[0].name if served else next(iter(self._sources))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from glassformer.views.asks import Ask, At, TokenChoice
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 # A text up to this many tokens has every position's journey in its report.
 ALL_JOURNEYS = 12
+
+
+class Lensed(Ask):
+    """A text, read through a lens."""
+
+    through: str | None = Field(
+        default=None,
+        description="Fitted lens, by the name it was given at the start (--lens); by default the plain one.",
+    )
 
 
 def packed_lens(found: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +42,7 @@ def packed_lens(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "rows": rows, "texts": {str(id): text for id, text in texts.items()}}
 
 
-class LensAsk(Ask):
+class LensAsk(Lensed):
     top: int = Field(default=3, ge=1, le=20, description="Tokens listed in each cell.")
     start: int = Field(default=0, description="First position.")
     stop: int | None = Field(default=None, description="Position after the last.")
@@ -49,7 +58,52 @@ class LensAsk(Ask):
 def lens(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The lens table over a stretch of positions."""
     trace = session.trace(ask)
-    return trace.lens(ask.top, positions=range(*slice(ask.start, ask.stop).indices(trace.length))).to_dict()
+    at = range(*slice(ask.start, ask.stop).indices(trace.length))
+    return trace.lens(ask.top, positions=at, through=session.lens(ask)).to_dict()
+
+
+class LensEditAsk(Lensed):
+    layer: int = Field(description="Layer after which the stream is moved, from 0; negative from the last.")
+    token: int | str = Field(description="Token that is put in, as its id or its text.")
+    swap: int | str | None = Field(default=None, description="Token that it changes places with; by default none.")
+    position: int = Field(default=-1, description="Token whose stream is moved; negative counts from the end.")
+    strength: FiniteFloat = Field(default=0.5, description="How far it is put in, in lengths of the stream.")
+    top: int = Field(default=5, ge=1, le=50, description="Tokens listed that are likeliest afterwards.")
+
+
+@view(
+    "lens_edit",
+    LensEditAsk,
+    room="depth",
+    python="model.trace({text!r}).lens_edit({layer}, {token!r}, {swap!r}, position={position}, strength={strength})",
+)
+def lens_edit(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """A token put into a layer's stream along what a lens reads, or swapped with another: the probabilities that the
+    lens claims, and those that the model gives."""
+    trace = session.trace(ask)
+    options = {"through": session.lens(ask), "position": ask.position, "strength": ask.strength}
+    return trace.lens_edit(ask.layer, ask.token, ask.swap, **options).to_dict(ask.top)
+
+
+class LensAgreementAsk(Lensed):
+    layer: int | None = Field(default=None, description="Layer, from 0; by default all but the last.")
+    samples: int = Field(default=16, ge=1, le=256, description="Positions at which the stream is moved, by layer.")
+    seed: int = Field(default=0, description="Of the draw.")
+
+
+@view("lens_agreement", LensAgreementAsk, room="depth")
+def lens_agreement(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """Which lens is right: how well the claims of the plain lens and of a fitted one about small edits of the stream
+    agree with what the edits do, by layer."""
+    from glassformer.interp.agreement import agreement
+
+    trace, lens = session.trace(ask), session.lens(ask)
+    lenses = {"plain": None} | ({} if lens is None else {str(ask.through): lens})
+    rows = []
+    for layer in range(trace.config.n_layers - 1) if ask.layer is None else [ask.layer]:
+        check()
+        rows += agreement(trace, layer, lenses, samples=ask.samples, seed=ask.seed).rows()
+    return {"rows": rows}
 
 
 def _journeys(plan: Plan) -> Any:

@@ -6,7 +6,9 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import GlassformerError, SourceError, UsageError, near
@@ -17,6 +19,7 @@ from glassformer.views.registry import VIEWS, Check
 
 if TYPE_CHECKING:
     from glassformer.interp.exciting import Exciting
+    from glassformer.interp.readout import Readout
     from glassformer.interp.trace import Trace
     from glassformer.lm import Model
 
@@ -42,12 +45,20 @@ class Session:
     Args:
         model: the one that is meant when a request names none.
         open_model: opens another by its source; None refuses.
-        runs: the folder that holds training runs.
+        runs: the folder that holds training runs. lenses: files of fitted lenses, by the names they are asked for by.
     """
 
-    def __init__(self, model: Model, *, open_model: Open | None = None, runs: str = "runs") -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        open_model: Open | None = None,
+        runs: str = "runs",
+        lenses: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
         self.current = model.name
         self.runs = runs
+        self.lenses = lenses
         self._open = open_model
         self._models: OrderedDict[str, Model] = OrderedDict({model.name: model})
         self.excited: dict[str, Exciting] = {}  # what excites the neurons of each model, by its name
@@ -136,6 +147,19 @@ class Session:
             finally:
                 with self._lock:
                     self._making.pop(key, None)
+
+    def lens(self, ask: Any) -> Readout | None:
+        """The fitted lens that a request names for its model; None where it names none.
+
+        Raises:
+            UsageError: there is none of this name. CheckpointError: it is broken, or of another model.
+        """
+        if ask.through is None:
+            return None
+        if ask.through not in self.lenses:
+            there = f"there are {', '.join(self.lenses)}" if self.lenses else "none was named when this was started"
+            raise UsageError(f"There is no fitted lens {ask.through!r}; {there}.{near(ask.through, self.lenses)}")
+        return self.model(ask.model).load_readout(self.lenses[ask.through])
 
     def keep(self, trace: Trace) -> None:
         """Hold a trace of the current model that has already run, so that views of its text use it."""
