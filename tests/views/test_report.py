@@ -92,6 +92,27 @@ def test_rooms_come_with_what_they_need(session: Session):
     assert step["loss_after"] < step["loss"]
 
 
+def test_the_circuit_the_reasons_and_the_facts_are_in_a_report(session: Session):
+    other = "The American carbon mole is a small"
+    held = report.collect(
+        session, TEXT, rooms=["attention", "why", "facts"], options=ReportOptions(other={"text": other})
+    )
+    [[asked, graph]] = answers(held, "graph")
+    assert asked == {"clean": TEXT, "corrupted": other}
+    whole = session.view("graph", {"clean": TEXT, "corrupted": other})
+    assert [edge["exact"] for edge in graph["edges"]] == pytest.approx([e["exact"] for e in whole["edges"]], rel=1e-4)
+    reasons = answers(held, "reasons")
+    assert len(reasons) == attention.REASONS
+    for at, found in reasons:
+        score = session.trace(parsed(Ask, {"text": TEXT})).scores(at["layer"], at["head"], at["query"])
+        assert found["value"] == pytest.approx(float(score.flatten()[at["key"]]), rel=1e-3, abs=1e-5)
+    [[_, pushed]] = answers(held, "neurons")
+    facts = answers(held, "exciting")
+    places = [{"layer": n["layer"], "neuron": n["index"]} for n in pushed["neurons"]]
+    assert [at for at, _ in facts] == places[:12]
+    assert all(found["passages"] and found["done"] == found["of"] for _, found in facts)
+
+
 def test_what_cannot_be_laid_side_by_side_is_said_in_the_report(session: Session):
     held = report.collect(session, TEXT, rooms=["compare"], options=ReportOptions(other={"text": "The mole"}))
     found = {asked["what"]: one for asked, one in answers(held, "compare")}

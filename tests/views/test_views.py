@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -418,3 +419,30 @@ def test_views_of_one_text_at_once_share_one_trace(model: Any, monkeypatch: pyte
         thread.join()
     assert len(made) == 1
     assert not session._making
+
+
+def test_what_heads_do_is_kept_on_disk(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from glassformer.interp import heads
+
+    monkeypatch.setenv("GLASSFORMER_CACHE", str(tmp_path))
+    first = Session(model).view("heads", {})
+    scored = heads.head_scores
+    monkeypatch.setattr(heads, "head_scores", lambda *_, **__: pytest.fail("it was scored again"))
+    assert Session(model).view("heads", {}) == first
+    weight = model.transformer.blocks[0].attn.q.weight
+    monkeypatch.setattr(heads, "head_scores", scored)
+    with torch.no_grad():
+        weight.neg_()
+    try:
+        assert Session(model).view("heads", {})["scores"] != first["scores"]  # of other weights nothing was kept
+    finally:
+        with torch.no_grad():
+            weight.neg_()
+
+
+def test_parts_of_characters_are_spelled_as_their_bytes(session: Session, model: Any):
+    part = next(i for i in model.tokenizer.token_ids if "\ufffd" in model.tokenizer.token_text(i))
+    trace = model.trace("the mole")
+    assert trace.token_text(part) == f"‹{model.tokenizer.token_bytes(part).hex(' ')}›"
+    told = session.view("neurons", {"text": "the mole", "top": 20})["neurons"]
+    assert "\ufffd" not in json.dumps(told, ensure_ascii=False)

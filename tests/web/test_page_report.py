@@ -17,7 +17,8 @@ pytestmark = pytest.mark.browser
 SAID = {
     "attention": "All heads",
     "depth": "feed-forward",
-    "why": "Receipt",
+    "why": "The circuit",
+    "facts": "It answers to",
     "compare": "nats from A",
     "meaning": "At the end",
     "learning": "the gradient promised",
@@ -96,7 +97,7 @@ def test_the_page_s_report_holds_what_was_looked_at(app: Watched):
         app.page.click("text=Report")
     html = Path(waiting.value.path()).read_text("utf-8")
     held = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
-    assert held["rooms"] == ["stage", "attention", "depth", "why", "compare", "meaning", "learning", "size"]
+    assert held["rooms"] == ["stage", "attention", "depth", "why", "facts", "compare", "meaning", "learning", "size"]
     assert held["other"]["text"] == TEXT.replace("shrew", "carbon")
     assert (held["state"]["tab"], held["state"]["layer"], held["state"]["head"]) == ("meaning", 1, 2)
 

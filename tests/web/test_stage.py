@@ -141,7 +141,7 @@ FOUND = f"(!{STAGE}.scene.need || {STAGE}.found)"
 def test_every_scene_draws_asks_and_has_an_address(visit: Callable[..., Watched], server: Server, width: int):
     watched = visit(server, viewport={"width": width, "height": 900}, reduced_motion="reduce")
     ready(watched.open(HERE))
-    assert watched.page.evaluate(f"() => [...{STAGE}.list.options].map((o) => o.value)") == SCENES
+    assert watched.page.evaluate(f"() => [...{STAGE}.around.list.options].map((o) => o.value)") == SCENES
     for name in SCENES[1:]:
         watched.page.evaluate(f"() => {STAGE}.step(1)")
         wait(watched, FOUND, 60)

@@ -103,9 +103,13 @@ def _page(session: Any, page: Page, pages: tuple[Page, ...], say: Any) -> str:
     from glassformer.views.report_data import ReportOptions
 
     options = ReportOptions(
-        other={"text": page.other} if page.other else None, word=page.word, contexts=page.contexts, learning=True
+        other={"text": page.other} if page.other else None,
+        word=page.word,
+        contexts=page.contexts,
+        texts=[one.text for one in pages],
+        learning=True,
     )
-    data = collect(session, page.text, rooms=ROOMS, options=options, say=say)
+    data = collect(session, page.text, rooms=[*ROOMS, "vectors"], options=options, say=say)
     data["site"] = {
         "here": page.name,
         "pages": [{"file": f"{one.name}.html", "text": one.text, "about": one.about} for one in pages],

@@ -25,6 +25,7 @@ from glassformer.interp.vocabulary import Vocabulary, token_id
 from glassformer.model import Config, Transformer
 from glassformer.model.parts.channels import ChannelsPart
 from glassformer.model.sites import Tap, axis_sizes, canonical, site_of
+from glassformer.tokenizer.spelling import spelled
 
 if TYPE_CHECKING:
     from glassformer.interp.cell import Cell
@@ -138,13 +139,14 @@ class Trace:
             return [self.row(i).tokens for i in range(len(self.ids))]
         if self.vocabulary is None:
             return [self.token_text(i) for i in self.ids]
-        from glassformer.tokenizer.spelling import spelled
-
         return spelled([self.vocabulary.token_bytes(i) for i in self.ids])
 
     def token_text(self, id: int) -> str:
-        """A token as text."""
-        return f"<{id}>" if self.vocabulary is None else self.vocabulary.token_text(id)
+        """A token as text; one that is a part of a character as its bytes."""
+        if self.vocabulary is None:
+            return f"<{id}>"
+        text = self.vocabulary.token_text(id)
+        return spelled([self.vocabulary.token_bytes(id)])[0] if "\ufffd" in text else text
 
     @property
     def words(self) -> list[Word]:

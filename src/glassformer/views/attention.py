@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +13,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from glassformer.errors import ShapeError, SiteError
+from glassformer.errors import FileError, ShapeError, SiteError
+from glassformer.system import files
+from glassformer.system.folders import cache_directory
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, Count, Strict, TokenChoice
 from glassformer.views.registry import Check, view
+from glassformer.views.session import plain
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
+    from glassformer.lm import Model
     from glassformer.views.report_data import Plan
     from glassformer.views.session import Session
 
@@ -30,6 +36,8 @@ COLUMN = 48
 ROW = 16
 # Cells that a report takes apart.
 CELLS = 24
+# Of these, the scores that it takes apart, and tokens from which on only one.
+REASONS, LONG = 6, 32
 
 
 class ThumbnailsAsk(Ask):
@@ -150,7 +158,7 @@ def attention(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     }
 
 
-def _cells(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _kept_cells(plan: Plan) -> list[dict[str, int]]:
     """Of the heads that matter most, the cell that the last token looks at most; of the first, its row."""
     trace = plan.session.trace(plan.request)
     last = plan.count - 1
@@ -165,8 +173,18 @@ def _cells(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         from glassformer.views.stage import strongest
 
         wanted += strongest(plan)
-    for layer, head, query, key in dict.fromkeys(wanted):
-        yield from plan.tried("cell", layer=layer, head=head, query=query, key=key)
+    return [dict(zip(("layer", "head", "query", "key"), at, strict=True)) for at in dict.fromkeys(wanted)]
+
+
+def _cells(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    for at in _kept_cells(plan):
+        yield from plan.tried("cell", **at)
+
+
+def _reasons(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Of the first cells, why the head looks there; of a long text, whose grids of words are large, of one."""
+    for at in _kept_cells(plan)[: REASONS if plan.count <= LONG else 1]:
+        yield from plan.tried("reasons", **at, most=24)
 
 
 class CellAsk(Ask):
@@ -224,6 +242,8 @@ class ReasonsAsk(Ask):
     "reasons",
     ReasonsAsk,
     room="attention",
+    report=_reasons,
+    trims=("most",),
     python="model.trace({text!r}).reasons({layer}, {head}, {query}, {key}, {against})",
 )
 def reasons(session: Session, ask: Any, check: Check) -> dict[str, Any]:
@@ -317,17 +337,31 @@ class HeadsAsk(Strict):
     python="model.heads()",
 )
 def heads(session: Session, ask: Any, check: Check) -> dict[str, Any]:
-    """What each head of the model does, scored on sequences of its own; the same for every text."""
-    from glassformer.interp.heads import head_scores
-
-    name = ask.model or session.current
+    """What each head of the model does, scored on sequences of its own; the same for every text, and kept on disk."""
+    name, model = ask.model or session.current, session.model(ask.model)
     if name not in session.scored:
-        model = session.model(ask.model)
-        found = head_scores(
-            model.transformer,
-            vocabulary=model.tokenizer,
-            bos=model.tokenizer.bos_id if model.tokenizer.adds_bos else None,
-            progress=lambda done, total, what: check(),
-        )
-        session.scored[name] = found.to_dict()
-    return {"model": session.model(ask.model).name, **session.scored[name]}
+        session.scored[name] = _scored(model, check)
+    return {"model": model.name, **session.scored[name]}
+
+
+def _scored(model: Model, check: Check) -> dict[str, Any]:
+    """The scores that were kept for this model, or made now and kept: by the weights' digest and all else they hang on.
+
+    What cannot be kept is made again by the next server.
+    """
+    from glassformer.interp.fingerprint import fingerprint
+    from glassformer.interp.heads import DEFINITIONS, LENGTH, SHUFFLES, head_scores
+
+    tokenizer = model.tokenizer
+    bos = tokenizer.bos_id if tokenizer.adds_bos else None
+    vocabulary = [bos, sorted(tokenizer.special_ids), len(tokenizer.token_ids)]
+    said = json.dumps([fingerprint(model.transformer), vocabulary, DEFINITIONS, LENGTH, SHUFFLES])
+    place = cache_directory() / "heads" / f"{files.sha256_of(said)}.json"
+    with suppress(OSError, ValueError):
+        kept: dict[str, Any] = json.loads(place.read_text("utf-8"))
+        return kept
+    scores = head_scores(model.transformer, vocabulary=tokenizer, bos=bos, progress=lambda done, total, what: check())
+    found: dict[str, Any] = plain(scores.to_dict())
+    with suppress(OSError, FileError):
+        files.write_json(place, found)
+    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +23,15 @@ from glassformer.views.registry import Check, view
 if TYPE_CHECKING:
     from glassformer.interp.exciting import Exciting
     from glassformer.lm import Model
+    from glassformer.views.report_data import Plan
     from glassformer.views.session import Session
 
 AROUND = 10
 """Tokens shown on either side."""
+FACTS = 12
+"""Neurons of a report."""
+PATIENCE = 60.0
+"""Seconds that a report waits for passages that are still being read."""
 SHIPPED = Path(__file__).with_name("exciting-smollm2.safetensors")
 """What excites SmolLM2 in the docstrings of the Python that it was computed with (scripts/make_exciting.py)."""
 _LOCK = threading.Lock()
@@ -40,7 +47,19 @@ class ExcitingAsk(Strict):
     top: int = Field(default=5, ge=1, le=5, description="Passages listed.")
 
 
-@view("exciting", ExcitingAsk)
+def _facts(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """What excites the neurons that pushed the prediction most; the docstrings that are read within a while."""
+    patience = time.monotonic() + PATIENCE
+    for neuron in plan.ask("neurons", **plan.plain, top=16)["neurons"][:FACTS]:
+        at = {"layer": neuron["layer"], "neuron": neuron["index"]}
+        while (found := plan.session.view("exciting", at | {"model": plan.model}, plan.check))["done"] < found["of"]:
+            if time.monotonic() > patience:
+                break
+            time.sleep(0.2)
+        yield at, found
+
+
+@view("exciting", ExcitingAsk, room="facts", report=_facts)
 def exciting(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Where a feed-forward neuron's output is largest, in the docstrings of Python's standard library (read in the
     background the first time, `done` of `of`) or in texts of your own; and what it writes."""

@@ -143,7 +143,12 @@ class TextsAsk(Strict):
     against: Against = None
 
 
-@view("texts", TextsAsk, room="texts")
+@view(
+    "texts",
+    TextsAsk,
+    room="texts",
+    report=lambda plan: plan.kept("texts", texts=list(plan.options.texts)),
+)
 def texts(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """One number over several texts, in the model as it is and as it is changed."""
     model = session.model(ask.model)

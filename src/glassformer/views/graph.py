@@ -3,6 +3,7 @@ difference between two prompts the drawn edges bring back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
     from glassformer.interp.edge_graph import Graph
+    from glassformer.views.report_data import Plan
     from glassformer.views.session import Session
 
 # Edges that one drawing holds at most, and sets of them whose faithfulness is measured.
@@ -26,7 +28,14 @@ class GraphAsk(PairAsk):
     )
 
 
-@view("graph", GraphAsk, room="why")
+def _graphed(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The circuit to the text that stands beside the report's, in the same model as it is."""
+    other = plan.options.other or {}
+    if other.get("text") and not (other.get("model") or plan.edits or plan.options.light):
+        yield from plan.tried("graph", clean=plan.text, corrupted=other["text"])
+
+
+@view("graph", GraphAsk, room="why", report=_graphed)
 def graph(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The strongest connected edges among a few parts, estimated and measured, and what their first so many bring
     back."""

@@ -16,9 +16,21 @@ from glassformer.views.report_data import Plan, ReportOptions
 if TYPE_CHECKING:
     from glassformer.views.session import Session
 
-# Rooms of a text alone; comparing, meaning and learning come with what they need to be told.
-ROOMS = ("stage", "attention", "depth", "why", "size")
-ORDER = ("stage", "attention", "depth", "why", "compare", "vectors", "meaning", "learning", "size")
+# Rooms of a text alone; those of several texts, of meaning and of learning come with what they need to be told.
+ROOMS = ("stage", "attention", "depth", "why", "facts", "size")
+ORDER = (
+    "stage",
+    "attention",
+    "depth",
+    "why",
+    "facts",
+    "compare",
+    "texts",
+    "vectors",
+    "meaning",
+    "learning",
+    "size",
+)
 LONGEST = 512
 
 
@@ -90,6 +102,8 @@ def collect(
     }
     if "meaning" in rooms:
         data["state"] |= {"word": options.word, "contexts": list(options.contexts)}
+    if "texts" in rooms:
+        data["state"]["table"] = {"texts": list(options.texts), "metric": "probability", "token": None, "against": None}
     if "compare" in rooms:
         other = options.other or {}
         data["other"] = {"text": other.get("text") or text, "model": other.get("model")}
@@ -114,6 +128,7 @@ def _with(rooms: Sequence[str], options: ReportOptions) -> list[str]:
     wanted = {*rooms}
     wanted |= {"compare"} if options.other else set()
     wanted |= {"meaning"} if options.word else set()
+    wanted |= {"texts"} if options.texts else set()
     wanted |= {"learning"} if options.learning or options.run else set()
     return [room for room in ORDER if room in wanted]
 

@@ -25,6 +25,7 @@ class ReportOptions:
     Attributes:
         other: {"text", "model"} laid beside the text; either may be missing.
         word, contexts: one word in several texts.
+        texts: several texts, in which the first choice's probability is laid side by side.
         run: a training run of the session, with its journal and probes.
         learning: one gradient step on the text (and the run, where there is one).
         first: heads, as (layer, head), whose patterns are kept before all others.
@@ -38,6 +39,7 @@ class ReportOptions:
     other: Mapping[str, Any] | None = None
     word: str | None = None
     contexts: Sequence[str] = ()
+    texts: Sequence[str] = ()
     run: str | None = None
     learning: bool = False
     first: Sequence[Head] = ()

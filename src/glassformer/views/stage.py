@@ -309,11 +309,12 @@ class CarryAsk(Ask):
 
 
 def strongest(plan: Plan, count: int = 16) -> list[tuple[int, int, int, int]]:
-    """The strongest arcs of a report's text as (layer, head, query, key), those into the explained word first."""
+    """The strongest arcs of a report's text as (layer, head, query, key): those into the explained word first, and of
+    these the ones that do not come from the first, where heads rest."""
     found = plan.ask("stage", position=plan.explained, edits=plan.edits)["arcs"]
     columns = [np.frombuffer(base64.b64decode(found[n]["base64"]), "uint16") for n in ("layer", "head", "query", "key")]
     arcs = [(int(a), int(b), int(c), int(d)) for a, b, c, d in zip(*columns, strict=True)]
-    return sorted(arcs, key=lambda arc: arc[2] != plan.explained)[:count]
+    return sorted(arcs, key=lambda arc: (arc[2] != plan.explained, arc[3] == 0))[:count]
 
 
 def _carries(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

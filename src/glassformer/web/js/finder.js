@@ -2,32 +2,33 @@
 
 import { h, number, put, shown } from "./dom.js";
 import { fork } from "./ui.js";
+import { say } from "./words.js";
 
 /** @typedef {import("./store.js").Store} Store */
 
-/** @type {[string, string][]} */
-const WHAT = [
-  ["heads_reading", "heads that read a word"], ["heads_adding", "heads that add to a token"], ["neurons_writing", "neurons that point to a token"],
-  ["experts", "experts that this text goes to"], ["tokens", "tokens with these letters"],
+/** @returns {[string, string][]} */
+const WHAT = () => [
+  ["heads_reading", say("find.heads_reading")], ["heads_adding", say("find.heads_adding")], ["neurons_writing", say("find.neurons_writing")],
+  ["experts", say("find.experts")], ["tokens", say("find.tokens")],
 ];
-const SAID = { weight: "weight of the word that is read", cosine: "cosine of the neuron's column with what raises the token", "mean weight": "mean weight over the text", letters: "how many letters" };
+const SAID = { weight: "find.weight", cosine: "find.cosine", "mean weight": "find.mean", letters: "find.letters" };
 
 /** @param {any} source @param {Store} state @returns {HTMLDialogElement} */
 export function finder(source, state) {
-  const what = h("select", { "aria-label": "What to find" }, WHAT.map(([name, text]) => h("option", { value: name }, text)));
-  const words = h("input", { type: "text", size: "14", "aria-label": "Token or letters", placeholder: "token, with its space" });
-  const from = h("select", { "aria-label": "Word that reads" });
-  const to = h("select", { "aria-label": "Word that is read" });
-  const places = h("span", { class: "row" }, h("label", { class: "small" }, "from ", from), h("label", { class: "small" }, "read ", to));
+  const what = h("select", { "aria-label": say("find.what") }, WHAT().map(([name, text]) => h("option", { value: name }, text)));
+  const words = h("input", { type: "text", size: "14", "aria-label": say("find.token"), placeholder: say("find.space") });
+  const from = h("select", { "aria-label": say("find.reads") });
+  const to = h("select", { "aria-label": say("find.read") });
+  const places = h("span", { class: "row" }, h("label", { class: "small" }, say("find.from"), from), h("label", { class: "small" }, say("find.to"), to));
   const said = h("p", { class: "small", role: "status" });
   const rows = h("div", { class: "waterfall found", role: "list" });
-  const form = h("form", { class: "row" }, what, words, places, h("button", { type: "submit", class: "primary" }, "Find"));
-  const dialog = /** @type {HTMLDialogElement} */ (h("dialog", { "aria-label": "Find a part by what it does", class: "chooser" },
-    h("div", { class: "row spread" }, h("h2", {}, "Find a part by what it does"), h("form", { method: "dialog" }, h("button", { "aria-label": "Close" }, "Close"))), form, said, rows));
+  const form = h("form", { class: "row" }, what, words, places, h("button", { type: "submit", class: "primary" }, say("find.go")));
+  const dialog = /** @type {HTMLDialogElement} */ (h("dialog", { "aria-label": say("find.title"), class: "chooser" },
+    h("div", { class: "row spread" }, h("h2", {}, say("find.title")), h("form", { method: "dialog" }, h("button", { "aria-label": say("close") }, say("close")))), form, said, rows));
   const reflect = () => {
     places.hidden = what.value !== "heads_reading";
     words.hidden = !["heads_adding", "neurons_writing", "tokens"].includes(what.value);
-    words.placeholder = what.value === "tokens" ? "letters" : "token; empty: the likeliest";
+    words.placeholder = what.value === "tokens" ? "letters" : say("find.empty");
   };
   what.addEventListener("change", reflect);
   const begin = () => {
@@ -59,11 +60,11 @@ export function finder(source, state) {
   /** @param {any} d */
   function draw(d) {
     const most = Math.max(1e-9, ...d.rows.map((/** @type {any} */ r) => Math.abs(r.value)));
-    said.textContent = d.rows.length ? `${d.rows.length} of ${d.count.toLocaleString("en")}${d.token ? `, for “${shown(d.token)}”` : ""}, by ${SAID[/** @type {"weight"} */ (d.unit)] ?? `what they add (${d.unit})`}.` : "Nothing was found.";
+    said.textContent = d.rows.length ? say("find.found", { n: d.rows.length, all: d.count.toLocaleString("en"), token: d.token ? say("find.for", { token: shown(d.token) }) : "", by: say(SAID[/** @type {"weight"} */ (d.unit)] ?? "find.add", { unit: d.unit }) }) : say("find.nothing");
     put(rows, d.rows.map((/** @type {any} */ r) => h("div", { role: "listitem" }, h("button", { type: "button", class: "part", "data-value": r.value, onclick: () => { dialog.close(); open(r, d); } },
       h("span", { class: "small" }, name(r)), fork(r.value / most), h("span", { class: "num small" }, number(r.value))))));
   }
-  const name = (/** @type {any} */ r) => (r.kind === "head" ? `layer ${r.layer}, head ${r.head}` : r.kind === "neuron" ? `layer ${r.layer}, neuron ${r.index}` : r.kind === "expert" ? `layer ${r.layer}, expert ${r.expert}` : `“${shown(r.token)}”, token ${r.id}`);
+  const name = (/** @type {any} */ r) => (r.kind === "head" ? say("at.head", r) : r.kind === "neuron" ? say("at.neuron", { layer: r.layer, neuron: r.index }) : r.kind === "expert" ? say("at.part", { layer: r.layer, part: say("part.expert", { n: r.expert }) }) : say("find.one", { token: shown(r.token), id: r.id }));
 
   /** To where the part is seen. @param {any} r @param {any} d */
   function open(r, d) {

@@ -2,6 +2,7 @@
 
 import { h, hint, number, put, s } from "./dom.js";
 import { withSign } from "./ui.js";
+import { say } from "./words.js";
 
 /**
  * @typedef {{id: string, column: number, lane: number, text: string, about: string, kind?: string}} Node
@@ -27,7 +28,7 @@ export function grouped(nodes, edges, groups) {
     const id = members.join("+");
     for (const member of members) home.set(member, id);
     const all = members.map((member) => /** @type {Node} */ (known.get(member)));
-    made.push({ ...all[0], id, text: `${all.length} parts`, about: all.map((n) => n.about).join(", "), kind: "group" });
+    made.push({ ...all[0], id, text: say("graph.parts", { n: all.length }), about: all.map((n) => n.about).join(", "), kind: "group" });
   }
   /** @type {Map<string, Edge>} */
   const sums = new Map();
@@ -65,7 +66,7 @@ export function placed(nodes, width, row = 46) {
  */
 export function graph(element, { label, marks, marked, open, exact = false }) {
   const picture = h("div", { class: "graph-frame" });
-  const name = h("input", { type: "text", size: "12", "aria-label": "Name of what is pinned", placeholder: "its name" });
+  const name = h("input", { type: "text", size: "12", "aria-label": say("graph.name"), placeholder: say("graph.its") });
   const said = h("span", { class: "small soft", role: "status" });
   const act = (/** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ what) => h("button", { type: "button", class: "small", title, onclick: what }, text);
   const set = (/** @type {Partial<Marks>} */ change) => { marks = { ...marks, ...change }; marked(marks); draw(); };
@@ -73,16 +74,16 @@ export function graph(element, { label, marks, marked, open, exact = false }) {
   const bar = h("form", { class: "row graph-bar", onsubmit: (/** @type {Event} */ event) => {
     event.preventDefault();
     if (marks.pinned.length) set({ names: { ...marks.names, ...Object.fromEntries(marks.pinned.map((id) => [id, name.value.trim()])) } });
-  } }, name, h("button", { type: "submit", class: "small" }, "Name"),
-  act("Group", "One node of all that is pinned", () => {
+  } }, name, h("button", { type: "submit", class: "small" }, say("graph.give")),
+  act(say("graph.group"), say("graph.group.say"), () => {
     const members = inside(marks.pinned);
-    if (members.length < 2) return put(said, "Pin two parts or more, then group them.");
+    if (members.length < 2) return put(said, say("graph.two"));
     const id = members.join("+");
     set({ groups: [...marks.groups.filter((g) => !g.some((m) => members.includes(m))), members], pinned: [id], names: name.value.trim() ? { ...marks.names, [id]: name.value.trim() } : marks.names });
   }),
-  act("Take apart", "Undo the groups that are pinned", () => set({ groups: marks.groups.filter((g) => !marks.pinned.includes(g.join("+"))), pinned: [] })),
-  act("Unpin", "Nothing is pinned any more", () => set({ pinned: [] })),
-  open ? act("Open", "Open the pinned part's room", () => { if (marks.pinned[0]) open(inside(marks.pinned)[0]); }) : null, said);
+  act(say("graph.apart"), say("graph.apart.say"), () => set({ groups: marks.groups.filter((g) => !marks.pinned.includes(g.join("+"))), pinned: [] })),
+  act(say("graph.unpin"), say("graph.unpin.say"), () => set({ pinned: [] })),
+  open ? act(say("graph.open"), say("graph.open.say"), () => { if (marks.pinned[0]) open(inside(marks.pinned)[0]); }) : null, said);
   put(element, picture, exact ? h("div", { class: "row" }, said) : bar);
   /** @type {Node[]} */
   let nodes = [];
@@ -110,7 +111,7 @@ export function graph(element, { label, marks, marked, open, exact = false }) {
       const dim = pinned.size > 0 && ![...pinned].some((id) => touches(edge, id));
       const group = s("g", { class: `edge${v < 0 ? " against" : ""}${edge.measured === null ? " only-claimed" : ""}${dim ? " dim" : ""}`, "data-from": edge.from, "data-to": edge.to, "data-measured": edge.measured, "data-claimed": edge.claimed },
         exact ? null : s("path", { class: "claimed", d: path, "stroke-width": thick(edge.claimed).toFixed(1) }), edge.measured === null ? null : s("path", { class: "measured", d: path, "stroke-width": thick(edge.measured).toFixed(1) }));
-      svg.append(hint(group, () => exact ? `${edge.about}: ${withSign(v)}` : `${edge.about}\n${edge.measured === null ? "not measured yet" : `measured ${withSign(edge.measured)}`}, claimed ${withSign(edge.claimed)}${edge.shaky ? " (an estimate that the measurement may contradict)" : ""}`));
+      svg.append(hint(group, () => exact ? `${edge.about}: ${withSign(v)}` : `${edge.about}\n${edge.measured === null ? say("graph.unmeasured") : say("graph.measured", { x: withSign(edge.measured) })}, ${say("graph.claims", { x: withSign(edge.claimed) })}${edge.shaky ? say("graph.shaky") : ""}`));
     }
     for (const n of shown.nodes) {
       const p = /** @type {{x: number, y: number}} */ (at.get(n.id));
@@ -129,11 +130,11 @@ export function graph(element, { label, marks, marked, open, exact = false }) {
       node.addEventListener("pointerenter", () => light(true));
       node.addEventListener("pointerleave", () => light(false));
       const sum = (/** @type {string} */ side) => shown.edges.filter((e) => /** @type {any} */ (e)[side] === n.id).reduce((x, e) => x + worth(e), 0);
-      svg.append(hint(node, () => `${n.about}\nin ${withSign(sum("to"))}, out ${withSign(sum("from"))}`));
+      svg.append(hint(node, () => say("graph.flows", { part: n.about, a: withSign(sum("to")), b: withSign(sum("from")) })));
     }
     put(picture, svg);
     if (focus) /** @type {any} */ (picture.querySelector(`[data-node="${CSS.escape(focus)}"]`))?.focus();
-    said.textContent = pinned.size ? `${pinned.size} pinned: only what touches ${pinned.size === 1 ? "it" : "them"} stays lit` : `${shown.nodes.length} parts, ${shown.edges.length} edges`;
+    said.textContent = pinned.size ? say("graph.pinned", { n: pinned.size }) : say("graph.count", { n: shown.nodes.length, edges: shown.edges.length });
   }
   new ResizeObserver(() => { if (nodes.length) draw(); }).observe(element);
   return {
@@ -147,6 +148,6 @@ export function graph(element, { label, marks, marked, open, exact = false }) {
 
 /** The edges as a table, for reading and for those who do not see the picture. @param {Edge[]} edges @param {(id: string) => string} name */
 export function edgeTable(edges, name) {
-  return h("table", { class: "plain num" }, h("thead", {}, h("tr", {}, ["from", "to", "measured", "claimed"].map((x) => h("th", { scope: "col" }, x)))),
+  return h("table", { class: "plain num" }, h("thead", {}, h("tr", {}, [say("graph.from"), say("graph.to"), say("graph.ismeasured"), say("graph.isclaimed")].map((x) => h("th", { scope: "col" }, x)))),
     h("tbody", {}, edges.map((e) => h("tr", {}, h("td", {}, name(e.from)), h("td", {}, name(e.to)), h("td", {}, e.measured === null ? "–" : number(e.measured)), h("td", {}, number(e.claimed) + (e.shaky ? " ?" : ""))))));
 }

@@ -13,6 +13,7 @@ import { Store, fromFragment } from "./store.js";
 import { history as pastAndFile, listening, tools } from "./tools.js";
 import { tour } from "./tour.js";
 import { segmented } from "./ui.js";
+import { onSpoken, speak } from "./words.js";
 import { mount as next } from "./views/next.js";
 import { mount as tokens } from "./views/tokens.js";
 
@@ -53,6 +54,9 @@ export const START = {
 
 /** @param {HTMLElement} root @param {any} source @param {Store} state */
 export function build(root, source, state) {
+  const language = () => speak(state.get("lang") ?? navigator.language);
+  state.on(["lang"], language);
+  language();
   const alone = source.live && !source.embedded;
   listening(source);
   const rooms = ROOMS.filter(([name]) => (source.rooms ? source.rooms.includes(name) : true));
@@ -165,7 +169,7 @@ export function build(root, source, state) {
     tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, "data-room": name, onclick: () => state.set({ tab: name }), onpointerenter: near, onfocus: near }, label));
     const panel = h("div", { role: "tabpanel", id: `room-${name}`, "aria-labelledby": `tab-${name}`, hidden: true });
     shelf.append(panel);
-    panels.set(name, { panel, fetched, mounted: false });
+    panels.set(name, { panel, fetched, mounted: false, end: null });
   }
   right.append(shelf);
   tabs.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
@@ -181,10 +185,10 @@ export function build(root, source, state) {
     room.mounted = true;
     room.panel.setAttribute("aria-busy", "true");
     try {
-      const mount = await room.fetched();
+      const [mount] = await Promise.all([room.fetched(), language()]);
       await drawn; // the first picture has the processor to itself
       put(room.panel);
-      mount(room.panel, source, state);
+      room.end = state.together(() => mount(room.panel, source, state));
       await seen(); // it is busy until its views have been told that they are in sight
     } catch (error) {
       room.mounted = false;
@@ -211,6 +215,14 @@ export function build(root, source, state) {
   };
   state.on(["tab", "beside"], choose);
   choose();
+  onSpoken(() => {
+    for (const room of panels.values()) {
+      if (!room.end) continue; // not drawn yet: it will speak the language that is spoken then
+      room.end();
+      [room.end, room.mounted] = [null, false];
+    }
+    choose();
+  });
 }
 
 /** After the next two frames, or soon where none is drawn. */

@@ -1,6 +1,7 @@
 /** Notes pinned to views: written where something is seen, kept with the session, and the way back to it. */
 
 import { h, put } from "./dom.js";
+import { say } from "./words.js";
 
 /** @typedef {import("./store.js").Store} Store */
 
@@ -14,17 +15,17 @@ export const here = (state) => Object.fromEntries(PLACE.map((key) => [key, state
 export const same = (at, now) => ["text", "model", "tab", "layer", "head", "query", "key"].every((key) => (at[key] ?? null) === (now[key] ?? null));
 
 /** @param {any} at */
-const placeName = (at) => [at.tab, at.tab === "attention" ? `layer ${at.layer}${at.head === null ? "" : `, head ${at.head}`}` : "", `“${at.text.length > 30 ? `${at.text.slice(0, 29)}…` : at.text}”`].filter(Boolean).join(" · ");
+const placeName = (at) => [say(`room.${at.tab}`), at.tab === "attention" ? say(at.head === null ? "zoom.layer" : "at.head", at) : "", `“${at.text.length > 30 ? `${at.text.slice(0, 29)}…` : at.text}”`].filter(Boolean).join(" · ");
 
 /** @param {Store} state @returns {{button: HTMLElement, list: HTMLElement}} */
 export function notes(state) {
-  const list = h("section", { class: "notes", "aria-label": "Notes", hidden: true });
-  const button = h("button", { type: "button", class: "small", title: "Pin a note to what is seen here", onclick: () => {
+  const list = h("section", { class: "notes", "aria-label": say("notes.title"), hidden: true });
+  const button = h("button", { type: "button", class: "small", title: say("notes.pin"), onclick: () => {
     state.set({ notes: [...(state.get("notes") ?? []), { at: here(state), says: "" }] });
     /** @type {any} */ (list.querySelector("textarea:last-of-type"))?.focus();
     const all = list.querySelectorAll("textarea");
     if (all.length) all[all.length - 1].focus();
-  } }, "Note");
+  } }, say("notes.note"));
   const change = (/** @type {number} */ i, /** @type {string|null} */ says) => state.set({ notes: says === null ? state.get("notes").filter((/** @type {any} */ _, /** @type {number} */ j) => j !== i) : state.get("notes").map((/** @type {any} */ n, /** @type {number} */ j) => (j === i ? { ...n, says } : n)) });
   let known = "";
   const draw = () => {
@@ -37,9 +38,9 @@ export function notes(state) {
     put(list, all.map((/** @type {any} */ note, /** @type {number} */ i) => {
       const mine = same(note.at, now);
       return h("div", { class: mine ? "note mine" : "note" },
-        mine ? h("textarea", { class: "boxed", rows: "2", "aria-label": `Note on ${placeName(note.at)}`, value: note.says, oninput: (/** @type {any} */ event) => change(i, event.target.value) })
-          : h("button", { type: "button", class: "note-open", onclick: () => state.set(note.at) }, note.says || "(empty)", h("span", { class: "soft small" }, placeName(note.at))),
-        h("button", { type: "button", class: "bare", "aria-label": "Remove this note", onclick: () => change(i, null) }, "✕"));
+        mine ? h("textarea", { class: "boxed", rows: "2", "aria-label": say("notes.on", { place: placeName(note.at) }), value: note.says, oninput: (/** @type {any} */ event) => change(i, event.target.value) })
+          : h("button", { type: "button", class: "note-open", onclick: () => state.set(note.at) }, note.says || say("notes.empty"), h("span", { class: "soft small" }, placeName(note.at))),
+        h("button", { type: "button", class: "bare", "aria-label": say("notes.remove"), onclick: () => change(i, null) }, "✕"));
     }));
   };
   state.on(["notes", ...PLACE], draw);

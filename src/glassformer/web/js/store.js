@@ -74,6 +74,14 @@ export class Store {
     return () => this.listeners.delete(entry);
   }
 
+  /** Listeners that begin in `work` end together. @param {() => void} work @returns {() => void} ends them */
+  together(work) {
+    const before = new Set(this.listeners);
+    work();
+    const mine = [...this.listeners].filter((entry) => !before.has(entry));
+    return () => { for (const entry of mine) this.listeners.delete(entry); };
+  }
+
   /** The address fragment that restores this state. */
   fragment() {
     const parts = Object.keys(SHARED).filter((k) => this.values[k] !== null && this.values[k] !== undefined && this.values[k] !== "")

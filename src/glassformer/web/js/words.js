@@ -11,16 +11,24 @@ export const LANGUAGES = {
 let now = "en";
 let words = EN;
 
+/** @type {Set<() => void>} */
+const listeners = new Set();
+
+/** Be told when another language is spoken. @param {() => void} call */
+export const onSpoken = (call) => { listeners.add(call); };
+
 /** @returns {string} the language that is spoken */
 export const speaking = () => now;
 
-/** Speak a language from here on. @param {string|null} language a tag such as "de-CH"; one that has no file changes nothing @returns {Promise<boolean>} whether another is spoken now */
+/** Speak a language from here on. @param {string|null} language a tag such as "de-CH"; one that has no file changes nothing */
 export async function speak(language) {
   const tag = (language ?? "").toLowerCase().split("-")[0];
-  if (!Object.hasOwn(LANGUAGES, tag) || tag === now) return false;
-  words = await LANGUAGES[tag].load();
-  now = tag;
-  return true;
+  if (!Object.hasOwn(LANGUAGES, tag) || tag === now) return;
+  const found = await LANGUAGES[tag].load();
+  if (tag === now) return; // it was asked for twice
+  [words, now] = [found, tag];
+  if (typeof document !== "undefined") document.documentElement.lang = tag;
+  for (const call of listeners) call();
 }
 
 /** A sentence, its {fields} filled in. @param {string} key @param {Record<string, any>} [fields] @returns {string} */

@@ -32,7 +32,7 @@ export class Closer {
   paint(pen) {
     const { layer = 0, head, query, key, dim } = this.zoom.place;
     // Below the line that says where one is.
-    const top = this.stage.crumbs.offsetHeight + 6;
+    const top = this.stage.around.crumbs.offsetHeight + 6;
     pen.ctx.translate(0, top);
     const before = this.stage.h;
     this.stage.h = before - top;

@@ -106,9 +106,10 @@ export class StageData {
     return this.arcs.filter((arc) => arc.query === token);
   }
 
-  /** The head that the scenes look at: the strongest arc into the last word, or anywhere. @returns {Arc|null} */
+  /** The head that the scenes look at: the strongest arc into the last word, not from the first where heads rest if there is another. @returns {Arc|null} */
   get telling() {
-    return this.into(this.position)[0] ?? this.arcs[0] ?? null;
+    const here = this.into(this.position);
+    return here.find((arc) => arc.key > 0) ?? here[0] ?? this.arcs[0] ?? null;
   }
 }
 

@@ -48,10 +48,11 @@ export const facts = {
         pen.text(list(n.excited_by, 5), mid - 60, y, { align: "right", most: mid - 90, alpha: a });
         pen.line([[mid - 52, y], [mix(mid - 52, mid - 22, a), y]], pen.t.soft, 1.5, a);
         pen.line([[mid + 22, y], [mix(mid + 22, mid + 52, c), y]], ink, 2, c);
-        pen.text(moved(n, 5), mid + 60, y, { most: w * 0.4 - 40, weight: 600, alpha: c });
+        const zero = w * 0.92 - 84; // bars to both sides of it, the number beside them
+        pen.text(moved(n, 5), mid + 60, y, { most: w * 0.39 - 160, weight: 600, alpha: c });
         const long = (Math.abs(n.contribution) / most) * w * 0.08;
-        pen.rect(w - 90 - (n.contribution >= 0 ? 0 : long), y - 6, long * c, 12, ink, 3, 0.8);
-        pen.text(`${n.contribution >= 0 ? "+" : "−"}${num(Math.abs(n.contribution))}`, w - 24, y + (n.contribution >= 0 ? 20 : 0), { align: "right", size: 0.85, alpha: c });
+        pen.rect(zero - (n.contribution >= 0 ? 0 : long), y - 6, long * c, 12, ink, 3, 0.8);
+        pen.text(`${n.contribution >= 0 ? "+" : "−"}${num(Math.abs(n.contribution))}`, w - 24, y, { align: "right", size: 0.85, alpha: c });
       }
       const r = 6 + 12 * b * Math.sqrt(Math.abs(n.contribution) / most);
       const cy = tall ? y - step * 0.03 : y;

@@ -350,7 +350,9 @@ export function valuesPicture(pen, t, stage, f) {
   const high = tall ? h * 0.36 : h * 0.46;
   const span = tall ? w - 20 : w * 0.52;
   const step = span / keys.length;
-  const typical = Math.max(...keys.map((k) => f.writes.norm[k])) / Math.sqrt(f.writes.cells) / 3 || 1;
+  // A number of a vector is about its length over the root of its width: first each by its own, then all by the longest.
+  const usual = (/** @type {number} */ length) => length / Math.sqrt(stage.data?.width ?? 1) || 1;
+  const typical = usual(Math.max(...keys.map((k) => f.writes.norm[k])));
   const sumAt = tall ? { x: w * 0.2, y: top + high + 84 } : { x: w * 0.62, y: top };
   const fly = phase(t, 0.42, 0.62);
   const tallSum = tall ? h - sumAt.y - 74 : high;
@@ -359,9 +361,9 @@ export function valuesPicture(pen, t, stage, f) {
     const inn = phase(t, 0.03 + i * 0.02, 0.12 + i * 0.02);
     pen.text(word(stage, k), x, top - 40, { align: "center", most: step - 6, weight: 600, alpha: inn, size: 0.95 });
     pen.text(`× ${num(f.weight[k], 2)}`, x, top - 18, { align: "center", size: 0.85, colour: pen.t.accent, alpha: phase(t, 0.15, 0.22) });
-    pen.column(f.writes.row(k), { x: x - Math.min(16, step * 0.3), y: top, w: Math.min(32, step * 0.6), h: high }, { typical: mix(Math.max(1e-9, f.writes.norm[k] / Math.sqrt(f.writes.cells)), typical * 2.2, phase(t, 0.2, 0.36)), upTo: inn, alpha: 1 - 0.25 * fly });
+    pen.column(f.writes.row(k), { x: x - Math.min(16, step * 0.3), y: top, w: Math.min(32, step * 0.6), h: high }, { typical: mix(usual(f.writes.norm[k]), typical, phase(t, 0.2, 0.36)), upTo: inn });
     pen.text(num(f.writes.norm[k], 2), x, top + high + 16, { align: "center", size: 0.78, colour: pen.t.soft, alpha: phase(t, 0.25, 0.35) });
-    if (fly > 0 && fly < 1) pen.column(f.writes.row(k), { x: mix(x, sumAt.x, fly) - 12, y: mix(top, sumAt.y, fly), w: 24, h: mix(high, tallSum, fly) }, { typical: typical * 2.2, alpha: 0.8 });
+    if (fly > 0 && fly < 1) pen.column(f.writes.row(k), { x: mix(x, sumAt.x, fly) - 12, y: mix(top, sumAt.y, fly), w: 24, h: mix(high, tallSum, fly) }, { typical, alpha: 0.8 });
   });
   pen.text(say("values.lengths"), tall ? 10 : 26, top + high + 38, { size: 0.78, colour: pen.t.soft, alpha: phase(t, 0.25, 0.35), most: span });
   const steps = /** @type {[string, import("./data.js").Vectors, number, string][]} */ ([[say("values.sum"), f.whole, 0.58, ""], [say("values.before"), f.before, 0.66, "+"], [say("values.after"), f.after, 0.76, "="]]);

@@ -1,11 +1,12 @@
 /** The stage: a canvas, its clock, its scenes, the question beside it, and the way into parts and back. */
 
-import { h, put } from "../dom.js";
-import { LANGUAGES, say, speak, speaking } from "../words.js";
+import { onSpoken, say } from "../words.js";
+import { Around } from "./around.js";
 import { Camera } from "./camera.js";
 import { StageData } from "./data.js";
+import { Fade } from "./fade.js";
 import { WHEN } from "./machine.js";
-import { Pen, clamp, ease, theme } from "./paint.js";
+import { Pen, clamp, theme } from "./paint.js";
 import { Overlay } from "./parts.js";
 import { Quiz } from "./quiz.js";
 import { SCENES, sceneOf, whole } from "./scenes.js";
@@ -39,7 +40,7 @@ export class Stage {
     this.held = false;
     /** Milliseconds between frames, and what each drew: read by the benchmark. @type {{gaps: number[], drawn: number[]}} */
     this.stats = { gaps: [], drawn: [] };
-    /** @type {any} */
+    /** @type {Fade|null} */
     this.fade = null;
     /** @type {import("./machine.js").Machine|null} */
     this.machine = null;
@@ -53,101 +54,30 @@ export class Stage {
     this.arrived = () => {};
     /** @type {Promise<void>} */
     this.first = new Promise((done) => { this.arrived = done; });
-    this.#build();
-    this.quiz = new Quiz(this.question, () => this.#answered());
+    this.around = new Around(this);
+    this.canvas = this.around.canvas;
+    this.view = this.around.view;
+    this.seen = true;
+    this.quiz = new Quiz(this.around.question, () => this.#answered());
     this.zoom = new Zoom(this);
     this.overlay = new Overlay(this.view, this.canvas);
     this.camera = new Camera(this);
     this.#listen();
     this.reflect();
     this.load();
-    this.speak();
+    onSpoken(() => { this.reflect(); this.quiz.reflect(); this.redraw(); });
   }
 
-  /** Say everything in the reader's language, once its words are here. */
-  async speak() {
-    if (!(await speak(this.state.get("lang") ?? navigator.language))) return;
-    document.documentElement.lang = speaking();
-    this.reflect();
-    this.quiz.reflect();
-    this.redraw();
-  }
-
-  #build() {
-    this.title = h("h2", {});
-    this.about = h("p", { class: "say", "aria-live": "polite" });
-    this.count = h("span", { class: "soft small num" });
-    this.canvas = h("canvas", { tabindex: "0", role: "img", "aria-describedby": "stage-said" });
-    this.said = h("p", { class: "visually-hidden", id: "stage-said" });
-    this.crumbs = h("nav", { class: "crumbs", "aria-label": say("stage.where") });
-    this.view = h("div", { class: "stage-view" }, this.canvas, this.crumbs);
-    this.problem = h("p", { class: "problem", role: "alert", hidden: true });
-    this.play = h("button", { type: "button", class: "play", onclick: () => this.toggle() });
-    this.bar = h("input", { type: "range", min: "0", max: "1000", value: "0", class: "scrub", oninput: () => this.seek(Number(this.bar.value) / 1000) });
-    this.before = h("button", { type: "button", class: "step", onclick: () => this.step(-1) }, "‹");
-    this.after = h("button", { type: "button", class: "step", onclick: () => this.step(1) }, "›");
-    this.list = h("select", { class: "scenes", onchange: () => this.go(this.list.value) });
-    this.share = h("select", { onchange: () => { this.state.set({ stageShare: Number(this.share.value) }); } });
-    this.lang = h("select", { lang: "", onchange: () => this.state.set({ lang: this.lang.value }) }, Object.entries(LANGUAGES).map(([tag, { name }]) => h("option", { value: tag, lang: tag }, name)));
-    this.open = h("button", { type: "button", class: "open-room", onclick: () => this.#room() });
-    this.nearer = h("button", { type: "button", class: "step", onclick: () => this.camera.zoom(1.6) }, "+");
-    this.farther = h("button", { type: "button", class: "step", onclick: () => this.camera.zoom(1 / 1.6) }, "−");
-    this.question = h("div", { class: "question" });
-    put(this.element,
-      h("div", { class: "stage-head" }, h("div", {}, h("div", { class: "row" }, this.title, this.count), this.about)),
-      this.problem, this.view, this.said,
-      h("div", { class: "stage-bar" }, this.play, this.bar, h("div", { class: "row stage-more" }, this.before, this.list, this.after, this.farther, this.nearer, this.open, this.share, this.lang)), this.question);
-  }
-
-  /** Words that stand in the page around the canvas. */
+  /** Words that stand around the picture. */
   reflect() {
-    this.lang.value = speaking();
-    const n = SCENES.indexOf(this.scene);
-    const level = this.zoom?.level;
-    this.title.textContent = level ? this.zoom.crumbs().slice(1).map(({ name }) => name).join(" · ") : say(`scene.${this.scene.id}`);
-    this.about.textContent = level ? say(`zoom.${level}.say`, this.zoom.place) : say(`scene.${this.scene.id}.say`, this.scene.fields?.(this) ?? {});
-    this.element.classList.toggle("zoomed", Boolean(level));
-    this.count.textContent = n && !level ? say("stage.of", { n, all: SCENES.length - 1 }) : "";
-    put(this.list, SCENES.map((scene, i) => h("option", { value: scene.id }, i ? `${i} · ${say(`scene.${scene.id}`)}` : say(`scene.${scene.id}`))));
-    this.list.value = this.scene.id;
-    put(this.share, [0.1, 0.05, 0.02].map((x) => h("option", { value: String(x) }, say("stage.above", { x: Math.round(100 * x) }))));
-    this.share.hidden = !this.source.live;
-    this.share.value = String(this.state.get("stageShare") ?? 0.1);
-    for (const [element, key] of /** @type {[HTMLElement, string][]} */ ([[this.list, "stage.scenes"], [this.share, "stage.share"], [this.lang, "stage.language"], [this.before, "stage.before"], [this.after, "stage.after"], [this.bar, "stage.scrub"], [this.nearer, "stage.nearer"], [this.farther, "stage.farther"], [this.canvas, "stage.canvas"]])) element.setAttribute("aria-label", say(key));
-    this.before.disabled = n === 0;
-    this.after.disabled = n === SCENES.length - 1;
-    this.play.setAttribute("aria-label", say(this.playing ? "stage.pause" : "stage.play"));
-    this.play.textContent = this.playing ? "❚❚" : "►";
-    this.element.setAttribute("aria-label", say("stage.name"));
-    this.#where();
-  }
-
-  /** The way from the whole machine to what is shown. */
-  #where() {
-    const steps = this.zoom?.crumbs() ?? [];
-    put(this.crumbs, steps.map(({ name, to }, i) => [i ? " › " : null, i === steps.length - 1 ? h("span", { "aria-current": "true" }, name) : h("button", { type: "button", onclick: () => this.zoom.back(to) }, name)]));
-    this.crumbs.hidden = steps.length < 2;
-    const to = this.target();
-    this.open.hidden = !to || !this.rooms.includes(to.room);
-    if (to) this.open.textContent = say("stage.open", { room: say(`room.${to.room}`) });
+    this.around.reflect();
+    if (this.data && !this.data.early && this.scene.need && !this.found) this.canvas.setAttribute("aria-busy", "true");
+    else this.canvas.removeAttribute("aria-busy");
   }
 
   /** The room that shows what the stage shows, at this place. @returns {{room: string, set: Record<string, any>}|null} */
   target() {
     return this.zoom?.target() ?? this.scene.room?.(this) ?? null;
-  }
-
-  #room() {
-    const to = this.target();
-    if (!to) return;
-    this.pause();
-    this.state.set({ tab: to.room, ...to.set });
-    const panel = document.getElementById(`room-${to.room}`);
-    const back = h("button", { type: "button", class: "back-to-stage", onclick: () => { back.remove(); this.element.scrollIntoView({ behavior: this.calm.matches ? "auto" : "smooth" }); this.canvas.focus({ preventScroll: true }); } }, `↑ ${say("stage.back")}`);
-    document.querySelector(".back-to-stage")?.remove();
-    document.body.append(back);
-    panel?.scrollIntoView({ behavior: this.calm.matches ? "auto" : "smooth" });
-    back.focus({ preventScroll: true });
   }
 
   #listen() {
@@ -162,44 +92,11 @@ export class Stage {
     });
     state.on(["scene"], () => { if (state.get("scene") && state.get("scene") !== this.scene.id) this.go(state.get("scene")); });
     state.on(["zoom"], () => { if (state.get("zoom") !== this.zoom.address) this.zoom.follow(state.get("zoom")); });
-    state.on(["lang"], () => this.speak());
     state.on(["theme", "large"], () => requestAnimationFrame(() => this.redraw()));
     state.on(["word", "contexts", "run"], () => { this.extra.clear(); this.#need(); });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     new ResizeObserver(() => this.#resize()).observe(this.view);
-    addEventListener("keydown", (event) => this.#key(event));
-    this.seen = true;
     new IntersectionObserver(([entry]) => { this.seen = entry.isIntersecting; if (this.seen) this.draw(); }).observe(this.canvas);
-  }
-
-  /** @param {KeyboardEvent} event */
-  #key(event) {
-    const at = /** @type {HTMLElement} */ (event.target);
-    const inside = at === this.canvas || this.view.contains(at);
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    if (!inside && (at !== document.body || !this.seen)) return;
-    if (at.classList.contains("part")) {
-      if (this.overlay.move(event.key)) return event.preventDefault();
-      if (event.key === " " || event.key === "Enter") return;
-    }
-    if (at instanceof HTMLButtonElement && (event.key === " " || event.key === "Enter")) return;
-    const by = this.w / 12;
-    /** @type {Record<string, [number, number]>} */
-    const ways = { ArrowRight: [-by, 0], ArrowLeft: [by, 0], ArrowDown: [0, -by], ArrowUp: [0, by] };
-    if (this.camera.near && !event.shiftKey && ways[event.key]) {
-      this.camera.pan(...ways[event.key]);
-      return event.preventDefault();
-    }
-    /** @type {Record<string, () => void>} */
-    const acts = {
-      "+": () => this.camera.zoom(1.6), "=": () => this.camera.zoom(1.6), "-": () => this.camera.zoom(1 / 1.6), 0: () => this.camera.reset(),
-      " ": () => this.toggle(), ArrowRight: () => (event.shiftKey ? this.step(1) : this.seek(this.t + 0.02)), ArrowLeft: () => (event.shiftKey ? this.step(-1) : this.seek(this.t - 0.02)),
-      Home: () => this.seek(0), End: () => this.seek(1), Escape: () => (this.camera.near ? this.camera.reset() : this.zoom.back(this.zoom.path.length - 1)), Enter: () => this.overlay.enter(),
-    };
-    const act = acts[event.key];
-    if (!act || (event.key === "Escape" && !this.zoom.path.length && !this.camera.near)) return;
-    event.preventDefault();
-    act();
   }
 
   /** Ask for the text's trace, and begin. */
@@ -220,7 +117,7 @@ export class Stage {
       if (mine.signal.aborted) return;
       const going = this.data?.early === true && this.playing;
       this.data = new StageData(found);
-      this.problem.hidden = true;
+      this.around.problem.hidden = true;
       this.extra.clear();
       this.machine = null;
       this.quiz.forget();
@@ -231,8 +128,8 @@ export class Stage {
       else this.begin(typing && !first ? 1 : 0);
     } catch (error) {
       if (mine.signal.aborted) return;
-      this.problem.textContent = error instanceof Error ? error.message : String(error);
-      this.problem.hidden = false;
+      this.around.problem.textContent = error instanceof Error ? error.message : String(error);
+      this.around.problem.hidden = false;
       if (error instanceof Error && /** @type {any} */ (error).kind === "Gone") setTimeout(() => mine === this.asking && this.load(), 2000);
     } finally {
       if (mine === this.asking) {
@@ -427,10 +324,7 @@ export class Stage {
   /** The picture as it is, to move on from. @param {import("./paint.js").Box|null} [from] what of it grows to the whole */
   #shot(from = null, out = false) {
     if (this.calm.matches || !this.data || !this.w) return;
-    const copy = document.createElement("canvas");
-    [copy.width, copy.height] = [this.canvas.width, this.canvas.height];
-    copy.getContext("2d")?.drawImage(this.canvas, 0, 0);
-    this.fade = { copy, from, out, began: performance.now(), long: from ? 420 : 260 };
+    this.fade = new Fade(this.canvas, from, out);
   }
 
   /** Grow a part of the picture into a picture of its own, or shrink back. @param {import("./paint.js").Box|null} box @param {boolean} [out] */
@@ -478,11 +372,11 @@ export class Stage {
     this.paint(pen);
     ctx.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     if (this.camera.near && this.machine && this.scene.covers && !this.zoom.path.length) this.machine.rulers(pen, this.camera);
-    this.#fading(ctx, now);
+    if (!this.fade?.paint(ctx, now, this.w, this.h)) this.fade = null;
     this.stats.drawn.push(pen.drawn);
-    this.bar.value = String(Math.round(1000 * this.t));
+    this.around.bar.value = String(Math.round(1000 * this.t));
     this.overlay.place(this.camera.seen(pen.parts), this.playing);
-    if (!this.playing) this.said.textContent = this.zoom.path.length ? this.zoom.told() : this.scene.told?.(this) ?? this.about.textContent ?? "";
+    if (!this.playing) this.around.said.textContent = this.zoom.path.length ? this.zoom.told() : this.scene.told?.(this) ?? this.around.about.textContent ?? "";
     if (this.playing || this.fade) this.draw();
   }
 
@@ -492,27 +386,6 @@ export class Stage {
     if (this.found?.problem) return void pen.lines(this.found.problem, this.w * 0.1, this.h * 0.4, this.w * 0.8, { colour: pen.t.soft });
     if ((this.scene.need && !this.found) || (this.data?.early && !this.scene.covers)) return void pen.text(say("stage.asking"), this.w / 2, this.h / 2, { align: "center", colour: pen.t.soft });
     this.scene.paint(pen, this.t, this);
-  }
-
-  /** @param {CanvasRenderingContext2D} ctx @param {number} now */
-  #fading(ctx, now) {
-    const f = this.fade;
-    if (!f) return;
-    const s = ease((now - f.began) / f.long);
-    if (s >= 1) {
-      this.fade = null;
-      return;
-    }
-    ctx.globalAlpha = 1 - s;
-    if (f.from && !f.out) {
-      const { x, y, w, h: high } = f.from;
-      const k = 1 + (Math.min(this.w / w, this.h / high, 12) - 1) * s;
-      ctx.drawImage(f.copy, -(x + w / 2) * (k - 1), -(y + high / 2) * (k - 1), this.w * k, this.h * k);
-    } else if (f.out) {
-      const k = 1 - 0.5 * s;
-      ctx.drawImage(f.copy, (this.w * (1 - k)) / 2, (this.h * (1 - k)) / 2, this.w * k, this.h * k);
-    } else ctx.drawImage(f.copy, 0, 0, this.w, this.h);
-    ctx.globalAlpha = 1;
   }
 }
 

@@ -84,6 +84,6 @@ export function mount(element, source, state) {
   state.on(["theme", "large"], recolour);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
   mountCell(cell, source, state);
-  if (source.live) mountReasons(cell, source, state);
+  mountReasons(cell, source, state);
   reset();
 }

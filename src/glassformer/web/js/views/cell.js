@@ -5,6 +5,7 @@ import { signed } from "../colour.js";
 import { live } from "../live.js";
 import { unpack } from "../source.js";
 import { fork, grid, track } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -15,7 +16,7 @@ export function mount(element, source, state) {
   live(body, state, ["text", "model", "edits", "layer", "head", "query", "key", "token", "count"], async (signal) => {
     const [query, key, head] = ["query", "key", "head"].map((k) => state.get(k));
     if (query === null || key === null || head === null || Math.max(query, key) >= state.get("count")) {
-      put(body, h("p", { class: "soft small" }, "Choose a cell to take it apart."));
+      put(body, h("p", { class: "soft small" }, say("cell.choose")));
       return null;
     }
     return source.get("cell", {
@@ -45,19 +46,19 @@ export function mount(element, source, state) {
     const half = d.turns.length;
     const angle = (Math.acos(Math.max(-1, Math.min(1, d.cosine))) * 180) / Math.PI;
     put(body,
-      h("h3", {}, `${who(d.query)} looks at ${who(d.key)}: layer ${d.layer}, head ${d.head}`),
-      step("Two columns become a query and a key", `× W_Q, × W_K: ${d.q.length} × ${d.columns.width}`, "",
+      h("h3", {}, say("cell.looks", { query: who(d.query), key: who(d.key), layer: d.layer, head: d.head })),
+      step(say("cell.columns"), `× W_Q, × W_K: ${d.q.length} × ${d.columns.width}`, "",
         fits(d) ? h("div", { class: "products" }, through(who(d.query), maps.query, "W_Q", "query"), through(who(d.key), maps.key, "W_K", "key"))
           : [line(who(d.query), d.columns.query, d.columns.dims, "× W_Q =", d.q, "query"), line(who(d.key), d.columns.key, d.columns.dims, "× W_K =", d.k, "key")],
-        d.columns.dims.length < d.columns.width ? `${d.columns.dims.length} of ${d.columns.width} numbers of each column are drawn` : ""),
-      half ? h("p", { class: "soft small" }, `Both are rotated by their place; at distance ${d.query - d.key} their pairs turn against each other by ${number(d.turns[0])} … ${number(d.turns[half - 1])} radians.`) : null,
-      step("Query · key", "|q| |k| cos angle = Σᵢ qᵢ kᵢ", number(d.dot), h("div", { class: "two cell-two" }, arrows(d, angle), running(d)),
+        d.columns.dims.length < d.columns.width ? say("cell.drawn", { n: d.columns.dims.length, all: d.columns.width }) : ""),
+      half ? h("p", { class: "soft small" }, say("cell.turned", { far: d.query - d.key, from: number(d.turns[0]), to: number(d.turns[half - 1]) })) : null,
+      step(say("cell.dot"), "|q| |k| cos angle = Σᵢ qᵢ kᵢ", number(d.dot), h("div", { class: "two cell-two" }, arrows(d, angle), running(d)),
         `${number(d.norms.q)} × ${number(d.norms.k)} × cos ${angle.toFixed(1)}° = ${number(d.norms.q * d.norms.k * d.cosine)}`),
-      step("Scale, mask, softmax", `${number(d.dot)} × ${number(d.scale)}${d.softcap ? `, soft-capped at ${d.softcap}` : ""} = ${d.visible ? number(d.score) : "−∞"}; exp(${d.visible ? number(d.score) : "−∞"} − ${number(d.log_normaliser)})`, percent(d.weight, 2), row(d, tokens),
-        d.row_rank === 0 ? "the row's largest" : `number ${d.row_rank + 1} of its row`),
-      step("Value", `${percent(d.weight, 2)} × value of ${who(d.key)}`, `norm ${number(d.write_norm)} written`, [strip(d.value), strip(d.handed, Math.max(...d.value.map(Math.abs), 1e-12))]),
-      step("Addition", `to the stream at ${who(d.query)}`, `${number(d.stream.before)} → ${number(d.stream.after)}`, d.stream.columns ? added(d.stream.columns, d.columns.dims) : null, `the stream is ${number(d.stream.before)} long before this cell's write and ${number(d.stream.after)} with it, turned by ${((Math.acos(Math.min(1, d.stream.turned)) * 180) / Math.PI).toFixed(2)}°`),
-      step("Effect", `on the logit after ${who(d.position)} (${d.unit})`, `${d.effect >= 0 ? "+" : "−"}${number(Math.abs(d.effect))}`, strip(d.effects)),
+      step(say("cell.softmax"), `${number(d.dot)} × ${number(d.scale)}${d.softcap ? say("cell.capped", { cap: d.softcap }) : ""} = ${d.visible ? number(d.score) : "−∞"}; exp(${d.visible ? number(d.score) : "−∞"} − ${number(d.log_normaliser)})`, percent(d.weight, 2), row(d, tokens),
+        d.row_rank === 0 ? say("cell.largest") : say("cell.rank", { n: d.row_rank + 1 })),
+      step(say("cell.value"), say("cell.share", { p: percent(d.weight, 2), key: who(d.key) }), say("cell.norm", { x: number(d.write_norm) }), [strip(d.value), strip(d.handed, Math.max(...d.value.map(Math.abs), 1e-12))]),
+      step(say("cell.addition"), say("cell.to", { query: who(d.query) }), `${number(d.stream.before)} → ${number(d.stream.after)}`, d.stream.columns ? added(d.stream.columns, d.columns.dims) : null, say("cell.stream", { before: number(d.stream.before), after: number(d.stream.after), angle: ((Math.acos(Math.min(1, d.stream.turned)) * 180) / Math.PI).toFixed(2) })),
+      step(say("cell.effectof"), say("cell.logit", { word: who(d.position), unit: d.unit }), `${d.effect >= 0 ? "+" : "−"}${number(Math.abs(d.effect))}`, strip(d.effects)),
     );
   }
 
@@ -72,7 +73,7 @@ export function mount(element, source, state) {
   /** A column, its matrix, and what comes of it. @param {string} name @param {any} side @param {string} by @param {string} what */
   function through(name, side, by, what) {
     const { shape, data } = unpack(side.matrix);
-    const matrix = grid(/** @type {Float32Array} */ (data), shape[0], shape[1], `${by} of this head with the norm before it and the turn by its place, ${shape[0]} numbers of ${maps.width}`);
+    const matrix = grid(/** @type {Float32Array} */ (data), shape[0], shape[1], say("cell.matrix", { by, n: shape[0], width: maps.width }));
     matrix.classList.add("map");
     return h("div", { class: "through", "data-apart": side.apart }, h("span", { class: "small strong" }, name), upright(side.stream, maps.dims), h("span", {}, "×"), h("figure", {}, matrix, h("figcaption", { class: "soft small" }, by)), h("span", {}, "="), upright(side.value), h("span", { class: "small soft" }, what));
   }
@@ -88,7 +89,7 @@ export function mount(element, source, state) {
   function added(columns, dims) {
     const scale = Math.max(...columns.before.map(Math.abs), ...columns.after.map(Math.abs), 1e-12);
     const one = (/** @type {string} */ name, /** @type {number[]} */ values) => h("figure", {}, upright(values, dims, scale), h("figcaption", { class: "soft small" }, name));
-    return h("div", { class: "through added" }, one("before", columns.before), h("span", {}, "+"), one("this cell", columns.write), h("span", {}, "="), one("after", columns.after));
+    return h("div", { class: "through added" }, one(say("cell.before"), columns.before), h("span", {}, "+"), one(say("cell.this"), columns.write), h("span", {}, "="), one(say("cell.after"), columns.after));
   }
 
   /** The two arrows in the plane they span. @param {any} d @param {number} angle */
@@ -99,7 +100,7 @@ export function mount(element, source, state) {
     const [q, k] = [tip(d.norms.q, 0), tip(d.norms.k, angle)];
     const one = (/** @type {number[]} */ [x, y], /** @type {string} */ name, /** @type {string} */ text) => s("g", { class: name }, s("line", { x1: x0, y1: y0, x2: x, y2: y }), s("circle", { cx: x, cy: y, r: 4 }), s("text", { x: x + (x < x0 ? -6 : 6), y: y - 8, "text-anchor": x < x0 ? "end" : "start" }, text));
     const arc = tip(28 / long, angle);
-    return s("svg", { viewBox: "0 0 280 140", class: "arrows", role: "img", "aria-label": `query and key stand at ${angle.toFixed(1)} degrees`, "data-angle": angle },
+    return s("svg", { viewBox: "0 0 280 140", class: "arrows", role: "img", "aria-label": say("cell.stand", { angle: angle.toFixed(1) }), "data-angle": angle },
       s("path", { class: "arc", d: `M ${x0 + 28} ${y0} A 28 28 0 0 0 ${arc[0]} ${arc[1]}` }), s("text", { class: "tick", x: x0 + 20, y: y0 + 14 }, `${angle.toFixed(1)}°`),
       one(q, "of-query", `q ${number(d.norms.q)}`), one(k, "of-key", `k ${number(d.norms.k)}`));
   }
@@ -111,9 +112,9 @@ export function mount(element, source, state) {
     const [low, high] = [Math.min(...sums), Math.max(...sums)];
     const y = (/** @type {number} */ v) => 122 - (100 * (v - low)) / (high - low || 1);
     const wide = 260 / d.products.length;
-    return s("svg", { viewBox: "0 0 280 140", class: "running", role: "img", "aria-label": `${d.products.length} products add up to ${number(d.dot)}`, "data-sum": sum },
+    return s("svg", { viewBox: "0 0 280 140", class: "running", role: "img", "aria-label": say("cell.addup", { n: d.products.length, sum: number(d.dot) }), "data-sum": sum },
       d.products.map((/** @type {number} */ p, /** @type {number} */ i) => s("rect", { x: 8 + i * wide, width: Math.max(0.7, wide - 0.6), y: Math.min(y(sums[i]), y(sums[i + 1])), height: Math.max(1, Math.abs(y(sums[i]) - y(sums[i + 1]))), fill: signed(p >= 0 ? 1 : -1) })),
-      s("line", { class: "zero", x1: 4, x2: 272, y1: y(0), y2: y(0) }), s("text", { class: "tick", x: 8, y: 14 }, `${d.products.length} products: ${number(sum)}`));
+      s("line", { class: "zero", x1: 4, x2: 272, y1: y(0), y2: y(0) }), s("text", { class: "tick", x: 8, y: 14 }, say("cell.sum", { n: d.products.length, sum: number(sum) })));
   }
 
   /** The row, from scores to shares. @param {any} d @param {string[]} tokens */
@@ -122,7 +123,7 @@ export function mount(element, source, state) {
     const most = Math.max(...scores.map((/** @type {number|null} */ v) => Math.abs(v ?? 0)), 1e-9);
     return h("div", { class: "score-row", role: "list" }, keys.map((/** @type {number} */ key, /** @type {number} */ i) => h("div", { class: key === d.key ? "score this" : "score", role: "listitem", "data-weight": weights[i] },
       h("span", { class: "what mono small" }, shown(tokens[key] ?? "")), fork((scores[i] ?? 0) / most), h("span", { class: "num small" }, scores[i] === null ? "−∞" : number(scores[i])), track(weights[i]), h("span", { class: "num small" }, percent(weights[i])))),
-    h("p", { class: "soft small" }, [others ? `${others} others share ${percent(rest)}` : "", later ? `${later} later are masked: −∞, 0%` : ""].filter(Boolean).join("; ")));
+    h("p", { class: "soft small" }, [others ? say("cell.rest", { n: others, p: percent(rest) }) : "", later ? say("cell.masked", { n: later }) : ""].filter(Boolean).join("; ")));
   }
 
   /** @param {string} name @param {string} formula @param {string} value @param {any} [detail] @param {string} [remark] */
@@ -134,9 +135,9 @@ export function mount(element, source, state) {
   /** One box for each dimension, blue for more and orange for less. @param {number[]} values @param {number} [scale] @param {number[]|null} [dims] */
   function strip(values, scale = 0, dims = null) {
     const largest = scale || Math.max(...values.map(Math.abs), 1e-12);
-    const out = h("div", { class: "strip", role: "img", "aria-label": `${values.length} dimensions; largest ${number(largest)} in size` });
+    const out = h("div", { class: "strip", role: "img", "aria-label": say("cell.dims", { n: values.length, x: number(largest) }) });
     values.forEach((v, i) => {
-      const box = h("span", { title: `dimension ${dims ? dims[i] : i}: ${number(v)}` });
+      const box = h("span", { title: say("cell.dim", { i: dims ? dims[i] : i, x: number(v) }) });
       box.style.setProperty("background", signed(v / largest));
       out.append(box);
     });

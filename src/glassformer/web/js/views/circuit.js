@@ -4,27 +4,28 @@ import { h, percent, put, shown } from "../dom.js";
 import { edgeTable, graph, noMarks } from "../graph.js";
 import { live } from "../live.js";
 import { withSign } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
 /** Parts as short as they fit in a picture. @param {string} id */
 export function short(id) {
-  if (id === "embed") return "words";
-  if (id === "logits") return "next";
+  if (id === "embed") return say("circuit.words");
+  if (id === "logits") return say("circuit.next");
   return id.replace(/^a(\d+)\.h(\d+)$/, "$1.$2").replace(/^m(\d+)/, "ff $1");
 }
 
 /** … and in words. @param {string} id */
 export function long(id) {
-  if (id === "embed") return "the words' own vectors";
-  if (id === "logits") return "the next word";
-  return id.replace(/^a(\d+)\.h(\d+)$/, "layer $1, head $2").replace(/^m(\d+)(?:\.e(\d+)|\.(shared))?$/, (_, l, e, s) => `layer ${l}, ${e ? `expert ${e}` : s ? "shared expert" : "feed-forward"}`).replace(/^([a-z]+)(\d+)$/, "layer $2, $1");
+  if (id === "embed") return say("circuit.embed");
+  if (id === "logits") return say("circuit.logits");
+  return id.replace(/^a(\d+)\.h(\d+)$/, (_, layer, head) => say("at.head", { layer, head })).replace(/^m(\d+)(?:\.e(\d+)|\.(shared))?$/, (_, layer, expert, shared) => say("at.part", { layer, part: expert ? say("part.expert", { n: expert }) : shared ? say("part.shared") : "feed-forward" })).replace(/^([a-z]+)(\d+)$/, (_, part, layer) => say("at.part", { layer, part }));
 }
 
 /** What of a part an edge goes into. @param {string} to */
 function side(to) {
   const found = /\.(q|k|v)$/.exec(to);
-  return found ? ` (as ${{ q: "query", k: "key", v: "value" }[/** @type {"q"} */ (found[1])]})` : "";
+  return found ? ` (${{ q: "query", k: "key", v: "value" }[/** @type {"q"} */ (found[1])]})` : "";
 }
 
 /** Nodes and edges as the kit draws them. @param {any} d */
@@ -40,7 +41,7 @@ export function drawing(d) {
     // Heads that share a key or value have it from one edge: it is drawn to each, with its share of the width.
     return into.map((/** @type {string} */ to) => ({
       from: e.from, to, measured: e.exact === null ? null : e.exact / into.length, claimed: e.estimate / into.length, shaky: !e.reliable,
-      about: `${long(e.from)} → ${into.map(long).join(", ")}${side(e.to)}${into.length > 1 ? `: ${withSign(e.exact ?? e.estimate)} in all, shared by ${into.length} heads` : ""}`,
+      about: `${long(e.from)} → ${into.map(long).join(", ")}${side(e.to)}${into.length > 1 ? say("circuit.shared", { x: withSign(e.exact ?? e.estimate), n: into.length }) : ""}`,
     }));
   });
   return { nodes, edges };
@@ -48,19 +49,20 @@ export function drawing(d) {
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
-  const other = h("input", { type: "text", "aria-label": "A text that ends differently", value: state.get("other")?.text ?? "", class: "boxed" });
-  const form = h("form", { class: "row circuit-form" }, h("label", { class: "small grow" }, "beside ", other), h("button", { type: "submit" }, "Draw"));
+  const other = h("input", { type: "text", "aria-label": say("circuit.other"), value: state.get("other")?.text ?? "", class: "boxed" });
+  const form = h("form", { class: "row circuit-form" }, h("label", { class: "small grow" }, say("circuit.beside"), other), h("button", { type: "submit" }, say("circuit.draw")));
   const body = h("div", { class: "circuit" });
-  element.append(h("h3", {}, "The circuit: what carries the difference to another text"),
-    h("p", { class: "soft small" }, "Give a text of as many tokens that ends in another word. Each line is what one part hands to another: solid as wide as its measured effect, pale as wide as the estimate claims. Click a part to pin it."), form, body);
+  element.append(h("h3", {}, say("circuit.title")),
+    h("p", { class: "soft small" }, say("circuit.say")), source.live ? form : h("p", { class: "mono small" }, state.get("other").text), body);
   form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     state.set({ other: { ...state.get("other"), text: other.value }, circuitAsked: true });
   });
   state.on(["other"], () => { other.value = state.get("other")?.text ?? ""; });
   live(body, state, ["text", "model", "other", "circuitAsked"], async (signal) => {
-    if (!state.get("circuitAsked")) return null;
     const ask = { model: state.get("model"), clean: state.get("text"), corrupted: state.get("other").text };
+    if (!source.live) return source.get("graph", ask);
+    if (!state.get("circuitAsked")) return null;
     draw(await source.get("graph", { ...ask, measure: false }, { signal }), true);
     return signal.aborted ? null : source.get("graph", ask, { signal });
   }, (d) => draw(d), { clear: () => put(body) });
@@ -70,12 +72,12 @@ export function mount(element, source, state) {
     const frame = h("div", {});
     const said = h("output", { class: "small" });
     const steps = d.kept.map((/** @type {any} */ k) => k.edges);
-    const slider = h("input", { type: "range", min: 0, max: Math.max(0, steps.length - 1), value: Math.max(0, steps.length - 1), step: 1, "aria-label": "Edges kept", disabled: !steps.length, oninput: () => paint() });
+    const slider = h("input", { type: "range", min: 0, max: Math.max(0, steps.length - 1), value: Math.max(0, steps.length - 1), step: 1, "aria-label": say("circuit.kept"), disabled: !steps.length, oninput: () => paint() });
     const table = h("div", {});
-    put(body, h("p", { class: "sentence" }, `After this text “${shown(d.answer ?? "")}” is ${withSign(d.clean)} ahead of “${shown(d.wrong ?? "")}”; after the other ${withSign(d.corrupted)}.`, pending ? h("span", { class: "soft small", role: "status" }, " measuring each edge…") : null),
-      frame, h("div", { class: "row" }, h("label", { class: "small" }, "keep ", slider), said), h("details", {}, h("summary", {}, "As a table"), table));
+    put(body, h("p", { class: "sentence" }, say("circuit.said", { answer: shown(d.answer ?? ""), clean: withSign(d.clean), wrong: shown(d.wrong ?? ""), corrupted: withSign(d.corrupted) }), pending ? h("span", { class: "soft small", role: "status" }, say("circuit.measuring")) : null),
+      frame, h("div", { class: "row" }, h("label", { class: "small" }, say("circuit.keep"), slider), said), h("details", {}, h("summary", {}, say("circuit.table")), table));
     const kit = graph(frame, {
-      label: `A graph of ${d.nodes.length} parts and ${d.edges.length} edges`, marks: { ...noMarks(), ...state.get("marks") }, marked: (marks) => state.set({ marks }),
+      label: say("circuit.graph", { n: d.nodes.length, edges: d.edges.length }), marks: { ...noMarks(), ...state.get("marks") }, marked: (marks) => state.set({ marks }),
       open: (id) => {
         const [, layer, head] = /^a(\d+)\.h(\d+)$/.exec(id) ?? [];
         if (layer) state.set({ tab: "attention", layer: Number(layer), head: Number(head), query: null, key: null });
@@ -88,8 +90,8 @@ export function mount(element, source, state) {
       const named = new Set(kept.flatMap((/** @type {any} */ e) => [e.from, ...e.into]));
       const { nodes, edges } = drawing({ ...d, edges: kept, nodes: d.nodes.filter((/** @type {string} */ id) => named.has(id)) });
       kit.show(nodes, edges);
-      slider.setAttribute("aria-valuetext", `${kept.length} edges`);
-      said.textContent = held ? `these ${kept.length} of ${d.total_edges.toLocaleString()} edges, alone, explain ${percent(held.f, 0)} of the difference (measured by running only them)` : `the ${kept.length} strongest of ${d.total_edges.toLocaleString()} edges, as estimated`;
+      slider.setAttribute("aria-valuetext", say("circuit.edges", { n: kept.length }));
+      said.textContent = held ? say("circuit.explain", { n: kept.length, all: d.total_edges.toLocaleString(), p: percent(held.f, 0) }) : say("circuit.strongest", { n: kept.length, all: d.total_edges.toLocaleString() });
       said.dataset.f = held ? String(held.f) : "";
       put(table, edgeTable(kept.map((/** @type {any} */ e) => ({ from: e.from, to: e.to, measured: e.exact, claimed: e.estimate, about: "", shaky: !e.reliable })), (id) => id));
     }

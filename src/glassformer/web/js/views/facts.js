@@ -4,17 +4,18 @@ import { h, number, put, shown } from "../dom.js";
 import { editName, sameThing } from "../edits.js";
 import { live } from "../live.js";
 import { fork, track, withSign } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
-  const list = h("div", { class: "facts-list", role: "list", "aria-label": "Neurons that pushed this prediction" });
+  const list = h("div", { class: "facts-list", role: "list", "aria-label": say("facts.list") });
   const card = h("div", { class: "fact" });
-  const layer = h("input", { type: "number", min: 0, value: 0, "aria-label": "Layer", class: "short" });
-  const neuron = h("input", { type: "number", min: 0, value: 0, "aria-label": "Neuron", class: "short" });
-  const texts = h("textarea", { rows: "3", class: "boxed", spellcheck: "false", "aria-label": "Texts of your own, one a line", placeholder: "texts of your own, one a line, instead of Python's docstrings" });
-  const form = h("form", { class: "row" }, h("label", { class: "small" }, "layer ", layer), h("label", { class: "small" }, "neuron ", neuron), h("button", { type: "submit" }, "Look it up"));
+  const layer = h("input", { type: "number", min: 0, value: 0, "aria-label": say("facts.layer"), class: "short" });
+  const neuron = h("input", { type: "number", min: 0, value: 0, "aria-label": say("facts.which"), class: "short" });
+  const texts = h("textarea", { rows: "3", class: "boxed", spellcheck: "false", "aria-label": say("facts.own"), placeholder: say("facts.instead") });
+  const form = h("form", { class: "row" }, h("label", { class: "small" }, say("facts.inlayer"), layer), h("label", { class: "small" }, say("facts.inneuron"), neuron), h("button", { type: "submit" }, say("facts.look")));
   /** @type {{layer: number, index: number}|null} */
   let chosen = null;
   let timer = 0;
@@ -23,9 +24,9 @@ export function mount(element, source, state) {
     choose({ layer: Number(layer.value), index: Number(neuron.value) });
   });
   texts.addEventListener("change", () => chosen && card_.refresh());
-  element.append(h("h2", {}, "Facts: what a neuron answers to"),
-    h("p", { class: "soft small" }, "A feed-forward neuron is a question and an answer. The question is what excites it; the answer is a column that it adds, as strongly as it fires, and that makes some next words likelier. These pushed the prediction most; click one."),
-    list, card, h("details", {}, h("summary", {}, "Another neuron, or texts of your own"), form, texts));
+  element.append(...[h("h2", {}, say("facts.title")),
+    h("p", { class: "soft small" }, say("facts.say")),
+    list, card, source.live ? h("details", {}, h("summary", {}, say("facts.another")), form, texts) : null].filter(Boolean));
 
   /** @param {{layer: number, index: number}} one */
   function choose(one) {
@@ -39,10 +40,10 @@ export function mount(element, source, state) {
   /** @type {any[]} */
   let here = [];
   live(list, state, ["text", "model", "position", "token", "against"], async (signal) => source.get("neurons", { text: state.get("text"), model: state.get("model"), edits: [], position: state.get("position") ?? -1, token: state.get("token"), against: state.get("against"), top: 12 }, { signal }), (d) => {
-    here = d.neurons;
+    here = d.neurons.slice(0, 12);
     const most = Math.max(...here.map((n) => Math.abs(n.total)), 1e-9);
     put(list, here.map((n) => h("div", { role: "listitem" }, h("button", { type: "button", class: "fact-row", "data-neuron": `${n.layer}.${n.index}`, "data-total": n.total, onclick: () => choose(n) },
-      h("span", { class: "small" }, `layer ${n.layer}, neuron ${n.index}`), fork(n.total / most), h("span", { class: "num small" }, withSign(n.total)), h("span", { class: "mono small writes" }, `→ ${n.raises.slice(0, 4).map(shown).join(" ")}`)))));
+      h("span", { class: "small" }, say("at.neuron", { layer: n.layer, neuron: n.index })), fork(n.total / most), h("span", { class: "num small" }, withSign(n.total)), h("span", { class: "mono small writes" }, `→ ${n.raises.slice(0, 4).map(shown).join(" ")}`)))));
     choose(here.reduce((a, b) => (b.total > a.total ? b : a)));
   });
   const card_ = live(card, state, ["model", "edits"], async (signal) => {
@@ -55,21 +56,21 @@ export function mount(element, source, state) {
   /** @param {any} d */
   function draw(d) {
     // Passages come as they are read.
-    if (d.done < d.of) timer = window.setTimeout(() => card.isConnected && !element.hidden && card_.refresh(true), 1500);
+    if (d.done < d.of && source.live) timer = window.setTimeout(() => card.isConnected && !element.hidden && card_.refresh(true), 1500);
     const edit = { kind: "ablate_neuron", layer: d.layer, neuron: d.neuron, position: null };
     const off = state.get("edits").some((/** @type {any} */ e) => sameThing(e, edit));
     const mine = here.find((n) => n.layer === d.layer && n.index === d.neuron);
     const most = Math.max(...d.passages.map((/** @type {any} */ p) => Math.abs(p.output)), 1e-9);
     const answer = (/** @type {string} */ name, /** @type {string[]} */ tokens) => h("p", { class: "small" }, `${name} `, tokens.map((t) => h("span", { class: "chip mono" }, shown(t))));
-    put(card, h("h3", {}, `Layer ${d.layer}, neuron ${d.neuron}`),
+    put(card, h("h3", {}, say("at.Neuron", { layer: d.layer, neuron: d.neuron })),
       h("div", { class: "question-answer" },
-        h("section", { "aria-label": "What excites it" }, h("h4", {}, "It answers to"),
+        h("section", { "aria-label": say("facts.excites") }, h("h4", {}, say("facts.answers")),
           h("div", { role: "list" }, d.passages.map((/** @type {any} */ p) => h("div", { role: "listitem", class: "passage" }, h("span", { class: "passage-text" }, p.before, h("mark", {}, p.token), p.after), track(Math.abs(p.output) / most), h("span", { class: "num small", "data-output": p.output }, withSign(p.output))))),
-          h("p", { class: "soft small", role: "status" }, d.own ? "Your texts." : d.done < d.of ? `${d.done} of ${d.of} docstrings of Python's standard library read …` : `The strongest of ${d.of} docstrings of Python's standard library on this machine.`),
-          answer("by its weights alone:", d.excited_by)),
+          h("p", { class: "soft small", role: "status" }, d.own ? say("facts.yours") : d.done < d.of ? say("facts.reading", { n: d.done, all: d.of }) : say("facts.strongest", { all: d.of })),
+          answer(say("facts.alone"), d.excited_by)),
         h("div", { class: "arrow", "aria-hidden": "true" }, "→"),
-        h("section", { "aria-label": "What it writes" }, h("h4", {}, "and then says"), answer("likelier:", d.raises), answer("less likely:", d.lowers), h("p", { class: "soft small" }, "Where it puts out less than zero, the two change places."),
-          mine ? h("p", { class: "small" }, `Here it puts out ${number(mine.activation)}; without it, ${mine.total >= 0 ? "the prediction loses" : "the prediction gains"} ${number(Math.abs(mine.total))}.`) : null,
-          source.live ? h("button", { type: "button", "aria-pressed": String(off), title: editName(edit, []), onclick: () => state.set({ edits: off ? state.get("edits").filter((/** @type {any} */ e) => !sameThing(e, edit)) : [...state.get("edits"), edit] }) }, off ? "It is off: switch it on" : "Switch it off") : null)));
+        h("section", { "aria-label": say("facts.writesit") }, h("h4", {}, say("facts.says")), answer(say("facts.likelier"), d.raises), answer(say("facts.less"), d.lowers), h("p", { class: "soft small" }, say("facts.negative")),
+          mine ? h("p", { class: "small" }, say("facts.here", { x: number(mine.activation), change: withSign(-mine.total) })) : null,
+          source.live ? h("button", { type: "button", "aria-pressed": String(off), title: editName(edit, []), onclick: () => state.set({ edits: off ? state.get("edits").filter((/** @type {any} */ e) => !sameThing(e, edit)) : [...state.get("edits"), edit] }) }, off ? say("facts.on") : say("facts.off")) : null)));
   }
 }

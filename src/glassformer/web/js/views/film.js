@@ -5,6 +5,7 @@ import { h, hint, number, percent, put, s, shown } from "../dom.js";
 import { live } from "../live.js";
 import { unpack } from "../source.js";
 import { chart } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -16,7 +17,7 @@ const SECOND = 420; // milliseconds a frame stands while the film plays
  * @returns {() => void} called when the run has gone on
  */
 export function mount(element, source, state, run) {
-  const box = h("div", { class: "film", role: "group", "aria-label": "The film of this run" });
+  const box = h("div", { class: "film", role: "group", "aria-label": say("film.this") });
   element.append(box);
   /** @type {number|null} */
   let layer = null; // the first that has patterns
@@ -46,9 +47,9 @@ export function mount(element, source, state, run) {
     const most = weights ? weights.data.reduce((/** @type {number} */ m, /** @type {number} */ v) => Math.max(m, Math.abs(v)), 1e-9) : 1;
     const reach = dots ? dots.data.reduce((/** @type {number} */ m, /** @type {number} */ v) => Math.max(m, Math.abs(v)), 1e-9) : 1;
     if (at < 0 || at > last) at = last;
-    const slider = h("input", { type: "range", id: "film-frame", min: 0, max: last, step: 1, value: at, "aria-label": "Frame of the film", oninput: () => { halt(); go(Number(slider.value)); } });
+    const slider = h("input", { type: "range", id: "film-frame", min: 0, max: last, step: 1, value: at, "aria-label": say("film.frame"), oninput: () => { halt(); go(Number(slider.value)); } });
     const out = h("output", { class: "num" });
-    const play = h("button", { type: "button", onclick: () => (timer ? halt() : run_()) }, "Play");
+    const play = h("button", { type: "button", onclick: () => (timer ? halt() : run_()) }, say("stage.play"));
     const loss = h("div", {});
     const text = h("blockquote", { class: "mono sample" });
     const next = h("p", { class: "small mono" });
@@ -58,15 +59,15 @@ export function mount(element, source, state, run) {
     const marks = dots ? f.dot_tokens.map((/** @type {string} */ token) => s("text", { "text-anchor": "middle" }, shown(token))) : [];
     cloud?.append(...marks);
     const seen = h("p", { class: "small soft" });
-    const heads = h("select", { "aria-label": "The head", disabled: !source.live, onchange: () => { [layer, head] = heads.value.split(".").map(Number); asked.refresh(); } },
-      f.heads.flatMap((/** @type {number[]} */ [l, count]) => Array.from({ length: count }, (_, i) => h("option", { value: `${l}.${i}`, selected: l === f.layer && i === f.head }, `layer ${l}, head ${i}`))));
-    const names = h("select", { "aria-label": "The weight matrix", disabled: !source.live, onchange: () => { weight = names.value; asked.refresh(); } }, f.matrices.map((/** @type {string} */ name) => h("option", { value: name, selected: name === f.weight }, name)));
+    const heads = h("select", { "aria-label": say("film.head"), disabled: !source.live, onchange: () => { [layer, head] = heads.value.split(".").map(Number); asked.refresh(); } },
+      f.heads.flatMap((/** @type {number[]} */ [l, count]) => Array.from({ length: count }, (_, i) => h("option", { value: `${l}.${i}`, selected: l === f.layer && i === f.head }, say("at.head", { layer: l, head: i })))));
+    const names = h("select", { "aria-label": say("film.matrix"), disabled: !source.live, onchange: () => { weight = names.value; asked.refresh(); } }, f.matrices.map((/** @type {string} */ name) => h("option", { value: name, selected: name === f.weight }, name)));
     let [q, k, r, c] = [n - 1, 0, 0, 0];
     pattern.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => { [q, k] = cell(event, pattern, n, n); });
-    hint(pattern, () => (k > q ? "later words are not seen" : `“${shown(f.tokens[q])}” looks at “${shown(f.tokens[k])}”: ${percent(value(q, k))}`));
+    hint(pattern, () => (k > q ? say("film.later") : say("film.looks", { query: shown(f.tokens[q]), key: shown(f.tokens[k]), p: percent(value(q, k)) })));
     if (matrix) {
       matrix.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => { [r, c] = cell(event, matrix, rows, columns); });
-      hint(matrix, () => `row ${r}, column ${c}: ${number(entry(r, c))}`);
+      hint(matrix, () => say("film.entry", { row: r, column: c, x: number(entry(r, c)) }));
     }
     const value = (/** @type {number} */ i, /** @type {number} */ j) => (patterns ? patterns.data[(at * n + i) * n + j] : 0);
     const entry = (/** @type {number} */ i, /** @type {number} */ j) => (weights ? weights.data[(at * rows + i) * columns + j] : 0);
@@ -77,19 +78,19 @@ export function mount(element, source, state, run) {
       at = frame;
       const one = f.frames[at], d = run();
       slider.value = String(at);
-      slider.setAttribute("aria-valuetext", `step ${one.step}`);
-      out.textContent = `step ${one.step.toLocaleString()}`;
+      slider.setAttribute("aria-valuetext", say("at.step", { n: one.step }));
+      out.textContent = say("at.step", { n: one.step.toLocaleString() });
       box.dataset.step = String(one.step);
       text.textContent = one.text ?? "";
-      next.textContent = `after the text that the head reads: ${one.next.slice(0, 5).map((/** @type {[string, number]} */ [t, p]) => `${shown(t)} ${percent(p, 0)}`).join("  ")}`;
-      const lines = [{ name: "training", ...(d?.curves.loss ?? { steps: [], values: [] }), kind: "line-0" }];
-      if (d?.curves.held_out) lines.push({ name: "held out", ...d.curves.held_out, kind: "line-1" });
-      put(loss, chart(lines, { label: `Loss of ${f.name}`, unit: "nats a token", mark: one.step, log: true, width: 520, height: 200 }));
+      next.textContent = say("film.next", { next: one.next.slice(0, 5).map((/** @type {[string, number]} */ [t, p]) => `${shown(t)} ${percent(p, 0)}`).join("  ") });
+      const lines = [{ name: say("learn.training"), ...(d?.curves.loss ?? { steps: [], values: [] }), kind: "line-0" }];
+      if (d?.curves.held_out) lines.push({ name: say("learn.heldout"), ...d.curves.held_out, kind: "line-1" });
+      put(loss, chart(lines, { label: say("film.loss", { name: f.name }), unit: say("unit.nats"), mark: one.step, log: true, width: 520, height: 200 }));
       paint(pattern, n, n, (i, j) => (j > i ? null : [...ramp(Math.sqrt(value(i, j))), 255]));
-      pattern.setAttribute("aria-label", `Layer ${f.layer}, head ${f.head} at step ${one.step}: the last token looks most at ${shown(f.tokens[best(value, n)])}`);
+      pattern.setAttribute("aria-label", say("film.pattern", { layer: f.layer, head: f.head, step: one.step, word: shown(f.tokens[best(value, n)]) }));
       if (matrix) {
         paint(matrix, rows, columns, (i, j) => { const x = entry(i, j); return [...(x >= 0 ? [47, 109, 240] : [224, 114, 20]), Math.round(255 * Math.sqrt(Math.abs(x) / most))]; });
-        matrix.setAttribute("aria-label", `${f.weight} at step ${one.step}`);
+        matrix.setAttribute("aria-label", say("film.weight", { name: f.weight, step: one.step }));
       }
       if (cloud) {
         marks.forEach((/** @type {SVGElement} */ mark, /** @type {number} */ i) => {
@@ -97,30 +98,30 @@ export function mount(element, source, state, run) {
           mark.setAttribute("x", (x / reach).toFixed(4));
           mark.setAttribute("y", (-y / reach).toFixed(4));
         });
-        cloud.setAttribute("aria-label", `Embeddings of ${marks.length} tokens at step ${one.step}`);
-        seen.textContent = `${percent(f.dots_shown[at], 0)} of how far they lie apart; the plane is that of the last frame.`;
+        cloud.setAttribute("aria-label", say("film.dots", { n: marks.length, step: one.step }));
+        seen.textContent = say("film.shown", { p: percent(f.dots_shown[at], 0) });
       }
     }
     function run_() {
       if (at === last) go(0);
-      play.textContent = "Pause";
+      play.textContent = say("stage.pause");
       timer = window.setInterval(() => (at < last && box.isConnected ? go(at + 1) : halt()), SECOND);
     }
     function halt() {
       clearInterval(timer);
       timer = 0;
-      play.textContent = "Play";
+      play.textContent = say("stage.play");
     }
     halt();
     /** @type {any} */ (box).film = { value, entry, dot, frame: () => at };
-    put(box, h("h3", {}, "The film: from random weights to this"),
-      h("div", { class: "row film-bar" }, play, slider, out, source.live && f.whole ? h("button", { type: "button", class: "small", onclick: () => state.set({ text: state.get("text").length < f.context ? state.get("text") : f.tokens.join(""), model: `run:${f.name}@${f.frames[at].step}`, edits: [], query: null, key: null, position: null, layer: 0, head: 0 }) }, "Look inside at this step") : null),
+    put(box, h("h3", {}, say("film.title")),
+      h("div", { class: "row film-bar" }, play, slider, out, source.live && f.whole ? h("button", { type: "button", class: "small", onclick: () => state.set({ text: state.get("text").length < f.context ? state.get("text") : f.tokens.join(""), model: `run:${f.name}@${f.frames[at].step}`, edits: [], query: null, key: null, position: null, layer: 0, head: 0 }) }, say("film.inside")) : null),
       h("div", { class: "film-rooms" },
-        h("section", {}, h("h3", {}, "How wrong it is"), loss),
-        h("section", {}, h("h3", {}, "What it writes"), text, next),
-        patterns && h("section", {}, h("h3", {}, "Where a head looks ", heads), pattern, h("p", { class: "small soft mono" }, f.tokens.map(shown).join("·"))),
-        cloud ? h("section", {}, h("h3", {}, "Where its tokens lie"), cloud, seen) : null,
-        matrix ? h("section", {}, h("h3", {}, "A weight matrix ", names), matrix, h("p", { class: "small soft" }, rows < f.shape[0] || columns < f.shape[1] ? `The first ${rows} × ${columns} of ${f.shape.join(" × ")} numbers: blue above zero, orange below, the strongest ${number(most)}.` : `All ${f.shape.join(" × ")} numbers: blue above zero, orange below, the strongest ${number(most)}.`)) : null));
+        h("section", {}, h("h3", {}, say("film.wrong")), loss),
+        h("section", {}, h("h3", {}, say("facts.writesit")), text, next),
+        patterns && h("section", {}, h("h3", {}, say("film.where"), heads), pattern, h("p", { class: "small soft mono" }, f.tokens.map(shown).join("·"))),
+        cloud ? h("section", {}, h("h3", {}, say("film.lie")), cloud, seen) : null,
+        matrix ? h("section", {}, h("h3", {}, say("film.amatrix"), names), matrix, h("p", { class: "small soft" }, rows < f.shape[0] || columns < f.shape[1] ? say("film.part", { rows, columns, all: f.shape.join(" × "), x: number(most) }) : say("film.whole", { all: f.shape.join(" × "), x: number(most) }))) : null));
     go(at);
   }
   return () => {

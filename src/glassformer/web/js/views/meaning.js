@@ -4,7 +4,8 @@ import { h, hint, number, put, s, shown } from "../dom.js";
 import { css, inkOn, signed } from "../colour.js";
 import { carried } from "../edits.js";
 import { live } from "../live.js";
-import { placeName } from "../ui.js";
+import { placeName, withSign } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -21,16 +22,16 @@ export function mount(element, source, state) {
   const texts = h("textarea", { id: "meaning-texts", rows: "3", spellcheck: "false", class: "boxed" });
   texts.value = state.get("contexts").join("\n");
   const body = h("div", {});
-  const form = h("form", { class: "fields-plain" }, h("label", { for: "meaning-word" }, "The word"), word, h("label", { for: "meaning-texts" }, "in these texts, one a line"), texts,
-    h("button", { type: "submit" }, "Lay side by side"));
+  const form = h("form", { class: "fields-plain" }, h("label", { for: "meaning-word" }, say("meaning.word")), word, h("label", { for: "meaning-texts" }, say("meaning.texts")), texts,
+    h("button", { type: "submit" }, say("meaning.beside")));
   form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     state.set({ word: word.value.trim(), contexts: texts.value.split("\n").map((/** @type {string} */ t) => t.trim()).filter(Boolean) });
   });
-  element.append(h("h2", {}, "One word, several meanings"),
-    h("p", { class: "soft small" }, "At the embedding the word is one and the same vector in every text. Attention brings in what stands around it, and the vectors part."),
+  element.append(h("h2", {}, say("meaning.title")),
+    h("p", { class: "soft small" }, say("meaning.say")),
     ...(source.live ? [h("div", { class: "row" }, WORDS.map(([name, contexts]) => h("button", { type: "button", class: "small", onclick: () => state.set({ word: name, contexts }) }, name))), form]
-      : [h("p", {}, "The word ", h("strong", {}, state.get("word")), " in the texts that the report was written with:")]), body);
+      : [h("p", {}, say("meaning.held", { word: state.get("word") }))]), body);
   state.on(["word", "contexts"], () => {
     word.value = state.get("word");
     texts.value = state.get("contexts").join("\n");
@@ -38,7 +39,7 @@ export function mount(element, source, state) {
 
   live(body, state, ["model", "word", "contexts", "edits"], async (signal) => {
     if (!state.get("word") || state.get("contexts").length < 2) {
-      put(body, h("p", { class: "soft" }, "Name a word and give at least two texts that hold it."));
+      put(body, h("p", { class: "soft" }, say("meaning.name")));
       return null;
     }
     return source.get("meaning", { model: state.get("model"), edits: carried(state.get("edits")), word: state.get("word"), texts: state.get("contexts") }, { signal });
@@ -55,37 +56,37 @@ export function mount(element, source, state) {
     const low = Math.min(0, ...values);
     const x = (/** @type {number} */ i) => L + (i / Math.max(1, d.places.length - 1)) * (width - L - 12);
     const y = (/** @type {number} */ v) => T + ((1 - v) / (1 - low)) * (height - T - B);
-    const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `Cosine of the word's vectors by layer: ${pairs.map(([i, j]) => `texts ${i + 1} and ${j + 1} from ${number(d.similarity[0][i][j])} to ${number(d.similarity[d.places.length - 1][i][j])}`).join("; ")}` });
+    const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": say("meaning.cosine", { pairs: pairs.map(([i, j]) => say("meaning.fromto", { i: i + 1, j: j + 1, a: number(d.similarity[0][i][j]), b: number(d.similarity[d.places.length - 1][i][j]) })).join("; ") }) });
     for (const v of [0, 0.25, 0.5, 0.75, 1]) svg.append(s("line", { class: "grid", x1: L, x2: width - 12, y1: y(v), y2: y(v) }), s("text", { class: "tick", x: L - 6, y: y(v) + 4, "text-anchor": "end" }, v));
-    svg.append(s("text", { class: "tick", x: L, y: height - 8 }, "embedding"), s("text", { class: "tick", x: width - 12, y: height - 8, "text-anchor": "end" }, "last layer"));
+    svg.append(s("text", { class: "tick", x: L, y: height - 8 }, say("meaning.embedding")), s("text", { class: "tick", x: width - 12, y: height - 8, "text-anchor": "end" }, say("meaning.last")));
     pairs.forEach(([i, j], k) => svg.append(s("polyline", { class: `line line-${k % 4}`, points: d.places.map((/** @type {string} */ _, /** @type {number} */ p) => `${x(p).toFixed(1)},${y(d.similarity[p][i][j]).toFixed(1)}`).join(" ") })));
     let at = 0;
     svg.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
       const box = svg.getBoundingClientRect();
       at = Math.max(0, Math.min(d.places.length - 1, Math.round(((((event.clientX - box.left) / box.width) * width - L) / (width - L - 12)) * (d.places.length - 1))));
     });
-    hint(svg, () => `${placeName(d.places[at])}\n${pairs.map(([i, j]) => `${i + 1} and ${j + 1}: cosine ${number(d.similarity[at][i][j])}`).join("\n")}`);
+    hint(svg, () => `${placeName(d.places[at])}\n${pairs.map(([i, j]) => say("meaning.pair", { i: i + 1, j: j + 1, x: number(d.similarity[at][i][j]) })).join("\n")}`);
     const last = d.similarity[d.places.length - 1];
     const most = Math.max(...d.parted.flat().map((/** @type {number|null} */ v) => Math.abs(v ?? 0)), 1e-9);
     put(body,
       h("ol", { class: "contexts" }, d.texts.map((/** @type {any} */ t) => h("li", {}, h("span", { class: "mono" }, t.tokens.slice(0, t.position - t.pieces + 1).join("")), h("mark", { class: "mono" }, t.tokens.slice(t.position - t.pieces + 1, t.position + 1).join("")), h("span", { class: "mono" }, t.tokens.slice(t.position + 1).join("")),
-        t.pieces > 1 ? h("span", { class: "soft small" }, ` ${t.pieces} tokens, read at the last`) : null))),
+        t.pieces > 1 ? h("span", { class: "soft small" }, say("meaning.pieces", { n: t.pieces })) : null))),
       d.dots ? moves(d) : null,
-      h("h3", {}, "How alike they stay"),
-      h("figure", { class: "figure" }, svg, h("figcaption", { class: "row small" }, pairs.map(([i, j], k) => h("span", { class: `key line-${k % 4}` }, `${i + 1} and ${j + 1}`)))),
+      h("h3", {}, say("meaning.alike")),
+      h("figure", { class: "figure" }, svg, h("figcaption", { class: "row small" }, pairs.map(([i, j], k) => h("span", { class: `key line-${k % 4}` }, say("meaning.and", { i: i + 1, j: j + 1 }))))),
       h("div", { class: "two" },
-        h("div", {}, h("h3", {}, "At the end"), h("table", { class: "lens" }, h("thead", {}, h("tr", {}, h("td", {}), d.texts.map((/** @type {any} */ _, /** @type {number} */ i) => h("th", { scope: "col" }, i + 1)))),
+        h("div", {}, h("h3", {}, say("meaning.end")), h("table", { class: "lens" }, h("thead", {}, h("tr", {}, h("td", {}), d.texts.map((/** @type {any} */ _, /** @type {number} */ i) => h("th", { scope: "col" }, i + 1)))),
           h("tbody", {}, last.map((/** @type {number[]} */ row, /** @type {number} */ i) => h("tr", {}, h("th", { scope: "row" }, `${i + 1} ${shown(d.texts[i].tokens.join("").slice(0, 22))}`), row.map((v) => {
             const td = h("td", { class: "num" }, v.toFixed(2));
             td.style.setProperty("background", css(Math.max(0, v)));
             td.style.setProperty("color", inkOn(Math.max(0, v)));
             return td;
           })))))),
-        h("div", {}, h("h3", {}, "Where they part"), h("div", { class: "strip tall", role: "img", "aria-label": "How much each half layer parted the vectors" }, d.parted.flatMap((/** @type {(number|null)[]} */ parts, /** @type {number} */ layer) => parts.map((v, part) => {
+        h("div", {}, h("h3", {}, say("meaning.part")), h("div", { class: "strip tall", role: "img", "aria-label": say("meaning.parted") }, d.parted.flatMap((/** @type {(number|null)[]} */ parts, /** @type {number} */ layer) => parts.map((v, part) => {
           const box = h("span", {});
           box.style.setProperty("background", signed((v ?? 0) / most));
-          return hint(box, () => `layer ${layer}, ${part ? "feed-forward" : "attention"}: mean cosine ${v === null ? "not told apart" : `${v >= 0 ? "fell" : "rose"} by ${number(Math.abs(v))}`}`);
-        }))), h("p", { class: "soft small" }, "One box for each half layer, from the first to the last: blue parts the meanings, orange brings them closer."))),
+          return hint(box, () => say("meaning.box", { layer, part: part ? "feed-forward" : "attention", change: v === null ? say("meaning.untold") : withSign(-v) }));
+        }))), h("p", { class: "soft small" }, say("meaning.boxes")))),
     );
   }
 }
@@ -98,7 +99,7 @@ function moves(d) {
   const svg = s("svg", { viewBox: `0 0 ${side} ${side}`, class: "moves", role: "img" });
   const said = h("output", { class: "small" });
   const pushed = h("ol", { class: "pushes small" });
-  const slider = h("input", { type: "range", min: 0, max: d.places.length - 1, step: 1, value: d.places.length - 1, "aria-label": "Layer", oninput: () => draw() });
+  const slider = h("input", { type: "range", min: 0, max: d.places.length - 1, step: 1, value: d.places.length - 1, "aria-label": say("facts.layer"), oninput: () => draw() });
   slider.value = String(d.places.length - 1);
   function draw() {
     const now = Number(slider.value);
@@ -115,10 +116,10 @@ function moves(d) {
       const turn = (Math.atan2(y2 - y1, x2 - x1) * 180) / Math.PI;
       svg.append(s("g", { class: `line-${one.text % 4} push`, "data-step": JSON.stringify([one.text, one.place]) }, s("line", { class: "line", x1, y1, x2, y2 }), s("path", { class: "point", d: "M0 0L-7 -4L-7 4Z", transform: `translate(${x2} ${y2}) rotate(${turn})` }), s("text", { class: "tick", x: (x1 + x2) / 2 + 4, y: (y1 + y2) / 2 - 4 }, n + 1)));
     });
-    put(pushed, taken.map((/** @type {any} */ one) => h("li", { class: `line-${one.text % 4}` }, h("span", { class: `key line-${one.text % 4}` }, `text ${one.text + 1}, layer ${one.layer}: `, one.part === "head" ? [`head ${one.head} brought `, h("span", { class: "mono" }, `“${shown(one.word)}”`)] : "the feed-forward"))));
-    svg.setAttribute("aria-label", `The word's vectors at ${placeName(d.places[now])}`);
-    said.textContent = `${placeName(d.places[now])}; this plane shows ${(100 * d.shown[now]).toFixed(0)}% of how far they lie apart${d.nearest ? `; nearest tokens, read as the last vector is: ${d.nearest[now].map((/** @type {string} */ t, /** @type {number} */ i) => `${i + 1} ${shown(t)}`).join(", ")}` : ""}`;
+    put(pushed, taken.map((/** @type {any} */ one) => h("li", { class: `line-${one.text % 4}` }, h("span", { class: `key line-${one.text % 4}` }, say("meaning.step", { i: one.text + 1, layer: one.layer }), one.part === "head" ? [say("meaning.brought", { head: one.head }), h("span", { class: "mono" }, `“${shown(one.word)}”`)] : say("meaning.ff")))));
+    svg.setAttribute("aria-label", say("meaning.at", { place: placeName(d.places[now]) }));
+    said.textContent = say("meaning.plane", { place: placeName(d.places[now]), p: (100 * d.shown[now]).toFixed(0), nearest: d.nearest ? say("meaning.nearest", { tokens: d.nearest[now].map((/** @type {string} */ t, /** @type {number} */ i) => `${i + 1} ${shown(t)}`).join(", ") }) : "" });
   }
   draw();
-  return h("div", { class: "figure" }, svg, h("label", { class: "small" }, "layer ", slider), said, pushed);
+  return h("div", { class: "figure" }, svg, h("label", { class: "small" }, say("meaning.inlayer"), slider), said, pushed);
 }

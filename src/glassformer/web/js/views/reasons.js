@@ -5,6 +5,7 @@ import { h, hint, number, percent, put, shown } from "../dom.js";
 import { graph, noMarks } from "../graph.js";
 import { live } from "../live.js";
 import { fork, withSign } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -28,48 +29,50 @@ export function mainWords(grid, most) {
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
   const body = h("div", { class: "reasons" });
-  const door = h("details", { class: "reasons-door", hidden: true }, h("summary", {}, "Why does it look there? The score, taken apart"), body);
+  const door = h("details", { class: "reasons-door", hidden: true }, h("summary", {}, say("reasons.title")), body);
   element.append(door);
   /** Whether it was asked. */
   let asked = false;
   door.addEventListener("toggle", () => { asked = door.open; view.refresh(); });
   const cell = () => ["query", "key", "head"].map((k) => state.get(k));
   const fits = () => { const [query, key, head] = cell(); return query !== null && key !== null && head !== null && Math.max(query, key) < state.get("count"); };
-  const show = () => { door.hidden = !fits(); };
-  state.on(["query", "key", "head", "count", "text"], show);
-  show();
-  const view = live(body, state, ["text", "model", "edits", "layer", "head", "query", "key", "count", "reasonAgainst"], async (signal) => {
-    if (!asked || !fits()) return null;
+  const wanted = () => {
     const [query, key, head] = cell();
     const against = state.get("reasonAgainst");
-    return source.get("reasons", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), layer: state.get("layer"), head, query, key, against: against === key || against > query ? null : against, most: 24 }, { signal });
+    return { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), layer: state.get("layer"), head, query, key, against: against === key || against > query ? null : against, most: 24 };
+  };
+  const show = () => { door.hidden = !fits() || !(source.live || source.holds("reasons", wanted())); };
+  state.on(["query", "key", "layer", "head", "count", "text", "edits"], show);
+  show();
+  const view = live(body, state, ["text", "model", "edits", "layer", "head", "query", "key", "count", "reasonAgainst"], async (signal) => {
+    return !asked || door.hidden ? null : source.get("reasons", wanted(), { signal });
   }, draw);
 
   /** @param {any} d */
   function draw(d) {
     const word = (/** @type {number} */ i) => `“${shown(d.tokens[i] ?? "")}”`;
-    const rather = h("select", { "aria-label": "Rather than at", onchange: () => state.set({ reasonAgainst: rather.value === "" ? null : Number(rather.value) }) },
-      h("option", { value: "" }, "nothing"), d.tokens.slice(0, d.query + 1).map((/** @type {string} */ t, /** @type {number} */ i) => (i === d.key ? null : h("option", { value: i, selected: i === d.against }, `${i} ${shown(t)}`))));
+    const rather = h("select", { "aria-label": say("reasons.rather"), onchange: () => state.set({ reasonAgainst: rather.value === "" ? null : Number(rather.value) }) },
+      h("option", { value: "" }, say("reasons.nothing")), d.tokens.slice(0, d.query + 1).map((/** @type {string} */ t, /** @type {number} */ i) => (i === d.key ? null : h("option", { value: i, selected: i === d.against }, `${i} ${shown(t)}`))));
     rather.value = d.against === null ? "" : String(d.against);
     const { kept, grid } = mainWords(d.by_word, WORDS);
-    const names = [...kept.map((i) => shown(d.words[i].word).replace(/^␣/, "")), ...(grid.length > kept.length ? ["the others"] : [])];
+    const names = [...kept.map((i) => shown(d.words[i].word).replace(/^␣/, "")), ...(grid.length > kept.length ? [say("reasons.others")] : [])];
     const largest = Math.max(1e-9, ...grid.flat().map(Math.abs));
     const pair = d.pairs[0];
     put(body,
-      h("p", { class: "sentence" }, `${word(d.query)} asks and ${word(d.key)} answers with ${withSign(d.sum)}${d.against === null ? "" : ` more than ${word(d.against)}`}. The most of it: ${pair.query.name} in what asks, with ${pair.key.name} in what answers, ${withSign(pair.share)}.`),
-      h("label", { class: "small row" }, "rather than at ", rather),
-      h("h3", {}, "By words: rows ask, columns answer"),
+      h("p", { class: "sentence" }, say("reasons.said", { query: word(d.query), key: word(d.key), sum: withSign(d.sum), more: d.against === null ? "" : say("reasons.more", { word: word(d.against) }), part: pair.query.name, other: pair.key.name, share: withSign(pair.share) })),
+      source.live ? h("label", { class: "small row" }, say("reasons.instead"), rather) : null,
+      h("h3", {}, say("reasons.words")),
       h("div", { class: "scroll-x" }, h("table", { class: "heat num" }, h("thead", {}, h("tr", {}, h("td", {}), names.map((n) => h("th", { scope: "col" }, n)))), h("tbody", {}, grid.map((row, i) => h("tr", {}, h("th", { scope: "row" }, names[i]), row.map((v, j) => {
         const td = h("td", { "data-share": v }, Math.abs(v) > largest * 0.04 ? number(Number(v.toPrecision(2))) : "");
         td.style.setProperty("background", signed((0.62 * v) / largest));
-        return hint(td, () => `what was read from “${names[i]}” on the asking side, with what was read from “${names[j]}” on the answering side: ${withSign(v)}`);
+        return hint(td, () => say("reasons.pair", { a: names[i], b: names[j], x: withSign(v) }));
       })))))),
-      h("h3", {}, "By parts: left ask, right answer"), pairs(d),
-      h("details", { class: "receipt num" }, h("summary", {}, "Receipt"), h("p", {}, d.sentence), h("dl", {}, line("pairs", (d.parts.query * d.parts.key).toLocaleString()), line("their sum", number(d.sum)), line("in the run", number(d.value)), line("apart", d.residual.toExponential(1)),
-        line("carried by what turns with the place", number(d.rotated)), line("weight", percent(d.steps[0].weight, 2)), line("precision", d.precision))),
-      h("h3", {}, "Earlier heads whose output it reads"),
-      h("div", { class: "waterfall", role: "list" }, d.composition.slice(0, 8).map((/** @type {any} */ c) => h("div", { role: "listitem", class: "part composition" }, h("button", { type: "button", class: "small", onclick: () => state.set({ layer: c.layer, head: c.head, query: null, key: null }) }, `layer ${c.layer}, head ${c.head}`),
-        fork((Math.abs(c.query) >= Math.abs(c.key) ? c.query : c.key) / Math.max(1e-9, ...d.composition.map((/** @type {any} */ x) => Math.max(Math.abs(x.query), Math.abs(x.key))))), h("span", { class: "num small" }, `asks ${withSign(c.query)}, answers ${withSign(c.key)}`)))));
+      h("h3", {}, say("reasons.parts")), pairs(d),
+      h("details", { class: "receipt num" }, h("summary", {}, say("receipt")), h("p", {}, d.sentence), h("dl", {}, line(say("reasons.pairs"), (d.parts.query * d.parts.key).toLocaleString()), line(say("reasons.sum"), number(d.sum)), line(say("reasons.run"), number(d.value)), line(say("reasons.apart"), d.residual.toExponential(1)),
+        line(say("reasons.rotated"), number(d.rotated)), line(say("reasons.weight"), percent(d.steps[0].weight, 2)), line(say("precision"), d.precision))),
+      h("h3", {}, say("reasons.heads")),
+      h("div", { class: "waterfall", role: "list" }, d.composition.slice(0, 8).map((/** @type {any} */ c) => h("div", { role: "listitem", class: "part composition" }, h("button", { type: "button", class: "small", onclick: () => state.set({ layer: c.layer, head: c.head, query: null, key: null }) }, say("at.head", { layer: c.layer, head: c.head })),
+        fork((Math.abs(c.query) >= Math.abs(c.key) ? c.query : c.key) / Math.max(1e-9, ...d.composition.map((/** @type {any} */ x) => Math.max(Math.abs(x.query), Math.abs(x.key))))), h("span", { class: "num small" }, say("reasons.both", { q: withSign(c.query), k: withSign(c.key) }))))));
   }
 
   const line = (/** @type {string} */ k, /** @type {string} */ v) => h("div", {}, h("dt", {}, k), h("dd", {}, v));
@@ -81,11 +84,11 @@ export function mount(element, source, state) {
     const nodes = new Map();
     const add = (/** @type {any} */ p, /** @type {0|1} */ column) => {
       const id = `${column ? "k" : "q"}${p.name}`;
-      if (!nodes.has(id)) nodes.set(id, { id, column, lane: nodes.size / 100, text: short(p), about: `${p.name}, ${column ? "answering" : "asking"}`, kind: p.kind === "head" ? "head" : p.kind === "feed_forward" ? "feed" : "end" });
+      if (!nodes.has(id)) nodes.set(id, { id, column, lane: nodes.size / 100, text: short(p), about: `${p.name}, ${column ? say("reasons.answering") : say("reasons.asking")}`, kind: p.kind === "head" ? "head" : p.kind === "feed_forward" ? "feed" : "end" });
       return id;
     };
     const edges = d.pairs.slice(0, 20).map((/** @type {any} */ p) => ({ from: add(p.query, 0), to: add(p.key, 1), measured: p.share, claimed: p.share, about: `${p.query.name} with ${p.key.name}`, shaky: false }));
-    const kit = graph(frame, { label: `The ${edges.length} largest of ${d.parts.query * d.parts.key} pairs`, marks: noMarks(), marked: () => {}, exact: true });
+    const kit = graph(frame, { label: say("reasons.largest", { n: edges.length, all: d.parts.query * d.parts.key }), marks: noMarks(), marked: () => {}, exact: true });
     kit.show([...nodes.values()], edges);
     return frame;
   }

@@ -2,6 +2,7 @@
 
 import { h, number, percent, plain, put, shown } from "../dom.js";
 import { live } from "../live.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -17,16 +18,16 @@ const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boole
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
   const area = (/** @type {string} */ name, /** @type {string} */ text) => h("textarea", { class: "boxed", rows: "4", "aria-label": name, value: text });
-  const to = area("Examples to steer towards, one a line", EXAMPLES.positive);
-  const away = area("Examples to steer away from, one a line", EXAMPLES.negative);
-  const layer = h("input", { type: "number", min: "0", class: "narrow", "aria-label": "Layer to steer after", value: "" });
-  const method = h("select", { "aria-label": "How the direction is found" }, h("option", { value: "mean" }, "difference of means"), h("option", { value: "probe" }, "logistic probe"), h("option", { value: "das" }, "exchange, line by line"));
-  const place = h("select", { "aria-label": "What of each text is compared" }, h("option", { value: "mean" }, "all its tokens"), h("option", { value: "last" }, "its last token"));
+  const to = area(say("steer.to"), EXAMPLES.positive);
+  const away = area(say("steer.away"), EXAMPLES.negative);
+  const layer = h("input", { type: "number", min: "0", class: "narrow", "aria-label": say("steer.layer"), value: "" });
+  const method = h("select", { "aria-label": say("steer.how") }, h("option", { value: "mean" }, say("steer.mean")), h("option", { value: "probe" }, say("steer.probe")), h("option", { value: "das" }, say("steer.das")));
+  const place = h("select", { "aria-label": say("steer.what") }, h("option", { value: "mean" }, say("steer.all")), h("option", { value: "last" }, say("steer.last")));
   const body = h("div", { class: "steer" });
   const texts = h("div", {});
-  const form = h("form", {}, h("div", { class: "two" }, h("label", { class: "small" }, "towards ", to), h("label", { class: "small" }, "away from ", away)),
-    h("div", { class: "row" }, h("label", { class: "small" }, "after layer ", layer), method, place, h("button", { type: "submit" }, "Find the direction")));
-  element.append(h("details", { class: "steering" }, h("summary", {}, "Steer: a direction from two sets of examples"), form, body, texts));
+  const form = h("form", {}, h("div", { class: "two" }, h("label", { class: "small" }, say("steer.towards"), to), h("label", { class: "small" }, say("steer.from"), away)),
+    h("div", { class: "row" }, h("label", { class: "small" }, say("steer.after"), layer), method, place, h("button", { type: "submit" }, say("steer.find"))));
+  element.append(h("details", { class: "steering" }, h("summary", {}, say("steer.title")), form, body, texts));
   const middle = () => { if (!layer.value && state.get("layers")) layer.value = String(Math.floor(state.get("layers") * 0.4)); };
   state.on(["layers", "model"], middle);
   middle();
@@ -44,7 +45,7 @@ export function mount(element, source, state) {
     const vector = d.vector.map((/** @type {number} */ v) => Number(v.toPrecision(6)));
     const now = () => state.get("edits").find((/** @type {any} */ e) => e.kind === "steer")?.strength ?? 0;
     const value = h("output", { class: "num" });
-    const slider = h("input", { type: "range", min: -4, max: 4, step: 0.1, value: now(), "aria-label": "How far to steer", oninput: () => {
+    const slider = h("input", { type: "range", min: -4, max: 4, step: 0.1, value: now(), "aria-label": say("steer.far"), oninput: () => {
       const others = state.get("edits").filter((/** @type {any} */ e) => e.kind !== "steer");
       const strength = Number(slider.value);
       state.set({ edits: strength ? [...others, { kind: "steer", layer: d.layer, vector, strength }] : others });
@@ -55,11 +56,10 @@ export function mount(element, source, state) {
     };
     steered = turn;
     turn();
-    const exchanged = () => `Exchanged at the last token of held-out pairs, it brings the other's answer in ${percent(d.accuracy, 0)} of the cases; a random direction does in ${percent(d.random, 0)}.`;
-    const trust = d.method === "das" ? exchanged() : d.accuracy === null ? "Too few examples to try it on held-out ones." : `On held-out examples it is right in ${percent(d.accuracy, 0)} of the cases; with shuffled labels, in ${percent(d.shuffled, 0)}.`;
-    put(body, h("p", { class: "sentence" }, `A direction of layer ${d.layer}, ${number(d.norm)} long. ${trust}`),
-      h("p", { class: "small" }, `By itself it raises ${d.raises.slice(0, 6).map((/** @type {string} */ t) => `“${plain(t)}”`).join(", ")} and lowers ${d.lowers.slice(0, 6).map((/** @type {string} */ t) => `“${plain(t)}”`).join(", ")}.`),
-      h("label", { class: "row small grow-slider" }, "away ", slider, " towards ", value));
+    const trust = d.method === "das" ? say("steer.exchanged", { p: percent(d.accuracy, 0), q: percent(d.random, 0) }) : d.accuracy === null ? say("steer.few") : say("steer.trust", { p: percent(d.accuracy, 0), q: percent(d.shuffled, 0) });
+    put(body, h("p", { class: "sentence" }, say("steer.said", { layer: d.layer, x: number(d.norm), trust })),
+      h("p", { class: "small" }, say("steer.raises", { up: d.raises.slice(0, 6).map((/** @type {string} */ t) => `“${plain(t)}”`).join(", "), down: d.lowers.slice(0, 6).map((/** @type {string} */ t) => `“${plain(t)}”`).join(", ") })),
+      h("label", { class: "row small grow-slider" }, say("steer.left"), slider, say("steer.right"), value));
     write();
   }
   /** @type {() => void} */
@@ -76,14 +76,14 @@ export function mount(element, source, state) {
   async function write() {
     const mine = (writing = new AbortController());
     const edits = state.get("edits");
-    const sides = /** @type {[string, any[]][]} */ ([["As it is", []], ["Steered", edits]]);
+    const sides = /** @type {[string, any[]][]} */ ([[say("steer.asis"), []], [say("steer.steered"), edits]]);
     const outs = sides.map(() => h("p", { class: "sample" }));
     put(texts, h("div", { class: "two" }, sides.map(([name], i) => h("div", {}, h("h3", {}, name), outs[i]))));
     texts.setAttribute("aria-busy", "true");
     try {
       for (const [i, [, some]] of sides.entries()) {
         if (i && !edits.length) {
-          outs[1].append(h("span", { class: "soft" }, "Move the slider."));
+          outs[1].append(h("span", { class: "soft" }, say("steer.move")));
           break;
         }
         outs[i].append(h("span", { class: "soft" }, state.get("text")));

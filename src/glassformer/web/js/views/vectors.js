@@ -5,37 +5,38 @@ import { h, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
 import { unpack } from "../source.js";
 import { fork } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
-const PLANES = /** @type {[string, string[]][]} */ ([["Principal axes", []], ["king, man, woman", ["king", "man", "woman"]], ["France, Paris, Italy", ["France", "Paris", "Italy"]], ["dog, car, run", ["dog", "car", "run"]]]);
+const PLANES = /** @type {[string, string[]][]} */ ([["", []], ["king, man, woman", ["king", "man", "woman"]], ["France, Paris, Italy", ["France", "Paris", "Italy"]], ["dog, car, run", ["dog", "car", "run"]]]);
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
-  const canvas = h("canvas", { class: "cloud", tabindex: "0", role: "img", "aria-label": "Tokens as points" });
+  const canvas = h("canvas", { class: "cloud", tabindex: "0", role: "img", "aria-label": say("vectors.points") });
   const said = h("p", { class: "small num", role: "status" });
   const shares = h("p", { class: "small soft" });
-  const plane = h("select", { "aria-label": "The plane", onchange: () => state.set({ plane: plane.value ? plane.value.split(",") : [] }) },
-    PLANES.map(([name, words]) => h("option", { value: words.join(",") }, name)));
-  const own = h("input", { type: "text", size: "24", placeholder: "three words of your own", "aria-label": "Three words whose plane is shown", readonly: !source.live });
-  const form = h("form", { class: "row" }, h("label", { class: "small" }, "Seen in the plane of ", plane), source.live ? [own, h("button", { type: "submit" }, "Show")] : null);
+  const plane = h("select", { "aria-label": say("vectors.plane"), onchange: () => state.set({ plane: plane.value ? plane.value.split(",") : [] }) },
+    PLANES.map(([name, words]) => h("option", { value: words.join(",") }, name || say("vectors.axes"))));
+  const own = h("input", { type: "text", size: "24", placeholder: say("vectors.own"), "aria-label": say("vectors.three"), readonly: !source.live });
+  const form = h("form", { class: "row" }, h("label", { class: "small" }, say("vectors.seen"), plane), source.live ? [own, h("button", { type: "submit" }, say("vectors.show"))] : null);
   form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     const words = own.value.split(/[\s,]+/).filter(Boolean);
     if (words.length === 3) state.set({ plane: words });
-    else said.textContent = "A plane goes through three words.";
+    else said.textContent = say("vectors.through");
   });
-  const asked = h("input", { type: "text", size: "28", value: state.get("sum"), "aria-label": "A sum of words", readonly: !source.live });
-  const sums = h("form", { class: "row" }, asked, source.live ? h("button", { type: "submit" }, "Add up") : null);
+  const asked = h("input", { type: "text", size: "28", value: state.get("sum"), "aria-label": say("vectors.sum"), readonly: !source.live });
+  const sums = h("form", { class: "row" }, asked, source.live ? h("button", { type: "submit" }, say("vectors.add")) : null);
   sums.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     state.set({ sum: asked.value });
   });
-  const nearest = h("div", { role: "list", "aria-label": "Nearest tokens" });
+  const nearest = h("div", { role: "list", "aria-label": say("vectors.near") });
   const rate = h("div", {});
-  element.append(h("h2", {}, "The space of words"),
-    h("p", { class: "soft small" }, "Every token is a row of the embedding table, an arrow in many dimensions. Here they fall onto a plane that you name; the text's own tokens are lit. Drag to turn, or use the arrow keys."),
-    form, h("div", { class: "cloud-frame" }, canvas), said, shares, h("h2", {}, "Adding words"), sums, nearest, rate);
+  element.append(h("h2", {}, say("vectors.title")),
+    h("p", { class: "soft small" }, say("vectors.say")),
+    form, h("div", { class: "cloud-frame" }, canvas), said, shares, h("h2", {}, say("vectors.adding")), sums, nearest, rate);
 
   /** @type {any} */
   let data = null;
@@ -49,10 +50,10 @@ export function mount(element, source, state) {
   live(canvas, state, ["model", "text", "plane"], async (signal) => source.get("cloud", { model: state.get("model"), text: state.get("text"), plane: state.get("plane"), words: answer ? [...words(), answer] : words() }, { signal }), (found) => {
     data = found;
     points = /** @type {Float32Array} */ (unpack(found.points).data);
-    canvas.setAttribute("aria-label", `${found.count} tokens as points; the text's tokens are ${found.lit.map((/** @type {any} */ t) => t.token.trim()).join(", ")}`);
+    canvas.setAttribute("aria-label", say("vectors.label", { n: found.count, lit: found.lit.map((/** @type {any} */ t) => t.token.trim()).join(", ") }));
     const part = found.shares.reduce((/** @type {number} */ a, /** @type {number} */ b) => a + b, 0);
-    const names = state.get("plane").length ? `The plane through ${state.get("plane").join(", ")}` : "The first three principal axes";
-    shares.textContent = `${names} show${state.get("plane").length ? "s" : ""} ${percent(part)} of the variance of ${found.count.toLocaleString()} tokens (of ${found.vocabulary.toLocaleString()}) in ${found.width.toLocaleString()} dimensions (${found.shares.map((/** @type {number} */ x) => percent(x)).join(", ")}); what lies near here may lie far apart there.`;
+    const names = state.get("plane").length ? say("vectors.planeof", { words: state.get("plane").join(", ") }) : say("vectors.first");
+    shares.textContent = say("vectors.variance", { names, p: percent(part), n: found.count.toLocaleString(), all: found.vocabulary.toLocaleString(), width: found.width.toLocaleString(), shares: found.shares.map((/** @type {number} */ x) => percent(x)).join(", ") });
     draw();
   }, { always: true });
 
@@ -155,7 +156,7 @@ export function mount(element, source, state) {
 
   live(nearest, state, ["model", "sum"], async (signal) => source.get("sum", { model: state.get("model"), words: state.get("sum") }, { signal }), (d) => {
     put(nearest, d.neighbours.map((/** @type {any} */ n) => h("div", { class: "prob", role: "listitem" }, h("span", { class: "what mono" }, shown(n.token)), fork(n.similarity), h("span", { class: "num" }, number(n.similarity)))),
-      h("p", { class: "soft small" }, `Nearest by cosine; the words that were given are left out (${d.given.map((/** @type {any} */ n) => `${shown(n.token)} ${number(n.similarity)}`).join(", ")}). ${d.notes.join(" ")}`));
+      h("p", { class: "soft small" }, say("vectors.nearest", { given: d.given.map((/** @type {any} */ n) => `${shown(n.token)} ${number(n.similarity)}`).join(", "), notes: d.notes.join(" ") })));
     answer = d.neighbours[0]?.token.trim() ?? "";
     if (data && source.live && [...words(), answer].some((w) => w && !data.words.some((/** @type {any} */ x) => x.word === w))) refresh();
   });
@@ -164,11 +165,11 @@ export function mount(element, source, state) {
     if (found) { data = found; points = /** @type {Float32Array} */ (unpack(found.points).data); draw(); }
   }
   live(rate, state, ["model"], async (signal) => source.get("sums", { model: state.get("model") }, { signal }), (d) => {
-    put(rate, h("h3", {}, "Does it work?"), h("p", { class: "small" }, d.asked
-      ? `Of ${d.asked} such sums, ${d.right} (${percent(d.right / d.asked, 0)}) come nearest to the right word when the three given words are left out, and ${d.naive} (${percent(d.naive / d.asked, 0)}) when they are not.`
-      : "None of the built-in words is one token here, so there is no rate to give."),
-    h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": "Rate of success by relation" }, h("table", { class: "plain small" }, h("tbody", {}, d.relations.map((/** @type {any} */ r) => h("tr", {}, h("th", { scope: "row" }, r.relation),
-      h("td", {}, `${r.example[1][0]} − ${r.example[0][0]} + ${r.example[0][1]} = ${r.example[1][1]}?`), h("td", { class: "num" }, r.asked ? `${r.right} of ${r.asked}` : "not asked")))))));
+    put(rate, h("h3", {}, say("vectors.work")), h("p", { class: "small" }, d.asked
+      ? say("vectors.rate", { n: d.asked, right: d.right, p: percent(d.right / d.asked, 0), naive: d.naive, q: percent(d.naive / d.asked, 0) })
+      : say("vectors.none")),
+    h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": say("vectors.rates") }, h("table", { class: "plain small" }, h("tbody", {}, d.relations.map((/** @type {any} */ r) => h("tr", {}, h("th", { scope: "row" }, r.relation),
+      h("td", {}, `${r.example[1][0]} − ${r.example[0][0]} + ${r.example[0][1]} = ${r.example[1][1]}?`), h("td", { class: "num" }, r.asked ? say("vectors.of", { n: r.right, all: r.asked }) : say("vectors.unasked"))))))));
   });
   const reflect = () => { plane.value = state.get("plane").join(","); };
   state.on(["plane"], reflect);

@@ -51,10 +51,8 @@ export function mount(element, source, state) {
   element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, absent, effect), body, steering, circuit, h("h3", {}, "Neurons of the feed-forward layers"),
     h("p", { class: "soft small" }, "What is lost when each is off, and the tokens whose score it raises; click one to switch it off."), neurons);
 
-  if (source.live) {
-    mountCircuit(circuit, source, state);
-    if (!source.embedded) mountSteering(steering, source, state);
-  }
+  if (source.live || source.holds("graph", { clean: state.get("text"), corrupted: state.get("other").text })) mountCircuit(circuit, source, state);
+  if (source.live && !source.embedded) mountSteering(steering, source, state);
 
   /** @param {any} edit */
   function switchOff(edit) {
