@@ -12,7 +12,7 @@ import heapq
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,16 +231,7 @@ class Survey:
         Raises:
             CheckpointError: it cannot be written.
         """
-        version, state, gauss = self.random.getstate()
-        told = {
-            **self._described(texts),
-            "begin": self.begin,
-            "read": [self.texts, self.positions],
-            "best": self.best,
-            "drawn": self.drawn,
-            "random": [version, list(state), gauss],
-        }
-        files.write_json(Path(path), told, raises=CheckpointError)
+        files.write_json(Path(path), self._described(texts) | self.state(), raises=CheckpointError)
 
     def load(self, path: str | Path, texts: Sequence[Path]) -> None:
         """Go on from what `save` wrote.
@@ -259,15 +250,34 @@ class Survey:
             if told.get(key) != mine[key]:
                 raise CheckpointError(f"The survey in {path} is of another {what}; name another file, or begin anew.")
         try:
-            version, state, gauss = told["random"]
-            self.random.setstate((version, tuple(state), gauss))
-            first, second, third = told["begin"]
-            self.begin = first, second, third
-            self.texts, self.positions = told["read"]
-            self.best = [tuple(row) for row in told["best"]]
-            self.drawn = [tuple(row) for row in told["drawn"]]
+            self.restore(told)
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"The survey in {path} lacks what was read so far.") from None
+
+    def state(self) -> dict[str, Any]:
+        """How far it is, as plain data that `restore` takes."""
+        version, state, gauss = self.random.getstate()
+        return {
+            "begin": list(self.begin),
+            "read": [self.texts, self.positions],
+            "best": [list(row) for row in self.best],
+            "drawn": [list(row) for row in self.drawn],
+            "random": [version, list(state), gauss],
+        }
+
+    def restore(self, told: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        version, state, gauss = told["random"]
+        self.random.setstate((version, tuple(state), gauss))
+        first, second, third = (int(x) for x in told["begin"])
+        self.begin = first, second, third
+        self.texts, self.positions = (int(x) for x in told["read"])
+        self.best = [(float(s), int(t), int(p), str(b), str(w), str(a)) for s, t, p, b, w, a in told["best"]]
+        self.drawn = [(float(s), float(x), float(y), int(t)) for s, x, y, t in told["drawn"]]
 
     def _described(self, texts: Sequence[Path]) -> dict[str, Any]:
         named = [[str(file.resolve()), file.stat().st_size] for file in texts]

@@ -8,6 +8,7 @@ A `Session` holds models and recent traces; `session.view("attention", {...})` a
 from glassformer.views import (  # noqa: F401
     attention,
     compare,
+    corpus,
     depth,
     directions,
     edges,
