@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from glassformer.checkpoint import open_checkpoint
 from glassformer.checkpoint.hf_tensors import StoredTensors
 from glassformer.checkpoint.quantised import METHODS, method_for
 from glassformer.checkpoint.tensorfile import read_header
+from glassformer.checkpoint.unread import UnreadSettingWarning, without
 from glassformer.errors import CheckpointError, UnsupportedError
 from tests.tiny import gap, reference_logits, tiny_hf, tiny_tokenizer, tiny_tokens
 
@@ -309,6 +312,39 @@ def test_a_method_that_is_not_read_is_refused_by_name(tmp_path: Path, settings: 
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
     with pytest.raises(UnsupportedError, match=words):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("case", [*CASES, "mxfp4"])
+def test_settings_of_a_method_that_are_not_read_are_refused_by_name(case: str) -> None:
+    """At every depth; and what is printed opens it."""
+    settings = CASES[case][0] if case in CASES else {"quant_method": "mxfp4"}
+    deeper = {"format": "dense"}, {"g": {"targets": ["Linear"], "weights": {"num_bits": 4, "observer": "minmax"}}}
+    held = copy.deepcopy(settings)
+    if held.get("quant_method") == "compressed-tensors":
+        held |= {"sparsity_config": deeper[0], "config_groups": deeper[1], "kv_cache_scheme": {"num_bits": 8}}
+    for path in ("", *(["sparsity_config", "config_groups.g", "config_groups.g.weights"] if len(held) > 4 else [])):
+        changed = copy.deepcopy({"text_config": {"quantization_config": held}})
+        inner = changed["text_config"]["quantization_config"]
+        for name in path.split(".") if path else ():
+            inner = inner[name]
+        inner["rotation"] = "hadamard"
+        with pytest.raises(UnsupportedError, match="sets rotation to 'hadamard'") as refused:
+            method_for(changed, "config.json")
+        with pytest.warns(UnreadSettingWarning):
+            opened, _ = without(changed, [str(refused.value).rpartition("--ignore-key ")[2]], "config.json")
+        assert method_for(opened, "config.json") is not None
+
+
+def test_what_transformers_says_of_its_own_methods_is_known() -> None:
+    from transformers.utils import quantization_config as theirs
+
+    for kind in ("GPTQConfig", "AwqConfig", "FineGrainedFP8Config", "FbgemmFp8Config", "Mxfp4Config"):
+        made = getattr(theirs, kind)(**({"bits": 4} if kind == "GPTQConfig" else {})).to_dict()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            method_for({"quantization_config": json.loads(json.dumps(made))}, "config.json")
+    made = theirs.BitsAndBytesConfig(load_in_4bit=True).to_dict()
+    assert method_for({"quantization_config": json.loads(json.dumps(made))}, "config.json") is not None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 import glassformer as gf
 from glassformer.checkpoint import open_checkpoint, read_config
 from glassformer.checkpoint.families import FAMILIES
-from glassformer.checkpoint.unread import UnreadSettingWarning, ignore_everywhere
+from glassformer.checkpoint.unread import UnreadSettingWarning, ignore_everywhere, without
 from glassformer.errors import UnsupportedError, UsageError
+from tests.checkpoint.test_alike import SETTINGS
 from tests.cli import running
 from tests.tiny import EVERY, VARIANTS, gap, reference_logits, tiny_directory, tiny_hf, tiny_tokens
 
@@ -52,20 +55,92 @@ def test_an_unknown_key_with_a_telling_value_is_refused_by_name(tmp_path: Path, 
     assert opened.ignored == ("residual_multiplier",)
 
 
+# Two default designs cannot be built: odd rotated dimensions, no number of experts.
+SAID = {"glm4_moe": {"head_dim": 128}, "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2}}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_refuses_a_key_that_it_does_not_read(family: str) -> None:
     """On transformers' own default settings of each, all of which are known."""
-    from transformers import AutoConfig
-
-    # Two default designs cannot be built: odd rotated dimensions, no number of experts.
-    said = {"glm4_moe": {"head_dim": 128}, "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2}}
-    own = AutoConfig.for_model(family).to_dict() | said.get(family, {})
+    own = AutoConfig.for_model(family).to_dict() | SAID.get(family, {})
     settings = json.loads(json.dumps(own, default=str))
     FAMILIES[family].from_hf(settings, "config.json")
     with pytest.raises(
         UnsupportedError, match=r"sets an_unknown_multiplier to 0\.22, .*--ignore-key an_unknown_multiplier"
     ):
         FAMILIES[family].from_hf({**settings, "an_unknown_multiplier": 0.22}, "config.json")
+
+
+def places(settings: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Names of all objects inside settings."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and name not in ("id2label", "label2id"):
+            yield (*path, name)
+            yield from places(value, (*path, name))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_refuses_a_key_that_it_does_not_read_in_the_objects_inside(family: str) -> None:
+    """In every object of transformers' own default settings, and beside them where they are a text part's."""
+    own = AutoConfig.for_model(family).to_dict() | SAID.get(family, {})
+    settings = json.loads(json.dumps(own, default=str))
+    tried = [settings]
+    for kind, name in FAMILIES[family].inside.items():
+        whole = AutoConfig.for_model(kind).to_dict() | {name: settings, "dtype": None}
+        tried.append(json.loads(json.dumps(whole, default=str)))
+        FAMILIES[family].from_hf(tried[-1], "config.json")
+        with pytest.raises(UnsupportedError, match=r"sets a_multiplier to 0\.22, .*--ignore-key a_multiplier$"):
+            FAMILIES[family].from_hf(tried[-1] | {"a_multiplier": 0.22}, "config.json")
+    for whole in tried:
+        before = FAMILIES[family].from_hf(whole, "config.json")
+        for path in places(whole):
+            if path[0] in ("vision_config", "audio_config") or path[-1] == "per_layer_config":
+                continue  # of parts that are not read, and of objects by number
+            changed = copy.deepcopy(whole)
+            inner = changed
+            for name in path:
+                inner = inner[name]
+            inner["a_multiplier"] = 0.22
+            with pytest.raises(UnsupportedError, match=r"sets a_multiplier to 0\.22") as refused:
+                FAMILIES[family].from_hf(changed, "config.json")
+            option = str(refused.value).rpartition("--ignore-key ")[2]
+            with pytest.warns(UnreadSettingWarning):
+                ignored, _ = without(changed, [option], "config.json")
+            assert FAMILIES[family].from_hf(ignored, "config.json") == before
+
+
+def test_the_option_that_is_printed_names_the_object_as_the_file_does(tmp_path: Path) -> None:
+    tiny_hf("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    for scaling in ({"rope_type": "linear", "factor": 2.0, "mystery": 3}, {"rope_type": "mystery"}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "rope_theta": 500.0, "rope_scaling": scaling}))
+        with pytest.raises(UnsupportedError, match=r"--ignore-key rope_scaling\.") as refused:
+            read_config(tmp_path)
+        with pytest.warns(UnreadSettingWarning):
+            open_checkpoint(tmp_path, ignore=[str(refused.value).rpartition("--ignore-key ")[2]])
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "dots3_note_text"])
+def test_layers_of_their_own_sizes_are_read_in_models_of_ten_layers_and_more(tmp_path: Path, family: str) -> None:
+    """transformers writes the numbers of layers with zeros before them: "02" of twelve."""
+    settings = {**SETTINGS[family], "num_hidden_layers": 12, "num_kv_shared_layers": 0}
+    kinds = settings["layer_types"]
+    settings["layer_types"] = [kinds[i % len(kinds)] for i in range(11)] + ["full_attention"]
+    if family == "dots3_note_text":
+        settings["layer_types"][-1] = "indexed_attention"
+        del settings["num_kv_shared_layers"]
+    theirs = AutoConfig.for_model(family, **settings)
+    theirs.save_pretrained(tmp_path)
+    held = json.loads((tmp_path / "config.json").read_text())["per_layer_config"]
+    assert "01" in held
+    config = read_config(tmp_path)
+    for layer in range(12):
+        own, mixer = theirs.per_layer_config[layer], config.layers[layer].mixer
+        if family == "gemma4_text":
+            assert (mixer.d_head, mixer.n_kv_heads) == (own.head_dim, own.num_key_value_heads)
+        else:
+            assert (mixer.n_heads, mixer.kv_rank) == (own.num_attention_heads, own.kv_lora_rank)
 
 
 @pytest.mark.parametrize(("family", "variant"), EVERY)

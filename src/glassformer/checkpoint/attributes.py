@@ -72,6 +72,13 @@ class Attributes:
         value: dict[str, Any] = self._get(name, {}, False, "an object", lambda v: isinstance(v, dict))
         return value
 
+    def by_layer(self, name: str) -> dict[int, dict[str, Any]]:
+        """An object of objects by layer number, however many zeros the numbers begin with."""
+        held = self.table(name)
+        if not all(key.isdecimal() and isinstance(value, dict) for key, value in held.items()):
+            raise CheckpointError(f"{self.where} sets {self.prefix}{name} to something else than objects by layer.")
+        return {int(key): value for key, value in held.items()}
+
     def sequence(self, name: str) -> list[Any] | None:
         value: list[Any] | None = self._get(name, None, False, "a list", lambda v: isinstance(v, list))
         return value

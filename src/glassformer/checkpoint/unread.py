@@ -8,8 +8,10 @@ marked as so opened.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
@@ -56,6 +58,11 @@ _MARKS = frozenset(
     }
 )  # fmt: skip
 NO_EFFECT = _BASE | _MARKS
+# What a model of text, pictures and sound says beside its `text_config`: of its other parts, or for all of them alike.
+_BESIDE_TEXT = frozenset({"is_encoder_decoder", "text_config", "tie_word_embeddings"})
+_OTHER_SENSES = re.compile(
+    r"(vision|audio|image|video|mm|boi|eoi|boa|eoa)_.*|.*_(vision|audio|image|video)_.*|.*_(image|audio|video)"
+)
 # Read only under another setting, or by parts of a model that have no text: by family.
 _OF_FAMILY: Mapping[str, frozenset[str]] = {
     "llama": frozenset({"head_dim", "sliding_window"}),
@@ -71,7 +78,9 @@ _SPELLINGS = (
     {"hidden_act", "hidden_activation"},
     {"layer_types", "sliding_window_pattern", "_sliding_window_pattern", "max_window_layers"},
 )
-_LAYER_KINDS = {"full_attention", "sliding_attention"}
+LAYER_KINDS = frozenset(
+    {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention"}
+)
 _NEUTRAL: tuple[Any, ...] = (None, False, "", [], {})
 _everywhere: frozenset[str] = frozenset()
 
@@ -130,27 +139,67 @@ def refuse_unread(attributes: Attributes, family: str, no_effect: Collection[str
         UnsupportedError: naming one, its value, and the option that opens the model all the same.
     """
     known = NO_EFFECT | _OF_FAMILY.get(family, frozenset()) | frozenset(no_effect)
-    silent: list[str] = []
     own, *inner = attributes.family()
     # Objects inside are read in several goes and, layer kind by layer kind, with the same names.
-    asked = {True: set(own.asked), False: {name for one in inner for name in one.asked} | _LAYER_KINDS}
+    asked = {True: set(own.asked), False: {name for one in inner for name in one.asked} | LAYER_KINDS}
     for names in asked.values():
         names.update(name for group in _SPELLINGS if group & names for name in group)
-    for one in (own, *inner):
-        for name in one.values:
-            if name in asked[one is own] or name in known:
+
+    def unread(values: Mapping[str, Any], path: str, outermost: bool) -> Iterator[tuple[str, Any]]:
+        names = LAYER_KINDS if LAYER_KINDS & values.keys() else asked[outermost]
+        for name, value in values.items():
+            spelled = f"{path}.{name}".lstrip(".")
+            if name in names or (not outermost and name.isdecimal()):
+                if isinstance(value, dict):
+                    yield from unread(value, spelled, False)
+            elif name not in known:
+                yield spelled, value
+
+    _refuse(attributes.where, unread(own.values, own.path, True))
+
+
+def refuse_beside_text(outer: Attributes) -> None:
+    """`refuse_unread` for what a model of several senses sets beside the settings of its text part."""
+    known = NO_EFFECT | _BESIDE_TEXT | outer.asked
+    unread = ((n, v) for n, v in outer.values.items() if n not in known and not _OTHER_SENSES.fullmatch(n))
+    _refuse(outer.where, unread)
+
+
+def refuse_unlisted(settings: Mapping[str, Any], where: str, path: str, known: Collection[str]) -> None:
+    """`refuse_unread` for an object, and the objects inside it, by the patterns of all dotted names that may be there.
+
+    Args:
+        path: the object's own name, for the option that is printed.
+        known: `group.*.bits` is each such name; a name that stands here is known with whatever is inside.
+    """
+
+    def unread(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            dotted = f"{before}.{name}".lstrip(".")
+            if any(fnmatchcase(dotted, pattern) for pattern in known):
                 continue
-            value, spelled = one.values[name], one.dotted(name)
-            if not any(value is neutral or (value == neutral and type(value) is type(neutral)) for neutral in _NEUTRAL):
-                raise UnsupportedError(
-                    f"{one.where} sets {name} to {value!r}, which Glassformer does not read and which may change what "
-                    f"the model computes. To open it as if that were not there: --ignore-key {spelled}"
-                )
-            silent.append(spelled)
+            if isinstance(value, dict) and value:
+                yield from unread(value, dotted)
+            else:
+                yield f"{path}.{dotted}", value
+
+    _refuse(where, unread(settings, ""))
+
+
+def _refuse(where: str, unread: Iterable[tuple[str, Any]]) -> None:
+    """Refuses the first of these settings, by dotted name, that says something; notes the others."""
+    silent: list[str] = []
+    for spelled, value in unread:
+        if not any(value is neutral or (value == neutral and type(value) is type(neutral)) for neutral in _NEUTRAL):
+            *_, name = spelled.split(".")
+            raise UnsupportedError(
+                f"{where} sets {name} to {value!r}, which Glassformer does not read and which may change what "
+                f"the model computes. To open it as if that were not there: --ignore-key {spelled}"
+            )
+        silent.append(spelled)
     if silent:
         warnings.warn(
-            f"{attributes.where} has settings that are not known and that say nothing ({', '.join(silent)}); "
-            "they are left out.",
+            f"{where} has settings that are not known and that say nothing ({', '.join(silent)}); they are left out.",
             UnreadSettingWarning,
             stacklevel=2,
         )

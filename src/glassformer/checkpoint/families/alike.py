@@ -25,6 +25,7 @@ from glassformer.checkpoint.families.settings import (
     one_window,
     rope,
     rope_settings,
+    rope_table,
     windows,
 )
 from glassformer.checkpoint.tables import Row
@@ -296,8 +297,7 @@ class Alike:
         return self.slides is not None and self.slides(layer)
 
     def _fraction(self, attributes: Attributes) -> float:
-        parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
-        inner = attributes.inside(parameters, "rope_parameters")
+        inner = rope_table(attributes)
         if inner.text("rope_type", "default") == "proportional":
             return 1.0  # all pairs are formed; which of them turn is for the scaling to say
         said: float = inner.number("partial_rotary_factor", attributes.number("partial_rotary_factor", self.fraction))

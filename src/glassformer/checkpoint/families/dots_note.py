@@ -8,7 +8,7 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
 from glassformer.checkpoint.families.indexed import IndexedAlike
-from glassformer.checkpoint.families.settings import one_window, rope, scaling_settings
+from glassformer.checkpoint.families.settings import one_window, rope, rope_kinds, scaling_settings
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, fused
 from glassformer.checkpoint.tables import Row
 from glassformer.errors import CheckpointError, UnsupportedError
@@ -77,7 +77,7 @@ class NoteAlike(IndexedAlike):
         return dataclasses.replace(config, layers=tuple(layers))
 
     def _rotations(self, attributes: Attributes, kinds: set[str]) -> dict[str, Rotary]:
-        tables, found = attributes.table("rope_parameters"), {}
+        tables, found = rope_kinds(attributes), {}
         context = attributes.integer("max_position_embeddings")
         for kind in kinds:
             own = tables.get(kind) or {}
@@ -130,8 +130,8 @@ class NoteAlike(IndexedAlike):
 
 def _sizes(attributes: Attributes, layer: int, slides: bool) -> dict[str, int]:
     """A layer's sizes: those of `per_layer_config`, of older files' ``swa_…`` settings, or of all layers."""
-    given = attributes.table("per_layer_config")
-    own = attributes.inside(given.get(str(layer)) or {}, f"per_layer_config.{layer}")
+    given = attributes.by_layer("per_layer_config")
+    own = attributes.inside(given.get(layer, {}), f"per_layer_config.{layer}")
     found = {}
     for name, default in _SIZES.items():
         common = attributes.integer(name, default)

@@ -18,7 +18,7 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.folding import Folded
 from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, Table
-from glassformer.checkpoint.unread import UnreadSettingWarning, refuse_unread
+from glassformer.checkpoint.unread import UnreadSettingWarning, refuse_beside_text, refuse_unread
 from glassformer.errors import CheckpointError, ConfigError, UnsupportedError
 from glassformer.model.config import Attention, Config, Experts, Layer
 
@@ -155,6 +155,8 @@ class Family:
                 )
         config = sound(lambda: self.read(attributes), where)
         refuse_unread(attributes, self.name, self.no_effect)
+        if attributes is not outer:
+            refuse_beside_text(outer)
         return config
 
     def to_hf(self, config: Config) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from glassformer.checkpoint.families.settings import (
     layer_types,
     one_window,
     rope,
+    rope_kinds,
     rope_settings,
     rotary_of,
     scaling_settings,
@@ -104,10 +105,7 @@ def _rotary(attributes: Attributes, context: int) -> Rotary:
 
 def _rotaries(attributes: Attributes, context: int, sliding: bool) -> tuple[Rotary, Rotary | None]:
     """Gemma 3 turns its two kinds of layers by different bases, and mostly stretches only those that see everything."""
-    kinds = attributes.table("rope_parameters")
-    for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise attributes.unsupported("rope_parameters", kinds)
+    kinds = rope_kinds(attributes)
     wide = {**(kinds.get("full_attention") or {}), **attributes.table("rope_scaling")}
     near = kinds.get("sliding_attention") or {}
     theta, scaling = rope(attributes, context, attributes.number("rope_theta", 1_000_000.0), wide)

@@ -16,6 +16,7 @@ from glassformer.checkpoint.families.settings import (
     layer_types,
     one_window,
     rope,
+    rope_kinds,
     scaling_settings,
     windows,
 )
@@ -59,7 +60,7 @@ def _each(attributes: Attributes, name: str, layers: int, default: Any) -> list[
 
 
 def _rotary(attributes: Attributes, kind: str, context: int) -> Rotary:
-    own = attributes.table("rope_parameters").get(kind) or {}
+    own = rope_kinds(attributes).get(kind) or {}
     old = ("rope_theta", 1_000_000.0) if kind == _FULL else ("rope_local_base_freq", 10_000.0)
     stretched = attributes.table("rope_scaling") if kind == _FULL else {}
     theta, scaling = rope(attributes, context, attributes.number(*old), {**own, **stretched})

@@ -17,6 +17,7 @@ from glassformer.checkpoint.families.settings import (
     layer_types,
     one_window,
     rope,
+    rope_kinds,
     windows,
 )
 from glassformer.checkpoint.families.sparse import fused
@@ -289,16 +290,16 @@ class Gemma4:
         """Heads and rotation of every layer."""
         d_head, n_kv_heads = attributes.integer("head_dim", 256), attributes.integer("num_key_value_heads", 4)
         ropes = {sliding: _rotary(attributes, sliding, context) for sliding in (True, False)}
-        own = attributes.table("per_layer_config")
+        own = attributes.by_layer("per_layer_config")
         if "per_layer_config" not in attributes:
             more: dict[str, Any] = {"head_dim": attributes.integer("global_head_dim", 512)}
             number = attributes.integer("num_global_key_value_heads", None, null=True)
             if number is not None and attributes.flag("attention_k_eq_v", False):
                 more["num_key_value_heads"] = number
-            own = {str(i): more for i, window in enumerate(each) if window is None}
+            own = {i: more for i, window in enumerate(each) if window is None}
         found = []
         for i, window in enumerate(each):
-            one = attributes.inside(own.get(str(i)) or {}, f"per_layer_config.{i}")
+            one = attributes.inside(own.get(i, {}), f"per_layer_config.{i}")
             found.append(
                 Kind(
                     one.integer("head_dim", d_head),
@@ -413,7 +414,7 @@ def shared_from(attributes: Attributes, each: tuple[int | None, ...], default: i
 
 
 def _rotary(attributes: Attributes, sliding: bool, context: int) -> Rotary:
-    kinds = attributes.table("rope_parameters")
+    kinds = rope_kinds(attributes)
     name = _SLIDING if sliding else _FULL
     default: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0}
     if not sliding:

@@ -12,7 +12,7 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
 from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
 from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, sharing
-from glassformer.checkpoint.families.settings import attention_of, yarn_temperature
+from glassformer.checkpoint.families.settings import attention_of, rope_table, yarn_temperature
 from glassformer.checkpoint.families.sparse import FIRST_DENSE, LISTED, Sparse, each, fused, one, shared
 from glassformer.checkpoint.tables import Row
 from glassformer.errors import UnsupportedError
@@ -120,8 +120,7 @@ def _each(config: Config, change: Any) -> Config:
 
 def _scale(size: int, rotary: Rotary, attributes: Attributes) -> float | None:
     """YaRN's temperature on the scores, where the settings give its share of all dimensions."""
-    parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
-    all_dims = attributes.inside(parameters, "rope_parameters").number("mscale_all_dim", 0.0)
+    all_dims = rope_table(attributes).number("mscale_all_dim", 0.0)
     if rotary.scaling is None or not all_dims:
         return None
     temperature: float = yarn_temperature(rotary.scaling.factor, all_dims)

@@ -11,7 +11,7 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
 from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has, sharing
 from glassformer.checkpoint.families.hybrid import Hybrid, Layers, by_types
-from glassformer.checkpoint.families.settings import one_window, rope, scaling_settings
+from glassformer.checkpoint.families.settings import one_window, rope, rope_kinds, scaling_settings
 from glassformer.checkpoint.families.sparse import Layers as ExpertLayers
 from glassformer.checkpoint.families.sparse import Sparse, each, fused, one
 from glassformer.checkpoint.tables import Row
@@ -139,7 +139,7 @@ def _usual(layer: int) -> str:
 
 
 def _third(config: Config, attributes: Attributes) -> Config:
-    parameters = attributes.table("rope_parameters") or _ROTATIONS
+    parameters = rope_kinds(attributes) or _ROTATIONS
     rotations = {}
     for kind, usual in _ROTATIONS.items():
         theta, scaling = rope(attributes, config.context, usual["rope_theta"], parameters.get(kind, usual))

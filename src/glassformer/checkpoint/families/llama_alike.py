@@ -9,7 +9,7 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
 from glassformer.checkpoint.families.folding import untied
 from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
-from glassformer.checkpoint.families.settings import yarn_temperature
+from glassformer.checkpoint.families.settings import rope_table, yarn_temperature
 from glassformer.checkpoint.tables import row
 from glassformer.errors import UnsupportedError
 from glassformer.model.choices.feed_forward import LEARNED
@@ -64,8 +64,7 @@ def _by_scalar(config: Config, attributes: Attributes) -> Config:
 
 def _lengthened(config: Config, attributes: Attributes) -> Config:
     """Queries beyond the original length are multiplied by a number that grows with their position's logarithm."""
-    parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
-    inner = attributes.inside(parameters, "rope_parameters")
+    inner = rope_table(attributes)
     beta = inner.number("llama_4_scaling_beta", None)
     inner.number("max_position_embeddings", None)  # the context once more
     if not beta:

@@ -13,6 +13,7 @@ from glassformer.checkpoint.families.settings import (
     layer_types,
     one_window,
     rope,
+    rope_kinds,
     rotary_of,
     scaling_settings,
     windows,
@@ -31,7 +32,7 @@ def _read(config: Config, attributes: Attributes) -> Config:
     window = (attributes.integer("local_attention", 128, null=True) or 0) // 2 or None
     attributes.only("sliding_window", window, -1)
     each = windows(attributes, config.n_layers, window, lambda i: bool(window and period and i % period))
-    tables, rotaries = attributes.table("rope_parameters"), {}
+    tables, rotaries = rope_kinds(attributes), {}
     for kind, base in _BASES.items():
         theta, scaling = rope(attributes, config.context, attributes.number(_OLD[kind], base), tables.get(kind) or {})
         rotaries[kind] = Rotary(theta, scaling=scaling)

@@ -12,7 +12,7 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import KEYS
 from glassformer.checkpoint.families.family import Family
 from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has
-from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, rope, rope_settings
+from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, rope, rope_settings, rope_table
 from glassformer.checkpoint.families.sparse import STEPPED, Sparse, each, fused, one, shared
 from glassformer.checkpoint.tables import KEY_HEADS, Row, row
 from glassformer.errors import UnsupportedError
@@ -113,10 +113,8 @@ class Delta:
 def _read(attributes: Attributes) -> Config:
     layers, eps = attributes.layers("num_hidden_layers", 32), attributes.number("rms_norm_eps", 1e-6)
     context = attributes.integer("max_position_embeddings", 32768)
-    parameters = attributes.table("rope_parameters") or attributes.table("rope_scaling")
     theta, scaling = rope(attributes, context, attributes.number("rope_theta", 10_000_000.0))
-    inner = attributes.inside(parameters, "rope_parameters")
-    fraction = inner.number("partial_rotary_factor", attributes.number("partial_rotary_factor", 0.25))
+    fraction = rope_table(attributes).number("partial_rotary_factor", attributes.number("partial_rotary_factor", 0.25))
     attention = Attention(
         attributes.integer("num_attention_heads", 16),
         attributes.integer("num_key_value_heads", 4),

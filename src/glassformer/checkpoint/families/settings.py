@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.unread import LAYER_KINDS
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.choices import Activation, Attention, FeedForward, RopeScaling, Rotary
 from glassformer.model.config import Config
@@ -62,9 +63,7 @@ def rope(
         theta: the base where ``parameters`` names none.
         parameters: what to read instead of those two.
     """
-    if parameters is None:
-        parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
-    inner = attributes.inside(parameters, "rope_parameters")
+    inner = rope_table(attributes) if parameters is None else attributes.inside(parameters, "rope_parameters")
     base = inner.number("rope_theta", theta)
     kind = inner.text("rope_type", inner.text("type", "default"))
     inner.only("mrope_section")
@@ -102,19 +101,35 @@ def rope(
     raise inner.unsupported("rope_type", kind)
 
 
+def rope_table(attributes: Attributes) -> Attributes:
+    """The rotary settings in either spelling, under the name that they have."""
+    name = "rope_scaling" if attributes.table("rope_scaling") else "rope_parameters"
+    return attributes.inside(attributes.table(name), name)
+
+
+def rope_kinds(attributes: Attributes) -> dict[str, Any]:
+    """The rotary settings by kind of layer.
+
+    Raises:
+        UnsupportedError: something else stands there.
+    """
+    kinds = attributes.table("rope_parameters")
+    for kind in kinds.keys() - LAYER_KINDS:
+        raise attributes.inside(kinds, "rope_parameters").unsupported(kind, kinds[kind])
+    return kinds
+
+
 def rope_fraction(attributes: Attributes, name: str, default: float) -> float:
     """The rotated share of each head, in either spelling; ``name`` is the older one."""
-    parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
-    inner = attributes.inside(parameters, "rope_parameters")
-    share: float = inner.number("partial_rotary_factor", attributes.number(name, default))
+    share: float = rope_table(attributes).number("partial_rotary_factor", attributes.number(name, default))
     return share
 
 
 def all_rotated(attributes: Attributes) -> None:
     """Refuses a rotated share below 1, which these families' reference code does not compute either, unless it is the
     share of pairs that turn."""
-    parameters = attributes.table("rope_scaling") or attributes.table("rope_parameters")
-    if "proportional" in (parameters.get("rope_type"), parameters.get("type")):
+    inner = rope_table(attributes)
+    if "proportional" in (inner.text("rope_type", ""), inner.text("type", "")):
         return
     share = rope_fraction(attributes, "partial_rotary_factor", 1.0)
     if share != 1:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.quantised.method import Method, Packed
+from glassformer.checkpoint.unread import refuse_unlisted
 from glassformer.errors import CheckpointError, UnsupportedError, near
 
 __all__ = ["METHODS", "Method", "Packed", "method_for"]
@@ -34,9 +35,10 @@ def method_for(settings: Mapping[str, Any], where: str) -> Method | None:
         UnsupportedError: by a method that is not read, or with a setting that it is not read with; by name.
         CheckpointError: the settings are broken.
     """
-    found = settings.get("quantization_config") or settings.get("compression_config")
+    path = "quantization_config" if settings.get("quantization_config") else "compression_config"
+    found = settings.get(path)
     if not found and isinstance(inner := settings.get("text_config"), Mapping):
-        found = inner.get("quantization_config")
+        path, found = "text_config.quantization_config", inner.get("quantization_config")
     if not found:
         return None
     if not isinstance(found, dict):
@@ -52,4 +54,5 @@ def method_for(settings: Mapping[str, Any], where: str) -> Method | None:
         )
     module = importlib.import_module(f"{__name__}.{METHODS[name]}")
     method: Method = module.method(found, f"{where}, quantization_config")
+    refuse_unlisted(found, where, path, {"quant_method", "modules_to_not_convert", *module.KNOWN})
     return method

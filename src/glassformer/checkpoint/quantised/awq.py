@@ -19,9 +19,22 @@ if TYPE_CHECKING:
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
+# Names that a quantization_config may hold: read here, or of how the numbers were found and are multiplied.
+KNOWN = frozenset(
+    {
+        "backend", "bits", "desc_act", "do_fuse", "exllama_config", "format", "fuse_max_seq_len", "group_size",
+        "lm_head", "modules_to_fuse", "pack_dtype", "q_group_size", "sym", "version", "w_bit", "zero_point",
+        "act_group_aware", "batch_size", "block_name_to_quantize", "cache_block_outputs", "damp_percent", "dataset",
+        "max_input_length", "meta", "model_seqlen", "module_name_preceding_first_block",
+        "modules_in_block_to_quantize", "pad_token_id", "tokenizer", "true_sequential",
+    }
+)  # fmt: skip
+
+
 def method(settings: Mapping[str, Any], where: str) -> Awq:
     """The method for a quantization_config."""
     only(settings, where, "bits", 4)
+    only(settings, where, "w_bit", 4)
     only(settings, where, "version", "gemm", "GEMM")
     only(settings, where, "format", "gemm", "GEMM")
     return Awq()

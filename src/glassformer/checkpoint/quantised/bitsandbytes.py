@@ -26,6 +26,16 @@ _STATE = ".quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")
 
 
+# Names that a quantization_config may hold: read here, or of how the numbers were found and are multiplied.
+KNOWN = frozenset(
+    {
+        "_load_in_4bit", "_load_in_8bit", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight",
+        "llm_int8_skip_modules", "llm_int8_threshold", "load_in_4bit", "load_in_8bit",
+    }
+)  # fmt: skip
+
+
 def method(settings: Mapping[str, Any], where: str) -> BitsAndBytes:
     """The method for a quantization_config."""
     only(settings, where, "bnb_4bit_quant_storage", "uint8")

@@ -41,6 +41,23 @@ _SPARE = ("_observer", ".input_scale", ".input_zero_point", ".input_global_scale
           ".v_scale", ".output_zero_point")  # fmt: skip
 
 
+# Names that a quantization_config may hold: read here, or of how the numbers were found and are multiplied.
+KNOWN = frozenset(
+    {
+        "config_groups.*.format", "config_groups.*.input_activations", "config_groups.*.output_activations",
+        "config_groups.*.targets", "config_groups.*.weights.actorder", "config_groups.*.weights.block_structure",
+        "config_groups.*.weights.dynamic", "config_groups.*.weights.group_size", "config_groups.*.weights.num_bits",
+        "config_groups.*.weights.observer", "config_groups.*.weights.observer_kwargs",
+        "config_groups.*.weights.scale_dtype", "config_groups.*.weights.strategy",
+        "config_groups.*.weights.symmetric", "config_groups.*.weights.type", "config_groups.*.weights.zp_dtype",
+        "format", "global_compression_ratio", "ignore", "kv_cache_scheme", "quantization_status",
+        "sparsity_config.format", "sparsity_config.global_sparsity", "sparsity_config.ignore",
+        "sparsity_config.registry_requires_subclass", "sparsity_config.sparsity_structure", "sparsity_config.targets",
+        "version",
+    }
+)  # fmt: skip
+
+
 def method(settings: Mapping[str, Any], where: str) -> Compressed:
     """The method for a quantization_config."""
     only(settings, where, "format", *_FORMATS)

@@ -24,6 +24,15 @@ _SCALES = ("_scale_inv", "_scale")
 _ACTIVATIONS = (".input_scale", ".activation_scale", "_activation_scale", ".output_scale", ".k_scale", ".v_scale")
 
 
+# Names that a quantization_config may hold: read here, or of how the numbers were found and are multiplied.
+KNOWN = frozenset(
+    {
+        "activation_scheme", "activation_scale_ub", "dequantize", "expert_dtype", "fmt", "ignored_layers",
+        "kv_cache_scheme", "modules_to_convert", "scale_fmt", "weight_block_size",
+    }
+)  # fmt: skip
+
+
 def method(settings: Mapping[str, Any], where: str) -> Fp8:
     """The method for a quantization_config."""
     block = settings.get("weight_block_size")

@@ -18,12 +18,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Names that a quantization_config may hold: read here, or of how the numbers were found and are multiplied.
+KNOWN = frozenset(
+    {
+        "act_group_aware", "backend", "batch_size", "bits", "block_name_to_quantize", "cache_block_outputs",
+        "checkpoint_format", "damp_auto_increment", "damp_percent", "dataset", "desc_act", "disable_exllama",
+        "dynamic", "exllama_config", "format", "group_size", "lm_head", "max_input_length", "meta",
+        "model_file_base_name", "model_name_or_path", "model_seqlen", "module_name_preceding_first_block",
+        "modules_in_block_to_quantize", "pack_dtype", "pad_token_id", "quantizer", "static_groups", "sym",
+        "tokenizer", "true_sequential", "use_cuda_fp16", "use_exllama",
+    }
+)  # fmt: skip
+
+
 def method(settings: Mapping[str, Any], where: str) -> Gptq:
     """The method for a quantization_config."""
     only(settings, where, "bits", 2, 3, 4, 8)
     only(settings, where, "checkpoint_format", "gptq", "gptq_v2")
+    only(settings, where, "format", "gptq", "gptq_v2")
+    only(settings, where, "pack_dtype", "int32")
     only(settings, where, "dynamic", {}, False)
-    return Gptq(int(settings.get("bits") or 4), settings.get("checkpoint_format") != "gptq_v2")
+    layout = settings.get("checkpoint_format") or settings.get("format")
+    return Gptq(int(settings.get("bits") or 4), layout != "gptq_v2")
 
 
 @dataclass(frozen=True)

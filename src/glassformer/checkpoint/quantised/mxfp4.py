@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 _BLOCKS, _SCALES = "_blocks", "_scales"
 
 
+# Names that a quantization_config may hold: read here, or of how the numbers were found and are multiplied.
+KNOWN = frozenset(
+    {
+        "dequantize",
+    }
+)  # fmt: skip
+
+
 def method(settings: Mapping[str, Any], where: str) -> Mxfp4:
     """The method for a quantization_config."""
     return Mxfp4()
