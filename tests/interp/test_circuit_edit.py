@@ -145,10 +145,12 @@ def test_what_cannot_be_is_said(tmp_path):
     path = tmp_path / "c.json"
     edit.save(path)
     told = json.loads(path.read_text())
+    changed = {key: value for key, value in told.items() if key != "sha256"}  # by hand, and said to be
     for spoilt, said in (
         ({"format": "x"}, "not of the format"),
-        ({**told, "weights": "0"}, "other weights"),
-        ({**told, "edges": 3}, "lacks its edges"),
+        ({**told, "counterfactual": [1, 2]}, "does not match the checksum"),
+        ({**changed, "weights": "0"}, "other weights"),
+        ({**changed, "edges": 3}, "lacks its edges"),
     ):
         path.write_text(json.dumps(spoilt))
         with pytest.raises(CheckpointError, match=said):

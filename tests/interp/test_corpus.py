@@ -15,6 +15,7 @@ from glassformer.interp.direction import Direction
 from glassformer.interp.edits import ablate
 from glassformer.interp.fingerprint import design, fingerprint
 from glassformer.interp.trace import trace
+from glassformer.system import locks
 from tests.interp.helpers import Letters, model
 
 V = Letters(40)
@@ -105,6 +106,18 @@ def test_a_survey_goes_on_to_the_same_result_in_constant_memory(texts, tmp_path,
             other.load(file, texts)
     with pytest.raises(CheckpointError, match="another texts"):
         Survey(t, V, part).load(file, texts[:1])
+    with pytest.raises(CheckpointError, match="other passages of these texts"):
+        survey(Survey(t, V, part), texts, encode, longest=16, matching="a", keep=file)
+    with locks.locked(file), pytest.raises(UsageError, match="Another process is reading texts into"):
+        survey(Survey(t, V, part), texts, encode, longest=16, keep=file)
+    kept, first = file.read_text(), texts[0].read_bytes()
+    texts[0].write_bytes(first.replace(b"a", b"b", 1))  # as long as before
+    with pytest.raises(CheckpointError, match="another texts"):
+        Survey(t, V, part).load(file, texts)
+    texts[0].write_bytes(first)
+    file.write_text(kept.replace('"begin": [', '"begin": [1,', 1))
+    with pytest.raises(CheckpointError, match="does not match the checksum"):
+        Survey(t, V, part).load(file, texts)
     file.write_text("{}")
     with pytest.raises(CheckpointError, match="not of the format"):
         Survey(t, V, part).load(file, texts)

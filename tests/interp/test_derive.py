@@ -219,6 +219,16 @@ def test_saved_and_loaded(tmp_path):
 
     with pytest.raises(CheckpointError, match="other weights"):
         Trace.load(tmp_path / "t", randomised(model(), 9))
+    (t := Trace(transformer, [1, 2, 3])).save(tmp_path / "t")
+    other = Trace(transformer, [3, 2, 1])
+    other.save(tmp_path / "other")
+    (tmp_path / "other" / "trace.safetensors").replace(tmp_path / "t" / "trace.safetensors")
+    with pytest.raises(CheckpointError, match="not the file that"):  # of a save that was killed half-way
+        Trace.load(tmp_path / "t", transformer)
+    told = (tmp_path / "other" / "trace.json").read_text()
+    (tmp_path / "t" / "trace.json").write_text(told.replace('"batched": false', '"batched": true'))
+    with pytest.raises(CheckpointError, match="does not match the checksum"):
+        Trace.load(tmp_path / "t", transformer)
     (tmp_path / "t" / "trace.json").write_text("{")
     with pytest.raises(CheckpointError, match="no readable trace"):
         Trace.load(tmp_path / "t", transformer)

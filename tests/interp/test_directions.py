@@ -114,6 +114,9 @@ def test_a_direction_on_disk(transformer: Transformer, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not the file that its"):
         Direction.load(tmp_path / "three.v1", transformer)
     told = json.loads((tmp_path / "three.v1.json").read_text("utf-8"))
+    (tmp_path / "three.v1.json").write_text(json.dumps(told | {"layer": 2}), "utf-8")
+    with pytest.raises(CheckpointError, match="does not match the checksum"):
+        Direction.load(tmp_path / "three.v1", transformer)
     (tmp_path / "three.v1.json").write_text(json.dumps(told | {"format": "glassformer.trace/1"}), "utf-8")
     with pytest.raises(CheckpointError, match="not of the format"):
         Direction.load(tmp_path / "three.v1", transformer)

@@ -125,7 +125,9 @@ def test_what_cannot_be_is_said(tmp_path):
     assert opened(file, t)["name"] == "mine"
     with pytest.raises(CheckpointError, match="other weights"):
         opened(file, randomised(Transformer(t.config), 5).double())
-    for spoilt, said in (("{", "no readable graph"), ("{}", "not of the format")):
+    altered = file.read_text().replace('"layers": ', '"layers": 1')
+    wrong = ((altered, "not match the checksum"), ("{", "no readable graph"), ("{}", "not of the format"))
+    for spoilt, said in wrong:
         file.write_text(spoilt)
         with pytest.raises(CheckpointError, match=said):
             opened(file)

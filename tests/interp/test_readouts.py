@@ -167,6 +167,11 @@ def test_a_readout_on_disk(transformer: Transformer, tmp_path: Path) -> None:
     assert read.to_dict() == found.to_dict()
     with pytest.raises(CheckpointError, match="of small with other weights"):
         Readout.load(tmp_path / "lens.safetensors", model(n_layers=3, seed=4).double())
+    raw = bytearray((tmp_path / "lens.safetensors").read_bytes())
+    raw[-3] ^= 1
+    (tmp_path / "altered").write_bytes(raw)
+    with pytest.raises(CheckpointError, match="does not match the checksum"):
+        Readout.load(tmp_path / "altered", transformer)
     (tmp_path / "broken").write_bytes((tmp_path / "lens.safetensors").read_bytes()[:200])
     for name in ("broken", "missing"):
         with pytest.raises(CheckpointError, match="no readable readout"):

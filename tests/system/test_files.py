@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from glassformer.errors import CheckpointError, FileError, UsageError
-from glassformer.system import files, locks
+from glassformer.system import files, locks, sealed
 
 
 def names(folder: Path) -> list[str]:
@@ -118,6 +120,71 @@ def test_strays_of_dead_processes_are_swept_and_those_of_the_living_are_not(tmp_
     assert files.sweep(tmp_path, of="b") == []
     assert len(files.sweep(tmp_path)) == 2
     assert names(tmp_path) == []
+
+
+def test_whoever_writes_a_file_or_a_folder_again_sweeps_what_a_killed_writer_left(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "writing\n"
+    files.write_text(tmp_path / "a", "meanwhile")
+    assert len(names(tmp_path)) == 3, "the other one is alive"
+    kill(writer)
+    files.write_text(tmp_path / "b", "another file")
+    assert len(names(tmp_path)) == 4
+    files.write_text(tmp_path / "a", "again")
+    with files.atomic_folder(tmp_path / "a-folder"):
+        pass
+    assert names(tmp_path) == ["a", "a-folder", "b"]
+
+
+SCRATCH = """
+import time
+from glassformer.system import files
+with files.scratch() as folder:
+    (folder / "part").write_text("half")
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_folders_among_the_temporary_ones_go_with_their_block_or_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with files.scratch() as folder:
+        (folder / "a").write_text("1")
+        assert folder.parent == tmp_path
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert names(tmp_path) == []
+    own = {**os.environ, "TMPDIR": str(tmp_path)}
+    other = subprocess.Popen([sys.executable, "-c", SCRATCH], stdout=subprocess.PIPE, text=True, env=own)
+    assert other.stdout is not None
+    assert Path(other.stdout.readline().strip(), "part").exists()
+    with files.scratch():
+        assert len(names(tmp_path)) == 2
+    kill(other)
+    with files.scratch():
+        assert len(names(tmp_path)) == 1
+
+
+def test_a_state_that_was_altered_is_not_believed(tmp_path):
+    content = {"format": "glassformer.thing/1", "steps": {3: 0.1, 20: [1, None]}, "text": "ü"}
+    sealed.write(tmp_path / "a.json", content, raises=CheckpointError)
+    read = sealed.read(tmp_path / "a.json", "glassformer.thing/1", "thing", raises=CheckpointError)
+    assert read["steps"] == {"3": 0.1, "20": [1, None]}
+    # by hand: keys in order, no spaces
+    written = '{"format":"glassformer.thing/1","steps":{"20":[1,null],"3":0.1},"text":"\\u00fc"}'
+    assert read["sha256"] == hashlib.sha256(written.encode()).hexdigest()
+    text = (tmp_path / "a.json").read_text("utf-8")
+    for spoilt, said in (
+        (text.replace("0.1", "0.2"), "does not match the checksum"),
+        (text[:-5], "no readable thing"),
+        ("[]", "not of the format"),
+        (text.replace("thing/1", "thing/2"), "not of the format"),
+    ):
+        (tmp_path / "a.json").write_text(spoilt, "utf-8")
+        with pytest.raises(CheckpointError, match=said):
+            sealed.read(tmp_path / "a.json", "glassformer.thing/1", "thing", raises=CheckpointError)
+    with pytest.raises(CheckpointError, match="no readable thing"):
+        sealed.read(tmp_path / "none", "glassformer.thing/1", "thing", raises=CheckpointError)
 
 
 def test_a_file_that_is_being_written_here_is_never_swept_and_another_machine_s_goes_after_a_day(tmp_path):

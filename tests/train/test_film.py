@@ -71,10 +71,14 @@ def test_weights_that_do_not_fit_are_left_out(folder: Path, monkeypatch: pytest.
     assert sum(path.stat().st_size for path in frames.values()) < 130_000
 
 
-def test_a_damaged_frame_is_refused(tmp_path: Path):
-    (tmp_path / "step-000001.safetensors").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match="no readable frame"):
-        film.read(tmp_path / "step-000001.safetensors")
+def test_a_damaged_frame_is_refused(folder: Path):
+    frame = reading.read_run(folder, "one").frames[6]
+    raw = bytearray(frame.read_bytes())
+    raw[-3] ^= 1
+    for damaged, said in ((raw, "not match the checksum"), (raw[:-1], "no readable frame"), (b"no", "no readable")):
+        frame.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=said):
+            film.read(frame)
 
 
 def test_small_recipes_keep_a_film():

@@ -11,6 +11,7 @@ import pytest
 from glassformer.data import docstrings
 from glassformer.errors import SiteError
 from glassformer.interp.neurons import passages
+from glassformer.system.folders import cache_directory
 from glassformer.views import Session
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the sea", "cats and dogs", "the mat"]
@@ -28,21 +29,34 @@ def test_passages_are_those_of_a_plain_search(session: Session, model: Any):
     assert len(found["passages"]) == len(TEXTS)
 
 
+def background() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "exciting":
+            thread.join()
+
+
 def test_docstrings_are_read_in_the_background_and_kept(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("GLASSFORMER_CACHE", str(tmp_path))
     monkeypatch.setattr(docstrings, "passages", lambda: tuple(TEXTS * 3))
     ask = {"layer": 0, "neuron": 1}
     first = Session(model)
     first.view("exciting", ask)
-    for thread in threading.enumerate():
-        if thread.name == "exciting":
-            thread.join()
+    background()
     read = first.view("exciting", ask)
     assert read["done"] == read["of"] == 12
     own = first.view("exciting", {**ask, "texts": TEXTS * 3})
     assert [p["output"] for p in read["passages"]] == [p["output"] for p in own["passages"]]
     kept = Session(model).view("exciting", ask)
     assert kept == read
+    held = next((cache_directory() / "exciting").glob("*.safetensors"))
+    whole = held.read_bytes()
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        held.write_bytes(damaged)  # is read again, and kept
+        third = Session(model)
+        third.view("exciting", ask)
+        background()
+        assert third.view("exciting", ask) == read
+        assert held.read_bytes() == whole
     with pytest.raises(SiteError, match="no neuron"):
         first.view("exciting", {"layer": 0, "neuron": 10_000_000})
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.keys import Shape
 from glassformer.errors import CheckpointError, UnsupportedError
-from glassformer.system import files
+from glassformer.system import files, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,6 +128,45 @@ class TensorFile:
                 raise CheckpointError(f"{self.header.path} cannot be mapped: {error}.") from None
         tensor: Tensor = self._handle.get_tensor(name)
         return tensor
+
+
+def packed(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> bytes:
+    """A safetensors file of tensors and what is told of them, with a checksum of both, for `unpacked`."""
+    from safetensors.torch import save
+
+    here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(here, {"told": json.dumps({**told, "sha256": _checksum(save(here), told)}, ensure_ascii=False)})
+
+
+def unpacked(path: str | Path, form: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What is told, and the tensors, of a file that `packed` made.
+
+    Args:
+        form: the `format` that must be told.
+        what: it is, for messages.
+
+    Raises:
+        CheckpointError: it is none, of another format, or not as it was saved.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = Path(path).read_bytes()
+        tensors, metadata = load(data), read_header(Path(path)).metadata
+        told = json.loads(metadata.get("told", "{}"))
+    except (OSError, ValueError, SafetensorError, CheckpointError) as error:
+        raise CheckpointError(f"{path} is no readable {what} ({error}).") from None
+    if not isinstance(told, dict) or told.get("format") != form:
+        raise CheckpointError(f"{path} is not of the format {form}.")
+    if told.pop("sha256", None) != _checksum(data, told):
+        raise CheckpointError(f"{path} does not match the checksum it was saved with.")
+    return told, tensors
+
+
+def _checksum(file: bytes, told: Mapping[str, Any]) -> str:
+    """Of the values in a safetensors file and what is told of them."""
+    return files.sha256_of(file[8 + int.from_bytes(file[:8], "little") :] + sealed.checksum(told).encode())
 
 
 def refuse_types(header: Header, names: Any) -> None:

@@ -17,6 +17,7 @@ import typer
 from glassformer.cli.common import BosOption, JsonOption, ModelOption, need, note, open_model, print_json
 from glassformer.cli.pages import HtmlOption, write_page
 from glassformer.errors import UsageError
+from glassformer.system import files
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
@@ -139,5 +140,5 @@ def draw(kind: str, data: dict[str, Any], png: Path) -> None:
     """A picture of `interp.plots`, written."""
     from glassformer.interp import plots
 
-    getattr(plots, f"{kind}_png")(data, png)
+    files.write_with(png, lambda draft: getattr(plots, f"{kind}_png")(data, draft))
     note(f"Wrote {png}.")

@@ -14,7 +14,6 @@ import queue
 import struct
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ import numpy as np
 
 from glassformer.data.readers import Piece
 from glassformer.errors import DataError, GlassformerError
-from glassformer.system import hardware
+from glassformer.system import files, hardware
 from glassformer.tokenizer.encode import Encoded, Encoder
 
 if TYPE_CHECKING:
@@ -56,9 +55,9 @@ def encode_pieces(
         for batch in _batches(pieces):
             yield from zip(batch, encode_batch(batch, encoder), strict=True)
         return
-    with tempfile.TemporaryDirectory(prefix="glassformer-tokenizer-") as folder:
+    with files.scratch() as folder:
         encoder.tokenizer.save(folder)
-        pool = _Pool(folder, workers, encoder.dtype)
+        pool = _Pool(str(folder), workers, encoder.dtype)
         try:
             yield from pool.run(_batches(pieces))
         finally:

@@ -276,6 +276,7 @@ def enforce_limit(limit: int | None = None) -> list[Path]:
 
 def _sweep() -> None:
     """Remove what killed processes left unfinished among the dequantised copies."""
+    files.sweep(cache_directory() / "dequantised")
     for path in (cache_directory() / "dequantised").glob("*"):
         unfinished = path.suffix == ".partial" or (path.name.startswith(".") and not path.name.endswith(_USED))
         with contextlib.suppress(OSError):

@@ -7,7 +7,6 @@ how they were found.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from glassformer.model.choices import Attention
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block
 from glassformer.model.sites import Where
-from glassformer.system import files
+from glassformer.system import sealed
 
 if TYPE_CHECKING:
     from glassformer.interp.circuit_search import Circuit
@@ -82,7 +81,7 @@ class RunCircuit(Edit):
             "edges": [list(names) for names in self.edges],
             "facts": self.facts,
         }
-        files.write_json(Path(path), told, raises=CheckpointError)
+        sealed.write(path, told, raises=CheckpointError)
 
     @classmethod
     def load(cls, path: str | Path, transformer: Transformer) -> RunCircuit:
@@ -91,12 +90,7 @@ class RunCircuit(Edit):
         Raises:
             CheckpointError: it is no circuit, is broken, or is of another model.
         """
-        try:
-            told = json.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is no readable circuit ({error}).") from None
-        if not isinstance(told, dict) or told.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not of the format {FORMAT}.")
+        told = sealed.read(path, FORMAT, "circuit", raises=CheckpointError)
         if told.get("weights") != fingerprint(transformer):
             raise CheckpointError(
                 f"The circuit in {path} is of a model with other weights or in another precision; open it with the "

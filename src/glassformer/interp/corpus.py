@@ -8,11 +8,13 @@ from a file to the same result. Knows texts as bytes and tokens, and one part of
 from __future__ import annotations
 
 import codecs
+import functools
 import heapq
 import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from glassformer.interp.vocabulary import Vocabulary
 from glassformer.model import Transformer
 from glassformer.model.choices import Experts
 from glassformer.model.sites import Where
-from glassformer.system import files
+from glassformer.system import files, locks, sealed
 
 FORMAT = "glassformer.survey/1"
 # Positions that the deciles are made of.
@@ -161,6 +163,7 @@ class Survey:
         self.positions = self.texts = 0
         self.begin: tuple[int, int, int] = (0, 0, 0)
         self.best: list[tuple[float, int, int, str, str, str]] = []  # size, −text, −position, before, token, after
+        self.asked: dict[str, Any] = {}  # which passages of the texts
         self.drawn: list[tuple[float, float, float, int]] = []  # strength, loss, loss without it, token
 
     @torch.no_grad()
@@ -231,7 +234,8 @@ class Survey:
         Raises:
             CheckpointError: it cannot be written.
         """
-        files.write_json(Path(path), self._described(texts) | self.state(), raises=CheckpointError)
+        told = {**self._described(texts), "asked": self.asked, **self.state()}
+        sealed.write(path, told, raises=CheckpointError)
 
     def load(self, path: str | Path, texts: Sequence[Path]) -> None:
         """Go on from what `save` wrote.
@@ -239,18 +243,14 @@ class Survey:
         Raises:
             CheckpointError: it is none, is broken, or is of another model, part or texts.
         """
-        try:
-            told = json.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is no readable survey ({error}).") from None
+        told = sealed.read(path, FORMAT, "survey", raises=CheckpointError)
         mine = json.loads(json.dumps(self._described(texts)))
-        if not isinstance(told, dict) or told.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not of the format {FORMAT}.")
         for key, what in (("weights", "model"), ("part", "part"), ("files", "texts"), ("top", "number of passages")):
             if told.get(key) != mine[key]:
                 raise CheckpointError(f"The survey in {path} is of another {what}; name another file, or begin anew.")
         try:
             self.restore(told)
+            self.asked = dict(told["asked"])
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"The survey in {path} lacks what was read so far.") from None
 
@@ -280,7 +280,7 @@ class Survey:
         self.drawn = [(float(s), float(x), float(y), int(t)) for s, x, y, t in told["drawn"]]
 
     def _described(self, texts: Sequence[Path]) -> dict[str, Any]:
-        named = [[str(file.resolve()), file.stat().st_size] for file in texts]
+        named = [[str(file.resolve()), _content(file, file.stat().st_size, file.stat().st_mtime_ns)] for file in texts]
         part = self.part.to_dict()
         return {
             "format": FORMAT,
@@ -312,24 +312,39 @@ def survey(
 
     Raises:
         TextError: for a file that is not UTF-8 text, or texts without a passage to read.
+        UsageError: another process is reading into `keep`.
     """
-    if keep is not None and Path(keep).exists():
-        found.load(keep, texts)
-    room = min(longest, found.transformer.config.context) - len(lead)
-    sizes = [file.stat().st_size for file in texts]
-    for number, (ids, after) in enumerate(pieces(texts, encode, room, found.begin)):
-        spelt = "" if matching is None else "".join(found.vocabulary.token_text(i) for i in ids)
-        if len(ids) + len(lead) > 1 and (matching is None or matching in spelt):
-            found.read([*lead, *ids])
-        found.begin = after
-        if keep is not None and (number + 1) % every == 0:
+    asked = {"matching": matching, "longest": longest, "lead": list(lead)}
+    told = f"Another process is reading texts into {keep}; wait for it, or name another file."
+    with nullcontext() if keep is None else locks.locked(keep, taken=lambda: UsageError(told)):
+        if keep is not None and Path(keep).exists():
+            found.load(keep, texts)
+            if found.asked != asked:
+                raise CheckpointError(
+                    f"The survey in {keep} is of other passages of these texts; name another file, or begin anew."
+                )
+        found.asked = asked
+        room = min(longest, found.transformer.config.context) - len(lead)
+        sizes = [file.stat().st_size for file in texts]
+        for number, (ids, after) in enumerate(pieces(texts, encode, room, found.begin)):
+            spelt = "" if matching is None else "".join(found.vocabulary.token_text(i) for i in ids)
+            if len(ids) + len(lead) > 1 and (matching is None or matching in spelt):
+                found.read([*lead, *ids])
+            found.begin = after
+            if keep is not None and (number + 1) % every == 0:
+                found.save(keep, texts)
+            if progress is not None:
+                progress(sum(sizes[: after[0]]) + after[1], sum(sizes), "reading")
+        if keep is not None:
             found.save(keep, texts)
-        if progress is not None:
-            progress(sum(sizes[: after[0]]) + after[1], sum(sizes), "reading")
-    if keep is not None:
-        found.save(keep, texts)
     if not found.texts:
         named = ", ".join(map(str, texts))
         said = f"with {matching!r} in it" if matching is not None else "of two tokens or more"
         raise TextError(f"There is no passage {said} in {named}.")
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _content(file: Path, size: int, changed: int) -> str:
+    """A checksum of a text, until it is another."""
+    return files.sha256(file)

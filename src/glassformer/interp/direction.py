@@ -6,7 +6,6 @@ was found. Knows nothing about finding one (`directions`) or about steering by i
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from glassformer.errors import CheckpointError, UsageError
 from glassformer.interp.fingerprint import design, fingerprint
 from glassformer.model import Config, Transformer
-from glassformer.system import files
+from glassformer.system import files, sealed
 
 FORMAT = "glassformer.direction/1"
 
@@ -89,10 +88,10 @@ class Direction:
             "weights": self.weights,
             "design": self.design,
             "facts": self.facts,
-            "sha256": files.sha256_of(data),
+            "vector": files.sha256_of(data),
         }
         files.write_bytes(_with(stem, ".safetensors"), data, raises=CheckpointError)
-        files.write_json(_with(stem, ".json"), described, raises=CheckpointError)
+        sealed.write(_with(stem, ".json"), described, raises=CheckpointError)
         return stem
 
     @classmethod
@@ -103,8 +102,8 @@ class Direction:
             CheckpointError: it is none, is broken, or is of another model.
         """
         stem = _stem(Path(path))
+        told = sealed.read(_with(stem, ".json"), FORMAT, "direction", raises=CheckpointError)
         try:
-            told = json.loads(_with(stem, ".json").read_text("utf-8"))
             data = _with(stem, ".safetensors").read_bytes()
             tensors = load(data)
         except (OSError, ValueError, SafetensorError) as error:
@@ -112,9 +111,7 @@ class Direction:
                 f"{path} is no readable direction ({error}); a direction is {stem.name}.safetensors and "
                 f"{stem.name}.json beside it."
             ) from None
-        if not isinstance(told, dict) or told.get("format") != FORMAT:
-            raise CheckpointError(f"{_with(stem, '.json')} is not of the format {FORMAT}.")
-        if told.get("sha256") != files.sha256_of(data):
+        if told.get("vector") != files.sha256_of(data):
             raise CheckpointError(f"{_with(stem, '.safetensors')} is not the file that its .json was written with.")
         if told.get("weights") != fingerprint(transformer):
             raise CheckpointError(

@@ -19,7 +19,7 @@ def _save(figure: Any, path: Path) -> None:
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")  # letters that the font lacks are drawn as boxes
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        figure.savefig(path, format="png", dpi=150, bbox_inches="tight")
 
 
 def _labels(texts: Sequence[str]) -> list[str]:

@@ -10,7 +10,6 @@ one trace.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from glassformer.model import Transformer
 from glassformer.model.choices import Attention
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.sites import Looking, Where
-from glassformer.system import files
+from glassformer.system import sealed
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -123,7 +122,7 @@ class PredictionGraph:
             CheckpointError: it cannot be written.
         """
         told = {"format": FORMAT, "name": name, "weights": fingerprint(self.trace.transformer), "ids": self.trace.ids}
-        files.write_json(Path(path), {**told, **self.to_dict()}, raises=CheckpointError)
+        sealed.write(path, {**told, **self.to_dict()}, raises=CheckpointError)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: nodes stand at layer × position."""
@@ -169,12 +168,7 @@ def opened(path: str | Path, transformer: Transformer | None = None) -> dict[str
     Raises:
         CheckpointError: it is none, is broken, or (where a model is given) is of another model.
     """
-    try:
-        told = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no readable graph ({error}).") from None
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not of the format {FORMAT}.")
+    told = sealed.read(path, FORMAT, "graph", raises=CheckpointError)
     if transformer is not None and told.get("weights") != fingerprint(transformer):
         raise CheckpointError(f"The graph in {path} is of a model with other weights or in another precision.")
     return told

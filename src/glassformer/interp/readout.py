@@ -7,17 +7,15 @@ safetensors file holds the maps and what they are of. Knows nothing about texts.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from glassformer.checkpoint.tensorfile import packed, unpacked
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.interp.fingerprint import fingerprint
 from glassformer.model import Config, Transformer
@@ -59,9 +57,8 @@ class Readout:
         Raises:
             CheckpointError: it cannot be written.
         """
-        told = {"kind": self.kind, "model": self.model, "weights": self.weights, "facts": self.facts}
-        tensors = {"matrices": self.matrices.cpu().contiguous(), "biases": self.biases.cpu().contiguous()}
-        data = save(tensors, {"format": FORMAT, "readout": json.dumps(told, allow_nan=False)})
+        told = {"format": FORMAT, "kind": self.kind, "model": self.model, "weights": self.weights, "facts": self.facts}
+        data = packed({"matrices": self.matrices, "biases": self.biases}, told)
         files.write_bytes(path, data, raises=CheckpointError)
 
     @classmethod
@@ -71,22 +68,15 @@ class Readout:
         Raises:
             CheckpointError: it is no readout, is broken, or is of another model.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            told = json.loads(metadata.get("readout", "{}"))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is no readable readout ({error}).") from None
-        if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not of the format {FORMAT}.")
+        told, tensors = unpacked(path, FORMAT, "readout")
+        del told["format"]
         if told.get("weights") != fingerprint(transformer):
             raise CheckpointError(
                 f"The readout in {path} is of {told.get('model') or 'another model'} with other weights or in another "
                 "precision; fit one to this model."
             )
         try:
-            found = cls(**{name: tensors[name] for name in ("matrices", "biases")}, **told)
+            found = cls(matrices=tensors["matrices"], biases=tensors["biases"], **told)
         except (KeyError, TypeError):
             raise CheckpointError(f"The readout in {path} lacks its maps or what they are of.") from None
         layers, d = transformer.config.n_layers, transformer.config.d_model

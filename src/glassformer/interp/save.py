@@ -6,7 +6,6 @@ fingerprint of its weights says whether it is.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.recording import GRIDS, Recording, basis_sites
 from glassformer.model import Transformer
 from glassformer.model.sites import block_sites
-from glassformer.system import files
+from glassformer.system import files, sealed
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -55,7 +54,8 @@ def save(trace: Trace, path: Path) -> None:
         shared["mask"] = forward.mask
     here = {name: x.cpu() for name, x in shared.items()}
     files.write_with(path / TENSORS, lambda draft: save_file(here, draft), raises=CheckpointError)
-    files.write_json(path / DESCRIPTION, description, indent=1, raises=CheckpointError)
+    description["tensors"] = files.sha256(path / TENSORS)
+    sealed.write(path / DESCRIPTION, description, indent=1, raises=CheckpointError)
 
 
 def load(path: Path, transformer: Transformer) -> dict[str, Any]:
@@ -65,14 +65,15 @@ def load(path: Path, transformer: Transformer) -> dict[str, Any]:
         CheckpointError: when it is no trace, is broken, or is of another model.
     """
     try:
-        description = json.loads((path / DESCRIPTION).read_text("utf-8"))
+        described = files.sha256(path / TENSORS)
         tensors = load_file(path / TENSORS, device=str(transformer.device))
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} holds no readable trace ({error}); a trace is a directory with {DESCRIPTION} and {TENSORS}."
         ) from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise CheckpointError(f"{path / DESCRIPTION} is not of the format {FORMAT}.")
+    description = sealed.read(path / DESCRIPTION, FORMAT, "trace's description", raises=CheckpointError)
+    if description.get("tensors") != described:
+        raise CheckpointError(f"{path / TENSORS} is not the file that {DESCRIPTION} was written with.")
     if description.get("weights") != fingerprint(transformer):
         raise CheckpointError(
             f"The trace in {path} is of {description.get('model') or 'another model'} with other weights or in another "

@@ -20,7 +20,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from pathlib import Path
 from glassformer.errors import GlassformerError
 from glassformer.kernels import variants
 from glassformer.kernels.variants import COMPILERS, CSRC, LINK, NATIVE, find_compiler
+from glassformer.system import files
 from glassformer.system.folders import cache_directory
 
 __all__ = ["CSRC", "Library", "NativeUnavailableError", "Signature", "find_compiler", "processor"]
@@ -131,8 +131,8 @@ class Library:
         try:
             place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:  # a cache that cannot be written: for this process alone
-            with tempfile.TemporaryDirectory(prefix="glassformer-", ignore_cleanup_errors=True) as folder:
-                return self._compiled(compiler, extra, Path(folder, place.name))
+            with files.scratch() as folder:
+                return self._compiled(compiler, extra, folder / place.name)
         return self._compiled(compiler, extra, place)
 
     def _built(self, extra: tuple[str, ...]) -> Path | None:

@@ -2,7 +2,8 @@
 
 A file or folder is written under a temporary name beside its own, made durable, and renamed into place, so that a
 reader (and a process killed with SIGKILL, or a full disk) sees the old one or the new one, never a part. The temporary
-name says which process writes it; `sweep` removes what dead processes left. This module knows no format.
+name says which process writes it; `sweep` removes what dead processes left, and so does whoever writes the same
+file next. This module knows no format.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ def atomic(path: str | Path, *, raises: type[GlassformerError] = FileError) -> I
     draft: Path | None = None
     try:
         if _is_stream(target):
-            with tempfile.TemporaryDirectory(prefix="glassformer-") as folder:
-                yield Path(folder, "file")
-                with Path(folder, "file").open("rb") as source, target.open("wb") as sink:
+            with scratch() as folder:
+                yield folder / "file"
+                with (folder / "file").open("rb") as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
             return
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent, of=target.name)
         draft = temporary(target)
         draft.touch(exist_ok=False)
         yield draft
@@ -87,6 +89,7 @@ def atomic_folder(
     draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, of=path.name)
         draft = temporary(path)
         draft.mkdir()
         yield draft
@@ -98,6 +101,19 @@ def atomic_folder(
     finally:
         if draft is not None:
             remove(draft)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for this process among the system's temporary ones, gone when the block ends; those of processes that
+    were killed go at the next call. Raises `OSError`."""
+    draft = temporary(Path(tempfile.gettempdir(), "glassformer"))
+    sweep(draft.parent, of="glassformer")
+    draft.mkdir(mode=0o700)
+    try:
+        yield draft
+    finally:
+        remove(draft)
 
 
 def write_bytes(path: str | Path, data: bytes, *, raises: type[GlassformerError] = FileError) -> None:

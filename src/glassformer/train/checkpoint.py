@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, FileError, TrainError
-from glassformer.system import files
+from glassformer.system import files, sealed
 
 FORMAT, READABLE = 2, (1, 2)
 """Checkpoints of format 1 hold no tokenizer (the run directory does) and no checksum of `state.json` itself."""
@@ -97,7 +97,7 @@ def describe(draft: Path, state: Mapping[str, Any]) -> None:
     inside = sorted(file for file in draft.rglob("*") if file.is_file())
     sums = {file.relative_to(draft).as_posix(): files.sha256(file) for file in inside}
     content = {"format": FORMAT, **state, "files": sums}
-    files.write_json(draft / "state.json", {**content, "sha256": _sum(content)}, indent=1)
+    sealed.write(draft / "state.json", content, indent=1, raises=FileError)
 
 
 class not_written:
@@ -138,7 +138,7 @@ def verify(path: Path) -> Saved:
     if state.get("format") not in READABLE:
         known = " and ".join(map(str, READABLE))
         raise CheckpointError(f"Checkpoint {path} has format {state.get('format')!r}; this version reads {known}.")
-    if state["format"] > 1 and state.get("sha256") != _sum({k: v for k, v in state.items() if k != "sha256"}):
+    if state["format"] > 1 and state.get("sha256") != sealed.checksum(state):
         raise CheckpointError(f"{path / 'state.json'} does not match the checksum it was saved with.")
     for name, digest in sums.items():
         file = path / name
@@ -202,10 +202,6 @@ def _drafts(directory: Path) -> Iterator[Path]:
     """Drafts of sharded checkpoints, whose name all processes have to know, and those of earlier versions."""
     if directory.is_dir():
         yield from (path for path in directory.glob(".step-*") if not files.is_temporary(path))
-
-
-def _sum(content: Mapping[str, Any]) -> str:
-    return files.sha256_of(json.dumps(content, sort_keys=True, separators=(",", ":")))
 
 
 def _why(error: BaseException) -> str:

@@ -8,7 +8,6 @@ for looking; a run is resumed from its checkpoints.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassformer.errors import CheckpointError, TrainError
+from glassformer.checkpoint.tensorfile import packed, unpacked
+from glassformer.errors import TrainError
 from glassformer.model import Transformer
 from glassformer.model.config import Attention
 from glassformer.system import files
 
 FOLDER = "film"
+FORMAT = "glassformer.frame/1"
 BYTES = 9_500_000
 """What all frames of a run may weigh together."""
 TOKENS = 24
@@ -78,8 +79,6 @@ class Film:
         Raises:
             TrainError: the disk is full or refuses.
         """
-        from safetensors.torch import save
-
         ids = self.ids[: transformer.config.context]
         patterns = _Patterns(transformer)
         logits = transformer(torch.tensor([ids], device=transformer.device), tap=patterns, last=True)[0, -1].float()
@@ -91,6 +90,7 @@ class Film:
                 tensors[f"model.{name}"] = tensor.detach().to("cpu", torch.float16).contiguous()
                 left -= 2 * tensor.numel()
         about = {
+            "format": FORMAT,
             "step": step,
             "ids": ids,
             "tokens": [self.tokenizer.token_text(i) for i in ids],
@@ -99,7 +99,7 @@ class Film:
             "config": transformer.config.to_dict(),
             "whole": all(f"model.{name}" in tensors for name in weights),
         }
-        data = save(tensors, metadata={"frame": json.dumps(about, ensure_ascii=False)})
+        data = packed(tensors, about)
         files.write_bytes(self.folder / f"step-{step:06d}.safetensors", data, raises=TrainError)
 
 
@@ -132,11 +132,4 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         CheckpointError: it is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as opened:
-            about = json.loads(opened.metadata()["frame"])
-            return about, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no readable frame of a film ({error}).") from None
+    return unpacked(path, FORMAT, "frame of a film")

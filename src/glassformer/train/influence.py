@@ -31,7 +31,7 @@ from glassformer.data.corpus import Corpus
 from glassformer.errors import CheckpointError, MemoryLimitError, TextError, TrainError, UnsupportedError, UsageError
 from glassformer.model import Config, Transformer
 from glassformer.model.choices import Experts
-from glassformer.system import hardware
+from glassformer.system import files, hardware
 from glassformer.train import checkpoint, schedule
 from glassformer.train.data import Ints, Order, Rows, rows_of
 from glassformer.train.directory import CHECKPOINTS
@@ -576,14 +576,12 @@ def _gap(replay: Replay, weights: Sequence[Tensor], saved: dict[str, Tensor]) ->
 def trained_again(run: Recorded, without: Sequence[int] = ()) -> dict[str, Tensor]:
     """The weights that really training again gives, by the run's own loop and stepper, where some passages' tokens
     count for nothing: with none left out, those that the run saved."""
-    import tempfile
-
     from glassformer.train.processes import Processes
     from glassformer.train.run import assemble
 
     device = torch.device("cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        again = assemble(run.recipe, Path(folder), Processes(), device, Journal(None), None)
+    with files.scratch() as folder:
+        again = assemble(run.recipe, folder, Processes(), device, Journal(None), None)
         again.directory = again.held_out = again.sample = None
         again.micro_batch = run.micro_batch
         again.order.rows = Tagged(again.order.rows, run.edges, run.config.vocab_size, without, tag=False)

@@ -7,16 +7,17 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 
-from glassformer.errors import FileError, UnsupportedError
+from glassformer.checkpoint.tensorfile import packed, unpacked
+from glassformer.errors import CheckpointError, FileError, UnsupportedError
 from glassformer.system import files
 from glassformer.system.folders import cache_directory
+from glassformer.system.locks import locked
 from glassformer.views.asks import Strict, Text
 from glassformer.views.registry import Check, view
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from glassformer.views.report_data import Plan
     from glassformer.views.session import Session
 
+FORMAT = "glassformer.exciting/1"
 AROUND = 10
 """Tokens shown on either side."""
 FACTS = 12
@@ -122,9 +124,13 @@ def _background(session: Session, key: str, model: Model) -> Exciting:
         return read
 
     def work() -> None:
-        read.read(model.transformer)
-        with suppress(OSError, FileError):  # the next server reads them again
-            _hold(read, place)
+        try:
+            with locked(place):  # another server may be reading the same
+                if not _held(read, place):
+                    read.read(model.transformer)
+                    _hold(read, place)
+        except FileError:  # a cache that cannot be written: the next server reads them again
+            read.read(model.transformer)
 
     threading.Thread(target=work, name="exciting", daemon=True).start()
     return read
@@ -154,13 +160,11 @@ def _identity(model: Model) -> str:
 
 
 def _hold(read: Exciting, place: Any) -> None:
-    from safetensors.torch import save
-
     layers = read.values
     tensors = {f"values.{i}": layers[i].contiguous() for i in layers}
     tensors |= {f"texts.{i}": read.texts[i].to(torch.int16).contiguous() for i in layers}
     tensors |= {f"places.{i}": read.places[i].to(torch.int16).contiguous() for i in layers}
-    files.write_bytes(place, save(tensors))
+    files.write_bytes(place, packed(tensors, {"format": FORMAT}))
 
 
 def ship(model: Model, read: Exciting, place: Path, keep: int = 3) -> None:
@@ -178,8 +182,8 @@ def _held(read: Exciting, place: Any) -> bool:
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(str(place))
-    except (OSError, SafetensorError):
+        tensors = load_file(SHIPPED) if place == SHIPPED else unpacked(place, FORMAT, "passages")[1]
+    except (OSError, SafetensorError, CheckpointError):
         return False
     for name, tensor in tensors.items():
         kind, _, layer = name.partition(".")
