@@ -114,6 +114,8 @@ def rope_kinds(attributes: Attributes) -> dict[str, Any]:
         UnsupportedError: something else stands there.
     """
     kinds = attributes.table("rope_parameters")
+    if kinds and not LAYER_KINDS & kinds.keys():
+        raise attributes.unsupported("rope_parameters", kinds)
     for kind in kinds.keys() - LAYER_KINDS:
         raise attributes.inside(kinds, "rope_parameters").unsupported(kind, kinds[kind])
     return kinds
