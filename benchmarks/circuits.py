@@ -56,8 +56,9 @@ def task(model: Any, name: str, prompts: int, measured: int) -> dict[str, Any]:
     g = torch.Generator().manual_seed(0)
     size = int(SHARE * graph.total)
     # The others rank by the mean over prompts, as they were published.
-    ranks = {method: rms if method == "ours" else partial(torch.mean, dim=0) for method in found}
-    orders = {method: greedy(graph, ranks[method](seen.values)) for method, seen in found.items()}
+    ranked = {method: (seen.values, partial(torch.mean, dim=0)) for method, seen in found.items()}
+    ranked["ours"] = ours.sizes, rms
+    orders = {method: greedy(graph, strength(values)) for method, (values, strength) in ranked.items()}
     orders["random"] = greedy(graph, torch.rand(graph.total, generator=g))
     out: dict[str, Any] = {
         "task": name,
@@ -66,7 +67,7 @@ def task(model: Any, name: str, prompts: int, measured: int) -> dict[str, Any]:
         "unreliable": float((~ours.reliable).double().mean()),
         "measured": ours.replaced,
         "cmd": {method: curve(runs, graph, order).cmd for method, order in orders.items()},
-        "jaccard": {method: jaccard(graph, seen.values, size, ranks[method]) for method, seen in found.items()},
+        "jaccard": {method: jaccard(graph, values, size, strength) for method, (values, strength) in ranked.items()},
         "r": {},
     }
     strongest = ours.order()[:measured]
@@ -138,8 +139,9 @@ def show(found: list[dict[str, Any]], options: Any) -> None:
         "SmolLM2-135M in float32; prompts from the task table that the model gets right. CMD is the mean distance"
         " from 1 of the faithfulness of the best 0.1 to 100 % of the edges, the others as in the corrupted prompt"
         f" (0 is best). Jaccard is the overlap of the best {SHARE:.1%} of the edges between 100 draws of the "
-        "prompts with repetition. Ours ranks by the root mean square over prompts of EAP-IG with exact values in place "
-        "of the unreliable and the 300 strongest; the column says of which share. The others rank by their mean. "
+        "prompts with repetition. Ours ranks by the root mean square over prompts of the sizes of EAP-IG, averaged "
+        "with those of exact values for the unreliable and the 300 strongest; the column says for which share. The "
+        "others rank by their mean. "
         f"Correlations are over {options.measured} edges, means of the tasks. {len(found)} of {len(TASKS)} tasks were "
         "tried, "
         f"on {options.prompts} prompts each.{refused}",

@@ -135,9 +135,13 @@ def test_redrawn_prompts_change_the_set():
     assert 0.1 < value < 1
     same = edges([pairs[0]] * 3, answer=RIGHT, wrong=WRONG, exact="none")
     assert jaccard(same.graph, same.values, 10) == pytest.approx(1)
-    root = (sum(v**2 for v in several.values) / 4) ** 0.5
+    root = (sum(v**2 for v in several.estimate) / 4) ** 0.5
     torch.testing.assert_close(several.strength, root)
     torch.testing.assert_close(same.strength, same.value.abs())
+    measured = edges(pairs[:2], answer=RIGHT, wrong=WRONG, exact="strongest", strongest=5)
+    for cell in measured.measured.nonzero()[:, 0].tolist():
+        both = [(abs(float(measured.estimate[i, cell])) + abs(float(measured.exact[i, cell]))) / 2 for i in (0, 1)]
+        assert float(measured.strength[cell]) == pytest.approx(((both[0] ** 2 + both[1] ** 2) / 2) ** 0.5)
     with pytest.raises(UsageError, match=r"above 0 and at most 1; 1.5 is not"):
         circuit(several, 1.5)
     apart = edges(pairs[:1], answer=RIGHT, wrong=WRONG, exact="none", by_position=True)

@@ -42,6 +42,10 @@ def command(
         bool,
         typer.Option("--measure/--no-measure", help="Whether each node is also taken away and its effect measured."),
     ] = True,
+    lay: Annotated[
+        list[Path] | None,
+        typer.Option("--lay", metavar="PATH", help="A transcoder or SAE whose features stand for a layer's neurons."),
+    ] = None,
     turn: Annotated[
         list[str] | None,
         typer.Option("--turn", metavar="NODE=X", help="Multiply a node or a group by X and measure; may be repeated."),
@@ -64,7 +68,10 @@ def command(
     text = read_text(text)
     opened = open_model(model, dtype=dtype)
     trace = opened.trace(text, bos)
-    found = trace.graph(token, against, position, coverage=coverage, most=nodes, measure=measure)
+    from glassformer.interp.dictionary import dictionaries
+
+    laid = [one for path in lay or () for one in dictionaries(path)]
+    found = trace.graph(token, against, position, coverage=coverage, most=nodes, measure=measure, lay=laid)
     data = {"model": opened.name, "precision": opened.precision, **found.to_dict()}
     data["turned"] = [{"what": members, "by": by, "value": found.turned(members, by)} for _, members, by in turned]
     if out is not None:

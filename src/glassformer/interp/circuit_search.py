@@ -339,7 +339,7 @@ def circuit(
         curve=whole,
         random=random,
         random_f=sum(f[1 + len(sizes) :]) / len(orders),
-        jaccard=jaccard(graph, edges.values, max(1, len(first)), seed=seed),
+        jaccard=jaccard(graph, edges.sizes, max(1, len(first)), seed=seed),
         rivals=[{"size": n, "overlap": 0.0, "f": x} for n, x in zip(sizes, f[1:], strict=False)],
         held_out=float(Runs(held_out, runs.tick).faithfulness(own)[0]) if held_out else None,
     )

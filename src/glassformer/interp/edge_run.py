@@ -38,6 +38,17 @@ class Hub(Protocol):
     def send(self, added: Float[Tensor, "sender row query d_model"]) -> None: ...
 
 
+class Splits(Protocol):
+    """Takes what a feed-forward part adds apart: features times the decoder, a base and an error (`dictionary`)."""
+
+    @property
+    def decoder(self) -> Float[Tensor, "feature d_model"]: ...
+
+    def split(
+        self, block: Block, stream: Float[Tensor, "row query d_model"], view: View | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
 def through(norm: NormLayer | None, parts: Float[Tensor, "part *batch d_model"], held: bool = False) -> Tensor:
     """Parts after a norm of their sum: each divided by what that divides by, its bias shared out evenly; where `held`,
     nothing goes back through the divisor."""
@@ -151,6 +162,7 @@ class Apart:
         self._forward = forward
         self.reads, self.joins = rescaling(forward)
         self.context = Context(forward, at + 1)
+        self.laid: dict[int, Splits] = {}  # by layer, what is laid over feed-forward parts where relevance goes back
 
     def begin(self, rows: int) -> Pass:
         """What the layers of one run share."""
@@ -197,7 +209,11 @@ class Apart:
                     x = hub.read(readers[layer, FEED])[0] if feed_reads is None else feed_reads
                     x = x * self.reads[layer, FEED]
                     view = self._view(of_layer(self.config, layer, FEED), state, layer) if relevance else None
-                    hub.send(split_feed(self.block(layer), x, view) / self.joins[layer, FEED])
+                    added = split_feed(self.block(layer), x, view)
+                    if relevance and layer in self.laid:
+                        on, base, error = self.laid[layer].split(self.block(layer), x, view)
+                        added = torch.stack([on @ self.laid[layer].decoder.to(on), base, error])
+                    hub.send(added / self.joins[layer, FEED])
         last = hub.read(self.graph.logits)[0, :, -1:] * self.reads[None, LOGITS]
         end = self._view(of_end(self.config), state) if relevance else None
         return self.transformer.normed(last, end)[:, 0]

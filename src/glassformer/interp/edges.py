@@ -72,10 +72,20 @@ class Edges:
         return torch.where(torch.isnan(self.exact), self.estimate, self.exact)
 
     @property
+    def sizes(self) -> Float[Tensor, "pair cell"]:
+        """The size of the estimate; where it was measured too, the mean of that and of the exact value's.
+
+        The one is of an edge while all else changes too, the other of an edge changed alone; what it does in a circuit
+        lies between.
+        """
+        exact = torch.where(torch.isnan(self.exact), self.estimate, self.exact)
+        return (self.estimate.abs() + exact.abs()) / 2
+
+    @property
     def strength(self) -> Float[Tensor, " cell"]:
-        """What circuits rank edges by: the root mean square of the values over pairs, so that what carries much in one
-        direction here and in the other there counts. Of one pair, the size of its value."""
-        return rms(self.values)
+        """What circuits rank edges by: the root mean square of their sizes over pairs, so that what carries much in one
+        direction here and in the other there counts."""
+        return rms(self.sizes)
 
     @property
     def reliable(self) -> Bool[Tensor, " cell"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,14 +30,17 @@ class Node:
     """One node.
 
     Attributes:
-        kind: "embed", "head", "mixer" (a recurrence), "neuron", "expert" or "shared" (the part beside experts).
-        layer: None for the embedding; index: head, neuron or expert; position: of its token.
+        kind: "embed", "head", "mixer" (a recurrence), "neuron", "expert" or "shared" (the part beside experts); or,
+            where a dictionary is laid over a layer, "feature", "base" or "error".
+        layer: None for the embedding; index: head, neuron, expert or feature; position: of its token.
+        vector: what it adds at `mlp.out`, where a dictionary says so.
     """
 
     kind: str
     layer: int | None
     index: int
     position: int
+    vector: Tensor | None = field(default=None, compare=False, repr=False)
 
     def name(self, config: Config) -> str:
         """As edges name parts, with the position after an @."""
@@ -49,9 +52,9 @@ class Node:
             "mixer": f"{prefix}{self.layer}",
             "neuron": f"m{self.layer}.n{self.index}",
             "expert": f"m{self.layer}.e{self.index}",
-            "shared": f"m{self.layer}.shared",
+            "feature": f"m{self.layer}.f{self.index}",
         }
-        return f"{forms[self.kind]}@{self.position}"
+        return f"{forms.get(self.kind, f'm{self.layer}.{self.kind}')}@{self.position}"
 
     @property
     def depth(self) -> tuple[int, int]:
@@ -76,6 +79,9 @@ class Node:
             heads=Places.of(self.index if self.kind == "head" else None, "heads"),
             units=Places.of(self.index if self.kind in ("neuron", "expert") else None, "units"),
         )
+        vector = self.vector
+        if vector is not None:
+            return Apply((), self.layer, (self.part,), chosen, lambda x, where: x + (by - 1) * vector.to(x))
         return Apply((), 0 if self.layer is None else self.layer, (self.part,), chosen, lambda x, where: x * by)
 
 
@@ -86,6 +92,9 @@ _PARTS = {
     "neuron": "mlp.post",
     "expert": "mlp.weights",
     "shared": "mlp.shared",
+    "feature": "mlp.out",
+    "base": "mlp.out",
+    "error": "mlp.out",
 }
 
 
@@ -146,6 +155,8 @@ def _silenced(chosen: list[tuple[int, Node]], first: int) -> Callable[[str, Tens
         for row, node in chosen:
             if node.kind in ("head", "neuron", "expert"):
                 x[row, node.position - first, node.index] = 0
+            elif node.vector is not None:
+                x[row, node.position - first] -= node.vector.to(x)
             else:
                 x[row, node.position - first] = 0
         return x

@@ -4,8 +4,9 @@ With norms' divisors and attention patterns held as they ran, and each neuron's 
 output, a prediction's score is a sum over paths. A node's *direct* effect is what it hands to the score itself; its
 *effect* is what it hands over by all paths, and splits exactly into what earlier nodes gave it and its biases. Beside
 both stands what was measured: the score's loss when the node is taken away and everything after it is computed anew.
-Nothing is approximated by a dictionary, so there are no error nodes: what is not shown is a sum that is stated. Knows
-one trace.
+Nothing is approximated by a dictionary, so there are no error nodes: what is not shown is a sum that is stated. Where a
+dictionary is laid over a layer, its features stand for the neurons, and what it misses is an error node. Knows one
+trace.
 """
 
 from __future__ import annotations
@@ -20,17 +21,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, SiteError, UsageError
-from glassformer.interp.edge_graph import FEED, MIXER, Graph
-from glassformer.interp.edge_relevance import of_layer
-from glassformer.interp.edge_run import Apart, added_parts, read, split_feed
+from glassformer.interp.dictionary import Dictionary
+from glassformer.interp.edge_graph import Graph
+from glassformer.interp.edge_run import Apart
 from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.logit_target import Direction, direction
 from glassformer.interp.node_effects import Node, number_of, without
-from glassformer.interp.taps import Action, Bound, Step
+from glassformer.interp.prediction_places import before, places, written
 from glassformer.model import Transformer
-from glassformer.model.choices import Attention
-from glassformer.model.parts.experts import ExpertsPart
-from glassformer.model.sites import Looking, Where
 from glassformer.system import sealed
 
 if TYPE_CHECKING:
@@ -190,22 +188,6 @@ class _Points:
         self.kept.append(self.x)
 
 
-@dataclass
-class _Place:
-    """The parts of one layer's mixer or feed-forward part, with a graph from the stream that they read.
-
-    Attributes:
-        x: the stream read; units: numbers (unit, query) whose sum times `slope` is what the part hands over;
-        slope: what one of them is worth, by all paths; ends: what it is worth to the score directly.
-    """
-
-    x: Tensor
-    units: Tensor
-    slope: Tensor
-    ends: Tensor
-    names: list[tuple[str, int]]  # kind and number of each unit
-
-
 @torch.no_grad()
 def prediction_graph(
     trace: Trace,
@@ -216,6 +198,7 @@ def prediction_graph(
     coverage: float = 0.8,
     most: int = 60,
     measure: bool = True,
+    lay: Sequence[Dictionary] = (),
 ) -> PredictionGraph:
     """The graph of one prediction.
 
@@ -224,9 +207,10 @@ def prediction_graph(
         coverage: nodes are shown, strongest first, until they have this share of the sum of all sizes,
         most: or until there are so many; what was reached is stated.
         measure: whether each node shown is also taken away and the score computed anew.
+        lay: dictionaries whose features stand in place of the neurons of their layers, with a base and an error node.
 
     Raises:
-        UsageError: for a coverage outside (0, 1], or fewer than one node.
+        UsageError: for a dictionary of another model, a coverage outside (0, 1], or fewer than one node.
         UnsupportedError: for a design in which parts do not add up to the stream.
     """
     if not 0 < coverage <= 1:
@@ -239,6 +223,11 @@ def prediction_graph(
     way = direction(trace, token, against, at)
     graph = Graph(trace.config)
     apart = Apart(trace.forward, graph, 0, at)
+    for one in lay:
+        one.check(trace.config)
+        if one.layer in apart.laid:
+            raise UsageError(f"Two dictionaries are of layer {one.layer}; lay one over it.")
+        apart.laid[one.layer] = one
     here = slice(0, at + 1)
     with torch.enable_grad():
         hub = _Points(trace.forward.entering(0, here).detach().clone().requires_grad_())
@@ -246,9 +235,9 @@ def prediction_graph(
         slopes = torch.autograd.grad(number, hub.kept)
     streams = [x.detach() for x in hub.kept]
     final = slopes[-1]
-    places = _places(apart, graph, streams, slopes, final)
+    parts = places(apart, graph, streams, slopes, final)
     embed = streams[0][0]
-    effects = [(embed * slopes[0][0]).sum(-1)[None], *((p.units * p.slope).detach() for p in places.values())]
+    effects = [(embed * slopes[0][0]).sum(-1)[None], *((p.units * p.slope).detach() for p in parts.values())]
     flat = torch.cat([e.double().flatten() for e in effects])
     sizes = flat.abs()
     order = sizes.argsort(descending=True)
@@ -259,7 +248,7 @@ def prediction_graph(
     nodes: list[dict[str, Any]] = []
     reads: list[Tensor] = []
     writes: list[Tensor] = []
-    spots = list(places)
+    spots = list(parts)
     for cell in order[:count].tolist():
         which = int(torch.searchsorted(bounds, cell, right=True))
         inner = cell - (int(bounds[which - 1]) if which else 0)
@@ -270,15 +259,19 @@ def prediction_graph(
             direct, bias = (vector * final[0, at_query]).sum(), flat[cell]
         else:
             layer, place = spots[which - 1]
-            p = places[layer, place]
+            p = parts[layer, place]
             kind, index = p.names[unit]
             node = Node(kind, layer, index, at_query)
             with torch.enable_grad():
                 worth = p.units[unit, at_query] * p.slope[unit, at_query]
-                [found] = torch.autograd.grad(worth, [p.x], retain_graph=True, allow_unused=True)
+                found = None
+                if worth.requires_grad:
+                    [found] = torch.autograd.grad(worth, [p.x], retain_graph=True, allow_unused=True)
             back = torch.zeros_like(embed) if found is None else found[0]
-            stream = streams[_before(graph, apart, layer, place)][0]
-            vector = _written(apart, graph, p, layer, place, unit, at_query)
+            stream = streams[before(graph, apart, layer, place)][0]
+            vector = written(apart, graph, p, layer, place, unit, at_query)
+            if p.vectors is not None:
+                node = replace(node, vector=vector * apart.joins[layer, place])
             direct = (p.units * p.ends)[unit, at_query].detach()
             bias = flat[cell] - (back * stream).sum().double()
         nodes.append(
@@ -325,84 +318,6 @@ def prediction_graph(
         trace=trace,
         way=way,
     )
-
-
-def _keeping(kept: list[Tensor]) -> Action:
-    def action(site: str, x: Tensor, where: Where) -> None:
-        kept.append(x)
-
-    return action
-
-
-def _before(graph: Graph, apart: Apart, layer: int, place: int) -> int:
-    """Which of the kept streams a place reads."""
-    parts = [key for key in graph.sent if key < (layer, place)]
-    if apart.config.layers[layer].parallel:
-        parts = [key for key in parts if key[0] < layer]
-    return len(parts)
-
-
-def _places(
-    apart: Apart, graph: Graph, streams: list[Tensor], slopes: Sequence[Tensor], final: Tensor
-) -> dict[tuple[int, int], _Place]:
-    """Every part's units, what each is worth, and a graph to what they read."""
-    out = {}
-    for number, (layer, place) in enumerate(graph.sent):
-        after = slopes[number + 1][0]
-        state = apart.begin(1)
-        block, config = apart.block(layer), apart.config
-        times = apart.reads[layer, place]
-        with torch.enable_grad():
-            x = streams[_before(graph, apart, layer, place)].clone().requires_grad_()
-            if place == MIXER:
-                many = len(graph.read[layer, MIXER])
-                added = apart.mixer(layer, (x * times)[None].expand(many, -1, -1, -1), state, relevance=True)
-                added = added[:, 0] / apart.joins[layer, MIXER]
-                kind = "head" if isinstance(config.layers[layer].mixer, Attention) else "mixer"
-            else:
-                kept: list[Tensor] = []
-                experts = isinstance(block.feed_forward, ExpertsPart)
-                steps = of_layer(config, layer, FEED)
-                if not experts:
-                    steps.append(Step(f"blocks.{layer}.mlp.post", _keeping(kept), False))
-                view = Looking(Bound(steps), config, state.where).at(layer)
-                added = split_feed(block, x * times, view)[:, 0] / apart.joins[layer, FEED]
-                kind = "expert" if experts else "neuron"
-                if not experts:
-                    post = kept[0]
-                    worth = [(added * g[None]).sum() for g in (after, final[0])]
-                    each = [torch.autograd.grad(w, [post], retain_graph=True)[0][0].T for w in worth]
-                    names = [(kind, i) for i in range(post.shape[-1])]
-                    out[layer, place] = _Place(x, post[0].T, each[0], each[1], names)
-                    continue
-            units = (added * after[None]).sum(-1)
-        ends = (added * final[0][None]).sum(-1).detach()
-        share = torch.where(units == 0, torch.zeros_like(ends), ends / units.detach())
-        names = [(kind, i) for i in range(len(added))]
-        if kind == "expert" and graph.senders[graph.sent[layer, place][-1]].endswith(".shared"):
-            names[-1] = ("shared", 0)
-        out[layer, place] = _Place(x, units, torch.ones_like(ends), share, names)
-    return out
-
-
-def _written(
-    apart: Apart, graph: Graph, p: _Place, layer: int, place: int, unit: int, query: int
-) -> Float[Tensor, " d_model"]:
-    """What a node adds to the stream."""
-    block = apart.block(layer)
-    x = p.x.detach() * apart.reads[layer, place]
-    if p.names[unit][0] == "neuron":
-        part = block.feed_forward
-        assert part is not None
-        assert not isinstance(part, ExpertsPart)
-        mine = p.units[unit, query].detach() * part.columns[:, unit]
-        total = part(read(block, FEED, x[:, query : query + 1]))[0, 0]
-        return added_parts(block, FEED, torch.stack([mine, total - mine]))[0] / apart.joins[layer, FEED]
-    if place == FEED:
-        return split_feed(block, x[:, query : query + 1])[unit, 0, 0] / apart.joins[layer, FEED]
-    many = len(graph.read[layer, MIXER])
-    added = apart.mixer(layer, x[None].expand(many, -1, -1, -1), apart.begin(1))
-    return added[unit, 0, query] / apart.joins[layer, MIXER]
 
 
 def _edges(
