@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -100,6 +101,29 @@ def test_the_page_s_report_holds_what_was_looked_at(app: Watched):
     assert held["rooms"] == ["stage", "attention", "depth", "why", "facts", "compare", "meaning", "learning", "size"]
     assert held["other"]["text"] == TEXT.replace("shrew", "carbon")
     assert (held["state"]["tab"], held["state"]["layer"], held["state"]["head"]) == ("meaning", 1, 2)
+
+
+def test_a_report_of_a_changed_model_says_so_in_every_room(app: Watched, visit: Any, tmp_path: Path):
+    edits = '[{"kind":"ablate_head","layer":1,"head":2},{"kind":"ablate_mlp","layer":0,"position":1}]'
+    app.open(f"{HERE}&edits={quote(edits)}").room("meaning")
+    with app.page.expect_download(timeout=90_000) as waiting:
+        app.page.click("text=Report")
+    file = tmp_path / "report.html"
+    waiting.value.save_as(file)
+    read = visit(reduced_motion="reduce")
+    read.page.goto(file.as_uri())
+    read.settle()
+    tabs = read.page.locator("[role=tab]").evaluate_all("all => all.map(tab => tab.id)")
+    assert {"tab-facts", "tab-why", "tab-meaning"} <= set(tabs)
+    for tab in tabs:
+        read.page.click(f"#{tab}")
+        read.settle()
+        bar = read.page.locator(".changed")
+        assert bar.is_visible(), tab
+        assert "layer 1 head 2 is off" in bar.inner_text()
+        assert "layer 0 feed-forward at “" in bar.inner_text()
+        assert read.problems() == [], tab
+    assert not read.complaints
 
 
 def test_a_report_that_cannot_be_made_is_said(app: Watched):

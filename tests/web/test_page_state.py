@@ -36,6 +36,23 @@ def test_a_changed_model_says_so_in_every_room_and_on_links(app: Watched):
     assert not bar.is_visible()
 
 
+def test_a_room_asks_with_the_changes_or_says_that_it_shows_the_model_as_it_is(app: Watched):
+    asked: list[dict[str, Any]] = []
+    app.page.on(
+        "request", lambda request: asked.append(request.post_data_json) if "/api/view/" in request.url else None
+    )
+    app.open(f"{HERE}&edits={quote(OFF)}")
+    for room in ROOMS:
+        app.room(room)
+        sides = [one.get(side, {}).get("edits") for one in asked for side in ("a", "b")]
+        bar = app.page.inner_text(".changed")
+        assert ("as it is" in bar) or any(one.get("edits") for one in asked) or any(sides), room
+        assert "layer 1 head 2 is off" in bar
+        asked.clear()
+    app.room("facts")
+    assert "of the model as it is" in app.page.inner_text(".changed")
+
+
 def test_a_row_switches_off_what_it_says(app: Watched):
     app.open(HERE).room("why")
     row = app.page.locator("#room-why .waterfall:not(.sum) button.part:enabled").filter(has_text="from").first

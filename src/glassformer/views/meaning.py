@@ -26,7 +26,13 @@ STEPS = 3
 
 def _meaning(plan: Plan) -> Any:
     word, texts = plan.options.word, list(plan.options.contexts)
-    return plan.kept("meaning", word=word, texts=texts)
+    # as the page asks: other texts have no such places
+    edits = [
+        one
+        for one in plan.edits
+        if one.get("position") is None and not one.get("source") and one["kind"] != "ablate_read"
+    ]
+    return plan.kept("meaning", word=word, texts=texts, edits=edits)
 
 
 class MeaningAsk(Strict):

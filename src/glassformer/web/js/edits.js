@@ -7,7 +7,10 @@ import { h, put, shown } from "./dom.js";
 /** Rooms whose numbers are of the model as it is, whatever is switched off. @type {Record<string, string>} */
 const UNCHANGED = {
   why: "What is explained below is the model as it is; the bars above show what the change does.",
+  facts: "The neurons and what they write are of the model as it is.",
+  vectors: "The vectors of words are the model's own, before any layer: those of the model as it is.",
   learning: "Training runs and the gradient step are of the model as it is.",
+  size: "Counted, and written for the race, is the model as it is.",
 };
 
 /** @param {any} edit @param {string[]} tokens */

@@ -1,6 +1,7 @@
 /** Scenes from the words to what attention brings: numbers, meaning, the grid, softmax, values, many heads. */
 
 import { plain } from "../dom.js";
+import { carried } from "../edits.js";
 import { unpack } from "../source.js";
 import { say } from "../words.js";
 import { ask, word } from "./asking.js";
@@ -92,7 +93,7 @@ export const meaning = {
   seconds: 9,
   hold: 0.9,
   fields: (stage) => ({ word: stage.state.get("word") }),
-  need: (stage) => stage.source.get("meaning", { model: stage.state.get("model"), word: stage.state.get("word"), texts: stage.state.get("contexts") }),
+  need: (stage) => stage.source.get("meaning", { model: stage.state.get("model"), edits: carried(stage.state.get("edits")), word: stage.state.get("word"), texts: stage.state.get("contexts") }),
   room: () => ({ room: "meaning", set: {} }),
   paint(pen, t, stage) {
     const m = stage.found;
