@@ -429,6 +429,13 @@ def test_what_heads_do_is_kept_on_disk(model: Any, tmp_path: Path, monkeypatch: 
     scored = heads.head_scores
     monkeypatch.setattr(heads, "head_scores", lambda *_, **__: pytest.fail("it was scored again"))
     assert Session(model).view("heads", {}) == first
+    (held,) = (tmp_path / "heads").iterdir()
+    whole = held.read_text("utf-8")
+    digit = next(i for i in range(len(whole) - 1, 0, -1) if whole[i] in "12345" and whole[i - 1] == ".")
+    for damaged in (whole[:-9], whole[:digit] + "9" + whole[digit + 1 :], "{}", '{"format": "glassformer.heads/1"}'):
+        held.write_text(damaged, "utf-8")
+        with pytest.raises(pytest.fail.Exception, match="scored again"):
+            Session(model).view("heads", {})
     weight = model.transformer.blocks[0].attn.q.weight
     monkeypatch.setattr(heads, "head_scores", scored)
     with torch.no_grad():

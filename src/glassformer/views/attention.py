@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from glassformer.errors import FileError, ShapeError, SiteError
-from glassformer.system import files
+from glassformer.errors import CheckpointError, FileError, ShapeError, SiteError
+from glassformer.system import files, sealed
 from glassformer.system.folders import cache_directory
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, Count, Strict, TokenChoice
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from glassformer.views.report_data import Plan
     from glassformer.views.session import Session
 
+HEADS = "glassformer.heads/1"
 # Numbers of one pattern tile that a view may ask for at once.
 _TILE = 1 << 22
 # Bytes of attention patterns in a report, before base64: leaves room for the rest under 5 MB.
@@ -354,14 +355,14 @@ def _scored(model: Model, check: Check) -> dict[str, Any]:
 
     tokenizer = model.tokenizer
     bos = tokenizer.bos_id if tokenizer.adds_bos else None
-    vocabulary = [bos, sorted(tokenizer.special_ids), len(tokenizer.token_ids)]
+    vocabulary = [bos, sorted(tokenizer.special_ids), sorted(tokenizer.token_ids)]
     said = json.dumps([fingerprint(model.transformer), vocabulary, DEFINITIONS, LENGTH, SHUFFLES])
     place = cache_directory() / "heads" / f"{files.sha256_of(said)}.json"
-    with suppress(OSError, ValueError):
-        kept: dict[str, Any] = json.loads(place.read_text("utf-8"))
+    with suppress(CheckpointError, KeyError):
+        kept: dict[str, Any] = sealed.read(place, HEADS, "scores of heads", raises=CheckpointError)["scores"]
         return kept
     scores = head_scores(model.transformer, vocabulary=tokenizer, bos=bos, progress=lambda done, total, what: check())
     found: dict[str, Any] = plain(scores.to_dict())
-    with suppress(OSError, FileError):
-        files.write_json(place, found)
+    with suppress(FileError):
+        sealed.write(place, {"format": HEADS, "scores": found}, raises=FileError)
     return found
