@@ -18,7 +18,7 @@ from glassformer.generate.runners import EagerRunner
 from glassformer.generate.settings import GREEDY, Sampling
 from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
-from glassformer.model import Attention, FeedForward, Transformer, uniform
+from glassformer.model import Attention, Experts, FeedForward, Transformer, uniform
 
 CONFIG = uniform(
     vocab_size=50,
@@ -46,17 +46,26 @@ class Letters:
         return "€".encode()[id - 40 : id - 39] if 40 <= id <= 42 else bytes([97 + id % 26])
 
 
+EXPERTS = replace(
+    CONFIG,
+    layers=tuple(replace(one, feed_forward=Experts(n_experts=4, n_active=2, d_ff=32)) for one in CONFIG.layers),
+)
+RUNNERS = ("torch", "float32", "bfloat16", "int8", "int4", "torch of experts", "float32 of experts")
+
+
+@pytest.fixture(scope="module", params=RUNNERS)
+def runner(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model() -> Transformer:
+def model(runner) -> Transformer:
     torch.manual_seed(1)
-    transformer = Transformer(CONFIG)
+    transformer = Transformer(EXPERTS if "experts" in runner else CONFIG)
     with torch.no_grad():
         for p in transformer.parameters():
             p.normal_(0, 0.5) if p.ndim > 1 else p.fill_(1.0)
     return transformer.requires_grad_(False)
-
-
-RUNNERS = ("torch", "float32", "bfloat16", "int8", "int4")
 
 
 class Reference:
@@ -95,9 +104,9 @@ class Reference:
         return len(answer) == count
 
 
-@pytest.fixture(scope="module", params=RUNNERS)
-def reference(request, model) -> Reference:
-    return Reference(model, request.param)
+@pytest.fixture(scope="module")
+def reference(runner, model) -> Reference:
+    return Reference(model, runner.partition(" ")[0])
 
 
 @pytest.fixture
