@@ -36,6 +36,7 @@ HARMLESS: list[dict[str, Any]] = [
     {"stream_options": None},
     {"whatever_comes_next_year": None},
     {"priority": 3},
+    {"bad_words": [], "detokenize": True, "include_reasoning": True, "transforms": [], "safe_prompt": False},
     {"user": "somebody", "metadata": {"a": 1}, "service_tier": "auto", "prompt_cache_key": "k"},
 ]
 
@@ -48,7 +49,7 @@ def test_a_field_that_changes_nothing_is_taken(server, field):
     assert answer.json()["choices"] == plain
 
 
-@pytest.mark.parametrize("field", [{"mirostat": 2}, {"use_beam_search": True}, {"suffix": "end"}])
+@pytest.mark.parametrize("field", [{"mirostat": 2}, {"bad_words": ["a"]}, {"use_beam_search": True}, {"suffix": "end"}])
 def test_a_field_that_would_change_the_answer_is_refused_by_name(server, field):
     answer = post(server, json=SAID | field)
     assert answer.status_code == 400
@@ -62,6 +63,14 @@ def test_a_field_that_would_change_the_answer_is_refused_by_name(server, field):
         {"role": "assistant", "content": "Hi", "reasoning_content": "they greet me", "refusal": None},
         {"role": "assistant", "content": "Hi", "tool_calls": [], "annotations": []},
         {"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": "Ann"},
+        {
+            "role": "assistant",
+            "content": "Hi",
+            "reasoning_details": [],
+            "prefix": False,
+            "provider_specific_fields": None,
+        },
+        {"role": "user", "content": "Hi", "cache_control": {"type": "ephemeral"}},
     ],
     ids=str,
 )

@@ -69,6 +69,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "documents": ([],),
     "moderation": (),
+    "bad_words": ([],),
+    "detokenize": (True,),
+    "include_reasoning": (True,),
+    "transforms": ([],),
+    "safe_prompt": (False,),
 }
 
 

@@ -179,8 +179,13 @@ class Message(Ask):
     tool_calls: list[CallAsk] | None = Field(default=None, max_length=200)
     reasoning_content: str | None = Field(default=None, description="What an assistant thought before it answered.")
     reasoning: str | None = Field(default=None, description="The same, as others spell it.")
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations", "id", "object", "parsed"})
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {"audio": (), "function_call": ()}
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations", "cache_control", "id", "object", "parsed"})
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "audio": (),
+        "function_call": (),
+        "prefix": (False,),
+        "reasoning_details": ([],),
+    }
 
 
 class ChatAsk(Streamed):
