@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 import glassformer as gf
+from glassformer.cli.app import main
 from glassformer.errors import GlassformerError, SourceError, UsageError
 from glassformer.train import adapter, journal, train
 from glassformer.train.frozen import Frozen, packed, unpacked
@@ -162,6 +165,26 @@ def test_a_killed_run_goes_on_to_the_bit(
     assert (place / name).read_bytes() == (straight.path / name).read_bytes()
     notes = [e["text"] for e in journal.read(place / "journal.jsonl") if e["event"] == "note"]
     assert not any("not bit for bit" in note for note in notes)
+
+
+def test_a_base_that_was_moved_is_told_with_the_command_that_leads_on(
+    tmp_path: Path, some: Callable[..., Recipe], out: Callable[[], Path]
+) -> None:
+    base = tiny_directory(tmp_path / "base")
+    straight = train(some(base, steps=6), out=out(), quiet=True)
+    place = out()
+    train(some(base, steps=6, save_every=2), out=place, quiet=True)
+    shutil.rmtree(place / "checkpoints" / "step-000006")
+    base.rename(tmp_path / "moved")
+    with pytest.raises(SourceError, match="trains an adapter of that model; put it back") as told:
+        train(out=place, resume=True, quiet=True)
+    command = shlex.split(str(told.value).rpartition("Go on with: glassformer ")[2])
+    assert command == ["train", "--resume", "--out", str(place), "--set", "start=MODEL"]
+    command[-1] = f"start={tmp_path / 'moved'}"
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 0
+    assert train(out=place, resume=True, quiet=True).loss == straight.loss
 
 
 def test_another_base_is_named_when_it_goes_on(

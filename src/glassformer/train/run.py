@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from glassformer.count import count
-from glassformer.errors import DataError, GlassformerError, TrainError, UsageError
+from glassformer.errors import CheckpointError, DataError, GlassformerError, SourceError, TrainError, UsageError
 from glassformer.kernels.compile import NativeUnavailableError
 from glassformer.model import Config, Transformer
 from glassformer.system import hardware
@@ -117,7 +117,17 @@ def assemble(
     if device.type == "cuda" and recipe.loop.deterministic:
         hardware.be_deterministic()
     alone = recipe.adapter.adapter != "none"
-    start = opened(recipe.model.start) if recipe.model.start and (saved is None or alone) else None
+    start = None
+    if recipe.model.start and (saved is None or alone):
+        try:
+            start = opened(recipe.model.start)
+        except (SourceError, CheckpointError) as error:
+            if saved is None:
+                raise
+            raise type(error)(
+                f"{error} The run trains an adapter of that model; put it back, or say where it lies. "
+                f"{directory.again(place, 'start=MODEL')}"
+            ) from None
     if alone and start is not None and start.adapters:
         raise UsageError(
             f"{recipe.model.start} has an adapter already; merge it first (glassformer export) and start from that."
