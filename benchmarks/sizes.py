@@ -4,18 +4,23 @@
 
 The numbers are random: what is measured is opening, memory and speed, nothing that the model says. The file is made in
 the directory named (4 GB for OLMoE's shape, 17 GB for Qwen3's) and deleted afterwards. Each side opens and decodes in a
-process of its own; the first opening, which finds nothing of the file in memory's cache, is not counted.
+process of its own; the first opening, which finds nothing of the file in memory's cache, is not counted. The same tokens
+are then asked of a process that may hold 8 GiB, mapped pages of the file included (a control group; where this machine
+lets none be made, a limit on the process's data).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +62,7 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }
 PROMPT, CONTEXT = 16, 512
+LIMIT = 8 << 30
 
 
 def write(path: Path, name: str) -> None:
@@ -159,13 +165,14 @@ class Ours:
     def __call__(self, do: str, ids: list[int], count: int) -> Any:
         tokens: list[int] = []
         last = int(self.model.prefill(ids).argmax())
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         for step in range(count):
             tokens.append(last)
             last = int(self.model.decode([last], [0], [len(ids) + step])[0].argmax())
         seconds = time.perf_counter() - start
         return {
             "seconds": seconds,
+            "processor": time.process_time() - spent,
             "ids": tokens,
             "opened": self.opened,
             **memory(),
@@ -174,12 +181,37 @@ class Ours:
         }
 
 
-def _open_once(path: Path, threads: int) -> dict[str, Any]:
-    """A fresh process that opens the file, answers and leaves."""
+def _open_once(path: Path, threads: int, count: int = 4, limit: Path | None = None) -> dict[str, Any]:
+    """A fresh process that opens the file, answers and leaves; one of a control group, where one is named."""
     command = [sys.executable, str(HERE / "sizes.py"), "--worker", str(path), str(threads)]
-    request = json.dumps({"do": "decode", "ids": list(range(1, PROMPT + 1)), "count": 4})
+    if limit is not None:
+        command = ["sh", "-c", f'echo $$ > {limit}/cgroup.procs; exec "$@"', "sh", *command]
+    request = json.dumps({"do": "decode", "ids": list(range(1, PROMPT + 1)), "count": count})
     done = subprocess.run(command, input=request + "\n", capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[tuple[Path | None, str]]:
+    """A control group that may hold `LIMIT` bytes, or None and a limit on this process's children; and its name."""
+    for root, name in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(root) / f"glassformer-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / name).write_text(str(LIMIT))
+        except OSError:
+            continue
+        try:
+            yield group, "a control group"
+        finally:
+            group.rmdir()
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, before[1]))
+    try:
+        yield None, "a limit on the process's data"
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def main() -> None:
@@ -206,6 +238,8 @@ def measure(path: Path, options: Any) -> None:
     ids, threads = list(range(1, PROMPT + 1)), options.threads
     _open_once(path, threads)
     again = _open_once(path, threads)
+    with limited() as (group, means):
+        small = _open_once(path, threads, options.tokens, group)
     peers = Path(options.peers)
     there = peers.exists() and not subprocess.run([peers, "-c", "import llama_cpp"], capture_output=True).returncode
     with Worker(sys.executable, HERE / "sizes.py", str(path), str(threads), threads=threads) as ours:
@@ -230,11 +264,15 @@ def measure(path: Path, options: Any) -> None:
     reading = rates(threads)["reading"]
     speed = {who: options.tokens / statistics.median(seconds) for who, seconds in times.items()}
     read = found["read"] * speed["ours"] / 1e9
+    same = sum(a == b for a, b in zip(small["ids"], found["ids"], strict=True))
     rows = [
         ("opened again, seconds", f"{again['opened']:.2f}", verdict(again["opened"], most=5)),
         ("anonymous memory, GB", f"{found['anonymous'] / 1e9:.2f}", verdict(found["anonymous"] / 1e9, most=2)),
         ("mapped from the file, GB", f"{found['file'] / 1e9:.2f}", ""),
         ("decode, tokens/s", f"{speed['ours']:.1f}", ""),
+        ("processor time of a token, ms", f"{found['processor'] / options.tokens * 1e3:.1f}", ""),
+        ("the same tokens within 8 GiB", f"{same} of {options.tokens}", verdict(same, least=options.tokens)),
+        ("read for a token, GB", f"{found['read'] / 1e9:.2f}", ""),
         (
             "read for it, GB/s",
             f"{read:.1f}",
@@ -254,7 +292,8 @@ def measure(path: Path, options: Any) -> None:
         f"A file of random numbers in this shape ({path.stat().st_size / 1e9:.1f} GB; Q4_0, embeddings Q8_0): its "
         f"words mean nothing. {options.tokens} greedy tokens after {PROMPT}, medians of {options.rounds} runs in turn; "
         "1.5 × llama.cpp or 80 % of the read bandwidth of the same run is asked. Anonymous memory is the whole "
-        f"process's, torch and all; {found['packed'] / 1e9:.2f} GB of it came with the model."
+        f"process's, torch and all; {found['packed'] / 1e9:.2f} GB of it came with the model. 8 GiB were {means}; a "
+        f"token took {small['seconds'] / options.tokens:.2f} s there."
         + (f" Both chose the same token {found['same']} times of {options.tokens}." if there else ""),
     )
 

@@ -22,6 +22,7 @@ class Matrix(ctypes.Structure):
         ("data", _P),
         ("bias", _P),
         ("stored", _I),
+        ("after", _P),
     ]
 
 

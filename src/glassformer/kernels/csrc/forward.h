@@ -2,6 +2,7 @@
 // phases from embedding to logits.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "abi.h"
@@ -22,22 +23,26 @@ struct Routing {
         int number, first;  // and its first place
         Segments segments;  // of its places, from 0
     };
-    std::vector<int> choice, row;        // (row, active); of each place
+    std::vector<int> choice, row, order; // (row, active); of each place; choices by expert
     std::vector<float> weights, weight;  // the same of weights
     std::vector<Expert> met;
 
     // Places of the meetings. Where products go by tiles, an expert of many rows has whole ones of its own.
-    void place(int rows, int active, int experts, const std::vector<bool>& prompt) {
-        std::vector<std::vector<int>> meetings(experts);
-        for (int i = 0; i < rows * active; i++) meetings[choice[i]].push_back(i);
+    void place(int rows, int active, const std::vector<bool>& prompt) {
+        order.resize(rows * active);
+        for (int i = 0; i < rows * active; i++) order[i] = i;
+        std::sort(order.begin(), order.end(), [&](int a, int b) { return choice[a] != choice[b] ? choice[a] < choice[b] : a < b; });
         met.clear();
         int at = 0;
-        for (int e = 0; e < experts; e++) {
-            if (meetings[e].empty()) continue;
-            const bool whole = meetings[e].size() >= TILE_ROWS && TILE_ROWS > 1;
+        for (int from = 0, to; from < rows * active; from = to) {
+            const int e = choice[order[from]];
+            for (to = from; to < rows * active && choice[order[to]] == e; to++) {
+            }
+            const bool whole = to - from >= (int)TILE_ROWS && TILE_ROWS > 1;
             if (whole) at = (int)round_up(at, TILE_ROWS);
             met.push_back({e, at, {}});
-            for (int i : meetings[e]) {
+            for (int k = from; k < to; k++) {
+                const int i = order[k];
                 append(met.back().segments, at - met.back().first, prompt[i / active]);
                 row[at] = i / active, weight[at++] = weights[i];
             }
@@ -249,6 +254,12 @@ struct ForwardPass {
 
     void prefetch(const Matrix& m, int unit) {
         if (unit < m.units()) prefetcher.add(m.unit(unit), (size_t)(m.units() - unit) * m.unit_bytes());
+    }
+
+    // The same of rows that lie as a file has them, so many units of them.
+    void prefetch_rows(const Matrix& m, int unit, int units) {
+        const size_t bytes = UNIT * row_bytes(m.format, m.cols);
+        if (m.data) prefetcher.add(m.data + unit * bytes, units * bytes);
     }
 
     float* residual(int row) { return m.residual.get() + (size_t)row * m.feed_in.rows.stride; }
@@ -614,10 +625,19 @@ struct ForwardPass {
             for (int c = 0; c < rows; c++)
                 memcpy(m.scores.get() + (size_t)(first + c) * (padded + UNIT) + (which ? padded : unit * UNIT), y[c], sizeof y[c]);
         });
-        each_row(batch.count, [&](int r) { choose(router, r); });
-        share(1, 1, [&](int) { routing.place(batch.count, router.active, n, batch.prompt); });
+        const bool one = batch.count == 1;  // all that it meets read the same row
+        if (!one) each_row(batch.count, [&](int r) { choose(router, r); });
+        share(1, 1, [&](int) {
+            if (one) choose(router, 0);
+            routing.place(batch.count, router.active, batch.prompt);
+        });
         const Reads enters({&each.up, &each.gate}, batch.segments), leaves({&each.down}, batch.segments), aside({&beside.down}, batch.segments);
-        share((int)routing.met.size(), 1, [&](int i) {  // an expert's inputs, side by side
+        const int units = each.up.rows / n / UNIT + (each.up.rows / n % UNIT > 0), met = (int)routing.met.size();
+        const int first = m.phases->first(met * units + beside.up.units(), me);
+        prefetcher.clear();
+        if (one && first < met * units)
+            for (const Matrix* all : {&each.gate, &each.up}) prefetch_rows(expert(*all, routing.met[first / units].number, n), first % units, 1);
+        if (!one) share(met, 1, [&](int i) {  // an expert's inputs, side by side
             const Routing::Expert& e = routing.met[i];
             const Rows& from = m.feed_in.rows;
             for (int p = e.first, end = p + e.segments.back().first + e.segments.back().count; p < end; p++) {
@@ -625,11 +645,18 @@ struct ForwardPass {
                 enters.row(m.chosen_in.rows, p);
             }
         });
-        const int units = each.up.rows / n / UNIT + (each.up.rows / n % UNIT > 0), met = (int)routing.met.size();
+        prefetcher.clear();
+        if (one)
+            for (const Routing::Expert& e : routing.met) prefetch_rows(expert(each.down, e.number, n), m.phases->first((s.d_model + UNIT - 1) / UNIT, me), 1);
         share(met * units + beside.up.units(), 1, [&](int i) {
             if (i >= met * units) return neurons(beside, i - met * units, m.feed_in.rows, batch.segments, m.hidden.rows, aside, nullptr);
             const Routing::Expert& e = routing.met[i / units];
-            neurons(of(each, e.number), i % units, m.chosen_in.rows.from(e.first), e.segments, m.chosen_hidden.rows.from(e.first),
+            FeedWeights f = of(each, e.number);
+            if (i / units + 1 < met) {
+                const FeedWeights then = of(each, routing.met[i / units + 1].number);
+                f.gate.after = then.gate.data, f.up.after = then.up.data;
+            }
+            neurons(f, i % units, one ? m.feed_in.rows : m.chosen_in.rows.from(e.first), e.segments, m.chosen_hidden.rows.from(e.first),
                     leaves, router.on_input ? &routing.weight[e.first] : nullptr);
         });
         next ? expect(*next) : expect(m.parts.unembed);

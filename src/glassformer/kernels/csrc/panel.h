@@ -63,6 +63,7 @@ struct Matrix {
     const uint8_t* data;  // (unit, panel, ...); null: absent
     const float* bias;    // (rows padded to whole units), or null
     int32_t stored = 0;   // rows lie as a file has them, perhaps in it: a unit is packed when it is read
+    const uint8_t* after = nullptr;  // what is read after the last unit of stored rows, if that is known
 
     int units() const { return data ? (rows + UNIT - 1) / UNIT : 0; }
     bool rounds() const { return data && format >= Q8_0 && !exact; }  // activations to 8 bits

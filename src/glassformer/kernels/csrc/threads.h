@@ -155,7 +155,7 @@ class Prefetcher {
     }
 
    private:
-    static constexpr int MOST = 2;
+    static constexpr int MOST = 16;
     static constexpr size_t PREFETCH_BYTES = 128 << 10;
     struct Piece {
         const uint8_t *at, *end;
