@@ -4,9 +4,9 @@
 
 The numbers are random: what is measured is opening, memory and speed, nothing that the model says. The file is made in
 the directory named (4 GB for OLMoE's shape, 17 GB for Qwen3's) and deleted afterwards. Each side opens and decodes in a
-process of its own; the first opening, which finds nothing of the file in the page cache, is not counted. The same tokens
-are then asked of a process that may hold 8 GiB, mapped pages of the file included (a control group; where this machine
-lets none be made, a limit on the process's data).
+process of its own; the first opening, which finds nothing of the file in the page cache, is not counted. The same
+tokens are then asked of a process that may hold 8 GiB, mapped pages of the file included (a control group; where this
+machine lets none be made, a limit on the process's data).
 """
 
 from __future__ import annotations
