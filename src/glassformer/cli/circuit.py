@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, note, open_model, print_json
-from glassformer.cli.looking import DtypeOption
+from glassformer.cli.common import console, note
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.cli.patch import read_pairs
 from glassformer.errors import UsageError, near
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from glassformer.lm import Model
 
 
+@looking(drawn=False)
 def command(
+    look: Look,
     clean: Annotated[
         str | None, typer.Argument(metavar="CLEAN", help="The prompt whose answer the circuit is to give.")
     ] = None,
     corrupted: Annotated[
         str | None, typer.Argument(metavar="CORRUPTED", help="What edges outside it carry: as many tokens.")
     ] = None,
-    model: ModelOption = None,
     pairs: Annotated[
         Path | None,
         typer.Option("--pairs", metavar="FILE", help='Lines of {"clean": …, "corrupted": …, "answer": …, "wrong": …}.'),
@@ -66,10 +67,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Save the circuit, for `complete --circuit`.")
     ] = None,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
+) -> Seen:
     """Find the edges that carry what makes two prompts differ.
 
     An edge leads from a part (embedding, head, feed-forward) to an input of a later one (a head's query, key or value).
@@ -81,8 +79,7 @@ def command(
         raise UsageError(f"--exact is unreliable, strongest, all or none; {exact!r} is none of them.")
     if strongest < 0:
         raise UsageError(f"--strongest is 0 or more; {strongest} is not.")
-    if top is not None and top < 1:
-        raise UsageError(f"--top is 1 or more; {top} is not.")
+    at_least_one(top=1 if top is None else top)
     if task is not None:
         from glassformer.interp.tasks import TASKS
 
@@ -93,7 +90,7 @@ def command(
         if examples < 2:
             raise UsageError(f"--examples is 2 or more, so that some can be held out; {examples} is not.")
     given = [] if task is not None else read_pairs(pairs, clean, corrupted, answer, wrong)
-    opened = open_model(model, dtype=dtype)
+    opened, bos = look.open(), look.bos
     from glassformer.cli.passages import progress
     from glassformer.interp.circuit_search import circuit
     from glassformer.interp.edges import edges, prepared
@@ -127,11 +124,8 @@ def command(
         run_alone(result).save(out)
         note(f"The circuit stands in {out}; glassformer complete --circuit {out} runs it alone.")
     data = {"model": opened.name, "precision": opened.precision, "task": task, "accuracy": accuracy, "prompts": given}
-    data |= result.to_dict(top if as_json else top or 20)
-    if as_json:
-        print_json(data)
-    else:
-        show(data)
+    data |= result.to_dict(top if look.as_json else top or 20)
+    return Seen(data, lambda: show(data))
 
 
 def of_task(opened: Model, task: str, count: int, bos: bool | None) -> tuple[list[Any], list[Any], float]:

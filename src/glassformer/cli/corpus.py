@@ -7,14 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.common import BosOption, JsonOption, ModelOption, console, open_model, print_json
-from glassformer.cli.looking import DtypeOption
+from glassformer.cli.common import console
+from glassformer.cli.looking import Look, Seen, looking
 from glassformer.errors import TextError, UsageError
 
 
+@looking(drawn=False)
 def command(
+    look: Look,
     texts: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Text files of your own.")],
-    model: ModelOption = None,
     head: Annotated[tuple[int, int] | None, typer.Option("--head", metavar="LAYER HEAD", help="Follow a head.")] = None,
     neuron: Annotated[
         tuple[int, int] | None, typer.Option("--neuron", metavar="LAYER INDEX", help="Follow a neuron.")
@@ -32,10 +33,7 @@ def command(
         Path | None, typer.Option("--keep", metavar="FILE", help="Say in it how far reading is, and go on from it.")
     ] = None,
     top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many passages.")] = 10,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
+) -> Seen:
     """Follow one part of the model through your own texts.
 
     The passages where it acts most; and, by tenths of how strongly it acts, the loss of the next token with and without
@@ -48,7 +46,7 @@ def command(
     for file in texts:
         if not file.is_file():
             raise TextError(f"There is no file {file}.")
-    opened = open_model(model, dtype=dtype)
+    opened = look.open()
     from glassformer.cli.passages import LONGEST, progress
     from glassformer.interp.corpus import Part, Survey, survey
 
@@ -65,14 +63,14 @@ def command(
             found,
             texts,
             lambda text: opened.encode(text, False),
-            opened.encode("", bos),
+            opened.encode("", look.bos),
             longest=LONGEST,
             matching=matching,
             keep=keep,
             progress=report,
         )
     data = {"model": opened.name, "precision": opened.precision, **found.to_dict()}
-    print_json(data) if as_json else show(data)
+    return Seen(data, lambda: show(data))
 
 
 def show(data: dict[str, Any]) -> None:

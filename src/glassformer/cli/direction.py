@@ -7,19 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.common import JsonOption, ModelOption, console, note, open_model, print_json
-from glassformer.cli.looking import DtypeOption
+from glassformer.cli.common import console, note
+from glassformer.cli.looking import Look, Seen, looking
 from glassformer.errors import UsageError
 
 
+@looking(drawn=False, reads=False)
 def command(
+    look: Look,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the direction stands for.")],
     positive: Annotated[Path, typer.Option("--positive", metavar="FILE", help="Texts that have it, one a line.")],
     negative: Annotated[Path, typer.Option("--negative", metavar="FILE", help="Texts that do not, one a line.")],
     layer: Annotated[
         int, typer.Option("--layer", "-l", help="In the stream after this layer; negative from the last.")
     ],
-    model: ModelOption = None,
     method: Annotated[
         str,
         typer.Option(
@@ -45,9 +46,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="Write PATH.safetensors and PATH.json.")
     ] = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
+) -> Seen:
     """Find a direction from examples, to steer by.
 
     Accuracy is on held-out examples; beside it the same procedure on shuffled labels, which says what so many
@@ -56,7 +55,7 @@ def command(
     """
     texts = {"positive": _lines(positive), "negative": _lines(negative)}
     plain = None if neutral is None else "\n".join(_lines(neutral))
-    opened = open_model(model, dtype=dtype)
+    opened = look.open()
     from glassformer.interp.edits import steer
 
     found = opened.direction(
@@ -74,7 +73,7 @@ def command(
     if out is not None:
         data["saved"] = str(found.save(out))
         note(f"Wrote {data['saved']}.safetensors and {data['saved']}.json.")
-    print_json(data) if as_json else show(data)
+    return Seen(data, lambda: show(data))
 
 
 def _lines(path: Path) -> list[str]:

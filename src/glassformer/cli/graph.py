@@ -7,24 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.common import (
-    BosOption,
-    JsonOption,
-    ModelOption,
-    TextArgument,
-    console,
-    note,
-    open_model,
-    print_json,
-    read_text,
-)
-from glassformer.cli.looking import DtypeOption
+from glassformer.cli.common import TextArgument, console, note, read_text
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.errors import UsageError
 
 
+@looking(drawn=False)
 def command(
+    look: Look,
     text: TextArgument,
-    model: ModelOption = None,
     token: Annotated[
         str | None, typer.Option("--token", metavar="TOKEN", help="The token explained; the likeliest without.")
     ] = None,
@@ -53,21 +44,17 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Save the graph as JSON.")] = None,
     name: Annotated[str, typer.Option("--name", help="What the saved graph is called.")] = "",
     top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many nodes and edges to show.")] = 20,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
+) -> Seen:
     """Show which words, heads and neurons made a prediction.
 
     Each stands at a layer and a position. Effects are exact sums with norms and attention patterns as they ran; beside
     them stands what the score loses when the node is taken away and the rest computed anew.
     """
-    if top < 1:
-        raise UsageError(f"--top is 1 or more; {top} is not.")
+    at_least_one(top=top)
     turned = [(one, *_turn(one)) for one in turn or []]
     text = read_text(text)
-    opened = open_model(model, dtype=dtype)
-    trace = opened.trace(text, bos)
+    opened = look.open()
+    trace = opened.trace(text, look.bos)
     from glassformer.interp.dictionary import dictionaries
 
     laid = [one for path in lay or () for one in dictionaries(path)]
@@ -77,7 +64,7 @@ def command(
     if out is not None:
         found.save(out, name)
         note(f"The graph stands in {out}.")
-    print_json(data) if as_json else show(data, top)
+    return Seen(data, lambda: show(data, top))
 
 
 def _turn(given: str) -> tuple[str, float]:

@@ -6,25 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.common import (
-    BosOption,
-    JsonOption,
-    ModelOption,
-    TextArgument,
-    console,
-    open_model,
-    print_json,
-    read_text,
-)
-from glassformer.cli.looking import DtypeOption
-from glassformer.errors import UsageError
+from glassformer.cli.common import TextArgument, console, read_text
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 
 
+@looking(drawn=False)
 def command(
+    look: Look,
     text: TextArgument,
     layer: Annotated[int, typer.Option("--layer", "-l", help="A layer; negative ones from the last.")],
     head: Annotated[int, typer.Option("--head", help="A head of the layer.")],
-    model: ModelOption = None,
     query: Annotated[int, typer.Option("--query", "-q", help="The position that looks; negative from the end.")] = -1,
     key: Annotated[
         int | None, typer.Option("--key", help="The position looked at; the one it weighs most without.")
@@ -33,22 +24,17 @@ def command(
         int | None, typer.Option("--against", help="Another position: why there rather than here.")
     ] = None,
     top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many pairs and parts to show.")] = 10,
-    bos: BosOption = None,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
+) -> Seen:
     """Show why a head looks from one token at another.
 
     The score is a sum over pairs of what earlier parts wrote, one on the query's side and one on the key's, with
     norms, rotations and biases as they ran; soft cap, position bias and mask come after the sum.
     """
-    if top < 1:
-        raise UsageError(f"--top is 1 or more; {top} is not.")
+    at_least_one(top=top)
     text = read_text(text)
-    opened = open_model(model, dtype=dtype)
-    trace = opened.trace(text, bos)
+    trace = look.open().trace(text, look.bos)
     data = {"model": trace.model, **trace.reasons(layer, head, query, key, against).to_dict(top)}
-    print_json(data) if as_json else show(data)
+    return Seen(data, lambda: show(data))
 
 
 def show(data: dict[str, Any]) -> None:

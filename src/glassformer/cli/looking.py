@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -26,7 +27,7 @@ PngOption = Annotated[Path | None, typer.Option("--png", metavar="FILE", help="W
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="float32, float64, bfloat16 or float16; float64 to check a number again.")
 ]
-# The options of every looking verb; the model's comes after the verb's arguments, the others after its own options.
+# The options of looking verbs; the model's comes after what must be given, the others after the verb's own options.
 _SHARED: dict[str, tuple[Any, Any]] = {
     "model": (ModelOption, None),
     "bos": (BosOption, None),
@@ -50,11 +51,11 @@ class Look:
 
     verb: str
     model: str | None
-    bos: bool | None
     dtype: str
     as_json: bool
-    png: Path | None
-    html: Path | None
+    bos: bool | None = None
+    png: Path | None = None
+    html: Path | None = None
 
     @property
     def pictured(self) -> bool:
@@ -85,12 +86,21 @@ class Seen:
     page: Callable[[], tuple[Model, str, str, dict[str, Any]]] | None = None
 
 
-def looking(function: Callable[..., Seen]) -> Callable[..., None]:
-    """The verb `command` of a function of a `Look` and the verb's own options."""
+def looking(
+    function: Callable[..., Seen] | None = None, *, drawn: bool = True, reads: bool = True
+) -> Callable[..., Any]:
+    """The verb `command` of a function of a `Look` and the verb's own options.
+
+    Args:
+        drawn: whether it can be asked for a picture and a page; reads: whether it reads texts (--bos).
+    """
+    if function is None:
+        return partial(looking, drawn=drawn, reads=reads)
+    shares = [name for name in _SHARED if (drawn or name not in ("png", "html")) and (reads or name != "bos")]
     verb = function.__module__.rpartition(".")[2]
 
     def command(**given: Any) -> None:
-        look = Look(verb, **{field.name: given.pop(field.name) for field in fields(Look) if field.name != "verb"})
+        look = Look(verb, **{name: given.pop(name) for name in shares})
         seen = function(look, **given)
         if look.png is not None:
             if seen.picture is None:
@@ -108,10 +118,10 @@ def looking(function: Callable[..., Seen]) -> Callable[..., None]:
 
     hints = get_type_hints(function, include_extras=True)
     own = list(inspect.signature(function).parameters.values())[1:]
-    first = sum(_is_argument(hints[one.name]) for one in own)
+    first = sum(_is_argument(hints[one.name]) or one.default is one.empty for one in own)
     shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in _SHARED.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_SHARED[name][1], annotation=_SHARED[name][0])
+        for name in shares
     ]
     own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[one.name]) for one in own]
     ordered = [*own[:first], shared[0], *own[first:], *shared[1:]]

@@ -7,15 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.common import JsonOption, ModelOption, console, note, open_model, print_json
-from glassformer.cli.looking import DtypeOption
+from glassformer.cli.common import console, note
+from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.errors import UsageError
 
 
+@looking(drawn=False, reads=False)
 def command(
+    look: Look,
     text: Annotated[Path, typer.Argument(metavar="FILE", help="Your own text, of the kind that will be read.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="The file to write: one safetensors.")],
-    model: ModelOption = None,
     kind: Annotated[str, typer.Option("--kind", help="tuned, jacobian, or relevance (the R-lens).")] = "tuned",
     tokens: Annotated[
         int | None, typer.Option("--tokens", help="At most so many of the text: 4096 for tuned, else 640.")
@@ -24,9 +25,7 @@ def command(
     steps: Annotated[int, typer.Option("--steps", help="Of training each tuned map; 0 for the regression alone.")] = 20,
     samples: Annotated[int, typer.Option("--samples", help="Edits per layer by which lenses are compared.")] = 16,
     seed: Annotated[int, typer.Option("--seed", help="Of the held-out part, the training and the edits.")] = 0,
-    dtype: DtypeOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
+) -> Seen:
     """Fit a lens to a text: tuned, Jacobian or relevance.
 
     Per layer, how far the plain lens and the fitted one diverge from the model's own prediction on held-out text; and
@@ -39,9 +38,8 @@ def command(
         raise UsageError(f"{text} is not UTF-8 text.") from None
     except OSError as error:
         raise UsageError(f"{text} cannot be read: {error.strerror}.") from None
-    if samples < 1:
-        raise UsageError(f"--samples is 1 or more; {samples} is not.")
-    opened = open_model(model, dtype=dtype)
+    at_least_one(samples=samples)
+    opened = look.open()
     from glassformer.cli.passages import progress
     from glassformer.interp.agreement import agreement
 
@@ -60,7 +58,7 @@ def command(
         for layer in range(opened.config.n_layers - 1)
     ]
     data = {**found.to_dict(), "saved": str(out), "agreement": [row for rows in compared for row in rows]}
-    print_json(data) if as_json else show(data)
+    return Seen(data, lambda: show(data))
 
 
 def show(data: dict[str, Any]) -> None:
