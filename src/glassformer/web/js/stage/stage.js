@@ -111,8 +111,9 @@ export class Stage {
     this.view.setAttribute("aria-busy", "true");
     const first = this.data === null;
     const asked = { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: state.get("position") ?? -1 };
-    if (first) this.#early(asked, mine.signal);
     try {
+      if (first) await this.#early(asked, mine.signal);
+      if (mine.signal.aborted) return;
       const found = await this.source.get("stage", { ...asked, threshold: state.get("stageShare") ?? 0.1 }, { signal: mine.signal });
       if (mine.signal.aborted) return;
       const going = this.data?.early === true && this.playing;
@@ -144,10 +145,12 @@ export class Stage {
     const here = () => this.scene.covers && !this.state.get("zoom") && !this.calm.matches;
     if (!this.source.live || !here()) return;
     const found = await this.source.get("columns", asked, { signal }).catch(() => null);
-    if (!found || signal.aborted || this.data || !here()) return;
+    if (!found || signal.aborted || !here()) return;
     this.data = new StageData(found);
     this.#resize();
     this.begin(0);
+    // What is drawn first has the processor to itself; a page out of sight draws nothing.
+    await Promise.race([new Promise((done) => requestAnimationFrame(() => setTimeout(done))), new Promise((done) => setTimeout(done, 300))]);
   }
 
   /** The film goes on with the numbers that have come. */
@@ -254,7 +257,7 @@ export class Stage {
 
   start() {
     this.playing = true;
-    this.last = 0;
+    this.last = performance.now();
     this.stats = { gaps: [], drawn: [] };
     this.reflect();
     this.draw();
