@@ -330,6 +330,7 @@ class Model:
         constraint: Constraint | None = None,
         drafter: Drafter | None = None,
         progress: Callable[[int, int], None] | None = None,
+        cache_bits: int | None = None,
         **sampling: Any,
     ) -> Generator[GeneratedToken]:
         """Continue a text, token by token; closing the generator, or leaving its loop, stops the computation.
@@ -348,6 +349,8 @@ class Model:
                 `.grammar(…)` of `glassformer.generate.constraints.Constraint`.
             drafter: proposes tokens that are checked several at once; the answer stays the same.
             progress: called with (read, all) tokens of the text while it is read, from another thread.
+            cache_bits: of a number of the keys and values that are kept: 32, 16, or 8 with one scale for each token and
+                head; None is what goes with the precision.
             sampling: how tokens are chosen, by the names of `generate.settings.Sampling`: temperature, top_k, top_p,
                 min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, min_tokens,
                 ignore_eos, stop_token_ids, seed. None, like leaving it out, changes nothing.
@@ -375,12 +378,13 @@ class Model:
         room = self.config.context if max_tokens is None else len(ids) + max_tokens
         tap = self.bound_tap()
         if tap is None:
-            engine = self.engines.get(precision, room)
+            engine = self.engines.get(precision, room, cache_bits)
         elif tap.added is not None:
-            engine = self.engines.get("exact", room)
+            engine = self.engines.get("exact", room, cache_bits)
         else:
             # Of its own, for one answer: its cache is no larger than that.
-            engine = self.engines.make(native=False, slots=1, capacity=min(room, self.config.context))
+            room = min(room, self.config.context)
+            engine = self.engines.make(native=False, slots=1, capacity=room, cache_bits=cache_bits)
         engine.check(asked)
         return generated_tokens(engine.generate(asked, tap), self.tokenizer)
 

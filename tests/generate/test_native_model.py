@@ -21,6 +21,7 @@ from glassformer.generate.packed import Packed
 from glassformer.generate.quantize import BLOCK, Weight, dequantise, quantise, stored, weight
 from glassformer.kernels import infer_abi
 from glassformer.model import Attention, Config, Experts, FeedForward, Layer, Norm, Rotary, Transformer, uniform
+from glassformer.model.cache import Cache, cache_bytes
 from tests.strategies import configs, native_stacks
 
 # Flags for the plain path, and for processors with AVX2 at most, where this one can run that.
@@ -307,7 +308,7 @@ def test_every_design_equals_the_transformer(name, config, seed, threads):
 @settings(max_examples=40, deadline=None)
 def test_any_design_decodes_what_it_prefills_alone_and_beside_others_to_the_bit(config, seed, precision):
     model = random_transformer(config, seed)
-    fast = NativeModel.from_transformer(model, precision, slots=3, cache="float32", lib=lib_of("best"))
+    fast = NativeModel.from_transformer(model, precision, slots=3, cache_bits=32, lib=lib_of("best"))
     ids = torch.randint(config.vocab_size, (24,), generator=torch.Generator().manual_seed(seed)).tolist()
     whole = fast.forward(ids, [0] * 24, range(24))
     fast.prefill(ids[:20], 1)
@@ -367,18 +368,18 @@ def as_stored(name: str, p: Tensor, precision: str) -> Tensor:
 
 @pytest.mark.parametrize("name", lib_names())
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("cached", "design"), [("float32", "alike"), ("bfloat16", "alike"), ("bfloat16", "mixed")])
-def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached, design):
+@pytest.mark.parametrize(("bits", "design"), [(32, "alike"), (16, "alike"), (16, "mixed"), (8, "mixed")])
+def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, bits, design):
     """Bit for bit: prefill in one piece, in pieces, token by token, and in a batch at other positions."""
     model = random_transformer(DESIGNS[design])
-    fast = NativeModel.from_transformer(model, precision, slots=9, cache=cached, lib=lib_of(name))
+    fast = NativeModel.from_transformer(model, precision, slots=9, cache_bits=bits, lib=lib_of(name))
     ids = torch.randint(100, (1200,)).tolist()
     whole = fast.forward(ids, [0] * 1200, range(1200))
     # The same weights in float32 in torch: the rest is activations in 8 bits, and the cache's rounding.
     same = Transformer.empty(model.config).load({k: as_stored(k, p, precision) for k, p in model.named_parameters()})
     expected = reference(same, ids)
     limit = 0.05 if precision in ("float32", "bfloat16") else 0.12
-    if precision == "float32" and cached == "float32":
+    if precision == "float32" and bits == 32:
         close(whole, expected)
     else:
         assert (whole - expected).norm() <= limit * expected.norm()
@@ -386,7 +387,7 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, cached
     # Long prompts are rounded to bfloat16 where a model is not exact and the processor multiplies bfloat16 quickly: in
     # products with bfloat16 weights, and in attention to a bfloat16 cache (docs/decisions/0010).
     quick = narrows(lib_of(name), weight(torch.zeros(32, 64), "bfloat16"))
-    rounds = quick and (precision == "bfloat16" or (precision != "float32" and cached == "bfloat16"))
+    rounds = quick and (precision == "bfloat16" or (precision != "float32" and bits == 16))
 
     def same_as_whole(got: Tensor, right: Tensor) -> bool:
         return bool((got - right).norm() <= limit * right.norm()) if rounds else torch.equal(got, right)
@@ -410,7 +411,7 @@ def test_short_sequences_in_one_step_get_what_each_gets_alone_to_the_bit(name, p
     ids = torch.randint(100, (200,)).tolist()
     starts = [1, 3, 64, 5, 31, 100, 33, 150, 17, 80]
     together, alone = (
-        NativeModel.from_transformer(model, precision, slots=len(starts), cache="bfloat16", lib=lib_of(name))
+        NativeModel.from_transformer(model, precision, slots=len(starts), cache_bits=16, lib=lib_of(name))
         for _ in range(2)
     )
     for slot, start in enumerate(starts):
@@ -431,7 +432,7 @@ def test_a_model_of_bfloat16_numbers_is_answered_in_float32_from_half_the_bytes(
     wide = {k: Weight("F32", *p.shape, p.detach()) if p.ndim == 2 else p for k, p in model.named_parameters()}
     narrow = NativeModel.from_transformer(model, slots=3, lib=lib_of(name))
     plain = NativeModel(WIDE, wide, slots=3, lib=lib_of(name))
-    assert (narrow.precision, narrow.cache_dtype, narrow.notes) == ("float32", "float32", {})
+    assert (narrow.precision, narrow.cache_bits, narrow.notes) == ("float32", 32, {})
     assert narrow.weight_bytes * 2 == plain.weight_bytes
     ids = torch.randint(100, (600,)).tolist()
     expected = plain.forward(ids, [0] * 600, range(600))
@@ -515,6 +516,32 @@ def test_no_memory_for_a_pass_is_said(monkeypatch):
     monkeypatch.setattr(fast, "_lib", SimpleNamespace(gf_forward=lambda *given: 4))
     with pytest.raises(MemoryLimitError, match="no memory for this model's buffers"):
         fast.prefill([1, 2, 3])
+
+
+@settings(max_examples=30)
+@given(native_stacks(), st.sampled_from(lib_names()))
+def test_keys_and_values_in_8_bits_are_the_definitions(config, name):
+    """Numbers of the cache that are rounded the other way, one step of 127, are all that may differ from torch's."""
+    assume(refusal(config, config.context) is None)
+    model = random_transformer(config)
+    ids = torch.randint(config.vocab_size, (min(config.context, 40),)).tolist()
+    fast = NativeModel.from_transformer(model, cache_bits=8, lib=lib_of(name))
+    cache = Cache(config, 1, len(ids), bits=8)
+    whole = fast.forward(ids, [0] * len(ids), range(len(ids)))
+    with torch.inference_mode():
+        expected = torch.cat([model(torch.tensor([part]), cache)[0] for part in (ids[:7], ids[7:8], ids[8:]) if part])
+    assert (whole - expected).abs().max() <= 0.02 * expected.abs().max()
+    exact = reference(model, ids)
+    assert (expected - exact).norm() <= 0.05 * exact.norm()
+
+
+def test_a_cache_in_8_bits_takes_about_half_of_one_in_16():
+    config = uniform(100, 64, 2, 256, Attention(4, 2, 64), FeedForward(96))
+    held = {bits: cache_bytes(config, bits) for bits in (8, 16, 32)}
+    assert held == {32: 2 * 2 * 128 * 4, 16: 2 * 2 * 128 * 2, 8: 2 * 2 * (128 + 8)}
+    for bits, bytes in held.items():
+        cache = Cache(config, 1, 256, bits=bits)
+        assert sum(x.numel() * x.element_size() for x in cache._by_slot()) == 256 * bytes
 
 
 def test_bytes_read_count_weights_and_cache():

@@ -70,7 +70,7 @@ def test_a_declared_setting_is_an_option_of_the_command_line(novelty):
 
     seen: list[float] = []
     assert "novelty" in inspect.signature(verb).parameters
-    verb(max_tokens=1, stop=None, precision="exact", show=False, novelty=2.0)
+    verb(max_tokens=1, stop=None, precision="exact", cache_bits=None, show=False, novelty=2.0)
     assert seen == [2.0]
 
 

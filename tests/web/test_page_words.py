@@ -104,6 +104,30 @@ def test_an_alternative_branches_the_text(app: Watched):
         assert app.page.input_value("#composer") == TEXT + text
 
 
+def test_what_a_form_took_from_the_model_is_drawn(app: Watched, tiny_model: Any):
+    from glassformer.generate.constraints import Constraint
+
+    app.open(HERE)
+    app.page.fill("[aria-label='Tokens to write']", "6")
+    app.page.locator("#slider-temperature").fill("0")
+    app.page.select_option("[aria-label='Form of what is written']", "regex")
+    app.page.fill("[aria-label='The form in words']", "[0-9]{3}")
+    app.page.click("#write-on")
+    app.page.wait_for_selector("text=/tokens. Choose one/")
+    first = next(iter(tiny_model.generate(TEXT, temperature=0, constraint=Constraint.regex("[0-9]{3}"))))
+    assert first.removed > 0.5  # of a model with random weights
+    app.page.locator(".writing .chip").first.click()
+    said = app.page.inner_text(".form-took")
+    assert f"The form took {first.removed:.2%} of the model's probability" in said
+    width = app.page.locator(".form-took .track .bar").evaluate("e => e.offsetWidth / e.parentElement.offsetWidth")
+    assert abs(width - first.removed) < 0.02
+    written = "".join(app.page.locator(".writing .chip").all_text_contents())
+    assert written.isdecimal()
+    app.page.fill("[aria-label='The form in words']", "[0-9")  # one that cannot be is said
+    app.page.click("#write-on")
+    app.page.wait_for_selector("text=/regular expression/")
+
+
 def test_writing_on_can_be_gone_back_through(app: Watched):
     app.open(HERE)
     app.page.fill("[aria-label='Tokens to write']", "6")

@@ -38,6 +38,15 @@ PrecisionOption = Annotated[
         help="exact (float32), fast (the file's own blocks, else int8), bfloat16, int8, int4.",
     ),
 ]
+CacheBitsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-bits",
+        metavar="N",
+        help="Bits of a kept key's or value's number: 8, 16 or 32.",
+        show_default="what goes with the precision",
+    ),
+]
 ShowOption = Annotated[
     bool, typer.Option("--show", "-s", help="Each token with its probability and the rejected alternatives.")
 ]
@@ -93,6 +102,7 @@ class How:
     max_tokens: int | None = None
     stop: StopOption = None
     precision: PrecisionOption = "exact"
+    cache_bits: CacheBitsOption = None
     show: ShowOption = False
     given: dict[str, Any] = field(default_factory=dict)
     usual: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +122,7 @@ class How:
         if most is None:
             most = model.generation.max_tokens or self.usual_tokens
         rest = {"stop": self.stop or model.generation.stop, "precision": self.precision, "max_tokens": most or None}
-        return own | said | rest
+        return own | said | rest | {"cache_bits": self.cache_bits}
 
 
 def answering(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -123,7 +133,7 @@ def answering(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., 
     def decorated(verb: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(verb, eval_str=True)
         hints = get_type_hints(How, include_extras=True)
-        names = ("max_tokens", "stop", "precision", "show")
+        names = ("max_tokens", "stop", "precision", "cache_bits", "show")
         most = defaults.get("max_tokens")
         hints["max_tokens"] = _most(most)
         plain = [_option(n, hints[n], None if n == "max_tokens" else defaults.get(n, getattr(How, n))) for n in names]

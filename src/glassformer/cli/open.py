@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glassformer.cli.common import LensOption, named_lenses
+from glassformer.cli.https import CertificateKeyOption, CertificateOption, certificate
 from glassformer.errors import FileError, ServerError, UsageError
 
 if TYPE_CHECKING:
@@ -49,12 +50,8 @@ def command(
         list[str] | None,
         typer.Option("--host-name", metavar="NAME", help="A name that other machines call it by; * for any."),
     ] = None,
-    certfile: Annotated[
-        str | None, typer.Option("--certfile", metavar="FILE", help="A certificate: serve HTTPS.")
-    ] = None,
-    keyfile: Annotated[
-        str | None, typer.Option("--keyfile", metavar="FILE", help="The certificate's key, if it is not in its file.")
-    ] = None,
+    certfile: CertificateOption = None,
+    keyfile: CertificateKeyOption = None,
 ) -> None:
     """Open the app in the browser.
 
@@ -74,17 +71,14 @@ def command(
         raise ServerError("The page needs the extra 'serve': pip install 'glassformer[serve]'.") from None
     from glassformer.cli.common import open_model
     from glassformer.lm import load
-    from glassformer.serve.running import listening, tls_context
+    from glassformer.serve.running import listening
     from glassformer.serve.security import ADDRESSES, LOCAL_HOSTS, Policy, new_token
     from glassformer.views import Session
 
     alone = host in (LOCAL, "::1", "localhost")
     if key is not None and not (key.isascii() and key.isalnum() and len(key) >= (1 if alone else LEAST)):
         raise UsageError(f"The page's key is letters and digits, at least {LEAST} of them where others can reach it.")
-    if keyfile is not None and certfile is None:
-        raise UsageError("--keyfile is the key of a certificate; name that with --certfile.")
-    if certfile is not None:
-        tls_context(certfile, keyfile)  # said now, not after the model was read
+    tls = certificate(certfile, keyfile)  # said now, not after the model was read
     lenses = named_lenses(lens)
     model = open_model(source)
     runs = Path("runs")
@@ -105,20 +99,20 @@ def command(
         anywhere = host in ("0.0.0.0", "::")
         hosts = LOCAL_HOSTS | {name.lower() for name in host_name or ()}
         hosts |= {ADDRESSES, socket.gethostname().lower()} if anywhere else {_written(host).lower()}
-        scheme = "http" if certfile is None else "https"
+        scheme = "http" if tls is None else "https"
 
         def address(name: str) -> str:
             return f"{scheme}://{name}:{number}/?token={token}{fragment}"
 
         here = address(LOCAL if anywhere else _written(host))
-        policy = Policy(hosts=hosts, token=token, secure=certfile is not None)
+        policy = Policy(hosts=hosts, token=token, secure=tls is not None)
         app = page_app(session, policy, load=lambda name, progress: load(name, progress=progress))
         typer.echo(f"{model.name} is open at\n\n  {here}\n", err=True)
         if anywhere:
             name = host_name[0] if host_name and host_name[0] != "*" else socket.gethostname()
             typer.echo(f"and for other machines at\n\n  {address(name)}\n", err=True)
         typer.echo("The address lets whoever opens it in; Ctrl-C ends it.", err=True)
-        if not alone and certfile is None:
+        if not alone and tls is None:
             typer.echo(
                 "glassformer: note: what is asked and the key travel unencrypted; --certfile serves HTTPS.", err=True
             )

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glassformer.cli.answers import CacheBitsOption, PrecisionOption
 from glassformer.cli.common import LensOption, named_lenses
+from glassformer.cli.https import CertificateKeyOption, CertificateOption, certificate
 from glassformer.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
@@ -88,12 +90,8 @@ def command(
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes any that is free.", min=0, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option(help="What the model is called in requests.")] = None,
-    precision: Annotated[
-        str,
-        typer.Option(
-            metavar="P", help="exact (float32), fast (the file's own blocks, else int8), bfloat16, int8, int4."
-        ),
-    ] = "exact",
+    precision: PrecisionOption = "exact",
+    cache_bits: CacheBitsOption = None,
     context: Annotated[
         int | None,
         typer.Option(metavar="N", help="Tokens of prompt and answer; 4,096 or the model's, if fewer.", min=2),
@@ -129,12 +127,8 @@ def command(
     memory: Annotated[
         float | None, typer.Option("--memory", metavar="GB", help="What open models may take together.")
     ] = None,
-    certfile: Annotated[
-        str | None, typer.Option("--certfile", metavar="FILE", help="A certificate: serve HTTPS.")
-    ] = None,
-    keyfile: Annotated[
-        str | None, typer.Option("--keyfile", metavar="FILE", help="The certificate's key, if it is not in its file.")
-    ] = None,
+    certfile: CertificateOption = None,
+    keyfile: CertificateKeyOption = None,
     open_metrics: Annotated[
         bool, typer.Option("--open-metrics/--no-open-metrics", help="Whether /metrics is answered without a key.")
     ] = False,
@@ -154,6 +148,17 @@ def command(
             min=0,
         ),
     ] = 0.0,
+    prompt_cache_directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompt-cache-directory",
+            metavar="FOLDER",
+            help="Keep it in files too, for servers to come; of --prompt-cache-files GB at most.",
+        ),
+    ] = None,
+    prompt_cache_files: Annotated[
+        float, typer.Option("--prompt-cache-files", metavar="GB", help="What those files may take.", min=0)
+    ] = 4.0,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -188,8 +193,6 @@ def command(
 
     if name is not None and len(sources or ()) > 1:
         raise UsageError("--name is for one model; several are called as they are given.")
-    if keyfile is not None and certfile is None:
-        raise UsageError("--keyfile is the key of a certificate; name that with --certfile.")
     if lookup and draft:
         raise UsageError("--lookup and --draft both guess ahead; give one of them.")
     adapters, lenses = named_adapters(adapter or []), named_lenses(lens)
@@ -203,7 +206,7 @@ def command(
         from glassformer.serve.admission import AdmissionQueue
         from glassformer.serve.app import api_app
         from glassformer.serve.models import Models, Served
-        from glassformer.serve.running import listening, serve, tls_context
+        from glassformer.serve.running import listening, serve
         from glassformer.serve.security import LOCAL_HOSTS, KeyFile, Policy
         from glassformer.serve.telemetry import Metrics, log_to_stderr
     except ImportError as error:
@@ -211,8 +214,7 @@ def command(
             raise
         raise ServerError("The server needs the extra 'serve': pip install 'glassformer[serve]'.") from None
 
-    if certfile is not None:
-        tls_context(certfile, keyfile)  # said now, not after the model was read
+    tls = certificate(certfile, keyfile)  # said now, not after the model was read
     try:
         listener = listening(host, port)
     except OSError as error:
@@ -227,8 +229,15 @@ def command(
         def served(model: Model, called: str) -> Served:
             room = min(context or CONTEXT, model.config.context)
             drafter = None if smaller is None else drafting(model, smaller, slots)
-            cache = int(prompt_cache * 1e9)
-            engine = model.engines.make(precision, slots=slots, capacity=room, prefix_cache=cache)
+            engine = model.engines.make(
+                precision,
+                slots=slots,
+                capacity=room,
+                cache_bits=cache_bits,
+                prefix_cache=int(prompt_cache * 1e9),
+                prefix_folder=prompt_cache_directory,
+                prefix_budget=int(prompt_cache_files * 1e9),
+            )
             admission = AdmissionQueue(engine, metrics, waiting=queue, seconds=seconds)
             return Served(model, admission, called, max_tokens, lookup=lookup, drafter=drafter)
 
@@ -283,7 +292,7 @@ def command(
             open_paths=frozenset(paths),
         )
         local = f"[{host}]" if ":" in host else host
-        scheme = "http" if certfile is None else "https"
+        scheme = "http" if tls is None else "https"
         address = f"{scheme}://{local}:{listener.getsockname()[1]}/v1"
 
         def ready() -> None:
@@ -293,7 +302,6 @@ def command(
             if host not in ("127.0.0.1", "::1", "localhost") and not policy.guarded:
                 note("glassformer: note: other machines may reach it and no --api-key is asked of them.")
 
-        tls = None if certfile is None else (certfile, keyfile)
         log_to_stderr()
         got = serve(api_app(models, policy), models, listener, drain=drain, ready=ready, tls=tls, reload=reload)
     if got == signal.SIGINT:

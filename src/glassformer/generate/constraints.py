@@ -8,6 +8,7 @@ name. It knows tokens and their bytes; it does not know models, requests or samp
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,8 @@ from glassformer.errors import UsageError
 if TYPE_CHECKING:
     from glassformer.tokenizer.tokenizer import Tokenizer
 
-Kind = Literal["json", "schema", "regex", "choice", "grammar"]
+Kind = Literal["json", "schema", "regex", "choice", "grammar", "calls"]
+_QUOTED = re.compile(r"\d+ \|")
 LONGEST = 1_000_000  # characters of a schema or grammar
 MOST_CHOICES = 10_000
 _KEPT = 64  # compiled constraints of one tokenizer
@@ -114,6 +116,7 @@ _NAMES: dict[Kind, str] = {
     "regex": "regular expression",
     "choice": "choice",
     "grammar": "grammar",
+    "calls": "form of the tools' calls",
 }
 
 
@@ -255,8 +258,11 @@ class Grammars:
 
 
 def _refusal(constraint: Constraint, reason: str) -> UsageError:
-    lines = [line.strip() for line in reason.splitlines() if line.strip()]
-    reason = " ".join(lines)[:500].rstrip(".")
+    # What llguidance says, without its own state and the lines of source that it quotes.
+    lines = [line.strip() for line in reason.partition("<state>")[0].splitlines()]
+    reason = " ".join(line for line in lines if line.strip("^ ") and not _QUOTED.match(line))[:500].rstrip(".")
+    if reason.startswith("NoExtension"):
+        reason = "by its rules no text ever ends"
     return UsageError(f"An answer cannot be held to this {constraint.name}: {reason}.")
 
 

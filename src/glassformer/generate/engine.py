@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from glassformer.errors import ContextLengthError, GlassformerError, ServerError, TextError, UsageError
 from glassformer.generate.constraints import Grammars, Matcher
 from glassformer.generate.native_model import ROWS, NativeModel
+from glassformer.generate.prefix_files import PrefixFiles
 from glassformer.generate.request import Request, RequestHandle, TokenEvent
 from glassformer.generate.runners import EagerRunner, Runner
 from glassformer.generate.sampling import generator
@@ -34,11 +35,10 @@ from glassformer.generate.sequence import Sequence
 from glassformer.generate.slots import Slots
 from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
-from glassformer.model.cache import Cache
+from glassformer.model.cache import KEPT, Cache, cache_bytes
 from glassformer.model.deferred import awaited, whole
 
 if TYPE_CHECKING:
-    from glassformer.model.config import Config
     from glassformer.model.deferred import Deferred
     from glassformer.model.sites import Tap
     from glassformer.model.transformer import Transformer
@@ -71,8 +71,11 @@ class Engine:
         capacity: tokens of prompt and answer together; the model's context by default.
         use_native: False stays on the eager path.
         threads: of the native path; torch's number, as it is now, by default.
+        cache_bits: of a number of the keys and values that are kept: 32, 16, or 8 with one scale for each token and
+            head; None is what goes with the precision.
         prefix_cache: bytes of keys and values of earlier prompts and answers that are kept, beside what the slots
             hold, for prompts that begin alike; 0 keeps none.
+        prefix_files: the same in files, which outlive the engine; not for a model with a recurrence.
 
     Attributes:
         note: why the native path cannot be had, and what is slower without it; None while all is well.
@@ -95,10 +98,14 @@ class Engine:
         capacity: int | None = None,
         use_native: bool = True,
         threads: int | None = None,
+        cache_bits: int | None = None,
         prefix_cache: int = 0,
+        prefix_files: PrefixFiles | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"Precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}.")
+        if cache_bits is not None and cache_bits not in KEPT:
+            raise UsageError(f"Keys and values are kept in {', '.join(map(str, KEPT))} bits; got {cache_bits}.")
         self.tokenizer, self._transformer = tokenizer, transformer
         self.config = transformer.config
         self.capacity = min(capacity or self.config.context, self.config.context)
@@ -110,11 +117,13 @@ class Engine:
         self.note: str | None = None
         self._source = Path(source) if source is not None and str(source).endswith(".gguf") else None
         self._threads = threads or torch.get_num_threads()
-        spare = _spare_slots(prefix_cache, self.config, self.capacity)
+        self.cache_bits = cache_bits
+        spare = min(prefix_cache // max(1, self.capacity * cache_bytes(self.config, cache_bits or 32)), _MOST_SPARE)
         self._waiting: deque[RequestHandle] = deque()
         self._active: list[Sequence] = []
         self._rewinds = not Cache(self.config, 1, 1).recurrent
         self._slots = Slots(slots, spare, rewinds=self._rewinds)
+        self._files = prefix_files if self._rewinds and not self.config.turns_by_length else None
         self._edited = ThreadPoolExecutor(1, "glassformer-edited")
         self._wake = threading.Condition()
         self._closed = False
@@ -126,7 +135,7 @@ class Engine:
         if native and quick:
             self._build()  # quicker than answering twice, or than making the transformer
         self._runner: Runner = self._next_runner or EagerRunner(
-            self.transformer, slots=slots + spare, capacity=self.capacity
+            self.transformer, slots=slots + spare, capacity=self.capacity, cache_bits=cache_bits
         )
         self._next_runner = None
         _open.add(self)
@@ -144,9 +153,11 @@ class Engine:
 
     @property
     def precision(self) -> str:
-        """Of what answers now: "float32", "Q4_1+Q8_0", …"""
-        runner = self._next_runner or self._runner
-        return runner.precision
+        """Of what answers now: "float32", "Q4_1+Q8_0", "int8 (8-bit cache)", …"""
+        return self._stated(self._next_runner or self._runner)
+
+    def _stated(self, runner: Runner) -> str:
+        return runner.precision + (f" ({self.cache_bits}-bit cache)" if self.cache_bits else "")
 
     @property
     def path(self) -> str:
@@ -237,6 +248,8 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self._edited.shutdown(wait=False)
+        if self._files is not None:
+            self._files.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -257,7 +270,8 @@ class Engine:
 
     def _build(self) -> None:
         try:
-            options = {"slots": self.slots + self._slots.spare, "capacity": self.capacity, "threads": self._threads}
+            options: dict[str, Any] = {"slots": self.slots + self._slots.spare, "capacity": self.capacity}
+            options |= {"threads": self._threads, "cache_bits": self.cache_bits}
             if self._from_blocks:
                 assert self._source is not None
                 runner = NativeModel.from_gguf(self._source, exact=self.asked_precision == "exact", **options)
@@ -342,7 +356,7 @@ class Engine:
                     return
                 handle = self._waiting.popleft()
             if handle.cancelled:
-                handle.put(TokenEvent(None, finish="cancelled", precision=self._runner.precision))
+                handle.put(TokenEvent(None, finish="cancelled", precision=self._stated(self._runner)))
                 continue
             try:
                 self._start(handle, free)
@@ -361,7 +375,13 @@ class Engine:
             for source, target, length in placed.copies:
                 self._runner.copy_prefix(source, target, length)
             handle.cached = placed.have
-            active = self._sequence(handle, placed.slot, placed.have)
+            runner = self._runner
+            if self._files is not None and (
+                found := self._files.load(runner.kind, request.prompt, placed.have, self.capacity)
+            ):
+                runner.put_prefix(placed.slot, found.length, found.kept)
+                handle.cached = found.have
+            active = self._sequence(handle, placed.slot, handle.cached)
         self._active.append(active)
 
     def _edited_runner(self, tap: Tap, room: int) -> Runner:
@@ -370,7 +390,7 @@ class Engine:
         added = getattr(tap, "added", None)
         if added and isinstance(self._runner, NativeModel) and self._runner.precision == "float32":
             return self._runner.steered(added, room)
-        return EagerRunner(self.transformer, capacity=room, tap=tap)
+        return EagerRunner(self.transformer, capacity=room, tap=tap, cache_bits=self.cache_bits)
 
     def _sequence(self, handle: RequestHandle, slot: int, done: int = 0) -> Sequence:
         request = handle.request
@@ -389,7 +409,7 @@ class Engine:
     def _step(self) -> None:
         for active in [a for a in self._active if a.handle.cancelled]:
             text = active.stop_matcher.finish()
-            self._finish(active, TokenEvent(None, text, finish="cancelled", precision=self._runner.precision))
+            self._finish(active, TokenEvent(None, text, finish="cancelled", precision=self._stated(self._runner)))
         shared = [active for active in self._active if active.runner is None]
         if shared:
             self._advance(self._runner, shared)
@@ -436,7 +456,7 @@ class Engine:
                 if active.request.progress is not None:
                     active.request.progress(active.handle.read, size)
             if wanted:
-                self._take(active, logits[row : row + wanted], runner.precision)
+                self._take(active, logits[row : row + wanted], self._stated(runner))
                 row += wanted
 
     def _take(self, active: Sequence, logits: torch.Tensor, precision: str) -> None:
@@ -461,7 +481,10 @@ class Engine:
         with contextlib.suppress(ValueError):
             self._active.remove(active)
         if active.runner is None:
-            self._slots.holds(active.slot, active.ids[: active.done])
+            read = active.ids[: active.done]
+            self._slots.holds(active.slot, read)
+            if self._files is not None:
+                self._files.keep(self._runner.kind, read, lambda: self._runner.prefix(active.slot, len(read)))
         active.handle.put(event)
 
 
@@ -492,12 +515,3 @@ def _absent(tokenizer: Tokenizer | None, rows: int) -> torch.Tensor | None:
         return None
     missing = sorted(set(range(rows)).difference(tokenizer.token_ids))
     return torch.tensor(missing) if missing else None
-
-
-def _spare_slots(budget: int, config: Config, capacity: int) -> int:
-    """How many slots' keys and values fit in a budget of bytes, counted in float32 as the largest kept."""
-    if budget < 1:
-        return 0
-    one = Cache(config, 1, 1, torch.float32)
-    size = capacity * sum(4 * x.numel() for x in (*one.keys, *one.values) if x is not None)
-    return min(budget // max(size, 1), _MOST_SPARE)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
 import weakref
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -26,6 +27,8 @@ from glassformer.generate.native_layers import attention_settings, feed_settings
 from glassformer.generate.packed import Packed, StoredWeights, floats
 from glassformer.generate.quantize import FORMATS, Weight, weight
 from glassformer.kernels import infer_abi
+from glassformer.kernels.variants import sources_digest
+from glassformer.model.cache import token_bytes
 from glassformer.model.choices import softmax_of
 from glassformer.model.config import Attention, Config, Experts, FeedForward, Norm
 from glassformer.model.parts.attention import length_scale
@@ -56,7 +59,8 @@ class NativeModel:
         precision: "float32", "bfloat16", "int8" or "int4", for matrices that come as float tensors.
         slots: sequences that can be held at once.
         capacity: tokens per sequence; the model's context by default.
-        cache: "float32" or "bfloat16" keys and values.
+        cache_bits: of a number of the keys and values: 32, 16, or 8 with one scale for each token and head; None is
+            32 where weights are float32 and 16 otherwise.
         exact: 8- and 4-bit blocks meet float32 activations; False rounds those to 8 bits, which is quicker.
         threads: torch.get_num_threads() by default, asked at every call.
         lib: the native library, where a test wants another than the machine's best.
@@ -74,7 +78,7 @@ class NativeModel:
         precision: str = "float32",
         slots: int = 1,
         capacity: int | None = None,
-        cache: str = "float32",
+        cache_bits: int | None = None,
         exact: bool = False,
         threads: int | None = None,
         lib: ctypes.CDLL | None = None,
@@ -92,8 +96,8 @@ class NativeModel:
                 f"The fast engine does not compute {reason}; this model's text is generated through torch in float32 "
                 "instead, several times slower."
             )
-        self.cache_dtype = cache
         self.exact = exact
+        self.cache_bits = cache_bits or (32 if exact or precision == "float32" else 16)
         self.notes: dict[str, str] = {}
         self.weight_bytes = 0  # of what every token reads
         self._experts: list[tuple[Experts, int]] = []  # and of all experts' matrices
@@ -106,7 +110,6 @@ class NativeModel:
     def from_transformer(cls, transformer: Transformer, precision: str = "float32", **options: Any) -> NativeModel:
         """The model of a `Transformer`'s weights, put into `precision`; options as for the class."""
         names = dict(transformer.named_parameters())
-        options.setdefault("cache", "float32" if precision == "float32" else "bfloat16")
         return cls(transformer.config, names, precision=precision, **options)
 
     @classmethod
@@ -118,7 +121,6 @@ class NativeModel:
         """
         config, raw = read_config(path), raw_blocks(path)
         names = StoredWeights(raw, exact)
-        options.setdefault("cache", "float32" if exact else "bfloat16")
         model = cls(config, names, precision="float32" if exact else "int8", exact=exact, **options)
         if not exact:
             model.precision = names.kinds()
@@ -183,18 +185,45 @@ class NativeModel:
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Slot `target` begins with the first `length` tokens of slot `source`."""
-        if not (0 <= source < self.slots and 0 <= target < self.slots and 0 <= length <= self.capacity):
-            raise ShapeError(f"Cannot copy {length} tokens from slot {source} to {target} of {self.slots} slots.")
+        self._check_prefix(source, target, length)
         if source != target and length:
             self._lib.gf_copy(self._handle, source, target, length)
 
+    def _check_prefix(self, source: int, target: int, length: int) -> None:
+        if not (0 <= source < self.slots and 0 <= target < self.slots and 0 <= length <= self.capacity):
+            raise ShapeError(f"Cannot copy {length} tokens from slot {source} to {target} of {self.slots} slots.")
+
+    def prefix(self, slot: int, length: int) -> bytes:
+        """What the first `length` tokens left in a slot; `put_prefix` gives it to another run of the same model."""
+        self._check_prefix(slot, slot, length)
+        size = self._lib.gf_prefix(self._handle, slot, length, None, None)
+        kept = ctypes.create_string_buffer(size)
+        self._lib.gf_prefix(self._handle, slot, length, kept, None)
+        return kept.raw
+
+    def put_prefix(self, slot: int, length: int, kept: bytes) -> None:
+        """A slot begins with `length` tokens that `prefix` gave.
+
+        Raises:
+            ShapeError: it is not of their size.
+        """
+        self._check_prefix(slot, slot, length)
+        if len(kept) != (size := self._lib.gf_prefix(self._handle, slot, length, None, None)):
+            raise ShapeError(f"{length} tokens leave {size} bytes in a slot of this model; {len(kept)} were given.")
+        self._lib.gf_prefix(self._handle, slot, length, None, kept)
+
+    @functools.cached_property
+    def kind(self) -> str:
+        """What must be the same for a prefix to mean the same, the model's weights aside."""
+        shape = "exact" if self.exact else self.precision
+        return f"{sources_digest()} {self.instructions} {shape} {self.cache_bits}"
+
     def bytes_per_token(self, position: int = 0, batch: int = 1) -> int:
         """Bytes of weights and cached keys and values one decode step of `batch` sequences reads."""
-        element = 2 if self.cache_dtype == "bfloat16" else 4
         found = float(self.weight_bytes)
         for layer in self.config.layers:
             a = softmax_of(layer.mixer)
-            found += 0 if a is None else batch * a.seen(position) * a.n_kv_heads * (a.d_head + a.value_size) * element
+            found += 0 if a is None else batch * token_bytes(a, self.cache_bits) * a.seen(position)
         for e, size in self._experts:  # those that anybody chose, if all are chosen as often
             found += size * (1 - (1 - e.n_active / e.n_experts) ** batch)
         return round(found)
@@ -215,7 +244,7 @@ class NativeModel:
             layer_norm=c.norm.kind == "layer",
             slots=self.slots,
             capacity=-(-self.capacity // BLOCKED) * BLOCKED,
-            bf16_cache=self.cache_dtype == "bfloat16",
+            cache_bits=self.cache_bits,
             rows=ROWS,
             narrow=not self.exact and self.precision != "float32",
             eps=c.norm.eps,

@@ -40,6 +40,19 @@ class Runner(Protocol):
         """Slot `target` begins with the first tokens of slot `source`."""
         ...
 
+    def prefix(self, slot: int, length: int) -> bytes:
+        """What the first tokens left in a slot."""
+        ...
+
+    def put_prefix(self, slot: int, length: int, kept: bytes) -> None:
+        """A slot begins with tokens that `prefix` gave, of a runner of the same model and `kind`."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What must be the same, the weights aside, for a prefix to mean the same."""
+        ...
+
 
 class EagerRunner:
     """A `Transformer` as a runner, with a tap's edits if any.
@@ -49,9 +62,15 @@ class EagerRunner:
     """
 
     def __init__(
-        self, transformer: Transformer, *, slots: int = 1, capacity: int | None = None, tap: Tap | None = None
+        self,
+        transformer: Transformer,
+        *,
+        slots: int = 1,
+        capacity: int | None = None,
+        tap: Tap | None = None,
+        cache_bits: int | None = None,
     ) -> None:
-        self.transformer, self.slots, self.tap = transformer, slots, tap
+        self.transformer, self.slots, self.tap, self.cache_bits = transformer, slots, tap, cache_bits
         self.config = transformer.config
         self.capacity = self.config.context if capacity is None else capacity
         self.precision = str(transformer.dtype).removeprefix("torch.")
@@ -97,6 +116,18 @@ class EagerRunner:
         mine.copy_from(theirs, length)
 
     @torch.inference_mode()
+    def prefix(self, slot: int, length: int) -> bytes:
+        return self._cache(slot, length).prefix(length)
+
+    @torch.inference_mode()
+    def put_prefix(self, slot: int, length: int, kept: bytes) -> None:
+        self._cache(slot, length).put_prefix(length, kept)
+
+    @property
+    def kind(self) -> str:
+        return f"torch {torch.__version__} {self.transformer.device.type} {self.precision} {self.cache_bits}"
+
+    @torch.inference_mode()
     def _run(self, tokens: Sequence[int], slot: int, start: int, rows: list[int]) -> Tensor:
         cache = self._cache(slot, start + len(tokens))
         cache.truncate(start)
@@ -138,7 +169,8 @@ class EagerRunner:
         if cache is None or cache.capacity < length:
             room = min(self.capacity, max(256, 2 * length))
             if cache is None:
-                cache = Cache(self.config, 1, room, self.transformer.dtype, self.transformer.device)
+                transformer = self.transformer
+                cache = Cache(self.config, 1, room, transformer.dtype, transformer.device, self.cache_bits)
             else:
                 cache = cache.expand(1, room)
             self._caches[slot] = cache

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from glassformer.generate.prefix_files import shared
+
 # A prefix this much longer in another slot is worth copying, and one so long worth keeping.
 _WORTH_COPYING = 16
 
@@ -54,7 +56,7 @@ class Slots:
     def place(self, ids: Sequence[int], free: Sequence[int], running: Mapping[int, Sequence[int]]) -> Placement:
         """Where a prompt goes, among the `free` slots; `running` slots hold what is given there."""
         held = [running.get(slot, self._held[slot]) for slot in range(len(self._held))]
-        common = [min(_common(tokens, ids), len(ids) - 1) for tokens in held]
+        common = [min(shared(tokens, ids), len(ids) - 1) for tokens in held]
         if not self.rewinds:  # all of what a slot holds, or nothing
             common = [n if n == len(tokens) else 0 for n, tokens in zip(common, held, strict=True)]
         oldest = min(free, key=lambda slot: (len(held[slot]) > 0, self._used[slot]))
@@ -82,20 +84,11 @@ class Slots:
         spare = [one for one in range(self.count, len(held)) if one != best]
         if not spare or len(losing) - wanted < _WORTH_COPYING:
             return []
-        if any(_common(tokens, losing) == len(losing) for one, tokens in enumerate(held) if one != slot):
+        if any(shared(tokens, losing) == len(losing) for one, tokens in enumerate(held) if one != slot):
             return []
         # A slot whose tokens this continues is the first to be written over, then an empty one, then the one that was
         # not wanted for the longest time.
-        within = [one for one in spare if held[one] and _common(held[one], losing) == len(held[one])]
+        within = [one for one in spare if held[one] and shared(held[one], losing) == len(held[one])]
         target = min(within or spare, key=lambda one: (len(held[one]) > 0, self._used[one]))
         self._held[target], self._used[target] = list(losing), self._clock
         return [(slot, target, len(losing))]
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n

@@ -19,6 +19,7 @@ import torch
 from glassformer.errors import GlassformerError, UsageError
 from glassformer.generate.engine import PRECISIONS, Engine
 from glassformer.generate.native_model import NativeModel
+from glassformer.generate.prefix_files import PrefixFiles
 from glassformer.generate.reading import EagerReader, NativeReader, Reader
 from glassformer.generate.request import Finish, Request, TokenEvent
 from glassformer.generate.sampling import TokenLogprob
@@ -165,7 +166,7 @@ class Engines:
         self, transformer: Transformer | Deferred, tokenizer: Tokenizer, source: str | Path | None = None
     ) -> None:
         self._transformer, self._tokenizer, self._source = transformer, tokenizer, source
-        self._kept: dict[str, Engine] = {}
+        self._kept: dict[tuple[str, int | None], Engine] = {}
         self._reader: NativeReader | None = None
         self._lock = threading.Lock()
 
@@ -184,8 +185,10 @@ class Engines:
                     return self._reader
             return EagerReader(whole(self._transformer))
 
-    def get(self, precision: str, room: int) -> Engine:
-        """An engine of this precision with room for so many tokens of prompt and answer, up to the context.
+    def get(self, precision: str, room: int, cache_bits: int | None = None) -> Engine:
+        """An engine of this precision, with room for so many tokens of prompt and answer, up to the context.
+
+        `cache_bits` is as for `Engine`.
 
         Raises:
             UsageError: for an unknown precision.
@@ -194,21 +197,35 @@ class Engines:
             raise UsageError(f"Precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}.")
         room = min(max(room, ROOM), self._transformer.config.context)
         with self._lock:
-            engine = self._kept.get(precision)
+            kind = precision, cache_bits
+            engine = self._kept.get(kind)
             if engine is None or engine.capacity < room:
                 # One that is still answering goes on until it has; it is only not asked again.
-                self._kept.pop(precision, None)
-                engine = self._kept[precision] = self.make(precision, slots=SLOTS, capacity=room)
+                self._kept.pop(kind, None)
+                engine = self.make(precision, slots=SLOTS, capacity=room, cache_bits=cache_bits)
+                self._kept[kind] = engine
             return engine
 
-    def make(self, precision: str = "exact", *, native: bool = True, **options: Any) -> Engine:
-        """An engine of one's own; options as for `Engine`.
+    def make(
+        self,
+        precision: str = "exact",
+        *,
+        native: bool = True,
+        prefix_folder: Path | None = None,
+        prefix_budget: int = 0,
+        **options: Any,
+    ) -> Engine:
+        """An engine of one's own; options as for `Engine`. Prefixes are kept in a folder, of so many bytes, if named.
 
         "exact" is what the model's other verbs compute: for weights that are not float32 the transformer itself.
         """
         deferred = self._transformer
         if precision == "exact" and not isinstance(deferred, Deferred) and deferred.dtype != torch.float32:
             native = False
+        if prefix_folder is not None:
+            file = self._source if awaited(deferred) else None
+            read = whole(deferred) if file is None else Path(file)
+            options["prefix_files"] = PrefixFiles(prefix_folder, prefix_budget, read)
         return Engine(
             self._transformer,
             self._tokenizer,

@@ -89,7 +89,7 @@ class InferShape(ctypes.Structure):
     """Sizes and numbers of a design; a 0 soft cap or embedding scale means none."""
 
     _fields_ = [
-        *((name, _I) for name in ("vocab", "d_model", "n_layers", "layer_norm", "slots", "capacity", "bf16_cache")),
+        *((name, _I) for name in ("vocab", "d_model", "n_layers", "layer_norm", "slots", "capacity", "cache_bits")),
         *((name, _I) for name in ("rows", "narrow")),
         *((name, _F) for name in ("eps", "logit_scale", "logit_softcap", "embedding_scale")),
     ]
@@ -110,6 +110,7 @@ _SIGNATURES: dict[str, Signature] = {
     "gf_destroy": (None, [_POINTER]),
     "gf_forward": (_INT, [_POINTER, _INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT]),
     "gf_copy": (None, [_POINTER, _INT, _INT, _INT]),
+    "gf_prefix": (_SIZE, [_POINTER, _INT, _INT, _POINTER, _POINTER]),
 }
 
 LIBRARY = Library(

@@ -14,17 +14,36 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glassformer.errors import ShapeError
-from glassformer.model.choices import LatentAttention, recurrence_of, softmax_of
+from glassformer.model.choices import Attention, LatentAttention, recurrence_of, softmax_of
 from glassformer.model.config import Config
 
 State = dict[str, Tensor]
+# How keys and values may be kept: bits of a number, and its type.
+KEPT = {8: torch.int8, 16: torch.bfloat16, 32: torch.float32}
+
+
+def token_bytes(attention: Attention, bits: int) -> int:
+    """Bytes of one token's keys and values in one layer, in numbers of so many bits; of 8 with their scales."""
+    return attention.n_kv_heads * ((attention.d_head + attention.value_size) * bits // 8 + (8 if bits == 8 else 0))
+
+
+def cache_bytes(config: Config, bits: int) -> int:
+    """Bytes that one token's keys and values take in all layers, in numbers of so many bits."""
+    attentions = [softmax_of(layer.mixer) for layer in config.layers]
+    return sum(token_bytes(a, bits) for a in attentions if a is not None and a.keys_from is None)
 
 
 class Cache:
     """Room for `capacity` tokens of `batch` texts.
 
+    Args:
+        dtype: of what attention is given, and of what is kept unless `bits` says otherwise.
+        bits: of a kept key's or value's number: 8 (whole numbers, with one float32 scale for each token and head), 16
+            or 32; None keeps `dtype`.
+
     Attributes:
         keys, values: per layer (batch, kv_head, capacity, d_head), keys already rotated; None where a layer has none.
+        scales: per layer what a 1 stands for in its keys and its values, (batch, kv_head, capacity, 1), in 8 bits.
         indexed: per layer whose attention has an index, that one's keys (batch, capacity, d_index).
         states: per layer with a recurrence, its state after the last token, (batch, …) each.
         length: slots filled so far, the same for every row.
@@ -43,20 +62,25 @@ class Cache:
         capacity: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        bits: int | None = None,
     ) -> None:
+        kept = dtype if bits is None else KEPT[bits]
         capacity = config.context if capacity is None else capacity
         if batch < 1 or capacity < 1:
             raise ShapeError(f"A cache needs at least one row and one slot; got {batch} rows of {capacity}.")
         self.keys, self.values = [], []
-        for layer in config.layers:
+        self.scales: dict[int, tuple[Tensor, Tensor]] = {}
+        for i, layer in enumerate(config.layers):
             mixer = softmax_of(layer.mixer)
             if mixer is None or mixer.keys_from is not None:
                 self.keys.append(None)
                 self.values.append(None)
                 continue
             shape = (batch, mixer.n_kv_heads, capacity)
-            self.keys.append(torch.empty((*shape, mixer.d_head), dtype=dtype, device=device))
-            self.values.append(torch.empty((*shape, mixer.value_size), dtype=dtype, device=device))
+            self.keys.append(torch.empty((*shape, mixer.d_head), dtype=kept, device=device))
+            self.values.append(torch.empty((*shape, mixer.value_size), dtype=kept, device=device))
+            if bits == 8:
+                self.scales[i] = (torch.empty((*shape, 1), device=device), torch.empty((*shape, 1), device=device))
         self.indexed: dict[int, Tensor] = {
             i: torch.empty((batch, capacity, a.index.d_head), dtype=dtype, device=device)
             for i, layer in enumerate(config.layers)
@@ -65,7 +89,7 @@ class Cache:
         self.states: dict[int, State] = {}
         self._held: dict[int, State] = {}
         self._batch, self._capacity = batch, capacity
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype, self.device, self.bits = dtype, torch.device(device), bits
         self.recurrent = any(recurrence_of(x.mixer) is not None for x in config.layers)
         self.length = 0
         self.mask: Bool[Tensor, "batch capacity"] | None = None
@@ -97,10 +121,19 @@ class Cache:
         keys, values = self.keys[layer], self.values[layer]
         assert keys is not None
         assert values is not None
-        end = self.length + k.shape[1]
-        keys[:, :, self.length : end] = k.transpose(1, 2)
-        values[:, :, self.length : end] = v.transpose(1, 2)
-        return keys[:, :, :end], values[:, :, :end]
+        key_scales, value_scales = self.scales.get(layer, (None, None))
+        return self._put(keys, key_scales, k.transpose(1, 2)), self._put(values, value_scales, v.transpose(1, 2))
+
+    def _put(self, held: Tensor, scales: Tensor | None, new: Tensor) -> Tensor:
+        """Write new numbers (batch, kv_head, key, number) behind those held; all of them as attention is given them."""
+        end = self.length + new.shape[2]
+        if scales is None:
+            held[:, :, self.length : end] = new
+            return held[:, :, :end].to(self.dtype)
+        most = new.abs().amax(-1, keepdim=True).float()
+        scales[:, :, self.length : end] = most / 127
+        held[:, :, self.length : end] = (new * (127 / most.clamp(min=1e-30))).round()
+        return (held[:, :, :end] * scales[:, :, :end]).to(self.dtype)
 
     def store_index(self, layer: int, k: Float[Tensor, "batch key d_index"]) -> Float[Tensor, "batch all d_index"]:
         """Write the new keys of this layer's index; returns all filled slots. As for `store`, nothing counts yet."""
@@ -163,15 +196,10 @@ class Cache:
         """
         if other.recurrent and length not in (0, other.length):
             raise ShapeError(f"A recurrence's state after {length} tokens is gone; it stands at {other.length}.")
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            for a, b in zip(mine, theirs, strict=True):
-                if a is not None and b is not None:
-                    a[:, :, :length] = b[:, :, :length]
-        for layer, index in self.indexed.items():
-            index[:, :length] = other.indexed[layer][:, :length]
+        for mine, theirs in zip(self._by_slot(), other._by_slot(), strict=True):
+            mine.narrow(-2, 0, length).copy_(theirs.narrow(-2, 0, length))
         self.states = {} if length == 0 else {k: dict(state) for k, state in other.states.items()}
         if self.tokens is not None and other.tokens is not None:
-            self.tokens[:, :length] = other.tokens[:, :length]
             self.made = None if other.made is None else other.made.clone()
         self.length = length
 
@@ -182,8 +210,15 @@ class Cache:
         capacity = self.capacity if capacity is None else capacity
         if capacity < self.length:
             raise ShapeError(f"{self.length} filled slots do not fit in a capacity of {capacity}.")
+
+        def roomier(x: Tensor) -> Tensor:  # (1, …, capacity, numbers)
+            y = x.new_empty(batch, *x.shape[1:-2], capacity, x.shape[-1])
+            y.narrow(-2, 0, self.length).copy_(x.narrow(-2, 0, self.length))
+            return y
+
         copy = Cache.__new__(Cache)
         copy.length, copy.recurrent, copy.dtype, copy.device = self.length, self.recurrent, self.dtype, self.device
+        copy.bits = self.bits
         copy._batch, copy._capacity, copy._held = batch, capacity, {}
         copy.mask = None
         if self.mask is not None:
@@ -197,19 +232,10 @@ class Cache:
             copy.tokens = self.tokens.new_zeros(batch, capacity)
             copy.tokens[:, : self.length] = self.tokens[:, : self.length]
             copy.made = None if self.made is None else self.made.expand(batch).clone()
-        copy.indexed = {}
-        for layer, index in self.indexed.items():
-            copy.indexed[layer] = index.new_empty(batch, capacity, index.shape[2])
-            copy.indexed[layer][:, : self.length] = index[:, : self.length]
-        copy.keys, copy.values = [], []
-        for mine, theirs in ((self.keys, copy.keys), (self.values, copy.values)):
-            for x in mine:
-                if x is None:
-                    theirs.append(None)
-                    continue
-                y = x.new_empty(batch, x.shape[1], capacity, x.shape[3])
-                y[:, :, : self.length] = x[:, :, : self.length]
-                theirs.append(y)
+        copy.keys = [None if x is None else roomier(x) for x in self.keys]
+        copy.values = [None if x is None else roomier(x) for x in self.values]
+        copy.scales = {layer: (roomier(k), roomier(v)) for layer, (k, v) in self.scales.items()}
+        copy.indexed = {layer: roomier(x) for layer, x in self.indexed.items()}
         return copy
 
     @classmethod
@@ -223,7 +249,7 @@ class Cache:
         whole = max(lengths)
         if any(row.batch != 1 or row.mask is not None for row in rows) or whole > capacity:
             raise ShapeError(f"Rows to join are one text each without padding, of {capacity} tokens at most.")
-        joined = cls(config, len(rows), capacity, first.dtype, first.device)
+        joined = cls(config, len(rows), capacity, first.dtype, first.device, first.bits)
         for i, row in enumerate(rows):
             for mine, theirs in zip(joined._by_slot(), row._by_slot(), strict=True):
                 mine[i].narrow(-2, 0, whole - row.length).zero_()  # weighed by zero, which no infinity survives
@@ -240,6 +266,27 @@ class Cache:
         joined.made = torch.cat(made) if made else None
         joined.length = whole
         return joined
+
+    def prefix(self, length: int) -> bytes:
+        """What the first tokens left, as bytes; `put_prefix` gives it to another cache of the same design."""
+        parts = (x.narrow(-2, 0, length).contiguous().cpu() for x in self._by_slot())
+        return b"".join(x.flatten().view(torch.uint8).numpy().tobytes() for x in parts)
+
+    def put_prefix(self, length: int, kept: bytes) -> None:
+        """Hold the tokens that `prefix` gave, and nothing else.
+
+        Raises:
+            ShapeError: they are not of this size, or the cache keeps more than keys and values.
+        """
+        parts = [x.narrow(-2, 0, length) for x in self._by_slot()]
+        if self.recurrent or self.tokens is not None or len(kept) != sum(x.numel() * x.element_size() for x in parts):
+            raise ShapeError(f"{len(kept)} bytes are not what {length} tokens leave in this cache.")
+        done = 0
+        for part in parts:
+            size = part.numel() * part.element_size()
+            part.copy_(torch.frombuffer(bytearray(kept[done : done + size]), dtype=part.dtype).view(part.shape))
+            done += size
+        self.length, self.mask = length, None
 
     def lengths(self) -> list[int]:
         """How many tokens each row's text has."""
@@ -265,5 +312,6 @@ class Cache:
 
     def _by_slot(self) -> list[Tensor]:
         """Everything held token by token, (batch, …, capacity, numbers)."""
-        held = [x for x in (*self.keys, *self.values, *self.indexed.values()) if x is not None]
+        scales = (x for pair in self.scales.values() for x in pair)
+        held = [x for x in (*self.keys, *self.values, *scales, *self.indexed.values()) if x is not None]
         return held if self.tokens is None else [*held, self.tokens[..., None]]

@@ -26,6 +26,7 @@ from glassformer.serve.problems import Refusal, anthropic
 from glassformer.serve.translating import translated
 
 Block = dict[str, Any]
+_IDS = {"tool_use": "id", "tool_result": "tool_use_id"}
 
 
 class InputMessage(Ask):
@@ -186,6 +187,8 @@ def _turn(message: InputMessage, where: str) -> list[dict[str, Any]]:
             thoughts.append(block["thinking"])
         elif kind == "redacted_thinking":
             continue
+        elif kind in ("tool_use", "tool_result") and not isinstance(block.get(_IDS[kind]), str):
+            raise Refusal(400, f"{where}.content: a block of type {kind!r} has the field {_IDS[kind]!r}, a text.")
         elif kind == "tool_use" and isinstance(block.get("input"), dict) and isinstance(block.get("name"), str):
             function = {"name": block["name"], "arguments": json.dumps(block["input"], ensure_ascii=False)}
             calls.append({"id": block.get("id"), "type": "function", "function": function})

@@ -199,6 +199,8 @@ def add(api: APIRouter, models: Models) -> None:
         if given is None:
             raise Refusal(400, "input: a text or several are needed.")
         texts = [given] if isinstance(given, str) else given
+        if not texts:
+            raise Refusal(400, "input: at least one text is needed.")
         vectors, read = await embed(models, served, request, texts, "mean")
         return served, [written(vector[: ask.dimensions], None) for vector in vectors], read
 
@@ -304,6 +306,8 @@ def _chat_of(ask: OllamaChatAsk) -> ChatAsk:
                 for i, (id, name) in enumerate(waiting)
                 if one.tool_call_id in (None, id) and one.tool_name in (None, name)
             ]
+            if one.tool_call_id is not None and not fits:
+                raise Refusal(400, f"messages.{number}.tool_call_id: no earlier message calls a tool with this id.")
             if fits:
                 told["tool_call_id"] = waiting.pop(fits[0])[0]
             told["name"] = one.tool_name

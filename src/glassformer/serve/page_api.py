@@ -33,6 +33,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Form(_Strict):
+    """What an answer must be."""
+
+    kind: Literal["json", "schema", "regex", "choice", "grammar"]
+    text: str = Field(default="", max_length=100_000)
+
+
 class GenerateAsk(_Strict):
     """What the page's generation takes."""
 
@@ -46,6 +53,7 @@ class GenerateAsk(_Strict):
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
     alternatives: int = Field(default=8, ge=0, le=50)
+    form: Form | None = None
 
 
 class OpenAsk(_Strict):

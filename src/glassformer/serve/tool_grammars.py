@@ -34,7 +34,7 @@ def tool_constraint(
     """
     if not box:
         return None
-    return Constraint.grammar(_Writer(form, box, template, tokenizer).grammar(thoughts, thinking))
+    return Constraint("calls", _Writer(form, box, template, tokenizer).grammar(thoughts, thinking))
 
 
 class _Writer:

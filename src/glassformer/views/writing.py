@@ -7,17 +7,29 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TextError
+from glassformer.generate.constraints import Constraint
 
 if TYPE_CHECKING:
     from glassformer.views.registry import Check
     from glassformer.views.session import Session
 
 
-def steps(session: Session, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
-    """The pieces of `Model.generate` as plain data, under the request's edits.
+def form(kind: str, text: str) -> Constraint:
+    """The form of one of these kinds; choices stand between commas.
 
     Raises:
-        TextError: when the text leaves no room to write.
+        UsageError: for a text that gives no such form.
+    """
+    if kind == "choice":
+        return Constraint.choice([one.strip() for one in text.split(",") if one.strip()])
+    return Constraint.json() if kind == "json" else getattr(Constraint, kind)(text)
+
+
+def steps(session: Session, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
+    """The pieces of `Model.generate` as plain data, under the request's edits and in its form.
+
+    Raises:
+        TextError: when the text leaves no room to write. UsageError: for a form that cannot be.
     """
     model, ids = session.edited(ask), session.ids(ask)
     room = model.config.context - len(ids)
@@ -32,6 +44,7 @@ def steps(session: Session, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
         min_p=ask.min_p,
         seed=ask.seed,
         alternatives=ask.alternatives,
+        constraint=None if ask.form is None else form(ask.form.kind, ask.form.text),
     )
     with closing(pieces):  # whoever stops reading stops the computation
         for piece in pieces:

@@ -9,7 +9,7 @@
 // ---- a forward pass (infer.cpp)
 
 struct InferShape {
-    int32_t vocab, d_model, n_layers, layer_norm, slots, capacity, bf16_cache, rows;
+    int32_t vocab, d_model, n_layers, layer_norm, slots, capacity, cache_bits, rows;
     int32_t narrow;  // prompts may be attended to in bfloat16
     float eps, logit_scale, logit_softcap, embedding_scale;
 };

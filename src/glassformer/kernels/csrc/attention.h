@@ -3,7 +3,8 @@
 // Keys lie in panels of sixteen positions, (position / 16, dimension, 16), so that sixteen scores
 // come out of one register without sums across lanes; values lie (position, dimension). Every sum
 // runs over dimensions or positions in rising order from an aligned start, and masked positions add
-// exact zeros. Long sequences are cut into spans at fixed positions, each with its own largest score
+// exact zeros. Keys and values in 8 bits have one scale a position: a sum of products with keys is multiplied by it, a
+// position's weight by its values'. Long sequences are cut into spans at fixed positions, each with its own largest score
 // and sum, merged in order. So a row's result does not depend on the rows computed beside it, nor on
 // which thread did which span.
 #pragma once
@@ -21,10 +22,16 @@ GF_INLINE void prefetch_lines(const E* from) {
     for (size_t i = 0; i < N; i += 64 / sizeof(E)) __builtin_prefetch(from + i, 0, 2);
 }
 
+// What sums with the keys of 16 positions are multiplied by.
+template <class E>
+GF_INLINE F16 scale_of(float scale, const float* scales, int p) {
+    return sizeof(E) == 1 ? splat(scale) * load<F16>(scales + p) : splat(scale);
+}
+
 // Scores of 32 positions at a time; `next`: what is read after these keys.
 template <class E, int C>
 static void score(const E* keys, int width, const float* const* q, int d_head, int from, int to, float scale,
-                  float* out, int stride, const E* next) {
+                  const float* scales, float* out, int stride, const E* next) {
     for (int p = from; p < to; p += ALIGN) {
         const E *low = keys + (size_t)p * width, *high = low + (size_t)16 * width;
         F16 a[C], b[C];
@@ -38,9 +45,10 @@ static void score(const E* keys, int width, const float* const* q, int d_head, i
                 b[c] += l * x;
             }
         }
+        const F16 first = scale_of<E>(scale, scales, p), second = scale_of<E>(scale, scales, p + 16);
         for (int c = 0; c < C; c++) {
-            store(out + (size_t)c * stride + p - from, a[c] * splat(scale));
-            store(out + (size_t)c * stride + p - from + 16, b[c] * splat(scale));
+            store(out + (size_t)c * stride + p - from, a[c] * first);
+            store(out + (size_t)c * stride + p - from + 16, b[c] * second);
         }
     }
 }
@@ -76,7 +84,12 @@ struct Head {
     float scale, softcap;
     const float* slopes;  // ALiBi's, of each row given; null for none
     const E* next;        // keys of which, probably, the same positions are read after these
+    const float *key_scales = nullptr, *value_scales = nullptr;  // of each position in 8 bits
 
+    // The weights of positions [from, to) meet values in 8 bits.
+    void scale_weights(float* w, int from, int to) const {
+        for (int p = from; sizeof(E) == 1 && p < to; p += 16) store(w + p - from, load<F16>(w + p - from) * load<F16>(value_scales + p));
+    }
     int first_seen(int position) const {
         const int first = window > 0 && position >= window ? position - window + 1 : 0;
         return chunk > 0 && position / chunk * chunk > first ? position / chunk * chunk : first;
@@ -100,9 +113,11 @@ static void attend_span(const Head<E>& h, const float* const* q, const int* posi
     if (from >= end) return;
     int to = (int)((end + ALIGN - 1) / ALIGN * ALIGN);
     const size_t start = (size_t)from * h.wide;
-    score<E, C>(h.keys, h.width, q, h.d_head, from, to, h.scale, scores, SPAN, h.values + start);
-    for (int c = 0; c < C; c++)
+    score<E, C>(h.keys, h.width, q, h.d_head, from, to, h.scale, h.key_scales, scores, SPAN, h.values + start);
+    for (int c = 0; c < C; c++) {
         softmax_span(scores + c * SPAN, from, to, h.first_seen(position[c]), position[c], h.softcap, h.slope(c), out[c] + h.wide);
+        h.scale_weights(scores + c * SPAN, from, to);
+    }
     int at = 0;
     for (; at + 64 <= h.wide; at += 64) weighted_sum<E, C, 4>(h.values, h.wide, scores, from, end, out, at, h.next + start);
     for (; at < h.wide; at += 16) weighted_sum<E, C, 1>(h.values, h.wide, scores, from, end, out, at, h.next + start);
@@ -130,13 +145,14 @@ constexpr int WIDEST_HEAD = 512;    // dimensions of a head
 constexpr int SUM_POSITIONS = 64;  // of values that are mixed before the next rows' turn
 
 GF_INLINE const float* as_floats(const float* from, size_t, float*) { return from; }
-GF_INLINE const float* as_floats(const uint16_t* from, size_t n, float* room) {
+template <class E>
+GF_INLINE const float* as_floats(const E* from, size_t n, float* room) {
     for (size_t i = 0; i < n; i += 16) store(room + i, get(from + i));
     return room;
 }
 
 // 32 positions' scores of SCORE_ROWS rows, whose queries lie (dimension, row).
-static void score_on(const float* keys, int width, const float* q, int d_head, float scale, float* const* out) {
+static void score_on(const float* keys, int width, const float* q, int d_head, F16 first, F16 second, float* const* out) {
     const float* high = keys + (size_t)16 * width;
     F16 a[SCORE_ROWS], b[SCORE_ROWS];
     for (int c = 0; c < SCORE_ROWS; c++) a[c] = b[c] = splat(0.f);
@@ -149,8 +165,8 @@ static void score_on(const float* keys, int width, const float* q, int d_head, f
         }
     }
     for (int c = 0; c < SCORE_ROWS; c++) {
-        store(out[c], a[c] * splat(scale));
-        store(out[c] + 16, b[c] * splat(scale));
+        store(out[c], a[c] * first);
+        store(out[c] + 16, b[c] * second);
     }
 }
 
@@ -207,16 +223,18 @@ static void attend_prefill(const Head<E>& h, const float* const* q, const int* p
                 scratch.queries[c * h.d_head + i * SCORE_ROWS + j] = q[c + j < count ? c + j : count - 1][i];
     for (int p = first; p < end; p += ALIGN) {
         const float* keys = as_floats(h.keys + (size_t)p * h.width, (size_t)ALIGN * h.width, scratch.floats);
+        const F16 first = scale_of<E>(h.scale, h.key_scales, p), second = scale_of<E>(h.scale, h.key_scales, p + 16);
         for (int c = 0; c < count; c += SCORE_ROWS) {
             if (p >= until(c, SCORE_ROWS)) continue;
             for (int i = 0; i < SCORE_ROWS; i++) y[i] = scratch.scores[c + i < count ? c + i : count - 1] + p - from;
-            score_on(keys, h.width, scratch.queries + c * h.d_head, h.d_head, h.scale, y);
+            score_on(keys, h.width, scratch.queries + c * h.d_head, h.d_head, first, second, y);
         }
     }
     for (int c = 0; c < count; c++) {
         int to = until(c / SCORE_ROWS * SCORE_ROWS, SCORE_ROWS);
-        if (first < to)
-            softmax_span(scratch.scores[c] + first - from, first, to, h.first_seen(position[c]), position[c], h.softcap, h.slope(c), out[c] + h.wide);
+        if (first >= to) continue;
+        softmax_span(scratch.scores[c] + first - from, first, to, h.first_seen(position[c]), position[c], h.softcap, h.slope(c), out[c] + h.wide);
+        h.scale_weights(scratch.scores[c] + first - from, first, to);
     }
     const float* w[SUM_ROWS];
     float* z[SUM_ROWS];

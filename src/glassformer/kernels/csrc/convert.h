@@ -1,4 +1,4 @@
-// Numbers of 16 and 32 bits as sixteen float32 lanes, and back: the types that buffers hold.
+// Numbers of 8, 16 and 32 bits as sixteen float32 lanes, and back: the types that buffers hold.
 //
 // `get` and `put` are overloaded by the buffer's type; with a count they touch the first n of sixteen only, and what
 // is not there reads as 0.
@@ -44,6 +44,13 @@ GF_INLINE uint16_t to_bf16_value(float x) {
 
 GF_INLINE F16 get(const float* p) { return load<F16>(p); }
 GF_INLINE F16 get(const uint16_t* p) { return (F16)(widened(p) << 16); }
+GF_INLINE F16 get(const int8_t* p) {
+#if defined(GF_VNNI)
+    return (F16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#else
+    return __builtin_convertvector(__builtin_convertvector(load<S16>(p), I16), F16);
+#endif
+}
 GF_INLINE void put(float* p, F16 x) { store(p, x); }
 GF_INLINE void put(uint16_t* p, F16 x) { store(p, to_bf16(x)); }
 GF_INLINE void put_one(float* p, float x) { *p = x; }
@@ -66,3 +73,16 @@ GF_INLINE void put(T* p, F16 x, long n) {
 }
 
 GF_INLINE void add(float* p, F16 x, long n) { put(p, get(p, n) + x, n); }
+
+// n numbers as bytes, each `stride` behind the one before; returns what a byte's 1 stands for.
+GF_INLINE float put_bytes(const float* x, int n, int8_t* to, int stride) {
+    F16 top = splat(0.f);
+    for (int i = 0; i < n; i += 16) top = largest(top, magnitude(get(x + i, n - i)));
+    const float most = peak(top);
+    const F16 inverse = splat(most > 0 ? 127.f / most : 0.f);
+    for (int i = 0; i < n; i += 16) {
+        const I16 whole = nearest(get(x + i, n - i) * inverse);
+        for (int j = 0; j < 16 && i + j < n; j++) to[(i + j) * stride] = (int8_t)whole[j];
+    }
+    return most / 127.f;
+}

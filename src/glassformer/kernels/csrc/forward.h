@@ -57,7 +57,8 @@ struct Model {
     std::vector<LayerWeights> layers;
     // (layer, slot, kv_head, ...), from calloc: untouched pages cost nothing
     void *keys = nullptr, *values = nullptr;
-    std::vector<size_t> keys_at, values_at;  // where each layer's begin, in elements
+    float *key_scales = nullptr, *value_scales = nullptr;  // (layer, slot, kv_head, position), of keys and values in 8 bits
+    std::vector<size_t> keys_at, values_at, scales_at;     // where each layer's begin, in elements
     int share = 1, kv_heads = 1, heads = 1, wide = 0;  // the most of any layer: heads to a cached one, cached ones, …
     RowBuffers attention_in, feed_in, mixed, hidden, last, chosen_in, chosen_hidden;
     Buffer<float> residual, query, key, value, part, gates, scores;
@@ -85,11 +86,13 @@ struct Model {
     ~Model() {
         free(keys);
         free(values);
+        free(key_scales);
+        free(value_scales);
         free(partials);
     }
 
     int spans() const { return (s.capacity + SPAN - 1) / SPAN; }
-    size_t element() const { return s.bf16_cache ? 2 : 4; }
+    size_t element() const { return s.cache_bits / 8; }
     // Elements of a layer's cached head, of its keys or values.
     size_t head_size(int d) const { return (size_t)s.capacity * round_up(d, 16); }
     size_t keys_of(int layer, int slot, int head) const {
@@ -99,6 +102,22 @@ struct Model {
     size_t values_of(int layer, int slot, int head) const {
         const LayerWeights& l = layers[layer];
         return values_at[layer] + ((size_t)slot * l.n_kv_heads + head) * head_size(l.d_value);
+    }
+    size_t scales_of(int layer, int slot, int head) const {
+        return scales_at[layer] + ((size_t)slot * layers[layer].n_kv_heads + head) * s.capacity;
+    }
+    // Everything that a slot's first n positions are kept in: f(it, the same of slot `other`, bytes).
+    template <class F>
+    void pieces(int slot, int n, F f, int other) const {
+        const size_t count = round_up(n, 16);
+        auto each = [&](void* base, size_t a, size_t b, size_t unit, size_t numbers) { f((char*)base + a * unit, (const char*)base + b * unit, numbers * unit); };
+        for (int i = 0; i < s.n_layers; i++)
+            for (int h = 0; layers[i].source == i && h < layers[i].n_kv_heads; h++) {
+                each(keys, keys_of(i, slot, h), keys_of(i, other, h), element(), count * round_up(layers[i].d_head, 16));
+                each(values, values_of(i, slot, h), values_of(i, other, h), element(), count * round_up(layers[i].d_value, 16));
+                for (float* scales : {key_scales, value_scales})
+                    if (s.cache_bits == 8) each(scales, scales_of(i, slot, h), scales_of(i, other, h), sizeof(float), count);
+            }
     }
     bool make();
 };
@@ -359,8 +378,14 @@ struct ForwardPass {
         const int width = (int)round_up(layer.d_head, 16), wide = (int)round_up(layer.d_value, 16);
         E* keys = static_cast<E*>(m.keys) + m.keys_of(index, batch.slots[row], h) + (size_t)(p / 16) * 16 * width + p % 16;
         E* values = static_cast<E*>(m.values) + m.values_of(index, batch.slots[row], h) + (size_t)p * wide;
-        for (int i = 0; i < layer.d_head; i++) put_one(keys + i * 16, k[i]);
-        for (int i = 0; i < layer.d_value; i++) put_one(values + i, v[i] * layer.value_scale);
+        if constexpr (sizeof(E) == 1) {
+            const size_t at = m.scales_of(index, batch.slots[row], h) + p;
+            m.key_scales[at] = put_bytes(k, layer.d_head, keys, 16);
+            m.value_scales[at] = put_bytes(v, layer.d_value, values, 1) * layer.value_scale;
+        } else {
+            for (int i = 0; i < layer.d_head; i++) put_one(keys + i * 16, k[i]);
+            for (int i = 0; i < layer.d_value; i++) put_one(values + i, v[i] * layer.value_scale);
+        }
     }
 
     float* partial(int row, int head, int span) {
@@ -377,9 +402,11 @@ struct ForwardPass {
         const bool more = kv_head + 1 < layer.n_kv_heads;
         const E* next = keys + (more ? m.keys_of(source, slot, kv_head + 1) : m.keys_of(source, batch.slots[then.first], 0));
         float slopes[PREFILL_ROWS];
+        const size_t scales = sizeof(E) == 1 ? m.scales_of(source, slot, kv_head) : 0;
         const Head<E> head{keys + m.keys_of(source, slot, kv_head), values + m.values_of(source, slot, kv_head),
                            (int)round_up(layer.d_head, 16), layer.d_head, (int)round_up(layer.d_value, 16), layer.window,
-                           layer.chunk, layer.score_scale, layer.score_softcap, layer.slopes ? slopes : nullptr, next};
+                           layer.chunk, layer.score_scale, layer.score_softcap, layer.slopes ? slopes : nullptr, next,
+                           m.key_scales + scales, m.value_scales + scales};
         static thread_local std::vector<float> parts;
         size_t part = head.partial();
         const bool narrow = FAST_BF16 && sizeof(E) == 2 && s.narrow && g.prompt;
@@ -470,7 +497,8 @@ struct ForwardPass {
         const bool at_once = batch.apart && !split, whole_blocks = share_width % BLOCK == 0;
         const Reads reads({&layer.o}, batch.segments);
         auto enter = [&](int r, int h) {
-            s.bf16_cache ? remember<uint16_t>(layer, index, r, h) : remember<float>(layer, index, r, h);
+            s.cache_bits == 8 ? remember<int8_t>(layer, index, r, h)
+            : s.cache_bits == 16 ? remember<uint16_t>(layer, index, r, h) : remember<float>(layer, index, r, h);
         };
         if (!at_once)
             each_row(batch.count, [&](int r) {
@@ -481,7 +509,9 @@ struct ForwardPass {
             const Batch::Group& g = batch.groups[batch.groups.size() - 1 - group];  // the longest first
             if (at_once)
                 for (int r = g.first; r < g.first + g.count; r++) enter(r, kv_head);
-            if (s.bf16_cache)
+            if (s.cache_bits == 8)
+                attend_group<int8_t>(layer, g, kv_head, i % pieces);
+            else if (s.cache_bits == 16)
                 attend_group<uint16_t>(layer, g, kv_head, i % pieces);
             else
                 attend_group<float>(layer, g, kv_head, i % pieces);
@@ -734,7 +764,7 @@ struct ForwardPass {
 };
 
 inline bool Model::make() {
-    size_t kept_keys = 0, kept_values = 0;
+    size_t kept_keys = 0, kept_values = 0, kept_scales = 0;
     int q = 1, k = 1, v = 1, z = 1, gate = 1, d_ff = 1, d_expert = 1, scores = 0, active = 0;
     auto most = [](int& of, int n) { of = n > of ? n : of; };
     for (int i = 0; i < s.n_layers; i++) {
@@ -747,15 +777,18 @@ inline bool Model::make() {
         most(kv_heads, l.n_kv_heads), most(heads, l.n_heads), most(wide, (int)round_up(l.d_value, 16));
         most(q, l.n_heads * l.d_head), most(k, l.n_kv_heads * l.d_head), most(v, l.n_kv_heads * l.d_value);
         most(z, l.n_heads * l.d_value), most(gate, l.z_gate.rows);
-        keys_at.push_back(kept_keys), values_at.push_back(kept_values);
+        keys_at.push_back(kept_keys), values_at.push_back(kept_values), scales_at.push_back(kept_scales);
         if (l.source != i) continue;
         kept_keys += (size_t)s.slots * l.n_kv_heads * head_size(l.d_head);
         kept_values += (size_t)s.slots * l.n_kv_heads * head_size(l.d_value);
+        if (s.cache_bits == 8) kept_scales += (size_t)s.slots * l.n_kv_heads * s.capacity;
     }
     const size_t rows = s.rows;
     keys = calloc(kept_keys + 1, element()), values = calloc(kept_values + 1, element());
+    key_scales = static_cast<float*>(calloc(kept_scales + 1, sizeof(float)));
+    value_scales = static_cast<float*>(calloc(kept_scales + 1, sizeof(float)));
     partials = static_cast<float*>(calloc((size_t)SPLIT_ROWS * heads * spans() * (wide + 16), sizeof(float)));
-    bool sound = keys && values && partials;
+    bool sound = keys && values && key_scales && value_scales && partials;
     sound = sound && attention_in.make(s.rows, s.d_model) && feed_in.make(s.rows, s.d_model);
     sound = sound && mixed.make(s.rows, z) && hidden.make(s.rows, d_ff) && last.make(s.rows, s.d_model);
     if (active) {

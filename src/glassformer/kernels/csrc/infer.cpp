@@ -127,14 +127,18 @@ int gf_forward(Model* m, int count, const int32_t* tokens, const int32_t* slots,
 
 // The first `n` positions of one slot become another's.
 void gf_copy(Model* m, int from, int to, int n) {
-    const size_t unit = m->element(), count = round_up(n, 16) * unit;
-    for (int i = 0; i < m->s.n_layers; i++) {
-        const LayerWeights& l = m->layers[i];
-        for (int h = 0; l.source == i && h < l.n_kv_heads; h++) {
-            memcpy((char*)m->keys + m->keys_of(i, to, h) * unit, (char*)m->keys + m->keys_of(i, from, h) * unit, count * round_up(l.d_head, 16));
-            memcpy((char*)m->values + m->values_of(i, to, h) * unit, (char*)m->values + m->values_of(i, from, h) * unit, count * round_up(l.d_value, 16));
-        }
-    }
+    m->pieces(to, n, [&](char* at, const char* whence, size_t bytes) { memcpy(at, whence, bytes); }, from);
+}
+
+// Bytes of the first `n` positions of a slot, which are written to `out` or read from `in` where one is not null.
+size_t gf_prefix(Model* m, int slot, int n, char* out, const char* in) {
+    size_t done = 0;
+    m->pieces(slot, n, [&](char* at, const char*, size_t bytes) {
+        if (out) memcpy(out + done, at, bytes);
+        if (in) memcpy(at, in + done, bytes);
+        done += bytes;
+    }, slot);
+    return done;
 }
 
 }  // extern "C"

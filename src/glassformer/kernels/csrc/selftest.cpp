@@ -230,16 +230,27 @@ template <class E, bool NARROW = false>
 static void attention(int d_head, int window, float softcap, int chunk = 0, float slope = 0, float sink = -INFINITY) {
     const int width = (int)round_up(d_head, 16), length = 600, capacity = (int)round_up(length, 32);
     std::vector<E> keys(capacity * width), values(capacity * width);
-    std::vector<float> k(length * d_head), v(length * d_head);
-    for (int p = 0; p < length; p++)
-        for (int i = 0; i < d_head; i++) {
-            E *key = &keys[(p / 16 * width + i) * 16 + p % 16], *value = &values[p * width + i];
-            put_one(key, random_number()), put_one(value, random_number());
-            k[p * d_head + i] = sizeof(E) == 4 ? load<float>(key) : bf16_value(load<uint16_t>(key));
-            v[p * d_head + i] = sizeof(E) == 4 ? load<float>(value) : bf16_value(load<uint16_t>(value));
-        }
+    std::vector<float> k = random_numbers(length * d_head), v = random_numbers(length * d_head), scales(2 * capacity);
+    for (int p = 0; p < length; p++) {
+        float *key = &k[p * d_head], *value = &v[p * d_head];
+        E *to_key = &keys[(p / 16 * width) * 16 + p % 16], *to_value = &values[p * width];
+        if constexpr (sizeof(E) == 1) {
+            scales[p] = put_bytes(key, d_head, to_key, 16), scales[capacity + p] = put_bytes(value, d_head, to_value, 1);
+            const float step[2] = {scales[p], scales[capacity + p]};
+            for (int i = 0; i < d_head; i++) {
+                failures += std::fabs(key[i] - to_key[i * 16] * step[0]) > 0.5001f * step[0];
+                failures += std::fabs(value[i] - to_value[i] * step[1]) > 0.5001f * step[1];
+                key[i] = to_key[i * 16] * step[0], value[i] = to_value[i] * step[1];
+            }
+        } else
+            for (int i = 0; i < d_head; i++) {
+                put_one(to_key + i * 16, key[i]), put_one(to_value + i, value[i]);
+                key[i] = sizeof(E) == 4 ? key[i] : bf16_value(load<uint16_t>(to_key + i * 16));
+                value[i] = sizeof(E) == 4 ? value[i] : bf16_value(load<uint16_t>(to_value + i));
+            }
+    }
     const std::vector<float> slopes(40, slope);
-    const Head<E> head{keys.data(), values.data(), width, d_head, width, window, chunk, 0.3f, softcap, slopes.data(), keys.data()};
+    const Head<E> head{keys.data(), values.data(), width, d_head, width, window, chunk, 0.3f, softcap, slopes.data(), keys.data(), scales.data(), &scales[capacity]};
     auto scratch = std::make_unique<PrefillScratch>();
     for (int count : {1, 3, 4, 11, 40}) {
         const auto q = random_numbers(count * d_head);
@@ -302,7 +313,7 @@ int main() {
     squares<uint16_t>();
     for (int d_head : {16, 40, 64, 96})
         for (int window : {0, 50})
-            attention<float>(d_head, window, window ? 5.f : 0.f), attention<uint16_t>(d_head, window, 0.f), attention<uint16_t, true>(d_head, window, 0.f);
+            attention<float>(d_head, window, window ? 5.f : 0.f), attention<uint16_t>(d_head, window, 0.f), attention<uint16_t, true>(d_head, window, 0.f), attention<int8_t>(d_head, window, 0.f);
     attention<float>(40, 0, 0.f, 90, 0.1f, 2.f), attention<uint16_t, true>(64, 0, 0.f, 90, 0.1f, 2.f);
     threads();
     printf(failures ? "%d differ\n" : "all as the naive loops have it\n", failures);

@@ -6,16 +6,33 @@ import { track } from "../ui.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
+/** Forms of an answer, and what their fields ask for. @type {Record<string, string>} */
+const FORMS = { "": "any text", json: "JSON", schema: "JSON schema", regex: "regular expression", choice: "one of" };
+/** @type {Record<string, string>} */
+const HINTS = { schema: '{"type": "object", …}', regex: "[0-9]+ years", choice: "yes, no" };
+
+/** What the form left of the model's probability and what it took, as one bar, and the model's own choice. @param {any} step */
+function taken(step) {
+  const own = step.unconstrained;
+  return h("div", { class: "form-took", role: "group", "aria-label": "What the form took from the model" },
+    track(step.removed, 1 - step.removed, "var(--warm)"),
+    h("p", { class: "small" }, `The form took ${percent(step.removed, 2)} of the model's probability here. `,
+      own.id === step.id ? "It is what the model itself finds likeliest." : `The model itself finds “${shown(own.token)}” likeliest, with ${percent(own.probability, 2)}.`));
+}
+
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
   const go = h("button", { type: "button", id: "write-on", disabled: !source.live, onclick: () => (running ? running.abort() : start()) }, "Write on");
   const many = h("input", { type: "number", min: "1", max: "500", value: "24", "aria-label": "Tokens to write", class: "narrow" });
   const seed = h("input", { type: "number", min: "0", placeholder: "any", "aria-label": "Seed", class: "narrow" });
+  const wording = h("input", { type: "text", hidden: true, "aria-label": "The form in words" });
+  const form = h("select", { "aria-label": "Form of what is written", onchange: () => { wording.hidden = !HINTS[form.value]; wording.placeholder = HINTS[form.value] ?? ""; } },
+    Object.entries(FORMS).map(([kind, label]) => h("option", { value: kind }, label)));
   const tokens = h("div", { class: "chips mono", role: "listbox", "aria-label": "What was written; choose a step to see its alternatives" });
   const slider = h("input", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": "Step", hidden: true, oninput: () => choose(Number(slider.value)) });
   const detail = h("div", {});
   const said = h("p", { class: "small", role: "status" });
-  element.append(h("div", { class: "row" }, go, h("label", { class: "small" }, "tokens ", many), h("label", { class: "small" }, "seed ", seed)), said, tokens, slider, detail);
+  element.append(h("div", { class: "row" }, go, h("label", { class: "small" }, "tokens ", many), h("label", { class: "small" }, "seed ", seed), h("label", { class: "small" }, "form ", form), wording), said, tokens, slider, detail);
   /** @type {AbortController|null} */
   let running = null;
   /** @type {any[]} */
@@ -35,7 +52,7 @@ export function mount(element, source, state) {
     said.textContent = "Writing…";
     const how = { temperature: state.get("temperature"), top_k: state.get("top_k") || null, top_p: state.get("top_p") < 1 ? state.get("top_p") : null, min_p: state.get("min_p") || null };
     try {
-      const asked = { text: prompt, model: state.get("model"), edits: state.get("edits"), max_tokens: Math.max(1, Number(many.value) || 24), seed: seed.value === "" ? null : Number(seed.value), ...how };
+      const asked = { text: prompt, model: state.get("model"), edits: state.get("edits"), max_tokens: Math.max(1, Number(many.value) || 24), seed: seed.value === "" ? null : Number(seed.value), form: form.value ? { kind: form.value, text: wording.value } : null, ...how };
       for await (const event of source.stream("/api/generate", asked, { signal: mine.signal })) {
         if (event.done) break;
         add(event);
@@ -56,7 +73,11 @@ export function mount(element, source, state) {
     const chip = h("button", { type: "button", role: "option", class: "chip", "data-step": i, onclick: () => choose(i) }, shown(event.token || event.text));
     chip.style.setProperty("--weight", String(event.probability ?? 0));
     chip.classList.add("sure");
-    tokens.append(hint(chip, () => `step ${i + 1}: ${percent(event.probability ?? 0, 2)}`));
+    if (event.removed !== undefined) {
+      chip.classList.add("held");
+      chip.style.setProperty("--removed", String(event.removed));
+    }
+    tokens.append(hint(chip, () => `step ${i + 1}: ${percent(event.probability ?? 0, 2)}${event.removed === undefined ? "" : `; the form took ${percent(event.removed, 2)}`}`));
     slider.hidden = false;
     slider.max = String(i);
     choose(i);
@@ -77,6 +98,7 @@ export function mount(element, source, state) {
     const largest = step.alternatives[0]?.probability || 1;
     put(detail,
       h("p", { class: "small soft" }, `Step ${i + 1} of ${steps.length}: “${shown(step.token || step.text)}” was taken; the model gave it ${percent(step.probability ?? 0, 2)}.`),
+      step.removed === undefined ? null : taken(step),
       h("div", { role: "list", "aria-label": "Alternatives at this step" }, step.alternatives.map((/** @type {any} */ a) => h("div", { role: "listitem" }, h("button", {
         type: "button", class: a.id === step.id ? "prob taken" : "prob", "aria-label": `${shown(a.token)}, ${percent(a.probability)}; go on from here with it`,
         onclick: () => state.set({ text: upto + a.token, position: null, edits: carried(state.get("edits")), query: null, key: null }),

@@ -1,0 +1,151 @@
+"""Requests that cannot be meant, in each API's words: told in its own shape of error, and the server goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serve.running import post
+
+USER = {"role": "user", "content": "Hello"}
+NO_SCHEMA = {"type": "banana"}
+ABSENT = [{"ablate": {"layer": 0, "head": 99}}]
+ENDLESS = 'root ::= root "a"'
+OPENAI_CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CLAUDE_CALL = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+
+
+def function(**told: Any) -> dict[str, Any]:
+    return {"type": "function", "function": told}
+
+
+def result(id: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "tool_result", "tool_use_id": id, "content": "x"}]}
+
+
+# By route: what is sent beside the usual, and what is said.
+CASES: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "/v1/completions": [
+        ({"guided_json": NO_SCHEMA}, "this JSON schema: Invalid type: banana."),
+        ({"guided_json": "no schema"}, "not JSON"),
+        ({"guided_grammar": "start: start"}, "this grammar: by its rules no text ever ends."),
+        ({"grammar": ENDLESS}, "this grammar: by its rules no text ever ends."),
+        ({"guided_grammar": "start: nothing"}, "this grammar"),
+        ({"guided_regex": "("}, "error: unclosed group."),
+        ({"edits": ABSENT}, "there is no 99"),
+    ],
+    "/v1/chat/completions": [
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": NO_SCHEMA}}}, "Invalid type: banana."),
+        ({"grammar": ENDLESS}, "no text ever ends"),
+        ({"tools": [function(parameters={})]}, "tools.0.function.name"),
+        ({"tools": [function(name="")]}, "tools.0.function.name"),
+        ({"tools": [function(name="f", parameters=NO_SCHEMA)], "tool_choice": "required"}, "the tools' calls: at"),
+        ({"messages": [USER, {"role": "tool", "tool_call_id": "b", "content": "x"}]}, "messages.1.tool_call_id"),
+        (
+            {
+                "messages": [
+                    USER,
+                    {"role": "assistant", "tool_calls": [OPENAI_CALL]},
+                    {"role": "tool", "tool_call_id": "b", "content": "x"},
+                ]
+            },
+            "messages.2.tool_call_id",
+        ),
+        ({"edits": [{"ablate": {"layer": 99, "head": 0}}]}, "There is no layer 99"),
+    ],
+    "/v1/responses": [
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": NO_SCHEMA}}}, "Invalid type: banana."),
+        ({"tools": [{"type": "function", "parameters": {}}]}, "tools.0.name"),
+        ({"input": [{"type": "function_call_output", "call_id": "b", "output": "x"}]}, "tool_call_id"),
+    ],
+    "/v1/embeddings": [({"input": ""}, "empty"), ({"input": []}, "not empty"), ({"input": [[]]}, "not empty")],
+    "/v1/messages": [
+        (
+            {"tools": [{"name": "f", "input_schema": NO_SCHEMA}], "tool_choice": {"type": "any"}},
+            "this form of the tools' calls",
+        ),
+        ({"tools": [{"input_schema": {"type": "object"}}]}, "tools.0.name"),
+        ({"tools": [{"name": "", "input_schema": {}}]}, "tools.0.name"),
+        (
+            {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "tool", "name": "g"}},
+            "none of the tools",
+        ),
+        ({"messages": [USER, {"role": "assistant", "content": [CLAUDE_CALL]}, result("b")]}, "messages.2"),
+        ({"messages": [USER, result("b")]}, "no earlier message"),
+        ({"messages": [USER, result(None)]}, "'tool_use_id'"),
+        ({"messages": [USER, {"role": "assistant", "content": [CLAUDE_CALL | {"id": 5}]}]}, "'id'"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "messages.0.content"),
+        ({"messages": []}, "at least 1 item"),
+        ({"edits": ABSENT}, "'edits' is not a field"),
+    ],
+    "/v1/messages/count_tokens": [
+        ({"messages": []}, "at least 1 item"),
+        ({"messages": [USER, result("b")]}, "earlier"),
+    ],
+    "/api/chat": [
+        ({"format": NO_SCHEMA}, "Invalid type: banana."),
+        ({"format": NO_SCHEMA, "stream": False}, "Invalid type: banana."),
+        ({"format": "yaml"}, "format"),
+        ({"tools": [function(parameters={})]}, "tools.0.function.name"),
+        ({"tools": [function(name="f", parameters=NO_SCHEMA)]}, "the tools' calls"),
+        ({"messages": [USER, {"role": "tool", "tool_call_id": "b", "content": "x"}]}, "messages.1.tool_call_id"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        ({"options": {"temperature": "hot"}}, "temperature"),
+    ],
+    "/api/generate": [
+        ({"format": NO_SCHEMA}, "Invalid type: banana."),
+        ({"format": "json", "raw": True}, "leave raw away"),
+        ({"edits": ABSENT}, "'edits' is not a field"),
+    ],
+    "/api/embed": [({"input": ""}, "empty"), ({"input": []}, "at least one text"), ({}, "are needed")],
+    "/api/embeddings": [({"prompt": ""}, "empty"), ({"input": []}, "at least one text")],
+    "/v1/inspect/attention": [({"layer": 99, "head": 0}, "There is no layer 99"), ({"layer": "x"}, "layer")],
+    "/v1/inspect/why": [({"position": 99}, "there is no position 99"), ({"nonsense": 1}, "nonsense")],
+    "/v1/inspect/next": [({"text": ""}, "empty"), ({"edits": ABSENT}, "there is no 99")],
+}
+USUAL = {
+    "/v1/completions": {"prompt": "a", "max_tokens": 2},
+    "/v1/chat/completions": {"messages": [USER], "max_tokens": 2},
+    "/v1/responses": {"input": "a", "max_output_tokens": 2},
+    "/v1/messages": {"model": "tiny", "messages": [USER], "max_tokens": 2},
+    "/v1/messages/count_tokens": {"model": "tiny", "messages": [USER]},
+    "/api/chat": {"model": "tiny", "messages": [USER], "options": {"num_predict": 2}},
+    "/api/generate": {"model": "tiny", "prompt": "a", "options": {"num_predict": 2}},
+    "/api/embed": {"model": "tiny"},
+    "/api/embeddings": {"model": "tiny"},
+}
+
+
+def message(answer: httpx.Response, path: str) -> str:
+    """What an error says, once its shape is its API's own."""
+    told: Any = answer.json()
+    if path.startswith("/api/"):
+        assert list(told) == ["error"]
+        return str(told["error"])
+    if path.startswith("/v1/messages"):
+        assert (list(told), told["type"], list(told["error"])) == (["type", "error"], "error", ["type", "message"])
+        assert told["error"]["type"] == "invalid_request_error"
+        return str(told["error"]["message"])
+    assert list(told["error"]) == ["message", "type", "param", "code"]
+    assert told["error"]["type"] == "invalid_request_error"
+    return str(told["error"]["message"])
+
+
+@pytest.mark.parametrize("path", CASES)
+def test_what_cannot_be_meant_is_told_in_the_apis_own_shape(server, path):
+    usual = {"text": "a b"} if path.startswith("/v1/inspect") else USUAL.get(path, {})
+    for sent, said in CASES[path]:
+        answer = post(server, path, json=usual | sent)
+        assert answer.status_code == 400, (sent, answer.text)
+        found = message(answer, path)
+        assert said in found, (sent, found)
+        assert "\n" not in found
+        assert len(found) < 300
+    assert post(server, json={"prompt": "a", "max_tokens": 1}).status_code == 200  # it goes on
+
+
+def test_a_grammar_that_begins_with_itself_and_ends_is_followed(server):
+    answer = post(server, json={"prompt": "a", "max_tokens": 3, "guided_grammar": 'start: start "a" | "a"'})
+    assert answer.json()["choices"][0]["text"] == "aaa"
