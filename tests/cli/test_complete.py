@@ -39,14 +39,14 @@ def test_every_option_reaches_the_sampler(capsys, model, monkeypatch):
     monkeypatch.setattr(glassformer.Model, "generate", lambda *a, **k: _Closing(generate(*a, **k)))
     given = "-n 7 -t 0.5 --top-k 4 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --presence-penalty 0.3"
     more = "--frequency-penalty 0.4 --logit-bias 5=1.5 --logit-bias 6=-2 --seed 9 --typical-p 0.8 --min-tokens 3"
-    more += " --ignore-eos --stop-token-id 11 --stop-token-id 12 --stop END --stop DONE --show"
+    more += " --ignore-eos --stop-token-id 11 --stop-token-id 12 --stop END --stop DONE --show --cache-bits 8"
     code, _, _ = run(capsys, "complete", TEXT, "-m", model, *given.split(), *more.split(), "--precision", "int8")
     assert code == 0
     assert seen == {
         "text": TEXT, "max_tokens": 7, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.1,
         "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.4, "logit_bias": {5: 1.5, 6: -2.0},
         "seed": 9, "stop": ["END", "DONE"], "alternatives": 6, "precision": "int8", "bos": None, "drafter": None,
-        "constraint": None, "progress": seen["progress"],
+        "constraint": None, "progress": seen["progress"], "cache_bits": 8,
         "typical_p": 0.8, "min_tokens": 3, "ignore_eos": True, "stop_token_ids": [11, 12],
     }  # fmt: skip
 

@@ -211,7 +211,7 @@ def test_a_stream_says_that_it_is_alive_while_a_prompt_is_read(model):
     with running(model, ping=0.05) as server:
         server.gate.open.clear()
         body = {**SAID, "stream": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=10) as answer:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
             lines = answer.iter_lines()
             alive = next(line for line in lines if line)
             server.gate.open.set()

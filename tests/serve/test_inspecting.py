@@ -217,7 +217,7 @@ def test_an_edited_prompt_is_scored_edited(server, model):
 
 def test_who_leaves_an_edited_answer_is_not_computed_for(server):
     body = {"prompt": TEXT, "max_tokens": 1900, "logit_bias": NO_END, "stream": True, "edits": [HEAD]}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
         next(answer.iter_lines())
     eventually(lambda: server.queue.taken == 0)
     assert post(server, json={"prompt": TEXT, "max_tokens": 1, "edits": [HEAD]}).status_code == 200

@@ -50,7 +50,7 @@ def test_streamed_and_whole_are_the_same(client):
 
 def test_server_sent_events_end_with_done(server):
     body = {"prompt": TEXT, "max_tokens": 2, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
@@ -181,7 +181,7 @@ def test_a_character_is_never_split(server, model):
     euro = [_byte(model, b) for b in "€".encode()]
     with _Forced(server, euro * 3):
         body = {"prompt": TEXT, "max_tokens": 9, "temperature": 0, "stream": True, "logprobs": 0}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
             events = [json.loads(x[6:]) for x in answer.iter_lines() if x.startswith("data: {")]
     texts = [e["choices"][0]["text"] for e in events]
     assert [t for t in texts if t] == ["€", "€", "€"]

@@ -81,7 +81,7 @@ def test_who_leaves_is_not_computed_for(model):
     with running(model, slots=1) as server:
         server.gate.seconds = 0.005
         asked = {"prompt": TEXT, "max_tokens": CONTEXT - 50, "logit_bias": NO_END}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json={**asked, "stream": True}) as answer:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json={**asked, "stream": True}, timeout=60) as answer:
             lines = answer.iter_lines()
             for _ in range(5):
                 next(lines)
@@ -112,7 +112,7 @@ def test_who_leaves_frees_the_slot_within_one_step(model):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Job, "cancel", cancel)
             asked = {"prompt": TEXT, "max_tokens": 400, "logit_bias": NO_END, "stream": True}
-            with httpx.stream("POST", f"{server.url}/v1/completions", json=asked) as answer:
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=asked, timeout=60) as answer:
                 next(answer.iter_lines())
             eventually(lambda: learned and server.queue.engine.active == 0)
         assert written._value.get() - learned[0] <= 1

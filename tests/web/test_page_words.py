@@ -125,7 +125,7 @@ def test_what_a_form_took_from_the_model_is_drawn(app: Watched, tiny_model: Any)
     assert written.isdecimal()
     app.page.fill("[aria-label='The form in words']", "[0-9")  # one that cannot be is said
     app.page.click("#write-on")
-    app.page.wait_for_selector("text=/regular expression/")
+    app.page.wait_for_selector("text=/this regular expression/")
 
 
 def test_writing_on_can_be_gone_back_through(app: Watched):
