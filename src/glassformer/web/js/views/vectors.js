@@ -47,7 +47,9 @@ export function mount(element, source, state) {
   let seen = [];
   let answer = ""; // the nearest token to the sum, placed as well
   const words = () => (state.get("sum").match(/[^\s+−–-]+/g) ?? []).slice(0, 4);
-  live(canvas, state, ["model", "text", "plane"], async (signal) => source.get("cloud", { model: state.get("model"), text: state.get("text"), plane: state.get("plane"), words: answer ? [...words(), answer] : words() }, { signal }), (found) => {
+  // A report places the words that it was written with.
+  const placing = () => (answer && source.live ? [...words(), answer] : words());
+  live(canvas, state, ["model", "text", "plane"], async (signal) => source.get("cloud", { model: state.get("model"), text: state.get("text"), plane: state.get("plane"), words: placing() }, { signal }), (found) => {
     data = found;
     points = /** @type {Float32Array} */ (unpack(found.points).data);
     canvas.setAttribute("aria-label", say("vectors.label", { n: found.count, lit: found.lit.map((/** @type {any} */ t) => t.token.trim()).join(", ") }));
@@ -161,7 +163,7 @@ export function mount(element, source, state) {
     if (data && source.live && [...words(), answer].some((w) => w && !data.words.some((/** @type {any} */ x) => x.word === w))) refresh();
   });
   async function refresh() {
-    const found = await source.get("cloud", { model: state.get("model"), text: state.get("text"), plane: state.get("plane"), words: answer ? [...words(), answer] : words() }).catch(() => null);
+    const found = await source.get("cloud", { model: state.get("model"), text: state.get("text"), plane: state.get("plane"), words: placing() }).catch(() => null);
     if (found) { data = found; points = /** @type {Float32Array} */ (unpack(found.points).data); draw(); }
   }
   live(rate, state, ["model"], async (signal) => source.get("sums", { model: state.get("model") }, { signal }), (d) => {
