@@ -188,6 +188,8 @@ def test_a_prefix_that_is_there_is_not_read_again(engine, reference):
 
 def test_a_prefix_in_a_busy_slot_is_copied(make, reference):
     engine = make(slots=2)
+    used = [engine.submit(Request((i, 2, 3), max_tokens=3, stop_ids=frozenset())) for i in (7, 8)]  # of both slots
+    assert [len(ids_of(one)) for one in used] == [3, 3]
     shared = list(range(1, 31))
     long = engine.submit(Request(tuple(shared), max_tokens=90, stop_ids=frozenset()))
     events = iter(long)

@@ -20,7 +20,7 @@ from glassformer.model import Transformer
 from glassformer.tokenizer.encode import LAST_ALONE, Encoder
 from glassformer.tokenizer.train import byte_tokenizer
 from glassformer.train import journal, train
-from glassformer.train.data import Conversations, Order, Stream, apart
+from glassformer.train.data import Conversations, Order, Stream, apart, held_out_batches
 from glassformer.train.loss import IGNORE
 from glassformer.train.recipe import Recipe
 from glassformer.train.torch_stepper import initialise
@@ -270,6 +270,8 @@ def test_a_packed_row_is_each_of_its_documents_alone(model: Transformer, separat
             ids = [0, *ids]  # the end of the document before is what this one begins with
         if len(ids) > 1:
             alone = alone + cost(model, torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]))
+    held_out = held_out_batches(source, 32, 1, 32, "apart")  # is measured so as well
+    assert float(sum(cost(model, x, y) for x, y in held_out)) == pytest.approx(float(found), rel=1e-5)
     counted = sum(int((y != IGNORE).sum()) for _, y in passes)
     assert counted == (32 if separator is not None else 32 - 4)
     assert float(found.detach()) == pytest.approx(float(alone.detach()), rel=1e-5)
