@@ -56,7 +56,7 @@ def test_what_stands_beside_the_text(model: str, tmp_path: Path):
     beside = ["--other", "The American carbon mole", "--word", "mole", "--context", "The mole", "--context", "One mole"]
     assert run(["report", "The American shrew mole", "--model", model, "-o", str(out), *beside]) == 0
     data = held(out)
-    assert data["rooms"] == ["stage", "attention", "depth", "why", "compare", "meaning", "learning", "size"]
+    assert data["rooms"] == ["stage", "attention", "depth", "why", "facts", "compare", "meaning", "learning", "size"]
     assert kept(data, "compare", what="next")["kl"] > 0
     assert kept(data, "patch", what="heads")["restored"]
     assert len(kept(data, "meaning")["texts"]) == 2

@@ -36,7 +36,7 @@ VERBS: dict[str, Verb] = {
     "graph": Verb("glassformer.cli.graph:command", "Show which words, heads and neurons made a prediction."),
     "look": Verb("glassformer.cli.look:command", "Show why a head looks from one token at another."),
     "lens": Verb("glassformer.cli.lens:command", "Read every layer out as a next-token distribution."),
-    "readout": Verb("glassformer.cli.readout:command", "Fit a lens to a text: tuned or Jacobian."),
+    "readout": Verb("glassformer.cli.readout:command", "Fit a lens to a text: tuned, Jacobian or relevance."),
     "heads": Verb("glassformer.cli.heads:command", "Score and name what each attention head does."),
     "neurons": Verb("glassformer.cli.neurons:command", "Show the feed-forward neurons behind a prediction."),
     "meaning": Verb("glassformer.cli.meaning:command", "Follow one word's vector through several contexts."),

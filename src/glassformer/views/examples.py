@@ -20,6 +20,8 @@ _MORE: dict[str, dict[str, Any]] = {
     "vocab": {"ids": [1, 2]},
     "compare": {"a": {"text": "The mole"}, "b": {"text": "The moles"}},
     "patch": {**_PAIR, "what": "attention"},
+    "corpus": {"kind": "head", "layer": 1, "index": 0, "texts": ["The mole digs for worms.", "A mole is small."]},
+    "lens_edit": {"text": _TEXT, "layer": 1, "token": 1},
     "edges": {**_PAIR, "metric": "kl", "exact": "none"},
     "graph": {**_PAIR, "metric": "kl", "measure": False},
     "direction": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -14,7 +15,7 @@ import torch
 from pydantic import Field
 
 from glassformer.checkpoint.tensorfile import packed, unpacked
-from glassformer.errors import CheckpointError, FileError, UnsupportedError
+from glassformer.errors import CheckpointError, FileError, TokenizerError, UnsupportedError
 from glassformer.system import files
 from glassformer.system.folders import cache_directory
 from glassformer.system.locks import locked
@@ -54,10 +55,15 @@ def _facts(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     patience = time.monotonic() + PATIENCE
     for neuron in plan.ask("neurons", **plan.plain, top=16)["neurons"][:FACTS]:
         at = {"layer": neuron["layer"], "neuron": neuron["index"]}
-        while (found := plan.session.view("exciting", at | {"model": plan.model}, plan.check))["done"] < found["of"]:
-            if time.monotonic() > patience:
-                break
-            time.sleep(0.2)
+        try:
+            while (found := plan.session.view("exciting", at | {"model": plan.model}, plan.check))["done"] < found[
+                "of"
+            ]:
+                if time.monotonic() > patience:
+                    break
+                time.sleep(0.2)
+        except UnsupportedError:  # no docstring that this model can read
+            return
         yield at, found
 
 
@@ -112,9 +118,14 @@ def _background(session: Session, key: str, model: Model) -> Exciting:
     with _LOCK:
         if key in session.excited:
             return session.excited[key]
-        passages = [ids for text in docstrings.passages() if (ids := shortened(model.encode(text)))]
+        passages = []
+        for text in docstrings.passages():
+            with contextlib.suppress(TokenizerError):  # characters that its tokenizer lacks
+                passages += [ids for ids in [shortened(model.encode(text))] if ids]
         if not passages:
-            raise UnsupportedError("This machine's Python has no docstrings to read; give texts of your own.")
+            raise UnsupportedError(
+                "This machine's Python has no docstrings that the model's tokenizer can spell; give texts of your own."
+            )
         read = session.excited[key] = Exciting(passages)
     identity = _identity(model)
     place = cache_directory() / "exciting" / f"{identity}.safetensors"

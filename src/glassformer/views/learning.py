@@ -80,7 +80,8 @@ def film(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     if not frames:
         raise SourceError(f"The run {ask.name} keeps no film; train with film=20 to have one.")
     about, last = frames[-1]
-    matrices = [name.removeprefix("model.") for name, x in last.items() if x.ndim == 2 and name.startswith("model.")]
+    named = sorted(name for name, x in last.items() if x.ndim == 2 and name.startswith("model."))
+    matrices = [name.removeprefix("model.") for name in named]
     patterns = {int(name.removeprefix("pattern.")): len(x) for name, x in last.items() if name.startswith("pattern.")}
     layer = ask.layer if ask.layer is not None else min(patterns, default=None)
     if layer is not None and ask.head >= patterns.get(layer, 0):
