@@ -24,7 +24,7 @@ with = @if command -v $(1) >/dev/null; then echo '$(3)' && $(3); \
 	else echo "skipped: there is no $(1) to check $(2)"; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick size sanitize lint format docs bench peers clients gpu-packages clean
+.PHONY: help demo test quick size sanitize lint format docs bench census peers clients gpu-packages clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ docs: $(VENV)/.ready-dev ## write the documentation that is generated
 bench: $(VENV)/.ready-dev ## run every benchmark beside its peer (make peers first) and say what was skipped
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+census: $(VENV)/.ready-dev ## compare every decoder-only type of transformers with transformers itself (some minutes)
+	$(BIN)/python benchmarks/census.py $(ARGS)
+
 clients: $(VENV)/.ready $(CLIENTS)/.ready ## try the server with real clients and print what each of them sees
 	$(BIN)/python benchmarks/clients.py --environment $(CLIENTS) $(ARGS)
 
@@ -101,10 +104,11 @@ $(CLIENTS)/.ready: benchmarks/clients.txt
 		openai ai @ai-sdk/openai-compatible; else echo "skipped: there is no npm for the clients of Node"; fi
 	@touch $@
 
-$(PEERS)/.ready: benchmarks/peers.txt constraints.txt
+$(PEERS)/.ready: benchmarks/peers.txt benchmarks/peers-images.txt constraints.txt
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python $(PIP) '$(TORCH)'
 	@$(PEERS)/bin/python $(PIP) '$(TORCH)' -r benchmarks/peers.txt
+	@$(PEERS)/bin/python $(PIP) --no-deps --upgrade --target $(PEERS)/images -r benchmarks/peers-images.txt
 	@touch $@
 
 # Each of these wants its own versions of what the others need; its companions for images and sound are of no use here.

@@ -1,11 +1,12 @@
 """How many decoder-only architectures of `transformers` does Glassformer load, and compute as they do?
 
-    python census.py OUT.json [--only llama,gemma2] [--no-variants] [--timeout 120] [--keep DIR]
+    python census.py [--out OUT.json] [--only llama,gemma2] [--no-variants] [--timeout 120] [--keep DIR] [--save]
 
 For every model type in transformers' table of causal language models a tiny random model is built with the
 architecture's own features switched on, saved as safetensors with a small byte-level tokenizer, loaded again with
 transformers (the reference: eager attention, float32, no cache) and with `glassformer.load`, and the logits of 12
-and of 60 tokens are compared. One forked process per model, each with its own time limit.
+and of 60 tokens are compared. One forked process per model, each with its own time limit. `timm`, without which
+transformers does not build Gemma 3n's wrapper, lies beside the peers' environment (make peers), which also has TransformerLens's list.
 
 Outcomes: OK, WRONG (loaded, and the logits differ), REFUSED (one sentence that names what stands in the way),
 CRASH (any other exception, a signal, or a time-out in Glassformer), SKIPPED (no tiny reference could be built; what
@@ -15,7 +16,6 @@ Glassformer says of the config alone is then noted), EXCLUDED (not a decoder-onl
 # ruff: noqa: C405, E501  tables of settings, a row each
 from __future__ import annotations
 
-import argparse
 import collections
 import copy
 import dataclasses
@@ -26,12 +26,16 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from pathlib import Path
+
+from common import arguments, report
+from common import table as markdown
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
@@ -190,6 +194,7 @@ SPECIAL: dict[str, dict] = {
     "dots3_note_text": {"index_n_heads": 12, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 24,
                         "swa_kv_lora_rank": 16, "swa_head_dim": 24, "swa_qk_nope_head_dim": 16,
                         "swa_qk_rope_head_dim": 8, "swa_v_head_dim": 16, "num_key_value_heads": 4},
+    "gemma3n": {"vision_config": {"architecture": "test_resnet", "hidden_size": 32}},
     "gemma3n_text": {"num_hidden_layers": 6, "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0, 0.0],
                      "intermediate_size": [96] * 6,
                      "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 2},
@@ -596,14 +601,77 @@ def table(results):
             print(f"  {r['outcome']:8} {r['name']:48} {said[:230]}")
 
 
+def images_of(peers):
+    """Makes the `timm` that lies beside the peers importable here; its kernels for images, which no text needs, may be built
+    for another torch than ours: then they are named, and none of them can be called."""
+    import importlib.util
+
+    import torch
+
+    sys.path.append(str(Path(peers).parent.parent / "images"))
+    found = importlib.util.find_spec("torchvision")
+    if found is None or importlib.util.find_spec("timm") is None:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        text = Path(found.origin).with_name("_meta_registrations.py").read_text("utf-8")
+        library = torch.library.Library("torchvision", "DEF")
+        for name in {a or b for a, b in re.findall(r'register_meta\("(\w+)"\)|torchvision::(\w+)', text)}:
+            library.define(f"{name}(Tensor x) -> Tensor")
+        images_of.library = library  # which takes its names away when it goes
+
+
+def bridged(peers):
+    """The classes that TransformerLens's bridge reads; None where the peers do not have it."""
+    code = "from transformer_lens.tools.model_registry import HF_SUPPORTED_ARCHITECTURES as h; print(*sorted(h))"
+    try:
+        done = subprocess.run([peers, "-c", code], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return set(done.stdout.split())
+
+
+def kept(results, options, version, classes):
+    """The result as a section of docs/benchmarks.md."""
+    order = ["OK", "REFUSED", "WRONG", "CRASH", "SKIPPED"]
+    rows, listed = [], []
+    for group, what in (("arch", "types of model"), ("variant", "variants of ten families")):
+        counts = collections.Counter(r["outcome"] for r in results if r["group"] == group)
+        rows.append((what, sum(counts[o] for o in order), *(counts[o] for o in order)))
+    types = [r for r in results if r["group"] == "arch" and r["outcome"] != "EXCLUDED"]
+    for r in results:
+        if r["outcome"] not in ("OK", "EXCLUDED"):
+            said = str(r.get("reason", "")).partition(": ")[2].replace("DIR/config.json", "config.json")
+            listed.append((r["name"], r["outcome"], " ".join(said.split())[:400]))
+    theirs = bridged(options.peers)
+    beside = ""
+    if theirs is not None:
+        both = sum(classes.get(r["model_type"]) in theirs for r in types)
+        beside = f" TransformerLens's bridge lists the classes of {both} of these types."
+    report(
+        "census",
+        "Which types of model open",
+        markdown(("", "in all", *order), rows)
+        + "\n\nWhat is not OK:\n\n"
+        + markdown(("", "outcome", "it says"), listed),
+        options,
+        f"Every decoder-only type that transformers {version} lists: a tiny random model with its features switched on, "
+        f"logits of {SHORT} and of {LONG} tokens compared, max|Δ| ≤ {TOLERANCE:g} · max|logit|.{beside}",
+    )
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out")
+    parser = arguments(__doc__)
+    parser.add_argument("--out", help="write everything that was found into this JSON file")
     parser.add_argument("--only", default="")
     parser.add_argument("--no-variants", action="store_true")
     parser.add_argument("--timeout", type=float, default=120)
     parser.add_argument("--keep", help="keep the tiny models under this folder")
     options = parser.parse_args()
+    images_of(options.peers)  # before transformers looks what there is
     import torch
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -636,10 +704,12 @@ def main():
             file=sys.stderr,
             flush=True,
         )
-        Path(options.out).write_text(json.dumps(
-            {"transformers": transformers.__version__, "torch": torch.__version__, "glassformer": glassformer.__version__,
-             "tolerance": TOLERANCE, "results": results}, indent=1, default=str))  # fmt: skip
+        if options.out:
+            Path(options.out).write_text(json.dumps(
+                {"transformers": transformers.__version__, "torch": torch.__version__, "glassformer": glassformer.__version__,
+                 "tolerance": TOLERANCE, "results": results}, indent=1, default=str))  # fmt: skip
     table(results)
+    kept(results, options, transformers.__version__, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 if __name__ == "__main__":
