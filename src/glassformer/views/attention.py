@@ -31,7 +31,7 @@ HEADS = "glassformer.heads/1"
 # Numbers of one pattern tile that a view may ask for at once.
 _TILE = 1 << 22
 # Bytes of attention patterns in a report, before base64: leaves room for the rest under 5 MB.
-PATTERN_BYTES = 1_600_000
+PATTERN_BYTES = 1_450_000
 # Numbers of a column, and keys of a row, that the picture of a cell shows.
 COLUMN = 48
 ROW = 16
