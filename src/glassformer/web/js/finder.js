@@ -28,7 +28,7 @@ export function finder(source, state) {
   const reflect = () => {
     places.hidden = what.value !== "heads_reading";
     words.hidden = !["heads_adding", "neurons_writing", "tokens"].includes(what.value);
-    words.placeholder = what.value === "tokens" ? "letters" : say("find.empty");
+    words.placeholder = what.value === "tokens" ? say("find.spelling") : say("find.empty");
   };
   what.addEventListener("change", reflect);
   const begin = () => {

@@ -320,6 +320,7 @@ export const DE = {
   "find.read": "Wort, das gelesen wird",
   "find.title": "Einen Teil nach dem finden, was er tut",
   "find.empty": "Token; leer: das wahrscheinlichste",
+  "find.spelling": "Buchstaben",
   "find.nothing": "Nichts gefunden.",
   "find.for": ", für „{token}“",
   "find.add": "dem, was sie geben ({unit})",

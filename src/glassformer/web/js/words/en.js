@@ -320,6 +320,7 @@ export const EN = {
   "find.read": "Word that is read",
   "find.title": "Find a part by what it does",
   "find.empty": "token; empty: the likeliest",
+  "find.spelling": "letters",
   "find.nothing": "Nothing was found.",
   "find.for": ", for “{token}”",
   "find.add": "what they add ({unit})",
