@@ -35,6 +35,7 @@ KEY_MS, HEAD_MS, ROOM_MS, WHY_MS, PAINT_MS, FRAMES, SCRIPT_KB, REPORT_MB = 300, 
 # Runs in the page: milliseconds from the input event to the frame after the bars have changed.
 TYPE = """async (text) => {
   const box = document.getElementById("composer");
+  box.focus();
   const bars = document.querySelector("[aria-label='Most probable next tokens']");
   const before = bars.textContent;
   const start = performance.now();

@@ -35,6 +35,18 @@ def test_everything_derived_is_what_the_forward_computed(config: Config) -> None
 
 @given(stacks())
 @settings(max_examples=20, phases=PHASES)
+def test_a_trace_grows_into_the_whole_texts(config: Config) -> None:
+    """With an earlier text's beginning read already, every derived number is that of a forward of the whole text."""
+    transformer = drawn(config)
+    ids = torch.randint(0, config.vocab_size, (12,), generator=torch.Generator().manual_seed(2)).tolist()
+    other = [*ids[:9], *((i + 1) % config.vocab_size for i in ids[8:])]
+    found, whole = trace(transformer, other).grown(ids), trace(transformer, ids)
+    for name in names(config):
+        torch.testing.assert_close(found[name], whole[name], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@given(stacks())
+@settings(max_examples=20, phases=PHASES)
 def test_parts_add_up_and_removing_them_is_a_tap(config: Config) -> None:
     """Contributions sum to the number; a head's total effect is that of a whole forward without it."""
     assume(config.head is None)

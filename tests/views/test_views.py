@@ -258,6 +258,30 @@ def test_recent_traces_are_kept(session: Session):
     assert session.trace(ask) is session.trace(ask)
 
 
+def test_a_text_typed_on_computes_only_what_is_new(model: Any, monkeypatch: pytest.MonkeyPatch):
+    """What was read of the text stays; the numbers are those of the whole text; an edited model is read anew."""
+    session, read = Session(model), []
+    hidden = type(model.transformer).hidden
+
+    def counted(self: Any, tokens: Any, *args: Any, **named: Any) -> Any:
+        read.append(tokens.shape[1])
+        return hidden(self, tokens, *args, **named)
+
+    monkeypatch.setattr(type(model.transformer), "hidden", counted)
+    first, longer = model.ids(TEXT), model.ids(TEXT + " the mole")
+    session.view("next", {"text": TEXT})
+    grown = session.view("next", {"text": TEXT + " the mole"})
+    assert first == longer[: len(first)]
+    assert read == [len(first), len(longer) - len(first)]
+    whole = Session(model).view("next", {"text": TEXT + " the mole"})
+    assert [t["id"] for t in grown["tokens"][:5]] == [t["id"] for t in whole["tokens"][:5]]
+    for a, b in zip(grown["tokens"][:20], whole["tokens"][:20], strict=True):
+        assert a["logit"] == pytest.approx(b["logit"], abs=1e-4)
+    edit = {"kind": "ablate_head", "layer": 0, "head": 0}
+    session.view("next", {"text": TEXT + " the mole", "edits": [edit]})
+    assert read[-1] == len(longer)
+
+
 def test_one_step_learns_the_sentence(session: Session, model: Any):
     before = model.transformer.embed.weight.clone()
     found = session.view("run_step", {"text": TEXT})

@@ -48,4 +48,11 @@ test("equals are in the order of their ids", () => {
   assert.deepEqual([...sorted(Float64Array.from([0.25, 0.5, 0.25]))], [1, 0, 2]);
 });
 
+test("the order is that of the numbers, of either sign and of any size", () => {
+  const drawn = Float32Array.from({ length: 3000 }, (_, i) => Math.sin(i * 12.9898) * 10 ** ((i % 9) - 4));
+  const all = Float32Array.from([-Infinity, 0, 3, ...drawn, 3, Infinity]);
+  const right = [...all.keys()].sort((a, b) => (all[a] === all[b] ? a - b : all[b] - all[a]));
+  assert.deepEqual([...sorted(all)], right);
+});
+
 test("entropy of a fair choice of four", () => near(entropy(Float64Array.from([0.25, 0.25, 0.25, 0.25])), Math.log(4)));

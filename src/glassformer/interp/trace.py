@@ -20,7 +20,7 @@ from glassformer.errors import ShapeError, SiteError, UnsupportedError, UsageErr
 from glassformer.interp import memory
 from glassformer.interp.recording import Recording, grid_site
 from glassformer.interp.select import layers_of
-from glassformer.interp.trace_run import Ids, checked, run
+from glassformer.interp.trace_run import Ids, checked, grown, run
 from glassformer.interp.vocabulary import Vocabulary, token_id
 from glassformer.model import Config, Transformer
 from glassformer.model.parts.channels import ChannelsPart
@@ -98,6 +98,22 @@ class Trace:
         trace._forward = forward
         trace._rows = {}
         return trace
+
+    def grown(self, ids: Sequence[int]) -> Trace:
+        """The trace of a text whose first tokens may be this one's: those are not computed again where the design
+        allows it. Numbers agree with a whole forward's within rounding.
+
+        Raises:
+            TextError, MemoryLimitError: as for any trace.
+            UsageError: this trace is of a batch, or of a changed model.
+        """
+        if self.batched or self._forward.edit is not None:
+            raise UsageError("Only a trace of one text and of a model without edits grows; trace the longer text anew.")
+        rows, _ = checked(ids, self.config)
+        shared = next((i for i, (a, b) in enumerate(zip(self.ids, rows[0], strict=False)) if a != b), len(self.ids))
+        shared = min(shared, len(rows[0]) - 1)
+        forward = grown(self._forward, rows[0], shared) or run(self.transformer, rows, len(rows[0]), None)
+        return Trace.of_forward(forward, rows[0], vocabulary=self.vocabulary, model=self.model)
 
     # What it is of
 

@@ -16,6 +16,8 @@ from glassformer.interp import memory
 from glassformer.interp.recording import Recording, basis_sites, grid_site
 from glassformer.interp.taps import Bound, Compose, Record
 from glassformer.model import Config, Transformer
+from glassformer.model.cache import Cache
+from glassformer.model.choices import Attention
 from glassformer.model.sites import Tap, layer_of
 
 Ids = Sequence[int] | Sequence[Sequence[int]]
@@ -65,6 +67,31 @@ def run(transformer: Transformer, rows: list[list[int]], longest: int, tap: Tap 
     else:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     return Recording(transformer, {name: record.tensor(name) for name in record}, positions, mask, _changing(edit))
+
+
+def grown(before: Recording, ids: Sequence[int], shared: int) -> Recording | None:
+    """The forward of one text whose first `shared` tokens are an earlier one's: only those after them are computed.
+    None where the design asks for a whole one."""
+    transformer, config = before.transformer, before.config
+    alone = before.mask is None and len(before.positions) == 1
+    plain = all(type(layer.mixer) is Attention for layer in config.layers) and not config.turns_by_length
+    if not (alone and plain and 0 < shared < len(ids)):
+        return None
+    memory.estimate(
+        config, len(ids), itemsize=transformer.embed.weight.element_size(), device=str(before.positions.device)
+    ).require("trace a shorter text")
+    cache = Cache(config, 1, len(ids), transformer.dtype, transformer.device)
+    for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
+        if keys is not None and values is not None:
+            keys[:, :, :shared], values[:, :, :shared] = before.keys_and_values(layer, slice(shared))
+    cache.length = shared
+    record = Record(*basis_sites(config))
+    with torch.no_grad():
+        transformer.hidden(
+            torch.tensor([ids[shared:]], device=transformer.device), cache, tap=Compose(record).bind(config)
+        )
+    recorded = {name: torch.cat([before.recorded[name][:, :shared], record.tensor(name)], 1) for name in record}
+    return Recording(transformer, recorded, torch.arange(len(ids), device=transformer.device)[None], None)
 
 
 def _changing(edit: Bound | None) -> Bound | None:

@@ -142,11 +142,21 @@ class Session:
                     self._traces.move_to_end(key)
                     self._making.pop(key, None)
                     return self._traces[key]
+                earlier = None if ask.edits else self._beginning(key[0], ids)
             try:
-                return self._kept(key, model.trace(ids))
+                return self._kept(key, model.trace(ids) if earlier is None else earlier.grown(ids))
             finally:
                 with self._lock:
                     self._making.pop(key, None)
+
+    def _beginning(self, name: str, ids: list[int]) -> Trace | None:
+        """The kept trace of the model as it is that shares the longest beginning with a text, if that is half of it."""
+        best, most = None, len(ids) // 2
+        for (of, others, edits), trace in self._traces.items():
+            shared = next((i for i, (a, b) in enumerate(zip(others, ids, strict=False)) if a != b), len(others))
+            if of == name and edits == "[]" and shared > most:
+                best, most = trace, shared
+        return best
 
     def lens(self, ask: Any) -> Readout | None:
         """The fitted lens that a request names for its model; None where it names none.

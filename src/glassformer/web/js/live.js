@@ -2,16 +2,27 @@
 
 import { h, put } from "./dom.js";
 
+/** Those whose answer everything else waits for: what comes next is drawn before the rest is asked. @type {Set<Promise<void>>} */
+const urgent = new Set();
+
+/** Once what comes first is answered and drawn; at once where nothing is asked. */
+export async function afterFirst() {
+  if (!urgent.size) return;
+  await Promise.all(urgent);
+  // A page out of sight draws nothing.
+  await Promise.race([new Promise((done) => requestAnimationFrame(() => setTimeout(done))), new Promise((done) => setTimeout(done, 200))]);
+}
+
 /**
  * @param {HTMLElement} element what shows the data
  * @param {import("./store.js").Store} state
  * @param {string[]} keys fields it depends on
  * @param {(signal: AbortSignal) => Promise<any>} ask
  * @param {(data: any) => void} draw
- * @param {{clear?: () => void, always?: boolean}} [options] `clear` is called when there is no text any more; with `always` an empty text is asked for too
+ * @param {{clear?: () => void, always?: boolean, first?: boolean}} [options] `clear` is called when there is no text any more; with `always` an empty text is asked for too; what is `first` is answered before all others ask
  * @returns {{refresh: (quiet?: boolean) => void, stop: () => void}}
  */
-export function live(element, state, keys, ask, draw, { clear, always = false } = {}) {
+export function live(element, state, keys, ask, draw, { clear, always = false, first = false } = {}) {
   /** @type {AbortController|null} */
   let current = null;
   let seen = false;
@@ -38,7 +49,15 @@ export function live(element, state, keys, ask, draw, { clear, always = false } 
     stale = false;
     const mine = (current = new AbortController());
     if (!quiet) element.setAttribute("aria-busy", "true");
+    let answered = () => {};
+    const answer = new Promise((/** @type {(value?: any) => void} */ done) => { answered = done; });
+    if (first) urgent.add(answer);
     try {
+      if (!first && !quiet) {
+        await null; // who is first may be told of the change after this one
+        await afterFirst();
+        if (mine.signal.aborted) return;
+      }
       const data = await ask(mine.signal);
       if (mine.signal.aborted) return;
       problem.hidden = true;
@@ -51,6 +70,8 @@ export function live(element, state, keys, ask, draw, { clear, always = false } 
       // The server may come back, at this address and with the same key: the text and the view are still here.
       if (["Gone", "authentication_error"].includes(/** @type {any} */ (error).kind)) setTimeout(() => mine === current && run(), 2000);
     } finally {
+      urgent.delete(answer);
+      answered();
       if (mine === current) element.removeAttribute("aria-busy");
     }
   }

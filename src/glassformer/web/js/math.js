@@ -8,8 +8,8 @@
  */
 export function sampling(logits, how) {
   const raw = softmax(logits, 1);
-  const order = sorted(raw);
-  const tempered = how.temperature > 0 ? softmax(logits, how.temperature) : onlyFirst(raw.length, order[0]);
+  const order = sorted(logits);
+  const tempered = how.temperature === 1 ? raw : how.temperature > 0 ? softmax(logits, how.temperature) : onlyFirst(raw.length, order[0]);
   let kept = raw.length;
   if (how.top_k > 0) kept = Math.min(kept, how.top_k);
   if (how.top_p < 1) {
@@ -44,10 +44,18 @@ export function softmax(logits, temperature) {
   return out;
 }
 
-/** Ids, most probable first; of equals the smaller id first. @param {Float64Array} p */
-export function sorted(p) {
-  return Uint32Array.from(p.keys()).sort((a, b) => p[b] - p[a] || a - b);
+/** Ids, the largest logit first; of equals the smaller id first. @param {ArrayLike<number>} logits */
+export function sorted(logits) {
+  const bits = new Uint32Array(Float32Array.from(logits).buffer);
+  // One number that sorts as both do, by the machine's own order: the logit's bits, turned so that they fall, then the id.
+  const keys = new Float64Array(bits.length);
+  for (let i = 0; i < bits.length; i++) keys[i] = (bits[i] >>> 31 ? bits[i] : ~bits[i] & 0x7fffffff) * IDS + i;
+  keys.sort();
+  return Uint32Array.from(keys, (key) => key % IDS);
 }
+
+/** More tokens than any vocabulary has; a logit's 32 bits and one of them fit into a number. */
+const IDS = 2 ** 21;
 
 /** @param {number} length @param {number} id */
 function onlyFirst(length, id) {

@@ -74,6 +74,8 @@ const ARRAYS = { float32: Float32Array, uint8: Uint8Array, uint16: Uint16Array, 
  */
 export function unpack(packed) {
   if (packed.base64 === undefined) return { shape: packed.shape, data: packed.data ?? new Float32Array() };
-  const bytes = Uint8Array.from(atob(packed.base64), (c) => c.charCodeAt(0));
+  const text = atob(packed.base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   return { shape: packed.shape, data: new ARRAYS[/** @type {"uint8"} */ (packed.dtype)](bytes.buffer) };
 }

@@ -1,5 +1,6 @@
 /** The stage: a canvas, its clock, its scenes, the question beside it, and the way into parts and back. */
 
+import { afterFirst } from "../live.js";
 import { onSpoken, say } from "../words.js";
 import { Around } from "./around.js";
 import { Camera } from "./camera.js";
@@ -112,7 +113,7 @@ export class Stage {
     const first = this.data === null;
     const asked = { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: state.get("position") ?? -1 };
     try {
-      if (first) await this.#early(asked, mine.signal);
+      await (first ? this.#early(asked, mine.signal) : afterFirst());
       if (mine.signal.aborted) return;
       const found = await this.source.get("stage", { ...asked, threshold: state.get("stageShare") ?? 0.1 }, { signal: mine.signal });
       if (mine.signal.aborted) return;

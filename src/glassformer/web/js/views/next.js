@@ -171,7 +171,7 @@ export function mount(element, source, state) {
     parts = new Set(found.tokens.filter((/** @type {any} */ t) => t.whole === false).map((/** @type {any} */ t) => t.id));
     state.set({ prediction: { text: found.text, token: found.tokens[0].token, id: found.tokens[0].id, whole: found.tokens[0].whole } });
     draw();
-  }, { clear: () => { data = logits = null; after.textContent = facts.textContent = said.textContent = ""; } });
+  }, { first: true, clear: () => { data = logits = null; after.textContent = facts.textContent = said.textContent = ""; } });
   live(words, state, ["text", "model", "position", "edits", "unit"], async (signal) => {
     if (!state.get("text") || state.get("unit") !== "words") return null;
     return source.get("words", args(), { signal });

@@ -35,7 +35,7 @@ export function mount(element, source, state) {
     timer = window.setTimeout(() => {
       element.removeAttribute("aria-busy");
       state.set({ text: box.value, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null });
-    }, 60);
+    }, 40);
   });
   // One Tab accepts; the next one moves on, so that the keyboard is not held here.
   let accepted = false;
@@ -128,7 +128,7 @@ export function mount(element, source, state) {
     const at = state.get("position");
     if (at !== null && at >= data.tokens.length) state.set({ position: null });
     mark();
-  }, { always: true });
+  }, { always: true, first: true });
 
   /** @type {any} */
   let cut = null;
