@@ -11,7 +11,7 @@ import time
 
 from common import HERE, SKIPPED
 
-NOT_BENCHMARKS = {"common", "run", "schemas", "server_common"}
+NOT_BENCHMARKS = {"census_models", "census_settings", "common", "run", "schemas", "server_common"}
 
 
 def main() -> int:

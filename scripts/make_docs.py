@@ -139,7 +139,7 @@ SOME_THROUGH_TORCH = {"falcon": "native; with ALiBi torch", "phi3": "native; Lon
 
 def models() -> str:
     """The families: what each is called, and which layouts it is read from and written to."""
-    from glassformer.checkpoint.families import FAMILIES
+    from glassformer.checkpoint.families import FAMILIES, NOT_READ
 
     rows = [
         f"| `{name}` | {family.architecture} | {', '.join(family.gguf.names) if family.gguf else '–'} "
@@ -160,7 +160,9 @@ def models() -> str:
         "said once.\n\n"
         "| model_type | class in transformers | GGUF architecture | answered by |\n| --- | --- | --- | --- |\n"
         + "\n".join(rows)
-        + "\n"
+        + "\n\n## Known and not read\n\nWhat stands in the way of each, as the refusal says it.\n\n"
+        "| model_type | what stands in the way |\n| --- | --- |\n"
+        + "".join(f"| `{name}` | {reason} |\n" for name, reason in sorted(NOT_READ.items()))
     )
 
 

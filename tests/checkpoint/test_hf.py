@@ -320,7 +320,7 @@ def test_an_unknown_family_is_named_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as refusal:
         open_checkpoint(tmp_path)
     assert str(refusal.value) == (
-        f"{tmp_path / 'config.json'} is a model of type 'lama', none of the {len(FAMILIES)} that Glassformer reads "
+        f"{tmp_path / 'config.json'} is a model of type 'lama', none of the {len(FAMILIES)} that are read "
         "(docs/models.md)."
     )
 

@@ -102,18 +102,24 @@ class Attributes:
         self._inner.append(inner)
         return inner
 
-    def only(self, name: str, *accepted: Any) -> None:
-        """Refuses every value but the accepted ones; absent and null pass."""
+    def only(self, name: str, *accepted: Any, why: str = "", wrong: bool = False) -> None:
+        """Refuses every value but the accepted ones, as `unsupported` says it; absent and null pass."""
         self.asked.add(self.prefix + name)
         value = self.values.get(self.prefix + name)
         if value is not None and value not in accepted:
-            raise self.unsupported(name, value)
+            raise self.unsupported(name, value, why, wrong=wrong)
 
-    def unsupported(self, name: str, value: Any) -> UnsupportedError:
-        despite = "" if self.prefix else f" To open it as if that were not there: --ignore-key {self.dotted(name)}"
+    def unsupported(self, name: str, value: Any, why: str = "", *, wrong: bool = False) -> UnsupportedError:
+        """The refusal of a setting, with the option that reads the config without it.
+
+        Args:
+            why: what stands in the way, where it is more than that no design has a place for it.
+            wrong: the model would certainly answer wrongly without the setting, so no option is named.
+        """
+        why = why or "which Glassformer cannot express; it refuses rather than give wrong answers."
+        despite = f" To open it as if that were not there: --ignore-key {self.dotted(name)}"
         return UnsupportedError(
-            f"{self.where} sets {self.prefix}{name} to {value!r}, which Glassformer cannot express; "
-            f"it refuses rather than give wrong answers.{despite}"
+            f"{self.where} sets {self.prefix}{name} to {value!r}, {why}{'' if self.prefix or wrong else despite}"
         )
 
     def _get(self, name: str, default: Any, null: bool, kind: str, fits: Any) -> Any:

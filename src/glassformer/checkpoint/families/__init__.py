@@ -46,6 +46,7 @@ from glassformer.checkpoint.families.neox import NEOX, NEOX_JAPANESE
 from glassformer.checkpoint.families.olmo import OLMO
 from glassformer.checkpoint.families.qwen_delta import QWEN_DELTA
 from glassformer.checkpoint.families.recurrent_gemma import RECURRENT_GEMMA
+from glassformer.checkpoint.families.refused import NOT_READ
 from glassformer.checkpoint.families.xlstm import XLSTM
 from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config
@@ -85,7 +86,7 @@ _ALL = (
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 
-__all__ = ["FAMILIES", "Family", "GgufLayout", "by_architecture", "by_model_type", "for_config", "named"]
+__all__ = ["FAMILIES", "NOT_READ", "Family", "GgufLayout", "by_architecture", "by_model_type", "for_config", "named"]
 
 
 def by_model_type(settings: Mapping[str, Any], where: str) -> Family:
@@ -101,9 +102,10 @@ def by_model_type(settings: Mapping[str, Any], where: str) -> Family:
     for family in FAMILIES.values():
         if name == family.name or name in family.inside:
             return family
-    raise UnsupportedError(
-        f"{where} is a model of type {name!r}, none of the {len(FAMILIES)} that Glassformer reads (docs/models.md)."
+    reason = (
+        f"which is not read: {NOT_READ[name]}" if name in NOT_READ else f"none of the {len(FAMILIES)} that are read"
     )
+    raise UnsupportedError(f"{where} is a model of type {name!r}, {reason} (docs/models.md).")
 
 
 def by_architecture(name: Any, where: str, settings: Mapping[str, Any]) -> Family:
@@ -122,8 +124,7 @@ def by_architecture(name: Any, where: str, settings: Mapping[str, Any]) -> Famil
         raise CheckpointError(f"{where} names no general.architecture, so it cannot be told what model it is.")
     if name not in known:
         raise UnsupportedError(
-            f"{where} is a GGUF of architecture {name!r}, none of the {len(known)} that Glassformer reads "
-            f"(docs/models.md).{near(name, known)}"
+            f"{where} is a GGUF of architecture {name!r}, none of the {len(known)} that are read (docs/models.md)."
         )
     families = known[name]
     own = (f for f in families if f.gguf is not None and f.gguf.chosen is not None and f.gguf.chosen(settings))

@@ -31,6 +31,9 @@ _COMMON_ONLY: Mapping[str, tuple[Any, ...]] = {
     "pruned_heads": ({},),
     "rope_interleaved": (False,),
 }
+# Without these a model would certainly answer wrongly.
+_BOTH_WAYS = ("use_bidirectional_attention", "is_causal")
+_NO_NEXT_TOKEN = "so its tokens attend to those after them, and it predicts no next token."
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Family:
         write: Config -> settings of config.json.
         prefixes: what tensor names may begin with where rows say the first of them.
         only: settings that must hold one of the given values, because the design has no place for others.
+        reasons: what stands in the way of other values of those settings, where there is more to say.
         ignored: names of stored buffers that can be computed again.
         inside: further ``model_type`` values that hold this family's settings under the given name.
         gguf: the same family in GGUF.
@@ -116,6 +120,7 @@ class Family:
     write: Callable[[Config], dict[str, Any]]
     prefixes: tuple[str, ...]
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: GgufLayout | None = None
@@ -143,7 +148,8 @@ class Family:
                     "use the model's float release, or a .gguf of it."
                 )
         for name, accepted in {**_COMMON_ONLY, **self.only}.items():
-            attributes.only(name, *accepted)
+            wrong = name in _BOTH_WAYS
+            attributes.only(name, *accepted, why=_NO_NEXT_TOKEN if wrong else self.reasons.get(name, ""), wrong=wrong)
         known = (self.architecture, self.base)
         for architecture in outer.sequence("architectures") or ():
             if architecture not in known and not str(architecture).endswith(

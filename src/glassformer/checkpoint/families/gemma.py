@@ -235,7 +235,9 @@ GEMMA3 = _family(
     "gemma3",
     prefixes=("model.", "language_model.model.", "model.language_model.", ""),
     inside={"gemma3": "text_config"},
-    # The setting exists and the reference code does not use it: what its author meant cannot be known.
     only={"attn_logit_softcapping": ()},
+    reasons={
+        "attn_logit_softcapping": "which transformers does not use in this type, so what was trained is not known."
+    },
     ignored=(r"(^|\.)rotary_emb\.inv_freq$", r"^(model\.)?(vision_tower|multi_modal_projector)\."),
 )

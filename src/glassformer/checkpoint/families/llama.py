@@ -17,6 +17,7 @@ from glassformer.checkpoint.families.settings import (
     gguf_rope,
     gguf_rope_settings,
     layer_types,
+    one_rotation,
     one_window,
     rope,
     rope_settings,
@@ -82,6 +83,7 @@ def gguf_rows(
 def _read(name: str, attributes: Attributes) -> Config:
     """config.json of any of the four, which differ in their defaults and in what they leave unsaid."""
     all_rotated(attributes)
+    one_rotation(attributes)
     heads = attributes.integer("num_attention_heads")
     d_model = attributes.integer("hidden_size")
     layers = attributes.layers("num_hidden_layers")

@@ -133,9 +133,20 @@ def all_rotated(attributes: Attributes) -> None:
     inner = rope_table(attributes)
     if "proportional" in (inner.text("rope_type", ""), inner.text("type", "")):
         return
-    share = rope_fraction(attributes, "partial_rotary_factor", 1.0)
-    if share != 1:
-        raise attributes.unsupported("partial_rotary_factor", share)
+    why = "though transformers rotates whole heads in this type, so what was trained is not known."
+    for settings in (inner, attributes):
+        settings.only("partial_rotary_factor", 1, why=why)
+
+
+def one_rotation(attributes: Attributes) -> None:
+    """Refuses rotary positions by kind of layer, which these families do not have.
+
+    Raises:
+        UnsupportedError: naming the first kind.
+    """
+    inner = rope_table(attributes)
+    for kind in sorted(LAYER_KINDS & inner.values.keys()):
+        inner.only(kind, why="but layers of this type all rotate alike: transformers takes what stands beside it.")
 
 
 def _yarn(inner: Attributes, original: int, context: int) -> RopeScaling:
