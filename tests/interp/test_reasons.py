@@ -233,9 +233,6 @@ def test_what_cannot_be_explained_is_refused_in_a_sentence() -> None:
         run.reasons(1, 0, 3, 2, against=2)
     with pytest.raises(UsageError, match="query side and a key side"):
         run.reasons(1, 0, 3, 2).side("value")
-    after = uniform(40, 16, 2, 64, Attention(4, 2, 8), FeedForward(24), norms="sum")
-    with pytest.raises(UnsupportedError, match="norms the sum"):
-        trace(drawn(after), IDS).reasons(1, 0, 3, 2)
     with pytest.raises(UsageError, match=r"trace\.row"):
         trace(model(), [IDS, IDS]).reasons(0, 0, 1, 0)
 

@@ -179,3 +179,16 @@ def test_heads_of_attention_and_of_a_recurrence_side_by_side() -> None:
     for ask in (lambda: run.cell(0, 2, 6, 2), lambda: run.scores(0, 3)):
         with pytest.raises(SiteError, match="0 to 1 have"):
             ask()
+
+
+def test_a_sink_switched_off_leaves_its_share_to_the_keys() -> None:
+    """The edited model is the one whose sink scores nothing, in that head alone, and its parts add up."""
+    config = uniform(40, 16, 2, 64, Attention(4, 2, 8, sink=True), FeedForward(24))
+    transformer, other, ids = drawn(config), drawn(config), [3, 17, 5, 22, 9, 30, 17, 5]
+    assert other.blocks[1].attn.sink is not None
+    other.blocks[1].attn.sink.data[2] = float("-inf")
+    off = trace(transformer, ids, tap=edits.tap("blocks.1.attn.sink", lambda x, where: x * 0.0, head=2))
+    torch.testing.assert_close(off["logits"], trace(other, ids)["logits"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(off.pattern(1, 2).sum(-1), torch.ones(8, dtype=torch.float64))
+    assert not torch.allclose(off["logits"], trace(transformer, ids)["logits"])
+    assert off.why(words=0).residual <= 1e-12

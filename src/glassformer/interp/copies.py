@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glassformer.interp import normed_sums
 from glassformer.model.layers import Linear
 from glassformer.model.parts.copies import CopiesPart, ratio
 
@@ -87,6 +88,8 @@ def carried(
     forward: Recording, layer: int, part: int, position: int, x: Float[Tensor, "*part d_model"]
 ) -> Float[Tensor, "*part d_model"]:
     """What a mixer (1) or feed-forward part (2) adds at a position, as it stands in the last stream."""
+    if any(choice.norms == "sum" for choice in forward.config.layers):
+        return x.double() @ normed_sums.ways(forward, position, forward.config.n_layers).parts[layer, part].T
     if forward.config.copies is None:
         return x * forward.carried(layer, part)
     return x.double() @ ways(forward, position).of_part(layer, part).T

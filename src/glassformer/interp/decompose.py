@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from glassformer.errors import UnsupportedError
+from glassformer.interp import normed_sums
 from glassformer.interp.copies import ways
 from glassformer.interp.handed import mixer_constant, output_factor, weights_and_values
 from glassformer.interp.head_outputs import before_post, gain, part_scale, post_norm, writing
@@ -39,6 +40,7 @@ KINDS = (
     "laurel",
     "attention_bias",
     "feed_forward_bias",
+    "norm_bias",
     "final_bias",
     "edit",
 )
@@ -120,33 +122,59 @@ def additions(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, i
     """What the embedding and the first layers put into the stream at a position: kind, layer, number and vector.
 
     A layer's heads come together, as its `Reads`; a number tells experts apart and is −1 otherwise. Where the stream is
-    rescaled on its way to layer `layers`, so are they.
+    rescaled on its way to layer `layers`, or normed after each sum, so are they.
     """
     forward = trace.forward
     if trace.config.copies:
         yield from _in_copies(trace, position, layers)
         return
     at = slice(position, position + 1)
-    start = forward.carried(-1, 0, layers)
-    yield "embedding", -1, -1, forward.recorded["embed"][0, position].double() * start
-    if "pos_embed" in forward.recorded:
-        yield "position", -1, -1, forward.recorded["pos_embed"][0, position].double() * start
+    sums = any(layer.norms == "sum" for layer in trace.config.layers[:layers])
+    through = normed_sums.ways(forward, position, layers) if sums else None
+
+    def on(x: Tensor, layer: int, part: int) -> Tensor:
+        """As it stands in the stream that enters layer `layers`."""
+        if through is not None:
+            return (through.begin if layer < 0 else through.parts[layer, part]) @ x.double()
+        return x.double() * forward.carried(layer, part, layers)
+
+    given: list[Tensor] = []  # for what an edit comes to beside them
+    for name, kind in (("embed", "embedding"), ("pos_embed", "position")):
+        if name in forward.recorded:
+            x = on(forward.recorded[name][0, position], -1, 0)
+            given.append(x)
+            yield kind, -1, -1, x
     for layer, choice in enumerate(trace.config.layers[:layers]):
         reads = None if choice.mixer is None else Reads(trace, layer, position)
-        first, second, after = (forward.carried(layer, part, layers) for part in (1, 2, 3))
         if reads is not None:
-            yield "head", layer, -1, reads.times(first)
-        for kind, x in bias_parts(trace, layer, position):
-            yield kind, layer, -1, x.double() * (first if kind == "attention_bias" else second)
-        for expert, x in expert_parts(trace, layer, position).items():
-            yield "expert", layer, expert, x * second
+            if through is not None:
+                yield "head", layer, -1, reads.through(through.parts[layer, 1])
+                given.append(on(reads.total(), layer, 1))
+            else:
+                yield "head", layer, -1, reads.times(forward.carried(layer, 1, layers))
+        vectors = [
+            (kind, -1, on(x, layer, 1 if kind == "attention_bias" else 2))
+            for kind, x in bias_parts(trace, layer, position)
+        ]
+        experts = expert_parts(trace, layer, position)
+        vectors += [("expert", expert, on(x, layer, 2)) for expert, x in experts.items()]
         feed = choice.feed_forward
         if feed is not None and not (isinstance(feed, Experts) and feed.shared is None):
-            yield "feed_forward", layer, -1, feed_forward_part(trace, layer, position) * second
+            vectors.append(("feed_forward", -1, on(feed_forward_part(trace, layer, position), layer, 2)))
         if choice.embedding is not None:
-            yield "layer_embedding", layer, -1, layer_embedding_part(trace, layer, position) * second
-        for x in _edits(trace, layer, at, reads):
-            yield "edit", layer, -1, x * after
+            vectors.append(("layer_embedding", -1, on(layer_embedding_part(trace, layer, position), layer, 2)))
+        if through is not None:
+            vectors += [
+                ("norm_bias", -1, through.biases[key]) for key in ((layer, 1), (layer, 2)) if key in through.biases
+            ]
+        for kind, number, x in vectors:
+            given.append(x)
+            yield kind, layer, number, x
+        for x in () if through is not None else _edits(trace, layer, at, reads):
+            yield "edit", layer, -1, x * forward.carried(layer, 3, layers)
+    if through is not None and forward.edit is not None:
+        end = forward.last(at) if layers == trace.config.n_layers else forward.entering(layers, at)
+        yield "edit", layers - 1, -1, end[0, 0].double() - torch.stack(given).sum(0)
 
 
 def _in_copies(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, int, int, Tensor | Reads]]:

@@ -24,6 +24,7 @@ from glassformer.interp.decompose import (
     layer_embedding_part,
 )
 from glassformer.interp.logit_target import Target
+from glassformer.interp.normed_sums import norm_biases
 from glassformer.interp.run_from import Context, Sharing, finish, tap_of
 from glassformer.interp.taps import Bound, Step
 from glassformer.model.choices import recurrence_of, softmax_of
@@ -62,14 +63,14 @@ class Rows:
     def layer(
         self, layer: int, x: Float[Tensor, "row d_model"], taken: Mapping[str, Tensor]
     ) -> Float[Tensor, "row d_model"]:
-        """The rows after a layer; `taken` (row, d_model) is subtracted from what its parts, by prefix, add."""
+        """The rows after a layer; `taken` (row, d_model) is subtracted at the layer's sites, by name."""
         out = torch.empty_like(x)
         for a in range(0, len(x), self.step):
             part = x[a : a + self.step, None]
             tap = self.trace.forward.edit
-            for prefix, all_rows in taken.items():
+            for site, all_rows in taken.items():
                 if bool((mine := all_rows[a : a + self.step, None]).any()):
-                    tap = tap_of(tap, _taking(layer, prefix, mine))
+                    tap = tap_of(tap, _taking(layer, site, mine))
             shared = self.sharing.given(layer, slice(a, a + len(part)))
             out[a : a + self.step] = self.trace.transformer.stream(
                 part,
@@ -94,8 +95,8 @@ class Rows:
         return (normed[:, 0].double() @ goal.way.vector + goal.way.offset).cpu()
 
 
-def _taking(layer: int, prefix: str, taken: Tensor) -> Bound:
-    return Bound([Step(f"blocks.{layer}.{prefix}.out", lambda site, x, where: x - taken, True)])
+def _taking(layer: int, site: str, taken: Tensor) -> Bound:
+    return Bound([Step(f"blocks.{layer}.{site}", lambda site, x, where: x - taken, True)])
 
 
 @torch.no_grad()
@@ -125,16 +126,17 @@ def measure_totals(trace: Trace, goal: Target, parts: Parts, chosen: Int[Tensor,
     for layer, choice in enumerate(trace.config.layers):
         taken: dict[str, list[tuple[int, Tensor]]] = {}
         later = []
-        for prefix, found, vectors in _given(trace, layer, goal.position, parts, picked):
-            if prefix == choice.parts[-1]:  # nothing in this layer sees it
+        last = "resid_post" if choice.norms == "sum" else f"{choice.parts[-1]}.out"
+        for site, found, vectors in _given(trace, layer, goal.position, parts, picked):
+            if site == last:  # nothing in this layer sees it
                 later.append((found, vectors))
                 continue
-            taken.setdefault(prefix, []).append((len(x), vectors))
+            taken.setdefault(site, []).append((len(x), vectors))
             enter(found, x[:1].expand(len(found), -1))
-        x = rows.layer(layer, x, {prefix: _rows(len(x), pairs).to(x) for prefix, pairs in taken.items()})
+        x = rows.layer(layer, x, {site: _rows(len(x), pairs).to(x) for site, pairs in taken.items()})
         copies = rows.trace.forward.block(layer).copies
         for found, vectors in later:
-            times = 1.0 if copies is not None else forward.within(layer, 2)
+            times = 1.0 if copies is not None or choice.norms == "sum" else forward.within(layer, 2)
             enter(found, x[:1].double() - (vectors * times if copies is None else copies.beside(vectors)))
     numbers = rows.numbers(x, goal)
     which = torch.cat(order)[1:]
@@ -146,24 +148,28 @@ def measure_totals(trace: Trace, goal: Target, parts: Parts, chosen: Int[Tensor,
 def _given(
     trace: Trace, layer: int, position: int, parts: Parts, picked: Callable[[str, int], Tensor]
 ) -> Iterator[tuple[str, Tensor, Float[Tensor, "part d_model"]]]:
-    """The measured parts of a layer, kind by kind: whose they are, which, and what each adds to the stream."""
+    """The measured parts of a layer, kind by kind: where they enter, which, and what each adds to the stream."""
     choice, biases = trace.config.layers[layer], dict(bias_parts(trace, layer, position))
-    mixer = None if choice.mixer is None else choice.mixer.prefix
+    mixer = None if choice.mixer is None else f"{choice.mixer.prefix}.out"
     if mixer is not None and len(found := picked("head", layer)):
         yield mixer, found, Reads(trace, layer, position).vectors(parts.head[found], parts.source[found])
     if mixer is not None and len(found := picked("attention_bias", layer)):
         yield mixer, found, biases["attention_bias"][None]
     if len(found := picked("laurel", layer)):
-        yield "laurel", found, trace.forward.recorded[f"blocks.{layer}.laurel.out"][0, position].double()[None]
+        yield "laurel.out", found, trace.forward.recorded[f"blocks.{layer}.laurel.out"][0, position].double()[None]
     if len(found := picked("expert", layer)):
         experts = expert_parts(trace, layer, position)
-        yield "mlp", found, torch.stack([experts[i] for i in parts.head[found].tolist()])
+        yield "mlp.out", found, torch.stack([experts[i] for i in parts.head[found].tolist()])
     if len(found := picked("feed_forward", layer)):
-        yield "mlp", found, feed_forward_part(trace, layer, position)[None]
+        yield "mlp.out", found, feed_forward_part(trace, layer, position)[None]
     if len(found := picked("feed_forward_bias", layer)):
-        yield "mlp", found, biases["feed_forward_bias"][None]
+        yield "mlp.out", found, biases["feed_forward_bias"][None]
     if len(found := picked("layer_embedding", layer)):
-        yield "ple", found, layer_embedding_part(trace, layer, position)[None]
+        yield "ple.out", found, layer_embedding_part(trace, layer, position)[None]
+    wanted = picked("norm_bias", layer)
+    for one, (site, bias) in zip(parts.of("norm_bias", layer), norm_biases(trace.forward, layer), strict=True):
+        if one in wanted:
+            yield site, one[None], bias
 
 
 def _rows(count: int, pairs: list[tuple[int, Tensor]]) -> Float[Tensor, "row d_model"]:

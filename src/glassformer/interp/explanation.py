@@ -28,6 +28,7 @@ def part_name(part: dict[str, Any], tokens: list[str]) -> str:
         "laurel": f"what stands beside attention in layer {layer}",
         "attention_bias": f"the attention bias of layer {layer}",
         "feed_forward_bias": f"the feed-forward bias of layer {layer}",
+        "norm_bias": f"the bias of a norm of layer {layer}",
         "final_bias": "the final norm's bias",
         "edit": f"the change made in layer {layer}",
     }

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.errors import UnsupportedError
 from glassformer.interp import memory
 from glassformer.interp.handed import output_factor, weights_and_values
 from glassformer.interp.recording import Recording
@@ -49,17 +48,8 @@ def before_post(forward: Recording, layer: int, part: str, at: slice) -> Tensor:
 
 
 def post_norm(forward: Recording, layer: int, part: str) -> NormLayer | None:
-    """The norm of what the mixer or the feed-forward part ("mlp") adds, or None.
-
-    Raises:
-        UnsupportedError: norms stand after the sum of stream and part, so parts do not add up.
-    """
-    block = forward.block(layer)
-    if block.after_sum:
-        raise UnsupportedError(
-            "This model norms the sum of stream and part, so what a part adds does not stay in the stream as it was."
-        )
-    return block.post_norm(2 if part == "mlp" else 1)
+    """The norm of what the mixer or the feed-forward part ("mlp") adds, or None."""
+    return forward.block(layer).post_norm(2 if part == "mlp" else 1)
 
 
 def part_scale(forward: Recording, layer: int, part: str) -> float:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # What stands beside words in `by_word`: read from nowhere in the text.
 BIASES = "biases"
-_BIASES = ("attention_bias", "feed_forward_bias", "projection_bias", "edit")
+_BIASES = ("attention_bias", "feed_forward_bias", "norm_bias", "projection_bias", "edit")
 
 
 class Part(NamedTuple):
@@ -50,6 +50,7 @@ class Part(NamedTuple):
             "layer_embedding": f"token's own vector {self.layer}",
             "attention_bias": f"attention bias {self.layer}",
             "feed_forward_bias": f"feed-forward bias {self.layer}",
+            "norm_bias": f"bias of a norm {self.layer}",
             "projection_bias": "bias of the projection and its norm",
             "edit": "change made by an edit" + ("" if self.layer < 0 else f" in layer {self.layer}"),
         }

@@ -306,6 +306,10 @@ class Recording:
                 "This model's stream stands in copies that layers mix, so no one number says what becomes of a part."
             )
         block = self.block(layer)
+        if block.after_sum:
+            raise UnsupportedError(
+                "This model norms the sum of stream and part, so no one number says what becomes of a part."
+            )
         times = 1.0 if block.scalar is None else float(block.scalar.double())
         for later in range(part + 1, 3):
             times *= block.choice.stream_scale(later)
