@@ -308,9 +308,10 @@ def test_logprobs_are_the_model_s_own(engine, reference):
 
 
 def test_cancelled_requests_stop_and_free_their_slot(engine):
-    handles = [engine.submit(Request((i, 2, 3), max_tokens=120, stop_ids=frozenset())) for i in range(5)]
-    for handle in handles:
-        handle.cancel()
+    with engine._wake:  # so that none ends before it is cancelled
+        handles = [engine.submit(Request((i, 2, 3), max_tokens=120, stop_ids=frozenset())) for i in range(5)]
+        for handle in handles:
+            handle.cancel()
     for handle in handles:
         steps = list(handle)
         assert steps[-1].finish == "cancelled"
@@ -355,6 +356,25 @@ class Scale:
         out = x.clone()
         out[:, :, 2] *= 0.5
         return out
+
+
+def test_a_step_is_over_when_all_of_its_tokens_are_told():
+    told: list[int | None] = []
+    with Engine(Transformer(CONFIG), Letters(), use_native=False, slots=3, capacity=64) as engine:
+        engine.stepped = lambda: told.append(None)
+        over = threading.Barrier(4)
+
+        def tell(who: int, event) -> None:
+            told.append(who)
+            if event.finish is not None:
+                threading.Thread(target=over.wait).start()
+
+        with engine._wake:  # so that they begin together
+            for who in range(3):
+                asked = Request((1, 2, 3), 5, stop_ids=frozenset())
+                engine.submit(asked, lambda event, who=who: tell(who, event))
+        over.wait(60)
+    assert told[:20] == [0, 1, 2, None] * 5
 
 
 def test_a_recurrence_is_read_on_or_from_the_beginning_and_never_rewound():

@@ -79,6 +79,7 @@ class Engine:
 
     Attributes:
         note: why the native path cannot be had, and what is slower without it; None while all is well.
+        stepped: called on the engine's thread after every step, when all of its events have been told.
 
     Raises:
         UsageError: for an unknown precision.
@@ -115,6 +116,7 @@ class Engine:
         self._absent = _absent(tokenizer, self.config.vocab_size)
         self.asked_precision = precision
         self.note: str | None = None
+        self.stepped: Callable[[], None] = _nothing
         self._source = Path(source) if source is not None and str(source).endswith(".gguf") else None
         self._threads = threads or torch.get_num_threads()
         self.cache_bits = cache_bits
@@ -317,6 +319,7 @@ class Engine:
                     self._step()
             except BaseException as error:
                 self._fail(error)
+            self.stepped()
 
     def _fail(self, error: BaseException) -> None:
         """An error of the step itself ends every request in it; the engine goes on."""
@@ -486,6 +489,10 @@ class Engine:
             if self._files is not None:
                 self._files.keep(self._runner.kind, read, lambda: self._runner.prefix(active.slot, len(read)))
         active.handle.put(event)
+
+
+def _nothing() -> None:
+    pass
 
 
 _open: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -55,13 +55,14 @@ class AdmissionQueue:
         self.engine, self.waiting, self.seconds = engine, waiting, seconds
         self.metrics = metrics or Metrics()
         self.metrics.watch(engine)
+        engine.stepped = self._stepped
         self.taken = 0
         self.draining = False
         self._usual = 1.0  # seconds an answer takes, lately
         self._jobs: set[Job] = set()
         self._planned = 0  # requests that are being planned
+        self._loop: asyncio.AbstractEventLoop | None = None  # that the jobs belong to
         self._arrived: deque[tuple[Job, int, TokenEvent | BaseException]] = deque()
-        self._woken = False
 
     @property
     def slots(self) -> int:
@@ -135,21 +136,26 @@ class AdmissionQueue:
         """End the engine."""
         self.engine.close()
 
-    def arrived(self, loop: asyncio.AbstractEventLoop, job: Job, index: int, event: TokenEvent | BaseException) -> None:
-        """Hand an event from the engine's thread to the loop; events of one step wake the loop once."""
-        if not isinstance(event, BaseException) and event.id is not None:
-            self.metrics.written.inc()
+    def arrived(self, job: Job, index: int, event: TokenEvent | BaseException) -> None:
+        """Keep an event of the engine's thread for the loop, which takes it after the step.
+
+        To wake the loop at once would let it take the interpreter's lock before the step's other answers have their
+        tokens, and the engine would wait for it.
+        """
         self._arrived.append((job, index, event))
-        if not self._woken:
-            self._woken = True
+
+    def _stepped(self) -> None:
+        if self._arrived and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._deliver)
+                self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._woken = False  # before anything is taken: whatever comes from here on wakes the loop again
+        written = 0
         while self._arrived:
             job, index, event = self._arrived.popleft()
+            written += not isinstance(event, BaseException) and event.id is not None
             job.queue.put_nowait((index, event))
+        self.metrics.written.inc(written)
 
 
 class Job:
@@ -160,7 +166,7 @@ class Job:
         self.started = time.monotonic()
         self.handles: list[RequestHandle] = []
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self._loop = admitted._loop = asyncio.get_running_loop()
         self._closed = self._counted = False
         self._open = len(asked)
         admitted.taken += len(asked)
@@ -168,7 +174,7 @@ class Job:
         admitted._jobs.add(self)
         try:
             for index, one in enumerate(asked):
-                told = partial(admitted.arrived, self._loop, self, index)
+                told = partial(admitted.arrived, self, index)
                 self.handles.append(admitted.engine.submit(one, told))
         except BaseException:
             self._counted = True

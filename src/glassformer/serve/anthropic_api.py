@@ -16,13 +16,14 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from glassformer.serve.answers import Answer
-from glassformer.serve.exchange import Exchange, Plan, Shape, answered, event
+from glassformer.serve.exchange import Exchange, Plan, Shape, answered
 from glassformer.serve.fields import IGNORED, NEUTRAL, Ask, Name, Stops
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk
 from glassformer.serve.openai_schemas import described
 from glassformer.serve.planning import chat_plan, chat_text, planned
 from glassformer.serve.problems import Refusal, anthropic
+from glassformer.serve.streams import event
 from glassformer.serve.translating import translated
 
 Block = dict[str, Any]
@@ -234,7 +235,7 @@ def _reason(answer: Answer) -> str:
 class MessageShape(Shape):
     """One message, whole or as events."""
 
-    ping = b'event: ping\ndata: {"type": "ping"}\n\n'
+    alive = b'event: ping\ndata: {"type": "ping"}\n\n'
 
     def __init__(self, served: Served) -> None:
         self.id = f"msg_{uuid.uuid4().hex[:24]}"

@@ -7,8 +7,6 @@ here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -17,10 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
-from starlette.requests import ClientDisconnect
+from fastapi.responses import JSONResponse, Response
 
 from glassformer.errors import ShapeError
 from glassformer.generate.request import Request as Asked
@@ -28,10 +23,9 @@ from glassformer.serve.admission import Gone, Job, Late
 from glassformer.serve.answers import Answer, Delta, Entry, Reader
 from glassformer.serve.models import Models, Served
 from glassformer.serve.problems import FAILED, Refusal, problem, refusal
+from glassformer.serve.streams import ALIVE, Stream
 from glassformer.serve.telemetry import LOGGER
 from glassformer.views import Cancelled
-
-_SEND_SECONDS = 60.0  # a client that takes no bytes for so long is left
 
 
 @dataclass
@@ -74,14 +68,13 @@ class Shape(ABC):
     Attributes:
         id: of the answer.
         done: what ends a stream, if anything.
-        sse: whether a stream is server-sent events; else one JSON object a line.
-        ping: what says that a stream is alive; None for a comment.
+        media_type: of a stream. alive: what says that one is alive; empty where nothing can.
     """
 
     id = ""
     done = b""
-    sse = True
-    ping: bytes | None = None
+    media_type = "text/event-stream"
+    alive = ALIVE
 
     @abstractmethod
     def whole(self, exchange: Exchange) -> dict[str, Any]:
@@ -122,8 +115,9 @@ class Exchange:
     @property
     def precision(self) -> str:
         """Of what computed the answer; a prompt that was scored in another one says so as well."""
-        engine = self.served.model.precision if self.plan.edits else self.served.queue.engine.precision
-        written = next((answer.precision for answer in self.answers if answer.precision), engine)
+        written = next((answer.precision for answer in self.answers if answer.precision), "")
+        if not written:
+            written = self.served.model.precision if self.plan.edits else self.served.queue.engine.precision
         if not self.plan.scored:
             return written
         scored = self.served.model.precision
@@ -204,7 +198,14 @@ async def answered(
     except Exception as error:
         return problem(logged(error), path)
     if stream:
-        return _Events(exchange, shape, models.ping) if shape.sse else _Lines(exchange, shape)
+        return Stream(
+            _told(exchange, shape),
+            shape.media_type,
+            ping=models.ping,
+            alive=shape.alive,
+            seconds=served.queue.seconds + 5,
+            ended=lambda: exchange.close(shape.id),
+        )
     try:
         await exchange.finish()
         told = shape.whole(exchange)
@@ -235,84 +236,16 @@ def logged(error: Exception) -> Refusal:
 
 
 async def _told(exchange: Exchange, shape: Shape) -> AsyncGenerator[bytes]:
-    """A stream's bytes; whatever ends it, the computation ends with it."""
-    try:
-        async with aclosing(shape.events(exchange)) as events:
-            try:
-                async for event in events:
-                    yield event
-                if shape.done:
-                    yield shape.done
-            except (Gone, OSError):
-                return
-            except Late:
-                yield shape.failure(_late(exchange.served))
-            except Exception as error:
-                yield shape.failure(logged(error))
-    finally:
-        exchange.close(shape.id)
-
-
-class _Events(EventSourceResponse):
-    """Server-sent events, with a sign of life while nothing comes."""
-
-    def __init__(self, exchange: Exchange, shape: Shape, ping: float) -> None:
-        self.exchange, self.shape = exchange, shape
-        factory = None if shape.ping is None else lambda: _Raw(shape.ping or b"")
-        super().__init__(
-            _told(exchange, shape), ping=ping, sep="\n", send_timeout=_SEND_SECONDS, ping_message_factory=factory
-        )
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await _bounded(super().__call__(scope, receive, send), self.exchange, self.shape)
-
-    async def _send_with_timeout(self, send: Any, message: Any) -> None:
-        """As the library's, by asyncio's own timeout: anyio's takes as long as the writing."""
+    """A stream's bytes."""
+    async with aclosing(shape.events(exchange)) as events:
         try:
-            async with asyncio.timeout(self.send_timeout):
-                await send(message)
-        except TimeoutError:
-            raise SendTimeoutError from None
-
-
-class _Raw(ServerSentEvent):
-    def __init__(self, data: bytes) -> None:
-        super().__init__()
-        self._data = data
-
-    def encode(self) -> bytes:
-        return self._data
-
-
-class _Lines(StreamingResponse):
-    """One JSON object a line."""
-
-    def __init__(self, exchange: Exchange, shape: Shape) -> None:
-        self.exchange, self.shape = exchange, shape
-        super().__init__(_told(exchange, shape), media_type="application/x-ndjson")
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await _bounded(super().__call__(scope, receive, send), self.exchange, self.shape)
-
-
-async def _bounded(answering: Awaitable[None], exchange: Exchange, shape: Shape) -> None:
-    """A client that reads too slowly, or has gone, is left."""
-    try:
-        async with asyncio.timeout(exchange.served.queue.seconds + 5):
-            with contextlib.suppress(OSError, SendTimeoutError, ClientDisconnect):
-                await answering
-    except TimeoutError:
-        pass
-    finally:
-        exchange.close(shape.id)
-
-
-def dumped(data: Any) -> bytes:
-    """JSON as it goes over the wire."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def event(data: Any, name: str | None = None) -> bytes:
-    """One server-sent event."""
-    head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return head + b"data: " + dumped(data) + b"\n\n"
+            async for event in events:
+                yield event
+            if shape.done:
+                yield shape.done
+        except (Gone, OSError):
+            return
+        except Late:
+            yield shape.failure(_late(exchange.served))
+        except Exception as error:
+            yield shape.failure(logged(error))

@@ -16,13 +16,13 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
-from sse_starlette import EventSourceResponse
 
 from glassformer.serve.edits import plain
-from glassformer.serve.exchange import dumped, event, logged
+from glassformer.serve.exchange import logged
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_schemas import described
 from glassformer.serve.problems import Refusal, openai, problem
+from glassformer.serve.streams import Stream, dumped, event
 from glassformer.serve.work import Workers
 from glassformer.views import VIEWS, Cancelled, Session, View
 
@@ -122,9 +122,7 @@ class Inspector:
         }
         session = self.session(served)
         if "text/event-stream" in accepted:
-            return EventSourceResponse(
-                self._stream(view, data, session, served, request, told), ping=self._models.ping, sep="\n"
-            )
+            return Stream(self._stream(view, data, session, served, request, told), ping=self._models.ping)
         try:
             found = await self._found(view, data, session, served, request, lambda: None)
         except Cancelled:

@@ -20,12 +20,13 @@ from starlette.concurrency import run_in_threadpool
 from glassformer import __version__
 from glassformer.serve.answers import Call
 from glassformer.serve.embeddings import embed, written
-from glassformer.serve.exchange import Exchange, Plan, Shape, answered, dumped
+from glassformer.serve.exchange import Exchange, Plan, Shape, answered
 from glassformer.serve.fields import Ask
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk, FunctionAsk, ToolAsk
 from glassformer.serve.planning import chat_plan, planned, requests
 from glassformer.serve.problems import Refusal
+from glassformer.serve.streams import dumped
 from glassformer.serve.translating import translated
 from glassformer.views import Cancelled
 
@@ -340,7 +341,8 @@ def _called(call: Call) -> dict[str, Any]:
 class OllamaShape(Shape):
     """Objects with a message or a response in them, whole or one a line."""
 
-    sse = False
+    media_type = "application/x-ndjson"
+    alive = b""
 
     def __init__(self, served: Served, *, chat: bool) -> None:
         self._model, self._chat = served.name, chat

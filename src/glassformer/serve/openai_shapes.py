@@ -16,10 +16,11 @@ from glassformer import __version__
 from glassformer.generate.sampling import TokenLogprob
 from glassformer.serve.answers import Answer, Delta, Entry, spelled
 from glassformer.serve.edits import plain
-from glassformer.serve.exchange import Exchange, Shape, dumped, event
+from glassformer.serve.exchange import Exchange, Shape
 from glassformer.serve.models import Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
 from glassformer.serve.problems import Refusal, openai
+from glassformer.serve.streams import dumped, event
 from glassformer.tokenizer.tokenizer import Tokenizer
 
 _LEAST = -9999.0  # what OpenAI says for minus infinity, which JSON lacks
@@ -120,9 +121,9 @@ class _OpenAi(Shape):
 
         def chunk(choice: dict[str, Any]) -> bytes:
             nonlocal opening  # what all chunks begin with; the precision may change on the way
-            if opening[1] != exchange.precision:
+            if opening[1] != (precision := exchange.precision):
                 begun = dumped(self._envelope(self.chunk_kind, exchange))[:-1] + b',"choices":['
-                opening = b"data: " + begun, exchange.precision
+                opening = b"data: " + begun, precision
             return opening[0] + dumped(choice) + end
 
         for index in range(len(exchange.answers)):

@@ -15,12 +15,13 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from glassformer.serve.answers import Answer, CallDelta
-from glassformer.serve.exchange import Exchange, Plan, Shape, answered, event
+from glassformer.serve.exchange import Exchange, Plan, Shape, answered
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_schemas import described
 from glassformer.serve.planning import chat_plan, planned
 from glassformer.serve.problems import Refusal, openai
 from glassformer.serve.responses_requests import Item, ResponseAsk, ResponseNamedTool, chat_of, messages_of
+from glassformer.serve.streams import event
 
 _KEPT = 1000  # answers
 _KEPT_CHARACTERS = 50_000_000
