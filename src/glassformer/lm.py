@@ -19,6 +19,7 @@ from torch import Tensor
 from glassformer.errors import ContextLengthError, TextError, UsageError
 from glassformer.model import Config, Transformer
 from glassformer.model.deferred import Deferred, awaited, whole
+from glassformer.system.progress import Progress
 
 if TYPE_CHECKING:
     from glassformer.checkpoint import Checkpoint
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from glassformer.tokenizer.generation import Generation
     from glassformer.tokenizer.tokenizer import Tokenizer
 
-Progress = Callable[[int, int | None, str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 

@@ -125,7 +125,7 @@ class RemoteModel:
         return found
 
     def why(self, text: str, token: int | str | None = None, **ask: Any) -> dict[str, Any]:
-        """The account of a prediction, with its receipts."""
+        """The account of a prediction, with its residual."""
         return self.view("why", text, token=token, **ask)
 
     def attention(self, text: str, layer: int, head: int | None = None, **ask: Any) -> Any:

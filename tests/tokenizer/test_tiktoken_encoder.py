@@ -16,7 +16,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from glassformer.data.corpus import PROBE
 from glassformer.data.readers import cut_everywhere
 from glassformer.tokenizer.encode import Encoder
-from glassformer.tokenizer.tiktoken_encoder import NO_SPECIAL, _grouped, twin
+from glassformer.tokenizer.tiktoken_encoder import NO_SPECIAL, _grouped, tiktoken_encoder
 from glassformer.tokenizer.tokenizer import Tokenizer
 
 LLAMA3 = (
@@ -58,9 +58,9 @@ def _train(split: object, texts: list[str] = TEXTS, size: int = 900) -> tokenize
 
 @pytest.fixture(scope="module", params=list(SPLITS))
 def pair(request: pytest.FixtureRequest) -> tuple[Encoder, Encoder]:
-    """The tokenizers library's own encoder, and the twin's."""
+    """The tokenizers library's own encoder, and tiktoken's."""
     tokenizer = Tokenizer(_train(SPLITS[request.param]), eos_id=0)
-    assert twin(tokenizer, np.dtype("<u2")) is not None
+    assert tiktoken_encoder(tokenizer, np.dtype("<u2")) is not None
     slow, fast = Encoder(tokenizer, fast=False), Encoder(tokenizer)
     assert fast.quick
     assert not slow.quick
@@ -152,14 +152,14 @@ def _unreachable(source: dict) -> None:
     ids=["unreachable", "no merge", "dropout", "normalizer", "prefix space", "added words", "no words"],
 )
 def test_no_twin_where_it_might_differ(change: object) -> None:
-    assert twin(_edited(lambda source: None), np.dtype("<u2")) is not None
-    assert twin(_edited(change), np.dtype("<u2")) is None
+    assert tiktoken_encoder(_edited(lambda source: None), np.dtype("<u2")) is not None
+    assert tiktoken_encoder(_edited(change), np.dtype("<u2")) is None
 
 
 def test_without_tiktoken_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(_train(SPLITS["gpt2"], size=400), eos_id=0)
     monkeypatch.setitem(sys.modules, "tiktoken", None)
-    assert twin(tokenizer, np.dtype("<u2")) is None
+    assert tiktoken_encoder(tokenizer, np.dtype("<u2")) is None
     assert Encoder(tokenizer).encode(["a text"])[0].tolist() == tokenizer.encode("a text")
 
 

@@ -18,7 +18,7 @@ from glassformer.model.config import Config
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from glassformer.checkpoint.gguf import Dtype, Progress, RawTensor
+    from glassformer.checkpoint.gguf import Dtype, RawTensor
     from glassformer.checkpoint.gguf_writer import write_gguf
     from glassformer.checkpoint.hf import write_hf
     from glassformer.checkpoint.keys import Shape
@@ -124,7 +124,7 @@ def open_checkpoint(
     ignore: Collection[str] = (),
     cache: Path | None = None,
     dtype: Dtype = "float32",
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
     """Opens a Hugging Face folder, a native folder (also a training run), or a .gguf file.
 

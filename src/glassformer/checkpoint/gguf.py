@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-Progress = Callable[[int, int], None]
 
 _STORED: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _COPY_VERSION = "1"  # of what the cached copies hold; a new number makes the old ones unused
@@ -185,7 +184,9 @@ class Copy:
 _KNOWN = frozenset({"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"})
 
 
-def opened(path: Path, cache: Path | None = None, dtype: Dtype = "float32", progress: Progress | None = None) -> Copy:
+def opened(
+    path: Path, cache: Path | None = None, dtype: Dtype = "float32", progress: Callable[[int, int], None] | None = None
+) -> Copy:
     """A GGUF with its tensors: mapped from the copy in the cache, or dequantised when the first is asked for.
 
     Then the whole copy is made, where it fits into the cache; else each tensor is dequantised whenever an operation
@@ -256,7 +257,7 @@ def _apart(gguf: Gguf, dtype: Dtype) -> Mapping[str, Tensor]:
 
 
 def dequantised(
-    path: Path, cache: Path | None = None, dtype: Dtype = "float32", progress: Progress | None = None
+    path: Path, cache: Path | None = None, dtype: Dtype = "float32", progress: Callable[[int, int], None] | None = None
 ) -> Copy:
     """The dequantised copy of a GGUF, made when the cache has none.
 
@@ -349,7 +350,7 @@ def _opened(target: Path) -> Copy | None:
         return None
 
 
-def _make(path: Path, target: Path, dtype: Dtype, progress: Progress | None) -> None:
+def _make(path: Path, target: Path, dtype: Dtype, progress: Callable[[int, int], None] | None) -> None:
     gguf = read_gguf(path)
     shapes = native_shapes(gguf.config)
     total = copy_bytes(gguf.config, dtype)

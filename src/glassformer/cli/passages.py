@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glassformer.errors import TextError
+from glassformer.system.progress import Progress
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -23,8 +24,6 @@ TextsOption = Annotated[
 ]
 # Tokens of one trace: attention is quadratic, and what a word means rarely hangs on what stands further off.
 LONGEST = 512
-
-Report = Callable[[int, int, str], None]
 
 
 def traces_of(model: Model, files: list[Path], bos: bool | None = None) -> Iterator[Trace]:
@@ -82,7 +81,7 @@ def in_context(number: str, before: str, what: str, after: str) -> Text:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Report | None]:
+def progress() -> Iterator[Progress | None]:
     """A progress bar on standard error where that is a terminal, as a callback; None elsewhere."""
     from glassformer.cli.common import progress_console
 

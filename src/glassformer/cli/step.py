@@ -10,7 +10,7 @@ from glassformer.cli.common import BosOption, JsonOption, TextArgument
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
-    from glassformer.train.gradient_step import Step
+    from glassformer.train.gradient_step import GradientStep
 
 
 def command(
@@ -40,7 +40,7 @@ def command(
     print_json(_plain(model, step, top)) if json else _show(model, step, top)
 
 
-def _tokens(model: Model, step: Step) -> list[dict[str, Any]]:
+def _tokens(model: Model, step: GradientStep) -> list[dict[str, Any]]:
     rows = []
     for i, target in enumerate(step.ids[1:]):
         before, after = step.before[i], step.after[i]
@@ -59,7 +59,7 @@ def _tokens(model: Model, step: Step) -> list[dict[str, Any]]:
     return rows
 
 
-def _last(model: Model, step: Step, top: int) -> list[dict[str, Any]]:
+def _last(model: Model, step: GradientStep, top: int) -> list[dict[str, Any]]:
     order = step.after[-1].topk(min(top, step.after.shape[1])).indices.tolist()
     return [
         {"token": model.decode([i]), "before": float(step.before[-1, i].exp()), "after": float(step.after[-1, i].exp())}
@@ -67,7 +67,7 @@ def _last(model: Model, step: Step, top: int) -> list[dict[str, Any]]:
     ]
 
 
-def _plain(model: Model, step: Step, top: int) -> dict[str, Any]:
+def _plain(model: Model, step: GradientStep, top: int) -> dict[str, Any]:
     return {
         "model": model.name,
         "rate": step.rate,
@@ -83,7 +83,7 @@ def _plain(model: Model, step: Step, top: int) -> dict[str, Any]:
     }
 
 
-def _show(model: Model, step: Step, top: int) -> None:
+def _show(model: Model, step: GradientStep, top: int) -> None:
     from rich.table import Table
 
     from glassformer.cli.common import console

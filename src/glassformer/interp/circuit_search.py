@@ -24,7 +24,7 @@ from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Pair
 from glassformer.interp.edge_run import Inside
 from glassformer.interp.edges import Edges, rms
-from glassformer.interp.patching import Progress
+from glassformer.system.progress import Progress
 
 Strength = Callable[[Float[Tensor, "pair edge"]], Float[Tensor, " edge"]]
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -35,6 +35,7 @@ from glassformer.model import Transformer
 from glassformer.model.choices import Experts
 from glassformer.model.sites import Where
 from glassformer.system import files, locks, sealed
+from glassformer.system.progress import Progress
 
 FORMAT = "glassformer.survey/1"
 # Positions that the deciles are made of.
@@ -301,7 +302,7 @@ def survey(
     matching: str | None = None,
     keep: str | Path | None = None,
     every: int = 20,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Survey:
     """Read texts, from where the survey stands on.
 

@@ -22,7 +22,8 @@ from glassformer.interp.edge_estimates import LOCAL, METHODS, Estimates
 from glassformer.interp.edge_exact import Exact
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Metric, Pair
-from glassformer.interp.patching import Progress, Tokens, each
+from glassformer.interp.patching import Tokens, each
+from glassformer.system.progress import Progress
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace

@@ -11,7 +11,7 @@ are unlike all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,7 @@ from glassformer.interp.readout import KINDS, Readout, divergence, read, require
 from glassformer.interp.taps import Bound, Compose, Record
 from glassformer.model import Transformer
 from glassformer.model.sites import Where
-
-Progress = Callable[[int, int, str], None]
+from glassformer.system.progress import Progress
 
 # Tokens read at once through the unembedding, and in each step of training.
 _CHUNK, _BATCH = 64, 32

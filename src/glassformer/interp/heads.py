@@ -22,7 +22,6 @@ find. Knows traces and weights; names nothing that its number does not show.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ from glassformer.interp.circuits import copying_scores
 from glassformer.interp.recording import Recording
 from glassformer.interp.trace_run import run
 from glassformer.interp.vocabulary import known_ids
+from glassformer.system.progress import Progress
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -62,7 +62,6 @@ DEFINITIONS: dict[str, str] = {
 NAMED = ("induction", "duplicate", "previous", "first")
 # These follow from positions alone, so shuffling the tokens does not lower them.
 POSITIONAL = ("previous", "first", "text previous", "text first")
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

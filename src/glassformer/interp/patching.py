@@ -10,7 +10,7 @@ run is `sweep`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ from glassformer.interp.logit_target import direction
 from glassformer.interp.patch_sweep import Measure, Metric, Sweep
 from glassformer.interp.select import site_in
 from glassformer.interp.vocabulary import shown
+from glassformer.system.progress import Progress
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -33,7 +34,6 @@ What = Literal["stream", "attention", "feed_forward", "heads"]
 PLACES = {"stream": "resid_pre", "attention": "mixer.out", "feed_forward": "mlp.out", "heads": "mixer.z"}
 SITES: dict[str, str] = {"stream": "resid_pre", "attention": "attn.out", "feed_forward": "mlp.out", "heads": "attn.z"}
 Tokens = str | int | Sequence[str | int | None] | None
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Step:
+class KeyScore:
     """From the product to the score of one key.
 
     Attributes:
@@ -133,7 +133,7 @@ class Reasons:
     query: int
     key: int
     against: int | None
-    steps: list[Step]
+    steps: list[KeyScore]
     queries: list[Part]
     keys: list[Part]
     pairs: Float[Tensor, "query_part key_part"]
@@ -372,7 +372,7 @@ def _as_run(trace: Trace, layer: int, which: str, head: int, position: int) -> F
     return trace.forward.get(f"blocks.{layer}.attn.{site}", at)[0, 0, head].double()
 
 
-def _step(trace: Trace, layer: int, head: int, kv_head: int, query: int, key: int) -> Step:
+def _step(trace: Trace, layer: int, head: int, kv_head: int, query: int, key: int) -> KeyScore:
     part, donor = trace.forward.attention(layer), trace.forward.keys_of(layer)
     product = _as_run(trace, layer, "q", head, query) @ _as_run(trace, donor, "k", kv_head, key) * part.scale
     capped = float(softcap(product, part.cap))
@@ -383,7 +383,7 @@ def _step(trace: Trace, layer: int, head: int, kv_head: int, query: int, key: in
     score = float(trace.scores(layer, head, query)[key])
     visible = score != float("-inf")
     edited = visible and trace.forward.edits_grid(layer)
-    return Step(
+    return KeyScore(
         key=key,
         product=float(product),
         capped=capped,

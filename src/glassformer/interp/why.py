@@ -10,7 +10,6 @@ forbidding attention to them (`replacing`). What is said in the sentence is read
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from glassformer.interp.logit_target import Target, target
 from glassformer.interp.replacement import RULE, Alternatives, Continuation, WordEffect, knocked_out, replaced
 from glassformer.interp.token_words import Word
 from glassformer.interp.vocabulary import shown
+from glassformer.system.progress import Progress
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -34,8 +34,6 @@ WORDS = 32
 ALTERNATIVES = 24
 # Tokens that may be run for replacing words; in long texts this leaves fewer words than `WORDS`.
 TOKENS = 30_000
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

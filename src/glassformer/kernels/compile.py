@@ -29,6 +29,7 @@ from glassformer.kernels import variants
 from glassformer.kernels.variants import COMPILERS, CSRC, LINK, NATIVE, find_compiler
 from glassformer.system import files
 from glassformer.system.folders import cache_directory
+from glassformer.system.hardware import processor_facts
 
 __all__ = ["CSRC", "Library", "NativeUnavailableError", "Signature", "find_compiler", "processor"]
 
@@ -229,11 +230,10 @@ def _version(compiler: tuple[str, ...]) -> bytes:
 
 def processor() -> str:
     """What -march=native depends on: the processor's model and the instructions it says it has."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        wanted = ("model name", "flags", "Features", "CPU part")
-        lines = {line.strip() for line in file if line.startswith(wanted)}
-        return platform.machine() + "".join(sorted(lines))
-    return platform.machine() + platform.processor() + platform.platform()
+    facts = processor_facts()
+    if not facts:
+        return platform.machine() + platform.processor() + platform.platform()
+    return platform.machine() + repr([facts.get(name) for name in ("model name", "flags", "Features", "CPU part")])
 
 
 def _listed() -> str:

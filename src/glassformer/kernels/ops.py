@@ -8,7 +8,6 @@ run repeats to the bit. It knows no model.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from glassformer.kernels import ops_abi
+from glassformer.system.hardware import processor_facts
 
 # Below this many rows calling oneDNN costs more than its product saves.
 _ONEDNN_ROWS = 32
@@ -43,20 +43,12 @@ def _onednn_linear() -> Callable[..., Tensor] | None:
     MKL uses AVX-512 on Intel's processors only; there the two are equal and `F.linear` is kept. The choice depends on
     the processor alone, so a run repeats to the bit on the same machine.
     """
-    if not torch.backends.mkldnn.is_available() or "GenuineIntel" in _processor():
+    if not torch.backends.mkldnn.is_available() or processor_facts().get("vendor_id") == "GenuineIntel":
         return None
     try:
         return torch.ops.mkldnn._linear_pointwise.default
     except (AttributeError, RuntimeError):
         return None
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return file.read(4096)
-    except OSError:
-        return platform.processor()
 
 
 _ONEDNN = _onednn_linear()

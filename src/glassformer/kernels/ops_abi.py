@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from glassformer.kernels.compile import Library, Signature
+from glassformer.system.hardware import processor_flags
 
 _PRODUCT_ROWS = 128
 """Below this many rows packing a weight costs more than its product saves."""
@@ -76,18 +77,10 @@ def _library() -> ctypes.CDLL | None:
 @functools.cache
 def _tiles() -> ctypes.CDLL | None:
     """The library where the processor has tiles."""
-    if "amx_bf16" not in _processor_flags():
+    if "amx_bf16" not in processor_flags():
         return None  # asked before anything is compiled
     lib = _library()
     return lib if lib is not None and lib.gk_tiles() else None
-
-
-def _processor_flags() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return next((line for line in file if line.startswith("flags")), "")
-    except OSError:
-        return ""
 
 
 def _plain(*tensors: Tensor | None) -> bool:

@@ -30,7 +30,7 @@ import numpy as np
 
 from glassformer.errors import UsageError
 from glassformer.predict.token_shapes import Spellings, shorten, spellings
-from glassformer.predict.word_state import FINISH, NEW, OPEN, Plan, Reading, make_plan, read, settled_start
+from glassformer.predict.word_state import FINISH, NEW, OPEN, Reading, WordOutcomes, read, settled_start, word_outcomes
 from glassformer.tokenizer.word_breaks import classes, ends_in_word
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class _Search:
             ids = ids[np.argsort(-following[ids], kind="stable")]
             self._push(_Queue(path, kind, following[ids], ids))
 
-    def _plan(self, left: str, right: str, pending: bytes) -> tuple[np.ndarray, Plan]:
+    def _plan(self, left: str, right: str, pending: bytes) -> tuple[np.ndarray, WordOutcomes]:
         """What each shape of token settles here. Many paths look alike, so plans are kept."""
         shapes, shape_of = self.spell.after(pending)
         key = (shorten(left), shorten(right), pending)
@@ -268,7 +268,7 @@ class _Search:
         if plan is None:
             if len(self.spell.plans) > 4096:
                 self.spell.plans.clear()
-            plan = self.spell.plans[key] = make_plan(key[0], key[1], shapes)
+            plan = self.spell.plans[key] = word_outcomes(key[0], key[1], shapes)
         return shape_of, plan
 
     def _push(self, queue: _Queue) -> None:

@@ -82,7 +82,7 @@ def _end(places: tuple[int, ...], at: int, total: int, ended: bool) -> int:
 
 
 @dataclass
-class Plan:
+class WordOutcomes:
     """What the next token settles, by shape.
 
     Attributes:
@@ -96,7 +96,7 @@ class Plan:
     silent: int | None
 
 
-def make_plan(left: str, right: str, shapes: Sequence[str | None]) -> Plan:
+def word_outcomes(left: str, right: str, shapes: Sequence[str | None]) -> WordOutcomes:
     leaves = np.full(len(shapes), -1)
     closed: dict[Reading, list[int]] = {}
     silent = None
@@ -109,7 +109,7 @@ def make_plan(left: str, right: str, shapes: Sequence[str | None]) -> Plan:
             closed.setdefault(reading, []).append(index)
         else:
             leaves[index] = reading.status
-    return Plan(leaves, [(np.array(members), str(shapes[members[0]])) for members in closed.values()], silent)
+    return WordOutcomes(leaves, [(np.array(members), str(shapes[members[0]])) for members in closed.values()], silent)
 
 
 def settled_start(known: str) -> int:

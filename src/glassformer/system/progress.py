@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Progress = Callable[[int, int | None, str], None]
-"""Called with the bytes done, the bytes in all (None when unknown), and what is being done."""
+"""Called with how much is done (bytes, texts, steps), how much there is (None when unknown), and what is being done."""
 
 
 def quiet(done: int, total: int | None, what: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glassformer.errors import GlassformerError, TextError, TokenizerError
-from glassformer.tokenizer.tiktoken_encoder import twin
+from glassformer.tokenizer.tiktoken_encoder import tiktoken_encoder
 
 if TYPE_CHECKING:
     from glassformer.tokenizer.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ class Encoder:
             self._batch = _table(source, self.dtype, tokenizer)
             self.light = self._batch is not None
             if self._batch is None:
-                self._batch = twin(tokenizer, self.dtype, source) if fast else None
+                self._batch = tiktoken_encoder(tokenizer, self.dtype, source) if fast else None
                 self.quick = self._batch is not None
                 self._batch = self._batch or _library(serialised, source, self.dtype)
 

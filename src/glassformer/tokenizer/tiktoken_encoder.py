@@ -1,9 +1,9 @@
-"""A byte-level BPE's exact twin in tiktoken, which encodes several times faster, where there is one.
+"""A byte-level BPE's equal in tiktoken, which encodes several times faster, where there is one.
 
 tiktoken joins whichever neighbours make the token of lowest rank; the tokenizers library follows its list
 of merges. The two agree on every text when merges make distinct tokens, ranks follow the merges' order, and
 every token's own bytes are merged into that token: then, by induction over length, each token is made by one
-and only one last merge, wherever it stands. `twin` checks this for the whole vocabulary and returns None
+and only one last merge, wherever it stands. `tiktoken_encoder` checks this for the whole vocabulary and returns None
 where it does not hold. This module knows nothing about files or corpora.
 """
 
@@ -35,7 +35,9 @@ NO_SPECIAL = "<|\0 read as text like any other \0|>"
 Encode = Callable[[Sequence[str]], list[NDArray[Any]]]
 
 
-def twin(tokenizer: Tokenizer, dtype: np.dtype[Any], source: Mapping[str, Any] | None = None) -> Encode | None:
+def tiktoken_encoder(
+    tokenizer: Tokenizer, dtype: np.dtype[Any], source: Mapping[str, Any] | None = None
+) -> Encode | None:
     """A function from texts to their ids, equal to the tokenizer's without special tokens; None if there is none.
 
     None too when tiktoken is not installed. `source` is the tokenizer.json where it has been read already.

@@ -32,7 +32,7 @@ class Mover:
 
 
 @dataclass(frozen=True)
-class Step:
+class GradientStep:
     """A gradient step on one text.
 
     Attributes:
@@ -69,7 +69,7 @@ def one_step(
     share: float = 0.1,
     movers: int = 10,
     along: Sequence[float] = (),
-) -> Step:
+) -> GradientStep:
     """Take one gradient step on a copy of `transformer`.
 
     Args:
@@ -126,7 +126,7 @@ class Descent:
 
     def step(
         self, *, rate: float | None = None, share: float = 0.1, movers: int = 0, along: Sequence[float] = ()
-    ) -> Step:
+    ) -> GradientStep:
         """Take a step; see `one_step`. Raises `UsageError`."""
         if rate is not None and not (rate > 0 and math.isfinite(rate)):
             raise UsageError(f"The learning rate must be above 0; got {rate}.")
@@ -146,7 +146,7 @@ class Descent:
             for name, p in weights.items():
                 p.sub_(grads[name], alpha=chosen)
         self.told = self._log_probabilities()
-        return Step(
+        return GradientStep(
             ids=self.ids,
             rate=chosen,
             loss=self._loss(before),

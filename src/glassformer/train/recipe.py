@@ -318,10 +318,12 @@ class Recipe:
         parts = {s: dataclasses.replace(getattr(self, s), **values) for s, values in changed.items()}
         return dataclasses.replace(self, **parts)
 
-    def shape(self, vocab_size: int) -> designs.Shape:
+    def shape(self, vocab_size: int) -> designs.RecipeShape:
         """What the recipe says of the model's shape."""
-        given = {f.name: getattr(self.model, f.name) for f in dataclasses.fields(designs.Shape) if f.name != "vocab"}
-        return designs.Shape(vocab=vocab_size, **given)
+        given = {
+            f.name: getattr(self.model, f.name) for f in dataclasses.fields(designs.RecipeShape) if f.name != "vocab"
+        }
+        return designs.RecipeShape(vocab=vocab_size, **given)
 
     def config(self, vocab_size: int) -> Config:
         """The transformer this recipe asks for, with this many tokens in its vocabulary."""

@@ -38,7 +38,7 @@ class WhyAsk(At):
     python="model.trace({text!r}).why({token!r}, {against!r}, {position})",
 )
 def why(session: Session, ask: Any, check: Check) -> dict[str, Any]:
-    """The account of a prediction, with its receipts."""
+    """The account of a prediction, with its residual."""
     trace = session.trace(ask)
     options: dict[str, Any] = {"parts": ask.parts, "progress": lambda done, total, what: check()}
     if not ask.words:
