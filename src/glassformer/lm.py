@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import ContextLengthError, TextError, UsageError
+from glassformer.interp.verbs import LooksInside
 from glassformer.model import Config, Transformer
 from glassformer.model.deferred import Deferred, awaited, whole
 from glassformer.system.progress import Progress
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
     from glassformer.generate.drafting import Drafter
     from glassformer.generate.reading import NativeReader, Reader
     from glassformer.generate.tokens import Engines, GeneratedToken
-    from glassformer.interp.circuit_edit import RunCircuit
-    from glassformer.interp.circuit_search import Circuit
-    from glassformer.interp.direction import Direction
-    from glassformer.interp.heads import Heads
-    from glassformer.interp.meaning import Meaning
-    from glassformer.interp.moved import Moved
-    from glassformer.interp.patching import Patching
-    from glassformer.interp.readout import Readout
-    from glassformer.interp.taps import Bound
-    from glassformer.interp.trace import Trace
     from glassformer.model.sites import Tap
     from glassformer.predict.distribution import Distribution
     from glassformer.predict.neighbours import Neighbours
@@ -141,7 +132,7 @@ class Adaptation(NamedTuple):
     adapters: tuple[str, ...]
 
 
-class Model:
+class Model(LooksInside):
     """A transformer with its tokenizer.
 
     `edited(...)` gives a view that shares the weights; a `Model` itself never changes.
@@ -407,127 +398,6 @@ class Model:
             self._engines.append(Engines(self._transformer, self.tokenizer, None if self.adapters else self.source))
         return self._engines[0]
 
-    # Seeing inside
-
-    def trace(
-        self, text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], bos: bool | None = None
-    ) -> Trace:
-        """One forward of a text (or of several), and everything inside it by name; see `glassformer.Trace`.
-
-        Raises:
-            TextError: for an empty text, unknown ids, or more tokens than the context.
-            MemoryLimitError: when it would not fit, with the arithmetic.
-        """
-        from glassformer.interp.trace import Trace
-
-        ids: Any
-        if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], int)):
-            ids = self.ids(text, bos)  # type: ignore[arg-type]
-        elif len(text) == 0:
-            raise TextError("A trace needs a text, token ids, or a list of either; the list is empty.")
-        else:
-            ids = [self.ids(one, bos) for one in text]  # type: ignore[arg-type]
-        return Trace(self.transformer, ids, tap=self.bound_tap(), vocabulary=self.tokenizer, model=self.name)
-
-    def heads(self, text: str | Sequence[int] | None = None, **options: Any) -> Heads:
-        """What every attention head does, by definition, evidence and null; see `inspect.heads`."""
-        from glassformer.interp.heads import head_scores
-
-        bos = self.tokenizer.bos_id if self.tokenizer.adds_bos else None
-        trace = None if text is None else self.trace(text)
-        options = {"tap": self.bound_tap(), **options}
-        return head_scores(self.transformer, vocabulary=self.tokenizer, bos=bos, text=trace, **options)
-
-    def meaning(self, word: str, texts: Sequence[str], **options: Any) -> Meaning:
-        """One word's vector in several texts, layer by layer; see `inspect.meaning`."""
-        from glassformer.interp.meaning import meaning
-
-        return meaning(word, [self.trace(text) for text in texts], **options)
-
-    def patch(self, pairs: Sequence[tuple[str, str]], what: Any = "stream", **options: Any) -> Patching:
-        """Which places carry what makes (clean, corrupted) prompts end differently; see `inspect.patching`."""
-        from glassformer.interp.patching import patch
-
-        return patch([(self.trace(clean), self.trace(corrupted)) for clean, corrupted in pairs], what, **options)
-
-    def direction(
-        self, name: str, positive: Sequence[str], negative: Sequence[str], layer: int, **options: Any
-    ) -> Direction:
-        """The direction of a layer's stream from some texts to others, with how far to trust it; see
-        `interp.directions`. `gf.steer` takes it."""
-        from glassformer.interp.directions import direction
-
-        one, other = ((self.trace(text) for text in texts) for texts in (positive, negative))
-        return direction(name, one, other, layer, **options)
-
-    def load_direction(self, path: str | Path) -> Direction:
-        """A direction that was saved, of this model.
-
-        Raises:
-            CheckpointError: it is none, is broken, or is of another model.
-        """
-        from glassformer.interp.direction import Direction
-
-        return Direction.load(path, self.transformer)
-
-    def readout(self, text: str | Sequence[int], kind: str = "tuned", **options: Any) -> Readout:
-        """A lens fitted to a text of any length, "tuned", "jacobian" or "relevance"; see `interp.fitting`.
-        `trace.lens(through=…)` reads through it.
-
-        Raises:
-            UsageError: too little text, or an edited model.
-        """
-        from glassformer.interp.fitting import fit
-
-        if self.taps:
-            raise UsageError("A readout is fitted to the model as it is; fit it without edits.")
-        ids = self.encode(text) if isinstance(text, str) else list(text)
-        return fit(self.transformer, ids, kind, model=self.name, **options)
-
-    def load_readout(self, path: str | Path) -> Readout:
-        """A readout that was saved, of this model.
-
-        Raises:
-            CheckpointError: it is none, is broken, or is of another model.
-        """
-        from glassformer.interp.readout import Readout
-
-        return Readout.load(path, self.transformer)
-
-    def moved(self, text: str | None = None, k: int = 10) -> Moved:
-        """What this model's edits move on a text that is not about them; a plain passage where none is given.
-
-        Raises:
-            UsageError: the model is not edited.
-        """
-        from glassformer.interp.moved import NEUTRAL, moved
-
-        if not self.taps:
-            raise UsageError("The model is not edited, so nothing moves: model.edited(...).moved().")
-        plain = copy.copy(self)
-        plain.taps = ()
-        ids = self.encode(NEUTRAL)[: self.config.context] if text is None else self.ids(text)
-        return moved(plain.logits(ids), self.logits(ids), self.tokenizer.token_text, k)
-
-    def load_circuit(self, path: str | Path) -> RunCircuit:
-        """A circuit that was saved, of this model; `edited` takes it.
-
-        Raises:
-            CheckpointError: it is none, is broken, or is of another model.
-        """
-        from glassformer.interp.circuit_edit import RunCircuit
-
-        return RunCircuit.load(path, self.transformer)
-
-    def circuit(self, pairs: Sequence[tuple[str, str]], faithfulness: float = 0.9, **options: Any) -> Circuit:
-        """The smallest set of edges that carries the difference of (clean, corrupted) prompts; `options` go to
-        `interp.edges.edges`. See `interp.circuit_search`."""
-        from glassformer.interp.circuit_search import circuit
-        from glassformer.interp.edges import edges
-
-        found = edges([(self.trace(clean), self.trace(corrupted)) for clean, corrupted in pairs], **options)
-        return circuit(found, faithfulness, progress=options.get("progress"))
-
     # Views
 
     def view(self, text: str, **options: Any) -> Any:
@@ -535,45 +405,20 @@ class Model:
         # Drawing stands above this floor: it is found by name when asked for, and nothing here depends on it.
         return import_module("glassformer.notebook").view(self, text, **options)
 
-    def edited(self, *taps: Tap) -> Model:
-        """This model with taps put in: a view that shares the weights.
-
-        Raises:
-            SiteError: for a place, layer or head that the model does not have.
-            UsageError: for a circuit of another model.
-        """
-        for tap in taps:
-            getattr(tap, "require_of", lambda transformer: None)(self.transformer)
-        view = copy.copy(self)
-        view.taps = self.taps + taps
-        view.bound_tap()  # checks every name now
-        return view
-
     def adapted(self, on: bool = True) -> Model:
         """This model with the adapters that it was opened with, or without: a view that shares all other weights.
 
         Raises:
             UsageError: it was opened without an adapter.
         """
-        from glassformer.checkpoint import tokenizer_of
-
-        whole = self._adaptation
-        if whole is None:
+        opened = self._adaptation
+        if opened is None:
             raise UsageError(f"{self.name} was opened without an adapter; name one: load(source, adapter=...).")
-        names = whole.adapters if on else ()
+        names = opened.adapters if on else ()
         if names == self.adapters:
             return self
-        checkpoint, mine = whole.whole if on else whole.without, dict(self.transformer.named_parameters())
-        transformer = Transformer.empty(checkpoint.config)
-        weights: dict[str, Tensor] = {}
-        for key, _ in transformer.named_parameters():
-            other = key in whole.whole.changed or key not in mine
-            weights[key] = checkpoint.tensors[key].to(self.transformer.device) if other else mine[key].data
-        view = copy.copy(self)
-        view._transformer = transformer.load(weights, dtype=self.transformer.dtype)
-        view.tokenizer = tokenizer_of(checkpoint)
-        view.adapters, view.name, view._engines = names, "+".join((whole.name, *names)), []
-        return view
+        checkpoint = opened.whole if on else opened.without
+        return self._of(checkpoint, opened.whole.changed, names, opened.name)
 
     def with_adapter(self, adapter: str | Path, name: str | None = None) -> Model:
         """This model with an adapter put into it: a view that shares all weights that the adapter leaves as they are.
@@ -584,34 +429,33 @@ class Model:
         Raises:
             CheckpointError: an adapter that does not fit. UsageError: a model that was not read from a checkpoint.
         """
-        from glassformer.checkpoint import open_checkpoint, tokenizer_of
+        from glassformer.checkpoint import open_checkpoint
 
         if self.adapters or not Path(self.source).exists():
             raise UsageError(f"An adapter is put into a model as it was read; {self.name} is none.")
         base = open_checkpoint(Path(self.source), ignore=self.ignored)
-        checkpoint, mine = base.adapted([Path(adapter)]), dict(self.transformer.named_parameters())
+        checkpoint = base.adapted([Path(adapter)])
+        view = self._of(checkpoint, checkpoint.changed, (name or Path(adapter).name,), self.name)
+        view._adaptation = Adaptation(base, checkpoint, self.name, view.adapters)
+        return view
+
+    def _of(self, checkpoint: Checkpoint, changed: Collection[str], adapters: tuple[str, ...], name: str) -> Model:
+        """The model of another checkpoint that shares all weights but the changed ones."""
+        from glassformer.checkpoint import tokenizer_of
+
+        mine = dict(self.transformer.named_parameters())
         transformer = Transformer.empty(checkpoint.config)
         weights = {
             key: checkpoint.tensors[key].to(self.transformer.device)
-            if key in checkpoint.changed or key not in mine
+            if key in changed or key not in mine
             else mine[key].data
             for key, _ in transformer.named_parameters()
         }
         view = copy.copy(self)
         view._transformer = transformer.load(weights, dtype=self.transformer.dtype)
         view.tokenizer = tokenizer_of(checkpoint)
-        view.adapters = (name or Path(adapter).name,)
-        view.name, view._engines = "+".join((self.name, *view.adapters)), []
-        view._adaptation = Adaptation(base, checkpoint, self.name, view.adapters)
+        view.adapters, view.name, view._engines = adapters, "+".join((name, *adapters)), []
         return view
-
-    def bound_tap(self) -> Bound | None:
-        """What puts the edits into a forward, bound to this design; None without any."""
-        if not self.taps:
-            return None
-        from glassformer.interp.taps import compose
-
-        return compose(*self.taps, config=self.config)
 
 
 __all__ = ["Model", "load"]
