@@ -1,5 +1,5 @@
-"""Write the documentation that the program itself can tell: `docs/cli.md`, `docs/models.md`, `docs/sampling.md`,
-`docs/sites.md`, `docs/tree.md` and `docs/views.md`.
+"""Write the documentation that the program itself can tell: `docs/cli.md`, `docs/models.md`, `docs/recipes.md`,
+`docs/sampling.md`, `docs/sites.md`, `docs/tree.md` and `docs/views.md`.
 
 python scripts/make_docs.py           write the files
 python scripts/make_docs.py --check   exit 1 when one of them is not what it would write
@@ -7,6 +7,7 @@ python scripts/make_docs.py --check   exit 1 when one of them is not what it wou
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -225,6 +226,30 @@ def sampling() -> str:
     return head + "\n".join(rows) + "\n"
 
 
+def recipes() -> str:
+    """The settings of a training run, from their one declaration."""
+    from glassformer.train.recipe import Recipe
+
+    head = (
+        f"# Settings of a recipe\n\n{GENERATED}\n"
+        "A recipe is a TOML file with these sections, or the name of one that comes with the package;\n"
+        "`--set key=value` changes a setting by its name. [Training](training.md) says what they are for.\n"
+    )
+    kinds = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+    parts = [head]
+    for section in dataclasses.fields(Recipe):
+        kind = section.default_factory
+        if not isinstance(kind, type) or "setting" not in dataclasses.fields(kind)[0].metadata:
+            continue
+        parts.append(f"\n## [{section.name}]\n\n{kind.__doc__}\n\n")
+        parts.append("| setting | without | what it may be | what it is |\n| --- | --- | --- | --- |\n")
+        for one in dataclasses.fields(kind):
+            about = one.metadata["setting"]
+            may = about.range or kinds.get(str(one.type), "a list")
+            parts.append(f"| `{one.name}` | `{_plain(one.default)}` | {may} | {about.help} |\n")
+    return "".join(parts)
+
+
 def _range(one: Any) -> str:
     if one.kind in ("number", "whole"):
         return one.range + (f"; {', '.join(f'{value:g}' for value in one.off)} for off" if one.off else "")
@@ -243,6 +268,7 @@ def _plain(value: Any) -> str:
 PAGES = {
     "cli.md": cli,
     "models.md": models,
+    "recipes.md": recipes,
     "sampling.md": sampling,
     "sites.md": sites,
     "tree.md": tree,

@@ -146,7 +146,7 @@ def test_every_setting_has_a_name_of_its_own_and_a_word_about_it() -> None:
             continue
         for field in dataclasses.fields(cls):
             assert field.name not in seen, field.name
-            assert field.name in (cls.__doc__ or ""), f"{field.name} is not explained in {cls.__name__}"
+            assert field.metadata["setting"].help.endswith("."), f"{field.name} is not explained"
             seen.add(field.name)
 
 

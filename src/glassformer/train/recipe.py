@@ -1,8 +1,8 @@
 """What a training run is, as frozen data: model, data, optimiser, schedule and loop.
 
-A recipe is a TOML file (or a name of one that comes with the package) plus `key=value` settings. Every key and value
-is checked by name before anything is built (`settings.py` has what they may be); nothing here imports torch, reads
-training text or does arithmetic.
+A recipe is a TOML file (or a name of one that comes with the package) plus `key=value` settings. Every key is declared
+here once, with what it may be, and checked by name before anything is built; docs/recipes.md follows. Nothing here
+imports torch, reads training text or does arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 from glassformer.errors import UsageError, near
 from glassformer.model.config import Attention, Config, FeedForward, Norm, Rotary, uniform
 from glassformer.train import designs
-from glassformer.train.settings import check, coerce, pair
+from glassformer.train.settings import check, coerce, pair, setting
 
 DEFAULT = "cpu-minutes"
 EXPECTED = {"loss": "expected loss", "time": "expected time", "memory": "expected memory", "machine": "on"}
@@ -28,206 +28,198 @@ EXPECTED = {"loss": "expected loss", "time": "expected time", "memory": "expecte
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The model to train.
+    """The model to train; with `start` its shape is that model's."""
 
-    Args:
-        design: the family whose shape it has, which is also the family it exports as: "qwen3" (rotary, RMS norm,
-            normed queries and keys, gated SiLU), "llama" (the same without query-key norms), "gpt2" (learned
-            positions, layer norm, GELU), "relu2" (qwen3 with an ungated ReLU² feed-forward part; no other
-            library loads it); or one of `designs.TINY`, made of other families' parts: experts, state spaces, …
-        layers, width, heads, kv_heads, head_dims, d_ff: the shape; 0 means: kv_heads = heads, head_dims =
-            width / heads, d_ff = 8/3 of the width for gated parts (rounded up to 32) and 4 times it for others; of
-            experts, the share of that which makes a token's experts together as wide.
-        experts, active: in designs with experts, how many there are and how many a token meets; 0 means 8 and 2.
-        context: tokens a training row holds, and the longest text the model is made for.
-        theta: rotary base.
-        tied: the unembedding is the embedding.
-        start: fine-tune from this SOURCE instead of random weights; the shape above is then ignored.
-    """
-
-    design: str = "qwen3"
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    kv_heads: int = 0
-    head_dims: int = 0
-    d_ff: int = 0
-    experts: int = 0
-    active: int = 0
-    context: int = 256
-    theta: float = 10_000.0
-    tied: bool = False
-    start: str = ""
+    design: str = setting(
+        "qwen3",
+        "The family whose shape it has, which is also the family it exports as: qwen3 (rotary, RMS norm, normed "
+        "queries and keys, gated SiLU), llama (the same without query-key norms), gpt2 (learned positions, layer "
+        "norm, GELU), relu2 (qwen3 with an ungated ReLU² feed-forward part; no other library loads it), or a -tiny "
+        "one made of other families' parts: experts, state spaces, ….",
+        choices=designs.DESIGNS,
+    )
+    layers: int = setting(4, "Blocks.", least=1, most=100_000)  # far more take for ever to be counted
+    width: int = setting(128, "Numbers of the stream at each position.", least=1)
+    heads: int = setting(4, "Attention heads.", least=1)
+    kv_heads: int = setting(0, "Heads that keys and values have; 0 for as many as heads.", least=0)
+    head_dims: int = setting(0, "Numbers of a head; 0 for width / heads.", least=0)
+    d_ff: int = setting(
+        0,
+        "Neurons of a feed-forward part; 0 for 8/3 of the width in gated parts (rounded up to 32) and 4 times it in "
+        "others; of experts, the share of that which makes a token's experts together as wide.",
+        least=0,
+    )
+    experts: int = setting(0, "In designs with experts, how many there are; 0 for 8.", least=0)
+    active: int = setting(0, "How many of them a token meets; 0 for 2.", least=0)
+    context: int = setting(256, "Tokens of a training row, and the longest text the model is made for.", least=1)
+    theta: float = setting(10_000.0, "Base of the rotary positions.")
+    tied: bool = setting(False, "The unembedding is the embedding.")
+    start: str = setting("", "Fine-tune from this SOURCE instead of random weights; the shape above is then ignored.")
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What is learned from.
+    """What is learned from."""
 
-    Args:
-        data: files, folders, globs or `hf:` names; empty means Python's own standard library.
-        tokenizer: "byte", "char", "bpe:SIZE", or a SOURCE whose tokenizer is used; with `start` it is that model's.
-        held_out: share of the text kept aside to measure on.
-        split: "document" keeps whole documents aside, "tail" the end of the text.
-        chat: the data are conversations (jsonl, `{"messages": [...]}` or alike); the loss counts answers only.
-        sampling: "epoch" shows each row once before any a second time; "random" draws rows at any offset.
-        pack: documents that share a row are "apart" (none sees another, each has positions of its own) or "together".
-        text_field: the field or column that holds the text, where the data's own names do not say.
-        noise: share of the tokens read while training (never of those foretold) that are replaced by others of
-            their row; it keeps a model from learning a small text by heart.
-    """
-
-    data: tuple[str, ...] = ()
-    tokenizer: str = "byte"
-    held_out: float = 0.05
-    split: str = "document"
-    chat: bool = False
-    sampling: str = "epoch"
-    pack: str = "apart"
-    text_field: str = ""
-    noise: float = 0.0
+    data: tuple[str, ...] = setting((), "Files, folders, globs or hf: names; none for Python's own standard library.")
+    tokenizer: str = setting(
+        "byte", "byte, char, bpe:SIZE, or a SOURCE whose tokenizer is used; with start it is that model's."
+    )
+    held_out: float = setting(0.05, "Share of the text kept aside to measure on.", least=0, below=1)
+    split: str = setting(
+        "document",
+        "What is kept aside: whole documents, or the end of the text (tail).",
+        choices=("document", "tail"),
+    )
+    chat: bool = setting(
+        False, 'The data are conversations (jsonl, {"messages": [...]} or alike); the loss counts answers only.'
+    )
+    sampling: str = setting(
+        "epoch",
+        "epoch shows each row once before any a second time; random draws rows at any offset.",
+        choices=("epoch", "random"),
+    )
+    pack: str = setting(
+        "apart",
+        "Documents that share a row are apart (none sees another, each has positions of its own) or together.",
+        choices=("apart", "together"),
+    )
+    text_field: str = setting("", "The field or column that holds the text, where the data's own names do not say.")
+    noise: float = setting(
+        0.0,
+        "Share of the tokens read while training (never of those foretold) that are replaced by others of their row; "
+        "it keeps a model from learning a small text by heart.",
+        least=0,
+        below=1,
+    )
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """How gradients become steps.
+    """How gradients become steps."""
 
-    Args:
-        kind: "muon" (Muon for the matrices of the blocks, AdamW for the rest) or "adamw" for everything.
-        muon_lr, momentum, momentum_start, momentum_warmup, newton_schulz, muon_decay: Muon's rate; its momentum,
-            rising from `momentum_start` over `momentum_warmup` steps; Newton–Schulz rounds; decoupled weight decay.
-        embed_lr, head_lr, vector_lr, matrix_lr: AdamW's rates for embeddings, unembedding, vectors (norms, biases)
-            and, with kind "adamw", the matrices.
-        beta1, beta2, eps, adam_decay: AdamW's other numbers.
-        cautious: weight decay only where it agrees with the step's direction.
-        clip: largest gradient norm, 0 for no clipping.
-        dropout: share of the numbers that embeddings and parts of blocks add to the stream which a step leaves out.
-        balance: of a model with experts, what multiplies the loss that keeps their loads even (`balance.py`); 0 for
-            none.
-    """
-
-    kind: str = "muon"
-    muon_lr: float = 0.02
-    momentum: float = 0.95
-    momentum_start: float = 0.85
-    momentum_warmup: int = 100
-    newton_schulz: int = 5
-    muon_decay: float = 0.0
-    embed_lr: float = 0.02
-    head_lr: float = 0.005
-    vector_lr: float = 0.01
-    matrix_lr: float = 0.001
-    beta1: float = 0.8
-    beta2: float = 0.95
-    eps: float = 1e-10
-    adam_decay: float = 0.0
-    cautious: bool = False
-    clip: float = 0.0
-    dropout: float = 0.0
-    balance: float = 0.01
+    kind: str = setting(
+        "muon",
+        "muon (Muon for the matrices of the blocks, AdamW for the rest) or adamw for everything.",
+        choices=("muon", "adamw"),
+    )
+    muon_lr: float = setting(0.02, "Muon's rate.", least=0)
+    momentum: float = setting(0.95, "Muon's momentum.", least=0, below=1)
+    momentum_start: float = setting(0.85, "Where it begins.", least=0, below=1)
+    momentum_warmup: int = setting(100, "Steps over which it rises.", least=0)
+    newton_schulz: int = setting(5, "Newton–Schulz rounds of Muon.", least=1)
+    muon_decay: float = setting(0.0, "Decoupled weight decay of Muon.", least=0)
+    embed_lr: float = setting(0.02, "AdamW's rate for embeddings.", least=0)
+    head_lr: float = setting(0.005, "AdamW's rate for the unembedding.", least=0)
+    vector_lr: float = setting(0.01, "AdamW's rate for vectors: norms and biases.", least=0)
+    matrix_lr: float = setting(0.001, "AdamW's rate for matrices, with kind=adamw.", least=0)
+    beta1: float = setting(0.8, "AdamW's memory of gradients.", least=0, below=1)
+    beta2: float = setting(0.95, "AdamW's memory of their squares.", least=0, below=1)
+    eps: float = setting(1e-10, "What AdamW adds to their root.", above=0)
+    adam_decay: float = setting(0.0, "Decoupled weight decay of AdamW.", least=0)
+    cautious: bool = setting(False, "Weight decay only where it agrees with the step's direction.")
+    clip: float = setting(0.0, "Largest gradient norm; 0 for no clipping.", least=0)
+    dropout: float = setting(
+        0.0,
+        "Share of the numbers that embeddings and parts of blocks add to the stream which a step leaves out.",
+        least=0,
+        below=1,
+    )
+    balance: float = setting(
+        0.01, "Of a model with experts, what multiplies the loss that keeps their loads even; 0 for none.", least=0
+    )
 
 
 @dataclass(frozen=True)
 class ScheduleSpec:
-    """How long, how much at a time, and at what pace.
+    """How long, how much at a time, and at what pace."""
 
-    Args:
-        steps: optimiser steps.
-        batch: rows in a step, over all processes.
-        warmup: steps over which the rate rises from 0.
-        decay: share of the steps, at the end, over which it falls linearly.
-        final: what is left of the rate at the end, as a share.
-        batch_stages, length_stages: `[[share, value], ...]`: up to that share of the steps, this many rows, or
-            tokens a row, instead of `batch` and `context`.
-    """
-
-    steps: int = 1000
-    batch: int = 16
-    warmup: int = 0
-    decay: float = 0.6
-    final: float = 0.0
-    batch_stages: tuple[tuple[float, int], ...] = ()
-    length_stages: tuple[tuple[float, int], ...] = ()
+    steps: int = setting(1000, "Optimiser steps.", least=1)
+    batch: int = setting(16, "Rows in a step, over all processes.", least=1)
+    warmup: int = setting(0, "Steps over which the rate rises from 0.", least=0)
+    decay: float = setting(0.6, "Share of the steps, at the end, over which it falls linearly.", least=0, most=1)
+    final: float = setting(0.0, "What is left of the rate at the end, as a share.", least=0, most=1)
+    batch_stages: tuple[tuple[float, int], ...] = setting(
+        (), "[[share, value], …]: up to that share of the steps, so many rows a step instead of batch."
+    )
+    length_stages: tuple[tuple[float, int], ...] = setting((), "The same of tokens a row, instead of context.")
 
 
 @dataclass(frozen=True)
 class LoopSpec:
-    """How the machine is used, and when to look and to save.
+    """How the machine is used, and when to look and to save."""
 
-    Args:
-        device: "auto", "cpu", "cuda", "cuda:1", ...
-        precision: "auto", "bf16" (float32 weights, bfloat16 copies computed with) or "fp32".
-        threads: processor threads, 0 for all cores.
-        micro_batch: rows computed at once, 0 for as many as fit.
-        memory: share of the free memory that a run may plan with.
-        loss_chunk: tokens whose logits exist at once, 0 for a choice by vocabulary size.
-        recompute: activation checkpointing: forget what is inside a block, compute it again for the gradient.
-        compile: "off", "on" or "auto" (where it will pay).
-        fused: on a processor, attention by explicit products instead of PyTorch's fused kernel.
-        native: on a processor, the whole step in C++: "off", "on" or "auto" (plain designs that are small enough, runs
-            that are long enough).
-        deterministic: on a GPU, only kernels that give the same bits every time (slower).
-        shard: "none" (every process holds the model) or "full" (FSDP2).
-        seed: of weights and of the order of the data.
-        log_every, eval_every, sample_every, save_every, probe_every: in steps, 0 for never (at the end, always).
-        eval_tokens: held-out tokens measured at each look; the end measures up to 20 times as many.
-        film: frames of the run kept to look back at, spaced by the logarithm of the step, each with a sample, probes,
-            patterns and as many weights as fit into 10 MB for all of them; 0 for none.
-        sample_prompt, sample_tokens: what samples start with, and how long they are.
-        keep: checkpoints kept, beside the best.
-        on_nan: "stop", or "skip" that batch.
-        tensorboard: also write the journal's numbers for TensorBoard.
-    """
-
-    device: str = "auto"
-    precision: str = "auto"
-    threads: int = 0
-    micro_batch: int = 0
-    memory: float = 0.6
-    loss_chunk: int = 0
-    recompute: bool = False
-    compile: str = "off"
-    fused: bool = True
-    native: str = "auto"
-    deterministic: bool = False
-    shard: str = "none"
-    seed: int = 1
-    log_every: int = 10
-    eval_every: int = 100
-    sample_every: int = 0
-    save_every: int = 500
-    probe_every: int = 0
-    film: int = 0
-    eval_tokens: int = 65_536
-    sample_prompt: str = ""
-    sample_tokens: int = 100
-    keep: int = 2
-    on_nan: str = "stop"
-    tensorboard: bool = False
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, ….")
+    precision: str = setting(
+        "auto",
+        "bf16 (float32 weights, bfloat16 copies computed with), fp32, or auto.",
+        choices=("auto", "bf16", "fp32"),
+    )
+    threads: int = setting(
+        0, "Processor threads; 0 for all cores.", least=0, most=1024
+    )  # far more of them end the process: each has a stack of its own
+    micro_batch: int = setting(0, "Rows computed at once; 0 for as many as fit.", least=0)
+    memory: float = setting(0.6, "Share of the free memory that a run may plan with.", least=0, most=1)
+    loss_chunk: int = setting(0, "Tokens whose logits exist at once; 0 for a choice by vocabulary size.", least=0)
+    recompute: bool = setting(
+        False, "Activation checkpointing: forget what is inside a block, compute it again for the gradient."
+    )
+    compile: str = setting(
+        "off", "Compile the model: off, on, or auto (where it will pay).", choices=("off", "on", "auto")
+    )
+    fused: bool = setting(True, "On a processor, attention by explicit products instead of PyTorch's fused kernel.")
+    native: str = setting(
+        "auto",
+        "On a processor, the whole step in C++: off, on, or auto (plain designs that are small enough, runs that are "
+        "long enough).",
+        choices=("off", "on", "auto"),
+    )
+    deterministic: bool = setting(False, "On a GPU, only kernels that give the same bits every time (slower).")
+    shard: str = setting("none", "none (every process holds the model) or full (FSDP2).", choices=("none", "full"))
+    seed: int = setting(1, "Of weights and of the order of the data.", least=0, most=2**63 - 1)
+    log_every: int = setting(10, "Steps between lines of the journal; 0 for none but the last.", least=0)
+    eval_every: int = setting(100, "Steps between looks at held-out text; 0 for the end alone.", least=0)
+    sample_every: int = setting(0, "Steps between samples; 0 for the end alone.", least=0)
+    save_every: int = setting(500, "Steps between checkpoints; 0 for the end alone.", least=0)
+    probe_every: int = setting(0, "Steps between probes; 0 for the end alone.", least=0)
+    film: int = setting(
+        0,
+        "Frames of the run kept to look back at, spaced by the logarithm of the step, each with a sample, probes, "
+        "patterns and as many weights as fit into 10 MB for all of them; 0 for none.",
+        least=0,
+    )
+    eval_tokens: int = setting(
+        65_536, "Held-out tokens measured at each look; the end measures up to 20 times as many.", least=1
+    )
+    sample_prompt: str = setting("", "What samples start with.")
+    sample_tokens: int = setting(100, "How long samples are.", least=0)
+    keep: int = setting(2, "Checkpoints kept, beside the best.", least=1)
+    on_nan: str = setting("stop", "At a loss that is no number: stop, or skip that batch.", choices=("stop", "skip"))
+    tensorboard: bool = setting(False, "Also write the journal's numbers for TensorBoard.")
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """An adapter that is trained alone, beside the frozen model that `start` names.
+    """An adapter that is trained alone, beside the frozen model that `start` names."""
 
-    Args:
-        adapter: "none" (the whole model is trained), "lora", or "dora" (rows are scaled as well).
-        rank: of what is added to each matrix.
-        alpha: what is added is multiplied by alpha / rank.
-        rank_stable: by alpha / √rank instead (rsLoRA).
-        targets: which matrices of blocks, such as `attn.q` or `mlp.*`; empty for all that PEFT's layout can hold.
-        base: how the model's own matrices stand in memory: "float" (the type that is computed in), "q8_0" or "q4_0"
-            (blocks of 8 or 4 bits, unpacked where they are used).
-        adapter_lr: AdamW's rate for the adapter.
-    """
-
-    adapter: str = "none"
-    rank: int = 16
-    alpha: float = 32.0
-    rank_stable: bool = False
-    targets: tuple[str, ...] = ()
-    base: str = "float"
-    adapter_lr: float = 0.001
+    adapter: str = setting(
+        "none",
+        "none (the whole model is trained), lora, or dora (rows are scaled as well).",
+        choices=("none", "lora", "dora"),
+    )
+    rank: int = setting(16, "Rank of what is added to each matrix.", least=1)
+    alpha: float = setting(32.0, "What is added is multiplied by alpha / rank.", above=0)
+    rank_stable: bool = setting(False, "By alpha / √rank instead (rsLoRA).")
+    targets: tuple[str, ...] = setting(
+        (), "Which matrices of blocks, such as attn.q or mlp.*; none for all that PEFT's layout can hold."
+    )
+    base: str = setting(
+        "float",
+        "How the model's own matrices stand in memory: float (the type that is computed in), q8_0 or q4_0 (blocks of 8 "
+        "or 4 bits, unpacked where they are used).",
+        choices=("float", "q8_0", "q4_0"),
+    )
+    adapter_lr: float = setting(0.001, "AdamW's rate for the adapter.", least=0)
 
     @property
     def scale(self) -> float:

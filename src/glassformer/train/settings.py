@@ -1,12 +1,15 @@
 """Settings of a recipe: read from text, and refused where they cannot be meant.
 
-It knows what each value may be and says so by the setting's name; what the settings do is told in `recipe.py`.
+It says by a setting's name what its value may be; the settings themselves are declared in `recipe.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import UsageError, near
@@ -15,10 +18,58 @@ from glassformer.train import designs
 if TYPE_CHECKING:
     from glassformer.train.recipe import Recipe
 
-MOST_THREADS = 1024
-"""Far more of them end the process: each has a stack of its own."""
-MOST_LAYERS = 100_000
-"""Far more take for ever to be counted."""
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one setting of a recipe.
+
+    Attributes:
+        help: one sentence for people.
+        choices: its values, of a text.
+        least, most, above, below: the range of a number; None where it has no such end.
+    """
+
+    help: str
+    choices: Collection[str] = ()
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    @property
+    def range(self) -> str:
+        """What it may be, in words; empty where its type says all."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        ends = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{words} {end}" for words, end in ends.items() if end is not None)
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value that is none of these.
+
+        Raises:
+            UsageError: by the setting's name.
+        """
+        if self.choices:
+            if value not in self.choices:
+                raise UsageError(f"{name} is {self.range}; got {value!r}." + near(value, self.choices))
+            return
+        low = (self.least is not None and value < self.least) or (self.above is not None and value <= self.above)
+        high = (self.most is not None and value > self.most) or (self.below is not None and value >= self.below)
+        if not low and not high:
+            return
+        if (self.least, self.most) == (0, 1):
+            raise UsageError(f"{name} is a share between 0 and 1; got {value}.")
+        if self.most is not None:  # the other end is far away
+            raise UsageError(
+                f"{name} must be {f'at least {self.least}' if low else f'at most {self.most}'}; got {value}."
+            )
+        raise UsageError(f"{name} must be {self.range}; got {value}.")
+
+
+def setting(default: Any, help: str, **known: Any) -> Any:
+    """A field of a recipe's section: its default, what it is, and the rest of `Setting`."""
+    return field(default=default, metadata={"setting": Setting(help, **known)})
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -78,60 +129,9 @@ def check(r: Recipe) -> None:
     Raises:
         UsageError: naming the setting, what it may be, and what it is.
     """
-    sections = (r.model, r.data, r.optimizer, r.schedule, r.loop, r.adapter)
-    values = {key: v for section in sections for key, v in vars(section).items()}
-    choices = {
-        "design": designs.DESIGNS,
-        "split": ("document", "tail"),
-        "sampling": ("epoch", "random"),
-        "pack": ("apart", "together"),
-        "kind": ("muon", "adamw"),
-        "precision": ("auto", "bf16", "fp32"),
-        "compile": ("off", "on", "auto"),
-        "native": ("off", "on", "auto"),
-        "shard": ("none", "full"),
-        "on_nan": ("stop", "skip"),
-        "adapter": ("none", "lora", "dora"),
-        "base": ("float", "q8_0", "q4_0"),
-    }
-    for key, known in choices.items():
-        if (value := values[key]) not in known:
-            raise UsageError(f"{key} is one of {', '.join(known)}; got {value!r}." + near(value, known))
-    at_least = {
-        1: ("layers", "width", "heads", "context", "steps", "batch", "newton_schulz", "keep", "eval_tokens")
-        + ("rank",),
-        0: (
-            "kv_heads",
-            "head_dims",
-            "d_ff",
-            "experts",
-            "active",
-            "warmup",
-            "momentum_warmup",
-            "threads",
-            "micro_batch",
-            "loss_chunk",
-            "seed",
-        )
-        + ("log_every", "eval_every", "sample_every", "save_every", "probe_every", "film", "sample_tokens")
-        + ("muon_lr", "embed_lr", "head_lr", "vector_lr", "matrix_lr", "muon_decay", "adam_decay", "clip")
-        + ("balance", "adapter_lr"),
-    }
-    for least, keys in at_least.items():
-        for key in keys:
-            if values[key] < least:
-                raise UsageError(f"{key} must be at least {least}; got {values[key]}.")
-    for key, most in (("seed", 2**63 - 1), ("threads", MOST_THREADS), ("layers", MOST_LAYERS)):
-        if values[key] > most:
-            raise UsageError(f"{key} must be at most {most}; got {values[key]}.")
-    if values["eps"] <= 0:
-        raise UsageError(f"eps must be above 0; got {values['eps']}.")
-    for key in ("momentum", "momentum_start", "beta1", "beta2", "held_out", "noise", "dropout"):
-        if not 0 <= values[key] < 1:
-            raise UsageError(f"{key} must be at least 0 and below 1; got {values[key]}.")
-    for key in ("decay", "final", "memory"):
-        if not 0 <= values[key] <= 1:
-            raise UsageError(f"{key} is a share between 0 and 1; got {values[key]}.")
+    for section in (r.model, r.data, r.optimizer, r.schedule, r.loop, r.adapter):
+        for one in dataclasses.fields(section):
+            one.metadata["setting"].check(one.name, getattr(section, one.name))
     if not r.model.head_dims and r.model.width % r.model.heads:
         raise UsageError(
             f"width {r.model.width} does not divide into {r.model.heads} heads; set head_dims or change one."
@@ -147,8 +147,6 @@ def check(r: Recipe) -> None:
         raise UsageError(f"The design {r.model.design} has no place for {' and '.join(idle)}; leave them at 0.")
     if r.model.design in designs.SPARSE and r.loop.shard == "full" and r.optimizer.kind == "muon":
         raise UsageError("Sharded weights of experts are trained by AdamW: set kind=adamw, or shard=none.")
-    if r.adapter.alpha <= 0:
-        raise UsageError(f"alpha must be above 0; got {r.adapter.alpha}.")
     if r.adapter.adapter == "none" and (r.adapter.base != "float" or r.adapter.targets):
         raise UsageError("base and targets are for an adapter that is trained alone; set adapter=lora or adapter=dora.")
     if r.adapter.adapter != "none":
