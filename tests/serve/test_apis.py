@@ -22,6 +22,8 @@ from tests.serve.test_openai_answers import _Forced
 USER: Any = {"role": "user", "content": "Hello"}
 WEATHER = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
 TOOL: Any = {"type": "function", "function": {"name": "weather", "description": "Of a place.", "parameters": WEATHER}}
+ODD = {"type": "object", "properties": {"when": {"not": {"type": "string"}}}}
+UNHELD: Any = {"type": "function", "function": {"name": "later", "parameters": ODD}}
 CALL = 'Wait.\n<tool_call>\n{"name": "weather", "arguments": {"place": "Rome"}}\n</tool_call>'
 THINKING = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}<think>{# </think> #}"
 
@@ -103,6 +105,8 @@ def test_the_template_is_told_of_tools(server, model, monkeypatch):
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "none of the tools"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"functions": [{"name": "f"}]}, "functions is not supported"),
+        ({"tools": [TOOL, UNHELD]}, "The tool 'later' cannot be offered: An answer cannot be held to this form"),
+        ({"tools": [TOOL, UNHELD], "logit_bias": {"99999": 1}}, "logit_bias names token 99999"),
     ],
 )
 def test_tools_that_cannot_be_meant(server, more, said):
@@ -282,6 +286,13 @@ def test_ollama_chats(server, llama):
     assert called.tool_calls[0].function.arguments == {"place": "Rome"}
     history = [USER, called, {"role": "tool", "tool_name": "weather", "content": "sunny"}]
     assert llama.chat("tiny", messages=history, tools=[TOOL], options={"num_predict": 1}).done_reason == "length"
+    for wrong in (
+        [USER, called, {"role": "tool", "tool_name": "wether", "content": "sunny"}],
+        [USER, {"role": "tool", "tool_name": "weather", "content": "sunny"}],
+        [*history, {"role": "tool", "tool_name": "weather", "content": "sunny"}],  # one call has one result
+    ):
+        with pytest.raises(ollama.ResponseError, match=r"messages\.\d\.tool_name: no earlier message makes a call of"):
+            llama.chat("tiny", messages=wrong, tools=[TOOL])
 
 
 def test_ollama_generates_lists_and_embeds(server, llama, model):

@@ -307,8 +307,10 @@ def _chat_of(ask: OllamaChatAsk) -> ChatAsk:
                 for i, (id, name) in enumerate(waiting)
                 if one.tool_call_id in (None, id) and one.tool_name in (None, name)
             ]
-            if one.tool_call_id is not None and not fits:
-                raise Refusal(400, f"messages.{number}.tool_call_id: no earlier message calls a tool with this id.")
+            for field in ("tool_call_id", "tool_name"):
+                if (given := getattr(one, field)) is not None and not fits:
+                    said = f"no earlier message makes a call of {given[:100]!r} that has no result yet."
+                    raise Refusal(400, f"messages.{number}.{field}: {said}")
             if fits:
                 told["tool_call_id"] = waiting.pop(fits[0])[0]
             told["name"] = one.tool_name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from glassformer.serve.openai_requests import ChatAsk, Message, Streamed
 from glassformer.serve.prompting import rendered
 from glassformer.serve.readers import THOUGHTS, reader, shows_specials
 from glassformer.serve.tool_grammars import tool_constraint
-from glassformer.serve.tools import form_of, history, introduced
+from glassformer.serve.tools import Toolbox, form_of, history, introduced
 
 _QUICK = 4096  # bytes of a request that is planned at once
 Made = TypeVar("Made")
@@ -142,11 +142,23 @@ def chat_plan(served: Served, ask: ChatAsk) -> Plan:
     held, thoughts = ask.constraint(), told.thoughts
     if held is not None:
         thoughts = None  # the whole answer has the form, and nothing is thought before it
-    else:
-        tokenizer = served.model.tokenizer
-        template = tokenizer.chat_template or ""
-        held = tool_constraint(told.form, box, template, tokenizer, told.thoughts, told.thinking)
-    asked = requests(served, ask, ids, most, top, held)
+    tokenizer = served.model.tokenizer
+    template = tokenizer.chat_template or ""
+
+    def asked_with(box: Toolbox) -> list[Asked]:
+        calls = held or tool_constraint(told.form, box, template, tokenizer, thoughts, told.thinking)
+        return requests(served, ask, ids, most, top, calls)
+
+    try:
+        asked = asked_with(box)
+    except UsageError:
+        asked_with(Toolbox())  # what is wrong without tools is none of theirs
+        for tool in box.callable:
+            try:
+                asked_with(replace(box, tools=(tool,)))
+            except UsageError as error:
+                raise UsageError(f"The tool {tool.name!r} cannot be offered: {error}") from None
+        raise
     made = partial(reader, told.form, box, thoughts, told.thinking)
     return Plan([ids], asked, reader=made, specials=shows_specials(told.form, box), edits=ask.edits)
 
