@@ -134,7 +134,7 @@ def draw(p: Tensor, generator: torch.Generator) -> int:
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """A token for adjusted logits (vocab,)."""
     if sampling.greedy:
-        return int(logits.argmax())
+        return int(logits.numpy().argmax())  # torch's takes twice as long
     if sampling.unfiltered and sampling.temperature > _COLDEST:
         return _draw_any(logits, sampling.temperature, generator)
     ids, p = kept(logits, sampling)

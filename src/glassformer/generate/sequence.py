@@ -70,6 +70,7 @@ class Sequence:
     matcher: ConstraintMatcher | None = None
     drafts: list[int] = field(default_factory=list)
     runner: Runner | None = None
+    _wide: bool = False  # whether the constraint left most tokens when it was last asked
     _width: int = 2  # drafts worth making in one step, by how many of the last ones were right
     _rest: int = 0  # steps to make without drafts
     _wrong: int = 0  # times in a row that no draft was right
@@ -140,14 +141,22 @@ class Sequence:
 
     def _choose(self, logits: Float[Tensor, vocab]) -> int:
         sampling, early = self.request.sampling, self.answered < self.request.sampling.min_tokens
-        if self.matcher is None and not early and sampling.greedy and sampling.plain:
-            return int(without(logits, self.absent).numpy().argmax())
         scores = adjust(logits, sampling, self.request.prompt, self.answer) if not sampling.plain else logits
         scores = without(scores, self.absent)
+        if not early:
+            if self.matcher is None:
+                return choose(scores, sampling, self.generator)
+            if sampling.greedy or (self._wide and sampling.unfiltered):
+                # Which tokens are allowed is not asked where one chosen from all is. One that is not gives way to a
+                # choice among the allowed, so that each of these comes as often as if the others had been left out.
+                token = choose(scores, sampling, self.generator)
+                if self.matcher.possible([token]):
+                    return token
         if self.matcher is not None:
             allowed = self.matcher.allowed()
             kept = torch.from_numpy(allowed.numpy().nonzero()[0])
-            if not early and len(kept) < len(scores) // _FEW:  # a choice among few is made among them alone
+            self._wide = len(kept) >= len(scores) // _FEW
+            if not early and not self._wide:  # a choice among few is made among them alone
                 return int(kept[choose(scores[kept], sampling, self.generator)])
             scores = torch.where(allowed, scores, -torch.inf)
         if early:
