@@ -53,6 +53,17 @@ def test_a_room_asks_with_the_changes_or_says_that_it_shows_the_model_as_it_is(a
     assert "of the model as it is" in app.page.inner_text(".changed")
 
 
+def test_what_no_change_reaches_is_said_on_the_stage_beside_signs_and_in_a_second_room(visit: Any, server: Any):
+    app = visit(server, reduced_motion="reduce", viewport={"width": 2560, "height": 1400})
+    app.open(f"{HERE}&scene=size&beside=size&edits={quote(OFF)}")
+    assert "model as it is" in app.page.inner_text(".stage-head .say")
+    assert "is the model as it is" in app.page.inner_text(".changed")
+    app.page.wait_for_selector("#heads-note:has-text('signs are of the model as it is')")
+    app.page.click("#all-on")
+    app.settle()
+    assert "as it is" not in app.page.inner_text(".stage-head .say") + app.page.inner_text("#heads-note")
+
+
 def test_a_row_switches_off_what_it_says(app: Watched):
     app.open(HERE).room("why")
     row = app.page.locator("#room-why .waterfall:not(.sum) button.part:enabled").filter(has_text="from").first

@@ -92,9 +92,9 @@ export function bar(source, state) {
         source.live ? h("button", { type: "button", class: "bare", "aria-label": `Take back: ${name}`, onclick: () => state.set({ edits: state.get("edits").filter((/** @type {any} */ _, /** @type {number} */ j) => j !== i) }) }, "✕") : null);
     }));
     if (held !== undefined) /** @type {any} */ (list.querySelector(`[data-dial="${held}"]`))?.focus();
-    remark.textContent = UNCHANGED[state.get("tab")] ?? "";
+    remark.textContent = [...new Set([state.get("tab"), state.get("beside")])].map((room) => UNCHANGED[room] ?? "").join(" ").trim();
   };
-  state.on(["edits", "tokens", "tab"], draw);
+  state.on(["edits", "tokens", "tab", "beside"], draw);
   draw();
   return element;
 }

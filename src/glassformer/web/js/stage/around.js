@@ -44,6 +44,7 @@ export class Around {
     const level = stage.zoom?.level;
     this.title.textContent = level ? stage.zoom.crumbs().slice(1).map(({ name }) => name).join(" · ") : say(`scene.${stage.scene.id}`);
     this.about.textContent = level ? say(`zoom.${level}.say`, stage.zoom.place) : say(`scene.${stage.scene.id}.say`, stage.scene.fields?.(stage) ?? {});
+    if (!level && stage.scene.unchanged && stage.state.get("edits").length) this.about.textContent += ` ${say("stage.unchanged")}`;
     stage.element.classList.toggle("zoomed", Boolean(level));
     this.count.textContent = n && !level ? say("stage.of", { n, all: SCENES.length - 1 }) : "";
     put(this.list, SCENES.map((scene, i) => h("option", { value: scene.id }, i ? `${i} · ${say(`scene.${scene.id}`)}` : say(`scene.${scene.id}`))));

@@ -14,6 +14,7 @@ import { mixed } from "./quiz.js";
  * @property {boolean} [covers] it paints every pixel itself
  * @property {number} [hold] where the film waits for a guess
  * @property {(stage: Stage) => Record<string, any>} [fields] of its sentence
+ * @property {boolean} [unchanged] its numbers are of the model as it is, whatever is switched off
  * @property {(stage: Stage) => Promise<any>} [need] what it asks of the model beyond the stage's own data
  * @property {(pen: import("./paint.js").Pen, t: number, stage: Stage) => void} paint
  * @property {(stage: Stage) => import("./quiz.js").Question|null} [ask]

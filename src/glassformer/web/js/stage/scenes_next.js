@@ -347,6 +347,7 @@ function shares(count) {
 /** @type {Scene} */
 export const size = {
   id: "size",
+  unchanged: true,
   seconds: 7,
   hold: 0.4,
   fields: (stage) => ({ model: stage.data?.model ?? "" }),

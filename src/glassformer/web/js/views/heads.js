@@ -41,9 +41,11 @@ export function mount(element, source, state) {
   // What heads do is measured on texts of its own, which takes long: after what is looked at.
   live(note, state, ["model"], async (signal) => (await drawn, source.get("heads", { model: state.get("model") }, { signal }).catch(() => null)), (found) => {
     roles = found;
-    put(note, LEGEND, Object.values(ROLES).map(([sign, text]) => `${sign} ${text}`).join(", "), ".");
+    legend();
     arrange();
   });
+  const legend = () => roles && put(note, LEGEND, Object.values(ROLES).map(([sign, text]) => `${sign} ${text}`).join(", "), ".", state.get("edits").length ? " The signs are of the model as it is." : "");
+  state.on(["edits"], legend);
 
   // All squares are one picture, of which each shows its part: hundreds of canvases would each be a layer of the page.
   const sheet = h("canvas", {});

@@ -3,6 +3,7 @@
 /** @type {Record<string, string>} */
 export const DE = {
   "stage.name": "Die Bühne: dieser Text auf seinem Weg durch das Modell",
+  "stage.unchanged": "Gezählt ist das Modell, wie es ist.",
   "stage.of": "Szene {n} von {all}",
   "stage.where": "Wo in der Maschine",
   "stage.play": "Abspielen",

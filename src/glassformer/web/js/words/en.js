@@ -3,6 +3,7 @@
 /** @type {Record<string, string>} */
 export const EN = {
   "stage.name": "The stage: this text on its way through the model",
+  "stage.unchanged": "It is counted in the model as it is.",
   "stage.of": "scene {n} of {all}",
   "stage.where": "Where in the machine",
   "stage.play": "Play",
