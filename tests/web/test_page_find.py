@@ -73,7 +73,28 @@ def test_a_note_stays_with_its_view_and_leads_back(app: Watched):
     app.settle()
     assert "Layer 1, head 2" in app.page.inner_text(".opened")
     assert app.page.input_value(".note textarea") == "looks back"
+    assert "Kept while this tab is open" in app.page.inner_text(".notes")
     app.page.reload()  # and it is kept over a reload
     app.page.wait_for_selector(".note textarea")
     app.page.click("[aria-label='Remove this note']")
     assert app.page.locator(".note").count() == 0
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        "Object.defineProperty(window, 'sessionStorage', {get() { throw new DOMException('', 'SecurityError'); }})",
+        "Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); }",
+        "if (location.host) sessionStorage.setItem('glassformer', '{')",
+    ],
+)
+def test_a_browser_that_keeps_nothing_is_said(app: Watched, forbidden: str):
+    app.page.add_init_script(forbidden)
+    app.open(HERE)
+    app.page.click("text='Note'")
+    app.page.keyboard.type("looks back")
+    if "'{'" in forbidden:  # what was kept is no view: the page begins anew and keeps again
+        app.page.wait_for_selector(".notes:has-text('Kept while')")
+    else:
+        app.page.wait_for_selector(".notes:has-text('does not keep them')")
+    assert app.page.input_value("#composer") == TEXT

@@ -48,7 +48,7 @@ export const START = {
   tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, plane: [], sum: "king - man + woman",
-  scene: null, zoom: null, marks: null, circuitAsked: false, reasonAgainst: null, notes: [],
+  scene: null, zoom: null, marks: null, circuitAsked: false, reasonAgainst: null, notes: [], kept: true,
   table: { texts: ["The capital of France is", "The capital of Italy is", "The capital of Japan is", "The capital of Spain is"], metric: "entropy", token: null, against: null }, lang: null, stageShare: 0.1,
 };
 
@@ -239,8 +239,12 @@ const KEPT = "glassformer";
 
 /** What this tab showed before it was loaded again. @returns {string|null} */
 function remembered() {
-  const held = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
-  return held && (held.address === location.hash || !location.hash) ? held.view : null;
+  try {
+    const held = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+    return typeof held?.view === "string" && (held.address === location.hash || !location.hash) ? held.view : null;
+  } catch {
+    return null; // a browser that keeps nothing for the page
+  }
 }
 
 /** The app in the page that the server sends. */
@@ -257,8 +261,9 @@ export function app() {
     timer = window.setTimeout(() => {
       try {
         sessionStorage.setItem(KEPT, JSON.stringify({ address: location.hash, view: state.fragment() }));
+        state.set({ kept: true });
       } catch {
-        sessionStorage.removeItem(KEPT); // a text too long to be kept
+        state.set({ kept: false }); // forbidden, or longer than the browser keeps
       }
     }, 150);
   });

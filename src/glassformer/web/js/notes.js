@@ -1,4 +1,4 @@
-/** Notes pinned to views: written where something is seen, kept with the session, and the way back to it. */
+/** Notes pinned to views: written where something is seen, the way back to it, and how long the browser keeps them. */
 
 import { h, put } from "./dom.js";
 import { say } from "./words.js";
@@ -31,7 +31,7 @@ export function notes(state) {
   const draw = () => {
     const all = state.get("notes") ?? [];
     const now = here(state);
-    const key = JSON.stringify([all.map((/** @type {any} */ n) => [n.at, same(n.at, now)])]);
+    const key = JSON.stringify([state.get("kept"), all.map((/** @type {any} */ n) => [n.at, same(n.at, now)])]);
     list.hidden = !all.length;
     if (key === known) return; // typing in one does not draw it anew
     known = key;
@@ -41,9 +41,9 @@ export function notes(state) {
         mine ? h("textarea", { class: "boxed", rows: "2", "aria-label": say("notes.on", { place: placeName(note.at) }), value: note.says, oninput: (/** @type {any} */ event) => change(i, event.target.value) })
           : h("button", { type: "button", class: "note-open", onclick: () => state.set(note.at) }, note.says || say("notes.empty"), h("span", { class: "soft small" }, placeName(note.at))),
         h("button", { type: "button", class: "bare", "aria-label": say("notes.remove"), onclick: () => change(i, null) }, "✕"));
-    }));
+    }), h("p", { class: "soft small" }, say(state.get("kept") ? "notes.kept" : "notes.lost")));
   };
-  state.on(["notes", ...PLACE], draw);
+  state.on(["notes", "kept", ...PLACE], draw);
   draw();
   return { button, list };
 }

@@ -333,6 +333,8 @@ export const DE = {
   "notes.on": "Notiz zu {place}",
   "notes.empty": "(leer)",
   "notes.remove": "Diese Notiz entfernen",
+  "notes.kept": "Bleiben, solange dieser Tab offen ist, in kopierten Links und in gesicherten Sitzungen.",
+  "notes.lost": "Dieser Browser behält sie nicht, wenn neu geladen wird; eine gesicherte Sitzung oder ein kopierter Link schon.",
 
   "texts.probability": "Wahrscheinlichkeit von",
   "texts.logit_difference": "Logit von … über …",

@@ -333,6 +333,8 @@ export const EN = {
   "notes.on": "Note on {place}",
   "notes.empty": "(empty)",
   "notes.remove": "Remove this note",
+  "notes.kept": "Kept while this tab is open, in copied links and in saved sessions.",
+  "notes.lost": "This browser does not keep them over a reload; a saved session or a copied link does.",
 
   "texts.probability": "probability of",
   "texts.logit_difference": "logit of … above …",
