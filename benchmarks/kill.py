@@ -1,9 +1,10 @@
 """Kill a training process with SIGKILL at moments of every kind, resume it each time, compare with a run never killed.
 
 A child process trains a tiny model. It is killed at the n-th time that Python is about to change a file of the run
-(audit events of opening for writing, renaming, removing and making), or between two steps; n is drawn at random. Then
-`--resume` goes on, is perhaps killed again, and so on until the run has finished. Its losses must be those of a run
-that was never killed, to the bit, and nothing half-written may be left.
+(audit events of opening for writing, renaming, removing and making), or between two steps. For the first kill of a
+run the kinds of moments take turns and n is drawn among those of the kind; then `--resume` goes on, is perhaps killed
+again at any moment, and so on until the run has finished. Its losses must be those of a run that was never killed, to
+the bit, and nothing half-written may be left.
 """
 
 from __future__ import annotations
@@ -65,13 +66,15 @@ def child(place: str, data: str, cache: str, moment: int, label: str) -> None:
     from glassformer.train.loop import Run
 
     root, count, begun = Path(place), 0, False
+    kinds: list[str] = []
 
     def reached(path: Path, event: str) -> None:
         nonlocal count
         count += 1
+        kinds.append(kind_of(path, event, root, begun))
         if count == moment:
             with open(label, "w") as file:
-                file.write(kind_of(path, event, root, begun))
+                file.write(kinds[-1])
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -96,11 +99,11 @@ def child(place: str, data: str, cache: str, moment: int, label: str) -> None:
     sys.addaudithook(audit)
     train("cpu-minutes", data=data, out=place, resume=True, quiet=True, settings=SETTINGS)
     with open(label, "w") as file:
-        file.write(str(count))
+        json.dump(kinds, file)
 
 
 def attempt(place: Path, data: Path, moment: int) -> str:
-    """One process; what it was killed at, or the number of moments it had when it finished."""
+    """One process; what it was killed at, or, when it finished, the kinds of all its moments as a JSON list."""
     label = place.parent / "label"
     label.unlink(missing_ok=True)
     context = multiprocessing.get_context("forkserver")
@@ -132,7 +135,7 @@ def trial(folder: Path, data: Path, moments: list[int]) -> Counter[str]:
     place = folder / "run"
     for moment in [*moments, 0]:
         found = attempt(place, data, moment)
-        if found.isdecimal():
+        if found.startswith("["):
             break
         killed[found] += 1
     return killed
@@ -153,13 +156,16 @@ def main(seed: int = 1) -> int:
         data.write_text("".join(f"{i % 7} cats sat on {i % 11} mats by {i % 13} doors.\n" for i in range(500)))
         straight = Path(folder, "straight")
         straight.mkdir()
-        moments = int(attempt(straight / "run", data, 0))
+        kinds = json.loads(attempt(straight / "run", data, 0))
+        by_kind = [[n for n, kind in enumerate(kinds, 1) if kind == one] for one in sorted(set(kinds))]
         right, number = losses(straight / "run"), 0
         while sum(killed.values()) < kills:
             number += 1
             home = Path(folder, str(number))
             home.mkdir()
-            killed += trial(home, data, [draw.randrange(1, moments) for _ in range(draw.randrange(1, 6))])
+            first = draw.choice(by_kind[number % len(by_kind)])
+            later = [draw.randrange(1, len(kinds)) for _ in range(draw.randrange(0, 3))]
+            killed += trial(home, data, [first, *later])
             same = losses(home / "run") == right and not strays(home / "run")
             wrong += not same
             print(

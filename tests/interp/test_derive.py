@@ -1,4 +1,7 @@
-"""Every derived place equals what passed there in the forward, on any design, with and without padding."""
+"""Every derived place equals what passed there in the forward, on any design, with and without padding.
+
+Drawn designs are computed in float64, for some of them enlarge float32's rounding beyond a bound that would tell much.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from glassformer.model.transformer import Transformer
 from tests.interp.helpers import close, model, randomised
 from tests.strategies import configs
 
+ROUNDING = 1e-12
+"""Of float64, over the largest value; what was seen in 150 drawn designs is 3e-15."""
+
 
 def seen(transformer: Transformer, ids, mask=None, tap=None, only="") -> dict[str, torch.Tensor]:
     """Every site (whose name holds `only`) as it passed in a forward."""
@@ -29,20 +35,20 @@ def seen(transformer: Transformer, ids, mask=None, tap=None, only="") -> dict[st
 @settings(max_examples=25, deadline=None)
 @given(configs(), st.integers(0, 2**16))
 def test_every_site_of_any_design(config, seed):
-    transformer = randomised(Transformer(config), seed)
+    transformer = randomised(Transformer(config), seed).double()
     ids = torch.randint(0, config.vocab_size, (1, 11), generator=torch.Generator().manual_seed(seed))
     t = trace(transformer, ids[0].tolist())
     for name, x in seen(transformer, ids).items():
-        close(t.tensor(name), x, name)
+        close(t.tensor(name), x, name, ROUNDING)
         axis = 2 if name.endswith(("scores", "pattern")) else 1
-        close(t.at(name, [7, 2]), x.index_select(axis, torch.tensor([7, 2]))[0], name)
-        close(t.at(name, -1), x.select(axis, 10)[0], name)
+        close(t.at(name, [7, 2]), x.index_select(axis, torch.tensor([7, 2]))[0], name, ROUNDING)
+        close(t.at(name, -1), x.select(axis, 10)[0], name, ROUNDING)
 
 
 @settings(max_examples=12, deadline=None)
 @given(configs(), st.integers(0, 2**16))
 def test_a_padded_batch(config, seed):
-    transformer = randomised(Transformer(config), seed)
+    transformer = randomised(Transformer(config), seed).double()
     g = torch.Generator().manual_seed(seed)
     rows = [torch.randint(0, config.vocab_size, (n,), generator=g).tolist() for n in (9, 4, 7)]
     t = trace(transformer, rows)
@@ -50,7 +56,7 @@ def test_a_padded_batch(config, seed):
         alone = trace(transformer, row)
         one = t.row(i)
         for name in names(config):
-            close(one.tensor(name), alone.tensor(name), name)
+            close(one.tensor(name), alone.tensor(name), name, ROUNDING)
     assert t["embed"].shape[:2] == (3, 9)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -19,8 +20,10 @@ def test_killed_five_times_at_different_moments(tmp_path: Path, monkeypatch: pyt
     data.write_text("".join(f"{i % 7} cats sat on {i % 11} mats by {i % 13} doors.\n" for i in range(500)))
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    moments = int(kill.attempt(tmp_path / "a" / "run", data, 0))
+    kinds = json.loads(kill.attempt(tmp_path / "a" / "run", data, 0))
+    moments = len(kinds)
     assert moments > 50
+    assert len(set(kinds)) == 6
     # while it starts, in its middle, while it resumes, in the middle again, near the end
     killed = kill.trial(tmp_path / "b", data, [4, moments // 2, 6, moments // 3, 40])
     assert sum(killed.values()) == 5
