@@ -28,6 +28,8 @@ def run(recipe: Any, out: Path) -> tuple[float, float]:
     from glassformer.train import train
 
     result = train(recipe, out=out, quiet=True)
+    if result.interrupted:
+        raise SystemExit("A run was interrupted; nothing is compared.")
     events = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     start = next(e["seconds"] for e in events if e["event"] == "start")
     last = [e["seconds"] for e in events if e["event"] == "step"][-1]
