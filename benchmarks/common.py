@@ -143,6 +143,19 @@ def serve(handler: Callable[..., Any]) -> None:
         print(json.dumps(handler(**json.loads(line))), file=out, flush=True)
 
 
+def two_sided(
+    main: Callable[[], None],
+    ours: Callable[[int], Callable[..., Any]],
+    theirs: Callable[[Path, int], Callable[..., Any]],
+) -> None:
+    """Run a script that is also its own workers: "ours" with threads, "theirs" with SmolLM2's file and threads."""
+    if "--worker" in sys.argv:
+        role, *rest = sys.argv[sys.argv.index("--worker") + 1 :]
+        serve(ours(int(rest[0])) if role == "ours" else theirs(Path(rest[0]), int(rest[1])))
+    else:
+        main()
+
+
 def machine(threads: int | None = None) -> str:
     """One line on what this was measured on."""
     model = platform.processor() or platform.machine()

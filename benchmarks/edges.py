@@ -15,13 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import HERE, Worker, alternate, arguments, need_peers, report, serve, smollm2, spread, table, verdict
+from common import HERE, Worker, alternate, arguments, need_peers, report, smollm2, spread, table, two_sided, verdict
+from peer_transformer_lens import ANSWERS, PAIR
 
-PAIR = (
-    "When Mary and John went to the store, John gave a drink to",
-    "When Mary and John went to the store, Mary gave a drink to",
-)
-ANSWERS = (" Mary", " John")
 # TransformerLens's share of the sample is taken in so many parts, ours whole before each.
 PARTS = 5
 
@@ -76,10 +72,10 @@ def theirs(gguf: Path, threads: int) -> Callable[..., Any]:
     import torch
     from peer_transformer_lens import bridge
 
-    model, tokenizer, layers = bridge(gguf, threads)
+    model, encode, layers = bridge(gguf, threads)
     model.set_use_hook_mlp_in(True)
-    right, wrong = (tokenizer.encode(text, add_special_tokens=False)[0] for text in ANSWERS)
-    clean, corrupted = (torch.tensor([tokenizer.encode(text, add_special_tokens=False)]) for text in PAIR)
+    right, wrong = (encode(text)[0] for text in ANSWERS)
+    clean, corrupted = (torch.tensor([encode(text)]) for text in PAIR)
 
     def sent(ids: Any) -> tuple[float, dict[str, Any]]:
         logits, cache = model.run_with_cache(ids)
@@ -218,8 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--worker" in sys.argv:
-        role, *rest = sys.argv[sys.argv.index("--worker") + 1 :]
-        serve(ours(int(rest[0])) if role == "ours" else theirs(Path(rest[0]), int(rest[1])))
-    else:
-        main()
+    two_sided(main, ours, theirs)

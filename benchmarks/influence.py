@@ -83,8 +83,9 @@ def run_benchmark(options: Any, learned: list[str], asked: list[str], folder: Pa
     import torch
 
     from glassformer.train import train
-    from glassformer.train.influence import Recorded, influences, loss_on, trained_again
+    from glassformer.train.influence import influences, loss_on
     from glassformer.train.recipe import Recipe
+    from glassformer.train.recorded import Recorded, trained_again
 
     torch.set_num_threads(options.threads)
     data = folder / "passages.jsonl"

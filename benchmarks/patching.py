@@ -13,19 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import HERE, Worker, alternate, arguments, need_peers, report, serve, smollm2, spread, table, verdict
+from common import HERE, Worker, alternate, arguments, need_peers, report, smollm2, spread, table, two_sided, verdict
+from peer_transformer_lens import ANSWERS, PAIR
 
 PAIRS = {
-    "words differ late": (
-        "When Mary and John went to the store, John gave a drink to",
-        "When Mary and John went to the store, Mary gave a drink to",
-    ),
+    "words differ late": PAIR,
     "words differ at once": (
         "When Mary and John went to the store, John gave a drink to",
         "When John and Mary went to the store, Mary gave a drink to",
     ),
 }
-ANSWERS = (" Mary", " John")
 
 
 def ours(threads: int) -> Callable[..., Any]:
@@ -51,11 +48,11 @@ def theirs(gguf: Path, threads: int) -> Callable[..., Any]:
     import torch
     from peer_transformer_lens import bridge
 
-    model, tokenizer, layers = bridge(gguf, threads)
-    right, wrong = (tokenizer.encode(text, add_special_tokens=False)[0] for text in ANSWERS)
+    model, encode, layers = bridge(gguf, threads)
+    right, wrong = (encode(text)[0] for text in ANSWERS)
 
     def handle(clean: str, corrupted: str, every: int = 1) -> Any:
-        a, b = (torch.tensor([tokenizer.encode(text, add_special_tokens=False)]) for text in (clean, corrupted))
+        a, b = (torch.tensor([encode(text)]) for text in (clean, corrupted))
         start = time.perf_counter()
         with torch.inference_mode():
             names = [f"blocks.{layer}.hook_resid_pre" for layer in range(0, layers, every)]
@@ -147,8 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--worker" in sys.argv:
-        role, *rest = sys.argv[sys.argv.index("--worker") + 1 :]
-        serve(ours(int(rest[0])) if role == "ours" else theirs(Path(rest[0]), int(rest[1])))
-    else:
-        main()
+    two_sided(main, ours, theirs)

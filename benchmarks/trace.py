@@ -21,10 +21,10 @@ from common import (
     need_peers,
     peak,
     report,
-    serve,
     smollm2,
     spread,
     table,
+    two_sided,
     verdict,
 )
 
@@ -200,8 +200,4 @@ def whole(us: Worker, ids: list[int]) -> list[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    if "--worker" in sys.argv:
-        role, *rest = sys.argv[sys.argv.index("--worker") + 1 :]
-        serve(ours(int(rest[0])) if role == "ours" else theirs(Path(rest[0]), int(rest[1])))
-    else:
-        main()
+    two_sided(main, ours, theirs)

@@ -16,8 +16,10 @@ import glassformer as gf
 from glassformer.errors import CheckpointError, GlassformerError, TextError, TrainError, UnsupportedError, UsageError
 from glassformer.system import files
 from glassformer.train import train
-from glassformer.train.influence import Recorded, Replay, influence, influences, loss_on, trained_again
+from glassformer.train.influence import influence, influences, loss_on
 from glassformer.train.recipe import Recipe
+from glassformer.train.recorded import Recorded, trained_again
+from glassformer.train.replay import Replay
 from tests.cli.running import answer
 from tests.train.conftest import WORDS
 

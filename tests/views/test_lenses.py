@@ -1,4 +1,4 @@
-"""Views through fitted lenses: named at the start, read, tried by edits."""
+"""Views through fitted lenses and dictionaries: named at the start, read, tried by edits."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from glassformer.cli.common import named_lenses
+from glassformer.cli.common import named_dictionaries, named_lenses
 from glassformer.errors import CheckpointError, UsageError
+from glassformer.interp.dictionary import dictionaries
 from glassformer.views import Session
 
 TEXT = "The American shrew mole is a small"
@@ -51,3 +54,25 @@ def test_a_lens_that_is_not_there_is_refused(lensed: Session, session: Session, 
         named_lenses([str(tmp_path / "nowhere")])
     with pytest.raises(UsageError, match="names of their own"):
         named_lenses([str(tmp_path / "mine"), f"mine={tmp_path / 'broken'}"])
+
+
+def test_a_graph_is_laid_over_by_a_dictionary_of_a_name(model: Any, tmp_path: Path) -> None:
+    wide = model.config.d_model
+    g = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (9, wide), "W_dec": (9, wide), "b_enc": (9,), "b_dec": (wide,)}
+    save_file(
+        {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}, tmp_path / "layer_1.safetensors"
+    )
+    named = named_dictionaries([f"mine={tmp_path}", str(tmp_path / "layer_1.safetensors")])
+    assert list(named) == ["mine", "layer_1"]
+    session = Session(model, dictionaries=named)
+    told = session.view("prediction", {"text": TEXT, "nodes": 400, "coverage": 1, "measure": False, "lay": ["mine"]})
+    own = model.trace(TEXT).graph(most=400, coverage=1, measure=False, lay=dictionaries(tmp_path))
+    assert {node["kind"] for node in told["nodes"] if node["layer"] == 1} > {"feature", "error"}
+    assert [node["name"] for node in told["nodes"]] == [node["name"] for node in own.nodes]
+    with pytest.raises(UsageError, match="no dictionary 'mime'; there are mine, layer_1. Did you mean mine"):
+        session.view("prediction", {"text": TEXT, "lay": ["mime"]})
+    with pytest.raises(UsageError, match="There is nothing at"):
+        named_dictionaries([str(tmp_path / "nowhere")])
+    with pytest.raises(UsageError, match="Dictionaries have names of their own"):
+        named_dictionaries([str(tmp_path), str(tmp_path)])

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,6 +48,13 @@ LensOption = Annotated[
     typer.Option("--lens", metavar="NAME=FILE", help="A fitted lens (`readout`), asked for by its name in views."),
 ]
 
+LayOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lay", metavar="NAME=PATH", help="A transcoder or SAE, laid over a layer of graphs by its name in views."
+    ),
+]
+
 
 def named_lenses(given: list[str] | None) -> dict[str, Path]:
     """Names and files of fitted lenses, each given as NAME=FILE or as its file alone, which is called by its stem.
@@ -54,15 +62,31 @@ def named_lenses(given: list[str] | None) -> dict[str, Path]:
     Raises:
         UsageError: one that is no file, or two of one name.
     """
+    return _named(
+        given, "Lenses", Path.is_file, "There is no file {}; a lens is a file that `glassformer readout` wrote."
+    )
+
+
+def named_dictionaries(given: list[str] | None) -> dict[str, Path]:
+    """Names and places of dictionaries, each given as NAME=PATH or as its path alone, which is called by its stem.
+
+    Raises:
+        UsageError: one that is not there, or two of one name.
+    """
+    told = "There is nothing at {}; a dictionary is a folder of SAELens's or a file layer_N.safetensors."
+    return _named(given, "Dictionaries", Path.exists, told)
+
+
+def _named(given: list[str] | None, what: str, there: Callable[[Path], bool], absent: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for one in given or ():
         name, mark, path = one.partition("=")
         file = Path(path if mark else one)
         name = name if mark else file.stem
-        if not file.is_file():
-            raise UsageError(f"There is no file {file}; a lens is a file that `glassformer readout` wrote.")
+        if not there(file):
+            raise UsageError(absent.format(file))
         if not name or name in found:
-            raise UsageError(f"Lenses have names of their own; {one!r} has none, or one that is taken.")
+            raise UsageError(f"{what} have names of their own; {one!r} has none, or one that is taken.")
         found[name] = file
     return found
 

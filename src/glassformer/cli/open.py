@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glassformer.cli.common import LensOption, named_lenses
+from glassformer.cli.common import LayOption, LensOption, named_dictionaries, named_lenses
 from glassformer.cli.https import CertificateKeyOption, CertificateOption, certificate
 from glassformer.errors import FileError, ServerError, UsageError
 
@@ -46,6 +46,7 @@ def command(
         ),
     ] = None,
     lens: LensOption = None,
+    lay: LayOption = None,
     host_name: Annotated[
         list[str] | None,
         typer.Option("--host-name", metavar="NAME", help="A name that other machines call it by; * for any."),
@@ -79,12 +80,12 @@ def command(
     if key is not None and not (key.isascii() and key.isalnum() and len(key) >= (1 if alone else LEAST)):
         raise UsageError(f"The page's key is letters and digits, at least {LEAST} of them where others can reach it.")
     tls = certificate(certfile, keyfile)  # said now, not after the model was read
-    lenses = named_lenses(lens)
+    lenses, features = named_lenses(lens), named_dictionaries(lay)
     model = open_model(source)
     runs = Path("runs")
     if (Path(model.source) / "journal.jsonl").is_file():
         runs = Path(model.source).parent
-    session = Session(model, open_model=lambda name: load(name), runs=str(runs), lenses=lenses)
+    session = Session(model, open_model=lambda name: load(name), runs=str(runs), lenses=lenses, dictionaries=features)
     try:
         listener = _listener(listening, host, port)
     except OSError as error:

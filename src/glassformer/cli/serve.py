@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glassformer.cli.answers import CacheBitsOption, PrecisionOption
-from glassformer.cli.common import LensOption, named_lenses
+from glassformer.cli.common import LayOption, LensOption, named_dictionaries, named_lenses
 from glassformer.cli.https import CertificateKeyOption, CertificateOption, certificate
 from glassformer.errors import ServerError, UsageError
 
@@ -166,6 +166,7 @@ def command(
         ),
     ] = None,
     lens: LensOption = None,
+    lay: LayOption = None,
     host_name: Annotated[
         list[str] | None,
         typer.Option("--host-name", metavar="NAME", help="A name it is called by besides localhost; * for any."),
@@ -195,7 +196,7 @@ def command(
         raise UsageError("--name is for one model; several are called as they are given.")
     if lookup and draft:
         raise UsageError("--lookup and --draft both guess ahead; give one of them.")
-    adapters, lenses = named_adapters(adapter or []), named_lenses(lens)
+    adapters, lenses, features = named_adapters(adapter or []), named_lenses(lens), named_dictionaries(lay)
     if memory is not None and memory <= 0:
         raise UsageError("--memory is above 0.")
     if seconds <= 0 or drain < 0:
@@ -263,7 +264,7 @@ def command(
         first = opened(next(iter(there.values()), None), next(iter(there)) if len(there) > 1 else name)
         openers, places = found(first.name)
         budget = None if memory is None else int(memory * 1e9)
-        models = Models(first, metrics=metrics, sources=openers, memory=budget, lenses=lenses)
+        models = Models(first, metrics=metrics, sources=openers, memory=budget, lenses=lenses, dictionaries=features)
         stamps = {one: stamp(place) for one, place in {**places, **adapters}.items()}
 
         def reload() -> None:

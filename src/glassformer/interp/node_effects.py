@@ -63,10 +63,6 @@ class Node:
             return -1, 0
         return self.layer, 1 if self.kind in ("head", "mixer") else 2
 
-    def upstream(self, other: Node) -> bool:
-        """Whether it stands before another node, at its position or an earlier one."""
-        return self.depth < other.depth and self.position <= other.position
-
     @property
     def part(self) -> str:
         """The place of its layer at which it is scaled."""

@@ -291,11 +291,8 @@ def prediction_graph(
         )
         reads.append(back.double())
         writes.append(vector.double())
-    edges = _edges(nodes, reads, writes)
-    others = [
-        each["effect"] - each["bias"] - sum(share for _, end, share in edges if end == number)
-        for number, each in enumerate(nodes)
-    ]
+    edges, given = _edges(nodes, reads, writes)
+    others = [each["effect"] - each["bias"] - shares for each, shares in zip(nodes, given, strict=True)]
     if measure:
         measured = without(trace, way, [node["node"] for node in nodes], at)
         for told, effect in zip(nodes, measured.tolist(), strict=True):
@@ -322,33 +319,37 @@ def prediction_graph(
 
 def _edges(
     nodes: list[dict[str, Any]], reads: list[Tensor], writes: list[Tensor]
-) -> list[tuple[int, int | None, float]]:
-    """What each node shown hands to each other, and to the score, largest first."""
+) -> tuple[list[tuple[int, int | None, float]], list[float]]:
+    """What each node shown hands to each other and to the score, largest first; and what all others give each."""
+    written, positions = torch.stack(writes), torch.tensor([node["position"] for node in nodes])
+    depths = torch.tensor([2 * depth + place for depth, place in (node["node"].depth for node in nodes)])
     out: list[tuple[int, int | None, float]] = [
         (number, None, node["direct"]) for number, node in enumerate(nodes) if node["direct"]
     ]
+    given = []
     for end, back in enumerate(reads):
-        for start, vector in enumerate(writes):
-            share = float(vector @ back[nodes[start]["position"]])
-            if share and nodes[start]["node"].upstream(nodes[end]["node"]):
-                out.append((start, end, share))
-    return sorted(out, key=lambda edge: -abs(edge[2]))
+        shares = (written * back[positions]).sum(-1)
+        shares = shares * ((depths < depths[end]) & (positions <= positions[end]))
+        given.append(float(shares.sum()))
+        starts = shares.nonzero()[:, 0]
+        out += [(start, end, share) for start, share in zip(starts.tolist(), shares[starts].tolist(), strict=True)]
+    return sorted(out, key=lambda edge: -abs(edge[2])), given
 
 
 def _alike(nodes: list[dict[str, Any]], writes: list[Tensor]) -> dict[str, list[int]]:
     """Nodes at one position whose vectors point the same way, or to each other through such; by the strongest one."""
-    unit = torch.stack([torch.nn.functional.normalize(w, dim=0) for w in writes])
-    same = unit @ unit.T >= ALIKE
-    left, out = list(range(len(nodes))), dict[str, list[int]]()
-    while left:
-        members, waiting = [], [left[0]]
-        while waiting:
-            one = waiting.pop()
-            if one in left:
-                left.remove(one)
-                members.append(one)
-                waiting += [i for i in left if same[one, i] and nodes[i]["position"] == nodes[one]["position"]]
-        if len(members) > 1:
-            members.sort()
-            out[f"like {nodes[members[0]]['name']}"] = members
+    unit, positions = (
+        torch.nn.functional.normalize(torch.stack(writes), dim=-1),
+        torch.tensor([node["position"] for node in nodes]),
+    )
+    same = (unit @ unit.T >= ALIKE) & (positions[:, None] == positions)
+    left, out = torch.ones(len(nodes), dtype=torch.bool), dict[str, list[int]]()
+    for first in range(len(nodes)):
+        members = torch.zeros_like(left)
+        members[first] = left[first]
+        while int((grown := same[members].any(0) & left | members).sum()) > int(members.sum()):
+            members = grown
+        left &= ~members
+        if int(members.sum()) > 1:
+            out[f"like {nodes[first]['name']}"] = members.nonzero()[:, 0].tolist()
     return out

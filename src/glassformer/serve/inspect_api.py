@@ -100,7 +100,12 @@ class Inspector:
         with self._lock:
             known = self._sessions.get(served.name)
             if known is None or known.model(served.model.name) is not served.model:
-                known = Session(served.model, open_model=self._open, lenses=self._models.lenses)
+                known = Session(
+                    served.model,
+                    open_model=self._open,
+                    lenses=self._models.lenses,
+                    dictionaries=self._models.dictionaries,
+                )
                 self._sessions[served.name] = known
             return known
 

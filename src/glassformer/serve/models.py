@@ -111,7 +111,7 @@ class Models:
         metrics: of all of them.
         sources: more names, and what opens each.
         memory: bytes that open models may take together; beyond, the one not used for longest is let go. None for any.
-        lenses: files of fitted lenses, by the names that views ask for them by.
+        lenses, dictionaries: files of fitted lenses and features, by the names that views ask for them by.
     """
 
     def __init__(
@@ -121,8 +121,9 @@ class Models:
         sources: Mapping[str, Callable[[], Served]] | None = None,
         memory: int | None = None,
         lenses: Mapping[str, Path] = MappingProxyType({}),
+        dictionaries: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
-        self.lenses = lenses
+        self.lenses, self.dictionaries = lenses, dictionaries
         self._served = OrderedDict((one.name, one) for one in served)
         self._sources = dict(sources or {})
         self._first = served[0].name if served else next(iter(self._sources))

@@ -19,6 +19,11 @@ class PredictionAsk(At):
     coverage: float = Field(default=0.8, gt=0, le=1, description="Share of all effects that the nodes shown have.")
     nodes: int = Field(default=60, ge=1, le=400, description="Nodes shown at most.")
     measure: bool = Field(default=True, description="Whether each is also taken away and its effect measured.")
+    lay: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Dictionaries whose features stand for neurons, by the names they were given at the start (--lay).",
+    )
 
 
 @view(
@@ -33,6 +38,12 @@ def prediction(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     and what was measured without it."""
     check()
     found = session.trace(ask).graph(
-        ask.token, ask.against, ask.position, coverage=ask.coverage, most=ask.nodes, measure=ask.measure
+        ask.token,
+        ask.against,
+        ask.position,
+        coverage=ask.coverage,
+        most=ask.nodes,
+        measure=ask.measure,
+        lay=session.laid(ask.lay),
     )
     return found.to_dict()

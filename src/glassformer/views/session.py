@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from glassformer.views.edits import taps
 from glassformer.views.registry import VIEWS, Check
 
 if TYPE_CHECKING:
+    from glassformer.interp.dictionary import Dictionary
     from glassformer.interp.exciting import Exciting
     from glassformer.interp.readout import Readout
     from glassformer.interp.trace import Trace
@@ -46,6 +47,7 @@ class Session:
         model: the one that is meant when a request names none.
         open_model: opens another by its source; None refuses.
         runs: the folder that holds training runs. lenses: files of fitted lenses, by the names they are asked for by.
+        dictionaries: places of features that graphs are laid over with, by name.
     """
 
     def __init__(
@@ -55,10 +57,11 @@ class Session:
         open_model: Open | None = None,
         runs: str = "runs",
         lenses: Mapping[str, Path] = MappingProxyType({}),
+        dictionaries: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         self.current = model.name
         self.runs = runs
-        self.lenses = lenses
+        self.lenses, self.dictionaries = lenses, dictionaries
         self._open = open_model
         self._models: OrderedDict[str, Model] = OrderedDict({model.name: model})
         self.excited: dict[str, Exciting] = {}  # what excites the neurons of each model, by its name
@@ -166,10 +169,18 @@ class Session:
         """
         if ask.through is None:
             return None
-        if ask.through not in self.lenses:
-            there = f"there are {', '.join(self.lenses)}" if self.lenses else "none was named when this was started"
-            raise UsageError(f"There is no fitted lens {ask.through!r}; {there}.{near(ask.through, self.lenses)}")
-        return self.model(ask.model).load_readout(self.lenses[ask.through])
+        return self.model(ask.model).load_readout(_of_name(self.lenses, ask.through, "fitted lens"))
+
+    def laid(self, names: Sequence[str]) -> list[Dictionary]:
+        """The dictionaries of these names.
+
+        Raises:
+            UsageError: there is none of a name. CheckpointError, UnsupportedError: it is none, or of another kind.
+        """
+        from glassformer.interp.dictionary import dictionaries
+
+        places = [_of_name(self.dictionaries, name, "dictionary") for name in names]
+        return [one for place in places for one in dictionaries(place)]
 
     def keep(self, trace: Trace) -> None:
         """Hold a trace of the current model that has already run, so that views of its text use it."""
@@ -218,3 +229,10 @@ def plain(value: Any, tokenizer: Any = None) -> Any:
 
 
 __all__ = ["Cancelled", "GlassformerError", "Session"]
+
+
+def _of_name(known: Mapping[str, Path], name: str, what: str) -> Path:
+    if name not in known:
+        there = f"there are {', '.join(known)}" if known else "none was named when this was started"
+        raise UsageError(f"There is no {what} {name!r}; {there}.{near(name, known)}")
+    return known[name]
