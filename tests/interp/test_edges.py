@@ -22,7 +22,7 @@ from glassformer.interp.edges import edges
 from glassformer.interp.edits import ablate
 from glassformer.interp.trace import trace
 from glassformer.model import Config, Transformer, uniform
-from glassformer.model.choices import LayerEmbedding
+from glassformer.model.choices import Experts, LayerEmbedding
 from glassformer.model.config import Attention, FeedForward
 from tests.interp.helpers import Letters, model, planted, randomised
 from tests.model.test_stacks import PHASES, drawn
@@ -414,3 +414,45 @@ def test_what_cannot_be_is_said():
     layer = dataclasses.replace(t.config.layers[0], embedding=LayerEmbedding(3))
     with pytest.raises(UnsupportedError, match="embeddings of tokens of their own"):
         Graph(dataclasses.replace(t.config, layers=(layer, layer)))
+
+
+def test_experts_and_their_router_read_apart():
+    """One layer of experts by hand: the router chooses from its own input, each expert computes from its own."""
+    mixer, feed = Attention(2, 2, 6), Experts(4, 2, 5, shared=FeedForward(7))
+    t = drawn(uniform(40, 12, 1, 32, mixer, feed))
+    runs = trace(t, CLEAN), trace(t, CORRUPTED)
+    told = edges([runs], answer=RIGHT, wrong=WRONG, exact="all")
+    graph = told.graph
+    parts = ["m0.e0", "m0.e1", "m0.e2", "m0.e3", "m0.shared"]
+    assert [r.name for r in graph.receivers if r.layer == 0 and r.place == 2] == ["m0.router", *parts]
+    assert graph.inputs[graph.senders.index("m0.e1")] == tuple(
+        i for i, r in enumerate(graph.receivers) if r.name in ("m0.router", "m0.e1")
+    )
+    w = {name.removeprefix("blocks.0."): x for name, x in t.named_parameters()}
+    middle, other = (run["blocks.0.resid_mid"] for run in runs)
+    heads = runs[1]["blocks.0.attn.z"] - runs[0]["blocks.0.attn.z"]
+    change = {"embed": runs[1]["blocks.0.resid_pre"] - runs[0]["blocks.0.resid_pre"]}
+    change |= {f"a0.h{h}": heads[:, h] @ w["attn.o.weight"][:, 6 * h : 6 * h + 6].T for h in range(2)}
+    torch.testing.assert_close(sum(change.values()), other - middle, rtol=0, atol=1e-10)
+
+    def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + t.config.norm.eps).sqrt() * weight
+
+    def after(receiver: str, moved: torch.Tensor) -> torch.Tensor:
+        read = {name: normed(middle + moved * (name == receiver), w["ln2.weight"]) for name in ("m0.router", *parts)}
+        best = (read["m0.router"] @ w["mlp.router.weight"].T).topk(2, dim=-1)
+        weights = torch.zeros(len(CLEAN), 4, dtype=torch.float64).scatter(-1, best.indices, best.values.softmax(-1))
+        out = middle
+        for e, name in enumerate(parts[:4]):
+            gate, up, down = (w[f"mlp.experts.{m}.weight"][e] for m in ("gate", "up", "down"))
+            y = F.silu(read[name] @ gate.T) * (read[name] @ up.T) @ down.T
+            out = out + weights[:, e, None] * y
+        gate, up, down = (w[f"mlp.shared.{m}.weight"] for m in ("gate", "up", "down"))
+        out = out + F.silu(read["m0.shared"] @ gate.T) * (read["m0.shared"] @ up.T) @ down.T
+        return difference(normed(out, t.final.weight)[-1] @ t.unembedding.T)
+
+    for receiver in ("m0.router", *parts):
+        for sender, moved in change.items():
+            expected = told.clean - float(after(receiver, moved))
+            assert float(told.value[graph.edge(sender, receiver)]) == pytest.approx(expected, abs=1e-10)
+    assert float(told.value[graph.edge("embed", "m0.router")]) != 0

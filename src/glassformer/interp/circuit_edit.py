@@ -23,7 +23,7 @@ from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.taps import Action, Edit, Step
 from glassformer.interp.trace_run import run
 from glassformer.model import Config, Transformer
-from glassformer.model.choices import Attention
+from glassformer.model.choices import Attention, Experts
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block
 from glassformer.model.sites import Where
@@ -157,7 +157,7 @@ class _Running:
             if choice.feed_forward is not None:
                 if not first:
                     out.append(Step(f"{prefix}resid_mid", self._enters(i, FEED), True))
-                out.append(Step(f"{prefix}mlp.out", self._sends(i, FEED), False))
+                out.append(Step(f"{prefix}mlp.out", self._sends(i, FEED), isinstance(choice.feed_forward, Experts)))
         out.append(Step(f"blocks.{self.config.n_layers - 1}.resid_post", self._enters(None, LOGITS), True))
         return out
 
@@ -194,11 +194,11 @@ class _Running:
         return self.hub.read(self.graph.read[layer, place]) * self.reads[layer, place]
 
     def _enters(self, layer: int | None, place: int) -> Action:
-        """The stream as the one receiver of a place reads it."""
+        """The stream as the one receiver of a place reads it, or the first; experts' own inputs come in at the end."""
 
         def action(site: str, x: Tensor, where: Where) -> Tensor:
-            self.feeds = self._read(layer, place)[0]
-            return self.feeds
+            self.feeds = self._read(layer, place)
+            return self.feeds[0]
 
         return action
 
@@ -222,10 +222,11 @@ class _Running:
         return action
 
     def _sends(self, layer: int, place: int) -> Action:
-        def action(site: str, added: Tensor, where: Where) -> None:
+        def action(site: str, added: Tensor, where: Where) -> Tensor:
             each = added[None]
-            if len(self.graph.sent[layer, place]) > 1:
+            if place == FEED and isinstance(self.config.layers[layer].feed_forward, Experts):
                 each = split_feed(self._block(layer), self.feeds)
             self.hub.send(each / self.joins[layer, place])
+            return each.sum(0)
 
         return action

@@ -85,7 +85,7 @@ class Dictionary:
     ]:
         """Features, base and error of what the part adds, given the stream that it reads: features times the decoder,
         base and error are together what it adds, and nothing goes back through the error."""
-        whole = split_feed(block, stream, view).sum(0)
+        whole = split_feed(block, stream[None], view).sum(0)
         read = stream if self.reads == STREAM else whole
         on = self.encode(read)
         base = self.decoder_bias.to(read).expand_as(read)

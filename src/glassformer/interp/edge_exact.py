@@ -16,11 +16,12 @@ from torch import Tensor
 
 from glassformer.interp.edge_graph import FEED, LOGITS
 from glassformer.interp.edge_pair import Pair
-from glassformer.interp.edge_run import fed
+from glassformer.interp.edge_run import fed, split_feed
 from glassformer.interp.effects import row_numbers
 from glassformer.interp.taps import Bound, Step
 from glassformer.model.choices import Attention
 from glassformer.model.parts.attention import AttentionPart
+from glassformer.model.parts.experts import ExpertsPart
 
 # Bytes of one layer's work on the rows in flight.
 _WORK = 96 << 20
@@ -87,9 +88,10 @@ class Exact:
         block, prefix = self.pair.apart.block(layer), f"blocks.{layer}."
         if place == FEED:
             was = self.pair.clean.forward.get(f"{prefix}mlp.out", self.pair.here)
-            added = fed(block, changed) - was
+            experts = isinstance(block.feed_forward, ExpertsPart)
+            added = self._experts(layer, changed, variant, receiver) if experts else fed(block, changed)[variant]
             after = self.pair.clean.forward.get(f"{prefix}resid_post", self.pair.here)
-            return self._rest(layer + 1, (after + added * self.pair.clean.forward.within(layer, FEED))[variant], None)
+            return self._rest(layer + 1, after + (added - was) * self.pair.clean.forward.within(layer, FEED), None)
         part = block.mixer
         assert part is not None
         if isinstance(part, AttentionPart):
@@ -99,6 +101,19 @@ class Exact:
             steps = [Step(f"{prefix}{self.config.mixer(layer).prefix}.out", lambda site, x, where: added, True)]
         before = self.pair.clean.forward.entering(layer, self.pair.here)
         return self._rest(layer, before.expand(len(variant), -1, -1), Bound(steps))
+
+    def _experts(
+        self, layer: int, changed: Tensor, variant: Tensor, receiver: Tensor
+    ) -> Float[Tensor, "row query d_model"]:
+        """What experts add where, row by row, one of router, experts and the part beside them reads the change."""
+        which = self.graph.read[layer, FEED]
+        clean = self.streams[self.graph.receivers[which[0]].seen] * self.pair.apart.reads[layer, FEED]
+        out = []
+        for rows in torch.arange(len(variant)).split(max(1, self.step // len(which))):
+            own = clean.expand(len(which), len(rows), -1, -1).clone()
+            own[receiver[rows], torch.arange(len(rows))] = changed[variant[rows]]
+            out.append(split_feed(self.pair.apart.block(layer), own).sum(0))
+        return torch.cat(out)
 
     def _attention(self, part: AttentionPart, prefix: str, x: Tensor, variant: Tensor, receiver: Tensor) -> list[Step]:
         """Puts one head's query (with its gate), key or value in, row by row."""

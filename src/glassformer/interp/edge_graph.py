@@ -1,8 +1,9 @@
 """The graph of a model: who adds to the residual stream, who reads it, and every edge between them.
 
 Senders are the embedding, attention heads, other mixers, feed-forward parts or experts. Receivers are each head's
-query input (its output gate reads it too), each key-value head's key input and value input, every other part's input,
-and the logits. An edge joins a sender with a receiver that stands downstream of it. Knows a design and no numbers.
+query input (its output gate reads it too), each key-value head's key input and value input, the router's input and each
+expert's, every other part's input, and the logits. An edge joins a sender with a receiver that stands downstream of it.
+Knows a design and no numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Receiver:
 
     Attributes:
         layer: None for the logits; place: MIXER, FEED or LOGITS.
-        side: "q", "k" or "v" of attention, else "in"; index: head, or key-value head.
+        side: "q", "k" or "v" of attention, "router", else "in"; index: head, key-value head, or expert.
         seen: how many senders stand upstream of it; they are the first ones.
     """
 
@@ -124,11 +125,15 @@ class Graph:
 
     def _feed(self, layer: int, seen: int) -> None:
         feed, name = self.config.layers[layer].feed_forward, f"m{layer}"
-        at = self._reads(layer, FEED, [(name, "in", 0)], seen)
-        named = [name]
-        if isinstance(feed, Experts):
-            named = [f"{name}.e{e}" for e in range(feed.n_experts)] + ([f"{name}.shared"] if feed.shared else [])
-        self._sends(layer, FEED, named, [(at,)] * len(named))
+        if not isinstance(feed, Experts):
+            self._sends(layer, FEED, [name], [(self._reads(layer, FEED, [(name, "in", 0)], seen),)])
+            return
+        experts = [f"{name}.e{e}" for e in range(feed.n_experts)]
+        named = experts + ([f"{name}.shared"] if feed.shared else [])
+        reading = [(f"{name}.router", "router", 0), *((each, "in", i) for i, each in enumerate(named))]
+        router = self._reads(layer, FEED, reading, seen)
+        own = [router + 1 + i for i in range(len(named))]
+        self._sends(layer, FEED, named, [(router, at) if i < len(experts) else (at,) for i, at in enumerate(own)])
 
     @property
     def logits(self) -> range:

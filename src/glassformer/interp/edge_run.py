@@ -102,20 +102,25 @@ def fed(block: Block, stream: Float[Tensor, "row query d_model"]) -> Float[Tenso
 
 
 def split_feed(
-    block: Block, stream: Float[Tensor, "row query d_model"], view: View | None = None
+    block: Block, streams: Float[Tensor, "receiver row query d_model"], view: View | None = None
 ) -> Float[Tensor, "sender row query d_model"]:
-    """The same from each of its senders: the part, or each expert and the part beside them; `view` is given where
-    relevance is propagated, and then divisors and experts' weights are held."""
+    """The same from each of its senders: the part, or each expert and the part beside them.
+
+    Args:
+        streams: what each receiver reads: one for all, or the router's, each expert's, and that of the part beside.
+        view: where relevance is propagated, and then divisors and experts' weights are held.
+    """
     part, held = block.feed_forward, view is not None
     assert part is not None
     if not isinstance(part, ExpertsPart):
         if not held:
-            return fed(block, stream)[None]
-        return added_parts(block, FEED, part(read(block, FEED, stream, held), view)[None], held)
-    x = read(block, FEED, stream, held)
-    weights = part.weights(part.scored(x, stream))
+            return fed(block, streams[0])[None]
+        return added_parts(block, FEED, part(read(block, FEED, streams[0], held), view)[None], held)
+    x = read(block, FEED, streams, held)
+    weights = part.weights(part.scored(x[0], streams[0]))
     weights = weights.detach() if held else weights
-    inner = part.narrowed(part.entering(x, stream))
+    own = slice(1, 1 + part.choice.n_experts) if len(x) > 1 else slice(None)
+    inner = part.narrowed(part.entering(x[own], streams[own]))
     post = part.watched(inner, weights, view).unflatten(-1, (part.choice.n_experts, -1))
     down = part.experts.down
     out = torch.einsum("rtef,edf->ertd", post, down.weight)
@@ -127,7 +132,7 @@ def split_feed(
             out = out + part.widen.bias / len(out)
     out = through(part.ln_out, out, held)
     if part.shared is not None:
-        out = torch.cat([out, part.beside(x, view)[None]])
+        out = torch.cat([out, part.beside(x[-1], view)[None]])
     return added_parts(block, FEED, out, held)
 
 
@@ -196,7 +201,7 @@ class Apart:
             choice, readers = self.config.layers[layer], self.graph.read
             feed_reads = None
             if choice.parallel:
-                feed_reads = hub.read(readers[layer, FEED])[0]
+                feed_reads = hub.read(readers[layer, FEED])
             for place, part in ((MIXER, choice.mixer), (FEED, choice.feed_forward)):
                 if part is None:
                     continue
@@ -206,12 +211,12 @@ class Apart:
                     x = hub.read(readers[layer, MIXER]) * self.reads[layer, MIXER]
                     hub.send(self.mixer(layer, x, state, relevance) / self.joins[layer, MIXER])
                 else:
-                    x = hub.read(readers[layer, FEED])[0] if feed_reads is None else feed_reads
+                    x = hub.read(readers[layer, FEED]) if feed_reads is None else feed_reads
                     x = x * self.reads[layer, FEED]
                     view = self._view(of_layer(self.config, layer, FEED), state, layer) if relevance else None
                     added = split_feed(self.block(layer), x, view)
                     if relevance and layer in self.laid:
-                        on, base, error = self.laid[layer].split(self.block(layer), x, view)
+                        on, base, error = self.laid[layer].split(self.block(layer), x[0], view)
                         added = torch.stack([on @ self.laid[layer].decoder.to(on), base, error])
                     hub.send(added / self.joins[layer, FEED])
         last = hub.read(self.graph.logits)[0, :, -1:] * self.reads[None, LOGITS]

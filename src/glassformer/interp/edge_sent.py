@@ -28,7 +28,7 @@ def sent(forward: Recording, graph: Graph, here: slice) -> Float[Tensor, "sender
             if len(graph.sent[i, FEED]) == 1:
                 added = forward.get(f"{prefix}mlp.out", here)
             else:
-                added = split_feed(block, forward.get(prefix + forward.read_by(i, FEED), here))[:, 0]
+                added = split_feed(block, forward.get(prefix + forward.read_by(i, FEED), here)[None])[:, 0]
             out.append(added / joins[i, FEED])
     return torch.cat(out)
 

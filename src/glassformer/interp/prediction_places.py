@@ -85,7 +85,7 @@ def places(
                 if not experts:
                     steps.append(Step(f"blocks.{layer}.mlp.post", _keeping(kept), False))
                 view = Looking(Bound(steps), config, state.where).at(layer)
-                added = split_feed(block, x * times, view)[:, 0] / apart.joins[layer, FEED]
+                added = split_feed(block, (x * times)[None], view)[:, 0] / apart.joins[layer, FEED]
                 kind = "expert" if experts else "neuron"
                 if not experts:
                     post = kept[0]
@@ -120,7 +120,7 @@ def written(
         total = part(read(block, FEED, x[:, query : query + 1]))[0, 0]
         return added_parts(block, FEED, torch.stack([mine, total - mine]))[0] / apart.joins[layer, FEED]
     if place == FEED:
-        return split_feed(block, x[:, query : query + 1])[unit, 0, 0] / apart.joins[layer, FEED]
+        return split_feed(block, x[None, :, query : query + 1])[unit, 0, 0] / apart.joins[layer, FEED]
     many = len(graph.read[layer, MIXER])
     added = apart.mixer(layer, x[None].expand(many, -1, -1, -1), apart.begin(1))
     return added[unit, 0, query] / apart.joins[layer, MIXER]

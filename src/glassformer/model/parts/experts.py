@@ -174,9 +174,10 @@ class ExpertsPart(nn.Module):
     # The same with every neuron in sight, for taps and traces
 
     def watched(
-        self, x: Float[Tensor, "*batch d_in"], weights: Float[Tensor, "*batch expert"], view: View | None
+        self, x: Float[Tensor, "*own d_in"], weights: Float[Tensor, "*batch expert"], view: View | None
     ) -> Float[Tensor, "*batch d_ff"]:
-        """`mlp.post` with the neurons of all experts side by side; those of experts not chosen are 0."""
+        """`mlp.post` with the neurons of all experts side by side; those of experts not chosen are 0. Experts read `x`
+        of the batch, or each its own along a first axis."""
         if self.experts.gate is None:
             return see(view, "mlp.post", self.post(see(view, "mlp.pre", self.inputs("up", x, weights)), None, weights))
         pre = see(view, "mlp.pre", self.inputs("gate", x, weights))
@@ -184,16 +185,17 @@ class ExpertsPart(nn.Module):
         return see(view, "mlp.post", self.post(pre, up, weights))
 
     def inputs(
-        self, which: str, x: Float[Tensor, "*batch d_in"], weights: Float[Tensor, "*batch expert"]
+        self, which: str, x: Float[Tensor, "*own d_in"], weights: Float[Tensor, "*batch expert"]
     ) -> Float[Tensor, "*batch d_ff"]:
         """`mlp.pre` or `mlp.pre_linear`, through the matrices "gate" or "up"."""
-        flat, shares = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
-        out = flat.new_zeros(len(flat), self.choice.n_experts, self.choice.d_ff)
+        shares = weights.reshape(-1, weights.shape[-1])
+        flat = x.reshape(-1, len(shares), x.shape[-1])  # (1 or expert, token, d_in)
+        out = flat.new_zeros(len(shares), self.choice.n_experts, self.choice.d_ff)
         matrices: Stack = getattr(self.experts, which)
         for expert, rows in _meetings(shares):
-            read = flat[rows] * shares[rows, expert, None] if self.choice.on_input else flat[rows]
-            out[rows, expert] = matrices(expert, read)
-        return out.view(*x.shape[:-1], -1)
+            own = flat[expert if len(flat) > 1 else 0, rows]
+            out[rows, expert] = matrices(expert, own * shares[rows, expert, None] if self.choice.on_input else own)
+        return out.view(*weights.shape[:-1], -1)
 
     def post(
         self,

@@ -24,8 +24,8 @@ export function long(id) {
 
 /** What of a part an edge goes into. @param {string} to */
 function side(to) {
-  const found = /\.(q|k|v)$/.exec(to);
-  return found ? ` (${{ q: "query", k: "key", v: "value" }[/** @type {"q"} */ (found[1])]})` : "";
+  const found = /\.(q|k|v|router)$/.exec(to);
+  return found ? ` (${{ q: "query", k: "key", v: "value", router: "router" }[/** @type {"q"} */ (found[1])]})` : "";
 }
 
 /** Nodes and edges as the kit draws them. @param {any} d */
