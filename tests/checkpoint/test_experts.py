@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glassformer.checkpoint import open_checkpoint
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.interp.trace import trace
 from glassformer.model import Transformer
 from tests.checkpoint.test_alike import reference
@@ -79,3 +81,70 @@ def test_a_router_of_another_width_is_named(tmp_path: Path) -> None:
     save_file(held, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"gate\.weight with shape \(3, 32\); its config calls for \(4, 32\)"):
         open_checkpoint(tmp_path)
+
+
+def altered(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """The file with other tensors."""
+    held = load_file(folder / "model.safetensors")
+    change(held)
+    save_file({key: tensor.clone().contiguous() for key, tensor in held.items()}, folder / "model.safetensors")
+
+
+def said(folder: Path) -> str:
+    """The refusal, which is one sentence or two."""
+    with pytest.raises((CheckpointError, UnsupportedError)) as refusal:
+        open_checkpoint(folder)
+    text = str(refusal.value)
+    assert "\n" not in text
+    assert len(text) < 500
+    return text
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "words"),
+    [
+        ("gpt_oss", "mlp.experts.gate_up_proj", "lacks model.layers.1.mlp.experts.gate_up_proj"),
+        ("gpt_oss", "mlp.router.bias", "lacks model.layers.1.mlp.router.bias"),
+        ("gpt_oss", "self_attn.sinks", "lacks model.layers.1.self_attn.sinks"),
+        ("glm4_moe", "mlp.gate.e_score_correction_bias", "lacks model.layers.1.mlp.gate.e_score_correction_bias"),
+        ("qwen2_moe", "mlp.shared_expert_gate.weight", "lacks model.layers.1.mlp.shared_expert_gate.weight"),
+        (
+            "deepseek_v3",
+            "mlp.shared_experts.down_proj.weight",
+            "lacks model.layers.1.mlp.shared_experts.down_proj.weight",
+        ),
+    ],
+)
+def test_a_part_of_experts_that_is_missing_or_misshapen_is_named(
+    tmp_path: Path, name: str, key: str, words: str
+) -> None:
+    saved(name, tmp_path)
+    whole = f"model.layers.1.{key}"
+    kept = load_file(tmp_path / "model.safetensors")[whole]
+    altered(tmp_path, lambda held: held.update({whole: kept[:-1]}))
+    assert f"{whole} with shape ({kept.shape[0] - 1}" in said(tmp_path)
+    altered(tmp_path, lambda held: held.pop(whole))
+    assert words in said(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("mixtral", {"num_local_experts": 3}, "gate.weight with shape (4, 32); its config calls for (3, 32)"),
+        ("mixtral", {"num_local_experts": 5}, "experts.4.w1.weight"),
+        ("mixtral", {"num_experts_per_tok": 5}, "5 of 4"),
+        ("mixtral", {"num_experts_per_tok": 0}, "n_active must be a whole number of at least 1"),
+        ("mixtral", {"num_local_experts": 0}, "experts"),
+        ("mixtral", {"num_local_experts": "four"}, "num_local_experts to 'four'"),
+        ("glm4_moe", {"n_group": 3}, "groups"),
+        ("glm4_moe", {"topk_group": 7}, "groups"),
+        ("gpt_oss", {"num_local_experts": 9}, "router.weight with shape (4, 32); its config calls for (9, 32)"),
+    ],
+)
+def test_counts_of_experts_that_the_file_contradicts_are_named(
+    tmp_path: Path, name: str, settings: dict[str, Any], words: str
+) -> None:
+    saved(name, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    assert words in said(tmp_path)

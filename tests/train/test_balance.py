@@ -94,6 +94,35 @@ def test_computing_blocks_again_changes_nothing() -> None:
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
+def test_several_processes_even_the_loads_of_all_rows_together() -> None:
+    """Their gradients and losses sum to those of one process with all rows, though they have unlike numbers of them."""
+    ids = torch.cat([tokens(), tokens().flip(1), tokens()[:1]])
+    targets = ids[:, 1:].clone()
+    targets[1, 4:] = IGNORE
+    pieces, said = (slice(0, 1), slice(1, 5)), []
+
+    def gradient(rows: slice, reduce: Callable[[torch.Tensor], object] | None) -> tuple[torch.Tensor, Balance]:
+        model = drawn("olmoe-tiny")
+        balance = Balance(model.config, 0.5)
+        balance.reduce = reduce
+        balance.watch()
+        model.hidden(ids[rows, :-1], tap=balance)
+        loss = balance.loss(targets[rows])
+        assert loss is not None
+        loss.backward()
+        found = model.blocks[0].mlp.router.weight.grad
+        assert found is not None
+        return found, balance
+
+    for rows in pieces:
+        gradient(rows, lambda counts: said.append(counts.clone()))
+    whole, of_one = gradient(slice(None), None)
+    parts = [gradient(rows, lambda counts: counts.copy_(said[0] + said[1])) for rows in pieces]
+    torch.testing.assert_close(parts[0][0] + parts[1][0], whole, rtol=1e-5, atol=1e-6)
+    assert sum(balance._sum for _, balance in parts) == pytest.approx(of_one._sum, rel=1e-6)
+    assert sum(balance._tokens for _, balance in parts) == of_one._tokens
+
+
 def test_dropout_and_balance_look_at_once() -> None:
     model, ids = drawn("olmoe-tiny"), tokens()
     dropout, balance = Dropout(0.2, 1, model.config), Balance(model.config, 0.1)

@@ -11,8 +11,11 @@ import torch
 from glassformer.errors import MemoryLimitError
 from glassformer.model import Transformer
 from glassformer.train import memory
+from glassformer.train.adapter import adapted
 from glassformer.train.recipe import Recipe
+from glassformer.train.run_inputs import opened
 from glassformer.train.torch_stepper import TorchStepper, fresh
+from tests.tiny import tiny_directory
 
 SMALL = {"layers": 3, "width": 64, "heads": 2, "context": 64, "native": "off"}
 
@@ -111,3 +114,14 @@ def test_rows_are_chosen_by_what_fits() -> None:
     assert memory.rows_that_fit(recipe, config, torch.float32, need.total(5) * 100, 64) == 64
     with pytest.raises(MemoryLimitError, match="One row of 64 tokens needs about"):
         memory.rows_that_fit(recipe, config, torch.float32, need.fixed, 64)
+
+
+@pytest.mark.parametrize("way", ["lora", "dora"])
+def test_what_an_adapter_keeps_is_counted(tmp_path: Path, way: str) -> None:
+    base = tiny_directory(tmp_path / "base", hidden_size=64, intermediate_size=96, vocab_size=128)
+    settings = {"start": str(base), "adapter": way, "rank": 8, "context": 64, "native": "off", "kind": "adamw"}
+    recipe = Recipe().with_settings(settings)
+    start = opened(recipe.model.start)
+    of = TorchStepper(adapted(start, start.config, recipe, torch.float32), recipe, torch.float32)
+    a_row = kept_for_the_gradient(of, 5) - kept_for_the_gradient(of, 4)
+    assert a_row <= memory.estimate(recipe, start.config, torch.float32).row <= 2.6 * a_row

@@ -193,7 +193,8 @@ class Table:
         missing = [name for name in self.places if name not in found]
         if missing:
             raise CheckpointError(
-                f"{where} lacks {_some(missing)}, which its config calls for.{near(missing[0], found)}"
+                f"{where} lacks {_some(missing)}, which its config calls for."
+                f"{near(missing[0], [name for name in found if name not in self.places])}"
                 " The file is incomplete or belongs to another config."
             )
         for name, place in self.places.items():

@@ -34,11 +34,14 @@ class StoredWeights(Mapping[str, Weight | Tensor]):
     def __init__(self, raw: Mapping[str, Raw], exact: bool) -> None:
         self._raw, self._exact = raw, exact
         self._bytes: dict[str, int] = {}
+        self._again: set[str] = set()
 
     def __getitem__(self, name: str) -> Weight | Tensor:
         value = stored(self._raw[name], self._exact)
         if isinstance(value, Weight):
             self._bytes[value.format] = self._bytes.get(value.format, 0) + value.bytes
+            if value.note:
+                self._again.add(self._raw[name].kind)
         return value
 
     def __contains__(self, name: object) -> bool:
@@ -51,8 +54,10 @@ class StoredWeights(Mapping[str, Weight | Tensor]):
         return len(self._raw)
 
     def kinds(self) -> str:
-        """The formats met, the one with most bytes first: "Q4_1+Q8_0"."""
-        return "+".join(sorted(self._bytes, key=lambda kind: -self._bytes[kind]))
+        """The formats met, the one with most bytes first: "Q4_1+Q8_0"; with those that were stored again, having no
+        kernel: "Q8_0 from Q4_K+Q6_K"."""
+        met = "+".join(sorted(self._bytes, key=lambda kind: -self._bytes[kind]))
+        return f"{met} from {'+'.join(sorted(self._again))}" if self._again else met
 
 
 def floats(value: Weight | Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The block formats are GGUF's own Q8_0, Q4_0 and Q4_1, so a GGUF file's blocks run as they are, and "int8" and
 "int4" of any other checkpoint are the same formats made here. Other GGUF formats have no kernel: they are
-dequantised a matrix at a time and stored again as Q8_0 (`Weight.note` says so).
+dequantised a matrix at a time and stored again as Q8_0 (`Weight.note` says so, and so does every answer's precision).
 
 Float32 matrices whose numbers are all bfloat16 numbers (most checkpoints are stored so) are kept as bfloat16: the
 kernels sum both in the same order against float32 activations, so answers are equal to the bit for half the bytes.

@@ -3,12 +3,14 @@
 The loss is the field's: in each layer N · Σ_e f_e · P_e, where f_e is the share of all choices that fell on expert e
 and P_e the mean of its probability (Switch Transformer, arXiv:2101.03961; f over all chosen experts and the mean over
 layers as in OLMoE, arXiv:2409.02060). It is 1 where all are used alike; transformers' `router_aux_loss_coef` multiplies
-the same number times the experts that a token meets. Padding counts nowhere. No token is ever dropped: experts take
-whoever chose them. This module knows routers' scores and weights; it knows no optimiser and no loop.
+the same number times the experts that a token meets. Shares and means run over all tokens that pass at once, those of
+all processes together. Padding counts nowhere. No token is ever dropped: experts take whoever chose them. This module
+knows routers' scores and weights; it knows no optimiser and no loop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +30,9 @@ class Balance:
     Args:
         config: the model; it has experts in some layer.
         weight: what multiplies the loss; 0 only measures.
+
+    Attributes:
+        reduce: sums a tensor over all processes in place, which then call `loss` as often as each other; None alone.
     """
 
     writes: frozenset[str] = frozenset()
@@ -37,6 +42,7 @@ class Balance:
         self.experts = {i: part for i, part in parts if isinstance(part, Experts)}
         self.weight = weight
         self.reads = frozenset(f"blocks.{i}.mlp.{site}" for i in self.experts for site in ("router", "weights"))
+        self.reduce: Callable[[Tensor], object] | None = None
         self._seen: dict[str, Tensor] | None = None
         self.begin()
 
@@ -55,7 +61,8 @@ class Balance:
         self._seen = {}
 
     def loss(self, targets: Tensor) -> Tensor | None:
-        """The pass is done: its loss times its targets and the weight; None where nothing counts.
+        """The pass is done: its loss times its targets and the weight; None where nothing counts. Of several processes,
+        this one's part, and its gradient is what the loss of all changes by.
 
         Args:
             targets: (batch, query); what stands behind a row's last one is padding.
@@ -63,20 +70,28 @@ class Balance:
         seen, self._seen = self._seen or {}, None
         counts = targets != IGNORE
         wanted = int(counts.sum())
-        if not wanted or not self.experts:
+        if not self.experts:
             return None
         real = counts.flip(1).cumsum(1).flip(1).flatten() > 0
-        losses = []
+        loads, likely = [], []
         for i, part in self.experts.items():
             chosen = seen[f"blocks.{i}.mlp.weights"].detach().flatten(0, -2)[real] != 0
-            load = chosen.sum(0, dtype=torch.float32)
-            likely = probabilities(part, seen[f"blocks.{i}.mlp.router"].flatten(0, -2)[real].float()).mean(0)
-            losses.append(part.n_experts / load.sum() * (load * likely).sum())
-            self._counts[i] = self._counts.get(i, 0) + load
-        loss = torch.stack(losses).mean()
-        self._sum += float(loss.detach()) * wanted
+            loads.append(chosen.sum(0, dtype=torch.float32))
+            self._counts[i] = self._counts.get(i, 0) + loads[-1]
+            likely.append(probabilities(part, seen[f"blocks.{i}.mlp.router"].flatten(0, -2)[real].float()).sum(0))
+        own = loads[0].new_tensor([wanted, int(real.sum())])
+        whole = torch.cat([own, *loads])
+        if self.reduce is not None:
+            self.reduce(whole)
+        targets_of_all, tokens = whole[:2].tolist()
+        if not targets_of_all:
+            return None
+        shares = whole[2:].split([len(load) for load in loads])
+        each = [len(f) / f.sum() * (f * p).sum() for f, p in zip(shares, likely, strict=True)]
+        loss = torch.stack(each).mean() * (targets_of_all / tokens)
+        self._sum += float(loss.detach())
         self._tokens += wanted
-        return loss * (self.weight * wanted) if self.weight else None
+        return loss * self.weight if self.weight else None
 
     def measured(self, ranks: Processes) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Of the step just taken, over all processes: `balance`, the loss before its weight; `busiest`, the largest

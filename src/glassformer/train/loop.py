@@ -187,7 +187,8 @@ class Run:
         counted = rows * length
         if self.order.rows.masked or self.order.pack != "together":
             counted = round(ranks.sum(float(sum(int((y != IGNORE).sum()) for _, y in passes))))
-        if self.stepper.sharded:  # every process has to run as many passes, or they would wait for ever
+        # every process has to run as many passes, or they would wait for ever
+        if self.stepper.sharded or self.stepper.balance is not None:
             passes += [self._nothing(length)] * (round(ranks.max(float(len(passes)))) - len(passes))
         self.stepper.zero()
         total = torch.zeros((), device=self.device)

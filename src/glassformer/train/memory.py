@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -92,6 +93,8 @@ def estimate(
     # per token and layer: streams and norms (float32 inside), q k v before and after norm and rotation, feed-forward
     layers = [_layer(config.d_model, layer, size) for layer in config.layers]
     layer = sum(layers) / len(layers)
+    if alone:
+        layer += _beside(recipe, config, size) / config.n_layers
     if config.norm.kind == "rms":
         layer *= HEAP
     kept = int(config.n_layers * layer)
@@ -113,6 +116,18 @@ def estimate(
     return StepMemory(weights, length * (kept + 2 * config.d_model * 4), logits, update)
 
 
+def _beside(recipe: Recipe, config: Config, size: int) -> int:
+    """Bytes a token that the backward pass needs of an adapter: what stands between its two matrices, and with DoRA
+    each product before its rows are scaled."""
+    shapes = [c.shape for key, c in config.components().items() if _adaptable(key, c)]
+    outs = sum(d_out for d_out, _ in shapes) if recipe.adapter.adapter == "dora" else 0
+    return (recipe.adapter.rank * len(shapes) + outs) * size
+
+
+def _adaptable(key: str, component: Any) -> bool:
+    return key.startswith("blocks.") and len(component.shape) == 2 and component.counted in FROZEN
+
+
 def _frozen(recipe: Recipe, config: Config, size: int) -> int:
     """Bytes of a frozen model and of an adapter with its gradients and AdamW's state; every matrix of a block that is
     multiplied whole may be in blocks of fewer bits (their scales come to half a bit a number)."""
@@ -120,7 +135,7 @@ def _frozen(recipe: Recipe, config: Config, size: int) -> int:
     total, widest = 0.0, 0
     for key, component in config.components().items():
         count = math.prod(component.shape)
-        plain = key.startswith("blocks.") and len(component.shape) == 2 and component.counted in FROZEN
+        plain = _adaptable(key, component)
         total += count * (each if plain else size)
         if plain:
             d_out, d_in = component.shape

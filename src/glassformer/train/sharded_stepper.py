@@ -149,6 +149,8 @@ class ShardedStepper:
         for block in transformer.blocks:
             shard(block)
         self.balance = balance_of(transformer.config, recipe.optimizer.balance)
+        if self.balance is not None and ranks.world > 1:
+            self.balance.reduce = ranks.reduce
         self.objective = Objective(
             transformer,
             recipe.loop.loss_chunk,

@@ -198,7 +198,7 @@ def alikest(tables: list[Table], found: Mapping[str, Any]) -> Table:
         for name, place in table.places.items():
             stored = found.get(name)
             wrong += 2 if stored is None else isinstance(stored, tuple) and stored != place.shape
-        return wrong
+        return wrong - sum(name in found for name in table.places)
 
     return min(tables, key=unlike)
 

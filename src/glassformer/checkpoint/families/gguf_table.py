@@ -417,7 +417,9 @@ class _Translation:
 
     def _experts(self, attributes: Attributes, shapes: Shapes) -> dict[str, Any]:
         s, layers = self.experts, attributes.layers("block_count")
-        flags = [f"blk.{i}.ffn_gate_inp.weight" in shapes for i in range(layers)]
+        flags = [
+            any(f"blk.{i}.{name}.weight" in shapes for name in ("ffn_gate_inp", "ffn_down_exps")) for i in range(layers)
+        ]
         n = attributes.integer("expert_count", 0)
         if True not in flags:
             if n:
