@@ -213,9 +213,15 @@ def test_a_place_that_is_not_there_is_the_nearest_that_is(app: Watched):
 def test_another_language_is_a_file(app: Watched):
     ready(app.open(f"{HERE}&lang=de"))
     wait(app, "document.documentElement.lang === 'de'")
+    assert app.page.inner_text("#find") == "Finden"
+    assert app.page.inner_text("#tab-why") == "Warum"
+    assert app.page.get_attribute("#composer", "aria-label") == "Ihr Text"
     assert app.page.inner_text(".stage-room h2") == "Von den Wörtern zum nächsten Wort"
     app.page.select_option("[lang=''] >> nth=0", "en")
     wait(app, "document.documentElement.lang === 'en'")
+    assert app.page.inner_text("#find") == "Find"
+    assert app.page.inner_text("#tab-why") == "Why"
+    assert app.page.get_attribute("#composer", "aria-label") == "Your text"
     assert app.page.inner_text(".stage-room h2") == "From words to the next word"
 
 

@@ -1,45 +1,79 @@
-// Every language has every sentence, with the same fields, and the stage asks for no sentence that is not there.
+// Every language has every sentence, with the same fields, and no module puts a text on screen that is not in the words' files.
 import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
-import { LANGUAGES, say, speak } from "../../src/glassformer/web/js/words.js";
+import { ROOMS } from "../../src/glassformer/web/js/main.js";
+import { LANGUAGES, need, onSpoken, said, say, speak } from "../../src/glassformer/web/js/words.js";
 
 const fields = (text) => [...text.matchAll(/\{(\w+)\}/g)].map((m) => m[1]).sort();
+const all = async (tag) => Object.assign({}, ...(await Promise.all(Object.values(LANGUAGES[tag].parts).map((part) => part()))));
 
-test("every language is complete, by the same keys and fields", async () => {
-  const english = await LANGUAGES.en.load();
-  for (const [tag, { load }] of Object.entries(LANGUAGES)) {
-    const words = await load();
-    assert.deepEqual(Object.keys(words).sort(), Object.keys(english).sort(), tag);
-    for (const [key, text] of Object.entries(words)) assert.deepEqual(fields(text), fields(english[key]), `${tag} ${key}`);
+test("every language is complete, part by part, by the same keys and fields", async () => {
+  const seen = new Set();
+  for (const [part, load] of Object.entries(LANGUAGES.en.parts)) {
+    const english = await load();
+    for (const key of Object.keys(english)) assert.ok(!seen.has(key) && seen.add(key), `${key} stands twice`);
+    for (const [tag, { parts }] of Object.entries(LANGUAGES)) {
+      const words = await parts[part]();
+      assert.deepEqual(Object.keys(words).sort(), Object.keys(english).sort(), `${tag} ${part}`);
+      for (const [key, text] of Object.entries(words)) assert.deepEqual(fields(text), fields(english[key]), `${tag} ${key}`);
+    }
   }
 });
 
 const JS = new URL("../../src/glassformer/web/js/", import.meta.url);
 const modules = readdirSync(JS, { recursive: true }).filter((name) => name.endsWith(".js") && !name.startsWith("words"));
-const code = (name) => readFileSync(new URL(name, JS), "utf8");
+const code = (name) => readFileSync(new URL(name, JS), "utf8").replace(/\/\*[\s\S]*?\*\//g, "").replace(/(^|\s)\/\/ .*/g, "$1");
 
-test("what the page says is in the file", async () => {
-  const words = await LANGUAGES.en.load();
-  for (const name of modules) for (const [, key] of code(name).matchAll(/say\("([^"]+)"/g)) assert.ok(key in words, `${name}: ${key}`);
+test("what the page says is in the files", async () => {
+  const words = await all("en");
+  for (const name of modules) for (const [, key] of code(name).matchAll(/\b(?:say|said|spoken)\("([^"]+)"/g)) assert.ok(key in words, `${name}: ${key}`);
 });
 
-// Modules that were written before the words had a file of their own.
-const BEFORE = ["edits.js", "keys.js", "main.js", "models.js", "report.js", "source.js", "picture.js", "tools.js", "tour.js", "ui.js",
-  ...["arcs", "attention", "compare", "depth", "heads", "matrix", "next", "size", "timeline", "tokens", "why"].map((name) => `views/${name}.js`)];
-
-/** Three words in a row inside a string: a sentence; texts to try and styles aside. */
-const sentences = (text) => [...text.replace(/const (EXAMPLES|WORDS|PLANES) = [\s\S]*?;\n/g, "").replace(/\/\*\*[\s\S]*?\*\//g, "").replace(/\/\/ .*/g, "").replace(/class: [^,}]*/g, "").replace(/\$\{[^{}]*\}/g, "·")
-  .matchAll(/"([^"\n]*)"|`([^`\n]*)`/g)].map(([, a, b]) => a ?? b).filter((x) => /[A-Za-z]{2,}[,;:]? [a-z]{2,}[,;:]? [a-z]{2,}/.test(x));
-
-test("no module says a sentence of its own", () => {
-  assert.deepEqual(sentences('h("p", { class: "row small soft" }, "One word, several meanings")'), ["One word, several meanings"]);
-  for (const name of modules.filter((one) => !BEFORE.includes(one))) assert.deepEqual(sentences(code(name)), [], name);
+test("what a room says comes with it, or is there from the start", async () => {
+  const begun = { ...(await LANGUAGES.en.parts.page()), ...(await LANGUAGES.en.parts.stage()) };
+  const inside = ["arcs", "cell", "heads", "matrix", "reasons", "circuit", "steering"].map((name) => [name, "inside"]);
+  const learning = ["film", "descent", "train", "taught"].map((name) => [name, "learning"]);
+  const parts = Object.fromEntries([...ROOMS.map(([name, part]) => [name, part]), ...inside, ...learning].map(([name, part]) => [`views/${name}.js`, part]));
+  for (const name of modules) {
+    const here = { ...begun, ...(await (LANGUAGES.en.parts[parts[name] ?? (name === "graph.js" ? "inside" : "page")])()) };
+    for (const [, key] of code(name).matchAll(/\b(?:say|said|spoken)\("([^"]+)"/g)) assert.ok(key in here, `${name}: ${key} is not among the words that come with it`);
+  }
 });
 
-test("a sentence takes its fields, and an unknown language changes nothing", async () => {
+/** Where a text goes on screen: after a tag's properties, as a label, a hint or an error, as text, in a tooltip. */
+const SHOWN = [
+  /"(?:aria-label|title|placeholder|alt|aria-valuetext)": *(["`][^"`\n]*["`])/g, /\b(?:title|placeholder|label|alt): (["`][^"`\n]*["`])/g,
+  /(?:textContent|\.placeholder|\.title|\.data) = [^;\n]*?(["`][^"`\n]*["`])/g, /(?:\}|, ) *(["`][^"`\n]*["`])\)/g, /\? (["`][^"`\n]*["`]) :/g, /new (?:Error|SourceProblem)\((["`][^"`\n]*["`])/g,
+  /\[(?:"[^"\n]*"), (["`][^"`\n]*["`])\]/g,
+];
+/** A text that says something: a word that begins with a capital, or two in a row; identifiers, selectors, units and formulas aside. */
+const speaks = (/** @type {string} */ text) => /^["`]?[A-Z][a-z]+|[A-Za-z]{2,}[,;:]? [a-z]{2,}/.test(text.replace(/\$\{[^{}]*\}/g, "·")) && !/^["`](?:[#.]|--|url\(|rgb|\(prefers|M \$|0 0)/.test(text);
+/** What is on screen in every language: names, keys of the keyboard, texts that the model is given, classes. */
+const NAMES = /^["`](?:Glassformer|CSV|SVG|Tab|Enter|Escape|Gone|NotHere|Cancelled|Error|Home|End|UsageError|Arrow\w+|no session|allow-scripts.*|glassformer open .*)["`]$/;
+const given = (/** @type {string} */ text) => text.replace(/const (EXAMPLES|WORDS|PLANES|PAIRS|START|STOPS|TEXT|TYPES) = [\s\S]*?\n(?:\]|\}|\}\));|const (TEXT|START) = .*;/g, "").replace(/class(?:Name)?: *(?:[^,{}]|\$\{[^}]*\})*/g, "");
+
+const texts = (/** @type {string} */ source) => SHOWN.flatMap((where) => [...given(source).matchAll(where)].map((m) => m[1])).filter((text) => speaks(text) && !NAMES.test(text));
+
+test("no module says a text of its own", () => {
+  for (const [line, found] of [
+    ['h("p", { class: "row small soft" }, "One word, several meanings")', '"One word, several meanings"'], ['h("button", { "aria-label": "Undo" }, "↶")', '"Undo"'],
+    ["said.textContent = `Stopped after ${n} tokens.`;", "`Stopped after ${n} tokens.`"], ['throw new Error("Nothing was computed here yet.")', '"Nothing was computed here yet."'],
+  ]) assert.deepEqual(texts(line).slice(0, 1), [found], line);
+  assert.deepEqual(modules.flatMap((name) => texts(code(name)).map((text) => `${name}: ${text}`)), []);
+});
+
+test("a sentence takes its fields, is said again in another language, and an unknown language changes nothing", async () => {
+  const undo = said("session.undo");
+  assert.equal(undo(), "Undo");
+  let told = 0;
+  onSpoken(() => { told++; });
+  await need("learning");
   await speak("de-CH");
+  assert.equal(told, 1);
+  assert.equal(undo(), "Rückgängig");
   assert.equal(say("stage.of", { n: 1, all: 13 }), "Szene 1 von 13");
+  assert.equal(say("learn.list"), (await LANGUAGES.de.parts.learning())["learn.list"]);
   await speak("xx");
   assert.equal(say("stage.of", { n: 1, all: 13 }), "Szene 1 von 13");
   await speak("en");

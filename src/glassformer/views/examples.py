@@ -40,6 +40,7 @@ _MORE: dict[str, dict[str, Any]] = {
     "models": {},
     "runs": {},
     "size": {},
+    "directions": {"text": _TEXT, "directions": [{"name": "gender", "words": "woman - man"}], "layer": 1},
     "sum": {"words": "king - man + woman"},
     "sums": {},
 }

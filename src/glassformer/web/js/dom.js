@@ -1,9 +1,11 @@
 /** Building elements. Text goes in as text: nothing here parses HTML. */
 
+import { onSpoken } from "./words.js";
+
 /**
  * @param {string} tag
  * @param {Record<string, any>} [props] `on…` are listeners, `style` an object of properties, others attributes.
- * @param {...any} children
+ * @param {...any} children what is a function says a text, there and in attributes, and says it again in another language
  * @returns {any}
  */
 export function h(tag, props = {}, ...children) {
@@ -28,17 +30,28 @@ function fill(element, props, children) {
     else if (name === "style") for (const [k, v] of Object.entries(value)) element.style.setProperty(k, String(v));
     else if (name === "value") element.value = value;
     else if (name === "checked") element.checked = value;
+    else if (typeof value === "function") again(() => element.setAttribute(name, value()));
     else element.setAttribute(name, value === true ? "" : String(value));
   }
   add(element, children);
   return element;
 }
 
+/** Now, and whenever another language is spoken. @param {() => void} work */
+function again(work) {
+  work();
+  onSpoken(work);
+}
+
 /** @param {Element} element @param {any[]} children */
 function add(element, children) {
   for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
-    element.append(child instanceof Node ? child : String(child));
+    if (typeof child === "function") {
+      const text = document.createTextNode("");
+      again(() => { text.data = child(); });
+      element.append(text);
+    } else element.append(child instanceof Node ? child : String(child));
   }
 }
 

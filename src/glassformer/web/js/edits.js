@@ -1,38 +1,34 @@
 /** What is switched off or turned up in the model: its names, and the bar that says so wherever numbers are shown. */
 
 import { h, put, shown } from "./dom.js";
+import { said, say } from "./words.js";
 
 /** @typedef {import("./store.js").Store} Store */
 
-/** Rooms whose numbers are of the model as it is, whatever is switched off. @type {Record<string, string>} */
-const UNCHANGED = {
-  why: "What is explained below is the model as it is; the bars above show what the change does.",
-  facts: "The neurons and what they write are of the model as it is.",
-  vectors: "The vectors of words are the model's own, before any layer: those of the model as it is.",
-  learning: "Training runs and the gradient step are of the model as it is.",
-  size: "Counted, and written for the race, is the model as it is.",
-};
+/** Rooms whose numbers are of the model as it is, whatever is switched off. */
+const UNCHANGED = ["why", "facts", "vectors", "learning", "size"];
 
 /** @param {any} edit @param {string[]} tokens */
 export function editName(edit, tokens) {
-  const at = (/** @type {number} */ i) => `“${shown(tokens[i] ?? `position ${i}`)}”`;
-  const where = edit.position === null || edit.position === undefined ? "" : ` at ${at(edit.position)}`;
-  if (edit.kind === "ablate_head") return `layer ${edit.layer} head ${edit.head}${where} is off`;
-  if (edit.kind === "ablate_read") return `layer ${edit.layer} head ${edit.head} no longer reads ${at(edit.source)}${where}`;
-  if (edit.kind === "ablate_attn") return `layer ${edit.layer} attention${where} is off`;
-  if (edit.kind === "ablate_mlp") return `layer ${edit.layer} feed-forward${where} is off`;
-  if (edit.kind === "ablate_neuron") return `layer ${edit.layer} neuron ${edit.neuron}${where} is off`;
-  if (edit.kind === "steer") return `steered after layer ${edit.layer}${where} × ${Number(edit.strength).toFixed(1)}`;
-  if (edit.kind === "ablate_expert") return `layer ${edit.layer} expert ${edit.expert}${where} is off`;
+  const at = (/** @type {number} */ i) => `“${shown(tokens[i] ?? say("edit.position", { a: i }))}”`;
+  const where = edit.position === null || edit.position === undefined ? "" : say("edit.at", { a: at(edit.position) });
+  if (edit.kind === "ablate_head") return say("edit.head", { a: edit.layer, b: edit.head, c: where });
+  if (edit.kind === "ablate_read") return say("edit.read", { a: edit.layer, b: edit.head, c: at(edit.source), d: where });
+  if (edit.kind === "ablate_attn") return say("edit.attention", { a: edit.layer, b: where });
+  if (edit.kind === "ablate_mlp") return say("edit.feed_forward", { a: edit.layer, b: where });
+  if (edit.kind === "ablate_neuron") return say("edit.neuron", { a: edit.layer, b: edit.neuron, c: where });
+  if (edit.kind === "steer") return say("edit.steer", { a: edit.layer, b: where, c: Number(edit.strength).toFixed(1) });
+  if (edit.kind === "ablate_expert") return say("edit.expert", { a: edit.layer, b: edit.expert, c: where });
   if (edit.kind === "scale") return `${scaled(edit, tokens)} × ${Number(edit.by).toFixed(2)}`;
-  return `nobody looks at ${edit.source.map(at).join(" ")}`;
+  return say("edit.unseen", { a: edit.source.map(at).join(" ") });
 }
 
 /** @param {any} edit @param {string[]} tokens */
 function scaled(edit, tokens) {
-  if (edit.part === "word") return `what is read from ${edit.source.map((/** @type {number} */ i) => `“${shown(tokens[i] ?? "")}”`).join("")}`;
-  const layer = `layer ${edit.layer}`;
-  return { head: `${layer} head ${edit.unit}`, neuron: `${layer} neuron ${edit.unit}`, attention: `${layer} attention` }[/** @type {"head"} */ (edit.part)] ?? `${layer} feed-forward`;
+  if (edit.part === "word") return say("edit.words", { a: edit.source.map((/** @type {number} */ i) => `“${shown(tokens[i] ?? "")}”`).join("") });
+  if (edit.part === "head") return say("at.headshort", { a: edit.layer, b: edit.unit });
+  if (edit.part === "neuron") return say("at.neuronshort", { a: edit.layer, b: edit.unit });
+  return say("at.part", { layer: edit.layer, part: say(edit.part === "attention" ? "place.attention" : "place.feed_forward") }).replace(",", "");
 }
 
 /** What is left of the edits when the text changes: those that mean a place of the text go. @param {any[]} edits */
@@ -60,7 +56,7 @@ export function turnedTo(state, turned, off = null) {
 
 /** A slider from nothing to twice, which acts at once. @param {Store} state @param {any} turned a scale without `by` @param {any} [off] the edit that switches the same thing off @returns {{input: HTMLInputElement, reflect: () => void}} */
 export function dialOn(state, turned, off = null) {
-  const input = /** @type {HTMLInputElement} */ (h("input", { type: "range", min: 0, max: 2, step: 0.05, value: turnedTo(state, turned, off), class: "knob", "aria-label": `${editName({ ...turned, by: 1 }, state.get("tokens")).replace(" × 1.00", "")}, from 0 to 2 times`, oninput: () => {
+  const input = /** @type {HTMLInputElement} */ (h("input", { type: "range", min: 0, max: 2, step: 0.05, value: turnedTo(state, turned, off), class: "knob", "aria-label": say("edit.dial", { a: editName({ ...turned, by: 1 }, state.get("tokens")).replace(" × 1.00", "") }), oninput: () => {
     const others = state.get("edits").filter((/** @type {any} */ e) => !off || !sameThing(e, off));
     if (others.length !== state.get("edits").length) state.set({ edits: others });
     dial(state, turned, Number(input.value));
@@ -70,14 +66,14 @@ export function dialOn(state, turned, off = null) {
 
 /** The bar. @param {any} source @param {Store} state @returns {HTMLElement} */
 export function bar(source, state) {
-  const list = h("span", { class: "row", role: "list", "aria-label": "Changes" });
+  const list = h("span", { class: "row", role: "list", "aria-label": said("edit.list") });
   const remark = h("span", { class: "small" });
   const acts = h("span", { class: "row" },
-    h("button", { type: "button", class: "small", id: "undo-edit", onclick: () => state.set({ edits: state.get("edits").slice(0, -1) }) }, "Undo"),
-    h("button", { type: "button", class: "small", id: "compare-edits", onclick: () => state.set({ tab: "compare", what: "next", other: { text: state.get("text"), model: state.get("model") } }) }, "Compare"),
-    h("button", { type: "button", class: "small", id: "all-on", onclick: () => state.set({ edits: [] }) }, "All as it was"));
-  const element = h("section", { class: "changed", "aria-label": "The model is changed", role: "region", hidden: true },
-    h("strong", {}, "Changed model"), list, source.live ? acts : null, remark);
+    h("button", { type: "button", class: "small", id: "undo-edit", onclick: () => state.set({ edits: state.get("edits").slice(0, -1) }) }, said("session.undo")),
+    h("button", { type: "button", class: "small", id: "compare-edits", onclick: () => state.set({ tab: "compare", what: "next", other: { text: state.get("text"), model: state.get("model") } }) }, said("room.compare")),
+    h("button", { type: "button", class: "small", id: "all-on", onclick: () => state.set({ edits: [] }) }, said("edit.none")));
+  const element = h("section", { class: "changed", "aria-label": said("edit.changed.say"), role: "region", hidden: true },
+    h("strong", {}, said("edit.changed")), list, source.live ? acts : null, remark);
   const draw = () => {
     const edits = state.get("edits");
     element.hidden = !edits.length;
@@ -89,10 +85,10 @@ export function bar(source, state) {
         edit.kind === "scale" && source.live ? h("input", { type: "range", min: 0, max: 2, step: 0.05, value: edit.by, "data-dial": i, "aria-label": name, oninput: (/** @type {any} */ event) => {
           state.set({ edits: state.get("edits").map((/** @type {any} */ e, /** @type {number} */ j) => (j === i ? { ...e, by: Number(event.target.value) } : e)) });
         } }) : null,
-        source.live ? h("button", { type: "button", class: "bare", "aria-label": `Take back: ${name}`, onclick: () => state.set({ edits: state.get("edits").filter((/** @type {any} */ _, /** @type {number} */ j) => j !== i) }) }, "✕") : null);
+        source.live ? h("button", { type: "button", class: "bare", "aria-label": say("edit.back", { a: name }), onclick: () => state.set({ edits: state.get("edits").filter((/** @type {any} */ _, /** @type {number} */ j) => j !== i) }) }, "✕") : null);
     }));
     if (held !== undefined) /** @type {any} */ (list.querySelector(`[data-dial="${held}"]`))?.focus();
-    remark.textContent = [...new Set([state.get("tab"), state.get("beside")])].map((room) => UNCHANGED[room] ?? "").join(" ").trim();
+    remark.textContent = [...new Set([state.get("tab"), state.get("beside")])].map((room) => (UNCHANGED.includes(room) ? say(`unchanged.${room}`) : "")).join(" ").trim();
   };
   state.on(["edits", "tokens", "tab", "beside"], draw);
   draw();

@@ -1,32 +1,33 @@
 /** The keyboard: one table of keys, which the help shows and the listener obeys. */
 
 import { h } from "./dom.js";
+import { said } from "./words.js";
 
 /** @param {import("./store.js").Store} state @param {string[]} rooms @returns {HTMLDialogElement} */
 export function keys(state, rooms) {
   const table = [
-    ["/", "write the text", () => document.getElementById("composer")?.focus()],
-    [`1–${rooms.length}`, "open a room", null],
-    ["[ ]", "layer down, up", null],
-    ["{ }", "head down, up", null],
-    [", .", "token before, after", null],
-    ["g", "write on, or stop", () => /** @type {any} */ (document.getElementById("write-on"))?.click()],
-    ["f", "find a part by what it does", () => /** @type {any} */ (document.getElementById("find"))?.click()],
-    ["l", "large type", () => state.set({ large: !state.get("large") })],
-    ["t", "the tour", () => /** @type {any} */ (document.getElementById("take-tour"))?.click()],
-    ["c", "text as tokens or as words", () => state.set({ chips: state.get("chips") === "words" ? "tokens" : "words" })],
-    ["s", "heads by layer or by what they do", () => state.set({ sort: state.get("sort") === "role" ? "layer" : "role" })],
-    ["m", "matrix or arcs", () => state.set({ mode: state.get("mode") === "matrix" ? "arcs" : "matrix" })],
-    ["w", "next: tokens or whole words", () => state.set({ unit: state.get("unit") === "words" ? "tokens" : "words" })],
-    ["u", "undo the last switching off", () => state.set({ edits: state.get("edits").slice(0, -1) })],
-    ["z", "undo", () => state.undo()],
-    ["Z", "redo", () => state.redo()],
-    ["Tab", "in the text: accept the grey prediction", null],
-    ["?", "this table", () => dialog.showModal()],
+    ["/", "keys.write", () => document.getElementById("composer")?.focus()],
+    [`1–${rooms.length}`, "keys.room", null],
+    ["[ ]", "keys.layer", null],
+    ["{ }", "keys.head", null],
+    [", .", "keys.token", null],
+    ["g", "keys.on", () => /** @type {any} */ (document.getElementById("write-on"))?.click()],
+    ["f", "keys.find", () => /** @type {any} */ (document.getElementById("find"))?.click()],
+    ["l", "keys.large", () => state.set({ large: !state.get("large") })],
+    ["t", "keys.tour", () => /** @type {any} */ (document.getElementById("take-tour"))?.click()],
+    ["c", "keys.chips", () => state.set({ chips: state.get("chips") === "words" ? "tokens" : "words" })],
+    ["s", "keys.sort", () => state.set({ sort: state.get("sort") === "role" ? "layer" : "role" })],
+    ["m", "keys.mode", () => state.set({ mode: state.get("mode") === "matrix" ? "arcs" : "matrix" })],
+    ["w", "keys.unit", () => state.set({ unit: state.get("unit") === "words" ? "tokens" : "words" })],
+    ["u", "keys.edit", () => state.set({ edits: state.get("edits").slice(0, -1) })],
+    ["z", "keys.undo", () => state.undo()],
+    ["Z", "keys.redo", () => state.redo()],
+    ["Tab", "keys.tab", null],
+    ["?", "keys.keys", () => dialog.showModal()],
   ];
-  const dialog = h("dialog", { "aria-label": "Keyboard" }, h("h2", {}, "Keyboard"),
-    h("table", {}, h("tbody", {}, table.map(([key, what]) => h("tr", {}, h("th", { scope: "row" }, h("kbd", {}, key)), h("td", {}, what))))),
-    h("form", { method: "dialog" }, h("button", {}, "Close")));
+  const dialog = h("dialog", { "aria-label": said("keys.title") }, h("h2", {}, said("keys.title")),
+    h("table", {}, h("tbody", {}, table.map(([key, what]) => h("tr", {}, h("th", { scope: "row" }, h("kbd", {}, key)), h("td", {}, said(String(what))))))),
+    h("form", { method: "dialog" }, h("button", {}, said("close"))));
   addEventListener("keydown", (event) => {
     const at = /** @type {HTMLElement} */ (event.target);
     if (event.ctrlKey || event.metaKey || event.altKey || ["TEXTAREA", "INPUT", "SELECT"].includes(at.tagName)) return;

@@ -13,33 +13,33 @@ import { Store, fromFragment } from "./store.js";
 import { history as pastAndFile, listening, tools } from "./tools.js";
 import { tour } from "./tour.js";
 import { segmented } from "./ui.js";
-import { onSpoken, speak } from "./words.js";
+import { need, onSpoken, said as spoken, say, speak } from "./words.js";
 import { mount as next } from "./views/next.js";
 import { mount as tokens } from "./views/tokens.js";
 
 /** @type {[string, string][]} */
 export const EXAMPLES = [
-  ["Capital", "The capital of France is"],
-  ["Mole", "The American shrew mole is a small"],
-  ["Avogadro", "One mole of carbon dioxide contains about"],
-  ["Bank", "She sat on the bank of the"],
-  ["Mary and John", "When Mary and John went to the store, John gave a drink to"],
-  ["Repeated", "seven blue window garden kite seven blue window garden"],
-  ["Code", "def add(a, b):\n    return"],
+  ["capital", "The capital of France is"],
+  ["mole", "The American shrew mole is a small"],
+  ["avogadro", "One mole of carbon dioxide contains about"],
+  ["bank", "She sat on the bank of the"],
+  ["mary", "When Mary and John went to the store, John gave a drink to"],
+  ["repeated", "seven blue window garden kite seven blue window garden"],
+  ["code", "def add(a, b):\n    return"],
 ];
 
-/** The rooms; what draws one is fetched when it is opened. @type {[string, string, () => Promise<(element: HTMLElement, source: any, state: Store) => void>][]} */
+/** The rooms and whose words they speak; what draws one is fetched when it is opened. @type {[string, string, () => Promise<(element: HTMLElement, source: any, state: Store) => void>][]} */
 export const ROOMS = [
-  ["attention", "Attention", async () => (await import("./views/attention.js")).mount],
-  ["depth", "Depth", async () => (await import("./views/depth.js")).mount],
-  ["why", "Why", async () => (await import("./views/why.js")).mount],
-  ["facts", "Facts", async () => (await import("./views/facts.js")).mount],
-  ["compare", "Compare", async () => (await import("./views/compare.js")).mount],
-  ["texts", "Texts", async () => (await import("./views/texts.js")).mount],
-  ["vectors", "Vectors", async () => (await import("./views/vectors.js")).mount],
-  ["meaning", "Meaning", async () => (await import("./views/meaning.js")).mount],
-  ["learning", "Learning", async () => (await import("./views/learning.js")).mount],
-  ["size", "Size", async () => (await import("./views/size.js")).mount],
+  ["attention", "inside", async () => (await import("./views/attention.js")).mount],
+  ["depth", "inside", async () => (await import("./views/depth.js")).mount],
+  ["why", "inside", async () => (await import("./views/why.js")).mount],
+  ["facts", "inside", async () => (await import("./views/facts.js")).mount],
+  ["compare", "beside", async () => (await import("./views/compare.js")).mount],
+  ["texts", "beside", async () => (await import("./views/texts.js")).mount],
+  ["vectors", "beside", async () => (await import("./views/vectors.js")).mount],
+  ["meaning", "beside", async () => (await import("./views/meaning.js")).mount],
+  ["learning", "learning", async () => (await import("./views/learning.js")).mount],
+  ["size", "beside", async () => (await import("./views/size.js")).mount],
 ];
 
 export const START = {
@@ -65,33 +65,33 @@ export function build(root, source, state) {
   const { button: model, dialog: models, checkpoints } = chooser(source, state);
   const walk = tour(state);
   const dialog = keys(state, rooms.map(([name]) => name));
-  const theme = segmented("Theme", [["auto", "Auto"], ["light", "Light"], ["dark", "Dark"]], () => state.get("theme"), (name) => state.set({ theme: name }));
-  const large = h("button", { type: "button", onclick: () => state.set({ large: !state.get("large") }) }, "Large type");
+  const theme = segmented(spoken("head.theme"), [["auto", spoken("head.auto")], ["light", spoken("head.light")], ["dark", spoken("head.dark")]], () => state.get("theme"), (name) => state.set({ theme: name }));
+  const large = h("button", { type: "button", onclick: () => state.set({ large: !state.get("large") }) }, spoken("head.large"));
   const share = h("button", { type: "button", onclick: async () => {
     history.replaceState(null, "", state.fragment());
     await navigator.clipboard?.writeText(location.href).catch(() => null);
-    tell(share, "Link copied", "A link to this view is in the address bar and on the clipboard.");
-  } }, "Copy link");
+    tell(share, say("head.copied"), say("head.copied.say"));
+  } }, spoken("head.copy"));
   const image = h("button", { type: "button", onclick: async () => {
     const panel = /** @type {HTMLElement} */ (panels.get(state.get("tab")).panel);
     try {
       const edits = state.get("edits").map((/** @type {any} */ edit) => editName(edit, state.get("tokens")));
-      save(await picture(panel, edits.length ? `Changed model: ${edits.join("; ")}.` : ""), `glassformer-${state.get("tab")}.png`);
-      tell(image, "Image saved", "An image of this view was saved.");
+      save(await picture(panel, edits.length ? say("head.changed", { a: edits.join("; ") }) : ""), `glassformer-${state.get("tab")}.png`);
+      tell(image, say("head.imaged"), say("head.imaged.say"));
     } catch (error) {
-      refuse(image, "No image", error);
+      refuse(image, say("head.noimage"), error);
     }
-  } }, "Image");
+  } }, spoken("head.image"));
   const report = h("button", { type: "button", onclick: async () => {
     report.setAttribute("aria-busy", "true");
     try {
       save(await source.report(wished()), "glassformer-report.html");
-      tell(report, "Report saved", "The report was saved: one file that works offline.");
+      tell(report, say("head.reported"), say("head.reported.say"));
     } catch (error) {
-      refuse(report, "No report", error);
+      refuse(report, say("head.noreport"), error);
     }
     report.removeAttribute("aria-busy");
-  } }, "Report");
+  } }, spoken("head.report"));
   /** The text, and what was laid beside it in the rooms that were opened. */
   function wished() {
     const [other, position] = [state.get("other"), state.get("position")];
@@ -103,13 +103,15 @@ export function build(root, source, state) {
       state: { tab: state.get("tab"), layer: state.get("layer"), head: state.get("head"), sort: state.get("sort"), what: state.get("what"), place: state.get("place") },
     };
   }
+  /** What buttons are called that say something else for a moment. @type {Map<HTMLElement, Node[]>} */
+  const labels = new Map();
   /** @param {HTMLElement} button @param {string} short @param {string} long */
   function tell(button, short, long) {
-    const before = button.dataset.label ?? button.textContent ?? "";
-    button.dataset.label = before;
+    const before = labels.get(button) ?? [...button.childNodes];
+    labels.set(button, before);
     button.textContent = short;
     said.textContent = long;
-    setTimeout(() => (button.textContent = before), 1800);
+    setTimeout(() => button.replaceChildren(...before), 1800);
   }
   const notice = h("p", { class: "problem", role: "alert", hidden: true });
   /** @param {HTMLElement} button @param {string} short @param {unknown} error */
@@ -121,15 +123,15 @@ export function build(root, source, state) {
   }
   /** @type {HTMLDialogElement|null} */
   let found = null;
-  const find = h("button", { type: "button", id: "find", title: "Find a part by what it does (f)", onclick: async () => {
+  const find = h("button", { type: "button", id: "find", title: spoken("head.find.say"), onclick: async () => {
     found ??= (await import("./finder.js")).finder(source, state);
     if (!found.isConnected) root.append(found);
     found.dispatchEvent(new Event("begin"));
     found.showModal();
-  } }, "Find");
+  } }, spoken("head.find"));
   const noted = notes(state);
-  const help = h("button", { type: "button", "aria-label": "Keyboard", onclick: () => dialog.showModal() }, "?");
-  const tourButton = h("button", { type: "button", id: "take-tour", onclick: () => walk.start() }, "Tour");
+  const help = h("button", { type: "button", "aria-label": spoken("keys.title"), onclick: () => dialog.showModal() }, "?");
+  const tourButton = h("button", { type: "button", id: "take-tour", onclick: () => walk.start() }, spoken("head.tour"));
   const reflect = () => {
     const chosen = state.get("theme");
     if (chosen === "auto") delete document.documentElement.dataset.theme;
@@ -141,32 +143,33 @@ export function build(root, source, state) {
   state.on(["theme", "large"], reflect);
   reflect();
 
-  const composer = h("section", { class: "panel words", "aria-label": "Words in" });
-  const left = h("section", { class: "panel left", "aria-label": "Next word" });
+  const composer = h("section", { class: "panel words", "aria-label": spoken("head.words") });
+  const left = h("section", { class: "panel left", "aria-label": spoken("next.title") });
   // A report or a notebook has a stage where its source holds one.
   const stage = !source.rooms || source.rooms.includes("stage") ? h("section", { class: "panel stage-room" }) : null;
-  const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Rooms" });
-  const beside = h("select", { "aria-label": "A second room beside this one", onchange: () => state.set({ beside: beside.value || null }) },
-    h("option", { value: "" }, "nothing"), rooms.map(([name, label]) => h("option", { value: name }, label)));
+  const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": spoken("head.rooms") });
+  const beside = h("select", { "aria-label": spoken("head.second"), onchange: () => state.set({ beside: beside.value || null }) },
+    h("option", { value: "" }, spoken("head.nothing")), rooms.map(([name]) => h("option", { value: name }, spoken(`room.${name}`))));
   const shelf = h("div", { class: "rooms" });
-  const right = h("section", { class: "panel", "aria-label": "Inside" }, tabs, h("div", { class: "row tool-row" }, h("label", { class: "small" }, "beside ", beside), noted.button), tools(source, state, () => panels.get(state.get("tab")).panel), noted.list);
+  const right = h("section", { class: "panel", "aria-label": spoken("head.inside") }, tabs, h("div", { class: "row tool-row" }, h("label", { class: "small" }, spoken("head.beside"), beside), noted.button), tools(source, state, () => panels.get(state.get("tab")).panel), noted.list);
   put(root,
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
       h("div", { class: "row tools" }, alone ? [tourButton, find] : null, alone ? [pastAndFile(state, fromFragment), share] : null, image, alone ? report : null, theme.element, large, help), said), notice,
     bar(source, state),
     h("main", {}, composer, stage, source.site ? gallery(source.site, source.title, state.get("text")) : null, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
   if (alone) {
-    composer.append(h("div", { class: "row examples", role: "group", "aria-label": "Examples" }, EXAMPLES.map(([name, text]) =>
-      h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null, against: null }) }, name))));
+    composer.append(h("div", { class: "row examples", role: "group", "aria-label": spoken("head.examples") }, EXAMPLES.map(([name, text]) =>
+      h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null, against: null }) }, spoken(`example.${name}`)))));
   }
   tokens(composer, source, state);
   const drawn = stage ? mountStage(stage, source, state, { rooms: rooms.map(([name]) => name) }).first : Promise.resolve();
   next(left, source, state);
   /** @type {Map<string, any>} */
   const panels = new Map();
-  for (const [name, label, fetched] of rooms) {
+  for (const [name, words, drawing] of rooms) {
+    const fetched = async () => (await Promise.all([drawing(), need(words)]))[0];
     const near = () => { fetched().catch(() => null); }; // it is here by the time of the click
-    tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, "data-room": name, onclick: () => state.set({ tab: name }), onpointerenter: near, onfocus: near }, label));
+    tabs.append(h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `room-${name}`, "data-room": name, onclick: () => state.set({ tab: name }), onpointerenter: near, onfocus: near }, spoken(`room.${name}`)));
     const panel = h("div", { role: "tabpanel", id: `room-${name}`, "aria-labelledby": `tab-${name}`, hidden: true });
     shelf.append(panel);
     panels.set(name, { panel, fetched, mounted: false, end: null });
@@ -192,7 +195,7 @@ export function build(root, source, state) {
       await seen(); // it is busy until its views have been told that they are in sight
     } catch (error) {
       room.mounted = false;
-      put(room.panel, h("p", { class: "problem", role: "alert" }, `This room could not be fetched: ${error instanceof Error ? error.message : error}. Open it again once the server answers.`));
+      put(room.panel, h("p", { class: "problem", role: "alert" }, say("head.unfetched", { a: error instanceof Error ? error.message : error })));
     }
     room.panel.removeAttribute("aria-busy");
   }

@@ -2,6 +2,7 @@
 
 import { h, percent, put } from "./dom.js";
 import { bytes } from "./ui.js";
+import { said as spoken, say } from "./words.js";
 
 /** @typedef {import("./store.js").Store} Store */
 
@@ -10,7 +11,7 @@ export async function choices(source) {
   const [{ models }, { runs }] = await Promise.all([source.get("models", {}), source.get("runs", {})]);
   return [
     ...models.filter((/** @type {any} */ m) => m.open).map((/** @type {any} */ m) => [m.name, m.name]),
-    ...runs.flatMap((/** @type {any} */ r) => r.checkpoints.map((/** @type {number} */ step) => [`run:${r.name}@${step}`, `${r.name}, step ${step}`])),
+    ...runs.flatMap((/** @type {any} */ r) => r.checkpoints.map((/** @type {number} */ step) => [`run:${r.name}@${step}`, say("model.step", { a: r.name, b: step })])),
   ];
 }
 
@@ -18,18 +19,18 @@ export async function choices(source) {
 export function chooser(source, state) {
   const button = h("button", { type: "button", class: "model", "aria-haspopup": "dialog", disabled: !source.live, onclick: () => { dialog.showModal(); list(); } });
   const said = h("p", { class: "small", role: "status" });
-  const meter = h("progress", { max: 1, value: 0, hidden: true, "aria-label": "Opening the model" });
-  const stop = h("button", { type: "button", class: "small", hidden: true, onclick: () => opening?.abort() }, "Cancel");
+  const meter = h("progress", { max: 1, value: 0, hidden: true, "aria-label": spoken("model.opening") });
+  const stop = h("button", { type: "button", class: "small", hidden: true, onclick: () => opening?.abort() }, spoken("model.cancel"));
   const catalogue = h("div", { class: "models" });
-  const custom = h("input", { type: "text", "aria-label": "A path, or org/name of the hub", placeholder: "a path, or org/name of the hub", size: "30" });
-  const form = h("form", { class: "row" }, custom, h("button", { type: "submit" }, "Open"));
+  const custom = h("input", { type: "text", "aria-label": spoken("model.path.say"), placeholder: spoken("model.path"), size: "30" });
+  const form = h("form", { class: "row" }, custom, h("button", { type: "submit" }, spoken("session.open")));
   form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     if (custom.value.trim()) open(custom.value.trim());
   });
-  const dialog = h("dialog", { "aria-label": "Choose the model", class: "chooser" },
-    h("div", { class: "row spread" }, h("h2", {}, "Which model"), h("form", { method: "dialog" }, h("button", { "aria-label": "Close" }, "Close"))),
-    said, h("div", { class: "row" }, meter, stop), catalogue, h("h3", {}, "Another"), form);
+  const dialog = h("dialog", { "aria-label": spoken("model.choose"), class: "chooser" },
+    h("div", { class: "row spread" }, h("h2", {}, spoken("model.which")), h("form", { method: "dialog" }, h("button", { "aria-label": spoken("close") }, spoken("close")))),
+    said, h("div", { class: "row" }, meter, stop), catalogue, h("h3", {}, spoken("model.another")), form);
   /** @type {AbortController|null} */
   let opening = null;
 
@@ -38,12 +39,12 @@ export function chooser(source, state) {
       const [{ models, current }, { runs }] = await Promise.all([source.get("models", {}), source.get("runs", {})]);
       const here = state.get("model") ?? current;
       put(catalogue,
-        h("h3", {}, "Catalogue"), models.map((/** @type {any} */ m) => h("button", {
+        h("h3", {}, say("model.catalogue")), models.map((/** @type {any} */ m) => h("button", {
           type: "button", class: "entry", "data-model": m.name, "aria-pressed": String(m.name === here), onclick: () => open(m.name),
-        }, h("strong", {}, m.name), m.open ? h("span", { class: "small badge" }, "open") : null, h("span", { class: "soft small" }, [m.summary, m.licence, bytes(m.bytes)].filter(Boolean).join(" · ")))),
-        runs.length ? h("h3", {}, "Your training runs") : null, runs.map((/** @type {any} */ r) => h("button", {
+        }, h("strong", {}, m.name), m.open ? h("span", { class: "small badge" }, say("model.badge")) : null, h("span", { class: "soft small" }, [m.summary, m.licence, bytes(m.bytes)].filter(Boolean).join(" · ")))),
+        runs.length ? h("h3", {}, say("model.runs")) : null, runs.map((/** @type {any} */ r) => h("button", {
           type: "button", class: "entry", "data-model": `run:${r.name}`, disabled: !r.checkpoints.length, onclick: () => open(`run:${r.name}@${r.checkpoints[r.checkpoints.length - 1]}`),
-        }, h("strong", {}, r.name), h("span", { class: "soft small" }, `step ${r.step}${r.steps ? ` of ${r.steps}` : ""} · ${r.state}`))));
+        }, h("strong", {}, r.name), h("span", { class: "soft small" }, say("model.run", { a: r.step, b: r.steps ? say("model.of", { a: r.steps }) : "", c: r.state })))));
     } catch (error) {
       said.textContent = error instanceof Error ? error.message : String(error);
     }
@@ -53,14 +54,14 @@ export function chooser(source, state) {
   async function open(name) {
     opening?.abort();
     const mine = (opening = new AbortController());
-    said.textContent = `Opening ${name}…`;
+    said.textContent = say("model.being", { a: name });
     meter.hidden = stop.hidden = false;
     meter.removeAttribute("value");
     try {
       for await (const event of source.stream("/api/open", { source: name }, { signal: mine.signal })) {
         if (event.model) {
           state.set({ model: event.model, position: null, edits: [], query: null, key: null, layer: 0, head: 0, token: null, against: null });
-          said.textContent = `${event.name} is open.`;
+          said.textContent = say("model.isopen", { a: event.name });
           dialog.close();
         } else {
           if (event.total) meter.value = event.done / event.total;
@@ -68,14 +69,14 @@ export function chooser(source, state) {
         }
       }
     } catch (error) {
-      said.textContent = mine.signal.aborted ? "Cancelled." : error instanceof Error ? error.message : String(error);
+      said.textContent = mine.signal.aborted ? say("model.cancelled") : error instanceof Error ? error.message : String(error);
     } finally {
       if (mine === opening) meter.hidden = stop.hidden = true;
     }
   }
 
   // With a run open, its checkpoints are beside its name: the view that is open shows another step of the same head.
-  const slider = h("input", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": "Checkpoint", onchange: () => state.set({ model: `run:${run}@${steps[slider.value]}`, edits: [], query: null, key: null }) });
+  const slider = h("input", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": spoken("model.checkpoint"), onchange: () => state.set({ model: `run:${run}@${steps[slider.value]}`, edits: [], query: null, key: null }) });
   const checkpoints = h("div", { class: "row checkpoints", hidden: true }, slider);
   let run = "";
   /** @type {number[]} */
@@ -89,15 +90,15 @@ export function chooser(source, state) {
     steps = runs.find((/** @type {any} */ r) => r.name === run)?.checkpoints ?? [];
     slider.max = String(Math.max(0, steps.length - 1));
     slider.value = String(Math.max(0, steps.indexOf(Number(found[2]))));
-    slider.setAttribute("aria-valuetext", `step ${found[2]}`);
+    slider.setAttribute("aria-valuetext", say("at.step", { n: found[2] }));
     checkpoints.hidden = steps.length < 2;
   }
   state.on(["model"], stepsOf);
   stepsOf();
 
   const reflect = () => {
-    const name = state.get("model") ?? state.get("modelName") ?? "model";
-    button.textContent = `${name.replace(/^run:/, "").replace("@", ", step ")} ▾`;
+    const name = state.get("model") ?? state.get("modelName") ?? say("model.name");
+    button.textContent = `${name.replace(/^run:/, "").replace(/@(\d+)$/, (/** @type {string} */ _, /** @type {string} */ n) => `, ${say("at.step", { n })}`)} ▾`;
   };
   state.on(["model", "modelName"], reflect);
   reflect();

@@ -1,6 +1,7 @@
 /** An image of a view: what stands on the page, drawn into a PNG. */
 
 import { h } from "./dom.js";
+import { say } from "./words.js";
 
 /** Style properties that a picture must carry with it. */
 const KEPT = [
@@ -19,7 +20,7 @@ export async function picture(element, note = "") {
   const scale = Math.min(2, 16000 / Math.max(width, height));
   const canvas = h("canvas", { width: Math.round(width * scale), height: Math.round(height * scale) });
   canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  return new Promise((done, fail) => canvas.toBlob((/** @type {Blob|null} */ blob) => (blob ? done(blob) : fail(new Error("The image could not be drawn."))), "image/png"));
+  return new Promise((done, fail) => canvas.toBlob((/** @type {Blob|null} */ blob) => (blob ? done(blob) : fail(new Error(say("picture.none")))), "image/png"));
 }
 
 /** The same as SVG that stands alone. @param {HTMLElement} element @param {string} [note] */

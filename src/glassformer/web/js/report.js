@@ -3,6 +3,7 @@
 import { START, build } from "./main.js";
 import { SourceProblem, unpack } from "./source.js";
 import { Store, fromFragment } from "./store.js";
+import { say } from "./words.js";
 
 /** Answers views from what a report holds. */
 export class ReportSource {
@@ -25,9 +26,9 @@ export class ReportSource {
   async get(view, args) {
     const found = this.find(view, args);
     if (found === null && args.edits && view !== "effects" && !same(args.edits, this.data.edits)) {
-      throw new SourceProblem("With parts switched off, this report holds the change of the prediction alone (in Why); switch them on again to see this.", "NotHere");
+      throw new SourceProblem(say("report.switched"), "NotHere");
     }
-    if (found === null) throw new SourceProblem(ABSENT[/** @type {"cell"} */ (view)] ?? "This report does not hold that; open the text in Glassformer to see it.", "NotHere");
+    if (found === null) throw new SourceProblem(ABSENT[view] ? say(`absent.${ABSENT[view]}`) : say("report.absent"), "NotHere");
     if (found.problem) throw new SourceProblem(found.problem, "NotHere");
     return found;
   }
@@ -99,15 +100,8 @@ function stable(value) {
   });
 }
 
-const ABSENT = {
-  cell: "This report takes apart the cells in which the last token looks hardest, in the heads that matter most; open the text in Glassformer for any other.",
-  attention: "This report holds the heads on which the prediction depends most; open the text in Glassformer for this one.",
-  journey: "This report follows one token; open the text in Glassformer to follow another.",
-  words: "This report does not hold the whole words for this place; open the text in Glassformer to see them.",
-  why: "This report explains one prediction; open the text in Glassformer for another.",
-  neurons: "This report explains one prediction; open the text in Glassformer for another.",
-  patch: "This report holds patching of the stream and of the heads; open the texts in Glassformer for the other places.",
-};
+/** Views of which a report holds a part, and says which. @type {Record<string, string>} */
+const ABSENT = { cell: "cell", attention: "attention", journey: "journey", words: "words", why: "why", neurons: "why", patch: "patch" };
 
 /** Asks whoever embeds this page, by messages; a notebook passes them to its kernel. */
 export class MessageSource {
@@ -138,7 +132,7 @@ export class MessageSource {
       signal?.addEventListener("abort", () => {
         this.waiting.delete(id);
         parent.postMessage({ glassformer: true, cancel: id }, "*");
-        fail(new SourceProblem("No longer wanted.", "Cancelled"));
+        fail(new SourceProblem(say("report.unwanted"), "Cancelled"));
       });
       parent.postMessage({ glassformer: true, id, view, args }, "*");
     });

@@ -1,5 +1,7 @@
 /** Where views get their data: over HTTP in the app; reports and notebooks bring sources of their own. */
 
+import { say } from "./words.js";
+
 export class SourceProblem extends Error {
   /** @param {string} message @param {string} kind */
   constructor(message, kind) {
@@ -30,11 +32,11 @@ export class HttpSource {
       answer = await fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(args), signal });
     } catch (error) {
       if (signal?.aborted) throw error;
-      throw new SourceProblem("The server does not answer. This page goes on by itself once it does; if the server has ended, start it with glassformer open and use the address it prints.", "Gone");
+      throw new SourceProblem(say("source.gone"), "Gone");
     }
     if (!answer.ok) {
       const data = await answer.json().catch(() => null);
-      throw new SourceProblem(data?.error?.message ?? `The server answered ${answer.status}.`, data?.error?.kind ?? data?.error?.type ?? "Error");
+      throw new SourceProblem(data?.error?.message ?? say("source.status", { a: answer.status }), data?.error?.kind ?? data?.error?.type ?? "Error");
     }
     return answer;
   }

@@ -3,6 +3,7 @@
 import { h } from "./dom.js";
 import { grounded, save } from "./picture.js";
 import { unpack } from "./source.js";
+import { said as spoken, say } from "./words.js";
 
 /** @typedef {import("./store.js").Store} Store */
 
@@ -34,28 +35,28 @@ export function tools(source, state, panel) {
     const heard = [...source.heard.keys()].reverse().filter((name) => names.includes(name));
     // All heads at once are what is looked at only while no one head is.
     const held = heard.find((name) => name !== "thumbnails") ?? heard[0];
-    if (!held) throw new Error("Nothing was computed here yet.");
+    if (!held) throw new Error(say("take.nothing"));
     return { name: held, ...source.heard.get(held) };
   };
-  const act = (/** @type {string} */ label, /** @type {string} */ title, /** @type {() => any} */ what) => h("button", { type: "button", class: "small", title, onclick: async () => {
+  const act = (/** @type {string|(() => string)} */ label, /** @type {() => string} */ title, /** @type {() => any} */ what) => h("button", { type: "button", class: "small", title, onclick: async () => {
     try {
-      said.textContent = (await what()) ?? "Saved.";
+      said.textContent = (await what()) ?? say("take.saved");
     } catch (error) {
       said.textContent = error instanceof Error ? error.message : String(error);
     }
   } }, label);
   const file = (/** @type {string} */ name, /** @type {string} */ end) => `glassformer-${name}.${end}`;
-  return h("div", { class: "row tool-row", role: "group", "aria-label": "Take away" },
-    source.live && !source.embedded ? act("Copy as Python", "The lines that give these numbers", async () => {
+  return h("div", { class: "row tool-row", role: "group", "aria-label": spoken("take.title") },
+    source.live && !source.embedded ? act(spoken("take.python"), spoken("take.python.say"), async () => {
       const { name, args } = now();
       const { lines } = await source.get("python", { name, arguments: args });
       await navigator.clipboard?.writeText(lines).catch(() => null);
       said.dataset.lines = lines;
-      return `The lines for “${name}” are on the clipboard.`;
+      return say("take.copied", { a: name });
     }) : null,
-    act("CSV", "A table of these numbers", () => { const { name, found } = now(); save(new Blob([table(found, state.get("tokens"))], { type: "text/csv" }), file(name, "csv")); }),
-    act("npz", "Arrays for NumPy", () => { const { name, found } = now(); save(new Blob([npz(arrays(found))]), file(name, "npz")); }),
-    act("SVG", "A picture that scales", async () => save(new Blob([(await grounded(panel())).text], { type: "image/svg+xml" }), file(state.get("tab"), "svg"))), said);
+    act("CSV", spoken("take.csv"), () => { const { name, found } = now(); save(new Blob([table(found, state.get("tokens"))], { type: "text/csv" }), file(name, "csv")); }),
+    act("npz", spoken("take.npz"), () => { const { name, found } = now(); save(new Blob([npz(arrays(found))]), file(name, "npz")); }),
+    act("SVG", spoken("take.svg"), async () => save(new Blob([(await grounded(panel())).text], { type: "image/svg+xml" }), file(state.get("tab"), "svg"))), said);
 }
 
 /** Every packed array and every list of numbers of an answer, by its place. @param {any} value @param {string} [at] @returns {[string, number[], ArrayLike<number>, string][]} */
@@ -134,12 +135,12 @@ export function npz(list) {
 
 /** Undo, redo, and the session as one file. @param {Store} state @param {(fragment: string) => Record<string, any>} read */
 export function history(state, read) {
-  const back = h("button", { type: "button", id: "undo", "aria-label": "Undo", title: "Undo (z)", onclick: () => state.undo() }, "↶");
-  const forth = h("button", { type: "button", id: "redo", "aria-label": "Redo", title: "Redo (Shift z)", onclick: () => state.redo() }, "↷");
+  const back = h("button", { type: "button", id: "undo", "aria-label": spoken("session.undo"), title: spoken("session.undo.say"), onclick: () => state.undo() }, "↶");
+  const forth = h("button", { type: "button", id: "redo", "aria-label": spoken("session.redo"), title: spoken("session.redo.say"), onclick: () => state.redo() }, "↷");
   const reflect = () => { back.disabled = !state.past.length; forth.disabled = !state.future.length; };
   state.on(null, reflect);
   reflect();
-  const pick = h("input", { type: "file", accept: ".json,application/json", "aria-label": "Open a session file", class: "visually-hidden", tabindex: "-1", onchange: async () => {
+  const pick = h("input", { type: "file", accept: ".json,application/json", "aria-label": spoken("session.open.say"), class: "visually-hidden", tabindex: "-1", onchange: async () => {
     const [chosen] = pick.files;
     pick.value = "";
     if (!chosen) return;
@@ -148,10 +149,10 @@ export function history(state, read) {
       if (held.glassformer !== 1 || typeof held.view !== "string") throw new Error("no session");
       state.set(read(held.view));
     } catch {
-      alert(`${chosen.name} is not a session that this page saved.`);
+      alert(say("session.none", { a: chosen.name }));
     }
   } });
   return [back, forth,
-    h("button", { type: "button", id: "save-session", title: "Save this session to a file", onclick: () => save(new Blob([JSON.stringify({ glassformer: 1, view: state.fragment() })], { type: "application/json" }), "glassformer-session.json") }, "Save"),
-    h("button", { type: "button", id: "open-session", title: "Open a session file", onclick: () => pick.click() }, "Open"), pick];
+    h("button", { type: "button", id: "save-session", title: spoken("session.save.say"), onclick: () => save(new Blob([JSON.stringify({ glassformer: 1, view: state.fragment() })], { type: "application/json" }), "glassformer-session.json") }, spoken("session.save")),
+    h("button", { type: "button", id: "open-session", title: spoken("session.open.say"), onclick: () => pick.click() }, spoken("session.open")), pick];
 }

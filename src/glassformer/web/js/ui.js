@@ -2,6 +2,7 @@
 
 import { signed } from "./colour.js";
 import { h, hint, number, percent, s, shown } from "./dom.js";
+import { say } from "./words.js";
 
 /** A bar in a track. @param {number} share of the track @param {number} [from] where it starts @param {string} [colour] */
 export function track(share, from = 0, colour = "") {
@@ -24,7 +25,7 @@ export function chance(token, p, largest = 1) {
 
 /**
  * Buttons of which one is chosen.
- * @param {string} label @param {[string, string][]} options @param {() => string} current @param {(name: string) => void} choose
+ * @param {string|(() => string)} label @param {[string, string|(() => string)][]} options texts, or what says them in each language @param {() => string} current @param {(name: string) => void} choose
  */
 export function segmented(label, options, current, choose) {
   const buttons = options.map(([name, text]) => h("button", { type: "button", "data-choice": name, onclick: () => choose(name) }, text));
@@ -44,14 +45,14 @@ export function segmented(label, options, current, choose) {
 export function chart(lines, { label, unit, mark = null, width = 640, height = 220, log = false }) {
   const all = lines.flatMap((l) => l.values.filter(Number.isFinite));
   const steps = lines.flatMap((l) => l.steps);
-  if (!all.length) return h("p", { class: "soft small" }, "No numbers yet.");
+  if (!all.length) return h("p", { class: "soft small" }, say("chart.none"));
   const [low, high] = [Math.min(...all), Math.max(...all)];
   const [first, last] = [log ? 0 : Math.min(...steps), Math.max(...steps)];
   const [L, R, T, B] = [52, 12, 12, 28];
   const place = log ? Math.log1p : (/** @type {number} */ v) => v;
   const x = (/** @type {number} */ v) => L + ((place(v) - place(first)) / (place(last) - place(first) || 1)) * (width - L - R);
   const y = (/** @type {number} */ v) => T + (1 - (v - low) / (high - low || 1)) * (height - T - B);
-  const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `${label}: ${lines.map((l) => `${l.name} from ${number(l.values[0])} to ${number(l.values[l.values.length - 1])}`).join("; ")}` });
+  const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `${label}: ${lines.map((l) => say("chart.line", { a: l.name, b: number(l.values[0]), c: number(l.values[l.values.length - 1]) })).join("; ")}` });
   for (const v of ticks(low, high)) {
     svg.append(s("line", { class: "grid", x1: L, x2: width - R, y1: y(v), y2: y(v) }), s("text", { class: "tick", x: L - 6, y: y(v) + 4, "text-anchor": "end" }, number(v)));
   }
@@ -74,7 +75,7 @@ export function chart(lines, { label, unit, mark = null, width = 640, height = 2
     return lines.map((line) => {
       let best = 0;
       line.steps.forEach((step, j) => { if (Math.abs(step - at) < Math.abs(line.steps[best] - at)) best = j; });
-      return `step ${line.steps[best]}: ${line.name} ${number(line.values[best])} ${unit}`;
+      return say("chart.at", { a: line.steps[best], b: line.name, c: number(line.values[best]), d: unit });
     }).join("\n");
   });
   return h("figure", { class: "figure" }, svg, lines.length > 1 ? h("figcaption", { class: "row small" }, lines.map((line, i) => h("span", { class: `key ${line.kind ?? `line-${i}`}` }, line.name))) : null);
@@ -116,13 +117,13 @@ export function bytes(bytes) {
   return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.round(bytes / 1e6)} MB`;
 }
 
-/** A count with its noun. @param {number} n @param {string} noun */
+/** A count with its noun. @param {number} n @param {string} noun as the words' file names it */
 export function plural(n, noun) {
-  return `${n.toLocaleString()} ${noun}${n === 1 ? "" : "s"}`;
+  return say(`count.${noun}.${n === 1 ? "one" : "many"}`, { n: n.toLocaleString() });
 }
 
 /** A place of the model as people name it, whatever spelling it comes in. @param {string} place */
 export function placeName(place) {
-  return place.replace(/^blocks\.(\d+)\.(resid_mid|attn|attention)(\..*)?$/, "$1 · attention$3").replace(/^blocks\.(\d+)\.(resid_post|mlp|feed_forward)(\..*)?$/, "$1 · feed-forward$3")
-    .replace(/^blocks\.(\d+)\.(\w+)(\..*)?$/, "$1 · $2$3").replace(/^embed(\..*)?$/, "embedding$1").replaceAll("_", " ").replace(/\.weight$/, "");
+  return place.replace(/^blocks\.(\d+)\.(resid_mid|attn|attention)(\..*)?$/, `$1 · ${say("place.attention")}$3`).replace(/^blocks\.(\d+)\.(resid_post|mlp|feed_forward)(\..*)?$/, `$1 · ${say("place.feed_forward")}$3`)
+    .replace(/^blocks\.(\d+)\.(\w+)(\..*)?$/, "$1 · $2$3").replace(/^embed(\..*)?$/, `${say("place.embedding")}$1`).replaceAll("_", " ").replace(/\.weight$/, "");
 }

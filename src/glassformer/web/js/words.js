@@ -1,15 +1,33 @@
-/** The page's words in the reader's language: one file a language, the same keys in each; fetched when it is spoken. */
+/** The page's words in the reader's language: one folder a language, the same files and keys in each; a room's come with it. */
 
-import { EN } from "./words/en.js";
+import { WORDS as PAGE } from "./words/en/page.js";
+import { WORDS as STAGE } from "./words/en/stage.js";
 
-/** @type {Record<string, {name: string, load: () => Promise<Record<string, string>>}>} */
+/** @typedef {Record<string, string>} Words */
+
+/** @type {Record<string, {name: string, parts: Record<string, () => Promise<Words>>}>} */
 export const LANGUAGES = {
-  en: { name: "English", load: async () => EN },
-  de: { name: "Deutsch", load: async () => (await import("./words/de.js")).DE },
+  en: { name: "English", parts: {
+    page: async () => PAGE,
+    stage: async () => STAGE,
+    inside: async () => (await import("./words/en/inside.js")).WORDS,
+    beside: async () => (await import("./words/en/beside.js")).WORDS,
+    learning: async () => (await import("./words/en/learning.js")).WORDS,
+  } },
+  de: { name: "Deutsch", parts: {
+    page: async () => (await import("./words/de/page.js")).WORDS,
+    stage: async () => (await import("./words/de/stage.js")).WORDS,
+    inside: async () => (await import("./words/de/inside.js")).WORDS,
+    beside: async () => (await import("./words/de/beside.js")).WORDS,
+    learning: async () => (await import("./words/de/learning.js")).WORDS,
+  } },
 };
 
+/** What of each language is here. @type {Record<string, Words>} */
+const here = { en: { ...PAGE, ...STAGE } };
+const needed = new Set(["page", "stage"]);
+
 let now = "en";
-let words = EN;
 
 /** @type {Set<() => void>} */
 const listeners = new Set();
@@ -20,19 +38,35 @@ export const onSpoken = (call) => { listeners.add(call); };
 /** @returns {string} the language that is spoken */
 export const speaking = () => now;
 
-/** Speak a language from here on. @param {string|null} language a tag such as "de-CH"; one that has no file changes nothing */
+/** The words that are needed, in a language. @param {string} tag */
+async function fetched(tag) {
+  const { parts } = LANGUAGES[tag];
+  const found = await Promise.all([...needed].map((part) => parts[part]()));
+  here[tag] = Object.assign({}, here[tag], ...found);
+}
+
+/** Have the words of a part of the page. @param {string} part */
+export async function need(part) {
+  needed.add(part);
+  await fetched(now);
+}
+
+/** Speak a language from here on. @param {string|null} language a tag such as "de-CH"; one that has no files changes nothing */
 export async function speak(language) {
   const tag = (language ?? "").toLowerCase().split("-")[0];
   if (!Object.hasOwn(LANGUAGES, tag) || tag === now) return;
-  const found = await LANGUAGES[tag].load();
+  await fetched(tag);
   if (tag === now) return; // it was asked for twice
-  [words, now] = [found, tag];
+  now = tag;
   if (typeof document !== "undefined") document.documentElement.lang = tag;
   for (const call of listeners) call();
 }
 
 /** A sentence, its {fields} filled in. @param {string} key @param {Record<string, any>} [fields] @returns {string} */
 export function say(key, fields = {}) {
-  const text = words[key] ?? EN[key] ?? key;
+  const text = here[now][key] ?? here.en[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in fields ? String(fields[name]) : whole));
 }
+
+/** A sentence that is said again in another language: what `h` takes for a text or an attribute. @param {string} key @param {Record<string, any>} [fields] */
+export const said = (key, fields) => () => say(key, fields);

@@ -2,6 +2,7 @@
 
 import { h, hint, percent, put, s, shown } from "../dom.js";
 import { TILE, start } from "../tiles.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -24,17 +25,17 @@ export function mount(element, tiles, state) {
       const k = first + i;
       const x = weight(k);
       const chip = h("button", {
-        type: "button", class: k === from ? "chip arc from" : "chip arc", "data-at": k, "aria-label": `${shown(t)}: ${k <= from ? "is looked at with" : "looks back with"} ${percent(x, 1)}`,
+        type: "button", class: k === from ? "chip arc from" : "chip arc", "data-at": k, "aria-label": `${shown(t)}: ${k <= from ? say("arcs.is") : say("arcs.back")} ${percent(x, 1)}`,
         onclick: () => state.set({ position: k }), onpointerenter: () => state.set({ hover: k }), onpointerleave: () => state.set({ hover: null }),
       }, shown(t));
       chip.style.setProperty("--weight", String(Math.sqrt(x) * 0.75));
-      return hint(chip, () => (k <= from ? `“${shown(tokens[from])}” looks here: ${percent(x, 2)}` : `looks at “${shown(tokens[from])}”: ${percent(x, 2)}`));
+      return hint(chip, () => (k <= from ? say("arcs.here", { a: shown(tokens[from]), b: percent(x, 2) }) : say("arcs.at", { a: shown(tokens[from]), b: percent(x, 2) })));
     });
     const svg = s("svg", { class: "arc-lines", "aria-hidden": "true" });
     const words = h("div", { class: "chips mono arc-words" }, chips);
-    put(element, h("p", { class: "small" }, `From “${shown(tokens[from])}”: over the words, where it looks; under them, who looks at it. Choose another token to move.`),
+    put(element, h("p", { class: "small" }, say("arcs.say", { a: shown(tokens[from]) })),
       h("div", { class: "arc-stage" }, svg, words),
-      n > MOST ? h("p", { class: "soft small" }, `Tokens ${first} to ${last - 1} of ${n} are drawn; the matrix has all.`) : null);
+      n > MOST ? h("p", { class: "soft small" }, say("arcs.part", { a: first, b: last - 1, c: n })) : null);
     requestAnimationFrame(() => lines(svg, words, from - first, last - first, (i) => weight(first + i)));
   };
 }

@@ -9,6 +9,7 @@ import { mount as mountCell } from "./cell.js";
 import { mount as mountHeads } from "./heads.js";
 import { mount as mountMatrix } from "./matrix.js";
 import { mount as mountReasons } from "./reasons.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -16,11 +17,11 @@ import { mount as mountReasons } from "./reasons.js";
 export function mount(element, source, state) {
   const field = h("div", {});
   const label = h("h3", { "aria-live": "polite" });
-  const mode = segmented("How to show the head", [["matrix", "Matrix"], ["arcs", "Arcs"]], () => state.get("mode"), (name) => state.set({ mode: name }));
-  const average = h("button", { type: "button", class: "small", "data-average": "", onclick: () => state.set({ head: state.get("head") === null ? 0 : null, query: null, key: null }) }, "Average of heads");
+  const mode = segmented(say("attention.how"), [["matrix", say("attention.matrix")], ["arcs", say("attention.arcs")]], () => state.get("mode"), (name) => state.set({ mode: name }));
+  const average = h("button", { type: "button", class: "small", "data-average": "", onclick: () => state.set({ head: state.get("head") === null ? 0 : null, query: null, key: null }) }, say("attention.average"));
   const button = (/** @type {string} */ name, /** @type {string} */ text, /** @type {() => void} */ act) => h("button", { type: "button", "aria-label": name, onclick: act }, text);
-  const zoom = h("div", { class: "segmented zoom", role: "group", "aria-label": "Zoom" },
-    button("Zoom out", "−", () => matrix.rezoom(false)), button("Zoom in", "+", () => matrix.rezoom(true)), button("The whole matrix", "Whole", () => matrix.whole()));
+  const zoom = h("div", { class: "segmented zoom", role: "group", "aria-label": say("attention.zoom") },
+    button(say("attention.out"), "−", () => matrix.rezoom(false)), button(say("attention.in"), "+", () => matrix.rezoom(true)), button(say("attention.whole.say"), say("attention.whole"), () => matrix.whole()));
   const turn = h("div", { class: "row small" });
   /** @type {() => void} */
   let turned = () => {};
@@ -29,7 +30,7 @@ export function mount(element, source, state) {
     const head = state.get("head");
     if (!source.live || head === null) return put(turn);
     const { input, reflect } = dialOn(state, { kind: "scale", part: "head", layer: state.get("layer"), unit: head, position: null }, { kind: "ablate_head", layer: state.get("layer"), head, position: null });
-    put(turn, h("label", { class: "row small" }, "turn this head ", input, " 0 to 2 ×"));
+    put(turn, h("label", { class: "row small" }, say("attention.turn"), input, say("attention.range")));
     turned = reflect;
   }
   state.on(["layer", "head", "model"], turning);
@@ -42,10 +43,10 @@ export function mount(element, source, state) {
   mountHeads(field, source, state);
 
   const reading = h("p", { class: "small num", role: "status" });
-  const say = (/** @type {string} */ text) => { reading.textContent = text; };
+  const tell = (/** @type {string} */ text) => { reading.textContent = text; };
   const tiles = new Tiles(source, () => ({ text: state.get("text"), model: state.get("model"), edits: state.get("edits"), layer: state.get("layer"), head: state.get("head") }),
-    () => (state.get("mode") === "arcs" ? drawArcs() : matrix.soon()), say);
-  const matrix = mountMatrix(stage, tiles, state, say, open);
+    () => (state.get("mode") === "arcs" ? drawArcs() : matrix.soon()), tell);
+  const matrix = mountMatrix(stage, tiles, state, tell, open);
   const arcs = h("div", { class: "arcs" });
   stage.append(arcs, reading);
   const drawArcs = mountArcs(arcs, tiles, state);
@@ -65,15 +66,15 @@ export function mount(element, source, state) {
     mode.reflect();
     cell.hidden = on;
     // What the pointer said of the matrix is not said of the arcs.
-    if (on) say("");
+    if (on) tell("");
     if (on) drawArcs();
     else matrix.soon();
   }
   /** @param {Set<string>} [changed] */
   function reset(changed) {
     tiles.forget();
-    say("");
-    label.textContent = `Layer ${state.get("layer")}, ${state.get("head") === null ? "average of its heads" : `head ${state.get("head")}`}`;
+    tell("");
+    label.textContent = say("attention.at", { a: state.get("layer"), b: state.get("head") === null ? say("attention.mean") : say("attention.head", { a: state.get("head") }) });
     average.setAttribute("aria-pressed", String(state.get("head") === null));
     matrix.reset(!changed || ["tokens", "count", "model"].some((field) => changed.has(field)));
     show();

@@ -7,6 +7,7 @@ import { live } from "../live.js";
 import { choices as sources } from "../models.js";
 import { unpack } from "../source.js";
 import { chance, fork, grid, placeName, segmented, track } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -18,19 +19,19 @@ const PAIRS = [
 ];
 
 /** What patching carries over. */
-const PLACES = /** @type {[string, string][]} */ ([["stream", "Stream"], ["attention", "Attention"], ["feed_forward", "Feed-forward"], ["heads", "Heads"]]);
+const PLACES = () => /** @type {[string, string][]} */ ([["stream", say("compare.stream")], ["attention", say("room.attention")], ["feed_forward", say("compare.feed_forward")], ["heads", say("compare.heads")]]);
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
-  const other = h("textarea", { id: "other-text", "aria-label": "The other text", class: "wide boxed mono", rows: "1", spellcheck: "false", value: state.get("other").text ?? "", readonly: !source.live });
-  const model = h("select", { id: "other-model", "aria-label": "The other model", disabled: !source.live });
-  const what = segmented("Compare", [["next", "Next token"], ["lens", "Layers"], ["attention", "Attention"], ["patch", "Patching"]], () => state.get("what"), (name) => state.set({ what: name }));
-  const place = segmented("What is carried over", PLACES, () => state.get("place"), (name) => state.set({ place: name }));
+  const other = h("textarea", { id: "other-text", "aria-label": say("compare.text"), class: "wide boxed mono", rows: "1", spellcheck: "false", value: state.get("other").text ?? "", readonly: !source.live });
+  const model = h("select", { id: "other-model", "aria-label": say("compare.model"), disabled: !source.live });
+  const what = segmented(say("room.compare"), [["next", say("compare.next")], ["lens", say("compare.layers")], ["attention", say("room.attention")], ["patch", say("compare.patching")]], () => state.get("what"), (name) => state.set({ what: name }));
+  const place = segmented(say("compare.carried"), PLACES(), () => state.get("place"), (name) => state.set({ place: name }));
   const body = h("div", { class: "compare" });
   const form = h("form", { class: "fields" },
     h("span", { class: "side-name" }, "A"), h("p", { class: "mono side-text" }), h("span", { class: "soft small side-model" }),
     h("span", { class: "side-name" }, "B"), other, model);
-  element.append(h("h2", {}, "Side by side"), form,
+  element.append(h("h2", {}, say("compare.title")), form,
     h("div", { class: "row" }, what.element, place.element, !source.live ? null : PAIRS.map(([a, b]) => h("button", { type: "button", class: "small", onclick: () => {
       state.set({ text: a, other: { ...state.get("other"), text: b }, position: null, edits: carried(state.get("edits")), query: null, key: null });
     } }, differing(a, b)))),
@@ -47,7 +48,7 @@ export function mount(element, source, state) {
     const found = await sources(source).catch(() => /** @type {[string, string][]} */ ([]));
     const chosen = state.get("other").model ?? "";
     if (chosen && !found.some(([name]) => name === chosen)) found.push([chosen, chosen]);
-    put(model, h("option", { value: "" }, "the same model"), found.map(([name, text]) => h("option", { value: name }, text)));
+    put(model, h("option", { value: "" }, say("compare.same")), found.map(([name, text]) => h("option", { value: name }, text)));
     model.value = chosen;
   }
   fill();
@@ -67,12 +68,12 @@ export function mount(element, source, state) {
     const b = { text: state.get("other").text || state.get("text"), model: state.get("other").model ?? state.get("model") };
     const a = { text: state.get("text"), model: state.get("model"), edits: state.get("edits") };
     if ( (a.text === b.text && a.model === b.model && !a.edits.length)) {
-      put(body, h("p", { class: "soft" }, "Change a word in B, or choose another model or checkpoint for it; or switch a part off in A."));
+      put(body, h("p", { class: "soft" }, say("compare.change")));
       return null;
     }
     if (state.get("what") === "patch") {
       if (a.model === b.model && !a.edits.length) return source.get("patch", { model: a.model, clean: a.text, corrupted: b.text, what: state.get("place") }, { signal });
-      throw new Error("Patching carries what one reading has at a place into another reading by the same model: choose the same model for both, with all parts on.");
+      throw new Error(say("compare.onemodel"));
     }
     const inside = state.get("what") === "attention" && state.get("head") !== null ? { layer: state.get("layer"), head: state.get("head") } : {};
     // The chosen token, where both texts have one there; else the last of each.
@@ -93,19 +94,19 @@ export function mount(element, source, state) {
       h("div", { role: "list", "aria-label": name }, x.next.slice(0, 10).map((/** @type {any} */ t) => chance(t.token, t.probability, x.next[0].probability))));
     const most = Math.max(...d.changed.map((/** @type {any} */ c) => Math.abs(c.after - c.before)), 1e-9);
     const after = (/** @type {any} */ x) => `“${shown(x.tokens[d.position < 0 ? x.tokens.length - 1 : d.position] ?? "")}”`;
-    put(body, h("p", { class: "small soft" }, `What comes after ${after(d.a)} in A and after ${after(d.b)} in B.`), h("div", { class: "two" }, side("A", d.a), side("B", d.b)),
-      h("h3", {}, "What differs most"),
+    put(body, h("p", { class: "small soft" }, say("compare.after", { a: after(d.a), b: after(d.b) })), h("div", { class: "two" }, side("A", d.a), side("B", d.b)),
+      h("h3", {}, say("compare.differs")),
       h("div", { role: "list" }, d.changed.slice(0, 12).map((/** @type {any} */ c) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what mono" }, shown(c.token)), fork((c.after - c.before) / most),
         h("span", { class: "num small" }, `${percent(c.before)} → ${percent(c.after)}`)))),
-      h("p", { class: "soft small" }, `B lies ${number(d.kl)} nats from A (KL divergence over the whole vocabulary).`));
+      h("p", { class: "soft small" }, say("compare.kl", { a: number(d.kl) })));
   }
 
   /** @param {any} d */
   function drawLens(d) {
     const rows = d.differing.slice(0, 40);
-    put(body, h("p", { class: "small" }, `${d.count.toLocaleString()} of ${(d.places.length * d.a.tokens.length).toLocaleString()} readings have another first choice; those said with most certainty come first.`),
-      h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": "Readings that differ" }, h("table", { class: "plain small" },
-        h("thead", {}, h("tr", {}, ["after", "place", "A says", "B says"].map((t) => h("th", { scope: "col" }, t)))),
+    put(body, h("p", { class: "small" }, say("compare.readings", { a: d.count.toLocaleString(), b: (d.places.length * d.a.tokens.length).toLocaleString() })),
+      h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": say("compare.differing") }, h("table", { class: "plain small" },
+        h("thead", {}, h("tr", {}, [say("depth.after"), say("compare.place"), say("compare.a"), say("compare.b")].map((t) => h("th", { scope: "col" }, t)))),
         h("tbody", {}, rows.map((/** @type {any} */ r) => h("tr", {},
           h("td", { class: "mono" }, shown(d.a.tokens[r.position])), h("td", {}, placeName(r.place)),
           h("td", { class: "mono" }, `${shown(r.a.token)} ${percent(r.a.probability)}`), h("td", { class: "mono" }, `${shown(r.b.token)} ${percent(r.b.probability)}`)))))));
@@ -116,18 +117,18 @@ export function mount(element, source, state) {
     const [pair] = d.pairs;
     const heads = d.what === "heads";
     const seen = d.columns.map((/** @type {any} */ _, /** @type {number} */ i) => i).filter((/** @type {number} */ i) => heads || d.restored.some((/** @type {number[]} */ row) => Math.abs(row[i]) >= 0.005));
-    const name = (/** @type {number} */ i) => (heads ? `head ${d.columns[i]}` : shown(d.columns[i]));
+    const name = (/** @type {number} */ i) => (heads ? say("attention.head", { a: d.columns[i] }) : shown(d.columns[i]));
     put(body,
-      h("p", { class: "small" }, `A goes on with “${shown(pair.answer ?? "")}”${pair.wrong ? `, B with “${shown(pair.wrong)}”` : ""} (${d.unit}: ${number(pair.clean)} and ${number(pair.corrupted)}). B is read again with one place at a time as it was in A: 100% means that this place alone brings A's answer back.`),
-      h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": "What each place brings back, in percent" }, h("table", { class: "lens patch" },
-        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "layer"), seen.map((/** @type {number} */ i) => h("th", { scope: "col", class: "mono" }, name(i))))),
+      h("p", { class: "small" }, say("compare.patched", { a: shown(pair.answer ?? ""), b: pair.wrong ? say("compare.bwith", { a: shown(pair.wrong) }) : "", c: d.unit, d: number(pair.clean), e: number(pair.corrupted) })),
+      h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": say("compare.back") }, h("table", { class: "lens patch" },
+        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, say("stage.layer")), seen.map((/** @type {number} */ i) => h("th", { scope: "col", class: "mono" }, name(i))))),
         h("tbody", {}, d.restored.map((/** @type {number[]} */ row, /** @type {number} */ layer) => h("tr", {}, h("th", { scope: "row" }, layer), seen.map((/** @type {number} */ i) => {
           const td = h("td", { class: "num" }, `${Math.round(100 * row[i]) || 0}`);
           td.style.setProperty("background", signed(row[i]));
-          return hint(td, () => `layer ${layer}, ${name(i)}: ${(100 * row[i]).toFixed(1)}% brought back`);
+          return hint(td, () => say("compare.brought", { a: layer, b: name(i), c: (100 * row[i]).toFixed(1) }));
         })))))),
-      h("p", { class: "soft small" }, heads ? "One column for each head: what it writes, at all positions." : "One column for each token of B; where nothing is brought back at any layer, it is left out."),
-      d.correlation === null ? null : h("p", { class: "soft small" }, `The gradient's estimate of the same correlates with it by ${number(d.correlation)}.`));
+      h("p", { class: "soft small" }, heads ? say("compare.eachhead") : say("compare.eachtoken")),
+      d.correlation === null ? null : h("p", { class: "soft small" }, say("compare.estimate", { a: number(d.correlation) })));
   }
 
   /** @param {any} d */
@@ -137,14 +138,14 @@ export function mount(element, source, state) {
     let picture = null;
     if (d.difference) {
       const { data, shape } = unpack(d.difference);
-      picture = h("div", {}, h("h3", {}, `A − B, layer ${state.get("layer")}, head ${state.get("head")}`), grid(/** @type {Float32Array} */ (data), shape[0], shape[1], "Difference of the two patterns"), h("p", { class: "soft small" }, "Blue: A looks there more. Orange: B does."));
+      picture = h("div", {}, h("h3", {}, say("compare.minus", { a: state.get("layer"), b: state.get("head") })), grid(/** @type {Float32Array} */ (data), shape[0], shape[1], say("compare.difference")), h("p", { class: "soft small" }, say("compare.colours")));
     }
-    if (!picture && d.drawn) picture = h("p", { class: "soft small" }, `This report holds the pictures of the first ${d.drawn} heads.`);
+    if (!picture && d.drawn) picture = h("p", { class: "soft small" }, say("compare.held", { a: d.drawn }));
     put(body, h("div", { class: "two" },
-      h("div", {}, h("h3", {}, "Heads that look elsewhere most"), h("div", { role: "list" }, d.heads.slice(0, 16).map((/** @type {any} */ x) => h("div", { role: "listitem" }, hint(h("button", {
+      h("div", {}, h("h3", {}, say("compare.elsewhere")), h("div", { role: "list" }, d.heads.slice(0, 16).map((/** @type {any} */ x) => h("div", { role: "listitem" }, hint(h("button", {
         type: "button", class: "prob", "aria-pressed": String(x.layer === state.get("layer") && x.head === state.get("head")), onclick: () => state.set({ layer: x.layer, head: x.head, query: null, key: null }),
-      }, h("span", { class: "what" }, `layer ${x.layer} head ${x.head}`), track(x.mean / most), h("span", { class: "num" }, percent(x.mean))), () => `largest at one query: ${percent(x.largest)}\nclick: see the difference`)))),
-        h("p", { class: "soft small" }, "Share of its attention that moved, averaged over the text.")),
+      }, h("span", { class: "what" }, say("at.headshort", { a: x.layer, b: x.head })), track(x.mean / most), h("span", { class: "num" }, percent(x.mean))), () => say("compare.largest", { a: percent(x.largest) }))))),
+        h("p", { class: "soft small" }, say("compare.moved"))),
       picture));
   }
 }

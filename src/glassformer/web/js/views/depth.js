@@ -4,6 +4,7 @@ import { css, inkOn } from "../colour.js";
 import { h, hint, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
 import { placeName } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -15,11 +16,11 @@ export function mount(element, source, state) {
   const journey = h("div", { class: "journey" });
   const pager = h("div", { class: "row" });
   element.append(
-    h("h2", {}, "What each layer would say"),
-    h("p", { class: "soft small" }, "The stream after every half-step, read out as if it were the last: the most likely next token, its probability as colour. The top row is the model's answer."),
+    h("h2", {}, say("depth.title")),
+    h("p", { class: "soft small" }, say("depth.say")),
     pager, table,
-    h("h2", {}, "One token's journey"),
-    h("p", { class: "soft small" }, "What attention and feed-forward each added, as a length, and the probability that the stream then gives to the model's final choice."),
+    h("h2", {}, say("depth.journey")),
+    h("p", { class: "soft small" }, say("depth.journey.say")),
     journey,
   );
   const window_ = () => {
@@ -34,15 +35,15 @@ export function mount(element, source, state) {
     return source.get("lens", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), start, stop, top: 3 }, { signal });
   }, (data) => {
     const tokens = state.get("tokens");
-    put(pager, h("span", { class: "soft small" }, `positions ${data.positions[0]} to ${data.positions[data.positions.length - 1]} of ${tokens.length}`));
-    const head = h("tr", {}, h("th", { scope: "col" }, "after"), data.positions.map((/** @type {number} */ p) => h("th", { scope: "col", class: "mono" }, shown(tokens[p] ?? ""))));
+    put(pager, h("span", { class: "soft small" }, say("depth.positions", { a: data.positions[0], b: data.positions[data.positions.length - 1], c: tokens.length })));
+    const head = h("tr", {}, h("th", { scope: "col" }, say("depth.after")), data.positions.map((/** @type {number} */ p) => h("th", { scope: "col", class: "mono" }, shown(tokens[p] ?? ""))));
     put(table, h("table", { class: "lens" }, h("thead", {}, head), h("tbody", {}, [...data.rows].reverse().map((/** @type {any} */ row) =>
       h("tr", {}, h("th", { scope: "row" }, placeName(row.place)), row.cells.map((/** @type {any} */ cell) => {
         const [best] = cell.top;
         const td = h("td", { class: "mono" }, shown(best.token));
         td.style.setProperty("background", css(best.probability));
         td.style.setProperty("color", inkOn(best.probability));
-        return hint(td, () => cell.top.map((/** @type {any} */ t) => `${shown(t.token)}  ${percent(t.probability, 2)}`).join("\n") + `\nentropy ${cell.entropy.toFixed(2)} nats\nthe model's choice is number ${cell.rank + 1} here, ${percent(cell.followed, 2)}`);
+        return hint(td, () => cell.top.map((/** @type {any} */ t) => `${shown(t.token)}  ${percent(t.probability, 2)}`).join("\n") + say("depth.cell", { a: cell.entropy.toFixed(2), b: cell.rank + 1, c: percent(cell.followed, 2) }));
       }))))));
   });
   live(journey, state, ["text", "model", "edits", "position", "count"], async (signal) => {
@@ -50,15 +51,15 @@ export function mount(element, source, state) {
     return source.get("journey", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: state.get("position") ?? -1 }, { signal });
   }, (data) => {
     const largest = Math.max(...data.steps.map((/** @type {any} */ s) => s.added_norm));
-    put(journey, h("p", { class: "small" }, `Following “${shown(data.followed.token)}” after position ${data.position}.`), data.steps.map((/** @type {any} */ step) => {
+    put(journey, h("p", { class: "small" }, say("depth.following", { a: shown(data.followed.token), b: data.position })), data.steps.map((/** @type {any} */ step) => {
       const bar = h("span", { class: `bar ${step.kind}` });
       bar.style.setProperty("--share", String(step.added_norm / largest));
       const chance = h("span", { class: "dot" });
       chance.style.setProperty("left", `${100 * (step.followed ?? 0)}%`);
-      const name = step.kind === "embed" ? "embedding" : `${step.layer} · ${step.kind === "attn" ? "attention" : "feed-forward"}`;
+      const name = step.kind === "embed" ? say("place.embedding") : `${step.layer} · ${say(step.kind === "attn" ? "place.attention" : "place.feed_forward")}`;
       return hint(h("div", { class: "hop" }, h("span", { class: "small" }, name), h("span", { class: "track" }, bar), h("span", { class: "lane" }, chance),
         h("span", { class: "mono small" }, step.top.length ? shown(step.top[0].token) : "")),
-      () => `added a vector of length ${number(step.added_norm)}; the stream is now ${number(step.norm)} long\ncosine with the stream before: ${number(step.turned)}` + (step.followed === null ? "" : `\n“${shown(data.followed.token)}” has ${percent(step.followed, 2)} here, number ${step.rank + 1}`));
+      () => say("depth.added", { a: number(step.added_norm), b: number(step.norm), c: number(step.turned) }) + (step.followed === null ? "" : say("depth.has", { a: shown(data.followed.token), b: percent(step.followed, 2), c: step.rank + 1 })));
     }));
   });
 }

@@ -5,22 +5,22 @@ import { pixels } from "../colour.js";
 import { live } from "../live.js";
 import { unpack } from "../source.js";
 import { segmented } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
-/** Signs and words for what heads do. @type {Record<string, [string, string]>} */
+/** Signs for what heads do; what each does stands in the words' file. @type {Record<string, string>} */
 const ROLES = {
-  induction: ["◆", "repeats what followed last time"], duplicate: ["◇", "finds the same token"], previous: ["◐", "looks at the token before"],
-  first: ["●", "rests on the first token"], self: ["○", "looks at itself"],
+  induction: "◆", duplicate: "◇", previous: "◐",
+  first: "●", self: "○",
 };
-const LEGEND = "Each square is one head's pattern: rows look, columns are looked at. ";
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
-  const field = h("div", { class: "field", role: "grid", "aria-label": "Heads: a row for each layer" });
-  const order = segmented("Order of the heads", [["layer", "By layer"], ["role", "By what they do"]], () => state.get("sort"), (name) => state.set({ sort: name }));
-  const note = h("p", { class: "soft small", id: "heads-note" }, LEGEND);
-  element.append(h("div", { class: "row spread" }, h("h3", {}, "All heads"), order.element), field, note);
+  const field = h("div", { class: "field", role: "grid", "aria-label": say("heads.grid") });
+  const order = segmented(say("heads.order"), [["layer", say("heads.bylayer")], ["role", say("heads.byrole")]], () => state.get("sort"), (name) => state.set({ sort: name }));
+  const note = h("p", { class: "soft small", id: "heads-note" }, say("heads.legend.say"));
+  element.append(h("div", { class: "row spread" }, h("h3", {}, say("heads.title")), order.element), field, note);
 
   /** @type {any} */
   let seen = null;
@@ -44,7 +44,7 @@ export function mount(element, source, state) {
     legend();
     arrange();
   });
-  const legend = () => roles && put(note, LEGEND, Object.values(ROLES).map(([sign, text]) => `${sign} ${text}`).join(", "), ".", state.get("edits").length ? " The signs are of the model as it is." : "");
+  const legend = () => roles && put(note, say("heads.legend.say"), Object.entries(ROLES).map(([name, sign]) => `${sign} ${say(`role.${name}`)}`).join(", "), ".", state.get("edits").length ? ` ${say("heads.unchanged")}` : "");
   state.on(["edits"], legend);
 
   // All squares are one picture, of which each shows its part: hundreds of canvases would each be a layer of the page.
@@ -89,14 +89,14 @@ export function mount(element, source, state) {
   /** @param {number} layer @param {number} head */
   function thumb(layer, head) {
     const [name, score] = role(layer, head);
-    const does = name ? ROLES[name]?.[1] ?? name : "";
+    const does = name ? say(`role.${name}`) : "";
     const button = h("button", {
-      type: "button", role: "gridcell", class: "thumb", "data-layer": layer, "data-head": head, "aria-label": `Layer ${layer}, head ${head}${does && `, ${does}`}`,
+      type: "button", role: "gridcell", class: "thumb", "data-layer": layer, "data-head": head, "aria-label": say("heads.one", { a: layer, b: head, c: does && `, ${does}` }),
       onclick: () => state.set({ layer, head, query: null, key: null }),
-    }, name ? h("span", { class: "role", "aria-hidden": "true" }, ROLES[name]?.[0] ?? "") : null);
+    }, name ? h("span", { class: "role", "aria-hidden": "true" }, ROLES[name] ?? "") : null);
     const part = (/** @type {number} */ i, /** @type {number} */ all) => `${(100 * (i * (seen.size + 2) + 1)) / (all * (seen.size + 2) - seen.size)}%`;
     button.style.setProperty("background-position", `${part(head, seen.heads)} ${part(layer, seen.layers)}`);
-    return hint(button, () => [`layer ${layer}, head ${head}`, does && `${does}${score && name ? `: ${percent(score)}${roles.null[name] ? `; on shuffled tokens at most ${percent(roles.null[name][layer][head])}` : ""}` : ""}`].filter(Boolean).join("\n"));
+    return hint(button, () => [say("heads.hint", { a: layer, b: head }), does && `${does}${score && name ? `: ${percent(score)}${roles.null[name] ? say("heads.null", { a: percent(roles.null[name][layer][head]) }) : ""}` : ""}`].filter(Boolean).join("\n"));
   }
 
   function arrange() {
@@ -125,7 +125,7 @@ export function mount(element, source, state) {
       const members = groups.get(name);
       if (!members) continue;
       members.sort((a, b) => b[2] - a[2]);
-      rows.push(h("div", { role: "row", class: "field-title small" }, h("span", { role: "rowheader" }, `${name ? ROLES[name].join(" ") : "no clear role"} (${members.length})`)));
+      rows.push(h("div", { role: "row", class: "field-title small" }, h("span", { role: "rowheader" }, `${name ? `${ROLES[name]} ${say(`role.${name}`)}` : say("heads.unclear")} (${members.length})`)));
       for (let i = 0; i < members.length; i += seen.heads) rows.push(h("div", { role: "row", class: "field-row" }, h("span", { "aria-hidden": "true" }), members.slice(i, i + seen.heads).map(([layer, head]) => thumb(layer, head))));
     }
     return rows;

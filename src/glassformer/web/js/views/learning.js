@@ -87,7 +87,7 @@ export function mount(element, source, state) {
     put(line,
       h("p", { class: "small" }, [say("at.step", { n: `${d.step.toLocaleString()}${d.steps ? ` / ${d.steps.toLocaleString()}` : ""}` }), d.state, d.parameters ? say("learn.parameters", { n: d.parameters.toLocaleString() }) : "", d.held_out === null ? "" : say("learn.held", { x: number(d.held_out) }), d.about].filter(Boolean).join(" · ")),
       d.state === "failed" ? h("p", { class: "problem" }, d.notes.at(-1)?.text ?? say("learn.failed")) : null, progress(d));
-    put(body, which.element, chart(lines, { label: `${curve} of ${d.name}`, unit: UNITS()[/** @type {"loss"} */ (curve)] ?? "", mark: at }),
+    put(body, which.element, chart(lines, { label: say("learn.curveof", { a: curve, b: d.name }), unit: UNITS()[/** @type {"loss"} */ (curve)] ?? "", mark: at }),
       checkpoints(d, at),
       sample && !d.film?.length ? h("div", {}, h("h3", {}, say("learn.wrote", { n: sample.step })), h("blockquote", { class: "mono sample" }, sample.text)) : null,
       probes(d, at),

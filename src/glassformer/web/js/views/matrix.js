@@ -3,6 +3,7 @@
 import { inkOn, pixels } from "../colour.js";
 import { h, percent, shown } from "../dom.js";
 import { TILE, start } from "../tiles.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -14,10 +15,10 @@ const MARKED = "#e07214";
 
 /**
  * @param {HTMLElement} stage @param {import("../tiles.js").Tiles} tiles @param {Store} state
- * @param {(text: string) => void} say what the pointer is on @param {() => void} open shows the chosen cell taken apart
+ * @param {(text: string) => void} write what the pointer is on @param {() => void} open shows the chosen cell taken apart
  */
-export function mount(stage, tiles, state, say, open) {
-  const scroller = h("div", { class: "scroller", tabindex: "0", role: "img", "aria-label": "Attention matrix; arrow keys move the chosen cell, Enter goes to its numbers, plus and minus zoom" });
+export function mount(stage, tiles, state, write, open) {
+  const scroller = h("div", { class: "scroller", tabindex: "0", role: "img", "aria-label": say("matrix.label") });
   const canvas = h("canvas", {});
   const ground = h("div", { class: "ground" });
   scroller.append(ground, canvas);
@@ -251,7 +252,7 @@ export function mount(stage, tiles, state, say, open) {
   function tell(/** @type {number} */ q, /** @type {number} */ k) {
     const tokens = state.get("tokens");
     const w = tiles.weight(q, k);
-    say(`“${shown(tokens[q] ?? "")}” (${q}) looks at “${shown(tokens[k] ?? "")}” (${k}): ${w === null ? (zoom < 1 ? `zoom in to read it; each point is the largest of ${stride()} × ${stride()}` : "…") : percent(w, 2)}`);
+    write(say("matrix.at", { query: shown(tokens[q] ?? ""), q, key: shown(tokens[k] ?? ""), k, x: w === null ? (zoom < 1 ? say("matrix.zoom", { a: stride(), b: stride() }) : "…") : percent(w, 2) }));
   }
   scroller.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
     const at = under(event);

@@ -7,14 +7,15 @@ import { entropy, sampling } from "../math.js";
 import { unpack } from "../source.js";
 import { chance } from "../ui.js";
 import { mount as timeline } from "./timeline.js";
+import { onSpoken, said as spoken, say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
 const SLIDERS = [
-  { key: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, off: 1, show: (/** @type {number} */ v) => v.toFixed(2) },
-  { key: "top_k", label: "Top-k", min: 0, max: 100, step: 1, off: 0, show: (/** @type {number} */ v) => (v ? String(v) : "off") },
-  { key: "top_p", label: "Top-p", min: 0.05, max: 1, step: 0.01, off: 1, show: (/** @type {number} */ v) => (v < 1 ? v.toFixed(2) : "off") },
-  { key: "min_p", label: "Min-p", min: 0, max: 0.5, step: 0.01, off: 0, show: (/** @type {number} */ v) => (v ? v.toFixed(2) : "off") },
+  { key: "temperature", min: 0, max: 2, step: 0.05, off: 1, show: (/** @type {number} */ v) => v.toFixed(2) },
+  { key: "top_k", min: 0, max: 100, step: 1, off: 0, show: (/** @type {number} */ v) => (v ? String(v) : say("next.off")) },
+  { key: "top_p", min: 0.05, max: 1, step: 0.01, off: 1, show: (/** @type {number} */ v) => (v < 1 ? v.toFixed(2) : say("next.off")) },
+  { key: "min_p", min: 0, max: 0.5, step: 0.01, off: 0, show: (/** @type {number} */ v) => (v ? v.toFixed(2) : say("next.off")) },
 ];
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
@@ -29,22 +30,22 @@ export function mount(element, source, state) {
   let parts = new Set();
   let hidden = false;
 
-  const unit = h("div", { class: "segmented", role: "group", "aria-label": "Show" });
-  const bars = h("div", { class: "bars", role: "list", "aria-label": "Most probable next tokens" });
-  const words = h("div", { class: "bars", role: "list", "aria-label": "Most probable next words" });
+  const unit = h("div", { class: "segmented", role: "group", "aria-label": spoken("next.show") });
+  const bars = h("div", { class: "bars", role: "list", "aria-label": spoken("next.tokens") });
+  const words = h("div", { class: "bars", role: "list", "aria-label": spoken("next.words") });
   const facts = h("p", { class: "soft small" });
   const sliders = h("div", { class: "sliders" });
   const guess = h("form", { class: "row guess" });
   const writing = h("div", { class: "writing" });
   const said = h("p", { class: "small", role: "status" });
   put(element,
-    h("div", { class: "row spread" }, h("h2", {}, "Next word"), unit),
+    h("div", { class: "row spread" }, h("h2", {}, spoken("next.title")), unit),
     h("p", { class: "soft small", id: "next-after" }),
-    bars, words, facts, h("h3", {}, "Choosing"), sliders, guess, said, source.live && !source.embedded ? [h("h3", {}, "Writing on"), writing] : null,
+    bars, words, facts, h("h3", {}, spoken("next.choosing")), sliders, guess, said, source.live && !source.embedded ? [h("h3", {}, spoken("next.writing")), writing] : null,
   );
   const after = /** @type {HTMLElement} */ (element.querySelector("#next-after"));
 
-  for (const [name, label] of [["tokens", "Tokens"], ["words", "Whole words"]]) {
+  for (const [name, label] of [["tokens", spoken("unit.tokens")], ["words", spoken("unit.whole")]]) {
     unit.append(h("button", { type: "button", "data-unit": name, onclick: () => state.set({ unit: name }) }, label));
   }
   const inputs = SLIDERS.map((slider) => {
@@ -53,13 +54,13 @@ export function mount(element, source, state) {
       type: "range", min: slider.min, max: slider.max, step: slider.step, value: state.get(slider.key), id: `slider-${slider.key}`,
       oninput: () => state.set({ [slider.key]: Number(input.value) }),
     });
-    sliders.append(h("label", { for: `slider-${slider.key}` }, slider.label), input, out);
+    sliders.append(h("label", { for: `slider-${slider.key}` }, spoken(`sampling.${slider.key}`)), input, out);
     return { ...slider, input, out };
   });
-  sliders.append(h("button", { type: "button", class: "small", onclick: () => state.set({ temperature: 1, top_k: 0, top_p: 1, min_p: 0 }) }, "As the model says"));
+  sliders.append(h("button", { type: "button", class: "small", onclick: () => state.set({ temperature: 1, top_k: 0, top_p: 1, min_p: 0 }) }, spoken("next.plain")));
 
-  const attempt = h("input", { type: "text", placeholder: "Your guess, then Enter", "aria-label": "Your guess of the next word", size: "16" });
-  const cover = h("button", { type: "button", "aria-pressed": "false", onclick: () => { hidden = !hidden; draw(); } }, "Guess first");
+  const attempt = h("input", { type: "text", placeholder: spoken("next.guess"), "aria-label": spoken("next.guess.say"), size: "16" });
+  const cover = h("button", { type: "button", "aria-pressed": "false", onclick: () => { hidden = !hidden; draw(); } }, spoken("next.first"));
   guess.append(cover, attempt);
   guess.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
@@ -67,8 +68,8 @@ export function mount(element, source, state) {
     if (!word || !data) return;
     const found = data.tokens.findIndex((/** @type {any} */ t) => t.token.trim().toLowerCase() === word.toLowerCase());
     said.textContent = found < 0
-      ? `“${word}” is not among the model's first ${data.tokens.length} tokens.`
-      : `“${word}” is the model's choice number ${found + 1}, with ${percent(data.tokens[found].probability)}.`;
+      ? say("next.wrong", { a: word, b: data.tokens.length })
+      : say("next.right", { a: word, b: found + 1, c: percent(data.tokens[found].probability) });
     hidden = false;
     draw();
   });
@@ -91,7 +92,7 @@ export function mount(element, source, state) {
     if (!data) return;
     const at = data.position;
     const tokens = state.get("tokens");
-    after.textContent = at === tokens.length - 1 ? "after the whole text" : `after “…${shown(tokens[at] ?? "")}”, position ${at}`;
+    after.textContent = at === tokens.length - 1 ? say("next.whole") : say("next.after", { a: shown(tokens[at] ?? ""), b: at });
     if (hidden) {
       facts.textContent = "";
       return;
@@ -99,7 +100,7 @@ export function mount(element, source, state) {
     if (!logits) {
       // A report keeps the whole distribution of the last position only.
       put(bars, data.tokens.slice(0, 12).map((/** @type {any} */ t) => chance(t.token, t.probability, data.tokens[0].probability)));
-      facts.textContent = `entropy ${data.entropy.toFixed(2)} nats. The sliders act on the last position, whose every logit is here.`;
+      facts.textContent = say("next.last", { a: data.entropy.toFixed(2) });
       return;
     }
     const settings = /** @type {any} */ (how());
@@ -108,11 +109,11 @@ export function mount(element, source, state) {
     const rows = Array.from(d.order.subarray(0, 12));
     need(rows);
     const largest = Math.max(d.final[rows[0]], d.raw[rows[0]]);
-    put(bars, plain ? null : h("div", { class: "prob head", "aria-hidden": "true" }, h("span", {}), h("span", {}), h("span", { class: "num columns" }, h("span", {}, "raw"), h("span", {}, "tempered"), h("span", {}, "final"))),
+    put(bars, plain ? null : h("div", { class: "prob head", "aria-hidden": "true" }, h("span", {}), h("span", {}), h("span", { class: "num columns" }, h("span", {}, say("next.col.raw")), h("span", {}, say("next.col.tempered")), h("span", {}, say("next.col.final")))),
       rows.map((id) => row(id, d, largest, settings, plain)));
     facts.textContent = plain
-      ? `entropy ${data.entropy.toFixed(2)} nats · the other ${(logits.length - rows.length).toLocaleString()} tokens share ${percent(1 - rows.reduce((s, i) => s + d.raw[i], 0))}`
-      : `${d.kept.toLocaleString()} of ${logits.length.toLocaleString()} tokens kept, holding ${percent(d.mass)} after tempering · entropy ${entropy(d.raw).toFixed(2)} → ${entropy(d.final).toFixed(2)} nats`;
+      ? say("next.rest", { a: data.entropy.toFixed(2), b: (logits.length - rows.length).toLocaleString(), c: percent(1 - rows.reduce((s, i) => s + d.raw[i], 0)) })
+      : say("next.kept", { a: d.kept.toLocaleString(), b: logits.length.toLocaleString(), c: percent(d.mass), d: entropy(d.raw).toFixed(2), e: entropy(d.final).toFixed(2) });
   }
 
   /** @param {number} id @param {any} d @param {number} largest @param {any} settings @param {boolean} plain */
@@ -123,21 +124,21 @@ export function mount(element, source, state) {
     const was = h("span", { class: "was" });
     was.style.setProperty("--share", String(d.raw[id] / largest));
     const item = h("button", {
-      type: "button", class: d.final[id] ? "prob" : "prob cut", "aria-label": `${shown(text)}, ${percent(d.final[id])}; continue the text with it`,
+      type: "button", class: d.final[id] ? "prob" : "prob cut", "aria-label": say("next.take", { a: shown(text), b: percent(d.final[id]) }),
       onclick: () => branch(id, text),
     },
       h("span", { class: "what mono" }, shown(text)),
       h("span", { class: "track" }, plain ? null : was, bar),
       plain
         ? h("span", { class: "num" }, percent(d.final[id]))
-        : h("span", { class: "num columns" }, h("span", {}, percent(d.raw[id])), h("span", {}, percent(d.tempered[id])), h("span", {}, d.final[id] ? percent(d.final[id]) : "cut")),
+        : h("span", { class: "num columns" }, h("span", {}, percent(d.raw[id])), h("span", {}, percent(d.tempered[id])), h("span", {}, d.final[id] ? percent(d.final[id]) : say("next.col.cut"))),
     );
     const l = /** @type {Float32Array} */ (logits);
     hint(item, () => [
-      `logit ${number(l[id])}`,
-      `raw        e^${number(l[id])} / Σ e^logit = ${percent(d.raw[id], 2)}`,
-      settings.temperature > 0 ? `tempered   e^(${number(l[id])} / ${settings.temperature}) / Σ = ${percent(d.tempered[id], 2)}` : "tempered   temperature 0 takes the first only",
-      d.final[id] ? `final      ${percent(d.tempered[id], 2)} / ${percent(d.mass, 2)} kept = ${percent(d.final[id], 2)}` : `cut        not among the ${d.kept} kept`,
+      say("next.logit", { a: number(l[id]) }),
+      say("next.raw", { a: number(l[id]), b: percent(d.raw[id], 2) }),
+      settings.temperature > 0 ? say("next.tempered", { a: number(l[id]), b: settings.temperature, c: percent(d.tempered[id], 2) }) : say("next.cold"),
+      d.final[id] ? say("next.final", { a: percent(d.tempered[id], 2), b: percent(d.mass, 2), c: percent(d.final[id], 2) }) : say("next.cut", { a: d.kept }),
     ].join("\n"));
     return h("div", { role: "listitem" }, item);
   }
@@ -184,10 +185,11 @@ export function mount(element, source, state) {
       more.style.setProperty("--share", String(w.upper / largest));
       return h("div", { class: "prob word-range", role: "listitem" }, h("span", { class: "what" }, shown(w.word)), h("span", { class: "track" }, more, bar),
         h("span", { class: "num" }, `${percent(w.probability)} – ${percent(w.upper)}`));
-    }), h("p", { class: "soft small" }, `${percent(found.coverage)} of the probability was followed to whole words; each may have up to ${percent(1 - found.coverage)} more. At the model's own temperature.`));
+    }), h("p", { class: "soft small" }, say("next.followed", { a: percent(found.coverage), b: percent(1 - found.coverage) })));
   });
   state.on(["model"], () => texts.clear());
   state.on(["temperature", "top_k", "top_p", "min_p", "unit", "tokens"], draw);
   timeline(writing, source, state);
+  onSpoken(draw);
   draw();
 }

@@ -87,7 +87,7 @@ export function mount(element, source, state) {
       if (!nodes.has(id)) nodes.set(id, { id, column, lane: nodes.size / 100, text: short(p), about: `${p.name}, ${column ? say("reasons.answering") : say("reasons.asking")}`, kind: p.kind === "head" ? "head" : p.kind === "feed_forward" ? "feed" : "end" });
       return id;
     };
-    const edges = d.pairs.slice(0, 20).map((/** @type {any} */ p) => ({ from: add(p.query, 0), to: add(p.key, 1), measured: p.share, claimed: p.share, about: `${p.query.name} with ${p.key.name}`, shaky: false }));
+    const edges = d.pairs.slice(0, 20).map((/** @type {any} */ p) => ({ from: add(p.query, 0), to: add(p.key, 1), measured: p.share, claimed: p.share, about: say("reasons.with", { a: p.query.name, b: p.key.name }), shaky: false }));
     const kit = graph(frame, { label: say("reasons.largest", { n: edges.length, all: d.parts.query * d.parts.key }), marks: noMarks(), marked: () => {}, exact: true });
     kit.show([...nodes.values()], edges);
     return frame;

@@ -4,12 +4,13 @@ import { h, hint, number, put, s } from "../dom.js";
 import { live } from "../live.js";
 import { treemap } from "../treemap.js";
 import { track } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
-  element.append(h("h2", {}, "Where the parameters are"));
+  element.append(h("h2", {}, say("size.title")));
   const two = h("div", { class: "two" });
   element.append(two);
   for (const name of [null, "gpt3"]) {
@@ -40,9 +41,9 @@ export function products({ width, layers, heads, vocabulary }) {
 function sums(element, source, state) {
   const design = { width: 12288, layers: 96, heads: 96, vocabulary: 50257 };
   const ranges = { width: [64, 16384, 64], layers: [1, 128, 1], heads: [1, 128, 1], vocabulary: [256, 262144, 1] };
-  const body = h("div", { class: "tally", role: "table", "aria-label": "Parameters, line by line" });
+  const body = h("div", { class: "tally", role: "table", "aria-label": say("size.lines") });
   const squares = h("div", {});
-  const zoom = h("input", { type: "range", min: 0, max: 1, step: 0.01, value: 1, "aria-label": "Zoom from this model to the design", oninput: () => draw() });
+  const zoom = h("input", { type: "range", min: 0, max: 1, step: 0.01, value: 1, "aria-label": say("size.zoom.say"), oninput: () => draw() });
   const sliders = h("div", { class: "sliders" });
   let mine = 0;
   for (const name of /** @type {(keyof typeof design)[]} */ (Object.keys(design))) {
@@ -50,29 +51,29 @@ function sums(element, source, state) {
     const [min, max, step] = ranges[name];
     const input = h("input", { type: "range", min, max, step, value: design[name], id: `design-${name}`, oninput: () => { design[name] = Number(input.value); out.textContent = design[name].toLocaleString(); draw(); } });
     input.value = String(design[name]);
-    sliders.append(h("label", { for: `design-${name}` }, name), input, out);
+    sliders.append(h("label", { for: `design-${name}` }, say(`size.${name}`)), input, out);
   }
-  element.append(h("h2", {}, "Line by line"), h("p", { class: "soft small" }, "The matrices of a plain transformer with heads of 128 dimensions and four times as many neurons as it is wide. It begins as GPT-3; move a slider."),
-    h("div", { class: "two" }, h("div", {}, sliders, body), h("div", {}, squares, h("label", { class: "small" }, "zoom ", zoom))));
+  element.append(h("h2", {}, say("size.byline")), h("p", { class: "soft small" }, say("size.plain")),
+    h("div", { class: "two" }, h("div", {}, sliders, body), h("div", {}, squares, h("label", { class: "small" }, say("size.zoom"), zoom))));
   function draw() {
     const lines = products(design);
     const value = (/** @type {[number, string][]} */ factors) => factors.reduce((x, [n]) => x * n, 1);
     const total = lines.reduce((sum, [, factors]) => sum + value(factors), 0);
-    put(body, lines.map(([name, factors]) => h("div", { role: "row", class: "tally-line small" }, h("span", { role: "rowheader" }, name), h("span", { role: "cell", class: "mono soft" }, factors.map(([n]) => n.toLocaleString()).join(" × ")), h("span", { role: "cell", class: "num" }, value(factors).toLocaleString()))),
-      h("div", { role: "row", class: "tally-line" }, h("strong", { role: "rowheader" }, "together"), h("span", { role: "cell" }), h("strong", { role: "cell", class: "num", "data-total": total }, total.toLocaleString())));
+    put(body, lines.map(([name, factors]) => h("div", { role: "row", class: "tally-line small" }, h("span", { role: "rowheader" }, say(`matrix.${name}`)), h("span", { role: "cell", class: "mono soft" }, factors.map(([n]) => n.toLocaleString()).join(" × ")), h("span", { role: "cell", class: "num" }, value(factors).toLocaleString()))),
+      h("div", { role: "row", class: "tally-line" }, h("strong", { role: "rowheader" }, say("size.together")), h("span", { role: "cell" }), h("strong", { role: "cell", class: "num", "data-total": total }, total.toLocaleString())));
     // Areas are the counts: the window shows from the smaller square alone to the larger one whole.
     const [small, large] = [Math.sqrt(Math.min(mine || total, total)), Math.sqrt(Math.max(mine, total))];
     const view = small * (large / small) ** Number(zoom.value) * 1.04;
-    const names = mine > total ? ["this design", state.get("modelName") ?? "this model"] : [state.get("modelName") ?? "this model", "this design"];
-    const svg = s("svg", { viewBox: `0 0 ${view} ${view}`, class: "squares", role: "img", "aria-label": `${names[0]} is ${number((100 * small * small) / (large * large))}% of ${names[1]} by area` },
+    const names = mine > total ? [say("size.design"), state.get("modelName") ?? say("size.model")] : [state.get("modelName") ?? say("size.model"), say("size.design")];
+    const svg = s("svg", { viewBox: `0 0 ${view} ${view}`, class: "squares", role: "img", "aria-label": say("size.area", { a: names[0], b: number((100 * small * small) / (large * large)), c: names[1] }) },
       s("rect", { class: "square-large", width: large, height: large }), s("rect", { class: "square-small", width: small, height: small }));
-    put(squares, svg, h("p", { class: "small" }, `${names[1]} is ${number((large * large) / (small * small))} times ${names[0]}, area for area.`));
+    put(squares, svg, h("p", { class: "small" }, say("size.times", { a: names[1], b: number((large * large) / (small * small)), c: names[0] })));
   }
   live(squares, state, ["model"], async (signal) => source.get("size", { model: state.get("model") }, { signal }), (data) => { mine = data.parameters.total; draw(); });
   draw();
 }
 
-const RUNNERS = /** @type {[string, string][]} */ ([["at_once", "all at once"], ["word_by_word", "word by word"], ["recurrent", "a recurrent network"]]);
+const RUNNERS = ["at_once", "word_by_word", "recurrent"];
 
 /** The same text read three ways, timed now. @param {HTMLElement} element @param {any} source @param {Store} state */
 function race(element, source, state) {
@@ -83,30 +84,30 @@ function race(element, source, state) {
   const go = h("button", { type: "button", id: "race", disabled: !source.live, onclick: async () => {
     if (running) return running.abort();
     const mine = (running = new AbortController());
-    go.textContent = "Stop";
-    said.textContent = "Getting ready…";
+    go.textContent = say("stop");
+    said.textContent = say("size.ready");
     try {
       for await (const event of source.stream("/api/race", { text: state.get("text"), model: state.get("model") }, { signal: mine.signal })) {
         if (event.race) show(event.race);
-        else said.textContent = `${event.tokens} tokens, ${event.who}…`;
+        else said.textContent = say("size.lap", { a: event.tokens, b: event.who });
       }
       said.textContent = "";
     } catch (error) {
-      said.textContent = mine.signal.aborted ? "Stopped." : error instanceof Error ? error.message : String(error);
+      said.textContent = mine.signal.aborted ? say("size.stopped") : error instanceof Error ? error.message : String(error);
     } finally {
       running = null;
-      go.textContent = "Race";
+      go.textContent = say("size.race");
     }
-  } }, "Race");
-  element.append(h("h2", {}, "At once against word by word"),
-    h("p", { class: "soft small" }, "A transformer reads a whole text in one pass, for no position waits for the one before. A recurrent network has to go step by step. Timed on this machine, on the text above."),
+  } }, say("size.race"));
+  element.append(h("h2", {}, say("size.once")),
+    h("p", { class: "soft small" }, say("size.once.say")),
     go, said, out);
 
   /** @param {any} r */
   function show(r) {
     const longest = Math.max(...r.laps.flatMap((/** @type {any} */ l) => [l.at_once, l.word_by_word, l.recurrent]));
-    put(out, r.laps.map((/** @type {any} */ l) => h("div", {}, h("h3", {}, `${l.tokens} tokens`), h("div", { role: "list" }, RUNNERS.map(([key, name]) => h("div", { class: "prob", role: "listitem" }, h("span", { class: "what small" }, name), track(l[key] / longest), h("span", { class: "num small" }, `${(1000 * l[key]).toFixed(1)} ms`)))))),
-      h("p", { class: "soft small" }, `Both ways give the transformer's own answer, ${number(r.laps[r.laps.length - 1].gap)} of the largest logit apart. The recurrent network has ${r.recurrent_parameters.toLocaleString()} parameters in ${r.recurrent_layers} layers and random weights: its time is real, its answer would not be. ${r.threads} thread${r.threads === 1 ? "" : "s"}, ${r.dtype}.`));
+    put(out, r.laps.map((/** @type {any} */ l) => h("div", {}, h("h3", {}, say("size.tokens", { a: l.tokens })), h("div", { role: "list" }, RUNNERS.map((key) => h("div", { class: "prob", role: "listitem" }, h("span", { class: "what small" }, say(`race.${key}`)), track(l[key] / longest), h("span", { class: "num small" }, `${(1000 * l[key]).toFixed(1)} ms`)))))),
+      h("p", { class: "soft small" }, say("size.raced", { a: number(r.laps[r.laps.length - 1].gap), b: r.recurrent_parameters.toLocaleString(), c: r.recurrent_layers, d: r.threads, e: r.threads === 1 ? "" : "s", f: r.dtype })));
   }
 }
 
@@ -123,11 +124,11 @@ function draw(body, data) {
     cell.style.setProperty("width", `${box.w}%`);
     cell.style.setProperty("height", `${box.h}%`);
     cell.style.setProperty("--hue", String(({ embedding: 210, unembedding: 210, positions: 210, query: 255, key: 235, value: 275, output: 290 })[/** @type {"query"} */ (box.name)] ?? 30));
-    map.append(hint(cell, () => `${box.name}\n${box.value.toLocaleString()} parameters\n${((100 * box.value) / total).toFixed(2)}% of ${total.toLocaleString()}`));
+    map.append(hint(cell, () => say("size.box", { a: box.name, b: box.value.toLocaleString(), c: ((100 * box.value) / total).toFixed(2), d: total.toLocaleString() })));
   }
   // Where two numbers are in use for one design, the other way of counting stands beside the one that is drawn.
   const others = data.tallies.filter((/** @type {any} */ t) => t.label !== tally.label);
-  put(body, h("h3", {}, `${data.name}: ${total.toLocaleString()} parameters`),
+  put(body, h("h3", {}, say("size.name", { a: data.name, b: total.toLocaleString() })),
     others.length ? h("p", { class: "soft small" }, `${tally.label}; ${others.map((/** @type {any} */ t) => `${t.label}: ${t.total.toLocaleString()}`).join("; ")}`) : null, map,
     h("table", { class: "small" }, h("tbody", {}, list.map((p) => h("tr", {}, h("th", { scope: "row" }, p.name), h("td", {}, p.value.toLocaleString()), h("td", {}, `${number((100 * p.value) / total)}%`))))));
 }

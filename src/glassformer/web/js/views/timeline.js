@@ -3,38 +3,41 @@
 import { h, hint, percent, put, shown } from "../dom.js";
 import { carried } from "../edits.js";
 import { track } from "../ui.js";
+import { onSpoken, said as spoken, say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
-/** Forms of an answer, and what their fields ask for. @type {Record<string, string>} */
-const FORMS = { "": "any text", json: "JSON", schema: "JSON schema", regex: "regular expression", choice: "one of" };
-/** @type {Record<string, string>} */
-const HINTS = { schema: '{"type": "object", …}', regex: "[0-9]+ years", choice: "yes, no" };
+/** Forms of an answer; what some of them ask for in words. */
+const FORMS = ["", "json", "schema", "regex", "choice"];
+const WORDED = ["schema", "regex", "choice"];
 
 /** What the form left of the model's probability and what it took, as one bar, and the model's own choice. @param {any} step */
 function taken(step) {
   const own = step.unconstrained;
-  return h("div", { class: "form-took", role: "group", "aria-label": "What the form took from the model" },
+  return h("div", { class: "form-took", role: "group", "aria-label": say("write.took.list") },
     track(step.removed, 1 - step.removed, "var(--warm)"),
-    h("p", { class: "small" }, `The form took ${percent(step.removed, 2)} of the model's probability here. `,
-      own.id === step.id ? "It is what the model itself finds likeliest." : `The model itself finds “${shown(own.token)}” likeliest, with ${percent(own.probability, 2)}.`));
+    h("p", { class: "small" }, say("write.took", { a: percent(step.removed, 2) }),
+      own.id === step.id ? say("write.own") : say("write.other", { a: shown(own.token), b: percent(own.probability, 2) })));
 }
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
-  const go = h("button", { type: "button", id: "write-on", disabled: !source.live, onclick: () => (running ? running.abort() : start()) }, "Write on");
-  const many = h("input", { type: "number", min: "1", max: "500", value: "24", "aria-label": "Tokens to write", class: "narrow" });
-  const seed = h("input", { type: "number", min: "0", placeholder: "any", "aria-label": "Seed", class: "narrow" });
-  const wording = h("input", { type: "text", hidden: true, "aria-label": "The form in words" });
-  const form = h("select", { "aria-label": "Form of what is written", onchange: () => { wording.hidden = !HINTS[form.value]; wording.placeholder = HINTS[form.value] ?? ""; } },
-    Object.entries(FORMS).map(([kind, label]) => h("option", { value: kind }, label)));
-  const tokens = h("div", { class: "chips mono", role: "listbox", "aria-label": "What was written; choose a step to see its alternatives" });
-  const slider = h("input", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": "Step", hidden: true, oninput: () => choose(Number(slider.value)) });
+  const go = h("button", { type: "button", id: "write-on", disabled: !source.live, onclick: () => (running ? running.abort() : start()) });
+  const many = h("input", { type: "number", min: "1", max: "500", value: "24", "aria-label": spoken("write.many"), class: "narrow" });
+  const seed = h("input", { type: "number", min: "0", placeholder: spoken("write.any"), "aria-label": spoken("write.seed"), class: "narrow" });
+  const wording = h("input", { type: "text", hidden: true, "aria-label": spoken("write.wording") });
+  const form = h("select", { "aria-label": spoken("write.form"), onchange: () => { wording.hidden = !WORDED.includes(form.value); wording.placeholder = wording.hidden ? "" : say(`form.${form.value}.say`); } },
+    FORMS.map((kind) => h("option", { value: kind }, spoken(`form.${kind || "any"}`))));
+  const tokens = h("div", { class: "chips mono", role: "listbox", "aria-label": spoken("write.list") });
+  const slider = h("input", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": spoken("write.step"), hidden: true, oninput: () => choose(Number(slider.value)) });
   const detail = h("div", {});
   const said = h("p", { class: "small", role: "status" });
-  element.append(h("div", { class: "row" }, go, h("label", { class: "small" }, "tokens ", many), h("label", { class: "small" }, "seed ", seed), h("label", { class: "small" }, "form ", form), wording), said, tokens, slider, detail);
+  element.append(h("div", { class: "row" }, go, h("label", { class: "small" }, spoken("write.tokens"), many), h("label", { class: "small" }, spoken("write.seeded"), seed), h("label", { class: "small" }, spoken("write.formed"), form), wording), said, tokens, slider, detail);
   /** @type {AbortController|null} */
   let running = null;
+  const call = () => { go.textContent = say(running ? "stop" : "write.on"); };
+  call();
+  onSpoken(call);
   /** @type {any[]} */
   let steps = [];
   let prompt = "";
@@ -48,8 +51,8 @@ export function mount(element, source, state) {
     chosen = -1;
     put(tokens);
     put(detail);
-    go.textContent = "Stop";
-    said.textContent = "Writing…";
+    call();
+    said.textContent = say("write.writing");
     const how = { temperature: state.get("temperature"), top_k: state.get("top_k") || null, top_p: state.get("top_p") < 1 ? state.get("top_p") : null, min_p: state.get("min_p") || null };
     try {
       const asked = { text: prompt, model: state.get("model"), edits: state.get("edits"), max_tokens: Math.max(1, Number(many.value) || 24), seed: seed.value === "" ? null : Number(seed.value), form: form.value ? { kind: form.value, text: wording.value } : null, ...how };
@@ -57,12 +60,12 @@ export function mount(element, source, state) {
         if (event.done) break;
         add(event);
       }
-      said.textContent = steps.length ? `${steps.length} tokens. Choose one to see what else was possible there.` : "The model ended the text at once.";
+      said.textContent = steps.length ? say("write.done", { a: steps.length }) : say("write.ended");
     } catch (error) {
-      said.textContent = mine.signal.aborted ? `Stopped after ${steps.length} tokens.` : error instanceof Error ? error.message : String(error);
+      said.textContent = mine.signal.aborted ? say("write.stopped", { a: steps.length }) : error instanceof Error ? error.message : String(error);
     } finally {
       running = null;
-      go.textContent = "Write on";
+      call();
     }
   }
 
@@ -77,7 +80,7 @@ export function mount(element, source, state) {
       chip.classList.add("held");
       chip.style.setProperty("--removed", String(event.removed));
     }
-    tokens.append(hint(chip, () => `step ${i + 1}: ${percent(event.probability ?? 0, 2)}${event.removed === undefined ? "" : `; the form took ${percent(event.removed, 2)}`}`));
+    tokens.append(hint(chip, () => say("write.hint", { a: i + 1, b: percent(event.probability ?? 0, 2), c: event.removed === undefined ? "" : say("write.hint.took", { a: percent(event.removed, 2) }) })));
     slider.hidden = false;
     slider.max = String(i);
     choose(i);
@@ -97,13 +100,13 @@ export function mount(element, source, state) {
     const upto = prompt + steps.slice(0, i).map((s) => s.text).join("");
     const largest = step.alternatives[0]?.probability || 1;
     put(detail,
-      h("p", { class: "small soft" }, `Step ${i + 1} of ${steps.length}: “${shown(step.token || step.text)}” was taken; the model gave it ${percent(step.probability ?? 0, 2)}.`),
+      h("p", { class: "small soft" }, say("write.taken", { a: i + 1, b: steps.length, c: shown(step.token || step.text), d: percent(step.probability ?? 0, 2) })),
       step.removed === undefined ? null : taken(step),
-      h("div", { role: "list", "aria-label": "Alternatives at this step" }, step.alternatives.map((/** @type {any} */ a) => h("div", { role: "listitem" }, h("button", {
-        type: "button", class: a.id === step.id ? "prob taken" : "prob", "aria-label": `${shown(a.token)}, ${percent(a.probability)}; go on from here with it`,
+      h("div", { role: "list", "aria-label": say("write.others") }, step.alternatives.map((/** @type {any} */ a) => h("div", { role: "listitem" }, h("button", {
+        type: "button", class: a.id === step.id ? "prob taken" : "prob", "aria-label": say("write.go", { a: shown(a.token), b: percent(a.probability) }),
         onclick: () => state.set({ text: upto + a.token, position: null, edits: carried(state.get("edits")), query: null, key: null }),
       }, h("span", { class: "what mono" }, shown(a.token)), track(a.probability / largest), h("span", { class: "num" }, percent(a.probability)))))),
-      h("button", { type: "button", class: "small", onclick: () => state.set({ text: upto + step.text, position: null, edits: carried(state.get("edits")), query: null, key: null }) }, "Keep the text up to here"));
+      h("button", { type: "button", class: "small", onclick: () => state.set({ text: upto + step.text, position: null, edits: carried(state.get("edits")), query: null, key: null }) }, say("write.keep")));
   }
 
   tokens.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {

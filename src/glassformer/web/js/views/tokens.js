@@ -4,6 +4,7 @@ import { h, hint, put, shown } from "../dom.js";
 import { carried } from "../edits.js";
 import { live } from "../live.js";
 import { plural, segmented } from "../ui.js";
+import { onSpoken, said, say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -12,15 +13,15 @@ export function mount(element, source, state) {
   const ghost = h("span", { class: "ghost" });
   const mirror = h("div", { class: "mirror", "aria-hidden": "true" });
   const box = h("textarea", {
-    id: "composer", rows: "1", spellcheck: "false", autocomplete: "off", "aria-label": "Your text",
+    id: "composer", rows: "1", spellcheck: "false", autocomplete: "off", "aria-label": said("tokens.text"),
     "aria-describedby": "ghost-help", value: state.get("text"), readonly: !source.live,
   });
-  const chips = h("div", { class: "chips mono", role: "listbox", "aria-label": "Tokens: choose one to see what was predicted after it" });
+  const chips = h("div", { class: "chips mono", role: "listbox", "aria-label": said("tokens.list") });
   const facts = h("p", { class: "soft small", id: "facts", role: "status" });
-  const unit = segmented("Cut into", [["tokens", "Tokens"], ["words", "Words"]], () => state.get("chips"), (name) => state.set({ chips: name }));
+  const unit = segmented(said("tokens.cut"), [["tokens", said("unit.tokens")], ["words", said("unit.words")]], () => state.get("chips"), (name) => state.set({ chips: name }));
   element.append(
     h("div", { class: "composer" }, mirror, box),
-    h("p", { class: "visually-hidden", id: "ghost-help" }, "Tab accepts the model's most likely next token, shown in grey; Tab again moves on, Escape leaves the text."),
+    h("p", { class: "visually-hidden", id: "ghost-help" }, said("tokens.help")),
     chips,
     h("div", { class: "row spread" }, facts, unit.element),
   );
@@ -118,9 +119,7 @@ export function mount(element, source, state) {
     // A long text leaves room for what is shown of it.
     element.classList.toggle("long", data.tokens.length > 150);
     drawChips();
-    facts.textContent = data.tokens.length
-      ? `${data.tokens.length.toLocaleString()} of ${plural(data.context, "token")} · ${plural(data.words.length, "word")} · ${data.model} · ${data.precision}`
-      : `${data.model} · ${data.precision} · type a text, or choose an example`;
+    told();
     if (!data.tokens.length) state.set({ prediction: null });
     state.set({ modelName: data.model, tokens: data.tokens.map((/** @type {any} */ t) => t.text), words: data.words, ends: data.tokens.map((/** @type {any} */ t) => t.end), count: data.tokens.length, layers: data.layers, heads: data.heads });
     if (state.get("layer") >= data.layers) state.set({ layer: data.layers - 1 });
@@ -132,6 +131,14 @@ export function mount(element, source, state) {
 
   /** @type {any} */
   let cut = null;
+  function told() {
+    if (!cut) return;
+    const { tokens, context, words, model, precision } = cut;
+    facts.textContent = tokens.length
+      ? say("tokens.facts", { a: tokens.length.toLocaleString(), b: plural(context, "token"), c: plural(words.length, "word"), d: model, e: precision })
+      : say("tokens.empty", { a: model, b: precision });
+  }
+  onSpoken(told);
   function drawChips() {
     unit.reflect();
     if (!cut) return;
@@ -150,7 +157,7 @@ export function mount(element, source, state) {
       }, shown(piece.text));
       chip.style.setProperty("--shade", String(i % 3));
       for (let at = piece.from; at <= piece.to; at++) chipOf[at] = chip;
-      return hint(chip, () => cut.tokens.slice(piece.from, piece.to + 1).map((/** @type {any} */ t, /** @type {number} */ j) => `${piece.from + j}: ${JSON.stringify(t.text)}  id ${t.id}  bytes ${t.bytes.replace(/(..)/g, "$1 ").trim() || "none"}`).join("\n"));
+      return hint(chip, () => cut.tokens.slice(piece.from, piece.to + 1).map((/** @type {any} */ t, /** @type {number} */ j) => say("tokens.one", { a: piece.from + j, b: JSON.stringify(t.text), c: t.id, d: t.bytes.replace(/(..)/g, "$1 ").trim() || "–" })).join("\n"));
     }));
     mark();
   }

@@ -7,12 +7,13 @@ import { live } from "../live.js";
 import { mount as mountCircuit } from "./circuit.js";
 import { mount as mountSteering } from "./steering.js";
 import { chance, fork, track, withSign } from "../ui.js";
+import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
 /** What is asked for, one after the other: claims at once, then what taking parts away changes, then words. */
 const ROUNDS = [{ words: false, parts: 0 }, { words: false, parts: 80 }, { words: true, parts: 400 }];
-const MEASURING = ["measuring what each part changes…", "measuring what each word changes…", ""];
+const MEASURING = ["why.measuring.parts", "why.measuring.words"];
 
 /** The dial that turns what an edit switches off. @param {any} edit */
 export function dialOf(edit) {
@@ -29,10 +30,10 @@ const measured = (p) => p.total ?? p.direct;
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
   const form = h("form", { class: "row" });
-  const token = h("input", { type: "text", size: "10", "aria-label": "Token to explain", placeholder: "its first choice", readonly: !source.live });
-  const against = h("input", { type: "text", size: "10", "aria-label": "Compared with", placeholder: "compared with…", readonly: !source.live });
-  put(form, h("label", { class: "small" }, "Why ", token), h("label", { class: "small" }, "rather than ", against),
-    source.live ? [h("button", { type: "submit" }, "Explain"), h("span", { class: "soft small" }, "a token carries its leading space")] : null);
+  const token = h("input", { type: "text", size: "10", "aria-label": say("why.token"), placeholder: say("texts.first"), readonly: !source.live });
+  const against = h("input", { type: "text", size: "10", "aria-label": say("why.against"), placeholder: say("why.against.say"), readonly: !source.live });
+  put(form, h("label", { class: "small" }, say("why.ask"), token), h("label", { class: "small" }, say("why.rather"), against),
+    source.live ? [h("button", { type: "submit" }, say("why.explain")), h("span", { class: "soft small" }, say("why.space"))] : null);
   const asked = () => {
     token.value = state.get("token") ?? "";
     against.value = state.get("against") ?? "";
@@ -48,8 +49,8 @@ export function mount(element, source, state) {
   const [circuit, steering] = [h("div", {}), h("div", {})];
   const neurons = h("div", { class: "neurons", role: "list" });
   const absent = h("p", { class: "small soft", role: "status" });
-  element.append(h("h2", {}, "Why it says so"), form, h("div", { class: "switched" }, absent, effect), body, steering, circuit, h("h3", {}, "Neurons of the feed-forward layers"),
-    h("p", { class: "soft small" }, "What is lost when each is off, and the tokens whose score it raises; click one to switch it off."), neurons);
+  element.append(h("h2", {}, say("why.title")), form, h("div", { class: "switched" }, absent, effect), body, steering, circuit, h("h3", {}, say("why.neurons")),
+    h("p", { class: "soft small" }, say("why.neurons.say")), neurons);
 
   if (source.live || source.holds("graph", { clean: state.get("text"), corrupted: state.get("other").text })) mountCircuit(circuit, source, state);
   if (source.live && !source.embedded) mountSteering(steering, source, state);
@@ -60,7 +61,7 @@ export function mount(element, source, state) {
     const same = (/** @type {any} */ e) => sameThing(e, edit);
     const next = list.some(same) ? list.filter((/** @type {any} */ e) => !same(e)) : [...list.filter((/** @type {any} */ e) => !sameThing(e, { ...dialOf(edit), by: e.by })), edit];
     if (!source.live && next.length && !source.holds("effects", { position: state.get("position") ?? -1, edits: next })) {
-      absent.textContent = `“${editName(edit, state.get("tokens"))}” was not computed for this report, which holds that of the largest heads and layers, each alone; open the text in Glassformer to switch off any.`;
+      absent.textContent = say("why.notheld", { a: editName(edit, state.get("tokens")) });
       return;
     }
     absent.textContent = "";
@@ -87,8 +88,8 @@ export function mount(element, source, state) {
   }, (data) => {
     const side = (/** @type {string} */ name, /** @type {any} */ which) => h("div", {}, h("h3", {}, name),
       h("div", { role: "list", "aria-label": name }, which.tokens.slice(0, 8).map((/** @type {any} */ t) => chance(t.token, t.probability))));
-    put(effect, h("div", { class: "two" }, side("Before", data.before), side("After", data.after)),
-      h("p", { class: "small soft num" }, `KL divergence ${number(data.kl)} nats. Moved most: ${data.changed.slice(0, 4).map((/** @type {any} */ c) => `${shown(c.token)} ${percent(c.before)} → ${percent(c.after)}`).join(", ")}.`));
+    put(effect, h("div", { class: "two" }, side(say("why.before"), data.before), side(say("why.afterwards"), data.after)),
+      h("p", { class: "small soft num" }, say("why.kl", { a: number(data.kl), b: data.changed.slice(0, 4).map((/** @type {any} */ c) => `${shown(c.token)} ${percent(c.before)} → ${percent(c.after)}`).join(", ") })));
   });
 
   // The neurons wait for the first drawing: they would only take its processor.
@@ -108,7 +109,7 @@ export function mount(element, source, state) {
         const found = await source.get("why", { ...ask, ...round }, { signal });
         if (signal.aborted) return null;
         if (i === ROUNDS.length - 1) return found;
-        draw(found, MEASURING[i]);
+        draw(found, say(MEASURING[i]));
       }
       return null;
     } finally {
@@ -127,38 +128,38 @@ export function mount(element, source, state) {
     const loudest = Math.max(...d.words.map((/** @type {any} */ w) => Math.abs(w.knocked_out ?? 0)), 1e-9);
     const picture = h("div", { class: "paths" });
     const share = h("output", { class: "small" });
-    const many = h("input", { type: "range", min: 4, max: Math.min(25, ranked.length), step: 1, value: most, "aria-label": "Parts drawn", oninput: () => { most = Number(many.value); paint(); } });
+    const many = h("input", { type: "range", min: 4, max: Math.min(25, ranked.length), step: 1, value: most, "aria-label": say("why.drawn"), oninput: () => { most = Number(many.value); paint(); } });
     function paint() {
       const chosen = ranked.slice(0, most);
       const sum = chosen.reduce((/** @type {number} */ x, p) => x + p.claimed, 0);
       const absolute = (/** @type {any[]} */ list) => list.reduce((x, p) => x + Math.abs(p.claimed), 0);
-      share.textContent = `these ${chosen.length} add ${withSign(sum)} to the ${number(d.value)}, and are ${percent(absolute(chosen) / Math.max(absolute(d.parts), 1e-9), 0)} of what the ${d.parts.length} largest parts claim`;
+      share.textContent = say("why.share", { a: chosen.length, b: withSign(sum), c: number(d.value), d: percent(absolute(chosen) / Math.max(absolute(d.parts), 1e-9), 0), e: d.parts.length });
       put(picture, paths(d, chosen, largest, switchOff));
     }
     paint();
     put(body,
       h("p", { class: "sentence" }, (d.plain ?? [d.sentence]).join(" "), " ", pending ? h("span", { class: "soft small", role: "status" }, pending) : null),
       picture, h("div", { class: "row" }, many, share),
-      d.words.length ? h("h3", {}, "Words: what is lost when nobody looks at one") : null,
+      d.words.length ? h("h3", {}, say("why.words")) : null,
       h("div", { class: "chips big" }, d.words.map((/** @type {any} */ w) => {
         const chip = h("button", { type: "button", class: "chip word", disabled: !w.edit, onclick: () => switchOff(w.edit) }, w.word, w.knocked_out === null ? null : h("span", { class: "num small" }, ` ${withSign(w.knocked_out)}`));
         chip.style.setProperty("background", signed((0.6 * (w.knocked_out ?? 0)) / loudest));
         return h("span", { class: "dialled" }, hint(chip, () => [
-          w.replaced ? `replaced by others: ${number(w.replaced.median)} median, ${number(w.replaced.low)} to ${number(w.replaced.high)}` : "not replaced",
-          w.sink ? "the first position is a sink: heads rest there" : "", "click: nobody looks at it any more"].filter(Boolean).join("\n")), knob(w.edit));
+          w.replaced ? say("why.replaced", { a: number(w.replaced.median), b: number(w.replaced.low), c: number(w.replaced.high) }) : say("why.notreplaced"),
+          w.sink ? say("why.sink") : "", say("why.unseen")].filter(Boolean).join("\n")), knob(w.edit));
       })),
-      h("h3", {}, "Parts, by what their removal changes"),
+      h("h3", {}, say("why.parts")),
       h("div", { class: "waterfall", role: "list" }, ranked.slice(0, 24).map((p) => {
         const x = measured(p);
         return h("div", { role: "listitem", class: "dialled" }, hint(h("button", { type: "button", class: "part", disabled: !p.edit, onclick: () => switchOff(p.edit) },
           h("span", { class: "small" }, partName(p, tokens)), fork(x / largest), h("span", { class: "num small" }, withSign(x))), () => partHint(p, tokens)), knob(p.edit));
       })),
-      h("details", {}, h("summary", {}, "The sum, layer by layer; a dial turns the whole half layer"), fall(d, (layer, part) => knob(null, { kind: "scale", part, layer, position: null }))),
-      h("details", { class: "receipt num" }, h("summary", {}, "Receipt"), h("p", {}, d.sentence),
-        h("dl", {}, pair("explained", `${number(d.value)} (${d.unit})`), pair("sum of parts", number(d.sum)), pair("residual", `${d.residual.toExponential(1)} of the sum of absolute parts`),
-          pair("probability", percent(d.probability, 2)), pair("precision", d.precision),
+      h("details", {}, h("summary", {}, say("why.sum")), fall(d, (layer, part) => knob(null, { kind: "scale", part, layer, position: null }))),
+      h("details", { class: "receipt num" }, h("summary", {}, say("receipt")), h("p", {}, d.sentence),
+        h("dl", {}, pair(say("why.explained"), `${number(d.value)} (${d.unit})`), pair(say("why.sumof"), number(d.sum)), pair(say("why.residual"), say("why.absolute", { a: d.residual.toExponential(1) })),
+          pair(say("why.probability"), percent(d.probability, 2)), pair(say("precision"), d.precision),
           ...Object.entries(d.agreement).filter(([k, v]) => typeof v === "number" && k !== "part").map(([k, v]) => pair(k.replaceAll("_", " "), number(/** @type {number} */ (v)))))),
-      h("p", { class: "soft small" }, `${(d.part_count ?? d.parts.length).toLocaleString()} parts in all; the ${Math.min(24, ranked.length)} largest are listed.${d.words.length ? ` Words were replaced ${d.replacements.count} times each, seed ${d.replacements.seed}.` : ""}`),
+      h("p", { class: "soft small" }, say("why.count", { a: (d.part_count ?? d.parts.length).toLocaleString(), b: Math.min(24, ranked.length), c: d.words.length ? say("why.times", { a: d.replacements.count, b: d.replacements.seed }) : "" })),
     );
   }
   state.on(["theme", "large"], () => held && draw(held));
@@ -171,9 +172,9 @@ export function mount(element, source, state) {
     const most = Math.max(...d.neurons.map((/** @type {any} */ n) => Math.abs(size(n))), 1e-9);
     put(neurons, d.neurons.map((/** @type {any} */ n) => h("div", { role: "listitem", class: "dialled" }, hint(h("button", {
       type: "button", class: "part neuron", disabled: !n.edit, onclick: () => switchOff(n.edit),
-    }, h("span", { class: "small" }, `layer ${n.layer} neuron ${n.index}`), fork(size(n) / most), h("span", { class: "num small" }, withSign(size(n))), h("span", { class: "mono small writes" }, n.raises.map(shown).join(" "))),
-    () => `activation ${number(n.activation)}\nadds ${withSign(n.contribution)} by itself\nraises ${n.raises.map(shown).join(", ")}${n.edit ? `\nclick: it is off, which takes away ${number(n.total)}` : ""}`), knob(n.edit))),
-    h("p", { class: "soft small" }, `All feed-forward layers together add ${withSign(d.all)} of ${number(d.value)}.`));
+    }, h("span", { class: "small" }, say("at.neuronshort", { a: n.layer, b: n.index })), fork(size(n) / most), h("span", { class: "num small" }, withSign(size(n))), h("span", { class: "mono small writes" }, n.raises.map(shown).join(" "))),
+    () => say("why.activation", { a: number(n.activation), b: withSign(n.contribution), c: n.raises.map(shown).join(", "), d: n.edit ? say("why.clickoff", { a: number(n.total) }) : "" })), knob(n.edit))),
+    h("p", { class: "soft small" }, say("why.all", { a: withSign(d.all), b: number(d.value) })));
   });
   const pair = (/** @type {string} */ k, /** @type {string} */ v) => h("div", {}, h("dt", {}, k), h("dd", {}, v));
 }
@@ -187,9 +188,9 @@ function paths(d, chosen, largest, act) {
   const x = (/** @type {number} */ position) => (position === d.position ? home : left + 60 + (sources.indexOf(position) * (home - left - 140)) / Math.max(1, sources.length - 2 || 1));
   const y = (/** @type {number} */ layer) => height - bottom - 14 - ((layer + 0.5) / layers) * (height - bottom - top - 20);
   const token = (/** @type {number} */ i) => { const text = shown(d.tokens[i] ?? ""); return text.length > 11 ? `${text.slice(0, 10)}…` : text; };
-  const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "path-picture", role: "group", "aria-label": `${chosen.length} parts by layer and position; the strongest is ${chosen[0] ? partName(chosen[0], d.tokens) : "none"}` });
+  const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "path-picture", role: "group", "aria-label": say("why.paths", { a: chosen.length, b: chosen[0] ? partName(chosen[0], d.tokens) : "–" }) });
   for (let i = 0; i < layers; i += Math.max(1, Math.ceil(layers / 8))) svg.append(s("text", { class: "tick", x: 8, y: y(i) + 4 }, i));
-  svg.append(s("text", { class: "tick", x: 8, y: 16 }, "layer"));
+  svg.append(s("text", { class: "tick", x: 8, y: 16 }, say("stage.layer")));
   for (const position of sources) {
     svg.append(s("line", { class: position === d.position ? "lane-home" : "lane-word", x1: x(position), x2: x(position), y1: height - bottom, y2: top - 8 }),
       s("text", { class: "word", x: x(position), y: height - 12, "text-anchor": "middle" }, token(position)));
@@ -212,10 +213,10 @@ function paths(d, chosen, largest, act) {
     const layer = p.layer ?? -0.5;
     const from = p.source !== null && p.source !== d.position ? [x(p.source), y(layer) + 10] : [home + 74, y(layer) + 4];
     const to = [home, y(layer) - 6];
-    const node = s("g", { class: v >= 0 ? "flow" : "flow against", tabindex: p.edit ? 0 : null, role: p.edit ? "button" : "img", "aria-label": `${partName(p, d.tokens)}: ${withSign(v)}, claimed ${withSign(p.claimed)}${p.edit ? "; switch off" : ""}`, "data-total": v, "data-claimed": p.claimed },
+    const node = s("g", { class: v >= 0 ? "flow" : "flow against", tabindex: p.edit ? 0 : null, role: p.edit ? "button" : "img", "aria-label": say("why.flow", { a: partName(p, d.tokens), b: withSign(v), c: withSign(p.claimed), d: p.edit ? say("why.off") : "" }), "data-total": v, "data-claimed": p.claimed },
       s("path", { d: `M ${from[0]} ${from[1]} C ${(from[0] + to[0]) / 2} ${from[1]} ${(from[0] + 2 * to[0]) / 3} ${to[1]} ${to[0]} ${to[1]}`, "stroke-width": wide.toFixed(1) }),
       s("circle", { cx: from[0], cy: from[1], r: (3 + wide / 3).toFixed(1) }),
-      labelled.has(p) ? s("text", { class: "tick", x: from[0] + (from[0] > home ? 12 : 0), y: from[1] - (from[0] > home ? -4 : 9), "text-anchor": from[0] > home ? "start" : "middle" }, `${p.kind === "head" ? `head ${p.layer}.${p.head}` : p.kind === "feed_forward" ? `feed-forward ${p.layer}` : p.kind.replaceAll("_", " ")} ${withSign(v)}`) : null);
+      labelled.has(p) ? s("text", { class: "tick", x: from[0] + (from[0] > home ? 12 : 0), y: from[1] - (from[0] > home ? -4 : 9), "text-anchor": from[0] > home ? "start" : "middle" }, `${p.kind === "head" ? say("why.headname", { a: p.layer, b: p.head }) : p.kind === "feed_forward" ? say("why.ff", { a: p.layer }) : p.kind.replaceAll("_", " ")} ${withSign(v)}`) : null);
     if (p.edit) {
       node.addEventListener("click", () => act(p.edit));
       node.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); act(p.edit); } });
@@ -228,16 +229,16 @@ function paths(d, chosen, largest, act) {
 /** @param {any} p @param {string[]} tokens */
 function partHint(p, tokens) {
   const x = measured(p);
-  const kind = p.percentile >= 99.95 ? "the largest of its kind" : `larger than ${Math.floor(p.percentile)}% of its kind`;
-  return `${partName(p, tokens)}\nclaimed ${withSign(p.claimed)}, measured direct ${withSign(p.direct)}\nmeasured with all that follows ${p.total === null ? "not yet" : withSign(p.total)}\n${kind}${p.edit ? `\nclick: ${editName(p.edit, tokens)}, which takes away ${number(x)}` : ""}`;
+  const kind = p.percentile >= 99.95 ? say("why.largest") : say("why.larger", { a: Math.floor(p.percentile) });
+  return say("why.part", { a: partName(p, tokens), b: withSign(p.claimed), c: withSign(p.direct), d: p.total === null ? say("why.notyet") : withSign(p.total), e: kind, f: p.edit ? say("why.click", { a: editName(p.edit, tokens), b: number(x) }) : "" });
 }
 
 /** @param {any} p @param {string[]} tokens */
 function partName(p, tokens) {
-  const from = p.source === null ? "" : ` from “${shown(tokens[p.source] ?? "")}”`;
-  if (p.kind === "head") return `layer ${p.layer} head ${p.head}${from}`;
+  const from = p.source === null ? "" : say("why.from", { a: shown(tokens[p.source] ?? "") });
+  if (p.kind === "head") return say("why.at", { a: p.layer, b: p.head, c: from });
   if (p.layer === null) return p.kind.replaceAll("_", "-") + from;
-  return `layer ${p.layer} ${p.kind.replaceAll("_", "-")}${from}`;
+  return say("why.atpart", { a: p.layer, b: p.kind.replaceAll("_", "-"), c: from });
 }
 
 /** From nothing to the number explained: what each half layer adds, one under the other. @param {any} d @param {(layer: number, part: string) => HTMLElement|null} turn */
@@ -249,6 +250,6 @@ function fall(d, turn) {
   const at = (/** @type {number} */ v) => (v - low) / (high - low || 1);
   return h("div", { class: "waterfall sum", role: "list" }, rows.map((/** @type {any} */ r) => h("div", { class: "dialled", role: "listitem" }, hint(h("div", { class: "part" },
     h("span", { class: "small" }, `${r.layer === null ? "" : `${r.layer} · `}${r.kind.replaceAll("_", "-")}`), track(Math.abs(at(r.to) - at(r.from)), Math.min(at(r.from), at(r.to)), signed(r.claimed >= 0 ? 1 : -1)),
-    h("span", { class: "num small" }, withSign(r.claimed))), () => `adds ${withSign(r.claimed)}\nthe sum is then ${number(r.to)}`), r.layer !== null && ["attention", "feed_forward"].includes(r.kind) ? turn(r.layer, r.kind) : null)),
-  h("div", { class: "part" }, h("strong", { class: "small" }, "sum"), track(Math.abs(at(sum) - at(0)), Math.min(at(0), at(sum))), h("strong", { class: "num small" }, number(sum))));
+    h("span", { class: "num small" }, withSign(r.claimed))), () => say("why.adds", { a: withSign(r.claimed), b: number(r.to) })), r.layer !== null && ["attention", "feed_forward"].includes(r.kind) ? turn(r.layer, r.kind) : null)),
+  h("div", { class: "part" }, h("strong", { class: "small" }, say("values.sum")), track(Math.abs(at(sum) - at(0)), Math.min(at(0), at(sum))), h("strong", { class: "num small" }, number(sum))));
 }
