@@ -17,7 +17,6 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
@@ -29,9 +28,9 @@ from glassformer.kernels import variants
 from glassformer.kernels.variants import COMPILERS, CSRC, LINK, NATIVE, find_compiler
 from glassformer.system import files
 from glassformer.system.folders import cache_directory
-from glassformer.system.hardware import processor_facts
+from glassformer.system.hardware import processor_identity
 
-__all__ = ["CSRC", "Library", "NativeUnavailableError", "Signature", "find_compiler", "processor"]
+__all__ = ["CSRC", "Library", "NativeUnavailableError", "Signature", "find_compiler"]
 
 _WORKER = "glassformer.kernels.compile_worker"
 
@@ -213,7 +212,7 @@ class Library:
         )
 
     def _key(self, compiler: list[str], extra: tuple[str, ...]) -> str:
-        flags = (compiler, variants.base_flags(self.driver), NATIVE, extra, LINK, processor())
+        flags = (compiler, variants.base_flags(self.driver), NATIVE, extra, LINK, processor_identity())
         digest = hashlib.sha256(variants.sources_digest().encode())
         digest.update(_version(tuple(compiler)))
         digest.update(repr(flags).encode())
@@ -226,14 +225,6 @@ def _version(compiler: tuple[str, ...]) -> bytes:
         return subprocess.run([*compiler, "--version"], capture_output=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
         return b""
-
-
-def processor() -> str:
-    """What -march=native depends on: the processor's model and the instructions it says it has."""
-    facts = processor_facts()
-    if not facts:
-        return platform.machine() + platform.processor() + platform.platform()
-    return platform.machine() + repr([facts.get(name) for name in ("model name", "flags", "Features", "CPU part")])
 
 
 def _listed() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from glassformer.serve.streams import event
 from glassformer.views import Cancelled
 
 
@@ -70,7 +70,7 @@ class Workers:
         task = asyncio.create_task(drive())
         try:
             while (item := await queue.get()) is not done:
-                yield b"data: " + json.dumps(item).encode() + b"\n\n"
+                yield event(item)
         finally:
             task.cancel()
 

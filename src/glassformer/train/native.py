@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from glassformer.errors import GlassformerError, UsageError
-from glassformer.kernels.compile import NativeUnavailableError, processor
+from glassformer.kernels.compile import NativeUnavailableError
 from glassformer.kernels.train_abi import ACTIVATIONS, LIBRARY, flags
 from glassformer.model.choices import FeedForward
+from glassformer.system.hardware import processor_flags
 
 if TYPE_CHECKING:
     from glassformer.model.config import Config
@@ -136,7 +137,7 @@ def begin(recipe: Recipe) -> None:
             return
         bf16 = recipe.loop.precision == "bf16"
         if recipe.loop.precision == "auto":
-            bf16 = any(word in processor() for word in ("avx512_bf16", "amx_bf16"))
+            bf16 = bool(processor_flags() & {"avx512_bf16", "amx_bf16"})
         threading.Thread(target=_try, args=flags(bf16), daemon=True, name="glassformer-compile").start()
 
 
