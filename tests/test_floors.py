@@ -49,7 +49,7 @@ LIGHT = [
 
 
 def room_of(module: str) -> str:
-    """ "glassformer.tokenizer.tokenizer" -> "text"; a public name -> the room that defines it; else ""."""
+    """ "glassformer.tokenizer.tokenizer" -> "tokenizer"; a public name -> the room that defines it; else ""."""
     name = module.split(".")[1] if "." in module else ""
     if name in glassformer._PUBLIC and "." in glassformer._PUBLIC[name]:
         return glassformer._PUBLIC[name].split(".")[1]

@@ -87,7 +87,7 @@ class LooksInside(ABC):
         return Trace(self.transformer, ids, tap=self.bound_tap(), vocabulary=self.tokenizer, model=self.name)
 
     def heads(self, text: str | Sequence[int] | None = None, **options: Any) -> Heads:
-        """What every attention head does, by definition, evidence and null; see `inspect.heads`."""
+        """What every attention head does, by definition, evidence and null; see `interp.heads`."""
         from glassformer.interp.heads import head_scores
 
         bos = self.tokenizer.bos_id if self.tokenizer.adds_bos else None
@@ -96,13 +96,13 @@ class LooksInside(ABC):
         return head_scores(self.transformer, vocabulary=self.tokenizer, bos=bos, text=trace, **options)
 
     def meaning(self, word: str, texts: Sequence[str], **options: Any) -> Meaning:
-        """One word's vector in several texts, layer by layer; see `inspect.meaning`."""
+        """One word's vector in several texts, layer by layer; see `interp.meaning`."""
         from glassformer.interp.meaning import meaning
 
         return meaning(word, [self.trace(text) for text in texts], **options)
 
     def patch(self, pairs: Sequence[tuple[str, str]], what: Any = "stream", **options: Any) -> Patching:
-        """Which places carry what makes (clean, corrupted) prompts end differently; see `inspect.patching`."""
+        """Which places carry what makes (clean, corrupted) prompts end differently; see `interp.patching`."""
         from glassformer.interp.patching import patch
 
         return patch([(self.trace(clean), self.trace(corrupted)) for clean, corrupted in pairs], what, **options)

@@ -108,7 +108,10 @@ struct ForwardPass {
         return worth > fair ? (worth > 0 ? worth : 1) : fair > 0 ? fair : 1;
     }
 
-    // Products of one input with up to three matrices; done(which, unit, first row, rows, results).
+    // Takes products where calling it is not what takes the time.
+    typedef std::function<void(int, int, int, int, float (*)[UNIT])> AnyTaker;
+
+    // Products of one input with some matrices; done(which, unit, first row, rows, results).
     template <class F>
     void products(const Matrix* const* matrices, int n, const Rows& in, const Segments& segments, F done) {
         int total = 0;
@@ -141,7 +144,7 @@ struct ForwardPass {
         }
     };
 
-    static void norm(const NormWeights& w, const float* x, float* out, int n, float eps, bool centred) {
+    GF_NOINLINE void norm(const NormWeights& w, const float* x, float* out, int n, float eps, bool centred) {
         norm_row(x, n, w.weight, 0.f, w.bias, eps, centred, out);
     }
 

@@ -6,6 +6,7 @@
 // numbers are the same either way; but tokens of a long prompt meet bfloat16 weights that are not exact as bfloat16.
 #pragma once
 
+#include <functional>
 #include <new>
 
 #include "gemm.h"
@@ -19,6 +20,9 @@ constexpr int TILES_FROM = 25, TILE_FROM = 6, WRITE_FROM = 3 * ROWS_PER_PASS;
 
 // Whether rows of a prompt meet this matrix in bfloat16.
 GF_INLINE bool narrows(const Matrix& m) { return FAST_BF16 && m.data && !m.exact && m.format == BF16; }
+
+// Takes products, (first row, rows, results): whoever is no hot loop shares one copy of what follows through this.
+typedef std::function<void(int, int, float (*)[UNIT])> Taker;
 
 // done(first row, rows, results) for some rows at a time, in order.
 template <class F>

@@ -131,19 +131,15 @@ static void product_panel(const uint8_t* panel, int cols, const Rows& rows, int 
     for (int c = 0; c < C; c++) store(out[c] + lane, y[c]);
 }
 
-// Up to BLOCK_ROWS rows: both panels at once, so that each activation is fetched once for 32 outputs. One row
-// fewer than ROWS_PER_PASS is computed as ROWS_PER_PASS rows (`Rows` and `out` have the room): that spares compiling it apart.
+// Up to BLOCK_ROWS rows: both panels at once, so that each activation is fetched once for 32 outputs.
 template <int FORMAT, int C>
 static void product_quant(const uint8_t* unit, int cols, const Rows& rows, int first, float (*out)[UNIT]) {
     constexpr size_t quants = Blocks<FORMAT>::quants, width = Blocks<FORMAT>::scales;
     const int blocks = cols / BLOCK;
     const size_t bytes = panel_bytes(FORMAT, cols);
-    if constexpr (C + 1 >= ROWS_PER_PASS) {
-        product_panel<FORMAT, ROWS_PER_PASS>(unit, cols, rows, first, out, 0);
-        product_panel<FORMAT, ROWS_PER_PASS>(unit + bytes, cols, rows, first, out, 16);
-    } else if constexpr (C > BLOCK_ROWS) {
-        product_quant<FORMAT, BLOCK_ROWS>(unit, cols, rows, first, out);
-        product_quant<FORMAT, C - BLOCK_ROWS>(unit, cols, rows, first + BLOCK_ROWS, out + BLOCK_ROWS);
+    if constexpr (C > BLOCK_ROWS) {
+        product_panel<FORMAT, C>(unit, cols, rows, first, out, 0);
+        product_panel<FORMAT, C>(unit + bytes, cols, rows, first, out, 16);
     } else {
         const size_t stride = rows.stride, row_blocks = rows.blocks();
         const uint8_t *q = unit, *s = unit + blocks * quants;
@@ -243,16 +239,16 @@ GF_INLINE void add_bias(const Matrix& m, int unit, int count, float (*out)[UNIT]
         for (int i = 0; i < UNIT; i++) out[c][i] += m.bias[unit * UNIT + i];
 }
 
+// Rows go by eight, four, two or one: three are computed as four and seven as eight (`rows` and `out` have the room).
 static void few_rows(const Matrix& m, int unit, const Rows& rows, int first, int count, float (*out)[UNIT]) {
     const uint8_t* data = m.unit(unit);
-    switch (count) {
-        case 1: product_any<1>(m, data, rows, first, out); break;
-        case 2: product_any<2>(m, data, rows, first, out); break;
-        case 3: product_any<3>(m, data, rows, first, out); break;
-        case 4: product_any<4>(m, data, rows, first, out); break;
-        case 5: product_any<5>(m, data, rows, first, out); break;
-        case 6: product_any<6>(m, data, rows, first, out); break;
-        case 7: product_any<7>(m, data, rows, first, out); break;
-        default: product_any<8>(m, data, rows, first, out); break;
+    for (int left = count, c; left > 0; left -= c, first += c, out += c) {
+        c = left >= 7 ? 8 : left >= 3 ? 4 : left;
+        switch (c) {
+            case 1: product_any<1>(m, data, rows, first, out); break;
+            case 2: product_any<2>(m, data, rows, first, out); break;
+            case 4: product_any<4>(m, data, rows, first, out); break;
+            default: product_any<8>(m, data, rows, first, out); break;
+        }
     }
 }
