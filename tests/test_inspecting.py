@@ -68,6 +68,7 @@ def test_patching(smollm2):
 
 
 def test_edges(smollm2):
+    from glassformer.interp.circuit_search import Runs, curve, greedy
     from glassformer.interp.edge_exact import Exact
 
     assert quoted("glassformer circuit") == [CLEAN, CORRUPTED]
@@ -79,6 +80,9 @@ def test_edges(smollm2):
     assert set(numbers) <= set(found.order()[:60].tolist())
     exact = Exact(found.pairs[0])(torch.tensor(numbers))
     assert exact.tolist() == pytest.approx([float(worth) for *_, worth in table], abs=0.01)
+    runs, drawn = Runs(found.pairs), torch.rand(found.graph.total, generator=torch.Generator().manual_seed(0))
+    assert curve(runs, found.graph, greedy(found.graph, found.strength)).cmd == pytest.approx(0.019, abs=0.001)
+    assert curve(runs, found.graph, greedy(found.graph, drawn)).cmd == pytest.approx(0.71, abs=0.04)
 
 
 def test_heads(smollm2):
@@ -128,3 +132,13 @@ def test_the_graph_of_a_prediction(smollm2):
     assert found.direct + found.constant == pytest.approx(found.value, abs=1e-9)
     mine = found.grouped({"movers": ["a23.h4@4", "a24.h6@4"]})
     assert mine.turned("movers", 0.0) < mine.value
+
+
+def test_which_layers_the_plain_lens_is_right_at(smollm2):
+    from glassformer.interp.agreement import agreement
+
+    run = smollm2.trace("The capital of France is")
+    layer, correlation, share = rows("agree")[2]
+    [row] = agreement(run, int(layer), {"plain": None}).rows()
+    assert row["correlation"] == pytest.approx(float(correlation), abs=0.01)
+    assert row["share"] == pytest.approx(float(share), abs=0.01)
