@@ -49,6 +49,24 @@ def test_a_circuit(capsys, model):
     assert "'␣mole' against '␣of'" in out
 
 
+def test_edges_by_position(capsys, model):
+    found = answer(capsys, *ASKED, "-m", model, "--by-position", "--exact", "strongest", "--strongest", 5, "-k", 9)
+    mine = glassformer.load(model)
+    own = mine.trace("a mole of").edges(
+        corrupted=mine.trace("A mole of"), answer=" mole", wrong=" of", exact="strongest", strongest=5, by_position=True
+    )
+    assert "circuit" not in found
+    assert [(row["from"], row["to"], row["position"]) for row in found["edges"]] == [
+        (row["from"], row["to"], row["position"]) for row in own.ranked(9)
+    ]
+    _, out, _ = run(capsys, *ASKED, "-m", model, "--by-position", "--exact", "none", "-k", 1)
+    first = own.ranked(1)[0]
+    assert f"{first['from']} → {first['to']} at " in out
+    code, _, err = run(capsys, *ASKED, "-m", model, "--by-position", "-o", "x.json")
+    assert code == 2
+    assert "finds no circuit; leave out --task and --out" in err
+
+
 def test_pairs_and_other_metrics(capsys, model, tmp_path):
     file = tmp_path / "pairs.jsonl"
     rows = [{"clean": f"{a} mole of", "corrupted": f"{b} mole of"} for a, b in (("a", "A"), ("1", "2"), ("b", "c"))]

@@ -61,6 +61,9 @@ def command(
     strongest: Annotated[
         int, typer.Option("--strongest", metavar="N", help="How many of the strongest edges are measured.")
     ] = 300,
+    by_position: Annotated[
+        bool, typer.Option("--by-position", help="List edges at each position of one pair, and seek no circuit.")
+    ] = False,
     top: Annotated[
         int | None, typer.Option("--top", "-k", metavar="K", help="How many edges to list: 20, or all in --json.")
     ] = None,
@@ -80,6 +83,8 @@ def command(
     if strongest < 0:
         raise UsageError(f"--strongest is 0 or more; {strongest} is not.")
     at_least_one(top=1 if top is None else top)
+    if by_position and (out is not None or task is not None):
+        raise UsageError("--by-position lists edges of one pair and finds no circuit; leave out --task and --out.")
     if task is not None:
         from glassformer.interp.tasks import TASKS
 
@@ -111,8 +116,14 @@ def command(
             method=method,
             exact=exact,  # type: ignore[arg-type]
             strongest=strongest,
+            by_position=by_position,
             progress=report,
         )
+        data: dict[str, Any] = {"model": opened.name, "precision": opened.precision, "task": task, "accuracy": accuracy}
+        data |= {"prompts": given}
+        if by_position:
+            data |= found.to_dict(top if look.as_json else top or 20)
+            return Seen(data, lambda: show_positions(data))
         beside: tuple[Any, ...] = ()
         if held:
             named: dict[str, Any] = {"answer": [p["answer"] for p in held], "wrong": [p["wrong"] for p in held]}
@@ -123,7 +134,6 @@ def command(
 
         run_alone(result).save(out)
         note(f"The circuit stands in {out}; glassformer complete --circuit {out} runs it alone.")
-    data = {"model": opened.name, "precision": opened.precision, "task": task, "accuracy": accuracy, "prompts": given}
     data |= result.to_dict(top if look.as_json else top or 20)
     return Seen(data, lambda: show(data))
 
@@ -148,26 +158,13 @@ def show(data: dict[str, Any]) -> None:
     """The prompts, the circuit and its edges, then how far to trust it."""
     from rich.text import Text
 
-    from glassformer.cli.next import visible
-
     out, found = console(), data["circuit"]
-    of = f", mean of {len(data['pairs'])} pairs" if len(data["pairs"]) > 1 else ""
-    out.print(Text(f"{data['model']}, {data['precision']}; {data['unit']}{of}", style="dim"))
-    for prompt, pair in list(zip(data["prompts"], data["pairs"], strict=True))[:2]:
-        out.print(Text.assemble(("clean      ", "dim"), visible(prompt["clean"])))
-        out.print(Text.assemble(("corrupted  ", "dim"), visible(prompt["corrupted"])))
-        against = "" if pair["wrong"] is None else f" against {visible(pair['wrong'])!r}"
-        said = "" if pair["answer"] is None else f"{visible(pair['answer'])!r}{against}: "
-        out.print(Text(f"           {said}{pair['clean']:+.3f} and {pair['corrupted']:+.3f}"))
-    out.print()
+    _heading(data)
     needed = "each of which it needs" if found["pruned"] else "not pruned one by one"
     line = f"{found['size']} of {data['total_edges']:,} edges ({needed}) bring {found['f']:.0%} of it back"
     held = "" if found["held_out"] is None else f", {found['held_out']:.0%} on prompts held out"
     out.print(Text(line + held + ":", style="bold"))
-    for row in found["edges"][: len(data["edges"])]:
-        value = row["estimate"] if row["exact"] is None else row["exact"]
-        how = "" if row["exact"] is not None else "  estimated" + ("" if row["reliable"] else ", unreliable")
-        out.print(Text.assemble(f"  {value:+8.3f}  {row['from']} → {row['to']}", (how, "dim")))
+    _edges(found["edges"][: len(data["edges"])])
     if len(found["edges"]) > len(data["edges"]):
         out.print(Text(f"  and {len(found['edges']) - len(data['edges'])} more; --top K lists K of them.", style="dim"))
     out.print()
@@ -184,8 +181,56 @@ def show(data: dict[str, Any]) -> None:
     out.print(Text(f"Sets without any of its edges bring back, by size, {rivals}."))
     if data["jaccard"] is not None:
         out.print(Text(f"With the pairs drawn again, sets overlap by {data['jaccard']:.2f} (Jaccard)."))
+    _measured(data)
+
+
+def show_positions(data: dict[str, Any]) -> None:
+    """The prompts, and the strongest edges by position."""
+    from rich.text import Text
+
+    _heading(data)
+    console().print(Text("The strongest edges, each at one position:", style="bold"))
+    _edges(data["edges"])
+    _measured(data)
+
+
+def _heading(data: dict[str, Any]) -> None:
+    """The prompts and what is measured of them."""
+    from rich.text import Text
+
+    from glassformer.cli.next import visible
+
+    out = console()
+    of = f", mean of {len(data['pairs'])} pairs" if len(data["pairs"]) > 1 else ""
+    out.print(Text(f"{data['model']}, {data['precision']}; {data['unit']}{of}", style="dim"))
+    for prompt, pair in list(zip(data["prompts"], data["pairs"], strict=True))[:2]:
+        out.print(Text.assemble(("clean      ", "dim"), visible(prompt["clean"])))
+        out.print(Text.assemble(("corrupted  ", "dim"), visible(prompt["corrupted"])))
+        against = "" if pair["wrong"] is None else f" against {visible(pair['wrong'])!r}"
+        said = "" if pair["answer"] is None else f"{visible(pair['answer'])!r}{against}: "
+        out.print(Text(f"           {said}{pair['clean']:+.3f} and {pair['corrupted']:+.3f}"))
+    out.print()
+
+
+def _edges(rows: list[dict[str, Any]]) -> None:
+    """Edges with what each is worth."""
+    from rich.text import Text
+
+    from glassformer.cli.next import visible
+
+    for row in rows:
+        value = row["estimate"] if row["exact"] is None else row["exact"]
+        how = "" if row["exact"] is not None else "  estimated" + ("" if row["reliable"] else ", unreliable")
+        at = f" at {visible(row['token'])!r} ({row['position']})" if "position" in row else ""
+        console().print(Text.assemble(f"  {value:+8.3f}  {row['from']} → {row['to']}{at}", (how, "dim")))
+
+
+def _measured(data: dict[str, Any]) -> None:
+    """How many estimates are unreliable, how many edges were measured."""
+    from rich.text import Text
+
     r = data["correlation"]
     said = (
         f"{data['unreliable']:.1%} of the estimates are unreliable; {data['replaced']:.1%} of the edges were measured"
     )
-    out.print(Text(said + ("." if r is None else f", and estimates match them with r = {r:.3f}."), style="dim"))
+    console().print(Text(said + ("." if r is None else f", and estimates match them with r = {r:.3f}."), style="dim"))
