@@ -1,5 +1,5 @@
-"""What the server itself costs a streamed token, with 32 clients of a compiled load generator; and memory over ten
-thousand different prompts.
+"""What the server itself costs a streamed token, with 32 clients of a compiled load generator; how long a short prompt
+waits for its first token among as many answers; and memory over ten thousand different prompts.
 
 The server's cost is the processor time of its own thread, which reads requests and writes events; the engine's threads
 compute. Processor time hardly depends on what else a machine does; throughput does, and is printed beside the share of
@@ -8,9 +8,12 @@ the processor that the generator takes.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import random
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
@@ -24,6 +27,7 @@ from server_common import Server
 COST = 0.15  # ms of processor time a streamed token
 SHARE = 0.8  # of the engine's own throughput, times what the generator leaves
 GROWTH = 1.05
+LATER = 3.0  # times to first token: among answers, over alone
 
 
 def generator(place: Path) -> Path:
@@ -38,13 +42,32 @@ def generator(place: Path) -> Path:
     return made
 
 
+def begun(program: Path, server: Server, *told: float) -> subprocess.Popen[str]:
+    """The generator, running: clients, seconds, tokens, prompts."""
+    address = urlsplit(server.url)
+    command = [str(program), str(address.hostname), str(address.port), *map(str, told)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 def load(program: Path, server: Server, clients: int, seconds: float, tokens: int, prompts: int = 0) -> dict[str, Any]:
     """What the generator saw."""
-    address = urlsplit(server.url)
-    told = [str(address.hostname), str(address.port), str(clients), str(seconds), str(tokens), str(prompts)]
-    done = subprocess.run([str(program), *told], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(begun(program, server, clients, seconds, tokens, prompts).communicate()[0])
     return found
+
+
+def firsts(server: Server, seconds: float) -> float:
+    """The median time to the first token of short prompts that come at random moments, in seconds."""
+    address, draw, found = urlsplit(server.url), random.Random(0), []
+    line = http.client.HTTPConnection(str(address.hostname), address.port)
+    body = {"prompt": "The mole is a small animal that", "max_tokens": 8, "stream": True, "ignore_eos": True}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        time.sleep(draw.uniform(0.02, 0.12))
+        start = time.perf_counter()
+        line.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        came = [time.perf_counter() - start for event in line.getresponse() if b'"choices"' in event]
+        found.append(came[0])
+    return statistics.median(found)
 
 
 def spent(pid: int) -> tuple[float, float]:
@@ -64,7 +87,7 @@ def alone(options: Any, source: Any) -> float:
 
     torch.set_num_threads(options.threads)
     model = gf.load("smollm2", device="cpu", dtype="float32")
-    made = {"precision": options.precision, "source": source, "slots": options.slots, "capacity": 512}
+    made = {"precision": options.precision, "source": source, "slots": options.clients, "capacity": 512}
     engine = Engine(model.transformer, model.tokenizer, **made)
     engine.wait()
     ids = tuple(model.encode("The mole is a small animal that"))
@@ -83,7 +106,6 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=10_000, help="different prompts for the memory; 0 for none")
     parser.add_argument("--precision", default="fast")
     options = parser.parse_args()
@@ -94,17 +116,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         program = generator(Path(place))
         rate = alone(options, source)
-        settings = ["--slots", str(options.slots), "--queue", "64", "--context", "512", "--prompt-cache", "0.2"]
+        settings = ["--slots", str(options.clients + 1), "--queue", "64", "--context", "512", "--prompt-cache", "0.2"]
         with Server(
             source, Path(place) / "log", "--precision", options.precision, *settings, threads=options.threads
         ) as server:
-            quiet = load(program, server, 1, 3, 8)["first"]
+            firsts(server, 1)
+            quiet = firsts(server, options.seconds / 4)
             before = spent(server.process.pid)
             found = load(program, server, options.clients, options.seconds, options.tokens)
             after = spent(server.process.pid)
             own, whole = after[0] - before[0], after[1] - before[1]
             cost = 1000 * own / max(found["tokens"], 1)
             left = whole / (whole + found["cpu"])
+            running = begun(program, server, options.clients, options.seconds / 2, 400, 0)
+            time.sleep(options.seconds / 8)
+            among = firsts(server, options.seconds / 4)
+            running.communicate()
             speed = found["tokens"] / found["seconds"]
             share = speed / (rate * left)
             rows += [
@@ -116,7 +143,8 @@ def main() -> None:
                 ("the engine alone, tokens/s", f"{rate:.0f}", ""),
                 ("throughput of the engine's times what is left", f"{share:.2f}", verdict(share, least=SHARE)),
                 ("time to first token, s: alone", f"{quiet:.3f}", ""),
-                ("time to first token, s: among all, median", f"{found['first']:.3f}", ""),
+                ("time to first token, s: among those who are answered", f"{among:.3f}", ""),
+                ("the second over the first", f"{among / quiet:.1f}", verdict(among / quiet, most=LATER)),
             ]
             if options.prompts:
                 load(program, server, options.clients, 3600, 1, options.prompts // 4)
@@ -130,9 +158,9 @@ def main() -> None:
                 ]
             server.end()
     notes = (
-        f"{options.clients} clients stream greedy answers of {options.tokens} tokens with {options.slots} slots in "
-        f"{options.precision}; the prompt cache has 0.2 GB. The server's time is that of its own thread, of Linux's "
-        "clock; the engine's threads are the rest."
+        f"{options.clients} clients stream greedy answers of {options.tokens} tokens in {options.precision}, with one "
+        "slot more than that; short prompts come at random moments; the prompt cache has 0.2 GB. The server's time is "
+        "that of its own thread, of Linux's clock; the engine's threads are the rest."
     )
     report("server_cost", "Server: what it costs a token", table(("what", "figure", "asked"), rows), options, notes)
 

@@ -13,7 +13,7 @@ from glassformer.generate import engine as engine_module
 from glassformer.generate.drafting import DraftModel, NgramLookup
 from glassformer.generate.engine import Engine, SlowWarning
 from glassformer.generate.native_model import NativeModel
-from glassformer.generate.request import Request
+from glassformer.generate.request import Request, RequestHandle
 from glassformer.generate.runners import EagerRunner
 from glassformer.generate.settings import GREEDY, Sampling
 from glassformer.generate.stop import StopMatcher
@@ -375,6 +375,30 @@ def test_a_step_is_over_when_all_of_its_tokens_are_told():
                 engine.submit(asked, lambda event, who=who: tell(who, event))
         over.wait(60)
     assert told[:20] == [0, 1, 2, None] * 5
+
+
+def test_a_short_prompt_among_many_answers_has_its_first_token_in_a_step_of_its_own(monkeypatch):
+    model, many = Transformer(CONFIG), 6
+    sizes: list[int] = []
+    real = EagerRunner.forward
+
+    def forward(self, tokens, slots, positions, out):
+        sizes.append(len(tokens))
+        if len(sizes) == 4:  # while they answer
+            late.append(engine.submit(Request((5, 6, 7), 3, stop_ids=frozenset())))
+        return real(self, tokens, slots, positions, out)
+
+    late: list[RequestHandle] = []
+    with Engine(model, use_native=False, slots=many + 2, capacity=64) as engine:
+        monkeypatch.setattr(EagerRunner, "forward", forward)
+        with engine._wake:
+            others = [engine.submit(Request((i, 2), 20, stop_ids=frozenset())) for i in range(many)]
+        told = [ids_of(one) for one in others]
+        told.append(ids_of(late[0]))
+        assert sizes[:9] == [2 * many, many, many, many, 3, many + 1, many + 1, many, many]
+        monkeypatch.undo()
+        alone = [engine.generate(replace(one.request)) for one in (*others, late[0])]
+        assert told == [ids_of(one) for one in alone]
 
 
 def test_a_recurrence_is_read_on_or_from_the_beginning_and_never_rewound():

@@ -49,6 +49,8 @@ PRECISIONS = ("exact", "fast", "float32", "bfloat16", "int8", "int4")
 _IDLE = 10.0
 # Parameters up to which packing the weights is waited for.
 _QUICKLY_PACKED = 400_000_000
+# Steps from one for first tokens alone to the next, so that those who answer are not kept waiting by many short ones.
+_BETWEEN = 5
 # Slots that keep prefixes, at most.
 _MOST_SPARE = 256
 
@@ -123,6 +125,7 @@ class Engine:
         spare = min(prefix_cache // max(1, self.capacity * cache_bytes(self.config, cache_bits or 32)), _MOST_SPARE)
         self._waiting: deque[RequestHandle] = deque()
         self._active: list[Sequence] = []
+        self._steps = 0  # since one for first tokens alone
         self._rewinds = not Cache(self.config, 1, 1).recurrent
         self._slots = Slots(slots, spare, rewinds=self._rewinds)
         self._files = prefix_files if self._rewinds and not self.config.turns_by_length else None
@@ -414,6 +417,11 @@ class Engine:
             text = active.stop_matcher.finish()
             self._finish(active, TokenEvent(None, text, finish="cancelled", precision=self._stated(self._runner)))
         shared = [active for active in self._active if active.runner is None]
+        first = [active for active in shared if not active.answered]
+        rows = sum(len(active.ids) - active.done for active in first)
+        self._steps += 1
+        if 0 < 2 * rows <= len(shared) - len(first) and self._steps >= _BETWEEN:
+            shared, self._steps = first, 0  # in less than half of the time that a step of all takes
         if shared:
             self._advance(self._runner, shared)
         for active in [a for a in self._active if a.runner is not None]:
