@@ -11,7 +11,8 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
 from glassformer.checkpoint.families.family import Family
 from glassformer.checkpoint.families.folding import Folded
-from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, read_state_space
+from glassformer.checkpoint.families.gguf_settings import read_state_space
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.hybrid import PARTS, StateSpaceKeys, state_space_rows
 from glassformer.checkpoint.tables import row
 from glassformer.errors import CheckpointError, UnsupportedError

@@ -8,7 +8,8 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
-from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has
+from glassformer.checkpoint.families.gguf_settings import has
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.hybrid import Flags, Hybrid, Layers
 from glassformer.checkpoint.families.mamba1 import expansion, selective_rows
 from glassformer.checkpoint.families.sparse import Layers as ExpertLayers

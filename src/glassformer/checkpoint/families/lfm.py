@@ -9,7 +9,8 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
-from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has, sharing
+from glassformer.checkpoint.families.gguf_settings import has
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, sharing
 from glassformer.checkpoint.families.hybrid import Hybrid, Layers, by_types
 from glassformer.checkpoint.families.settings import one_window, rope, rope_kinds, scaling_settings
 from glassformer.checkpoint.families.sparse import Layers as ExpertLayers

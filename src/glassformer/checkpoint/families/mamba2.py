@@ -7,7 +7,8 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import KEYS
 from glassformer.checkpoint.families.family import Family
-from glassformer.checkpoint.families.gguf_table import GgufTable, read_state_space
+from glassformer.checkpoint.families.gguf_settings import read_state_space
+from glassformer.checkpoint.families.gguf_table import GgufTable
 from glassformer.checkpoint.families.hybrid import bounds, said_bounds, state_space_rows
 from glassformer.checkpoint.tables import Row, row
 from glassformer.errors import UnsupportedError

@@ -7,7 +7,8 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
-from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has, read_state_space
+from glassformer.checkpoint.families.gguf_settings import has, read_state_space
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.granite import GRANITE_EXPERTS, GRANITE_ROWS, GRANITE_SHARED, granite
 from glassformer.checkpoint.families.hybrid import (
     ATTENTION_LISTED,

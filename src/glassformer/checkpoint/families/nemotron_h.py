@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family
 from glassformer.checkpoint.families.folding import Folded
-from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, read_state_space
+from glassformer.checkpoint.families.gguf_settings import read_state_space
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.hybrid import StateSpaceKeys, state_space_rows
 from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation
 from glassformer.checkpoint.tables import Row, row

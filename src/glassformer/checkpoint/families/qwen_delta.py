@@ -11,7 +11,8 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import KEYS
 from glassformer.checkpoint.families.family import Family
-from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, has
+from glassformer.checkpoint.families.gguf_settings import has
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, rope, rope_settings, rope_table
 from glassformer.checkpoint.families.sparse import STEPPED, Sparse, each, fused, one, shared
 from glassformer.checkpoint.tables import KEY_HEADS, Row, row
