@@ -239,14 +239,15 @@ GF_INLINE void add_bias(const Matrix& m, int unit, int count, float (*out)[UNIT]
         for (int i = 0; i < UNIT; i++) out[c][i] += m.bias[unit * UNIT + i];
 }
 
-// Rows go by eight, four, two or one: three are computed as four and seven as eight (`rows` and `out` have the room).
+// Rows go by eight or by up to four; seven are computed as eight (`rows` and `out` have the room).
 static void few_rows(const Matrix& m, int unit, const Rows& rows, int first, int count, float (*out)[UNIT]) {
     const uint8_t* data = m.unit(unit);
     for (int left = count, c; left > 0; left -= c, first += c, out += c) {
-        c = left >= 7 ? 8 : left >= 3 ? 4 : left;
+        c = left >= 7 ? 8 : left >= 4 ? 4 : left;
         switch (c) {
             case 1: product_any<1>(m, data, rows, first, out); break;
             case 2: product_any<2>(m, data, rows, first, out); break;
+            case 3: product_any<3>(m, data, rows, first, out); break;
             case 4: product_any<4>(m, data, rows, first, out); break;
             default: product_any<8>(m, data, rows, first, out); break;
         }
