@@ -98,3 +98,26 @@ def test_a_browser_that_keeps_nothing_is_said(app: Watched, forbidden: str):
     else:
         app.page.wait_for_selector(".notes:has-text('does not keep them')")
     assert app.page.input_value("#composer") == TEXT
+
+
+def test_directions_are_kept_compared_and_steer_in_the_room_of_vectors(app: Watched):
+    kept = [{"name": "mole - bank", "words": "mole - bank"}, {"name": "a - the", "words": "a - the"}]
+    app.open(f"{HERE}&tab=vectors&sum=mole - bank")
+    app.page.click("#keep-sum")
+    app.page.fill("[aria-label='A sum of words']", "a - the")
+    app.page.keyboard.press("Enter")
+    app.page.click("#keep-sum")
+    app.page.wait_for_selector(".directions caption")
+    told = view(app, "directions", text=TEXT, directions=kept)
+    drawn = app.page.locator(".directions td.num").all_inner_texts()
+    assert [float(x) for x in drawn] == pytest.approx([x for row in told["cosines"] for x in row], abs=6e-4)
+    app.page.locator("[aria-label='Steer by a - the']").fill("6")
+    app.settle()
+    steer = {"kind": "steer", "strength": 6, **{key: told["directions"][1][key] for key in ("layer", "vector")}}
+    best = view(app, "next", text=TEXT, edits=[steer])["tokens"][0]
+    assert best["token"].strip() in app.page.locator(".bars .prob .what").first.inner_text()
+    assert "steered after layer" in app.page.inner_text(".changed")
+    app.page.click("[aria-label='Drop the direction a - the']")
+    app.settle()
+    assert app.page.locator(".direction").count() == 1
+    assert app.page.locator(".changed").is_hidden()

@@ -34,7 +34,8 @@ test("what a room says comes with it, or is there from the start", async () => {
   const begun = { ...(await LANGUAGES.en.parts.page()), ...(await LANGUAGES.en.parts.stage()) };
   const inside = ["arcs", "cell", "heads", "matrix", "reasons", "circuit", "steering"].map((name) => [name, "inside"]);
   const learning = ["film", "descent", "train", "taught"].map((name) => [name, "learning"]);
-  const parts = Object.fromEntries([...ROOMS.map(([name, part]) => [name, part]), ...inside, ...learning].map(([name, part]) => [`views/${name}.js`, part]));
+  const beside = [["directions", "beside"]];
+  const parts = Object.fromEntries([...ROOMS.map(([name, part]) => [name, part]), ...inside, ...beside, ...learning].map(([name, part]) => [`views/${name}.js`, part]));
   for (const name of modules) {
     const here = { ...begun, ...(await (LANGUAGES.en.parts[parts[name] ?? (name === "graph.js" ? "inside" : "page")])()) };
     for (const [, key] of code(name).matchAll(/\b(?:say|said|spoken)\("([^"]+)"/g)) assert.ok(key in here, `${name}: ${key} is not among the words that come with it`);

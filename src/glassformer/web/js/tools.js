@@ -11,7 +11,7 @@ import { said as spoken, say } from "./words.js";
 const VIEWS = {
   stage: ["stage"], attention: ["reasons", "cell", "attention", "thumbnails"], depth: ["lens", "journey"], why: ["why", "neurons", "effects", "graph"], compare: ["compare", "patch"],
   texts: ["texts"],
-  vectors: ["cloud", "sum", "sums"], meaning: ["meaning"], learning: ["run", "run_step"], size: ["size"],
+  vectors: ["directions", "cloud", "sum", "sums"], meaning: ["meaning"], learning: ["run", "run_step"], size: ["size"],
 };
 
 /** Remember what was asked of a source and what it said, by view. @param {any} source */

@@ -6,6 +6,7 @@ import { live } from "../live.js";
 import { unpack } from "../source.js";
 import { fork } from "../ui.js";
 import { say } from "../words.js";
+import { mount as mountDirections } from "./directions.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -34,9 +35,10 @@ export function mount(element, source, state) {
   });
   const nearest = h("div", { role: "list", "aria-label": say("vectors.near") });
   const rate = h("div", {});
+  const directions = h("div", {});
   element.append(h("h2", {}, say("vectors.title")),
     h("p", { class: "soft small" }, say("vectors.say")),
-    form, h("div", { class: "cloud-frame" }, canvas), said, shares, h("h2", {}, say("vectors.adding")), sums, nearest, rate);
+    form, h("div", { class: "cloud-frame" }, canvas), said, shares, h("h2", {}, say("vectors.adding")), sums, nearest, rate, directions);
 
   /** @type {any} */
   let data = null;
@@ -173,6 +175,7 @@ export function mount(element, source, state) {
     h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": say("vectors.rates") }, h("table", { class: "plain small" }, h("tbody", {}, d.relations.map((/** @type {any} */ r) => h("tr", {}, h("th", { scope: "row" }, r.relation),
       h("td", {}, `${r.example[1][0]} − ${r.example[0][0]} + ${r.example[0][1]} = ${r.example[1][1]}?`), h("td", { class: "num" }, r.asked ? say("vectors.of", { n: r.right, all: r.asked }) : say("vectors.unasked"))))))));
   });
+  if (source.live && !source.embedded) mountDirections(directions, source, state);
   const reflect = () => { plane.value = state.get("plane").join(","); };
   state.on(["plane"], reflect);
   reflect();

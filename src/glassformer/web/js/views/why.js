@@ -197,14 +197,16 @@ function paths(d, chosen, largest, act) {
   }
   svg.append(s("text", { class: "word strong", x: home, y: 18, "text-anchor": "middle" }, `${shown(d.token)} ${percent(d.probability)}`));
   // The strongest are named first, and a name that would lie over another is left to the hint.
-  /** @type {[number, number][]} */
+  /** @type {[number, number, number][]} */
   const named = [];
-  const free = (/** @type {number} */ tx, /** @type {number} */ ty) => !named.some(([a, b]) => Math.abs(a - tx) < 120 && Math.abs(b - ty) < 14) && Boolean(named.push([tx, ty]));
-  /** @type {Set<any>} */
-  const labelled = new Set();
+  const free = (/** @type {number} */ from, /** @type {number} */ to, /** @type {number} */ at) => !named.some(([a, b, y]) => from < b && a < to && Math.abs(at - y) < 15) && Boolean(named.push([from, to, at]));
+  /** @type {Map<any, string>} */
+  const labelled = new Map();
   for (const p of chosen) {
     const beside = p.source === null || p.source === d.position;
-    if (Math.abs(measured(p)) > 0.12 * largest && free(beside ? home + 86 : x(p.source), y(p.layer ?? -0.5) + (beside ? 8 : 1))) labelled.add(p);
+    const text = `${p.kind === "head" ? say("why.headname", { a: p.layer, b: p.head }) : p.kind === "feed_forward" ? say("why.ff", { a: p.layer }) : p.kind.replaceAll("_", " ")} ${withSign(measured(p))}`;
+    const [from, wide] = beside ? [home + 86, 7.2 * text.length] : [x(p.source) - 3.6 * text.length, 7.2 * text.length];
+    if (Math.abs(measured(p)) > 0.12 * largest && free(from, from + wide, y(p.layer ?? -0.5) + (beside ? 8 : 1))) labelled.set(p, text);
   }
   // Thin ones first, so that thick ones lie over them.
   for (const p of [...chosen].reverse()) {
@@ -216,7 +218,7 @@ function paths(d, chosen, largest, act) {
     const node = s("g", { class: v >= 0 ? "flow" : "flow against", tabindex: p.edit ? 0 : null, role: p.edit ? "button" : "img", "aria-label": say("why.flow", { a: partName(p, d.tokens), b: withSign(v), c: withSign(p.claimed), d: p.edit ? say("why.off") : "" }), "data-total": v, "data-claimed": p.claimed },
       s("path", { d: `M ${from[0]} ${from[1]} C ${(from[0] + to[0]) / 2} ${from[1]} ${(from[0] + 2 * to[0]) / 3} ${to[1]} ${to[0]} ${to[1]}`, "stroke-width": wide.toFixed(1) }),
       s("circle", { cx: from[0], cy: from[1], r: (3 + wide / 3).toFixed(1) }),
-      labelled.has(p) ? s("text", { class: "tick", x: from[0] + (from[0] > home ? 12 : 0), y: from[1] - (from[0] > home ? -4 : 9), "text-anchor": from[0] > home ? "start" : "middle" }, `${p.kind === "head" ? say("why.headname", { a: p.layer, b: p.head }) : p.kind === "feed_forward" ? say("why.ff", { a: p.layer }) : p.kind.replaceAll("_", " ")} ${withSign(v)}`) : null);
+      labelled.has(p) ? s("text", { class: "tick", x: from[0] + (from[0] > home ? 12 : 0), y: from[1] - (from[0] > home ? -4 : 9), "text-anchor": from[0] > home ? "start" : "middle" }, labelled.get(p)) : null);
     if (p.edit) {
       node.addEventListener("click", () => act(p.edit));
       node.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); act(p.edit); } });

@@ -240,4 +240,6 @@ export const WORDS = {
   "why.unseen": "klicken: niemand schaut mehr darauf",
   "why.words": "Wörter: was verloren geht, wenn niemand auf eines schaut",
   "heads.unchanged": "Die Zeichen sind die des Modells, wie es ist.",
+  "steer.keep": "Unter den Richtungen behalten (in „Vektoren“)",
+  "steer.kept": "Behalten.",
 };

@@ -240,4 +240,6 @@ export const WORDS = {
   "why.unseen": "click: nobody looks at it any more",
   "why.words": "Words: what is lost when nobody looks at one",
   "heads.unchanged": "The signs are of the model as it is.",
+  "steer.keep": "Keep it among the directions (in Vectors)",
+  "steer.kept": "Kept.",
 };
