@@ -42,11 +42,11 @@ def docstrings(many: int) -> list[str]:
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (text := ast.get_docstring(node)):
                 first = " ".join(text.split("\n\n")[0].split())
-                if 40 <= len(first) <= LONGEST and first.isascii():
+                if 40 <= len(first) <= 160 and first.isascii():
                     found[first] = None
     texts = list(found)
     random.Random(0).shuffle(texts)
-    return texts[:many]
+    return [text for text in texts if len(text) <= LONGEST][:many]
 
 
 def ranks(values: list[float]) -> list[float]:
@@ -98,7 +98,7 @@ def run_benchmark(options: Any, learned: list[str], asked: list[str], folder: Pa
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in learned), encoding="utf-8")
     recipe = Recipe(name="influence").with_settings(
         {
-            "layers": 2,
+            "layers": 1,
             "width": 32,
             "heads": 2,
             "context": LONGEST + 2,
