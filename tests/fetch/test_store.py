@@ -170,3 +170,20 @@ def test_listing() -> None:
     assert time.time() - listed["old"].last_use == pytest.approx(300, abs=60)
     assert store.delete(listed["broken"])
     assert {item.name for item in store.items()} == {"tiny", "old"}
+
+
+def test_what_a_removal_leaves_that_was_killed_goes_with_the_next() -> None:
+    folder = store.models_directory()
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / "weights").write_bytes(b"x" * 100)
+    code = (
+        "import os, signal, sys; from pathlib import Path; from glassformer.system import files;"
+        "files.remove = lambda path: os.kill(os.getpid(), signal.SIGKILL); from glassformer.fetch import store;"
+        "store.delete(next(item for item in store.items() if item.name == 'one'))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode < 0
+    (item,) = store.items()  # nobody sees a folder with half of its files
+    assert len([entry for entry in folder.iterdir() if entry.is_dir()]) == 2
+    assert store.delete(item)
+    assert not [entry for entry in folder.iterdir() if entry.is_dir()]

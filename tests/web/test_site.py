@@ -77,3 +77,13 @@ def test_a_file_in_the_way_is_said(tmp_path: Path):
     done = CliRunner().invoke(app, ["site", str(tmp_path / "out")])
     assert isinstance(done.exception, UsageError)
     assert "is a file" in str(done.exception)
+
+
+def test_the_place_is_an_option_and_as_before_an_argument(tmp_path: Path):
+    from glassformer.cli.app import app
+
+    (tmp_path / "out").write_text("x")
+    as_option = CliRunner().invoke(app, ["site", "-o", str(tmp_path / "out")])
+    assert str(as_option.exception) == str(CliRunner().invoke(app, ["site", str(tmp_path / "out")]).exception)
+    twice = CliRunner().invoke(app, ["site", "a", "--out", "b"])
+    assert str(twice.exception) == "The folder is given twice, as a and as --out b; leave one of them out."

@@ -53,7 +53,11 @@ LARGEST, FIRST = 25_000_000, 3_000_000
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder; it is made when it is not there.")],
+    place: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="The same as --out.", hidden=True)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="The folder, made when it is not there; site by default."),
+    ] = None,
     texts: Annotated[
         list[str] | None,
         typer.Option("--text", metavar="TEXT", help="Pages of your own texts instead of the dozen; may be repeated."),
@@ -71,6 +75,9 @@ def command(
     from glassformer.cli.common import note, open_model
     from glassformer.views import Session
 
+    if place is not None and out is not None:
+        raise UsageError(f"The folder is given twice, as {place} and as --out {out}; leave one of them out.")
+    folder = out or place or Path("site")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the site.")
     pages = PAGES if not texts else tuple(_own(i, text) for i, text in enumerate(texts))

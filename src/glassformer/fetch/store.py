@@ -234,14 +234,12 @@ def delete(item: Item) -> bool:
 def _remove(entry: Path) -> bool:
     marker = _marker(entry)
     forget_use(entry)
+    files.sweep(entry.parent)  # what a process left that was killed while it removed
     try:
         with marker.open("ab") as file:
             _flock(file.fileno(), shared=False)
             if entry.is_dir():
-                # Renamed first, so that nobody can open a folder with half of its files gone.
-                doomed = entry.with_name(f".{entry.name}.{os.getpid()}.deleted")
-                os.replace(entry, doomed)
-                shutil.rmtree(doomed)
+                files.remove_folder(entry)
             else:
                 entry.unlink(missing_ok=True)
             marker.unlink(missing_ok=True)
