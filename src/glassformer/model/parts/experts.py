@@ -189,7 +189,8 @@ class ExpertsPart(nn.Module):
     ) -> Float[Tensor, "*batch d_ff"]:
         """`mlp.pre` or `mlp.pre_linear`, through the matrices "gate" or "up"."""
         shares = weights.reshape(-1, weights.shape[-1])
-        flat = x.reshape(-1, len(shares), x.shape[-1])  # (1 or expert, token, d_in)
+        apart = x.shape[: x.ndim - weights.ndim].numel()
+        flat = x.reshape(apart, len(shares), x.shape[-1])  # (1 or expert, token, d_in)
         out = flat.new_zeros(len(shares), self.choice.n_experts, self.choice.d_ff)
         matrices: Stack = getattr(self.experts, which)
         for expert, rows in _meetings(shares):
