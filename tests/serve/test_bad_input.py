@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.running import post
+from tests.serve.running import NO_END, post
 
 USER = {"role": "user", "content": "Hello"}
 NO_SCHEMA = {"type": "banana"}
@@ -147,5 +147,24 @@ def test_what_cannot_be_meant_is_told_in_the_apis_own_shape(server, path):
 
 
 def test_a_grammar_that_begins_with_itself_and_ends_is_followed(server):
-    answer = post(server, json={"prompt": "a", "max_tokens": 3, "guided_grammar": 'start: start "a" | "a"'})
+    body = {"prompt": "a", "max_tokens": 3, "guided_grammar": 'start: start "a" | "a"', "logit_bias": NO_END}
+    answer = post(server, json=body)
     assert answer.json()["choices"][0]["text"] == "aaa"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (
+            "/v1/completions",
+            {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": 7}}},
+            "response_format.json_schema.schema: Input should be an object or a valid boolean.",
+        ),
+        ("/v1/inspect/why", {"text": "a", "top": 1}, "top: There is no such field here."),
+        ("/api/embed", {"model": "tiny", "input": 7}, "input: Input should be a valid string or a list."),
+    ],
+)
+def test_a_wrong_field_is_named_as_it_was_sent(server, path, body, said):
+    answer = httpx.post(server.url + path, json=body, timeout=60)
+    assert answer.status_code == 400
+    assert said in answer.text

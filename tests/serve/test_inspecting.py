@@ -130,7 +130,12 @@ def test_a_long_view_tells_its_progress(server):
         ("edges", {"text": None, "clean": "a", "corrupted": "A", "exact": "some"}, 400, "exact: Input should be"),
         ("edges", {"text": None, "clean": "a", "corrupted": "A", "metric": "kl", "method": "eap"}, 400, "no slope"),
         ("circuit", {"text": None, "clean": "a", "corrupted": "A", "faithfulness": 2}, 400, "faithfulness: Input"),
-        ("circuit", {"text": None, "clean": "a", "corrupted": "A", "edits": [HEAD]}, 400, "edits: Extra inputs"),
+        (
+            "circuit",
+            {"text": None, "clean": "a", "corrupted": "A", "edits": [HEAD]},
+            400,
+            "edits: There is no such field",
+        ),
         ("nothing", {}, 404, "/v1/inspect/nothing"),
     ],
 )

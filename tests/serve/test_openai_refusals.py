@@ -44,7 +44,7 @@ COMPLETIONS = [
     ({"prompt": TEXT, "temprature": 1}, 400, "'temprature' is not a field .* Did you mean temperature"),
     ({"prompt": TEXT, "seed": 2**70}, 400, "seed: Input should be"),
     ({"max_tokens": 3}, 400, "prompt: Field required"),
-    ([TEXT], 400, "valid dictionary or object"),
+    ([TEXT], 400, "should be an object"),
     ({"prompt": TEXT, "model": "gpt-4"}, 404, "The model 'gpt-4' is not served here; 'tiny' is."),
 ]
 
