@@ -54,7 +54,7 @@ def multiply(lib: ctypes.CDLL, w: Weight, x: Tensor, bias: Tensor | None = None,
 
 
 PROMPT = 64
-"""So many tokens of one prompt in one call meet bfloat16 weights as bfloat16."""
+"""So many tokens of one prompt in one call meet bfloat16 weights as bfloat16, and blocks with one scale an output."""
 
 
 def narrows(lib: ctypes.CDLL, w: Weight, count: int = PROMPT) -> bool:
@@ -62,8 +62,26 @@ def narrows(lib: ctypes.CDLL, w: Weight, count: int = PROMPT) -> bool:
     return bool(lib.gf_narrows(ctypes.byref(Packed(lib, w, 1).matrix), count))
 
 
+def rescales(lib: ctypes.CDLL, w: Weight, count: int = PROMPT) -> bool:
+    """Whether so many rows meet a weight that is rounded to one scale an output."""
+    return bool(lib.gf_rescales(ctypes.byref(Packed(lib, w, 1).matrix), count))
+
+
+def _quants(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations in steps of their block's scale, and that, each (row, block, 32)."""
+    parts = x.reshape(x.shape[0], -1, BLOCK).double()
+    scale = (parts.abs().amax(-1, keepdim=True) / 127).expand_as(parts)
+    return torch.where(scale > 0, parts / scale, 0.0), scale
+
+
 def as_quantised(x: Tensor) -> Tensor:
     """Activations as the block formats' products see them: 8 bits, one scale per 32."""
-    parts = x.reshape(x.shape[0], -1, BLOCK).double()
-    scale = parts.abs().amax(-1, keepdim=True) / 127
-    return (torch.where(scale > 0, parts / scale, 0.0).round() * scale).reshape(x.shape).float()
+    steps, scale = _quants(x)
+    return (steps.round() * scale).reshape(x.shape).float()
+
+
+def halves_apart(x: Tensor) -> Tensor:
+    """One step where a number lies within float32's rounding of the middle between two quants, else 0."""
+    steps, scale = _quants(x)
+    near = ((steps.abs() % 1) - 0.5).abs() < 1e-4
+    return torch.where(near, scale, 0.0).reshape(x.shape).float()

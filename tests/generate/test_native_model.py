@@ -26,6 +26,7 @@ from tests.generate.native import (
     lib_names,
     lib_of,
     narrows,
+    rescales,
 )
 from tests.strategies import configs, native_stacks
 
@@ -145,9 +146,11 @@ def test_a_token_does_not_depend_on_what_shares_its_step(name, precision, bits, 
         assert (whole - expected).norm() <= limit * expected.norm()
     pieces = [fast.forward(ids[a:b], [1] * (b - a), range(a, b)) for a, b in ((0, 1), (1, 4), (4, 37), (37, 1200))]
     # Long prompts are rounded to bfloat16 where a model is not exact and the processor multiplies bfloat16 quickly: in
-    # products with bfloat16 weights, and in attention to a bfloat16 cache (docs/decisions/0010).
+    # products with bfloat16 weights, and in attention to a bfloat16 cache; their blocks have one scale an output where
+    # there are no tiles (docs/decisions/0010).
     quick = narrows(lib_of(name), weight(torch.zeros(32, 64), "bfloat16"))
     rounds = quick and (precision == "bfloat16" or (precision != "float32" and bits == 16))
+    rounds = rounds or (precision in ("int8", "int4") and rescales(lib_of(name), weight(torch.zeros(32, 64), "int8")))
 
     def same_as_whole(got: Tensor, right: Tensor) -> bool:
         return bool((got - right).norm() <= limit * right.norm()) if rounds else torch.equal(got, right)

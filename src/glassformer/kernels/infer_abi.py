@@ -103,6 +103,7 @@ _SIGNATURES: dict[str, Signature] = {
     "gf_matrix_bytes": (_SIZE, [_INT, _INT, _INT]),
     "gf_pack": (None, [_INT, _INT, _INT, _POINTER, _POINTER, _INT]),
     "gf_narrows": (_INT, [_POINTER, _INT]),
+    "gf_rescales": (_INT, [_POINTER, _INT]),
     "gf_unpack": (None, [_POINTER, _INT, _POINTER]),
     "gf_multiply": (_INT, [_POINTER, _POINTER, _INT, _POINTER]),
     "gf_read": (ctypes.c_double, [_POINTER, _SIZE, _INT]),

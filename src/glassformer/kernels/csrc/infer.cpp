@@ -54,6 +54,8 @@ void gf_pack(int format, int rows, int cols, const uint8_t* source, uint8_t* out
 
 // Whether so many rows of a prompt meet a matrix in bfloat16; for tests.
 int gf_narrows(const Matrix* m, int rows) { return narrows(*m) && rows >= PROMPT_TOKENS; }
+// Whether they meet it with one scale an output.
+int gf_rescales(const Matrix* m, int rows) { return rescales(*m) && rows >= PROMPT_TOKENS; }
 
 void gf_unpack(const Matrix* m, int row, float* out) { unpack_row(*m, row, out); }
 

@@ -3,7 +3,8 @@
 // Every output is summed over the inputs in the same order however many rows share a product, so a token's numbers do
 // not depend on what else was in its batch. Few rows: the weights are read once, and that is the time it takes. Many
 // rows: what has to be done to the weights is done once for all of them. For float32 activations and for 8-bit ones the
-// numbers are the same either way; but tokens of a long prompt meet bfloat16 weights that are not exact as bfloat16.
+// numbers are the same either way; but tokens of a long prompt meet bfloat16 weights that are not exact as bfloat16, and
+// blocks that are not exact with one scale an output.
 #pragma once
 
 #include <functional>
@@ -11,6 +12,7 @@
 
 #include "gemm.h"
 #include "products_few.h"
+#include "products_prompt.h"
 #include "products_stored.h"
 #include "products_tiles.h"
 
@@ -46,23 +48,36 @@ void unit_products(const Matrix& given, int number, const Rows& in, const Segmen
         matrix.data = to, matrix.rows = UNIT, unit = 0;
         if (given.bias) matrix.bias += number * UNIT;
     }
+    // Rows of prompts `most` at a time by way(row), the others as ever.
+    auto prompts_apart = [&](int most, auto way) {
+        for (const Segment& s : segments)
+            for (int r = s.first, end = s.first + s.count, c; r < end; r += c) {
+                c = s.prompt ? most : ROWS_PER_PASS;
+                c = end - r < c ? end - r : c;
+                s.prompt ? way(r) : few_rows(matrix, unit, in, r, c, y);
+                add_bias(matrix, unit, c, y);
+                done(r, c, y);
+            }
+    };
     if (narrows(matrix)) {
         const Arithmetic<uint16_t>& way = arithmetic<uint16_t>();
         const Tiles tiles(way.tiles);
         const long K = round_up(matrix.cols, 32);
         const auto panels = Right<uint16_t>::panels((const uint16_t*)matrix.unit(unit), K);
-        for (const Segment& s : segments)
-            for (int r = s.first, end = s.first + s.count, c; r < end; r += c) {
-                const int most = s.prompt ? UNIT : ROWS_PER_PASS;
-                c = end - r < most ? end - r : most;
-                if (s.prompt)
-                    way.multiply(Left<uint16_t>::rows(in.narrow + (size_t)r * in.stride, in.stride), panels, K, y[0]);
-                else
-                    few_rows(matrix, unit, in, r, c, y);
-                add_bias(matrix, unit, c, y);
-                done(r, c, y);
-            }
-        return;
+        return prompts_apart(UNIT, [&](int r) {
+            way.multiply(Left<uint16_t>::rows(in.narrow + (size_t)r * in.stride, in.stride), panels, K, y[0]);
+        });
+    }
+    if (rescales(matrix) && has_prompt(segments)) {
+        static thread_local Rescaled rescaled;
+        if (!rescaled.fill(matrix, unit)) throw std::bad_alloc();
+        // meanwhile the next unit is asked for, a line or two at a time
+        const uint8_t *next = matrix.unit(unit + 1), *end = next + (unit + 1 < matrix.units() ? matrix.unit_bytes() : 0);
+        const int lines = 1 + (int)(matrix.unit_bytes() / 64) * ROWS_PER_PASS / (segments.back().first + segments.back().count);
+        return prompts_apart(ROWS_PER_PASS, [&](int r) {
+            for (int i = 0; i < lines && next < end; i++, next += 64) __builtin_prefetch(next, 0, 2);
+            product_rescaled(rescaled, matrix.cols, in, r, y);
+        });
     }
     const int rows = segments.empty() ? 0 : segments.back().first + segments.back().count;
     int r = 0, from = unit;

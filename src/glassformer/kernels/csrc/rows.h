@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "amx.h"
 #include "arena.h"
 #include "math.h"
 #include "panel.h"
@@ -81,8 +82,10 @@ struct Rows {
         store(to + 16, __builtin_convertvector(j, S16));
         int32_t total = sum(i + j);
         scales[(size_t)row * blocks() + block] = Scale{scale, scale * (float)total, -8 * total, -128 * total};
+#if defined(GF_AMX_INT8)
         float* side = across + ((size_t)(row / 16) * blocks() + block) * 32 + row % 16;
         side[0] = scale, side[16] = scale * (float)total;
+#endif
     }
 
     void quantise(int row) const {
@@ -133,3 +136,9 @@ static void append(Segments& to, int row, bool prompt) {
     to.back().count++;
 }
 constexpr int PROMPT_TOKENS = 64;
+
+static bool has_prompt(const Segments& segments) {
+    for (const Segment& s : segments)
+        if (s.prompt) return true;
+    return false;
+}

@@ -170,8 +170,20 @@ static void products() {
                                     for (int i = 0; i < UNIT && u * UNIT + i < outputs; i++) (*to)[(first + r) * outputs + u * UNIT + i] = y[r][i];
                             });
                     compare("product of rows as a file has them", again.data(), found.data(), found.size(), 0);
+                    Rescaled rescaled;
+                    const bool once_more = all[0].prompt && rescales(m);
                     for (int o = 0; o < outputs; o++) {
                         unpack_row(m, o, row.data());
+                        if (once_more) {
+                            if (o % UNIT == 0) rescaled.fill(m, o / UNIT);
+                            const float scale = rescaled.scale[o % UNIT];
+                            for (int k = 0; k < cols; k++) {
+                                const int byte = rescaled.quants[k / 4 * 128 + o % UNIT * 4 + k % 4];
+                                const float rounded = (byte - 128) * scale;
+                                failures += std::fabs(rounded - row[k]) > 0.501f * scale;
+                                row[k] = rounded;
+                            }
+                        }
                         for (int r = 0; r < count; r++) {
                             double total = bias[o];
                             for (int k = 0; k < cols; k++) {
