@@ -157,6 +157,11 @@ class Watched:
         self.page.click(f"#tab-{name}")
         return self.settle()
 
+    def see(self, selector: str) -> Watched:
+        """Bring something into sight: what lies far below asks for nothing yet, and how far depends on the fonts."""
+        self.page.locator(selector).scroll_into_view_if_needed()
+        return self.settle()
+
     def problems(self) -> list[str]:
         return self.page.locator(".problem:visible").all_text_contents()
 

@@ -125,7 +125,7 @@ def test_scrolling_is_not_weighed_down_by_the_rest_of_the_page(app: Watched):
 
 def test_a_cell_shows_the_weight_that_the_model_has(app: Watched, tiny_model: Any):
     weight = float(tiny_model.trace(TEXT).pattern(1, 2)[3, 1])
-    app.open(f"{HERE}&layer=1&head=2&query=3&key=1")
+    app.open(f"{HERE}&layer=1&head=2&query=3&key=1").see(".cell")
     assert f"{100 * weight:.2f}%" in app.page.inner_text(".steps")
     app.shot("cell")
 

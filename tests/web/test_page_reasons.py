@@ -21,7 +21,7 @@ def view(app: Watched, name: str, **asked: Any) -> Any:
 
 
 def test_a_score_is_taken_apart_into_words_and_parts(app: Watched):
-    app.open(f"{HERE}&layer=1&head=2&query=3&key=1")
+    app.open(f"{HERE}&layer=1&head=2&query=3&key=1").see(".cell")
     app.page.click(".reasons-door summary")
     app.settle()
     told = view(app, "reasons", text=TEXT, layer=1, head=2, query=3, key=1, most=24)
@@ -32,7 +32,7 @@ def test_a_score_is_taken_apart_into_words_and_parts(app: Watched):
     assert sorted(float(e["measured"]) for e in drawn) == pytest.approx(want)
     assert told["sentence"] in app.page.locator(".reasons .receipt").text_content()
     app.page.select_option("[aria-label='Rather than at']", "0")
-    app.settle()
+    app.see(".reasons")
     against = view(app, "reasons", text=TEXT, layer=1, head=2, query=3, key=1, against=0, most=24)
     shares = [float(x["share"]) for x in app.page.eval_on_selector_all(".heat td[data-share]", DATA)]
     assert shares == pytest.approx([x for row in against["by_word"] for x in row])
@@ -112,7 +112,7 @@ def test_steering_by_examples_moves_the_bars_and_the_text(app: Watched):
 
 
 def test_a_cell_draws_the_columns_and_the_matrices_between_them(app: Watched):
-    app.open(f"{HERE}&layer=1&head=2&query=3&key=1")
+    app.open(f"{HERE}&layer=1&head=2&query=3&key=1").see(".cell")
     app.page.wait_for_selector(".through .map")
     assert app.page.locator(".products .map").count() == 2
     apart = [float(e["apart"]) for e in app.page.eval_on_selector_all(".products .through", DATA)]

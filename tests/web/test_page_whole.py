@@ -121,7 +121,7 @@ def test_every_width(app: Watched, width: int):
 def test_keys(app: Watched):
     app.open(HERE)
     app.page.locator("body").press("2")
-    assert app.page.locator("#room-depth").is_visible()
+    app.page.wait_for_selector("#room-depth")
     app.page.keyboard.press("1")
     app.page.keyboard.press("]")
     app.page.keyboard.press("}")
