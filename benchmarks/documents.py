@@ -38,7 +38,7 @@ def texts(folder: Path, length: int, characters: int) -> Path:
 
 
 def stepping(data: Path, pack: str, native: bool) -> Any:
-    """A function that takes one training step and returns its seconds of processor time."""
+    """A function that takes one training step and returns its seconds."""
     import torch
 
     from glassformer.data.corpus import build_corpus
@@ -59,13 +59,13 @@ def stepping(data: Path, pack: str, native: bool) -> Any:
 
     def step() -> float:
         passes = order.passes(recipe.schedule.batch, recipe.model.context, recipe.schedule.batch)
-        start = time.process_time()
+        start = time.perf_counter()
         stepper.zero()
         for x, y in passes:
             stepper.accumulate(x, y, 1 / 2048)
         stepper.finish()
         stepper.step(1.0, 0.95)
-        return time.process_time() - start
+        return time.perf_counter() - start
 
     return step
 
@@ -102,9 +102,9 @@ def main() -> None:
         times: dict[int | None, list[float]] = {batch: [] for batch in (None, *BATCHES)}
         for _ in range(3):
             for batch, each in times.items():
-                start = time.process_time()
+                start = time.perf_counter()
                 evaluate(str(run.path), [whole], batch=batch)
-                each.append(time.process_time() - start)
+                each.append(time.perf_counter() - start)
     middles = {batch: statistics.median(each) for batch, each in times.items()}
     best = min(middles[batch] for batch in BATCHES)
     evals = [
@@ -117,7 +117,7 @@ def main() -> None:
     notes = (
         f"Two rows of 1,024 tokens a step, 4 layers of width 256 in bfloat16; {options.rounds} pairs of steps in turn. "
         f"`eval` reads {CHARACTERS:,} characters in documents of 400 with a model of 2 layers of width 64 and a "
-        "context of 128, median of 3 in turn. Processor time of the work, without starting."
+        "context of 128, median of 3 in turn. Without starting."
     )
     report("documents", "Documents apart", body, options, notes)
 
