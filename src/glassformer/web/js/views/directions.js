@@ -14,7 +14,7 @@ export function keep(state, made) {
 
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
-  const layer = h("input", { type: "number", min: "0", class: "narrow", "aria-label": say("directions.layer"), placeholder: say("directions.middle"), onchange: () => view.refresh() });
+  const layer = h("input", { type: "number", min: "0", "aria-label": say("directions.layer"), placeholder: say("directions.middle"), onchange: () => view.refresh() });
   const list = h("div", { class: "directions" });
   element.append(h("h2", {}, say("directions.title")), h("p", { class: "soft small" }, say("directions.say")),
     h("div", { class: "row" }, h("button", { type: "button", id: "keep-sum", onclick: () => keep(state, { name: state.get("sum"), words: state.get("sum") }) }, say("directions.keep")),
