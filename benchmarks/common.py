@@ -55,6 +55,17 @@ def need_peers(options: argparse.Namespace, module: str) -> None:
         skip(f"{options.peers} has no {module}; run make peers")
 
 
+def need_chromium() -> str:
+    """The browser's program; skips where there is none."""
+    import shutil
+
+    return (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or skip("there is no Chromium here (apt-get install chromium)")
+    )
+
+
 def seconds(work: Callable[[], Any]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()

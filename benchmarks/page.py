@@ -7,7 +7,6 @@ page waits for.
 from __future__ import annotations
 
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from common import arguments, environment, report, skip, spread, table, verdict
+from common import arguments, environment, need_chromium, report, spread, table, verdict
 
 # 29 tokens; one more is typed.
 TEXT = (
@@ -220,9 +219,7 @@ def _film(width: int, film: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def main() -> None:
     options = arguments(__doc__, rounds=9).parse_args()
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        skip("there is no Chromium here (apt-get install chromium)")
+    program = need_chromium()
     with tempfile.TemporaryDirectory() as folder:
         process, address = start(options.threads, Path(folder))
         try:

@@ -7,7 +7,6 @@ waits for.
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import arguments, environment, report, skip, spread, table, verdict
+from common import arguments, environment, need_chromium, report, spread, table, verdict
 
 TOTAL_MB, FIRST_MB, PAINT_MS = 25, 3, 1500
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
@@ -47,9 +46,7 @@ def opened(page: Path, program: str, rounds: int) -> tuple[list[float], list[flo
 
 def main() -> None:
     options = arguments(__doc__, rounds=5).parse_args()
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        skip("there is no Chromium here (apt-get install chromium)")
+    program = need_chromium()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "site"
         began = time.perf_counter()

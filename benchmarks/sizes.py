@@ -303,7 +303,7 @@ def measure(path: Path, options: Any) -> None:
         ratio = speed["ours"] / speed["theirs"]
         rows.append((f"{version}, tokens/s", f"{speed['theirs']:.1f}", f"{ratio:.2f} × ({verdict(ratio, least=1.5)})"))
     else:
-        rows.append(("llama.cpp", "skipped", f"no llama_cpp at {peers}; run make peers"))
+        rows.append(("llama.cpp", "skipped", "the peers have no llama_cpp; run make peers"))
     report(
         f"sizes-{options.shape}",
         f"Sizes people have: {options.shape}",
