@@ -41,7 +41,7 @@ quick: $(VENV)/.ready-dev ## style, types, and the tests of the model, in under 
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/model tests/test_floors.py $(ARGS)
 
-size: ## lines by room, the largest files and the longest functions
+size: ## lines by package, the largest files and the longest functions
 	@python3 scripts/size.py
 
 sanitize: ## every fast kernel beside its naive loop, with warnings as errors and sanitizers

@@ -168,13 +168,15 @@ def models() -> str:
 
 
 def tree() -> str:
-    """Every file of the package with the first sentence of its docstring, room by room, from the top floor down."""
+    """Every file with the first sentence of its docstring, package by package, from the top floor down."""
     import ast
 
     root = DOCS.parent / "src" / "glassformer"
     floors = ("cli", "serve", "views", "train", "generate", "interp", "predict", "checkpoint", "fetch", "data")
     floors += ("model", "tokenizer", "kernels", "system")
-    parts = [f"# The tree\n\n{GENERATED}\nRooms from the top floor down; a room imports only what stands below it.\n"]
+    parts = [
+        f"# The tree\n\n{GENERATED}\nPackages from the top floor down; a package imports only what stands below it.\n"
+    ]
 
     def line(path: Path) -> str:
         about = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
@@ -185,8 +187,8 @@ def tree() -> str:
         return "\n".join(["| file | what it is for |", "| --- | --- |", *map(line, paths)]) + "\n"
 
     parts.append("## At the top\n\n" + table(sorted(p for p in root.glob("*.py") if p.stem != "__main__")))
-    for room in floors:
-        parts.append(f"## `{room}`\n\n" + table(sorted((root / room).rglob("*.py"))))
+    for package in floors:
+        parts.append(f"## `{package}`\n\n" + table(sorted((root / package).rglob("*.py"))))
     return "\n".join(parts)
 
 

@@ -1,6 +1,6 @@
-"""How large the program is: lines by room, the largest files and the longest functions.
+"""How large the program is: lines by package, the largest files and the longest functions.
 
-python scripts/size.py           lines of code by room, and what is largest
+python scripts/size.py           lines of code by package, and what is largest
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def main() -> None:
     """Print the tables."""
     files = sorted(path for path in ROOT.rglob("*") if path.suffix in KINDS)
     sizes = {path: code_lines(path.read_text("utf-8")) for path in files}
-    rooms: Counter[str] = Counter()
+    packages: Counter[str] = Counter()
     count: Counter[str] = Counter()
     for path, size in sizes.items():
         parts = path.relative_to(ROOT).parts
-        room = parts[0] if len(parts) > 1 else "(top)"
-        rooms[room] += size
-        count[room] += 1
-    for room, size in rooms.most_common():
-        print(f"{size:7,}  {room}  ({count[room]} files)")
-    print(f"{sum(rooms.values()):7,}  in all, in {len(files)} files\n\nThe largest files:")
+        package = parts[0] if len(parts) > 1 else "(top)"
+        packages[package] += size
+        count[package] += 1
+    for package, size in packages.most_common():
+        print(f"{size:7,}  {package}  ({count[package]} files)")
+    print(f"{sum(packages.values()):7,}  in all, in {len(files)} files\n\nThe largest files:")
     for path in sorted(sizes, key=lambda p: -sizes[p])[:12]:
         print(f"{sizes[path]:7,}  {path.relative_to(ROOT)}")
     print("\nThe longest functions:")

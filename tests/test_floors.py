@@ -1,4 +1,4 @@
-"""Imports only run downwards, rooms on one floor do not import each other, and the light stay light."""
+"""Imports only run downwards, packages on one floor do not import each other, and the light stay light."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import glassformer
 
 ROOT = Path(__file__).parents[1] / "src" / "glassformer"
 
-# From the top floor to the ground; a room is a module or package directly under glassformer.
+# From the top floor to the ground; a package is a module or folder directly under glassformer.
 FLOORS: list[set[str]] = [
     {"__main__"},
     {"cli"},
@@ -29,7 +29,7 @@ FLOORS: list[set[str]] = [
     {"system"},
     {"errors"},
 ]
-HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+HEIGHT = {package: -floor for floor, packages in enumerate(FLOORS) for package in packages}
 
 # These may be imported by anybody at no cost, so they never import torch on import.
 LIGHT = [
@@ -48,8 +48,8 @@ LIGHT = [
 ]
 
 
-def room_of(module: str) -> str:
-    """ "glassformer.tokenizer.tokenizer" -> "tokenizer"; a public name -> the room that defines it; else ""."""
+def package_of(module: str) -> str:
+    """ "glassformer.tokenizer.tokenizer" -> "tokenizer"; a public name -> the package that defines it; else ""."""
     name = module.split(".")[1] if "." in module else ""
     if name in glassformer._PUBLIC and "." in glassformer._PUBLIC[name]:
         return glassformer._PUBLIC[name].split(".")[1]
@@ -87,9 +87,9 @@ def files() -> list[Path]:
     return sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
-def test_every_room_has_a_floor():
-    rooms = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in files()}
-    assert rooms - {"web"} <= set(HEIGHT), "a new room: say on which floor it stands"
+def test_every_package_has_a_floor():
+    packages = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in files()}
+    assert packages - {"web"} <= set(HEIGHT), "a new package: say on which floor it stands"
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
@@ -97,7 +97,7 @@ def test_imports_run_downwards(path):
     here = path.relative_to(ROOT).parts[0].removesuffix(".py")
     wrong = []
     for line, module, _ in imports(path):
-        there = room_of(module)
+        there = package_of(module)
         if there not in ("", here) and HEIGHT[there] >= HEIGHT[here]:
             wrong.append(f"line {line}: {here} imports {module}")
     assert not wrong, wrong

@@ -256,7 +256,7 @@ class Model(LooksInside):
             model=self.name,
             precision=reader.precision,
             continuations=partial(reader.after, ids),
-            room=reader.room - len(ids),
+            longest=reader.capacity - len(ids),
         )
 
     def logits(self, text: str | Sequence[int], bos: bool | None = None) -> Tensor:
@@ -264,12 +264,12 @@ class Model(LooksInside):
         ids = self.ids(text, bos)
         return torch.cat(list(self.reader(len(ids)).pieces(ids, len(ids))))
 
-    def reader(self, room: int) -> Reader:
+    def reader(self, capacity: int) -> Reader:
         """What computes the scores of texts of up to so many tokens, with this model's edits."""
         from glassformer.generate.reading import EagerReader
 
         if not self.taps and awaited(self._transformer):
-            return self.engines.reader(room)
+            return self.engines.reader(capacity)
         return EagerReader(self.transformer, self.bound_tap())
 
     def neighbours(
@@ -299,12 +299,12 @@ class Model(LooksInside):
         table = self.transformer.embed.weight if matrix == "embedding" else self.transformer.unembedding
         return neighbours(table.detach(), self.tokenizer, words, plus=plus, minus=minus, k=k)
 
-    def scorer(self, room: int) -> Transformer | NativeReader:
+    def scorer(self, capacity: int) -> Transformer | NativeReader:
         """What `predict.score.score` takes for texts of up to so many tokens: the transformer, or what answers while
         that is not made."""
         from glassformer.generate.reading import NativeReader
 
-        reader = self.reader(room)
+        reader = self.reader(capacity)
         return reader if isinstance(reader, NativeReader) else self.transformer
 
     # Text
@@ -366,16 +366,16 @@ class Model(LooksInside):
             progress=progress,
             **sampling,
         )
-        room = self.config.context if max_tokens is None else len(ids) + max_tokens
+        capacity = self.config.context if max_tokens is None else len(ids) + max_tokens
         tap = self.bound_tap()
         if tap is None:
-            engine = self.engines.get(precision, room, cache_bits)
+            engine = self.engines.get(precision, capacity, cache_bits)
         elif tap.added is not None:
-            engine = self.engines.get("exact", room, cache_bits)
+            engine = self.engines.get("exact", capacity, cache_bits)
         else:
             # Of its own, for one answer: its cache is no larger than that.
-            room = min(room, self.config.context)
-            engine = self.engines.make(native=False, slots=1, capacity=room, cache_bits=cache_bits)
+            capacity = min(capacity, self.config.context)
+            engine = self.engines.make(native=False, slots=1, capacity=capacity, cache_bits=cache_bits)
         engine.check(asked)
         return generated_tokens(engine.generate(asked, tap), self.tokenizer)
 

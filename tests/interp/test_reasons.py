@@ -171,7 +171,7 @@ def test_words_are_those_that_heads_read() -> None:
         for source in range(3):
             x = run.contributions(0, part.number, 3)[source] * transformer.blocks[1].ln1.weight / scale
             k = (way.k.weight @ x).view(2, 8)[1]
-            turned = run.forward.turned(1, k[None, None, None], slice(3, 4), "k")[0, 0, 0]
+            turned = run.forward.rotated(1, k[None, None, None], slice(3, 4), "k")[0, 0, 0]
             total += float(q @ turned) * way.scale
     assert elsewhere == pytest.approx(total, abs=1e-10)
 

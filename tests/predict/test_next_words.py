@@ -255,7 +255,7 @@ def test_it_stops_at_the_coverage_asked_for() -> None:
 
 def test_what_lies_beyond_the_context_stays_unexplored() -> None:
     toy = Toy(Spelled([b"a", b"b", b"."]), depth=5, seed=2)
-    words = next_words(toy, "x ", k=50, coverage=1.0, max_expansions=10_000, room=2)
+    words = next_words(toy, "x ", k=50, coverage=1.0, max_expansions=10_000, longest=2)
     check(words, toy, "x ")
     assert words.coverage < 1
     assert toy.asked <= 3 + 9

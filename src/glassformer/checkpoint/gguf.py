@@ -210,13 +210,13 @@ def opened(
     def fetch(key: str) -> Tensor:
         with lock:
             if not made:
-                needed, room = copy_bytes(gguf.config, dtype), _room(cache)
-                if needed <= room:
+                needed, free = copy_bytes(gguf.config, dtype), _free(cache)
+                if needed <= free:
                     made.append(dequantised(path, cache, dtype, progress).tensors)
                 else:
                     warnings.warn(
                         f"{path.name} in {dtype} takes {needed / 1e9:.1f} GB and the cache has room for "
-                        f"{room / 1e9:.1f}; its weights are dequantised anew wherever they are read, which is slow. "
+                        f"{free / 1e9:.1f}; its weights are dequantised anew wherever they are read, which is slow. "
                         "GLASSFORMER_CACHE and GLASSFORMER_CACHE_LIMIT give it more room.",
                         stacklevel=2,
                     )
@@ -231,7 +231,7 @@ def copy_bytes(config: Config, dtype: Dtype = "float32") -> int:
     return sum(math.prod(shape) for shape in native_shapes(config).values()) * SIZES[_STORED[dtype]]
 
 
-def _room(cache: Path | None) -> int:
+def _free(cache: Path | None) -> int:
     """Bytes that one more copy may take: the cache's limit, and what is free where it lies."""
     from glassformer.fetch import store
 

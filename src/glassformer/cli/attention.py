@@ -114,10 +114,10 @@ def _grid(out: Any, data: dict[str, Any], visible: Any) -> None:
     from rich.text import Text
 
     keys, rows = data["keys"], data["rows"]
-    room = max(8, (out.width - 22) // 2)
-    first = max(0, len(keys) - room)
+    most = max(8, (out.width - 22) // 2)
+    first = max(0, len(keys) - most)
     if first:
-        out.print(Text(f"The last {room} of {len(keys)}; --json, --png and --html have them all.", style="dim"))
+        out.print(Text(f"The last {most} of {len(keys)}; --json, --png and --html have them all.", style="dim"))
     most = 1.0 if data["measure"] == "weight" else max(max(row) for row in rows) or 1.0
     out.print(Text(" " * 22 + "".join(f"{i % 100:2}" for i in range(first, len(keys))), style="dim"))
     for i, row in enumerate(rows[first:], start=first):

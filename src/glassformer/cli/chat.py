@@ -210,13 +210,13 @@ class Chat:
         """The conversation's ids, without its oldest turns where the context has no room for them."""
         context = self.model.config.context
         asked = self.options["max_tokens"] or LEAST
-        room = context - min(asked, LEAST, context // 4)
+        left = context - min(asked, LEAST, context // 4)
         head = [m for m in self.messages if m["role"] == "system"]
         turns = [m for m in self.messages if m["role"] != "system"]
         left_out = 0
         while True:
             ids = self.model.tokenizer.encode(self._rendered([*head, *turns]), bos=False)
-            if len(ids) <= room:
+            if len(ids) <= left:
                 break
             if len(turns) < 3:
                 raise TextError(

@@ -195,13 +195,13 @@ def _grid(out: Any, found: dict[str, Any]) -> None:
 
     grid = found["restored"]
     shown = [c for c in range(len(grid[0])) if any(abs(row[c]) >= 0.005 for row in grid)]
-    room = max(4, (out.width - 6) // 5)
+    most = max(4, (out.width - 6) // 5)
     if not shown:
         out.print(Text("No place brings half a percent of it back.", style="dim"))
         return
-    if len(shown) > room:
-        out.print(Text(f"The last {room} of {len(shown)} columns; --json, --png and --html have all.", style="dim"))
-    shown = shown[-room:]
+    if len(shown) > most:
+        out.print(Text(f"The last {most} of {len(shown)} columns; --json, --png and --html have all.", style="dim"))
+    shown = shown[-most:]
     names = [visible(found["columns"][c]).lstrip("␣") or "␣" for c in shown]
     out.print(Text("layer " + "".join(f"{name:.4}".rjust(5) for name in names), style="dim"))
     for layer, row in enumerate(grid):

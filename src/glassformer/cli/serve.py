@@ -228,12 +228,12 @@ def command(
         smaller = None if draft is None else open_model(draft)
 
         def served(model: Model, called: str) -> Served:
-            room = min(context or CONTEXT, model.config.context)
+            capacity = min(context or CONTEXT, model.config.context)
             drafter = None if smaller is None else drafting(model, smaller, slots)
             engine = model.engines.make(
                 precision,
                 slots=slots,
-                capacity=room,
+                capacity=capacity,
                 cache_bits=cache_bits,
                 prefix_cache=int(prompt_cache * 1e9),
                 prefix_folder=prompt_cache_directory,

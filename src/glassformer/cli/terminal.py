@@ -76,8 +76,8 @@ def hanging(line: str, columns: int, indent: int) -> str:
     if len(line) <= columns:
         return line
     head, rest = line[:indent], line[indent:]
-    room = max(columns - indent, 20)
-    lines = textwrap.wrap(rest, room, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+    width = max(columns - indent, 20)
+    lines = textwrap.wrap(rest, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
     return ("\n" + " " * indent).join([head + (lines[0] if lines else ""), *lines[1:]])
 
 

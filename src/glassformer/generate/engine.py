@@ -372,9 +372,9 @@ class Engine:
     def _start(self, handle: RequestHandle, free: list[int]) -> None:
         request = handle.request
         if request.tap is not None:  # keys and values of an edited model are nobody else's
-            room = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
+            capacity = min(self.capacity, len(request.prompt) + (request.max_tokens or self.capacity))
             active = self._sequence(handle, free[0])
-            active.runner = self._edited_runner(request.tap, room)
+            active.runner = self._edited_runner(request.tap, capacity)
         else:
             running = {a.slot: a.ids[: a.done] for a in self._active if a.runner is None}
             placed = self._slots.place(request.prompt, free, running)
@@ -390,13 +390,13 @@ class Engine:
             active = self._sequence(handle, placed.slot, handle.cached)
         self._active.append(active)
 
-    def _edited_runner(self, tap: Tap, room: int) -> Runner:
+    def _edited_runner(self, tap: Tap, capacity: int) -> Runner:
         """What computes an edited answer, always exactly: the native path where vectors are added after layers and that
         is all, else the transformer."""
         added = getattr(tap, "added", None)
         if added and isinstance(self._runner, NativeModel) and self._runner.precision == "float32":
-            return self._runner.steered(added, room)
-        return EagerRunner(self.transformer, capacity=room, tap=tap, cache_bits=self.cache_bits)
+            return self._runner.steered(added, capacity)
+        return EagerRunner(self.transformer, capacity=capacity, tap=tap, cache_bits=self.cache_bits)
 
     def _sequence(self, handle: RequestHandle, slot: int, done: int = 0) -> Sequence:
         request = handle.request
@@ -438,14 +438,14 @@ class Engine:
         positions: list[int] = []
         out: list[int] = []
         parts: list[tuple[Sequence, int, int]] = []  # who, tokens put in, rows of logits
-        room = max(ROWS, len(sequences))
+        rows = max(ROWS, len(sequences))
         for active in sorted(sequences, key=lambda a: len(a.ids) - a.done):  # single-token requests first
-            if room < 1:
+            if rows < 1:
                 break
-            piece = active.ids[active.done : active.done + room]
+            piece = active.ids[active.done : active.done + rows]
             wanted = 0
             if active.done + len(piece) == len(active.ids):
-                active.draft(room - len(piece) if self._rewinds else 0)
+                active.draft(rows - len(piece) if self._rewinds else 0)
                 piece = piece + active.drafts
                 wanted = 1 + len(active.drafts)
             out += range(len(tokens) + len(piece) - wanted, len(tokens) + len(piece))
@@ -453,7 +453,7 @@ class Engine:
             slots += [active.slot if active.runner is None else 0] * len(piece)
             positions += range(active.done, active.done + len(piece))
             parts.append((active, len(piece), wanted))
-            room -= len(piece)
+            rows -= len(piece)
         if isinstance(runner, NativeModel) or not isinstance(self._runner, NativeModel):
             logits = runner.forward(tokens, slots, positions, out)
         else:  # this thread's torch works alone; the transformer is quicker in one that has all cores

@@ -60,15 +60,15 @@ class PrefixFiles:
         self._writer = ThreadPoolExecutor(1, "glassformer-prefixes")
         self._waiting: list[Future[None]] = []
 
-    def load(self, kind: str, ids: Sequence[int], beyond: int, room: int) -> Prefix | None:
+    def load(self, kind: str, ids: Sequence[int], beyond: int, capacity: int) -> Prefix | None:
         """The file that spares the most tokens of a prompt; None where that is not worth it, beside `beyond` others.
 
         Args:
-            kind: of the runner that asks. room: tokens that its slots hold.
+            kind: of the runner that asks. capacity: tokens that its slots hold.
         """
         known = self._files(kind)
         while known:
-            fitting = {path: shared(held, ids) for path, held in known.items() if len(held) <= room}
+            fitting = {path: shared(held, ids) for path, held in known.items() if len(held) <= capacity}
             path = max(fitting, key=fitting.__getitem__, default=None)
             if path is None or min(fitting[path], len(ids) - 1) < beyond + WORTH:
                 return None

@@ -32,7 +32,7 @@ class Reader(Protocol):
 
     config: Config
     precision: str
-    room: int
+    capacity: int
 
     def read(self, ids: Sequence[int]) -> Tensor:
         """Scores (vocab,) of the token after a text."""
@@ -57,7 +57,7 @@ class EagerReader:
     def __init__(self, transformer: Transformer, tap: Tap | None = None) -> None:
         self.transformer, self.tap, self.config = transformer, tap, transformer.config
         self.precision = str(transformer.dtype).removeprefix("torch.")
-        self.room = self.config.context
+        self.capacity = self.config.context
         self._read: tuple[list[int], Cache] | None = None
 
     def read(self, ids: Sequence[int]) -> Tensor:
@@ -115,7 +115,7 @@ class NativeReader:
 
     def __init__(self, model: NativeModel) -> None:
         self.model, self.config = model, model.config
-        self.precision, self.room = model.precision, model.capacity
+        self.precision, self.capacity = model.precision, model.capacity
         self._held = _Held([], set())
         self._lock = threading.Lock()
 

@@ -167,11 +167,11 @@ class EagerRunner:
         """The slot's own cache: it grows by doubling, up to the capacity."""
         cache = self._caches.get(slot)
         if cache is None or cache.capacity < length:
-            room = min(self.capacity, max(256, 2 * length))
+            capacity = min(self.capacity, max(256, 2 * length))
             if cache is None:
                 transformer = self.transformer
-                cache = Cache(self.config, 1, room, transformer.dtype, transformer.device, self.cache_bits)
+                cache = Cache(self.config, 1, capacity, transformer.dtype, transformer.device, self.cache_bits)
             else:
-                cache = cache.expand(1, room)
+                cache = cache.expand(1, capacity)
             self._caches[slot] = cache
         return cache

@@ -90,25 +90,25 @@ class Sequence:
         """How many ids come after the prompt."""
         return len(self.ids) - len(self.request.prompt)
 
-    def draft(self, room: int) -> None:
-        """Propose at most `room` tokens to be checked in the next step."""
+    def draft(self, most: int) -> None:
+        """Propose at most `most` tokens to be checked in the next step."""
         self.drafts = []
         request = self.request
-        room = min(room, request.drafts, self.capacity - len(self.ids) - 1)
+        most = min(most, request.drafts, self.capacity - len(self.ids) - 1)
         if request.max_tokens is not None:
-            room = min(room, request.max_tokens - self.answered - 1)
-        if room < 1 or (request.drafter is None and self.matcher is None):
+            most = min(most, request.max_tokens - self.answered - 1)
+        if most < 1 or (request.drafter is None and self.matcher is None):
             return
         if self._rest:
             self._rest -= 1
             return
-        room = min(room, self._width)
+        most = min(most, self._width)
         if self.matcher is not None:
-            self.drafts = self.matcher.forced()[:room]
+            self.drafts = self.matcher.forced()[:most]
         if request.drafter is not None and not self.drafts:
             # It meets the random numbers that the model's own choice will meet, and leaves them where they are.
             copy = self.generator.clone_state()
-            self.drafts = request.drafter.draft(self.ids, room, request.sampling, copy)
+            self.drafts = request.drafter.draft(self.ids, most, request.sampling, copy)
             if self.matcher is not None and self.drafts:
                 self.drafts = self.drafts[: self.matcher.possible(self.drafts)]
 

@@ -170,22 +170,22 @@ class Engines:
         self._reader: NativeReader | None = None
         self._lock = threading.Lock()
 
-    def reader(self, room: int) -> Reader:
+    def reader(self, capacity: int) -> Reader:
         """What reads texts of so many tokens exactly: the file's own blocks, while nothing has asked for the
         transformer and where the native engine computes the design; else the transformer."""
         with self._lock:
-            room = min(max(room + CONTINUED, ROOM), self._transformer.config.context)
+            capacity = min(max(capacity + CONTINUED, ROOM), self._transformer.config.context)
             if awaited(self._transformer) and self._source is not None:
-                if self._reader is None or self._reader.room < room:
+                if self._reader is None or self._reader.capacity < capacity:
                     with contextlib.suppress(GlassformerError):
                         self._reader = NativeReader(
-                            NativeModel.from_gguf(self._source, exact=True, slots=READING, capacity=room)
+                            NativeModel.from_gguf(self._source, exact=True, slots=READING, capacity=capacity)
                         )
-                if self._reader is not None and self._reader.room >= room:
+                if self._reader is not None and self._reader.capacity >= capacity:
                     return self._reader
             return EagerReader(whole(self._transformer))
 
-    def get(self, precision: str, room: int, cache_bits: int | None = None) -> Engine:
+    def get(self, precision: str, capacity: int, cache_bits: int | None = None) -> Engine:
         """An engine of this precision, with room for so many tokens of prompt and answer, up to the context.
 
         `cache_bits` is as for `Engine`.
@@ -195,14 +195,14 @@ class Engines:
         """
         if precision not in PRECISIONS:
             raise UsageError(f"Precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}.")
-        room = min(max(room, ROOM), self._transformer.config.context)
+        capacity = min(max(capacity, ROOM), self._transformer.config.context)
         with self._lock:
             kind = precision, cache_bits
             engine = self._kept.get(kind)
-            if engine is None or engine.capacity < room:
+            if engine is None or engine.capacity < capacity:
                 # One that is still answering goes on until it has; it is only not asked again.
                 self._kept.pop(kind, None)
-                engine = self.make(precision, slots=SLOTS, capacity=room, cache_bits=cache_bits)
+                engine = self.make(precision, slots=SLOTS, capacity=capacity, cache_bits=cache_bits)
                 self._kept[kind] = engine
             return engine
 

@@ -135,7 +135,7 @@ def cell(
     at_query, at_key = slice(query, query + 1), slice(key, key + 1)
 
     def side(which: str, at: slice, h: int, turned: bool) -> Tensor:
-        site = f"rot_{which}" if turned and attention.turns else which
+        site = f"rot_{which}" if turned and attention.rotates else which
         at_layer = layer if which == "q" else forward.keys_of(layer)
         return forward.get(f"blocks.{at_layer}.attn.{site}", at)[0, 0, h]
 

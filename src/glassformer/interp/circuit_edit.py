@@ -20,7 +20,7 @@ from glassformer.interp.edge_graph import FEED, LOGITS, MIXER, Graph
 from glassformer.interp.edge_run import Inside, own_sides, rescaling, split_feed, split_heads
 from glassformer.interp.edge_sent import sent, streams
 from glassformer.interp.fingerprint import fingerprint
-from glassformer.interp.taps import Action, Edit, Step
+from glassformer.interp.taps import Action, Edit, SiteAction
 from glassformer.interp.trace_run import run
 from glassformer.model import Config, Transformer
 from glassformer.model.choices import Attention, Experts
@@ -50,7 +50,7 @@ class RunCircuit(Edit):
     counterfactual: tuple[int, ...]
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def steps(self, config: Config) -> list[Step]:
+    def actions(self, config: Config) -> list[SiteAction]:
         if config != self.transformer.config:
             raise UsageError("The circuit is of a model of another design; run it in the model that it was found in.")
         for id in self.counterfactual:
@@ -61,7 +61,7 @@ class RunCircuit(Edit):
         graph = Graph(config)
         inside = torch.zeros(1, graph.total, dtype=torch.bool)
         inside[0, [graph.edge(*names) for names in self.edges]] = True
-        return _Running(self.transformer, graph, inside, self.counterfactual).steps()
+        return _Running(self.transformer, graph, inside, self.counterfactual).actions()
 
     def require_of(self, transformer: Transformer) -> None:
         """Raise UsageError where the circuit is of another model."""
@@ -138,27 +138,28 @@ class _Running:
                 )
         self.text: list[int] = []
 
-    def steps(self) -> list[Step]:
+    def actions(self) -> list[SiteAction]:
         """What is done at which site, in the order of the forward."""
-        out: list[Step] = [Step("blocks.0.resid_pre", self._begin, False)]
+        out: list[SiteAction] = [SiteAction("blocks.0.resid_pre", self._begin, False)]
         for i, choice in enumerate(self.config.layers):
             prefix = f"blocks.{i}."
             first = choice.parallel or choice.mixer is None
             if choice.feed_forward is not None and first:
-                out.append(Step(f"{prefix}resid_pre", self._enters(i, FEED), True))
+                out.append(SiteAction(f"{prefix}resid_pre", self._enters(i, FEED), True))
             if isinstance(choice.mixer, Attention):
                 own = choice.mixer.keys_from is None
                 names = ["q", *(["k", "v"] if own else []), *(["gate"] if choice.mixer.gate is not None else [])]
-                out += [Step(f"{prefix}attn.{name}", self._side(i, name), True) for name in names]
-                out.append(Step(f"{prefix}attn.z", self._heads(i), False))
+                out += [SiteAction(f"{prefix}attn.{name}", self._side(i, name), True) for name in names]
+                out.append(SiteAction(f"{prefix}attn.z", self._heads(i), False))
             elif choice.mixer is not None:
-                out.append(Step(f"{prefix}resid_pre", self._enters(i, MIXER), True))
-                out.append(Step(f"{prefix}{choice.mixer.prefix}.out", self._sends(i, MIXER), False))
+                out.append(SiteAction(f"{prefix}resid_pre", self._enters(i, MIXER), True))
+                out.append(SiteAction(f"{prefix}{choice.mixer.prefix}.out", self._sends(i, MIXER), False))
             if choice.feed_forward is not None:
                 if not first:
-                    out.append(Step(f"{prefix}resid_mid", self._enters(i, FEED), True))
-                out.append(Step(f"{prefix}mlp.out", self._sends(i, FEED), isinstance(choice.feed_forward, Experts)))
-        out.append(Step(f"blocks.{self.config.n_layers - 1}.resid_post", self._enters(None, LOGITS), True))
+                    out.append(SiteAction(f"{prefix}resid_mid", self._enters(i, FEED), True))
+                runs_experts = isinstance(choice.feed_forward, Experts)
+                out.append(SiteAction(f"{prefix}mlp.out", self._sends(i, FEED), runs_experts))
+        out.append(SiteAction(f"blocks.{self.config.n_layers - 1}.resid_post", self._enters(None, LOGITS), True))
         return out
 
     def _begin(self, site: str, x: Tensor, where: Where) -> None:

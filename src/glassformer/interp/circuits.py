@@ -80,7 +80,7 @@ def _side(
     x = part.queries(x) if which == "q" else part.keys_and_values(x)[0]
     at = torch.full((1, len(ids)), position or 0, device=x.device)
     angles = None if part.table is None else transformer.angles(at)[part.table]
-    return part.turn(x, angles, which, at)[0, :, index]
+    return part.rotate(x, angles, which, at)[0, :, index]
 
 
 @torch.no_grad()

@@ -325,9 +325,9 @@ def survey(
                     f"The survey in {keep} is of other passages of these texts; name another file, or begin anew."
                 )
         found.asked = asked
-        room = min(longest, found.transformer.config.context) - len(lead)
+        longest = min(longest, found.transformer.config.context) - len(lead)
         sizes = [file.stat().st_size for file in texts]
-        for number, (ids, after) in enumerate(pieces(texts, encode, room, found.begin)):
+        for number, (ids, after) in enumerate(pieces(texts, encode, longest, found.begin)):
             spelt = "" if matching is None else "".join(found.vocabulary.token_text(i) for i in ids)
             if len(ids) + len(lead) > 1 and (matching is None or matching in spelt):
                 found.read([*lead, *ids])

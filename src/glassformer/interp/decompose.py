@@ -367,7 +367,7 @@ def _edits(trace: Trace, layer: int, at: slice, reads: Reads | None) -> Iterator
     prefix, choice = f"blocks.{layer}.", trace.config.layers[layer]
     start = forward.entering(layer, at)[0, 0].double()
     after = forward.get(prefix + "resid_post", at)[0, 0].double()
-    written = {s.site for s in forward.edit.steps if s.writes}
+    written = {s.site for s in forward.edit.actions if s.writes}
     sites = {prefix + site for site in ("resid_pre", "resid_mid", "resid_post")}
     out: Tensor = torch.zeros_like(start)
     if choice.feed_forward is not None:

@@ -18,7 +18,7 @@ from glassformer.interp.edge_graph import FEED, LOGITS
 from glassformer.interp.edge_pair import Pair
 from glassformer.interp.edge_run import fed, split_feed
 from glassformer.interp.effects import row_numbers
-from glassformer.interp.taps import Bound, Step
+from glassformer.interp.taps import Bound, SiteAction
 from glassformer.model.choices import Attention
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.experts import ExpertsPart
@@ -98,7 +98,7 @@ class Exact:
             steps = self._attention(part, prefix, block.read(1, changed), variant, receiver)
         else:
             added = block.add(1, part(block.read(1, changed), self.pair.apart.begin(len(changed))))[variant]
-            steps = [Step(f"{prefix}{self.config.mixer(layer).prefix}.out", lambda site, x, where: added, True)]
+            steps = [SiteAction(f"{prefix}{self.config.mixer(layer).prefix}.out", lambda site, x, where: added, True)]
         before = self.pair.clean.forward.entering(layer, self.pair.here)
         return self._rest(layer, before.expand(len(variant), -1, -1), Bound(steps))
 
@@ -115,7 +115,9 @@ class Exact:
             out.append(split_feed(self.pair.apart.block(layer), own).sum(0))
         return torch.cat(out)
 
-    def _attention(self, part: AttentionPart, prefix: str, x: Tensor, variant: Tensor, receiver: Tensor) -> list[Step]:
+    def _attention(
+        self, part: AttentionPart, prefix: str, x: Tensor, variant: Tensor, receiver: Tensor
+    ) -> list[SiteAction]:
         """Puts one head's query (with its gate), key or value in, row by row."""
         heads = part.heads
         steps = []
@@ -127,7 +129,7 @@ class Exact:
                 return old
 
             if len(rows):
-                steps.append(Step(prefix + name, action, True))
+                steps.append(SiteAction(prefix + name, action, True))
 
         rows = (receiver < heads).nonzero()[:, 0]
         if len(rows):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glassformer.interp.edge_graph import FEED, MIXER
-from glassformer.interp.taps import Step
+from glassformer.interp.taps import SiteAction
 from glassformer.model.choices import Attention, FeedForward
 from glassformer.model.config import Config
 from glassformer.model.sites import Where, block_sites
@@ -23,7 +23,7 @@ def hold(site: str, x: Tensor, where: Where) -> Tensor:
     return x.detach()
 
 
-def neurons(prefix: str, gated: bool) -> list[Step]:
+def neurons(prefix: str, gated: bool) -> list[SiteAction]:
     """Steps at the neurons of one feed-forward part, whose sites begin with `prefix`."""
     read: list[Tensor] = []
 
@@ -40,17 +40,17 @@ def neurons(prefix: str, gated: bool) -> list[Step]:
         return out
 
     inputs = ("pre", "pre_linear") if gated else ("pre",)
-    return [*(Step(prefix + name, keep, False) for name in inputs), Step(prefix + "post", share, True)]
+    return [*(SiteAction(prefix + name, keep, False) for name in inputs), SiteAction(prefix + "post", share, True)]
 
 
-def of_layer(config: Config, layer: int, place: int) -> list[Step]:
+def of_layer(config: Config, layer: int, place: int) -> list[SiteAction]:
     """Steps in one layer's mixer or feed-forward part; norms before and after them are held by who computes them."""
     choice, prefix = config.layers[layer], f"blocks.{layer}."
     if place == MIXER:
         if not isinstance(choice.mixer, Attention):
             return []
-        gates = [Step(f"{prefix}attn.gate", hold, True)] if choice.mixer.gate is not None else []
-        return [Step(f"{prefix}attn.pattern", hold, True), *gates]
+        gates = [SiteAction(f"{prefix}attn.gate", hold, True)] if choice.mixer.gate is not None else []
+        return [SiteAction(f"{prefix}attn.pattern", hold, True), *gates]
     feed = choice.feed_forward
     assert feed is not None
     shared = None if isinstance(feed, FeedForward) else feed.shared
@@ -58,10 +58,10 @@ def of_layer(config: Config, layer: int, place: int) -> list[Step]:
     return neurons(f"{prefix}mlp.", feed.gated) + beside
 
 
-def of_stream(config: Config) -> list[Step]:
+def of_stream(config: Config) -> list[SiteAction]:
     """Steps in all layers, norms before parts included; what a norm after a part divides by passes on its gradient."""
     norms = [
-        Step(f"blocks.{layer}.{site}", hold, True)
+        SiteAction(f"blocks.{layer}.{site}", hold, True)
         for layer, choice in enumerate(config.layers)
         for site in block_sites(choice)
         if site in ("ln1.scale", "ln2.scale")
@@ -76,6 +76,6 @@ def of_stream(config: Config) -> list[Step]:
     return norms + parts
 
 
-def of_end(config: Config) -> list[Step]:
+def of_end(config: Config) -> list[SiteAction]:
     """Steps after the last layer."""
-    return [Step("final.scale", hold, True)] if config.final_norm else []
+    return [SiteAction("final.scale", hold, True)] if config.final_norm else []

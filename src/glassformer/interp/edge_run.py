@@ -20,7 +20,7 @@ from glassformer.interp.edge_relevance import of_end, of_layer
 from glassformer.interp.head_outputs import gain
 from glassformer.interp.recording import Recording
 from glassformer.interp.run_from import Context
-from glassformer.interp.taps import Action, Bound, Step
+from glassformer.interp.taps import Action, Bound, SiteAction
 from glassformer.model.attention import Visible
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
@@ -223,7 +223,7 @@ class Apart:
         end = self._view(of_end(self.config), state) if relevance else None
         return self.transformer.normed(last, end)[:, 0]
 
-    def _view(self, steps: list[Step], state: Pass, layer: int | None = None) -> View:
+    def _view(self, steps: list[SiteAction], state: Pass, layer: int | None = None) -> View:
         looking = Looking(Bound(steps), self.config, state.where)
         return looking.top if layer is None else looking.at(layer)
 
@@ -243,9 +243,9 @@ class Apart:
                 return added_parts(block, MIXER, part(x[0], state)[None], relevance)
             return block.add(MIXER, part(x[0], state))[None]
         kept: list[Tensor] = []
-        steps = [Step(f"blocks.{layer}.attn.z", lambda site, z, where: kept.append(z), False)]
+        steps = [SiteAction(f"blocks.{layer}.attn.z", lambda site, z, where: kept.append(z), False)]
         for site, side in own_sides(part, x).items():
-            steps.append(Step(f"blocks.{layer}.attn.{site}", _instead(side), True))
+            steps.append(SiteAction(f"blocks.{layer}.attn.{site}", _instead(side), True))
         if relevance:
             steps += of_layer(self.config, layer, MIXER)
         part(x[0], state, self._view(steps, state, layer))

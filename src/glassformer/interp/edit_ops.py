@@ -17,7 +17,7 @@ from torch import Tensor
 from glassformer.errors import ShapeError, SiteError, UsageError
 from glassformer.interp.direction import Direction
 from glassformer.interp.select import Chosen, Selection, key_positions, layers_of, named, site_in
-from glassformer.interp.taps import Edit, Recorded, Step
+from glassformer.interp.taps import Edit, Recorded, SiteAction
 from glassformer.model.config import Config
 from glassformer.model.sites import Where, axis_sizes, canonical, site_of
 
@@ -67,9 +67,9 @@ class At(Edit):
         new = self.change(site, x, where).to(x.dtype)
         return new.expand(x.shape) if chosen is None else torch.where(chosen, new, x)
 
-    def steps(self, config: Config) -> list[Step]:
+    def actions(self, config: Config) -> list[SiteAction]:
         chosen = self.selection
-        return [Step(name, self.act, True, chosen.positions, chosen.rows) for name in self.names(config)]
+        return [SiteAction(name, self.act, True, chosen.positions, chosen.rows) for name in self.names(config)]
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Ablate(At):
     method: Literal["zero", "mean", "resample"]
     reference: Any
 
-    def steps(self, config: Config) -> list[Step]:
+    def actions(self, config: Config) -> list[SiteAction]:
         if self.method not in ("zero", "mean", "resample"):
             raise UsageError(f"Ablation method {self.method!r} is unknown; choose zero, mean or resample.")
         if (self.method == "zero") is (self.reference is not None):
@@ -155,7 +155,7 @@ class Ablate(At):
                 "Ablation to zero takes no reference; ablation to the mean or by resampling needs one, a trace of "
                 "other text."
             )
-        return super().steps(config)
+        return super().actions(config)
 
     def change(self, site: str, x: Tensor, where: Where) -> Tensor:
         if self.method == "zero":
@@ -179,20 +179,20 @@ class Steer(At):
     strength: float
     direction: Direction | None = None
 
-    def steps(self, config: Config) -> list[Step]:
+    def actions(self, config: Config) -> list[SiteAction]:
         if self.direction is not None:
             self.direction.check(config)
-        steps = super().steps(config)
-        for step in steps:
-            axis = site_of(step.site).axes[-1]
-            size = axis_sizes(step.site, config).get(axis, config.vocab_size)
+        actions = super().actions(config)
+        for one in actions:
+            axis = site_of(one.site).axes[-1]
+            size = axis_sizes(one.site, config).get(axis, config.vocab_size)
             if self.vector.shape[-1:] != (size,):
                 raise ShapeError(
-                    f"A vector steering {step.site!r} needs {size} numbers ({axis}); got {tuple(self.vector.shape)}."
+                    f"A vector steering {one.site!r} needs {size} numbers ({axis}); got {tuple(self.vector.shape)}."
                 )
         if self.selection == Selection() and self.vector.ndim == 1:
-            return [replace(step, added=self.strength * self.vector) for step in steps]
-        return steps
+            return [replace(one, added=self.strength * self.vector) for one in actions]
+        return actions
 
     def change(self, site: str, x: Tensor, where: Where) -> Tensor:
         return x + self.strength * self.vector.to(x.device, x.dtype)

@@ -8,7 +8,7 @@ Arguments shared by all of them:
     positions  counted from the text's first token; a number, a slice, several numbers, or None for all
     rows       of the batch
 
-Knows no tensors; what each tap does is in `acts`.
+Knows no tensors; what each tap does is in `edit_ops`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from glassformer.interp.decompose import (
 from glassformer.interp.logit_target import Target
 from glassformer.interp.normed_sums import norm_biases
 from glassformer.interp.run_from import Context, Sharing, finish, tap_of
-from glassformer.interp.taps import Bound, Step
+from glassformer.interp.taps import Bound, SiteAction
 from glassformer.model.choices import recurrence_of, softmax_of
 from glassformer.model.config import Layer
 from glassformer.model.sites import Where
@@ -96,7 +96,7 @@ class Rows:
 
 
 def _taking(layer: int, site: str, taken: Tensor) -> Bound:
-    return Bound([Step(f"blocks.{layer}.{site}", lambda site, x, where: x - taken, True)])
+    return Bound([SiteAction(f"blocks.{layer}.{site}", lambda site, x, where: x - taken, True)])
 
 
 @torch.no_grad()

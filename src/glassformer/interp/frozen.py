@@ -73,13 +73,13 @@ class Affine:
             out = Affine(out.matrix, out.bias + added, out.value + added)
         return out if head is None or len(out.bias) == head.stop - head.start else out.rows(head)
 
-    def turned(self, cos: Float[Tensor, "1 1 1 pair"], sin: Float[Tensor, "1 1 1 pair"], d_head: int) -> Affine:
+    def rotated(self, cos: Float[Tensor, "1 1 1 pair"], sin: Float[Tensor, "1 1 1 pair"], d_head: int) -> Affine:
         """Rotated by a position's angles, head by head."""
 
-        def turn(x: Tensor) -> Tensor:
+        def rotated_rows(x: Tensor) -> Tensor:
             return rotate(x.reshape(1, -1, x.shape[-1] // d_head, d_head), cos, sin).reshape(x.shape)
 
-        return Affine(turn(self.matrix.T.contiguous()).T, turn(self.bias), turn(self.value))
+        return Affine(rotated_rows(self.matrix.T.contiguous()).T, rotated_rows(self.bias), rotated_rows(self.value))
 
 
 def gain_of(norm: NormLayer, like: Tensor) -> Tensor:
@@ -100,9 +100,9 @@ def query_side(forward: Recording, layer: int, head: int, position: int) -> Affi
         latent = _projected(x, norm, scale, part.q_down, times=times).normed(part.q_latent)
         if part.latent.latent_scale is not None:
             latent = latent.times(x.new_tensor(part.latent.latent_scale[0]))
-        return _turned(forward, layer, latent.through(part.q_up.weight[rows]), position, "q", head)
+        return _rotated(forward, layer, latent.through(part.q_up.weight[rows]), position, "q", head)
     assert part.q is not None
-    return _turned(forward, layer, _ready(part, x, norm, scale, part.q, part.q_norm, rows, times), position, "q", head)
+    return _rotated(forward, layer, _ready(part, x, norm, scale, part.q, part.q_norm, rows, times), position, "q", head)
 
 
 def key_side(forward: Recording, layer: int, head: int, position: int) -> Affine:
@@ -122,9 +122,9 @@ def key_side(forward: Recording, layer: int, head: int, position: int) -> Affine
             latent.through(part.k_own.weight[own]),
         ]
         joined = Affine(*(torch.cat([getattr(p, name) for p in pieces]) for name in ("matrix", "bias", "value")))
-        return _turned(forward, layer, joined, position, "k", head)
+        return _rotated(forward, layer, joined, position, "k", head)
     assert part.k is not None
-    return _turned(forward, layer, _ready(part, x, norm, scale, part.k, part.k_norm, rows, times), position, "k", head)
+    return _rotated(forward, layer, _ready(part, x, norm, scale, part.k, part.k_norm, rows, times), position, "k", head)
 
 
 def _read(forward: Recording, layer: int, position: int) -> tuple[Tensor, NormLayer | None, Tensor | None]:
@@ -180,13 +180,13 @@ def _ready(
     return found.cut(part.choice.clip).normed(before, keep)
 
 
-def _turned(forward: Recording, layer: int, found: Affine, position: int, side: str, head: int) -> Affine:
+def _rotated(forward: Recording, layer: int, found: Affine, position: int, side: str, head: int) -> Affine:
     """Rotated, normed where the norm comes after, and scaled by the position where the design does."""
     part = forward.attention(layer)
     at = forward.positions[:, position : position + 1]
     if part.table is not None:
         cos, sin = (x.double() for x in forward.transformer.angles(at, forward.positions.amax(1) + 1)[part.table])
-        found = found.turned(cos, sin, part.d_head)
+        found = found.rotated(cos, sin, part.d_head)
     if part.choice.qk_norm_after:
         rows = slice(head * part.d_head, (head + 1) * part.d_head)
         found = found.normed(part.q_norm if side == "q" else part.k_norm, rows)

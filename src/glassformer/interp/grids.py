@@ -114,9 +114,9 @@ def _edited(forward: Recording, layer: int, part: str) -> Tensor:
 
 def _changed(forward: Recording, site: str, x: Tensor) -> Tensor:
     assert forward.edit is not None
-    for step in forward.edit.steps:
-        if step.site == site and step.writes:
-            y = step.action(site, x, forward.where)
+    for one in forward.edit.actions:
+        if one.site == site and one.writes:
+            y = one.action(site, x, forward.where)
             assert y is not None
             x = y
     return x

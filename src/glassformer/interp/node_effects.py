@@ -14,7 +14,7 @@ from glassformer.interp.edit_ops import Apply
 from glassformer.interp.logit_target import Direction
 from glassformer.interp.run_from import Context
 from glassformer.interp.select import Places, Selection, site_in
-from glassformer.interp.taps import Bound, Step
+from glassformer.interp.taps import Bound, SiteAction
 from glassformer.model.config import Config
 from glassformer.model.sites import Where
 
@@ -120,7 +120,7 @@ def without(trace: Trace, way: Direction, nodes: Sequence[Node], at: int) -> Flo
             for row, i in enumerate(rows):
                 place = site_in(nodes[i].part, config.layers[layer])
                 at_site.setdefault(f"blocks.{layer}.{place}", []).append((row, nodes[i]))
-            steps = [Step(site, _silenced(chosen, first), True) for site, chosen in at_site.items()]
+            steps = [SiteAction(site, _silenced(chosen, first), True) for site, chosen in at_site.items()]
             shared = {
                 donor: (
                     k[:, :, : at + 1].expand(len(rows), -1, -1, -1),

@@ -20,7 +20,7 @@ from torch import Tensor
 from glassformer.interp.effects import row_numbers
 from glassformer.interp.run_from import Context, Sharing, finish, tap_of
 from glassformer.interp.select import site_in
-from glassformer.interp.taps import Bound, Step
+from glassformer.interp.taps import Bound, SiteAction
 from glassformer.model.sites import Looking, Where
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class Sweep:
             sharing.take(layer, shared)
         return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _put(self, layer: int, rows: Tensor, columns: Tensor, start: int) -> Step:
+    def _put(self, layer: int, rows: Tensor, columns: Tensor, start: int) -> SiteAction:
         wanted = self.wanted[layer]
         assert wanted is not None
 
@@ -219,4 +219,4 @@ class Sweep:
                 x[rows, columns - start] = wanted[columns - self.first].to(x.dtype)
             return x
 
-        return Step(f"blocks.{layer}.{self.names[layer]}", put, True)
+        return SiteAction(f"blocks.{layer}.{self.names[layer]}", put, True)

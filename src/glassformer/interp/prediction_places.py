@@ -15,7 +15,7 @@ from torch import Tensor
 from glassformer.interp.edge_graph import FEED, MIXER, Graph
 from glassformer.interp.edge_relevance import of_layer
 from glassformer.interp.edge_run import Apart, Splits, added_parts, read, split_feed
-from glassformer.interp.taps import Action, Bound, Step
+from glassformer.interp.taps import Action, Bound, SiteAction
 from glassformer.model.choices import Attention
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.sites import Looking, Where
@@ -83,7 +83,7 @@ def places(
                 experts = isinstance(block.feed_forward, ExpertsPart)
                 steps = of_layer(config, layer, FEED)
                 if not experts:
-                    steps.append(Step(f"blocks.{layer}.mlp.post", _keeping(kept), False))
+                    steps.append(SiteAction(f"blocks.{layer}.mlp.post", _keeping(kept), False))
                 view = Looking(Bound(steps), config, state.where).at(layer)
                 added = split_feed(block, (x * times)[None], view)[:, 0] / apart.joins[layer, FEED]
                 kind = "expert" if experts else "neuron"

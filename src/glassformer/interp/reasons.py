@@ -367,7 +367,7 @@ def _changing(which: str) -> tuple[str, ...]:
 
 def _as_run(trace: Trace, layer: int, which: str, head: int, position: int) -> Float[Tensor, " d_head"]:
     """The query or key that the scores used."""
-    site = f"rot_{which}" if trace.forward.attention(layer).turns else which
+    site = f"rot_{which}" if trace.forward.attention(layer).rotates else which
     at = slice(position, position + 1)
     return trace.forward.get(f"blocks.{layer}.attn.{site}", at)[0, 0, head].double()
 

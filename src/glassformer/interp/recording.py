@@ -247,7 +247,7 @@ class Recording:
     def _in_attention(self, layer: int, leaf: str, at: Index) -> Tensor:
         part, prefix = self.attention(layer), f"blocks.{layer}.attn."
         if leaf in ("rot_q", "rot_k"):
-            return self.turned(layer, self.get(prefix + leaf[-1], at), at, leaf[-1])
+            return self.rotated(layer, self.get(prefix + leaf[-1], at), at, leaf[-1])
         if leaf == "gate":
             return part.gates(self.mixed_input(layer, 0, at))
         raise KeyError(prefix + leaf)
@@ -401,7 +401,7 @@ class Recording:
 
     # Attention grids
 
-    def turned(self, layer: int, x: Tensor, at: Index = ALL, side: str = "q") -> Tensor:
+    def rotated(self, layer: int, x: Tensor, at: Index = ALL, side: str = "q") -> Tensor:
         """Queries or keys as the scores use them: rotated, and normed where the norm comes after."""
         part = self.attention(layer)
         angles = None
@@ -410,7 +410,7 @@ class Recording:
                 self._angles = self.transformer.angles(self.positions)
             cos, sin = self._angles[part.table]
             angles = cos[:, at], sin[:, at]
-        return part.turn(x, angles, side, self.positions[:, at])
+        return part.rotate(x, angles, side, self.positions[:, at])
 
     _angles: tuple[tuple[Tensor, Tensor], ...] | None = None
 
@@ -458,9 +458,9 @@ class Recording:
         if name in self.recorded:
             return pick(self.recorded[name]).transpose(1, 2)
         if a.qk_norm_after and a.qk_norm != "head":  # the norm needs all heads
-            return pick(self.turned(layer, self.recorded[f"blocks.{layer}.attn.{which}"], ALL, which)).transpose(1, 2)
+            return pick(self.rotated(layer, self.recorded[f"blocks.{layer}.attn.{which}"], ALL, which)).transpose(1, 2)
         x = pick(self.recorded[f"blocks.{layer}.attn.{which}"])
-        return self.turned(layer, x, at, which).transpose(1, 2)
+        return self.rotated(layer, x, at, which).transpose(1, 2)
 
     def values(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch key kv_head d_head"]:
         """What each position hands over to the layer's heads: the values that its grid weighs."""

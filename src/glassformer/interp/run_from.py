@@ -45,7 +45,7 @@ class Context(Cache):
         self.mask = None
         self.whole = forward.length
         self._batch = batch
-        self._room = config.context
+        self._capacity = config.context
         self.device = forward.positions.device
         self._forward = forward
         self._states: dict[tuple[int, int], State] = {}
@@ -60,7 +60,7 @@ class Context(Cache):
             part = forward.attention(layer)
             if f"blocks.{layer}.attn.index_k" in forward.recorded:
                 self.indexed[layer] = forward.recorded[f"blocks.{layer}.attn.index_k"][:, :length]
-            k = forward.get(f"blocks.{layer}.attn.{'rot_k' if part.turns else 'k'}", at)
+            k = forward.get(f"blocks.{layer}.attn.{'rot_k' if part.rotates else 'k'}", at)
             v = forward.get(f"blocks.{layer}.attn.v", at)
             self.keys.append(k.transpose(1, 2))
             self.values.append(v.transpose(1, 2))
@@ -71,12 +71,12 @@ class Context(Cache):
 
     @property
     def capacity(self) -> int:
-        return self._room
+        return self._capacity
 
     def cut(self, length: int, batch: int) -> Context:
         """The first `length` tokens of it, for another number of rows; shares the memory."""
         out = Context.__new__(Context)
-        out.length, out.mask, out._batch, out._room = length, None, batch, self._room
+        out.length, out.mask, out._batch, out._capacity = length, None, batch, self._capacity
         out.whole = self.whole
         out.device, out._forward, out._states = self.device, self._forward, self._states
         out.keys = [None if k is None else k[:, :, :length] for k in self.keys]
@@ -167,11 +167,11 @@ class Sharing:
 
 def _refuse_rows(forward: Recording) -> None:
     """A tap that means rows of the traced batch would mean others here."""
-    if forward.edit is not None and any(not step.rows.everything for step in forward.edit.steps):
+    if forward.edit is not None and any(not one.rows.everything for one in forward.edit.actions):
         raise UsageError("This trace was made under a tap that means rows of its batch; trace that text alone.")
 
 
 def tap_of(*taps: Bound | None) -> Bound | None:
     """Bound taps one after the other as one; None when there is none."""
     there = [tap for tap in taps if tap is not None]
-    return Bound([step for tap in there for step in tap.steps]) if there else None
+    return Bound([one for tap in there for one in tap.actions]) if there else None

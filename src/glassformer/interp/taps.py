@@ -34,7 +34,7 @@ class Recorded(Protocol):
 
 
 @dataclass(frozen=True)
-class Step:
+class SiteAction:
     """One thing a bound tap does at one site."""
 
     site: str
@@ -48,22 +48,22 @@ class Step:
 class Bound:
     """Edits bound to a design: a tap, in the sense of `glassformer.model.sites`."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self._steps: dict[str, list[Step]] = {}
-        for step in steps:
-            self._steps.setdefault(step.site, []).append(step)
-        self._writes = frozenset(s.site for s in steps if s.writes)
-        self._reads = frozenset(self._steps) - self._writes
-        self._pending = {(s.site, p) for s in steps for p in s.wanted.listed or ()}
-        for s in steps:
+    def __init__(self, actions: Sequence[SiteAction]) -> None:
+        self._actions: dict[str, list[SiteAction]] = {}
+        for one in actions:
+            self._actions.setdefault(one.site, []).append(one)
+        self._writes = frozenset(s.site for s in actions if s.writes)
+        self._reads = frozenset(self._actions) - self._writes
+        self._pending = {(s.site, p) for s in actions for p in s.wanted.listed or ()}
+        for s in actions:
             if s.wanted.listed is None and s.wanted.start:
                 self._pending.add((s.site, s.wanted.start))
         self._reach = 0
 
     @property
-    def steps(self) -> list[Step]:
+    def actions(self) -> list[SiteAction]:
         """Everything it does, grouped by site."""
-        return [step for steps in self._steps.values() for step in steps]
+        return [one for actions in self._actions.values() for one in actions]
 
     @property
     def reads(self) -> frozenset[str]:
@@ -79,11 +79,11 @@ class Bound:
     def added(self) -> dict[int, Tensor] | None:
         """The vectors that it adds to the stream after layers, where that is all it does."""
         found: dict[int, Tensor] = {}
-        for step in self.steps:
-            layer = layer_of(step.site)
-            if step.added is None or layer is None or not step.site.endswith(".resid_post"):
+        for one in self.actions:
+            layer = layer_of(one.site)
+            if one.added is None or layer is None or not one.site.endswith(".resid_post"):
                 return None
-            found[layer] = step.added if layer not in found else found[layer] + step.added
+            found[layer] = one.added if layer not in found else found[layer] + one.added
         return found or None
 
     def __call__(self, site: str, x: Tensor, where: Where) -> Tensor | None:
@@ -91,9 +91,9 @@ class Bound:
             low, high = (int(v) for v in where.positions.aminmax())
             self._reach = max(self._reach, high + 1)
             self._pending = {(s, p) for s, p in self._pending if s != site or not low <= p <= high}
-        for step in self._steps[site]:
-            y = step.action(site, x, where)
-            if step.writes:
+        for one in self._actions[site]:
+            y = one.action(site, x, where)
+            if one.writes:
                 if y is None or y.shape != x.shape:
                     got = "nothing" if y is None else f"shape {tuple(y.shape)}"
                     raise SiteError(f"A tap that writes {site!r} returned {got}; it needs {tuple(x.shape)}.")
@@ -117,7 +117,7 @@ class Edit(ABC):
     """A tap not yet bound to a design. `bind(config)` gives the tap; `Model.edited` does it for you."""
 
     @abstractmethod
-    def steps(self, config: Config) -> list[Step]:
+    def actions(self, config: Config) -> list[SiteAction]:
         """What to do where, with every name, layer and head checked against the design.
 
         Raises:
@@ -126,7 +126,7 @@ class Edit(ABC):
 
     def bind(self, config: Config) -> Bound:
         """The tap for models of this design."""
-        return Bound(self.steps(config))
+        return Bound(self.actions(config))
 
     @property
     def reads(self) -> frozenset[str]:
@@ -148,15 +148,15 @@ class Compose(Edit):
     def __init__(self, *taps: Tap) -> None:
         self.taps = taps
 
-    def steps(self, config: Config) -> list[Step]:
-        out: list[Step] = []
+    def actions(self, config: Config) -> list[SiteAction]:
+        out: list[SiteAction] = []
         for tap in self.taps:
             if isinstance(tap, Edit):
-                out += tap.steps(config)
+                out += tap.actions(config)
             elif isinstance(tap, Bound):
-                out += tap.steps
+                out += tap.actions
             else:
-                out += _own_steps(tap, config)
+                out += _own_actions(tap, config)
         return out
 
 
@@ -169,15 +169,15 @@ def compose(*taps: Tap, config: Config) -> Bound:
     return Compose(*taps).bind(config)
 
 
-def _own_steps(tap: Tap, config: Config) -> list[Step]:
-    """The steps of a tap that somebody else wrote; it is called with the names it declared."""
+def _own_actions(tap: Tap, config: Config) -> list[SiteAction]:
+    """The actions of a tap that somebody else wrote; it is called with the names it declared."""
 
     def calling(name: str) -> Action:
         return lambda site, x, where: tap(name, x, where)
 
     both = [(name, True) for name in sorted(tap.writes)]
     both += [(name, False) for name in sorted(tap.reads - tap.writes)]
-    return [Step(canonical(name, config), calling(name), writes) for name, writes in both]
+    return [SiteAction(canonical(name, config), calling(name), writes) for name, writes in both]
 
 
 class Record(Edit):
@@ -194,9 +194,9 @@ class Record(Edit):
         self._kept: dict[str, list[Tensor]] = {}
         self._config: Config | None = None
 
-    def steps(self, config: Config) -> list[Step]:
+    def actions(self, config: Config) -> list[SiteAction]:
         self._config = config
-        return [Step(name, self._keep, False) for site in self.sites for name in named(site, config)]
+        return [SiteAction(name, self._keep, False) for site in self.sites for name in named(site, config)]
 
     def _keep(self, site: str, x: Tensor, where: Where) -> None:
         self._kept.setdefault(site, []).append(x)

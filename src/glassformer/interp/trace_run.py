@@ -96,8 +96,8 @@ def grown(before: Recording, ids: Sequence[int], shared: int) -> Recording | Non
 
 def _changing(edit: Bound | None) -> Bound | None:
     """What of a tap changes the model: what only looks has seen this forward, and what is run again later is not it."""
-    steps = [] if edit is None else [step for step in edit.steps if step.writes]
-    return Bound(steps) if steps else None
+    actions = [] if edit is None else [one for one in edit.actions if one.writes]
+    return Bound(actions) if actions else None
 
 
 def _after_final(name: str) -> bool:

@@ -1,7 +1,7 @@
 """The verbs of a model that look inside it, one method each.
 
-What a model brings (weights, tokenizer, edits) is declared here; the analyses are this room's other files, loaded when
-they are asked for.
+What a model brings (weights, tokenizer, edits) is declared here; the analyses are this package's other files, loaded
+when they are asked for.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from glassformer.model.layers import softcap
 # cache, large enough that the products stay efficient.
 TILE = 256
 # Up to this many queries the explicit product is quicker than the fused kernel and copies no keys.
-FEW = 8
+EXPLICIT_QUERIES = 8
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Distribution:
         text, ids: the text that was continued and its ids, as the model saw them.
         continuations: for paths of ids after `ids`, all non-empty, the logits (or log-probabilities) of what
             follows each: (len(paths), vocab). Only `words` needs it.
-        room: the longest path that fits the model's context after `ids`; None when there is no end to it.
+        longest: the longest path that fits the model's context after `ids`; None when there is no end to it.
         model, precision: named in answers.
     """
 
@@ -60,7 +60,7 @@ class Distribution:
         text: str = "",
         ids: Sequence[int] = (),
         continuations: Continuations | None = None,
-        room: int | None = None,
+        longest: int | None = None,
         model: str | None = None,
         precision: str | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class Distribution:
         self.text = text
         self.ids = list(ids)
         self.continuations = continuations
-        self.room = room
+        self.longest = longest
         self.model = model
         self.precision = precision
 
@@ -154,7 +154,7 @@ class Distribution:
             text=self.text,
             ids=self.ids,
             continuations=continued if given is not None else None,
-            room=self.room,
+            longest=self.longest,
             model=self.model,
             precision=self.precision,
         )
@@ -178,7 +178,7 @@ class Distribution:
             coverage=coverage,
             max_expansions=max_expansions,
             batch=batch,
-            room=self.room,
+            longest=self.longest,
         )
 
     def to_json(self, k: int = 10, words: Words | None = None) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def next_words(
     coverage: float = 0.95,
     max_expansions: int = 512,
     batch: int = 32,
-    room: int | None = None,
+    longest: int | None = None,
 ) -> Words:
     """The `k` likeliest next words after a text.
 
@@ -149,7 +149,7 @@ def next_words(
         coverage: stop when this part of the probability is explored.
         max_expansions: stop after this many continuations.
         batch: how many continuations are computed together.
-        room: the longest path that may be continued; what lies beyond stays unexplored.
+        longest: the longest path that may be continued; what lies beyond stays unexplored.
 
     Raises:
         UsageError: options out of range.
@@ -163,7 +163,7 @@ def next_words(
     search = _Search(continuations, tokenizer, ids, int(logprobs.shape[-1]))
     search.expand((), 1.0, search.status, logprobs)
     while search.expansions < max_expansions and not search.done(coverage):
-        chosen = search.choose(min(batch, max_expansions - search.expansions), room)
+        chosen = search.choose(min(batch, max_expansions - search.expansions), longest)
         if not chosen:
             break
         following = continuations([list(path) for path, _, _ in chosen])
@@ -215,7 +215,7 @@ class _Search:
 
     # The search ---------------------------------------------------------------------------------
 
-    def choose(self, most: int, room: int | None = None) -> list[tuple[tuple[int, ...], float, int]]:
+    def choose(self, most: int, longest: int | None = None) -> list[tuple[tuple[int, ...], float, int]]:
         """The likeliest paths still open, with their masses; words closed inside a token are booked on the way."""
         chosen: list[tuple[tuple[int, ...], float, int]] = []
         left = classes(self.left)
@@ -229,7 +229,7 @@ class _Search:
             if reading.end >= 0:
                 self.open[queue.status] -= mass
                 self._book(reading, text, mass)
-            elif room is None or len(path) <= room:
+            elif longest is None or len(path) <= longest:
                 chosen.append((path, mass, queue.status))
             self._push(queue)
         return chosen

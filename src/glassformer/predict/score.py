@@ -24,7 +24,7 @@ from glassformer.errors import TextError, UsageError
 from glassformer.model import Config, Transformer
 
 ROWS = 512  # logits at a time: rows × vocab floats
-MANY = 16  # forward passes whose windows are sorted by length: the more, the less padding
+SORTED_PASSES = 16  # forward passes whose windows are sorted by length: the more, the less padding
 _ACTIVATIONS = 64 << 20  # bytes of a layer's activations at once: more leaves the caches, less wastes the products
 
 
@@ -183,7 +183,7 @@ def score(
     # a window inside a document gives one place to its begin-of-text token, so it has no more new targets than that
     step = min(stride, context - 1) if bos is not None and context > 1 else stride
     plan = document_windows(spans, context, step, bos is not None)
-    while some := list(itertools.islice(plan, max(64, MANY * budget // context))):
+    while some := list(itertools.islice(plan, max(64, SORTED_PASSES * budget // context))):
         kept = []
         for window in some:
             places = _places(window, counted)

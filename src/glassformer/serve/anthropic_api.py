@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from glassformer.serve.answers import Answer
-from glassformer.serve.exchange import Exchange, Plan, Shape, answered
+from glassformer.serve.exchange import AnswerWriter, Exchange, PreparedRequest, answered
 from glassformer.serve.fields import IGNORED, NEUTRAL, Ask, Name, Stops
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk
@@ -122,10 +122,10 @@ def add(api: APIRouter, models: Models) -> None:
         """Answer a conversation."""
         chat = chat_of(ask)
 
-        async def plan(served: Served) -> Plan:
+        async def plan(served: Served) -> PreparedRequest:
             return await planned(request, chat_plan, served, chat)
 
-        return await answered(models, ask.model, request, plan, MessageShape, stream=bool(ask.stream))
+        return await answered(models, ask.model, request, plan, MessageWriter, stream=bool(ask.stream))
 
     @api.post("/v1/messages/count_tokens", responses=described(Counted))
     async def count(ask: CountAsk) -> dict[str, int]:
@@ -232,7 +232,7 @@ def _reason(answer: Answer) -> str:
     return "end_turn" if answer.stopped_by is None else "stop_sequence"
 
 
-class MessageShape(Shape):
+class MessageWriter(AnswerWriter):
     """One message, whole or as events."""
 
     alive = b'event: ping\ndata: {"type": "ping"}\n\n'

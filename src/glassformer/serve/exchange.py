@@ -1,7 +1,7 @@
 """One HTTP request answered: planned, admitted, computed, and written whole or as a stream.
 
-It knows plans, queues and answers; how an API writes them is each `Shape`'s, and which routes there are is not known
-here.
+It knows plans, queues and answers; how an API writes them is each `AnswerWriter`'s, and which routes there are is not
+known here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from glassformer.views import Cancelled
 
 
 @dataclass
-class Plan:
+class PreparedRequest:
     """One HTTP request, ready for the engine.
 
     Attributes:
@@ -62,7 +62,7 @@ class Plan:
         return self.scored[index // self.answers_per_prompt] if self.scored else []
 
 
-class Shape(ABC):
+class AnswerWriter(ABC):
     """How an API writes an answer.
 
     Attributes:
@@ -96,7 +96,7 @@ class Exchange:
         served: what answers. plan: what is asked. answers: as far as they have come.
     """
 
-    def __init__(self, http: Request, served: Served, job: Job, plan: Plan) -> None:
+    def __init__(self, http: Request, served: Served, job: Job, plan: PreparedRequest) -> None:
         self.http, self.served, self.job, self.plan = http, served, job, plan
         tokenizer = served.model.tokenizer
         count = max(1, len(plan.asked)) if plan.asked else len(plan.prompts)
@@ -160,7 +160,7 @@ class Exchange:
         )
 
 
-Planned = Callable[[Served], Awaitable[Plan]]
+Planned = Callable[[Served], Awaitable[PreparedRequest]]
 
 
 async def answered(
@@ -168,7 +168,7 @@ async def answered(
     name: str | None,
     http: Request,
     plan: Planned,
-    shaped: Callable[[Served], Shape],
+    writing: Callable[[Served], AnswerWriter],
     *,
     stream: bool,
     finished: Callable[[Exchange, dict[str, Any]], None] | None = None,
@@ -178,7 +178,7 @@ async def answered(
     Args:
         name: of the model.
         plan: from what is asked to what the engine is asked.
-        shaped: how the answer is written.
+        writing: how the answer is written.
         finished: called with a whole answer.
     """
     path = http.url.path
@@ -187,7 +187,7 @@ async def answered(
         with served.queue.planning():  # before any work is done for it
             async with asyncio.timeout(served.queue.seconds):
                 made = await plan(served)
-        shape = shaped(served)
+        writer = writing(served)
         exchange = Exchange(http, served, served.queue.submit(made.asked), made)
     except Cancelled:
         models.metrics.ended.labels("gone").inc()
@@ -199,16 +199,16 @@ async def answered(
         return problem(logged(error), path)
     if stream:
         return Stream(
-            _told(exchange, shape),
-            shape.media_type,
+            _told(exchange, writer),
+            writer.media_type,
             ping=models.ping,
-            alive=shape.alive,
+            alive=writer.alive,
             seconds=served.queue.seconds + 5,
-            ended=lambda: exchange.close(shape.id),
+            ended=lambda: exchange.close(writer.id),
         )
     try:
         await exchange.finish()
-        told = shape.whole(exchange)
+        told = writer.whole(exchange)
         if finished is not None:
             finished(exchange, told)
         return JSONResponse(told)
@@ -219,7 +219,7 @@ async def answered(
     except Exception as error:
         return problem(logged(error), path)
     finally:
-        exchange.close(shape.id)
+        exchange.close(writer.id)
 
 
 def _late(served: Served) -> Refusal:
@@ -228,24 +228,24 @@ def _late(served: Served) -> Refusal:
 
 def logged(error: Exception) -> Refusal:
     """What an error means for whoever asked; the log tells what is not theirs."""
-    # Shapes that do not fit are ours: what is asked was checked.
+    # Answers that do not fit are ours: what is asked was checked.
     found = Refusal(500, FAILED) if isinstance(error, ShapeError) else refusal(error)
     if found.status == 500:
         logging.getLogger(LOGGER).error("failure", exc_info=error)
     return found
 
 
-async def _told(exchange: Exchange, shape: Shape) -> AsyncGenerator[bytes]:
+async def _told(exchange: Exchange, writer: AnswerWriter) -> AsyncGenerator[bytes]:
     """A stream's bytes."""
-    async with aclosing(shape.events(exchange)) as events:
+    async with aclosing(writer.events(exchange)) as events:
         try:
             async for event in events:
                 yield event
-            if shape.done:
-                yield shape.done
+            if writer.done:
+                yield writer.done
         except (Gone, OSError):
             return
         except Late:
-            yield shape.failure(_late(exchange.served))
+            yield writer.failure(_late(exchange.served))
         except Exception as error:
-            yield shape.failure(logged(error))
+            yield writer.failure(logged(error))

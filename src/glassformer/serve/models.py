@@ -50,7 +50,7 @@ class Served:
         return 2 * self.model.bytes
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Tokens of prompt and answer together."""
         return self.queue.engine.capacity
 
@@ -82,11 +82,11 @@ class Served:
             ids = self.known_ids(given)
         if not ids:
             raise TextError("The prompt holds no token; give at least one word.")
-        if len(ids) + answer > self.room:
+        if len(ids) + answer > self.capacity:
             # The first sentence is what clients of OpenAI's API look for.
             raise ContextLengthError(
-                f"This model's maximum context length is {self.room} tokens, the answer included. However, the prompt "
-                f"has {len(ids)} tokens; shorten it."
+                f"This model's maximum context length is {self.capacity} tokens, the answer included. However, the "
+                f"prompt has {len(ids)} tokens; shorten it."
             )
         return ids
 

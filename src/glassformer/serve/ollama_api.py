@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from glassformer import __version__
 from glassformer.serve.answers import Call
 from glassformer.serve.embeddings import embed, written
-from glassformer.serve.exchange import Exchange, Plan, Shape, answered
+from glassformer.serve.exchange import AnswerWriter, Exchange, PreparedRequest, answered
 from glassformer.serve.fields import Ask
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk, FunctionAsk, ToolAsk
@@ -176,11 +176,11 @@ def add(api: APIRouter, models: Models) -> None:
             return JSONResponse(_loaded((await models.get(ask.model)).name, "message"))
         made = _chat_of(ask)
 
-        async def plan(served: Served) -> Plan:
+        async def plan(served: Served) -> PreparedRequest:
             return await planned(request, chat_plan, served, made)
 
-        shaped = partial(OllamaShape, chat=True)
-        return await answered(models, ask.model, request, plan, shaped, stream=ask.stream is not False)
+        writing = partial(OllamaWriter, chat=True)
+        return await answered(models, ask.model, request, plan, writing, stream=ask.stream is not False)
 
     @api.post("/api/generate", responses=_DESCRIBED)
     async def generate(ask: OllamaGenerateAsk, request: Request) -> Response:
@@ -188,11 +188,11 @@ def add(api: APIRouter, models: Models) -> None:
         if not ask.prompt:
             return JSONResponse(_loaded((await models.get(ask.model)).name, "response"))
 
-        async def plan(served: Served) -> Plan:
+        async def plan(served: Served) -> PreparedRequest:
             return await run_in_threadpool(_generate_plan, served, ask)
 
-        shaped = partial(OllamaShape, chat=False)
-        return await answered(models, ask.model, request, plan, shaped, stream=ask.stream is not False)
+        writing = partial(OllamaWriter, chat=False)
+        return await answered(models, ask.model, request, plan, writing, stream=ask.stream is not False)
 
     async def embedded(ask: OllamaEmbedAsk, request: Request) -> tuple[Served, list[Any], int]:
         served = await models.get(ask.model)
@@ -249,7 +249,7 @@ def add(api: APIRouter, models: Models) -> None:
         capabilities = ["completion", "embedding"] + (["tools"] if tokenizer.chat_template else [])
         info = {
             "general.architecture": "glassformer",
-            "glassformer.context_length": served.room,
+            "glassformer.context_length": served.capacity,
             "glassformer.embedding_length": config.d_model,
             "glassformer.block_count": config.n_layers,
         }
@@ -319,14 +319,14 @@ def _chat_of(ask: OllamaChatAsk) -> ChatAsk:
     return translated(ChatAsk, {**ask.chat_settings(), "messages": messages, "tools": tools or None})
 
 
-def _generate_plan(served: Served, ask: OllamaGenerateAsk) -> Plan:
+def _generate_plan(served: Served, ask: OllamaGenerateAsk) -> PreparedRequest:
     prompt = ask.prompt or ""
     if ask.raw or served.model.tokenizer.chat_template is None:
         if ask.format:
             raise Refusal(400, "format: only prompts in the model's chat template can have one; leave raw away.")
         made = translated(CompletionAsk, {**ask.settings(), "prompt": prompt})
         ids = served.ids(prompt)
-        return Plan([ids], requests(served, made, ids, made.max_tokens, None))
+        return PreparedRequest([ids], requests(served, made, ids, made.max_tokens, None))
     messages = [] if ask.system is None else [{"role": "system", "content": ask.system}]
     messages.append({"role": "user", "content": prompt})
     return chat_plan(served, translated(ChatAsk, {**ask.chat_settings(), "messages": messages}))
@@ -340,7 +340,7 @@ def _called(call: Call) -> dict[str, Any]:
     return {"id": call.id, "function": {"name": call.name, "arguments": arguments}}
 
 
-class OllamaShape(Shape):
+class OllamaWriter(AnswerWriter):
     """Objects with a message or a response in them, whole or one a line."""
 
     media_type = "application/x-ndjson"

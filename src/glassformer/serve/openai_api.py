@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from glassformer.serve.edits import edited
-from glassformer.serve.exchange import Plan, answered
+from glassformer.serve.exchange import PreparedRequest, answered
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
 from glassformer.serve.openai_schemas import ChatCompletion, Completion, ModelCard, ModelList, described
-from glassformer.serve.openai_shapes import ChatShape, CompletionShape
+from glassformer.serve.openai_writers import ChatWriter, CompletionWriter
 from glassformer.serve.planning import chat_plan, planned, requests
 from glassformer.serve.scoring import prompt_entries
 
@@ -37,7 +37,7 @@ def add(api: APIRouter, models: Models) -> None:
     async def completions(ask: CompletionAsk, request: Request) -> Response:
         """Continue a text."""
 
-        async def plan(served: Served) -> Plan:
+        async def plan(served: Served) -> PreparedRequest:
             made, hidden = await planned(request, _completion_plan, served, ask)
             if ask.echo and ask.logprobs is not None:
                 for ids, first in zip(made.prompts, hidden, strict=True):
@@ -45,21 +45,21 @@ def add(api: APIRouter, models: Models) -> None:
                     made.scored.append(await models.scoring.run(request, score))
             return made
 
-        shaped = partial(CompletionShape, ask=ask)
-        return await answered(models, ask.model, request, plan, shaped, stream=bool(ask.stream))
+        writing = partial(CompletionWriter, ask=ask)
+        return await answered(models, ask.model, request, plan, writing, stream=bool(ask.stream))
 
     @api.post("/v1/chat/completions", responses=described(ChatCompletion, stream=True))
     async def chat(ask: ChatAsk, request: Request) -> Response:
         """Answer a conversation."""
 
-        async def plan(served: Served) -> Plan:
+        async def plan(served: Served) -> PreparedRequest:
             return await planned(request, chat_plan, served, ask)
 
-        shaped = partial(ChatShape, ask=ask)
-        return await answered(models, ask.model, request, plan, shaped, stream=bool(ask.stream))
+        writing = partial(ChatWriter, ask=ask)
+        return await answered(models, ask.model, request, plan, writing, stream=bool(ask.stream))
 
 
-def _completion_plan(served: Served, ask: CompletionAsk) -> tuple[Plan, list[int]]:
+def _completion_plan(served: Served, ask: CompletionAsk) -> tuple[PreparedRequest, list[int]]:
     """What the engine is asked, and how many first tokens of each prompt are not in its text."""
     tokenizer = served.model.tokenizer
     answer = 0 if ask.max_tokens == 0 else 1
@@ -79,4 +79,4 @@ def _completion_plan(served: Served, ask: CompletionAsk) -> tuple[Plan, list[int
     if answer:
         for ids in prompts:
             asked += requests(served, ask, ids, ask.max_tokens, ask.logprobs, usual=_USUAL)
-    return Plan(prompts, asked, echoes, edits=ask.edits), hidden
+    return PreparedRequest(prompts, asked, echoes, edits=ask.edits), hidden

@@ -15,7 +15,7 @@ from glassformer.generate.constraints import Constraint
 from glassformer.generate.drafting import NgramLookup
 from glassformer.generate.request import Request as Asked
 from glassformer.serve.edits import edited
-from glassformer.serve.exchange import Plan
+from glassformer.serve.exchange import PreparedRequest
 from glassformer.serve.models import Served
 from glassformer.serve.openai_requests import ChatAsk, Message, Streamed
 from glassformer.serve.prompting import rendered
@@ -64,7 +64,7 @@ def requests(
     model = edited(served.model, ask.edits)
     if most is None:
         most = files.max_tokens or usual
-    most = min(limit or served.room, served.room - len(ids), most if most > 0 else served.room)
+    most = min(limit or served.capacity, served.capacity - len(ids), most if most > 0 else served.capacity)
     made = []
     for number in range(ask.n or 1):
         one = Asked(
@@ -129,7 +129,7 @@ def chat_text(served: Served, ask: ChatAsk) -> ChatText:
     return ChatText(text, form, thoughts, thoughts is not None and text.rstrip().endswith(thoughts[0]))
 
 
-def chat_plan(served: Served, ask: ChatAsk) -> Plan:
+def chat_plan(served: Served, ask: ChatAsk) -> PreparedRequest:
     """A conversation ready for the engine.
 
     Raises:
@@ -160,7 +160,7 @@ def chat_plan(served: Served, ask: ChatAsk) -> Plan:
                 raise UsageError(f"The tool {tool.name!r} cannot be offered: {error}") from None
         raise
     made = partial(reader, told.form, box, thoughts, told.thinking)
-    return Plan([ids], asked, reader=made, specials=shows_specials(told.form, box), edits=ask.edits)
+    return PreparedRequest([ids], asked, reader=made, specials=shows_specials(told.form, box), edits=ask.edits)
 
 
 def conversation(message: Message) -> dict[str, Any]:

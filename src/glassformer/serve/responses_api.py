@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from glassformer.serve.answers import Answer, CallDelta
-from glassformer.serve.exchange import Exchange, Plan, Shape, answered
+from glassformer.serve.exchange import AnswerWriter, Exchange, PreparedRequest, answered
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_schemas import described
 from glassformer.serve.planning import chat_plan, planned
@@ -96,11 +96,11 @@ def add(api: APIRouter, models: Models) -> None:
             earlier = store.get(ask.previous_response_id, "previous_response_id").messages
         chat = chat_of(ask, earlier)
 
-        async def plan(served: Served) -> Plan:
+        async def plan(served: Served) -> PreparedRequest:
             return await planned(request, chat_plan, served, chat)
 
-        shaped = partial(ResponseShape, ask=ask, earlier=earlier, store=store)
-        return await answered(models, ask.model, request, plan, shaped, stream=bool(ask.stream))
+        writing = partial(ResponseWriter, ask=ask, earlier=earlier, store=store)
+        return await answered(models, ask.model, request, plan, writing, stream=bool(ask.stream))
 
     @api.get("/v1/responses/{id}", responses=described(ResponseAnswer))
     async def kept(id: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def add(api: APIRouter, models: Models) -> None:
         return {"object": "list", "data": found, "first_id": first, "last_id": last, "has_more": False}
 
 
-class ResponseShape(Shape):
+class ResponseWriter(AnswerWriter):
     """A response, whole or as events."""
 
     def __init__(self, served: Served, ask: ResponseAsk, earlier: list[dict[str, Any]], store: Store) -> None:
@@ -259,55 +259,55 @@ class ResponseShape(Shape):
 class _Parts:
     """The events of an answer's parts: each is opened, grows, and is closed before the next."""
 
-    def __init__(self, shape: ResponseShape, answer: Answer) -> None:
-        self._shape, self._answer = shape, answer
+    def __init__(self, writer: ResponseWriter, answer: Answer) -> None:
+        self._writer, self._answer = writer, answer
         self._open: str | None = None
         self._index = -1
 
     def _begin(self, kind: str, item: Item) -> list[bytes]:
         told = self.close()
         self._open, self._index = kind, self._index + 1
-        return [*told, self._shape._event("response.output_item.added", output_index=self._index, item=item)]
+        return [*told, self._writer._event("response.output_item.added", output_index=self._index, item=item)]
 
     def reasoning(self, text: str) -> list[bytes]:
         told = (
-            [] if self._open == "reasoning" else self._begin("reasoning", self._shape._reasoning("") | {"content": []})
+            [] if self._open == "reasoning" else self._begin("reasoning", self._writer._reasoning("") | {"content": []})
         )
         return [*told, self._told("response.reasoning_text.delta", content_index=0, delta=text)]
 
     def text(self, text: str) -> list[bytes]:
         told = []
         if self._open != "message":
-            told = self._begin("message", self._shape._message(None, "in_progress"))
-            part = self._shape._part("")
+            told = self._begin("message", self._writer._message(None, "in_progress"))
+            part = self._writer._part("")
             told.append(self._told("response.content_part.added", content_index=0, part=part))
         return [*told, self._told("response.output_text.delta", content_index=0, delta=text, logprobs=[])]
 
     def call(self, new: CallDelta) -> list[bytes]:
         told = []
         if new.name is not None:
-            item = self._shape._call(new.index, new.id or "", new.name, "", "in_progress")
+            item = self._writer._call(new.index, new.id or "", new.name, "", "in_progress")
             told = self._begin(f"call {new.index}", item)
         if new.arguments:
             told.append(self._told("response.function_call_arguments.delta", delta=new.arguments))
         return told
 
     def _told(self, kind: str, **data: Any) -> bytes:
-        id = self._shape._item_id(self._open or "")
-        return self._shape._event(kind, item_id=id, output_index=self._index, **data)
+        id = self._writer._item_id(self._open or "")
+        return self._writer._event(kind, item_id=id, output_index=self._index, **data)
 
     def close(self) -> list[bytes]:
         """The events that end the part that is open."""
-        shape, answer, told = self._shape, self._answer, []
+        writer, answer, told = self._writer, self._answer, []
         if self._open is None:
             return []
         if self._open == "reasoning":
-            item = shape._reasoning(answer.reasoning)
+            item = writer._reasoning(answer.reasoning)
             told = [self._told("response.reasoning_text.done", content_index=0, text=answer.reasoning)]
         elif self._open == "message":
             status = "incomplete" if answer.finish == "length" else "completed"
-            item = shape._message(answer.text, status)
-            part = shape._part(answer.text)
+            item = writer._message(answer.text, status)
+            part = writer._part(answer.text)
             told = [
                 self._told("response.output_text.done", content_index=0, text=answer.text, logprobs=[]),
                 self._told("response.content_part.done", content_index=0, part=part),
@@ -315,8 +315,8 @@ class _Parts:
         else:
             index = int(self._open.split()[1])
             call = answer.calls[index]
-            item = shape._call(index, call.id, call.name, call.arguments, "completed")
+            item = writer._call(index, call.id, call.name, call.arguments, "completed")
             told = [self._told("response.function_call_arguments.done", arguments=call.arguments, name=call.name)]
-        told.append(shape._event("response.output_item.done", output_index=self._index, item=item))
+        told.append(writer._event("response.output_item.done", output_index=self._index, item=item))
         self._open = None
         return told

@@ -87,7 +87,7 @@ def add(api: APIRouter, models: Models) -> None:
             return tokenizer.encode(ask.prompt or ask.content or "", bos=False if bare else None)
 
         ids = await run_in_threadpool(encode)
-        told: dict[str, Any] = {"count": len(ids), "max_model_len": served.room, "tokens": ids}
+        told: dict[str, Any] = {"count": len(ids), "max_model_len": served.capacity, "tokens": ids}
         if ask.with_pieces:
             told["tokens"] = [{"id": id, "piece": tokenizer.token_text(id)} for id in ids]
         if ask.return_token_strs:
@@ -102,7 +102,7 @@ def add(api: APIRouter, models: Models) -> None:
         named = tokenizer.named_tokens()
         return {
             "model": served.name,
-            "model_max_length": served.room,
+            "model_max_length": served.capacity,
             "vocab_size": served.model.config.vocab_size,
             **{name: named.get(name) or None for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
             "chat_template": tokenizer.chat_template,

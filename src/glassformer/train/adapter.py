@@ -2,7 +2,7 @@
 
 The model's own weights are kept as they compute, or in blocks of 8 or 4 bits (`frozen.py`), and get no gradient. The
 weights that are trained are the adapter's, and so are checkpoints and what the run writes (PEFT's layout). This module
-knows parts of a model and a recipe; files are the checkpoint room's.
+knows parts of a model and a recipe; files are the checkpoint package's.
 """
 
 from __future__ import annotations

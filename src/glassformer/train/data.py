@@ -26,7 +26,7 @@ from glassformer.train.loss import IGNORE
 
 Ints = NDArray[np.int64]
 _NOISE = 0x6E6F697365
-MANY = 16
+HELD_OUT_BATCHES = 16
 """Batches of held-out rows that are taken apart at once: more documents leave less padding."""
 
 
@@ -354,7 +354,7 @@ def held_out_batches(
     """The first rows of a held-out text, end to end without overlap, up to `tokens` tokens of them: this process's
     share, about `batch` rows' tokens at once."""
     starts = rows.grid(length)[: max(1, tokens // length)][rank::world]
-    for i in range(0, len(starts), MANY * batch):
-        some = starts[i : i + MANY * batch]
+    for i in range(0, len(starts), HELD_OUT_BATCHES * batch):
+        some = starts[i : i + HELD_OUT_BATCHES * batch]
         x, y = rows.fetch(some, length)
         yield from together(x, y, batch) if pack == "together" else apart(x, y, rows.borders(some, length), batch)

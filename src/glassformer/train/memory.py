@@ -203,8 +203,8 @@ def _native(recipe: Recipe, config: Config, size: int, threads: int) -> StepMemo
     stored = config.d_model * 4 + (config.n_layers * a_layer + config.vocab_size + config.d_model) * size
     block = max(NATIVE_BLOCK, length)
     kept = 2 * config.d_model * 4 + (outs + 2 * f.d_ff + (a.n_heads * length if length <= 128 else 0)) * size
-    room = threads * block * (config.n_layers * kept + config.vocab_size * (4 + size))
-    return StepMemory(weights, length * stored, room, most=max(NATIVE_STORE, 4 * block * stored))
+    scratch = threads * block * (config.n_layers * kept + config.vocab_size * (4 + size))
+    return StepMemory(weights, length * stored, scratch, most=max(NATIVE_STORE, 4 * block * stored))
 
 
 def rows_that_fit(

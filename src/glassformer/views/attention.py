@@ -24,7 +24,7 @@ from glassformer.views.session import plain
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
     from glassformer.lm import Model
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 HEADS = "glassformer.heads/1"
@@ -84,7 +84,7 @@ def _shrunk(trace: Trace, layer: int, size: int) -> Tensor:
     return out
 
 
-def _patterns(plan: Plan) -> dict[str, Any]:
+def _patterns(plan: ReportPlan) -> dict[str, Any]:
     """Lower triangles of the heads' patterns in 16 bits; of a long text, only of the heads that matter most."""
     trace = plan.session.trace(plan.request)
     n, layers = trace.length, trace.config.n_layers
@@ -159,7 +159,7 @@ def attention(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     }
 
 
-def _kept_cells(plan: Plan) -> list[dict[str, int]]:
+def _kept_cells(plan: ReportPlan) -> list[dict[str, int]]:
     """Of the heads that matter most, the cell that the last token looks at most; of the first, its row."""
     trace = plan.session.trace(plan.request)
     last = plan.count - 1
@@ -177,12 +177,12 @@ def _kept_cells(plan: Plan) -> list[dict[str, int]]:
     return [dict(zip(("layer", "head", "query", "key"), at, strict=True)) for at in dict.fromkeys(wanted)]
 
 
-def _cells(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _cells(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for at in _kept_cells(plan):
         yield from plan.tried("cell", **at)
 
 
-def _reasons(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _reasons(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Of the first cells, why the head looks there; of a long text, whose grids of words are large, of one."""
     for at in _kept_cells(plan)[: REASONS if plan.count <= LONG else 1]:
         yield from plan.tried("reasons", **at, most=24)

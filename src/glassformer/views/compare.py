@@ -14,7 +14,7 @@ from glassformer.views.next import difference, listed
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 
@@ -42,12 +42,12 @@ class CompareAsk(Strict):
     top: Count = Field(default=20, description="Tokens listed.")
 
 
-def _other(plan: Plan) -> dict[str, Any]:
+def _other(plan: ReportPlan) -> dict[str, Any]:
     other = plan.options.other or {}
     return {"text": other.get("text") or plan.text, "model": other.get("model") or plan.model, "bos": plan.bos}
 
 
-def _compared(plan: Plan) -> Any:
+def _compared(plan: ReportPlan) -> Any:
     """The other text or model beside this one: next token, lens, heads with pictures of a few.
 
     What cannot be laid side by side is kept as the sentence that says so.
@@ -157,7 +157,7 @@ class PatchAsk(Strict):
     )
 
 
-def _patched(plan: Plan) -> Any:
+def _patched(plan: ReportPlan) -> Any:
     other = _other(plan)
     given = plan.options.given.get("patched", {})
     if (plan.options.other or {}).get("model") or plan.edits:

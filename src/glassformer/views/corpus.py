@@ -52,12 +52,12 @@ def corpus(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         except (KeyError, TypeError, ValueError):
             raise UsageError("state: it is none that this view gave; leave it out to begin anew.") from None
     lead = model.encode("", ask.bos)
-    room = min(LONGEST, model.config.context) - len(lead)
+    longest = min(LONGEST, model.config.context) - len(lead)
     for text in ask.texts:
         ids = model.encode(text, False)
-        for low in range(0, len(ids), room):
+        for low in range(0, len(ids), longest):
             check()
-            piece = ids[low : low + room]
+            piece = ids[low : low + longest]
             spelt = "" if ask.matching is None else "".join(model.tokenizer.token_text(i) for i in piece)
             if len(piece) + len(lead) > 1 and (ask.matching is None or ask.matching in spelt):
                 found.read([*lead, *piece])

@@ -12,7 +12,7 @@ from glassformer.views.asks import Ask, At, TokenChoice
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 # A text up to this many tokens has every position's journey in its report.
@@ -106,7 +106,7 @@ def lens_agreement(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _journeys(plan: Plan) -> Any:
+def _journeys(plan: ReportPlan) -> Any:
     at = range(plan.count) if plan.count <= ALL_JOURNEYS else sorted({plan.count - 1, plan.explained})
     for position in at:
         yield from plan.kept("journey", position=position)

@@ -25,7 +25,7 @@ from glassformer.views.registry import Check, view
 if TYPE_CHECKING:
     from glassformer.interp.exciting import Exciting
     from glassformer.lm import Model
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 FORMAT = "glassformer.exciting/1"
@@ -50,7 +50,7 @@ class ExcitingAsk(Strict):
     top: int = Field(default=5, ge=1, le=5, description="Passages listed.")
 
 
-def _facts(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _facts(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """What excites the neurons that pushed the prediction most; the docstrings that are read within a while."""
     patience = time.monotonic() + PATIENCE
     for neuron in plan.ask("neurons", **plan.plain, top=16)["neurons"][:FACTS]:

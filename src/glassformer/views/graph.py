@@ -14,7 +14,7 @@ from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
     from glassformer.interp.edge_graph import Graph
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 # Edges that one drawing holds at most, and sets of them whose faithfulness is measured.
@@ -28,7 +28,7 @@ class GraphAsk(PairAsk):
     )
 
 
-def _graphed(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _graphed(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The circuit to the text that stands beside the report's, in the same model as it is."""
     other = plan.options.other or {}
     if other.get("text") and not (other.get("model") or plan.edits or plan.options.light):

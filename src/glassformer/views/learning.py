@@ -14,7 +14,7 @@ from glassformer.views.asks import Ask, Strict
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 
@@ -28,7 +28,7 @@ class RunsAsk(Strict):
     pass
 
 
-def _runs(plan: Plan) -> Any:
+def _runs(plan: ReportPlan) -> Any:
     for _, found in plan.kept("runs"):
         yield {}, {"runs": [one for one in found["runs"] if one["name"] == plan.options.run]}
 
@@ -134,7 +134,7 @@ def _dots(frames: list[Any], run: Any) -> dict[str, Any]:
     return {"dots": packed(dots), "dot_tokens": spelled_alone(tokenizer, chosen), "dots_shown": share.tolist()}
 
 
-def _filmed(plan: Plan) -> Any:
+def _filmed(plan: ReportPlan) -> Any:
     from glassformer.train.reading import read_run
 
     name = plan.options.run

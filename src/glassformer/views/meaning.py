@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from glassformer.interp.trace import Trace
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 STEPS = 3
 
 
-def _meaning(plan: Plan) -> Any:
+def _meaning(plan: ReportPlan) -> Any:
     word, texts = plan.options.word, list(plan.options.contexts)
     # as the page asks: other texts have no such places
     edits = [

@@ -10,7 +10,7 @@ from glassformer.views.asks import Strict
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 
@@ -20,7 +20,7 @@ class SizeAsk(Strict):
     context: int | None = Field(default=None, ge=1, description="Length of the text that costs are counted for.")
 
 
-def _sizes(plan: Plan) -> Any:
+def _sizes(plan: ReportPlan) -> Any:
     yield from plan.kept("size")
     yield from plan.kept("size", name="gpt3")
 

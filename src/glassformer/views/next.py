@@ -16,7 +16,7 @@ from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 
@@ -86,7 +86,7 @@ def entropy(logits: Tensor) -> float:
     return float(-(logprobs.exp() * logprobs).nan_to_num(0.0).sum())
 
 
-def _nexts(plan: Plan) -> Any:
+def _nexts(plan: ReportPlan) -> Any:
     """Every position's likeliest tokens, and the last one's whole distribution for the sliders."""
     for position in range(plan.count):
         last = position == plan.count - 1

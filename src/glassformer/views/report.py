@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from glassformer.errors import TextError
 from glassformer.views import bundle
 from glassformer.views.registry import VIEWS, Check
-from glassformer.views.report_data import Plan, ReportOptions
+from glassformer.views.report_data import ReportOptions, ReportPlan
 
 if TYPE_CHECKING:
     from glassformer.views.session import Session
@@ -87,7 +87,7 @@ def collect(
         raise TextError(f"The text has {count} tokens, so there is no position {options.position}.")
     rooms = _with(rooms, options)
     explained = range(count)[options.position]
-    plan = Plan(session, text, model, bos, plain, rooms, options, count, explained, check, say)
+    plan = ReportPlan(session, text, model, bos, plain, rooms, options, count, explained, check, say)
     data: dict[str, Any] = {
         "text": text,
         "model": model,

@@ -53,7 +53,7 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReportPlan:
     """One report being made: its text, model, edits and rooms, and the answers asked for so far.
 
     Attributes:

@@ -26,7 +26,7 @@ from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 # Arcs and neurons that one drawing holds at most; a long text's threshold rises until they fit.
@@ -308,7 +308,7 @@ class CarryAsk(Ask):
     top: int = Field(default=4, ge=1, le=20, description="Tokens that the sum raises and lowers most.")
 
 
-def strongest(plan: Plan, count: int = 16) -> list[tuple[int, int, int, int]]:
+def strongest(plan: ReportPlan, count: int = 16) -> list[tuple[int, int, int, int]]:
     """The strongest arcs of a report's text as (layer, head, query, key): those into the explained word first, and of
     these the ones that do not come from the first, where heads rest."""
     found = plan.ask("stage", position=plan.explained, edits=plan.edits)["arcs"]
@@ -317,7 +317,7 @@ def strongest(plan: Plan, count: int = 16) -> list[tuple[int, int, int, int]]:
     return sorted(arcs, key=lambda arc: (arc[2] != plan.explained, arc[3] == 0))[:count]
 
 
-def _carries(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _carries(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     asked = [(layer, head, at) for layer, head, query, _ in strongest(plan) for at in (query, plan.explained)]
     for layer, head, query in dict.fromkeys(asked):
         yield from plan.kept("carry", layer=layer, head=head, query=query)

@@ -17,7 +17,7 @@ from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 # Pairs that stand in one relation, by relation; every two pairs of a relation are a question.
@@ -119,7 +119,7 @@ def cloud(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     }
 
 
-def _cloud_of(plan: Plan) -> Any:
+def _cloud_of(plan: ReportPlan) -> Any:
     return plan.kept("cloud", count=1500, words=["king", "man", "woman"])
 
 

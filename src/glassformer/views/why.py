@@ -15,7 +15,7 @@ from glassformer.views.registry import Check, view
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
     from glassformer.interp.why import Why
-    from glassformer.views.report_data import Plan
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
 # Parts that a report switches off, one at a time.
@@ -116,7 +116,7 @@ def _by_layer(parts: Any) -> list[dict[str, Any]]:
     return [{"layer": None if i < 0 else i, "kind": kind, "claimed": x} for (i, kind), x in sorted(sums.items())]
 
 
-def _effects(plan: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _effects(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Before and after, for each of the largest parts switched off alone (and for the report's own edits)."""
     tries: list[list[dict[str, Any]]] = [plan.edits] if plan.edits else []
     for part in plan.why["parts"]:

@@ -32,12 +32,12 @@ def steps(session: Session, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
         TextError: when the text leaves no room to write. UsageError: for a form that cannot be.
     """
     model, ids = session.edited(ask), session.ids(ask)
-    room = model.config.context - len(ids)
-    if room < 1:
+    left = model.config.context - len(ids)
+    if left < 1:
         raise TextError(f"The text fills {model.name}'s {model.config.context} tokens; shorten it to write on.")
     pieces = model.generate(
         ids,
-        max_tokens=min(ask.max_tokens, room),
+        max_tokens=min(ask.max_tokens, left),
         temperature=ask.temperature,
         top_k=ask.top_k,
         top_p=ask.top_p,

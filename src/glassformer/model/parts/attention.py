@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from glassformer.model.attention import (
-    FEW,
+    EXPLICIT_QUERIES,
     TILE,
     Visible,
     attend_fused,
@@ -91,10 +91,10 @@ class AttentionPart(nn.Module):
         if self.choice.keys_from is None:
             k, v = self.keys_and_values(x)
             k, v = see(view, "attn.k", k), see(view, "attn.v", v)
-            if self.turns:
+            if self.rotates:
                 q, k = (
-                    see(view, "attn.rot_q", self.turn(q, angles, "q", at)),
-                    see(view, "attn.rot_k", self.turn(k, angles, "k", at)),
+                    see(view, "attn.rot_q", self.rotate(q, angles, "q", at)),
+                    see(view, "attn.rot_k", self.rotate(k, angles, "k", at)),
                 )
             if state.cache is None:
                 keys, values = k.transpose(1, 2), v.transpose(1, 2)
@@ -103,8 +103,8 @@ class AttentionPart(nn.Module):
             if self.donates:
                 state.shared[self.layer] = keys, values
         else:
-            if self.turns:
-                q = see(view, "attn.rot_q", self.turn(q, angles, "q", at))
+            if self.rotates:
+                q = see(view, "attn.rot_q", self.rotate(q, angles, "q", at))
             keys, values = state.shared[self.choice.keys_from]
         indexed = self.look(x, state, view)
         return {"x": x, "q": q.transpose(1, 2), "keys": keys, "values": values, "indexed": indexed}
@@ -211,11 +211,11 @@ class AttentionPart(nn.Module):
         return matrix.weight if scale is None else matrix.weight * scale
 
     @property
-    def turns(self) -> bool:
+    def rotates(self) -> bool:
         """Whether anything happens to queries and keys between their sites and the scores."""
         return self.table is not None or self.choice.qk_norm_after or self.choice.length_scale is not None
 
-    def turn(
+    def rotate(
         self,
         x: Float[Tensor, "batch slot head d_head"],
         angles: Angles | None,
@@ -301,7 +301,7 @@ class AttentionPart(nn.Module):
         queries, keys = q.shape[2], k.shape[2]
         indexed = None if indexed is None or indexed.everything(keys) else indexed
         plain = self.cap is None and indexed is None and self.sink is None and not self.choice.alibi
-        if plain and queries > FEW:
+        if plain and queries > EXPLICIT_QUERIES:
             return attend_fused(q, k, v, visible, scale=self.scale, reach=self.choice)
         out = []
         for q0 in range(0, queries, TILE):

@@ -41,11 +41,11 @@ export function mount(stage, tiles, state, write, open) {
     }
     return Math.round(Math.min(longest, LONGEST_NAME) * fontSize() * 0.62) + 10;
   }
-  const room = () => ({ wide: (stage.clientWidth || 600) - 4, high: innerHeight * 0.68 });
+  const space = () => ({ wide: (stage.clientWidth || 600) - 4, high: innerHeight * 0.68 });
 
   function fit() {
     const n = Math.max(1, state.get("count"));
-    const { wide, high } = room();
+    const { wide, high } = space();
     zoom = LARGEST;
     for (let i = 0; i < 3; i++) zoom = Math.max(2, Math.min(LARGEST, Math.floor(Math.min((wide - margin()) / n, n > 24 ? 1e9 : (high - margin()) / n))));
     resize();
@@ -53,7 +53,7 @@ export function mount(stage, tiles, state, write, open) {
   /** All of it in sight at once. */
   function whole() {
     const n = Math.max(1, state.get("count"));
-    const side = Math.min(...Object.values(room()));
+    const side = Math.min(...Object.values(space()));
     zoom = LARGEST;
     while (zoom > 1 && n * zoom + margin() > side) zoom -= 1;
     while (n * zoom > Math.max(side, WHOLE)) zoom /= 2;

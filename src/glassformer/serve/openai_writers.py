@@ -16,7 +16,7 @@ from glassformer import __version__
 from glassformer.generate.sampling import TokenLogprob
 from glassformer.serve.answers import Answer, Delta, Entry, spelled
 from glassformer.serve.edits import plain
-from glassformer.serve.exchange import Exchange, Shape
+from glassformer.serve.exchange import AnswerWriter, Exchange
 from glassformer.serve.models import Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
 from glassformer.serve.problems import Refusal, openai
@@ -90,7 +90,7 @@ def usage(exchange: Exchange) -> dict[str, Any]:
     }
 
 
-class _OpenAi(Shape):
+class _OpenAi(AnswerWriter):
     """What both kinds of completion share."""
 
     kind = chunk_kind = prefix = ""
@@ -159,7 +159,7 @@ class _OpenAi(Shape):
         """A choice's last chunk, which says why it ended."""
 
 
-class CompletionShape(_OpenAi):
+class CompletionWriter(_OpenAi):
     """Completions."""
 
     kind = chunk_kind = "text_completion"
@@ -192,7 +192,7 @@ class CompletionShape(_OpenAi):
         return self._choice(index, "", (), finish)
 
 
-class ChatShape(_OpenAi):
+class ChatWriter(_OpenAi):
     """Chat completions."""
 
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
