@@ -19,6 +19,7 @@ from glassformer.generate.native_layers import refusal
 from glassformer.generate.native_model import NativeModel
 from glassformer.interp.trace import trace
 from glassformer.model import Cache, Transformer
+from tests.checkpoint import internals
 from tests.checkpoint.hybrid_settings import HYBRID
 from tests.checkpoint.sparse_settings import SPARSE
 from tests.tiny import gap
@@ -372,6 +373,11 @@ def test_it_computes_what_transformers_computes(tmp_path: Path, name: str) -> No
         assert gap(native.view(wanted.shape), wanted) <= 1e-5
     run = trace(ours, ids[0].tolist())
     assert gap(run["logits"], whole[0]) <= 1e-5
+    internals.compare(name, theirs, run, ids)
+    grids = internals.Rewritten(ours)
+    if grids.writes:
+        with torch.no_grad():
+            assert gap(ours(ids, tap=grids), wanted) <= 1e-5
     if name not in NO_ACCOUNT:
         assert abs(run.why(words=0).residual) <= 1e-5
         exact = Transformer.empty(config).load(opened.tensors, dtype=torch.float64)

@@ -7,6 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from glassformer.model import Cache, Config, Transformer
+from glassformer.model.choices import recurrence_of
 from glassformer.model.sites import Where, names
 from tests.strategies import stacks
 
@@ -92,7 +93,7 @@ def test_a_restart_in_mid_depth_is_the_same_forward(config: Config, data: st.Dat
 @given(stacks())
 @settings(max_examples=40, phases=PHASES)
 def test_attention_rows_and_implied_grids_are_what_was_computed(config: Config) -> None:
-    """Rows of weights sum to one with the sink; a state space's grid times its values is what it read."""
+    """Rows of weights sum to one with the sink; a recurrence's grid times its values is what it read."""
     transformer, tap = drawn(config), Everything(config)
     transformer(tokens(config), tap=tap)
     for i in range(config.n_layers):
@@ -102,10 +103,12 @@ def test_attention_rows_and_implied_grids_are_what_was_computed(config: Config) 
             if config.attention(i).sink:
                 total = total + tap.seen[prefix + "attn.sink"]
             torch.testing.assert_close(total, torch.ones_like(total))
-        if prefix + "ssm.pattern" in tap.seen:
-            grid, x = tap.seen[prefix + "ssm.pattern"], tap.seen[prefix + "ssm.x"]
-            read = torch.einsum("bhqk,bkhd->bqhd", grid, x)
-            torch.testing.assert_close(read, tap.seen[prefix + "ssm.mixed"], rtol=1e-8, atol=1e-9)
+        own = recurrence_of(config.layers[i].mixer)
+        if own is not None:
+            prefix += f"{own.prefix}."
+            kept = {place: tap.seen[prefix + place] for place in own.basis() if place != "z"}
+            read = getattr(transformer.blocks[i], own.prefix).remix(kept, tap.seen[prefix + "pattern"])
+            torch.testing.assert_close(read, tap.seen[prefix + "mixed"], rtol=1e-8, atol=1e-9)
 
 
 @given(stacks(max_layers=2))
