@@ -1,7 +1,7 @@
 // The arithmetic of sampling, on plain numbers.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { entropy, sampling, softmax, sorted } from "../../src/glassformer/web/js/math.js";
+import { entropy, labels, sampling, softmax, sorted } from "../../src/glassformer/web/js/math.js";
 
 const near = (a, b, by = 1e-9) => assert.ok(Math.abs(a - b) < by, `${a} is not ${b}`);
 const sum = (p) => p.reduce((s, x) => s + x, 0);
@@ -56,3 +56,15 @@ test("the order is that of the numbers, of either sign and of any size", () => {
 });
 
 test("entropy of a fair choice of four", () => near(entropy(Float64Array.from([0.25, 0.25, 0.25, 0.25])), Math.log(4)));
+
+test("names of one place stand round it, inside the picture, none over another", () => {
+  const { fits, near: put } = labels(300, 300);
+  assert.ok(fits(144, 144, 12, 12));
+  const spots = Array.from({ length: 9 }, () => put(150, 150, 8, 60, 13));
+  for (const [i, [x, y]] of spots.entries()) {
+    assert.ok(x >= 30 && x <= 270 && y >= 6.5 && y <= 293.5);
+    assert.ok(Math.abs(x - 150) >= 36 - 1e-9 || Math.abs(y - 150) >= 12.5 - 1e-9, "over the dot");
+    for (const [a, b] of spots.slice(i + 1)) assert.ok(Math.abs(x - a) >= 60 - 1e-9 || Math.abs(y - b) >= 13 - 1e-9);
+  }
+  assert.ok(!fits(140, 140, 10, 10));
+});

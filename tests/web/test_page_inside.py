@@ -194,6 +194,25 @@ def test_comparing(app: Watched):
     app.complaints.clear()
 
 
+OVER = """() => {
+    const boxes = [...document.querySelectorAll(".moves text")].map((e) => [e.textContent, e.getBoundingClientRect()]);
+    return boxes.flatMap(([a, x], i) => boxes.slice(i + 1).filter(([, y]) =>
+        x.left + 2 < y.right && y.left + 2 < x.right && x.top + 4 < y.bottom && y.top + 4 < x.bottom
+    ).map(([b]) => `${a} over ${b}`));
+}"""
+
+
+def test_no_name_of_a_dot_or_a_step_lies_over_another(app: Watched):
+    app.open().room("meaning").see(".moves")
+    slider = app.page.locator(".figure input[type='range']").first
+    last = int(slider.get_attribute("max") or 0)
+    for place in (0, 1, last // 2, last):
+        slider.fill(str(place))
+        assert app.page.evaluate(OVER) == [], place
+        assert app.page.locator(".moves .of-dot").count() == 3
+        assert app.page.locator(".moves .of-step").count() == app.page.locator(".pushes li").count()
+
+
 def test_one_word_in_several_texts(app: Watched):
     app.open().room("meaning")
     assert app.page.locator("#room-meaning svg.chart polyline").count() == 3

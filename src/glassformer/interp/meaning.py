@@ -34,6 +34,7 @@ class Meaning:
         ids: the word's token ids in each text; where they differ, so do the vectors at the embedding.
         places: "embed" (and "blocks.0.resid_pre", where learned positions are added to it), then each layer's
             "resid_mid" (where there is one) and "resid_post".
+        vectors: (place, text, d_model) the word's vectors, in double precision.
         similarity: (place, text, text) cosine of the word's vectors.
         added: (layer, text, 2) length of what attention and feed-forward added at the word.
         parted: (layer, 2) how much attention and feed-forward lowered the mean cosine between texts; where they run
@@ -45,6 +46,7 @@ class Meaning:
     positions: list[int]
     ids: list[list[int]]
     places: list[str]
+    vectors: Float[Tensor, "place text d_model"]
     similarity: Float[Tensor, "place text text"]
     added: Float[Tensor, "layer text part"]
     parted: Float[Tensor, "layer part"]
@@ -129,7 +131,8 @@ def meaning(word: str, traces: Sequence[Trace], occurrence: int = -1) -> Meaning
     for trace, where in zip(traces, found, strict=True):
         places, stream = vectors(trace, where[-1])
         streams.append(stream)
-    x = F.normalize(torch.stack(streams, 1), dim=-1)
+    gathered = torch.stack(streams, 1)
+    x = F.normalize(gathered, dim=-1)
     similarity = x @ x.transpose(1, 2)
     added = torch.zeros(traces[0].config.n_layers, len(traces), 2, dtype=torch.float64)
     for i, (trace, where) in enumerate(zip(traces, found, strict=True)):
@@ -146,6 +149,7 @@ def meaning(word: str, traces: Sequence[Trace], occurrence: int = -1) -> Meaning
         positions=[where[-1] for where in found],
         ids=[[trace.ids[p] for p in where] for trace, where in zip(traces, found, strict=True)],
         places=places,
+        vectors=gathered,
         similarity=similarity,
         added=added,
         parted=_parted(similarity, traces[0].config),

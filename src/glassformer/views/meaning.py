@@ -13,8 +13,10 @@ from glassformer.views.asks import Edits, Strict, Text
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
+    from glassformer.interp.meaning import Meaning
     from glassformer.interp.trace import Trace
     from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 # Of each text and each kind of part, how many steps are told.
 STEPS = 3
+# Vectors that are read as the last one at once: as many rows of logits are held.
+ROWS = 64
 
 
 def _meaning(plan: ReportPlan) -> Any:
@@ -56,20 +60,18 @@ def meaning(session: Session, ask: Any, check: Check) -> dict[str, Any]:
 
     model = session.edited(ask)
     traces = [model.trace(text, ask.bos) for text in ask.texts]
-    found = meant(ask.word, traces).to_dict()
+    found = meant(ask.word, traces)
     check()
-    return found | _moves(found, traces)
+    return found.to_dict() | _moves(found, traces)
 
 
-def _moves(found: dict[str, Any], traces: list[Trace]) -> dict[str, Any]:
+def _moves(found: Meaning, traces: list[Trace]) -> dict[str, Any]:
     """The word's vector in each text as a dot, place by place, in one plane.
 
     Vectors are brought to length 1 and centred over the texts at each place; the plane is that of the two principal
     axes at the last place, and `shown` is the share of the squared distances that it shows at each place.
     """
-    at = [(trace, text["position"]) for trace, text in zip(traces, found["texts"], strict=True)]
-    streams = torch.stack([torch.stack([t.at(place, p).cpu() for t, p in at]) for place in found["places"]])
-    units = F.normalize(streams.double(), dim=2)
+    units = F.normalize(found.vectors, dim=2)
     apart = units - units.mean(1, keepdim=True)
     _, _, axes = torch.linalg.svd(apart[-1], full_matrices=False)
     dots = apart @ axes[:2].T
@@ -77,14 +79,15 @@ def _moves(found: dict[str, Any], traces: list[Trace]) -> dict[str, Any]:
     return {
         "dots": dots.tolist(),
         "shown": shown.tolist(),
-        "steps": [_steps(t, p, found["places"], dots[:, i]) for i, (t, p) in enumerate(at)],
-        "nearest": _nearest(at[0][0], streams),
+        "steps": [_steps(trace, found, i, dots[:, i]) for i, trace in enumerate(traces)],
+        "nearest": _nearest(traces[0], found.vectors),
     }
 
 
-def _steps(trace: Trace, position: int, places: list[str], dots: Tensor) -> list[dict[str, Any]]:
+def _steps(trace: Trace, found: Meaning, text: int, dots: Tensor) -> list[dict[str, Any]]:
     """The steps that moved a dot furthest, and what took most of each: of attention the head whose addition goes
     furthest along the step of the stream, and the word of which it carries most that way; else the feed-forward."""
+    places, position, stream = found.places, found.positions[text], found.vectors[:, text]
     lengths = (dots[1:] - dots[:-1]).norm(dim=1)
     halves = [[i for i in range(len(lengths)) if places[i + 1].endswith("resid_mid") == mid] for mid in (True, False)]
     longest = [i for half in halves for i in sorted(half, key=lambda i: -float(lengths[i]))[:STEPS]]
@@ -94,8 +97,7 @@ def _steps(trace: Trace, position: int, places: list[str], dots: Tensor) -> list
         if before == "embed" and not after.endswith(("resid_mid", "resid_post")):
             continue  # positions that are added before the first layer
         layer = int(after.split(".")[1])
-        step = (trace.at(after, position) - trace.at(before, position)).double().cpu()
-        step = step / step.norm().clamp(min=1e-12)
+        step = F.normalize(stream[i + 1] - stream[i], dim=0)
         one: dict[str, Any] = {"place": i + 1, "layer": layer, "moved": float(lengths[i]), "part": "feed-forward"}
         beside = f"blocks.{layer}.resid_mid" not in places  # the two parts run side by side, or only one is there
         if isinstance(trace.config.layers[layer].mixer, Attention) and (after.endswith("resid_mid") or beside):
@@ -113,9 +115,11 @@ def _heads(trace: Trace, layer: int) -> int:
 
 
 @torch.no_grad()
-def _nearest(trace: Trace, streams: Tensor) -> list[list[str]]:
+def _nearest(trace: Trace, vectors: Float[Tensor, "place text d_model"]) -> list[list[str]]:
     """At each place, for each text, the token that the vector points to most when it is read as the last one is."""
     transformer = trace.transformer
-    rows = streams.to(transformer.device, transformer.dtype)
-    best = [transformer.unembed_hidden(transformer.normed(row[None]))[0].argmax(-1).tolist() for row in rows]
-    return [[trace.token_text(i) for i in ids] for ids in best]
+    rows = vectors.flatten(0, 1).to(transformer.device, transformer.dtype)
+    # the table of all tokens is read once for many vectors
+    best = [transformer.unembed_hidden(transformer.normed(some[None]))[0].argmax(-1) for some in rows.split(ROWS)]
+    words = [trace.token_text(i) for i in torch.cat(best).tolist()]
+    return [words[at : at + vectors.shape[1]] for at in range(0, len(words), vectors.shape[1])]

@@ -70,3 +70,26 @@ export function entropy(p) {
   for (const x of p) if (x > 0) sum -= x * Math.log(x);
   return sum;
 }
+
+/**
+ * Places for the texts of a picture, none over another: what fits is kept free from then on.
+ * @param {number} width of the picture @param {number} height
+ */
+export function labels(width, height) {
+  /** @type {[number, number, number, number][]} */
+  const taken = [];
+  /** Whether a box is free; it is taken then. @param {number} x its left edge @param {number} y its upper edge @param {number} w @param {number} h */
+  const fits = (x, y, w, h) => !taken.some(([a, b, c, d]) => x < a + c && a < x + w && y < b + d && b < y + h) && Boolean(taken.push([x, y, w, h]));
+  /** The middle of the free box that is nearest to a point outside a circle round it. @param {number} x @param {number} y @param {number} radius @param {number} w @param {number} h @returns {[number, number]} */
+  const near = (x, y, radius, w, h) => {
+    for (let far = radius; far < radius + 90; far += 6) {
+      for (const turn of [0, 4, 6, 2, 7, 1, 5, 3]) {
+        const [dx, dy] = [Math.cos((turn * Math.PI) / 4), Math.sin((turn * Math.PI) / 4)];
+        const [cx, cy] = [x + dx * (far + w / 2), y + dy * (far + h / 2)];
+        if (cx >= w / 2 && cx <= width - w / 2 && cy >= h / 2 && cy <= height - h / 2 && fits(cx - w / 2, cy - h / 2, w, h)) return [cx, cy];
+      }
+    }
+    return [Math.max(w / 2, Math.min(width - w / 2, x)), Math.max(h / 2, Math.min(height - h / 2, y))];
+  };
+  return { fits, near };
+}

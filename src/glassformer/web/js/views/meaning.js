@@ -4,6 +4,7 @@ import { h, hint, number, put, s, shown } from "../dom.js";
 import { css, inkOn, signed } from "../colour.js";
 import { carried } from "../edits.js";
 import { live } from "../live.js";
+import { labels } from "../math.js";
 import { placeName, withSign } from "../ui.js";
 import { say } from "../words.js";
 
@@ -103,19 +104,27 @@ function moves(d) {
   slider.value = String(d.places.length - 1);
   function draw() {
     const now = Number(slider.value);
-    put(svg, d.texts.map((/** @type {any} */ t, /** @type {number} */ i) => {
-      const [x, y] = at(d.dots[now][i]);
-      return s("g", { class: `line-${i % 4}`, "data-dot": JSON.stringify(d.dots[now][i]) },
-        s("polyline", { class: "line tail", points: d.dots.slice(0, now + 1).map((/** @type {number[][]} */ dots) => at(dots[i]).map((v) => v.toFixed(1)).join(",")).join(" ") }),
-        s("circle", { class: "point", cx: x, cy: y, r: 6 }), s("text", { class: "tick", x: x > side * 0.55 ? x - 9 : x + 9, y: y + 4, "text-anchor": x > side * 0.55 ? "end" : "start" }, `${i + 1} ${shown(t.tokens.slice(Math.max(0, t.position - 1), t.position + 1).join("")).slice(-18)}`));
-    }));
+    const spots = labels(side, side);
+    const here = d.dots[now].map(at);
+    for (const [x, y] of here) spots.fits(x - 6, y - 6, 12, 12);
+    put(svg, d.texts.map((/** @type {any} */ _, /** @type {number} */ i) => s("g", { class: `line-${i % 4}`, "data-dot": JSON.stringify(d.dots[now][i]) },
+      s("polyline", { class: "line tail", points: d.dots.slice(0, now + 1).map((/** @type {number[][]} */ dots) => at(dots[i]).map((v) => v.toFixed(1)).join(",")).join(" ") }), s("circle", { class: "point", cx: here[i][0], cy: here[i][1], r: 6 }))));
     // The longest steps so far as arrows, each named by what took it.
     const taken = (d.steps ?? []).flatMap((/** @type {any[]} */ steps, /** @type {number} */ i) => steps.filter((one) => one.place <= now).map((one) => ({ ...one, text: i }))).sort((/** @type {any} */ a, /** @type {any} */ b) => b.moved - a.moved).slice(0, 8);
-    taken.forEach((/** @type {any} */ one, /** @type {number} */ n) => {
+    for (const one of taken) {
       const [x1, y1] = at(d.dots[one.place - 1][one.text]), [x2, y2] = at(d.dots[one.place][one.text]);
       const turn = (Math.atan2(y2 - y1, x2 - x1) * 180) / Math.PI;
-      svg.append(s("g", { class: `line-${one.text % 4} push`, "data-step": JSON.stringify([one.text, one.place]) }, s("line", { class: "line", x1, y1, x2, y2 }), s("path", { class: "point", d: "M0 0L-7 -4L-7 4Z", transform: `translate(${x2} ${y2}) rotate(${turn})` }), s("text", { class: "tick", x: (x1 + x2) / 2 + 4, y: (y1 + y2) / 2 - 4 }, n + 1)));
-    });
+      one.middle = [(x1 + x2) / 2, (y1 + y2) / 2];
+      svg.append(s("g", { class: `line-${one.text % 4} push`, "data-step": JSON.stringify([one.text, one.place]) }, s("line", { class: "line", x1, y1, x2, y2 }), s("path", { class: "point", d: "M0 0L-7 -4L-7 4Z", transform: `translate(${x2} ${y2}) rotate(${turn})` })));
+    }
+    // Names last, over the lines, and none over another; what had to go far from its place is tied to it.
+    const name = (/** @type {number[]} */ [x, y], /** @type {string} */ text, /** @type {number} */ gap, /** @type {string} */ kind) => {
+      const [cx, cy] = spots.near(x, y, gap, 6.4 * text.length + 4, 13);
+      if (Math.hypot(cx - x, cy - y) > 22 + 3.2 * text.length) svg.append(s("line", { class: "tie", x1: x, y1: y, x2: cx, y2: cy }));
+      svg.append(s("text", { class: `tick ${kind}`, x: cx, y: cy + 4, "text-anchor": "middle" }, text));
+    };
+    d.texts.forEach((/** @type {any} */ t, /** @type {number} */ i) => name(here[i], `${i + 1} ${shown(t.tokens.slice(Math.max(0, t.position - 1), t.position + 1).join("").trim()).slice(-18)}`, 8, "of-dot"));
+    taken.forEach((/** @type {any} */ one, /** @type {number} */ n) => name(one.middle, String(n + 1), 5, "of-step"));
     put(pushed, taken.map((/** @type {any} */ one) => h("li", { class: `line-${one.text % 4}` }, h("span", { class: `key line-${one.text % 4}` }, say("meaning.step", { i: one.text + 1, layer: one.layer }), one.part === "head" ? [say("meaning.brought", { head: one.head }), h("span", { class: "mono" }, `“${shown(one.word)}”`)] : say("meaning.ff")))));
     svg.setAttribute("aria-label", say("meaning.at", { place: placeName(d.places[now]) }));
     said.textContent = say("meaning.plane", { place: placeName(d.places[now]), p: (100 * d.shown[now]).toFixed(0), nearest: d.nearest ? say("meaning.nearest", { tokens: d.nearest[now].map((/** @type {string} */ t, /** @type {number} */ i) => `${i + 1} ${shown(t)}`).join(", ") }) : "" });

@@ -4,6 +4,7 @@ import { signed } from "../colour.js";
 import { h, hint, number, percent, put, s, shown } from "../dom.js";
 import { dialOn, editName, sameThing } from "../edits.js";
 import { live } from "../live.js";
+import { labels } from "../math.js";
 import { mount as mountCircuit } from "./circuit.js";
 import { mount as mountSteering } from "./steering.js";
 import { chance, fork, track, withSign } from "../ui.js";
@@ -197,16 +198,14 @@ function paths(d, chosen, largest, act) {
   }
   svg.append(s("text", { class: "word strong", x: home, y: 18, "text-anchor": "middle" }, `${shown(d.token)} ${percent(d.probability)}`));
   // The strongest are named first, and a name that would lie over another is left to the hint.
-  /** @type {[number, number, number][]} */
-  const named = [];
-  const free = (/** @type {number} */ from, /** @type {number} */ to, /** @type {number} */ at) => !named.some(([a, b, y]) => from < b && a < to && Math.abs(at - y) < 15) && Boolean(named.push([from, to, at]));
+  const spots = labels(width, height);
   /** @type {Map<any, string>} */
   const labelled = new Map();
   for (const p of chosen) {
     const beside = p.source === null || p.source === d.position;
     const text = `${p.kind === "head" ? say("why.headname", { a: p.layer, b: p.head }) : p.kind === "feed_forward" ? say("why.ff", { a: p.layer }) : p.kind.replaceAll("_", " ")} ${withSign(measured(p))}`;
     const [from, wide] = beside ? [home + 86, 7.2 * text.length] : [x(p.source) - 3.6 * text.length, 7.2 * text.length];
-    if (Math.abs(measured(p)) > 0.12 * largest && free(from, from + wide, y(p.layer ?? -0.5) + (beside ? 8 : 1))) labelled.set(p, text);
+    if (Math.abs(measured(p)) > 0.12 * largest && spots.fits(from, y(p.layer ?? -0.5) + (beside ? 8 : 1), wide, 15)) labelled.set(p, text);
   }
   // Thin ones first, so that thick ones lie over them.
   for (const p of [...chosen].reverse()) {
