@@ -10,7 +10,7 @@ import pytest
 
 import glassformer
 from tests.cli.running import answer, held, kept, run
-from tests.tiny import tiny_directory
+from tests.tiny import VOCAB, tiny_directory, tiny_tokenizer
 
 TEXT = "The mole and the American mole"
 CLEAN, CORRUPTED = "One mole of carbon", "One mole of biopsy"
@@ -26,6 +26,27 @@ ASKED = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_directory(tmp_path_factory.mktemp("inside") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny OLMoE with the tiny tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    at, sizes = tmp_path_factory.mktemp("sparse"), {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(
+        "olmoe",
+        vocab_size=VOCAB,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=6,
+        num_experts_per_tok=2,
+        pad_token_id=0,
+        **sizes,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(at)
+    tiny_tokenizer().save_pretrained(at)
+    return at
 
 
 @pytest.fixture
@@ -152,6 +173,27 @@ def test_a_token_is_put_in_and_swapped_along_a_lens(capsys, model, book, tmp_pat
         code, _, err = run(capsys, "lens", TEXT, "-m", model, *given)
         assert code == 2
         assert says in " ".join(err.split())
+
+
+def test_experts(capsys, model, sparse, tmp_path):
+    found = answer(capsys, "experts", TEXT, "-m", sparse, "--layer", -1, "-p", 2, "--words", 3)
+    mine = glassformer.load(sparse).trace(TEXT).experts(-1, position=2, words=3)
+    assert found["weights"] == pytest.approx(mine.weights.numpy(), abs=1e-6)
+    assert [one["expert"] for one in found["experts"]] == [one["expert"] for one in mine.experts]
+    assert found["layer"] == 1
+    assert found["apart"] < 1e-5
+    code, out, _ = run(capsys, "experts", TEXT, "-m", sparse)
+    assert code == 0
+    assert "Layer 0: 2 of 6 experts a token" in out
+    assert len(re.findall(r"\d: 0\.\d{3}", out)) == 2 * len(found["tokens"])
+    code, _, err = run(capsys, "experts", TEXT, "-m", sparse, "--png", tmp_path / "experts.png")
+    assert code == 0, err
+    assert (tmp_path / "experts.png").stat().st_size > 1000
+    code, _, err = run(capsys, "experts", TEXT, "-m", model)
+    assert (code, err.strip()) == (
+        1,
+        "glassformer: No layer of this model has experts; its feed-forward parts serve every token.",
+    )
 
 
 def test_neurons(capsys, model, book):

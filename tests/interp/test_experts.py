@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glassformer.count import count
-from glassformer.errors import UsageError
+from glassformer.errors import UnsupportedError, UsageError
 from glassformer.interp import edits
 from glassformer.interp.decompose import KINDS
 from glassformer.interp.neurons import excited_by, top_neurons, writes
@@ -50,6 +50,49 @@ def test_an_expert_taken_away_is_what_its_part_measured() -> None:
         assert without.residual <= 1e-12
         assert found.value - without.value == pytest.approx(part["total"], abs=1e-9)
     assert "expert" in found.sentence()
+
+
+@pytest.mark.parametrize("more", [{}, {"bias": True, "shared_gate": True}, {"shared": None, "renormalise": False}])
+def test_experts_are_shown_as_heads_are(more: dict[str, object]) -> None:
+    """Who was chosen, with what weight and score, and what each wrote: as a forward of each by hand gives it."""
+    transformer = drawn(design(**more))
+    run = trace(transformer, IDS)
+    found, at = run.experts(1, position=3, words=4), 3
+    part, read = transformer.blocks[1].mlp, run["blocks.1.ln2.normed"][at]
+    weights = run["blocks.1.mlp.weights"]
+    torch.testing.assert_close(found.weights, weights)
+    chosen = weights[at].abs().argsort(descending=True)[:2].tolist()
+    assert [one["expert"] for one in found.experts] == chosen
+    claimed = run.why(position=at, words=0).parts
+    for one in found.experts:
+        e, stacks = one["expert"], part.experts
+        hidden = torch.nn.functional.silu(stacks.gate(e, read)) * stacks.up(e, read)
+        wrote = stacks.down(e, hidden) * weights[at, e]
+        assert one["length"] == pytest.approx(float(wrote.norm()), rel=1e-9)
+        assert one["weight"] == float(weights[at, e])
+        assert one["score"] == pytest.approx(float(part.router(read)[e]), rel=1e-9)
+        mine = claimed.of("expert", 1)[claimed.head[claimed.of("expert", 1)] == e]
+        assert one["contribution"] == pytest.approx(float(claimed.claimed[mine].sum()), abs=1e-10)
+        pushed = transformer.unembedding @ (transformer.final.weight * wrote)
+        assert one["raises"] == [run.token_text(i) for i in pushed.topk(4).indices.tolist()]
+    if part.shared is None:
+        assert found.shared is None
+    else:
+        beside = part.beside(read)
+        assert found.shared["length"] == pytest.approx(float(beside.norm()), rel=1e-9)
+    assert found.apart <= 1e-12
+    with pytest.raises(UsageError, match="At least one word"):
+        run.experts(1, words=0)
+
+
+def test_a_layer_without_experts_says_which_have_some() -> None:
+    one, two = design().layers[0], uniform(40, 16, 1, 64, Attention(4, 2, 8), FeedForward(8)).layers[0]
+    run = trace(drawn(Config(40, 16, 64, (two, one))), IDS)
+    with pytest.raises(UnsupportedError, match=r"Layer 0 has no experts; layers 1 have\."):
+        run.experts(0)
+    run = trace(drawn(Config(40, 16, 64, (two,))), IDS)
+    with pytest.raises(UnsupportedError, match="No layer of this model has experts"):
+        run.experts(0)
 
 
 def test_edited_weights_and_neurons_add_up_too() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +68,20 @@ def test_experts_by_their_mean_weight(session: Session, model: Any):
     weights = trace.tensor("blocks.0.mlp.weights")[0].double().mean(0)
     mine = {row["expert"]: row["value"] for row in found["rows"] if row["layer"] == 0}
     assert [mine[i] for i in range(4)] == pytest.approx(weights.tolist(), abs=1e-9)
+    # one layer's, in the shape of a head's pattern; what is switched off is gone
+    ask = {"text": TEXT, "layer": 1, "position": 2}
+    shown = Session(moe).view("experts", ask)
+    json.dumps(shown, allow_nan=False)
+    tile, own = shown["tile"], trace.tensor("blocks.1.mlp.weights")[0]
+    grid = np.frombuffer(base64.b64decode(tile["base64"]), tile["dtype"]).reshape(tile["shape"])
+    assert np.allclose(grid, own, atol=1e-6)
+    assert (shown["q1"], shown["k1"]) == grid.shape
+    assert [row["layer"] for row in shown["layers"]] == [0, 1]
+    assert shown["layers"][0]["weights"] == pytest.approx(weights.tolist(), abs=1e-9)
+    assert sum(one["weight"] for one in shown["experts"]) == pytest.approx(float(own[2].sum()), abs=1e-6)
+    first = shown["experts"][0]
+    less = Session(moe).view("experts", {**ask, "token": first["raises"][0], "edits": [first["edit"]]})
+    assert first["expert"] not in [one["expert"] for one in less["experts"] if one["weight"]]
 
 
 @pytest.mark.parametrize("metric", ["probability", "logit_difference", "rank", "entropy", "surprise"])

@@ -39,6 +39,7 @@ VERBS: dict[str, Verb] = {
     "readout": Verb("glassformer.cli.readout:command", "Fit a lens to a text: tuned, Jacobian or relevance."),
     "heads": Verb("glassformer.cli.heads:command", "Score and name what each attention head does."),
     "neurons": Verb("glassformer.cli.neurons:command", "Show the feed-forward neurons behind a prediction."),
+    "experts": Verb("glassformer.cli.experts:command", "Show which experts a text goes to, and what they write."),
     "meaning": Verb("glassformer.cli.meaning:command", "Follow one word's vector through several contexts."),
     "direction": Verb("glassformer.cli.direction:command", "Find a direction from examples, to steer by."),
     "patch": Verb("glassformer.cli.patch:command", "Find where two prompts part, by activation patching."),

@@ -30,6 +30,7 @@ from glassformer.tokenizer.spelling import spelled
 if TYPE_CHECKING:
     from glassformer.interp.cell import Cell
     from glassformer.interp.edges import Edges
+    from glassformer.interp.experts import Experts
     from glassformer.interp.heads import Heads
     from glassformer.interp.lens import Lens
     from glassformer.interp.lens_edits import LensEdit
@@ -519,6 +520,19 @@ class Trace:
         from glassformer.interp.neurons import top_neurons
 
         return top_neurons(self._one("neurons"), token, against, position, **options)
+
+    def experts(
+        self,
+        layer: int,
+        token: str | int | None = None,
+        against: str | int | None = None,
+        position: int = -1,
+        **options: Any,
+    ) -> Experts:
+        """Who was chosen of a layer's experts, with what weight, and what each wrote; see `experts.experts`."""
+        from glassformer.interp.experts import experts
+
+        return experts(self._one("experts"), layer, token, against, position, **options)
 
     def gradient(self, site: str, of: str | int | Callable[[Tensor], Tensor] | None = None, **options: Any) -> Tensor:
         """The gradient of a chosen number at a site; see `gradient.gradients`."""

@@ -12,6 +12,7 @@ from glassformer.views import (  # noqa: F401
     depth,
     directions,
     edges,
+    experts,
     facts,
     finding,
     graph,

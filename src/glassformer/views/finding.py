@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from glassformer.errors import UnsupportedError, UsageError
+from glassformer.errors import UsageError
 from glassformer.views.asks import Against, At, Edit, Strict, Text, TokenChoice
 from glassformer.views.registry import Check, view
 
@@ -108,20 +108,17 @@ def _writing(trace: Trace, ask: Any, check: Check) -> dict[str, Any]:
 
 def _experts(trace: Trace, ask: Any, check: Check) -> dict[str, Any]:
     """By the mean weight over the text."""
-    from glassformer.model.choices import Experts
+    from glassformer.interp.experts import expert_layers
 
     rows: list[dict[str, Any]] = []
-    for layer, choice in enumerate(trace.config.layers):
+    for layer in expert_layers(trace):
         check()
-        if isinstance(choice.feed_forward, Experts):
-            weights = trace.tensor(f"blocks.{layer}.mlp.weights")[0].double()
-            share = (weights > 0).double().mean(0)
-            rows += [
-                {"kind": "expert", "layer": layer, "expert": i, "value": float(x), "chosen": float(share[i])}
-                for i, x in enumerate(weights.mean(0).tolist())
-            ]
-    if not rows:
-        raise UnsupportedError("No layer of this model has experts; its feed-forward parts serve every token.")
+        weights = trace.tensor(f"blocks.{layer}.mlp.weights")[0].double()
+        share = (weights > 0).double().mean(0)
+        rows += [
+            {"kind": "expert", "layer": layer, "expert": i, "value": float(x), "chosen": float(share[i])}
+            for i, x in enumerate(weights.mean(0).tolist())
+        ]
     rows.sort(key=lambda row: -abs(row["value"]))
     return {"unit": "mean weight", "count": len(rows), "rows": rows[: ask.top]}
 

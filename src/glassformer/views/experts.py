@@ -1,0 +1,65 @@
+"""Experts as heads are shown: a grid of who was chosen where, and what each wrote for one token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from glassformer.views.arrays import packed
+from glassformer.views.asks import Against, At, Count, TokenChoice
+from glassformer.views.registry import Check, view
+
+if TYPE_CHECKING:
+    from glassformer.views.session import Session
+
+
+class ExpertsAsk(At):
+    layer: int | None = Field(
+        default=None, description="Layer, from 0; negative from the last; by default the first with experts."
+    )
+    token: TokenChoice = None
+    against: Against = None
+    words: Count = Field(default=5, description="Tokens that are listed for each expert.")
+
+
+@view(
+    "experts",
+    ExpertsAsk,
+    trims=("words",),
+    python="model.trace({text!r}).experts({layer}, {token!r}, {against!r}, {position})",
+)
+def experts(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+    """Which experts of a layer were chosen, with what weight, and what each wrote at one position.
+
+    `tile` is a grid as `attention` has it, positions by experts; `layers` are those that have experts, with the mean
+    weight of each, a row a layer.
+    """
+    from glassformer.interp.experts import expert_layers
+
+    trace = session.trace(ask)
+    have = expert_layers(trace)
+    found = trace.experts(
+        have[0] if ask.layer is None else ask.layer, ask.token, ask.against, ask.position, words=ask.words
+    )
+    check()
+    means = []
+    for layer in have:
+        weights = trace.tensor(f"blocks.{layer}.mlp.weights")[0].double()
+        means.append({"layer": layer, "weights": weights.mean(0).tolist()})
+    told = found.to_dict()
+    del told["weights"]
+    for one in told["experts"]:
+        at = {"layer": found.layer, "expert": one["expert"]}
+        one["edit"] = {"kind": "ablate_expert", **at, "position": found.position}
+    rows, columns = found.weights.shape
+    return {
+        **told,
+        "q0": 0,
+        "q1": rows,
+        "k0": 0,
+        "k1": columns,
+        "stride": 1,
+        "tile": packed(found.weights),
+        "layers": means,
+    }
