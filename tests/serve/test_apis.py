@@ -174,7 +174,7 @@ def test_a_response_streams(server, client):
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "only text can be read"),
         ({"input": "a", "background": True}, "background is not supported"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools.0.type"),
-        ({"input": []}, "messages: List should have at least 1 item"),
+        ({"input": []}, "input: List should have at least 1 item"),
         ({}, "input: Field required"),
     ],
 )

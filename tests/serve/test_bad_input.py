@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.running import NO_END, post
+from tests.serve.running import NO_END, TEMPLATE, post, running
 
 USER = {"role": "user", "content": "Hello"}
 NO_SCHEMA = {"type": "banana"}
@@ -15,6 +15,13 @@ ABSENT = [{"ablate": {"layer": 0, "head": 99}}]
 ENDLESS = 'root ::= root "a"'
 OPENAI_CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CLAUDE_CALL = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+RESPONSE_CALL = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+RESPONSE_RESULT = {"type": "function_call_output", "call_id": "b", "output": "x"}
+LONG = "f" * 201
+# A template that has a place for tools, beside the tiny model's own that has none.
+WITH_TOOLS = "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}" + TEMPLATE.replace(
+    "{{ m.content }}", "{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}"
+)
 
 
 def function(**told: Any) -> dict[str, Any]:
@@ -51,14 +58,54 @@ CASES: dict[str, list[tuple[dict[str, Any], str]]] = {
                     {"role": "tool", "tool_call_id": "b", "content": "x"},
                 ]
             },
-            "messages.2.tool_call_id",
+            "messages.2.tool_call_id: no earlier message",
         ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [OPENAI_CALL, {**OPENAI_CALL, **function(name="f", arguments="[]")}],
+                    }
+                ]
+            },
+            "messages.0.tool_calls.1.function.arguments: the arguments of 'f' are no JSON object's text.",
+        ),
+        ({"tool_choice": "required"}, "tool_choice asks for a call and there are no tools"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": " "}], "continue_final_message": True},
+            "no text to go on",
+        ),
+        ({"edits": [{"ablate": {"layer": 0, "neuron": 10**6}}]}, "there is no 1000000"),
+        ({"edits": [{"ablate": {"layer": 0, "expert": 0}}]}, "expert"),
+        ({"edits": [{"ablate": {"layer": 2**70, "head": 0}}]}, "There is no layer"),
         ({"edits": [{"ablate": {"layer": 99, "head": 0}}]}, "There is no layer 99"),
     ],
     "/v1/responses": [
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": NO_SCHEMA}}}, "Invalid type: banana."),
         ({"tools": [{"type": "function", "parameters": {}}]}, "tools.0.name"),
-        ({"input": [{"type": "function_call_output", "call_id": "b", "output": "x"}]}, "tool_call_id"),
+        ({"input": [RESPONSE_RESULT]}, "input.0.call_id: no earlier message calls a tool with the id 'b'."),
+        ({"input": [RESPONSE_RESULT], "instructions": "Be kind."}, "input.0.call_id: no earlier"),
+        ({"input": [{"role": "user", "content": "a"}, RESPONSE_CALL, RESPONSE_RESULT]}, "input.2.call_id: no earlier"),
+        ({"input": [RESPONSE_CALL, {**RESPONSE_CALL, "arguments": "no"}]}, "input.1.arguments: the arguments of 'f'"),
+        ({"input": [RESPONSE_CALL, {**RESPONSE_CALL, "arguments": None}]}, "input.1.arguments: Input should be"),
+        ({"input": [RESPONSE_CALL, {**RESPONSE_CALL, "name": LONG}]}, "input.1.name: String should have at most"),
+        ({"input": [RESPONSE_CALL, {**RESPONSE_CALL, "call_id": 5}]}, "input.1.call_id: Input should be"),
+        ({"input": [{"role": "wizard", "content": "a"}]}, "input.0.role: Input should be"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content: only text"),
+        ({"input": []}, "input: List should have at least 1 item"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format: a json_schema is asked for"),
+        (
+            {
+                "text": {"format": {"type": "json_object"}},
+                "tools": [{"type": "function", "name": "f"}],
+                "tool_choice": "required",
+            },
+            "another form",
+        ),
+        ({"tool_choice": {"type": "function", "name": "g"}}, "none of the tools"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": NO_SCHEMA}]}, "The tool 'f' cannot be offered"),
+        ({"edits": ABSENT}, "'edits' is not a field"),
     ],
     "/v1/embeddings": [({"input": ""}, "empty"), ({"input": []}, "not empty"), ({"input": [[]]}, "not empty")],
     "/v1/messages": [
@@ -72,9 +119,21 @@ CASES: dict[str, list[tuple[dict[str, Any], str]]] = {
             {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "tool", "name": "g"}},
             "none of the tools",
         ),
-        ({"messages": [USER, {"role": "assistant", "content": [CLAUDE_CALL]}, result("b")]}, "messages.2"),
-        ({"messages": [USER, result("b")]}, "no earlier message"),
-        ({"messages": [USER, result(None)]}, "'tool_use_id'"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": [CLAUDE_CALL]}, result("b")], "system": "Be kind."},
+            "messages.2.content.0.tool_use_id: no earlier message calls a tool with the id 'b'.",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, *result("b")["content"]]}]},
+            "messages.0.content.1.tool_use_id: no earlier message",
+        ),
+        ({"messages": [USER, result(None)]}, "messages.1.content.0.tool_use_id"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": [CLAUDE_CALL, {**CLAUDE_CALL, "name": LONG}]}]},
+            "messages.1.content.1.name: String should have at most 200",
+        ),
+        ({"tool_choice": {"type": "any"}}, "tool_choice asks for a call and there are no tools"),
+        ({"messages": [USER, {"role": "assistant", "content": " "}]}, "no text to go on from"),
         ({"messages": [USER, {"role": "assistant", "content": [CLAUDE_CALL | {"id": 5}]}]}, "'id'"),
         ({"messages": [{"role": "user", "content": [5]}]}, "messages.0.content"),
         ({"messages": []}, "at least 1 item"),
@@ -92,11 +151,22 @@ CASES: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"tools": [function(name="f", parameters=NO_SCHEMA)]}, "the tools' calls"),
         ({"messages": [USER, {"role": "tool", "tool_call_id": "b", "content": "x"}]}, "messages.1.tool_call_id"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
-        ({"options": {"temperature": "hot"}}, "temperature"),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": LONG, "arguments": {}}}]}]},
+            "messages.1.tool_calls.0.function.name: String should have at most 200",
+        ),
+        ({"options": {"temperature": "hot"}}, "options.temperature: Input should be a valid number"),
+        ({"options": {"num_predict": "x"}}, "options.num_predict: Input should be a valid integer"),
+        ({"options": {"n": 2}}, "options.n: There is no such option"),
+        ({"options": {"edits": ABSENT}}, "options.edits: There is no such option"),
+        ({"options": {"temprature": 1}}, "There is no such option. Did you mean temperature"),
     ],
     "/api/generate": [
         ({"format": NO_SCHEMA}, "Invalid type: banana."),
         ({"format": "json", "raw": True}, "leave raw away"),
+        ({"options": {"top_p": 2}}, "options.top_p: Input should be less"),
+        ({"options": {"top_p": 2}, "raw": True}, "options.top_p: Input should be less"),
+        ({"options": {"n": 2}, "raw": True}, "options.n: There is no such option"),
         ({"edits": ABSENT}, "'edits' is not a field"),
     ],
     "/api/embed": [({"input": ""}, "empty"), ({"input": []}, "at least one text"), ({}, "are needed")],
@@ -116,6 +186,7 @@ USUAL = {
     "/api/embed": {"model": "tiny"},
     "/api/embeddings": {"model": "tiny"},
 }
+STREAMED = frozenset({*USUAL} - {"/v1/messages/count_tokens", "/api/embed", "/api/embeddings"})
 
 
 def message(answer: httpx.Response, path: str) -> str:
@@ -133,17 +204,50 @@ def message(answer: httpx.Response, path: str) -> str:
     return str(told["error"]["message"])
 
 
+@pytest.mark.parametrize("template", [TEMPLATE, WITH_TOOLS], ids=["no place for tools", "tools"])
 @pytest.mark.parametrize("path", CASES)
-def test_what_cannot_be_meant_is_told_in_the_apis_own_shape(server, path):
+def test_what_cannot_be_meant_is_told_in_the_apis_own_shape(server, path, template, monkeypatch):
+    monkeypatch.setattr(server.model.tokenizer, "chat_template", template)
     usual = {"text": "a b"} if path.startswith("/v1/inspect") else USUAL.get(path, {})
+    ways = [{}, {"stream": True}] if path in STREAMED else [{}]
     for sent, said in CASES[path]:
-        answer = post(server, path, json=usual | sent)
-        assert answer.status_code == 400, (sent, answer.text)
-        found = message(answer, path)
-        assert said in found, (sent, found)
-        assert "\n" not in found
-        assert len(found) < 300
+        for way in ways:
+            answer = post(server, path, json=usual | way | sent)
+            assert answer.status_code == 400, (sent, answer.text)
+            found = message(answer, path)
+            assert said in found, (sent, found)
+            assert "\n" not in found
+            assert len(found) < 300
+    if path in STREAMED:
+        assert post(server, path, json=usual).status_code == 200
     assert post(server, json={"prompt": "a", "max_tokens": 1}).status_code == 200  # it goes on
+
+
+LIMITED = {
+    "/v1/completions": ({"max_tokens": 9}, "max_tokens"),
+    "/v1/chat/completions": ({"max_completion_tokens": 9}, "max_completion_tokens"),
+    "/v1/responses": ({"max_output_tokens": 9}, "max_output_tokens"),
+    "/v1/messages": ({"max_tokens": 9}, "max_tokens"),
+    "/api/chat": ({"options": {"num_predict": 9}}, "options.num_predict"),
+    "/api/generate": ({"options": {"num_predict": 9}, "raw": True}, "options.num_predict"),
+}
+
+
+def test_a_limit_is_told_by_the_field_that_is_beyond_it(model):
+    with running(model, most_tokens=5) as server:
+        for path, (sent, field) in LIMITED.items():
+            answer = post(server, path, json=USUAL[path] | sent)
+            assert answer.status_code == 400
+            assert (
+                message(answer, path) == f"{field}: 9 were asked for and this server gives at most 5 tokens an answer."
+            )
+            if path in ("/v1/completions", "/v1/chat/completions", "/v1/responses"):
+                assert answer.json()["error"]["param"] == field
+
+
+def test_a_translated_field_is_named_in_the_error_too(server):
+    answer = post(server, "/v1/responses", json={"input": [RESPONSE_CALL, RESPONSE_RESULT]})
+    assert answer.json()["error"]["param"] == "input.1.call_id"
 
 
 def test_a_grammar_that_begins_with_itself_and_ends_is_followed(server):

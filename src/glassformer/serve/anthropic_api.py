@@ -24,9 +24,11 @@ from glassformer.serve.openai_schemas import described
 from glassformer.serve.planning import chat_plan, chat_text, planned
 from glassformer.serve.problems import Refusal, anthropic
 from glassformer.serve.streams import event
-from glassformer.serve.translating import translated
+from glassformer.serve.translating import Chat
 
 Block = dict[str, Any]
+_NAMES = {"stop": "stop_sequences", "chat_template_kwargs": "thinking", "tool_choice.function": "tool_choice"}
+_CALL = {"function": "", "function.arguments": ".input"}
 _IDS = {"tool_use": "id", "tool_result": "tool_use_id"}
 
 
@@ -145,12 +147,15 @@ def chat_of(ask: CountAsk) -> ChatAsk:
     Raises:
         Refusal: blocks that are no text, calls or results.
     """
-    messages: list[dict[str, Any]] = []
+    chat = Chat(_NAMES)
     if ask.system is not None:
-        messages.append({"role": "system", "content": _text(ask.system, "system")})
+        chat.add({"role": "system", "content": _text(ask.system, "system")}, "system", content="system")
     for number, message in enumerate(ask.messages):
-        messages += _turn(message, f"messages.{number}")
-    told: dict[str, Any] = {"messages": messages}
+        _turn(message, f"messages.{number}", chat)
+    told: dict[str, Any] = {}
+    for number in range(len(ask.tools or ())):
+        where = f"tools.{number}"
+        chat.names |= {f"{where}.function": where, f"{where}.function.parameters": f"{where}.input_schema"}
     if ask.tools:
         told["tools"] = [
             {
@@ -166,21 +171,24 @@ def chat_of(ask: CountAsk) -> ChatAsk:
     if ask.thinking is not None:
         told["chat_template_kwargs"] = {"enable_thinking": ask.thinking.type != "disabled"}
     # A last turn of the assistant's is gone on with.
-    told["continue_final_message"] = ask.messages[-1].role == "assistant" and bool(messages[-1].get("content"))
+    told["continue_final_message"] = ask.messages[-1].role == "assistant" and bool(chat.messages[-1].get("content"))
     if isinstance(ask, MessagesAsk):
         told |= {"max_tokens": ask.max_tokens, "temperature": ask.temperature, "top_p": ask.top_p, "top_k": ask.top_k}
         told["stop"] = ask.stop_sequences
-    return translated(ChatAsk, told)
+    return chat.ask(told)
 
 
-def _turn(message: InputMessage, where: str) -> list[dict[str, Any]]:
+def _turn(message: InputMessage, where: str, chat: Chat) -> None:
+    """One turn as further messages of a chat: results of tools first, then what is said and called."""
     if isinstance(message.content, str):
-        return [{"role": message.role, "content": message.content}]
-    out: list[dict[str, Any]] = []
+        chat.add({"role": message.role, "content": message.content}, where)
+        return
     texts: list[str] = []
     thoughts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    for block in message.content:
+    calls: list[tuple[Any, str, str, str]] = []
+    results = 0
+    for at, block in enumerate(message.content):
+        place = f"{where}.content.{at}"
         kind = block.get("type")
         if kind == "text" and isinstance(block.get("text"), str):
             texts.append(block["text"])
@@ -189,25 +197,23 @@ def _turn(message: InputMessage, where: str) -> list[dict[str, Any]]:
         elif kind == "redacted_thinking":
             continue
         elif kind in ("tool_use", "tool_result") and not isinstance(block.get(_IDS[kind]), str):
-            raise Refusal(400, f"{where}.content: a block of type {kind!r} has the field {_IDS[kind]!r}, a text.")
+            raise Refusal(400, f"{place}.{_IDS[kind]}: a block of type {kind!r} has the field {_IDS[kind]!r}, a text.")
         elif kind == "tool_use" and isinstance(block.get("input"), dict) and isinstance(block.get("name"), str):
-            function = {"name": block["name"], "arguments": json.dumps(block["input"], ensure_ascii=False)}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
+            calls.append((block["id"], block["name"], json.dumps(block["input"], ensure_ascii=False), place))
         elif kind == "tool_result":
-            said = _text(block.get("content") or "", where)
-            out.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": said})
+            said = _text(block.get("content") or "", f"{place}.content")
+            told = {"role": "tool", "tool_call_id": block["tool_use_id"], "content": said}
+            chat.add(told, place, tool_call_id=f"{place}.tool_use_id")
+            results += 1
         else:
             raise Refusal(
-                400, f"{where}.content: a block of type {str(kind)[:50]!r} cannot be read; this model reads text only."
+                400, f"{place}: a block of type {str(kind)[:50]!r} cannot be read; this model reads text only."
             )
-    if texts or calls or not out:
-        told: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
-        if calls:
-            told["tool_calls"] = calls
-        if thoughts:
-            told["reasoning_content"] = "".join(thoughts)
-        out.append(told)
-    return out
+    if texts or calls or not results:
+        thought = {"reasoning_content": "".join(thoughts)} if thoughts else {}
+        chat.add({"role": message.role, "content": "".join(texts), **thought}, where)
+        for id, name, arguments, place in calls:
+            chat.call(id, name, arguments, place, _CALL)
 
 
 def _text(content: Any, where: str) -> str:

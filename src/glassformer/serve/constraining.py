@@ -78,7 +78,7 @@ class Constrained(Sampled):
         if form is not None and form.type == "json_schema":
             given = form.schema_ if form.json_schema is None else form.json_schema.schema_
             if given is None:
-                raise UsageError("response_format: a json_schema is asked for and there is no schema.")
+                raise UsageError("A json_schema is asked for and there is no schema.")
             schemas["response_format"] = given
         elif form is not None and form.type == "json_object" and form.schema_ is not None:
             schemas["response_format"] = form.schema_

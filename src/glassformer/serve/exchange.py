@@ -194,7 +194,7 @@ async def answered(
         return Response(status_code=499)
     except TimeoutError:
         models.metrics.ended.labels("late").inc()
-        return problem(_late(served), path)
+        return problem(late(served), path)
     except Exception as error:
         return problem(logged(error), path)
     if stream:
@@ -215,15 +215,16 @@ async def answered(
     except Gone:
         return Response(status_code=499)
     except Late:
-        return problem(_late(served), path)
+        return problem(late(served), path)
     except Exception as error:
         return problem(logged(error), path)
     finally:
         exchange.close(writer.id)
 
 
-def _late(served: Served) -> Refusal:
-    return Refusal(408, f"The answer took longer than the {served.queue.seconds:g} s that this server allows.")
+def late(served: Served, what: str = "answer") -> Refusal:
+    """What is said where an answer, or `what` it is, took longer than the server allows."""
+    return Refusal(408, f"The {what} took longer than the {served.queue.seconds:g} s that this server allows.")
 
 
 def logged(error: Exception) -> Refusal:
@@ -246,6 +247,6 @@ async def _told(exchange: Exchange, writer: AnswerWriter) -> AsyncGenerator[byte
         except (Gone, OSError):
             return
         except Late:
-            yield writer.failure(_late(exchange.served))
+            yield writer.failure(late(exchange.served))
         except Exception as error:
             yield writer.failure(logged(error))

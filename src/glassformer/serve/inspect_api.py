@@ -18,10 +18,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from glassformer.serve.edits import plain
-from glassformer.serve.exchange import logged
+from glassformer.serve.exchange import late, logged
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_schemas import described
-from glassformer.serve.problems import Refusal, openai, problem
+from glassformer.serve.problems import openai, problem
 from glassformer.serve.streams import Stream, dumped, event
 from glassformer.serve.work import Workers
 from glassformer.views import VIEWS, Cancelled, Session, View
@@ -133,7 +133,7 @@ class Inspector:
         except Cancelled:
             return Response(status_code=499)
         except TimeoutError:
-            return problem(_late(served), request.url.path)
+            return problem(late(served, "view"), request.url.path)
         if ARRAYS in accepted:
             return Response(await asyncio.to_thread(binary, told | {"data": found}), media_type=ARRAYS)
         return JSONResponse(told | {"data": found})
@@ -172,15 +172,11 @@ class Inspector:
         except Cancelled:
             return
         except TimeoutError:
-            yield event(openai(_late(served)), "error")
+            yield event(openai(late(served, "view")), "error")
         except Exception as error:
             yield event(openai(logged(error)), "error")
         finally:
             task.cancel()
-
-
-def _late(served: Served) -> Refusal:
-    return Refusal(408, f"The view took longer than the {served.queue.seconds:g} s that this server allows.")
 
 
 def binary(told: dict[str, Any]) -> bytes:

@@ -18,16 +18,17 @@ from pydantic import BaseModel, BeforeValidator, Field
 from starlette.concurrency import run_in_threadpool
 
 from glassformer import __version__
+from glassformer.errors import near
 from glassformer.serve.answers import Call
 from glassformer.serve.embeddings import embed, written
 from glassformer.serve.exchange import AnswerWriter, Exchange, PreparedRequest, answered
-from glassformer.serve.fields import Ask
+from glassformer.serve.fields import Ask, sampling_fields
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk, FunctionAsk, ToolAsk
 from glassformer.serve.planning import chat_plan, planned, requests
 from glassformer.serve.problems import Refusal
 from glassformer.serve.streams import dumped
-from glassformer.serve.translating import translated
+from glassformer.serve.translating import Chat, translated
 from glassformer.views import Cancelled
 
 # How a model is computed, which is said when the server starts, and never what is answered.
@@ -37,7 +38,13 @@ _MACHINE = frozenset(
         "low_vram", "vocab_only", "f16_kv", "penalize_newline", "logits_all", "embedding_only",
     }
 )  # fmt: skip
-_NAMES = {"num_predict": "max_tokens"}
+_OPTIONS = {name: name for name in (*sampling_fields(), *CompletionAsk.NEUTRAL, "stop")} | {"num_predict": "max_tokens"}
+_NAMES = {
+    **{told: f"options.{name}" for name, told in _OPTIONS.items()},
+    "response_format": "format",
+    "reasoning_effort": "think",
+    "chat_template_kwargs": "think",
+}
 Named = Annotated[str, Field(max_length=500), BeforeValidator(lambda name: _bare(name))]
 
 
@@ -57,17 +64,17 @@ class _Asked(Ask):
     IGNORED: ClassVar[frozenset[str]] = frozenset({"keep_alive", "truncate", "shift"})
 
     def settings(self) -> dict[str, Any]:
-        """The samplers as a chat takes them."""
+        """The samplers as a chat takes them; one that there is not is refused."""
         told: dict[str, Any] = {}
         for name, value in (self.options or {}).items():
             if name in _MACHINE or value is None:
                 continue
-            told[_NAMES.get(name, name)] = value
+            if name not in _OPTIONS:
+                where = f"options.{name[:100]}"
+                raise Refusal(400, f"{where}: There is no such option.{near(name, _OPTIONS)}", param=where)
+            told[_OPTIONS[name]] = value
         if told.get("max_tokens") == -2:  # fill the context
             told["max_tokens"] = -1
-        for name in ("temperature", "top_p", "repeat_penalty"):
-            if isinstance(told.get(name), int):
-                told[name] = float(told[name])
         return told
 
     def chat_settings(self) -> dict[str, Any]:
@@ -289,34 +296,31 @@ def _now() -> str:
 
 
 def _chat_of(ask: OllamaChatAsk) -> ChatAsk:
-    messages: list[dict[str, Any]] = []
+    chat = Chat(_NAMES)
     waiting: list[tuple[str, str]] = []  # calls that have no result yet: Ollama's results name the tool alone
     for number, one in enumerate(ask.messages):
+        where = f"messages.{number}"
         told: dict[str, Any] = {"role": one.role, "content": one.content, "reasoning_content": one.thinking}
-        if one.tool_calls:
-            told["tool_calls"] = []
-            for place, call in enumerate(one.tool_calls):
-                id = call.id or f"call_{number}_{place}"
-                waiting.append((id, call.function.name))
-                arguments = json.dumps(call.function.arguments, ensure_ascii=False)
-                function = {"name": call.function.name, "arguments": arguments}
-                told["tool_calls"].append({"id": id, "type": "function", "function": function})
         if one.role == "tool":
+            asked = one.tool_call_id, one.tool_name
             fits = [
-                i
-                for i, (id, name) in enumerate(waiting)
-                if one.tool_call_id in (None, id) and one.tool_name in (None, name)
+                i for i, call in enumerate(waiting) if all(a in (None, b) for a, b in zip(asked, call, strict=True))
             ]
             for field in ("tool_call_id", "tool_name"):
                 if (given := getattr(one, field)) is not None and not fits:
                     said = f"no earlier message makes a call of {given[:100]!r} that has no result yet."
-                    raise Refusal(400, f"messages.{number}.{field}: {said}")
+                    raise Refusal(400, f"{where}.{field}: {said}")
             if fits:
                 told["tool_call_id"] = waiting.pop(fits[0])[0]
             told["name"] = one.tool_name
-        messages.append(told)
+        chat.add(told, where, reasoning_content=f"{where}.thinking", name=f"{where}.tool_name")
+        for place, call in enumerate(one.tool_calls or ()):
+            id = call.id or f"call_{number}_{place}"
+            waiting.append((id, call.function.name))
+            arguments = json.dumps(call.function.arguments, ensure_ascii=False)
+            chat.call(id, call.function.name, arguments, f"{where}.tool_calls.{place}")
     tools = [tool.model_dump(exclude_none=True) for tool in ask.tools or ()]
-    return translated(ChatAsk, {**ask.chat_settings(), "messages": messages, "tools": tools or None})
+    return chat.ask({**ask.chat_settings(), "tools": tools or None})
 
 
 def _generate_plan(served: Served, ask: OllamaGenerateAsk) -> PreparedRequest:
@@ -324,12 +328,14 @@ def _generate_plan(served: Served, ask: OllamaGenerateAsk) -> PreparedRequest:
     if ask.raw or served.model.tokenizer.chat_template is None:
         if ask.format:
             raise Refusal(400, "format: only prompts in the model's chat template can have one; leave raw away.")
-        made = translated(CompletionAsk, {**ask.settings(), "prompt": prompt})
+        made = translated(CompletionAsk, {**ask.settings(), "prompt": prompt}, _NAMES)
         ids = served.ids(prompt)
         return PreparedRequest([ids], requests(served, made, ids, made.max_tokens, None))
-    messages = [] if ask.system is None else [{"role": "system", "content": ask.system}]
-    messages.append({"role": "user", "content": prompt})
-    return chat_plan(served, translated(ChatAsk, {**ask.chat_settings(), "messages": messages}))
+    chat = Chat(_NAMES)
+    if ask.system is not None:
+        chat.add({"role": "system", "content": ask.system}, "system", content="system")
+    chat.add({"role": "user", "content": prompt}, "prompt", content="prompt")
+    return chat_plan(served, chat.ask(ask.chat_settings()))
 
 
 def _called(call: Call) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from glassformer.serve.constraining import Constrained
 from glassformer.serve.edits import Edits
@@ -87,6 +87,7 @@ class Streamed(Constrained):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     edits: Edits = Field(default=[])
+    _names: Mapping[str, str] = PrivateAttr(default_factory=dict)  # the client's own, where it was translated
 
     @model_validator(mode="after")
     def _streams(self) -> Streamed:
@@ -224,7 +225,7 @@ class ChatAsk(Streamed):
         if self.toolbox.forced and self.constraint() is not None:
             raise ValueError("an answer that must call a tool cannot have another form too")
         if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice is required and there are no tools")
+            raise ValueError("tool_choice asks for a call and there are no tools")
         return self
 
     @property

@@ -18,6 +18,7 @@ from glassformer.serve.edits import edited
 from glassformer.serve.exchange import PreparedRequest
 from glassformer.serve.models import Served
 from glassformer.serve.openai_requests import ChatAsk, Message, Streamed
+from glassformer.serve.problems import Refusal
 from glassformer.serve.prompting import rendered
 from glassformer.serve.readers import THOUGHTS, reader, shows_specials
 from glassformer.serve.tool_grammars import tool_constraint
@@ -56,11 +57,13 @@ def requests(
         constraint: what the answers are held to; what is asked for by default.
 
     Raises:
-        UsageError: more tokens than this server gives; whatever the engine cannot do.
+        Refusal: more tokens than this server gives. UsageError: whatever the engine cannot do.
     """
     limit, files = served.most_tokens, served.model.generation
     if limit is not None and (most or 0) > limit:
-        raise UsageError(f"max_tokens is {most} and this server gives at most {limit} tokens an answer.")
+        where = "max_completion_tokens" if getattr(ask, "max_completion_tokens", None) else "max_tokens"
+        said = f"{where}: {most} were asked for and this server gives at most {limit} tokens an answer."
+        raise Refusal(400, said, param=where).renamed(ask._names)
     model = edited(served.model, ask.edits)
     if most is None:
         most = files.max_tokens or usual
@@ -108,7 +111,10 @@ def chat_text(served: Served, ask: ChatAsk) -> ChatText:
     tokenizer = served.model.tokenizer
     template = tokenizer.chat_template or ""
     box, form = ask.toolbox, form_of(template)
-    messages = history([conversation(one) for one in ask.messages], form)
+    try:
+        messages = history([conversation(one) for one in ask.messages], form)
+    except Refusal as error:
+        raise error.renamed(ask._names) from None
     variables = dict(ask.chat_template_kwargs or {})
     if ask.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", ask.reasoning_effort)

@@ -50,6 +50,23 @@ class Refusal(Exception):
         self.message = sayable(message)
         self.headers = dict(headers or {}) | ({} if retry is None else {"retry-after": str(retry)})
 
+    def renamed(self, names: Mapping[str, str]) -> Refusal:
+        """The same of a request that was translated: the field is called what its client calls it."""
+        if self.param is not None:
+            mine, self.param = self.param, own_name(names, self.param)
+            if self.message.startswith(mine):
+                self.message = self.param + self.message.removeprefix(mine)
+        return self
+
+
+def own_name(names: Mapping[str, str], path: str) -> str:
+    """A field's path as the client wrote it, by the longest beginning of it that has another name there."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        if (name := names.get(".".join(parts[:end]))) is not None:
+            return ".".join([name, *parts[end:]])
+    return path
+
 
 def refusal(error: BaseException) -> Refusal:
     """What an error means for whoever asked."""

@@ -36,7 +36,7 @@ def rendered(
         return tokenizer.render_chat(messages, generation_prompt=answer, **variables)
     last = messages[-1]
     if not isinstance(last.get("content"), str) or not last["content"].strip():
-        raise TextError("continue_final_message needs a last message with some text to go on from.")
+        raise TextError("The last message has no text to go on from.")
     # The template is asked where the message ends: what follows the mark is what closes it.
     mark = uuid.uuid4().hex
     marked = [*messages[:-1], {**last, "content": last["content"].rstrip() + mark}]

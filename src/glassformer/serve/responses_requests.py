@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from glassformer.serve.fields import IGNORED, NEUTRAL, Ask, Name
 from glassformer.serve.openai_requests import ChatAsk
 from glassformer.serve.problems import Refusal
-from glassformer.serve.translating import translated
+from glassformer.serve.translating import Chat
+
+_NAMES = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "response_format.json_schema": "text.format",
+    "tool_choice.function": "tool_choice",
+}
+_CALL = {"function": "", "id": ".call_id"}
 
 Item = dict[str, Any]
 
@@ -40,6 +50,12 @@ class TextFormat(Ask):
     description: str | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> TextFormat:
+        if self.type == "json_schema" and self.schema_ is None:
+            raise ValueError("a json_schema is asked for and there is no schema")
+        return self
 
 
 class TextAsk(Ask):
@@ -86,18 +102,19 @@ class ResponseAsk(Ask):
     }
 
 
-def chat_of(ask: ResponseAsk, earlier: Sequence[Mapping[str, Any]]) -> ChatAsk:
+def chat_of(ask: ResponseAsk, earlier: Iterable[Mapping[str, Any]]) -> ChatAsk:
     """The same request as a chat that goes on from `earlier` messages.
 
     Raises:
         Refusal: items that cannot be read.
     """
-    messages: list[dict[str, Any]] = []
+    chat = Chat(_NAMES | {f"tools.{at}.function": f"tools.{at}" for at in range(len(ask.tools or ()))})
     if ask.instructions is not None:
-        messages.append({"role": "system", "content": ask.instructions})
-    messages += [*map(dict, earlier), *messages_of(ask.input)]
+        chat.add({"role": "system", "content": ask.instructions}, "instructions", content="instructions")
+    for message in earlier:
+        chat.add(message, "previous_response_id")
+    _read(ask.input, chat)
     told: dict[str, Any] = {
-        "messages": messages,
         "temperature": ask.temperature,
         "top_p": ask.top_p,
         "max_completion_tokens": ask.max_output_tokens,
@@ -118,47 +135,52 @@ def chat_of(ask: ResponseAsk, earlier: Sequence[Mapping[str, Any]]) -> ChatAsk:
         told["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif form is not None and form.type == "json_object":
         told["response_format"] = {"type": "json_object"}
-    return translated(ChatAsk, told)
+    return chat.ask(told)
 
 
-def messages_of(given: str | Sequence[Item]) -> list[dict[str, Any]]:
-    """Items as messages; calls that follow each other are one message's.
+def messages_of(given: str | list[Item]) -> list[dict[str, Any]]:
+    """Items as messages.
 
     Raises:
         Refusal: an item that cannot be read.
     """
+    chat = Chat({})
+    _read(given, chat)
+    return chat.messages
+
+
+def _read(given: str | list[Item], chat: Chat) -> None:
+    """Items as further messages of a chat; calls that follow each other are one message's."""
     if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    out: list[dict[str, Any]] = []
+        chat.add({"role": "user", "content": given}, "input", content="input")
+        return
+    first = len(chat.messages)
     thought: str | None = None
     for number, item in enumerate(given):
+        where = f"input.{number}"
         kind = item.get("type") or ("message" if "role" in item else None)
         if kind == "message":
-            out.append({"role": item.get("role"), "content": _text(item.get("content"), number)})
+            chat.add({"role": item.get("role"), "content": _text(item.get("content"), f"{where}.content")}, where)
         elif kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments")}
-            call = {"id": item.get("call_id"), "type": "function", "function": function}
-            if not (out and out[-1]["role"] == "assistant"):
-                out.append({"role": "assistant", "content": ""})
-            out[-1].setdefault("tool_calls", []).append(call)
+            if len(chat.messages) == first or chat.messages[-1]["role"] != "assistant":
+                chat.add({"role": "assistant", "content": ""}, where)
+            chat.call(item.get("call_id"), item.get("name"), item.get("arguments"), where, _CALL)
         elif kind == "function_call_output":
-            said = _text(item.get("output"), number)
-            out.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": said})
+            said = _text(item.get("output"), f"{where}.output")
+            told = {"role": "tool", "tool_call_id": item.get("call_id"), "content": said}
+            chat.add(told, where, tool_call_id=f"{where}.call_id")
         elif kind == "reasoning":
             parts = [*(item.get("content") or ()), *(item.get("summary") or ())]
             thought = "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
             continue
         else:
-            raise Refusal(
-                400, f"input.{number}: an item of type {str(kind)[:50]!r} cannot be read.", param=f"input.{number}"
-            )
-        if thought and out[-1]["role"] == "assistant":
-            out[-1]["reasoning_content"] = thought
+            raise Refusal(400, f"{where}: an item of type {str(kind)[:50]!r} cannot be read.", param=where)
+        if thought and chat.messages[-1]["role"] == "assistant":
+            chat.messages[-1]["reasoning_content"] = thought
         thought = None
-    return out
 
 
-def _text(content: Any, number: int) -> str:
+def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     texts = []
@@ -170,8 +192,6 @@ def _text(content: Any, number: int) -> str:
             else part.get("text", part.get("refusal"))
         )
         if not isinstance(text, str):
-            raise Refusal(
-                400, f"input.{number}.content: only text can be read; this model reads text only.", param="input"
-            )
+            raise Refusal(400, f"{where}: only text can be read; this model reads text only.", param=where)
         texts.append(text)
     return "".join(texts)

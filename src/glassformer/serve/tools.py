@@ -131,7 +131,8 @@ def history(messages: Sequence[Mapping[str, Any]], form: str) -> list[dict[str, 
     for number, message in enumerate(messages):
         told = dict(message)
         if calls := told.get("tool_calls"):
-            told["tool_calls"] = [_told_call(call, number, form) for call in calls]
+            places = (f"messages.{number}.tool_calls.{at}" for at in range(len(calls)))
+            told["tool_calls"] = [_told_call(call, place, form) for call, place in zip(calls, places, strict=True)]
             names |= {call["id"]: call["function"]["name"] for call in calls if call.get("id")}
         if told["role"] == "tool":
             id = told.get("tool_call_id")
@@ -148,18 +149,16 @@ def history(messages: Sequence[Mapping[str, Any]], form: str) -> list[dict[str, 
     return _plain(out) if form == "json" else out
 
 
-def _told_call(call: Mapping[str, Any], number: int, form: str) -> dict[str, Any]:
+def _told_call(call: Mapping[str, Any], place: str, form: str) -> dict[str, Any]:
     function = dict(call["function"])
     try:
         arguments = json.loads(function["arguments"] or "{}")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise Refusal(
-            400,
-            f"messages.{number}.tool_calls: the arguments of {function['name'][:100]!r} are no JSON object's text.",
-            param=f"messages.{number}.tool_calls",
-        )
+        where = f"{place}.function.arguments"
+        said = f"{where}: the arguments of {function['name'][:100]!r} are no JSON object's text."
+        raise Refusal(400, said, param=where)
     if form != "deepseek":  # whose templates put them together as text
         function["arguments"] = arguments
     told: dict[str, Any] = {"type": "function", "function": function}

@@ -88,7 +88,7 @@ def lens_edit(session: Session, ask: Any, check: Check) -> dict[str, Any]:
 class LensAgreementAsk(Lensed):
     layer: int | None = Field(default=None, description="Layer, from 0; by default all but the last.")
     samples: int = Field(default=16, ge=1, le=256, description="Positions at which the stream is moved, by layer.")
-    seed: int = Field(default=0, description="Of the draw.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of the draw.")
 
 
 @view("lens_agreement", LensAgreementAsk, room="depth")
