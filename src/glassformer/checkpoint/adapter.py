@@ -17,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glassformer.checkpoint.adapter_experts import experts_parts, router_of
 from glassformer.checkpoint.native import LazyTensors, read_json
-from glassformer.checkpoint.tables import Table, take
+from glassformer.checkpoint.tables import Table
 from glassformer.checkpoint.tensorfile import SIZES, TensorFile, read_header
 from glassformer.errors import CheckpointError, UnsafeFileError, UnsupportedError, near
 
@@ -36,7 +37,7 @@ _NO_EFFECT = frozenset(
         "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "inference_mode",
         "layers_pattern", "layers_to_transform", "lora_dropout", "lora_ga_config", "loftq_config", "megatron_core",
         "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-        "runtime_config", "target_modules", "task_type",
+        "runtime_config", "target_modules", "target_parameters", "task_type",
     }
 )  # fmt: skip
 _READ = frozenset(
@@ -70,7 +71,7 @@ class Adapter:
         """What B·A is multiplied by in a module."""
         alpha = self.settings.get("lora_alpha", 8)
         for pattern, value in (self.settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, f"{module}.weight")):
                 alpha = value
                 break
         return float(alpha) / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
@@ -204,27 +205,32 @@ def _with(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
             base = LazyTensors(
                 table.homes, lambda key: checkpoint.tensors["embed.weight" if key == "unembed.weight" else key]
             )
-    modules = _named(adapter, table, family.prefixes)
+    stacks = experts_parts(adapter, table)
+    apart_from = {part.module for part in stacks.values()}
+    modules = {
+        name: module for name, module in _named(adapter, table, family.prefixes).items() if module not in apart_from
+    }
     changed = {f"{name}.weight": module for name, module in modules.items() if set(adapter.modules[module]) != {"bias"}}
     changed |= {f"{name}.bias": module for name, module in modules.items() if "bias" in adapter.modules[module]}
     _fit(adapter, table, changed)
     keys = {key for name in changed for key in table.places[name].ours}
 
+    def theirs(name: str) -> Any:
+        if name.endswith(".bias") and name in changed:
+            return adapter.bias(changed[name])
+        own = table.theirs(name, base.__getitem__).float()
+        return adapter.values(changed[name], own) if name in changed else own
+
     def fetch(key: str) -> Any:
-        if key not in keys:
-            return base[key]
-        place, part = table.homes[key]
-        original = changed[place.theirs]
-        if place.theirs.endswith(".bias"):
-            return take(place, part, adapter.bias(original), config)
-        return take(place, part, adapter.values(original, table.theirs(place.theirs, base.__getitem__)), config)
+        whole = table.ours(key, theirs) if key in keys else base[key]
+        return whole if key not in stacks else whole.float() + stacks[key].added(adapter)
 
     return dataclasses.replace(
         checkpoint,
         config=config,
         tensors=LazyTensors(table.homes, fetch),
         adapters=(*checkpoint.adapters, adapter.path),
-        changed=checkpoint.changed | keys | ({"unembed.weight"} if tied and not config.tied else set()),
+        changed=checkpoint.changed | keys | set(stacks) | ({"unembed.weight"} if tied and not config.tied else set()),
     )
 
 
@@ -233,7 +239,9 @@ def _named(adapter: Adapter, table: Table, prefixes: Sequence[str]) -> dict[str,
     found = {}
     for module in adapter.modules:
         names = [module, *(prefixes[0] + module.removeprefix(p) for p in prefixes if p and module.startswith(p))]
-        found[next((name for name in names if f"{name}.weight" in table.places), module)] = module
+        known = next((name for name in names if f"{name}.weight" in table.places), None)
+        router = None if known is not None else router_of(module, table)
+        found[known or (module if router is None else router.removesuffix(".weight"))] = module
     return found
 
 

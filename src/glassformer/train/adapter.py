@@ -84,7 +84,8 @@ def targets(config: Config, family: Family, wanted: tuple[str, ...]) -> dict[str
 
     Raises:
         UsageError: a name means none.
-        UnsupportedError: the model has none that PEFT's layout holds an adapter for.
+        UnsupportedError: the model has none that PEFT's layout holds an adapter for, or the name means experts or a
+            router.
     """
     from glassformer.checkpoint.adapter_writer import places
 
@@ -100,6 +101,12 @@ def targets(config: Config, family: Family, wanted: tuple[str, ...]) -> dict[str
         return possible
     for pattern in wanted:
         if not any(fnmatch(name, pattern) for name in names.values()):
+            untrained = [key for key in config.components() if ".mlp.experts." in key or ".mlp.router." in key]
+            if any(fnmatch(".".join(key.split(".")[2:]).removesuffix(".weight"), pattern) for key in untrained):
+                raise UnsupportedError(
+                    f"targets names {pattern}, and adapters are not trained for experts and routers, though they are "
+                    "read and merged; name other matrices, or fine-tune the model whole."
+                )
             there = ", ".join(sorted(set(names.values())))
             raise UsageError(f"targets names {pattern}, and no matrix is called so; there are {there}.")
     return {key: shape for key, shape in possible.items() if any(fnmatch(names[key], pattern) for pattern in wanted)}
