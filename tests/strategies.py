@@ -469,3 +469,39 @@ def native_stacks(draw: st.DrawFn) -> Config:
             feed = dataclasses.replace(kept(feed), sparsity=0.0)
         layers.append(dataclasses.replace(layer, mixer=mixer, feed_forward=feed, embedding=None, copies=None))
     return dataclasses.replace(config, layers=tuple(layers), head=None)
+
+
+@st.composite
+def trained_natively(draw: st.DrawFn) -> Config:
+    """What the native training step computes: layers that are alike, of plain attention and a plain dense part."""
+    n_kv_heads = draw(st.integers(1, 3))
+    d_head = draw(st.sampled_from([2, 6, 10, 16]))
+    rotary = draw(st.booleans())
+    layer = draw(st.booleans())
+    return uniform(
+        vocab_size=draw(st.integers(5, 40)),
+        d_model=draw(st.integers(8, 20)),
+        n_layers=draw(st.integers(1, 3)),
+        context=48,
+        mixer=Attention(
+            n_heads=n_kv_heads * draw(st.integers(1, 3)),
+            n_kv_heads=n_kv_heads,
+            d_head=d_head,
+            bias=draw(st.booleans()),
+            out_bias=draw(st.booleans()),
+            rotary=Rotary(draw(st.sampled_from([100.0, 10_000.0])), 1.0, draw(scalings(d_head // 2)))
+            if rotary
+            else None,
+            qk_norm=draw(st.sampled_from([None, "head"])),
+            scale=draw(st.sampled_from([None, 0.3])),
+        ),
+        feed_forward=FeedForward(
+            draw(st.integers(1, 40)),
+            draw(st.sampled_from(["gelu_tanh", "silu"])),
+            draw(st.booleans()),
+            draw(st.booleans()),
+        ),
+        norm=Norm("layer" if layer else "rms", draw(st.sampled_from([1e-5, 1e-3]))),
+        learned_positions=not rotary,
+        tied=draw(st.booleans()),
+    )

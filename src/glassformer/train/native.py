@@ -41,7 +41,7 @@ def refusal(config: Config) -> str | None:
         "norms elsewhere than before the parts": layer.norms != "before",
         "positions that turn by the text's length": config.turns_by_length,
         "norms inside feed-forward parts": f.out_norm is not None,
-        "cut or shifted neurons": f.clamp is not None or f.linear_shift != 0,
+        "cut, shifted or sparse neurons": f.clamp is not None or f.linear_shift != 0 or f.sparsity != 0,
         "a layer before the final norm": config.head is not None,
         "fixed vectors of positions": config.sinusoids is not None,
         "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,

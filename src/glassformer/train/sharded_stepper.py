@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ def shard_rows(rows: int, rank: int, world: int) -> int:
 
 
 class ShardedMuon:
-    """Muon over matrices whose rows are spread over the processes.
+    """Muon over matrices, and stacks of experts' matrices, that are spread over the processes.
 
     Args:
-        parameters: every matrix by name, sharded on its rows.
+        parameters: every matrix by name, sharded on its first axis.
         ranks: the processes.
         dtype: of the Newton–Schulz products.
     """
@@ -57,7 +58,7 @@ class ShardedMuon:
         for name, p in sorted(self.parameters.items(), key=lambda item: (-item[1].numel(), item[0])):
             owner = load.index(min(load))
             self.owners[owner].append(name)
-            load[owner] += p.numel() * min(p.shape)
+            load[owner] += p.numel() * min(p.shape[-2:])
 
     @torch.no_grad()
     def step(self, lr: float, momentum: float, rounds: int, decay: float, cautious: bool) -> None:
@@ -70,10 +71,7 @@ class ShardedMuon:
         }
         mine = self.owners[rank]
         send = [sum(directions[name].numel() for name in self.owners[r]) for r in range(world)]
-        receive = [
-            sum(shard_rows(self.parameters[name].shape[0], r, world) * self.parameters[name].shape[1] for name in mine)
-            for r in range(world)
-        ]
+        receive = [sum(math.prod(self._held(name, r)) for name in mine) for r in range(world)]
         outgoing = torch.cat([directions[name].reshape(-1) for r in range(world) for name in self.owners[r]])
         arrived = torch.empty(sum(receive), dtype=outgoing.dtype, device=outgoing.device)
         dist.all_to_all_single(arrived, outgoing, receive, send)
@@ -87,7 +85,12 @@ class ShardedMuon:
                 value = self.parameters[name].to_local()
                 update = returned[at : at + value.numel()].view_as(value)
                 at += value.numel()
-                apply_update(value, update, lr, decay, cautious, shape_scale(*self.parameters[name].shape))
+                apply_update(value, update, lr, decay, cautious, shape_scale(*self.parameters[name].shape[-2:]))
+
+    def _held(self, name: str, rank: int) -> tuple[int, ...]:
+        """The shape of what a process holds of a matrix."""
+        first, *rest = self.parameters[name].shape
+        return shard_rows(first, rank, self.ranks.world), *rest
 
     def _join(self, arrived: Tensor, receive: list[int]) -> dict[str, Tensor]:
         """My matrices, whole, from every process's rows of them."""
@@ -95,10 +98,9 @@ class ShardedMuon:
         for r, part in enumerate(arrived.split(receive)):
             at = 0
             for name, into in pieces.items():
-                rows, columns = self.parameters[name].shape
-                rows = shard_rows(rows, r, self.ranks.world)
-                into.append(part[at : at + rows * columns].view(rows, columns))
-                at += rows * columns
+                shape = self._held(name, r)
+                into.append(part[at : at + math.prod(shape)].view(shape))
+                at += math.prod(shape)
         return {name: torch.cat(rows) for name, rows in pieces.items()}
 
     def _orthogonal(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,7 +146,9 @@ class ShardedStepper:
         transformer.requires_grad_(True)
         self.device = device = transformer.device
         self.mesh = init_device_mesh(device.type, (ranks.world,))
-        policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+        # inputs are ids, and all that follows has the parameters' dtype: casting would only hand each block a copy of
+        # what blocks pass on to each other
+        policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
         shard = functools.partial(fully_shard, mesh=self.mesh, mp_policy=policy, reshard_after_forward=True)
         for block in transformer.blocks:
             shard(block)
