@@ -14,8 +14,8 @@ from glassformer.interp.decompose import KINDS
 from glassformer.interp.patching import patch
 from glassformer.interp.taps import Compose
 from glassformer.interp.trace import trace
-from glassformer.model import Attention, Config, FeedForward, StateSpace, uniform
-from glassformer.model.choices import GatedLinearRecurrence, Parallel, SelectiveStateSpace, ShortConvolution
+from glassformer.model import Attention, Config, FeedForward, Norm, StateSpace, uniform
+from glassformer.model.choices import GatedLinearRecurrence, Head, Parallel, SelectiveStateSpace, ShortConvolution
 from glassformer.model.sites import names
 from tests.model.test_stacks import PHASES, Everything, drawn
 from tests.strategies import stacks
@@ -49,7 +49,6 @@ def test_a_trace_grows_into_the_whole_texts(config: Config) -> None:
 @settings(max_examples=20, phases=PHASES)
 def test_parts_add_up_and_removing_them_is_a_tap(config: Config) -> None:
     """Contributions sum to the number; a head's total effect is that of a whole forward without it."""
-    assume(config.head is None)
     transformer = drawn(config)
     ids = torch.randint(0, config.vocab_size, (9,), generator=torch.Generator().manual_seed(2)).tolist()
     assume(float(transformer(torch.tensor([ids]))[0, -1].std()) > 1e-6)
@@ -191,4 +190,26 @@ def test_a_sink_switched_off_leaves_its_share_to_the_keys() -> None:
     torch.testing.assert_close(off["logits"], trace(other, ids)["logits"], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(off.pattern(1, 2).sum(-1), torch.ones(8, dtype=torch.float64))
     assert not torch.allclose(off["logits"], trace(transformer, ids)["logits"])
+    assert off.why(words=0).residual <= 1e-12
+
+
+@pytest.mark.parametrize("norm", [Norm("layer"), Norm("rms", one_plus=True)], ids=["layer", "rms"])
+def test_a_layer_before_the_final_norm_is_held_as_it_ran(norm: Norm) -> None:
+    """Claims go through its norm and activation as run and sum to the number; a direct share is that of a last stream
+    without the part, everything after it computed anew."""
+    layers = uniform(40, 16, 2, 64, Attention(4, 2, 8), FeedForward(24)).layers
+    config = Config(40, 16, 64, layers, norm, head=Head("gelu", bias=True))
+    transformer, ids = drawn(config), [3, 17, 5, 22, 9, 30, 17, 5]
+    run = trace(transformer, ids)
+    found = run.why(words=0)
+    assert found.residual <= 1e-12
+    last, goal = run["blocks.1.resid_post"][-1], found.target
+    feed = found.parts.of("feed_forward", 1)
+    without = transformer.normed(last - run["blocks.1.mlp.out"][-1]) @ goal.way.vector + goal.way.offset
+    assert float(found.parts.direct[feed]) == pytest.approx(goal.value - float(without), abs=1e-9)
+    head = found.parts.of("head", 1)
+    one = head[(found.parts.head[head] == 2) & (found.parts.source[head] == 3)]
+    without = transformer.normed(last - run.contributions(1, 2, 7)[3]) @ goal.way.vector + goal.way.offset
+    assert float(found.parts.direct[one]) == pytest.approx(goal.value - float(without), abs=1e-9)
+    off = trace(transformer, ids, tap=edits.ablate(layer=0, head=1))
     assert off.why(words=0).residual <= 1e-12

@@ -97,7 +97,10 @@ def decompose(trace: Trace, goal: Target) -> Parts:
         x = x.double().cpu()
         y = x - x.mean() if goal.centred else x
         claimed = (x @ goal.reading.cpu())[None]
-        left = goal.without(claimed.to(whole.device), (y @ centred.cpu())[None].to(whole.device), _square(y, whole))
+        if goal.again is not None:
+            left = goal.again(goal.stream - x.to(goal.stream)[None])
+        else:
+            left = goal.without(claimed.to(whole.device), (y @ centred.cpu())[None].to(whole.device), _square(y, whole))
         columns.add(kind, layer, torch.tensor([number]), alone, claimed, (whole - left).cpu())
 
     sources = torch.arange(goal.position + 1)
@@ -106,9 +109,12 @@ def decompose(trace: Trace, goal: Target) -> Parts:
             vector(kind, layer, x, number)
             continue
         claimed, overlap, square = x.scalars(goal.reading, centred, goal.centred)
-        left = goal.without(claimed, overlap, square)
         heads = torch.arange(claimed.shape[0])[:, None].expand(claimed.shape).reshape(-1)
         places = sources.expand(claimed.shape).reshape(-1)
+        if goal.again is not None:
+            left = goal.again(goal.stream - x.vectors(heads, places)).view(claimed.shape)
+        else:
+            left = goal.without(claimed, overlap, square)
         columns.add("head", layer, heads, places, claimed.reshape(-1).cpu(), (whole - left).reshape(-1).cpu())
     if goal.bias:
         one = torch.tensor([goal.bias], dtype=torch.float64)

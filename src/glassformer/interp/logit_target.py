@@ -7,7 +7,9 @@ accumulated in float64, whatever the model's precision. Knows one position of on
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +57,18 @@ def linear(config: Config) -> None:
         )
 
 
-@torch.no_grad()
 def direction(trace: Trace, token: str | int | None, against: str | int | None, position: int) -> Direction:
-    """The direction of a token after a position; None means the most probable one there."""
+    """The direction of a token after a position; None means the most probable one there.
+
+    Raises:
+        UnsupportedError: the final norm does not read the residual stream itself.
+    """
     linear(trace.config)
+    return _direction(trace, token, against, position)
+
+
+@torch.no_grad()
+def _direction(trace: Trace, token: str | int | None, against: str | int | None, position: int) -> Direction:
     chosen = int(trace.logits(position).argmax()) if token is None else trace.token_id(token)
     other = None if against is None else trace.token_id(against)
     if other == chosen:
@@ -87,8 +97,10 @@ class Target:
         value: the number as run (product with the normed stream of the forward), float64.
         stream: the last residual stream at the position, float64.
         reading: vector whose product with a part of the stream is that part's share, the final norm's
-            divisor as run; a LayerNorm's centring is in it.
-        bias: the share of the final norm's bias.
+            divisor as run; a LayerNorm's centring is in it. Where a layer stands before the final norm, so is that
+            layer, its norm's divisor and what its activation multiplied each number by as run.
+        bias: the share of the final norm's bias, and of such a layer's.
+        again: the number of any last streams, all after them computed anew, where such a layer stands between.
         logit, probability: of the token, as the model said.
         softcap: the step from the score before the cap to the logit, or None.
     """
@@ -106,6 +118,7 @@ class Target:
     logit: float
     probability: float
     softcap: dict[str, Any] | None
+    again: Callable[[Float[Tensor, "*part d_model"]], Float[Tensor, "*part"]] | None = None
 
     def share(self, parts: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part"]:
         """Each part's share of the number, in float64."""
@@ -135,16 +148,17 @@ class Target:
 def target(trace: Trace, token: str | int | None, against: str | int | None, position: int) -> Target:
     """The number to explain, from a trace of one text."""
     position = trace.position(position)
-    way = direction(trace, token, against, position)
+    way = _direction(trace, token, against, position)
     forward, norm = trace.forward, trace.transformer.final
     at = slice(position, position + 1)
-    stream = forward.last(at)[0, 0].double()
+    stream, head = forward.last(at)[0, 0].double(), trace.transformer.head
+    read = stream if head is None else forward.read_out(at)[0, 0].double()  # what the final norm reads
     scale, eps, centring = 1.0, 0.0, False
     if norm is not None:
         eps, centring = norm.eps, norm.centred
         scale = float(forward.get("final.scale", at)[0, 0, 0].double())
     if norm is not None and "final.scale" not in forward.recorded:
-        centred = stream - stream.mean() if norm.centred else stream
+        centred = read - read.mean() if norm.centred else read
         scale = math.sqrt(float(centred.square().mean()) + norm.eps)
     reading = way.vector * gain(norm, way.vector) / scale
     if centring:
@@ -152,6 +166,11 @@ def target(trace: Trace, token: str | int | None, against: str | int | None, pos
     bias = way.offset
     if norm is not None and norm.bias is not None:
         bias += float(way.vector @ norm.bias.double())
+    again = None
+    if head is not None:
+        reading, more = _through_head(trace, reading, at)
+        bias += more
+        again = functools.partial(_number, trace, way)
     value = float(way.vector @ forward.get("final.normed", at)[0, 0].double()) + way.offset
     logits = trace.logits(position).double()
     cap = trace.config.logit_softcap
@@ -173,4 +192,37 @@ def target(trace: Trace, token: str | int | None, against: str | int | None, pos
         logit=float(logits[way.token]),
         probability=float(torch.softmax(logits, -1)[way.token]),
         softcap=step,
+        again=again,
     )
+
+
+def _through_head(
+    trace: Trace, reading: Float[Tensor, " d_model"], at: slice
+) -> tuple[Float[Tensor, " d_model"], float]:
+    """A reading of what the final norm reads as one of the last residual stream, and what the biases between give."""
+    head, forward = trace.transformer.head, trace.forward
+    assert head is not None
+    pre, norm = forward.get("head.pre", at)[0, 0].double(), head.norm
+    given = forward.read_out(at)[0, 0].double()
+    factor = torch.where(pre == 0, 0.0, given / torch.where(pre == 0, 1.0, pre))
+    onto = reading * factor
+    bias = 0.0 if head.dense.bias is None else float(onto @ head.dense.bias.double())
+    onto = onto @ head.dense.weight.double()
+    if norm.bias is not None:
+        bias += float(onto @ norm.bias.double())
+    stream = forward.last(at)[0, 0].double()
+    if "head.scale" in forward.recorded:
+        scale = forward.recorded["head.scale"][0, at][0, 0].double()
+    else:
+        centred = stream - stream.mean() if norm.centred else stream
+        scale = (centred.square().mean() + norm.eps).sqrt()
+    onto = onto * gain(norm, onto) / scale
+    return (onto - onto.mean() if norm.centred else onto), bias
+
+
+@torch.no_grad()
+def _number(trace: Trace, way: Direction, streams: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part"]:
+    """The number that these last residual streams give."""
+    transformer = trace.transformer
+    normed = transformer.normed(streams.to(transformer.device, transformer.dtype)).double()
+    return normed @ way.vector + way.offset
