@@ -81,8 +81,8 @@ def test_edges(smollm2):
     exact = Exact(found.pairs[0])(torch.tensor(numbers))
     assert exact.tolist() == pytest.approx([float(worth) for *_, worth in table], abs=0.01)
     runs, drawn = Runs(found.pairs), torch.rand(found.graph.total, generator=torch.Generator().manual_seed(0))
-    assert curve(runs, found.graph, greedy(found.graph, found.strength)).cmd == pytest.approx(0.019, abs=0.001)
-    assert curve(runs, found.graph, greedy(found.graph, drawn)).cmd == pytest.approx(0.71, abs=0.04)
+    assert curve(runs, found.graph.total, greedy(found.graph, found.strength)).cmd == pytest.approx(0.019, abs=0.001)
+    assert curve(runs, found.graph.total, greedy(found.graph, drawn)).cmd == pytest.approx(0.71, abs=0.04)
 
 
 def test_heads(smollm2):

@@ -55,16 +55,20 @@ def test_edges_by_position(capsys, model):
     own = mine.trace("a mole of").edges(
         corrupted=mine.trace("A mole of"), answer=" mole", wrong=" of", exact="strongest", strongest=5, by_position=True
     )
-    assert "circuit" not in found
+    want = mine.circuit(
+        [("a mole of", "A mole of")], answer=" mole", wrong=" of", exact="strongest", strongest=5, by_position=True
+    )
+    assert found["circuit"]["edges"] == want.rows()
+    assert found["circuit"]["f"] >= 0.9
     assert [(row["from"], row["to"], row["position"]) for row in found["edges"]] == [
         (row["from"], row["to"], row["position"]) for row in own.ranked(9)
     ]
-    _, out, _ = run(capsys, *ASKED, "-m", model, "--by-position", "--exact", "none", "-k", 1)
-    first = own.ranked(1)[0]
+    _, out, _ = run(capsys, *ASKED, "-m", model, "--by-position", "--exact", "strongest", "--strongest", 5, "-k", 1)
+    first = want.rows()[0]
     assert f"{first['from']} → {first['to']} at " in out
     code, _, err = run(capsys, *ASKED, "-m", model, "--by-position", "-o", "x.json")
     assert code == 2
-    assert "finds no circuit; leave out --task and --out" in err
+    assert "cannot be run on others; leave out --task and --out" in err
 
 
 def test_pairs_and_other_metrics(capsys, model, tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from glassformer.errors import TaskError, UsageError
 from glassformer.interp import tasks
+from glassformer.interp.circuit_edit import circuit as run_alone
 from glassformer.interp.circuit_search import SHARES, Curve, Runs, circuit, greedy, jaccard, smallest
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edges import Edges, edges, prepared
@@ -25,16 +26,25 @@ def found() -> Edges:
     return edges([(trace(t, CLEAN), trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, exact="all")
 
 
-def alone(inside: set[tuple[str, str]]) -> float:
-    """The metric when only these edges carry this run's values, by the forward written out in the test."""
+@functools.cache
+def apart() -> Edges:
+    """The same, positions told apart; the first difference is at position 2 of 6."""
+    t = small()
+    return edges([(trace(t, CLEAN), trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, exact="none", by_position=True)
+
+
+def alone(inside: set[tuple[str, str]] | set[tuple[str, str, int]]) -> float:
+    """The metric when only these edges, at one position or at all, carry this run's values, by the forward written out
+    in the test."""
     t = small()
     streams: dict[str, torch.Tensor] = {}
     _, corrupted = textbook(t, begin(t, CORRUPTED), None, lambda name, x, before: streams.setdefault(name, x))
 
+    def at(sender: str, name: str) -> torch.Tensor:
+        return torch.tensor([[(sender, name) in inside or (sender, name, p) in inside] for p in range(6)]).double()
+
     def hear(name: str, x: torch.Tensor, before: dict[str, torch.Tensor]) -> torch.Tensor:
-        return streams[name] + sum(
-            (y - corrupted[sender] for sender, y in before.items() if (sender, name) in inside), torch.zeros(6, 12)
-        )
+        return streams[name] + sum(at(sender, name) * (y - corrupted[sender]) for sender, y in before.items())
 
     return float(difference(textbook(t, begin(t, CLEAN), None, hear)[0]))
 
@@ -70,6 +80,56 @@ def test_greedy_sets_grow_from_the_logits():
     assert greedy(graph, strength, 7).tolist() == order[:7].tolist()
 
 
+def test_a_set_at_positions_alone_is_what_a_forward_by_hand_says():
+    graph, g = apart().graph, torch.Generator().manual_seed(1)
+    sets = torch.rand(3, graph.total * 4, generator=g) < torch.tensor([0.3, 0.6, 0.9])[:, None]
+    cells = [row.nonzero()[:, 0].tolist() for row in sets]
+    expected = [alone({(*graph.names(c // 4), c % 4 + 2) for c in row}) for row in cells]
+    told = Runs(apart().pairs).metric(sets)
+    torch.testing.assert_close(told, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+    everywhere = torch.rand(2, graph.total, generator=g) < 0.5
+    both = Runs(apart().pairs).metric(everywhere), Runs(apart().pairs).metric(everywhere.repeat_interleave(4, 1))
+    torch.testing.assert_close(*both, rtol=0, atol=1e-12)
+
+
+def test_greedy_sets_grow_from_the_logits_at_the_last_position():
+    """Every edge at every position is tried at every step; what a head reads at a position by key or value, later
+    positions of its output are made of."""
+    graph = apart().graph
+    size = torch.rand(graph.total * 4, generator=torch.Generator().manual_seed(5))
+    counts, out = {("logits", 3)}, list[int]()
+    made = {"m0": ["m0"], "m1": ["m1"], "embed": list[str]()}
+    made |= {
+        f"a{i}.h{h}": [f"a{i}.h{h}.q", f"a{i}.kv{h // 2}.k", f"a{i}.kv{h // 2}.v"] for i in range(2) for h in range(4)
+    }
+    while True:
+        open_ = [c for c in range(len(size)) if (graph.names(c // 4)[1], c % 4) in counts and c not in out]
+        if not open_:
+            break
+        out.append(max(open_, key=lambda c: float(size[c])))
+        sender, at = graph.names(out[-1] // 4)[0], out[-1] % 4
+        for name in made[sender]:
+            counts |= {(name, p) for p in range(0 if name[-2:] in (".k", ".v") else at, at + 1)}
+    assert greedy(graph, size).tolist() == out
+    assert len(out) < len(size)  # nothing but the last position reaches the logits in the last layer
+
+
+def test_a_circuit_by_position():
+    result = circuit(apart(), 0.8)
+    assert result.f >= 0.8
+    assert result.tried
+    rows = result.to_dict()["circuit"]["edges"]
+    assert all(2 <= row["position"] <= 5 and row["token"] for row in rows)
+    mine = {(row["from"], row["to"], row["position"]) for row in rows}
+    told = found().corrupted + result.f * (found().clean - found().corrupted)
+    assert len(mine) == len(rows) == len(result.chosen)
+    assert alone(mine) == pytest.approx(told, abs=1e-10)
+    assert set(result.nodes()) == {row["from"] for row in rows}
+    assert result.curve.f[-1] == pytest.approx(1)
+    with pytest.raises(UsageError, match="find one without by_position to run it"):
+        run_alone(result)
+
+
 def test_areas_by_hand():
     seen = Curve((0.0, 0.5, 1.0), (0.0, 1.2, 1.0))
     assert seen.cpr == pytest.approx(0.5 * 0.6 + 0.5 * 1.1)
@@ -95,7 +155,7 @@ def test_a_circuit_reaches_its_faithfulness_and_needs_every_edge():
     mine = {(row["from"], row["to"]) for row in data["circuit"]["edges"]}
     assert alone(mine) == pytest.approx(found().corrupted + result.f * (found().clean - found().corrupted), abs=1e-10)
     order = greedy(graph, found().value)
-    n = smallest(runs, graph, order, 0.8)
+    n = smallest(runs, graph.total, order, 0.8)
     assert float(runs.faithfulness(result_sets(graph, order, [n]))[0]) >= 0.8
 
 
@@ -144,9 +204,31 @@ def test_redrawn_prompts_change_the_set():
         assert float(measured.strength[cell]) == pytest.approx(((both[0] ** 2 + both[1] ** 2) / 2) ** 0.5)
     with pytest.raises(UsageError, match=r"above 0 and at most 1; 1.5 is not"):
         circuit(several, 1.5)
-    apart = edges(pairs[:1], answer=RIGHT, wrong=WRONG, exact="none", by_position=True)
-    with pytest.raises(UsageError, match="summed over positions"):
-        circuit(apart)
+
+
+def test_over_many_pairs_the_unreliable_are_tried_on_five():
+    t = small()
+    texts = [([5, 9, a, 7, 8, 4], [5, 9, b, 7, 8, 4]) for a, b in zip(range(10, 17), range(20, 27), strict=True)]
+    pairs = [(trace(t, clean), trace(t, corrupted)) for clean, corrupted in texts]
+    named = {"answer": RIGHT, "wrong": WRONG}
+    some, whole = edges(pairs, **named, strongest=9), edges(pairs, **named, exact="all")
+    done = ~torch.isnan(some.exact)
+    top = some.estimate.mean(0).abs().topk(9).indices
+    flagged = ~some.reliable
+    assert done[:, top].all()
+    assert torch.equal(done[:5].all(0), done.any(0))
+    assert (done[0] >= flagged).all()
+    weakest = some.estimate.mean(0).abs()[top].min()
+    near = whole.exact[:5].square().mean(0).sqrt() >= weakest / 2
+    near[top] = True
+    assert torch.equal(done[5:].all(0), done[0] & near)
+    assert torch.equal(done[5:].any(0), done[5:].all(0))
+    assert some.replaced < some.tried < 1
+    torch.testing.assert_close(some.exact[done], whole.exact[done], rtol=0, atol=1e-12)
+    assert some.to_dict()["tried"] == some.tried
+    assert {edge for edge in range(some.graph.total) if some.rows([edge])[0]["exact"] is None} == set(
+        (~done.all(0)).nonzero()[:, 0].tolist()
+    )
 
 
 def words(text: str) -> list[int]:

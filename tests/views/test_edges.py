@@ -54,7 +54,10 @@ def test_edges_are_those_of_a_trace(session: Session, model: Any, options: dict[
 def test_a_circuit_is_what_the_command_prints(session: Session, tmp_path: Any, capsys: pytest.CaptureFixture[str]):
     source = tiny_directory(tmp_path / "tiny")
     args = ("circuit", "a mole of", "A mole of", "--answer", " mole", "--wrong", " of", "-k", 20, "-f", 0.8)
-    close(session.view("circuit", {**PAIR, "faithfulness": 0.8}), answer(capsys, *args, "-m", source))
+    for more, option in (({}, ()), ({"by_position": True, "exact": "none"}, ("--by-position", "--exact", "none"))):
+        told = session.view("circuit", {**PAIR, "faithfulness": 0.8, **more})
+        close(told, answer(capsys, *args, *option, "-m", source))
+    assert all("position" in row for row in told["circuit"]["edges"])
 
 
 def test_copied_lines_give_the_numbers(session: Session, model: Any, monkeypatch: pytest.MonkeyPatch):

@@ -61,9 +61,7 @@ def command(
     strongest: Annotated[
         int, typer.Option("--strongest", metavar="N", help="How many of the strongest edges are measured.")
     ] = 300,
-    by_position: Annotated[
-        bool, typer.Option("--by-position", help="List edges at each position of one pair, and seek no circuit.")
-    ] = False,
+    by_position: Annotated[bool, typer.Option("--by-position", help="Tell positions apart, for one pair.")] = False,
     top: Annotated[
         int | None, typer.Option("--top", "-k", metavar="K", help="How many edges to list: 20, or all in --json.")
     ] = None,
@@ -84,7 +82,9 @@ def command(
         raise UsageError(f"--strongest is 0 or more; {strongest} is not.")
     at_least_one(top=1 if top is None else top)
     if by_position and (out is not None or task is not None):
-        raise UsageError("--by-position lists edges of one pair and finds no circuit; leave out --task and --out.")
+        raise UsageError(
+            "A circuit by position is of one pair of prompts and cannot be run on others; leave out --task and --out."
+        )
     if task is not None:
         from glassformer.interp.tasks import TASKS
 
@@ -121,9 +121,6 @@ def command(
         )
         data: dict[str, Any] = {"model": opened.name, "precision": opened.precision, "task": task, "accuracy": accuracy}
         data |= {"prompts": given}
-        if by_position:
-            data |= found.to_dict(top if look.as_json else top or 20)
-            return Seen(data, lambda: show_positions(data))
         beside: tuple[Any, ...] = ()
         if held:
             named: dict[str, Any] = {"answer": [p["answer"] for p in held], "wrong": [p["wrong"] for p in held]}
@@ -181,16 +178,6 @@ def show(data: dict[str, Any]) -> None:
     out.print(Text(f"Sets without any of its edges bring back, by size, {rivals}."))
     if data["jaccard"] is not None:
         out.print(Text(f"With the pairs drawn again, sets overlap by {data['jaccard']:.2f} (Jaccard)."))
-    _measured(data)
-
-
-def show_positions(data: dict[str, Any]) -> None:
-    """The prompts, and the strongest edges by position."""
-    from rich.text import Text
-
-    _heading(data)
-    console().print(Text("The strongest edges, each at one position:", style="bold"))
-    _edges(data["edges"])
     _measured(data)
 
 

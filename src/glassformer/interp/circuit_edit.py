@@ -114,6 +114,8 @@ def circuit(found: Circuit | RunCircuit, counterfactual: Sequence[int] | None = 
     if isinstance(found, RunCircuit):
         ids = found.counterfactual if counterfactual is None else tuple(counterfactual)
         return RunCircuit(found.transformer, found.edges, ids, found.facts)
+    if found.edges.positions is not None:
+        raise UsageError("A circuit by position is of its two prompts alone; find one without by_position to run it.")
     pairs = found.edges.pairs
     if counterfactual is None and not -len(pairs) <= pair < len(pairs):
         raise UsageError(f"The circuit was found on {len(pairs)} pairs; there is no pair {pair}.")

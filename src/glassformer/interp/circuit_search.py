@@ -34,44 +34,49 @@ _HELD = 128 << 20
 _PRUNE = 3000
 
 
-def greedy(graph: Graph, strength: Float[Tensor, " edge"], most: int | None = None) -> Int[Tensor, " rank"]:
+def greedy(graph: Graph, strength: Float[Tensor, " cell"], most: int | None = None) -> Int[Tensor, " rank"]:
     """Edges in the order in which they join: each time the strongest one into an input that already counts.
 
     The logits count from the start; when an edge from a sender joins, the inputs that make that sender count too.
+    By position (`Edges`) an input counts at one position: the logits at the last; a sender is made by its inputs at its
+    position, and by all that a mixer carries there from earlier ones.
     """
-    size, most = strength.abs(), graph.total if most is None else most
-    ranked: dict[int, list[int]] = {}
-    heap: list[tuple[float, int, int, int]] = []  # −size, edge, receiver, rank within the receiver
-    known, sizes = [False] * len(graph.senders), size.tolist()
+    wide = len(strength) // graph.total
+    size, most = strength.abs().view(-1, wide), len(strength) if most is None else most
+    ranked: dict[tuple[int, int], list[int]] = {}
+    heap: list[tuple[float, int, int, int]] = []  # −size, cell, receiver, rank within the receiver at its position
+    known, sizes = [False] * (len(graph.senders) * wide), strength.abs().tolist()
 
-    def offer(receiver: int, rank: int) -> None:
-        if rank < len(ranked[receiver]):
-            edge = ranked[receiver][rank]
-            heapq.heappush(heap, (-sizes[edge], edge, receiver, rank))
+    def offer(receiver: int, at: int, rank: int) -> None:
+        if rank < len(ranked[receiver, at]):
+            cell = ranked[receiver, at][rank] * wide + at
+            heapq.heappush(heap, (-sizes[cell], cell, receiver, rank))
 
-    def count(receiver: int) -> None:
-        if receiver not in ranked:
+    def count(receiver: int, at: int) -> None:
+        if (receiver, at) not in ranked:
             first = int(graph.offset[receiver])
-            own = size[first : first + graph.receivers[receiver].seen]
-            ranked[receiver] = (own.argsort(descending=True, stable=True) + first).tolist()
-            offer(receiver, 0)
+            own = size[first : first + graph.receivers[receiver].seen, at]
+            ranked[receiver, at] = (own.argsort(descending=True, stable=True) + first).tolist()
+            offer(receiver, at, 0)
 
-    count(graph.logits[0])
+    count(graph.logits[0], wide - 1)
     out: list[int] = []
     senders = graph.sender_of.tolist()
     while heap and len(out) < most:
-        _, edge, receiver, rank = heapq.heappop(heap)
-        out.append(edge)
-        offer(receiver, rank + 1)
-        if not known[senders[edge]]:
-            known[senders[edge]] = True
+        _, cell, receiver, rank = heapq.heappop(heap)
+        out.append(cell)
+        edge, at = divmod(cell, wide)
+        offer(receiver, at, rank + 1)
+        if not known[senders[edge] * wide + at]:
+            known[senders[edge] * wide + at] = True
             for inner in graph.inputs[senders[edge]]:
-                count(inner)
+                for earlier in range(0 if graph.receivers[inner].carries else at, at + 1):
+                    count(inner, earlier)
     return torch.tensor(out, dtype=torch.long)
 
 
 class Runs:
-    """Runs sets of edges on pairs of prompts.
+    """Runs sets of edges, or of edges at positions, on pairs of prompts.
 
     Args:
         tick: called before each batch of sets; what it raises stops them.
@@ -82,7 +87,7 @@ class Runs:
         self._streams = [pair.streams(pair.corrupted) for pair in self.pairs]
 
     @torch.no_grad()
-    def metric(self, sets: Bool[Tensor, "set edge"]) -> Float[Tensor, " set"]:
+    def metric(self, sets: Bool[Tensor, "set cell"]) -> Float[Tensor, " set"]:
         """The metric when each set runs alone, averaged over pairs."""
         total = torch.zeros(len(sets), dtype=torch.float64)
         for pair, streams in zip(self.pairs, self._streams, strict=True):
@@ -90,12 +95,13 @@ class Runs:
             for low in range(0, len(sets), step):
                 self.tick()
                 part = sets[low : low + step].to(pair.sent.device)
+                part = part if part.shape[1] == pair.graph.total else part.unflatten(1, (pair.graph.total, -1))
                 hub = Inside(pair.graph, streams, pair.sent, part)
                 hub.send((pair.sent - pair.change)[:1, None].expand(-1, len(part), -1, -1))
                 total[low : low + step] += pair.numbers(pair.apart.run(hub, len(part)))
         return total / len(self.pairs)
 
-    def faithfulness(self, sets: Bool[Tensor, "set edge"]) -> Float[Tensor, " set"]:
+    def faithfulness(self, sets: Bool[Tensor, "set cell"]) -> Float[Tensor, " set"]:
         """f of each set."""
         clean, corrupted = (
             sum(getattr(p, name) for p in self.pairs) / len(self.pairs) for name in ("of_clean", "of_corrupted")
@@ -103,9 +109,9 @@ class Runs:
         return (self.metric(sets) - corrupted) / (clean - corrupted)
 
 
-def prefixes(graph: Graph, order: Int[Tensor, " rank"], counts: Sequence[int]) -> Bool[Tensor, "set edge"]:
-    """The first so many edges of an order, as sets."""
-    sets = torch.zeros(len(counts), graph.total, dtype=torch.bool)
+def prefixes(cells: int, order: Int[Tensor, " rank"], counts: Sequence[int]) -> Bool[Tensor, "set cell"]:
+    """The first so many of an order, as sets among so many cells."""
+    sets = torch.zeros(len(counts), cells, dtype=torch.bool)
     for row, count in zip(sets, counts, strict=True):
         row[order[:count]] = True
     return sets
@@ -137,18 +143,18 @@ class Curve:
         return self._area([abs(1 - x) for x in self.f])
 
 
-def curve(runs: Runs, graph: Graph, order: Int[Tensor, " rank"]) -> Curve:
-    """f of the best 0.1 … 100 % of the edges."""
-    f = runs.faithfulness(prefixes(graph, order, [max(1, int(share * graph.total)) for share in SHARES]))
+def curve(runs: Runs, cells: int, order: Int[Tensor, " rank"]) -> Curve:
+    """f of the best 0.1 … 100 % of all cells."""
+    f = runs.faithfulness(prefixes(cells, order, [max(1, int(share * cells)) for share in SHARES]))
     return Curve(SHARES, tuple(f.tolist()))
 
 
-def smallest(runs: Runs, graph: Graph, order: Int[Tensor, " rank"], target: float) -> int:
-    """The fewest first edges of an order that reach a faithfulness, by bisection of its growth."""
-    low, high, points = 0, graph.total, 8
-    counts = sorted({min(graph.total, 2**i) for i in range(graph.total.bit_length() + 1)})
+def smallest(runs: Runs, cells: int, order: Int[Tensor, " rank"], target: float) -> int:
+    """The fewest first ones of an order that reach a faithfulness, by bisection of its growth."""
+    low, high, points = 0, cells, 8
+    counts = sorted({min(cells, 2**i) for i in range(cells.bit_length() + 1)})
     while True:
-        reached = runs.faithfulness(prefixes(graph, order, counts)) >= target
+        reached = runs.faithfulness(prefixes(cells, order, counts)) >= target
         first = int(reached.int().argmax()) if bool(reached.any()) else len(counts)
         if first < len(counts):
             high = counts[first]
@@ -161,10 +167,10 @@ def smallest(runs: Runs, graph: Graph, order: Int[Tensor, " rank"], target: floa
             counts = [low + 1]
 
 
-def pruned(runs: Runs, chosen: Int[Tensor, " edge"], graph: Graph, target: float) -> tuple[Int[Tensor, " edge"], bool]:
-    """The edges less those without which the set still reaches `target`; and whether each one left was tried alone.
+def pruned(runs: Runs, chosen: Int[Tensor, " cell"], cells: int, target: float) -> tuple[Int[Tensor, " cell"], bool]:
+    """The chosen ones less those without which the set still reaches `target`; and whether each that is left was tried.
 
-    Blocks of edges are taken out, each alone, and the set run; those that cost least go first, as many together as may.
+    Blocks of them are taken out, each alone, and the set run; those that cost least go first, as many together as may.
     When no block can go, smaller ones are tried, down to single edges, as long as runs are left.
     """
     left, block = _PRUNE // len(runs.pairs), max(1, len(chosen) // 64)
@@ -173,13 +179,13 @@ def pruned(runs: Runs, chosen: Int[Tensor, " edge"], graph: Graph, target: float
         left -= len(blocks)
         if left < 0:
             return chosen, False
-        sets = torch.zeros(len(blocks), graph.total, dtype=torch.bool)
+        sets = torch.zeros(len(blocks), cells, dtype=torch.bool)
         sets[:, chosen] = True
         for row, out in zip(sets, blocks, strict=True):
             row[out] = False
         order = runs.faithfulness(sets).argsort(descending=True).tolist()
         counts = sorted({min(len(blocks), 2**i) for i in range(len(blocks).bit_length() + 1)})
-        tried = torch.zeros(len(counts), graph.total, dtype=torch.bool)
+        tried = torch.zeros(len(counts), cells, dtype=torch.bool)
         for row, count in zip(tried, counts, strict=True):
             row[torch.cat([chosen[:0], *(blocks[i] for i in order[count:])])] = True
         held = (runs.faithfulness(tried) >= target).nonzero()[:, 0].tolist()
@@ -225,7 +231,8 @@ class Circuit:
     """A set of edges and what is known of it.
 
     Attributes:
-        edges: the values it was ranked by; chosen: its edges, by number; target: the faithfulness asked for.
+        edges: the values it was ranked by; chosen: its edges, or edges at positions, by the number of their cell;
+        target: the faithfulness asked for.
         f: its own; tried: whether each of its edges was taken out alone and found to be needed.
         curve: f of the best 0.1 … 100 % of edges; random: the same of random orders.
         random_f: of random sets as large as this one; jaccard: under redrawn prompts, or None for one pair.
@@ -233,7 +240,7 @@ class Circuit:
     """
 
     edges: Edges
-    chosen: Int[Tensor, " edge"]
+    chosen: Int[Tensor, " cell"]
     target: float
     f: float
     tried: bool
@@ -246,7 +253,8 @@ class Circuit:
 
     def nodes(self) -> list[str]:
         """The senders of its edges, in the model's order."""
-        return [self.edges.graph.senders[i] for i in sorted(set(self.edges.graph.sender_of[self.chosen].tolist()))]
+        graph, own = self.edges.graph, self.chosen // self.edges.wide
+        return [graph.senders[i] for i in sorted(set(graph.sender_of[own].tolist()))]
 
     def rows(self) -> list[dict[str, Any]]:
         """Its edges, strongest first."""
@@ -296,14 +304,12 @@ def circuit(
         randoms: how many random orders stand beside it.
 
     Raises:
-        UsageError: for a faithfulness outside (0, 1], or edges by position.
+        UsageError: for a faithfulness outside (0, 1].
     """
     if not 0 < faithfulness <= 1:
         raise UsageError(f"A circuit's faithfulness is above 0 and at most 1; {faithfulness} is not.")
-    if edges.positions is not None:
-        raise UsageError("A circuit is of edges summed over positions; take edges without by_position.")
     say = progress or (lambda done, total, what: None)
-    graph, runs = edges.graph, Runs(edges.pairs)
+    graph, runs, cells = edges.graph, Runs(edges.pairs), len(edges.strength)
 
     def step(done: int, what: str) -> None:
         runs.tick = partial(say, done, 5, what)
@@ -311,22 +317,22 @@ def circuit(
 
     order = greedy(graph, edges.strength)
     step(0, "running sets")
-    whole = curve(runs, graph, order)
+    whole = curve(runs, cells, order)
     step(1, "random sets")
     g = torch.Generator().manual_seed(seed)
-    orders = [greedy(graph, torch.rand(graph.total, generator=g)) for _ in range(randoms)]
-    random = [curve(runs, graph, each) for each in orders]
+    orders = [greedy(graph, torch.rand(cells, generator=g)) for _ in range(randoms)]
+    random = [curve(runs, cells, each) for each in orders]
     step(2, "finding the smallest")
-    first = order[: smallest(runs, graph, order, faithfulness)]
-    chosen, tried = pruned(runs, first, graph, faithfulness)
+    first = order[: smallest(runs, cells, order, faithfulness)]
+    chosen, tried = pruned(runs, first, cells, faithfulness)
     step(3, "rivals")
     outside = edges.strength
     outside[chosen] = 0
     without = greedy(graph, outside)
     without = without[~torch.isin(without, chosen)]
     sizes = sorted({min(len(without), max(1, len(chosen)) * times) for times in (1, 4, 16)})
-    beside = [prefixes(graph, without, sizes), *(prefixes(graph, each, [len(chosen)]) for each in orders)]
-    own = torch.zeros(1, graph.total, dtype=torch.bool)
+    beside = [prefixes(cells, without, sizes), *(prefixes(cells, each, [len(chosen)]) for each in orders)]
+    own = torch.zeros(1, cells, dtype=torch.bool)
     own[0, chosen] = True
     f = runs.faithfulness(torch.cat([own, *beside])).tolist()
     step(4, "drawing prompts again")

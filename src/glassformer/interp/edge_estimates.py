@@ -28,7 +28,12 @@ _HELD = 256 << 20
 # How far along the change the gradient is taken for its rate of change, by precision.
 _NUDGE = {torch.float64: 1e-4, torch.float32: 1e-2}
 
-Given = tuple[int, int]
+Weights = dict[float, float]
+
+
+def _between(steps: int) -> Weights:
+    """The mean of so many gradients on the way from corrupted to clean."""
+    return {1 - k / steps: 1 / steps for k in range(1, steps + 1)}
 
 
 def slopes(
@@ -88,32 +93,43 @@ class Estimates:
             whole = out[graph.edges_of(which)].view(len(which), seen, *out.shape[1:])
             whole[:, chosen.start : chosen.stop] -= times * cells.double().cpu()
 
-    def along(self, shares: list[float], weights: list[float], relevance: bool = False) -> Float[Tensor, "edge ..."]:
-        """Change × weighted sum of the gradients with the embeddings moved by these shares of the change."""
-        out, everyone = self.zeros(), range(len(self.pair.graph.senders))
+    def along(self, sums: list[Weights], relevance: bool = False) -> list[Float[Tensor, "edge ..."]]:
+        """For each of these sums, change × weighted sum of the gradients with the embeddings moved by a share of the
+        change: {share: weight}. A gradient that several sums take is computed once."""
+        shares = sorted({share for one in sums for share in one})
+        out, everyone = [self.zeros() for _ in sums], range(len(self.pair.graph.senders))
         for low in range(0, len(shares), self.rows):
             self.tick()
             part = slice(low, low + self.rows)
             grads = slopes(self.pair, self._entering(shares[part]), relevance=relevance)
-            w = torch.tensor(weights[part], dtype=torch.float64)
-            grads = {k: torch.einsum("nrtd,r->ntd", g, w.to(g)) for k, g in grads.items()}
-            self._add(out, grads, everyone, 1.0)
+            for total, one in zip(out, sums, strict=True):
+                w = torch.tensor([one.get(share, 0.0) for share in shares[part]], dtype=torch.float64)
+                mean = {k: torch.einsum("nrtd,r->ntd", g, w.to(g)) for k, g in grads.items()}
+                self._add(total, mean, everyone, 1.0)
         return out
 
-    def curvature(self) -> Float[Tensor, "edge ..."]:
-        """Half the change times how fast the gradient changes while the prompt does: the second-order term.
+    def with_reliability(self, method: str, steps: int) -> list[Float[Tensor, "edge ..."]]:
+        """The estimates of a method, the first-order term and the second-order one, of the clean run.
 
-        One product of the Hessian with a vector, the change of the embeddings, gives it for all edges
-        (arXiv:2606.09899); taken as a central difference of gradients.
+        The second-order term is half the change times how fast the gradient changes while the prompt does: one product
+        of the Hessian with a vector, the change of the embeddings, gives it for all edges (arXiv:2606.09899); taken as
+        a central difference of gradients.
+
+        Raises:
+            UsageError: as `by`.
         """
         nudge = _NUDGE.get(self.pair.change.dtype, 0.25)
-        return self.along([nudge, -nudge], [0.25 / nudge, -0.25 / nudge])
+        terms: list[Weights] = [{0.0: 1.0}, {nudge: 0.25 / nudge, -nudge: -0.25 / nudge}]
+        if method == "eap-ig" and steps >= 1:
+            return self.along([_between(steps), *terms])
+        first, second = self.along(terms)
+        return [first if method == "eap" else self.by(method, steps), first, second]
 
     def activations(self, steps: int) -> Float[Tensor, "edge ..."]:
         """Gradients averaged while one part's output at a time goes from corrupted to clean."""
         pair, graph = self.pair, self.pair.graph
         out = self.zeros()
-        shares = [1 - k / steps for k in range(1, steps + 1)]
+        shares = list(_between(steps))
         self._averaged(out, range(1), lambda some: slopes(pair, self._entering(some)), shares)
         clean = pair.sent - pair.change
         for (layer, place), senders in graph.sent.items():
@@ -149,7 +165,7 @@ class Estimates:
         if steps < 1:
             raise UsageError(f"Gradients are averaged over 1 step or more; {steps} is not.")
         if method in LOCAL:
-            return self.along([0.0], [1.0], relevance=method == "relp")
+            return self.along([{0.0: 1.0}], relevance=method == "relp")[0]
         if method == "eap-ig":
-            return self.along([1 - k / steps for k in range(1, steps + 1)], [1 / steps] * steps)
+            return self.along([_between(steps)])[0]
         return self.activations(steps)

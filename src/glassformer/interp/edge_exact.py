@@ -3,28 +3,59 @@
 The receiver's input gets what the sender adds in the corrupted run instead of what it adds in the clean one; all else
 is the clean run's, and everything downstream of the receiver is computed anew. The rows of a batch share one receiving
 place and start at its layer and at the first position where the prompts differ, on the keys and values of the clean
-trace. Knows one pair of prompts.
+trace; where few rows share a place, those of the next places start with them. Knows one pair of prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.interp.edge_graph import FEED, LOGITS
+from glassformer.interp.edge_graph import FEED, LOGITS, MIXER
 from glassformer.interp.edge_pair import Pair
 from glassformer.interp.edge_run import fed, split_feed
 from glassformer.interp.effects import row_numbers
-from glassformer.interp.taps import Bound, SiteAction
+from glassformer.interp.taps import Action, Bound, SiteAction
 from glassformer.model.choices import Attention
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.experts import ExpertsPart
 
 # Bytes of one layer's work on the rows in flight.
 _WORK = 96 << 20
+# As many rows are worth a run of their own; fewer wait for those of the next place and start with them.
+_MANY = 48
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows whose change is read at one place.
+
+    Attributes:
+        rows: their numbers in the answer; changed: what is read there, one for each `variant`; receiver: which of the
+            place's receivers reads it.
+    """
+
+    layer: int | None
+    place: int
+    rows: Int[Tensor, " row"]
+    changed: Float[Tensor, "variant query d_model"]
+    variant: Int[Tensor, " row"]
+    receiver: Int[Tensor, " row"]
+
+
+def _put(rows: Tensor, new: Float[Tensor, "row query ..."], head: Tensor | None = None) -> Action:
+    """Puts something of their own into some rows, or into one head of each."""
+
+    def action(site: str, old: Tensor, where: object) -> Tensor:
+        old = old.clone()
+        old[(rows,) if head is None else (rows, slice(None), head)] = new
+        return old
+
+    return action
 
 
 class Exact:
@@ -54,19 +85,31 @@ class Exact:
         out = torch.zeros(len(edges), dtype=torch.float64)
         receivers, senders = self.graph.receiver_of[edges], self.graph.sender_of[edges]
         where = torch.full_like(senders, -1) if positions is None else positions.cpu()
-        done = 0
+        waiting: list[_Rows] = []
+        done = held = 0
+
+        def run() -> None:
+            nonlocal done, held
+            if held:
+                out[torch.cat([part.rows for part in waiting])] = self.pair.of_clean - self._together(waiting)
+                done += held
+                waiting.clear()
+                held = 0
+                if progress is not None:
+                    progress(done)
+
         for layer, place, which in self.graph.places():
             mine = ((receivers >= which.start) & (receivers < which.stop)).nonzero()[:, 0]
             mine = mine[(senders[mine] * self.pair.change.shape[1] + where[mine]).argsort()]
             for rows in mine.split(self.step) if len(mine) else ():
+                if held + len(rows) > self.step or held >= _MANY or place == LOGITS:
+                    run()
                 kinds, variant = torch.unique(torch.stack([senders[rows], where[rows]]), dim=1, return_inverse=True)
                 changed = self._changed(self.graph.receivers[which[0]].seen, kinds[0], kinds[1])
                 changed = changed * self.pair.apart.reads[layer, place]
-                last = self._run(layer, place, changed, variant, receivers[rows] - which.start)
-                out[rows] = self.pair.of_clean - self.pair.numbers(last)
-                done += len(rows)
-                if progress is not None:
-                    progress(done)
+                waiting.append(_Rows(layer, place, rows, changed, variant, receivers[rows] - which.start))
+                held += len(rows)
+        run()
         return out
 
     def _changed(self, seen: int, senders: Tensor, where: Tensor) -> Float[Tensor, "variant query d_model"]:
@@ -78,29 +121,53 @@ class Exact:
             change = change * (keep | ~single[:, None]).to(change)[..., None]
         return self.streams[seen][None] + change
 
-    def _run(
-        self, layer: int | None, place: int, changed: Tensor, variant: Tensor, receiver: Tensor
-    ) -> Float[Tensor, "row d_model"]:
-        """The normed stream at the last position, of each row."""
-        if place == LOGITS:
-            return self.transformer.normed(changed[variant, -1:])[:, 0]
-        assert layer is not None
-        block, prefix = self.pair.apart.block(layer), f"blocks.{layer}."
-        if place == FEED:
-            was = self.pair.clean.forward.get(f"{prefix}mlp.out", self.pair.here)
-            experts = isinstance(block.feed_forward, ExpertsPart)
-            added = self._experts(layer, changed, variant, receiver) if experts else fed(block, changed)[variant]
-            after = self.pair.clean.forward.get(f"{prefix}resid_post", self.pair.here)
-            return self._rest(layer + 1, after + (added - was) * self.pair.clean.forward.within(layer, FEED), None)
-        part = block.mixer
-        assert part is not None
-        if isinstance(part, AttentionPart):
-            steps = self._attention(part, prefix, block.read(1, changed), variant, receiver)
+    def _together(self, parts: list[_Rows]) -> Float[Tensor, " row"]:
+        """The metric of each row. All start at the first place that one of them changes."""
+        first, forward = parts[0], self.pair.clean.forward
+        if first.place == LOGITS:
+            return self.pair.numbers(self.transformer.normed(first.changed[first.variant, -1:])[:, 0])
+        assert first.layer is not None
+        start = first.layer + (first.place == FEED)
+        if first.place == FEED:
+            x = forward.get(f"blocks.{first.layer}.resid_post", self.pair.here)
         else:
-            added = block.add(1, part(block.read(1, changed), self.pair.apart.begin(len(changed))))[variant]
-            steps = [SiteAction(f"{prefix}{self.config.mixer(layer).prefix}.out", lambda site, x, where: added, True)]
-        before = self.pair.clean.forward.entering(layer, self.pair.here)
-        return self._rest(layer, before.expand(len(variant), -1, -1), Bound(steps))
+            x = forward.entering(start, self.pair.here)
+        x = x.repeat(sum(len(part.rows) for part in parts), 1, 1)
+        steps: list[SiteAction] = []
+        low = 0
+        for part in parts:
+            own = torch.arange(low, low + len(part.rows))
+            low += len(part.rows)
+            assert part.layer is not None
+            if part.place == MIXER:
+                steps += self._mixed(part, own)
+                continue
+            site = f"blocks.{part.layer}.mlp.out"
+            added = self._fed(part)
+            if part.layer < start:
+                x[own] += (added - forward.get(site, self.pair.here)) * forward.within(part.layer, FEED)
+            else:
+                steps.append(SiteAction(site, _put(own, added), True))
+        return self.pair.numbers(self._rest(start, x, Bound(steps) if steps else None))
+
+    def _mixed(self, part: _Rows, own: Tensor) -> list[SiteAction]:
+        """What a mixer does where its rows read the change."""
+        assert part.layer is not None
+        block, prefix = self.pair.apart.block(part.layer), f"blocks.{part.layer}."
+        mixer, x = block.mixer, block.read(MIXER, part.changed)
+        assert mixer is not None
+        if isinstance(mixer, AttentionPart):
+            return self._attention(mixer, prefix, x, part, own)
+        added = block.add(MIXER, mixer(x, self.pair.apart.begin(len(x))))[part.variant]
+        return [SiteAction(f"{prefix}{self.config.mixer(part.layer).prefix}.out", _put(own, added), True)]
+
+    def _fed(self, part: _Rows) -> Float[Tensor, "row query d_model"]:
+        """What a feed-forward part adds where its rows read the change."""
+        assert part.layer is not None
+        block = self.pair.apart.block(part.layer)
+        if isinstance(block.feed_forward, ExpertsPart):
+            return self._experts(part.layer, part.changed, part.variant, part.receiver)
+        return fed(block, part.changed)[part.variant]
 
     def _experts(
         self, layer: int, changed: Tensor, variant: Tensor, receiver: Tensor
@@ -115,31 +182,24 @@ class Exact:
             out.append(split_feed(self.pair.apart.block(layer), own).sum(0))
         return torch.cat(out)
 
-    def _attention(
-        self, part: AttentionPart, prefix: str, x: Tensor, variant: Tensor, receiver: Tensor
-    ) -> list[SiteAction]:
+    def _attention(self, mixer: AttentionPart, prefix: str, x: Tensor, part: _Rows, own: Tensor) -> list[SiteAction]:
         """Puts one head's query (with its gate), key or value in, row by row."""
-        heads = part.heads
+        heads, receiver = mixer.heads, part.receiver
         steps = []
 
         def put(name: str, new: Tensor, rows: Tensor, index: Tensor) -> None:
-            def action(site: str, old: Tensor, where: object) -> Tensor:
-                old = old.clone()
-                old[rows, :, index] = new[variant[rows], :, index]
-                return old
-
             if len(rows):
-                steps.append(SiteAction(prefix + name, action, True))
+                steps.append(SiteAction(prefix + name, _put(own[rows], new[part.variant[rows], :, index], index), True))
 
         rows = (receiver < heads).nonzero()[:, 0]
         if len(rows):
-            put("attn.q", part.queries(x), rows, receiver[rows])
-            if part.gate is not None:
-                put("attn.gate", part.gates(x), rows, receiver[rows])
-        if part.choice.keys_from is None and len(rows) < len(receiver):
-            for number, (name, new) in enumerate(zip(("attn.k", "attn.v"), part.keys_and_values(x), strict=True)):
-                low = heads + number * part.kv_heads
-                rows = ((receiver >= low) & (receiver < low + part.kv_heads)).nonzero()[:, 0]
+            put("attn.q", mixer.queries(x), rows, receiver[rows])
+            if mixer.gate is not None:
+                put("attn.gate", mixer.gates(x), rows, receiver[rows])
+        if mixer.choice.keys_from is None and len(rows) < len(receiver):
+            for number, (name, new) in enumerate(zip(("attn.k", "attn.v"), mixer.keys_and_values(x), strict=True)):
+                low = heads + number * mixer.kv_heads
+                rows = ((receiver >= low) & (receiver < low + mixer.kv_heads)).nonzero()[:, 0]
                 put(name, new, rows, receiver[rows] - low)
         return steps
 

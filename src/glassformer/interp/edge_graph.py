@@ -39,6 +39,11 @@ class Receiver:
     index: int
     seen: int
 
+    @property
+    def carries(self) -> bool:
+        """Whether what it reads at a position is carried on to later ones: keys, values, a recurrence's input."""
+        return self.place == MIXER and self.side != "q"
+
 
 class Graph:
     """Senders, receivers and edges of a design, in the order of the forward.

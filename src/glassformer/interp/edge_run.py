@@ -22,6 +22,7 @@ from glassformer.interp.recording import Recording
 from glassformer.interp.run_from import Context
 from glassformer.interp.taps import Action, Bound, SiteAction
 from glassformer.model.attention import Visible
+from glassformer.model.layers import Linear
 from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block
@@ -259,6 +260,9 @@ def _instead(new: Tensor) -> Action:
 def own_sides(part: AttentionPart, x: Float[Tensor, "receiver row query d_model"]) -> dict[str, Tensor]:
     """Queries, gates, keys and values by site, each head's from its own input."""
     heads, groups = part.heads, part.kv_heads
+    if _only_projects(part):
+        read = {"q": (part.q, x[:heads]), "k": (part.k, x[heads : heads + groups]), "v": (part.v, x[heads + groups :])}
+        return {site: _rows_of_heads(linear, own) for site, (linear, own) in read.items() if linear is not None}
     reading: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {"q": (part.queries, x[:heads])}
     if part.gate is not None:
         reading["gate"] = (part.gates, x[:heads])
@@ -270,6 +274,21 @@ def own_sides(part: AttentionPart, x: Float[Tensor, "receiver row query d_model"
         y = project(own.flatten(0, 1)).unflatten(0, own.shape[:2])
         out[site] = torch.stack([y[i, :, :, i] for i in range(len(own))], dim=2)
     return out
+
+
+def _only_projects(part: AttentionPart) -> bool:
+    """Whether each head's query, key and value is a product with its own rows of a matrix, and nothing more."""
+    choice = part.choice
+    more = (choice.qk_norm, choice.value_norm, choice.values_are_keys, choice.gate)
+    return type(part) is AttentionPart and not any(more) and choice.clip is None and choice.value_scale is None
+
+
+def _rows_of_heads(
+    linear: Linear, x: Float[Tensor, "head row query d_model"]
+) -> Float[Tensor, "row query head d_head"]:
+    """Each head's rows of a projection of its own input."""
+    out = torch.einsum("hrtd,hed->rthe", x, linear.weight.view(len(x), -1, x.shape[-1]))
+    return out if linear.bias is None else out + linear.bias.view(len(x), -1)
 
 
 class Slopes:
@@ -295,7 +314,7 @@ class Inside:
     Args:
         streams: the corrupted run's stream, by number of senders before.
         sent: what each sender adds in the corrupted run.
-        sets: True for edges inside.
+        sets: True for edges inside; at each position apart where there is one more axis.
     """
 
     def __init__(
@@ -303,7 +322,7 @@ class Inside:
         graph: Graph,
         streams: dict[int, Float[Tensor, "query d_model"]],
         sent: Float[Tensor, "sender query d_model"],
-        sets: Bool[Tensor, "row edge"],
+        sets: Bool[Tensor, "row edge *query"],
     ) -> None:
         self.graph, self.streams, self.sent, self.sets = graph, streams, sent, sets
         self.change = sent.new_zeros(len(sets), len(sent), sent[0].numel())  # this run's senders less the corrupted's
@@ -318,7 +337,9 @@ class Inside:
     def read(self, which: range) -> Tensor:
         """The corrupted stream, and what the edges inside change in it."""
         seen, rows = self.graph.receivers[which[0]].seen, len(self.sets)
-        inside = self.sets[:, self.graph.edges_of(which)].view(rows, len(which), seen).to(self.change)
-        x = torch.bmm(inside, self.change[:, :seen])
-        base = self.streams[seen]
-        return base + x.unflatten(-1, base.shape).movedim(0, 1)
+        inside = self.sets[:, self.graph.edges_of(which)].to(self.change)
+        inside = inside.view(rows, len(which), seen, *inside.shape[2:])
+        base, change = self.streams[seen], self.change[:, :seen]
+        if inside.ndim == 4:
+            return base + torch.einsum("nrst,nstd->rntd", inside, change.unflatten(-1, base.shape))
+        return base + torch.bmm(inside, change).unflatten(-1, base.shape).movedim(0, 1)

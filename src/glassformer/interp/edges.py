@@ -34,6 +34,10 @@ MEASURED: tuple[str, ...] = get_args(Measured)
 TOLERANCE = 0.5
 # or at most this share of what the metric differs between the prompts.
 FLOOR = 0.001
+# Over more pairs, the unreliable are measured on the first so many, and on the others where they may matter:
+TRIED = 5
+# where on those they are worth this share of what the weakest of the strongest is.
+NEAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Edges:
     curvature: Float[Tensor, "pair cell"]
     exact: Float[Tensor, "pair cell"]
     positions: list[str] | None = None
+
+    @property
+    def wide(self) -> int:
+        """How many cells an edge has."""
+        return 1 if self.positions is None else len(self.positions)
 
     @property
     def value(self) -> Float[Tensor, " cell"]:
@@ -104,6 +113,11 @@ class Edges:
         return float(self.measured.double().mean())
 
     @property
+    def tried(self) -> float:
+        """The share that was measured on some pairs at least."""
+        return float((~torch.isnan(self.exact)).any(0).double().mean())
+
+    @property
     def correlation(self) -> float | None:
         """Pearson's, of estimates with exact values, over what was measured."""
         found = self.measured
@@ -130,13 +144,13 @@ class Edges:
         """Plain data of some cells."""
         estimate, exact = self.estimate.mean(0), self.exact.mean(0)
         measured, trusted = self.measured, self.reliable
-        wide = 1 if self.positions is None else len(self.positions)
         out = []
         for cell in cells:
-            sender, receiver = self.graph.names(cell // wide)
+            sender, receiver = self.graph.names(cell // self.wide)
             row: dict[str, Any] = {"from": sender, "to": receiver}
             if self.positions is not None:
-                row |= {"position": self.pairs[0].first + cell % wide, "token": self.positions[cell % wide]}
+                row |= {"position": self.pairs[0].first + cell % self.wide}
+                row["token"] = self.positions[cell % self.wide]
             row["estimate"] = float(estimate[cell])
             row["exact"] = float(exact[cell]) if bool(measured[cell]) else None
             out.append(row | {"reliable": bool(trusted[cell])})
@@ -164,6 +178,7 @@ class Edges:
             ],
             "unreliable": float((~self.reliable).double().mean()),
             "replaced": self.replaced,
+            "tried": self.tried,
             "correlation": self.correlation,
             "edges": self.ranked(most),
         }
@@ -218,7 +233,8 @@ def edges(
             or "eap-ig-activations" (while one part's output does), `steps` of them; or "relp" (relevance by rules,
             which sends nothing through queries and keys).
         exact: which edges are measured too: "unreliable" ones and the `strongest`, the "strongest" alone, "all", or
-            "none"; more of them than `limit` are refused before any is measured.
+            "none"; more of them than `limit` are refused before any is measured. Over more than `TRIED` pairs the
+            unreliable are measured on the first of them, and on the others those that came near the strongest there.
         by_position: tell positions apart; for one pair.
         progress: called with (done, total, what).
 
@@ -245,28 +261,29 @@ def edges(
     ready = prepared(pairs, metric, answer=answer, wrong=wrong, position=position)
     graph = ready[0].graph
     say = progress or (lambda done, total, what: None)
-    estimates, firsts, curvatures = [], [], []
+    terms: list[list[Tensor]] = []
     for number, pair in enumerate(ready):
         run = Estimates(pair, by_position, partial(say, number, len(ready), "estimating"))
-        estimates.append(run.by(method, steps).flatten())
-        firsts.append(estimates[-1] if method == "eap" else run.by("eap", 1).flatten())
-        curvatures.append(run.curvature().flatten())
-    estimate, first, curvature = torch.stack(estimates), torch.stack(firsts), torch.stack(curvatures)
+        terms.append([term.flatten() for term in run.with_reliability(method, steps)])
+    estimate, first, curvature = (torch.stack(each) for each in zip(*terms, strict=True))
     trusted = reliable(ready, estimate, first, curvature)
-    chosen = _chosen(estimate, trusted, exact, strongest)
-    if limit is not None and len(chosen) * len(ready) > limit:
+    top = _strongest(estimate, exact, strongest)
+    chosen = top | ~trusted if exact == "unreliable" else top
+    count = int(chosen.sum()) * len(ready)
+    if limit is not None and count > limit:
         raise UsageError(
-            f"{len(chosen) * len(ready):,} edges would be measured, and at most {limit:,} are; measure the strongest "
-            "alone, or none."
+            f"{count:,} edges would be measured, and at most {limit:,} are; measure the strongest alone, or none."
         )
     found = torch.full_like(estimate, torch.nan)
     wide = estimate.shape[1] // graph.total
-    total = len(chosen) * len(ready)
     for number, pair in enumerate(ready):
-        if len(chosen):
-            places = chosen % wide if by_position else None
-            told = _telling(say, number * len(chosen), total)
-            found[number, chosen] = Exact(pair)(chosen // wide, places, told)
+        if number == TRIED:
+            weakest = estimate.mean(0)[top].abs().min() if bool(top.any()) else 0.0
+            chosen = top | (chosen & (rms(found[:TRIED].nan_to_num()) >= NEAR * weakest))
+        cells = chosen.nonzero()[:, 0]
+        if len(cells):
+            told = _telling(say, number * len(cells), len(ready) * len(cells))
+            found[number, cells] = Exact(pair)(cells // wide, cells % wide if by_position else None, told)
     labels = None
     if by_position:
         labels = list(ready[0].clean.tokens[ready[0].here])
@@ -295,13 +312,9 @@ def _telling(say: Progress, before: int, total: int) -> Callable[[int], None]:
     return lambda done: say(before + done, total, "measuring")
 
 
-def _chosen(estimate: Tensor, trusted: Tensor, exact: str, strongest: int) -> Int[Tensor, " cell"]:
-    """The cells that are measured."""
-    if exact == "none":
-        return torch.zeros(0, dtype=torch.long)
+def _strongest(estimate: Tensor, exact: str, strongest: int) -> Bool[Tensor, " cell"]:
+    """The cells that are measured however reliable they are."""
     wanted = torch.full(estimate.shape[1:], exact == "all")
-    if exact == "unreliable":
-        wanted |= ~trusted
     if exact in ("unreliable", "strongest"):
         wanted[estimate.mean(0).abs().topk(min(strongest, len(wanted))).indices] = True
-    return wanted.nonzero()[:, 0]
+    return wanted

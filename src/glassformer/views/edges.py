@@ -50,10 +50,7 @@ class EdgesAsk(PairAsk):
     )
     strongest: int = Field(default=300, ge=0, le=LIMIT, description="How many of the strongest edges are measured.")
     top: int = Field(default=20, ge=1, le=100_000, description="Edges listed, the strongest first.")
-
-
-class ByPositionAsk(EdgesAsk):
-    by_position: bool = Field(default=False, description="Whether positions are told apart.")
+    by_position: bool = Field(default=False, description="Whether positions are told apart; for one pair.")
 
 
 class CircuitAsk(EdgesAsk):
@@ -87,18 +84,17 @@ class CircuitAsk(EdgesAsk):
 
 
 _OPTIONS = (
-    "answer={answer!r}, wrong={wrong!r}, position={position}, method={method!r}, exact={exact!r}, strongest={strongest}"
+    "answer={answer!r}, wrong={wrong!r}, position={position}, method={method!r}, exact={exact!r}, "
+    "strongest={strongest}, by_position={by_position}"
 )
 
 
 @view(
     "edges",
-    ByPositionAsk,
+    EdgesAsk,
     room="compare",
     trims=("top",),
-    python="model.trace({clean!r}).edges({metric!r}, corrupted=model.trace({corrupted!r}), "
-    + _OPTIONS
-    + ", by_position={by_position})",
+    python="model.trace({clean!r}).edges({metric!r}, corrupted=model.trace({corrupted!r}), " + _OPTIONS + ")",
 )
 def edges(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """What every edge between two parts is worth: estimated, and where need be measured."""
@@ -117,7 +113,7 @@ def circuit(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The smallest set of edges found that brings the difference of two prompts back, and how far to trust it."""
     from glassformer.interp.circuit_search import circuit as searched
 
-    edges = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest)
+    edges = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest, by_position=ask.by_position)
     found = searched(edges, ask.faithfulness, progress=lambda done, total, what: check())
     return head_of(session, ask) | found.to_dict(ask.top)
 

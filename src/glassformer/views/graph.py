@@ -53,7 +53,7 @@ def graph(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         exact = [float(x) for x in Exact(pair)(edges, progress=lambda done: check())]
         step = max(1, -(-len(order) // SETS))
         counts = sorted({*range(step, len(order) + 1, step), len(order)})
-        f = Runs(found.pairs, check).faithfulness(prefixes(whole, edges, counts))
+        f = Runs(found.pairs, check).faithfulness(prefixes(whole.total, edges, counts))
         kept = [{"edges": n, "f": float(x)} for n, x in zip(counts, f, strict=True)]
     trusted = found.reliable
     rows = []
