@@ -74,6 +74,7 @@ GGUF: dict[str, dict[str, Any]] = {
     "glm4": {},
     "glm4_moe": {},
     "glm4_moe_lite": {},
+    "glm_moe_dsa": {},
     "gpt_bigcode": {},
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
     "granite": {},
@@ -116,6 +117,7 @@ GGUF: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
         },
     },
+    "mimo_v2_flash": {},
     "minicpm3": {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
     "minimax_m2": {},
     "ministral3": {

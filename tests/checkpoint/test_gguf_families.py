@@ -41,7 +41,7 @@ def _setting_names() -> set[str]:
                 yield from values(value)
 
     found = {name.removeprefix("{arch}.") for name in values(gguf.constants.Keys) if name.startswith("{arch}.")}
-    return found | {"rope.scaling.attn_factor"}
+    return found | {"rope.scaling.attn_factor", "attention.value_scale"}
 
 
 SETTINGS = _setting_names()

@@ -243,6 +243,9 @@ def _canonical(layer: Layer) -> Layer:
         return layer
     if attention.scale is not None and math.isclose(attention.scale, attention.d_head**-0.5, rel_tol=1e-6):
         attention = dataclasses.replace(attention, scale=None)
+    if type(attention) is Attention and attention.rotary is not None:  # as many dimensions, whatever share gave them
+        share = attention.rotary_dims / attention.d_head
+        attention = dataclasses.replace(attention, rotary=dataclasses.replace(attention.rotary, fraction=share))
     scaling = None if attention.rotary is None else attention.rotary.scaling
     if scaling is not None and (
         (scaling.kind == "linear" and scaling.factor == 1)

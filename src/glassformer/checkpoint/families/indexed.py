@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
-from glassformer.checkpoint.families.latent import LatentAlike
+from glassformer.checkpoint.families.gguf_settings import has
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
+from glassformer.checkpoint.families.latent import LATENT_GGUF, LatentAlike
 from glassformer.checkpoint.families.settings import attention_of
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, fused
 from glassformer.checkpoint.tables import Row
@@ -90,7 +93,51 @@ def _three_dense(attributes: Attributes) -> dict[str, Any]:
     return {} if said else {"first_k_dense_replace": 3}
 
 
-def _family(name: str, stem: str, groups: tuple[int, int], **more: Any) -> Sparse:
+# The index's tensors as GGUF names them, which are turned as those of the attention are.
+_GGUF_NAMES = {"index_q": "attn_q_b", "index_k": "attn_k", "index_norm": "k_norm", "index_weights": "proj"}
+_NUMBERS = {"head_count": "index_n_heads", "key_length": "index_head_dim", "top_k": "index_topk"}
+
+
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> Mapping[str, Any]:
+    latent = LATENT_GGUF.read
+    assert latent is not None
+    layers = attributes.layers("block_count")
+    kinds = attributes.values.get(attributes.prefix + "attention.indexer.types")
+    attributes.asked.add(attributes.prefix + "attention.indexer.types")
+    if kinds is None:  # every layer's own, where a layer's index is not left out
+        kinds = [int(flag) for flag in has(shapes, "indexer.attn_k.weight", layers)]
+    return {
+        **latent(attributes, shapes, found),
+        **{ours: attributes.integer(f"attention.indexer.{theirs}") for theirs, ours in _NUMBERS.items()},
+        "layer_types": None,
+        "indexer_types": ["full" if kind else "shared" for kind in kinds],
+    }
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    latent, attention = LATENT_GGUF.write, attention_of(config)
+    assert latent is not None
+    index = attention.index if isinstance(attention, LatentAttention) else None
+    if index is None:
+        raise UnsupportedError("it has layers whose attention has no index")
+    numbers = {"head_count": index.n_heads, "key_length": index.d_head, "top_k": index.top}
+    return {**latent(config), **{f"attention.indexer.{name}": number for name, number in numbers.items()}}
+
+
+_GLM = dataclasses.replace(
+    LATENT_GGUF,
+    architecture="glm-dsa",
+    rows=tuple(
+        Row(f"blk.{{i}}.indexer.{theirs}.{kind}", (f"{_OURS}{ours}.{kind}",), pairs="neighbours")
+        for ours, theirs in _GGUF_NAMES.items()
+        for kind in ("weight", "bias")
+    ),
+    read=_read_gguf,
+    write=_write_gguf,
+)
+
+
+def _family(name: str, stem: str, groups: tuple[int, int], gguf: GgufTable | None = None, **more: Any) -> Sparse:
     return Sparse(
         IndexedAlike(
             name,
@@ -106,6 +153,7 @@ def _family(name: str, stem: str, groups: tuple[int, int], **more: Any) -> Spars
         layers=LISTED,
         stacked=((*GROUPED_ROWS, *fused("mlp.experts.")),),
         before=_three_dense,
+        gguf=gguf,
         no_effect=frozenset(
             {"num_nextn_predict_layers", "first_k_dense_replace", "index_skip_topk_offset", "topk_method"}
         ),
@@ -114,5 +162,7 @@ def _family(name: str, stem: str, groups: tuple[int, int], **more: Any) -> Spars
 
 INDEXED = (
     _family("deepseek_v32", "DeepseekV32", (8, 4), defaults={"eps": 1e-6}),
-    _family("glm_moe_dsa", "GlmMoeDsa", (1, 1), defaults={"eps": 1e-5}, index_pairs="neighbours", shares=True),
+    _family(
+        "glm_moe_dsa", "GlmMoeDsa", (1, 1), gguf=_GLM, defaults={"eps": 1e-5}, index_pairs="neighbours", shares=True
+    ),
 )

@@ -218,7 +218,7 @@ def _write_gguf(config: Config) -> dict[str, Any]:
     return found
 
 
-_GGUF = GgufTable("deepseek2", dense="first", pairs="neighbours", read=_read_gguf, write=_write_gguf)
+LATENT_GGUF = GgufTable("deepseek2", dense="first", pairs="neighbours", read=_read_gguf, write=_write_gguf)
 
 
 def _softmax(settings: Mapping[str, Any]) -> bool:
@@ -228,7 +228,7 @@ def _softmax(settings: Mapping[str, Any]) -> bool:
     return said == 1 or (not said and not lite)
 
 
-_SOFTMAX = sharing(_GGUF, chosen=_softmax)
+_SOFTMAX = sharing(LATENT_GGUF, chosen=_softmax)
 _KEYS = {"d_head": "qk_rope_head_dim"}
 _FIXED: dict[str, Any] = {"mlp_bias": False}
 _NEIGHBOURS: dict[str, Any] = {
@@ -285,7 +285,7 @@ LATENT_EXPERTS = (
         layers=FIRST_DENSE,
         stacked=((*GROUPED_ROWS, *fused("mlp.experts.")),),
         no_effect=_UNREAD,
-        gguf=_GGUF,
+        gguf=LATENT_GGUF,
     ),
     Sparse(
         LatentAlike(
@@ -310,7 +310,7 @@ LATENT_EXPERTS = (
         layers=LISTED,
         stacked=((*GROUPED_ROWS, *fused("mlp.experts.")),),
         no_effect=_UNREAD,
-        gguf=sharing(_GGUF, chosen=lambda settings: False),
+        gguf=sharing(LATENT_GGUF, chosen=lambda settings: False),
     ),
 )
 

@@ -8,6 +8,7 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
 from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.layered import KINDS, by_kind, each_layer, rotary_kinds, two_rotaries
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, fused
 from glassformer.model.config import Attention, Config
@@ -54,6 +55,37 @@ def _mimo_settings(config: Config) -> dict[str, Any]:
     }
 
 
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    """Heads of keys are listed by layer; layers with a window turn by a base of their own."""
+    layers, kinds = attributes.layers("block_count"), found["layer_types"]
+    heads = attributes.values.get(attributes.prefix + "attention.head_count_kv")
+    heads = heads if isinstance(heads, list) else [heads] * layers
+    whole = next((n for n, kind in zip(heads, kinds, strict=False) if kind == KINDS[False]), heads[0] // 2)
+    turned = {"rope_type": "default", "partial_rotary_factor": found["partial_rotary_factor"]}
+    attributes.only("expert_weights_norm", True)
+    return {
+        "num_key_value_heads": whole,
+        "v_head_dim": attributes.integer("attention.value_length"),
+        "attention_value_scale": attributes.number("attention.value_scale", 1.0),
+        "rope_scaling": None,
+        "rope_parameters": {
+            KINDS[False]: {**turned, **(found["rope_scaling"] or {}), "rope_theta": found["rope_theta"]},
+            KINDS[True]: {**turned, "rope_theta": attributes.number("rope.freq_base_swa", 10_000.0)},
+        },
+    }
+
+
+def _write_gguf(config: Config) -> dict[str, Any]:
+    mixers = [config.attention(i) for i in range(config.n_layers)]
+    near = next((m.rotary for m in mixers if m.window is not None and m.rotary is not None), None)
+    scale = mixers[0].value_scale
+    return {
+        "attention.head_count_kv": [mixer.n_kv_heads for mixer in mixers],
+        **({} if near is None else {"rope.freq_base_swa": near.theta}),
+        **({} if scale is None else {"attention.value_scale": scale}),
+    }
+
+
 _MIMO_ROUTER = GROUPED_ROWS[:2]
 MIMO = Sparse(
     Alike(
@@ -76,4 +108,12 @@ MIMO = Sparse(
     stacked=((*_MIMO_ROUTER, *fused("mlp.experts.")),),
     before=_mimo_before,
     more=rotary_kinds,
+    gguf=GgufTable(
+        "mimo2",
+        period=0,
+        dense="any",
+        by_layer=("attention.head_count_kv",),
+        read=_read_gguf,
+        write=_write_gguf,
+    ),
 )
