@@ -1,9 +1,9 @@
 // Many clients that stream answers from one server: a thread and a connection each, as little work as can be.
 //
-// load_generator HOST PORT CLIENTS SECONDS TOKENS PROMPTS
+// load_generator HOST PORT CLIENTS SECONDS TOKENS [PROMPTS [FIRST]]
 //
 // Each client asks for a streamed completion of TOKENS tokens again and again, until the time is over; PROMPTS > 0 gives
-// every request a prompt of its own, numbered up to so many in all, and ends when they are used up. Prints one JSON
+// every request a prompt of its own, numbered from FIRST, and ends when so many are used up. Prints one JSON
 // object: requests, tokens (events with a choice), errors, seconds, its own processor seconds, and times to first token.
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
@@ -81,11 +81,13 @@ static bool ask(int line, const std::string& body, std::vector<double>& mine) {
 }
 
 int main(int count, char** given) {
-    if (count != 7) return 2;
+    if (count < 6 || count > 8) return 2;
     const char* host = given[1];
     int port = atoi(given[2]), clients = atoi(given[3]), length = atoi(given[5]);
     double seconds = atof(given[4]);
-    long prompts = atol(given[6]);
+    long prompts = count > 6 ? atol(given[6]) : 0;
+    next_prompt = count > 7 ? atol(given[7]) : 0;
+    prompts += prompts > 0 ? next_prompt.load() : 0;
     static const char* openings[] = {"Once upon a time, in a small village by the sea,", "The capital of France is",
                                      "To make a good soup, begin with", "A prime number is",
                                      "The mole is a small animal that", "Dear Sir or Madam,"};

@@ -1,5 +1,5 @@
-"""What the server itself costs a streamed token, with 32 clients of a compiled load generator; how long a short prompt
-waits for its first token among as many answers; and memory over ten thousand different prompts.
+"""What the server costs a streamed token, with 32 clients of a compiled load generator, and how long a short prompt
+waits for its first token among as many answers.
 
 The server's cost is the processor time of its own thread, which reads requests and writes events; the engine's threads
 compute. Processor time hardly depends on what else a machine does; throughput does, and is printed beside the share of
@@ -26,7 +26,6 @@ from server_common import Server
 
 COST = 0.15  # ms of processor time a streamed token
 SHARE = 0.8  # of the engine's own throughput, times what the generator leaves
-GROWTH = 1.05
 LATER = 3.0  # times to first token: among answers, over alone
 
 
@@ -43,15 +42,15 @@ def generator(place: Path) -> Path:
 
 
 def begun(program: Path, server: Server, *told: float) -> subprocess.Popen[str]:
-    """The generator, running: clients, seconds, tokens, prompts."""
+    """The generator, running: clients, seconds, tokens, prompts, the number of the first prompt."""
     address = urlsplit(server.url)
     command = [str(program), str(address.hostname), str(address.port), *map(str, told)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def load(program: Path, server: Server, clients: int, seconds: float, tokens: int, prompts: int = 0) -> dict[str, Any]:
-    """What the generator saw."""
-    found: dict[str, Any] = json.loads(begun(program, server, clients, seconds, tokens, prompts).communicate()[0])
+def load(program: Path, server: Server, *told: float) -> dict[str, Any]:
+    """What the generator saw, once it has ended."""
+    found: dict[str, Any] = json.loads(begun(program, server, *told).communicate()[0])
     return found
 
 
@@ -106,7 +105,6 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--prompts", type=int, default=10_000, help="different prompts for the memory; 0 for none")
     parser.add_argument("--precision", default="fast")
     options = parser.parse_args()
     if not Path("/proc/self/task").is_dir():
@@ -146,16 +144,6 @@ def main() -> None:
                 ("time to first token, s: among those who are answered", f"{among:.3f}", ""),
                 ("the second over the first", f"{among / quiet:.1f}", verdict(among / quiet, most=LATER)),
             ]
-            if options.prompts:
-                load(program, server, options.clients, 3600, 1, options.prompts // 4)
-                settled = server.resident()
-                more = load(program, server, options.clients, 3600, 1, options.prompts)
-                growth = server.resident() / settled
-                rows += [
-                    ("different prompts", more["answers"], ""),
-                    ("memory, MiB: after a quarter of as many", f"{settled:.0f}", ""),
-                    ("memory, MiB: at the end", f"{settled * growth:.0f}", verdict(growth, most=GROWTH)),
-                ]
             server.end()
     notes = (
         f"{options.clients} clients stream greedy answers of {options.tokens} tokens in {options.precision}, with one "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -12,10 +14,11 @@ import glassformer
 from glassformer.errors import ContextLengthError, ServerError, SourceError, UsageError
 from glassformer.interp.edits import ablate
 from glassformer.lm import Model
-from glassformer.remote import RemoteModel
+from glassformer.remote import _UNREAD, RemoteModel, _arrays
 from glassformer.serve.security import Policy
-from glassformer.views import Session
-from tests.serve.running import NO_END, TEXT, Running, running, tiny_model
+from glassformer.views import VIEWS, Session
+from glassformer.views.examples import example
+from tests.serve.running import NO_END, TEXT, Running, running, tiny_model, with_experts
 
 OFF = [{"ablate": {"layer": layer, "head": head}} for layer in (0, 1) for head in (0, 1, 2)]
 
@@ -96,6 +99,67 @@ def test_edits_travel(remote, model):
         with pytest.raises(UsageError, match="reads the model without edits, and this one has 6"):
             off.view(view, **ask)
     assert "edits" not in repr(remote)
+
+
+UNMOVED = {"tokens", "columns"}  # they end before anything that an edit changes
+AS_IT_IS = {"lens_agreement", "lens_edit", "prediction", "run_step"}
+OF_A_RUN = {"run", "film", "influence"}  # there is no run here
+MLP = {"ablate": {"layer": 0, "part": "feed_forward"}}  # everything after it changes
+
+
+def alike(found: Any, want: Any) -> bool:
+    """Equal but for float32's rounding: a session that has traced part of a text before sums in another order."""
+    if isinstance(want, numpy.ndarray):
+        return found.shape == want.shape and numpy.allclose(found, want, rtol=1e-3, atol=1e-5, equal_nan=True)
+    if isinstance(want, float):
+        return found == pytest.approx(want, rel=1e-3, abs=1e-5, nan_ok=True)
+    if isinstance(want, dict):
+        return found.keys() == want.keys() and all(alike(found[key], want[key]) for key in want)
+    if isinstance(want, list):
+        return len(found) == len(want) and all(map(alike, found, want))
+    return bool(found == want)
+
+
+def here(model: Model, view: str, ask: dict[str, Any]) -> Any:
+    return _arrays(json.loads(json.dumps(Session(model).view(view, ask))))
+
+
+@pytest.fixture(scope="module")
+def sparse(model: Model) -> Iterator[tuple[RemoteModel, Model]]:
+    there = with_experts(model)
+    with running(there) as made:
+        yield glassformer.connect(made.url), there
+
+
+@pytest.mark.parametrize("view", sorted(set(VIEWS) - OF_A_RUN))
+def test_every_view_is_answered_as_here_with_edits_and_without(request, remote, model, view):
+    ask = example(view)
+    if view == "experts":
+        remote, model = request.getfixturevalue("sparse")
+    plain = remote.view(view, **ask)
+    assert alike(plain, here(model, view, ask))
+    off = remote.edited(MLP)
+    if view in AS_IT_IS:
+        with pytest.raises(UsageError, match="the model as it is"):
+            off.view(view, **ask)
+    elif "edits" in VIEWS[view].schema()["properties"]:
+        edited = off.view(view, **ask)
+        assert alike(edited, here(model, view, {**ask, "edits": [MLP, *ask.get("edits", [])]}))
+        assert alike(edited, plain) == (view in UNMOVED)
+    elif view in _UNREAD:
+        assert alike(off.view(view, **ask), plain)
+    elif view not in ("compare", "python"):  # theirs are tested below
+        with pytest.raises(UsageError, match="reads the model without edits, and this one has 1"):
+            off.view(view, **ask)
+
+
+def test_lines_of_python_make_the_edits_too(remote):
+    asked = {"name": "next", "arguments": {"text": TEXT}}
+    off = remote.edited({"ablate": {"layer": 1, "head": 0}})
+    assert "model = model.edited(gf.ablate(layer=1, head=0))" in off.view("python", **asked)["lines"]
+    assert "edited" not in remote.view("python", **asked)["lines"]
+    with pytest.raises(UsageError, match="The view 'heads' reads the model without edits"):
+        off.view("python", name="heads")
 
 
 def test_what_goes_wrong_is_said_as_here(server, remote, tmp_path: Path):

@@ -14,8 +14,8 @@ from typing import Any
 
 from glassformer.errors import ContextLengthError, GlassformerError, ServerError, SourceError, UsageError
 
-# Views of names, files and designs, which no edit changes.
-_UNREAD = frozenset({"vocab", "models", "runs", "run", "run_step", "size", "python", "tokens"})
+# Views of names, files, designs, runs and the embedding, which no edit changes.
+_UNREAD = frozenset(["vocab", "models", "runs", "run", "film", "influence", "size", "cloud", "sum", "sums"])
 _KINDS: dict[int, type[GlassformerError]] = {400: UsageError, 404: SourceError}
 
 
@@ -93,19 +93,32 @@ class RemoteModel:
 
     def view(self, view: str, text: str | None = None, **ask: Any) -> dict[str, Any]:
         """A view's data, its arrays as NumPy's; `views()` lists them with their parameters."""
-        body = ask if text is None else {"text": text, **ask}
+        body: Mapping[str, Any] = ask if text is None else {"text": text, **ask}
         fields = self._fields(view)
         if "model" in fields:
             body = {"model": self.name or None, **body}
         if view == "compare":
             mine = {"model": self.name or None, "edits": list(self.edits)}
-            body |= {side: {**mine, **body[side]} for side in ("a", "b") if isinstance(body.get(side), Mapping)}
-        elif self.edits and "edits" in fields:
-            body = {"edits": list(self.edits), **body}
-        elif self.edits and view not in _UNREAD:
-            raise UsageError(f"The view {view!r} reads the model without edits, and this one has {len(self.edits)}.")
+            sides = {side: {**mine, **body[side]} for side in ("a", "b") if isinstance(body.get(side), Mapping)}
+            body = {**body, **sides}
+        elif view == "python":  # lines about another view, which have to make the edits too
+            body = {"name": body.get("name"), "arguments": self._edited(body.get("name"), body.get("arguments") or {})}
+        else:
+            body = self._edited(view, body)
         found: dict[str, Any] = _arrays(self._ask("POST", f"/v1/inspect/{view}", body)["data"])
         return found
+
+    def _edited(self, view: Any, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a view is asked, with this model's edits.
+
+        Raises:
+            UsageError: a view that cannot read the model under them.
+        """
+        if self.edits and "edits" in self._fields(view):
+            return {**body, "edits": [*self.edits, *body.get("edits", [])]}
+        if self.edits and view not in _UNREAD:
+            raise UsageError(f"The view {view!r} reads the model without edits, and this one has {len(self.edits)}.")
+        return body
 
     def _fields(self, view: str) -> Mapping[str, Any]:
         """The parameters that a view takes; none where there is no such view."""

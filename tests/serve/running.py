@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +14,12 @@ from typing import Any
 
 import httpx
 import openai
+import torch
 import uvicorn
 
 import glassformer
 from glassformer.lm import Model
+from glassformer.model import Attention, Config, Experts, Layer, Transformer
 from glassformer.serve.admission import AdmissionQueue
 from glassformer.serve.app import api_app
 from glassformer.serve.models import Models, Served
@@ -37,6 +40,16 @@ def tiny_model(directory: Path, context: int = CONTEXT) -> Model:
     model = glassformer.load(tiny_directory(directory / "tiny", max_position_embeddings=context))
     model.tokenizer.chat_template = TEMPLATE
     return model
+
+
+def with_experts(model: Model) -> Model:
+    """A model of the same tokens whose layers have experts."""
+    torch.manual_seed(0)
+    layer = Layer(Attention(2, 2, 8), Experts(4, 2, 6))
+    made = copy.copy(model)
+    made._transformer = Transformer(Config(model.config.vocab_size, 16, 64, (layer, layer)))
+    made._engines = []
+    return made
 
 
 class Gate:

@@ -18,10 +18,10 @@ from glassformer.errors import GlassformerError
 from glassformer.lm import Model
 from glassformer.views import VIEWS
 from glassformer.views.examples import python, shell
-from tests.serve.running import Running, running
+from tests.serve.running import Running, running, with_experts
 
 DOCS = Path(__file__).parents[2] / "docs"
-OF_A_RUN = {"run", "run_step", "film", "influence"}  # there is no run here
+OF_A_RUN = {"run", "film", "influence"}  # there is no run here
 PLACE = "localhost:8000"
 # What the pages say of SmolLM2, as it is of the tiny model: its layers, heads and tokens.
 SMALLER = [
@@ -41,6 +41,12 @@ def quick(model: Model) -> Iterator[Running]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def sparse(model: Model) -> Iterator[Running]:
+    with running(with_experts(model)) as made:
+        yield made
+
+
 def asked(command: str, server: Running) -> Any:
     """What a command of the shell prints, as JSON."""
     command = command.replace(PLACE, server.url.removeprefix("http://"))
@@ -51,10 +57,11 @@ def asked(command: str, server: Running) -> Any:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.parametrize("view", sorted(set(VIEWS) - OF_A_RUN))
-def test_every_view_s_example(quick, view):
-    found = asked(shell(view), quick)
+def test_every_view_s_example(request, view):
+    server = request.getfixturevalue("sparse" if view == "experts" else "quick")
+    found = asked(shell(view), server)
     assert found.get("view") == view, found
-    remote = glassformer.connect(quick.url)
+    remote = glassformer.connect(server.url)
     there = eval(python(view), {"remote": remote})  # noqa: S307 - our own page
     assert set(there) == set(found["data"])
 

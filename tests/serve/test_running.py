@@ -249,6 +249,34 @@ def test_models_change_while_answers_run(model):
     models.close()
 
 
+def test_what_stands_on_the_first_model_opens_it_when_it_was_let_go(model):
+    """An adapter is put into the first model, which may have gone to make room."""
+    shelf = Shelf(model, "ab", memory=1.5)
+    models, opened = shelf.models, []
+
+    def adapted() -> Served:
+        opened.append(models.default.model)
+        return Served(model, AdmissionQueue(model.engines.make(native=False, slots=1, capacity=64)), "p")
+
+    models.reload({**models._sources, "p": adapted})
+
+    async def go() -> None:
+        await models.get("b")
+        assert [card["id"] for card in models.cards() if card["loaded"]] == ["b"]
+        async with asyncio.timeout(30):
+            assert (await models.get("p")).name == "p"
+        assert opened == [model]
+        first = await models.get("a")
+        await models.get("p")
+        models.reload(models._sources, stale={"a", "p"})  # the first anew before what stands on it
+        assert opened[-1] is model
+        assert models.default is not first
+
+    asyncio.run(go())
+    assert shelf.opened == ["a", "b", "a", "a", "a"]
+    models.close()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP is of POSIX")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

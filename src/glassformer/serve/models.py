@@ -128,7 +128,8 @@ class Models:
         self._sources = dict(sources or {})
         self._first = served[0].name if served else next(iter(self._sources))
         self._memory = memory
-        self._lock, self._opening = threading.RLock(), threading.Lock()
+        # What is opened may stand on another: an adapter opens the first model when that was let go.
+        self._lock, self._opening = threading.RLock(), threading.RLock()
         self._created = int(time.time())
         self.metrics = metrics or (served[0].queue.metrics if served else Metrics())
         self.scoring = Workers(1)  # one prompt is scored at a time
@@ -250,7 +251,7 @@ class Models:
         with self._opening:
             with self._lock:
                 gone = [name for name in self._served if name not in sources]
-                again = [name for name in self._served if name in stale and name in sources]
+                again = [name for name in sources if name in stale and name in self._served]  # adapters come last
             for name in again:
                 try:
                     made = sources[name]()
@@ -259,8 +260,10 @@ class Models:
                     continue
                 made.queue.draining = self.draining
                 with self._lock:
-                    old, self._served[name] = self._served[name], made
-                self._retire(old)
+                    old = self._served.pop(name, None)  # which may have made room meanwhile
+                    self._served[name] = made
+                if old is not None:
+                    self._retire(old)
             with self._lock:
                 self._sources = dict(sources)
                 self._first = next(iter(sources))

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from glassformer.errors import UsageError
-from glassformer.views.asks import Against, At, Edit, Strict, Text, TokenChoice
+from glassformer.views.asks import Against, At, Edits, Strict, Text, TokenChoice
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class TextsAsk(Strict):
     model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
     texts: Annotated[list[Text], Field(min_length=1, max_length=64)] = Field(description="The texts.")
     bos: bool | None = Field(default=None, description="Whether the beginning-of-text token is put first.")
-    edits: list[Edit] = Field(default=[], max_length=200, description="What is changed, beside the model as it is.")
+    edits: Edits = Field(default=[])
     metric: Metric = Field(
         default="probability",
         description="Probability or rank of the token, its logit above the other's, the entropy of what comes next, or "

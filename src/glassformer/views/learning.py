@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
-from glassformer.errors import SourceError, TextError
+from glassformer.errors import SourceError, TextError, UsageError
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, Strict
 from glassformer.views.registry import Check, view
@@ -214,6 +214,8 @@ def run_step(session: Session, ask: Any, check: Check) -> dict[str, Any]:
 
     if not ask.text.strip():
         raise TextError("The sentence is empty; give at least two words.")
+    if ask.edits:
+        raise UsageError("A step is taken by the model as it is; ask for it without edits.")
     model = session.model(ask.model)
     check()
     step = one_step(model.transformer, session.ids(ask), rate=ask.rate, movers=8, along=ALONG)
