@@ -121,6 +121,7 @@ THROUGH_TORCH = frozenset(
         "mamba",
         "mamba2",
         "minicpm3",
+        "minimax",
         "modernbert-decoder",
         "nemotron_h",
         "olmo_hybrid",

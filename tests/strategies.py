@@ -21,6 +21,7 @@ from glassformer.model.config import (
     LatentAttention,
     Layer,
     LayerEmbedding,
+    LinearAttention,
     MatrixMemory,
     Norm,
     Parallel,
@@ -313,6 +314,12 @@ def memories(draw: st.DrawFn) -> MatrixMemory:
 
 
 @st.composite
+def linear_attentions(draw: st.DrawFn) -> LinearAttention:
+    """Linear attention of a few heads."""
+    return LinearAttention(draw(st.integers(1, 3)), 3, draw(st.sampled_from([1.0, 0.4])), 1e-3)
+
+
+@st.composite
 def short_convolutions(draw: st.DrawFn) -> ShortConvolution:
     """A short convolution of a few channels."""
     conv = draw(st.sampled_from([1, 3]))
@@ -340,6 +347,7 @@ MIXERS = st.one_of(
     selective(),
     gated_recurrences(),
     memories(),
+    linear_attentions(),
     short_convolutions(),
     parallels(),
     st.none(),
@@ -386,6 +394,7 @@ def stacks(draw: st.DrawFn, max_layers: int = 3, mixers: st.SearchStrategy = MIX
         feeds = st.one_of(scaled(), experts())
         feed = draw(feeds) if mixer is None else draw(st.one_of(feeds, st.none()))
         parallel = mixer is not None and feed is not None and draw(st.booleans())
+        scales = st.one_of(st.just((1.0, 1.0)), st.tuples(*[st.sampled_from([0.7, 1.4])] * 2))
         placements = ("before", "after", "shared") if parallel else ("before", "after", "both", "feed", "feed_both")
         layers.append(
             Layer(
@@ -394,8 +403,10 @@ def stacks(draw: st.DrawFn, max_layers: int = 3, mixers: st.SearchStrategy = MIX
                 draw(st.sampled_from(placements)),  # type: ignore[arg-type]
                 parallel,
                 draw(st.sampled_from([None, 0.5])),
-                None if parallel else draw(st.sampled_from([None, len(layers) + 1])),
+                averaged := None if parallel else draw(st.sampled_from([None, len(layers) + 1])),
                 draw(st.booleans()),
+                stream_scales=draw(scales) if averaged is None and not parallel else (1.0, 1.0),
+                part_scales=draw(scales),
             )
         )
     layers = draw(sharing(layers))

@@ -87,6 +87,21 @@ _KIMI: dict[str, Any] = {
 }
 
 HYBRID: dict[str, dict[str, Any]] = {
+    "minimax": {
+        **_SMALL,
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "block_size": 8,
+        "full_attn_alpha_factor": 1.5,
+        "full_attn_beta_factor": 0.8,
+        "linear_attn_alpha_factor": 3.5,
+        "linear_attn_beta_factor": 0.7,
+        "mlp_alpha_factor": 2.5,
+        "mlp_beta_factor": 1.2,
+    },
     "bamba": {**_SMALL, **_MAMBA, "attn_layer_indices": [1], "time_step_limit": (0.3, 0.9)},
     "granitemoehybrid": {
         **_GRANITE,

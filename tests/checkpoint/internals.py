@@ -19,6 +19,8 @@ from tests.tiny import gap
 
 # Hidden states are of each layer's end, not of its beginning.
 ENDS = ("mamba", "mamba2", "falcon_mamba")
+# Hidden states are of the stream before the norm that begins a layer, which is a norm of the stream itself.
+UNNORMED = ("minimax",)
 # Attention weights as they are before the sink takes its share.
 BEFORE_SINK = ("granite_swa", "granitemoe_swa")
 # Scores of routers that the answer does not hold: what computes them in a layer of theirs.
@@ -53,12 +55,16 @@ def compare(name: str, theirs: Any, run: Trace, ids: Tensor, limit: float = 1e-5
     # a stream in copies stands copy by copy there, and as the last layer leaves it
     states = [x[0] if x.ndim == 3 else x[:, 0].transpose(0, 1).flatten(1) for x in shown.hidden_states]
     assert len(states) == config.n_layers + 1
+    if kind in UNNORMED:
+        with torch.no_grad():
+            states[:-1] = [own.input_layernorm(x) for own, x in zip(theirs.model.layers, states[:-1], strict=True)]
     for i in layers:
         close(run[f"blocks.{i}.resid_{'post' if kind in ENDS else 'pre'}"], states[i], f"hidden state {i}")
     if kind not in AFTER:
         last = f"blocks.{config.n_layers - 1}.resid_post" if config.copies else "final.normed"
         close(run[last], states[-1], "last hidden state")
-    attentions = [x for x in getattr(shown, "attentions", None) or () if x is not None]
+    square = (ids.shape[1], ids.shape[1])  # others are states of recurrences
+    attentions = [x for x in getattr(shown, "attentions", None) or () if x is not None and x.shape[-2:] == square]
     assert len(attentions) == len(soft)
     for i, x in zip(soft, attentions, strict=True):
         mine = run[f"blocks.{i}.attn.pattern"]

@@ -135,6 +135,7 @@ def test_site_names_are_public_api() -> None:
         "mamba.out",
         "mlstm.gate", "mlstm.q", "mlstm.k", "mlstm.v", "mlstm.input", "mlstm.decay", "mlstm.pattern", "mlstm.mixed",
         "mlstm.z", "mlstm.out",
+        "linear.gate", "linear.q", "linear.k", "linear.v", "linear.pattern", "linear.mixed", "linear.z", "linear.out",
         "lru.gate", "lru.gate_in", "lru.decay", "lru.v", "lru.pattern", "lru.mixed", "lru.z", "lru.out",
         "conv.gate", "conv.gate_in", "conv.v", "conv.pattern", "conv.mixed", "conv.z", "conv.out", "mix.pattern",
         "mix.z", "mix.out", "laurel.out", "resid_mid",

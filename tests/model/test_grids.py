@@ -14,6 +14,7 @@ from glassformer.model.choices import (
     Attention,
     GatedDelta,
     GatedLinearRecurrence,
+    LinearAttention,
     MatrixMemory,
     Parallel,
     SelectiveStateSpace,
@@ -74,6 +75,17 @@ def linear_recurrence(part: Any, seen: Seen) -> Tensor:
     return torch.stack(read)
 
 
+def linear_attention(part: Any, seen: Seen) -> Tensor:
+    """S ← e^−rate S + k vᵀ; Sᵀq is read."""
+    q, k, v = (seen(name) for name in "qkv")
+    left = torch.tensor([-1.5 * 2 ** (-8 * (head + 1) / part.heads) for head in range(part.heads)], dtype=v.dtype).exp()
+    state, read = v.new_zeros(part.heads, k.shape[-1], v.shape[-1]), []
+    for t in range(len(v)):
+        state = state * left[:, None, None] + k[t][..., None] * v[t][:, None]
+        read.append((state * q[t][..., None]).sum(1))
+    return torch.stack(read)
+
+
 def convolution(part: Any, seen: Seen) -> Tensor:
     """The last few values, each times the weight of its distance, and the bias."""
     v, weight = seen("v")[:, 0], part.conv.weight
@@ -108,6 +120,7 @@ STEPPED: dict[str, tuple[Any, Callable[[Any, Seen], Tensor]]] = {
     "RG-LRU": (GatedLinearRecurrence(6, 2), linear_recurrence),
     "short convolution": (ShortConvolution(6, 3, True, True), convolution),
     "mLSTM": (MatrixMemory(2, 3, 4, 2.0, 1e-2, 1e-3), matrix_memory),
+    "linear attention": (LinearAttention(3, 4, 1.5), linear_attention),
     "beside attention": (Parallel(Attention(2, 1, 4), StateSpace(2, 4, 3)), state_space),
 }
 

@@ -33,7 +33,7 @@ class Row:
 
     Args:
         theirs: its name there.
-        ours: native keys; several when theirs is their rows joined.
+        ours: native keys; several when theirs is their rows joined. "{h}" is the layer before, "{last}" the last.
         transposed: theirs is (in, out); of stacked matrices, each of them.
         axis: along which several of ours are joined: 1 for experts' matrices, which are stacked along the first.
         alternating: joined row by row (the first of each, the second of each, …) along that axis.
@@ -123,7 +123,7 @@ class Table:
         shapes = native_shapes(self.config)
         places: dict[str, Place] = {}
         for line, layer in self._lines():
-            ours = tuple(key.replace("{i}", str(layer)) for key in line.ours)
+            ours = tuple(self._key(key, layer) for key in line.ours)
             if not all(key in shapes for key in ours):
                 continue
             theirs = self._rename(line.theirs.replace("{i}", str(layer)))
@@ -140,6 +140,11 @@ class Table:
                 name = theirs.replace("{e}", str(expert))
                 places[name] = Place(line, name, _their_shape(line, each), ours, each, expert)
         return places
+
+    def _key(self, key: str, layer: int) -> str:
+        """One of ours: "{i}" is the layer, "{h}" the one before it, "{last}" the last."""
+        last = str(self.config.n_layers - 1)
+        return key.replace("{i}", str(layer)).replace("{h}", str(layer - 1)).replace("{last}", last)
 
     def _spread(
         self, line: Row, theirs: str, ours: tuple[str, ...], shape: Shape, layer: int

@@ -34,6 +34,7 @@ from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.head import HeadPart
 from glassformer.model.parts.index import Indexed
+from glassformer.model.parts.linear_attention import LinearAttentionPart
 from glassformer.model.parts.matrix_memory import MatrixMemoryPart
 from glassformer.model.parts.parallel import ParallelPart
 from glassformer.model.parts.short_convolution import ShortConvolutionPart
@@ -379,7 +380,9 @@ class Recording:
         last = self.mixed_input(layer, 1, slice(max(0, length - before), length))
         return part.carried(last, self.kept(layer, length))
 
-    def recurrence(self, layer: int) -> GatedDeltaPart | StateSpacePart | MatrixMemoryPart | ChannelsPart:
+    def recurrence(
+        self, layer: int
+    ) -> GatedDeltaPart | StateSpacePart | LinearAttentionPart | MatrixMemoryPart | ChannelsPart:
         """The recurrence of this layer."""
         part = self.mixer(layer)
         part = part.parts[1] if isinstance(part, ParallelPart) else part

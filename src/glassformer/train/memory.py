@@ -18,6 +18,7 @@ from glassformer.model.choices import (
     Experts,
     GatedDelta,
     GatedLinearRecurrence,
+    LinearAttention,
     MatrixMemory,
     SelectiveStateSpace,
     ShortConvolution,
@@ -175,6 +176,9 @@ def _mixing(a: object, size: int) -> int:
     elif isinstance(a, SelectiveStateSpace):
         # channels around the convolution, gate and time steps; states, decays and what enters, twice where stacked
         total += a.width * (8 * size + 3 * 4) + 5 * a.width * a.d_state * 4
+    elif isinstance(a, LinearAttention):
+        # gate, queries, keys and values around SiLU, the grid of a chunk in float32, what is read and normed
+        total += a.out_size * 14 * size + a.n_heads * CHUNK * 4 * 3
     elif isinstance(a, MatrixMemory):
         total += a.out_size * 8 * size + 4 * a.n_heads * a.d_key * size + a.n_heads * CHUNK * 4 * 5
     elif isinstance(a, GatedLinearRecurrence):

@@ -44,7 +44,10 @@ def refusal(config: Config) -> str | None:
         "cut, shifted or sparse neurons": f.clamp is not None or f.linear_shift != 0 or f.sparsity != 0,
         "a layer before the final norm": config.head is not None,
         "fixed vectors of positions": config.sinusoids is not None,
-        "scaled residuals": layer.residual_scale is not None or layer.averaged is not None or layer.scalar,
+        "scaled residuals": layer.residual_scale is not None
+        or layer.averaged is not None
+        or layer.scalar
+        or (layer.stream_scales, layer.part_scales) != ((1, 1), (1, 1)),
         "embeddings of tokens in every layer": layer.embedding is not None,
         "scaled feed-forward parts": isinstance(f, FeedForward) and (f.pre_scale, f.out_scale) != (1, 1),
         "norms without weights or with other biases": not n.weight or n.biased != (n.kind == "layer"),

@@ -31,6 +31,7 @@ from glassformer.checkpoint.families.jamba import JAMBA
 from glassformer.checkpoint.families.laguna import LAGUNA
 from glassformer.checkpoint.families.latent import LATENT, LATENT_EXPERTS
 from glassformer.checkpoint.families.lfm import LFM
+from glassformer.checkpoint.families.lightning import LIGHTNING
 from glassformer.checkpoint.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from glassformer.checkpoint.families.llama4 import LLAMA4
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
@@ -74,6 +75,7 @@ _ALL = (
             MIMO,
             LLAMA4,
             BEAM,
+            LIGHTNING,
             *GEMMA4,
         )
     ),

@@ -29,8 +29,6 @@ NOT_READ: Mapping[str, str] = {
     "jetmoe": "a router chooses the query and output projections of its attention (mixture of attention heads)",
     "longcat_flash": "its layers hold two attentions and two dense parts, whose sum experts join beside them, and some "
     "experts give back their input (zero experts)",
-    "minimax": "its lightning attention (linear attention with a fixed decay for each head) is no part of Glassformer, "
-    "and its sums take the normed stream",
     "qwen4_exp": _QWEN4,
     "qwen4_exp_text": _QWEN4,
     "rwkv": "its time mixing (a recurrence of channels, each token mixed with the last) is no part of Glassformer",

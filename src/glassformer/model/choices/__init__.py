@@ -19,6 +19,7 @@ from glassformer.model.choices.head import Head
 from glassformer.model.choices.index import Index
 from glassformer.model.choices.latent import LatentAttention
 from glassformer.model.choices.layer_embedding import LayerEmbedding
+from glassformer.model.choices.linear_attention import LinearAttention
 from glassformer.model.choices.matrix_memory import MatrixMemory
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.parallel import Parallel
@@ -28,7 +29,15 @@ from glassformer.model.choices.short_convolution import ShortConvolution
 from glassformer.model.choices.sinusoids import Sinusoids
 from glassformer.model.choices.state_space import StateSpace
 
-Recurrence = GatedDelta | GatedLinearRecurrence | MatrixMemory | SelectiveStateSpace | ShortConvolution | StateSpace
+Recurrence = (
+    GatedDelta
+    | GatedLinearRecurrence
+    | LinearAttention
+    | MatrixMemory
+    | SelectiveStateSpace
+    | ShortConvolution
+    | StateSpace
+)
 Mixer = Attention | Parallel | Recurrence
 Feed = FeedForward | Experts
 
@@ -46,6 +55,7 @@ MIXERS: dict[str, type] = {
         GatedLinearRecurrence,
         Parallel,
         MatrixMemory,
+        LinearAttention,
     )
 }
 FEEDS: dict[str, type] = {choice.kind: choice for choice in (FeedForward, Experts)}
@@ -86,6 +96,7 @@ __all__ = [
     "Index",
     "LatentAttention",
     "LayerEmbedding",
+    "LinearAttention",
     "MatrixMemory",
     "Mixer",
     "Norm",

@@ -40,6 +40,8 @@ class Layer:
         residual_scale: multiplies what each part adds to the stream, or None.
         averaged: how many things the stream is made of before this layer, the embedding among them, where all count
             the same: part number n joins as stream · √((n−1)/n) + part / √n (Beam). None where parts are just added.
+        stream_scales: multiply the stream where mixer and feed-forward part join it (MiniMax).
+        part_scales: multiply what mixer and feed-forward part add.
         scalar: the stream is multiplied by a learned number as it leaves the layer (Gemma 4).
         embedding: what the layer's own embedding of the token adds after the parts, normed, or None.
         copies: the stream stands in several copies, of which the layer computes with one; None for one stream.
@@ -54,6 +56,8 @@ class Layer:
     scalar: bool = False
     embedding: LayerEmbedding | None = None
     copies: Copies | None = None
+    stream_scales: tuple[float, float] = (1.0, 1.0)
+    part_scales: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.copies is not None and (
@@ -62,6 +66,7 @@ class Layer:
             or self.embedding is None
             or self.norms != "both"
             or (self.parallel, self.residual_scale, self.averaged, self.scalar) != (False, None, None, False)
+            or (self.stream_scales, self.part_scales) != ((1, 1), (1, 1))
         ):
             raise ConfigError(
                 "A layer that computes with one of several copies has attention, a dense feed-forward part and an "
@@ -87,6 +92,16 @@ class Layer:
             raise ConfigError(
                 f"Parallel parts with norms {self.norms!r} are not a design any supported checkpoint has."
             )
+        for name in ("stream_scales", "part_scales"):
+            value = getattr(self, name)
+            if len(value) != 2 or not min(value) > 0:
+                raise ConfigError(
+                    f"{name} are two numbers above 0, of the mixer and the feed-forward part; got {value}."
+                )
+        if self.stream_scales != (1, 1) and (self.parallel or self.averaged is not None):
+            raise ConfigError(
+                "A stream that is scaled where parts join it is joined by one after the other, unaveraged."
+            )
         if self.residual_scale is not None and not self.residual_scale > 0:
             raise ConfigError(f"residual_scale must be above 0, or None; got {self.residual_scale}.")
 
@@ -96,7 +111,7 @@ class Layer:
             return 1.0
         if self.copies is not None:
             return math.sqrt(0.5) if number == 1 else 1.0
-        scale = 1.0 if self.residual_scale is None else self.residual_scale
+        scale = (1.0 if self.residual_scale is None else self.residual_scale) * self.part_scales[number - 1]
         if number == 2 and isinstance(self.feed_forward, FeedForward):
             scale *= self.feed_forward.out_scale
         return scale if self.averaged is None else scale / math.sqrt(self._count(number))
@@ -105,8 +120,10 @@ class Layer:
         """What multiplies the stream where the mixer (1) or the feed-forward part (2) joins it."""
         if self.copies is not None:
             return math.sqrt(0.5) if number == 1 else 1.0
-        if self.averaged is None or (self.mixer, self.feed_forward)[number - 1] is None:
+        if (self.mixer, self.feed_forward)[number - 1] is None:
             return 1.0
+        if self.averaged is None:
+            return self.stream_scales[number - 1]
         return math.sqrt(1 - 1 / self._count(number))
 
     def _count(self, number: int) -> int:

@@ -14,6 +14,7 @@ from glassformer.model.choices import (
     GatedDelta,
     GatedLinearRecurrence,
     LatentAttention,
+    LinearAttention,
     MatrixMemory,
     Parallel,
     Rotary,
@@ -34,6 +35,7 @@ from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.gated_linear_recurrence import GatedLinearRecurrencePart
 from glassformer.model.parts.latent import LatentAttentionPart
 from glassformer.model.parts.layer_embedding import LayerEmbeddingPart
+from glassformer.model.parts.linear_attention import LinearAttentionPart
 from glassformer.model.parts.matrix_memory import MatrixMemoryPart
 from glassformer.model.parts.parallel import ParallelPart
 from glassformer.model.parts.passing import Pass
@@ -46,6 +48,7 @@ MixerPart = (
     AttentionPart
     | GatedDeltaPart
     | GatedLinearRecurrencePart
+    | LinearAttentionPart
     | ParallelPart
     | MatrixMemoryPart
     | SelectiveStateSpacePart
@@ -89,6 +92,8 @@ class Block(nn.Module):
             self.ssm = StateSpacePart(recurrence, config.d_model, layer)
         elif isinstance(recurrence, SelectiveStateSpace):
             self.mamba = SelectiveStateSpacePart(recurrence, config.d_model, layer)
+        elif isinstance(recurrence, LinearAttention):
+            self.linear = LinearAttentionPart(recurrence, config.d_model, layer)
         elif isinstance(recurrence, MatrixMemory):
             self.mlstm = MatrixMemoryPart(recurrence, config.d_model, layer)
         elif isinstance(recurrence, GatedLinearRecurrence):
