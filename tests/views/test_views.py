@@ -145,6 +145,14 @@ COPIED: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "words": ({"limit": 2}, lambda a: a["words"][0]["probability"], lambda found: found["words"][0]["probability"]),
     "thumbnails": ({"size": 4}, lambda a: a["length"], lambda found: found["length"]),
     "effects": ({}, lambda a: a["kl"], lambda found: found["kl"]),
+    "stage": ({}, lambda a: a, lambda found: found["next"][0]["probability"]),
+    "surprise": ({}, lambda a: a, lambda found: found["losses"]),
+    "without": ({"position": 3}, lambda a: a, lambda found: found["rows"][0]["after"]),
+    "carry": (
+        {"layer": 1, "head": 2, "query": 3},
+        lambda a: a.norm(dim=-1)[:4],
+        lambda found: torch.tensor(numbers(found["writes"]["norm"])),
+    ),
 }  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import { test } from "node:test";
 import { number, percent, shown } from "../../src/glassformer/web/js/dom.js";
 import { unpack } from "../../src/glassformer/web/js/source.js";
 import { Store, fromFragment } from "../../src/glassformer/web/js/store.js";
+import { arrays, table } from "../../src/glassformer/web/js/tables.js";
+import { pieces } from "../../src/glassformer/web/js/views/corpus.js";
 import { treemap } from "../../src/glassformer/web/js/treemap.js";
 
 test("the store tells those concerned, once, and only of what changed", () => {
@@ -58,4 +60,34 @@ test("arrays of every kind that is sent", () => {
   assert.deepEqual([...unpack({ shape: [2], dtype: "float32", base64: of(Float32Array.from([1.5, -2])) }).data], [1.5, -2]);
   assert.deepEqual([...unpack({ shape: [2], dtype: "uint8", base64: of(Uint8Array.from([1, 255])) }).data], [1, 255]);
   assert.deepEqual([...unpack({ shape: [1], dtype: "uint16", base64: of(Uint16Array.from([65535])) }).data], [65535]);
+});
+
+test("a text is read in pieces that end where lines do, and all of it", () => {
+  const text = "one\ntwo and more\n\nthree\n" + "x".repeat(25);
+  for (const long of [4, 9, 12, 100]) {
+    const parts = pieces(text, long);
+    assert.equal(parts.join("").replaceAll("\n", ""), text.replaceAll("\n", ""));
+    for (const part of parts) assert.ok(part.length <= long && part.trim());
+  }
+  assert.deepEqual(pieces("one\ntwo", 5), ["one\n", "two"]);
+  assert.deepEqual(pieces(" \n"), []);
+});
+
+const rowsOf = (found, tokens = []) => table(found, tokens).trimEnd().split("\r\n").map((row) => row.split(","));
+
+test("lists in lists and records in records leave whole", () => {
+  const found = { similarity: [[[1, 2], [3, 4]], [[5, 6], [7, null]]], places: ["a", "b"], rows: [{ cells: [{ entropy: 1, top: [{ p: 2 }] }, { entropy: 3, top: [{ p: 4 }] }] }], ragged: [[1], [1, 2]], none: [] };
+  const told = Object.fromEntries(arrays(found).map(([name, shape, data, type]) => [name, [shape, [...data], type]]));
+  assert.deepEqual(told.similarity, [[2, 2, 2], [1, 2, 3, 4, 5, 6, 7, NaN], "<f8"]);
+  assert.deepEqual(told["rows.cells.entropy"], [[1, 2], [1, 3], "<f8"]);
+  assert.deepEqual(told["rows.cells.top.p"], [[1, 2, 1], [2, 4], "<f8"]);
+  assert.deepEqual([told.places[2], told.ragged[2], told.none], ["text", "text", undefined]);
+});
+
+test("a table holds the lists that belong together, by name and in order", () => {
+  assert.deepEqual(rowsOf({ label: "x", q: [1, 2, 3], k: [4, 5, 6], row: { keys: [0, 1], weights: [0.5, 0.5] } }), [["q", "k"], ["1", "4"], ["2", "5"], ["3", "6"]]);
+  assert.deepEqual(rowsOf({ places: ["a", "b", "c"], dots: [[[1, 2], [3, 4]], [[5, 6], [7, 8]], [[9, 0], [1, null]]], texts: [{ n: 1 }, { n: 2 }] }), [["places", "dots.0", "dots.1", "dots.2", "dots.3"], ["a", "1", "2", "3", "4"], ["b", "5", "6", "7", "8"], ["c", "9", "0", "1", ""]]);
+  assert.deepEqual(rowsOf({ parts: [{ layer: 0, edit: null }, { layer: 1, edit: { a: [1] } }] }), [["layer", "edit"], ["0", ""], ["1", '"{""a"":[1]}"']]);
+  assert.deepEqual(rowsOf({ passages: [{ output: 1.5, before: "x" }], raises: ["a", "b", "c"] }), [["output", "before"], ["1.5", "x"]]);
+  assert.deepEqual(rowsOf({ losses: [0.5, 2], mean: 1.25 }, ["The", " mole", " is"]), [["position", "token", "nats"], ["1", " mole", "0.5"], ["2", " is", "2"]]);
 });

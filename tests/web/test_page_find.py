@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from tests.web.conftest import HERE, TEXT, Watched
+from tests.web.conftest import HERE, TEXT, Watched, bars
 from tests.web.test_page_reasons import DATA, view
 
 pytestmark = pytest.mark.browser
@@ -121,3 +124,34 @@ def test_directions_are_kept_compared_and_steer_in_the_room_of_vectors(app: Watc
     app.settle()
     assert app.page.locator(".direction").count() == 1
     assert app.page.locator(".changed").is_hidden()
+
+
+def test_kept_directions_come_back_with_the_page_and_with_a_session(app: Watched, visit: Any, tmp_path: Path):
+    app.open(f"{HERE}&tab=vectors&sum=mole - bank")
+    app.page.click("#keep-sum")
+    app.page.fill("[aria-label='A sum of words']", "a - the")
+    app.page.keyboard.press("Enter")
+    app.page.click("#keep-sum")
+    app.page.wait_for_selector(".directions caption")
+    steer = "[aria-label='Steer by a - the']"
+    app.page.locator(steer).fill("6")
+    app.settle()
+    cosines, steered = app.page.locator(".directions td.num").all_inner_texts(), bars(app)
+    with app.page.expect_download() as waiting:
+        app.page.click("#save-session")
+    (tmp_path / "session.json").write_bytes(Path(waiting.value.path()).read_bytes())
+    app.page.reload()
+    app.see("#keep-sum").page.wait_for_selector(".directions caption")
+    elsewhere = visit(app.server, reduced_motion="reduce").open()
+    assert bars(elsewhere) != steered
+    elsewhere.page.set_input_files("header input[type=file]", str(tmp_path / "session.json"))
+    elsewhere.see("#keep-sum").page.wait_for_selector(".directions caption")
+    for page in (app, elsewhere):
+        assert page.page.locator(".direction strong").all_inner_texts() == ["mole - bank", "a - the"]
+        assert page.page.locator(".directions td.num").all_inner_texts() == cosines
+        assert page.page.locator(steer).input_value() == "6"
+        assert bars(page) == steered
+        page.page.locator(steer).fill("0")
+        page.settle()
+        assert page.page.locator(".changed").is_hidden()
+        assert bars(page) != steered

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.web.conftest import HERE, ROOMS, TEXT, Watched, bars, chips
+from tests.web.test_page_reasons import view
 
 pytestmark = pytest.mark.browser
 
@@ -192,6 +194,41 @@ def test_comparing(app: Watched):
     app.settle()
     assert "choose the same model for both" in " ".join(app.problems())
     app.complaints.clear()
+
+
+def test_every_token_s_surprise_stands_over_the_text(app: Watched):
+    app.open(HERE).room("depth")
+    told = view(app, "surprise", text=TEXT)
+    drawn = app.page.eval_on_selector_all("[data-surprise]", "(all) => all.map((e) => Number(e.dataset.surprise))")
+    assert drawn == pytest.approx(told["losses"])
+    app.page.locator("[data-surprise]").nth(1).click()
+    app.settle()
+    assert "position 1" in (app.page.text_content("#next-after") or "")
+    app.open("#text=a&tab=depth")
+    assert app.problems() == []
+    assert app.page.locator("[data-surprise]").count() == 0
+
+
+def test_a_head_is_followed_through_texts_of_one_s_own(app: Watched, tmp_path: Path):
+    app.open(f"{HERE}&layer=1&head=2").see(".corpus")
+    app.page.click(".corpus summary")
+    app.page.click(".corpus button")
+    assert "Paste a text" in app.page.inner_text(".corpus [role=status]")
+    lines = [f"The mole number {i} is a small bank of the sea.\n" for i in range(40)]
+    (tmp_path / "own.txt").write_text("".join(lines), "utf-8")
+    app.page.set_input_files(".corpus input[type=file]", tmp_path / "own.txt")
+    app.page.click(".corpus button")
+    app.page.wait_for_selector(".corpus [role=status]:has-text('piece 2 of 2')")
+    text = "".join(lines)
+    cut = text.rindex("\n", 0, 1500) + 1
+    whole = view(app, "corpus", kind="head", layer=1, index=2, top=12, texts=[text[:cut], text[cut:]])
+    drawn = app.page.eval_on_selector_all(".corpus [data-strength]", "(all) => all.map((e) => +e.dataset.strength)")
+    assert drawn == pytest.approx([p["strength"] for p in whole["passages"]])
+    assert app.page.locator(".corpus [data-decile]").count() == 10
+    app.shot("corpus")
+    app.page.keyboard.press("]")  # another layer: what was read is of the one before
+    app.page.keyboard.press("}")
+    assert app.page.locator(".corpus [data-decile]").count() == 0
 
 
 OVER = """() => {

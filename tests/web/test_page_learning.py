@@ -117,3 +117,36 @@ def test_a_text_is_learnt_from_the_page(learning: tuple[Server, Path], visit: Ca
     assert events[-1]["event"] == "stop"
     assert events[-1]["step"] < 1500
     assert any((folder / "page-1" / "checkpoints").iterdir())
+
+
+def test_the_passages_that_taught_a_text_are_drawn_and_asking_can_be_stopped(
+    learning: tuple[Server, Path], visit: Callable[..., Watched]
+):
+    from glassformer.train.influence import influence
+
+    server, folder = learning
+    app = visit(server, reduced_motion="reduce").open(f"{HERE}&tab=learning&run=sea").see(".taught")
+    asked = app.page.locator("[aria-label='Text that is asked about']")
+    assert asked.input_value()  # what the run wrote last
+    asked.fill("the cat sat")
+    app.page.click(".taught form button")
+    app.page.wait_for_selector(".taught .passage", timeout=60_000)
+    told = influence(folder / "sea", "the cat sat", top=12)
+    drawn = app.page.locator(".passage").evaluate_all("all => all.map((e) => [+e.dataset.passage, +e.dataset.effect])")
+    wanted = [(p.number, p.effect) for p in told.passages[:12]]
+    assert [effect for _, effect in drawn] == pytest.approx([effect for _, effect in wanted], rel=1e-3, abs=1e-9)
+    assert {number for number, _ in drawn} == {number for number, _ in wanted}
+    said = app.page.inner_text(".taught [role=status]")
+    assert f"Of {len(told.effects):,} passages" in said
+    assert f"Through {told.steps} steps" in (app.page.text_content(".taught .receipt") or "")
+    app.shot("learning-taught")
+    app.page.route("**/api/view/influence", lambda route: None)  # never answered
+    app.page.click(".taught form button")
+    assert app.page.inner_text(".taught form button") == "Stop"
+    app.page.click(".taught form button")
+    app.page.wait_for_selector(".taught form button:has-text('Find the passages')")
+    assert "topped" in app.page.inner_text(".taught [role=status]")
+    app.page.unroute_all(behavior="ignoreErrors")
+    app.page.fill("[aria-label='Text that is asked about']", "")
+    app.page.click(".taught form button")
+    app.page.wait_for_selector(".taught [role=status]:has-text('empty')")

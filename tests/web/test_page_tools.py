@@ -48,6 +48,28 @@ def test_lines_of_python_are_copied(app: Watched):
     compile(lines, "copied", "exec")
 
 
+def test_every_number_in_sight_can_be_taken(app: Watched, tiny_model: Any):
+    app.open(f"{HERE}&layer=1&head=2").room("attention")
+    which = app.page.locator("[aria-label='Which numbers are taken']")
+    which.select_option("next")
+    rows = list(csv.DictReader(io.StringIO(taken(app, "CSV").decode("utf-8"))))
+    logits = tiny_model.logits(TEXT)[-1].double()
+    assert float(rows[0]["probability"]) == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
+    app.page.click("text=Copy as Python")
+    app.page.wait_for_selector("text=/on the clipboard/")
+    lines = app.page.locator(".tool-row [data-lines]").get_attribute("data-lines") or ""
+    assert f"model.trace({TEXT!r}).logits(-1)" in lines
+    app.room("depth")
+    assert which.input_value() == ""
+    which.select_option("journey")
+    held = np.load(io.BytesIO(taken(app, "npz")), allow_pickle=False)
+    steps = tiny_model.trace(TEXT).lens(5, positions=[-1])
+    assert held["steps.top.probability"].shape == (len(steps.places), 5)
+    which.select_option("surprise")
+    rows = list(csv.DictReader(io.StringIO(taken(app, "CSV").decode("utf-8"))))
+    assert [row["token"] for row in rows] == tiny_model.trace(TEXT).tokens[1:]
+
+
 def test_what_was_done_is_undone_and_done_again(app: Watched):
     app.open(HERE)
     app.page.fill("#composer", "One mole of carbon")
@@ -93,6 +115,40 @@ def test_two_rooms_stand_side_by_side(visit: Any, server: Any):
     assert app.page.locator("#room-why .path-picture").is_visible()
     app.room("why")
     assert not app.page.locator("#room-depth").is_visible()
+
+
+def test_the_line_between_two_rooms_is_drawn_and_goes_with_the_session(visit: Any, server: Any):
+    app = visit(server, reduced_motion="reduce", viewport={"width": 2560, "height": 1400})
+    app.open(f"{HERE}&tab=depth&beside=texts")
+    bar = app.page.locator(".splitter")
+
+    def share() -> float:
+        one, two = (app.page.locator(f"#room-{name}").bounding_box() for name in ("depth", "texts"))
+        return float(one["width"] / (one["width"] + two["width"]))
+
+    assert share() == pytest.approx(0.5, abs=0.01)
+    bar.scroll_into_view_if_needed()
+    shelf, at = app.page.locator(".rooms").bounding_box(), bar.bounding_box()
+    y = max(at["y"], 0) + 40
+    app.page.mouse.move(at["x"] + 4, y)
+    app.page.mouse.down()
+    app.page.mouse.move(shelf["x"] + 0.3 * shelf["width"], y, steps=3)
+    app.page.mouse.up()
+    assert share() == pytest.approx(0.3, abs=0.01)
+    bar.focus()
+    app.page.keyboard.press("ArrowRight")
+    assert share() == pytest.approx(0.35, abs=0.01)
+    assert bar.get_attribute("aria-valuenow") == "35"
+    app.page.mouse.move(shelf["x"] + 0.6 * shelf["width"], y)  # nobody holds it any more
+    assert share() == pytest.approx(0.35, abs=0.01)
+    with app.page.expect_download() as waiting:
+        app.page.click("#save-session")
+    held = json.loads(Path(waiting.value.path()).read_text("utf-8"))["view"]
+    assert "split=0.35" in held
+    assert "beside=texts" in held
+    for far, ends in (("0.99", 80), ("-3", 20)):
+        app.open(f"{HERE}&tab=depth&beside=texts&split={far}")
+        assert bar.get_attribute("aria-valuenow") == str(ends)
 
 
 def test_the_tally_adds_up_and_follows_its_sliders(app: Watched):

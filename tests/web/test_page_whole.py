@@ -94,6 +94,39 @@ def test_no_room_says_what_is_true_in_one_theme_or_number_only(app: Watched, the
         assert room != "why" or "of its kind" in said
 
 
+PLACE = """([room, word]) => {
+    const walk = document.createTreeWalker(document.querySelector(room), NodeFilter.SHOW_TEXT);
+    for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+        const at = node.data.indexOf(word);
+        if (at < 0) continue;
+        const range = document.createRange();
+        range.setStart(node, at);
+        range.setEnd(node, at + word.length);
+        const box = range.getBoundingClientRect();
+        return [box.left + box.width / 2, box.top + box.height / 2];
+    }
+}"""
+
+
+@pytest.mark.parametrize(
+    ("lang", "word", "says"), [("en", "stream", "runs along a token"), ("de", "Schicht", "Stapel")]
+)
+def test_a_term_under_the_pointer_is_explained(app: Watched, lang: str, word: str, says: str):
+    app.open(f"{HERE}&tab=depth&lang={lang}").see("#room-depth h2 >> nth=0")
+    app.page.wait_for_timeout(600)  # terms are underlined when the page is at rest
+    assert app.page.evaluate("CSS.highlights.get('term').size") > 5
+    x, y = app.page.evaluate(PLACE, ["#room-depth", word])
+    tip = app.page.locator(".tip")
+    app.page.mouse.move(x, y)
+    assert says in tip.inner_text()
+    app.page.mouse.move(2, 2)
+    assert tip.is_hidden()
+    app.page.hover("#room-depth table td >> nth=3")  # what says its own is not talked over
+    assert "%" in tip.inner_text()
+    app.page.keyboard.press("?")
+    assert app.page.locator("dialog[open] .terms dt").count() > 30
+
+
 def test_themes_and_large_type(app: Watched):
     app.open(HERE)
     grounds = set()

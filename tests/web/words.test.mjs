@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
 import { ROOMS } from "../../src/glassformer/web/js/main.js";
+import { TERMS, forms } from "../../src/glassformer/web/js/terms.js";
 import { LANGUAGES, need, onSpoken, said, say, speak } from "../../src/glassformer/web/js/words.js";
 
 const fields = (text) => [...text.matchAll(/\{(\w+)\}/g)].map((m) => m[1]).sort();
@@ -32,12 +33,12 @@ test("what the page says is in the files", async () => {
 
 test("what a room says comes with it, or is there from the start", async () => {
   const begun = { ...(await LANGUAGES.en.parts.page()), ...(await LANGUAGES.en.parts.stage()) };
-  const inside = ["arcs", "cell", "heads", "matrix", "reasons", "circuit", "steering"].map((name) => [name, "inside"]);
+  const inside = ["arcs", "cell", "corpus", "heads", "matrix", "reasons", "circuit", "steering"].map((name) => [name, "inside"]);
   const learning = ["film", "descent", "train", "taught"].map((name) => [name, "learning"]);
   const beside = [["directions", "beside"]];
   const parts = Object.fromEntries([...ROOMS.map(([name, part]) => [name, part]), ...inside, ...beside, ...learning].map(([name, part]) => [`views/${name}.js`, part]));
   for (const name of modules) {
-    const here = { ...begun, ...(await (LANGUAGES.en.parts[parts[name] ?? (name === "graph.js" ? "inside" : "page")])()) };
+    const here = { ...begun, ...(await (LANGUAGES.en.parts[parts[name] ?? (({ "graph.js": "inside", "terms.js": "terms" })[name] ?? "page")])()) };
     for (const [, key] of code(name).matchAll(/\b(?:say|said|spoken)\("([^"]+)"/g)) assert.ok(key in here, `${name}: ${key} is not among the words that come with it`);
   }
 });
@@ -79,4 +80,16 @@ test("a sentence takes its fields, is said again in another language, and an unk
   assert.equal(say("stage.of", { n: 1, all: 13 }), "Szene 1 von 13");
   await speak("en");
   assert.equal(say("stage.of", { n: 1, all: 13 }), "scene 1 of 13");
+});
+
+test("a term is found in each of its forms, the longest first, and never inside another word", async () => {
+  await need("terms");
+  const found = (/** @type {string} */ text) => { const { of, find } = forms(); return [...text.matchAll(find)].map(([form]) => of.get(form.toLowerCase())); };
+  assert.deepEqual(found("The residual stream of this head, 1.2 nats; top-k of logits"), ["stream", "head", "nat", "topk", "logit"]);
+  assert.deepEqual(found("ahead, nature, heading, keyboards"), []);
+  await speak("de");
+  assert.deepEqual(found("Der Reststrom und die Köpfe dieser Schichten"), ["stream", "head", "layer"]);
+  await speak("en");
+  const { of } = forms();
+  assert.deepEqual([...new Set(of.values())], TERMS, "a form stands for two terms");
 });

@@ -87,7 +87,6 @@ def _dims(cells: int, width: int) -> Tensor:
     StageAsk,
     room="stage",
     report=lambda plan: plan.kept("stage", position=plan.explained),
-    python="model.trace({text!r})",
 )
 def stage(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """A text's words, vectors, lanes, arcs, neurons, last vector and next word, drawn from one trace."""
@@ -368,7 +367,7 @@ class SurpriseAsk(Ask):
     pass
 
 
-@view("surprise", SurpriseAsk, room="stage", report=lambda plan: plan.tried("surprise"), python="model.score({text!r})")
+@view("surprise", SurpriseAsk, room="stage", report=lambda plan: plan.tried("surprise"))
 def surprise(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """How surprised the model is by each token after the first, and how surprised one that knows nothing would be.
 
@@ -399,7 +398,6 @@ class WithoutAsk(At):
     WithoutAsk,
     room="stage",
     report=lambda plan: plan.kept("without", position=plan.explained),
-    python="model.edited(glassformer.knockout(keys=[source])).next({text!r})  # for each source",
 )
 def without(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """The likeliest token's probability when one earlier word is out of sight for all later ones, word by word."""

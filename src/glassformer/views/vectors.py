@@ -82,7 +82,6 @@ def spelled_alone(tokenizer: Any, ids: list[int]) -> list[str]:
     room="vectors",
     report=lambda plan: _cloud_of(plan),
     trims=("count",),
-    python="model.transformer.embed.weight",
 )
 def cloud(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """Rows of the embedding matrix laid onto a plane or three axes, and what share of their variance that shows."""

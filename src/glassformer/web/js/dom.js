@@ -93,23 +93,31 @@ export function number(x) {
 
 const tip = typeof document === "undefined" ? null : h("div", { class: "tip", role: "tooltip", hidden: true });
 
+/** Say something beside a point of the window. @param {string} text @param {number} x @param {number} y */
+export function tell(text, x, y) {
+  if (!tip) return;
+  if (!tip.isConnected) document.body.append(tip);
+  tip.textContent = text;
+  tip.hidden = !text;
+  tip.style.setProperty("left", `${Math.max(8, Math.min(x + 14, innerWidth - tip.offsetWidth - 12))}px`);
+  tip.style.setProperty("top", `${y + 18 + tip.offsetHeight > innerHeight ? y - tip.offsetHeight - 12 : y + 18}px`);
+}
+
+/** Say nothing any more. */
+export function hush() {
+  if (tip) tip.hidden = true;
+}
+
 /** Show `text()` beside the pointer or the focused element. @param {Element} element @param {() => string} text */
 export function hint(element, text) {
   const show = (/** @type {any} */ event) => {
-    if (!tip) return;
-    if (!tip.isConnected) document.body.append(tip);
-    tip.textContent = text();
-    tip.hidden = !tip.textContent;
+    event.hinted = true;
     const box = element.getBoundingClientRect();
-    const x = event.clientX ?? box.left;
-    const y = event.clientY ?? box.bottom;
-    tip.style.setProperty("left", `${Math.max(8, Math.min(x + 14, innerWidth - tip.offsetWidth - 12))}px`);
-    tip.style.setProperty("top", `${y + 18 + tip.offsetHeight > innerHeight ? y - tip.offsetHeight - 12 : y + 18}px`);
+    tell(text(), event.clientX ?? box.left, event.clientY ?? box.bottom);
   };
-  const hide = () => { if (tip) tip.hidden = true; };
   element.addEventListener("pointermove", show);
   element.addEventListener("focus", show);
-  element.addEventListener("pointerleave", hide);
-  element.addEventListener("blur", hide);
+  element.addEventListener("pointerleave", hush);
+  element.addEventListener("blur", hush);
   return element;
 }

@@ -47,7 +47,7 @@ export const START = {
   temperature: 1, top_k: 0, top_p: 1, min_p: 0, unit: "tokens", chips: "tokens", mode: "matrix", sort: "layer", token: null, against: null,
   tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
-  word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, plane: [], sum: "king - man + woman",
+  word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, split: 0.5, plane: [], sum: "king - man + woman",
   scene: null, zoom: null, marks: null, circuitAsked: false, reasonAgainst: null, notes: [], kept: true, directions: [],
   table: { texts: ["The capital of France is", "The capital of Italy is", "The capital of Japan is", "The capital of Spain is"], metric: "entropy", token: null, against: null }, lang: null, stageShare: 0.1,
 };
@@ -151,6 +151,7 @@ export function build(root, source, state) {
   const beside = h("select", { "aria-label": spoken("head.second"), onchange: () => state.set({ beside: beside.value || null }) },
     h("option", { value: "" }, spoken("head.nothing")), rooms.map(([name]) => h("option", { value: name }, spoken(`room.${name}`))));
   const shelf = h("div", { class: "rooms" });
+  shelf.append(splitter(state, shelf));
   const right = h("section", { class: "panel", "aria-label": spoken("head.inside") }, tabs, h("div", { class: "row tool-row" }, h("label", { class: "small" }, spoken("head.beside"), beside), noted.button), tools(source, state, () => panels.get(state.get("tab")).panel), noted.list);
   put(root,
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
@@ -218,6 +219,7 @@ export function build(root, source, state) {
   };
   state.on(["tab", "beside"], choose);
   choose();
+  drawn.then(async () => (await import("./terms.js")).explain(root, dialog)).catch(() => null); // the page is whole without them
   onSpoken(() => {
     for (const room of panels.values()) {
       if (!room.end) continue; // not drawn yet: it will speak the language that is spoken then
@@ -226,6 +228,34 @@ export function build(root, source, state) {
     }
     choose();
   });
+}
+
+/** What stands between two rooms and is drawn to one side, or moved by the arrow keys. @param {Store} state @param {HTMLElement} shelf */
+function splitter(state, shelf) {
+  const to = (/** @type {number} */ share) => state.set({ split: Math.round(100 * Math.max(0.2, Math.min(0.8, share))) / 100 });
+  const bar = h("div", { class: "splitter", role: "separator", tabindex: "0", "aria-orientation": "vertical", "aria-valuemin": 20, "aria-valuemax": 80, "aria-label": spoken("head.split"),
+    onpointerdown: (/** @type {PointerEvent} */ event) => bar.setPointerCapture(event.pointerId),
+    onpointermove: (/** @type {PointerEvent} */ event) => {
+      if (!bar.hasPointerCapture(event.pointerId)) return;
+      const box = shelf.getBoundingClientRect();
+      to((event.clientX - box.left) / box.width);
+    },
+    ondblclick: () => to(0.5),
+    onkeydown: (/** @type {KeyboardEvent} */ event) => {
+      const by = { ArrowLeft: -0.05, ArrowRight: 0.05 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      to(state.get("split") + by);
+    } });
+  const reflect = () => {
+    const share = Math.max(0.2, Math.min(0.8, state.get("split") ?? 0.5));
+    bar.setAttribute("aria-valuenow", String(Math.round(100 * share)));
+    shelf.style.setProperty("--first", `${share}fr`);
+    shelf.style.setProperty("--second", `${1 - share}fr`);
+  };
+  state.on(["split"], reflect);
+  reflect();
+  return bar;
 }
 
 /** After the next two frames, or soon where none is drawn. */

@@ -106,6 +106,32 @@ export function grid(data, rows, columns, label) {
   return canvas;
 }
 
+/**
+ * A button that begins something and stops it; what goes wrong is said.
+ * @param {string} name what the button says, by its key @param {HTMLElement} said where it is said
+ * @param {(signal: AbortSignal) => Promise<void>} work @param {string} stopped what is said when it was stopped, by its key @param {Record<string, any>} [more] of the button
+ * @returns {{button: HTMLButtonElement, run: () => Promise<void>, stop: () => void}}
+ */
+export function runner(name, said, work, stopped, more = {}) {
+  /** @type {AbortController|null} */
+  let running = null;
+  const button = h("button", { type: "submit", ...more }, say(name));
+  async function run() {
+    if (running) return running.abort();
+    const mine = (running = new AbortController());
+    button.textContent = say("stop");
+    try {
+      await work(mine.signal);
+    } catch (error) {
+      said.textContent = mine.signal.aborted ? say(stopped) : error instanceof Error ? error.message : String(error);
+    } finally {
+      running = null;
+      button.textContent = say(name);
+    }
+  }
+  return { button, run, stop: () => running?.abort() };
+}
+
 /** A number with its sign. @param {number} x */
 export function withSign(x) {
   return `${x >= 0 ? "+" : "−"}${number(Math.abs(x))}`;

@@ -13,6 +13,7 @@ export const LANGUAGES = {
     inside: async () => (await import("./words/en/inside.js")).WORDS,
     beside: async () => (await import("./words/en/beside.js")).WORDS,
     learning: async () => (await import("./words/en/learning.js")).WORDS,
+    terms: async () => (await import("./words/en/terms.js")).WORDS,
   } },
   de: { name: "Deutsch", parts: {
     page: async () => (await import("./words/de/page.js")).WORDS,
@@ -20,6 +21,7 @@ export const LANGUAGES = {
     inside: async () => (await import("./words/de/inside.js")).WORDS,
     beside: async () => (await import("./words/de/beside.js")).WORDS,
     learning: async () => (await import("./words/de/learning.js")).WORDS,
+    terms: async () => (await import("./words/de/terms.js")).WORDS,
   } },
 };
 

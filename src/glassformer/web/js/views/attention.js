@@ -6,6 +6,7 @@ import { Tiles } from "../tiles.js";
 import { segmented } from "../ui.js";
 import { mount as mountArcs } from "./arcs.js";
 import { mount as mountCell } from "./cell.js";
+import { mount as mountCorpus } from "./corpus.js";
 import { mount as mountHeads } from "./heads.js";
 import { mount as mountMatrix } from "./matrix.js";
 import { mount as mountReasons } from "./reasons.js";
@@ -38,8 +39,8 @@ export function mount(element, source, state) {
   turning();
   const stage = h("div", { class: "stage" });
   const cell = h("div", { class: "cell" });
-  element.append(h("div", { class: "attention" }, field,
-    h("div", { class: "opened" }, h("div", { class: "row spread" }, label, h("div", { class: "row" }, zoom, mode.element, average)), turn, stage, cell)));
+  const opened = h("div", { class: "opened" }, h("div", { class: "row spread" }, label, h("div", { class: "row" }, zoom, mode.element, average)), turn, stage, cell);
+  element.append(h("div", { class: "attention" }, field, opened));
   mountHeads(field, source, state);
 
   const reading = h("p", { class: "small num", role: "status" });
@@ -86,5 +87,6 @@ export function mount(element, source, state) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
   mountCell(cell, source, state);
   mountReasons(cell, source, state);
+  if (source.live && !source.embedded) mountCorpus(opened, source, state);
   reset();
 }

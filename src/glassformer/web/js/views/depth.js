@@ -15,10 +15,14 @@ export function mount(element, source, state) {
   const table = h("div", { class: "scroll-x" });
   const journey = h("div", { class: "journey" });
   const pager = h("div", { class: "row" });
+  const surprise = h("div", { class: "surprises" });
   element.append(
     h("h2", {}, say("depth.title")),
     h("p", { class: "soft small" }, say("depth.say")),
     pager, table,
+    h("h2", {}, say("depth.surprise")),
+    h("p", { class: "soft small" }, say("depth.surprise.say")),
+    surprise,
     h("h2", {}, say("depth.journey")),
     h("p", { class: "soft small" }, say("depth.journey.say")),
     journey,
@@ -61,5 +65,17 @@ export function mount(element, source, state) {
         h("span", { class: "mono small" }, step.top.length ? shown(step.top[0].token) : "")),
       () => say("depth.added", { a: number(step.added_norm), b: number(step.norm), c: number(step.turned) }) + (step.followed === null ? "" : say("depth.has", { a: shown(data.followed.token), b: percent(step.followed, 2), c: step.rank + 1 })));
     }));
+  });
+  live(surprise, state, ["text", "model", "edits", "count"], async (signal) => {
+    put(surprise);
+    return state.get("count") < 2 ? null : source.get("surprise", { text: state.get("text"), model: state.get("model"), edits: state.get("edits") }, { signal });
+  }, (d) => {
+    const tokens = state.get("tokens");
+    put(surprise, h("p", { class: "small" }, say("depth.surprise.mean", { a: number(d.mean), b: number(Math.exp(d.mean)), c: number(d.uniform) })),
+      h("div", { class: "chips mono", role: "list" }, d.losses.map((/** @type {number} */ loss, /** @type {number} */ i) => {
+        const share = Math.min(1, loss / d.uniform);
+        const chip = h("button", { type: "button", class: "chip", "data-surprise": loss, style: { background: css(share), color: inkOn(share) }, onclick: () => state.set({ position: i }) }, shown(tokens[i + 1] ?? ""));
+        return h("span", { role: "listitem" }, hint(chip, () => say("depth.surprise.one", { a: shown(tokens[i + 1] ?? ""), b: number(loss), c: percent(Math.exp(-loss), 2) })));
+      })));
   });
 }

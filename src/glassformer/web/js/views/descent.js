@@ -1,7 +1,7 @@
 /** Gradient descent drawn: the loss along the line through a step, and the same step repeated until a sentence is learnt. */
 
 import { h, hint, number, percent, put, s, shown } from "../dom.js";
-import { chart, ticks, track } from "../ui.js";
+import { chart, runner, ticks, track } from "../ui.js";
 import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -39,35 +39,23 @@ export function slice(d) {
 export function repeat(element, source, state) {
   const said = h("p", { class: "small", role: "status" });
   const out = h("div", {});
-  /** @type {AbortController|null} */
-  let running = null;
-  const go = h("button", { type: "button", id: "repeat-step", onclick: async () => {
-    if (running) return running.abort();
-    const mine = (running = new AbortController());
+  const repeating = runner("descent.repeat", said, async (signal) => {
     /** @type {any[]} */
     const steps = [];
-    go.textContent = say("stop");
     said.textContent = say("descent.first");
     put(out);
-    try {
-      for await (const event of source.stream("/api/learn", { text: state.get("text"), model: state.get("model") }, { signal: mine.signal })) {
-        if ("learnt" in event) {
-          said.textContent = !event.learnt ? say("descent.not", { n: event.steps }) : event.steps ? say("descent.learnt", { n: event.steps }) : say("descent.known");
-        } else {
-          steps.push(event);
-          said.textContent = say("descent.step", { n: event.step, a: number(event.loss), b: number(event.loss_after) });
-          show(steps);
-        }
+    for await (const event of source.stream("/api/learn", { text: state.get("text"), model: state.get("model") }, { signal })) {
+      if ("learnt" in event) {
+        said.textContent = !event.learnt ? say("descent.not", { n: event.steps }) : event.steps ? say("descent.learnt", { n: event.steps }) : say("descent.known");
+      } else {
+        steps.push(event);
+        said.textContent = say("descent.step", { n: event.step, a: number(event.loss), b: number(event.loss_after) });
+        show(steps);
       }
-    } catch (error) {
-      said.textContent = mine.signal.aborted ? say("descent.stopped") : error instanceof Error ? error.message : String(error);
-    } finally {
-      running = null;
-      go.textContent = say("descent.repeat");
     }
-  } }, say("descent.repeat"));
-  state.on(["text", "model"], () => { running?.abort(); said.textContent = ""; put(out); });
-  element.append(h("div", { class: "row" }, go), said, out);
+  }, "descent.stopped", { type: "button", id: "repeat-step", onclick: () => repeating.run() });
+  state.on(["text", "model"], () => { repeating.stop(); said.textContent = ""; put(out); });
+  element.append(h("div", { class: "row" }, repeating.button), said, out);
 
   /** @param {any[]} steps */
   function show(steps) {

@@ -3,7 +3,7 @@
 import { h, hint, number, put, s } from "../dom.js";
 import { live } from "../live.js";
 import { treemap } from "../treemap.js";
-import { track } from "../ui.js";
+import { runner, track } from "../ui.js";
 import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -79,29 +79,17 @@ const RUNNERS = ["at_once", "word_by_word", "recurrent"];
 function race(element, source, state) {
   const out = h("div", {});
   const said = h("p", { class: "small", role: "status" });
-  /** @type {AbortController|null} */
-  let running = null;
-  const go = h("button", { type: "button", id: "race", disabled: !source.live, onclick: async () => {
-    if (running) return running.abort();
-    const mine = (running = new AbortController());
-    go.textContent = say("stop");
+  const racing = runner("size.race", said, async (signal) => {
     said.textContent = say("size.ready");
-    try {
-      for await (const event of source.stream("/api/race", { text: state.get("text"), model: state.get("model") }, { signal: mine.signal })) {
-        if (event.race) show(event.race);
-        else said.textContent = say("size.lap", { a: event.tokens, b: event.who });
-      }
-      said.textContent = "";
-    } catch (error) {
-      said.textContent = mine.signal.aborted ? say("size.stopped") : error instanceof Error ? error.message : String(error);
-    } finally {
-      running = null;
-      go.textContent = say("size.race");
+    for await (const event of source.stream("/api/race", { text: state.get("text"), model: state.get("model") }, { signal })) {
+      if (event.race) show(event.race);
+      else said.textContent = say("size.lap", { a: event.tokens, b: event.who });
     }
-  } }, say("size.race"));
+    said.textContent = "";
+  }, "size.stopped", { type: "button", id: "race", disabled: !source.live, onclick: () => racing.run() });
   element.append(h("h2", {}, say("size.once")),
     h("p", { class: "soft small" }, say("size.once.say")),
-    go, said, out);
+    racing.button, said, out);
 
   /** @param {any} r */
   function show(r) {

@@ -1,7 +1,7 @@
 /** What taught it: the passages of a small run's training text that changed most how it foretells a text. */
 
 import { h, number, put, shown } from "../dom.js";
-import { fork, withSign } from "../ui.js";
+import { fork, runner, withSign } from "../ui.js";
 import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -14,30 +14,16 @@ export function mount(element, source, state) {
   const text = h("input", { type: "text", class: "boxed", "aria-label": say("taught.text") });
   const said = h("p", { class: "small", role: "status" });
   const out = h("div", {});
-  const go = h("button", { type: "submit" }, say("taught.find"));
-  const form = h("form", { class: "row circuit-form" }, h("label", { class: "small grow" }, say("taught.label"), text), go);
+  const finding = runner("taught.find", said, async (signal) => {
+    said.textContent = say("taught.back");
+    put(out);
+    draw(await source.get("influence", { name, text: text.value, top: 12 }, { signal }));
+  }, "descent.stopped");
+  const form = h("form", { class: "row circuit-form", onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); finding.run(); } }, h("label", { class: "small grow" }, say("taught.label"), text), finding.button);
   const box = h("section", { class: "taught", hidden: true, "aria-label": say("taught.title") }, h("h3", {}, say("taught.title")), h("p", { class: "soft small" }, say("taught.say")), form, said, out);
   element.append(box);
   /** @type {string|null} */
   let name = null;
-  /** @type {AbortController|null} */
-  let running = null;
-  form.addEventListener("submit", async (/** @type {Event} */ event) => {
-    event.preventDefault();
-    if (running) return running.abort();
-    const mine = (running = new AbortController());
-    go.textContent = say("stop");
-    said.textContent = say("taught.back");
-    put(out);
-    try {
-      draw(await source.get("influence", { name, text: text.value, top: 12 }, { signal: mine.signal }));
-    } catch (error) {
-      said.textContent = mine.signal.aborted ? say("descent.stopped") : error instanceof Error ? error.message : String(error);
-    } finally {
-      running = null;
-      go.textContent = say("taught.find");
-    }
-  });
 
   /** @param {any} d */
   function draw(d) {
@@ -52,7 +38,7 @@ export function mount(element, source, state) {
   return (run) => {
     box.hidden = !run || run.state === "running" || !run.checkpoints.length;
     if (run.name === name) return;
-    running?.abort();
+    finding.stop();
     name = run.name;
     said.textContent = "";
     put(out);
