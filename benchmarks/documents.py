@@ -55,14 +55,14 @@ def stepping(data: Path, pack: str, native: bool) -> Any:
     made = fresh(Transformer.empty(config), 1)
     stepper = NativeStepper(made, recipe, torch.bfloat16) if native else TorchStepper(made, recipe, torch.bfloat16)
     rows = rows_of(build_corpus([str(data)], tokenizer, fraction=0.0).train, tokenizer.eos_id)
-    order = Order(rows, 1, pack=pack)
+    order = Order(rows, 1, pack=pack, packed=stepper.packs)
 
     def step() -> float:
         passes = order.passes(recipe.schedule.batch, recipe.model.context, recipe.schedule.batch)
         start = time.perf_counter()
         stepper.zero()
-        for x, y in passes:
-            stepper.accumulate(x, y, 1 / 2048)
+        for x, y, lengths in passes:
+            stepper.accumulate(x, y, 1 / 2048, lengths)
         stepper.finish()
         stepper.step(1.0, 0.95)
         return time.perf_counter() - start

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from glassformer.errors import ShapeError
 from glassformer.model import Cache, Config, Transformer
 from glassformer.model.choices import recurrence_of
 from glassformer.model.sites import Where, names
-from tests.strategies import stacks
+from glassformer.train.recipe import Recipe
+from tests.strategies import attentions, differentials, latents, stacks
 
 # A failing stack is small enough to read as it was drawn; making it smaller takes minutes.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -68,6 +71,37 @@ def test_cached_padded_and_watched_runs_agree(config: Config, cuts: list[int]) -
     tap = Everything(config)
     torch.testing.assert_close(transformer(ids, tap=tap), whole, rtol=1e-9, atol=1e-10)
     assert set(tap.seen) == set(names(config))
+
+
+SOFTMAX = st.one_of(attentions(), latents(), differentials(), st.none())
+
+
+@given(stacks(mixers=SOFTMAX), st.lists(st.integers(1, 9), min_size=1, max_size=4))
+@settings(max_examples=40, phases=PHASES)
+def test_documents_in_one_row_are_as_if_alone(config: Config, lengths: list[int]) -> None:
+    transformer, ids = drawn(config), tokens(config, 1, sum(lengths))
+    if not config.packs:
+        with pytest.raises(ShapeError, match="Several documents"):
+            transformer(ids, lengths=lengths)
+        return
+    alone = torch.cat([transformer(part) for part in ids.split(lengths, 1)], 1)
+    torch.testing.assert_close(transformer(ids, lengths=lengths), alone, rtol=1e-9, atol=1e-10)
+    tap = Everything(config)
+    torch.testing.assert_close(transformer(ids, lengths=lengths, tap=tap), alone, rtol=1e-9, atol=1e-10)
+
+
+def test_documents_have_to_fill_their_row() -> None:
+    config = Recipe().with_settings({"layers": 1, "width": 8, "heads": 1}).config(20)
+    transformer = drawn(config)
+    for ids, lengths in (
+        (tokens(config, 1, 9), [4, 4]),
+        (tokens(config, 2, 8), [4, 4]),
+        (tokens(config, 1, 8), [8, 0]),
+    ):
+        with pytest.raises(ShapeError, match="do not fill one row"):
+            transformer(ids, lengths=lengths)
+    with pytest.raises(ShapeError, match="without cache"):
+        transformer(tokens(config, 1, 8), Cache(config, 1, dtype=torch.float64), lengths=[4, 4])
 
 
 @given(stacks(), st.data())

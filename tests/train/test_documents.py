@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from glassformer.data.corpus import build_corpus
 from glassformer.data.readers import conversation
 from glassformer.errors import DataError, EmptyDataError, GlassformerError
 from glassformer.model import Transformer
+from glassformer.system import sealed
 from glassformer.tokenizer.encode import LAST_ALONE, Encoder
 from glassformer.tokenizer.train import byte_tokenizer
 from glassformer.train import journal, train
-from glassformer.train.data import Conversations, Order, Stream, apart, held_out_batches
+from glassformer.train.data import Conversations, Order, Stream, apart, documents, held_out_batches, packed
 from glassformer.train.loss import IGNORE
 from glassformer.train.recipe import Recipe
 from glassformer.train.torch_stepper import initialise
@@ -246,14 +247,19 @@ def model() -> Transformer:
     return found
 
 
-def cost(model: Transformer, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def cost(
+    model: Transformer, tokens: torch.Tensor, targets: torch.Tensor, lengths: Sequence[int] | None = None
+) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(
-        model(tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+        model(tokens, lengths=lengths).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
     )
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("separator", [0, None])
-def test_a_packed_row_is_each_of_its_documents_alone(model: Transformer, separator: int | None) -> None:
+def test_a_packed_row_is_each_of_its_documents_alone(
+    model: Transformer, separator: int | None, side_by_side: bool
+) -> None:
     """Loss and gradients of a row apart are the sums over its documents computed by themselves."""
     generator = torch.Generator().manual_seed(1)
     lengths = [9, 4, 15, 1, 6]
@@ -261,8 +267,15 @@ def test_a_packed_row_is_each_of_its_documents_alone(model: Transformer, separat
     edges = np.cumsum([0, *lengths]).tolist()
     source = Stream(Array(list(itertools.chain(*documents)), edges), separator)
     tokens, targets = source.fetch(np.array([0]), 32)
-    passes = apart(tokens, targets, source.borders(np.array([0]), 32), 1)
-    found = sum(cost(model, x, y) for x, y in passes)
+    borders = source.borders(np.array([0]), 32)
+    passes = apart(tokens, targets, borders, 1)
+    if side_by_side:
+        ((x, y, found_lengths),) = packed(tokens, targets, borders, 1)
+        assert found_lengths is not None
+        assert sum(found_lengths) == x.shape[1] <= 32
+        found = cost(model, x, y, found_lengths)
+    else:
+        found = sum((cost(model, x, y) for x, y in passes), torch.zeros(()))
     alone = torch.zeros(())
     for number, ids in enumerate(documents):
         ids = ids[: 33 - edges[number]]
@@ -281,11 +294,54 @@ def test_a_packed_row_is_each_of_its_documents_alone(model: Transformer, separat
         assert torch.allclose(a, b, atol=1e-4 * float(b.abs().max() + 1e-6))
 
 
-def test_rows_of_one_document_are_what_they_were(model: Transformer) -> None:
-    orders = [Order(Stream(Array([i % 50 for i in range(500)]), 0), 1, pack=pack) for pack in ("apart", "together")]
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_rows_of_one_document_are_what_they_were(side_by_side: bool) -> None:
+    source = Stream(Array([i % 50 for i in range(500)]), 0)
+    orders = [Order(source, 1, pack=pack, packed=side_by_side) for pack in ("apart", "together")]
     for a, b in zip(*(order.passes(6, 32, 4) for order in orders), strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
+        assert a[2] is None
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 5])
+def test_side_by_side_nothing_is_lost(micro_batch: int) -> None:
+    """Every target that counts is there once, in passes of no more tokens than their rows."""
+    text = [i % 50 + 1 for i in range(400)]
+    source = Stream(Array(text, [0, 7, 100, 101, 230, 400]), None)
+    tokens, targets = source.fetch(source.grid(32), 32)
+    borders = source.borders(source.grid(32), 32)
+    passes = packed(tokens, targets, borders, micro_batch)
+    assert all(x.numel() <= micro_batch * 32 for x, _, _ in passes)
+    counted = [y[y != IGNORE] for _, y, _ in passes]
+    expected = [y[y != IGNORE] for _, y in documents(tokens, targets, borders)]
+    assert torch.equal(torch.cat(counted), torch.cat(expected))
+    assert len(torch.cat(counted)) == 12 * 32 - 4  # a document's first token is foretold from nothing
+
+
+def test_a_run_goes_on_as_it_began(small: Make, out: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents side by side or in rectangles: what a checkpoint does not say was in rectangles."""
+    recipe = small(steps=4, save_every=2, context=32)
+    seen: list[bool] = []
+    plain = Order.passes
+
+    def passes(self: Order, *args: Any) -> Any:
+        seen.append(self.packed)
+        return plain(self, *args)
+
+    monkeypatch.setattr(Order, "passes", passes)
+    run = train(recipe, out=out(), quiet=True)
+    for side_by_side in (True, False):
+        path = min((run.path / "checkpoints").glob("step-*")) / "state.json"
+        state = json.loads(path.read_text())
+        assert state["packed"] is True
+        if not side_by_side:
+            del state["packed"]
+            state["sha256"] = sealed.checksum(state)
+            path.write_text(json.dumps(state))
+        seen.clear()
+        train(out=run.path, resume=True, step=2, quiet=True)
+        assert seen == [side_by_side] * 2
 
 
 def test_a_conversation_costs_the_same_beside_its_copies(small: Make, out: Place, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +61,32 @@ def batch_of(batch: int, length: int, vocab: int = 65) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def truth(recipe: Recipe, x: Tensor, y: Tensor) -> tuple[float, dict[str, Tensor]]:
+def truth(
+    recipe: Recipe, x: Tensor, y: Tensor, lengths: Sequence[int] | None = None
+) -> tuple[float, dict[str, Tensor]]:
     """The loss and its gradient by autograd through the model itself, in float64."""
     from torch.nn.functional import cross_entropy
 
     transformer = model_of(recipe).double().requires_grad_(True)
-    loss = cross_entropy(transformer(x).flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")
+    loss = cross_entropy(transformer(x, lengths=lengths).flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")
     loss.backward()
     return float(loss.detach()), {n: p.grad.float() for n, p in transformer.named_parameters() if p.grad is not None}
 
 
 def found(
-    recipe: Recipe, x: Tensor, y: Tensor, dtype: torch.dtype, *extra: str, threads: int = 1
+    recipe: Recipe,
+    x: Tensor,
+    y: Tensor,
+    dtype: torch.dtype,
+    *extra: str,
+    threads: int = 1,
+    lengths: Sequence[int] | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     transformer = model_of(recipe).requires_grad_(True)
     weights = FlatWeights(transformer, dtype, tied=transformer.config.tied)
     step = NativeStep(transformer.config, weights, recipe.optimizer, extra=extra, threads=threads)
-    loss = step.accumulate(x, y, 1.0)
-    assert float(step.loss(x, y)) == float(loss)
+    loss = step.accumulate(x, y, 1.0, lengths=lengths)
+    assert lengths is not None or float(step.loss(x, y)) == float(loss)
     assert step.norm() == pytest.approx(float(weights.grad.double().norm()), rel=1e-5)
     return float(loss), {name: grad.clone() for name, grad in weights.named_grads().items()}
 
@@ -187,6 +195,46 @@ def test_a_batch_in_waves_is_the_same(wave: int, monkeypatch: pytest.MonkeyPatch
     _, expected = truth(recipe, x, y)
     _, grads = found(recipe, x, y, torch.float32, f"-DGLASSFORMER_STORE={wave}")
     assert max(errors(grads, expected).values()) < 2e-5
+    lengths = [60, 3, 150, 27] * 10
+    x, y = x.view(1, -1), y.view(1, -1)
+    _, expected = truth(recipe, x, y, lengths)
+    _, grads = found(recipe, x, y, torch.float32, f"-DGLASSFORMER_STORE={wave}", lengths=lengths)
+    assert max(errors(grads, expected).values()) < 2e-5
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("lengths", [(3, 150, 1, 47), (20, 20, 5, 9, 130, 64, 2)])
+def test_documents_of_any_lengths_are_as_if_alone(design: str, lengths: tuple[int, ...]) -> None:
+    recipe = recipe_of(**DESIGNS[design])
+    x, y = batch_of(1, sum(lengths))
+    loss, expected = truth(recipe, x, y, lengths)
+    ours, grads = found(recipe, x, y, torch.float32, lengths=lengths)
+    assert ours == pytest.approx(loss, rel=1e-6)
+    assert max(errors(grads, expected).values()) < 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_came_before_does_not_show(dtype: torch.dtype) -> None:
+    """Lengths in any order, with infinities left in memory, by any number of threads, in waves: the same bits."""
+    recipe = recipe_of()
+    lengths = (70, 3, 140, 33, 64, 9)
+    x, y = batch_of(1, sum(lengths))
+    _, expected = found(recipe, x, y, dtype, lengths=lengths)
+    transformer = model_of(recipe).requires_grad_(True)
+    step = NativeStep(transformer.config, FlatWeights(transformer, dtype), recipe.optimizer, threads=3)
+    healthy = step.weights.master.clone()
+    for some in ((200,), (31, 1), (5,) * 9):
+        step.weights.master.fill_(float("inf"))
+        step.publish()
+        assert not torch.isfinite(step.accumulate(*batch_of(1, sum(some)), 1.0, lengths=some))
+    step.weights.master.copy_(healthy)
+    step.publish()
+    step.zero()
+    step.accumulate(x, y, 1.0, lengths=lengths)
+    for name, grad in step.weights.named_grads().items():
+        assert torch.equal(grad, expected[name]), name
+    with pytest.raises(ShapeError, match="do not fill one row"):
+        step.accumulate(x, y, 1.0, lengths=(3, 4))
 
 
 def test_gradients_accumulate() -> None:

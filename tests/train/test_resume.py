@@ -203,10 +203,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     plain = TorchStepper.accumulate
     count = 0
 
-    def accumulate(self: TorchStepper, tokens: Any, targets: Any, scale: float) -> Any:
+    def accumulate(self: TorchStepper, tokens: Any, targets: Any, scale: float, lengths: Any) -> Any:
         nonlocal count
         count += 1
-        loss = plain(self, tokens, targets, scale)
+        loss = plain(self, tokens, targets, scale, lengths)
         return loss * float("nan") if count in steps else loss
 
     monkeypatch.setattr(TorchStepper, "accumulate", accumulate)

@@ -86,10 +86,12 @@ def test_schedules_change_rows_and_lengths(
     seen: list[tuple[int, ...]] = []
     plain = TorchStepper.accumulate
 
-    def accumulate(self: TorchStepper, tokens: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+    def accumulate(
+        self: TorchStepper, tokens: torch.Tensor, targets: torch.Tensor, scale: float, lengths: None
+    ) -> torch.Tensor:
         seen.append(tuple(tokens.shape))
         assert scale == pytest.approx(1 / tokens.numel())
-        return plain(self, tokens, targets, scale)
+        return plain(self, tokens, targets, scale, lengths)
 
     monkeypatch.setattr(TorchStepper, "accumulate", accumulate)
     recipe = small(length_stages=[[0.5, 8]], batch_stages=[[0.25, 2]])

@@ -58,8 +58,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
     plain = TorchStepper._accumulate
 
-    def accumulate(self: TorchStepper, tokens: Any, targets: Any, scale: float) -> Any:
-        loss = plain(self, tokens, targets, scale)
+    def accumulate(self: TorchStepper, tokens: Any, targets: Any, scale: float, lengths: Any) -> Any:
+        loss = plain(self, tokens, targets, scale, lengths)
         return loss * float("nan") if self.updates + 1 in steps else loss
 
     monkeypatch.setattr(TorchStepper, "_accumulate", accumulate)

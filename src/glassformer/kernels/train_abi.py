@@ -63,8 +63,8 @@ _SIGNATURES: dict[str, Signature] = {
     "gf_create": (_POINTER, [_POINTER, _POINTER, _INT, *[_POINTER] * 7]),
     "gf_destroy": (None, [_POINTER]),
     "gf_publish": (_INT, [_POINTER]),
-    "gf_loss": (ctypes.c_double, [_POINTER, _POINTER, _POINTER, _LONG, _LONG]),
-    "gf_gradient": (ctypes.c_double, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _POINTER, _LONG]),
+    "gf_loss": (ctypes.c_double, [_POINTER, _POINTER, _POINTER, _POINTER, _LONG]),
+    "gf_gradient": (ctypes.c_double, [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _FLOAT, _INT, _POINTER, _LONG]),
     "gf_square": (ctypes.c_double, [_POINTER]),
     "gf_update": (_INT, [_POINTER, _POINTER, _FLOAT, _FLOAT, _LONG]),
 }

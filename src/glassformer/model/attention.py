@@ -10,6 +10,7 @@ Shapes inside: q (batch, head, query, d_head); k, v (batch, kv_head, key, d_head
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +36,19 @@ class Visible:
     Args:
         start: slot of the first query; query i stands at slot start + i and sees no later slot.
         mask: (batch, key) bool, False where a slot holds padding; None when none does.
+        lengths: of the documents that lie one after another in one row and do not see each other; None for one text.
     """
 
     start: int
     mask: Bool[Tensor, "batch key"] | None
+    lengths: tuple[int, ...] | None = None
+
+    def documents(self) -> Iterator[slice]:
+        """Where each of several documents in one row lies."""
+        end = 0
+        for length in self.lengths or ():
+            yield slice(end, end + length)
+            end += length
 
     def grid(
         self, q0: int, q1: int, k0: int, k1: int, reach: Attention, device: torch.device
@@ -50,12 +60,22 @@ class Visible:
         allowed = keys <= queries
         if reach.window is not None:
             allowed &= keys > queries - reach.window
+        if self.lengths is not None:
+            begins = self._begins(device)
+            queries, keys = queries - begins[q0:q1, None], keys - begins[k0:k1]
+            allowed &= begins[q0:q1, None] == begins[k0:k1]
         allowed = allowed[None, None]
         if reach.chunk is not None:
             allowed = allowed & self._same_chunk(queries, keys, reach.chunk)
         if self.mask is not None:
             allowed = allowed & self.mask[:, None, None, k0:k1]
         return allowed
+
+    def _begins(self, device: torch.device) -> Int[Tensor, " slot"]:
+        """The slot at which each slot's document begins."""
+        assert self.lengths is not None
+        lengths = torch.tensor(self.lengths, device=device)
+        return (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
 
     def _same_chunk(self, queries: Tensor, keys: Tensor, chunk: int) -> Bool[Tensor, "rows 1 query key"]:
         """Chunks are counted from each text's first token."""
@@ -74,12 +94,14 @@ class Visible:
     def key_positions(self, k0: int, k1: int, device: torch.device) -> Int[Tensor, "rows key"]:
         """The position of each key slot in its own text; rows is 1 unless there is padding, whose slots count as 0."""
         keys = torch.arange(k0, k1, device=device)[None, :]
+        if self.lengths is not None:
+            return keys - self._begins(device)[k0:k1]
         return keys if self.mask is None else (keys - (~self.mask).sum(1, keepdim=True)).clamp(min=0)
 
     def everything(self, reach: Attention, keys: int) -> bool:
         """Whether every query sees all keys before it: nothing is padding, and no window or chunk cuts any off."""
         whole = (reach.window is None or reach.window >= keys) and (reach.chunk is None or reach.chunk >= keys)
-        return self.mask is None and whole
+        return self.mask is None and self.lengths is None and whole
 
 
 def distances(

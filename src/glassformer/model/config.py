@@ -247,6 +247,16 @@ class Config:
         return all(isinstance(x.mixer, Attention) and isinstance(x.feed_forward, FeedForward) for x in self.layers)
 
     @property
+    def packs(self) -> bool:
+        """Whether several documents may lie in one row: only softmax attention looks at other positions, it chooses
+        from all of them, and no angle depends on how long a text is."""
+        mixers = [x.mixer for x in self.layers if x.mixer is not None]
+        turns = [m.rotary.scaling for m in mixers if isinstance(m, Attention) and m.rotary is not None]
+        return all(isinstance(m, Attention) and getattr(m, "index", None) is None for m in mixers) and not any(
+            scaling is not None and scaling.varies for scaling in turns
+        )
+
+    @property
     def alike(self) -> Layer | None:
         """The one layer that all are equal to, windows and rotary bases apart; None where they differ."""
         plain = {_plain(layer) for layer in self.layers}

@@ -137,6 +137,7 @@ class Transformer(nn.Module):
         tap: Tap | None = None,
         *,
         last: bool = False,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch out vocab"]:
         """Logits of the next token after every position (after the last one only, with `last`).
 
@@ -145,6 +146,8 @@ class Transformer(nn.Module):
             cache: keys and values of earlier tokens; extended by this call.
             mask: False on left padding; positions count from the first True.
             tap: who looks, if anybody.
+            lengths: of the documents that lie one after another in the one row, where it holds several: none sees
+                another, and each has positions of its own. For a config that `packs`, without cache and mask.
 
         Raises:
             ShapeError: for tokens that do not fit the cache, the positions or the vocabulary's type.
@@ -152,7 +155,7 @@ class Transformer(nn.Module):
         """
         new = tokens.shape[-1]
         tokens, mask = self._whole(tokens, cache, mask)
-        looking, state = self._begin(tokens, cache, mask, tap)
+        looking, state = self._begin(tokens, cache, mask, tap, lengths)
         x = self._blocks(self.embedded(tokens, state.where, looking), state, looking)
         view = None if looking is None else looking.top
         if last and view is None:
@@ -172,14 +175,17 @@ class Transformer(nn.Module):
         tap: Tap | None = None,
         *,
         run_block: RunBlock | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch query d_model"]:
         """The residual stream after the final norm: what `unembed_hidden` turns into logits.
 
-        `run_block(block, *args)` replaces the plain call of each block, for activation checkpointing.
+        Args:
+            run_block: `run_block(block, *args)` replaces the plain call of each block, for activation checkpointing.
+            lengths: of several documents in one row; see `forward`.
         """
         new = tokens.shape[-1]
         tokens, mask = self._whole(tokens, cache, mask)
-        looking, state = self._begin(tokens, cache, mask, tap)
+        looking, state = self._begin(tokens, cache, mask, tap, lengths)
         x = self._blocks(self.embedded(tokens, state.where, looking), state, looking, run_block=run_block)
         x = self.normed(x, None if looking is None else looking.top)
         self._end(tokens, cache, state)
@@ -324,7 +330,12 @@ class Transformer(nn.Module):
         cache.advance(tokens.shape[1])
 
     def _begin(
-        self, tokens: Tensor, cache: Cache | None, mask: Tensor | None, tap: Tap | None
+        self,
+        tokens: Tensor,
+        cache: Cache | None,
+        mask: Tensor | None,
+        tap: Tap | None,
+        lengths: Sequence[int] | None = None,
     ) -> tuple[Looking | None, Pass]:
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise ShapeError(f"Tokens must be (batch, query) with at least one query; got {tuple(tokens.shape)}.")
@@ -332,22 +343,29 @@ class Transformer(nn.Module):
             raise ShapeError(f"The mask must have the tokens' shape {tuple(tokens.shape)}; got {tuple(mask.shape)}.")
         start = 0 if cache is None else cache.length
         count = tokens.shape[1]
+        if lengths is not None:
+            check_lengths(tokens, lengths)
+            if cache is not None or mask is not None or not self.config.packs:
+                raise ShapeError("Several documents in one row are for softmax attention without cache and mask.")
         if cache is None:
             keys = mask
         else:
             cache.check(*tokens.shape)
             keys = cache.key_mask(mask, count)
-        if keys is None:
+        if lengths is not None:
+            positions = torch.cat([torch.arange(n, device=tokens.device) for n in lengths])[None]
+        elif keys is None:
             positions = torch.arange(start, start + count, device=tokens.device).expand(tokens.shape)
         else:
             positions = (keys.long().cumsum(1) - 1).clamp(min=0)[:, start:]
         if self.config.learned_positions:
-            reach = start + count if keys is None else int(positions.max()) + 1
+            reach = start + count if keys is None and lengths is None else int(positions.max()) + 1
             if reach > self.config.context:
                 raise ShapeError(f"This model has {self.config.context} trained positions; the text needs {reach}.")
         where = Where(positions, None if keys is None else keys[:, start:], start, tokens)
         looking = None if tap is None else Looking(tap, self.config, where)
-        return looking, Pass(where, Visible(start, keys), self.angles(positions), cache, inputs=self.inputs(tokens))
+        visible = Visible(start, keys, None if lengths is None else tuple(lengths))
+        return looking, Pass(where, visible, self.angles(positions), cache, inputs=self.inputs(tokens))
 
     def _blocks(
         self,
@@ -362,6 +380,16 @@ class Transformer(nn.Module):
             block, view = self.blocks[i], None if looking is None else looking.at(i)
             x = block(x, state, view) if run_block is None else run_block(block, x, state, view)
         return x
+
+
+def check_lengths(tokens: Int[Tensor, "batch query"], lengths: Sequence[int]) -> None:
+    """That documents of these lengths fill one row.
+
+    Raises:
+        ShapeError: they do not.
+    """
+    if tokens.shape[0] != 1 or sum(lengths) != tokens.shape[1] or min(lengths, default=0) < 1:
+        raise ShapeError(f"Documents of {sum(lengths)} tokens do not fill one row; got {tuple(tokens.shape)}.")
 
 
 def rotary_kinds(config: Config) -> list[tuple[Rotary, int]]:

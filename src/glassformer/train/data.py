@@ -3,7 +3,8 @@
 Which row comes at which place is a pure function of the seed and a small cursor, so nothing but the cursor is
 stored, memory does not grow with the corpus, and any number of processes can share one order. Conversations come
 as rows whose targets count on the answers only. A row holds several documents; `apart` takes them apart again, so that
-none sees another and each has positions of its own. This module knows token arrays; texts and tokenizers are the floor
+none sees another and each has positions of its own, and `packed` lays them side by side without padding, for designs
+that can compute them so. This module knows token arrays; texts and tokenizers are the floor
 below.
 """
 
@@ -25,6 +26,7 @@ from glassformer.errors import DataError
 from glassformer.train.loss import IGNORE
 
 Ints = NDArray[np.int64]
+Borders = list[list[tuple[int, bool]]]
 _NOISE = 0x6E6F697365
 HELD_OUT_BATCHES = 16
 """Batches of held-out rows that are taken apart at once: more documents leave less padding."""
@@ -62,14 +64,17 @@ class Rows(Protocol):
         """Inputs and targets, both (row, length) int64."""
         ...
 
-    def borders(self, starts: Ints, length: int) -> list[list[tuple[int, bool]]]:
+    def borders(self, starts: Ints, length: int) -> Borders:
         """For each row, the inputs at which another document begins (never the first), and whether the target before
         is of that document and so has nothing to be foretold from."""
         ...
 
 
-Passes = list[tuple[Tensor, Tensor]]
+Rectangles = list[tuple[Tensor, Tensor]]
 """Inputs and targets, (row, query) int64 each, that are computed one after the other."""
+Lengths = tuple[int, ...]
+Passes = list[tuple[Tensor, Tensor, Lengths | None]]
+"""The same, and the lengths of the documents that lie apart in a pass's one row, None where its rows are whole."""
 
 
 def rows_of(shards: TokenShards, separator: int | None = None) -> Rows:
@@ -82,12 +87,12 @@ def rows_of(shards: TokenShards, separator: int | None = None) -> Rows:
     return Conversations(shards) if getattr(shards, "masked", False) else Stream(shards, separator)
 
 
-def together(tokens: Tensor, targets: Tensor, micro_batch: int) -> Passes:
+def together(tokens: Tensor, targets: Tensor, micro_batch: int) -> Rectangles:
     """The rows as they are, so many at once."""
     return [(tokens[a : a + micro_batch], targets[a : a + micro_batch]) for a in range(0, len(tokens), micro_batch)]
 
 
-def apart(tokens: Tensor, targets: Tensor, borders: list[list[tuple[int, bool]]], micro_batch: int) -> Passes:
+def apart(tokens: Tensor, targets: Tensor, borders: Borders, micro_batch: int) -> Rectangles:
     """The documents of some rows, each a row of its own, those of like lengths together; padding counts nowhere.
 
     Args:
@@ -95,6 +100,38 @@ def apart(tokens: Tensor, targets: Tensor, borders: list[list[tuple[int, bool]]]
         borders: of these rows, as `Rows.borders` gives them.
         micro_batch: no pass has more tokens than so many rows.
     """
+    length = tokens.shape[1]
+    pieces = documents(tokens, targets, borders)
+    passes = []
+    for group in groups([len(x) for x, _ in pieces], micro_batch * length):
+        longest = len(pieces[group[0]][0])
+        x = torch.zeros(len(group), longest, dtype=torch.int64)
+        y = torch.full((len(group), longest), IGNORE, dtype=torch.int64)
+        for i, index in enumerate(group):
+            piece, wanted = pieces[index]
+            x[i, : len(piece)], y[i, : len(piece)] = piece, wanted
+        passes.append((x, y))
+    return passes
+
+
+def packed(tokens: Tensor, targets: Tensor, borders: Borders, micro_batch: int) -> Passes:
+    """The documents of so many rows at once, one after another in one row; arguments as of `apart`."""
+    passes: Passes = []
+    for a in range(0, len(tokens), micro_batch):
+        some = slice(a, a + micro_batch)
+        if pieces := documents(tokens[some], targets[some], borders[some]):
+            lengths = tuple(len(x) for x, _ in pieces)
+            x, y = (torch.cat(side) for side in zip(*pieces, strict=True))
+            if len(set(lengths)) == 1:
+                passes.append((x.view(-1, lengths[0]), y.view(-1, lengths[0]), None))
+            else:
+                passes.append((x[None], y[None], lengths))
+    return passes
+
+
+def documents(tokens: Tensor, targets: Tensor, borders: Borders) -> list[tuple[Tensor, Tensor]]:
+    """The inputs and targets of each document of some rows, up to its last target that counts; those without are left
+    out."""
     length = tokens.shape[1]
     pieces: list[tuple[Tensor, Tensor]] = []
     for row, cuts in enumerate(borders):
@@ -109,16 +146,7 @@ def apart(tokens: Tensor, targets: Tensor, borders: list[list[tuple[int, bool]]]
             if len(counted):  # what comes after the last target is read for nothing
                 end = int(counted[-1]) + 1
                 pieces.append((tokens[row, a : a + end], wanted[:end]))
-    passes = []
-    for group in groups([len(x) for x, _ in pieces], micro_batch * length):
-        longest = len(pieces[group[0]][0])
-        x = torch.zeros(len(group), longest, dtype=torch.int64)
-        y = torch.full((len(group), longest), IGNORE, dtype=torch.int64)
-        for i, index in enumerate(group):
-            piece, wanted = pieces[index]
-            x[i, : len(piece)], y[i, : len(piece)] = piece, wanted
-        passes.append((x, y))
-    return passes
+    return pieces
 
 
 class Stream:
@@ -152,7 +180,7 @@ class Stream:
         whole = torch.from_numpy(block)
         return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
 
-    def borders(self, starts: Ints, length: int) -> list[list[tuple[int, bool]]]:
+    def borders(self, starts: Ints, length: int) -> Borders:
         if self._edges is None:
             self._edges = np.asarray(getattr(self.shards, "documents", [0]), dtype=np.int64)
         found = []
@@ -189,7 +217,7 @@ class Conversations:
         self._rows(length)
         return self._lost[length]
 
-    def borders(self, starts: Ints, length: int) -> list[list[tuple[int, bool]]]:
+    def borders(self, starts: Ints, length: int) -> Borders:
         rows = self._rows(length)
         found = []
         for index in starts.tolist():
@@ -274,7 +302,8 @@ class Order:
 
     With "epoch" sampling each row is shown once per epoch, in an order and with row borders drawn anew for each. A
     change of row length begins a new epoch. With "random" sampling rows start at any token. `noise` is the share of
-    input tokens that `garble` replaces. `pack` says whether the documents of a row are "apart" or "together".
+    input tokens that `garble` replaces. `pack` says whether the documents of a row are "apart" or "together"; those
+    apart lie side by side where they may be `packed`, and are padded to rectangles otherwise.
     """
 
     def __init__(
@@ -285,8 +314,10 @@ class Order:
         cursor: Cursor | None = None,
         noise: float = 0.0,
         pack: str = "together",
+        packed: bool = False,
     ) -> None:
         self.rows, self.seed, self.sampling, self.noise, self.pack = rows, seed, sampling, noise, pack
+        self.packed = packed
         self.cursor = cursor or Cursor()
 
     def next(self, batch: int, length: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
@@ -300,8 +331,12 @@ class Order:
         """The same share as what is computed one after the other, about `micro_batch` rows' tokens at once."""
         tokens, targets, starts = self._next(batch, length, rank, world)
         if self.pack == "together":
-            return together(tokens, targets, micro_batch)
-        return apart(tokens, targets, self.rows.borders(starts, length), micro_batch)
+            found = together(tokens, targets, micro_batch)
+        elif self.packed:
+            return packed(tokens, targets, self.rows.borders(starts, length), micro_batch)
+        else:
+            found = apart(tokens, targets, self.rows.borders(starts, length), micro_batch)
+        return [(x, y, None) for x, y in found]
 
     def _next(self, batch: int, length: int, rank: int, world: int) -> tuple[Tensor, Tensor, Ints]:
         at = self.cursor

@@ -186,14 +186,14 @@ class Run:
         passes = self.order.passes(rows, length, self.micro_batch, ranks.rank, ranks.world)
         counted = rows * length
         if self.order.rows.masked or self.order.pack != "together":
-            counted = round(ranks.sum(float(sum(int((y != IGNORE).sum()) for _, y in passes))))
+            counted = round(ranks.sum(float(sum(int((y != IGNORE).sum()) for _, y, _ in passes))))
         # every process has to run as many passes, or they would wait for ever
         if self.stepper.sharded or self.stepper.balance is not None:
-            passes += [self._nothing(length)] * (round(ranks.max(float(len(passes)))) - len(passes))
+            passes += [(*self._nothing(length), None)] * (round(ranks.max(float(len(passes)))) - len(passes))
         self.stepper.zero()
         total = torch.zeros((), device=self.device)
-        for x, y in passes:
-            total += self.stepper.accumulate(x.to(self.device), y.to(self.device), 1.0 / max(1, counted))
+        for x, y, lengths in passes:
+            total += self.stepper.accumulate(x.to(self.device), y.to(self.device), 1.0 / max(1, counted), lengths)
         loss = ranks.sum(float(total)) / counted if counted else float("nan")
         norm = self.stepper.finish()
         if not self._sound(loss, norm, cursor, rows):

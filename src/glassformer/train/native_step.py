@@ -7,7 +7,7 @@ design and the library; it chooses nothing.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from glassformer.errors import CheckpointError, MemoryLimitError, ShapeError
 from glassformer.kernels import train_abi
 from glassformer.model import Config
 from glassformer.model.positions import RotaryTable
-from glassformer.model.transformer import rotary_kinds
+from glassformer.model.transformer import check_lengths, rotary_kinds
 from glassformer.train.dropout import Dropout
 from glassformer.train.recipe import OptimizerSpec
 from glassformer.train.weights import FlatWeights, kind_of
@@ -85,17 +85,28 @@ class NativeStep:
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Sum of −log p(target) over the targets that count; tokens and targets are (batch, query)."""
-        x, y = self._sound(tokens), self._sound(targets)
-        return self._found(self.library.gf_loss(self._model, x.data_ptr(), y.data_ptr(), *x.shape))
+        x, y, lengths = self._sound(tokens), self._sound(targets), self._lengths(tokens, None)
+        return self._found(
+            self.library.gf_loss(self._model, x.data_ptr(), y.data_ptr(), lengths.data_ptr(), len(lengths))
+        )
 
-    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float, dropout: Dropout | None = None) -> Tensor:
-        """The summed loss of some rows; its gradient times `scale` is added."""
-        x, y = self._sound(tokens), self._sound(targets)
+    def accumulate(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        scale: float,
+        dropout: Dropout | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The summed loss of some rows, or of one that holds documents of these lengths; its gradient times `scale` is
+        added."""
+        x, y, each = self._sound(tokens), self._sound(targets), self._lengths(tokens, lengths)
         call = self.library.gf_gradient
         out, place = train_abi.Dropout(), 0
         if dropout is not None:
             out, place = train_abi.Dropout(dropout.key, dropout.share, dropout.scale), dropout.place
-        found = call(self._model, x.data_ptr(), y.data_ptr(), *x.shape, scale, self._fresh, ctypes.byref(out), place)
+        arrays = (x.data_ptr(), y.data_ptr(), each.data_ptr(), len(each))
+        found = call(self._model, *arrays, scale, self._fresh, ctypes.byref(out), place)
         self._fresh = False
         return self._found(found)
 
@@ -140,6 +151,13 @@ class NativeStep:
 
     def _sound(self, ids: Tensor) -> Tensor:
         return ids.to(device="cpu", dtype=torch.int64).contiguous()
+
+    def _lengths(self, tokens: Tensor, lengths: Sequence[int] | None) -> Tensor:
+        batch, length = tokens.shape
+        if lengths is None:
+            return torch.full((batch,), length, dtype=torch.int64)
+        check_lengths(tokens, lengths)
+        return torch.tensor(lengths, dtype=torch.int64)
 
     def _found(self, loss: float) -> Tensor:
         if loss == -1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ class NativeStepper(LocalStepper):
     def _zero(self) -> None:
         self.native.zero()
 
-    def _accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
-        return self.native.accumulate(tokens, targets, scale, self.dropout)
+    def _accumulate(self, tokens: Tensor, targets: Tensor, scale: float, lengths: Sequence[int] | None) -> Tensor:
+        return self.native.accumulate(tokens, targets, scale, self.dropout, lengths)
 
     def _norm(self) -> float:
         return self.native.norm()

@@ -103,6 +103,7 @@ class Recorded:
         self.saved, state = saved, saved.state
         self.recipe = Recipe.from_dict(state["recipe"], str(saved.path))
         self.config = Config.from_dict(state["config"])
+        self.packed = bool(state.get("packed"))
         if reason := _refusal(self.recipe, self.config, state, saved.step):
             raise UnsupportedError(f"The run {self.path} is not differentiated through: {reason}.")
         self.tokenizer = Tokenizer.from_directory(saved.path if saved.has_tokenizer else self.path)

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from glassformer.model import Transformer
 from glassformer.train import schedule
-from glassformer.train.data import Order
+from glassformer.train.data import Lengths, Order, Passes
 from glassformer.train.dropout import Dropout
 from glassformer.train.loss import IGNORE
 from glassformer.train.optimizer import orthogonalise, shape_scale
@@ -61,13 +61,21 @@ class Replay:
         """Parameters by name, as views of the parts."""
         return {name: view for part, w in zip(self.parts, weights, strict=True) for name, view in part.split(w).items()}
 
-    def token_losses(self, weights: Sequence[Tensor], tokens: Tensor, targets: Tensor, tap: Any = None) -> Tensor:
+    def token_losses(
+        self,
+        weights: Sequence[Tensor],
+        tokens: Tensor,
+        targets: Tensor,
+        tap: Any = None,
+        lengths: Lengths | None = None,
+    ) -> Tensor:
         """−log p of each target that counts, in order."""
-        hidden = torch.func.functional_call(self.model, self.named(weights), (tokens,), {"tap": tap})
+        how = {"tap": tap, "lengths": lengths}
+        hidden = torch.func.functional_call(self.model, self.named(weights), (tokens,), how)
         counts = targets.flatten() != IGNORE
         return F.cross_entropy(hidden.flatten(0, 1)[counts], targets.flatten()[counts], reduction="none")
 
-    def batch(self, step: int) -> list[tuple[Tensor, Tensor]]:
+    def batch(self, step: int) -> Passes:
         """The passes of a step (0-based), targets tagged by passage."""
         order = self._order()
         if not self._cursors:
@@ -77,7 +85,8 @@ class Replay:
         order.cursor = type(order.cursor)(**self._cursors[step])
         rows, length = self._asked(step)
         passes = order.passes(rows, length, self.run.micro_batch)
-        return passes if self.dropout is not None else [_as_one(passes)]
+        # dropout is by the place in a pass
+        return passes if self.dropout is not None else [(*_as_one([(x, y) for x, y, _ in passes]), None)]
 
     def _asked(self, step: int) -> tuple[int, int]:
         return schedule.batch(step, self.recipe), schedule.length(step, self.recipe)
@@ -85,18 +94,19 @@ class Replay:
     def _order(self) -> Order:
         spec, data = self.recipe, self.recipe.data
         rows = Tagged(self.run.rows, self.run.edges, self.run.config.vocab_size)
-        return Order(rows, spec.loop.seed, data.sampling, noise=data.noise, pack=data.pack)
+        packed = self.run.packed and self.dropout is not None
+        return Order(rows, spec.loop.seed, data.sampling, None, data.noise, data.pack, packed)
 
     def loss(self, weights: Sequence[Tensor], step: int, counted: Tensor) -> Tensor:
         """A step's mean loss, where each passage counts so much."""
         total, many = torch.zeros((), dtype=self.dtype), torch.zeros((), dtype=self.dtype)
         if self.dropout is not None:
             self.dropout.begin(step)
-        for x, y in self.batch(step):
+        for x, y, lengths in self.batch(step):
             keep = y != IGNORE
             who = counted[(y[keep] // self.run.config.vocab_size)]
             plain = torch.where(keep, y % self.run.config.vocab_size, IGNORE)
-            total = total + (who * self.token_losses(weights, x, plain, self.dropout)).sum()
+            total = total + (who * self.token_losses(weights, x, plain, self.dropout, lengths)).sum()
             many = many + who.sum()
             if self.dropout is not None:
                 self.dropout.passed(x.numel())

@@ -154,12 +154,15 @@ def assemble(
     stepper, why = _stepper(transformer, recipe, compute, ranks, device, journal, before)
     by_native = isinstance(stepper, NativeStepper)
     micro = _micro_batch(recipe, config, compute, device, ranks, before, by_native)
+    # a run that began with its documents in rectangles goes on so, to the bit
+    packed = stepper.packs and recipe.data.pack == "apart" and (not before or bool(before.get("packed")))
     facts = {
         "builds": hardware.builds(device),
         "compute": str(compute).removeprefix("torch."),
         "data_hash": corpus.hash,
         "compiled": stepper.compiled,
         "engine": stepper.name,
+        "packed": packed,
         "config": config.to_dict(),
         **({"base_digest": base} if alone else {}),
     }
@@ -187,7 +190,7 @@ def assemble(
     run = Run(
         recipe=recipe,
         stepper=stepper,
-        order=Order(rows, recipe.loop.seed, recipe.data.sampling, noise=recipe.data.noise, pack=recipe.data.pack),
+        order=Order(rows, recipe.loop.seed, recipe.data.sampling, None, recipe.data.noise, recipe.data.pack, packed),
         held_out=held,
         journal=journal,
         processes=ranks,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +191,14 @@ class ShardedStepper:
         if self.balance is not None:
             self.balance.begin()
 
-    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
+    @property
+    def packs(self) -> bool:
+        """Whether a row of several documents is taken; see `Stepper`."""
+        return self.config.packs and not self.compiled
+
+    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float, lengths: Sequence[int] | None = None) -> Tensor:
         """Forward and backward of some rows; see `Stepper`."""
-        loss: Tensor = self.objective(tokens, targets)
+        loss: Tensor = self.objective(tokens, targets, lengths)
         # FSDP averages over processes; the scale is of the global batch, so a sum is wanted
         loss.backward(torch.full_like(loss, scale * self.ranks.world))
         return loss.detach()

@@ -7,7 +7,7 @@ over processes. The loop drives any of them by the same calls and does not know 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,8 +45,14 @@ class Stepper(Protocol):
         """Begin a step: forget the gradients."""
         ...
 
-    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Forward and backward of some rows; `scale` times the loss's gradient is added. Returns the summed loss."""
+    @property
+    def packs(self) -> bool:
+        """Whether `accumulate` takes a row of several documents by their lengths."""
+        ...
+
+    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float, lengths: Sequence[int] | None = None) -> Tensor:
+        """Forward and backward of some rows, or of one that holds documents of these lengths apart; `scale` times the
+        loss's gradient is added. Returns the summed loss."""
         ...
 
     def finish(self) -> float:
@@ -135,9 +141,14 @@ class LocalStepper(abc.ABC):
         if self.balance is not None:
             self.balance.begin()
 
-    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
+    @property
+    def packs(self) -> bool:
+        """Whether a row of several documents is taken: what is compiled would be compiled for every set of lengths."""
+        return self.config.packs and not self.compiled
+
+    def accumulate(self, tokens: Tensor, targets: Tensor, scale: float, lengths: Sequence[int] | None = None) -> Tensor:
         """Forward and backward of some rows; see `Stepper`."""
-        loss = self._accumulate(tokens, targets, scale)
+        loss = self._accumulate(tokens, targets, scale, lengths)
         if self.dropout is not None:
             self.dropout.passed(tokens.numel())
         return loss.detach()
@@ -232,7 +243,7 @@ class LocalStepper(abc.ABC):
     def _zero(self) -> None: ...
 
     @abc.abstractmethod
-    def _accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor: ...
+    def _accumulate(self, tokens: Tensor, targets: Tensor, scale: float, lengths: Sequence[int] | None) -> Tensor: ...
 
     @abc.abstractmethod
     def _norm(self) -> float: ...

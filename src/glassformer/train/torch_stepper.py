@@ -5,7 +5,7 @@ With several processes each computes its share of the rows and gradients are sum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,13 +46,15 @@ class Objective(nn.Module):
         self.chunk, self.run_block, self.balance = chunk, run_block, balance
         self.tap = dropout or balance if dropout is None or balance is None else Both(dropout, balance)
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Sum of −log p(target) over the targets that count; tokens and targets are (batch, query)."""
+    def forward(self, tokens: Tensor, targets: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Sum of −log p(target) over the targets that count; tokens and targets are (batch, query), `lengths` those of
+        several documents in one row."""
         learning = torch.is_grad_enabled()
         balance = self.balance if learning else None
         if balance is not None:
             balance.watch()
-        hidden = self.transformer.hidden(tokens, tap=self.tap if learning else None, run_block=self.run_block)
+        tap = self.tap if learning else None
+        hidden = self.transformer.hidden(tokens, tap=tap, run_block=self.run_block, lengths=lengths)
         cap = self.transformer.config.logit_softcap
         loss = cross_entropy_sum(*read_out(self.transformer, hidden), targets, softcap=cap, chunk=self.chunk)
         beside = None if balance is None else balance.loss(targets)
@@ -180,8 +182,8 @@ class TorchStepper(LocalStepper):
     def _zero(self) -> None:
         self.weights.zero()
 
-    def _accumulate(self, tokens: Tensor, targets: Tensor, scale: float) -> Tensor:
-        loss: Tensor = self.objective(tokens, targets)
+    def _accumulate(self, tokens: Tensor, targets: Tensor, scale: float, lengths: Sequence[int] | None) -> Tensor:
+        loss: Tensor = self.objective(tokens, targets, lengths)
         loss.backward(torch.full_like(loss, scale))
         self.weights.collect()
         return loss

@@ -5,17 +5,20 @@
 
 struct CausalAttention {
     const Model& m;
-    const Tiling& tiling;
     BlockScratch& scratch;
     const Sizes& z;
+    const Operand* raw;         // its rows of queries, keys and values
+    const long row, length, padded;  // its first row in the block, its tokens, in whole edges
+    Operand* kept;              // its heads' patterns, or null where they are computed again
 
-    CausalAttention(const Model& m, BlockScratch& scratch) : m(m), tiling(m.tiling), scratch(scratch), z(m.z) {}
+    CausalAttention(const Model& m, BlockScratch& scratch, const Operand* raw, long row, long length, Operand* kept)
+        : m(m), scratch(scratch), z(m.z), raw(raw), row(row), length(length), padded(round_up(length, UNIT)), kept(kept) {}
 
     // One head's rows of q or k: normed, rotated by their positions, as rows of `out`.
     GF_MEMBER void rotate(const Operand* raw, const Vector& norm, Operand* out) const {
         const long n = z.d_head;
         alignas(64) float head[512];
-        for (long i = 0; i < tiling.length; i++, raw += z.qkv, out += z.head) {
+        for (long i = 0; i < length; i++, raw += z.qkv, out += z.head) {
             if (norm.there())
                 norm_row(raw, n, norm.at, 0.f, (const float*)nullptr, m.s.eps, false, head);
             else
@@ -27,12 +30,13 @@ struct CausalAttention {
             const long at = i * m.half_padded();
             rotate_row(head, &m.cosines[at], &m.sines[at], z.half, out);
         }
+        clear_padding(out);
     }
 
     // The gradient of `rotate`: from that of its output (rows of z.head) to rows of the qkv operand's gradient.
     GF_MEMBER void rotate_back(const float* d, const Operand* raw, const Vector& norm, Operand* out, float* partial) const {
         const long n = z.d_head;
-        for (long i = 0; i < tiling.length; i++, d += z.head, raw += z.qkv, out += z.qkv) {
+        for (long i = 0; i < length; i++, d += z.head, raw += z.qkv, out += z.qkv) {
             alignas(64) float head[512];
             const long at = i * m.half_padded();
             if (m.cosines.empty())
@@ -60,23 +64,22 @@ struct CausalAttention {
         }
     }
 
-    // The weighted values of one sequence whose first row is `row`, into rows of `mixed`.
-    void forward(const Layer& layer, const SavedActivations& kept, long sequence, Operand* mixed) const {
-        const long row = sequence * tiling.length, share = z.heads / z.kv_heads, square = tiling.padded * tiling.padded;
-        const Operand* raw = kept.qkv + row * z.qkv;
+    // The weighted values, into the sequence's rows of `mixed`.
+    void forward(const Layer& layer, Operand* mixed) const {
+        const long share = z.heads / z.kv_heads;
         for (long g = 0; g < z.kv_heads; g++) {
             rotate(raw + z.k_at + g * z.d_head, layer.k_norm, scratch.k);
             copy_rows(raw + z.v_at + g * z.d_head, z.qkv, scratch.v);
-            transpose_to_panels(scratch.k, z.head, tiling.padded, z.head, scratch.k_transposed);
-            to_panels(scratch.v, z.head, tiling.padded, z.head, scratch.v_panels, tiling.padded, 0);
+            transpose_to_panels(scratch.k, z.head, padded, z.head, scratch.k_transposed);
+            to_panels(scratch.v, z.head, padded, z.head, scratch.v_panels, padded, 0);
             for (long h = g * share; h < (g + 1) * share; h++) {
                 rotate(raw + h * z.d_head, layer.q_norm, scratch.q);
-                Operand* p = kept.pattern ? kept.pattern + (sequence * z.heads + h) * square : scratch.p;
-                for (long q = 0; q < tiling.padded; q += UNIT) {
+                Operand* p = kept ? kept + h * padded * padded : scratch.p;
+                for (long q = 0; q < padded; q += UNIT) {
                     pattern(q, p);
-                    product(UNIT, z.head, q + UNIT, Left<Operand>::rows(p + q * tiling.padded, tiling.padded),
-                            Right<Operand>::panels(scratch.v_panels, tiling.padded), [&](long, long n, const float* c) {
-                                long rows = tiling.length - q < UNIT ? tiling.length - q : UNIT;
+                    product(UNIT, z.head, q + UNIT, Left<Operand>::rows(p + q * padded, padded),
+                            Right<Operand>::panels(scratch.v_panels, padded), [&](long, long n, const float* c) {
+                                long rows = length - q < UNIT ? length - q : UNIT;
                                 for (long i = 0; i < rows; i++)
                                     for (long j = 0; j < UNIT && n + j < z.d_head; j += LANES)
                                         put(mixed + (row + q + i) * z.mixed + h * z.d_head + n + j, load<F16>(c + i * UNIT + j), z.d_head - n - j);
@@ -87,16 +90,13 @@ struct CausalAttention {
     }
 
     // From the gradient of `mixed` to that of the qkv rows.
-    void backward(const Layer& layer, const SavedActivations& kept, long sequence, const Operand* d_mixed, Operand* d_qkv,
-                  float* partial) const {
-        const long row = sequence * tiling.length, share = z.heads / z.kv_heads, square = tiling.padded * tiling.padded;
-        const long padded = tiling.padded;
-        const Operand* raw = kept.qkv + row * z.qkv;
+    void backward(const Layer& layer, const Operand* d_mixed, Operand* d_qkv, float* partial) const {
+        const long share = z.heads / z.kv_heads;
         Operand* out = d_qkv + row * z.qkv;
         for (long g = 0; g < z.kv_heads; g++) {
             rotate(raw + z.k_at + g * z.d_head, layer.k_norm, scratch.k);
             copy_rows(raw + z.v_at + g * z.d_head, z.qkv, scratch.v);
-            if (!kept.pattern) transpose_to_panels(scratch.k, z.head, padded, z.head, scratch.k_transposed);
+            if (!kept) transpose_to_panels(scratch.k, z.head, padded, z.head, scratch.k_transposed);
             transpose_to_panels(scratch.v, z.head, padded, z.head, scratch.v_transposed);
             to_panels(scratch.k, z.head, padded, z.head, scratch.k_panels, padded, 0);
             for (long h = g * share; h < (g + 1) * share; h++) {
@@ -104,9 +104,9 @@ struct CausalAttention {
                 copy_rows(d_mixed + row * z.mixed + h * z.d_head, z.mixed, scratch.dz);
                 to_panels(scratch.q, z.head, padded, z.head, scratch.q_panels, padded, 0);
                 to_panels(scratch.dz, z.head, padded, z.head, scratch.z_panels, padded, 0);
-                Operand* p = kept.pattern ? kept.pattern + (sequence * z.heads + h) * square : scratch.p;
+                Operand* p = kept ? kept + h * padded * padded : scratch.p;
                 for (long q = 0; q < padded; q += UNIT) {
-                    if (!kept.pattern) pattern(q, p);
+                    if (!kept) pattern(q, p);
                     pattern_back(q, p + q * padded);
                     product(UNIT, z.head, q + UNIT, Left<Operand>::rows(scratch.ds + q * padded, padded),
                             Right<Operand>::panels(scratch.k_panels, padded), [&](long, long n, const float* c) {
@@ -122,7 +122,7 @@ struct CausalAttention {
                 rotate_back(scratch.dq, raw + h * z.d_head, layer.q_norm, out + h * z.d_head, partial);
             }
             rotate_back(scratch.dk, raw + z.k_at + g * z.d_head, layer.k_norm, out + z.k_at + g * z.d_head, partial);
-            for (long i = 0; i < tiling.length; i++)
+            for (long i = 0; i < length; i++)
                 for (long j = 0; j < z.d_head; j += LANES)
                     put(out + i * z.qkv + z.v_at + g * z.d_head + j, get(scratch.dv + i * z.head + j, z.d_head - j), z.d_head - j);
         }
@@ -130,9 +130,13 @@ struct CausalAttention {
 
    private:
     GF_MEMBER void copy_rows(const Operand* from, long ld, Operand* to) const {
-        for (long i = 0; i < tiling.length; i++)
+        for (long i = 0; i < length; i++)
             for (long j = 0; j < z.d_head; j += LANES) put(to + i * z.head + j, get(from + i * ld + j, z.d_head - j), z.d_head - j);
+        clear_padding(to + length * z.head);
     }
+
+    // Rows of a head behind the last token: what a longer sequence left there might not be finite.
+    void clear_padding(Operand* rows) const { memset(rows, 0, (padded - length) * z.head * sizeof(Operand)); }
 
     // Softmax of 32 queries' scaled scores over the keys up to each, rows of `p`; beyond, and for padding, 0.
     GF_MEMBER void pattern(long q, Operand* p) const {
@@ -141,7 +145,6 @@ struct CausalAttention {
         const Right<Operand> keys = Right<Operand>::panels(scratch.k_transposed, z.head);
         for (long k = 0; k <= q; k += UNIT) multiply(rows.from(q, 0), keys.from(k, 0), z.head, scratch.scores + k * UNIT);
         const F16 scale = splat(m.s.score_scale), never = splat(-1e30f);
-        const long length = tiling.length, padded = tiling.padded;
         float *scores = scratch.scores, most[UNIT], sums[UNIT];
         auto at = [=](long i, long k) { return scores + k / UNIT * UNIT * UNIT + i * UNIT + k % UNIT; };
         // one step for all rows before the next, so that rows do not wait for each other
@@ -177,8 +180,8 @@ struct CausalAttention {
         const Right<Operand> values = Right<Operand>::panels(scratch.v_transposed, z.head);
         for (long k = 0; k <= q; k += UNIT) multiply(rows.from(q, 0), values.from(k, 0), z.head, scratch.scores + k * UNIT);
         const F16 scale = splat(m.s.score_scale);
-        for (long i = 0; i < UNIT; i++, p += tiling.padded) {
-            Operand* out = scratch.ds + (q + i) * tiling.padded;
+        for (long i = 0; i < UNIT; i++, p += padded) {
+            Operand* out = scratch.ds + (q + i) * padded;
             const float* row = scratch.scores + i * UNIT;
             auto at = [&](long k) { return row + k / UNIT * UNIT * UNIT + k % UNIT; };
             F16 along = splat(0.f);
@@ -191,8 +194,8 @@ struct CausalAttention {
 
     // to (key, head) += tiles (key, query) x panels (query, head), for 32 keys from k.
     GF_MEMBER void add(const Operand* tiles, const Operand* panels, long k, float* to, bool fresh) const {
-        product(UNIT, z.head, tiling.padded - k, Left<Operand>::tiles(tiles, tiling.padded).from(k, k),
-                Right<Operand>::panels(panels, tiling.padded).from(0, k), [&](long, long n, const float* c) {
+        product(UNIT, z.head, padded - k, Left<Operand>::tiles(tiles, padded).from(k, k),
+                Right<Operand>::panels(panels, padded).from(0, k), [&](long, long n, const float* c) {
                     for (long i = 0; i < UNIT; i++)
                         for (long j = 0; j < UNIT; j += LANES) {
                             float* at = to + (k + i) * z.head + n + j;

@@ -31,13 +31,13 @@ void gf_destroy(Model* m) { delete m; }
 // Makes the packed copies anew, after the masters were written from outside.
 int gf_publish(Model* m) { return update(*m, nullptr, 0, 0, 0) ? 0 : 1; }
 
-double gf_loss(Model* m, const int64_t* ids, const int64_t* targets, long batch, long length) {
-    return pass(*m, ids, targets, batch, length, 0.f, false, false, Dropout{}, 0);
+double gf_loss(Model* m, const int64_t* ids, const int64_t* targets, const int64_t* lengths, long sequences) {
+    return pass(*m, Batch{ids, targets, lengths, sequences}, 0.f, false, false, Dropout{}, 0);
 }
 
-double gf_gradient(Model* m, const int64_t* ids, const int64_t* targets, long batch, long length, float scale, int fresh,
-                   const Dropout* dropout, long place) {
-    return pass(*m, ids, targets, batch, length, scale, true, fresh, *dropout, place);
+double gf_gradient(Model* m, const int64_t* ids, const int64_t* targets, const int64_t* lengths, long sequences, float scale,
+                   int fresh, const Dropout* dropout, long place) {
+    return pass(*m, Batch{ids, targets, lengths, sequences}, scale, true, fresh, *dropout, place);
 }
 
 double gf_square(Model* m) { return square_of_gradients(*m); }

@@ -11,26 +11,27 @@ struct Block {
     Model& m;
     BlockScratch& scratch;
     const Sizes& z;
-    const Tiling& tiling;
-    const long index, rows, tokens;      // of the block; padded rows; of all blocks of this wave
+    const long at, rows, tokens;         // rows of the wave before it, its own (padded), all of the wave
     const long sequences, used;          // whole sequences in it, and the rows they fill
+    const int64_t *lengths;              // of its sequences
     const int64_t *ids, *targets;        // of the first row
     const Dropout dropout;
     const long place;                    // of the first row in the batch
     float* partial = nullptr;
     bool learning = false;
 
-    Block(Model& m, BlockScratch& scratch, long index, long blocks, long sequences, const int64_t* ids, const int64_t* targets,
-          const Dropout& dropout, long place)
-        : m(m), scratch(scratch), z(m.z), tiling(m.tiling), index(index), rows(tiling.rows), tokens(blocks * tiling.rows),
-          sequences(sequences), used(sequences * tiling.length), ids(ids), targets(targets), dropout(dropout), place(place) {}
+    Block(Model& m, BlockScratch& scratch, const Batch& batch, const Cut& cut, long at, long tokens, const Dropout& dropout,
+          long place)
+        : m(m), scratch(scratch), z(m.z), at(at), rows(cut.rows), tokens(tokens), sequences(cut.sequences), used(cut.used),
+          lengths(batch.lengths + cut.first), ids(batch.ids + cut.token), targets(batch.targets + cut.token),
+          dropout(dropout), place(place + cut.token) {}
 
     // Operands for weight gradients.
     GF_MEMBER void store_input(const Weight& w, const Operand* x) {
-        if (learning) to_panels(x, w.ins, rows, w.ins, w.right, tokens, index * rows);
+        if (learning) to_panels(x, w.ins, rows, w.ins, w.right, tokens, at);
     }
     GF_MEMBER void store_output(const Weight& w, const Operand* d) {
-        to_tiles(d, w.outs(), rows, w.outs(), w.left, tokens, index * rows);
+        to_tiles(d, w.outs(), rows, w.outs(), w.left, tokens, at);
         bias_back(w.bias, d, w.outs(), rows, partial);
     }
 
@@ -65,28 +66,36 @@ struct Block {
                     float* at = scratch.d + r * z.width + i;
                     store(at, kept(place + r, i, load<F16>(at)));
                 }
-        memcpy(m.d_embedded + index * rows * z.width, scratch.d, rows * z.width * sizeof(float));
+        memcpy(m.d_embedded + at * z.width, scratch.d, rows * z.width * sizeof(float));
     }
 
    private:
     DropoutMask keep(int site) const { return {dropout, (uint32_t)site}; }
 
+    template <class F>
+    void each_sequence(const SavedActivations& k, F work) {
+        Operand* pattern = learning ? k.pattern : nullptr;
+        for (long s = 0, row = 0; s < sequences; row += lengths[s++]) {
+            const long square = square_of(m, lengths[s]);
+            work(CausalAttention(m, scratch, k.qkv + row * z.qkv, row, lengths[s], square ? pattern : nullptr));
+            if (pattern) pattern += square;
+        }
+    }
+
     GF_MEMBER void embed(float* x) {
         const long d = m.s.d_model;
         const DropoutMask kept = keep(0);
-        for (long r = 0; r < rows; r++, x += z.width) {
-            if (r >= used) {
-                memset(x, 0, z.width * sizeof(float));
-                continue;
+        for (long s = 0, r = 0; s < sequences; s++)
+            for (long p = 0; p < lengths[s]; p++, r++, x += z.width) {
+                const float* row = m.master + m.embed + ids[r] * d;
+                const float* position = m.positions < 0 ? nullptr : m.master + m.positions + p * d;
+                for (long i = 0; i < d; i += LANES) {
+                    F16 v = get(row + i, d - i);
+                    if (position) v += get(position + i, d - i);
+                    put(x + i, kept(place + r, i, v), d - i);
+                }
             }
-            const float* row = m.master + m.embed + ids[r] * d;
-            const float* position = m.positions < 0 ? nullptr : m.master + m.positions + r % tiling.length * d;
-            for (long i = 0; i < d; i += LANES) {
-                F16 v = get(row + i, d - i);
-                if (position) v += get(position + i, d - i);
-                put(x + i, kept(place + r, i, v), d - i);
-            }
-        }
+        memset(x, 0, (rows - used) * z.width * sizeof(float));
     }
 
     GF_MEMBER void attend(const Layer& l, const SavedActivations& k, const DropoutMask& keep) {
@@ -98,8 +107,7 @@ struct Block {
                     put(k.qkv + (r + i) * z.qkv + n + j, with_bias(l.qkv.bias, n + j, load<F16>(c + i * UNIT + j)));
         });
         memset(scratch.mixed + used * z.mixed, 0, (rows - used) * z.mixed * sizeof(Operand));
-        const CausalAttention attention(m, scratch);
-        for (long s = 0; s < sequences; s++) attention.forward(l, k, s, scratch.mixed);
+        each_sequence(k, [&](const CausalAttention& attention) { attention.forward(l, scratch.mixed); });
         store_input(l.o, scratch.mixed);
         product(rows, z.width, z.mixed, Left<Operand>::rows(scratch.mixed, z.mixed), l.o.ahead(), onto(k.x, k.middle, l.o.bias, keep));
     }
@@ -165,8 +173,9 @@ struct Block {
                 for (long j = 0; j < UNIT; j += LANES) put(scratch.d_mixed + (r + i) * z.mixed + n + j, load<F16>(c + i * UNIT + j));
         });
         memset(scratch.d_qkv + used * z.qkv, 0, (rows - used) * z.qkv * sizeof(Operand));
-        const CausalAttention attention(m, scratch);
-        for (long s = 0; s < sequences; s++) attention.backward(l, k, s, scratch.d_mixed, scratch.d_qkv, partial);
+        each_sequence(k, [&](const CausalAttention& attention) {
+            attention.backward(l, scratch.d_mixed, scratch.d_qkv, partial);
+        });
         store_output(l.qkv, scratch.d_qkv);
         product(rows, z.width, z.qkv, Left<Operand>::rows(scratch.d_qkv, z.qkv), l.qkv.back(), into_wide());
         norm_back(m, scratch.wide, k.x, l.ln1, l.ln1_bias, rows, k.scale1, k.mean1, scratch.d, partial);

@@ -33,54 +33,57 @@ static void vector_gradient(Model& m, const Vector& v, long blocks, bool fresh) 
     }
 }
 
-// Sixteen columns of the embeddings' gradients: every token's, in order. With tied weights `grad` already holds the
-// unembedding's.
-static void embedding_gradient(Model& m, const int64_t* ids, long sequences, long column, bool fresh) {
-    const long d = m.s.d_model, n = d - column, length = m.tiling.length;
+// Sixteen columns of the embeddings' gradients: every token's of a wave, in order. With tied weights `grad` already holds
+// the unembedding's.
+static void embedding_gradient(Model& m, const Batch& batch, const Cut* begin, const Cut* end, long column, bool fresh) {
+    const long d = m.s.d_model, n = d - column;
     float* to[2] = {m.grad + m.embed + column, m.positions < 0 ? nullptr : m.grad + m.positions + column};
     const long rows[2] = {m.s.vocab, m.s.context};
     for (int t = 0; t < 2; t++)
         if (to[t] && fresh && !(t == 0 && m.s.tied))
             for (long r = 0; r < rows[t]; r++) put(to[t] + r * d, splat(0.f), n);
-    for (long s = 0; s < sequences; s++)
-        for (long i = 0; i < length; i++) {
-            long row = s / m.tiling.group * m.tiling.rows + s % m.tiling.group * length + i;
-            F16 x = get(m.d_embedded + row * m.z.width + column, n);
-            add(to[0] + ids[s * length + i] * d, x, n);
-            if (to[1]) add(to[1] + i * d, x, n);
-        }
+    const float* from = m.d_embedded + column;
+    for (const Cut* c = begin; c < end; from += c->rows * m.z.width, c++) {
+        const float* row = from;
+        const int64_t* id = batch.ids + c->token;
+        for (long s = c->first; s < c->first + c->sequences; s++)
+            for (long i = 0; i < batch.lengths[s]; i++, row += m.z.width, id++) {
+                F16 x = get(row, n);
+                add(to[0] + *id * d, x, n);
+                if (to[1]) add(to[1] + i * d, x, n);
+            }
+    }
 }
 
-// The summed loss of a batch (batch, length); with `learning`, its gradient times `scale` too, in place of what is
-// there (`fresh`) or added to it. Below 0: -1 there is not enough memory, -2 an id is none, or there are more positions
-// than the model has.
-static double pass(Model& m, const int64_t* ids, const int64_t* targets, long batch, long length, float scale,
-                   bool learning, bool fresh, const Dropout& dropout, long place) {
-    for (long i = 0; i < batch * length; i++)
-        if (ids[i] < 0 || ids[i] >= m.s.vocab || targets[i] >= m.s.vocab) return -2;
-    if (batch < 1 || length < 1 || length > m.s.context) return -2;
-    const Tiling tiling = tiling_for(m, batch, length);
+// The summed loss of a batch; with `learning`, its gradient times `scale` too, in place of what is there (`fresh`) or
+// added to it. Below 0: -1 there is not enough memory, -2 an id is none, or there are more positions than the model has.
+static double pass(Model& m, const Batch& batch, float scale, bool learning, bool fresh, const Dropout& dropout, long place) {
+    long tokens = 0;
+    for (long s = 0; s < batch.sequences; tokens += batch.lengths[s++])
+        if (batch.lengths[s] < 1 || batch.lengths[s] > m.s.context) return -2;
+    for (long i = 0; i < tokens; i++)
+        if (batch.ids[i] < 0 || batch.ids[i] >= m.s.vocab || batch.targets[i] >= m.s.vocab) return -2;
+    if (!tokens) return -2;
+    const Tiling tiling = tiling_for(m, batch.lengths, batch.sequences);
     if (!make_scratch(m, tiling, learning)) return -1;
     std::vector<std::pair<const Weight*, long>> items;
     for (const Weight* w : m.weights())
         for (long row = 0; row < w->outs(); row += UNIT) items.push_back({w, row});
     const std::vector<Vector*> vectors = m.all_vectors();
-    const long columns = (m.s.d_model + LANES - 1) / LANES, all = (batch + tiling.group - 1) / tiling.group;
-    const long wave = learning ? tiling.blocks : all;
+    const long columns = (m.s.d_model + LANES - 1) / LANES;
     double loss = 0;
-    for (long begin = 0; begin < all; begin += wave) {
-        const long blocks = all - begin < wave ? all - begin : wave, tokens = blocks * tiling.rows;
-        const long start = begin * tiling.group, sequences = batch - start < blocks * tiling.group ? batch - start : blocks * tiling.group;
-        const int64_t *x = ids + start * length, *y = targets + start * length;
+    for (size_t wave = 0; wave + 1 < tiling.waves.size(); wave++) {
+        const Cut *begin = &tiling.cuts[tiling.waves[wave]], *end = begin + tiling.waves[wave + 1] - tiling.waves[wave];
+        const long blocks = end - begin;
+        std::vector<long> rows{0};  // before each block
+        for (const Cut* c = begin; c < end; c++) rows.push_back(rows.back() + c->rows);
         m.losses.assign(blocks, 0.0);
         std::atomic<int> next{0};
         m.run([&] {
             const Tiles tiles(arithmetic<Operand>().tiles);
             BlockScratch& scratch = m.scratch[next.fetch_add(1)];
             m.phases[0].share((int)blocks, 1, [&](int i) {
-                long first = i * tiling.group, some = sequences - first < tiling.group ? sequences - first : tiling.group;
-                Block block(m, scratch, i, blocks, some, x + first * length, y + first * length, dropout,
-                            place + (start + first) * length);
+                Block block(m, scratch, batch, begin[i], rows[i], rows[blocks], dropout, place);
                 if (learning) {
                     block.partial = m.partials + i * m.partial_size, block.learning = true;
                     memset(block.partial, 0, m.partial_size * sizeof(float));
@@ -90,11 +93,11 @@ static double pass(Model& m, const int64_t* ids, const int64_t* targets, long ba
             });
             if (!learning) return;
             m.phases[1].share((int)items.size(), 1, [&](int i) {
-                weight_gradient(m, *items[i].first, items[i].second, tokens, fresh);
+                weight_gradient(m, *items[i].first, items[i].second, rows[blocks], fresh);
             });
             m.phases[2].share((int)(vectors.size() + columns), 1, [&](int i) {
                 if (i < columns)
-                    embedding_gradient(m, x, sequences, i * LANES, fresh);
+                    embedding_gradient(m, batch, begin, end, i * LANES, fresh);
                 else
                     vector_gradient(m, *vectors[i - columns], blocks, fresh);
             });

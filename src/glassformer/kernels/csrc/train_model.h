@@ -4,6 +4,7 @@
 // the weights' packed copies and everything in between. One library is compiled for each precision of operands.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -86,14 +87,34 @@ struct BlockScratch {
     float *scores, *dq, *dk, *dv;
 };
 
-// How a batch is cut: blocks of whole sequences, padded to whole edges.
-struct Tiling {
-    long length = 0, padded = 0, group = 0, rows = 0;  // tokens of a sequence; sequences and rows of a block
-    bool keeps_pattern = false;
-    long blocks = 0;  // that are stored at once
+// Sequences one after another, and what each token is to be followed by.
+struct Batch {
+    const int64_t *ids, *targets, *lengths;
+    long sequences;
 };
 
-constexpr long SHORT = 128;              // up to this length the attention pattern is kept for the gradient
+// One block of whole sequences: which, where its tokens begin in the batch, and its rows (whole edges).
+struct Cut {
+    long first, sequences, token, used, rows;
+};
+
+// How a batch is cut into blocks, the longest first, so that the threads end together; and the most of everything that
+// one block or wave takes.
+struct Tiling {
+    std::vector<Cut> cuts;
+    std::vector<long> waves;  // the first cut of each wave that is stored at once, and the end
+    long padded = 0, rows = 0, squares = 0, stored = 0, blocks = 0;  // of a sequence; of a block (two); of a wave (two)
+
+    bool within(const Tiling& o) const {
+        return padded <= o.padded && rows <= o.rows && squares <= o.squares && stored <= o.stored && blocks <= o.blocks;
+    }
+    void widen(const Tiling& o) {
+        auto grow = [](long& x, long y) { x = x > y ? x : y; };
+        grow(padded, o.padded), grow(rows, o.rows), grow(squares, o.squares), grow(stored, o.stored), grow(blocks, o.blocks);
+    }
+};
+
+constexpr long SHORT = 128;              // up to this length a sequence's attention pattern is kept for the gradient
 constexpr long BLOCK_BYTES = 3 << 20;    // what a block may keep; it should stay in a core's cache
 #if !defined(GLASSFORMER_STORE)
 #define GLASSFORMER_STORE (192L << 20)
@@ -113,7 +134,7 @@ struct Model {
     std::vector<float> cosines, sines;  // (position, half padded to 16)
     Scratch packed, vectors, blocks, stored, optimizer;
     std::vector<BlockScratch> scratch;
-    Tiling tiling;
+    Tiling room;            // what there is memory for
     bool learning = false;  // whether there is room for gradients
     long partial_size = 0;
     float *partials = nullptr, *d_embedded = nullptr;  // (block, partial_size); (token, width)
@@ -276,21 +297,43 @@ static long bytes_stored(Model& m) {
     return n;
 }
 
-// Depends on the shapes alone, never on how many threads there are: the order of sums follows from it.
-static Tiling tiling_for(Model& m, long batch, long length) {
-    Tiling c;
-    c.length = length, c.padded = round_up(length, UNIT);
-    c.keeps_pattern = length <= SHORT;
+// Numbers of the pattern that is kept of a sequence, for all heads.
+static long square_of(const Model& m, long length) {
+    const long padded = round_up(length, UNIT);
+    return length <= SHORT ? m.z.heads * padded * padded : 0;
+}
+
+// Depends on the lengths alone, never on how many threads there are: the order of sums follows from it.
+static Tiling tiling_for(Model& m, const int64_t* lengths, long count) {
+    Tiling t;
+    long longest = 0, token = 0, total = 0;
+    for (long s = 0; s < count; s++) longest = lengths[s] > longest ? lengths[s] : longest;
+    t.padded = round_up(longest, UNIT);
     // small models: what a block keeps stays in cache; others: many rows for each reading of the weights
-    long rows = bytes_a_row(m, length) * 64 <= BLOCK_BYTES ? 64 : 256;
-    c.group = rows / length < 1 ? 1 : rows / length;
-    if (c.group > batch) c.group = batch;
-    c.rows = round_up(c.group * length, UNIT);
-    long blocks = (batch + c.group - 1) / c.group, most = STORE_BYTES / (bytes_stored(m) * c.rows);
-    if (most < 4) most = 4;
-    long waves = (blocks + most - 1) / most;
-    c.blocks = (blocks + waves - 1) / waves;
-    return c;
+    const long most = bytes_a_row(m, longest) * 64 <= BLOCK_BYTES ? 64 : 256;
+    for (long s = 0; s < count; token += lengths[s++]) {
+        if (t.cuts.empty() || t.cuts.back().used + lengths[s] > most) t.cuts.push_back({s, 0, token, 0, 0});
+        t.cuts.back().sequences++, t.cuts.back().used += lengths[s];
+    }
+    for (Cut& c : t.cuts) {
+        c.rows = round_up(c.used, UNIT), total += c.rows;
+        long squares = 0;
+        for (long s = c.first; s < c.first + c.sequences; s++) squares += square_of(m, lengths[s]);
+        t.rows = c.rows > t.rows ? c.rows : t.rows, t.squares = squares > t.squares ? squares : t.squares;
+    }
+    std::stable_sort(t.cuts.begin(), t.cuts.end(), [](const Cut& a, const Cut& b) { return a.rows > b.rows; });
+    long fits = STORE_BYTES / bytes_stored(m);
+    if (fits < 4 * t.rows) fits = 4 * t.rows;
+    const long waves = (total + fits - 1) / fits, share = (total + waves - 1) / waves;
+    const long end = (long)t.cuts.size();
+    long before = 0;
+    for (long i = 0, stored = 0, blocks = 0; i < end; i++) {
+        if (before >= (long)t.waves.size() * share) t.waves.push_back(i), stored = blocks = 0;
+        before += t.cuts[i].rows, stored += t.cuts[i].rows, blocks++;
+        t.stored = stored > t.stored ? stored : t.stored, t.blocks = blocks > t.blocks ? blocks : t.blocks;
+    }
+    t.waves.push_back(end);
+    return t;
 }
 
 static void lay_out(const Model& m, const Tiling& c, BlockScratch& r, Arena& a, bool learning) {
@@ -309,7 +352,7 @@ static void lay_out(const Model& m, const Tiling& c, BlockScratch& r, Arena& a, 
         k.mean1 = a.take<float>(rows), k.mean2 = a.take<float>(rows);
         k.qkv = a.take<Operand>(rows * z.qkv);
         k.inner = a.take<Operand>(rows * 2 * z.inner);
-        k.pattern = learning && c.keeps_pattern ? a.take<Operand>(c.group * z.heads * square) : nullptr;
+        k.pattern = learning && c.squares ? a.take<Operand>(c.squares) : nullptr;
     }
     r.last = a.take<float>(rows * z.width), r.last_scale = a.take<float>(rows), r.last_mean = a.take<float>(rows);
     r.logits = a.take<float>(rows * z.vocab), r.wide = a.take<float>(rows * z.width);
@@ -325,18 +368,21 @@ static void lay_out(const Model& m, const Tiling& c, BlockScratch& r, Arena& a, 
 }
 
 static void lay_store(Model& m, const Tiling& c, Arena& a) {
-    long tokens = c.blocks * c.rows;
+    const long tokens = c.stored;
     for (Weight* w : m.weights()) w->left = a.take<Operand>(w->outs() * tokens), w->right = a.take<Operand>(w->ins * tokens);
     m.d_embedded = a.take<float>(tokens * m.z.width);
     m.partials = a.take<float>(c.blocks * m.partial_size);
 }
 
-// Makes room for batches cut this way. Everything is cleared: what is padding must be finite.
-static bool make_scratch(Model& m, const Tiling& c, bool learning) {
+// Makes room for batches cut this way, and as those before were. Everything is cleared: what is padding must
+// be finite.
+static bool make_scratch(Model& m, const Tiling& wanted, bool learning) {
     static_assert(sizeof(long) >= 8, "sizes need 64 bits");
-    if (c.length == m.tiling.length && c.group == m.tiling.group && (!learning || (m.learning && c.blocks <= m.tiling.blocks)))
-        return true;
-    m.tiling = Tiling{};
+    if (wanted.within(m.room) && (!learning || m.learning)) return true;
+    Tiling c = m.room;
+    c.widen(wanted);
+    learning = learning || m.learning;
+    m.room = Tiling{}, m.learning = false;
     m.scratch.resize(m.s.threads);
     for (int pass = 0; pass < 2; pass++) {
         Arena a{m.blocks.at()}, b{m.stored.at()};
@@ -344,6 +390,6 @@ static bool make_scratch(Model& m, const Tiling& c, bool learning) {
         if (learning) lay_store(m, c, b);
         if (!pass && !(m.blocks.clear(a.used) && (!learning || m.stored.get(b.used)))) return false;
     }
-    m.tiling = c, m.learning = learning;
+    m.room = c, m.learning = learning;
     return true;
 }

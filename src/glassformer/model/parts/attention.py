@@ -126,11 +126,18 @@ class AttentionPart(nn.Module):
         if grid is None and view is not None and view.wants("attn.scores", "attn.pattern", "attn.sink"):
             grid = self.grid(ready, state, view)
         if grid is None:
-            z = self.attend(ready["q"], ready["keys"], ready["values"], state.visible, ready["indexed"])
+            z = self._attended(ready["q"], ready["keys"], ready["values"], state.visible, ready["indexed"])
         else:
             z = weighted_sum(grid, ready["values"])
         z = z.transpose(1, 2)
         return see(view, "attn.z", self.given(z, ready["x"], view))
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, indexed: Indexed | None) -> Tensor:
+        """`attend`, of each document by itself where a row holds several."""
+        if visible.lengths is None:
+            return self.attend(q, k, v, visible, indexed)
+        alone = Visible(0, None)
+        return torch.cat([self.attend(q[:, :, d], k[:, :, d], v[:, :, d], alone) for d in visible.documents()], 2)
 
     def given(
         self, z: Float[Tensor, "batch query head d_value"], x: Float[Tensor, "batch query d_model"], view: View | None
