@@ -115,7 +115,8 @@ def test_a_failure_leaves_nothing(native: Path, tmp_path: Path, capsys, monkeypa
     before = sorted(tmp_path.iterdir())
     code, _, err = run(capsys, native, "--to", "hf", tmp_path / "exported")
     assert code == 1
-    assert err == f"glassformer: {tmp_path / 'exported'} cannot be written (No space left on device).\n"
+    what = "cannot be written (No space left on device); make room there or name another place."
+    assert err == f"glassformer: {tmp_path / 'exported'} {what}\n"
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -38,7 +38,10 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     place.write_text("old")
     with pytest.raises(KeyboardInterrupt):
         files.write_with(place, lambda draft: (draft.write_text("half"), interrupt()))
-    with pytest.raises(CheckpointError, match=r"a\.txt cannot be written \(No space left on device\)\.") as caught:
+    with pytest.raises(
+        CheckpointError,
+        match=r"a\.txt cannot be written \(No space left on device\); make room there or name another place\.",
+    ) as caught:
         files.write_with(place, lambda draft: (_ for _ in ()).throw(full()), raises=CheckpointError)
     assert isinstance(caught.value.__cause__, OSError)
     with pytest.raises(ValueError, match="JSON"):
@@ -244,5 +247,17 @@ def test_a_lock_where_nothing_can_be_written_is_one_sentence(tmp_path):
     with (
         pytest.raises(CheckpointError, match="cannot be written"),
         locks.locked(tmp_path / "file" / "a", raises=CheckpointError),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"file/sub cannot be written \(Not a directory\); name another place\."):
+        files.folder(tmp_path / "file" / "sub")
+    assert files.folder(tmp_path / "a" / "b").is_dir()
+    with (
+        pytest.raises(FileError, match=r"a cannot be written .*; it is a folder: name a file in it\."),
+        files.atomic(tmp_path / "a"),
     ):
         pass

@@ -218,8 +218,12 @@ def test_bad_data_are_refused_for_the_reason_that_is_theirs(
 
 def test_a_column_that_is_named_is_read(small: Make, out: Place, tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", [{"title": "x", "story": "once upon a time " * 9}] * 40)
-    with pytest.raises(GlassformerError, match="without a text in text or content"):
-        train(small(data=(str(tmp_path / "rows.jsonl"),)), out=out(), quiet=True)
+    rows = str(tmp_path / "rows.jsonl")
+    for tokenizer in ("byte", "bpe:300"):
+        with pytest.raises(
+            GlassformerError, match=r"text or content, left out: .* text in story, title: .*text_field=story"
+        ):
+            train(small(data=(rows,), tokenizer=tokenizer), out=out(), quiet=True)
     assert train(small(data=(str(tmp_path / "rows.jsonl"),), text_field="story"), out=out(), quiet=True).step == 8
 
 

@@ -111,7 +111,7 @@ def write_adapter(
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    files.folder(folder, raises=CheckpointError)
     write_tensors(folder / TENSORS, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__)
     files.write_json(folder / CONFIG, settings, indent=2, raises=CheckpointError)
 

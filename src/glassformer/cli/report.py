@@ -153,7 +153,7 @@ def _gallery(session: Session, folder: Path, run: str | None) -> None:
     from glassformer.views.report import build
     from glassformer.views.report_data import ReportOptions
 
-    folder.mkdir(parents=True, exist_ok=True)
+    files.folder(folder)
     links = []
     for one in GALLERY:
         beside: dict[str, Any] = {"other": {"text": one.other} if one.other else None, "word": one.word}

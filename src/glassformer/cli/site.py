@@ -83,7 +83,7 @@ def command(
     pages = PAGES if not texts else tuple(_own(i, text) for i, text in enumerate(texts))
     opened = open_model(model)
     session = Session(opened, open_model=open_model)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.folder(folder)
     sizes: dict[str, int] = {}
     for page in pages:
         html = _page(session, page, pages, lambda view, name=page.name: note(f"{name}: {view}"))

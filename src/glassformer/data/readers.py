@@ -297,6 +297,7 @@ def _lines(
 
 
 def _record(record: Any, name: str, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:
+    whole = record
     if isinstance(record, dict):
         fields = (text_field,) if text_field else TEXT_FIELDS
         text = next((record[f] for f in fields if f in record), None)
@@ -312,6 +313,8 @@ def _record(record: Any, name: str, report: Report, text_field: str | None, chat
     if not isinstance(record, str):
         wanted = text_field or " or ".join(TEXT_FIELDS)
         report.note(f"without a text in {wanted}, left out", name)
+        if isinstance(whole, dict):
+            report.columns.update(str(key) for key, value in whole.items() if isinstance(value, str) and value)
     elif not record:
         report.note("empty, left out", name)
     else:

@@ -32,13 +32,14 @@ class Report:
     """What was read, and by name what could not be read as it stood.
 
     `problems` maps a sentence part ("empty, left out") to how often it happened and to the first
-    `NAMED` names it happened to.
+    `NAMED` names it happened to. `columns` are those with text of rows whose text was not found.
     """
 
     files: int = 0
     documents: int = 0
     bytes: int = 0
     problems: dict[str, dict[str, Any]] = field(default_factory=dict)
+    columns: set[str] = field(default_factory=set)
 
     def note(self, problem: str, name: str) -> None:
         """Count `problem` and name what it happened to."""
@@ -59,6 +60,10 @@ class Report:
             more = entry["count"] - len(shown)
             listed = ", ".join(shown) + (f" and {more} more" if more else "")
             lines.append(f"{entry['count']} {problem}: {listed}.")
+        if self.columns:
+            first, listed = min(self.columns), ", ".join(sorted(self.columns))
+            how = f"train --set text_field={first}, eval --text-field {first}"
+            lines.append(f"These rows have text in {listed}: say which is the text ({how}).")
         return lines
 
     def to_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ TENSORS, DESCRIPTION = "trace.safetensors", "trace.json"
 def save(trace: Trace, path: Path) -> None:
     """Write a trace into a directory, made if need be."""
     forward = trace.forward
-    path.mkdir(parents=True, exist_ok=True)
+    files.folder(path, raises=CheckpointError)
     tensors: dict[str, Tensor] = {name: x.detach().contiguous() for name, x in forward.recorded.items()}
     for layer in range(forward.config.n_layers):
         grids = [g for g in GRIDS if g in block_sites(forward.config.layers[layer])]

@@ -10,7 +10,6 @@ Shapes inside: q (batch, head, query, d_head); k, v (batch, kv_head, key, d_head
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +41,6 @@ class Visible:
     start: int
     mask: Bool[Tensor, "batch key"] | None
     lengths: tuple[int, ...] | None = None
-
-    def documents(self) -> Iterator[slice]:
-        """Where each of several documents in one row lies."""
-        end = 0
-        for length in self.lengths or ():
-            yield slice(end, end + length)
-            end += length
 
     def grid(
         self, q0: int, q1: int, k0: int, k1: int, reach: Attention, device: torch.device

@@ -35,6 +35,29 @@ _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp$", re.DOTA
 _mine: set[str] = set()  # the temporary names that this process is writing now
 
 
+def unwritable(path: str | Path, error: OSError) -> str:
+    """That something cannot be written, why, and what to do, as a sentence."""
+    then = "name another place"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        then = "make room there or name another place"
+    elif error.errno == errno.EISDIR:
+        then = "it is a folder: name a file in it"
+    return f"{path} cannot be written ({error.strerror or error}); {then}."
+
+
+def folder(path: str | Path, *, raises: type[GlassformerError] = FileError) -> Path:
+    """A folder, made with all above it where it is missing.
+
+    Raises:
+        raises: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise raises(unwritable(path, error)) from error
+    return Path(path)
+
+
 @contextmanager
 def atomic(path: str | Path, *, raises: type[GlassformerError] = FileError) -> Iterator[Path]:
     """A temporary file that becomes `path` when the block ends well; a failure leaves `path` as it was.
@@ -66,7 +89,7 @@ def atomic(path: str | Path, *, raises: type[GlassformerError] = FileError) -> I
             shutil.copymode(target, draft)
         publish(draft, target)
     except OSError as error:
-        raise raises(f"{path} cannot be written ({error.strerror or error}).") from error
+        raise raises(unwritable(path, error)) from error
     finally:
         if draft is not None:
             remove(draft)
@@ -97,7 +120,7 @@ def atomic_folder(
         _put_folder(draft, path, replace)
         sync(path.parent)
     except OSError as error:
-        raise raises(f"{path} cannot be written ({error.strerror or error}).") from error
+        raise raises(unwritable(path, error)) from error
     finally:
         if draft is not None:
             remove(draft)

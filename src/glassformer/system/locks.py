@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glassformer.errors import FileError, GlassformerError
+from glassformer.system import files
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def locked(
                 waiting()
             lock.acquire()
     except OSError as error:
-        raise raises(f"{path.parent} cannot be written ({error.strerror or error}).") from None
+        raise raises(files.unwritable(path.parent, error)) from None
     try:
         yield
     finally:

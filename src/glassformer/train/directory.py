@@ -168,9 +168,7 @@ def prepare(place: Place, saved: checkpoint.Saved | None) -> list[str]:
             if place.resume and not aside:
                 notes.append("There is no checkpoint yet: the run begins.")
     except OSError as error:
-        raise TrainError(
-            f"The run directory {place.directory} cannot be written ({error.strerror or error})."
-        ) from None
+        raise TrainError(files.unwritable(f"The run directory {place.directory}", error)) from None
     files.write_json(place.directory / RECIPE_FILE, place.recipe.to_dict(), indent=1, raises=TrainError)
     return notes
 

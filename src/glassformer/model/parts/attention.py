@@ -137,7 +137,8 @@ class AttentionPart(nn.Module):
         if visible.lengths is None:
             return self.attend(q, k, v, visible, indexed)
         alone = Visible(0, None)
-        return torch.cat([self.attend(q[:, :, d], k[:, :, d], v[:, :, d], alone) for d in visible.documents()], 2)
+        parts = (x.split(visible.lengths, 2) for x in (q, k, v))
+        return torch.cat([self.attend(q, k, v, alone) for q, k, v in zip(*parts, strict=True)], 2)
 
     def given(
         self, z: Float[Tensor, "batch query head d_value"], x: Float[Tensor, "batch query d_model"], view: View | None
