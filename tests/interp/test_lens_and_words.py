@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from glassformer.errors import ShapeError, TextError, UsageError
 from glassformer.interp import edits
-from glassformer.interp.token_words import Word, mean_by_word, pattern_by_word, sum_by_word, words
+from glassformer.interp.token_words import Word, mean_by_word, sum_by_word, words
 from glassformer.interp.trace import Trace, trace
 from glassformer.model.transformer import Transformer
 from tests.interp.helpers import Letters, close, model, randomised
@@ -125,7 +125,6 @@ def test_sums_and_averages_by_word():
     assert mean_by_word(x, by).tolist() == [[1.5, 3.0]]
     t = Trace(model(), [1, 2, 30, 31], vocabulary=Letters(40))
     assert len(t.words) == 3
-    close(pattern_by_word(t, 0).sum(-1), torch.ones(4, 3))
     z = t["blocks.0.mlp.out"]
     close(t.by_word(z, 0, "mean")[0], z[:2].mean(0))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glassformer.tokenizer.word_breaks import NO, UNSETTLED, YES, boundaries, classes, ends_in_word, segments, statuses
+from glassformer.tokenizer.word_breaks import NO, UNSETTLED, YES, boundaries, classes, ends_in_word, statuses
 
 CASES = {
     "can't stop": ["can't", " ", "stop"],
@@ -41,6 +42,11 @@ CASES = {
 
 # Every character class, and what one of it looks like.
 CHARACTERS = "A\u24c2א5カ_:,.'\"\u0301\u00ad\u200d🇫\r\n\u2028 \t👩日%"
+
+
+def segments(text: str) -> list[str]:
+    """The text cut at its word boundaries."""
+    return [text[a:b] for a, b in itertools.pairwise(boundaries(text))]
 
 
 @pytest.mark.parametrize("text", CASES)

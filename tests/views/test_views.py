@@ -372,7 +372,8 @@ def test_the_page_is_small():
     # Rooms, scenes and parts come when they are opened; with the first room the page is well below 350 kB.
     first = set(bundle._ordered("start.js", later=False))
     assert not {name for name in first if name.startswith(("views/why", "views/cell", "stage/scenes_", "stage/closer"))}
-    assert bundle.travels("start.js") <= 230_000
+    sent = [bundle.styles(), *(bundle.module(name) for name in first)]
+    assert sum(len(text.encode()) for text in sent) <= 230_000
     preloaded = re.findall(r'modulepreload" href="/web/js/([^"]+)"', bundle.opened())
     assert set(preloaded) == first
 

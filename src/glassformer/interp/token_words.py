@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.interp.vocabulary import Vocabulary
 from glassformer.tokenizer.word_breaks import boundaries
 
 if TYPE_CHECKING:
-    from glassformer.interp.trace import Trace
+    pass
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,3 @@ def mean_by_word(x: Tensor, by: Sequence[Word], axis: int = -1) -> Tensor:
     shape = [1] * x.ndim
     shape[axis] = len(by)
     return sum_by_word(x, by, axis) / counts.view(shape)
-
-
-def pattern_by_word(trace: Trace, layer: int, head: int | None = None) -> Float[Tensor, "head query key"]:
-    """Attention between words: summed over the tokens of the word attended to, averaged over those of the
-    word that attends, so that every row still sums to one."""
-    by = trace.words
-    return mean_by_word(sum_by_word(trace.pattern(layer, head), by, -1), by, -2)

@@ -15,7 +15,6 @@ Text is read as classes, one letter a character:
 from __future__ import annotations
 
 import functools
-import itertools
 
 _CODES = {
     "CR": "R", "LF": "L", "Newline": "N", "Extend": "X", "ZWJ": "Z", "Format": "F", "Regional_Indicator": "I",
@@ -123,12 +122,6 @@ def boundaries(text: str) -> list[int]:
     if not text:
         return []
     return [at for at, status in enumerate(statuses(classes(text))) if status != NO] + [len(text)]
-
-
-def segments(text: str) -> list[str]:
-    """The text cut at its word boundaries; joined they are the text again."""
-    cuts = boundaries(text)
-    return [text[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def ends_in_word(text: str) -> bool:

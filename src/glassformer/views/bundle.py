@@ -74,11 +74,6 @@ def _target(name: str, target: str) -> str:
     return "/".join(parts)
 
 
-def travels(entry: str) -> int:
-    """Bytes of scripts and styles that a browser fetches to open `js/ENTRY`; what comes when it is wanted aside."""
-    return sum(len(module(name).encode()) for name in _ordered(entry, later=False)) + len(styles().encode())
-
-
 @lru_cache(maxsize=1)
 def opened() -> str:
     """The page as a server sends it, naming the modules it begins with: they come at once and not in turns."""

@@ -73,6 +73,17 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+def refuse_unread(attributes: Attributes) -> None:
+    """Refuses settings that would change the computation and that nothing has read.
+
+    Raises:
+        UnsupportedError: one of them has a value that does.
+    """
+    for name, accepted in _ONLY.items():
+        if attributes.prefix + name not in attributes.asked:
+            attributes.only(name, *accepted)
+
+
 def _trunk(attributes: Attributes) -> Attributes:
     """The settings without the layers at the end that guess further tokens, which are not read."""
     further = attributes.integer("nextn_predict_layers", 0)
@@ -105,9 +116,7 @@ class Translation:
             found |= self.table.read(attributes, shapes, found)
         for name, value in self.table.says.items():
             attributes.only(name, value, float32(value))
-        for name, accepted in _ONLY.items():
-            if attributes.prefix + name not in attributes.asked:
-                attributes.only(name, *accepted)
+        refuse_unread(attributes)
         config = self.family_read(Attributes(found, attributes.where))
         for layer in config.layers:
             if isinstance(layer.feed_forward, Experts) and layer.feed_forward.scores in _SCORES:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
-from glassformer.checkpoint.families.family import Family, GgufLayout
+from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_table import GgufTable
 from glassformer.checkpoint.families.settings import ACTIVATION_NAMES, activation, attention_of, feed_forward_of
-from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, row
 from glassformer.model.config import Attention, Config, FeedForward, Norm, uniform
 
@@ -37,20 +36,6 @@ _ROWS: tuple[Row, ...] = (
     *_both(_LAYER + "mlp.c_proj", _BLOCK + "mlp.down", transposed=True),
     *_both("transformer.ln_f", "final"),
     row("lm_head.weight", "unembed.weight"),
-)
-
-# GPT-2 and GPT-NeoX have the same tensors in GGUF, positions aside.
-GGUF_ROWS: tuple[Row, ...] = (
-    row("token_embd.weight", "embed.weight"),
-    row("position_embd.weight", "pos_embed.weight"),
-    *_both("blk.{i}.attn_norm", _BLOCK + "ln1"),
-    *_both("blk.{i}.attn_qkv", *QKV),
-    *_both("blk.{i}.attn_output", _BLOCK + "attn.o"),
-    *_both("blk.{i}.ffn_norm", _BLOCK + "ln2"),
-    *_both("blk.{i}.ffn_up", _BLOCK + "mlp.up"),
-    *_both("blk.{i}.ffn_down", _BLOCK + "mlp.down"),
-    *_both("output_norm", "final"),
-    row("output.weight", "unembed.weight"),
 )
 
 
@@ -113,41 +98,16 @@ def _write(config: Config) -> dict[str, Any]:
     }
 
 
-def _read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
-    heads, d_model = attributes.integer("attention.head_count"), attributes.integer("embedding_length")
-    return uniform(
-        vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
-        d_model=d_model,
-        n_layers=attributes.layers("block_count"),
-        context=attributes.integer("context_length"),
-        mixer=Attention(
-            n_heads=heads,
-            n_kv_heads=heads,
-            d_head=attributes.share("embedding_length", d_model, "attention.head_count", heads),
-            bias=True,
-            out_bias=True,
-            rotary=None,
-        ),
-        feed_forward=FeedForward(
-            attributes.integer("feed_forward_length"), activation="gelu_tanh", gated=False, bias=True
-        ),
-        norm=Norm("layer", eps=attributes.number("attention.layer_norm_epsilon")),
-        learned_positions=True,
-        tied="output.weight" not in shapes,
-    )
-
-
-def _write_gguf(config: Config) -> dict[str, Any]:
-    attention, feed = attention_of(config), feed_forward_of(config)
-    return {
-        "block_count": config.n_layers,
-        "context_length": config.context,
-        "embedding_length": config.d_model,
-        "feed_forward_length": feed.d_ff,
-        "attention.head_count": attention.n_heads,
-        "attention.layer_norm_epsilon": config.norm.eps,
-    }
-
+_KEYS = {
+    "d_model": "n_embd",
+    "n_layers": "n_layer",
+    "context": "n_positions",
+    "n_heads": "n_head",
+    "d_ff": "n_inner",
+    "eps": "layer_norm_epsilon",
+    "tied": "tie_word_embeddings",
+}
+_GGUF = GgufTable("gpt2", joined=("qkv",), implied={"activation_function": "gelu_new"})
 
 GPT2 = Family(
     name="gpt2",
@@ -158,5 +118,5 @@ GPT2 = Family(
     write=_write,
     prefixes=("transformer.", ""),
     ignored=(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$",),
-    gguf=GgufLayout("gpt2", lambda: GGUF_ROWS, _read_gguf, _write_gguf),
+    gguf=_GGUF.layout(_read, _write, _KEYS.get),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family, GgufLayout
+from glassformer.checkpoint.families.gguf_settings import refuse_unread
 from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
@@ -172,28 +173,9 @@ def _write(name: str, config: Config) -> dict[str, Any]:
     return settings
 
 
-# Settings of GGUF that would change the computation: the values that do not.
-_GGUF_ONLY: Mapping[str, tuple[Any, ...]] = {
-    "expert_count": (0,),
-    "use_parallel_residual": (False,),
-    "attention.causal": (True,),
-    "attention.scale": (),
-    "attention.clamp_kqv": (0, 0.0),
-    "attention.max_alibi_bias": (0, 0.0),
-    "rope.scaling.alpha": (),
-    "rope.scaling.yarn_ext_factor": (1.0, -1.0),
-    "rope.scaling.yarn_attn_factor": (1.0,),
-    "rope.scaling.yarn_log_multiplier": (0.0,),
-    "logit_scale": (),
-    "embedding_scale": (),
-    "residual_scale": (),
-}
-
-
 def read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
     """Any Llama-like architecture's settings; what a tensor's presence says is read from the tensors."""
-    for name, accepted in _GGUF_ONLY.items():
-        attributes.only(name, *accepted)
+    refuse_unread(attributes)
     heads = attributes.integer("attention.head_count")
     d_model = attributes.integer("embedding_length")
     d_head = attributes.integer("attention.key_length", None) or attributes.share(

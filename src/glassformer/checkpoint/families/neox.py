@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
-from glassformer.checkpoint.families.family import Family, GgufLayout
-from glassformer.checkpoint.families.gpt2 import GGUF_ROWS, QKV
+from glassformer.checkpoint.families.family import Family
+from glassformer.checkpoint.families.gguf_settings import Shapes
+from glassformer.checkpoint.families.gguf_table import GgufTable
+from glassformer.checkpoint.families.gpt2 import QKV
 from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
     attention_of,
     feed_forward_of,
-    gguf_rope,
-    gguf_rope_settings,
     rope,
     rope_fraction,
     rotary_of,
     scaling_settings,
 )
-from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import Row, row
 from glassformer.model.config import Attention, Config, FeedForward, Norm, Rotary, uniform
 
@@ -98,49 +96,27 @@ def _write(config: Config) -> dict[str, Any]:
     }
 
 
-def _read_gguf(attributes: Attributes, shapes: Mapping[str, Shape]) -> Config:
-    heads, d_model = attributes.integer("attention.head_count"), attributes.integer("embedding_length")
-    d_head = attributes.share("embedding_length", d_model, "attention.head_count", heads)
-    return uniform(
-        vocab_size=shapes.get("token_embd.weight", (attributes.integer("vocab_size", 0),))[0],
-        d_model=d_model,
-        n_layers=attributes.layers("block_count"),
-        context=attributes.integer("context_length"),
-        mixer=Attention(
-            n_heads=heads,
-            n_kv_heads=heads,
-            d_head=d_head,
-            bias=True,
-            out_bias=True,
-            rotary=Rotary(
-                theta=attributes.number("rope.freq_base", 10_000.0),
-                fraction=attributes.integer("rope.dimension_count", d_head) / d_head,
-                scaling=gguf_rope(attributes),
-            ),
-        ),
-        # GGUF does not say which gelu; llama.cpp, which defines what a GGUF means, computes the tanh form.
-        feed_forward=FeedForward(
-            attributes.integer("feed_forward_length"), activation="gelu_tanh", gated=False, bias=True
-        ),
-        norm=Norm("layer", eps=attributes.number("attention.layer_norm_epsilon")),
-        parallel=attributes.flag("use_parallel_residual", True),
-        tied="output.weight" not in shapes,
-    )
+def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
+    return {"rotary_emb_base": found["rope_theta"], "rotary_pct": found["partial_rotary_factor"]}
 
 
-def _write_gguf(config: Config) -> dict[str, Any]:
-    attention, feed = attention_of(config), feed_forward_of(config)
-    return {
-        "block_count": config.n_layers,
-        "context_length": config.context,
-        "embedding_length": config.d_model,
-        "feed_forward_length": feed.d_ff,
-        "attention.head_count": attention.n_heads,
-        "attention.layer_norm_epsilon": config.norm.eps,
-        "use_parallel_residual": config.layers[0].parallel,
-        **gguf_rope_settings(config),
-    }
-
+_KEYS = {
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "context": "max_position_embeddings",
+    "n_heads": "num_attention_heads",
+    "d_ff": "intermediate_size",
+    "eps": "layer_norm_eps",
+    "tied": "tie_word_embeddings",
+}
+# GGUF does not say which gelu; llama.cpp, which defines what a GGUF means, computes the tanh form.
+_GGUF = GgufTable(
+    "gptneox",
+    joined=("qkv",),
+    settings={"use_parallel_residual": "use_parallel_residual"},
+    implied={"hidden_act": "gelu_new", "attention_bias": True},
+    read=_read_gguf,
+)
 
 NEOX = Family(
     name="gpt_neox",
@@ -151,7 +127,7 @@ NEOX = Family(
     write=_write,
     prefixes=("gpt_neox.", ""),
     ignored=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$", r"(^|\.)rotary_emb\.inv_freq$"),
-    gguf=GgufLayout("gptneox", lambda: GGUF_ROWS, _read_gguf, _write_gguf),
+    gguf=_GGUF.layout(_read, _write, _KEYS.get),
 )
 
 
