@@ -48,7 +48,7 @@ def _help(command: object, name: str) -> str:
 
 def sites() -> str:
     """The table of named places."""
-    from glassformer.model.sites import SITES
+    from glassformer.model.site_table import SITES
 
     rows = [
         f"| `{'blocks.{i}.' if site.in_block else ''}{site.name}` | {', '.join(site.axes)} | {site.meaning} |"

@@ -135,7 +135,7 @@ def test_opening_reads_no_tensor(file: Path, monkeypatch: pytest.MonkeyPatch) ->
     def none(*given: object) -> None:
         raise AssertionError("a tensor was dequantised")
 
-    monkeypatch.setattr("glassformer.checkpoint.gguf._make", none)
+    monkeypatch.setattr("glassformer.checkpoint.gguf_copy._make", none)
     checkpoint = open_checkpoint(file)
     assert not checkpoint.at_hand
     assert set(checkpoint.tensors) == set(dict(Transformer.empty(mixture()).named_parameters()))

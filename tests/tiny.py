@@ -6,9 +6,12 @@ Every parameter is random, norms and biases too, so that one that is dropped, sw
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from glassformer.model.config import Config
 
 VOCAB = 320
 CONTEXT = 64
@@ -192,3 +195,15 @@ def tiny_tokens(batch: int = 2, length: int = 40, seed: int = 1) -> torch.Tensor
 def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """max|Δ| relative to the largest logit: the project's norm of equality."""
     return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def tiny_gguf(directory: Path, family: str = "llama", **settings: Any) -> tuple[Path, Config]:
+    """A GGUF of a family's tiny model in float32, and its design."""
+    from glassformer.checkpoint import open_checkpoint, write_gguf
+    from glassformer.tokenizer.tokenizer import Tokenizer
+
+    path = tiny_directory(directory / family, family, **settings)
+    checkpoint = open_checkpoint(path)
+    file = directory / f"{family}.gguf"
+    write_gguf(file, checkpoint.config, checkpoint.tensors, Tokenizer.from_directory(path), dtype="float32")
+    return file, checkpoint.config

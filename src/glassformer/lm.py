@@ -376,7 +376,7 @@ class Model(LooksInside):
             # Of its own, for one answer: its cache is no larger than that.
             capacity = min(capacity, self.config.context)
             engine = self.engines.make(native=False, slots=1, capacity=capacity, cache_bits=cache_bits)
-        engine.check(asked)
+        engine.limits.check(asked)
         return generated_tokens(engine.generate(asked, tap), self.tokenizer)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generator[GeneratedToken]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from glassformer.errors import ConfigError, SiteError
 from glassformer.model.config import Attention, Config, FeedForward, Norm, RopeScaling, Rotary, uniform
-from glassformer.model.sites import SITES, canonical, names, site_of
+from glassformer.model.site_table import SITES
+from glassformer.model.sites import canonical, names, site_of
 from tests.strategies import configs
 
 SMALL = uniform(10, 8, 2, 16, Attention(2, 1, 4), FeedForward(8))

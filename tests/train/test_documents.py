@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from glassformer.data.conversations import conversation
 from glassformer.data.corpus import build_corpus
-from glassformer.data.readers import conversation
 from glassformer.errors import DataError, EmptyDataError, GlassformerError
 from glassformer.model import Transformer
 from glassformer.system import sealed

@@ -18,7 +18,8 @@ from glassformer.model.config import Config
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from glassformer.checkpoint.gguf import Dtype, RawTensor
+    from glassformer.checkpoint.gguf_copy import Dtype
+    from glassformer.checkpoint.gguf_tensors import RawTensor
     from glassformer.checkpoint.gguf_writer import write_gguf
     from glassformer.checkpoint.hf import write_hf
     from glassformer.checkpoint.keys import Shape
@@ -145,7 +146,7 @@ def open_checkpoint(
     path = Path(path)
     kind = format_of(path)
     if kind == "gguf":
-        from glassformer.checkpoint.gguf import opened
+        from glassformer.checkpoint.gguf_copy import opened
 
         copy = opened(path, cache, dtype, progress)
         return Checkpoint(path, kind, copy.family, copy.config, copy.tensors, copy.metadata, at_hand=copy.at_hand)

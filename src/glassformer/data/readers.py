@@ -8,8 +8,6 @@ cannot be read as it stands is counted and named in a `Report`. This module know
 from __future__ import annotations
 
 import codecs
-import gzip
-import io
 import json
 import re
 import threading
@@ -19,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from glassformer.data.compressed import open_bytes
+from glassformer.data.conversations import SHAPES, conversation, whole_characters
 from glassformer.data.sources import FileSource, HubSource, Report, Source
 from glassformer.errors import DataError, near
 
@@ -107,44 +107,6 @@ def _file(
             report.note(f"unreadable ({error.strerror})", source.name)
         else:
             report.note("broken off or damaged; what was read before is kept", source.name)
-
-
-def open_bytes(path: Path, packed: str) -> IO[bytes]:
-    """A file's bytes, decompressed when `packed` is ".gz" or ".zst"."""
-    if packed == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if packed == ".zst":
-        try:
-            import zstandard
-        except ModuleNotFoundError:
-            raise DataError(
-                f"{path.name} is compressed with Zstandard; install its reader with: pip install 'glassformer[data]'"
-            ) from None
-        raw = path.open("rb")
-        return io.BufferedReader(_Zstandard(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)))
-    return path.open("rb")
-
-
-class _Zstandard(io.RawIOBase):
-    """Zstandard's own errors as EOFError, which is what gzip raises for a file broken off."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        import zstandard
-
-        try:
-            return int(self._reader.readinto(buffer))
-        except zstandard.ZstdError as error:
-            raise EOFError(str(error)) from None
-
-    def close(self) -> None:
-        self._reader.close()
-        super().close()
 
 
 _replaced = threading.local()
@@ -318,81 +280,7 @@ def _record(record: Any, name: str, report: Report, text_field: str | None, chat
     elif not record:
         report.note("empty, left out", name)
     else:
-        yield Piece(name, _whole(record))
-
-
-def _whole(text: str) -> str:
-    # JSON can spell lone surrogates
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-SHAPES = (
-    ("messages",),  # of OpenAI's and Hugging Face's chats: role, content
-    ("conversations",),  # ShareGPT: from, value
-    ("instruction", "output"),  # Alpaca, with an input perhaps
-    ("prompt", "completion"),  # TRL: texts, or lists of messages
-)
-"""What rows that hold conversations are known by."""
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-UNREADABLE = "conversations without roles and contents"
-NOT_TEXT = "conversations with parts that are not text"
-
-
-def conversation(record: dict[str, Any]) -> list[dict[str, Any]] | str | None:
-    """The messages of a row of any of `SHAPES`, each with a role and a text as content; why there are none, or None
-    for a row of no such shape."""
-    shape = next((keys for keys in SHAPES if all(record.get(key) is not None for key in keys)), None)
-    if shape is None:
-        return None
-    first = record[shape[0]]
-    if shape == ("instruction", "output"):
-        asked = [first, record.get("input")]
-        told: Any = [_said("user", "\n\n".join(str(a) for a in asked if a)), _said("assistant", record["output"])]
-    elif shape == ("prompt", "completion"):
-        told = [*_turn("user", first), *_turn("assistant", record["completion"])]
-    else:
-        told = first
-    if isinstance(told, str) or not isinstance(told, Iterable):
-        return UNREADABLE
-    messages = []
-    for message in told:
-        if not isinstance(message, dict):
-            return UNREADABLE
-        role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value", ...))
-        if not isinstance(role, str) or content is ...:
-            return UNREADABLE
-        text = _content(content)
-        if text is None:
-            return NOT_TEXT
-        rest = {key: value for key, value in message.items() if key not in ("role", "from", "content", "value")}
-        messages.append({"role": _ROLES.get(role, role), "content": text, **rest})
-    return messages or UNREADABLE
-
-
-def _said(role: str, content: Any) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def _turn(role: str, told: Any) -> list[Any]:
-    return list(told) if isinstance(told, (list, tuple)) else [_said(role, told)]
-
-
-def _content(content: Any) -> str | None:
-    """A message's text: null is none, parts of text are joined; None where a part is something else."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return _whole(content)
-    if not isinstance(content, (list, tuple)):
-        return None
-    parts = []
-    for part in content:
-        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
-        if not isinstance(text, str):
-            return None
-        parts.append(_whole(text))
-    return "".join(parts)
+        yield Piece(name, whole_characters(record))
 
 
 def _parquet(source: FileSource, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glassformer.errors import ContextLengthError, GlassformerError, ServerError, TextError, UsageError
-from glassformer.generate.constraints import Grammars, Matcher
+from glassformer.errors import GlassformerError, ServerError, UsageError
+from glassformer.generate.limits import Limits
 from glassformer.generate.native_model import ROWS, NativeModel
 from glassformer.generate.prefix_files import PrefixFiles
 from glassformer.generate.request import Request, RequestHandle, TokenEvent
@@ -33,7 +33,6 @@ from glassformer.generate.runners import EagerRunner, Runner
 from glassformer.generate.sampling import generator
 from glassformer.generate.sequence import Sequence
 from glassformer.generate.slots import Slots
-from glassformer.generate.stop import StopMatcher
 from glassformer.kernels import infer_abi
 from glassformer.model.cache import KEPT, Cache, cache_bytes
 from glassformer.model.deferred import awaited, whole
@@ -80,6 +79,7 @@ class Engine:
         prefix_files: the same in files, which outlive the engine; not for a model with a recurrence.
 
     Attributes:
+        limits: what its answers are held to.
         note: why the native path cannot be had, and what is slower without it; None while all is well.
         stepped: called on the engine's thread after every step, when all of its events have been told.
 
@@ -113,9 +113,7 @@ class Engine:
         self.config = transformer.config
         self.capacity = min(capacity or self.config.context, self.config.context)
         self.slots = slots
-        self._grammars: Grammars | None = None
-        self._grammars_lock = threading.Lock()
-        self._absent = _absent(tokenizer, self.config.vocab_size)
+        self.limits = Limits(tokenizer, self.config.vocab_size, self.capacity)
         self.asked_precision = precision
         self.note: str | None = None
         self.stepped: Callable[[], None] = _nothing
@@ -189,7 +187,7 @@ class Engine:
             TextError: for an empty prompt, unknown ids, or one that leaves no room for an answer.
             UsageError: for stop strings that cannot be. ServerError: when the engine is closed.
         """
-        self.check(request)
+        self.limits.check(request)
         handle = RequestHandle(request, on_event)
         with self._wake:
             if self._closed:
@@ -201,29 +199,6 @@ class Engine:
                 self._thread.start()
             self._wake.notify()
         return handle
-
-    def check(self, request: Request) -> None:
-        """Raise what `submit` would for this request."""
-        n, vocab = len(request.prompt), self.config.vocab_size
-        if n == 0:
-            raise TextError("The prompt holds no token; give at least one word.")
-        for i in request.prompt:
-            if not 0 <= i < vocab:
-                raise TextError(f"Token id {i} is not in this model's vocabulary of {vocab}.")
-        if n >= self.capacity:
-            raise ContextLengthError(
-                f"The prompt is {n} tokens long and this model reads at most {self.capacity}, with at least one left"
-                " for the answer; shorten it."
-            )
-        for name, tokens in (
-            ("logit_bias", request.sampling.logit_bias),
-            ("stop_token_ids", request.sampling.stop_token_ids),
-        ):
-            for token in tokens:
-                if token >= vocab:
-                    raise UsageError(f"{name} names token {token}; this vocabulary has {vocab}.")
-        self._stop_matcher(request)
-        self._constraint_matcher(request)
 
     def generate(self, request: Request, tap: Tap | None = None) -> Iterator[TokenEvent]:
         """The steps of one answer; leaving the loop cancels it.
@@ -331,28 +306,6 @@ class Engine:
         self._active.clear()
         self._slots.forget()
 
-    def stop_ids(self, request: Request) -> frozenset[int]:
-        """The tokens that end a request's answer and are no part of it."""
-        stop_ids = request.stop_ids
-        if stop_ids is None:
-            stop_ids = frozenset() if self.tokenizer is None else self.tokenizer.stop_ids
-        if request.sampling.ignore_eos:
-            stop_ids = frozenset()
-        return stop_ids | request.sampling.stop_token_ids
-
-    def _stop_matcher(self, request: Request) -> StopMatcher:
-        return StopMatcher(self.tokenizer, request.stop, self.stop_ids(request))
-
-    def _constraint_matcher(self, request: Request) -> Matcher | None:
-        if request.constraint is None:
-            return None
-        if self.tokenizer is None:
-            raise UsageError("A constraint needs a tokenizer; without one there is no text to hold to it.")
-        with self._grammars_lock:
-            if self._grammars is None:
-                self._grammars = Grammars(self.tokenizer, self.config.vocab_size)
-        return self._grammars.matcher(request.constraint)
-
     def _admit(self) -> None:
         while True:
             busy = {active.slot for active in self._active}
@@ -404,12 +357,12 @@ class Engine:
             handle,
             slot,
             list(request.prompt),
-            self._stop_matcher(request),
+            self.limits.stop_matcher(request),
             generator(request.sampling),
             self.capacity,
             done,
-            self._absent,
-            self._constraint_matcher(request),
+            self.limits.absent,
+            self.limits.matcher(request),
         )
 
     def _step(self) -> None:
@@ -522,11 +475,3 @@ def _work_alone() -> None:
     restore = threading.Thread(target=torch.set_num_threads, args=(number,))
     restore.start()
     restore.join()
-
-
-def _absent(tokenizer: Tokenizer | None, rows: int) -> torch.Tensor | None:
-    """The ids of a model with so many rows that a tokenizer has no token for; None where there are none."""
-    if tokenizer is None:
-        return None
-    missing = sorted(set(range(rows)).difference(tokenizer.token_ids))
-    return torch.tensor(missing) if missing else None

@@ -39,7 +39,8 @@ from glassformer.model.parts.matrix_memory import MatrixMemoryPart
 from glassformer.model.parts.parallel import ParallelPart
 from glassformer.model.parts.short_convolution import ShortConvolutionPart
 from glassformer.model.parts.state_space import StateSpacePart
-from glassformer.model.sites import SITES, Where, kept_places, layer_of, site_of
+from glassformer.model.site_table import SITES
+from glassformer.model.sites import Where, kept_places, layer_of, site_of
 
 GRIDS = tuple(site.name for site in SITES if site.axes[-1] == "key" or site.name == "attn.sink")
 ALL = slice(None)

@@ -103,7 +103,7 @@ class Exchange:
         self.answers = [
             Answer(
                 tokenizer,
-                served.queue.engine.stop_ids(plan.asked[i]) if plan.asked else (),
+                served.queue.engine.limits.stop_ids(plan.asked[i]) if plan.asked else (),
                 stop=plan.asked[i].stop if plan.asked else (),
                 reader=plan.reader() if plan.reader else None,
                 specials=plan.specials,

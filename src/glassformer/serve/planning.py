@@ -81,7 +81,7 @@ def requests(
             priority=ask.priority or 0,
             tap=model.bound_tap(),
         )
-        served.queue.engine.check(one)
+        served.queue.engine.limits.check(one)
         made.append(one)
     return made
 

@@ -18,7 +18,7 @@ from glassformer.system import files, sealed
 from glassformer.system.folders import cache_directory
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, Count, Strict, TokenChoice
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 from glassformer.views.session import plain
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class ThumbnailsAsk(Ask):
     report=lambda plan: plan.kept("thumbnails"),
     trims=("size",),
 )
-def thumbnails(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def thumbnails(session: Session, ask: ThumbnailsAsk, check: Check) -> Json:
     """Every head's pattern shrunk to at most `size` × `size`, each cell the largest weight it covers."""
     trace = session.trace(ask)
     config = trace.config
@@ -84,7 +84,7 @@ def _shrunk(trace: Trace, layer: int, size: int) -> Tensor:
     return out
 
 
-def _patterns(plan: ReportPlan) -> dict[str, Any]:
+def _patterns(plan: ReportPlan) -> Json:
     """Lower triangles of the heads' patterns in 16 bits; of a long text, only of the heads that matter most."""
     trace = plan.session.trace(plan.request)
     n, layers = trace.length, trace.config.n_layers
@@ -122,7 +122,7 @@ class AttentionAsk(Ask):
     report=_patterns,
     python="model.trace({text!r}).pattern({layer}, {head})",
 )
-def attention(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def attention(session: Session, ask: AttentionAsk, check: Check) -> Json:
     """A tile of one head's pattern (or the heads' mean), computed now; with `stride`, the largest of each field."""
     trace = session.trace(ask)
     n = trace.length
@@ -177,12 +177,12 @@ def _kept_cells(plan: ReportPlan) -> list[dict[str, int]]:
     return [dict(zip(("layer", "head", "query", "key"), at, strict=True)) for at in dict.fromkeys(wanted)]
 
 
-def _cells(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _cells(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
     for at in _kept_cells(plan):
         yield from plan.tried("cell", **at)
 
 
-def _reasons(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _reasons(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
     """Of the first cells, why the head looks there; of a long text, whose grids of words are large, of one."""
     for at in _kept_cells(plan)[: REASONS if plan.count <= LONG else 1]:
         yield from plan.tried("reasons", **at, most=24)
@@ -203,7 +203,7 @@ class CellAsk(Ask):
     report=_cells,
     python="model.trace({text!r}).cell({layer}, {head}, {query}, {key})",
 )
-def cell(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def cell(session: Session, ask: CellAsk, check: Check) -> Json:
     """One attention cell down to its scalars, with its picture's columns, angle, row and addition."""
     trace = session.trace(ask)
     found = trace.cell(ask.layer, ask.head, ask.query, ask.key, token=ask.token)
@@ -247,7 +247,7 @@ class ReasonsAsk(Ask):
     trims=("most",),
     python="model.trace({text!r}).reasons({layer}, {head}, {query}, {key}, {against})",
 )
-def reasons(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def reasons(session: Session, ask: ReasonsAsk, check: Check) -> Json:
     """Why a head looks there: one attention score as a sum over pairs of earlier parts, and the words they were read
     from."""
     found = session.trace(ask).reasons(ask.layer, ask.head, ask.query, ask.key, ask.against)
@@ -262,7 +262,7 @@ class MapsAsk(Ask):
 
 
 @view("maps", MapsAsk, room="attention")
-def maps(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def maps(session: Session, ask: MapsAsk, check: Check) -> Json:
     """The matrices between the stream and one score's query and key, with norm and rotation as they ran, thinned out to
     what a picture shows."""
     from glassformer.interp.frozen import key_side, query_side
@@ -279,7 +279,7 @@ def maps(session: Session, ask: Any, check: Check) -> dict[str, Any]:
         "query": (layer, query, query_side(trace.forward, layer, head, query)),
         "key": (donor, key, key_side(trace.forward, layer, head // (part.heads // part.kv_heads), key)),
     }
-    out: dict[str, Any] = {"layer": layer, "head": head, "dims": dims.tolist(), "width": trace.config.d_model}
+    out: Json = {"layer": layer, "head": head, "dims": dims.tolist(), "width": trace.config.d_model}
     for name, (at, position, side) in sides.items():
         stream = trace.at(f"blocks.{at}.resid_pre", position).double()
         apart = (side.matrix @ stream + side.bias - side.value).abs().max()
@@ -298,7 +298,7 @@ def _thin(width: int) -> Tensor:
     return torch.arange(min(COLUMN, width)) * width // min(COLUMN, width)
 
 
-def _columns(trace: Trace, layer: int, positions: tuple[int, int]) -> dict[str, Any]:
+def _columns(trace: Trace, layer: int, positions: tuple[int, int]) -> Json:
     """What the query's and the key's projection read, thinned out to `COLUMN` numbers at the dimensions named."""
     width = trace.config.d_model
     dims = _thin(width)
@@ -309,7 +309,7 @@ def _columns(trace: Trace, layer: int, positions: tuple[int, int]) -> dict[str, 
     return {"width": width, "dims": dims.tolist(), "query": read[0][dims].tolist(), "key": read[1][dims].tolist()}
 
 
-def _row(trace: Trace, found: Any) -> dict[str, Any]:
+def _row(trace: Trace, found: Any) -> Json:
     """The cell's row: scores and weights of the keys that weigh most, in the order of the text."""
     scores = trace.scores(found.layer, found.head, found.query).double().flatten()
     weights = trace.pattern(found.layer, found.head, found.query).double().flatten()[: len(scores)]
@@ -337,7 +337,7 @@ class HeadsAsk(Strict):
     report=lambda plan: None if plan.options.light and "heads" not in plan.options.given else plan.kept("heads"),
     python="model.heads()",
 )
-def heads(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def heads(session: Session, ask: HeadsAsk, check: Check) -> Json:
     """What each head of the model does, scored on sequences of its own; the same for every text, and kept on disk."""
     name, model = ask.model or session.current, session.model(ask.model)
     if name not in session.scored:
@@ -345,7 +345,7 @@ def heads(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return {"model": model.name, **session.scored[name]}
 
 
-def _scored(model: Model, check: Check) -> dict[str, Any]:
+def _scored(model: Model, check: Check) -> Json:
     """The scores that were kept for this model, or made now and kept: by the weights' digest and all else they hang on.
 
     What cannot be kept is made again by the next server.
@@ -359,10 +359,10 @@ def _scored(model: Model, check: Check) -> dict[str, Any]:
     said = json.dumps([fingerprint(model.transformer), vocabulary, DEFINITIONS, LENGTH, SHUFFLES])
     place = cache_directory() / "heads" / f"{files.sha256_of(said)}.json"
     with suppress(CheckpointError, KeyError):
-        kept: dict[str, Any] = sealed.read(place, HEADS, "scores of heads", raises=CheckpointError)["scores"]
+        kept: Json = sealed.read(place, HEADS, "scores of heads", raises=CheckpointError)["scores"]
         return kept
     scores = head_scores(model.transformer, vocabulary=tokenizer, bos=bos, progress=lambda done, total, what: check())
-    found: dict[str, Any] = plain(scores.to_dict())
+    found: Json = plain(scores.to_dict())
     with suppress(FileError):
         sealed.write(place, {"format": HEADS, "scores": found}, raises=FileError)
     return found

@@ -11,7 +11,7 @@ from glassformer.errors import ShapeError, UsageError
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, Count, Edits, Strict, Text
 from glassformer.views.next import difference, listed
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.views.report_data import ReportPlan
@@ -42,7 +42,7 @@ class CompareAsk(Strict):
     top: Count = Field(default=20, description="Tokens listed.")
 
 
-def _other(plan: ReportPlan) -> dict[str, Any]:
+def _other(plan: ReportPlan) -> Json:
     other = plan.options.other or {}
     return {"text": other.get("text") or plan.text, "model": other.get("model") or plan.model, "bos": plan.bos}
 
@@ -71,7 +71,7 @@ def _compared(plan: ReportPlan) -> Any:
     report=_compared,
     trims=("top",),
 )
-def compare(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def compare(session: Session, ask: CompareAsk, check: Check) -> Json:
     """Both sides, and what differs, most first.
 
     Raises:
@@ -83,7 +83,7 @@ def compare(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     for side in sides:
         check()
         traces.append(session.trace(side))
-    out: dict[str, Any] = {
+    out: Json = {
         "what": ask.what,
         "a": {"model": models[0].name, "tokens": traces[0].tokens},
         "b": {"model": models[1].name, "tokens": traces[1].tokens},
@@ -108,7 +108,7 @@ def compare(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return out | _attention(traces, ask, check)
 
 
-def _lens(traces: list[Any], check: Check) -> dict[str, Any]:
+def _lens(traces: list[Any], check: Check) -> Json:
     tables = [t.lens(1).to_dict() for t in traces]
     rows = {row["place"]: row for row in tables[1]["rows"]}
     shared = [row for row in tables[0]["rows"] if row["place"] in rows]
@@ -122,7 +122,7 @@ def _lens(traces: list[Any], check: Check) -> dict[str, Any]:
     return {"places": [row["place"] for row in shared], "differing": differing[:200], "count": len(differing)}
 
 
-def _attention(traces: list[Any], ask: Any, check: Check) -> dict[str, Any]:
+def _attention(traces: list[Any], ask: CompareAsk, check: Check) -> Json:
     heads = [[t.config.n_heads(i) for i in range(t.config.n_layers)] for t in traces]
     layers = min(t.config.n_layers for t in traces)
     if heads[0][:layers] != heads[1][:layers]:
@@ -139,7 +139,7 @@ def _attention(traces: list[Any], ask: Any, check: Check) -> dict[str, Any]:
             for h in range(heads[0][layer])
         ]
     ranked.sort(key=lambda d: -d["mean"])
-    out: dict[str, Any] = {"heads": ranked, "unit": "share of attention moved, averaged over queries"}
+    out: Json = {"heads": ranked, "unit": "share of attention moved, averaged over queries"}
     if ask.layer is not None and ask.head is not None:
         grids = [t.pattern(ask.layer, ask.head).float() for t in traces]
         out["a_pattern"], out["b_pattern"] = (packed(g) for g in grids)
@@ -181,7 +181,7 @@ def _patched(plan: ReportPlan) -> Any:
     report=_patched,
     python="model.patch([({clean!r}, {corrupted!r})], {what!r})",
 )
-def patch(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def patch(session: Session, ask: PatchAsk, check: Check) -> Json:
     """Which places bring the first text's answer back when they are put into the reading of the second."""
     from glassformer.interp.patching import patch as patched
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
 from glassformer.errors import TextError, UsageError
 from glassformer.views.asks import Strict, Text
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.interp.corpus import Part
@@ -33,13 +33,13 @@ class CorpusAsk(Strict):
         default=None, description="Whether the beginning-of-text token is put first; by default as the tokenizer does."
     )
     top: int = Field(default=10, ge=1, le=200, description="Passages listed.")
-    state: dict[str, Any] | None = Field(
+    state: Json | None = Field(
         default=None, description="The state of the last answer, to go on from it; by default begun anew."
     )
 
 
 @view("corpus", CorpusAsk)
-def corpus(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def corpus(session: Session, ask: CorpusAsk, check: Check) -> Json:
     """One head, neuron, expert or direction over texts: the passages where it acts most, and by tenths of how strongly
     it acts the loss with and without it. `state`, given back with further texts, goes on to what all at once give."""
     from glassformer.interp.corpus import Survey
@@ -67,7 +67,7 @@ def corpus(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return found.to_dict() | {"state": found.state()}
 
 
-def _part(model: Model, ask: Any) -> Part:
+def _part(model: Model, ask: CorpusAsk) -> Part:
     from glassformer.interp.corpus import Part
     from glassformer.interp.direction import Direction
     from glassformer.interp.fingerprint import design, fingerprint

@@ -9,7 +9,7 @@ from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from glassformer.views.asks import Ask, At, TokenChoice
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.views.report_data import ReportPlan
@@ -28,7 +28,7 @@ class Lensed(Ask):
     )
 
 
-def packed_lens(found: dict[str, Any]) -> dict[str, Any]:
+def packed_lens(found: Json) -> Json:
     """The lens table with every token's text once: a third of its size; the page puts it together again."""
     texts: dict[int, str] = {}
     rows = []
@@ -55,7 +55,7 @@ class LensAsk(Lensed):
     report=lambda plan: packed_lens(plan.ask("lens", top=3)),
     python="model.trace({text!r}).lens({top})",
 )
-def lens(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def lens(session: Session, ask: LensAsk, check: Check) -> Json:
     """The lens table over a stretch of positions."""
     trace = session.trace(ask)
     at = range(*slice(ask.start, ask.stop).indices(trace.length))
@@ -77,7 +77,7 @@ class LensEditAsk(Lensed):
     room="depth",
     python="model.trace({text!r}).lens_edit({layer}, {token!r}, {swap!r}, position={position}, strength={strength})",
 )
-def lens_edit(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def lens_edit(session: Session, ask: LensEditAsk, check: Check) -> Json:
     """A token put into a layer's stream along what a lens reads, or swapped with another: the probabilities that the
     lens claims, and those that the model gives."""
     trace = session.trace(ask)
@@ -92,7 +92,7 @@ class LensAgreementAsk(Lensed):
 
 
 @view("lens_agreement", LensAgreementAsk, room="depth")
-def lens_agreement(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def lens_agreement(session: Session, ask: LensAgreementAsk, check: Check) -> Json:
     """Which lens is right: how well the claims of the plain lens and of a fitted one about small edits of the stream
     agree with what the edits do, by layer."""
     from glassformer.interp.agreement import agreement
@@ -125,7 +125,7 @@ class JourneyAsk(At):
     trims=("top",),
     python="model.trace({text!r}).lens({top}, positions=[{position}])",
 )
-def journey(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def journey(session: Session, ask: JourneyAsk, check: Check) -> Json:
     """What every layer's attention and feed-forward added to the stream at one position, and what it then says."""
     trace = session.trace(ask)
     position = trace.position(ask.position)
@@ -146,10 +146,10 @@ def _step(
     kind: str,
     layer: int | None,
     added: Tensor,
-    cell: dict[str, Any] | None,
+    cell: Json | None,
     stream: Tensor | None = None,
     before: Tensor | None = None,
-) -> dict[str, Any]:
+) -> Json:
     stream = added if stream is None else stream
     return {
         "label": label,

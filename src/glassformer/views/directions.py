@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glassformer.errors import UsageError
 from glassformer.views.asks import Ask, Strict, Text
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
@@ -46,7 +46,7 @@ class DirectionAsk(Strict):
     python="model.direction({name!r}, {positive!r}, {negative!r}, {layer}, method={method!r}, position={position!r}, "
     "dimensions={dimensions})",
 )
-def direction(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def direction(session: Session, ask: DirectionAsk, check: Check) -> Json:
     """The direction of a layer's stream from some texts to others, how far to trust it, and what it raises alone."""
     made = _found(session, ask, check)
     return made.to_dict() | {
@@ -55,7 +55,7 @@ def direction(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     }
 
 
-def _found(session: Session, ask: Any, check: Check) -> Any:
+def _found(session: Session, ask: DirectionAsk, check: Check) -> Any:
     from glassformer.interp.directions import direction as found
 
     def traces(texts: list[str]) -> Any:
@@ -106,7 +106,7 @@ class DirectionsAsk(Ask):
 
 
 @view("directions", DirectionsAsk, room="vectors")
-def directions(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def directions(session: Session, ask: DirectionsAsk, check: Check) -> Json:
     """Directions side by side: what each raises alone, the cosines between them, and the vectors to steer by.
 
     A sum of words is a sum of rows of the embedding table; to steer by, it is made a tenth as long as the stream of
@@ -114,7 +114,7 @@ def directions(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     """
     model, trace = session.model(ask.model), session.trace(ask)
     middle = int(model.config.n_layers * 0.4)
-    out: list[dict[str, Any]] = []
+    out: list[Json] = []
     vectors: list[Tensor] = []
     for kept in ask.directions:
         check()

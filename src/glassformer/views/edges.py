@@ -96,7 +96,7 @@ _OPTIONS = (
     trims=("top",),
     python="model.trace({clean!r}).edges({metric!r}, corrupted=model.trace({corrupted!r}), " + _OPTIONS + ")",
 )
-def edges(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def edges(session: Session, ask: EdgesAsk, check: Check) -> dict[str, Any]:
     """What every edge between two parts is worth: estimated, and where need be measured."""
     found = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest, by_position=ask.by_position)
     return head_of(session, ask) | found.to_dict(ask.top)
@@ -109,7 +109,7 @@ def edges(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     trims=("top",),
     python="model.circuit({pairs!r}, {faithfulness}, metric={metric!r}, " + _OPTIONS + ")",
 )
-def circuit(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def circuit(session: Session, ask: CircuitAsk, check: Check) -> dict[str, Any]:
     """The smallest set of edges found that brings the difference of two prompts back, and how far to trust it."""
     from glassformer.interp.circuit_search import circuit as searched
 

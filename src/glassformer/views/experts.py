@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Against, At, Count, TokenChoice
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.views.session import Session
@@ -29,7 +29,7 @@ class ExpertsAsk(At):
     trims=("words",),
     python="model.trace({text!r}).experts({layer}, {token!r}, {against!r}, {position})",
 )
-def experts(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def experts(session: Session, ask: ExpertsAsk, check: Check) -> Json:
     """Which experts of a layer were chosen, with what weight, and what each wrote at one position.
 
     `tile` is a grid as `attention` has it, positions by experts; `layers` are those that have experts, with the mean

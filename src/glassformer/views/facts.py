@@ -20,7 +20,7 @@ from glassformer.system import files
 from glassformer.system.folders import cache_directory
 from glassformer.system.locks import locked
 from glassformer.views.asks import Strict, Text
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.interp.exciting import Exciting
@@ -50,7 +50,7 @@ class ExcitingAsk(Strict):
     top: int = Field(default=5, ge=1, le=5, description="Passages listed.")
 
 
-def _facts(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _facts(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
     """What excites the neurons that pushed the prediction most; the docstrings that are read within a while."""
     patience = time.monotonic() + PATIENCE
     for neuron in plan.ask("neurons", **plan.plain, top=16)["neurons"][:FACTS]:
@@ -68,7 +68,7 @@ def _facts(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 @view("exciting", ExcitingAsk, room="facts", report=_facts)
-def exciting(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def exciting(session: Session, ask: ExcitingAsk, check: Check) -> Json:
     """Where a feed-forward neuron's output is largest, in the docstrings of Python's standard library (read in the
     background the first time, `done` of `of`) or in texts of your own; and what it writes."""
     from glassformer.interp.exciting import Exciting, shortened

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from glassformer.errors import UsageError
 from glassformer.views.asks import Against, At, Edits, Strict, Text, TokenChoice
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from glassformer.interp.trace import Trace
+    from glassformer.lm import Model
     from glassformer.views.session import Session
 
 What = Literal["heads_reading", "heads_adding", "neurons_writing", "experts", "tokens"]
@@ -30,7 +33,7 @@ class FindAsk(At):
 
 
 @view("find", FindAsk)
-def find(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def find(session: Session, ask: FindAsk, check: Check) -> Json:
     """Heads, neurons, experts or tokens by what they do, the strongest first, each with the number it was found by."""
     if ask.what == "tokens":
         return _tokens(session, ask)
@@ -39,11 +42,11 @@ def find(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return {"what": ask.what, **finder[ask.what](trace, ask, check)}
 
 
-def _tokens(session: Session, ask: Any) -> dict[str, Any]:
+def _tokens(session: Session, ask: FindAsk) -> Json:
     if not ask.letters:
         raise UsageError("Give some letters that the token holds.")
     tokenizer, wanted = session.model(ask.model).tokenizer, ask.letters.casefold()
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for id in range(tokenizer.vocab_size):
         text = tokenizer.token_text(id)
         if wanted in text.casefold():
@@ -52,10 +55,10 @@ def _tokens(session: Session, ask: Any) -> dict[str, Any]:
     return {"what": "tokens", "unit": "letters", "count": len(rows), "rows": rows[: ask.top]}
 
 
-def _reading(trace: Trace, ask: Any, check: Check) -> dict[str, Any]:
+def _reading(trace: Trace, ask: FindAsk, check: Check) -> Json:
     query = trace.position(ask.position)
     key = trace.position(max(0, query - 1) if ask.key is None else ask.key)
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for layer in range(trace.config.n_layers):
         check()
         if trace.config.n_heads(layer):
@@ -65,7 +68,7 @@ def _reading(trace: Trace, ask: Any, check: Check) -> dict[str, Any]:
     return {"unit": "weight", "query": query, "key": key, "count": len(rows), "rows": rows[: ask.top]}
 
 
-def _adding(trace: Trace, ask: Any, check: Check) -> dict[str, Any]:
+def _adding(trace: Trace, ask: FindAsk, check: Check) -> Json:
     from glassformer.interp.decompose import KINDS
 
     found = trace.why(ask.token, None, ask.position, words=0, parts=0, progress=lambda done, total, what: check())
@@ -74,20 +77,18 @@ def _adding(trace: Trace, ask: Any, check: Check) -> dict[str, Any]:
     for i in (parts.kind == KINDS.index("head")).nonzero()[:, 0].tolist():
         at = (int(parts.layer[i]), int(parts.head[i]))
         sums[at] = sums.get(at, 0.0) + float(parts.claimed[i])
-    rows: list[dict[str, Any]] = [
-        {"kind": "head", "layer": layer, "head": head, "value": x} for (layer, head), x in sums.items()
-    ]
+    rows: list[Json] = [{"kind": "head", "layer": layer, "head": head, "value": x} for (layer, head), x in sums.items()]
     rows.sort(key=lambda row: -abs(row["value"]))
     token = trace.token_text(found.target.way.token)
     return {"unit": found.target.way.unit, "token": token, "count": len(rows), "rows": rows[: ask.top]}
 
 
-def _writing(trace: Trace, ask: Any, check: Check) -> dict[str, Any]:
+def _writing(trace: Trace, ask: FindAsk, check: Check) -> Json:
     """By the cosine of a neuron's column with what raises the token's logit against the vocabulary's mean."""
     from glassformer.interp.logit_target import target
 
     goal = target(trace, ask.token, None, ask.position)
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for layer, choice in enumerate(trace.config.layers):
         check()
         if choice.feed_forward is None:
@@ -106,11 +107,11 @@ def _writing(trace: Trace, ask: Any, check: Check) -> dict[str, Any]:
     return {"unit": "cosine", "token": token, "count": len(rows), "rows": rows[: ask.top]}
 
 
-def _experts(trace: Trace, ask: Any, check: Check) -> dict[str, Any]:
+def _experts(trace: Trace, ask: FindAsk, check: Check) -> Json:
     """By the mean weight over the text."""
     from glassformer.interp.experts import expert_layers
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for layer in expert_layers(trace):
         check()
         weights = trace.tensor(f"blocks.{layer}.mlp.weights")[0].double()
@@ -146,14 +147,14 @@ class TextsAsk(Strict):
     room="texts",
     report=lambda plan: plan.kept("texts", texts=list(plan.options.texts)),
 )
-def texts(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def texts(session: Session, ask: TextsAsk, check: Check) -> Json:
     """One number over several texts, in the model as it is and as it is changed."""
     model = session.model(ask.model)
     if ask.metric == "logit_difference" and (ask.token is None or ask.against is None):
         raise UsageError("A difference of logits needs two tokens: the token, and the one it is compared with.")
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for text in ask.texts:
-        row: dict[str, Any] = {"text": text}
+        row: Json = {"text": text}
         for name, edits in (("plain", []), ("changed", ask.edits)):
             check()
             if name == "changed" and not edits:
@@ -172,7 +173,7 @@ def texts(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return {"model": model.name, "precision": model.precision, "metric": ask.metric, "rows": rows, "mean": mean}
 
 
-def _measured(model: Any, logits: Any, request: Any, ask: Any, session: Any) -> tuple[float, str]:
+def _measured(model: Model, logits: Tensor, request: At, ask: TextsAsk, session: Session) -> tuple[float, str]:
     """The metric of one text, and the model's first choice after it."""
     from glassformer.interp.vocabulary import token_id
 
@@ -188,6 +189,7 @@ def _measured(model: Any, logits: Any, request: Any, ask: Any, session: Any) -> 
     elif ask.metric == "entropy":
         value = float(-(logprobs.exp() * logprobs).nan_to_num(0.0).sum())
     elif ask.metric == "logit_difference":
+        assert ask.against is not None
         value = float(last[token] - last[token_id(ask.against, tokenizer, len(last))])
     else:
         ids = session.ids(request)

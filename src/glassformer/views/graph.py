@@ -4,13 +4,13 @@ difference between two prompts the drawn edges bring back."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
 
 from glassformer.views.edges import PairAsk, head_of, sought
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.interp.edge_graph import Graph
@@ -28,7 +28,7 @@ class GraphAsk(PairAsk):
     )
 
 
-def _graphed(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _graphed(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
     """The circuit to the text that stands beside the report's, in the same model as it is."""
     other = plan.options.other or {}
     if other.get("text") and not (other.get("model") or plan.edits or plan.options.light):
@@ -36,7 +36,7 @@ def _graphed(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]
 
 
 @view("graph", GraphAsk, room="why", report=_graphed)
-def graph(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def graph(session: Session, ask: GraphAsk, check: Check) -> Json:
     """The strongest connected edges among a few parts, estimated and measured, and what their first so many bring
     back."""
     from glassformer.interp.circuit_search import Runs, greedy, prefixes
@@ -48,7 +48,7 @@ def graph(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     order = _within(whole, greedy(whole, found.value, 4 * EDGES).tolist(), ask.nodes)
     edges = torch.tensor(order, dtype=torch.long)
     exact: list[float | None] = [None] * len(order)
-    kept: list[dict[str, Any]] = []
+    kept: list[Json] = []
     if ask.measure and order:
         exact = [float(x) for x in Exact(pair)(edges, progress=lambda done: check())]
         step = max(1, -(-len(order) // SETS))
@@ -75,7 +75,7 @@ def graph(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     }
 
 
-def _named(rows: list[dict[str, Any]]) -> set[str]:
+def _named(rows: list[Json]) -> set[str]:
     return {"logits"} | {row["from"] for row in rows}
 
 

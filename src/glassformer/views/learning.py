@@ -11,7 +11,7 @@ from pydantic import Field
 from glassformer.errors import SourceError, TextError, UsageError
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, Strict
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.views.report_data import ReportPlan
@@ -34,7 +34,7 @@ def _runs(plan: ReportPlan) -> Any:
 
 
 @view("runs", RunsAsk, room="learning", report=_runs)
-def runs(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def runs(session: Session, ask: RunsAsk, check: Check) -> Json:
     """The training runs in the runs folder."""
     from glassformer.train.reading import list_runs
 
@@ -51,7 +51,7 @@ class RunAsk(Strict):
     room="learning",
     report=lambda plan: plan.kept("run", name=plan.options.run) if plan.options.run else None,
 )
-def run(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def run(session: Session, ask: RunAsk, check: Check) -> Json:
     """One run: its recipe, curves, samples, probes and checkpoints."""
     from glassformer.train.reading import read_run
 
@@ -66,7 +66,7 @@ class FilmAsk(Strict):
 
 
 @view("film", FilmAsk, room="learning", report=lambda plan: _filmed(plan))
-def film(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def film(session: Session, ask: FilmAsk, check: Check) -> Json:
     """The film of a run: at each frame the sample, the likeliest next tokens, one head's pattern, embeddings in the
     plane of the last frame's two principal axes, and one weight matrix (at most 64 rows and columns)."""
     from glassformer.train import film as kept
@@ -108,14 +108,14 @@ def film(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     }
 
 
-def _weights(frames: list[Any], name: str | None) -> dict[str, Any]:
+def _weights(frames: list[Any], name: str | None) -> Json:
     if name is None:
         return {"shape": None, "weights": None}
     seen = [x[f"model.{name}"] for _, x in frames]
     return {"shape": list(seen[0].shape), "weights": packed(torch.stack([x[:SIDE, :SIDE].float() for x in seen]))}
 
 
-def _dots(frames: list[Any], run: Any) -> dict[str, Any]:
+def _dots(frames: list[Any], run: Any) -> Json:
     """Rows of the embedding at each frame, laid onto the two principal axes of the last frame's."""
     from glassformer.tokenizer.tokenizer import Tokenizer
     from glassformer.views.vectors import spelled_alone
@@ -142,7 +142,7 @@ def _filmed(plan: ReportPlan) -> Any:
         yield from plan.kept("film", name=name)
 
 
-def repeated(session: Session, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
+def repeated(session: Session, ask: Any, check: Check) -> Iterator[Json]:
     """The same step on one sentence, until every token of it is the likeliest; each step as it is taken.
 
     A step that would raise the loss is followed by one half as long.
@@ -184,7 +184,7 @@ class InfluenceAsk(Strict):
 
 
 @view("influence", InfluenceAsk, room="learning", trims=("top",), python="gf.influence({name!r}, {text!r}, top={top})")
-def influence(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def influence(session: Session, ask: InfluenceAsk, check: Check) -> Json:
     """Which passages of its training text taught a small run a text: by how much the loss on it would rise without
     each, through all steps of the run."""
     from glassformer.train.influence import influence as found
@@ -208,7 +208,7 @@ class RunStepAsk(Ask):
     report=lambda plan: plan.tried("run_step", edits=[]),
     trims=("top",),
 )
-def run_step(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def run_step(session: Session, ask: RunStepAsk, check: Check) -> Json:
     """One gradient step of a model on one sentence, before and after; the model itself is not changed."""
     from glassformer.train.gradient_step import one_step
 

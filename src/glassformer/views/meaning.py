@@ -10,7 +10,7 @@ from pydantic import Field
 
 from glassformer.model.config import Attention
 from glassformer.views.asks import Edits, Strict, Text
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -54,7 +54,7 @@ class MeaningAsk(Strict):
     report=_meaning,
     python="model.meaning({word!r}, {texts!r})",
 )
-def meaning(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def meaning(session: Session, ask: MeaningAsk, check: Check) -> Json:
     """One word's vector in several texts, layer by layer."""
     from glassformer.interp.meaning import meaning as meant
 
@@ -65,7 +65,7 @@ def meaning(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return found.to_dict() | _moves(found, traces)
 
 
-def _moves(found: Meaning, traces: list[Trace]) -> dict[str, Any]:
+def _moves(found: Meaning, traces: list[Trace]) -> Json:
     """The word's vector in each text as a dot, place by place, in one plane.
 
     Vectors are brought to length 1 and centred over the texts at each place; the plane is that of the two principal
@@ -84,7 +84,7 @@ def _moves(found: Meaning, traces: list[Trace]) -> dict[str, Any]:
     }
 
 
-def _steps(trace: Trace, found: Meaning, text: int, dots: Tensor) -> list[dict[str, Any]]:
+def _steps(trace: Trace, found: Meaning, text: int, dots: Tensor) -> list[Json]:
     """The steps that moved a dot furthest, and what took most of each: of attention the head whose addition goes
     furthest along the step of the stream, and the word of which it carries most that way; else the feed-forward."""
     places, position, stream = found.places, found.positions[text], found.vectors[:, text]
@@ -98,7 +98,7 @@ def _steps(trace: Trace, found: Meaning, text: int, dots: Tensor) -> list[dict[s
             continue  # positions that are added before the first layer
         layer = int(after.split(".")[1])
         step = F.normalize(stream[i + 1] - stream[i], dim=0)
-        one: dict[str, Any] = {"place": i + 1, "layer": layer, "moved": float(lengths[i]), "part": "feed-forward"}
+        one: Json = {"place": i + 1, "layer": layer, "moved": float(lengths[i]), "part": "feed-forward"}
         beside = f"blocks.{layer}.resid_mid" not in places  # the two parts run side by side, or only one is there
         if isinstance(trace.config.layers[layer].mixer, Attention) and (after.endswith("resid_mid") or beside):
             added = [trace.contributions(layer, h, position).double().cpu() @ step for h in range(_heads(trace, layer))]

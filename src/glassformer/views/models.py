@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from glassformer.views.asks import Strict
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.views.report_data import ReportPlan
@@ -26,7 +26,7 @@ def _sizes(plan: ReportPlan) -> Any:
 
 
 @view("size", SizeAsk, room="size", report=_sizes)
-def size(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def size(session: Session, ask: SizeAsk, check: Check) -> Json:
     """Where every parameter, FLOP and byte of a design goes; of the current model when none is named."""
     from glassformer.count import count
 
@@ -41,7 +41,7 @@ class ModelsAsk(Strict):
 
 
 @view("models", ModelsAsk)
-def models(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def models(session: Session, ask: ModelsAsk, check: Check) -> Json:
     """The catalogue's models, and which are here and open."""
     from glassformer.fetch.catalogue import CATALOGUE
 

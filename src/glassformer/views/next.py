@@ -12,7 +12,7 @@ from torch import Tensor
 from glassformer.tokenizer.spelling import is_whole, spelled, spelled_after
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, At, Count, Strict
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @view("tokens", Ask, python="model.encode({text!r})")
-def tokens(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def tokens(session: Session, ask: Ask, check: Check) -> Json:
     """The text as the model cut it: ids, bytes, where each token stands, and the words."""
     from glassformer.interp.token_words import words as by_word
 
@@ -30,7 +30,7 @@ def tokens(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     ids = session.ids(ask) if ask.text else []
     tokenizer = model.tokenizer
     pieces = [tokenizer.token_bytes(id) for id in ids]
-    out: list[dict[str, Any]] = []
+    out: list[Json] = []
     at = 0
     for id, piece, text in zip(ids, pieces, spelled(pieces), strict=True):
         special = id in tokenizer.special_ids
@@ -57,13 +57,13 @@ def tokens(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     }
 
 
-def logits_at(session: Session, ask: Any) -> tuple[int, Tensor]:
+def logits_at(session: Session, ask: At) -> tuple[int, Tensor]:
     trace = session.trace(ask)
     position = trace.position(ask.position)
     return position, trace.logits(position).float()
 
 
-def listed(model: Model, logits: Tensor, top: int, before: Sequence[int] = ()) -> list[dict[str, Any]]:
+def listed(model: Model, logits: Tensor, top: int, before: Sequence[int] = ()) -> list[Json]:
     """The likeliest tokens; `before` are the ids that they follow, of whose last character they may be parts."""
     pending = [model.tokenizer.token_bytes(id) for id in before]
     probabilities = torch.softmax(logits.double(), -1)
@@ -99,7 +99,7 @@ class NextAsk(At):
 
 
 @view("next", NextAsk, report=_nexts, trims=("top",), python="model.trace({text!r}).logits({position})")
-def next_token(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def next_token(session: Session, ask: NextAsk, check: Check) -> Json:
     """The whole distribution after a position: the likeliest spelled out, and every logit."""
     position, logits = logits_at(session, ask)
     model = session.model(ask.model)
@@ -119,7 +119,7 @@ class VocabAsk(Strict):
 
 
 @view("vocab", VocabAsk, python="[model.tokenizer.token_text(i) for i in {ids}]")
-def vocab(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def vocab(session: Session, ask: VocabAsk, check: Check) -> Json:
     """The texts of token ids."""
     tokenizer = session.model(ask.model).tokenizer
     known = range(tokenizer.vocab_size)
@@ -137,7 +137,7 @@ class WordsAsk(At):
     report=lambda plan: None if plan.options.light else plan.kept("words", position=plan.explained, edits=plan.edits),
     trims=("limit",),
 )
-def words(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def words(session: Session, ask: WordsAsk, check: Check) -> Json:
     """Whole next words after a position, each as an interval."""
     model, ids = session.edited(ask), session.ids(ask)
     position = (
@@ -147,7 +147,7 @@ def words(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     return model.next(ids[: position + 1]).words(ask.limit).to_json()
 
 
-def difference(model: Model, before: Tensor, after: Tensor, top: int) -> dict[str, Any]:
+def difference(model: Model, before: Tensor, after: Tensor, top: int) -> Json:
     """KL divergence of `after` from `before`, in nats, and the tokens whose probability moved most."""
     p, q = torch.log_softmax(before.double(), -1), torch.log_softmax(after.double(), -1)
     moved = q.exp() - p.exp()

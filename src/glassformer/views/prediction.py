@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from glassformer.views.asks import Against, At, TokenChoice
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.views.session import Session
@@ -33,7 +33,7 @@ class PredictionAsk(At):
     python="model.trace({text!r}).graph({token!r}, {against!r}, {position}, coverage={coverage}, most={nodes}, "
     "measure={measure})",
 )
-def prediction(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def prediction(session: Session, ask: PredictionAsk, check: Check) -> Json:
     """Which words, heads and neurons made a prediction, each at a layer and a position, with what each hands to which,
     and what was measured without it."""
     check()

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from glassformer.errors import UsageError, near
 from glassformer.views.asks import Strict, parsed
-from glassformer.views.registry import VIEWS, Check, view
+from glassformer.views.registry import VIEWS, Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.views.session import Session
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class PythonAsk(Strict):
     name: str = Field(description="A view.")
-    arguments: dict[str, Any] = Field(default={}, description="Its parameters.")
+    arguments: Json = Field(default={}, description="Its parameters.")
 
 
 def _edit(edit: Any) -> str | None:
@@ -39,7 +39,7 @@ def _edit(edit: Any) -> str | None:
 
 
 @view("python", PythonAsk)
-def lines(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def lines(session: Session, ask: PythonAsk, check: Check) -> Json:
     """The lines of Python that give a view's numbers."""
     if ask.name not in VIEWS:
         raise UsageError(f"There is no view {ask.name!r}." + near(ask.name, VIEWS))

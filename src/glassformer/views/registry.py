@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 
 Check = Callable[[], None]
-Answer = dict[str, Any]
+Json = dict[str, Any]
+"""A JSON object."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class View:
 
     name: str
     ask: type[BaseModel]
-    answer: Callable[[Any, Any, Check], Answer]
+    answer: Callable[[Any, Any, Check], Json]
     room: str | None = None
-    report: Callable[[Any], Iterable[tuple[Answer, Answer]] | Answer | None] | None = None
+    report: Callable[[Any], Iterable[tuple[Json, Json]] | Json | None] | None = None
     trims: tuple[str, ...] = ()
     python: str = ""
 
@@ -46,7 +47,7 @@ class View:
         return " ".join((self.answer.__doc__ or "").partition("\n\n")[0].split())
 
     @property
-    def keys(self) -> Answer:
+    def keys(self) -> Json:
         """Parameters that tell one answer of a report from another, with their defaults."""
         shared = {"text", "model", "bos", *self.trims}
         return {
@@ -55,7 +56,7 @@ class View:
             if name not in shared
         }
 
-    def schema(self) -> Answer:
+    def schema(self) -> Json:
         """JSON schema of its parameters."""
         return self.ask.model_json_schema()
 

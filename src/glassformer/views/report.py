@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TextError
 from glassformer.views import bundle
-from glassformer.views.registry import VIEWS, Check
+from glassformer.views.registry import VIEWS, Check, Json
 from glassformer.views.report_data import ReportOptions, ReportPlan
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def collect(
     options: ReportOptions | None = None,
     check: Check = _silent,
     say: Callable[[str], None] = _silent,
-) -> dict[str, Any]:
+) -> Json:
     """What a report holds, as plain data.
 
     Args:
@@ -88,7 +88,7 @@ def collect(
     rooms = _with(rooms, options)
     explained = range(count)[options.position]
     plan = ReportPlan(session, text, model, bos, plain, rooms, options, count, explained, check, say)
-    data: dict[str, Any] = {
+    data: Json = {
         "text": text,
         "model": model,
         "edits": plain,
@@ -115,11 +115,11 @@ def collect(
             data[name] = found
         elif found is not None:
             data["answers"][name] = [[_of(parameters), answer] for parameters, answer in found]
-    shorter: dict[str, Any] = _rounded(data)
+    shorter: Json = _rounded(data)
     return shorter
 
 
-def _of(parameters: dict[str, Any]) -> dict[str, Any]:
+def _of(parameters: Json) -> Json:
     return {k: v for k, v in parameters.items() if k not in ("text", "model", "bos") and v is not None}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import GlassformerError
 from glassformer.views.asks import Ask, parsed
-from glassformer.views.registry import VIEWS, Check
+from glassformer.views.registry import VIEWS, Check, Json
 
 if TYPE_CHECKING:
     from glassformer.views.session import Session
@@ -65,17 +65,17 @@ class ReportPlan:
     text: str
     model: str | None
     bos: bool | None
-    edits: list[dict[str, Any]]
+    edits: list[Json]
     rooms: Sequence[str]
     options: ReportOptions
     count: int
     explained: int
     check: Check
     say: Any
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: dict[str, Json] = field(default_factory=dict)
 
     @property
-    def same(self) -> dict[str, Any]:
+    def same(self) -> Json:
         """The parameters that every view of the text shares."""
         return {"text": self.text, "model": self.model, "bos": self.bos, "edits": self.edits}
 
@@ -85,12 +85,12 @@ class ReportPlan:
         return parsed(Ask, self.same)
 
     @property
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Json:
         """The prediction that is explained, of the model as it is."""
         options = self.options
         return {"edits": [], "position": self.explained, "token": options.token, "against": options.against}
 
-    def ask(self, name: str, /, **parameters: Any) -> dict[str, Any]:
+    def ask(self, name: str, /, **parameters: Any) -> Json:
         """A view of the report's text: asked once, or what was given."""
         if name in self.options.given:
             return dict(self.options.given[name])
@@ -103,13 +103,13 @@ class ReportPlan:
             self.asked[key] = self.session.view(name, ask, self.check)
         return self.asked[key]
 
-    def kept(self, name: str, /, **parameters: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def kept(self, name: str, /, **parameters: Any) -> Iterator[tuple[Json, Json]]:
         """An answer with the parameters that it belongs to, as a report keeps it."""
         if "edits" in VIEWS[name].ask.model_fields:
             parameters = {"edits": self.edits, **parameters}
         yield parameters, self.ask(name, **parameters)
 
-    def tried(self, name: str, /, **parameters: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def tried(self, name: str, /, **parameters: Any) -> Iterator[tuple[Json, Json]]:
         """`kept`, or in place of the answer the sentence that says why there is none."""
         try:
             yield from self.kept(name, **parameters)
@@ -117,7 +117,7 @@ class ReportPlan:
             yield parameters, {"problem": str(error)}
 
     @property
-    def why(self) -> dict[str, Any]:
+    def why(self) -> Json:
         """The account of the prediction that is explained."""
         return self.ask("why", **self.plain)
 

@@ -15,7 +15,7 @@ from glassformer.errors import GlassformerError, SourceError, UsageError, near
 from glassformer.tokenizer.spelling import spelled
 from glassformer.views.asks import parsed
 from glassformer.views.edits import taps
-from glassformer.views.registry import VIEWS, Check
+from glassformer.views.registry import VIEWS, Check, Json
 
 if TYPE_CHECKING:
     from glassformer.interp.dictionary import Dictionary
@@ -65,7 +65,7 @@ class Session:
         self._open = open_model
         self._models: OrderedDict[str, Model] = OrderedDict({model.name: model})
         self.excited: dict[str, Exciting] = {}  # what excites the neurons of each model, by its name
-        self.scored: dict[str, dict[str, Any]] = {}  # what the heads of each model do, by its name
+        self.scored: dict[str, Json] = {}  # what the heads of each model do, by its name
         self._traces: OrderedDict[tuple[Any, ...], Trace] = OrderedDict()
         self._lock = threading.RLock()
         self._opening = threading.Lock()
@@ -193,7 +193,7 @@ class Session:
                 self._traces.popitem(last=False)
         return trace
 
-    def view(self, name: str, data: Any, check: Check = _never) -> dict[str, Any]:
+    def view(self, name: str, data: Any, check: Check = _never) -> Json:
         """A view by name, from plain data to plain data.
 
         Args:

@@ -22,7 +22,7 @@ from glassformer.errors import ShapeError, TextError
 from glassformer.tokenizer.spelling import spelled
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, At
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -53,7 +53,7 @@ class ColumnsAsk(At):
 
 
 @view("columns", ColumnsAsk, room="stage", python="model.trace({text!r})['embed']")
-def columns(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def columns(session: Session, ask: ColumnsAsk, check: Check) -> Json:
     """A text's tokens and the columns they begin as: what the stage draws first, without running the layers."""
     model, ids = session.model(ask.model), session.ids(ask)
     transformer, config = model.transformer, model.config
@@ -88,7 +88,7 @@ def _dims(cells: int, width: int) -> Tensor:
     room="stage",
     report=lambda plan: plan.kept("stage", position=plan.explained),
 )
-def stage(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def stage(session: Session, ask: StageAsk, check: Check) -> Json:
     """A text's words, vectors, lanes, arcs, neurons, last vector and next word, drawn from one trace."""
     trace, model = session.trace(ask), session.model(ask.model)
     position = trace.position(ask.position)
@@ -130,7 +130,7 @@ def _spelled(trace: Any, id: int) -> str:
     return trace.token_text(id) if id in tokenizer.special_ids else spelled([tokenizer.token_bytes(id)])[0]
 
 
-def _tokens(tokenizer: Any, ids: list[int]) -> list[dict[str, Any]]:
+def _tokens(tokenizer: Any, ids: list[int]) -> list[Json]:
     """Each token and its text, as the other rooms spell it where a character has several tokens."""
     pieces = spelled([tokenizer.token_bytes(id) for id in ids])
     special = tokenizer.special_ids
@@ -140,7 +140,7 @@ def _tokens(tokenizer: Any, ids: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _small(x: Tensor) -> dict[str, Any]:
+def _small(x: Tensor) -> Json:
     q, scale = quantised(x)
     return {"q": packed(q, torch.int8), "scale": packed(scale)}
 
@@ -174,7 +174,7 @@ def _stream(trace: Trace, dims: Tensor, check: Check) -> tuple[Tensor, Tensor, T
     return torch.stack(lanes), torch.stack(added).view(*shape, -1), torch.stack(norms), torch.stack(sizes).view(shape)
 
 
-def _arcs(trace: Trace, threshold: float, check: Check) -> dict[str, Any]:
+def _arcs(trace: Trace, threshold: float, check: Check) -> Json:
     """What heads carry between different words: share of all that its layer carries to the word, by length.
 
     Every share above `threshold` is sent, strongest first; when there are more than ARCS, only those and the
@@ -219,7 +219,7 @@ def _most(rows: Tensor, most: int) -> Tensor:
     return rows[rows[:, 4].argsort(descending=True, stable=True)][:most]
 
 
-def _carried(trace: Trace, arcs: list[list[int]], dims: Tensor) -> dict[str, Any]:
+def _carried(trace: Trace, arcs: list[list[int]], dims: Tensor) -> Json:
     """The vectors that the strongest arcs carry, in the arcs' order: cells and lengths of the whole."""
     writes: dict[tuple[int, int, int], Tensor] = {}
     rows, norms = [], []
@@ -233,7 +233,7 @@ def _carried(trace: Trace, arcs: list[list[int]], dims: Tensor) -> dict[str, Any
     return _small(cells) | {"norm": packed(torch.stack(norms) if norms else torch.empty(0))}
 
 
-def _neurons(trace: Trace, sizes: Tensor, check: Check) -> dict[str, Any]:
+def _neurons(trace: Trace, sizes: Tensor, check: Check) -> Json:
     """Neurons whose column, as scaled, is at least NEURON_SHARE as long as all that its layer adds to the word."""
     from glassformer.interp.neurons import strengths
 
@@ -264,7 +264,7 @@ def _neurons(trace: Trace, sizes: Tensor, check: Check) -> dict[str, Any]:
     }
 
 
-def _answer(trace: Trace, position: int, dims: Tensor, top: int) -> dict[str, Any]:
+def _answer(trace: Trace, position: int, dims: Tensor, top: int) -> Json:
     """The last vector, its products with the likeliest tokens' columns, and the distribution."""
     last = trace.at("final.normed", position)
     logits = trace.logits(position).double()
@@ -291,7 +291,7 @@ def _answer(trace: Trace, position: int, dims: Tensor, top: int) -> dict[str, An
 
 
 @view("vector", VectorAsk, python="model.trace({text!r}).at({site!r}, {position})")
-def vector(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def vector(session: Session, ask: VectorAsk, check: Check) -> Json:
     """A vector of one token at a named site, whole and exact."""
     trace = session.trace(ask)
     position = trace.position(ask.position)
@@ -316,7 +316,7 @@ def strongest(plan: ReportPlan, count: int = 16) -> list[tuple[int, int, int, in
     return sorted(arcs, key=lambda arc: (arc[2] != plan.explained, arc[3] == 0))[:count]
 
 
-def _carries(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _carries(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
     asked = [(layer, head, at) for layer, head, query, _ in strongest(plan) for at in (query, plan.explained)]
     for layer, head, query in dict.fromkeys(asked):
         yield from plan.kept("carry", layer=layer, head=head, query=query)
@@ -330,7 +330,7 @@ def _carries(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]
     trims=("top",),
     python="model.trace({text!r}).contributions({layer}, {head}, {query})",
 )
-def carry(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def carry(session: Session, ask: CarryAsk, check: Check) -> Json:
     """What every earlier token gives to one through one head, their sum, and the stream before and after it."""
     from glassformer.interp.circuits import unembedded
 
@@ -345,7 +345,7 @@ def carry(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     pushed = unembedded(trace.transformer, whole)
     best = [pushed.topk(min(ask.top, len(pushed)), largest=largest).indices.tolist() for largest in (True, False)]
 
-    def small(x: Tensor) -> dict[str, Any]:
+    def small(x: Tensor) -> Json:
         return _small(x[..., dims]) | {"norm": packed(x.double().norm(dim=-1))}
 
     return {
@@ -368,7 +368,7 @@ class SurpriseAsk(Ask):
 
 
 @view("surprise", SurpriseAsk, room="stage", report=lambda plan: plan.tried("surprise"))
-def surprise(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def surprise(session: Session, ask: SurpriseAsk, check: Check) -> Json:
     """How surprised the model is by each token after the first, and how surprised one that knows nothing would be.
 
     Raises:
@@ -399,7 +399,7 @@ class WithoutAsk(At):
     room="stage",
     report=lambda plan: plan.kept("without", position=plan.explained),
 )
-def without(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def without(session: Session, ask: WithoutAsk, check: Check) -> Json:
     """The likeliest token's probability when one earlier word is out of sight for all later ones, word by word."""
     from glassformer.views.edits import Knockout
 

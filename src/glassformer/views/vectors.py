@@ -13,7 +13,7 @@ from glassformer.errors import UsageError
 from glassformer.tokenizer.spelling import spelled
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Strict, Text
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
@@ -83,7 +83,7 @@ def spelled_alone(tokenizer: Any, ids: list[int]) -> list[str]:
     report=lambda plan: _cloud_of(plan),
     trims=("count",),
 )
-def cloud(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def cloud(session: Session, ask: CloudAsk, check: Check) -> Json:
     """Rows of the embedding matrix laid onto a plane or three axes, and what share of their variance that shows."""
     model = session.model(ask.model)
     table, tokenizer = _table(model), model.tokenizer
@@ -133,7 +133,7 @@ class SumAsk(Strict):
     "sum", SumAsk, room="vectors", report=lambda plan: plan.kept("sum"), trims=("top",),
     python="model.neighbours({words!r}, k={top})",
 )  # fmt: skip
-def word_sum(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def word_sum(session: Session, ask: SumAsk, check: Check) -> Json:
     """The tokens nearest to a sum of words, by cosine."""
     return session.model(ask.model).neighbours(ask.words, k=ask.top, matrix=ask.matrix).to_json()
 
@@ -143,7 +143,7 @@ class RateAsk(Strict):
 
 
 @view("sums", RateAsk, room="vectors", report=lambda plan: plan.kept("sums"))
-def rate(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def rate(session: Session, ask: RateAsk, check: Check) -> Json:
     """How often a − b + c is nearest to the right word, over a built-in list of relations.
 
     A question counts when all four words are single tokens; the three that are given are left out of the answer, as
@@ -152,7 +152,7 @@ def rate(session: Session, ask: Any, check: Check) -> dict[str, Any]:
     model = session.model(ask.model)
     tokenizer, table = model.tokenizer, _table(model).double()
     unit = table / table.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    out: list[dict[str, Any]] = []
+    out: list[Json] = []
     for relation, pairs in RELATIONS.items():
         check()
         ids = [[tokenizer.id_of(f" {word}") for word in pair] for pair in pairs]

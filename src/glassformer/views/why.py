@@ -10,7 +10,7 @@ from pydantic import Field
 from glassformer.tokenizer.spelling import spelled
 from glassformer.views.asks import Against, At, Count, TokenChoice
 from glassformer.views.next import difference, entropy, listed, logits_at
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -37,16 +37,16 @@ class WhyAsk(At):
     trims=("words", "parts"),
     python="model.trace({text!r}).why({token!r}, {against!r}, {position})",
 )
-def why(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def why(session: Session, ask: WhyAsk, check: Check) -> Json:
     """The account of a prediction, with its residual."""
     trace = session.trace(ask)
-    options: dict[str, Any] = {"parts": ask.parts, "progress": lambda done, total, what: check()}
+    options: Json = {"parts": ask.parts, "progress": lambda done, total, what: check()}
     if not ask.words:
         options["words"] = 0
     return account(trace, trace.why(ask.token, ask.against, ask.position, **options))
 
 
-def account(trace: Trace, found: Why) -> dict[str, Any]:
+def account(trace: Trace, found: Why) -> Json:
     """An account as the page draws it."""
     # A long text has a part for every head at every token: the largest are sent, and all of them summed by layer.
     told = found.to_dict(parts=False)
@@ -92,7 +92,7 @@ def plainly(trace: Trace, found: Why, token: str) -> list[str]:
     return [what + ".", why.strip() + "."]
 
 
-def edit_of(part: dict[str, Any], position: int) -> dict[str, Any] | None:
+def edit_of(part: Json, position: int) -> Json | None:
     """The edit that takes away exactly what a part's measured effect says."""
     if part["kind"] == "head":
         at = {"source": part["source"], "position": position}
@@ -104,7 +104,7 @@ def edit_of(part: dict[str, Any], position: int) -> dict[str, Any] | None:
     return None
 
 
-def _by_layer(parts: Any) -> list[dict[str, Any]]:
+def _by_layer(parts: Any) -> list[Json]:
     """Claimed contributions summed over heads, sources and positions: what each half layer adds, in order."""
     from glassformer.interp.decompose import KINDS
 
@@ -116,9 +116,9 @@ def _by_layer(parts: Any) -> list[dict[str, Any]]:
     return [{"layer": None if i < 0 else i, "kind": kind, "claimed": x} for (i, kind), x in sorted(sums.items())]
 
 
-def _effects(plan: ReportPlan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _effects(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
     """Before and after, for each of the largest parts switched off alone (and for the report's own edits)."""
-    tries: list[list[dict[str, Any]]] = [plan.edits] if plan.edits else []
+    tries: list[list[Json]] = [plan.edits] if plan.edits else []
     for part in plan.why["parts"]:
         if part["edit"] is not None:
             tries.append([part["edit"]])
@@ -139,7 +139,7 @@ class EffectsAsk(At):
     report=_effects,
     trims=("top",),
 )
-def effects(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def effects(session: Session, ask: EffectsAsk, check: Check) -> Json:
     """The prediction without and with the edits, side by side, and how far apart they are."""
     model = session.model(ask.model)
     plain = ask.model_copy(update={"edits": []})
@@ -168,7 +168,7 @@ class NeuronsAsk(At):
     trims=("top",),
     python="model.trace({text!r}).neurons({token!r}, {against!r}, {position}, k={top})",
 )
-def neurons(session: Session, ask: Any, check: Check) -> dict[str, Any]:
+def neurons(session: Session, ask: NeuronsAsk, check: Check) -> Json:
     """The feed-forward neurons that pushed a prediction most, and what each writes."""
     from glassformer.interp.edits import ablate
     from glassformer.interp.logit_target import target

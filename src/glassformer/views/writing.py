@@ -10,7 +10,7 @@ from glassformer.errors import TextError
 from glassformer.generate.constraints import Constraint
 
 if TYPE_CHECKING:
-    from glassformer.views.registry import Check
+    from glassformer.views.registry import Check, Json
     from glassformer.views.session import Session
 
 
@@ -25,7 +25,7 @@ def form(kind: str, text: str) -> Constraint:
     return Constraint.json() if kind == "json" else getattr(Constraint, kind)(text)
 
 
-def steps(session: Session, ask: Any, check: Check) -> Iterator[dict[str, Any]]:
+def steps(session: Session, ask: Any, check: Check) -> Iterator[Json]:
     """The pieces of `Model.generate` as plain data, under the request's edits and in its form.
 
     Raises:
