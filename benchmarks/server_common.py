@@ -8,7 +8,16 @@ import sys
 import threading
 from pathlib import Path
 
-from common import environment
+from common import ROOT, environment
+
+
+def commit() -> str:
+    """Which code was measured, as a sentence; "" where git does not say."""
+    try:
+        told = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return f" The code is that of {told.stdout.strip()}." if told.returncode == 0 else ""
 
 
 class Server:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common import HERE, ROOT, arguments, report, skip, smollm2, table, verdict
-from server_common import Server
+from server_common import Server, commit
 
 PLACE = ROOT / ".bench" / "schemathesis"  # an environment of its own, made when first needed
 PACKAGE = "schemathesis>=4,<5"
@@ -162,8 +162,8 @@ def main() -> None:
         ("exit code after SIGTERM", code, verdict(code, most=0)),
     ]
     notes = (
-        "Schemathesis makes requests that contradict /openapi.json (its negative mode) against completions and chat: "
-        "its coverage of every field once, the rest by its random generator, two at a time."
+        "Schemathesis makes requests that contradict /openapi.json (its negative mode) against every route that takes a body: "
+        "its coverage of every field once, the rest by its random generator, two at a time." + commit()
     )
     report("server_fuzz", "Server: malformed requests", table(("what", "figure", "asked"), rows), options, notes)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, arguments, report, skip, table, verdict
-from server_common import Server
+from server_common import Server, commit
 
 TALK = [{"role": "user", "content": "a"}]
 # What each route takes, so that what is broken of it is the only thing wrong.
@@ -255,7 +255,7 @@ def main() -> None:
     notes = (
         "Every request is drawn from /openapi.json and broken in one to three places; those that mean something after "
     )
-    notes += "all are answered (200), and views that take longer than the 5 s allowed end with 408."
+    notes += "all are answered (200), and views that take longer than the 5 s allowed end with 408." + commit()
     report(
         "server_routes",
         "Server: malformed requests to every route",
