@@ -162,8 +162,8 @@ def main() -> None:
         ("exit code after SIGTERM", code, verdict(code, most=0)),
     ]
     notes = (
-        "Schemathesis makes requests that contradict /openapi.json (its negative mode) against every route that takes a body: "
-        "its coverage of every field once, the rest by its random generator, two at a time." + commit()
+        "Schemathesis makes requests that contradict /openapi.json (its negative mode) against every route that takes "
+        "a body: its coverage of every field once, then its random generator, two at a time." + commit()
     )
     report("server_fuzz", "Server: malformed requests", table(("what", "figure", "asked"), rows), options, notes)
 

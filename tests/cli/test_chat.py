@@ -17,6 +17,7 @@ from glassformer.cli import chat as chat_module
 from glassformer.cli.app import main
 from glassformer.cli.chat import COMMANDS, Chat
 from glassformer.errors import TextError, UsageError
+from glassformer.generate.constraints import Grammars
 from glassformer.generate.tokens import GeneratedToken
 from glassformer.interp.circuit_edit import RunCircuit
 from glassformer.interp.direction import Direction
@@ -231,6 +232,29 @@ def test_a_person_at_a_terminal(source, monkeypatch, capsys):
     assert drafts == ["", "", "", "", "mole", ""]
 
 
+def test_ctrl_c_stops_a_command_and_not_the_conversation(source, monkeypatch, capsys):
+    lines = iter(["mole", "/why", "/system Be brief.", "/system", EOFError])
+
+    def ask(prompt: str, draft: str) -> str:
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    def why(self: Chat, rest: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat_module, "asker", lambda note: (ask, True))
+    monkeypatch.setattr(Chat, "_why", why)
+    with pytest.raises(SystemExit) as leave:
+        main(["chat", "-m", str(source), "-n", "2", "--precision", "exact", "--logit-bias", "0=-100"])
+    assert leave.value.code in (0, None)
+    err = capsys.readouterr().err
+    assert (
+        err.index("(stopped)") < err.index("(the assistant is told so") < err.index("(the assistant is told nothing)")
+    )
+
+
 def test_a_model_without_a_template_is_refused(tmp_path, capsys):
     plain = tiny_directory(tmp_path / "plain")
     with pytest.raises(SystemExit) as leave:
@@ -336,19 +360,29 @@ def test_functions_of_a_file_are_tools(source, tmp_path, monkeypatch, capsys):
     call = '<tool_call>\n{"name": "add", "arguments": {"a": 40}}\n</tool_call>'
     answers_ = iter([call, "It is 42."])
 
+    held = []
+
     def generate(self, ids, **options):
+        held.append(options["constraint"].kind)
+
         def tokens():
             for id in self.tokenizer.encode(next(answers_), bos=False):
                 yield GeneratedToken(0, id, "", self.tokenizer.decode([id]), 1.0, 0.0)
 
         return tokens()
 
+    grammars = Grammars(model.tokenizer, model.config.vocab_size)
+    matcher = grammars.matcher(tools.constraint(model.tokenizer))
+    wrong = model.tokenizer.encode(call.replace('"a": 40', '"b": "x"'), bos=False)
+    assert matcher.possible(model.tokenizer.encode(call, bos=False)) == len(model.tokenizer.encode(call, bos=False))
+    assert matcher.possible(wrong) < len(wrong)  # a call that lacks what it needs cannot be written
     monkeypatch.setattr(glassformer.Model, "generate", generate)
     chat = Chat(model, dict(OPTIONS), tools=tools)
     chat.take("what is 40 and 2?")
     assert roles(chat) == "uata"
     assert (chat.messages[2]["content"], chat.messages[3]["content"]) == ("42", "It is 42.")
     assert '(add {"a": 40} gave 42)' in capsys.readouterr().err
+    assert held == ["calls", "calls"]
     failed = tools.call({"function": {"name": "fail", "arguments": "{}"}})
     assert json.loads(failed) == {"error": "RuntimeError: no"}
     for text, message in (("def f(:", "cannot be run as Python"), ("x = 1", "has no tool")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -96,10 +97,38 @@ def test_no_number_is_too_large_for_a_sentence(server):
             continue
         schema = methods["post"]["requestBody"]["content"]["application/json"]["schema"]
         for name, field in schemas[schema["$ref"].rsplit("/", 1)[-1]].get("properties", {}).items():
-            kinds = [one for one in [field, *field.get("anyOf", [])] if one.get("type") == "integer"]
-            if any("maximum" not in one for one in kinds):
-                base = SOUND.get(path, example(path.rpartition("/")[2]) if "inspect" in path else {})
-                answer = post(server, path, json=base | {name: 2**70})
+            base = SOUND.get(path, example(path.rpartition("/")[2]) if "inspect" in path else {})
+            kinds = {one.get("type") for one in [field, *field.get("anyOf", [])] if "maximum" not in one}
+            for value in [2**70] * ("integer" in kinds) + [1e300] * ("number" in kinds):
+                answer = post(server, path, json=base | {name: value})
                 assert answer.status_code < 500, (path, name, answer.text)
                 sent += 1
     assert sent > 60
+
+
+@pytest.mark.parametrize("strength", [1e20, 1e300])
+def test_what_overflows_inside_is_answered(server, strength):
+    """Numbers that are none (NaN) are null in JSON, and no answer is drawn from them."""
+    width = server.model.config.d_model
+    edits = [{"steer": {"layer": 0, "vector": [1.0, -1.0] * (width // 2), "strength": strength}}]
+    for path, body in {
+        "/v1/completions": {"prompt": TEXT, "max_tokens": 2, "logprobs": 2},
+        "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 2},
+        "/v1/inspect/next": {"text": TEXT},
+        "/v1/inspect/lens": {"text": TEXT},
+    }.items():
+        answer = post(server, path, json=body | {"edits": edits})
+        assert answer.status_code < 500, answer.text
+        answer.json()
+        if "inspect" in path:
+            with httpx.stream(
+                "POST", server.url + path, json=body | {"edits": edits}, headers={"accept": "text/event-stream"}
+            ) as told:
+                lines = [line for line in told.iter_lines() if line.startswith("data: ")]
+            json.loads(lines[-1].removeprefix("data: "), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_a_step_of_any_length_is_answered(server):
+    answer = post(server, "/v1/inspect/run_step", json={"text": TEXT, "rate": 1000})
+    assert answer.status_code == 200, answer.text
+    assert post(server, "/v1/inspect/run_step", json={"text": TEXT, "rate": 1e40}).status_code == 400

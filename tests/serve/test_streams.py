@@ -103,4 +103,5 @@ def test_json_on_the_wire_is_compact_and_exact():
     assert json.loads(written) == data | {"d": {"1": []}}
     assert b": " not in written
     assert "日".encode() in written
+    assert dumped([math.nan, math.inf]) == b"[null,null]"
     assert event({"a": 1}, "news") == b'event: news\ndata: {"a":1}\n\n'

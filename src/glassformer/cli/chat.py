@@ -95,6 +95,8 @@ def command(
             if not person:
                 raise
             note(f"glassformer: {error}")
+        except KeyboardInterrupt:  # a command that takes long, as /why
+            note("(stopped)")
         except OSError as error:
             if not person:
                 raise
@@ -142,11 +144,10 @@ class Chat:
     ) -> None:
         self.model, self.options, self.show = model, options, show
         self.tools, self._reopen = tools, reopen
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         self.draft = ""
         self._again = 0
         self._last: tuple[list[int], list[int]] | None = None  # ids of the prompt and the answer
-        self._system(system or "")
 
     def take(self, typed: str) -> bool:
         """A line of the person's: words or a command; False to leave.
@@ -182,6 +183,8 @@ class Chat:
         options = dict(self.options)
         if options.get("seed") is not None:
             options["seed"] += seed_step
+        if self.tools is not None and "constraint" not in options:
+            options["constraint"] = self.tools.constraint(self.model.tokenizer)
         for _ in range(ROUNDS):
             printer, ids = Printer(self.show), self._prompt()
             alternatives = SHOWN + 1 if self.show else 0
@@ -268,6 +271,7 @@ class Chat:
         number = int(rest) if rest.isdecimal() else 1 if not rest else 0
         if not 1 <= number <= len(answer):
             raise UsageError(f"/why takes a token of the last answer, 1 to {len(answer)}; {rest!r} is none.")
+        note("(each word is taken away in turn, which takes a while; Ctrl-C stops it)")
         trace = self.model.trace([*prompt, *answer[: number - 1]])
         said = self.model.tokenizer.token_text(answer[number - 1])
         show(why_view(trace.why(answer[number - 1]), 10))
@@ -298,6 +302,7 @@ class Chat:
         self.messages = [m for m in self.messages if m["role"] != "system"]
         if text:
             self.messages.insert(0, {"role": "system", "content": text})
+        note("(the assistant is told so from now on)" if text else "(the assistant is told nothing)")
 
     def _show(self, rest: str) -> None:
         self.show = not self.show

@@ -17,6 +17,7 @@ from glassformer.cli.common import need
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
+    from glassformer.generate.constraints import Constraint
     from glassformer.serve.answers import Reader
     from glassformer.tokenizer.tokenizer import Tokenizer
 
@@ -68,6 +69,14 @@ class Tools:
         if form == "json":
             return tokenizer.render_chat(introduced(told, self._box))
         return tokenizer.render_chat(told, tools=[tool.to_dict() for tool in self._box.tools])
+
+    def constraint(self, tokenizer: Tokenizer) -> Constraint | None:
+        """What an answer is held to: from the mark that begins a call on, its arguments follow their schema."""
+        from glassformer.serve.tool_grammars import tool_constraint
+        from glassformer.serve.tools import form_of
+
+        template = tokenizer.chat_template or ""
+        return tool_constraint(form_of(template), self._box, template, tokenizer, None, False)
 
     def calls(self, tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, list[dict[str, Any]]]:
         """What an answer says and the calls in it, as messages have them."""

@@ -41,9 +41,9 @@ def sentence(found: Why) -> str:
     words = [w for w in found.ranked_words() if w.replaced is not None]
     earlier = [w for w in words if found.target.position not in w.word.positions]
     if earlier:
-        said.append(f"Of the words before the last, '{earlier[0].word.text}' matters most: {_word(earlier[0])}.")
+        said.append(f"Of the words before the last, {earlier[0].word.text!r} matters most: {_word(earlier[0])}.")
     if words and words[0] not in earlier[:1] and found.target.position in words[0].word.positions:
-        said.append(f"The last word itself, '{words[0].word.text}', matters more: {_word(words[0])}.")
+        said.append(f"The last word itself, {words[0].word.text!r}, matters more: {_word(words[0])}.")
     for label, parts in (
         ("Of what heads read", found.ranked_parts("head", sink=False)),
         ("Of the experts", found.ranked_parts("expert")),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel
 
 from glassformer.serve.edits import plain
@@ -136,7 +136,7 @@ class Inspector:
             return problem(late(served, "view"), request.url.path)
         if ARRAYS in accepted:
             return Response(await asyncio.to_thread(binary, told | {"data": found}), media_type=ARRAYS)
-        return JSONResponse(told | {"data": found})
+        return Response(await asyncio.to_thread(dumped, told | {"data": found}), media_type="application/json")
 
     async def _found(
         self, view: View, data: Any, session: Session, served: Served, request: Request, stepped: Callable[[], None]

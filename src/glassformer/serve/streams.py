@@ -85,8 +85,8 @@ class Stream(StreamingResponse):
 
 
 def dumped(data: Any) -> bytes:
-    """JSON as it goes over the wire."""
-    return to_json(data)
+    """JSON as it goes over the wire; numbers that are none are null."""
+    return to_json(data, inf_nan_mode="null")
 
 
 def event(data: Any, name: str | None = None) -> bytes:

@@ -197,7 +197,9 @@ def influence(session: Session, ask: InfluenceAsk, check: Check) -> Json:
 
 
 class RunStepAsk(Ask):
-    rate: float | None = Field(default=None, gt=0, description="Learning rate; by default one that suits the step.")
+    rate: float | None = Field(
+        default=None, gt=0, le=1000, description="Learning rate; by default one that suits the step."
+    )
     top: int = Field(default=8, ge=1, le=50, description="Next tokens listed.")
 
 
