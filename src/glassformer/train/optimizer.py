@@ -23,22 +23,52 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of x ← a x + b (x xᵀ) x + c (x xᵀ)² x, chosen for the steepest rise at 0 (Jordan et al.)."""
 
 
+WIDE, LARGE = 2, 256
+"""From this ratio of columns to rows, and from so many rows on, the products of `_by_gram` are fewer and count."""
+CARRIED = 3
+
+
 def orthogonalise(stack: Tensor, rounds: int, dtype: torch.dtype = torch.bfloat16, eps: float = 1e-7) -> Tensor:
     """Each matrix of a stack (…, rows, columns) with its singular values pushed towards 1 (0.7 to 1.2).
 
     Returns a stack of the same shape in `dtype`. A matrix of zeros stays zeros.
     """
-    a, b, c = NEWTON_SCHULZ
     x = stack.to(dtype).reshape(-1, *stack.shape[-2:])
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    wide = x.shape[-2] >= LARGE and x.shape[-1] >= WIDE * x.shape[-2]
+    x = _by_gram(x, rounds) if wide and not torch.is_grad_enabled() else _newton_schulz(x, rounds)
+    return (x.mT if tall else x).reshape(stack.shape)
+
+
+def _newton_schulz(x: Tensor, rounds: int) -> Tensor:
+    a, b, c = NEWTON_SCHULZ
     for _ in range(rounds):
         gram = torch.bmm(x, x.mT)
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, gram, x, beta=a)
-    return (x.mT if tall else x).reshape(stack.shape)
+    return x
+
+
+def _by_gram(x: Tensor, rounds: int) -> Tensor:
+    """The same of wide matrices, with fewer products: all rounds are polynomials of one small matrix, x xᵀ.
+
+    Rounding in it weighs more with every round that it is carried on for, so it is made anew after `CARRIED`.
+    """
+    a, b, c = NEWTON_SCHULZ
+    for first in range(0, rounds, CARRIED):
+        some = min(CARRIED, rounds - first)
+        gram, product = torch.bmm(x, x.mT), None
+        for i in range(some):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = factor if product is None else torch.bmm(factor, product)
+            if i + 1 < some:
+                gram = torch.bmm(factor, torch.bmm(factor, gram))
+        x = x if product is None else torch.bmm(product, x)
+    return x
 
 
 def shape_scale(rows: int, columns: int) -> float:
