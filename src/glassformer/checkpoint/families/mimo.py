@@ -11,6 +11,7 @@ from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
 from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
 from glassformer.checkpoint.families.layered import KINDS, by_kind, each_layer, rotary_kinds, two_rotaries
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, fused
+from glassformer.errors import UnsupportedError
 from glassformer.model.config import Attention, Config
 
 
@@ -61,6 +62,12 @@ def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) ->
     heads = attributes.values.get(attributes.prefix + "attention.head_count_kv")
     heads = heads if isinstance(heads, list) else [heads] * layers
     whole = next((n for n, kind in zip(heads, kinds, strict=False) if kind == KINDS[False]), heads[0] // 2)
+    expected = [whole * (2 if kind == KINDS[True] else 1) for kind in kinds]
+    if heads != expected:
+        raise UnsupportedError(
+            f"{attributes.where} sets attention.head_count_kv to {heads}; layers with a window have twice the heads of "
+            f"keys of the others in MiMo-V2-Flash, {expected}."
+        )
     turned = {"rope_type": "default", "partial_rotary_factor": found["partial_rotary_factor"]}
     attributes.only("expert_weights_norm", True)
     return {
