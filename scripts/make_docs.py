@@ -114,6 +114,7 @@ THROUGH_TORCH = frozenset(
         "glm_moe_dsa",
         "granitemoehybrid",
         "jamba",
+        "jetmoe",
         "kimi_linear",
         "lfm2",
         "lfm2_moe",

@@ -157,7 +157,8 @@ def experts(draw: st.DrawFn) -> Experts:
         expert_scales=draw(st.booleans()),
         latent=(latent := draw(st.sampled_from([None, None, 5]))),
         latent_bias=latent is not None and draw(st.booleans()),
-        apart=None if latent is not None else draw(st.sampled_from([None, 1e-3])),
+        apart=(apart := None if latent is not None else draw(st.sampled_from([None, 1e-3]))),
+        sum_bias=latent is None and apart is None and draw(st.booleans()),
     )
 
 
@@ -166,7 +167,7 @@ def attentions(draw: st.DrawFn) -> Attention:
     """Attention with anything it may have, shared keys apart."""
     n_kv_heads = draw(st.integers(1, 2))
     n_heads = n_kv_heads * draw(st.integers(1, 2))
-    gate = draw(st.sampled_from([None, "element", "head"]))
+    gate = draw(st.sampled_from([None, "element", "head", "experts"]))
     keys = draw(st.sampled_from([False, False, True]))
     turning = Rotary(50.0, scaling=RopeScaling("proportional", 2.0, share=0.5))
     d_head = draw(st.sampled_from([4, 8]))
@@ -187,7 +188,8 @@ def attentions(draw: st.DrawFn) -> Attention:
         sink=draw(st.booleans()),
         gate=gate,  # type: ignore[arg-type]
         gate_activation=draw(st.sampled_from(["sigmoid", "softplus"])),  # type: ignore[arg-type]
-        gate_bias=gate is not None and draw(st.booleans()),
+        gate_bias=gate in ("element", "head") and draw(st.booleans()),
+        gate_active=draw(st.integers(1, n_heads // n_kv_heads)) if gate == "experts" else 0,
         qk_norm=draw(st.sampled_from([None, "head", "each", "whole"])),
         qk_norm_after=draw(st.booleans()),
         softcap=draw(st.sampled_from([None, 2.0])),
@@ -379,6 +381,7 @@ def sharing(draw: st.DrawFn, layers: list[Layer]) -> list[Layer]:
                 rotary=mixer.rotary if mixer.d_head == theirs.d_head else None,  # a factor for each pair
                 alibi=theirs.alibi,
                 values_are_keys=theirs.values_are_keys,
+                gate_active=min(mixer.gate_active, theirs.n_experts),
                 keys_from=donor,
             ),
         )
@@ -465,6 +468,8 @@ def native_stacks(draw: st.DrawFn) -> Config:
                 alibi_rounded=False,
                 clip_after=mixer.clip_after and not mixer.values_are_keys,
                 qk_norm_after=mixer.qk_norm_after and mixer.qk_norm != "whole",
+                gate=None if mixer.gate == "experts" else mixer.gate,
+                gate_active=0,
             )
         if isinstance(feed, Experts):
             feed = dataclasses.replace(
@@ -473,6 +478,7 @@ def native_stacks(draw: st.DrawFn) -> Config:
                 latent=None,
                 latent_bias=False,
                 apart=None,
+                sum_bias=False,
                 on_input=feed.on_input and not feed.bias,
                 shared=None if feed.shared is None else kept(feed.shared),
             )

@@ -24,7 +24,7 @@ UNNORMED = ("minimax",)
 # Attention weights as they are before the sink takes its share.
 BEFORE_SINK = ("granite_swa", "granitemoe_swa")
 # Scores of routers that the answer does not hold: what computes them in a layer of theirs.
-ROUTERS = {"aria_text": "mlp.router", "gemma4_text": "router.proj"}
+ROUTERS = {"aria_text": "mlp.router", "gemma4_text": "router.proj", "jetmoe": "mlp.router.layer"}
 # What its explicit form adds to scores with ALiBi is added twice, so what it shows is not what it answers.
 SHOWS_ANOTHER = ("falcon: ALiBi, one after the other",)
 # A matrix stands between the final norm and what is shown.
@@ -68,12 +68,22 @@ def compare(name: str, theirs: Any, run: Trace, ids: Tensor, limit: float = 1e-5
     assert len(attentions) == len(soft)
     for i, x in zip(soft, attentions, strict=True):
         mine = run[f"blocks.{i}.attn.pattern"]
+        if getattr(config.layers[i].mixer, "gate", None) == "experts":
+            mine = _slots(mine, run[f"blocks.{i}.attn.gate"], config.attention(i))
         close(mine / mine.sum(-1, keepdim=True) if kind in BEFORE_SINK else mine, x[0], f"attention {i}")
     scores = heard or list(getattr(shown, "router_logits", None) or ())
     assert len(scores) == len(sparse)
     for i, x in zip(sparse, scores, strict=True):
         feed: Any = config.layers[i].feed_forward
         close(softcap(run[f"blocks.{i}.mlp.router"], feed.router_cap), x.reshape(-1, x.shape[-1]), f"router {i}")
+
+
+def _slots(pattern: Tensor, gate: Tensor, a: Any) -> Tensor:
+    """Patterns of the heads that a router chose at every position, the best first: (choice · key head, query, key)."""
+    best = gate[:, : a.n_experts, 0].topk(a.gate_active, dim=-1).indices  # (query, choice)
+    heads = torch.arange(a.n_kv_heads)[:, None, None] * a.n_experts + best  # (key head, query, choice)
+    queries = torch.arange(len(best))[:, None]
+    return pattern[heads, queries].permute(2, 0, 1, 3).flatten(0, 1)
 
 
 def _close(mine: Tensor, theirs: Tensor, what: str, limit: float) -> None:

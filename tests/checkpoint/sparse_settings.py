@@ -54,6 +54,12 @@ _ROPE_OF = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor"
 _BY_KIND = {"full_attention": _ROPE_OF, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 
 SPARSE: dict[str, dict[str, Any]] = {
+    "jetmoe": {
+        **{k: v for k, v in _LOCAL.items() if k not in ("head_dim", "num_attention_heads")},
+        "kv_channels": 8,
+        "rms_norm_eps": 1e-3,
+        "tie_word_embeddings": False,
+    },
     "afmoe": {
         **_MANY,
         "num_experts": 4,

@@ -51,6 +51,8 @@ class Row:
         shift: what theirs has added to every value.
         cut: theirs has an axis more: the first of ours is cut into as many pieces as there are "heads" of attention, or
             "groups" of a state space, or "parts" that it holds; where `transposed`, each piece is.
+        crossed: query heads stand expert by expert there, in an axis of their own, and key head by key head here: rows
+            of the "queries", or columns of the "outputs".
         exponent: theirs is −exp of ours: decays that are stored as such.
         tiled: value heads of a recurrence stand there the first of every key head's, then the second of every one's, …,
             where here those of one key head are together.
@@ -73,6 +75,7 @@ class Row:
     skip: int = 0
     blocks: int = 1
     cut: str = ""
+    crossed: str = ""
     exponent: bool = False
     tiled: bool = False
     setting: str = ""
@@ -105,7 +108,7 @@ class Place:
         """Whether rows of theirs are rows of ours, in whatever order."""
         line = self.row
         moved = line.transposed or line.cut or line.exponent or line.shift or line.flat or line.squeezed is not None
-        moved = moved or line.tiled
+        moved = moved or line.tiled or line.crossed
         return not (moved or line.axis or line.spread or self.expert is not None)
 
 
@@ -133,6 +136,8 @@ class Table:
                 continue
             if "{e}" not in theirs:
                 shape = _their_shape(line, parts, self._cuts(line, layer))
+                if line.crossed:
+                    shape = _crossed_shape(line, parts[0], self.config.attention(layer))
                 places[theirs] = Place(line, theirs, shape, ours, parts)
                 continue
             each = tuple(part[1:] for part in parts)
@@ -241,6 +246,8 @@ class Table:
 def take(place: Place, part: int, x: Array, config: Config) -> Array:
     """Our tensor number ``part`` out of theirs; a view wherever the layouts allow one."""
     line = place.row
+    if line.crossed:
+        return _uncrossed(line, x, place.shapes[part], attention_at(place, config))
     if line.squeezed is not None:
         x = x.reshape([size for i, size in enumerate(x.shape) if i not in _axes(line)])
     if line.flat:
@@ -312,6 +319,8 @@ def _turned(key: str) -> bool:
 def join(place: Place, parts: list[Array], config: Config) -> Array:
     """Theirs out of ours: `take` the other way."""
     line = place.row
+    if line.crossed:
+        return _crossed(line, parts[0], place.shape, attention_at(place, config))
     if line.shift:
         parts = [x + line.shift for x in parts]
     if line.exponent:
@@ -343,6 +352,31 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
     if line.transposed:
         x = x.swapaxes(-1, -2)
     return x.reshape(place.shape) if line.flat or line.squeezed is not None else x
+
+
+def _crossed_shape(line: Row, ours: Shape, attention: Attention) -> Shape:
+    """The shape of theirs where query heads stand expert by expert."""
+    experts = attention.n_experts
+    if line.crossed == "queries":
+        return (experts, ours[0] // experts, ours[1])
+    return (experts, ours[0], ours[1] // experts)
+
+
+def _uncrossed(line: Row, x: Array, ours: Shape, attention: Attention) -> Array:
+    """Heads of every expert sorted by key head."""
+    experts, heads = attention.n_experts, attention.n_kv_heads
+    if line.crossed == "queries":
+        return x.reshape((experts, heads, -1, ours[1])).swapaxes(0, 1).reshape(ours)
+    x = x.reshape((experts, ours[0], heads, -1)).swapaxes(0, 1)  # (d_model, expert, key head, d_head)
+    return x.swapaxes(1, 2).reshape(ours)
+
+
+def _crossed(line: Row, x: Array, theirs: Shape, attention: Attention) -> Array:
+    """`_uncrossed` the other way."""
+    experts, heads = attention.n_experts, attention.n_kv_heads
+    if line.crossed == "queries":
+        return x.reshape((heads, experts, -1, theirs[2])).swapaxes(0, 1).reshape(theirs)
+    return x.reshape((theirs[1], heads, experts, -1)).swapaxes(1, 2).swapaxes(0, 1).reshape(theirs)
 
 
 def _tiled(x: Array, key: str, config: Config, *, back: bool) -> Array:

@@ -34,6 +34,7 @@ def refusal(config: Config, capacity: int | None = None) -> str | None:
             config, config.context if capacity is None else capacity
         ),
         "a layer before the final norm": config.head is not None,
+        "a final norm with an eps of its own": config.final_eps is not None,
         "embeddings of another width than the stream": config.d_embed is not None,
         "a stream in copies": config.copies is not None,
     }
@@ -75,6 +76,7 @@ def _attention_refusal(a: object) -> str | None:
     return _first(
         {
             "norms of the heads' outputs": a.out_norm is not None,
+            "heads that a router chooses": a.gate == "experts",
             "values that are keys cut after their norm": a.values_are_keys and a.clip is not None and a.clip_after,
             "ALiBi rounded to bfloat16": bool(a.alibi) and a.alibi_rounded,
             "norms over all heads after rotation": a.qk_norm == "whole" and a.qk_norm_after,
@@ -99,6 +101,7 @@ def _experts_refusal(e: Experts) -> str | None:
         {
             f"the activation {e.activation}": e.activation not in ACTIVATION,
             "experts chosen by a sparse mixer": e.scores == "sparse_mixer",
+            "a bias on the experts' sum": e.sum_bias,
             "experts that read a latent": e.latent is not None,
             "experts with norms of their own": e.apart is not None,
             "weights on the inputs of experts with biases": e.on_input and e.bias,

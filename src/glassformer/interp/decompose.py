@@ -310,7 +310,10 @@ def bias_parts(trace: Trace, layer: int, position: int) -> Iterator[tuple[str, T
         projections.append(("attention_bias", "mixer", block.mixer.o))
     if block.feed_forward is not None:
         part_of = block.feed_forward
-        down = part_of.widen if isinstance(part_of, ExpertsPart) else part_of.down
+        if isinstance(part_of, ExpertsPart):
+            down: Any = part_of if part_of.widen is None else part_of.widen
+        else:
+            down = part_of.down
         projections.append(("feed_forward_bias", "mlp", down))
     for kind, part, projection in projections:
         # experts' own biases are parts of what each of them gives

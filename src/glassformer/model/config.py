@@ -89,6 +89,7 @@ class Config:
         embedding_norm: the embeddings are normed before the first layer (BLOOM).
         head: a layer of its own between the last one and the final norm, or None.
         final_norm: the stream is normed before the unembedding.
+        final_eps: of that norm, where it is another than that of the layers' norms.
         d_embed: width of the embedding and unembedding matrices, which a matrix each way joins to the stream; None
             for d_model.
         tied: the unembedding matrix is the embedding matrix.
@@ -109,6 +110,7 @@ class Config:
     embedding_norm: bool = False
     head: Head | None = None
     final_norm: bool = True
+    final_eps: float | None = None
     d_embed: int | None = None
     tied: bool = False
     unembed_bias: bool = False
@@ -126,6 +128,8 @@ class Config:
             raise ConfigError("A stream in copies has no vectors of positions and no head.")
         if len({layer.embedding.d for layer in self.layers if layer.embedding is not None}) > 1:
             raise ConfigError("Layers' own embeddings of tokens are of one size.")
+        if self.final_eps is not None and not (self.final_norm and self.final_eps > 0):
+            raise ConfigError(f"final_eps is a number above 0 of a final norm that is there; got {self.final_eps}.")
         positive("model", vocab_size=self.vocab_size, d_model=self.d_model, context=self.context)
         if self.d_embed is not None:
             positive("model", d_embed=self.d_embed)

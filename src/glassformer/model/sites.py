@@ -207,7 +207,7 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
         index = getattr(mixer, "index", None)
         if index is not None:
             found |= {"index_head": index.n_heads, "d_index": index.d_head}
-        if leaf == "gate" and getattr(mixer, "gate", None) == "head":
+        if leaf == "gate" and getattr(mixer, "gate", None) in ("head", "experts"):
             found["d_head"] = 1
     if config.copies and name.rpartition(".")[2] in ("resid_pre", "resid_late", "resid_post"):
         found["d_model"] = config.d_stream

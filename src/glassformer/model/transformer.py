@@ -6,6 +6,7 @@ into through the same code. It knows no files, no tokenizer, and none of the tap
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -59,7 +60,8 @@ class Transformer(nn.Module):
         self.tables = [RotaryTable(rotary.dims(d_head), rotary.theta, rotary.scaling) for rotary, d_head in kinds]
         self.blocks = nn.ModuleList(Block(config, i, kinds) for i in range(config.n_layers))
         self.head = None if config.head is None else HeadPart(config.head, config.d_model, config.norm)
-        self.final = NormLayer(config.d_model, config.norm) if config.final_norm else None
+        last = config.norm if config.final_eps is None else dataclasses.replace(config.norm, eps=config.final_eps)
+        self.final = NormLayer(config.d_model, last) if config.final_norm else None
         self.unembed = None if config.tied else Linear(width, config.vocab_size, False)
         self.unembed_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.unembed_bias else None
         if not self.embed.weight.is_meta:

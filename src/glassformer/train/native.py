@@ -56,6 +56,7 @@ def refusal(config: Config) -> str | None:
         "outputs with a bias, a scale or no norm": config.unembed_bias
         or config.logit_scale is not None
         or not config.final_norm
+        or config.final_eps is not None
         or config.embedding_norm
         or config.d_embed is not None,
         "norm scales of 1 + weight": n.one_plus,

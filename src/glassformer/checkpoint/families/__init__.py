@@ -28,6 +28,7 @@ from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
 from glassformer.checkpoint.families.granite import GRANITE_SPARSE, GRANITE_SWA
 from glassformer.checkpoint.families.indexed import INDEXED
 from glassformer.checkpoint.families.jamba import JAMBA
+from glassformer.checkpoint.families.jetmoe import JETMOE
 from glassformer.checkpoint.families.laguna import LAGUNA
 from glassformer.checkpoint.families.latent import LATENT, LATENT_EXPERTS
 from glassformer.checkpoint.families.lfm import LFM
@@ -76,6 +77,7 @@ _ALL = (
             LLAMA4,
             BEAM,
             LIGHTNING,
+            JETMOE,
             *GEMMA4,
         )
     ),

@@ -26,7 +26,6 @@ NOT_READ: Mapping[str, str] = {
     "inkling_text": _INKLING,
     "inkling2": _INKLING2,
     "inkling2_text": _INKLING2,
-    "jetmoe": "a router chooses the query and output projections of its attention (mixture of attention heads)",
     "longcat_flash": "its layers hold two attentions and two dense parts, whose sum experts join beside them, and some "
     "experts give back their input (zero experts)",
     "qwen4_exp": _QWEN4,

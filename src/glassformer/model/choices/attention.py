@@ -32,7 +32,10 @@ class Attention:
         chunk: a query sees only its own chunk of this many positions, or None.
         sink: one learned score per head that joins the softmax and hands over nothing.
         gate: the heads' outputs are multiplied by the sigmoid of a projection of the input, one number
-            per "element" or per "head"; None for no gate.
+            per "element" or per "head"; None for no gate. With "experts" a router chooses among the query heads of
+            every key head: its softmax over the best is what they are multiplied by, and 0 the others (a mixture of
+            attention heads, arXiv:2210.05144).
+        gate_active: how many of them it chooses.
         gate_activation: "softplus" instead of the sigmoid (Laguna).
         gate_bias: one learned number for each head is added to that projection (Beam).
         out_norm: an rms norm over all heads' outputs side by side, before the output projection (BitNet), or None.
@@ -68,7 +71,8 @@ class Attention:
     window: int | None = None
     chunk: int | None = None
     sink: bool = False
-    gate: Literal["element", "head"] | None = None
+    gate: Literal["element", "head", "experts"] | None = None
+    gate_active: int = 0
     gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
     gate_bias: bool = False
     out_norm: Norm | None = None
@@ -104,14 +108,19 @@ class Attention:
                 raise ConfigError(f"{what} must hold at least 1 position; got {value}.")
         if self.alibi and len(self.alibi) != self.n_heads:
             raise ConfigError(f"ALiBi needs one slope per query head: {len(self.alibi)} slopes, {self.n_heads} heads.")
-        if self.gate not in (None, "element", "head"):
-            raise ConfigError(f"attention.gate is per 'element' or per 'head', or None; got {self.gate!r}.")
+        if self.gate not in (None, "element", "head", "experts"):
+            raise ConfigError(f"attention.gate is per 'element', 'head' or of 'experts', or None; got {self.gate!r}.")
+        if (self.gate == "experts") != (0 < self.gate_active <= self.n_experts):
+            raise ConfigError(
+                f"A router chooses 1 to {self.n_experts} of the query heads of each key head, and gate_active says how "
+                f"many where gate is 'experts'; got {self.gate_active}."
+            )
         if self.gate_activation not in ("sigmoid", "softplus"):
             raise ConfigError(f"attention.gate_activation is sigmoid or softplus; got {self.gate_activation!r}.")
         if self.values_are_keys and self.value_size != self.d_head:
             raise ConfigError("Values that are keys have the size of keys.")
-        if self.gate_bias and self.gate is None:
-            raise ConfigError("A gate's bias needs a gate.")
+        if self.gate_bias and self.gate in (None, "experts"):
+            raise ConfigError("A gate's bias needs a gate, which is no router.")
         if self.length_rule not in ("log", "log_next", "power"):
             raise ConfigError(f"attention.length_rule is log, log_next or power; got {self.length_rule!r}.")
         if self.length_scale is not None and (len(self.length_scale) != 2 or not self.length_scale[1] > 0):
@@ -127,6 +136,16 @@ class Attention:
     def value_size(self) -> int:
         """Dimensions of each value."""
         return self.d_head if self.d_value is None else self.d_value
+
+    @property
+    def n_experts(self) -> int:
+        """Query heads of each key head, among which a router may choose."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def gates(self) -> int:
+        """Numbers that the gate's projection gives."""
+        return {"element": self.out_size, "head": self.n_heads, "experts": self.n_experts}[self.gate or "head"]
 
     @property
     def rotary_dims(self) -> int:
@@ -181,7 +200,7 @@ class Attention:
             if not self.values_are_keys:
                 matrix("v", self.n_kv_heads * self.value_size, d_model, "value", self.bias)
         if self.gate is not None:
-            matrix("gate", self.out_size if self.gate == "element" else self.n_heads, d_model, "gate", False)
+            matrix("gate", self.gates, d_model, "router" if self.gate == "experts" else "gate", False)
             if self.gate_bias:
                 found["gate_bias"] = Component((self.n_heads,), "biases")
         if self.out_norm is not None:

@@ -48,6 +48,7 @@ class Experts:
         apart: eps of rms norms that experts and the part beside them have of their own (Gemma 4): the router reads the
             stream divided by its root mean square, times learned numbers over √d_model; experts read the stream through
             a norm; and norms stand after the experts' sum and after the part beside them. None for no such norms.
+        sum_bias: a bias on what all experts give together (JetMoE).
         expert_scales: weights are multiplied by a learned number for each expert.
     """
 
@@ -81,6 +82,7 @@ class Experts:
     latent_bias: bool = False
     apart: float | None = None
     expert_scales: bool = False
+    sum_bias: bool = False
 
     def __post_init__(self) -> None:
         positive("experts", n_experts=self.n_experts, n_active=self.n_active, d_ff=self.d_ff)
@@ -115,6 +117,8 @@ class Experts:
                 raise ConfigError(f"experts.{name} must be above 0; got {value}.")
         if self.apart is not None and self.latent is not None:
             raise ConfigError("Experts with norms of their own have no latent.")
+        if self.sum_bias and (self.apart is not None or self.latent is not None):
+            raise ConfigError("A bias on the experts' sum stands without norms of their own and without a latent.")
         if self.scale == 0:
             raise ConfigError("experts.scale must not be 0.")
         if self.shared is not None and self.shared.out_scale != 1:
@@ -155,6 +159,8 @@ class Experts:
         if self.latent is not None:
             found["widen.weight"] = Component((d_model, self.latent), "down")
             found |= {"widen.bias": Component((d_model,), "biases")} if self.latent_bias else {}
+        if self.sum_bias:
+            found["bias"] = Component((d_model,), "biases")
         if self.shared is not None:
             if self.shared_gate:
                 found["shared_gate.weight"] = Component((1, d_model), "router")

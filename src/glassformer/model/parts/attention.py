@@ -23,7 +23,7 @@ from glassformer.model.attention import (
 )
 from glassformer.model.choices import Attention, Norm
 from glassformer.model.layers import Linear
-from glassformer.model.norms import NormLayer
+from glassformer.model.norms import NormLayer, at_least_float32
 from glassformer.model.parts.index import Indexed
 from glassformer.model.parts.passing import Pass
 from glassformer.model.positions import Angles, rotate
@@ -65,8 +65,7 @@ class AttentionPart(nn.Module):
         self.k = Linear(d_model, a.n_kv_heads * a.d_head, a.bias) if own else None
         self.v = Linear(d_model, a.n_kv_heads * a.value_size, a.bias) if own and not a.values_are_keys else None
         self.v_norm = NormLayer(a.value_size, Norm("rms", norm.eps, weight=False)) if own and a.value_norm else None
-        gates = a.out_size if a.gate == "element" else a.n_heads
-        self.gate = None if a.gate is None else Linear(d_model, gates, False)
+        self.gate = None if a.gate is None else Linear(d_model, a.gates, False)
         self.gate_bias = nn.Parameter(torch.empty(a.n_heads)) if a.gate_bias else None
         self.out_norm = None if a.out_norm is None else NormLayer(a.out_size, a.out_norm)
         self.o = Linear(a.out_size, d_model, a.out_bias)
@@ -199,10 +198,20 @@ class AttentionPart(nn.Module):
     def gates(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_gate"]:
         """What multiplies each head's sum of values; the last axis is 1 for one number per head."""
         assert self.gate is not None
+        if self.choice.gate == "experts":
+            return self.chosen(self.gate(x))
         found = self.gate(x).view(*x.shape[:-1], self.heads, -1)
         if self.gate_bias is not None:
             found = found + self.gate_bias[:, None]
         return F.softplus(found) if self.choice.gate_activation == "softplus" else torch.sigmoid(found)
+
+    def chosen(self, router: Float[Tensor, "batch query expert"]) -> Float[Tensor, "batch query head 1"]:
+        """What multiplies each head where a router chooses: a softmax over the best scores, 0 for the others."""
+        best = at_least_float32(router).topk(self.choice.gate_active, dim=-1)
+        shares = torch.zeros_like(best.values.new_empty(router.shape)).scatter(
+            -1, best.indices, best.values.softmax(-1)
+        )
+        return shares.to(router.dtype).repeat(1, 1, self.kv_heads)[..., None]
 
     def normed_times(self, scale: Float[Tensor, "batch query 1"]) -> Float[Tensor, "batch query head d_value"]:
         """What the norm of the heads' outputs multiplies each of them by, its divisor given."""

@@ -53,6 +53,7 @@ class ExpertsPart(nn.Module):
         self.narrow = None if c.latent is None else Linear(d_model, c.latent, c.latent_bias)
         self.experts = Stacks(c, d_model if c.latent is None else c.latent)
         self.widen = None if c.latent is None else Linear(c.latent, d_model, c.latent_bias)
+        self.bias = nn.Parameter(torch.empty(d_model)) if c.sum_bias else None
         self.shared_gate = Linear(d_model, 1, False) if c.shared_gate else None
         self.shared = None if c.shared is None else FeedForwardPart(c.shared, d_model, "mlp.shared_")
         self.activation = functools.partial(gate, c.activation)
@@ -107,8 +108,9 @@ class ExpertsPart(nn.Module):
         return self.ln_in(stream)
 
     def summed(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The experts' sum after a norm of its own, where there is one."""
-        return x if self.ln_out is None else self.ln_out(x)
+        """The experts' sum after a norm or with a bias of its own, where there is one."""
+        x = x if self.ln_out is None else self.ln_out(x)
+        return x if self.bias is None else x + self.bias
 
     def weights(self, router: Float[Tensor, "*batch expert"]) -> Float[Tensor, "*batch expert"]:
         """What each expert's output is multiplied by, from the router's scores; 0 for those not chosen."""
