@@ -165,15 +165,16 @@ static const Arithmetic<T>& arithmetic() {
     return chosen;
 }
 
-// done(m, n, sums) for every 32 x 32 of the (M, N) product over K. One square is worked on while the tiles make the next.
-template <class T, class F>
+// done(m, n, sums) for every 32 x 32 of the (M, N) product over K, or for those down from the diagonal. One square is
+// worked on while the tiles make the next.
+template <bool LOWER = false, class T, class F>
 GF_INLINE void product(long M, long N, long K, Left<T> a, Right<T> b, F done) {
     const Multiply<T> multiply = arithmetic<T>().multiply;
     alignas(64) float c[2][UNIT * UNIT];
     long last_m = -1, last_n = 0;
     int now = 0;
     for (long n = 0; n < N; n += UNIT)
-        for (long m = 0; m < M; m += UNIT) {
+        for (long m = LOWER ? n : 0; m < M; m += UNIT) {
             multiply(a.from(m, 0), b.from(n, 0), K, c[now]);
             now = !now;
             if (last_m >= 0) done(last_m, last_n, (const float*)c[now]);

@@ -31,6 +31,25 @@ GF_INLINE F16 direction(const float* grad, const float* buffer, long n, float mo
     return g + splat(momentum) * (get(buffer, n) - g);
 }
 
+// A product that is symmetric, `value(at, sums)` of it: what stands below the diagonal is computed, and kept on both sides.
+template <class F>
+GF_INLINE void symmetric(long n, long depth, Left<Operand> left, Right<Operand> right, Operand* out, F value) {
+    product<true>(n, n, depth, left, right, [&](long r, long k, const float* c) {
+        for (long i = 0; i < UNIT; i += LANES)
+            for (long j = 0; j < UNIT; j += LANES) {
+                I16 part[LANES];
+                for (long l = 0; l < LANES; l++) {
+                    const long at = (r + i + l) * n + k + j;
+                    const F16 x = value(at, load<F16>(c + (i + l) * UNIT + j));
+                    put(out + at, x), part[l] = (I16)x;
+                }
+                if (k == r) continue;
+                transpose(part);
+                for (long l = 0; l < LANES; l++) put(out + (k + j + l) * n + r + i, (F16)part[l]);
+            }
+    });
+}
+
 static void muon(Model& m, const Parameter& p, const Rules& rules, float rate, float momentum, OptimizerScratch& b) {
     const bool tall = p.rows > p.cols;
     const long rows = p.rows, cols = p.cols, small = round_up(tall ? cols : rows, UNIT), large = round_up(tall ? rows : cols, UNIT);
@@ -57,18 +76,11 @@ static void muon(Model& m, const Parameter& p, const Rules& rules, float rate, f
         }
     for (int round = 0; round < rules.rounds; round++) {
         transpose_to_panels(b.x, large, small, large, b.panels);
-        product(small, small, large, Left<Operand>::rows(b.x, large), Right<Operand>::panels(b.panels, large), [&](long r, long n, const float* c) {
-            for (long i = 0; i < UNIT; i++)
-                for (long j = 0; j < UNIT; j += LANES) put(b.gram + (r + i) * small + n + j, load<F16>(c + i * UNIT + j));
-        });
+        symmetric(small, large, Left<Operand>::rows(b.x, large), Right<Operand>::panels(b.panels, large), b.gram,
+                  [](long, F16 x) { return x; });
         to_panels(b.gram, small, small, small, b.panels, small, 0);
-        product(small, small, small, Left<Operand>::rows(b.gram, small), Right<Operand>::panels(b.panels, small), [&](long r, long n, const float* c) {
-            for (long i = 0; i < UNIT; i++)
-                for (long j = 0; j < UNIT; j += LANES) {
-                    long at = (r + i) * small + n + j;
-                    put(b.poly + at, splat(NEWTON_SCHULZ[1]) * get(b.gram + at) + splat(NEWTON_SCHULZ[2]) * load<F16>(c + i * UNIT + j));
-                }
-        });
+        symmetric(small, small, Left<Operand>::rows(b.gram, small), Right<Operand>::panels(b.panels, small), b.poly,
+                  [&](long at, F16 x) { return splat(NEWTON_SCHULZ[1]) * get(b.gram + at) + splat(NEWTON_SCHULZ[2]) * x; });
         to_panels(b.x, large, small, large, b.panels, small, 0);
         product(small, large, small, Left<Operand>::rows(b.poly, small), Right<Operand>::panels(b.panels, small), [&](long r, long n, const float* c) {
             for (long i = 0; i < UNIT; i++)
