@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 import glassformer
-from glassformer.errors import ContextLengthError, ServerError, SourceError, UsageError
+from glassformer.errors import ContextLengthError, ServerError, SourceError, TextError, UsageError
 from glassformer.interp.edits import ablate
 from glassformer.lm import Model
 from glassformer.remote import _UNREAD, RemoteModel, _arrays
@@ -50,6 +50,30 @@ def test_text_is_the_model_s(remote, model):
     messages = [{"role": "user", "content": "Hello"}]
     said = "".join(piece.text for piece in model.chat(messages, logit_bias={0: -100}, **asked))
     assert "".join(remote.chat(messages, logit_bias=NO_END, **asked)) == said
+
+
+def test_tokens_come_as_here(remote, model):
+    asked: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "alternatives": 3}
+    mine = [*model.generate(TEXT, logit_bias={0: -100}, **asked)]
+    theirs = [*remote.generate(TEXT, logit_bias=NO_END, **asked)]
+    assert "".join(one.text for one in theirs) == "".join(one.text for one in mine)
+    assert [one.finish for one in theirs] == [None] * 8 + ["length"]
+    theirs = [one for one in theirs if one.token]
+    assert [one.probability for one in theirs] == pytest.approx([one.probability for one in mine], abs=1e-6)
+    assert [len(one.alternatives) >= 3 for one in theirs] == [True] * 8
+    messages = [{"role": "user", "content": "Hello"}]
+    mine = [*model.chat(messages, logit_bias={0: -100}, **asked)]
+    theirs = [one for one in remote.chat(messages, logit_bias=NO_END, **asked) if one.token]
+    assert "".join(one.text for one in theirs) == "".join(one.text for one in mine)
+    assert [one.probability for one in theirs] == pytest.approx([one.probability for one in mine], abs=1e-6)
+    want = model.next(TEXT)
+    found = remote.next(TEXT)
+    assert [one["id"] for one in found.top(5)] == [one.id for one in want.top(5)]
+    assert found.probability(7) == pytest.approx(want.probability(7), abs=1e-6)
+    assert found.probability("a") == pytest.approx(want.probability("a"), abs=1e-6)
+    assert (found.entropy, found.probabilities.sum()) == pytest.approx((want.entropy, 1), abs=1e-5)
+    with pytest.raises(TextError, match="only one comes next"):
+        found.probability(TEXT)
 
 
 def test_what_is_inside_is_the_model_s(remote, model):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from glassformer.errors import ContextLengthError, GlassformerError, ServerError, SourceError, UsageError
+from glassformer.errors import ContextLengthError, GlassformerError, ServerError, SourceError, TextError, UsageError
 
 # Views of names, files, designs, runs and the embedding, which no edit changes.
 _UNREAD = frozenset(["vocab", "models", "runs", "run", "film", "influence", "size", "cloud", "sum", "sums"])
@@ -37,6 +38,57 @@ def connect(url: str, *, model: str | None = None, key: str | None = None, timeo
     if model is not None:
         made._ask("GET", f"/v1/models/{model}")
     return made
+
+
+class RemoteToken(str):
+    """A token of an answer as it came over the wire: the text that became certain with it, which may be "".
+
+    Attributes:
+        text: the same. token: the token's own text; "" at the end, which comes by itself, and then no more is known.
+        probability, logprob: by the model's own distribution. alternatives: the likeliest tokens there and theirs.
+        finish: "stop" or "length" on the last one, else None.
+    """
+
+    def __new__(cls, text: str, *_: Any) -> RemoteToken:
+        return super().__new__(cls, text)
+
+    def __init__(
+        self, text: str, token: str, logprob: float | None, top: Mapping[str, float], finish: str | None
+    ) -> None:
+        self.text, self.token, self.finish = text, token, finish
+        self.logprob = logprob
+        self.probability = None if logprob is None else math.exp(logprob)
+        self.alternatives = {one: math.exp(value) for one, value in top.items()}
+
+
+class RemoteNext(list[dict[str, Any]]):
+    """The likeliest next tokens, likeliest first: `id`, `token`, `probability` and more of each.
+
+    Attributes:
+        probabilities: (vocab) of every token. entropy: in nats.
+    """
+
+    def __init__(self, model: RemoteModel, found: Mapping[str, Any]) -> None:
+        import numpy as np
+
+        super().__init__(found["tokens"])
+        odds = np.exp(found["logits"].astype("float64") - found["logits"].max())
+        self._model, self.entropy, self.probabilities = model, found["entropy"], odds / odds.sum()
+
+    def top(self, k: int = 10) -> list[dict[str, Any]]:
+        """The `k` likeliest of those listed."""
+        return self[:k]
+
+    def probability(self, which: int | str) -> float:
+        """The probability that one token comes next, by its id or its exact text.
+
+        Raises:
+            TextError: a text that is no single token.
+        """
+        ids = [which] if isinstance(which, int) else self._model.encode(which, False)
+        if len(ids) != 1:
+            raise TextError(f"{which!r} is {len(ids)} tokens, and only one comes next.")
+        return float(self.probabilities[ids[0]])
 
 
 class RemoteModel:
@@ -73,21 +125,30 @@ class RemoteModel:
         """The text of token ids."""
         return str(self._ask("POST", "/detokenize", {"model": self.name, "tokens": list(ids)})["prompt"])
 
-    def generate(self, text: str | Sequence[int], *, max_tokens: int | None = 256, **options: Any) -> Generator[str]:
-        """Continue a text, piece by piece; options are the server's (`temperature`, `seed`, `stop`, …)."""
+    def generate(
+        self, text: str | Sequence[int], *, max_tokens: int | None = 256, alternatives: int = 0, **options: Any
+    ) -> Generator[RemoteToken]:
+        """Continue a text, token by token; further options are the server's (`temperature`, `seed`, `stop`, …)."""
         prompt = text if isinstance(text, str) else list(text)
-        asked = {"prompt": prompt, "max_tokens": -1 if max_tokens is None else max_tokens, **options}
-        for chunk in self._stream("/v1/completions", asked):
+        most = -1 if max_tokens is None else max_tokens
+        for chunk in self._stream(
+            "/v1/completions", {"prompt": prompt, "max_tokens": most, "logprobs": alternatives, **options}
+        ):
             for choice in chunk["choices"]:
-                if choice["text"]:
-                    yield choice["text"]
+                told = choice["logprobs"] or {"tokens": [], "token_logprobs": [], "top_logprobs": []}
+                rows = zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True)
+                yield from _tokens(choice["text"], list(rows), choice["finish_reason"])
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generator[str]:
-        """The assistant's answer to a conversation, piece by piece."""
-        for chunk in self._stream("/v1/chat/completions", {"messages": list(messages), **options}):
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, alternatives: int = 0, **options: Any
+    ) -> Generator[RemoteToken]:
+        """The assistant's answer to a conversation, token by token."""
+        asked = {"messages": list(messages), "logprobs": True, "top_logprobs": alternatives, **options}
+        for chunk in self._stream("/v1/chat/completions", asked):
             for choice in chunk["choices"]:
-                if choice["delta"].get("content"):
-                    yield choice["delta"]["content"]
+                told = (choice["logprobs"] or {}).get("content") or []
+                rows = [(r["token"], r["logprob"], {t["token"]: t["logprob"] for t in r["top_logprobs"]}) for r in told]
+                yield from _tokens(choice["delta"].get("content") or "", rows, choice["finish_reason"])
 
     # What is inside
 
@@ -132,10 +193,9 @@ class RemoteModel:
         found: list[dict[str, Any]] = self._ask("GET", "/v1/inspect")["data"]
         return found
 
-    def next(self, text: str, top: int = 10) -> list[dict[str, Any]]:
-        """The likeliest next tokens, each with its probability."""
-        found: list[dict[str, Any]] = self.view("next", text, top=top)["tokens"]
-        return found
+    def next(self, text: str, top: int = 10) -> RemoteNext:
+        """The likeliest next tokens, each with its probability, and every other's on request."""
+        return RemoteNext(self, self.view("next", text, top=top))
 
     def why(self, text: str, token: int | str | None = None, **ask: Any) -> dict[str, Any]:
         """The account of a prediction, with its residual."""
@@ -195,6 +255,15 @@ class RemoteModel:
                     yield told
         except httpx2.HTTPError as error:
             raise ServerError(f"{self.url} does not answer ({error}).") from None
+
+
+def _tokens(text: str, rows: Sequence[tuple[Any, ...]], finish: str | None) -> Generator[RemoteToken]:
+    """The tokens of one event; its text became certain with the last of them."""
+    for at, (token, logprob, top) in enumerate(rows, 1):
+        last = at == len(rows)
+        yield RemoteToken(text if last else "", token, logprob, top or {}, finish if last else None)
+    if not rows and (text or finish):  # what was held back, or the end
+        yield RemoteToken(text, "", None, {}, finish)
 
 
 def _error(status: int, text: str) -> GlassformerError:

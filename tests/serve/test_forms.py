@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from glassformer.generate.constraints import Grammars, closed
 from glassformer.serve.tool_grammars import tool_constraint
 from glassformer.serve.tools import Toolbox
-from tests.serve.running import TEXT, error_of, post
+from tests.serve.running import TEMPLATE, TEXT, error_of, post
 from tests.serve.test_apis import writes
 from tests.serve.test_openai_answers import _Forced
 from tests.serve.test_readers import BOX, CALLS, read, reader
@@ -154,6 +154,45 @@ def test_with_auto_it_may_be_text_and_a_call_is_valid(server, client):
     [call] = message.tool_calls
     if call.function.name == "note":
         jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+
+
+# A family's words for a call, each in a template that holds them; marks are letters to this tokenizer.
+SPOKEN = {
+    "hermes": "<tool_call>",
+    "llama": '"parameters" ipython',
+    "mistral": "[TOOL_CALLS]",
+    "glm": "<tool_call><arg_key>",
+    "coder": "<tool_call><function=",
+    "dsml": "<｜DSML｜function_calls>",
+    "gemma": "<start_function_call>",
+    "deepseek": "<｜tool▁call▁begin｜>",
+}
+
+
+@pytest.mark.parametrize("form", SPOKEN)
+def test_several_calls_come_over_http_in_every_family_s_words(server, client, form, monkeypatch):
+    template = "{% if tools %}" + SPOKEN[form] + "{% endif %}" + TEMPLATE
+    monkeypatch.setattr(server.model.tokenizer, "chat_template", template)
+    asked: Any = {"model": "tiny", "messages": [USER], "tools": [tool.to_dict() for tool in BOX.tools]}
+    text, called = next(
+        (text, called)
+        for kind, text, _, called in CALLS
+        if kind == form and len(called) == 2 and "json\n" not in text and "[ARGS]" not in text
+    )
+    for stream in (False, True):
+        with writes(server, text):
+            answer = client.chat.completions.create(**asked, stream=stream)
+            found: list[list[str]] = []
+            if stream:
+                for chunk in answer:
+                    for one in chunk.choices[0].delta.tool_calls or ():
+                        if one.function.name:
+                            assert (one.index, bool(one.id)) == (len(found), True)
+                            found.append([one.function.name, ""])
+                        found[one.index][1] += one.function.arguments or ""
+            else:
+                found = [[c.function.name, c.function.arguments] for c in answer.choices[0].message.tool_calls or ()]
+        assert [(name, json.loads(arguments)) for name, arguments in found] == called
 
 
 def test_claude_s_client_can_make_a_call_come(server):

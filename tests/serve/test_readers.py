@@ -57,6 +57,40 @@ CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         [("weather", PARIS)],
     ),
     (
+        "glm",
+        '<tool_call>weather\n<arg_key>place</arg_key>\n<arg_value>Rom</arg_value>\n</tool_call>\n<tool_call>clock\n</tool_call>',
+        "",
+        [("weather", {"place": "Rom"}), ("clock", {})],
+    ),
+    (
+        "coder",
+        "<tool_call>\n<function=weather>\n<parameter=place>\nRom\n</parameter>\n</function>\n</tool_call>\n"
+        "<tool_call>\n<function=clock>\n</function>\n</tool_call>",
+        "",
+        [("weather", {"place": "Rom"}), ("clock", {})],
+    ),
+    (
+        "deepseek",
+        f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{ASKED}<｜tool▁call▁end｜>"
+        "<｜tool▁call▁begin｜>clock<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "",
+        [("weather", PARIS), ("clock", {})],
+    ),
+    (
+        "dsml",
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="place" string="true">Rom'
+        '</｜DSML｜parameter>\n</｜DSML｜invoke>\n<｜DSML｜invoke name="clock">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+        "",
+        [("weather", {"place": "Rom"}), ("clock", {})],
+    ),
+    (
+        "gemma",
+        "<start_function_call>call:weather{place:<escape>Rom<escape>}<end_function_call>"
+        "<start_function_call>call:clock{}<end_function_call>",
+        "",
+        [("weather", {"place": "Rom"}), ("clock", {})],
+    ),
+    (
         "coder",
         '<tool_call>\n<function=weather>\n<parameter=place>\nParis "Est"\n</parameter>\n<parameter=days>\n2\n'
         "</parameter>\n</function>\n</tool_call>",
@@ -103,6 +137,16 @@ def test_calls_are_found_however_they_come(form, text, said, called, size):
     found, _, calls, _ = read(reader(form, BOX, None, False), text, size)
     assert found == said
     assert [(name, json.loads(arguments)) for name, arguments in calls] == called
+
+
+@pytest.mark.parametrize(("form", "text", "said", "called"), CALLS, ids=lambda x: str(x)[:30])
+def test_a_call_that_is_cut_off_is_read_alike_however_it_came(form, text, said, called):
+    for end in range(1, len(text), 7):
+        whole = read(reader(form, BOX, None, False), text[:end], 1000)
+        assert read(reader(form, BOX, None, False), text[:end], 1)[:3] == whole[:3]
+        assert [name for name, _ in whole[2]] == [name for name, _ in called][: len(whole[2])]
+        for (_, arguments), (_, right) in zip(whole[2], called, strict=False):  # a beginning of them, or all
+            assert json.dumps(right).startswith(arguments) or json.loads(arguments) == right
 
 
 def test_arguments_come_in_pieces():

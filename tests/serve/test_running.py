@@ -280,12 +280,14 @@ def test_what_stands_on_the_first_model_opens_it_when_it_was_let_go(model):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP is of POSIX")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_the_program_serves_https_and_reads_keys_models_and_certificate_again(tmp_path: Path):
+def test_the_program_serves_models_and_an_adapter_by_https_within_memory_and_reads_all_again(tmp_path: Path):
     tiny_model(tmp_path / "shelf")
+    adapter(tmp_path / "shelf" / "tiny", tmp_path / "polite", r=4, target_modules=["q_proj", "v_proj"])
     certificate(tmp_path)
     (tmp_path / "keys").write_text("ann: first-key-of-all\n")
     command = ["serve", str(tmp_path / "shelf"), "--port", "0", "--certfile", str(tmp_path / "cert.pem")]
     command += ["--keyfile", str(tmp_path / "key.pem"), "--key-file", str(tmp_path / "keys"), "--context", "256"]
+    command += ["--adapter", f"polite={tmp_path / 'polite'}", "--memory", "0.0001", "--prompt-cache", "0.01"]
     process = subprocess.Popen(
         [sys.executable, "-m", "glassformer", *command], stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
@@ -301,7 +303,17 @@ def test_the_program_serves_https_and_reads_keys_models_and_certificate_again(tm
                 answer = client.get(f"{url}/models", timeout=60)
                 return [one["id"] for one in answer.json()["data"]] if answer.is_success else answer.status_code
 
-        assert names("first-key-of-all") == ["tiny"]
+        def text(name: str, key: str) -> str:
+            trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+            asked = {"model": name, "prompt": TEXT, "max_tokens": 6, "temperature": 0, "priority": -1}
+            with httpx.Client(verify=trusted, headers={"authorization": f"Bearer {key}"}) as client:
+                answer = client.post(f"{url}/completions", json=asked, timeout=60)
+                assert answer.status_code == 200, answer.text
+                return str(answer.json()["choices"][0]["text"])
+
+        assert names("first-key-of-all") == ["tiny", "polite"]
+        said = {name: text(name, "first-key-of-all") for name in ("tiny", "polite")}
+        assert said["tiny"] != said["polite"]
         with pytest.raises(httpx.ConnectError, match="(?i)certificate"):
             httpx.get(f"{url}/models")  # nobody who does not know this certificate
         shutil.copytree(tmp_path / "shelf" / "tiny", tmp_path / "shelf" / "tiny2")
@@ -310,13 +322,16 @@ def test_the_program_serves_https_and_reads_keys_models_and_certificate_again(tm
         process.send_signal(signal.SIGHUP)
         told = json.loads(next(line for line in process.stderr if "reload" in line))
         assert told["event"] == "reloaded", told
-        assert names("second-key-of-all") == ["tiny", "tiny2"]
+        assert names("second-key-of-all") == ["tiny", "tiny2", "polite"]
         assert names("first-key-of-all") == 401
+        # There is room for one: each lets go of the others, and the adapter opens what it stands on again.
+        for name in ("tiny2", "polite", "tiny", "tiny2", "tiny2", "polite"):
+            assert text(name, "second-key-of-all") == said[name.removesuffix("2")]
         (tmp_path / "keys").write_text("nothing\n")
         process.send_signal(signal.SIGHUP)
         told = json.loads(next(line for line in process.stderr if "reload" in line))
         assert (told["event"], "written as 'name: key'" in told["reason"]) == ("not reloaded", True)
-        assert names("second-key-of-all") == ["tiny", "tiny2"]
+        assert names("second-key-of-all") == ["tiny", "tiny2", "polite"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:

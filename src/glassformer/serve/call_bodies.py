@@ -70,12 +70,13 @@ class Body:
 
     Attributes:
         raw: all of it. called: whether a function was named. hopeless: whether it will never be.
+        cut: whether the output ended before the mark that ends the call.
     """
 
     def __init__(self, box: Toolbox) -> None:
         self.box = box
         self.raw = ""
-        self.called = False
+        self.called = self.cut = False
 
     @property
     def hopeless(self) -> bool:
@@ -265,7 +266,7 @@ class GlmBody(Body):
 
     def finish(self) -> News:
         name = self.raw.partition("<arg_key>")[0].strip()
-        if not name or "\n" in name or name.startswith("{"):
+        if self.cut or not name or "\n" in name or name.startswith("{"):  # half of it may name half a function
             return []
         pairs = self._PAIR.findall(self.raw)
         return self._call(name, {key.strip(): self._typed(name, key.strip(), value) for key, value in pairs})
@@ -279,7 +280,7 @@ class XmlBody(Body):
 
     def finish(self) -> News:
         named = self._FUNCTION.search(self.raw)
-        if named is None:
+        if named is None or "</function>" not in self.raw:  # cut off: some of its arguments are not there
             return []
         name = named[1].strip()
         pairs = self._PARAMETER.findall(self.raw)

@@ -193,6 +193,7 @@ class CallReader:
         held, self._held = self._held, ""
         if self._body is not None:
             self._take(out, self._body.push(held))
+            self._body.cut = True
             self._take(out, self._body.finish())
             if not self._body.called:
                 out.text += self._begin + self._body.raw
