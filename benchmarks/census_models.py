@@ -89,7 +89,7 @@ def randomise(model, seed=0):
             for name, buffer in module._buffers.items():
                 if buffer is None or not buffer.is_floating_point() or name in module._non_persistent_buffers_set:
                     continue
-                if re.search(r"inv_freq|mean|std|position|mask|alpha|softcap|scale_base", name):
+                if re.search(r"inv_freq|mean|std|position|mask|alpha|softcap|scale_base|slope_rate|_decay$", name):
                     continue
                 buffer.add_(0.1 * noise(buffer))
 

@@ -95,6 +95,7 @@ HYBRID: dict[str, dict[str, Any]] = {
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "block_size": 8,
+        "sliding_window": 5,
         "full_attn_alpha_factor": 1.5,
         "full_attn_beta_factor": 0.8,
         "linear_attn_alpha_factor": 3.5,

@@ -30,7 +30,7 @@ def lightning(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"mlp_beta_factor": "much"}, "mlp_beta_factor"),
         ({"layer_types": ["linear_attention"] * 3}, "names 3 layer_types for 4 layers"),
         ({"layer_types": ["linear_attention"] * 3 + ["mamba3"]}, "layer_types to 'mamba3'"),
-        ({"sliding_window": 5}, "sliding_window to 5"),
+        ({"sliding_window": 0}, "window must hold at least 1 position"),
         ({"hidden_act": "gelu"}, "hidden_act to 'gelu'"),
         ({"num_experts_per_tok": 5}, "5 of 4 experts cannot be chosen"),
     ],

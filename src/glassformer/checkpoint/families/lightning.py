@@ -14,6 +14,7 @@ from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
 from glassformer.checkpoint.families.family import Family
 from glassformer.checkpoint.families.hybrid import Hybrid, by_types
+from glassformer.checkpoint.families.settings import one_window
 from glassformer.checkpoint.families.sparse import Sparse, each, fused, one
 from glassformer.checkpoint.tables import KEY_HEADS, Row
 from glassformer.errors import UnsupportedError
@@ -71,9 +72,12 @@ class _Normed(Sparse):
             kind: [attributes.number(f"{kind}_{name}_factor", 1.0) for name in ("alpha", "beta")]
             for kind in (*_KINDS.values(), "mlp")
         }
+        window = attributes.integer("sliding_window", None, null=True)
         layers = []
         for i, layer in enumerate(config.layers):
             mixer = layer.mixer
+            if isinstance(mixer, Attention):
+                mixer = dataclasses.replace(mixer, window=window)
             if isinstance(mixer, LinearAttention):
                 mixer = dataclasses.replace(mixer, rate=_rate(i, config.n_layers))
             kept, given = zip(scales[_KINDS[type(mixer)]], scales["mlp"], strict=True)
@@ -82,7 +86,7 @@ class _Normed(Sparse):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The settings that describe a design."""
-        found = super().settings(config)
+        found = {**super().settings(config), "sliding_window": one_window(config)}
         for layer in reversed(config.layers):
             kind = _KINDS.get(type(layer.mixer))
             if kind is None:
@@ -103,7 +107,7 @@ LIGHTNING = _Normed(
             names={"ln1": "post_attention_layernorm", "ln2": ""},
             outside={"embed_norm": "model.layers.0.input_layernorm"},
             defaults={"n_kv_heads": 8, "eps": 1e-5, "theta": 1_000_000.0, "context": 131_072},
-            only={"sliding_window": (None,), "hidden_act": ("silu",)},
+            only={"hidden_act": ("silu",)},
             ignored=(r"(^|\.)rotary_emb\.inv_freq$", r"\.self_attn\.(slope_rate|(query|key|diagonal)_decay)$"),
         ),
         _ROWS,
