@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.common import console, note
+from glassformer.cli.common import PositionOption, console, note
 from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.cli.patch import read_pairs
 from glassformer.errors import UsageError, near
@@ -47,9 +47,7 @@ def command(
     wrong: Annotated[
         str | None, typer.Option("--wrong", metavar="TOKEN", help="The other answer; the corrupted run's first choice.")
     ] = None,
-    position: Annotated[
-        int, typer.Option("--position", "-p", help="After which position; negative from the end.")
-    ] = -1,
+    position: PositionOption = -1,
     faithfulness: Annotated[
         float, typer.Option("--faithfulness", "-f", help="The share of the difference to bring back, 0 to 1.")
     ] = 0.9,

@@ -41,6 +41,13 @@ BosOption = Annotated[
     bool | None,
     typer.Option("--bos/--no-bos", help="Put the beginning-of-text token first; by default as the tokenizer says."),
 ]
+TokenOption = Annotated[
+    str | None, typer.Option("--token", metavar="TOKEN", help="The token to explain; the first choice without.")
+]
+AgainstOption = Annotated[
+    str | None, typer.Option("--against", metavar="TOKEN", help="Explain the difference to this token.")
+]
+PositionOption = Annotated[int, typer.Option("--position", "-p", help="After which position; negative from the end.")]
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="The text; - reads standard input.")]
 
 LensOption = Annotated[

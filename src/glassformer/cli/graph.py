@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.common import TextArgument, console, note, read_text
+from glassformer.cli.common import AgainstOption, PositionOption, TextArgument, TokenOption, console, note, read_text
 from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.errors import UsageError
 
@@ -16,15 +16,9 @@ from glassformer.errors import UsageError
 def command(
     look: Look,
     text: TextArgument,
-    token: Annotated[
-        str | None, typer.Option("--token", metavar="TOKEN", help="The token explained; the likeliest without.")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="TOKEN", help="Another, whose score is subtracted.")
-    ] = None,
-    position: Annotated[
-        int, typer.Option("--position", "-p", help="After which position; negative from the end.")
-    ] = -1,
+    token: TokenOption = None,
+    against: AgainstOption = None,
+    position: PositionOption = -1,
     coverage: Annotated[
         float, typer.Option("--coverage", "-c", help="Show nodes until they have this share of all effects, 0 to 1.")
     ] = 0.8,

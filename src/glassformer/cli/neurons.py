@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.common import console, read_text
+from glassformer.cli.common import AgainstOption, PositionOption, TokenOption, console, read_text
 from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.cli.passages import TextsOption
 from glassformer.errors import UsageError
@@ -22,15 +22,9 @@ def command(
     text: Annotated[
         str | None, typer.Argument(metavar="[TEXT]", help="The text whose prediction is explained; - reads a pipe.")
     ] = None,
-    token: Annotated[
-        str | None, typer.Option("--token", metavar="TOKEN", help="The token to explain; the first choice without.")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="TOKEN", help="Explain the difference to this token.")
-    ] = None,
-    position: Annotated[
-        int, typer.Option("--position", "-p", help="After which position; negative from the end.")
-    ] = -1,
+    token: TokenOption = None,
+    against: AgainstOption = None,
+    position: PositionOption = -1,
     neuron: Annotated[
         tuple[int, int] | None, typer.Option("--neuron", metavar="LAYER INDEX", help="Show this neuron alone.")
     ] = None,

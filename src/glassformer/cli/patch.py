@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glassformer.cli.common import console, read_text
+from glassformer.cli.common import PositionOption, console, read_text
 from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.errors import DataError, UsageError, near
 
@@ -40,9 +40,7 @@ def command(
         Path | None,
         typer.Option("--pairs", metavar="FILE", help='Lines of {"clean": …, "corrupted": …, "answer": …, "wrong": …}.'),
     ] = None,
-    position: Annotated[
-        int, typer.Option("--position", "-p", help="After which position; negative from the end.")
-    ] = -1,
+    position: PositionOption = -1,
     attribution: Annotated[
         bool, typer.Option("--attribution/--no-attribution", help="Also the gradient's estimate.")
     ] = True,

@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from glassformer.cli.common import TextArgument, console, progress_console, read_text
+from glassformer.cli.common import (
+    AgainstOption,
+    PositionOption,
+    TextArgument,
+    TokenOption,
+    console,
+    progress_console,
+    read_text,
+)
 from glassformer.cli.looking import Look, Seen, at_least_one, looking
 
 
@@ -14,15 +22,9 @@ from glassformer.cli.looking import Look, Seen, at_least_one, looking
 def command(
     look: Look,
     text: TextArgument,
-    token: Annotated[
-        str | None, typer.Option("--token", metavar="TOKEN", help="The token to explain; the first choice without.")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option("--against", metavar="TOKEN", help="Explain the difference to this token.")
-    ] = None,
-    position: Annotated[
-        int, typer.Option("--position", "-p", help="After which position; negative from the end.")
-    ] = -1,
+    token: TokenOption = None,
+    against: AgainstOption = None,
+    position: PositionOption = -1,
     top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many parts to show.")] = 10,
     parts: Annotated[
         int, typer.Option("--parts", help="At most so many parts have their total effect measured.")

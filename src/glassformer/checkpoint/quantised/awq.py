@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from glassformer.checkpoint.quantised.method import Fetch, Found, Packed, fit, only, part, unpacked
+from glassformer.checkpoint.quantised.method import Fetch, Found, Packed, fit, only, unpacked, words_of
 from glassformer.checkpoint.tensorfile import Entry
 
 if TYPE_CHECKING:
@@ -46,17 +46,14 @@ class Awq:
     def find(self, stored: Mapping[str, Entry], where: str) -> Found:
         """See `Method.find`."""
         found: dict[str, Packed] = {}
-        for name, entry in stored.items():
-            if not name.endswith(".qweight"):
-                continue
-            stem = name.removesuffix("qweight")
-            zeros, scales = part(stored, stem + "qzeros", where), part(stored, stem + "scales", where)
-            fit(len(entry.shape) == 2 and entry.dtype == "I32", where, name, entry.shape)
+        for stem, entry, zeros, scales in words_of(stored, where):
             inputs, outputs = entry.shape[0], entry.shape[1] * 8
             sound = len(scales.shape) == 2 and scales.shape[1] == outputs and scales.shape[0] > 0
             fit(sound and inputs % scales.shape[0] == 0, where, stem + "scales", scales.shape)
             fit(zeros.shape == (scales.shape[0], entry.shape[1]), where, stem + "qzeros", zeros.shape)
-            found[stem + "weight"] = Packed((outputs, inputs), (name, stem + "qzeros", stem + "scales"), _values(stem))
+            found[stem + "weight"] = Packed(
+                (outputs, inputs), (stem + "qweight", stem + "qzeros", stem + "scales"), _values(stem)
+            )
         return Found(found)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glassformer.checkpoint.quantised.method import Fetch, Found, Packed, fit, only, part, unpacked
+from glassformer.checkpoint.quantised.method import Fetch, Found, Packed, fit, only, unpacked, words_of
 from glassformer.checkpoint.tensorfile import Entry
 
 if TYPE_CHECKING:
@@ -52,18 +52,13 @@ class Gptq:
     def find(self, stored: Mapping[str, Entry], where: str) -> Found:
         """See `Method.find`."""
         found: dict[str, Packed] = {}
-        for name, entry in stored.items():
-            if not name.endswith(".qweight"):
-                continue
-            stem = name.removesuffix("qweight")
-            zeros, scales = part(stored, stem + "qzeros", where), part(stored, stem + "scales", where)
-            fit(len(entry.shape) == 2 and entry.dtype == "I32", where, name, entry.shape)
+        for stem, entry, zeros, scales in words_of(stored, where):
             inputs, outputs = entry.shape[0] * 32 // self.bits, entry.shape[1]
             fit(len(scales.shape) == 2 and scales.shape[1] == outputs, where, stem + "scales", scales.shape)
             groups = scales.shape[0]
             packed = -(-outputs * self.bits // 32)
             fit(zeros.shape == (groups, packed) and zeros.dtype == "I32", where, stem + "qzeros", zeros.shape)
-            members = [name, stem + "qzeros", stem + "scales"]
+            members = [stem + "qweight", stem + "qzeros", stem + "scales"]
             order = stored.get(stem + "g_idx")
             if order is not None:
                 fit(order.shape == (inputs,), where, stem + "g_idx", order.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -67,6 +67,20 @@ def part(stored: Mapping[str, Entry], name: str, where: str) -> Entry:
     if name not in stored:
         raise CheckpointError(f"{where} lacks {name}, without which a quantised tensor cannot be read.")
     return stored[name]
+
+
+def words_of(stored: Mapping[str, Entry], where: str) -> Iterator[tuple[str, Entry, Entry, Entry]]:
+    """Matrices stored as `qweight`, `qzeros` and `scales`: what their names begin with, and the three of each.
+
+    Raises:
+        CheckpointError: one of them is not there, or is no matrix of 32-bit words.
+    """
+    for name, entry in stored.items():
+        if name.endswith(".qweight"):
+            stem = name.removesuffix("qweight")
+            zeros, scales = part(stored, stem + "qzeros", where), part(stored, stem + "scales", where)
+            fit(len(entry.shape) == 2 and entry.dtype == "I32", where, name, entry.shape)
+            yield stem, entry, zeros, scales
 
 
 def fit(holds: bool, where: str, name: str, shape: Shape) -> None:

@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from glassformer.model.cache import State
 from glassformer.model.choices import GatedDelta
 from glassformer.model.layers import Linear
 from glassformer.model.norms import at_least_float32
-from glassformer.model.parts.convolution import Convolution, state_before, tail_of, text_of
+from glassformer.model.parts.convolution import Convolution, state_before, text_of
 from glassformer.model.parts.passing import Pass
+from glassformer.model.parts.recurrence import ConvolvedHeadsPart
 from glassformer.model.sites import View, see
 
 CHUNK = 64  # positions that are solved at once; between chunks the state is carried
 CHANNEL_CHUNK = 16  # the same where each channel decays by itself, so that every pair of positions has many decays
 
 
-class GatedDeltaPart(nn.Module):
+class GatedDeltaPart(ConvolvedHeadsPart):
     """One layer's gated delta rule.
 
     With S the matrix of a head, at each position S ← e^decay S, then S ← S + beta k (v − Sᵀk)ᵀ, and Sᵀq is read.
@@ -180,24 +180,6 @@ class GatedDeltaPart(nn.Module):
         own = torch.eye(length, dtype=at_least_float32(kept["v"]).dtype, device=kept["v"].device)
         values = own[None, :, None].expand(batch, length, self.heads, length)
         return self.scan({**kept, "v": values})[0].transpose(1, 2)[:, :, first:]
-
-    def reread(self, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """`scan` of the places that a trace keeps."""
-        return self.scan(kept)
-
-    def carried(self, x: Float[Tensor, "batch last d_model"], kept: Mapping[str, Tensor]) -> State:
-        """What the cache holds after the positions that are kept, of which `x` are the last inputs."""
-        return {"conv": tail_of(self.joined(x), self.choice.conv), "state": self.reread(kept)[1]}
-
-    def remix(self, kept: Mapping[str, Tensor], grid: Float[Tensor, "batch head query key"]) -> Tensor:
-        """What every head reads where its grid is this one."""
-        return self.read(grid, kept["v"])
-
-    def read(
-        self, grid: Float[Tensor, "batch head query key"], v: Float[Tensor, "batch key head d_head"]
-    ) -> Float[Tensor, "batch query head d_head"]:
-        """Each head's sum of the values, weighed by the grid."""
-        return torch.einsum("bhqk,bkhd->bqhd", grid, at_least_float32(v)).to(v.dtype)
 
     def finish(
         self, y: Float[Tensor, "batch query head d_head"], gate: Float[Tensor, "batch query head d_head"]

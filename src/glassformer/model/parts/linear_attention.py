@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from glassformer.model.cache import State
 from glassformer.model.choices import LinearAttention
@@ -15,13 +15,14 @@ from glassformer.model.layers import Linear
 from glassformer.model.norms import at_least_float32
 from glassformer.model.parts.convolution import state_before, text_of
 from glassformer.model.parts.passing import Pass
+from glassformer.model.parts.recurrence import HeadsPart
 from glassformer.model.parts.state_space import GroupedNorm
 from glassformer.model.sites import View, see
 
 CHUNK = 64  # positions whose grid is formed at once; between chunks the state is carried
 
 
-class LinearAttentionPart(nn.Module):
+class LinearAttentionPart(HeadsPart):
     """One layer's linear attention: position t receives Σ_s e^(−rate (t − s)) q_t·k_s v_s, and `pattern` gives what
     multiplies the values."""
 
@@ -80,18 +81,6 @@ class LinearAttentionPart(nn.Module):
         """The grid of one stretch of positions, from query `first` on."""
         q, k = (at_least_float32(kept[name]).transpose(1, 2) for name in ("q", "k"))
         return self._grid(q, k, first)
-
-    def reread(self, kept: Mapping[str, Tensor]) -> tuple[Tensor, State]:
-        """`scan` of the places that a trace keeps."""
-        return self.scan(kept)
-
-    def carried(self, x: Float[Tensor, "batch last d_model"], kept: Mapping[str, Tensor]) -> State:
-        """What the cache holds after the positions that are kept."""
-        return self.scan(kept)[1]
-
-    def remix(self, kept: Mapping[str, Tensor], grid: Float[Tensor, "batch head query key"]) -> Tensor:
-        """What every head reads where its grid is this one."""
-        return torch.einsum("bhqk,bkhd->bqhd", grid, at_least_float32(kept["v"])).to(kept["v"].dtype)
 
     def finish(
         self, y: Float[Tensor, "batch query head d_head"], gate: Float[Tensor, "batch query head d_head"]

@@ -15,12 +15,13 @@ from glassformer.model.layers import Linear, softcap
 from glassformer.model.norms import at_least_float32
 from glassformer.model.parts.convolution import state_before, text_of
 from glassformer.model.parts.passing import Pass
+from glassformer.model.parts.recurrence import HeadsPart
 from glassformer.model.sites import View, see
 
 CHUNK = 64  # positions whose grid is formed at once; between chunks the state is carried
 
 
-class MatrixMemoryPart(nn.Module):
+class MatrixMemoryPart(HeadsPart):
     """One layer's matrix memory.
 
     With w[t, s] = exp(input_s + Σ_{s<r≤t} decay_r) q_t·k_s / √d_key, position t receives Σ_s w[t, s] v_s divided by
@@ -126,18 +127,6 @@ class MatrixMemoryPart(nn.Module):
         weights, earlier, units = self._weights(q, k, kept["input"].transpose(1, 2), log, state["unit"], first)
         whole = weights.sum(-1) + earlier * (q[:, :, first:] @ state["total"][..., None])[..., 0]
         return weights / self._divisor(whole, units)[..., None]
-
-    def reread(self, kept: Mapping[str, Tensor]) -> tuple[Tensor, State]:
-        """`scan` of the places that a trace keeps."""
-        return self.scan(kept)
-
-    def carried(self, x: Float[Tensor, "batch last d_model"], kept: Mapping[str, Tensor]) -> State:
-        """What the cache holds after the positions that are kept."""
-        return self.scan(kept)[1]
-
-    def remix(self, kept: Mapping[str, Tensor], grid: Float[Tensor, "batch head query key"]) -> Tensor:
-        """What every head reads where its grid is this one."""
-        return torch.einsum("bhqk,bkhd->bqhd", grid, at_least_float32(kept["v"])).to(kept["v"].dtype)
 
     def finish(
         self, y: Float[Tensor, "batch query head d_head"], gate: Float[Tensor, "batch query head d_head"]

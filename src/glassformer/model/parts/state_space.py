@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from glassformer.model.cache import State
 from glassformer.model.choices import StateSpace
 from glassformer.model.layers import Linear
 from glassformer.model.norms import at_least_float32
-from glassformer.model.parts.convolution import Convolution, state_before, tail_of, text_of
+from glassformer.model.parts.convolution import Convolution, state_before, text_of
 from glassformer.model.parts.passing import Pass
+from glassformer.model.parts.recurrence import ConvolvedHeadsPart
 from glassformer.model.sites import View, see
 
 PROJECTIONS = ("gate", "x", "b", "c", "dt")
 CHUNK = 64  # positions whose grid is formed at once; between chunks the state is carried
 
 
-class StateSpacePart(nn.Module):
+class StateSpacePart(ConvolvedHeadsPart):
     """One layer's state space.
 
     The state of a head at position t is S_t = exp(dt_t · a) S_{t-1} + dt_t · x_t b_tᵀ, and what it
@@ -168,20 +168,6 @@ class StateSpacePart(nn.Module):
     def reread(self, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """`scan` of the places that a trace keeps."""
         return self.scan(kept["x"], kept["b"], kept["c"], kept["dt"])
-
-    def carried(self, x: Float[Tensor, "batch last d_model"], kept: Mapping[str, Tensor]) -> State:
-        """What the cache holds after the positions that are kept, of which `x` are the last inputs."""
-        return {"conv": tail_of(self.joined(x), self.choice.conv), "state": self.reread(kept)[1]}
-
-    def remix(self, kept: Mapping[str, Tensor], grid: Float[Tensor, "batch head query key"]) -> Tensor:
-        """What every head reads where its grid is this one."""
-        return self.read(grid, kept["x"])
-
-    def read(
-        self, grid: Float[Tensor, "batch head query key"], x: Float[Tensor, "batch key head d_head"]
-    ) -> Float[Tensor, "batch query head d_head"]:
-        """Each head's sum of the values, weighed by the grid."""
-        return torch.einsum("bhqk,bkhd->bqhd", grid, at_least_float32(x)).to(x.dtype)
 
     def read_state(
         self, state: Float[Tensor, "batch head d_head d_state"], c: Tensor, dt: Float[Tensor, "batch query head"]
