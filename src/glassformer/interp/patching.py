@@ -5,7 +5,7 @@ clean run had there, everything downstream is computed anew, and the answer is m
 this place alone brings the clean answer back, 0 that it does nothing (arXiv:2202.05262). Attribution
 patching estimates the same from one gradient (arXiv:2310.10348); its correlation with the measured
 values is printed beside it, for it is an estimate. Knows traces, not models' names or files; how the variants are
-run is `sweep`'s.
+run is `patch_sweep`'s.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pictures of views, through matplotlib, which is imported when a picture is asked for.
 
-Draws plain data from `views`; computes nothing of the model.
+Draws plain data from `tables`; computes nothing of the model.
 """
 
 from __future__ import annotations

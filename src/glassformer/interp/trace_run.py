@@ -1,6 +1,6 @@
 """The forward behind a trace: tokens checked, padded and run once, its basis kept.
 
-It chooses what is kept; what that says is `derive`'s business.
+It chooses what is kept; what that says is `recording`'s business.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The number is a token's score before any soft cap, less the vocabulary's mean, o
 token. It is split exactly into parts of the last residual stream (`parts`); each carries its claimed
 share, its measured direct effect (taken from the last stream alone) and its measured total effect
 (taken out where it enters, everything downstream run again); words are measured by replacing them and by
-forbidding attention to them (`replacing`). What is said in the sentence is read off these numbers.
+forbidding attention to them (`replacement`). What is said in the sentence is read off these numbers.
 """
 
 from __future__ import annotations
