@@ -26,6 +26,7 @@ from glassformer.checkpoint.families.gemma4 import GEMMA4
 from glassformer.checkpoint.families.gpt2 import GPT2
 from glassformer.checkpoint.families.gpt_alike import GPT_ALIKE
 from glassformer.checkpoint.families.granite import GRANITE_SPARSE, GRANITE_SWA
+from glassformer.checkpoint.families.grouped_experts import GROUPED_EXPERTS
 from glassformer.checkpoint.families.indexed import INDEXED
 from glassformer.checkpoint.families.jamba import JAMBA
 from glassformer.checkpoint.families.jetmoe import JETMOE
@@ -66,6 +67,7 @@ _ALL = (
         for family in (
             *LATENT,
             *EXPERTS,
+            *GROUPED_EXPERTS,
             *GRANITE_SPARSE,
             MELLUM,
             DBRX,

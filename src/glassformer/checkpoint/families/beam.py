@@ -7,7 +7,7 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
-from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
+from glassformer.checkpoint.families.grouped_experts import GROUPED, GROUPED_ROWS
 from glassformer.checkpoint.families.layered import KINDS, by_kind, each_layer, rotary_kinds, two_rotaries
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, fused
 from glassformer.model.config import Attention, Config

@@ -6,10 +6,10 @@ from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
-from glassformer.checkpoint.families.experts import GROUPED
 from glassformer.checkpoint.families.folding import untied
 from glassformer.checkpoint.families.gguf_settings import has
 from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
+from glassformer.checkpoint.families.grouped_experts import GROUPED
 from glassformer.checkpoint.families.hybrid import Hybrid, Layers, by_types
 from glassformer.checkpoint.families.latent import LatentAlike
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, one, shared

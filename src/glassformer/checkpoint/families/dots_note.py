@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
-from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
+from glassformer.checkpoint.families.grouped_experts import GROUPED, GROUPED_ROWS
 from glassformer.checkpoint.families.indexed import IndexedAlike
 from glassformer.checkpoint.families.settings import one_window, rope, rope_kinds, scaling_settings
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, fused

@@ -8,12 +8,11 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike, each_attention
 from glassformer.checkpoint.families.cohere import COHERE
-from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, normed, sharing
+from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
+from glassformer.checkpoint.families.grouped_experts import where_sliding
 from glassformer.checkpoint.families.llama_alike import LLAMA_ALIKE
 from glassformer.checkpoint.families.sparse import (
     BETWEEN,
-    EVERY,
-    FIRST_DENSE,
     LISTED,
     STEPPED,
     Sparse,
@@ -31,29 +30,6 @@ _W = ("w1", "w3", "w2")
 _FUSED = fused("mlp.experts.")
 _QK = {**_PLAIN, "qk_norm": "head"}
 _BY_NAME = {family.name: family for family in (*LLAMA_ALIKE, *COHERE)}
-# Scores by sigmoid, a stored correction, groups: DeepSeek 3's way.
-GROUPED: dict[str, Any] = {
-    "fixed": {"scores": "sigmoid", "correction": True},
-    "keys": {
-        "renormalise": "norm_topk_prob",
-        "scale": "routed_scaling_factor",
-        "groups": "n_group",
-        "top_groups": "topk_group",
-    },
-    "defaults": {"renormalise": True, "scale": 1.0},
-    "n_experts": ("n_routed_experts", "num_local_experts", "num_experts"),
-    "shared": ("n_shared_experts", ""),
-}
-GROUPED_ROWS = (
-    one("mlp.gate.weight", "router.weight"),
-    one("mlp.gate.e_score_correction_bias", "correction"),
-    *shared("mlp.shared_experts."),
-)
-
-
-def _where_sliding(layer: int, window: int | None, attributes: Attributes) -> bool:
-    """Layers without a window do not rotate, in models that have windows."""
-    return window is not None or attributes.integer("sliding_window", None, null=True) is None
 
 
 def _only_sliding(layer: int, window: int | None, attributes: Attributes) -> bool:
@@ -80,21 +56,10 @@ def _all_windows(attributes: Attributes) -> dict[str, Any]:
     return {"layer_types": None, **({} if on else {"sliding_window": None})}
 
 
-def _dots_windows(attributes: Attributes) -> dict[str, Any]:
-    if attributes.sequence("layer_types") or "sliding_window" not in attributes:
-        return {}
-    first, layers = attributes.integer("max_window_layers", 62), attributes.layers("num_hidden_layers")
-    return {"layer_types": ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]}
-
-
 def _partial(attributes: Attributes) -> dict[str, Any]:
     """MiniMax's files say how many dimensions rotate."""
     rotated, d_head = attributes.integer("rotary_dim", None), attributes.integer("head_dim", None)
     return {} if rotated is None or not d_head else {"partial_rotary_factor": rotated / d_head}
-
-
-def _glm_normed(config: Config, attributes: Attributes) -> Config:
-    return each_attention(config, qk_norm="head") if attributes.flag("use_qk_norm", False) else config
 
 
 def _swish(attributes: Attributes) -> dict[str, Any]:
@@ -148,8 +113,6 @@ def _untruncated(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) 
     scaling = found["rope_scaling"]
     return {"rope_scaling": {**scaling, "truncate": False}} if scaling else {}
 
-
-_GLM = GgufTable("glm4moe", dense="first", names={"ln2": "post_attention_norm"}, read=normed("use_qk_norm"))
 
 EXPERTS = (
     Sparse(
@@ -213,40 +176,6 @@ EXPERTS = (
     ),
     Sparse(
         Alike(
-            "glm4_moe",
-            "Glm4Moe",
-            keys={"out_bias": ""},
-            fixed={"out_bias": False, "mlp_bias": False},
-            fraction=0.5,
-            defaults={"eps": 1e-5},
-            read=_glm_normed,
-            write=lambda config: {"use_qk_norm": config.attention(0).qk_norm is not None},
-        ),
-        (*GROUPED_ROWS, *each()),
-        **GROUPED,
-        layers=FIRST_DENSE,
-        stacked=((*GROUPED_ROWS, *_FUSED),),
-        no_effect=frozenset({"num_nextn_predict_layers"}),
-        gguf=_GLM,
-    ),
-    Sparse(
-        Alike(
-            "dots1",
-            "Dots1",
-            fixed={"mlp_bias": False, "qk_norm": "head"},
-            slides=lambda i: False,
-            defaults={"eps": 1e-6},
-        ),
-        (*GROUPED_ROWS, *each()),
-        **GROUPED | {"defaults": {"renormalise": False, "scale": 1.0}},
-        layers=FIRST_DENSE,
-        stacked=((*GROUPED_ROWS, *_FUSED),),
-        before=_dots_windows,
-        no_effect=frozenset({"max_window_layers"}),
-        gguf=GgufTable("dots1", dense="first"),
-    ),
-    Sparse(
-        Alike(
             "ernie4_5_moe",
             "Ernie4_5_Moe",
             pairs="neighbours",
@@ -273,15 +202,6 @@ EXPERTS = (
             rows=(Row("blk.{i}.exp_probs_b.bias", ("blocks.{i}.mlp.correction",), squeezed=0),),
             says={"interleave_moe_layer_step": 1},
         ),
-    ),
-    Sparse(
-        Alike("solar_open", "SolarOpen", fixed={"out_bias": False, "mlp_bias": False}, defaults={"eps": 1e-5}),
-        (*GROUPED_ROWS, *each()),
-        **GROUPED,
-        layers=EVERY,
-        stacked=((*GROUPED_ROWS, *_FUSED),),
-        no_effect=frozenset({"first_k_dense_replace"}),
-        gguf=sharing(_GLM, chosen=lambda settings: False),
     ),
     Sparse(
         Alike("hy_v3", "HYV3", fixed={"qk_norm": "head"}, defaults={"eps": 1e-5}),
@@ -374,33 +294,13 @@ EXPERTS = (
     ),
     Sparse(
         Alike(
-            "exaone_moe",
-            "ExaoneMoe",
-            fixed=_QK,
-            slides=lambda i: bool((i + 1) % 4),
-            rotates_layer=_where_sliding,
-            defaults={"eps": 1e-5},
-        ),
-        (
-            one("mlp.gate.weight", "router.weight"),
-            one("mlp.e_score_correction_bias", "correction"),
-            *each(),
-            *shared("mlp.shared_experts."),
-        ),
-        **GROUPED | {"n_experts": ("num_experts",), "shared": ("num_shared_experts", "")},
-        layers=LISTED,
-        no_effect=frozenset({"first_k_dense_replace"}),
-        gguf=GgufTable("exaone-moe", dense="first", period=4),
-    ),
-    Sparse(
-        Alike(
             "kolibri1",
             "Kolibri1",
             fixed=_QK,
             norms="both",
             names={"ln1_post": "post_attn_norm", "ln2_post": "post_ffn_norm"},
             slides=lambda i: True,
-            rotates_layer=_where_sliding,
+            rotates_layer=where_sliding,
             defaults={"eps": 1e-6},
         ),
         (

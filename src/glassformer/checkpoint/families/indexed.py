@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
-from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
 from glassformer.checkpoint.families.gguf_settings import has
 from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes
+from glassformer.checkpoint.families.grouped_experts import GROUPED, GROUPED_ROWS
 from glassformer.checkpoint.families.latent import LATENT_GGUF, LatentAlike
 from glassformer.checkpoint.families.settings import attention_of
 from glassformer.checkpoint.families.sparse import LISTED, Sparse, each, fused

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.alike import Alike
-from glassformer.checkpoint.families.experts import GROUPED, GROUPED_ROWS
 from glassformer.checkpoint.families.gguf_table import GgufTable, Shapes, sharing
+from glassformer.checkpoint.families.grouped_experts import GROUPED, GROUPED_ROWS
 from glassformer.checkpoint.families.settings import attention_of, rope_table, yarn_temperature
 from glassformer.checkpoint.families.sparse import FIRST_DENSE, LISTED, Sparse, each, fused, one, shared
 from glassformer.checkpoint.tables import Row
