@@ -134,12 +134,12 @@ def test_the_sharded_step_is_the_model_in_every_design(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     both = [
         subprocess.Popen(
-            [sys.executable, str(worker), str(rank), str(tmp_path / "store"), "12"],
+            [sys.executable, str(worker), str(rank), str(tmp_path / "store"), "8"],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said[0][-4000:]
