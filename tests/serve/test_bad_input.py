@@ -42,6 +42,10 @@ CASES: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"guided_grammar": "start: nothing"}, "this grammar"),
         ({"guided_regex": "("}, "error: unclosed group."),
         ({"edits": ABSENT}, "there is no 99"),
+        ({"edits": [{"remove": {"layer": 0}}]}, "and one of ablate, knockout, scale, steer, circuit"),
+        ({"edits": [{}]}, "and one of ablate, knockout"),
+        ({"edits": [{"ablate": {"head": 0}}]}, "edits.0.layer: Field required."),
+        ({"edits": [{"ablate": {"layer": 0, "head": "x"}}]}, "edits.0.head: Input should be a valid integer"),
     ],
     "/v1/chat/completions": [
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": NO_SCHEMA}}}, "Invalid type: banana."),

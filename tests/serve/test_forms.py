@@ -122,6 +122,15 @@ def test_forms_that_are_none(server, form, said):
     assert said in error_of(answer)["message"]
 
 
+def test_a_tool_that_is_named_is_called_once(server, client):
+    asked: Any = {"model": "tiny", "messages": [USER], "tools": TOOLS, "max_tokens": 300, "seed": 5}
+    named = {"type": "function", "function": {"name": "stop"}}
+    for seed in range(4):
+        asked["seed"] = seed
+        message = client.chat.completions.create(**asked, tool_choice=named).choices[0].message
+        assert [call.function.name for call in message.tool_calls] == ["stop"]
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "note"}}], ids=str)
 def test_a_call_that_must_come_comes_and_is_valid(server, client, choice):
     for stream in (False, True):

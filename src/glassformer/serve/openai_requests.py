@@ -237,4 +237,5 @@ class ChatAsk(Streamed):
         )
         named = isinstance(self.tool_choice, NamedTool)
         choice = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else self.tool_choice
-        return Toolbox(tools, choice or "auto", named, self.parallel_tool_calls is not False)
+        # A tool that is named is called once, as OpenAI has it.
+        return Toolbox(tools, choice or "auto", named, not named and self.parallel_tool_calls is not False)

@@ -166,8 +166,10 @@ class ResponseWriter(AnswerWriter):
         status = "incomplete" if answer.finish == "length" else "completed"
         out = [self._reasoning(answer.reasoning)] if answer.reasoning else []
         if answer.text or not (answer.calls or answer.reasoning):
-            out.append(self._message(answer.text, status))
-        out += [self._call(i, call.id, call.name, call.arguments, status) for i, call in enumerate(answer.calls)]
+            out.append(self._message(answer.text, "completed" if answer.calls else status))
+        for i, call in enumerate(answer.calls, 1):  # only the last can have been cut off
+            own = status if i == len(answer.calls) else "completed"
+            out.append(self._call(i - 1, call.id, call.name, call.arguments, own))
         return out
 
     def _response(self, status: str, output: list[Item], exchange: Exchange | None) -> dict[str, Any]:
@@ -315,7 +317,8 @@ class _Parts:
         else:
             index = int(self._open.split()[1])
             call = answer.calls[index]
-            item = writer._call(index, call.id, call.name, call.arguments, "completed")
+            status = "incomplete" if answer.finish == "length" else "completed"
+            item = writer._call(index, call.id, call.name, call.arguments, status)
             told = [self._told("response.function_call_arguments.done", arguments=call.arguments, name=call.name)]
         told.append(writer._event("response.output_item.done", output_index=self._index, item=item))
         self._open = None

@@ -32,7 +32,11 @@ def said(error: ValidationError | Any) -> tuple[str, str]:
 
 
 def _path(parts: Sequence[Any]) -> str:
-    return ".".join(str(part) for at, part in enumerate(parts) if at == 0 or not _KIND.fullmatch(str(part)))
+    def sent(at: int) -> bool:
+        """Whether this part was: neither the kind of a field nor that of an edit was."""
+        return at == 0 or not (_KIND.fullmatch(str(parts[at])) or (at > 1 and parts[at - 2] == "edits"))
+
+    return ".".join(str(part) for at, part in enumerate(parts) if sent(at))
 
 
 def _text(one: Mapping[str, Any]) -> str:

@@ -133,6 +133,7 @@ Edit = Annotated[
     Field(discriminator="kind"),
 ]
 
+_NAMES = ("ablate", "knockout", "scale", "steer", "circuit")
 _PARTS = {"attention": "ablate_attn", "feed_forward": "ablate_mlp"}
 
 
@@ -144,11 +145,11 @@ def _named(value: Any) -> Any:
 
 
 def _one(edit: Any) -> Any:
-    if not (isinstance(edit, Mapping) and len(edit) == 1):
+    if not isinstance(edit, Mapping) or "kind" in edit:
         return edit
-    [(name, inner)] = edit.items()
-    if not isinstance(inner, Mapping):
-        return edit
+    name, inner = next(iter(edit.items()), ("", None))
+    if len(edit) != 1 or name not in _NAMES or not isinstance(inner, Mapping):
+        raise ValueError(f'an edit is such as {{"ablate": {{"layer": 3, "head": 1}}}}, and one of {", ".join(_NAMES)}')
     told = dict(inner)
     if name == "ablate":
         part = told.pop("part", None)
@@ -163,11 +164,9 @@ def _one(edit: Any) -> Any:
                 'an ablation names a head, a neuron, an expert, or the part "attention" or "feed_forward" of a layer'
             )
         return {"kind": _PARTS[part], **told}
-    if name in ("knockout", "scale", "steer", "circuit"):
-        if "keys" in told:
-            told["source"] = told.pop("keys")
-        return {"kind": name, **told}
-    return edit
+    if "keys" in told:
+        told["source"] = told.pop("keys")
+    return {"kind": name, **told}
 
 
 Edits = Annotated[
