@@ -62,14 +62,15 @@ def timed(answer: Answer, prompts: list[list[int]], work: Work) -> float:
 
 
 def native(model: Any) -> Answer:
-    """Our native forward, driven as the engine drives it."""
+    """Our native forward, driven as the engine drives it: no torch operation in between uses threads, which would go on
+    spinning where the forward's are wanted."""
 
     def answer(prompts: list[list[int]], count: int) -> float:
         start = time.perf_counter()
-        tokens = [int(model.prefill(prompt, slot).argmax()) for slot, prompt in enumerate(prompts)]
+        tokens = [int(model.prefill(prompt, slot).numpy().argmax()) for slot, prompt in enumerate(prompts)]
         for step in range(count - 1):
             positions = [len(prompt) + step for prompt in prompts]
-            tokens = model.decode(tokens, range(len(prompts)), positions).argmax(1).tolist()
+            tokens = model.decode(tokens, range(len(prompts)), positions).numpy().argmax(1).tolist()
         return time.perf_counter() - start
 
     return answer
