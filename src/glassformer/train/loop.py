@@ -153,7 +153,7 @@ class Run:
                 last = self.step == steps
                 if last or (loop.log_every and self.step % loop.log_every == 0):
                     now = time.perf_counter()
-                    self._log(loss, norm, tokens_since, now - mark, now - began)
+                    self._log(loss, norm, tokens_since, now - mark)
                     mark, tokens_since = now, 0
                 stopping = self.processes.any(asked_to_stop.is_set())
                 if self.stepper.settle():
@@ -249,7 +249,7 @@ class Run:
         more = again(self.directory, f"steps={2 * self.step}") if self.directory is not None else ""
         return f"The run has taken all its {self.recipe.schedule.steps} steps. To take more: {more}"
 
-    def _log(self, loss: float, norm: float, tokens: int, seconds: float, elapsed: float) -> None:
+    def _log(self, loss: float, norm: float, tokens: int, seconds: float) -> None:
         rate = tokens / seconds if seconds else 0.0
         flops = self.flops_per_token(schedule.length(max(0, self.step - 1), self.recipe))
         peak, _ = self.peak()
