@@ -221,7 +221,7 @@ def main():
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     import glassformer
-    import glassformer.lm
+    import glassformer.loading
     import glassformer.tokenizer.tokenizer
 
     torch.set_num_threads(1)

@@ -19,6 +19,7 @@ FLOORS: list[set[str]] = [
     {"cli"},
     {"serve", "notebook"},
     {"views"},
+    {"loading"},
     {"lm", "remote"},
     {"train"},
     {"generate", "interp"},

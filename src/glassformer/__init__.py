@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it, sorted by module from the top floor down.
 _PUBLIC: dict[str, str] = {
     "Model": "glassformer.lm",
-    "load": "glassformer.lm",
+    "load": "glassformer.loading",
     "connect": "glassformer.remote",
     "train": "glassformer.train",
     "influence": "glassformer.train.influence",
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from glassformer.interp.edits import tap as tap
     from glassformer.interp.trace import Trace as Trace
     from glassformer.lm import Model as Model
-    from glassformer.lm import load as load
+    from glassformer.loading import load as load
     from glassformer.model.config import Config as Config
     from glassformer.remote import connect as connect
     from glassformer.train import train as train

@@ -71,7 +71,7 @@ def command(
     except ImportError:
         raise ServerError("The page needs the extra 'serve': pip install 'glassformer[serve]'.") from None
     from glassformer.cli.common import open_model
-    from glassformer.lm import load
+    from glassformer.loading import load
     from glassformer.serve.running import listening
     from glassformer.serve.security import ADDRESSES, LOCAL_HOSTS, Policy, new_token
     from glassformer.views import Session
