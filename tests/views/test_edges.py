@@ -47,6 +47,12 @@ def test_edges_are_those_of_a_trace(session: Session, model: Any, options: dict[
     assert told["model"] == model.name
     close({key: told[key] for key in want}, json.loads(json.dumps(want)))
     assert len(told["edges"]) == 30
+    assert set(told["into"]) == {row["to"] for row in told["edges"]}
+    heads = model.config.attention(1)
+    for receiver, parts in told["into"].items():  # a key or value input is one of all heads that share it
+        shared = heads.n_heads // heads.n_kv_heads if ".kv" in receiver else 1
+        assert len(parts) == shared, receiver
+        assert all(part.split(".")[0] == receiver.split(".")[0] for part in parts)
     measured = sum(row["exact"] is not None for row in told["edges"])
     assert measured == {"none": 0, "strongest": 4, "all": 30}.get(options.get("exact", ""), measured)
 

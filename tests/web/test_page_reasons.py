@@ -84,6 +84,32 @@ def test_the_circuit_between_two_texts(app: Watched):
     app.complaints.clear()
 
 
+def test_the_circuit_by_position_has_a_row_for_each_word(app: Watched):
+    app.open(HERE).room("why")
+    app.page.fill("[aria-label='A text that ends differently']", OTHER)
+    app.page.check("#circuit-apart")
+    app.page.click(".circuit-form button")
+    app.settle()
+    asked = {"clean": TEXT, "corrupted": OTHER, "by_position": True, "exact": "strongest", "strongest": 80, "top": 40}
+    told = view(app, "edges", **asked)
+    edges = app.page.eval_on_selector_all(".circuit .edge", DATA)
+    for key, name in (("measured", "exact"), ("claimed", "estimate")):
+        assert sum(float(e[key]) for e in edges) == pytest.approx(sum(e[name] for e in told["edges"]), abs=1e-4)
+    assert all(e["from"].split("@")[1] == e["to"].split("@")[1] for e in edges)  # an edge stays at its word
+    rows = app.page.locator(".circuit .band-name").all_text_contents()
+    words = {e["position"]: e["token"].replace(" ", "␣") for e in told["edges"]}
+    assert rows == [f"{at} {words[at]}" for at in sorted(words)]
+    for tie in app.page.eval_on_selector_all(".circuit .tie", DATA):  # one head, from what it reads to where it writes
+        assert tie["from"].split("@")[0] == tie["to"].split("@")[0]
+        assert int(tie["from"].split("@")[1]) <= int(tie["to"].split("@")[1])
+    app.page.locator("[aria-label='Edges kept']").fill("0")
+    assert "the 4 strongest of" in app.page.inner_text(".circuit output")
+    app.shot("circuit-by-position")
+    app.page.uncheck("#circuit-apart")
+    app.settle()
+    assert "explain" in app.page.inner_text(".circuit output")
+
+
 def test_steering_by_examples_moves_the_bars_and_the_text(app: Watched):
     app.open(HERE).room("why")
     app.page.click(".steering summary")

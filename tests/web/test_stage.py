@@ -150,6 +150,8 @@ def test_every_scene_draws_asks_and_has_an_address(visit: Callable[..., Watched]
         watched.page.wait_for_timeout(100)
         assert watched.page.evaluate("() => location.hash").count(f"scene={name}")
         assert colours(watched) > 20, name
+        cut = watched.page.evaluate(f"() => {STAGE}.stats.cut")
+        assert [text for text in cut if len(text.split()) > 2] == [], name  # a word may be, a sentence not
         question = watched.page.evaluate(f"() => {STAGE}.quiz.make()")
         if question is not None:  # the tiny model may have nothing to ask in a scene
             assert len(set(question["choices"])) == len(question["choices"]) > 1

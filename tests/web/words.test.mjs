@@ -6,7 +6,7 @@ import { ROOMS } from "../../src/glassformer/web/js/main.js";
 import { TERMS, forms } from "../../src/glassformer/web/js/terms.js";
 import { LANGUAGES, need, onSpoken, said, say, speak } from "../../src/glassformer/web/js/words.js";
 
-const fields = (text) => [...text.matchAll(/\{(\w+)\}/g)].map((m) => m[1]).sort();
+const fields = (text) => [...new Set([...text.matchAll(/\{(\w+)(?:\|[^|}]*\|[^}]*)?\}/g)].map((m) => m[1]))].sort();
 const all = async (tag) => Object.assign({}, ...(await Promise.all(Object.values(LANGUAGES[tag].parts).map((part) => part()))));
 
 test("every language is complete, part by part, by the same keys and fields", async () => {
@@ -75,6 +75,7 @@ test("a sentence takes its fields, is said again in another language, and an unk
   assert.equal(told, 1);
   assert.equal(undo(), "Rückgängig");
   assert.equal(say("stage.of", { n: 1, all: 13 }), "Szene 1 von 13");
+  assert.deepEqual([1, "1", 2, "1,000"].map((a) => say("write.stopped", { a })), ["Nach 1 Token angehalten.", "Nach 1 Token angehalten.", "Nach 2 Tokens angehalten.", "Nach 1,000 Tokens angehalten."]);
   assert.equal(say("learn.list"), (await LANGUAGES.de.parts.learning())["learn.list"]);
   await speak("xx");
   assert.equal(say("stage.of", { n: 1, all: 13 }), "Szene 1 von 13");

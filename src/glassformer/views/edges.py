@@ -10,6 +10,7 @@ from glassformer.views.asks import Ask, Strict, Text
 from glassformer.views.registry import Check, view
 
 if TYPE_CHECKING:
+    from glassformer.interp.edge_graph import Graph
     from glassformer.interp.edges import Edges
     from glassformer.views.session import Session
 
@@ -97,9 +98,12 @@ _OPTIONS = (
     python="model.trace({clean!r}).edges({metric!r}, corrupted=model.trace({corrupted!r}), " + _OPTIONS + ")",
 )
 def edges(session: Session, ask: EdgesAsk, check: Check) -> dict[str, Any]:
-    """What every edge between two parts is worth: estimated, and where need be measured."""
+    """What every edge between two parts is worth: estimated, and where need be measured; `into` names the parts that
+    each receiver is an input of."""
     found = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest, by_position=ask.by_position)
-    return head_of(session, ask) | found.to_dict(ask.top)
+    told = found.to_dict(ask.top)
+    parts = {row["to"]: into(found.graph, found.graph.edge(row["from"], row["to"])) for row in told["edges"]}
+    return head_of(session, ask) | told | {"into": parts}
 
 
 @view(
@@ -153,3 +157,11 @@ def sought(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
         progress=lambda done, total, what: check(),
         **more,
     )
+
+
+def into(whole: Graph, edge: int) -> list[str]:
+    """The parts whose input an edge is: one, or all heads that share a key and value."""
+    receiver = int(whole.receiver_of[edge])
+    if receiver in whole.logits:
+        return ["logits"]
+    return [name for name, inputs in zip(whole.senders, whole.inputs, strict=True) if receiver in inputs]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 
-from glassformer.views.edges import PairAsk, head_of, sought
+from glassformer.views.edges import PairAsk, head_of, into, sought
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def graph(session: Session, ask: GraphAsk, check: Check) -> Json:
     rows = []
     for edge, value in zip(order, exact, strict=True):
         sender, receiver = whole.names(edge)
-        row = {"from": sender, "to": receiver, "into": _into(whole, edge), "estimate": float(found.value[edge])}
+        row = {"from": sender, "to": receiver, "into": into(whole, edge), "estimate": float(found.value[edge])}
         rows.append(row | {"exact": value, "reliable": bool(trusted[edge])})
     return head_of(session, ask) | {
         "metric": found.metric,
@@ -79,14 +79,6 @@ def _named(rows: list[Json]) -> set[str]:
     return {"logits"} | {row["from"] for row in rows}
 
 
-def _into(whole: Graph, edge: int) -> list[str]:
-    """The parts whose input an edge is: one, or all heads that share a key and value."""
-    receiver = int(whole.receiver_of[edge])
-    if receiver in whole.logits:
-        return ["logits"]
-    return [name for name, inputs in zip(whole.senders, whole.inputs, strict=True) if receiver in inputs]
-
-
 def _within(whole: Graph, order: list[int], nodes: int) -> list[int]:
     """The first edges, in their order of joining, among at most so many parts."""
     known, out = {"logits"}, list[int]()
@@ -94,7 +86,7 @@ def _within(whole: Graph, order: list[int], nodes: int) -> list[int]:
         sender = whole.names(edge)[0]
         if len(out) == EDGES:
             break
-        if not known & set(_into(whole, edge)):
+        if not known & set(into(whole, edge)):
             continue  # what it leads to was left out
         if sender not in known and len(known) == nodes:
             continue

@@ -5,7 +5,7 @@ import { withSign } from "./ui.js";
 import { say } from "./words.js";
 
 /**
- * @typedef {{id: string, column: number, lane: number, text: string, about: string, kind?: string}} Node
+ * @typedef {{id: string, column: number, lane: number, text: string, about: string, kind?: string, row?: number}} Node
  * @typedef {{from: string, to: string, measured: number|null, claimed: number, about: string, shaky?: boolean}} Edge
  * @typedef {{names: Record<string, string>, groups: string[][], pinned: string[]}} Marks what the reader did to the graph
  */
@@ -44,20 +44,33 @@ export function grouped(nodes, edges, groups) {
   return { nodes: [...nodes.filter((n) => home.get(n.id) === n.id), ...made], edges: [...sums.values()] };
 }
 
-/** Where nodes stand: a column for each depth, one under the other in it, in the order of their lanes. @param {Node[]} nodes @param {number} width @param {number} [row] */
+/** Where nodes stand: a column for each depth, one under the other in it, in the order of their lanes; those that name a row stand in its band. @param {Node[]} nodes @param {number} width @param {number} [row] */
 export function placed(nodes, width, row = 46) {
   const columns = [...new Set(nodes.map((n) => n.column))].sort((a, b) => a - b);
+  /** @type {Map<string, {x: number, y: number}>} */
+  const at = new Map();
+  /** @type {{row: number, y: number, height: number}[]} */
+  const bands = [];
+  if (nodes.some((n) => n.row !== undefined)) {
+    let y = 12;
+    for (const band of [...new Set(nodes.map((n) => n.row ?? 0))].sort((a, b) => a - b)) {
+      const here = columns.map((column) => nodes.filter((n) => (n.row ?? 0) === band && n.column === column).sort((a, b) => a.lane - b.lane));
+      const height = 32 * Math.max(...here.map((list) => list.length)) + 16;
+      here.forEach((list, i) => list.forEach((n, k) => at.set(n.id, { x: 150 + (i * (width - 200)) / Math.max(1, columns.length - 1), y: y + (height * (k + 0.5)) / list.length })));
+      bands.push({ row: band, y, height });
+      y += height;
+    }
+    return { at, height: y + 12, columns, bands };
+  }
   const tallest = Math.max(1, ...columns.map((c) => nodes.filter((n) => n.column === c).length));
   const height = Math.max(230, tallest * row + 70);
   const step = (width - 96) / Math.max(1, columns.length - 1);
-  /** @type {Map<string, {x: number, y: number}>} */
-  const at = new Map();
   columns.forEach((column, i) => {
     const here = nodes.filter((n) => n.column === column).sort((a, b) => a.lane - b.lane);
     // One alone stands on its lane, so that lines pass by and not through their neighbours.
     here.forEach((n, k) => at.set(n.id, { x: 48 + i * step, y: here.length === 1 ? 44 + (height - 88) * n.lane : 44 + ((height - 88) * (k + 0.5)) / here.length }));
   });
-  return { at, height, columns };
+  return { at, height, columns, bands };
 }
 
 /**
@@ -89,23 +102,31 @@ export function graph(element, { label, marks, marked, open, exact = false }) {
   let nodes = [];
   /** @type {Edge[]} */
   let edges = [];
+  /** What its bands are called, and nodes that are one part at two places. @type {{names: Record<number, string>, ties: [string, string][]}} */
+  let bands = { names: {}, ties: [] };
 
   function draw() {
     const shown = grouped(nodes, edges, marks.groups);
     const columns = new Set(shown.nodes.map((n) => n.column)).size;
-    const wide = Math.max(300, 44 * columns, Math.min(1500, element.clientWidth || 900));
-    const { at, height } = placed(shown.nodes, wide, columns < 4 ? 36 : 46);
+    const byRow = shown.nodes.some((n) => n.row !== undefined);
+    const wide = Math.max(300, (byRow ? 62 : 44) * columns + (byRow ? 200 : 0), Math.min(1500, element.clientWidth || 900));
+    const { at, height, bands: stripes } = placed(shown.nodes, wide, columns < 4 ? 36 : 46);
     const largest = Math.max(1e-9, ...shown.edges.map((e) => Math.max(Math.abs(worth(e)), Math.abs(e.claimed))));
     const thick = (/** @type {number} */ v) => (exact ? 0.8 + 9 * (Math.abs(v) / largest) : 0.8 + 13 * Math.sqrt(Math.abs(v) / largest));
     const pinned = new Set(marks.pinned.filter((id) => at.has(id)));
     const nameOf = (/** @type {Node} */ n) => marks.names[n.id] || n.text;
     const focus = (document.activeElement instanceof SVGElement && picture.contains(document.activeElement)) ? document.activeElement.dataset.node : null;
     const svg = s("svg", { viewBox: `0 0 ${wide} ${height}`, width: wide, height, class: "graph", role: "group", "aria-label": label });
+    for (const [i, { row, y, height: tall }] of stripes.entries()) svg.append(s("rect", { class: i % 2 ? "band odd" : "band", x: 0, y, width: wide, height: tall }), s("text", { class: "band-name", x: 8, y: y + tall / 2 + 4 }, bands.names[row] ?? ""));
+    for (const [from, to] of bands.ties) {
+      const [a, b] = [at.get(from), at.get(to)];
+      if (a && b) svg.append(s("path", { class: "tie", d: `M ${a.x} ${a.y} Q ${(a.x + b.x) / 2 - 44} ${(a.y + b.y) / 2} ${b.x} ${b.y}`, "data-from": from, "data-to": to }));
+    }
     const touches = (/** @type {Edge} */ e, /** @type {string} */ id) => e.from === id || e.to === id;
     for (const edge of [...shown.edges].sort((a, b) => Math.abs(worth(b)) - Math.abs(worth(a)))) {
       const [a, b] = [at.get(edge.from), at.get(edge.to)];
       if (!a || !b) continue;
-      const bow = columns < 4 ? 0 : Math.min(70, Math.abs(b.x - a.x) * 0.28) * (a.y + b.y > height ? 1 : -1);
+      const bow = byRow && Math.abs(a.y - b.y) < 1 ? -Math.min(26, Math.abs(b.x - a.x) * 0.12) : columns < 4 || byRow ? 0 : Math.min(70, Math.abs(b.x - a.x) * 0.28) * (a.y + b.y > height ? 1 : -1);
       const path = `M ${a.x} ${a.y} C ${a.x + (b.x - a.x) * 0.35} ${a.y + bow} ${a.x + (b.x - a.x) * 0.65} ${b.y + bow} ${b.x} ${b.y}`;
       const v = worth(edge);
       const dim = pinned.size > 0 && ![...pinned].some((id) => touches(edge, id));
@@ -138,9 +159,9 @@ export function graph(element, { label, marks, marked, open, exact = false }) {
   }
   new ResizeObserver(() => { if (nodes.length) draw(); }).observe(element);
   return {
-    /** @param {Node[]} someNodes @param {Edge[]} someEdges */
-    show(someNodes, someEdges) {
-      [nodes, edges] = [someNodes, someEdges];
+    /** @param {Node[]} someNodes @param {Edge[]} someEdges @param {{names: Record<number, string>, ties: [string, string][]}} [rows] */
+    show(someNodes, someEdges, rows = { names: {}, ties: [] }) {
+      [nodes, edges, bands] = [someNodes, someEdges, rows];
       draw();
     },
   };

@@ -64,10 +64,10 @@ export async function speak(language) {
   for (const call of listeners) call();
 }
 
-/** A sentence, its {fields} filled in. @param {string} key @param {Record<string, any>} [fields] @returns {string} */
+/** A sentence, its {fields} filled in; {n|one|many} is the former where the field is 1. @param {string} key @param {Record<string, any>} [fields] @returns {string} */
 export function say(key, fields = {}) {
   const text = here[now][key] ?? here.en[key] ?? key;
-  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in fields ? String(fields[name]) : whole));
+  return text.replace(/\{(\w+)(?:\|([^|}]*)\|([^}]*))?\}/g, (whole, name, one, many) => (!(name in fields) ? whole : many === undefined ? String(fields[name]) : String(fields[name]) === "1" ? one : many));
 }
 
 /** A sentence that is said again in another language: what `h` takes for a text or an attribute. @param {string} key @param {Record<string, any>} [fields] */

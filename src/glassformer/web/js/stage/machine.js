@@ -385,7 +385,7 @@ export class Machine {
     const each = Math.min(52, (answer.h - 44) / (rows + 0.4));
     const top = this.tall ? answer.y + 26 : answer.y + Math.max(26, (answer.h - each * (rows + 0.6)) / 2);
     const open = phase(t, WHEN.bars - 0.04, WHEN.bars);
-    pen.text(say("stage.softmax", { n: d.vocab.toLocaleString("en") }), answer.x, top - 13, { size: 0.76, colour: pen.t.soft, alpha: open, most: answer.w });
+    pen.text(say("stage.softmax", { n: d.vocab.toLocaleString("en") }).replace(/^· /, this.tall ? "" : "· "), answer.x, top - 13, { size: 0.76, colour: pen.t.soft, alpha: open, most: answer.w });
     const right = pen.wide("77.3 %", 0.95);
     for (let i = 0; i < rows; i++) {
       const one = d.next[i];

@@ -67,6 +67,8 @@ export class Pen {
     this.size = size;
     this.t = theme();
     this.drawn = 0;
+    /** Texts that did not fit whole. @type {string[]} */
+    this.cut = [];
     /** @type {Part[]} */
     this.parts = [];
   }
@@ -75,7 +77,8 @@ export class Pen {
   text(text, x, y, { size = 1, align = "left", colour = this.t.ink, weight = 450, most = 0, mono = false, alpha = 1, base = "middle" } = {}) {
     if (alpha <= 0.01) return 0;
     const c = this.ctx;
-    c.font = `${weight} ${(this.size * size).toFixed(1)}px ${mono ? '"DejaVu Sans Mono", ui-monospace, monospace' : '"Inter", "Segoe UI", system-ui, sans-serif'}`;
+    const font = (/** @type {number} */ by) => `${weight} ${(this.size * size * by).toFixed(1)}px ${mono ? '"DejaVu Sans Mono", ui-monospace, monospace' : '"Inter", "Segoe UI", system-ui, sans-serif'}`;
+    c.font = font(1);
     c.textAlign = align;
     c.textBaseline = base;
     c.fillStyle = colour;
@@ -83,6 +86,12 @@ export class Pen {
     let shown = text;
     let wide = c.measureText(shown).width;
     if (most && wide > most) {
+      // A little smaller rather than cut.
+      c.font = font(Math.max(0.78, most / wide));
+      wide = c.measureText(shown).width;
+    }
+    if (most && wide > most + 0.5) {
+      this.cut.push(text);
       let [low, high] = [0, text.length];
       while (low < high) {
         const mid = (low + high + 1) >> 1;
@@ -102,6 +111,14 @@ export class Pen {
   wide(text, size = 1, weight = 450) {
     this.ctx.font = `${weight} ${(this.size * size).toFixed(1)}px "Inter", "Segoe UI", system-ui, sans-serif`;
     return this.ctx.measureText(text).width;
+  }
+
+  /** As many of some words as fit a width. @param {string[]} words @param {number} most @param {number} [size] @param {number} [weight] @param {string} [before] */
+  few(words, most, size = 1, weight = 450, before = "") {
+    const said = (/** @type {number} */ n) => before + words.slice(0, n).join("  ·  ");
+    let n = words.length;
+    while (n > 1 && this.wide(said(n), size, weight) > most) n--;
+    return said(n);
   }
 
   /** Lines of a text that fit a width. @param {string} text @param {number} x @param {number} y @param {number} most @param {any} [o] @returns {number} the y below */

@@ -18,7 +18,7 @@ export const facts = {
   hold: 0.55,
   fields: (stage) => ({ word: best(stage), last: stage.data ? word(stage, stage.data.position) : "" }),
   need: (stage) => ask(stage, "neurons", { position: stage.state.get("position") ?? -1, top: 8 }),
-  room: () => ({ room: "why", set: {} }),
+  room: () => ({ room: "facts", set: {} }),
   paint(pen, t, stage) {
     const { neurons } = stage.found;
     const { w, h, tall } = stage.frame;
@@ -32,8 +32,8 @@ export const facts = {
       pen.text(say("facts.writes"), mid + 60, 24, { size: 0.85, colour: pen.t.soft });
       pen.text(say("facts.gives", { word: best(stage) }), w - 24, 24, { align: "right", size: 0.85, colour: pen.t.soft });
     }
-    const list = (/** @type {string[]} */ words, /** @type {number} */ n) => [...new Set(words.map((x) => plain(x)))].slice(0, n).join("  ·  ");
-    const moved = (/** @type {any} */ n, /** @type {number} */ k) => (n.contribution >= 0 ? `↑ ${list(n.raises, k)}` : `↓ ${list(n.lowers, k)}`);
+    const list = (/** @type {string[]} */ words, /** @type {number} */ n) => [...new Set(words.map((x) => plain(x)))].slice(0, n);
+    const moved = (/** @type {any} */ n, /** @type {number} */ k, /** @type {number} */ most, /** @type {number} */ size) => (n.contribution >= 0 ? pen.few(list(n.raises, k), most, size, 650, "↑ ") : pen.few(list(n.lowers, k), most, size, 650, "↓ "));
     rows.forEach((/** @type {any} */ n, /** @type {number} */ i) => {
       const from = 0.04 + i * 0.07;
       const y = top + (i + 0.5) * step;
@@ -41,15 +41,15 @@ export const facts = {
       const ink = rgba(n.contribution >= 0 ? pen.t.plus : pen.t.minus, 1);
       const name = say("facts.neuron", { layer: n.layer, index: n.index });
       if (tall) {
-        pen.text(list(n.excited_by, 4), 10, y - step * 0.28, { most: w - 20, alpha: a, size: 0.9 });
-        pen.text(moved(n, 4), 10, y + step * 0.22, { most: w - 90, weight: 650, alpha: c, size: 0.95 });
+        pen.text(pen.few(list(n.excited_by, 4), w - 20, 0.9), 10, y - step * 0.28, { most: w - 20, alpha: a, size: 0.9 });
+        pen.text(moved(n, 4, w - 90, 0.95), 10, y + step * 0.22, { most: w - 90, weight: 650, alpha: c, size: 0.95 });
         pen.text(`${n.contribution >= 0 ? "+" : "−"}${num(Math.abs(n.contribution))}`, w - 10, y + step * 0.22, { align: "right", colour: ink, weight: 650, alpha: c });
       } else {
-        pen.text(list(n.excited_by, 5), mid - 60, y, { align: "right", most: mid - 90, alpha: a });
+        pen.text(pen.few(list(n.excited_by, 5), mid - 90), mid - 60, y, { align: "right", most: mid - 90, alpha: a });
         pen.line([[mid - 52, y], [mix(mid - 52, mid - 22, a), y]], pen.t.soft, 1.5, a);
         pen.line([[mid + 22, y], [mix(mid + 22, mid + 52, c), y]], ink, 2, c);
         const zero = w * 0.92 - 84; // bars to both sides of it, the number beside them
-        pen.text(moved(n, 5), mid + 60, y, { most: w * 0.39 - 160, weight: 600, alpha: c });
+        pen.text(moved(n, 5, w * 0.39 - 160, 1), mid + 60, y, { most: w * 0.39 - 160, weight: 600, alpha: c });
         const long = (Math.abs(n.contribution) / most) * w * 0.08;
         pen.rect(zero - (n.contribution >= 0 ? 0 : long), y - 6, long * c, 12, ink, 3, 0.8);
         pen.text(`${n.contribution >= 0 ? "+" : "−"}${num(Math.abs(n.contribution))}`, w - 24, y, { align: "right", size: 0.85, alpha: c });
@@ -93,7 +93,8 @@ export const layers = {
     const answer = stage.found.followed?.[0];
     const x = { layer: tall ? 44 : w * 0.1, word: tall ? 56 : w * 0.1 + 18, bar: tall ? w * 0.46 : w * 0.3 };
     const right = tall ? 54 : 90;
-    pen.text(say("layers.head"), tall ? w - 8 : x.bar, 18, { align: tall ? "right" : "left", size: tall ? 0.66 : 0.82, colour: pen.t.soft, most: tall ? w - 16 : w - x.bar - 8 });
+    if (tall) pen.lines(say("layers.head"), 8, 10, w - 16, { size: 0.75, colour: pen.t.soft });
+    else pen.text(say("layers.head"), x.bar, 18, { size: 0.82, colour: pen.t.soft, most: w - x.bar - 8 });
     rows.forEach((/** @type {any} */ row, /** @type {number} */ i) => {
       const k = rows.length - 1 - i; // the first layer at the bottom: upon it the others
       const y = 36 + (k + 0.5) * step;
@@ -242,7 +243,7 @@ export const why = {
     const chip = tall ? 84 : Math.min(170, w * 0.16);
     const x = tall ? 8 : w * 0.06;
     const bar = x + chip + (tall ? 10 : 30);
-    const full = tall ? w - bar - 62 : w * 0.42;
+    const full = tall ? w - bar - 16 - pen.wide("<0.1 %", 1, 600) : w * 0.42;
     pen.text(say("why.head", { word: best(stage), p: pct(p) }), tall ? x : bar, y0 - 24, { size: tall ? 0.8 : 0.9, colour: pen.t.soft, most: w - (tall ? x : bar) - 8 });
     rows.forEach((/** @type {any} */ row, /** @type {number} */ k) => {
       const y = y0 + (k + 0.5) * step;

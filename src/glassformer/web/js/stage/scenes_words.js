@@ -52,7 +52,7 @@ export const numbers = {
     const [chip, id] = tall ? [84, 50] : [Math.min(150, w * 0.13), 74];
     const x1 = 14 + chip + id + 14;
     const x2 = tall ? w - 12 : w * 0.62;
-    pen.text(say("numbers.row", { vocab: d.vocab.toLocaleString("en") }), x1, y0 - 16, { size: 0.8, colour: pen.t.soft, alpha: phase(t, 0.15, 0.25), most: x2 - x1 });
+    pen.text(say("numbers.row", { vocab: d.vocab.toLocaleString("en") }), tall ? x2 : x1, y0 - 16, { size: 0.8, align: tall ? "right" : "left", colour: pen.t.soft, alpha: phase(t, 0.15, 0.25), most: tall ? w - 26 : x2 - x1 });
     rows.forEach((i, k) => {
       const y = y0 + (k + 0.5) * step;
       const inn = phase(t, 0.01 + k * 0.012, 0.05 + k * 0.012);
@@ -440,7 +440,8 @@ export const heads = {
       }
     }
     if (!tall) for (let head_ = 0; head_ < f.heads && step > 12; head_++) pen.text(String(head_), x0 - 8, y0 + (head_ + 0.5) * step, { align: "right", size: 0.75, colour: pen.t.soft });
-    pen.text(say(tall ? "heads.legend.tall" : "heads.legend"), w / 2, h - 16, { align: "center", size: tall ? 0.68 : 0.8, colour: pen.t.soft, most: w - 12 });
+    if (tall) pen.lines(say("heads.legend.tall"), w / 2, h - 22, w - 12, { align: "center", size: 0.75, colour: pen.t.soft });
+    else pen.text(say("heads.legend"), w / 2, h - 16, { align: "center", size: 0.8, colour: pen.t.soft, most: w - 12 });
   },
   ask(stage) {
     const d = stage.data;

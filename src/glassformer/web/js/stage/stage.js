@@ -39,8 +39,8 @@ export class Stage {
     this.last = 0;
     this.queued = false;
     this.held = false;
-    /** Milliseconds between frames, and what each drew: read by the benchmark. @type {{gaps: number[], drawn: number[]}} */
-    this.stats = { gaps: [], drawn: [] };
+    /** Milliseconds between frames, and what each drew: read by the benchmark. @type {{gaps: number[], drawn: number[], cut: string[]}} */
+    this.stats = { gaps: [], drawn: [], cut: [] };
     /** @type {Fade|null} */
     this.fade = null;
     /** @type {import("./machine.js").Machine|null} */
@@ -259,7 +259,7 @@ export class Stage {
   start() {
     this.playing = true;
     this.last = performance.now();
-    this.stats = { gaps: [], drawn: [] };
+    this.stats = { gaps: [], drawn: [], cut: [] };
     this.reflect();
     this.draw();
   }
@@ -378,6 +378,7 @@ export class Stage {
     if (this.camera.near && this.machine && this.scene.covers && !this.zoom.path.length) this.machine.rulers(pen, this.camera);
     if (!this.fade?.paint(ctx, now, this.w, this.h)) this.fade = null;
     this.stats.drawn.push(pen.drawn);
+    this.stats.cut = pen.cut;
     this.around.bar.value = String(Math.round(1000 * this.t));
     this.overlay.place(this.camera.seen(pen.parts), this.playing);
     if (!this.playing) this.around.said.textContent = this.zoom.path.length ? this.zoom.told() : this.scene.told?.(this) ?? this.around.about.textContent ?? "";

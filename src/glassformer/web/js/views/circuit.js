@@ -8,6 +8,12 @@ import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
+/** Edges that are drawn by position. */
+const EDGES = 40;
+
+/** What the view `edges` says by position, as a drawing takes it: there is no circuit, so none of its edges were run alone. @param {any} d */
+const byPosition = (d) => ({ ...d, ...d.pairs[0], kept: [], apart: drawingByPosition(d) });
+
 /** Parts as short as they fit in a picture. @param {string} id */
 export function short(id) {
   if (id === "embed") return say("circuit.words");
@@ -28,14 +34,17 @@ function side(to) {
   return found ? ` (${{ q: "query", k: "key", v: "value", router: "router" }[/** @type {"q"} */ (found[1])]})` : "";
 }
 
+/** A part as a node. @param {string} id */
+function nodeOf(id) {
+  const [, kind, layer, head] = /^([a-z]+)(\d+)(?:\.h(\d+))?/.exec(id) ?? [];
+  const column = id === "embed" ? -1 : id === "logits" ? 1e6 : 2 * Number(layer) + (kind === "m" ? 1 : 0);
+  return { id, column, lane: id === "embed" || id === "logits" ? 0.5 : kind === "m" ? (Number(layer) % 2 ? 0.97 : 0.8) : head === undefined ? 0.3 : 0.08 + (Number(head) % 7) * 0.1, text: short(id), about: long(id), kind: kind === "m" ? "feed" : kind === "a" ? "head" : "end" };
+}
+
 /** Nodes and edges as the kit draws them. @param {any} d */
 export function drawing(d) {
   const known = new Set(d.nodes);
-  const nodes = d.nodes.map((/** @type {string} */ id) => {
-    const [, kind, layer, head] = /^([a-z]+)(\d+)(?:\.h(\d+))?/.exec(id) ?? [];
-    const column = id === "embed" ? -1 : id === "logits" ? 1e6 : 2 * Number(layer) + (kind === "m" ? 1 : 0);
-    return { id, column, lane: id === "embed" || id === "logits" ? 0.5 : kind === "m" ? (Number(layer) % 2 ? 0.97 : 0.8) : head === undefined ? 0.3 : 0.08 + (Number(head) % 7) * 0.1, text: short(id), about: long(id), kind: kind === "m" ? "feed" : kind === "a" ? "head" : "end" };
-  });
+  const nodes = d.nodes.map(nodeOf);
   const edges = d.edges.flatMap((/** @type {any} */ e) => {
     const into = e.into.filter((/** @type {string} */ id) => known.has(id));
     // Heads that share a key or value have it from one edge: it is drawn to each, with its share of the width.
@@ -47,10 +56,38 @@ export function drawing(d) {
   return { nodes, edges };
 }
 
+/** Edges that are each at one position: a part is a node in the row of each word where something goes in or out of it, and a head's are tied, from the words that it reads to the one that it writes to. @param {any} d what the view `edges` says by position */
+export function drawingByPosition(d) {
+  const senders = new Set(d.edges.map((/** @type {any} */ e) => e.from));
+  /** @type {Map<string, any>} */
+  const nodes = new Map();
+  /** @type {Map<number, string>} */
+  const words = new Map();
+  const node = (/** @type {string} */ part, /** @type {any} */ e) => {
+    const id = `${part}@${e.position}`;
+    words.set(e.position, `${e.position} ${shown(e.token)}`);
+    if (!nodes.has(id)) nodes.set(id, { ...nodeOf(part), id, row: e.position, about: say("circuit.atword", { part: long(part), word: `“${shown(e.token)}”` }) });
+    return id;
+  };
+  const edges = d.edges.flatMap((/** @type {any} */ e) => {
+    const from = node(e.from, e);
+    const all = d.into[e.to], writing = all.filter((/** @type {string} */ id) => senders.has(id));
+    const into = writing.length ? writing : all;
+    return into.map((/** @type {string} */ to) => ({
+      from, to: node(to, e), measured: e.exact === null ? null : e.exact / into.length, claimed: e.estimate / into.length, shaky: !e.reliable,
+      about: say("circuit.atword", { part: `${long(e.from)} → ${into.map(long).join(", ")}${side(e.to)}`, word: `“${shown(e.token)}”` }) + (into.length > 1 ? say("circuit.shared", { x: withSign(e.exact ?? e.estimate), n: into.length }) : ""),
+    }));
+  });
+  const written = new Set(edges.map((/** @type {any} */ e) => e.from));
+  const ties = [...nodes.keys()].flatMap((id) => [...nodes.keys()].filter((other) => other !== id && other.split("@")[0] === id.split("@")[0] && !written.has(id) && written.has(other)).map((other) => /** @type {[string, string]} */ ([id, other])));
+  return { nodes: [...nodes.values()], edges, rows: { names: Object.fromEntries(words), ties } };
+}
+
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
   const other = h("input", { type: "text", "aria-label": say("circuit.other"), value: state.get("other")?.text ?? "", class: "boxed" });
-  const form = h("form", { class: "row circuit-form" }, h("label", { class: "small grow" }, say("circuit.beside"), other), h("button", { type: "submit" }, say("circuit.draw")));
+  const apart = h("input", { type: "checkbox", id: "circuit-apart" });
+  const form = h("form", { class: "row circuit-form" }, h("label", { class: "small grow" }, say("circuit.beside"), other), h("label", { class: "small" }, apart, say("circuit.apart")), h("button", { type: "submit" }, say("circuit.draw")));
   const body = h("div", { class: "circuit" });
   element.append(h("h3", {}, say("circuit.title")),
     h("p", { class: "soft small" }, say("circuit.say")), source.live ? form : h("p", { class: "mono small" }, state.get("other").text), body);
@@ -58,11 +95,16 @@ export function mount(element, source, state) {
     event.preventDefault();
     state.set({ other: { ...state.get("other"), text: other.value }, circuitAsked: true });
   });
+  apart.addEventListener("change", () => { if (state.get("circuitAsked")) view.refresh(); });
   state.on(["other"], () => { other.value = state.get("other")?.text ?? ""; });
-  live(body, state, ["text", "model", "other", "circuitAsked"], async (signal) => {
+  const view = live(body, state, ["text", "model", "other", "circuitAsked"], async (signal) => {
     const ask = { model: state.get("model"), clean: state.get("text"), corrupted: state.get("other").text };
     if (!source.live) return source.get("graph", ask);
     if (!state.get("circuitAsked")) return null;
+    if (apart.checked) {
+      draw(byPosition(await source.get("edges", { ...ask, by_position: true, exact: "none", top: EDGES }, { signal })), true);
+      return signal.aborted ? null : byPosition(await source.get("edges", { ...ask, by_position: true, exact: "strongest", strongest: 2 * EDGES, top: EDGES }, { signal }));
+    }
     draw(await source.get("graph", { ...ask, measure: false }, { signal }), true);
     return signal.aborted ? null : source.get("graph", ask, { signal });
   }, (d) => draw(d), { clear: () => put(body) });
@@ -71,27 +113,32 @@ export function mount(element, source, state) {
   function draw(d, pending = false) {
     const frame = h("div", {});
     const said = h("output", { class: "small" });
-    const steps = d.kept.map((/** @type {any} */ k) => k.edges);
+    const steps = d.apart ? [...Array(Math.ceil(d.edges.length / 4)).keys()].map((i) => Math.min(d.edges.length, 4 * i + 4)) : d.kept.map((/** @type {any} */ k) => k.edges);
     const slider = h("input", { type: "range", min: 0, max: Math.max(0, steps.length - 1), value: Math.max(0, steps.length - 1), step: 1, "aria-label": say("circuit.kept"), disabled: !steps.length, oninput: () => paint() });
     const table = h("div", {});
     put(body, h("p", { class: "sentence" }, say("circuit.said", { answer: shown(d.answer ?? ""), clean: withSign(d.clean), wrong: shown(d.wrong ?? ""), corrupted: withSign(d.corrupted) }), pending ? h("span", { class: "soft small", role: "status" }, say("circuit.measuring")) : null),
       frame, h("div", { class: "row" }, h("label", { class: "small" }, say("circuit.keep"), slider), said), h("details", {}, h("summary", {}, say("circuit.table")), table));
     const kit = graph(frame, {
-      label: say("circuit.graph", { n: d.nodes.length, edges: d.edges.length }), marks: { ...noMarks(), ...state.get("marks") }, marked: (marks) => state.set({ marks }),
+      label: say("circuit.graph", { n: (d.apart ?? d).nodes.length, edges: d.edges.length }), marks: { ...noMarks(), ...state.get("marks") }, marked: (marks) => state.set({ marks }),
       open: (id) => {
-        const [, layer, head] = /^a(\d+)\.h(\d+)$/.exec(id) ?? [];
-        if (layer) state.set({ tab: "attention", layer: Number(layer), head: Number(head), query: null, key: null });
+        const [, layer, head, at] = /^a(\d+)\.h(\d+)(?:@(\d+))?$/.exec(id) ?? [];
+        if (layer) state.set({ tab: "attention", layer: Number(layer), head: Number(head), query: null, key: null, ...(at ? { position: Number(at) } : {}) });
         else if (id.startsWith("m")) state.set({ tab: "depth" });
       },
     });
     function paint() {
       const held = d.kept[Number(slider.value)];
-      const kept = d.edges.slice(0, held?.edges ?? d.edges.length);
-      const named = new Set(kept.flatMap((/** @type {any} */ e) => [e.from, ...e.into]));
-      const { nodes, edges } = drawing({ ...d, edges: kept, nodes: d.nodes.filter((/** @type {string} */ id) => named.has(id)) });
-      kit.show(nodes, edges);
+      const kept = d.edges.slice(0, (d.apart ? steps[Number(slider.value)] : held?.edges) ?? d.edges.length);
+      if (d.apart) {
+        const { nodes, edges, rows } = drawingByPosition({ ...d, edges: kept });
+        kit.show(nodes, edges, rows);
+      } else {
+        const named = new Set(kept.flatMap((/** @type {any} */ e) => [e.from, ...e.into]));
+        const { nodes, edges } = drawing({ ...d, edges: kept, nodes: d.nodes.filter((/** @type {string} */ id) => named.has(id)) });
+        kit.show(nodes, edges);
+      }
       slider.setAttribute("aria-valuetext", say("circuit.edges", { n: kept.length }));
-      said.textContent = held ? say("circuit.explain", { n: kept.length, all: d.total_edges.toLocaleString(), p: percent(held.f, 0) }) : say("circuit.strongest", { n: kept.length, all: d.total_edges.toLocaleString() });
+      said.textContent = held ? say("circuit.explain", { n: kept.length, all: d.total_edges.toLocaleString(), p: percent(held.f, 0) }) : say(d.apart ? "circuit.strongestat" : "circuit.strongest", { n: kept.length, all: d.total_edges.toLocaleString() });
       said.dataset.f = held ? String(held.f) : "";
       put(table, edgeTable(kept.map((/** @type {any} */ e) => ({ from: e.from, to: e.to, measured: e.exact, claimed: e.estimate, about: "", shaky: !e.reliable })), (id) => id));
     }
