@@ -228,7 +228,7 @@ class RemoteModel:
         try:
             answer = httpx2.request(method, self.url + path, json=body, headers=self._headers(), timeout=self._timeout)
         except httpx2.HTTPError as error:
-            raise ServerError(f"{self.url} does not answer ({error}).") from None
+            raise ServerError(_unanswered(self.url, error)) from None
         if answer.status_code >= 400:
             raise _error(answer.status_code, answer.text)
         return answer.json()
@@ -254,7 +254,12 @@ class RemoteModel:
                         raise ServerError(told["error"]["message"])
                     yield told
         except httpx2.HTTPError as error:
-            raise ServerError(f"{self.url} does not answer ({error}).") from None
+            raise ServerError(_unanswered(self.url, error)) from None
+
+
+def _unanswered(url: str, error: Exception) -> str:
+    told = f"{url} does not answer ({error})."
+    return f"{told} Name its certificate in SSL_CERT_FILE." if "CERTIFICATE_VERIFY_FAILED" in str(error) else told
 
 
 def _tokens(text: str, rows: Sequence[tuple[Any, ...]], finish: str | None) -> Generator[RemoteToken]:

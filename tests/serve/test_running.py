@@ -19,7 +19,7 @@ import torch
 
 import glassformer
 from glassformer.cli.serve import listed, named_adapters
-from glassformer.errors import CheckpointError, UsageError
+from glassformer.errors import CheckpointError, ServerError, UsageError
 from glassformer.generate.drafting import DraftModels
 from glassformer.generate.runners import EagerRunner
 from glassformer.lm import Model
@@ -280,7 +280,9 @@ def test_what_stands_on_the_first_model_opens_it_when_it_was_let_go(model):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP is of POSIX")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_the_program_serves_models_and_an_adapter_by_https_within_memory_and_reads_all_again(tmp_path: Path):
+def test_the_program_serves_models_and_an_adapter_by_https_within_memory_and_reads_all_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     tiny_model(tmp_path / "shelf")
     adapter(tmp_path / "shelf" / "tiny", tmp_path / "polite", r=4, target_modules=["q_proj", "v_proj"])
     certificate(tmp_path)
@@ -314,6 +316,13 @@ def test_the_program_serves_models_and_an_adapter_by_https_within_memory_and_rea
         assert names("first-key-of-all") == ["tiny", "polite"]
         said = {name: text(name, "first-key-of-all") for name in ("tiny", "polite")}
         assert said["tiny"] != said["polite"]
+        with pytest.raises(ServerError, match="Name its certificate in SSL_CERT_FILE"):
+            glassformer.connect(url, key="first-key-of-all")
+        with monkeypatch.context() as trusting:
+            trusting.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+            remote = glassformer.connect(url, key="first-key-of-all", model="polite")
+            given = {"max_tokens": 6, "temperature": 0}
+            assert "".join(remote.generate(TEXT, **given)) == said["polite"]
         with pytest.raises(httpx.ConnectError, match="(?i)certificate"):
             httpx.get(f"{url}/models")  # nobody who does not know this certificate
         shutil.copytree(tmp_path / "shelf" / "tiny", tmp_path / "shelf" / "tiny2")
