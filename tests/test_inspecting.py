@@ -74,6 +74,7 @@ def test_edges(smollm2):
     assert quoted("glassformer circuit") == [CLEAN, CORRUPTED]
     found = smollm2.trace(CLEAN).edges(corrupted=smollm2.trace(CORRUPTED), exact="none")
     assert found.graph.total == 70_651
+    assert found.adds_up == pytest.approx(0.94, abs=0.01)
     assert float((~found.reliable).double().mean()) == pytest.approx(0.042, abs=0.003)
     table = rows("edges")
     numbers = [found.graph.edge(sender, receiver) for sender, receiver, _ in table]

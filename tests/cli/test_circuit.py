@@ -71,6 +71,19 @@ def test_edges_by_position(capsys, model):
     assert "cannot be run on others; leave out --task and --out" in err
 
 
+def test_estimates_that_do_not_add_up_are_told(capsys, model):
+    found = answer(capsys, *ASKED, "-m", model, "--exact", "none", "--steps", 3)
+    mine = glassformer.load(model)
+    own = mine.trace("a mole of").edges(
+        corrupted=mine.trace("A mole of"), answer=" mole", wrong=" of", exact="none", steps=3
+    )
+    assert found["adds_up"] == pytest.approx(own.adds_up)
+    for whole, told in ((1.2, False), (0.3, True), (None, False)):
+        verb._measured({**found, "adds_up": whole})
+        said = capsys.readouterr().out
+        assert ("leave the embedding add up to 30% of the difference: take more --steps" in said) is told
+
+
 def test_pairs_and_other_metrics(capsys, model, tmp_path):
     file = tmp_path / "pairs.jsonl"
     rows = [{"clean": f"{a} mole of", "corrupted": f"{b} mole of"} for a, b in (("a", "A"), ("1", "2"), ("b", "c"))]
@@ -118,6 +131,7 @@ def test_a_task_is_tried_before_its_circuit_is_sought(capsys, model, monkeypatch
         (("a mole", "A mole", "--metric", "loss"), 2, "There is no metric 'loss'; choose logit_difference"),
         (("a mole", "A mole", "--method", "ig"), 2, "There is no method 'ig'; choose eap"),
         (("a mole", "A mole", "--exact", "some"), 2, "--exact is unreliable, strongest, all or none"),
+        (("a mole", "A mole", "--steps", 0), 2, "averaged over 1 step or more; 0 is not"),
         (("a mole", "A mole", "--strongest", -1), 2, "--strongest is 0 or more; -1 is not."),
         (("a mole", "A mole", "-f", 2, "--answer", " mole", "--wrong", " of"), 2, "above 0 and at most 1; 2.0 is not"),
         (("a mole", "A mole", "-k", 0), 2, "--top is 1 or more; 0 is not."),

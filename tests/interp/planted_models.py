@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from glassformer.interp.trace import trace
 from glassformer.model import Config, Transformer, uniform
 from glassformer.model.config import Attention, FeedForward
 
@@ -131,6 +132,22 @@ class Builder:
     def done(self, clean: list[int], corrupted: list[int], answer: int, wrong: int) -> Planted:
         return Planted(self.t, clean, corrupted, answer, wrong, self.true)
 
+    def steps(self, layer: int, read: int, write: int, ids: list[int], of: int) -> list[int]:
+        """The same, each entry a step: nothing below nine tenths of what the slot holds of token `of` after this text,
+        and no more above."""
+        name = f"blocks.{layer}.ln2.normed"
+        high = float(trace(self.t, ids)[name][-1, read + of])
+        turned = self.draw.sample(range(VOCAB), VOCAB)
+        part = self.t.blocks[layer].mlp
+        for weight in (part.up.weight, part.up.bias, part.down.weight, part.down.bias):
+            weight.zero_()
+        for i, to in enumerate(turned):
+            for neuron, (begin, sign) in enumerate(((0.88, 1.0), (0.92, -1.0))):
+                part.up.weight[2 * i + neuron, read + i] = 25 / high
+                part.up.bias[2 * i + neuron] = -25 * begin
+                part.down.weight[write + to, 2 * i + neuron] = sign
+        return turned
+
 
 def text(b: Builder, length: int = 8) -> list[int]:
     """Different tokens."""
@@ -174,12 +191,12 @@ def two_hops(b: Builder) -> Planted:
     return b.done(ids, other, ids[at], other[at])
 
 
-def _induction(b: Builder) -> tuple[list[int], int, tuple[str, str], tuple[str, str]]:
+def _induction(b: Builder, by: float = 1.6) -> tuple[list[int], int, tuple[str, str], tuple[str, str]]:
     ids, at = text(b, 7), b.draw.randrange(1, 4)
     ids.append(ids[at])
     first, second = sorted(b.draw.sample(range(3), 2))
     before = b.previous(first, slot(0))
-    mine = b.copies(second, b.reads(TOKEN), b.reads(slot(0)), TOKEN, slot(OUT))
+    mine = b.copies(second, b.reads(TOKEN, by=by), b.reads(slot(0), by=by), TOKEN, slot(OUT))
     return ids, at, before, mine
 
 
@@ -229,6 +246,31 @@ def held_back(b: Builder) -> Planted:
     return b.done(ids, other, ids[at], other[at])
 
 
+def stepped(b: Builder) -> Planted:
+    """A head copies a token, a feed-forward part looks it up, and answers by a step: flat where the clean run stands,
+    flat where the corrupted one does."""
+    ids, at = text(b), b.draw.randrange(7)
+    layer = b.draw.randrange(2)
+    head, group = b.fetch(layer, at, TOKEN, slot(0))
+    later = b.draw.randrange(layer, 3)
+    to = b.steps(later, slot(0), slot(OUT), ids, ids[at])
+    b.edges(("embed", f"{group}.v"), (head, f"m{later}"), (f"m{later}", "logits"))
+    other = swapped(b, ids, at)
+    return b.done(ids, other, to[ids[at]], to[other[at]])
+
+
+def switched(b: Builder) -> Planted:
+    """Induction by a head so sharp that it looks at one place or the other and never at both; the token that is looked
+    for changes."""
+    ids, at, _, (mine, _) = _induction(b, by=8.0)
+    to = at + 2
+    other = [*ids[:-1], ids[to]]
+    b.edges(("embed", f"{mine}.q"), (mine, "logits"))
+    return b.done(ids, other, ids[at + 1], ids[to + 1])
+
+
+# In these no slope says what the whole change does.
+HARD: dict[str, Callable[[Builder], Planted]] = {f.__name__: f for f in (stepped, switched)}
 KINDS: dict[str, Callable[[Builder], Planted]] = {
     f.__name__: f
     for f in (
@@ -246,7 +288,7 @@ KINDS: dict[str, Callable[[Builder], Planted]] = {
 
 def planted(kind: str, seed: int, noise: float = NOISE) -> Planted:
     """A model of a kind, its other weights normal with this deviation."""
-    return KINDS[kind](Builder(seed, 3, noise))
+    return (KINDS | HARD)[kind](Builder(seed, 3, noise))
 
 
 def auroc(size: torch.Tensor, true: torch.Tensor) -> float:

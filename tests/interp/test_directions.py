@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from glassformer.interp.directions import RIDGE, direction
 from glassformer.interp.moved import moved
 from glassformer.interp.taps import Compose
 from glassformer.interp.trace import Trace, trace
-from glassformer.model import Transformer
+from glassformer.model import Transformer, uniform
 from glassformer.model.cache import Cache
+from glassformer.model.config import FeedForward, GatedDelta, GatedLinearRecurrence, SelectiveStateSpace, StateSpace
 from tests.interp.helpers import model
+from tests.model.test_stacks import drawn
 from tests.tiny import tiny_directory
 
 TEXTS = [" mole is small", "The shrew", "One mole of", " a biopsy of the mole", "American", "the small shrew"]
@@ -141,9 +144,23 @@ def test_steering_adds_it_where_it_was_found(transformer: Transformer) -> None:
         edits.steer(found, strength=float("nan"))
 
 
-def test_steering_with_a_cache_is_steering_without() -> None:
-    """In float64, token by token, in pieces and at once: every logit is the same float32, bit by bit."""
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        None,
+        StateSpace(4, 8, 6, n_groups=2, norm_groups=2),
+        SelectiveStateSpace(6, 3, 2),
+        GatedDelta(4, 2, 3, 4),
+        GatedLinearRecurrence(6, 2),
+    ],
+    ids=lambda mixer: type(mixer).__name__,
+)
+def test_steering_with_a_cache_is_steering_without(mixer: Any) -> None:
+    """In float64, token by token, in pieces and at once: every logit is the same float32, bit by bit; by attention and
+    by every recurrence."""
     transformer = model(n_layers=3).double()
+    if mixer is not None:
+        transformer = drawn(uniform(40, 16, 3, 64, mixer, FeedForward(24)))
     found = direction("three", runs(transformer, [3]), runs(transformer, [9]), 1)
     ids = torch.randint(0, 40, (1, 24), generator=torch.Generator().manual_seed(1))
     whole = transformer(ids, tap=Compose(edits.steer(found, strength=1.5)).bind(transformer.config))
@@ -252,3 +269,24 @@ def test_steering_natively_is_steering_and_the_same_with_and_without_a_cache(tmp
     assert [t.logprob for t in said] == [logprobs(x, t.id)[0].logprob for x, t in zip(again[8:], said, strict=False)]
     for tap in (glassformer.steer(vectors[0], layer=0, positions=2), glassformer.ablate(layer=0, head=0)):
         assert opened.edited(glassformer.steer(vectors[1], layer=1), tap).bound_tap().added is None
+
+
+@pytest.mark.smollm2
+def test_smollm2_is_steered_the_same_with_and_without_a_cache(smollm2) -> None:
+    """Natively, in two layers, each logit is the same to the bit however the text is cut, and the definition's to
+    rounding."""
+    ids = smollm2.encode("The capital of France is Paris")
+    vectors = torch.randn(2, smollm2.config.d_model, generator=torch.Generator().manual_seed(0)) / 10
+    tap = smollm2.edited(
+        glassformer.steer(vectors[0], layer=0, strength=1.5), glassformer.steer(vectors[1], layer=-1)
+    ).bound_tap()
+    base = NativeModel.from_transformer(smollm2.transformer)
+    whole = base.steered(tap.added).forward(ids, [0] * len(ids), range(len(ids)))
+    expected = smollm2.transformer(torch.tensor([ids]), tap=tap)[0]
+    assert float((whole - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+    for cuts in ([1] * 6, [4, 2]):
+        runner, parts, at = base.steered(tap.added), [], 0
+        for cut in cuts:
+            parts.append(runner.forward(ids[at : at + cut], [0] * cut, range(at, at + cut)))
+            at += cut
+        assert torch.equal(torch.cat(parts), whole)

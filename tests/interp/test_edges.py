@@ -215,6 +215,10 @@ def test_averaged_gradients_add_up_to_the_difference():
     found_ = found(method="eap-ig", steps=400, exact="none")
     whole = found_.value[found_.graph.sender_of == 0].sum()
     assert float(whole) == pytest.approx(found_.clean - found_.corrupted, rel=1e-2)
+    assert found_.adds_up == pytest.approx(1, abs=1e-2)
+    apart = found(method="eap-ig", steps=400, exact="none", by_position=True)
+    assert apart.adds_up == pytest.approx(found_.adds_up, abs=1e-9)
+    assert found(method="relp", exact="none").adds_up is None
 
 
 def test_one_part_at_a_time_is_the_mean_of_its_own_runs():

@@ -52,6 +52,10 @@ def command(
         float, typer.Option("--faithfulness", "-f", help="The share of the difference to bring back, 0 to 1.")
     ] = 0.9,
     method: Annotated[str, typer.Option("--method", help="eap, eap-ig, eap-ig-activations or relp.")] = "eap-ig",
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", help="Gradients that are averaged: 5, or 40 where 5 do not add up."),
+    ] = None,
     exact: Annotated[
         str,
         typer.Option("--exact", help="Edges measured too: unreliable (and the strongest), strongest, all, or none."),
@@ -112,6 +116,7 @@ def command(
             answer=[p.get("answer") for p in given],
             wrong=[p.get("wrong") for p in given],
             method=method,
+            steps=steps,
             exact=exact,  # type: ignore[arg-type]
             strongest=strongest,
             by_position=by_position,
@@ -214,8 +219,14 @@ def _measured(data: dict[str, Any]) -> None:
     """How many estimates are unreliable, how many edges were measured."""
     from rich.text import Text
 
+    from glassformer.interp.edge_estimates import OFF
+
     r = data["correlation"]
     said = (
         f"{data['unreliable']:.1%} of the estimates are unreliable; {data['replaced']:.1%} of the edges were measured"
     )
     console().print(Text(said + ("." if r is None else f", and estimates match them with r = {r:.3f}."), style="dim"))
+    whole = data["adds_up"]
+    if whole is not None and abs(whole - 1) > OFF:
+        said = "Averaged gradients that leave the embedding add up to"
+        console().print(Text(f"{said} {whole:.0%} of the difference: take more --steps, or --exact all."))

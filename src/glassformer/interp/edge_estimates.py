@@ -28,6 +28,11 @@ _HELD = 256 << 20
 # How far along the change the gradient is taken for its rate of change, by precision.
 _NUDGE = {torch.float64: 1e-4, torch.float32: 1e-2}
 
+# Gradients that are averaged, and how many where so few do not add up;
+FEW, MANY = 5, 40
+# which is to say: where what leaves the embedding is off the metric's difference by more than this share of it.
+OFF = 0.5
+
 Weights = dict[float, float]
 
 
@@ -108,7 +113,12 @@ class Estimates:
                 self._add(total, mean, everyone, 1.0)
         return out
 
-    def with_reliability(self, method: str, steps: int) -> list[Float[Tensor, "edge ..."]]:
+    def adds_up(self, estimate: Float[Tensor, "edge ..."]) -> float:
+        """What estimates of edges from the embedding sum to, as a share of the metric's difference: 1 for gradients
+        averaged in enough steps (completeness, arXiv:1703.01365)."""
+        return float(estimate[self.pair.graph.sender_of == 0].sum()) / self.pair.span
+
+    def with_reliability(self, method: str, steps: int | None) -> list[Float[Tensor, "edge ..."]]:
         """The estimates of a method, the first-order term and the second-order one, of the clean run.
 
         The second-order term is half the change times how fast the gradient changes while the prompt does: one product
@@ -120,10 +130,13 @@ class Estimates:
         """
         nudge = _NUDGE.get(self.pair.change.dtype, 0.25)
         terms: list[Weights] = [{0.0: 1.0}, {nudge: 0.25 / nudge, -nudge: -0.25 / nudge}]
-        if method == "eap-ig" and steps >= 1:
-            return self.along([_between(steps), *terms])
+        if method == "eap-ig" and (steps is None or steps >= 1):
+            estimate, first, second = self.along([_between(steps or FEW), *terms])
+            if steps is None and abs(self.adds_up(estimate) - 1) > OFF:
+                estimate = self.by(method, MANY)
+            return [estimate, first, second]
         first, second = self.along(terms)
-        return [first if method == "eap" else self.by(method, steps), first, second]
+        return [first if method == "eap" else self.by(method, FEW if steps is None else steps), first, second]
 
     def activations(self, steps: int) -> Float[Tensor, "edge ..."]:
         """Gradients averaged while one part's output at a time goes from corrupted to clean."""

@@ -127,6 +127,16 @@ class Edges:
         return None if bool((both.std(1) == 0).any()) else float(torch.corrcoef(both)[0, 1])
 
     @property
+    def adds_up(self) -> float | None:
+        """What averaged gradients from the embedding sum to, as a share of the difference of the metric: 1 where enough
+        were averaged. None for methods that average none."""
+        if self.method in LOCAL:
+            return None
+        from_embedding = torch.repeat_interleave(self.graph.sender_of == 0, self.wide)
+        sums = self.estimate[:, from_embedding].sum(1).tolist()
+        return sum(total / p.span for total, p in zip(sums, self.pairs, strict=True)) / len(self.pairs)
+
+    @property
     def clean(self) -> float:
         """The metric of the clean runs, averaged."""
         return sum(p.of_clean for p in self.pairs) / len(self.pairs)
@@ -179,6 +189,7 @@ class Edges:
             "unreliable": float((~self.reliable).double().mean()),
             "replaced": self.replaced,
             "tried": self.tried,
+            "adds_up": self.adds_up,
             "correlation": self.correlation,
             "edges": self.ranked(most),
         }
@@ -213,7 +224,7 @@ def edges(
     wrong: Tokens = None,
     position: int = -1,
     method: str = "eap-ig",
-    steps: int = 5,
+    steps: int | None = None,
     exact: Measured = "unreliable",
     strongest: int = 300,
     limit: int | None = None,
@@ -230,8 +241,8 @@ def edges(
             each corrupted run predicts.
         position: after which the answer is predicted; negative from the end.
         method: "eap" (the clean run's gradient), "eap-ig" (its mean while the embeddings go from corrupted to clean),
-            or "eap-ig-activations" (while one part's output does), `steps` of them; or "relp" (relevance by rules,
-            which sends nothing through queries and keys).
+            or "eap-ig-activations" (while one part's output does), `steps` of them, by default 5 and, where those do
+            not add up, 40; or "relp" (relevance by rules, which sends nothing through queries and keys).
         exact: which edges are measured too: "unreliable" ones and the `strongest`, the "strongest" alone, "all", or
             "none"; more of them than `limit` are refused before any is measured. Over more than `TRIED` pairs the
             unreliable are measured on the first of them, and on the others those that came near the strongest there.

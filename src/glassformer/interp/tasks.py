@@ -34,6 +34,14 @@ CAPITALS = (
     "Ireland Dublin, "
     "Portugal Lisbon, Hungary Budapest, Turkey Ankara, Iran Tehran"
 )
+FORMS = (
+    "The capital of {} is",
+    "The capital city of {} is",
+    "The largest city and capital of {} is",
+    "The name of the capital of {} is",
+    "As everybody knows, the capital of {} is",
+    "We went to see the capital of {}, which is",
+)
 WORDS = "apple river stone cloud table green music paper horse light window yellow winter silver summer garden bread"
 CODE = "foo bar data items values name path list index total count result"
 
@@ -74,7 +82,7 @@ def _agreement(r: random.Random) -> Row:
 
 def _capitals(r: random.Random) -> Row:
     (a, x), (b, y) = (pair.split() for pair in r.sample(CAPITALS.split(", "), 2))
-    start = r.choice(("The capital of {} is", "The capital city of {} is", "The largest city and capital of {} is"))
+    start = r.choice(FORMS)
     return start.format(a), start.format(b), f" {x}", f" {y}"
 
 

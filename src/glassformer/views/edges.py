@@ -41,6 +41,12 @@ class PairAsk(Strict):
     method: Literal["eap", "eap-ig", "eap-ig-activations", "relp"] = Field(
         default="eap-ig", description="How edges are estimated from gradients."
     )
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="Gradients that are averaged; by default 5, and 40 where 5 do not add up.",
+    )
 
 
 class EdgesAsk(PairAsk):
@@ -85,8 +91,8 @@ class CircuitAsk(EdgesAsk):
 
 
 _OPTIONS = (
-    "answer={answer!r}, wrong={wrong!r}, position={position}, method={method!r}, exact={exact!r}, "
-    "strongest={strongest}, by_position={by_position}"
+    "answer={answer!r}, wrong={wrong!r}, position={position}, method={method!r}, steps={steps}, "
+    "exact={exact!r}, strongest={strongest}, by_position={by_position}"
 )
 
 
@@ -153,6 +159,7 @@ def sought(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
         wrong=ask.wrong,
         position=ask.position,
         method=ask.method,
+        steps=ask.steps,
         limit=LIMIT,
         progress=lambda done, total, what: check(),
         **more,
