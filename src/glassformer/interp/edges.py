@@ -289,7 +289,7 @@ def edges(
     wide = estimate.shape[1] // graph.total
     for number, pair in enumerate(ready):
         if number == TRIED:
-            weakest = estimate.mean(0)[top].abs().min() if bool(top.any()) else 0.0
+            weakest = rms(estimate[:TRIED])[top].min() if bool(top.any()) else 0.0
             chosen = top | (chosen & (rms(found[:TRIED].nan_to_num()) >= NEAR * weakest))
         cells = chosen.nonzero()[:, 0]
         if len(cells):
