@@ -132,6 +132,8 @@ def split_feed(
         if part.widen.bias is not None:
             out = out + part.widen.bias / len(out)
     out = through(part.ln_out, out, held)
+    if part.bias is not None:
+        out = out + part.bias / len(out)
     if part.shared is not None:
         out = torch.cat([out, part.beside(x[-1], view)[None]])
     return added_parts(block, FEED, out, held)
