@@ -24,6 +24,14 @@ def test_a_text_too_long_is_said(app: Watched):
     app.complaints.clear()
 
 
+def test_rooms_do_not_wait_for_the_stage_of_a_long_text(app: Watched):
+    app.page.route("**/api/view/stage", lambda route: None)  # its answer takes as long as one likes
+    app.page.goto(app.server.address + HERE)
+    app.page.wait_for_selector("#room-attention .opened", timeout=15_000)
+    assert app.page.locator(".stage-room").is_visible()
+    app.page.unroute_all(behavior="ignoreErrors")
+
+
 def test_an_empty_text(app: Watched):
     app.open(HERE)
     app.page.fill("#composer", "")

@@ -188,12 +188,15 @@ def _arcs(trace: Trace, threshold: float, check: Check) -> Json:
         if not trace.config.n_heads(layer):
             heads.append(0)
             continue
-        grid = trace.weighted(layer).double().cpu()
+        grid = trace.weighted(layer).cpu()
+        grid = grid if grid.dtype == torch.float64 else grid.float()
         heads.append(grid.shape[0])
-        share = grid / grid.sum((0, 2), keepdim=True).clamp(min=1e-30)
-        share.diagonal(dim1=1, dim2=2).zero_()  # what a word carries to itself is no arc
-        at = (share >= threshold).nonzero()
-        values = share[at[:, 0], at[:, 1], at[:, 2]]
+        given = grid.sum((0, 2), dtype=torch.float64).clamp(min=1e-30)
+        grid.diagonal(dim1=1, dim2=2).zero_()  # what a word carries to itself is no arc
+        # Who comes near the threshold is sought in single precision, and only their shares are computed.
+        at = (grid >= (given * threshold * (1 - 1e-6)).to(grid.dtype)[:, None]).nonzero()
+        values = grid[at[:, 0], at[:, 1], at[:, 2]].double() / given[at[:, 1]]
+        at, values = at[values >= threshold], values[values >= threshold]
         found.append(torch.cat([torch.full((len(at), 1), float(layer)), at, values[:, None]], 1).double())
         total += len(at)
         if sum(map(len, found)) > 4 * ARCS:

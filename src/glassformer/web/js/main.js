@@ -52,6 +52,9 @@ export const START = {
   table: { texts: ["The capital of France is", "The capital of Italy is", "The capital of Japan is", "The capital of Spain is"], metric: "entropy", token: null, against: null }, lang: null, stageShare: 0.1,
 };
 
+/** Milliseconds that a room waits for the stage at most: that of a long text takes its time. */
+const PATIENCE = 2500;
+
 /** @param {HTMLElement} root @param {any} source @param {Store} state */
 export function build(root, source, state) {
   const language = () => speak(state.get("lang") ?? navigator.language);
@@ -190,7 +193,7 @@ export function build(root, source, state) {
     room.panel.setAttribute("aria-busy", "true");
     try {
       const [mount] = await Promise.all([room.fetched(), language()]);
-      await drawn; // the first picture has the processor to itself
+      await Promise.race([drawn, new Promise((done) => setTimeout(done, PATIENCE))]); // the first picture has the processor to itself
       put(room.panel);
       room.end = state.together(() => mount(room.panel, source, state));
       await seen(); // it is busy until its views have been told that they are in sight
