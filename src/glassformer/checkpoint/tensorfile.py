@@ -156,7 +156,7 @@ def unpacked(path: str | Path, form: str, what: str) -> tuple[dict[str, Any], di
         tensors, metadata = load(data), read_header(Path(path)).metadata
         told = json.loads(metadata.get("told", "{}"))
     except (OSError, ValueError, SafetensorError, CheckpointError) as error:
-        raise CheckpointError(f"{path} is no readable {what} ({error}).") from None
+        raise CheckpointError(f"{path} is no readable {what} ({files.reason(error)}).") from None
     if not isinstance(told, dict) or told.get("format") != form:
         raise CheckpointError(f"{path} is not of the format {form}.")
     if told.pop("sha256", None) != _checksum(data, told):

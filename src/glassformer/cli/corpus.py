@@ -45,7 +45,7 @@ def command(
         raise UsageError("Name one part: --head, --neuron, --expert or --direction.")
     for file in texts:
         if not file.is_file():
-            raise TextError(f"There is no file {file}.")
+            raise TextError(f"{file} is a folder: name its files." if file.is_dir() else f"There is no file {file}.")
     opened = look.open()
     from glassformer.cli.passages import LONGEST, progress
     from glassformer.interp.corpus import Part, Survey, survey

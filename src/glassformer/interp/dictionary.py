@@ -26,6 +26,7 @@ from glassformer.interp.edge_run import split_feed
 from glassformer.model.config import Config
 from glassformer.model.parts.block import Block
 from glassformer.model.sites import View
+from glassformer.system import files
 
 STREAM, ADDED = "resid_mid", "mlp.out"
 # Names that the two layouts have for what is read and what is said.
@@ -116,7 +117,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is no readable dictionary ({error}).") from None
+        raise CheckpointError(f"{file} is no readable dictionary ({files.reason(error)}).") from None
 
 
 def _site(file: Path, hook: str) -> str:

@@ -108,7 +108,7 @@ class Direction:
             tensors = load(data)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"{path} is no readable direction ({error}); a direction is {stem.name}.safetensors and "
+                f"{path} is no readable direction ({files.reason(error)}); a direction is {stem.name}.safetensors and "
                 f"{stem.name}.json beside it."
             ) from None
         if told.get("vector") != files.sha256_of(data):

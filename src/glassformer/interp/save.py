@@ -69,7 +69,8 @@ def load(path: Path, transformer: Transformer) -> dict[str, Any]:
         tensors = load_file(path / TENSORS, device=str(transformer.device))
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} holds no readable trace ({error}); a trace is a directory with {DESCRIPTION} and {TENSORS}."
+            f"{path} holds no readable trace ({files.reason(error)}); a trace is a directory with {DESCRIPTION} and "
+            f"{TENSORS}."
         ) from None
     description = sealed.read(path / DESCRIPTION, FORMAT, "trace's description", raises=CheckpointError)
     if description.get("tensors") != described:

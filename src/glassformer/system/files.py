@@ -35,6 +35,11 @@ _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{12}\.tmp$", re.DOTA
 _mine: set[str] = set()  # the temporary names that this process is writing now
 
 
+def reason(error: Exception) -> str:
+    """Why something cannot be read, without number and path where the system says them too."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def unwritable(path: str | Path, error: OSError) -> str:
     """That something cannot be written, why, and what to do, as a sentence."""
     then = "name another place"

@@ -45,7 +45,7 @@ def read(path: str | Path, form: str, what: str, *, raises: type[GlassformerErro
     try:
         told = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise raises(f"{path} is no readable {what} ({error}).") from None
+        raise raises(f"{path} is no readable {what} ({files.reason(error)}).") from None
     if not isinstance(told, dict) or told.get("format") != form:
         raise raises(f"{path} is not of the format {form}.")
     if "sha256" in told and told["sha256"] != checksum(told):

@@ -134,7 +134,7 @@ def verify(path: Path) -> Saved:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         sums, step = dict(state["files"]), int(state["step"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"Checkpoint {path} has no readable state.json ({error}).") from None
+        raise CheckpointError(f"Checkpoint {path} has no readable state.json ({files.reason(error)}).") from None
     if state.get("format") not in READABLE:
         known = " and ".join(map(str, READABLE))
         raise CheckpointError(f"Checkpoint {path} has format {state.get('format')!r}; this version reads {known}.")
