@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -281,18 +282,28 @@ def test_no_memory_for_a_pass_is_said(monkeypatch):
         fast.prefill([1, 2, 3])
 
 
+def without_choices(config):
+    """The design without experts: where two are as likely (a cap makes many so), rounding chooses."""
+
+    def dense(feed):
+        return FeedForward(12) if isinstance(feed, Experts) else feed
+
+    layers = (dataclasses.replace(layer, feed_forward=dense(layer.feed_forward)) for layer in config.layers)
+    return dataclasses.replace(config, layers=tuple(layers))
+
+
 @settings(max_examples=30)
-@given(native_stacks(), st.sampled_from(lib_names()))
+@given(native_stacks().map(without_choices), st.sampled_from(lib_names()))
 def test_keys_and_values_in_8_bits_are_the_definitions(config, name):
     """Numbers of the cache that are rounded the other way, one step of 127, are all that may differ from torch's."""
     assume(refusal(config, config.context) is None)
     model = random_transformer(config)
-    ids = torch.randint(config.vocab_size, (min(config.context, 40),)).tolist()
+    ids = torch.randint(config.vocab_size, (40,), generator=torch.Generator().manual_seed(1)).tolist()
     fast = NativeModel.from_transformer(model, cache_bits=8, lib=lib_of(name))
     cache = Cache(config, 1, len(ids), bits=8)
     whole = fast.forward(ids, [0] * len(ids), range(len(ids)))
     with torch.inference_mode():
-        expected = torch.cat([model(torch.tensor([part]), cache)[0] for part in (ids[:7], ids[7:8], ids[8:]) if part])
+        expected = torch.cat([model(torch.tensor([part]), cache)[0] for part in (ids[:7], ids[7:8], ids[8:])])
     assert (whole - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
