@@ -111,7 +111,7 @@ def peers(options: Any, stack: contextlib.ExitStack, folder: Path, missing: list
         there = Path(python).exists()
         if there and not subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode:
             return True
-        missing.append(f"{module} ({python} has none; make peers)" if there else f"{module} (no {python}; make peers)")
+        missing.append(f"{module} (not installed; make peers)")
         return False
 
     found: dict[str, Answer] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,14 @@ from glassformer.model.norms import at_least_float32
 from glassformer.model.parts.convolution import tail_of
 
 
-class HeadsPart(nn.Module):
+class HeadsPart(nn.Module, ABC):
     """A recurrence whose heads read their states by a grid times what positions hand over."""
 
     choice: Any
 
+    @abstractmethod
     def scan(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         """What every head reads from its state, and the state after it."""
-        raise NotImplementedError
 
     def reread(self, kept: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """`scan` of the places that a trace keeps."""
@@ -46,9 +47,9 @@ class HeadsPart(nn.Module):
 class ConvolvedHeadsPart(HeadsPart):
     """One whose inputs pass a short convolution first."""
 
+    @abstractmethod
     def joined(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query channel"]:
         """What the convolution reads."""
-        raise NotImplementedError
 
     def carried(self, x: Float[Tensor, "batch last d_model"], kept: Mapping[str, Tensor]) -> State:
         """What the cache holds after the positions that are kept, of which `x` are the last inputs."""
