@@ -134,7 +134,7 @@ struct Model {
     std::vector<float> cosines, sines;  // (position, half padded to 16)
     Scratch packed, vectors, blocks, stored, optimizer;
     std::vector<BlockScratch> scratch;
-    Tiling room;            // what there is memory for
+    Tiling capacity;        // what there is memory for
     bool learning = false;  // whether there is room for gradients
     long partial_size = 0;
     float *partials = nullptr, *d_embedded = nullptr;  // (block, partial_size); (token, width)
@@ -378,11 +378,11 @@ static void lay_store(Model& m, const Tiling& c, Arena& a) {
 // be finite.
 static bool make_scratch(Model& m, const Tiling& wanted, bool learning) {
     static_assert(sizeof(long) >= 8, "sizes need 64 bits");
-    if (wanted.within(m.room) && (!learning || m.learning)) return true;
-    Tiling c = m.room;
+    if (wanted.within(m.capacity) && (!learning || m.learning)) return true;
+    Tiling c = m.capacity;
     c.widen(wanted);
     learning = learning || m.learning;
-    m.room = Tiling{}, m.learning = false;
+    m.capacity = Tiling{}, m.learning = false;
     m.scratch.resize(m.s.threads);
     for (int pass = 0; pass < 2; pass++) {
         Arena a{m.blocks.at()}, b{m.stored.at()};
@@ -390,6 +390,6 @@ static bool make_scratch(Model& m, const Tiling& wanted, bool learning) {
         if (learning) lay_store(m, c, b);
         if (!pass && !(m.blocks.clear(a.used) && (!learning || m.stored.get(b.used)))) return false;
     }
-    m.room = c, m.learning = learning;
+    m.capacity = c, m.learning = learning;
     return true;
 }
