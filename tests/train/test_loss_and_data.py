@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassformer.errors import DataError, UsageError
+from glassformer.train import loss
 from glassformer.train.data import Conversations, Cursor, Order, Stream, held_out_batches
 from glassformer.train.loss import IGNORE, chunk_rows, cross_entropy_sum
 from glassformer.train.recipe import Recipe
@@ -77,6 +78,26 @@ def test_the_chunked_loss_is_the_plain_one(
 def test_logits_of_a_wide_vocabulary_are_cut() -> None:
     assert chunk_rows(50_257) * 50_257 * 4 <= 64 << 20
     assert chunk_rows(10**9) == 64
+    assert chunk_rows(50_257, 8 * 1024) == 1024, "fewer sums of gradients as large as the unembedding"
+    assert chunk_rows(65, 8 * 1024) == chunk_rows(65)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strips_of_a_chunk_give_the_gradient_of_all_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight = torch.randn(13, 6).to(dtype), torch.randn(7, 6).to(dtype)
+    targets = torch.randint(0, 7, (13,))
+    targets[5] = IGNORE
+    monkeypatch.setattr(loss, "_strip_rows", lambda logits: 3)
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    cross_entropy_sum(h, w, targets, chunk=8).backward()
+    assert h.grad is not None
+    assert w.grad is not None
+    logits = (hidden.double() @ weight.double().T).to(dtype).double().requires_grad_()
+    F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE).backward()
+    assert logits.grad is not None
+    within = 1e-5 if dtype == torch.float32 else 3e-2
+    assert torch.allclose(h.grad.double(), logits.grad @ weight.double(), atol=within, rtol=within)
+    assert torch.allclose(w.grad.double(), logits.grad.T @ hidden.double(), atol=within, rtol=within)
 
 
 def test_without_gradients_nothing_is_kept() -> None:

@@ -2,7 +2,8 @@
 
 The vocabulary is the widest thing in a language model: at 50,257 tokens one row of logits in float32 is 200 kB,
 and a batch of 4 × 1,024 rows with its gradient is 1.6 GB. The loss is a sum over rows, so rows go through the
-unembedding in chunks, and each chunk's gradient is taken while its logits exist. This module knows hidden states
+unembedding in chunks, each chunk's gradient is taken while its logits exist, and in float32 there are only strips
+of a chunk. This module knows hidden states
 and an unembedding matrix; it knows no model.
 """
 
@@ -17,6 +18,33 @@ from glassformer.model import Transformer
 
 IGNORE = -100
 """A target that does not count."""
+STRIP_BYTES = 64 << 20
+"""Of logits in float32 at once, at most, unless one row takes more."""
+
+
+def _strip_rows(logits: Tensor) -> int:
+    """Rows whose float32 numbers stay in a processor's cache; more on a device that waits for every small piece."""
+    return max(1, (4 << 20 if logits.device.type == "cpu" else STRIP_BYTES) // (4 * logits.shape[1]))
+
+
+def _sum_and_gradient(logits: Tensor, targets: Tensor, softcap: float | None, *, write: bool) -> Tensor:
+    """The loss of some rows in float32; their logits become its gradient where they stand, if that is to be written."""
+    counts = targets != IGNORE
+    index = torch.where(counts, targets, 0)[:, None]
+    x, slope = logits.float(), None
+    if softcap is not None:
+        squashed = torch.tanh(x / softcap)
+        x, slope = squashed * softcap, 1 - squashed * squashed
+    log_p = torch.log_softmax(x, dim=-1)
+    loss = -(log_p.gather(1, index)[:, 0] * counts).sum()
+    if write:
+        gradient = log_p.exp_()
+        gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
+        gradient *= counts[:, None]
+        if slope is not None:
+            gradient *= slope
+        logits.copy_(gradient)
+    return loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -34,37 +62,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for start in range(0, rows, chunk):
             h, target = hidden[start : start + chunk], targets[start : start + chunk]
-            counts = target != IGNORE
-            index = torch.where(counts, target, 0)[:, None]
-            logits = (h @ weight.T).float()
-            slope = None
-            if softcap is not None:
-                squashed = torch.tanh(logits / softcap)
-                logits, slope = squashed * softcap, 1 - squashed * squashed
-            log_p = torch.log_softmax(logits, dim=-1)
-            del logits  # here and below: nothing of a chunk may live into the next
-            total -= (log_p.gather(1, index)[:, 0] * counts).sum()
-            if not (needs_hidden or needs_weight):
-                del log_p
-                continue
-            d_logits = log_p.exp_()
-            d_logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
-            d_logits *= counts[:, None]
-            if slope is not None:
-                d_logits *= slope
-            d_logits = d_logits.to(hidden.dtype)
-            del log_p, slope
+            logits = h @ weight.T
+            strip = _strip_rows(logits)
+            for logit, aim in zip(logits.split(strip), target.split(strip), strict=True):
+                total += _sum_and_gradient(logit, aim, softcap, write=needs_hidden or needs_weight)
             if needs_hidden:
                 if d_hidden is None:
-                    d_hidden = d_logits @ weight
+                    d_hidden = logits @ weight
                 else:
-                    torch.mm(d_logits, weight, out=d_hidden[start : start + chunk])
+                    torch.mm(logits, weight, out=d_hidden[start : start + chunk])
             if needs_weight:
                 if d_weight is None:
-                    d_weight = d_logits.T @ h
+                    d_weight = logits.T @ h
                 else:
-                    d_weight += d_logits.T @ h
-            del d_logits
+                    d_weight += logits.T @ h
+            del logits  # nothing of a chunk may live into the next
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -83,9 +95,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
 
 
-def chunk_rows(vocab: int, budget: int = 64 << 20) -> int:
-    """Rows whose float32 logits fit in `budget` bytes, at least 64."""
-    return max(64, budget // (4 * vocab))
+def chunk_rows(vocab: int, rows: int = 0, budget: int = 64 << 20) -> int:
+    """Rows whose float32 logits fit in `budget` bytes, at least 64; an eighth of the `rows` if that is more.
+
+    Every chunk adds a gradient as large as the unembedding to the others'.
+    """
+    return max(64, budget // (4 * vocab), min(1024, rows // 8))
 
 
 def cross_entropy_sum(
@@ -102,7 +117,7 @@ def cross_entropy_sum(
     """
     rows = hidden.reshape(-1, hidden.shape[-1])
     # no chunk may be so wide that one alone dominates
-    size = chunk or chunk_rows(weight.shape[0])
+    size = chunk or chunk_rows(weight.shape[0], rows.shape[0])
     total: Tensor = _ChunkedCrossEntropy.apply(rows, weight, targets.reshape(-1), softcap, size)
     return total
 

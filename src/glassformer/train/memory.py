@@ -27,7 +27,7 @@ from glassformer.model.choices import (
 )
 from glassformer.model.config import Config, Layer
 from glassformer.model.parts.state_space import CHUNK
-from glassformer.train.loss import chunk_rows
+from glassformer.train.loss import STRIP_BYTES, chunk_rows
 from glassformer.train.recipe import Recipe
 
 LIBRARIES = 80 << 20
@@ -102,9 +102,10 @@ def estimate(
     if recipe.loop.recompute:
         # a block's input, and as measured on a processor's heap nearly four holes of that size; one block being made
         kept = int(config.n_layers * config.d_model * size * RECOMPUTED + 1.2 * layer)
-    rows = min(recipe.loop.loss_chunk or chunk_rows(config.vocab_size), max(1, recipe.schedule.batch) * length)
+    tokens = max(1, recipe.schedule.batch) * length
+    rows = min(recipe.loop.loss_chunk or chunk_rows(config.vocab_size, tokens), tokens)
+    logits = rows * config.vocab_size * size + 3 * min(STRIP_BYTES, rows * config.vocab_size * 4)
     # its gradient: the sum in float32, one chunk's share, and rounded; tied or not, the embedding has one as well
-    logits = rows * config.vocab_size * 4 * 3
     if not alone:
         logits += config.vocab_size * config.d_model * (4 + 2 * size)
     update = 0
