@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 
-from glassformer.errors import ShapeError, SiteError, UnsupportedError, UsageError
+from glassformer.errors import ShapeError, SiteError, UsageError
 from glassformer.interp.edge_estimates import Estimates
 from glassformer.interp.edge_exact import Exact
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Pair
-from glassformer.interp.edge_run import Inside
+from glassformer.interp.edge_run import Slopes
 from glassformer.interp.edges import edges
 from glassformer.interp.edits import ablate
 from glassformer.interp.trace import trace
 from glassformer.model import Config, Transformer, uniform
-from glassformer.model.choices import Experts, LayerEmbedding
+from glassformer.model.choices import Experts
 from glassformer.model.config import Attention, FeedForward
 from tests.interp.helpers import Letters, model, planted, randomised
 from tests.model.test_stacks import PHASES, drawn
@@ -291,11 +290,6 @@ def test_small_batches_give_the_same(monkeypatch):
 @settings(max_examples=15, phases=PHASES)
 def test_edges_of_any_stack(config: Config) -> None:
     """All edges inside are the clean run, none the corrupted one; all but one are that edge measured."""
-    indexed = any(getattr(layer.mixer, "index", None) is not None for layer in config.layers)
-    if config.layer_embedding is not None or indexed:
-        with pytest.raises(UnsupportedError, match="not among the parts that edges join"):
-            Graph(config)
-        return
     transformer = drawn(config)
     g = torch.Generator().manual_seed(2)
     clean = torch.randint(0, config.vocab_size, (9,), generator=g).tolist()
@@ -317,13 +311,10 @@ def test_edges_of_any_stack(config: Config) -> None:
     sets = torch.ones(len(chosen) + 2, graph.total, dtype=torch.bool)
     sets[1] = False
     sets[torch.arange(len(chosen)) + 2, chosen] = False
-    hub = Inside(graph, pair.streams(pair.corrupted), pair.sent, sets)
-    hub.send((pair.sent - pair.change)[:1, None].expand(-1, len(sets), -1, -1))
     with torch.no_grad():
-        numbers = pair.numbers(pair.apart.run(hub, len(sets)))
-        again = Inside(graph, pair.streams(pair.corrupted), pair.sent, sets[:1])
-        again.send((pair.sent - pair.change)[:1, None])
-        held = pair.numbers(pair.apart.run(again, 1, relevance=True))
+        numbers = pair.set_runs(pair.streams(pair.corrupted), sets)
+        hub = Slopes(pair.entering()[None], {which: own[None] for which, (own, _) in pair.tokens.items()})
+        held = pair.numbers(pair.apart.run(hub, 1, relevance=True))
     scale = max(1.0, abs(pair.of_clean), abs(pair.of_corrupted))
     assert abs(float(numbers[0]) - pair.of_clean) <= 1e-9 * scale
     assert abs(float(numbers[1]) - pair.of_corrupted) <= 1e-9 * scale
@@ -411,13 +402,6 @@ def test_what_cannot_be_is_said():
         edges([(a, b)], answer=1, wrong=2, exact="all", limit=9)
     with pytest.raises(UsageError, match="1 step or more"):
         edges([(a, b)], answer=1, wrong=2, steps=0)
-    summed = uniform(40, 12, 1, 32, Attention(2, 2, 6), FeedForward(8), norms="sum")
-    other = Transformer(summed)
-    with pytest.raises(UnsupportedError, match="norms the sum of stream and part"):
-        edges([(trace(other, CLEAN), trace(other, CORRUPTED))], answer=1, wrong=2)
-    layer = dataclasses.replace(t.config.layers[0], embedding=LayerEmbedding(3))
-    with pytest.raises(UnsupportedError, match="embeddings of tokens of their own"):
-        Graph(dataclasses.replace(t.config, layers=(layer, layer)))
 
 
 def test_experts_and_their_router_read_apart():

@@ -13,19 +13,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, UnsupportedError, UsageError
-from glassformer.interp.edge_graph import FEED, LOGITS, MIXER, Graph
-from glassformer.interp.edge_run import Inside, own_sides, rescaling, split_feed, split_heads
+from glassformer.interp.edge_graph import (
+    BESIDE,
+    CORRECTED,
+    FEED,
+    LOGITS,
+    MIXER,
+    NORMED_FEED,
+    NORMED_MIXER,
+    OWN,
+    PREDICTED,
+    TOKEN,
+    Graph,
+)
+from glassformer.interp.edge_parts import (
+    beside,
+    first_copy,
+    made_anew,
+    own_sides,
+    rescaling,
+    split_feed,
+    split_heads,
+    widened,
+)
+from glassformer.interp.edge_run import Inside
 from glassformer.interp.edge_sent import sent, streams
 from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.taps import Action, Edit, SiteAction
 from glassformer.interp.trace_run import run
 from glassformer.model import Config, Transformer
+from glassformer.model.attention import Visible
 from glassformer.model.choices import Attention, Experts
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block
+from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import Where
 from glassformer.system import sealed
 
@@ -145,22 +170,42 @@ class _Running:
         out: list[SiteAction] = [SiteAction("blocks.0.resid_pre", self._begin, False)]
         for i, choice in enumerate(self.config.layers):
             prefix = f"blocks.{i}."
+
+            def at(site: str, action: Action, writes: bool = True, prefix: str = prefix) -> None:
+                out.append(SiteAction(prefix + site, action, writes))
+
             first = choice.parallel or choice.mixer is None
+            follows = choice.mixer is not None and choice.feed_forward is not None and not first
+            if choice.copies is not None:
+                at("resid_pre", self._anew(i, PREDICTED))
+                at("laurel.out", self._beside(i))
             if choice.feed_forward is not None and first:
-                out.append(SiteAction(f"{prefix}resid_pre", self._enters(i, FEED), True))
+                at("resid_pre", self._enters(i, FEED))
             if isinstance(choice.mixer, Attention):
                 own = choice.mixer.keys_from is None
                 names = ["q", *(["k", "v"] if own else []), *(["gate"] if choice.mixer.gate is not None else [])]
-                out += [SiteAction(f"{prefix}attn.{name}", self._side(i, name), True) for name in names]
-                out.append(SiteAction(f"{prefix}attn.z", self._heads(i), False))
+                if getattr(choice.mixer, "index", None) is not None:
+                    names += ["index_q", "index_k", "index_weights"]
+                for name in names:
+                    at(f"attn.{name}", self._side(i, name))
+                at("attn.z", self._heads(i), False)
             elif choice.mixer is not None:
-                out.append(SiteAction(f"{prefix}resid_pre", self._enters(i, MIXER), True))
-                out.append(SiteAction(f"{prefix}{choice.mixer.prefix}.out", self._sends(i, MIXER), False))
+                at("resid_pre", self._enters(i, MIXER))
+                at(f"{choice.mixer.prefix}.out", self._sends(i, MIXER), False)
+            if choice.norms == "sum" and choice.mixer is not None:
+                at("resid_mid" if follows else "resid_post", self._anew(i, NORMED_MIXER))
             if choice.feed_forward is not None:
-                if not first:
-                    out.append(SiteAction(f"{prefix}resid_mid", self._enters(i, FEED), True))
-                runs_experts = isinstance(choice.feed_forward, Experts)
-                out.append(SiteAction(f"{prefix}mlp.out", self._sends(i, FEED), runs_experts))
+                if follows:
+                    at("resid_mid", self._enters(i, FEED))
+                at("mlp.out", self._sends(i, FEED), isinstance(choice.feed_forward, Experts))
+                if choice.norms == "sum":
+                    at("resid_post", self._anew(i, NORMED_FEED))
+            if choice.copies is not None:
+                at("resid_late", self._anew(i, CORRECTED))
+            if choice.embedding is not None:
+                at("resid_late", self._enters(i, OWN))
+                at("ple.input", self._token(i))
+                at("ple.out", self._sends(i, OWN), False)
         out.append(SiteAction(f"blocks.{self.config.n_layers - 1}.resid_post", self._enters(None, LOGITS), True))
         return out
 
@@ -179,14 +224,21 @@ class _Running:
         forward = run(self.transformer, [ids], len(ids), None)
         here = slice(where.start, len(self.text))
         self.reads, self.joins = rescaling(forward)
+        tokens = {}
+        for layer, place, which in self.graph.places():
+            if place == TOKEN:
+                other = forward.recorded[f"blocks.{layer}.ple.input"][0, here]
+                tokens[which.start] = other, torch.zeros_like(other)
         hub = Inside(
             self.graph,
             streams(forward, self.graph, here),
             sent(forward, self.graph, here),
             self.inside.to(x.device),
+            tokens,
         )
-        hub.send(x[None])
-        self.hub, self.feeds, self.sides = hub, x, dict[str, Tensor]()
+        hub.send(widened(x, self.graph.width)[None])
+        self.hub, self.feeds, self.aside, self.sides = hub, x, x, dict[str, Tensor]()
+        self.angles = self.transformer.angles(where.positions)
 
     def _block(self, layer: int) -> Block:
         block = self.transformer.blocks[layer]
@@ -194,7 +246,11 @@ class _Running:
         return block
 
     def _read(self, layer: int | None, place: int) -> Tensor:
-        return self.hub.read(self.graph.read[layer, place]) * self.reads[layer, place]
+        """What the receivers of a place read, as the model computes with it."""
+        x = self.hub.read(self.graph.read[layer, place])
+        if layer is not None and place != OWN:
+            x = first_copy(self._block(layer), x)
+        return x[..., : self.config.d_stream] * self.reads[layer, place]
 
     def _enters(self, layer: int | None, place: int) -> Action:
         """The stream as the one receiver of a place reads it, or the first; experts' own inputs come in at the end."""
@@ -205,31 +261,71 @@ class _Running:
 
         return action
 
+    def _anew(self, layer: int, place: int) -> Action:
+        """The stream made anew, or, of copies that are predicted, what it is made of."""
+
+        def action(site: str, x: Tensor, where: Where) -> Tensor:
+            read = self.hub.read(self.graph.read[layer, place])
+            made = made_anew(self._block(layer), place, read[0], self.reads[layer, place])
+            self.hub.send(made[None])
+            return (read[0] if place == PREDICTED else made)[..., : self.config.d_stream]
+
+        return action
+
+    def _beside(self, layer: int) -> Action:
+        """What stands beside the mixer, from its own input; it joins after the heads."""
+
+        def action(site: str, x: Tensor, where: Where) -> Tensor:
+            self.aside = beside(self._block(layer), self._read(layer, BESIDE)[0])
+            return self.aside
+
+        return action
+
+    def _token(self, layer: int) -> Action:
+        """The token's own vector, this text's or the counterfactual's."""
+
+        def action(site: str, x: Tensor, where: Where) -> Tensor:
+            which = self.graph.read[layer, TOKEN]
+            inside = bool(self.inside[0, self.graph.edges_of(which)])
+            return x if inside else self.hub.read(which)[0]
+
+        return action
+
     def _side(self, layer: int, name: str) -> Action:
-        """Queries, keys, values or gates, each head's from its own input."""
+        """Queries, keys, values or gates, each head's from its own input; an index's queries, keys and weights."""
 
         def action(site: str, x: Tensor, where: Where) -> Tensor:
             if name == "q":
                 block = self._block(layer)
                 part = block.mixer
                 assert isinstance(part, AttentionPart)
-                self.sides = own_sides(part, block.read(MIXER, self._read(layer, MIXER)))
+                read = block.read(MIXER, self._read(layer, MIXER))
+                state = Pass(where, Visible(where.start, None), self.angles)
+                self.sides = own_sides(part, read, state)
             return self.sides[name]
 
         return action
 
     def _heads(self, layer: int) -> Action:
         def action(site: str, z: Tensor, where: Where) -> None:
-            self.hub.send(split_heads(self._block(layer), z) / self.joins[layer, MIXER])
+            self._send(layer, MIXER, split_heads(self._block(layer), z))
+            if (layer, BESIDE) in self.graph.sent:
+                self._send(layer, BESIDE, self.aside[None])
 
         return action
 
     def _sends(self, layer: int, place: int) -> Action:
         def action(site: str, added: Tensor, where: Where) -> Tensor:
-            each = added[None]
+            block, each = self._block(layer), added[None]
             if place == FEED and isinstance(self.config.layers[layer].feed_forward, Experts):
-                each = split_feed(self._block(layer), self.feeds)
-            self.hub.send(each / self.joins[layer, place])
+                each = split_feed(block, self.feeds)
+            if place == OWN and block.copies is not None:
+                self._send(layer, place, block.copies.beside(each))
+            else:
+                self._send(layer, place, each)
             return each.sum(0)
 
         return action
+
+    def _send(self, layer: int, place: int, added: Float[Tensor, "sender row query d"]) -> None:
+        self.hub.send(widened(added / self.joins[layer, place], self.graph.width))

@@ -22,7 +22,6 @@ from torch import Tensor
 from glassformer.errors import UsageError
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Pair
-from glassformer.interp.edge_run import Inside
 from glassformer.interp.edges import Edges, rms
 from glassformer.system.progress import Progress
 
@@ -55,7 +54,7 @@ def greedy(graph: Graph, strength: Float[Tensor, " cell"], most: int | None = No
     def count(receiver: int, at: int) -> None:
         if (receiver, at) not in ranked:
             first = int(graph.offset[receiver])
-            own = size[first : first + graph.receivers[receiver].seen, at]
+            own = size[first : first + graph.receivers[receiver].reads, at]
             ranked[receiver, at] = (own.argsort(descending=True, stable=True) + first).tolist()
             offer(receiver, at, 0)
 
@@ -96,9 +95,7 @@ class Runs:
                 self.tick()
                 part = sets[low : low + step].to(pair.sent.device)
                 part = part if part.shape[1] == pair.graph.total else part.unflatten(1, (pair.graph.total, -1))
-                hub = Inside(pair.graph, streams, pair.sent, part)
-                hub.send((pair.sent - pair.change)[:1, None].expand(-1, len(part), -1, -1))
-                total[low : low + step] += pair.numbers(pair.apart.run(hub, len(part)))
+                total[low : low + step] += pair.set_runs(streams, part)
         return total / len(self.pairs)
 
     def faithfulness(self, sets: Bool[Tensor, "set cell"]) -> Float[Tensor, " set"]:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, UnsupportedError, UsageError
-from glassformer.interp.edge_run import split_feed
+from glassformer.interp.edge_parts import split_feed
 from glassformer.model.config import Config
 from glassformer.model.parts.block import Block
 from glassformer.model.sites import View

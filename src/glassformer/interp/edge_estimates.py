@@ -9,7 +9,7 @@ propagate in its place (arXiv:2508.21258, `edge_relevance`). Knows one pair of p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from torch import Tensor
 from glassformer.errors import UsageError, near
 from glassformer.interp.edge_graph import MIXER
 from glassformer.interp.edge_pair import Pair
+from glassformer.interp.edge_parts import widened
 from glassformer.interp.edge_run import Slopes
 
 METHODS = ("eap", "eap-ig", "eap-ig-activations", "relp")
@@ -43,15 +44,16 @@ def _between(steps: int) -> Weights:
 
 def slopes(
     pair: Pair,
-    x: Float[Tensor, "row query d_model"],
+    x: Float[Tensor, "row query wide"],
+    tokens: Mapping[int, Float[Tensor, "row query d_ple"]],
     start: int = 0,
     given: tuple[int, int, Tensor] | None = None,
     relevance: bool = False,
 ) -> dict[int, Float[Tensor, "receiver row query d_model"]]:
     """The gradient of each row's metric at every receiver's input, by the first receiver of a place; or what RelP's
-    rules propagate there."""
+    rules propagate there. The run begins with the stream `x` and tokens' own vectors, by receiver."""
     with torch.enable_grad():
-        hub = Slopes(x.detach().clone().requires_grad_())
+        hub = Slopes(x.detach().clone().requires_grad_(), {k: v.detach().requires_grad_() for k, v in tokens.items()})
         numbers = pair.numbers(pair.apart.run(hub, len(x), start, given, relevance))
         found = torch.autograd.grad(numbers.sum(), list(hub.inputs.values()), allow_unused=True)
     return {
@@ -78,10 +80,12 @@ class Estimates:
         positions = (self.pair.change.shape[1],) if self.by_position else ()
         return torch.zeros(self.pair.graph.total, *positions, dtype=torch.float64)
 
-    def _entering(self, shares: list[float]) -> Float[Tensor, "row query d_model"]:
-        """The embeddings, a share of the way from clean to corrupted."""
-        clean = self.pair.clean.forward.entering(0, self.pair.here)
-        return clean + torch.tensor(shares, dtype=torch.float64).to(clean)[:, None, None] * self.pair.change[:1]
+    def _begun(self, shares: list[float]) -> tuple[Float[Tensor, "row query wide"], dict[int, Tensor]]:
+        """What the prompt brings in, a share of the way from clean to corrupted: the stream and tokens' own vectors."""
+        clean = self.pair.entering()
+        times = torch.tensor(shares, dtype=torch.float64).to(clean)[:, None, None]
+        tokens = {which: own + times * change for which, (own, change) in self.pair.tokens.items()}
+        return clean + times * self.pair.change[:1], tokens
 
     def _add(self, out: Tensor, grads: dict[int, Tensor], senders: range, times: float) -> None:
         """Adds −change × gradient × `times` for every edge from `senders`."""
@@ -90,13 +94,17 @@ class Estimates:
         for _, _, which in graph.places():
             if which.start not in grads:
                 continue
-            seen = graph.receivers[which[0]].seen
-            chosen = range(senders.start, min(senders.stop, seen))
+            own = graph.receivers[which[0]]
+            chosen = range(max(senders.start, own.since), min(senders.stop, own.seen))
             if not chosen:
                 continue
-            cells = torch.einsum(form, self.pair.change[chosen.start : chosen.stop], grads[which.start])
-            whole = out[graph.edges_of(which)].view(len(which), seen, *out.shape[1:])
-            whole[:, chosen.start : chosen.stop] -= times * cells.double().cpu()
+            if which.start in self.pair.tokens:
+                change = self.pair.tokens[which.start][1][None]
+            else:
+                change = self.pair.change[chosen.start : chosen.stop]
+            cells = torch.einsum(form, change, grads[which.start])
+            whole = out[graph.edges_of(which)].view(len(which), own.reads, *out.shape[1:])
+            whole[:, chosen.start - own.since : chosen.stop - own.since] -= times * cells.double().cpu()
 
     def along(self, sums: list[Weights], relevance: bool = False) -> list[Float[Tensor, "edge ..."]]:
         """For each of these sums, change × weighted sum of the gradients with the embeddings moved by a share of the
@@ -106,7 +114,7 @@ class Estimates:
         for low in range(0, len(shares), self.rows):
             self.tick()
             part = slice(low, low + self.rows)
-            grads = slopes(self.pair, self._entering(shares[part]), relevance=relevance)
+            grads = slopes(self.pair, *self._begun(shares[part]), relevance=relevance)
             for total, one in zip(out, sums, strict=True):
                 w = torch.tensor([one.get(share, 0.0) for share in shares[part]], dtype=torch.float64)
                 mean = {k: torch.einsum("nrtd,r->ntd", g, w.to(g)) for k, g in grads.items()}
@@ -143,18 +151,20 @@ class Estimates:
         pair, graph = self.pair, self.pair.graph
         out = self.zeros()
         shares = list(_between(steps))
-        self._averaged(out, range(1), lambda some: slopes(pair, self._entering(some)), shares)
+        self._averaged(out, range(1), lambda some: slopes(pair, *self._begun(some)), shares)
         clean = pair.sent - pair.change
         for (layer, place), senders in graph.sent.items():
             which = slice(senders.start, senders.stop)
             before = pair.clean.forward.entering(layer, pair.here) / pair.apart.reads[layer, MIXER]
+            before = widened(before, graph.width)
 
             def run(
                 some: list[float], which: slice = which, layer: int = layer, place: int = place, x: Tensor = before
             ) -> dict[int, Tensor]:
+                held = {number: own.expand(len(some), -1, -1).clone() for number, (own, _) in pair.tokens.items()}
                 share = torch.tensor(some, dtype=torch.float64).to(clean)[:, None, None]
                 moved = clean[which, None] + share * pair.change[which, None]
-                return slopes(pair, x.expand(len(some), -1, -1), layer, (layer, place, moved))
+                return slopes(pair, x.expand(len(some), -1, -1), held, layer, (layer, place, moved))
 
             self._averaged(out, senders, run, shares)
         return out

@@ -8,6 +8,7 @@ trace; where few rows share a place, those of the next places start with them. K
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +16,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.interp.edge_graph import FEED, LOGITS, MIXER
+from glassformer.interp.edge_graph import (
+    ANEW,
+    BESIDE,
+    CORRECTED,
+    FEED,
+    LOGITS,
+    MIXER,
+    NORMED_MIXER,
+    OWN,
+    PREDICTED,
+    TOKEN,
+)
 from glassformer.interp.edge_pair import Pair
-from glassformer.interp.edge_run import fed, split_feed
+from glassformer.interp.edge_parts import beside, embedded, fed, first_copy, index_sides, made_anew, split_feed
 from glassformer.interp.effects import row_numbers
 from glassformer.interp.taps import Action, Bound, SiteAction
 from glassformer.model.choices import Attention
@@ -42,7 +54,7 @@ class _Rows:
     layer: int | None
     place: int
     rows: Int[Tensor, " row"]
-    changed: Float[Tensor, "variant query d_model"]
+    changed: Float[Tensor, "variant query wide"]
     variant: Int[Tensor, " row"]
     receiver: Int[Tensor, " row"]
 
@@ -105,30 +117,35 @@ class Exact:
                 if held + len(rows) > self.step or held >= _MANY or place == LOGITS:
                     run()
                 kinds, variant = torch.unique(torch.stack([senders[rows], where[rows]]), dim=1, return_inverse=True)
-                changed = self._changed(self.graph.receivers[which[0]].seen, kinds[0], kinds[1])
-                changed = changed * self.pair.apart.reads[layer, place]
+                changed = self._changed(which, kinds[0], kinds[1])
                 waiting.append(_Rows(layer, place, rows, changed, variant, receivers[rows] - which.start))
                 held += len(rows)
         run()
         return out
 
-    def _changed(self, seen: int, senders: Tensor, where: Tensor) -> Float[Tensor, "variant query d_model"]:
-        """What a receiver reads when one sender carries the corrupted run's value."""
-        change = self.pair.change[senders]
+    def _changed(self, which: range, senders: Tensor, where: Tensor) -> Float[Tensor, "variant query wide"]:
+        """What a receiver reads when one sender carries the corrupted run's value, rescaling left out."""
+        if which.start in self.pair.tokens:
+            clean, token = self.pair.tokens[which.start]
+            change = token.expand(len(senders), -1, -1)
+        else:
+            clean, change = self.streams[self.graph.receivers[which[0]].seen], self.pair.change[senders]
         single = where >= 0
         if bool(single.any()):
             keep = torch.arange(change.shape[1])[None] == where[:, None]
             change = change * (keep | ~single[:, None]).to(change)[..., None]
-        return self.streams[seen][None] + change
+        return clean[None] + change
 
     def _together(self, parts: list[_Rows]) -> Float[Tensor, " row"]:
         """The metric of each row. All start at the first place that one of them changes."""
-        first, forward = parts[0], self.pair.clean.forward
+        first, forward, apart = parts[0], self.pair.clean.forward, self.pair.apart
         if first.place == LOGITS:
-            return self.pair.numbers(self.transformer.normed(first.changed[first.variant, -1:])[:, 0])
+            last = first.changed[first.variant, -1:, : self.config.d_stream] * apart.reads[None, LOGITS]
+            return self.pair.numbers(self.transformer.normed(last)[:, 0])
         assert first.layer is not None
-        start = first.layer + (first.place == FEED)
-        if first.place == FEED:
+        after = first.place == FEED and self.graph.places_of(first.layer)[-1] == FEED
+        start = first.layer + after
+        if after:
             x = forward.get(f"blocks.{first.layer}.resid_post", self.pair.here)
         else:
             x = forward.entering(start, self.pair.here)
@@ -142,24 +159,49 @@ class Exact:
             if part.place == MIXER:
                 steps += self._mixed(part, own)
                 continue
-            site = f"blocks.{part.layer}.mlp.out"
-            added = self._fed(part)
+            site, new = self._put_in(part)
             if part.layer < start:
-                x[own] += (added - forward.get(site, self.pair.here)) * forward.within(part.layer, FEED)
+                x[own] += (new - forward.get(site, self.pair.here)) * forward.within(part.layer, FEED)
             else:
-                steps.append(SiteAction(site, _put(own, added), True))
+                steps.append(SiteAction(site, _put(own, new), True))
         return self.pair.numbers(self._rest(start, x, Bound(steps) if steps else None))
 
     def _mixed(self, part: _Rows, own: Tensor) -> list[SiteAction]:
         """What a mixer does where its rows read the change."""
         assert part.layer is not None
         block, prefix = self.pair.apart.block(part.layer), f"blocks.{part.layer}."
-        mixer, x = block.mixer, block.read(MIXER, part.changed)
+        changed = first_copy(block, part.changed) * self.pair.apart.reads[part.layer, MIXER]
+        mixer, x = block.mixer, block.read(MIXER, changed)
         assert mixer is not None
         if isinstance(mixer, AttentionPart):
             return self._attention(mixer, prefix, x, part, own)
         added = block.add(MIXER, mixer(x, self.pair.apart.begin(len(x))))[part.variant]
         return [SiteAction(f"{prefix}{self.config.mixer(part.layer).prefix}.out", _put(own, added), True)]
+
+    def _put_in(self, part: _Rows) -> tuple[str, Float[Tensor, "row query d"]]:
+        """Where else than in a mixer rows differ, and what stands there in each."""
+        layer, place = part.layer, part.place
+        assert layer is not None
+        block, prefix, times = self.pair.apart.block(layer), f"blocks.{layer}.", self.pair.apart.reads[layer, place]
+        copies = slice(self.config.d_stream)
+        if place == PREDICTED:  # made of the whole stream as it enters the layer
+            return f"{prefix}resid_pre", part.changed[part.variant][..., copies]
+        if place in ANEW:
+            late = "resid_late" if place == CORRECTED else "resid_post"
+            follows = place == NORMED_MIXER and block.feed_forward is not None
+            site = prefix + ("resid_mid" if follows else late)
+            return site, made_anew(block, place, part.changed, times)[part.variant][..., copies]
+        if place in (OWN, TOKEN):
+            many = len(part.changed)
+            stream = self.streams[self.graph.receivers[self.graph.read[layer, OWN][0]].seen].expand(many, -1, -1)
+            token = self.pair.tokens[self.graph.read[layer, TOKEN].start][0].expand(many, -1, -1)
+            stream, token = (stream, part.changed) if place == TOKEN else (part.changed, token)
+            x = first_copy(block, stream) * self.pair.apart.reads[layer, OWN]
+            return f"{prefix}ple.out", embedded(block, x, token)[part.variant]
+        changed = first_copy(block, part.changed) * times
+        if place == BESIDE:
+            return f"{prefix}laurel.out", beside(block, changed)[part.variant]
+        return f"{prefix}mlp.out", self._fed(dataclasses.replace(part, changed=changed))
 
     def _fed(self, part: _Rows) -> Float[Tensor, "row query d_model"]:
         """What a feed-forward part adds where its rows read the change."""
@@ -196,7 +238,12 @@ class Exact:
             put("attn.q", mixer.queries(x), rows, receiver[rows])
             if mixer.gate is not None:
                 put("attn.gate", mixer.gates(x), rows, receiver[rows])
-        if mixer.choice.keys_from is None and len(rows) < len(receiver):
+        index = heads + 2 * mixer.kv_heads
+        rows = (receiver == index).nonzero()[:, 0]
+        if len(rows) and mixer.choice.keys_from is None:
+            for name, new in index_sides(mixer, x, self.pair.apart.begin(len(x))).items():
+                steps.append(SiteAction(f"{prefix}attn.{name}", _put(own[rows], new[part.variant[rows]]), True))
+        if mixer.choice.keys_from is None and bool(((receiver >= heads) & (receiver < index)).any()):
             for number, (name, new) in enumerate(zip(("attn.k", "attn.v"), mixer.keys_and_values(x), strict=True)):
                 low = heads + number * mixer.kv_heads
                 rows = ((receiver >= low) & (receiver < low + mixer.kv_heads)).nonzero()[:, 0]
@@ -216,6 +263,7 @@ class Exact:
                 cache=state.cache,
                 tap=tap,
                 shared=self._shared(layer, rows),
+                inputs=self.pair.clean.forward.inputs(self.pair.here, rows),
             )
         return self.transformer.normed(x[:, -1:])[:, 0]
 

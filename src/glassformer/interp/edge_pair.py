@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glassformer.errors import UsageError, near
 from glassformer.interp import memory
-from glassformer.interp.edge_graph import Graph
-from glassformer.interp.edge_run import Apart
+from glassformer.interp.edge_graph import TOKEN, Graph
+from glassformer.interp.edge_parts import widened
+from glassformer.interp.edge_run import Apart, Inside
 from glassformer.interp.edge_sent import sent, streams
 from glassformer.interp.logit_target import direction
 from glassformer.interp.patch_sweep import Measure
@@ -36,8 +37,10 @@ class Pair:
         clean, corrupted: traces; first: the first position where their tokens differ; at: the position measured.
         answer, wrong: token ids compared, where the metric compares tokens.
         unit: what the numbers are, in words.
-        change: (sender, query, d_model), what each sender adds in the corrupted run less what it adds in the clean one,
+        change: (sender, query, wide), what each sender adds in the corrupted run less what it adds in the clean one,
             from `first` to `at`.
+        tokens: by the number of the receiver that reads it, a token's own vector in the clean run and its change, each
+            (query, d_ple).
         of_clean, of_corrupted: the metric of the two runs.
     """
 
@@ -75,8 +78,8 @@ class Pair:
                 f"Pair {number + 1} gives {self.of_clean:.4g} both ways ({self.unit}), so there is no difference that "
                 "edges could carry; compare other tokens or take another metric."
             )
-        c, queries = clean.config, self.at + 1 - self.first
-        wide = (len(graph.senders) * 2 + len(graph.receivers) * 2, queries, c.d_model)
+        queries = self.at + 1 - self.first
+        wide = (len(graph.senders) * 2 + len(graph.receivers) * 2, queries, graph.width)
         item = clean.transformer.embed.weight.element_size()
         cost = memory.numbers("What all senders add and receivers read", wide, item, str(clean.transformer.device))
         cost.require("give prompts that differ later, or shorter ones")
@@ -84,6 +87,11 @@ class Pair:
         with torch.no_grad():
             self.sent = sent(corrupted.forward, graph, self.here)
             self.change = self.sent - sent(clean.forward, graph, self.here)
+        self.tokens: dict[int, tuple[Tensor, Tensor]] = {}
+        for layer, place, which in graph.places():
+            if place == TOKEN:
+                own, other = (t.forward.recorded[f"blocks.{layer}.ple.input"][0, self.here] for t in (clean, corrupted))
+                self.tokens[which.start] = own, other - own
 
     @property
     def span(self) -> float:
@@ -112,6 +120,19 @@ class Pair:
         way = direction(self.clean, self.answer, self.wrong, self.at)
         self.unit, self.offset = way.unit, way.offset
         return Measure(way.vector, None, number)
+
+    def entering(self) -> Float[Tensor, "query wide"]:
+        """What the embedding adds in the clean run."""
+        return widened(self.clean.forward.entering(0, self.here)[0], self.graph.width)
+
+    def set_runs(
+        self, streams: dict[int, Float[Tensor, "query wide"]], sets: Bool[Tensor, "row edge *query"]
+    ) -> Float[Tensor, " row"]:
+        """The metric when each of these sets of edges runs alone; `streams` are those of the corrupted run."""
+        tokens = {which: (own + change, -change) for which, (own, change) in self.tokens.items()}
+        hub = Inside(self.graph, streams, self.sent, sets, tokens)
+        hub.send(self.entering().expand(1, len(sets), -1, -1))
+        return self.numbers(self.apart.run(hub, len(sets)))
 
     def numbers(self, normed: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
         """The metric of each row, float64, from the normed stream at the position measured."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glassformer.interp.edge_graph import FEED, MIXER
+from glassformer.interp.edge_graph import FEED, MIXER, OWN
 from glassformer.interp.taps import SiteAction
 from glassformer.model.choices import Attention, FeedForward
 from glassformer.model.config import Config
@@ -23,8 +23,9 @@ def hold(site: str, x: Tensor, where: Where) -> Tensor:
     return x.detach()
 
 
-def neurons(prefix: str, gated: bool) -> list[SiteAction]:
-    """Steps at the neurons of one feed-forward part, whose sites begin with `prefix`."""
+def neurons(prefix: str, gated: bool, second: str = "pre_linear") -> list[SiteAction]:
+    """Steps at the neurons of one feed-forward part, whose sites begin with `prefix`; `second` is what a gated neuron's
+    activation is multiplied by."""
     read: list[Tensor] = []
 
     def keep(site: str, x: Tensor, where: Where) -> Tensor:
@@ -39,18 +40,20 @@ def neurons(prefix: str, gated: bool) -> list[SiteAction]:
             out = out + slope * (x - x.detach())
         return out
 
-    inputs = ("pre", "pre_linear") if gated else ("pre",)
+    inputs = ("pre", second) if gated else ("pre",)
     return [*(SiteAction(prefix + name, keep, False) for name in inputs), SiteAction(prefix + "post", share, True)]
 
 
 def of_layer(config: Config, layer: int, place: int) -> list[SiteAction]:
-    """Steps in one layer's mixer or feed-forward part; norms before and after them are held by who computes them."""
+    """Steps in one layer's mixer, feed-forward part or embedding; who computes them holds norms before and after."""
     choice, prefix = config.layers[layer], f"blocks.{layer}."
     if place == MIXER:
         if not isinstance(choice.mixer, Attention):
             return []
         gates = [SiteAction(f"{prefix}attn.gate", hold, True)] if choice.mixer.gate is not None else []
         return [SiteAction(f"{prefix}attn.pattern", hold, True), *gates]
+    if place == OWN:
+        return neurons(f"{prefix}ple.", True, "input")
     feed = choice.feed_forward
     assert feed is not None
     shared = None if isinstance(feed, FeedForward) else feed.shared

@@ -8,35 +8,44 @@ Knows one text's positions and no prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from glassformer.interp.edge_graph import FEED, LOGITS, MIXER, Graph
+from glassformer.interp.edge_graph import ANEW, BESIDE, FEED, LOGITS, MIXER, OWN, TOKEN, Graph
+from glassformer.interp.edge_parts import (
+    added_parts,
+    beside,
+    embedded,
+    first_copy,
+    made_anew,
+    own_sides,
+    read,
+    rescaling,
+    split_feed,
+    split_heads,
+    widened,
+)
 from glassformer.interp.edge_relevance import of_end, of_layer
-from glassformer.interp.head_outputs import gain
 from glassformer.interp.recording import Recording
 from glassformer.interp.run_from import Context
 from glassformer.interp.taps import Action, Bound, SiteAction
 from glassformer.model.attention import Visible
-from glassformer.model.layers import Linear
-from glassformer.model.norms import NormLayer
 from glassformer.model.parts.attention import AttentionPart
 from glassformer.model.parts.block import Block
-from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import Looking, View, Where
 
 
 class Hub(Protocol):
-    """Says what receivers read and takes what senders add, rescaling left out."""
+    """Says what receivers read and takes what senders add, or what the stream is anew, rescaling left out."""
 
-    def read(self, which: range) -> Float[Tensor, "receiver row query d_model"]: ...
+    def read(self, which: range) -> Float[Tensor, "receiver row query wide"]: ...
 
-    def send(self, added: Float[Tensor, "sender row query d_model"]) -> None: ...
+    def send(self, added: Float[Tensor, "sender row query wide"], anew: bool = False) -> None: ...
 
 
 class Splits(Protocol):
@@ -48,113 +57,6 @@ class Splits(Protocol):
     def split(
         self, block: Block, stream: Float[Tensor, "row query d_model"], view: View | None = None
     ) -> tuple[Tensor, Tensor, Tensor]: ...
-
-
-def through(norm: NormLayer | None, parts: Float[Tensor, "part *batch d_model"], held: bool = False) -> Tensor:
-    """Parts after a norm of their sum: each divided by what that divides by, its bias shared out evenly; where `held`,
-    nothing goes back through the divisor."""
-    if norm is None:
-        return parts
-    scale = norm.scale(parts.sum(0)).to(parts.dtype)
-    scale = scale.detach() if held else scale
-    parts = parts - parts.mean(-1, keepdim=True) if norm.centred else parts
-    parts = parts / scale * gain(norm, parts)
-    return parts if norm.bias is None else parts + norm.bias / len(parts)
-
-
-def read(block: Block, place: int, stream: Float[Tensor, "*batch d_model"], held: bool = False) -> Tensor:
-    """What a place reads of the stream; where `held`, nothing goes back through its norm's divisor."""
-    norm = block.norm(place)
-    if not held or norm is None:
-        return block.read(place, stream)
-    return norm.apply_scale(stream, norm.scale(stream).detach())
-
-
-def added_parts(
-    block: Block, place: int, parts: Float[Tensor, "part *batch d_model"], held: bool = False
-) -> Float[Tensor, "part *batch d_model"]:
-    """Parts that add up to a mixer's or feed-forward part's output, as they enter the stream."""
-    parts, times = through(block.post_norm(place), parts, held), block.choice.part_scale(place)
-    return parts if times == 1 else parts * times
-
-
-def split_heads(
-    block: Block, z: Float[Tensor, "row query head d_head"], held: bool = False
-) -> Float[Tensor, "head row query d_model"]:
-    """What each attention head adds to the stream; the output's bias is shared out evenly."""
-    part = block.mixer
-    assert part is not None
-    heads = z.shape[2]
-    if isinstance(part, AttentionPart):
-        columns = part.head_columns
-    else:
-        columns = part.o.weight.view(-1, heads, z.shape[3]).transpose(0, 1)
-    out = torch.einsum("rthe,hde->hrtd", z, columns)
-    if part.o.bias is not None:
-        out = out + part.o.bias / heads
-    return added_parts(block, MIXER, out, held)
-
-
-def fed(block: Block, stream: Float[Tensor, "row query d_model"]) -> Float[Tensor, "row query d_model"]:
-    """What the feed-forward part adds to the stream, given the stream it reads."""
-    part, x = block.feed_forward, block.read(FEED, stream)
-    assert part is not None
-    return block.add(FEED, part(x, None, stream) if isinstance(part, ExpertsPart) else part(x))
-
-
-def split_feed(
-    block: Block, streams: Float[Tensor, "receiver row query d_model"], view: View | None = None
-) -> Float[Tensor, "sender row query d_model"]:
-    """The same from each of its senders: the part, or each expert and the part beside them.
-
-    Args:
-        streams: what each receiver reads: one for all, or the router's, each expert's, and that of the part beside.
-        view: where relevance is propagated, and then divisors and experts' weights are held.
-    """
-    part, held = block.feed_forward, view is not None
-    assert part is not None
-    if not isinstance(part, ExpertsPart):
-        if not held:
-            return fed(block, streams[0])[None]
-        return added_parts(block, FEED, part(read(block, FEED, streams[0], held), view)[None], held)
-    x = read(block, FEED, streams, held)
-    weights = part.weights(part.scored(x[0], streams[0]))
-    weights = weights.detach() if held else weights
-    own = slice(1, 1 + part.choice.n_experts) if len(x) > 1 else slice(None)
-    inner = part.narrowed(part.entering(x[own], streams[own]))
-    post = part.watched(inner, weights, view).unflatten(-1, (part.choice.n_experts, -1))
-    down = part.experts.down
-    out = torch.einsum("rtef,edf->ertd", post, down.weight)
-    if down.bias is not None:
-        out = out + part.outer(weights).movedim(-1, 0)[..., None] * down.bias[:, None, None]
-    if part.widen is not None:
-        out = out @ part.widen.weight.T
-        if part.widen.bias is not None:
-            out = out + part.widen.bias / len(out)
-    out = through(part.ln_out, out, held)
-    if part.bias is not None:
-        out = out + part.bias / len(out)
-    if part.shared is not None:
-        out = torch.cat([out, part.beside(x[-1], view)[None]])
-    return added_parts(block, FEED, out, held)
-
-
-def rescaling(forward: Recording) -> tuple[dict[tuple[int | None, int], float], dict[tuple[int, int], float]]:
-    """What the stream has been multiplied by, from the embedding on: where each place reads it, and where each place's
-    senders join it. Everything is 1 in designs that only add.
-
-    Numbers of senders and streams are kept divided by it, so that what a sender adds is the same wherever it is read.
-    """
-    reads: dict[tuple[int | None, int], float] = {}
-    joins: dict[tuple[int, int], float] = {}
-    for layer, choice in enumerate(forward.config.layers):
-        times = forward.carried(-1, 0, layer)
-        reads[layer, MIXER] = times
-        first = times * choice.stream_scale(MIXER)
-        reads[layer, FEED] = times if choice.parallel else first
-        joins[layer, MIXER], joins[layer, FEED] = first, first * choice.stream_scale(FEED)
-    reads[None, LOGITS] = forward.carried(-1, 0)
-    return reads, joins
 
 
 class Apart:
@@ -184,6 +86,10 @@ class Apart:
         """The model's block at this layer."""
         return self._forward.block(layer)
 
+    def token(self, layer: int) -> Float[Tensor, "1 1 query d_ple"]:
+        """The tokens' own vectors in a layer, as its one receiver of them reads them."""
+        return self._forward.recorded[f"blocks.{layer}.ple.input"][None, :, self.first : self.at + 1]
+
     def run(
         self,
         hub: Hub,
@@ -201,30 +107,51 @@ class Apart:
         """
         state = self.begin(rows)
         for layer in range(start, self.config.n_layers):
-            choice, readers = self.config.layers[layer], self.graph.read
-            feed_reads = None
-            if choice.parallel:
-                feed_reads = hub.read(readers[layer, FEED])
-            for place, part in ((MIXER, choice.mixer), (FEED, choice.feed_forward)):
-                if part is None:
-                    continue
+            readers, held = self.graph.read, dict[int, Tensor]()
+            for place in self.graph.places_of(layer):
+                if place == MIXER:  # what reads beside the mixer reads before it adds to the stream
+                    others = (FEED,) if self.config.layers[layer].parallel else (BESIDE,)
+                    held = {one: hub.read(readers[layer, one]) for one in others if (layer, one) in readers}
                 if given is not None and given[:2] == (layer, place):
-                    hub.send(given[2])
-                elif place == MIXER:
-                    x = hub.read(readers[layer, MIXER]) * self.reads[layer, MIXER]
-                    hub.send(self.mixer(layer, x, state, relevance) / self.joins[layer, MIXER])
-                else:
-                    x = hub.read(readers[layer, FEED]) if feed_reads is None else feed_reads
-                    x = x * self.reads[layer, FEED]
-                    view = self._view(of_layer(self.config, layer, FEED), state, layer) if relevance else None
-                    added = split_feed(self.block(layer), x, view)
-                    if relevance and layer in self.laid:
-                        on, base, error = self.laid[layer].split(self.block(layer), x[0], view)
-                        added = torch.stack([on @ self.laid[layer].decoder.to(on), base, error])
-                    hub.send(added / self.joins[layer, FEED])
-        last = hub.read(self.graph.logits)[0, :, -1:] * self.reads[None, LOGITS]
+                    hub.send(given[2], place in ANEW)
+                    continue
+                x = held[place] if place in held else hub.read(readers[layer, place])
+                token = hub.read(readers[layer, TOKEN]) if place == OWN else None
+                hub.send(self.part(layer, place, x, state, relevance, token), place in ANEW)
+        last = hub.read(self.graph.logits)[0, :, -1:, : self.config.d_stream] * self.reads[None, LOGITS]
         end = self._view(of_end(self.config), state) if relevance else None
         return self.transformer.normed(last, end)[:, 0]
+
+    def part(
+        self,
+        layer: int,
+        place: int,
+        x: Float[Tensor, "receiver row query wide"],
+        state: Pass,
+        relevance: bool = False,
+        token: Float[Tensor, "1 row query d_ple"] | None = None,
+    ) -> Float[Tensor, "sender row query wide"]:
+        """What the senders of a place add, rescaling left out, given what each of its receivers reads."""
+        block, times = self.block(layer), self.reads[layer, place]
+        if place in ANEW:
+            return made_anew(block, place, x[0], times, relevance)[None]
+        x = first_copy(block, x) * times
+        if place == MIXER:
+            added = self.mixer(layer, x, state, relevance)
+        elif place == BESIDE:
+            added = beside(block, x[0], relevance)[None]
+        else:
+            view = self._view(of_layer(self.config, layer, place), state, layer) if relevance else None
+            if place == OWN:
+                assert token is not None
+                added = embedded(block, x[0], token[0], view)[None]
+                added = added if block.copies is None else block.copies.beside(added)
+            elif relevance and layer in self.laid:
+                on, base, error = self.laid[layer].split(block, x[0], view)
+                added = torch.stack([on @ self.laid[layer].decoder.to(on), base, error])
+            else:
+                added = split_feed(block, x, view)
+        return widened(added / self.joins[layer, place], self.graph.width)
 
     def _view(self, steps: list[SiteAction], state: Pass, layer: int | None = None) -> View:
         looking = Looking(Bound(steps), self.config, state.where)
@@ -247,7 +174,7 @@ class Apart:
             return block.add(MIXER, part(x[0], state))[None]
         kept: list[Tensor] = []
         steps = [SiteAction(f"blocks.{layer}.attn.z", lambda site, z, where: kept.append(z), False)]
-        for site, side in own_sides(part, x).items():
+        for site, side in own_sides(part, x, state).items():
             steps.append(SiteAction(f"blocks.{layer}.attn.{site}", _instead(side), True))
         if relevance:
             steps += of_layer(self.config, layer, MIXER)
@@ -259,55 +186,29 @@ def _instead(new: Tensor) -> Action:
     return lambda site, old, where: new
 
 
-def own_sides(part: AttentionPart, x: Float[Tensor, "receiver row query d_model"]) -> dict[str, Tensor]:
-    """Queries, gates, keys and values by site, each head's from its own input."""
-    heads, groups = part.heads, part.kv_heads
-    if _only_projects(part):
-        read = {"q": (part.q, x[:heads]), "k": (part.k, x[heads : heads + groups]), "v": (part.v, x[heads + groups :])}
-        return {site: _rows_of_heads(linear, own) for site, (linear, own) in read.items() if linear is not None}
-    reading: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {"q": (part.queries, x[:heads])}
-    if part.gate is not None:
-        reading["gate"] = (part.gates, x[:heads])
-    if part.choice.keys_from is None:
-        reading["k"] = (lambda y: part.keys_and_values(y)[0], x[heads : heads + groups])
-        reading["v"] = (lambda y: part.keys_and_values(y)[1], x[heads + groups :])
-    out = {}
-    for site, (project, own) in reading.items():
-        y = project(own.flatten(0, 1)).unflatten(0, own.shape[:2])
-        out[site] = torch.stack([y[i, :, :, i] for i in range(len(own))], dim=2)
-    return out
-
-
-def _only_projects(part: AttentionPart) -> bool:
-    """Whether each head's query, key and value is a product with its own rows of a matrix, and nothing more."""
-    choice = part.choice
-    more = (choice.qk_norm, choice.value_norm, choice.values_are_keys, choice.gate)
-    return type(part) is AttentionPart and not any(more) and choice.clip is None and choice.value_scale is None
-
-
-def _rows_of_heads(
-    linear: Linear, x: Float[Tensor, "head row query d_model"]
-) -> Float[Tensor, "row query head d_head"]:
-    """Each head's rows of a projection of its own input."""
-    out = torch.einsum("hrtd,hed->rthe", x, linear.weight.view(len(x), -1, x.shape[-1]))
-    return out if linear.bias is None else out + linear.bias.view(len(x), -1)
-
-
 class Slopes:
-    """Keeps each receiver's input as a tensor of its own, so that a gradient can be taken there."""
+    """Keeps each receiver's input as a tensor of its own, so that a gradient can be taken there.
 
-    def __init__(self, x: Float[Tensor, "row query d_model"]) -> None:
-        self.x = x
+    Args:
+        x: the stream where the run begins.
+        tokens: tokens' own vectors, by the number of the receiver that reads them.
+    """
+
+    def __init__(
+        self, x: Float[Tensor, "row query wide"], tokens: Mapping[int, Float[Tensor, "row query d_ple"]] | None = None
+    ) -> None:
+        self.x, self.tokens = x, tokens or {}
         self.inputs: dict[int, Tensor] = {}  # by their first receiver
 
     def read(self, which: range) -> Tensor:
-        """The stream, once for each receiver."""
-        self.inputs[which.start] = self.x[None].expand(len(which), -1, -1, -1).clone()
+        """The stream, once for each receiver; or the token's own vector."""
+        x = self.tokens.get(which.start, self.x)
+        self.inputs[which.start] = x[None].expand(len(which), -1, -1, -1).clone()
         return self.inputs[which.start]
 
-    def send(self, added: Tensor) -> None:
-        """Adds to the stream."""
-        self.x = self.x + added.sum(0)
+    def send(self, added: Tensor, anew: bool = False) -> None:
+        """Adds to the stream, or puts it in its place."""
+        self.x = added.sum(0) if anew else self.x + added.sum(0)
 
 
 class Inside:
@@ -316,21 +217,24 @@ class Inside:
     Args:
         streams: the corrupted run's stream, by number of senders before.
         sent: what each sender adds in the corrupted run.
+        tokens: by the number of the receiver that reads it, a token's own vector in the corrupted run, and what this
+            run's is more.
         sets: True for edges inside; at each position apart where there is one more axis.
     """
 
     def __init__(
         self,
         graph: Graph,
-        streams: dict[int, Float[Tensor, "query d_model"]],
-        sent: Float[Tensor, "sender query d_model"],
+        streams: dict[int, Float[Tensor, "query wide"]],
+        sent: Float[Tensor, "sender query wide"],
         sets: Bool[Tensor, "row edge *query"],
+        tokens: Mapping[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.graph, self.streams, self.sent, self.sets = graph, streams, sent, sets
+        self.graph, self.streams, self.sent, self.sets, self.tokens = graph, streams, sent, sets, tokens or {}
         self.change = sent.new_zeros(len(sets), len(sent), sent[0].numel())  # this run's senders less the corrupted's
         self.count = 0
 
-    def send(self, added: Tensor) -> None:
+    def send(self, added: Tensor, anew: bool = False) -> None:
         """Takes the next senders."""
         new = slice(self.count, self.count + len(added))
         self.change[:, new] = (added - self.sent[new, None]).movedim(0, 1).flatten(2)
@@ -338,10 +242,14 @@ class Inside:
 
     def read(self, which: range) -> Tensor:
         """The corrupted stream, and what the edges inside change in it."""
-        seen, rows = self.graph.receivers[which[0]].seen, len(self.sets)
+        own, rows = self.graph.receivers[which[0]], len(self.sets)
         inside = self.sets[:, self.graph.edges_of(which)].to(self.change)
-        inside = inside.view(rows, len(which), seen, *inside.shape[2:])
-        base, change = self.streams[seen], self.change[:, :seen]
+        inside = inside.view(rows, len(which), own.reads, *inside.shape[2:])
+        if which.start in self.tokens:
+            base, more = self.tokens[which.start]
+            change = more.flatten().expand(rows, 1, -1)
+        else:
+            base, change = self.streams[own.seen], self.change[:, own.since : own.seen]
         if inside.ndim == 4:
             return base + torch.einsum("nrst,nstd->rntd", inside, change.unflatten(-1, base.shape))
         return base + torch.bmm(inside, change).unflatten(-1, base.shape).movedim(0, 1)

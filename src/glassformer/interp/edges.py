@@ -20,9 +20,10 @@ from torch import Tensor
 from glassformer.errors import UsageError, near
 from glassformer.interp.edge_estimates import LOCAL, METHODS, Estimates
 from glassformer.interp.edge_exact import Exact
-from glassformer.interp.edge_graph import Graph
+from glassformer.interp.edge_graph import Graph, Receiver
 from glassformer.interp.edge_pair import Metric, Pair
 from glassformer.interp.patching import Tokens, each
+from glassformer.model.choices import LatentAttention
 from glassformer.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -206,14 +207,28 @@ def reliable(
     first: Float[Tensor, "pair cell"],
     curvature: Float[Tensor, "pair cell"],
 ) -> Bool[Tensor, " cell"]:
-    """See `Edges.reliable`."""
+    """See `Edges.reliable`. What an index that has to choose reads has no slope, so no estimate of it is."""
+    graph = pairs[0].graph
     floor = FLOOR * sum(abs(p.span) for p in pairs) / len(pairs)
 
     def small(deviation: Tensor, of: Tensor) -> Tensor:
         size = deviation.abs().mean(0)
         return (size <= TOLERANCE * of.mean(0).abs()) | (size <= floor)
 
-    return small(curvature, first) & small(estimate - first, estimate)
+    chooses = torch.tensor([_chooses(pairs, receiver) for receiver in graph.receivers])[graph.receiver_of]
+    trusted = small(curvature, first) & small(estimate - first, estimate)
+    return trusted & ~chooses.repeat_interleave(len(trusted) // graph.total)
+
+
+def _chooses(pairs: Sequence[Pair], receiver: Receiver) -> bool:
+    """Whether it is read by an index that leaves keys out at the end of one of these prompts."""
+    if receiver.side != "index":
+        return False
+    assert receiver.layer is not None
+    mixer = pairs[0].clean.config.layers[receiver.layer].mixer
+    assert isinstance(mixer, LatentAttention)
+    assert mixer.index is not None
+    return max(pair.at for pair in pairs) >= mixer.index.top
 
 
 def edges(

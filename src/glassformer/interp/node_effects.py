@@ -30,8 +30,9 @@ class Node:
     """One node.
 
     Attributes:
-        kind: "embed", "head", "mixer" (a recurrence), "neuron", "expert" or "shared" (the part beside experts); or,
-            where a dictionary is laid over a layer, "feature", "base" or "error".
+        kind: "embed", "head", "mixer" (a recurrence), "neuron", "expert", "shared" (the part beside experts) or "own"
+            (a layer's own embedding of the token); or, where a dictionary is laid over a layer, "feature", "base" or
+            "error".
         layer: None for the embedding; index: head, neuron, expert or feature; position: of its token.
         vector: what it adds at `mlp.out`, where a dictionary says so.
     """
@@ -53,6 +54,7 @@ class Node:
             "neuron": f"m{self.layer}.n{self.index}",
             "expert": f"m{self.layer}.e{self.index}",
             "feature": f"m{self.layer}.f{self.index}",
+            "own": f"e{self.layer}",
         }
         return f"{forms.get(self.kind, f'm{self.layer}.{self.kind}')}@{self.position}"
 
@@ -61,7 +63,7 @@ class Node:
         """Where it stands in the order of the forward."""
         if self.layer is None:
             return -1, 0
-        return self.layer, 1 if self.kind in ("head", "mixer") else 2
+        return self.layer, {"head": 1, "mixer": 1, "own": 3}.get(self.kind, 2)
 
     @property
     def part(self) -> str:
@@ -88,6 +90,7 @@ _PARTS = {
     "neuron": "mlp.post",
     "expert": "mlp.weights",
     "shared": "mlp.shared",
+    "own": "ple.out",
     "feature": "mlp.out",
     "base": "mlp.out",
     "error": "mlp.out",
@@ -136,6 +139,7 @@ def without(trace: Trace, way: Direction, nodes: Sequence[Node], at: int) -> Flo
                 cache=whole.cut(first, len(rows)) if first else None,
                 tap=Bound(steps),
                 shared=shared,
+                inputs=forward.inputs(slice(first, at + 1), len(rows)),
             )
             out[rows] = before - number_of(way, transformer.normed(x[:, -1:])[:, 0])
     return out

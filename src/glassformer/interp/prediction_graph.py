@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.errors import CheckpointError, SiteError, UsageError
+from glassformer.errors import CheckpointError, SiteError, UnsupportedError, UsageError
 from glassformer.interp.dictionary import Dictionary
-from glassformer.interp.edge_graph import Graph
+from glassformer.interp.edge_graph import ANEW, TOKEN, Graph
 from glassformer.interp.edge_run import Apart
 from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.logit_target import Direction, direction
@@ -173,16 +173,19 @@ def opened(path: str | Path, transformer: Transformer | None = None) -> dict[str
 
 
 class _Points:
-    """Keeps the stream after every part as a tensor of its own, so that a gradient can be taken there."""
+    """Keeps the stream after every part as a tensor of its own, so that a gradient can be taken there; tokens' own
+    vectors, by the number of their receiver, are held."""
 
-    def __init__(self, x: Float[Tensor, "row query d_model"]) -> None:
-        self.x, self.kept = x, [x]
+    def __init__(self, x: Float[Tensor, "row query d_model"], tokens: Mapping[int, Tensor]) -> None:
+        self.x, self.tokens, self.kept = x, tokens, [x]
 
     def read(self, which: range) -> Tensor:
-        """The stream, for every receiver."""
+        """The stream, for every receiver; or the token's own vector."""
+        if which.start in self.tokens:
+            return self.tokens[which.start]
         return self.x[None].expand(len(which), -1, -1, -1)
 
-    def send(self, added: Tensor) -> None:
+    def send(self, added: Tensor, anew: bool = False) -> None:
         """Adds to the stream."""
         self.x = self.x + added.sum(0)
         self.kept.append(self.x)
@@ -222,6 +225,11 @@ def prediction_graph(
     at = trace.position(position)
     way = direction(trace, token, against, at)
     graph = Graph(trace.config)
+    if any(place in ANEW for _, place in graph.sent):
+        raise UnsupportedError(
+            "In this model parts do not just add to one stream: its layers norm the sum or mix copies of the stream, "
+            "so its prediction has no graph of parts; edges and why take it apart."
+        )
     apart = Apart(trace.forward, graph, 0, at)
     for one in lay:
         one.check(trace.config)
@@ -230,7 +238,12 @@ def prediction_graph(
         apart.laid[one.layer] = one
     here = slice(0, at + 1)
     with torch.enable_grad():
-        hub = _Points(trace.forward.entering(0, here).detach().clone().requires_grad_())
+        tokens = {
+            which.start: apart.token(layer)
+            for layer, place, which in graph.places()
+            if layer is not None and place == TOKEN
+        }
+        hub = _Points(trace.forward.entering(0, here).detach().clone().requires_grad_(), tokens)
         number = number_of(way, apart.run(hub, 1, relevance=True))[0]
         slopes = torch.autograd.grad(number, hub.kept)
     streams = [x.detach() for x in hub.kept]
@@ -322,7 +335,7 @@ def _edges(
 ) -> tuple[list[tuple[int, int | None, float]], list[float]]:
     """What each node shown hands to each other and to the score, largest first; and what all others give each."""
     written, positions = torch.stack(writes), torch.tensor([node["position"] for node in nodes])
-    depths = torch.tensor([2 * depth + place for depth, place in (node["node"].depth for node in nodes)])
+    depths = torch.tensor([4 * depth + place for depth, place in (node["node"].depth for node in nodes)])
     out: list[tuple[int, int | None, float]] = [
         (number, None, node["direct"]) for number, node in enumerate(nodes) if node["direct"]
     ]

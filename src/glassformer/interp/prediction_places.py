@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.interp.edge_graph import FEED, MIXER, Graph
+from glassformer.interp.edge_graph import FEED, MIXER, OWN, Graph
+from glassformer.interp.edge_parts import added_parts, read, split_feed
 from glassformer.interp.edge_relevance import of_layer
-from glassformer.interp.edge_run import Apart, Splits, added_parts, read, split_feed
+from glassformer.interp.edge_run import Apart, Splits
 from glassformer.interp.taps import Action, Bound, SiteAction
 from glassformer.model.choices import Attention
 from glassformer.model.parts.experts import ExpertsPart
@@ -49,7 +50,7 @@ def _keeping(kept: list[Tensor]) -> Action:
 def before(graph: Graph, apart: Apart, layer: int, place: int) -> int:
     """Which of the kept streams a place reads."""
     parts = [key for key in graph.sent if key < (layer, place)]
-    if apart.config.layers[layer].parallel:
+    if place == FEED and apart.config.layers[layer].parallel:
         parts = [key for key in parts if key[0] < layer]
     return len(parts)
 
@@ -71,6 +72,9 @@ def places(
                 added = apart.mixer(layer, (x * times)[None].expand(many, -1, -1, -1), state, relevance=True)
                 added = added[:, 0] / apart.joins[layer, MIXER]
                 kind = "head" if isinstance(config.layers[layer].mixer, Attention) else "mixer"
+            elif place == OWN:
+                added = apart.part(layer, place, x[None], state, True, apart.token(layer))[:, 0]
+                kind = "own"
             elif layer in apart.laid:
                 view = Looking(Bound(of_layer(config, layer, FEED)), config, state.where).at(layer)
                 on, base, error = (y[0] for y in apart.laid[layer].split(block, x * times, view))
@@ -111,6 +115,8 @@ def written(
     if p.vectors is not None:
         return p.vectors[unit, query]
     block = apart.block(layer)
+    if place == OWN:
+        return apart.part(layer, place, p.x.detach()[None], apart.begin(1), token=apart.token(layer))[0, 0, query]
     x = p.x.detach() * apart.reads[layer, place]
     if p.names[unit][0] == "neuron":
         part = block.feed_forward

@@ -46,11 +46,16 @@ class CopiesPart(nn.Module):
         return self.correct(self._routed(active)) + 1.0
 
     def corrected(
-        self, predicted: Float[Tensor, "*batch copy d_model"], active: Float[Tensor, "*batch d_model"]
+        self,
+        predicted: Float[Tensor, "*batch copy d_model"],
+        active: Float[Tensor, "*batch d_model"],
+        shares: Float[Tensor, "*batch copy"] | None = None,
     ) -> Float[Tensor, "*batch wide"]:
-        """All copies after the layer, from what it made of the first one's prediction."""
+        """All copies after the layer, from what it made of the first one's prediction; by these shares of its change
+        where they are given."""
+        shares = self.shares(active) if shares is None else shares
         change = (active - predicted[..., 0, :])[..., None, :]
-        return (predicted + self.shares(active)[..., None] * change).flatten(-2)
+        return (predicted + shares[..., None] * change).flatten(-2)
 
     def first(self, x: Float[Tensor, "*batch wide"]) -> Float[Tensor, "*batch d_model"]:
         """What the layer's own embedding of the token is gated by."""

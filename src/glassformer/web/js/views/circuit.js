@@ -11,6 +11,12 @@ import { say } from "../words.js";
 /** Edges that are drawn by position. */
 const EDGES = 40;
 
+/** Words of parts that few designs have. @type {Record<string, string>} */
+const PARTS = { e: "part.own", p: "part.predicted", c: "part.corrected", l: "part.aside" };
+
+/** Where in its layer a part stands, by what its name begins with; a norm of a sum follows what it sums. @type {Record<string, number>} */
+const DEPTHS = { p: -0.5, m: 1, c: 1.25, e: 1.5 };
+
 /** What the view `edges` says by position, as a drawing takes it: there is no circuit, so none of its edges were run alone. @param {any} d */
 const byPosition = (d) => ({ ...d, ...d.pairs[0], kept: [], apart: drawingByPosition(d) });
 
@@ -25,19 +31,19 @@ export function short(id) {
 export function long(id) {
   if (id === "embed") return say("circuit.embed");
   if (id === "logits") return say("circuit.logits");
-  return id.replace(/^a(\d+)\.h(\d+)$/, (_, layer, head) => say("at.head", { layer, head })).replace(/^m(\d+)(?:\.e(\d+)|\.(shared))?$/, (_, layer, expert, shared) => say("at.part", { layer, part: expert ? say("part.expert", { n: expert }) : shared ? say("part.shared") : "feed-forward" })).replace(/^([a-z]+)(\d+)$/, (_, part, layer) => say("at.part", { layer, part }));
+  return id.replace(/^a(\d+)\.h(\d+)$/, (_, layer, head) => say("at.head", { layer, head })).replace(/^m(\d+)(?:\.e(\d+)|\.(shared))?$/, (_, layer, expert, shared) => say("at.part", { layer, part: expert ? say("part.expert", { n: expert }) : shared ? say("part.shared") : "feed-forward" })).replace(/^([a-z]+)(\d+)(\.norm)?$/, (_, part, layer, norm) => say("at.part", { layer, part: norm ? say("part.norm") : PARTS[part] ? say(PARTS[part]) : part }));
 }
 
 /** What of a part an edge goes into. @param {string} to */
 function side(to) {
-  const found = /\.(q|k|v|router)$/.exec(to);
-  return found ? ` (${{ q: "query", k: "key", v: "value", router: "router" }[/** @type {"q"} */ (found[1])]})` : "";
+  const found = /\.(q|k|v|router|index|token)$/.exec(to);
+  return found ? ` (${{ q: "query", k: "key", v: "value", router: "router", index: "index", token: "token" }[/** @type {"q"} */ (found[1])]})` : "";
 }
 
 /** A part as a node. @param {string} id */
 function nodeOf(id) {
   const [, kind, layer, head] = /^([a-z]+)(\d+)(?:\.h(\d+))?/.exec(id) ?? [];
-  const column = id === "embed" ? -1 : id === "logits" ? 1e6 : 2 * Number(layer) + (kind === "m" ? 1 : 0);
+  const column = id === "embed" ? -1 : id === "logits" ? 1e6 : 2 * Number(layer) + (DEPTHS[kind] ?? 0) + (id.endsWith(".norm") ? 0.5 : 0);
   return { id, column, lane: id === "embed" || id === "logits" ? 0.5 : kind === "m" ? (Number(layer) % 2 ? 0.97 : 0.8) : head === undefined ? 0.3 : 0.08 + (Number(head) % 7) * 0.1, text: short(id), about: long(id), kind: kind === "m" ? "feed" : kind === "a" ? "head" : "end" };
 }
 
