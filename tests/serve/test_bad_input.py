@@ -177,6 +177,23 @@ CASES: dict[str, list[tuple[dict[str, Any], str]]] = {
     "/api/embeddings": [({"prompt": ""}, "empty"), ({"input": []}, "at least one text")],
     "/v1/inspect/attention": [({"layer": 99, "head": 0}, "There is no layer 99"), ({"layer": "x"}, "layer")],
     "/v1/inspect/why": [({"position": 99}, "there is no position 99"), ({"nonsense": 1}, "nonsense")],
+    "/v1/verbs/trace.why": [
+        ({"position": 99}, "there is no position 99"),
+        ({"text": ""}, "empty"),
+        ({"text": []}, "the list is empty"),
+        ({"text": ["a", "b"]}, "holds 2 texts"),
+        ({"words": -1}, "words: Input should be"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"edits": ABSENT}, "there is no 99"),
+    ],
+    "/v1/verbs/trace.tensor": [
+        ({"site": "blocks.0.attn.patern"}, "blocks.0.attn.pattern"),
+        ({}, "site: Field required"),
+    ],
+    "/v1/verbs/trace.at": [({"site": "embed", "positions": {"start": 0, "stop": 1, "step": 0}}, "positions: Input")],
+    "/v1/verbs/trace.lens": [({"through": "mine"}, "There is no fitted lens 'mine'")],
+    "/v1/verbs/circuit": [({"pairs": [["a", "a"]]}, "the same"), ({"pairs": []}, "pair")],
+    "/v1/verbs/generate": [({"prompt": "a", "logprobs": -1}, "logprobs"), ({"prompt": ""}, "empty")],
     "/v1/inspect/next": [({"text": ""}, "empty"), ({"edits": ABSENT}, "there is no 99")],
 }
 USUAL = {
@@ -212,7 +229,8 @@ def message(answer: httpx.Response, path: str) -> str:
 @pytest.mark.parametrize("path", CASES)
 def test_what_cannot_be_meant_is_told_in_the_apis_own_shape(server, path, template, monkeypatch):
     monkeypatch.setattr(server.model.tokenizer, "chat_template", template)
-    usual = {"text": "a b"} if path.startswith("/v1/inspect") else USUAL.get(path, {})
+    of_text = path.startswith(("/v1/inspect", "/v1/verbs/trace"))
+    usual = {"text": "a b"} if of_text else USUAL.get(path, {})
     ways = [{}, {"stream": True}] if path in STREAMED else [{}]
     for sent, said in CASES[path]:
         for way in ways:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import glassformer
 from glassformer.errors import GlassformerError
@@ -27,6 +28,8 @@ PLACE = "localhost:8000"
 SMALLER = [
     (r'("layer": |layer=)2[03]', r"\g<1>1"),
     (r'("head": |head=)4', r"\g<1>1"),
+    (r"pattern\(20, 4\)", "pattern(1, 1)"),
+    (r'model="smollm2"', 'model="tiny"'),
     (r'" Paris"', '"a"'),
     (r"When Mary and John went to the store, John gave a drink to", "The mole is"),
     (r"When Mary and John went to the store, Mary gave a drink to", "A mole is"),
@@ -36,8 +39,11 @@ SMALLER = [
 
 
 @pytest.fixture(scope="module")
-def quick(model: Model) -> Iterator[Running]:
-    with running(model) as made:
+def quick(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that knows a direction, as the page's does."""
+    french = tmp_path_factory.mktemp("directions") / "french"
+    model.direction("french", ["Le chat dort", "Il fait beau"], ["The cat sleeps", "It is fine"], 1).save(french)
+    with running(model, directions={"french": french}) as made:
         yield made
 
 
@@ -47,10 +53,14 @@ def sparse(model: Model) -> Iterator[Running]:
         yield made
 
 
+def there(command: str, server: Running) -> str:
+    """A command of the shell, of this server."""
+    return command.replace(PLACE, server.url.removeprefix("http://"))
+
+
 def asked(command: str, server: Running) -> Any:
     """What a command of the shell prints, as JSON."""
-    command = command.replace(PLACE, server.url.removeprefix("http://"))
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["sh", "-c", there(command, server)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -84,18 +94,25 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.parametrize("command", [one for one in blocks("sh") if one.startswith("curl")], ids=lambda one: one[:60])
-def test_the_page_s_commands(quick, command):
+def test_the_page_s_commands(quick, model, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if "-o pattern.safetensors" in command:
+        monkeypatch.chdir(tmp_path)
+        subprocess.run(["sh", "-c", there(command, quick)], check=True, timeout=120)
+        (pattern,) = load_file("pattern.safetensors").values()
+        assert torch.allclose(pattern, model.trace("The capital of France is").pattern(1, 1), atol=1e-6)
+        return
     found = asked(command, quick)
     assert "error" not in found, found
 
 
 def test_the_page_s_python(quick):
-    said = [one for one in blocks("python") if "httpx.post" in one or "gf.connect" in one]
-    assert len(said) == 2
-    names: dict[str, Any] = {"gf": glassformer}
+    said = [one for one in blocks("python") if any(mark in one for mark in ("httpx.post", "gf.connect", "extra_body"))]
+    assert len(said) == 3
+    names: dict[str, Any] = {"gf": glassformer, "client": quick.client()}
     for one in said:
         try:
             exec(one.replace("http://127.0.0.1:8000", quick.url), names)  # noqa: S102 - our own page
         except GlassformerError as error:
             pytest.fail(str(error))
-    assert isinstance(names["remote"].attention("a b", layer=0), numpy.ndarray)
+    want = quick.model.trace("The capital of France is")
+    assert torch.allclose(names["trace"].pattern(1, 1), want.pattern(1, 1), atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -175,6 +176,37 @@ def test_steering_travels_with_a_completion(server, model):
     text = '{"prompt": "a", "edits": [{"steer": {"layer": 1, "vector": [NaN]}}]}'
     broken = post(server, content=text, headers={"Content-Type": "application/json"})
     assert broken.status_code == 400
+
+
+def test_a_saved_direction_is_steered_by_with_its_name(model, tmp_path):
+    french = model.direction("french", ["Le chat dort", "Il fait beau"], ["The cat sleeps", "It is fine"], 1)
+    french.save(tmp_path / "french")
+    other = dataclasses.replace(french, weights="others")
+    other.save(tmp_path / "other")
+    by_name = {"steer": {"direction": "french", "strength": 40}}
+    body = {"prompt": TEXT, "max_tokens": 8, "temperature": 0, "logit_bias": NO_END}
+    want = [*model.edited(steer(french, strength=40)).generate(TEXT, max_tokens=8, temperature=0, logit_bias={0: -100})]
+    with running(model, directions={name: tmp_path / name for name in ("french", "other")}) as server:
+        answer = post(server, json={**body, "edits": [by_name]}).json()
+        assert answer["choices"][0]["text"] == "".join(token.text for token in want)
+        assert answer["choices"][0]["text"] != post(server, json=body).json()["choices"][0]["text"]
+        assert answer["edits"] == [{"kind": "steer", "direction": "french", "strength": 40.0}]
+        seen = inspect(server, "next", edits=[by_name]).json()["data"]["tokens"][0]["probability"]
+        assert seen == pytest.approx(
+            model.edited(steer(french, strength=40)).next(TEXT).top(1)[0].probability, abs=1e-6
+        )
+        for edit, said in (
+            ({"direction": "frnch"}, "There is no direction 'frnch'; there are french, other. Did you mean"),
+            ({"direction": "other"}, "with other weights"),
+            ({"direction": "french", "vector": [1.0]}, "either a vector or the name of a direction"),
+            ({}, "either a vector or the name of a direction"),
+            ({"vector": [1.0]}, "a vector is added after a layer"),
+        ):
+            for path in ("/v1/completions", "/v1/inspect/next", "/v1/verbs/trace.pattern"):
+                wrong = {"edits": [{"steer": edit}], "prompt": TEXT} if path.endswith("completions") else {"text": TEXT}
+                more = {"layer": 0} if path.endswith("pattern") else {}
+                answer = post(server, path, json={**wrong, **more, "edits": [{"steer": edit}]})
+                assert (answer.status_code, said in error_of(answer)["message"]) == (400, True), answer.text
 
 
 def test_a_circuit_travels_with_a_completion(server, model):

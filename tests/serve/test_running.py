@@ -322,7 +322,7 @@ def test_the_program_serves_models_and_an_adapter_by_https_within_memory_and_rea
             trusting.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
             remote = glassformer.connect(url, key="first-key-of-all", model="polite")
             given = {"max_tokens": 6, "temperature": 0}
-            assert "".join(remote.generate(TEXT, **given)) == said["polite"]
+            assert "".join(token.text for token in remote.generate(TEXT, **given)) == said["polite"]
         with pytest.raises(httpx.ConnectError, match="(?i)certificate"):
             httpx.get(f"{url}/models")  # nobody who does not know this certificate
         shutil.copytree(tmp_path / "shelf" / "tiny", tmp_path / "shelf" / "tiny2")

@@ -84,6 +84,20 @@ def named_dictionaries(given: list[str] | None) -> dict[str, Path]:
     return _named(given, "Dictionaries", Path.exists, told)
 
 
+def named_directions(given: list[str] | None) -> dict[str, Path]:
+    """Names and files of saved directions, each given as NAME=FILE or as its file alone, which is called by its stem.
+
+    Raises:
+        UsageError: one that is not there, or two of one name.
+    """
+
+    def there(path: Path) -> bool:
+        return Path(str(path).removesuffix(".safetensors").removesuffix(".json") + ".json").is_file()
+
+    told = "There is no direction at {}; one is two files that `glassformer direction --out` wrote."
+    return _named(given, "Directions", there, told)
+
+
 def _named(given: list[str] | None, what: str, there: Callable[[Path], bool], absent: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for one in given or ():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glassformer.cli.answers import CacheBitsOption, PrecisionOption
-from glassformer.cli.common import LayOption, LensOption, named_dictionaries, named_lenses
+from glassformer.cli.common import LayOption, LensOption, named_dictionaries, named_directions, named_lenses
 from glassformer.cli.https import CertificateKeyOption, CertificateOption, certificate
 from glassformer.errors import ServerError, UsageError
 
@@ -167,6 +167,10 @@ def command(
     ] = None,
     lens: LensOption = None,
     lay: LayOption = None,
+    direction: Annotated[
+        list[str] | None,
+        typer.Option("--direction", metavar="NAME=FILE", help="A saved direction, which edits steer by, by its name."),
+    ] = None,
     host_name: Annotated[
         list[str] | None,
         typer.Option("--host-name", metavar="NAME", help="A name it is called by besides localhost; * for any."),
@@ -196,6 +200,7 @@ def command(
         raise UsageError("--name is for one model; several are called as they are given.")
     if lookup and draft:
         raise UsageError("--lookup and --draft both guess ahead; give one of them.")
+    directions = named_directions(direction)
     adapters, lenses, features = named_adapters(adapter or []), named_lenses(lens), named_dictionaries(lay)
     if memory is not None and memory <= 0:
         raise UsageError("--memory is above 0.")
@@ -240,7 +245,7 @@ def command(
                 prefix_budget=int(prompt_cache_files * 1e9),
             )
             admission = AdmissionQueue(engine, metrics, waiting=queue, seconds=seconds)
-            return Served(model, admission, called, max_tokens, lookup=lookup, drafter=drafter)
+            return Served(model, admission, called, max_tokens, lookup, drafter, directions)
 
         def opened(source: str | None, called: str | None = None) -> Served:
             model = open_model(source)

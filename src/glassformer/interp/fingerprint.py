@@ -7,6 +7,7 @@ import json
 
 import torch
 
+from glassformer.interp.elsewhere import Elsewhere
 from glassformer.model import Config, Transformer
 
 
@@ -15,8 +16,10 @@ def design(config: Config) -> str:
     return hashlib.sha256(_described(config)).hexdigest()
 
 
-def fingerprint(transformer: Transformer) -> str:
-    """A digest of the design and of numbers spread over every weight."""
+def fingerprint(transformer: Transformer | Elsewhere) -> str:
+    """A digest of the design and of numbers spread over every weight; of a model elsewhere, what was told of it."""
+    if isinstance(transformer, Elsewhere):
+        return str(transformer.fingerprint)
     digest = hashlib.sha256(_described(transformer.config))
     for name, weight in transformer.named_parameters():
         flat = weight.detach().reshape(-1)

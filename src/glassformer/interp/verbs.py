@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from glassformer.errors import TextError, UsageError
+from glassformer.errors import ContextLengthError, TextError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,16 +55,43 @@ class LooksInside(ABC):
         """The design."""
 
     @abstractmethod
-    def encode(self, text: str, bos: bool | None = None) -> list[int]:
-        """Token ids of a text."""
-
-    @abstractmethod
-    def ids(self, text: str | Sequence[int], bos: bool | None = None) -> list[int]:
-        """Checked token ids of a text or of ids."""
-
-    @abstractmethod
     def logits(self, text: str | Sequence[int], bos: bool | None = None) -> Tensor:
         """Logits of every position."""
+
+    # Text in, text out
+
+    def encode(self, text: str, bos: bool | None = None) -> list[int]:
+        """Token ids of a text, with the beginning-of-text token as the tokenizer says (or `bos` does)."""
+        return self.tokenizer.encode(text, bos)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(ids)
+
+    def ids(self, text: str | Sequence[int], bos: bool | None = None) -> list[int]:
+        """Checked token ids of a text or of ids.
+
+        Raises:
+            TextError: for an empty text, unknown ids, or more tokens than the context.
+        """
+        if isinstance(text, str):
+            if not text:
+                raise TextError("The text is empty; give at least one word.")
+            ids = self.encode(text, bos)
+        else:
+            ids = [int(i) for i in text]
+        if not ids:
+            raise TextError("The text holds no token; give at least one word.")
+        for i in ids:
+            if not 0 <= i < self.config.vocab_size:
+                raise TextError(f"Token id {i} is not in this model's vocabulary of {self.config.vocab_size}.")
+        if len(ids) > self.config.context:
+            raise ContextLengthError(
+                f"The text is {len(ids)} tokens long and {self.name} reads at most {self.config.context}; shorten it."
+            )
+        return ids
+
+    # Inside
 
     def trace(
         self, text: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], bos: bool | None = None

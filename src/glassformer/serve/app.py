@@ -24,6 +24,7 @@ from glassformer.serve import (
     openai_api,
     operations,
     responses_api,
+    token_events,
     tokens_api,
 )
 from glassformer.serve.bodies import careful
@@ -57,7 +58,17 @@ def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | Non
 def api_app(models: Models, policy: Policy) -> Any:
     """The app behind `glassformer serve`: its APIs, their description, metrics and health; counted and logged."""
     api = APIRouter(route_class=careful(policy.max_body))
-    for part in (openai_api, responses_api, embeddings, anthropic_api, ollama_api, tokens_api, inspect_api, operations):
+    for part in (
+        openai_api,
+        responses_api,
+        embeddings,
+        anthropic_api,
+        ollama_api,
+        tokens_api,
+        inspect_api,
+        token_events,
+        operations,
+    ):
         part.add(api, models)
     app = guarded(api, policy, close=models.close, description="/openapi.json")
     paths = {str(getattr(route, "path", "{")) for route in api.routes}

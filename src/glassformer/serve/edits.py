@@ -10,6 +10,7 @@ from glassformer.views.edits import Edits, taps
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
+    from glassformer.serve.models import Served
 
 
 def plain(edits: Sequence[Any]) -> list[dict[str, Any]]:
@@ -17,15 +18,17 @@ def plain(edits: Sequence[Any]) -> list[dict[str, Any]]:
     return [edit.model_dump(exclude_none=True, exclude={"vector", "edges"}) for edit in edits]
 
 
-def edited(model: Model, edits: Sequence[Any]) -> Model:
+def edited(served: Served, edits: Sequence[Any]) -> Model:
     """The model with a request's edits put in.
 
     Raises:
+        CheckpointError: a direction of another model.
         SiteError: a layer, head or neuron that it does not have.
         UsageError: a vector of another width, or a circuit without a counterfactual.
     """
     try:
-        return model.edited(*taps(edits, model)) if edits else model
+        model = served.model
+        return model.edited(*taps(edits, model, served.directions)) if edits else model
     except ShapeError as error:  # asked for, so not a fault of ours
         raise UsageError(str(error)) from None
 

@@ -1,6 +1,7 @@
 """The glass over HTTP: every registered view as a route, as JSON, as binary arrays, or with its progress as a stream.
 
-Views have the same key, limits, places and cancelling as answers.
+Beside them stand the verbs of a model and of a trace, whose results `gf.connect` puts together again. Both have the
+same key, limits, places and cancelling as answers.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from glassformer.interp.records import packed
 from glassformer.serve.edits import plain
 from glassformer.serve.exchange import late, logged
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_schemas import described
 from glassformer.serve.problems import openai, problem
 from glassformer.serve.streams import Stream, dumped, event
+from glassformer.serve.verbs import Verb, verbs
 from glassformer.serve.work import Workers
 from glassformer.views import VIEWS, Cancelled, Session, View
 
@@ -63,6 +66,34 @@ def add(api: APIRouter, models: Models) -> None:
 
     for view in VIEWS.values():
         _add(api, inspector, view)
+
+    known = verbs()
+
+    @api.get("/v1/verbs", responses=described(ViewList))
+    async def list_verbs() -> dict[str, Any]:
+        """Every verb of a model (`heads`) and of a trace (`trace.why`), with its parameters."""
+        listed = [
+            {"id": verb.name, "object": "verb", "about": verb.about, "parameters": verb.ask.model_json_schema()}
+            for verb in known.values()
+        ]
+        return {"object": "list", "data": listed}
+
+    for verb in known.values():
+        _add_verb(api, inspector, verb)
+
+
+def _add_verb(api: APIRouter, inspector: Inspector, verb: Verb) -> None:
+    async def ask_verb(ask: Any, request: Request) -> Response:
+        return await inspector.verb(verb, ask, request)
+
+    ask_verb.__annotations__["ask"] = verb.ask
+    ask_verb.__doc__ = verb.about
+    ask_verb.__name__ = "verb_" + verb.name.replace(".", "_")
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    told: dict[int | str, dict[str, Any]] = {
+        200: {"content": {ARRAYS: binary, "text/event-stream": {"schema": {"type": "string"}}}}
+    }
+    api.post(f"/v1/verbs/{verb.name}", response_class=Response, responses=told)(ask_verb)
 
 
 def _add(api: APIRouter, inspector: Inspector, view: View) -> None:
@@ -105,6 +136,7 @@ class Inspector:
                     open_model=self._open,
                     lenses=self._models.lenses,
                     dictionaries=self._models.dictionaries,
+                    directions=served.directions,
                 )
                 self._sessions[served.name] = known
             return known
@@ -126,10 +158,15 @@ class Inspector:
             "edits": plain(getattr(ask, "edits", ())),
         }
         session = self.session(served)
+
+        def work(check: Callable[..., None]) -> dict[str, Any]:
+            return session.view(view.name, data, check)
+
         if "text/event-stream" in accepted:
-            return Stream(self._stream(view, data, session, served, request, told), ping=self._models.ping)
+            stream = self._stream(work, served, request, "view", lambda found: told | {"data": found})
+            return Stream(stream, ping=self._models.ping)
         try:
-            found = await self._found(view, data, session, served, request, lambda: None)
+            found = await self._found(work, served, request, lambda *_: None)
         except Cancelled:
             return Response(status_code=499)
         except TimeoutError:
@@ -138,41 +175,69 @@ class Inspector:
             return Response(await asyncio.to_thread(binary, told | {"data": found}), media_type=ARRAYS)
         return Response(await asyncio.to_thread(dumped, told | {"data": found}), media_type="application/json")
 
-    async def _found(
-        self, view: View, data: Any, session: Session, served: Served, request: Request, stepped: Callable[[], None]
-    ) -> dict[str, Any]:
-        def work(check: Callable[[], None]) -> dict[str, Any]:
-            def step() -> None:
-                check()
-                stepped()
+    async def verb(self, verb: Verb, ask: Any, request: Request) -> Response:
+        """A verb's result, as a safetensors file whose metadata `json` says what it is; or its progress, and that."""
+        served = await self._models.get(ask.model)
+        session, ask = self.session(served), ask.model_copy(update={"model": None})
+        told = {"verb": verb.name, "model": served.name, "precision": served.model.precision, "edits": plain(ask.edits)}
 
-            return session.view(view.name, data, step)
+        def work(check: Callable[..., None]) -> bytes:
+            return packed(verb.run(session, ask, check), **told)
+
+        if "text/event-stream" in request.headers.get("accept", ""):
+
+            def result(file: bytes) -> dict[str, Any]:
+                return {"safetensors": base64.b64encode(file).decode("ascii")}
+
+            return Stream(self._stream(work, served, request, "verb", result), ping=self._models.ping)
+        try:
+            return Response(await self._found(work, served, request, lambda *_: None), media_type=ARRAYS)
+        except Cancelled:
+            return Response(status_code=499)
+        except TimeoutError:
+            return problem(late(served, "verb"), request.url.path)
+
+    async def _found(
+        self, work: Callable[[Callable[..., None]], Any], served: Served, request: Request, stepped: Callable[..., None]
+    ) -> Any:
+        def watched(check: Callable[[], None]) -> Any:
+            def step(*progress: Any) -> None:
+                check()
+                stepped(*progress)
+
+            return work(step)
 
         with served.queue.planning():
             async with asyncio.timeout(served.queue.seconds):
-                found: dict[str, Any] = await self._workers.run(request, work)
-                return found
+                return await self._workers.run(request, watched)
 
     async def _stream(
-        self, view: View, data: Any, session: Session, served: Served, request: Request, told: dict[str, Any]
+        self,
+        work: Callable[[Callable[..., None]], Any],
+        served: Served,
+        request: Request,
+        what: str,
+        result: Callable[[Any], dict[str, Any]],
     ) -> AsyncGenerator[bytes]:
-        steps = 0
+        """Signs of progress (what the work told last, where it tells that), and the result."""
+        steps, last = 0, ()  # type: int, tuple[Any, ...]
 
-        def stepped() -> None:
-            nonlocal steps
-            steps += 1
+        def stepped(*progress: Any) -> None:
+            nonlocal steps, last
+            steps, last = steps + 1, progress or last
 
         start = time.monotonic()
-        task = asyncio.create_task(self._found(view, data, session, served, request, stepped))
+        task = asyncio.create_task(self._found(work, served, request, stepped))
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=_NEWS)
-                yield event({"steps": steps, "seconds": round(time.monotonic() - start, 2)}, "progress")
-            yield event(told | {"data": task.result()}, "result")
+                progress = dict(zip(("done", "total", "what"), last, strict=False))
+                yield event({"steps": steps, "seconds": round(time.monotonic() - start, 2), **progress}, "progress")
+            yield event(await asyncio.to_thread(result, task.result()), "result")
         except Cancelled:
             return
         except TimeoutError:
-            yield event(openai(late(served, "view")), "error")
+            yield event(openai(late(served, what)), "error")
         except Exception as error:
             yield event(openai(logged(error)), "error")
         finally:

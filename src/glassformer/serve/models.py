@@ -34,6 +34,7 @@ class Served:
         most_tokens: of one answer; None for as many as fit.
         lookup: whether repeats in the text are guessed ahead from.
         drafter: a draft model that guesses ahead; None for none.
+        directions: files of saved directions, by the names that steering calls them by.
     """
 
     model: Model
@@ -42,6 +43,7 @@ class Served:
     most_tokens: int | None = None
     lookup: bool = False
     drafter: Drafter | None = None
+    directions: Mapping[str, Path] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -38,10 +38,10 @@ def add(api: APIRouter, models: Models) -> None:
         """Continue a text."""
 
         async def plan(served: Served) -> PreparedRequest:
-            made, hidden = await planned(request, _completion_plan, served, ask)
+            made, hidden = await planned(request, completion_plan, served, ask)
             if ask.echo and ask.logprobs is not None:
                 for ids, first in zip(made.prompts, hidden, strict=True):
-                    score = partial(prompt_entries, edited(served.model, ask.edits), ids, first, ask.logprobs)
+                    score = partial(prompt_entries, edited(served, ask.edits), ids, first, ask.logprobs)
                     made.scored.append(await models.scoring.run(request, score))
             return made
 
@@ -59,7 +59,7 @@ def add(api: APIRouter, models: Models) -> None:
         return await answered(models, ask.model, request, plan, writing, stream=bool(ask.stream))
 
 
-def _completion_plan(served: Served, ask: CompletionAsk) -> tuple[PreparedRequest, list[int]]:
+def completion_plan(served: Served, ask: CompletionAsk) -> tuple[PreparedRequest, list[int]]:
     """What the engine is asked, and how many first tokens of each prompt are not in its text."""
     tokenizer = served.model.tokenizer
     answer = 0 if ask.max_tokens == 0 else 1

@@ -64,7 +64,7 @@ def requests(
         where = "max_completion_tokens" if getattr(ask, "max_completion_tokens", None) else "max_tokens"
         said = f"{where}: {most} were asked for and this server gives at most {limit} tokens an answer."
         raise Refusal(400, said, param=where).renamed(ask._names)
-    model = edited(served.model, ask.edits)
+    model = edited(served, ask.edits)
     if most is None:
         most = files.max_tokens or usual
     most = min(limit or served.capacity, served.capacity - len(ids), most if most > 0 else served.capacity)

@@ -20,6 +20,8 @@ from glassformer.errors import (
 )
 
 FAILED = "The server failed on this request and goes on; its log says more."
+KIND = "x-error-class"
+"""The header that says which of Glassformer's errors it was, for `gf.connect` to raise again."""
 _LONGEST = 2000  # characters of a message: a request's own words may be in it
 
 
@@ -72,17 +74,18 @@ def refusal(error: BaseException) -> Refusal:
     """What an error means for whoever asked."""
     if isinstance(error, Refusal):
         return error
+    if not isinstance(error, GlassformerError):
+        return Refusal(500, FAILED)
+    status, code, param = 400, None, None  # a request that cannot be meant, whatever of it
     if isinstance(error, ContextLengthError):
-        return Refusal(400, str(error), code="context_length_exceeded")
-    if isinstance(error, SourceError):
-        return Refusal(404, str(error), code="model_not_found", param="model")
-    if isinstance(error, MemoryLimitError):
-        return Refusal(413, str(error), code="too_large")
-    if isinstance(error, ServerError):
-        return Refusal(503, str(error))
-    if isinstance(error, GlassformerError):  # a request that cannot be meant, whatever of it
-        return Refusal(400, str(error))
-    return Refusal(500, FAILED)
+        code = "context_length_exceeded"
+    elif isinstance(error, SourceError):
+        status, code, param = 404, "model_not_found", "model"
+    elif isinstance(error, MemoryLimitError):
+        status, code = 413, "too_large"
+    elif isinstance(error, ServerError):
+        status = 503
+    return Refusal(status, str(error), code=code, param=param, headers={KIND: type(error).__name__})
 
 
 def payload(found: Refusal, path: str) -> dict[str, Any]:

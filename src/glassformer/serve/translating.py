@@ -16,7 +16,7 @@ Made = TypeVar("Made", bound=Streamed)
 
 
 # Kinds that pydantic names in a path where a field may be of several; what is sent has no such parts.
-_KIND = re.compile(r"(bool|str|int|float|none|[a-z-]+\[.*\])", re.IGNORECASE)
+_KIND = re.compile(r"(bool|str|int|float|none|slice|[a-z-]+\[.*\])", re.IGNORECASE)
 _SHOULD = "Input should be "
 _SAME: Mapping[str, str] = MappingProxyType({})
 

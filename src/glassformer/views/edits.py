@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor
+
+from glassformer.errors import UsageError, near
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
@@ -79,6 +83,9 @@ class Knockout(Strict):
 
     kind: Literal["knockout"]
     source: list[int] = Field(min_length=1, max_length=10_000)
+    queries: list[int] | None = Field(
+        default=None, max_length=10_000, description="The only tokens that do not attend to them; by default all."
+    )
     layer: int | None = None
     head: int | None = None
 
@@ -98,13 +105,26 @@ class Scale(Strict):
 
 
 class Steer(Strict):
-    """A vector is added to the stream as it leaves a layer."""
+    """A vector, or a saved direction, is added to the stream as it leaves a layer."""
 
     kind: Literal["steer"]
-    layer: int
-    vector: list[FiniteFloat] = Field(min_length=1, max_length=65_536, description="As many numbers as the stream.")
+    layer: int | None = Field(default=None, description="By default the direction's own.")
+    vector: list[FiniteFloat] | None = Field(
+        default=None, min_length=1, max_length=65_536, description="As many numbers as the stream."
+    )
+    direction: str | None = Field(
+        default=None, description="Saved direction, by the name it was given at the start (--direction)."
+    )
     strength: FiniteFloat = Field(default=1.0, description="How many times it is added.")
     position: Position
+
+    @model_validator(mode="after")
+    def _one_vector(self) -> Steer:
+        if (self.vector is None) == (self.direction is None):
+            raise ValueError("steering takes either a vector or the name of a direction")
+        if self.vector is not None and self.layer is None:
+            raise ValueError("a vector is added after a layer; name it")
+        return self
 
 
 class RunOnly(Strict):
@@ -176,8 +196,15 @@ Edits = Annotated[
 ]
 
 
-def taps(edits: Sequence[Any], model: Model) -> list[Any]:
-    """The taps that a request's edits mean in a model."""
+def taps(edits: Sequence[Any], model: Model, directions: Mapping[str, Path] = MappingProxyType({})) -> list[Any]:
+    """The taps that a request's edits mean in a model.
+
+    Args:
+        directions: files of saved directions, by the names that steering calls them by.
+
+    Raises:
+        UsageError: there is no direction of a name. CheckpointError: it is of another model.
+    """
     from glassformer.interp.circuit_edit import RunCircuit
     from glassformer.interp.edits import ablate, knockout, steer
 
@@ -196,9 +223,11 @@ def taps(edits: Sequence[Any], model: Model) -> list[Any]:
         elif e.kind == "ablate_expert":
             out.append(ablate(layer=e.layer, expert=e.expert, positions=e.position))
         elif e.kind == "knockout":
-            out.append(knockout(keys=e.source, layer=e.layer, head=e.head))
+            out.append(knockout(keys=e.source, queries=e.queries, layer=e.layer, head=e.head))
         elif e.kind == "steer":
-            vector = torch.tensor(e.vector, dtype=torch.float64)
+            vector: Any = torch.tensor(e.vector or (), dtype=torch.float64)
+            if e.direction is not None:
+                vector = model.load_direction(of_name(directions, e.direction, "direction"))
             out.append(steer(vector, layer=e.layer, strength=e.strength, positions=e.position))
         elif e.kind == "circuit":
             out.append(RunCircuit(model.transformer, tuple(e.edges), tuple(model.ids(e.counterfactual))))
@@ -207,8 +236,19 @@ def taps(edits: Sequence[Any], model: Model) -> list[Any]:
     return out
 
 
+def of_name(known: Mapping[str, Path], name: str, what: str) -> Path:
+    """A file that was given a name at the start.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name not in known:
+        there = f"there are {', '.join(known)}" if known else "none was named when this was started"
+        raise UsageError(f"There is no {what} {name!r}; {there}.{near(name, known)}")
+    return known[name]
+
+
 def _scaled(e: Scale) -> Any:
-    from glassformer.errors import UsageError
     from glassformer.interp.edit_ops import Apply
     from glassformer.interp.select import Places, Selection, key_positions
 

@@ -61,4 +61,4 @@ def python(view: str) -> str:
     """… and as Python, of the model that `gf.connect` gives."""
     asked = example(view)
     more = "".join(f", {name}={value!r}" for name, value in asked.items())
-    return f'remote.view("{view}"{more})'
+    return f'remote.inspect("{view}"{more})'

@@ -34,7 +34,8 @@ def _edit(edit: Any) -> str | None:
     if e.kind == "ablate_neuron":
         return f"gf.ablate(layer={e.layer}, neuron={e.neuron}{at})"
     if e.kind == "knockout":
-        return f"gf.knockout(keys={e.source}, layer={e.layer}, head={e.head})"
+        queries = "" if e.queries is None else f"queries={e.queries}, "
+        return f"gf.knockout(keys={e.source}, {queries}layer={e.layer}, head={e.head})"
     return None
 
 

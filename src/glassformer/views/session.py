@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from glassformer.errors import GlassformerError, SourceError, UsageError, near
 from glassformer.tokenizer.spelling import spelled
 from glassformer.views.asks import parsed
-from glassformer.views.edits import taps
+from glassformer.views.edits import of_name, taps
 from glassformer.views.registry import VIEWS, Check, Json
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Session:
         model: the one that is meant when a request names none.
         open_model: opens another by its source; None refuses.
         runs: the folder that holds training runs. lenses: files of fitted lenses, by the names they are asked for by.
-        dictionaries: places of features that graphs are laid over with, by name.
+        dictionaries: places of features that graphs are laid over with, by name. directions: files of saved directions.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class Session:
         runs: str = "runs",
         lenses: Mapping[str, Path] = MappingProxyType({}),
         dictionaries: Mapping[str, Path] = MappingProxyType({}),
+        directions: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         self.current = model.name
         self.runs = runs
-        self.lenses, self.dictionaries = lenses, dictionaries
+        self.lenses, self.dictionaries, self.directions = lenses, dictionaries, directions
         self._open = open_model
         self._models: OrderedDict[str, Model] = OrderedDict({model.name: model})
         self.excited: dict[str, Exciting] = {}  # what excites the neurons of each model, by its name
@@ -126,7 +127,7 @@ class Session:
     def edited(self, ask: Any) -> Model:
         """The model of a request, with its edits put in."""
         model = self.model(ask.model)
-        return model.edited(*taps(ask.edits, model)) if ask.edits else model
+        return model.edited(*taps(ask.edits, model, self.directions)) if ask.edits else model
 
     def ids(self, ask: Any) -> list[int]:
         """Checked token ids of a request's text."""
@@ -169,7 +170,7 @@ class Session:
         """
         if ask.through is None:
             return None
-        return self.model(ask.model).load_readout(_of_name(self.lenses, ask.through, "fitted lens"))
+        return self.model(ask.model).load_readout(of_name(self.lenses, ask.through, "fitted lens"))
 
     def laid(self, names: Sequence[str]) -> list[Dictionary]:
         """The dictionaries of these names.
@@ -179,7 +180,7 @@ class Session:
         """
         from glassformer.interp.dictionary import dictionaries
 
-        places = [_of_name(self.dictionaries, name, "dictionary") for name in names]
+        places = [of_name(self.dictionaries, name, "dictionary") for name in names]
         return [one for place in places for one in dictionaries(place)]
 
     def keep(self, trace: Trace) -> None:
@@ -229,10 +230,3 @@ def plain(value: Any, tokenizer: Any = None) -> Any:
 
 
 __all__ = ["Cancelled", "GlassformerError", "Session"]
-
-
-def _of_name(known: Mapping[str, Path], name: str, what: str) -> Path:
-    if name not in known:
-        there = f"there are {', '.join(known)}" if known else "none was named when this was started"
-        raise UsageError(f"There is no {what} {name!r}; {there}.{near(name, known)}")
-    return known[name]
