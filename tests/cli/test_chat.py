@@ -296,9 +296,28 @@ def test_reasons_of_the_last_answer(chat, capsys):
     out, err = capsys.readouterr()
     said = chat.model.tokenizer.token_text(chat._last[1][1])
     assert f"(the reasons of {said!r}, token 2 of 4)" in err
-    assert "residual" in out
+    parts, _, words = out.partition("; residual")
+    assert "percentile" in parts
+    assert "Replaced: 8 drawn" in words
+    trace = chat.model.trace([*chat._last[0], *chat._last[1][:1]])
+    best = max((w for w in trace.why(chat._last[1][1], alternatives=8).words), key=lambda w: abs(w.knocked_out or 0.0))
+    assert f"{best.knocked_out:+.2f}" in words
     with pytest.raises(UsageError, match="/why takes a token of the last answer, 1 to 4; '9' is none."):
         chat.take("/why 9")
+
+
+def test_reasons_that_are_stopped_have_shown_their_parts(chat, monkeypatch, capsys):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    chat.take("mole")
+    capsys.readouterr()
+    monkeypatch.setattr("glassformer.interp.why.replaced", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        chat.take("/why")
+    out, err = capsys.readouterr()
+    assert "residual" in out
+    assert "(the reasons of " in err
 
 
 def test_another_model_goes_on(source, monkeypatch, capsys):

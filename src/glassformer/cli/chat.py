@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".svg")
 ROUNDS = 8  # answers in a row that may call tools
+AT_ONCE = 300  # parts of a reason that are measured before anything is shown
+OTHERS = 8  # words that each word is replaced by
 LEAST = 64  # tokens an answer should have room for before old turns are left out
 
 COMMANDS = {
@@ -262,7 +264,8 @@ class Chat:
         note(f"(answers follow {rest})")
 
     def _why(self, rest: str) -> None:
-        from glassformer.cli.why import show
+        from glassformer.cli.common import progress_console
+        from glassformer.cli.why import show, show_words
         from glassformer.interp.tables import why_view
 
         if self._last is None or not self._last[1]:
@@ -271,11 +274,16 @@ class Chat:
         number = int(rest) if rest.isdecimal() else 1 if not rest else 0
         if not 1 <= number <= len(answer):
             raise UsageError(f"/why takes a token of the last answer, 1 to {len(answer)}; {rest!r} is none.")
-        note("(each word is taken away in turn, which takes a while; Ctrl-C stops it)")
-        trace = self.model.trace([*prompt, *answer[: number - 1]])
-        said = self.model.tokenizer.token_text(answer[number - 1])
-        show(why_view(trace.why(answer[number - 1]), 10))
-        note(f"(the reasons of {said!r}, token {number} of {len(answer)})")
+        trace, token = self.model.trace([*prompt, *answer[: number - 1]]), answer[number - 1]
+        show(why_view(trace.why(token, parts=AT_ONCE, words=0), 10))
+        note(f"(the reasons of {self.model.tokenizer.token_text(token)!r}, token {number} of {len(answer)})")
+        with progress_console().status("measuring words") as status:
+
+            def progress(done: int, total: int | None, what: str) -> None:
+                status.update(f"{what}, {done} of {total}; Ctrl-C stops it")
+
+            found = trace.why(token, parts=0, alternatives=OTHERS, progress=progress)
+        show_words(why_view(found))
 
     def _help(self, rest: str) -> None:
         width = max(map(len, COMMANDS))

@@ -62,16 +62,14 @@ def command(
     )
 
 
-def show(data: dict[str, Any]) -> None:
-    """The sentence, the words, the largest parts and the receipt."""
+def show_words(data: dict[str, Any]) -> None:
+    """What depends on each word: replaced by others, and hidden."""
     from rich.table import Table
     from rich.text import Text
 
     from glassformer.cli.next import visible
 
     out = console()
-    out.print(Text(data["sentence"]))
-    out.print()
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for name in ("word", "replaced", "low", "high", "hidden"):
         table.add_column(name, justify="left" if name == "word" else "right")
@@ -81,6 +79,18 @@ def show(data: dict[str, Any]) -> None:
         cells = [_number(r.get(key)) for key in ("median", "low", "high")]
         table.add_row(Text(visible(w["word"]) + mark), *cells, _number(w["knocked_out"]))
     out.print(table)
+    out.print()
+    rule = data["replacements"]
+    out.print(Text(f"Replaced: {rule['count']} drawn from seed {rule['seed']}, {rule['rule']}.", style="dim"))
+
+
+def show(data: dict[str, Any]) -> None:
+    """The sentence, the largest parts and the receipt; the words, where they were measured."""
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    out.print(Text(data["sentence"]))
     out.print()
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for name in ("part", "claimed", "direct", "total", "percentile"):
@@ -98,8 +108,9 @@ def show(data: dict[str, Any]) -> None:
         step = data["softcap"]
         receipt += f"; soft cap {step['cap']:g}: {step['before']:.4f} becomes the logit {step['after']:.4f}"
     out.print(Text(receipt, style="dim"))
-    rule = data["replacements"]
-    out.print(Text(f"Replaced: {rule['count']} drawn from seed {rule['seed']}, {rule['rule']}.", style="dim"))
+    if any(w["knocked_out"] is not None or w["replaced"] is not None for w in data["words"]):
+        out.print()
+        show_words(data)
 
 
 def _number(x: float | None) -> str:
