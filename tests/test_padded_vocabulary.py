@@ -78,6 +78,21 @@ def test_words_put_in_place_of_others_are_tokens(model: Any) -> None:
     assert max(id for row in drawn for id in row) < VOCAB
 
 
+def test_tokens_drawn_to_compare_lenses_by_are_tokens(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from glassformer.interp import agreement
+
+    drawn, plain = [], agreement._gradient
+
+    def gradient(*args: Any) -> torch.Tensor:
+        drawn.append(args[-1])
+        return plain(*args)
+
+    monkeypatch.setattr(agreement, "_gradient", gradient)
+    agreement.agreement(model.trace("The American shrew mole"), 0, {"plain": None}, samples=8)
+    assert len(drawn) == 8
+    assert max(drawn) < VOCAB
+
+
 def test_lists_of_words_by_the_weights_are_of_tokens(model: Any) -> None:
     from glassformer.cli.heads import circuits
     from glassformer.cli.neurons import alone

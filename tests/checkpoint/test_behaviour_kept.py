@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +261,42 @@ def test_length_and_stops_of_the_file_hold_where_the_user_says_nothing(
         whole = client.completions.create(**asked, stop="no such text", max_tokens=-1).choices[0]
         assert whole.finish_reason == "length"
         assert whole.text.startswith(found["answer"])
+
+
+def test_every_verb_and_route_draws_as_the_file_says_where_the_user_says_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that asks for no sampling: everywhere transformers' own greedy answer."""
+    import httpx
+    from transformers import AutoModelForCausalLM
+
+    from tests.cli.running import run
+    from tests.serve.running import running
+
+    more = {"chat_template.jinja": "{{ messages[-1].content }}"}
+    source = folder(tmp_path / "m", generation={"do_sample": False, "max_new_tokens": 4}, more=more)
+    tokenizer = Tokenizer.from_directory(source)
+    ids = tokenizer.encode("the")
+    judge = AutoModelForCausalLM.from_pretrained(source).eval()
+    want = tokenizer.decode(judge.generate(torch.tensor([ids]), pad_token_id=0)[0, len(ids) :].tolist())
+    found = {"complete": json.loads(run(capsys, "complete", "the", "-m", source, "--json")[1])["answer"]}
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the\n"))
+    found["chat"] = run(capsys, "chat", "-m", source)[1].removesuffix("\n")
+    said = {"messages": [{"role": "user", "content": "the"}]}
+    asks: dict[str, tuple[dict[str, Any], Callable[[Any], str]]] = {
+        "/v1/completions": ({"prompt": "the"}, lambda a: a["choices"][0]["text"]),
+        "/v1/chat/completions": (said, lambda a: a["choices"][0]["message"]["content"]),
+        "/v1/responses": ({"input": "the"}, lambda a: a["output"][0]["content"][0]["text"]),
+        "/v1/messages": ({**said, "max_tokens": 4}, lambda a: a["content"][0]["text"]),
+        "/api/generate": ({"prompt": "the", "stream": False}, lambda a: a["response"]),
+        "/api/chat": ({**said, "stream": False}, lambda a: a["message"]["content"]),
+    }
+    with running(gf.load(source)) as server:
+        for path, (ask, text) in asks.items():
+            told = httpx.post(f"{server.url}{path}", json={"model": "tiny", **ask}, timeout=60)
+            assert told.status_code == 200, told.text
+            found[path] = text(told.json())
+    assert found == dict.fromkeys(found, want)
 
 
 def test_a_fine_tuned_run_stops_and_draws_as_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

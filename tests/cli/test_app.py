@@ -43,6 +43,18 @@ def test_every_option_is_explained(name):
         assert getattr(param, "help", "said"), f"{name}: {param.name} has no help"
 
 
+WRITERS = ["circuit", "corpus", "direction", "export", "graph", "race", "readout", "report", "site", "train"]
+WRITES = ("Write", "Save", "Draw", "Where to", "The file to", "The folder", "The run directory", "Say in it")
+
+
+@pytest.mark.parametrize("name", cli.verbs())
+def test_a_verb_that_writes_a_file_takes_out(name):
+    options = [param for param in cli.load_verb(name).params if {"--png", "--html"}.isdisjoint(param.opts)]
+    taking = [param for param in options if {"--out", "-o"} <= set(param.opts)]
+    assert len(taking) == (name in WRITERS)
+    assert name in WRITERS or not [param.opts for param in options if str(param.help or "").startswith(WRITES)]
+
+
 def test_help_lists_the_verbs():
     done = run("--help")
     assert done.returncode == 0

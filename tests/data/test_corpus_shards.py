@@ -99,13 +99,16 @@ def test_a_damaged_shard_is_found_before_it_is_used(tmp_path: Path, cache: Path,
     data[11] ^= 1
     shard.write_bytes(data)
     opened = whole(tmp_path / "a.txt", tokenizer)
-    with pytest.raises(DataError, match=r"all-00000.bin is damaged in its block at byte 0; delete its folder"):
+    with pytest.raises(DataError, match=r"all-00000.bin is damaged in its block at byte 0; run again, and it is made"):
         opened.train.slice(100, 5)
     with pytest.raises(DataError, match="is damaged"):
         opened.verify()
+    again = whole(tmp_path / "a.txt", tokenizer)  # as the sentence says
+    again.verify()
+    assert (again.hash, texts(again, tokenizer)) == (corpus.hash, ["".join(SENTENCES)])
 
 
-@pytest.mark.parametrize("harm", ["short", "missing", "index", "no index", "lying index"])
+@pytest.mark.parametrize("harm", ["short", "missing", "index", "no index", "lying index", "altered index"])
 def test_unsound_shards_in_the_cache_are_made_anew(
     harm: str, tmp_path: Path, cache: Path, tokenizer: Tokenizer
 ) -> None:
@@ -122,7 +125,7 @@ def test_unsound_shards_in_the_cache_are_made_anew(
         index.unlink()
     else:
         told = json.loads(index.read_text())
-        told["parts"]["train"]["stop"] += 1
+        told["parts"]["train"]["stop" if harm == "lying index" else "text_bytes"] += 1
         index.write_text(json.dumps(told))
     after = whole(tmp_path / "a.txt", tokenizer)
     assert after.hash == before.hash
@@ -208,6 +211,9 @@ def test_a_killed_builder_leaves_nothing_in_the_way(tmp_path: Path, cache: Path,
     child.stdout.close()
     assert len(list(corpora_dir().glob(".*.tmp"))) == 1
     saved = Tokenizer.from_directory(tmp_path / "tokenizer")
+    (tmp_path / "other.txt").write_text("other data, as it may be mended before the next start")
+    whole(tmp_path / "other.txt", saved)
+    assert not list(corpora_dir().glob(".*.tmp"))
     assert texts(whole(tmp_path / "a.jsonl", saved), saved) == SENTENCES
     assert not list(corpora_dir().glob(".*.tmp"))
 

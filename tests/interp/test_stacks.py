@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 
 from glassformer.errors import SiteError
-from glassformer.interp import edits
+from glassformer.interp import edits, head_outputs
 from glassformer.interp.decompose import KINDS
 from glassformer.interp.patching import patch
 from glassformer.interp.taps import Compose
@@ -72,6 +73,13 @@ def test_parts_add_up_and_removing_them_is_a_tap(config: Config) -> None:
         chosen &= (found.parts.head == 0) & (found.parts.source == 3)
         measured = float(found.parts.total[chosen])
         assert abs(goal.value - without - measured) <= 1e-8 * max(1.0, abs(goal.value))
+        whole = torch.zeros(config.n_heads(layer), len(ids), len(ids), dtype=part.dtype)
+        with mock.patch.object(head_outputs, "ROWS", 4):
+            for first, tile in head_outputs.weighted_tiles(run, layer):
+                whole[:, first : first + tile.shape[1], : tile.shape[2]] = tile
+        for head in range(config.n_heads(layer)):
+            for query in (2, 6):
+                torch.testing.assert_close(whole[head, query], run.contributions(layer, head, query).norm(dim=-1))
 
 
 @pytest.mark.parametrize(

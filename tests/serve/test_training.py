@@ -32,3 +32,4 @@ def test_names_are_free(tmp_path: Path):
     (tmp_path / "page-1").mkdir()
     (tmp_path / "page-2.txt").touch()
     assert Training(tmp_path)._free() == "page-3"
+    assert Training(tmp_path)._free() == "page-4", "another server has taken the third and not yet begun"

@@ -125,19 +125,25 @@ def test_strays_of_dead_processes_are_swept_and_those_of_the_living_are_not(tmp_
     assert names(tmp_path) == []
 
 
-def test_whoever_writes_a_file_or_a_folder_again_sweeps_what_a_killed_writer_left(tmp_path):
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
-    assert writer.stdout is not None
-    assert writer.stdout.readline() == "writing\n"
-    files.write_text(tmp_path / "a", "meanwhile")
-    assert len(names(tmp_path)) == 3, "the other one is alive"
-    kill(writer)
-    files.write_text(tmp_path / "b", "another file")
-    assert len(names(tmp_path)) == 4
-    files.write_text(tmp_path / "a", "again")
-    with files.atomic_folder(tmp_path / "a-folder"):
+def test_whoever_writes_into_a_folder_sweeps_what_killed_writers_left(tmp_path):
+    for again in (lambda: files.write_text(tmp_path / "b", "another file"), lambda: folder(tmp_path / "c")):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        before = names(tmp_path)
+        files.write_text(tmp_path / "a", "meanwhile")
+        assert len(names(tmp_path)) == len({*before, "a"}), "the other one is alive"
+        kill(writer)
+        again()
+        assert not [name for name in names(tmp_path) if files.is_temporary(name)]
+    assert names(tmp_path) == ["a", "b", "c"]
+
+
+def folder(path: Path) -> None:
+    with files.atomic_folder(path):
         pass
-    assert names(tmp_path) == ["a", "a-folder", "b"]
 
 
 SCRATCH = """

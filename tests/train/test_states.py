@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import shlex
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ import pytest
 from glassformer.cli.app import main
 from glassformer.errors import TrainError, UsageError
 from glassformer.system import files, locks
-from glassformer.train import checkpoint, journal, train
+from glassformer.train import checkpoint, journal, processes, train
 from glassformer.train.loop import MOST_REFUSED, Run
 from glassformer.train.recipe import Recipe
 from glassformer.train.torch_stepper import TorchStepper
@@ -26,6 +30,12 @@ Place = Callable[[], Path]
 
 class Killed(BaseException):
     """Stands for the end of the process."""
+
+
+@pytest.fixture
+def small(small: Make) -> Make:
+    """Recipes whose losses do not hang on the memory that is free: else it says how many rows are computed at once."""
+    return lambda **settings: small(**{"micro_batch": 4, **settings})
 
 
 @pytest.fixture
@@ -337,13 +347,88 @@ def test_a_finished_run_says_so_and_how_to_go_on(
     assert sorted(losses(place)) == list(range(1, 17))
 
 
-def test_a_run_that_is_under_way_is_left_alone(small: Make, out: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    place = train(small(), out=out(), quiet=True).path
-    before = (place / "journal.jsonl").read_bytes()
-    with locks.locked(place / "run"):
-        assert call("--resume", "--out", str(place)) == 2
-    assert f"Another process is training in {place}" in capsys.readouterr().err
-    assert (place / "journal.jsonl").read_bytes() == before
+TRAINING = """
+import sys
+from glassformer.system import locks
+with locks.locked(sys.argv[1]):
+    print("training", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_is_under_way_is_waited_for(
+    small: Make, out: Place, dying: Any, straight: dict[int, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = out()
+    with dying(5):
+        train(small(save_every=4), out=place, quiet=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", TRAINING, str(place / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"training\n"
+        threading.Timer(0.5, other.kill).start()
+        assert call("--resume", "--out", str(place)) == 0
+        assert other.poll() is not None, "it went on while the other one was there"
+    assert f"Another process is training in {place}: waiting until it ends." in capsys.readouterr().err
+    assert losses(place) == straight
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen once between a start's first look at its directory and its turn to write there."""
+    plain, once = processes.join, [happens]
+
+    def join(device: str) -> Any:
+        while once:
+            once.pop()()
+        return plain(device)
+
+    monkeypatch.setattr(processes, "join", join)
+
+
+def test_who_comes_second_takes_nothing_of_the_first(small: Make, out: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = out()
+    with contextlib.ExitStack() as other:
+
+        def begins() -> None:
+            other.enter_context(locks.locked(place / "run"))
+            (place / "journal.jsonl").write_text("what the first has written so far")
+
+        meanwhile(monkeypatch, begins)
+        with pytest.raises(UsageError, match=f"Another process is training in {place}; wait for it with --resume"):
+            train(small(), out=place, quiet=True)
+        assert sorted(path.name for path in place.iterdir()) == ["journal.jsonl", "run.lock"]
+
+
+def test_who_comes_second_goes_by_what_the_first_has_left(
+    small: Make, out: Place, straight: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for resume in (False, True):
+        place = out()
+        meanwhile(monkeypatch, lambda place=place: train(small(), out=place, quiet=True))  # type: ignore[misc]
+        if resume:
+            assert train(small(), out=place, resume=True, quiet=True).step == 8
+        else:
+            with pytest.raises(UsageError, match="holds a run already, of 8 steps"):
+                train(small(), out=place, quiet=True)
+        assert losses(place) == straight
+        assert not (place / "journal-before.jsonl").exists()
+
+
+def test_shards_that_were_damaged_are_made_anew_by_the_printed_command(
+    small: Make, out: Place, tmp_path: Path, dying: Any, straight: dict[int, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = out()
+    with dying(5):
+        train(small(save_every=4), out=place, quiet=True)
+    (shard,) = (tmp_path / "cache" / "corpora").glob("*/all-00000.bin")
+    damage(shard)
+    assert call("--resume", "--out", str(place)) == 1
+    said = capsys.readouterr().err
+    assert "is damaged in its block at byte 0; run again, and it is made anew from the data." in said
+    assert call(*printed(said)) == 0
+    assert losses(place) == straight
 
 
 def test_batches_refused_without_end_stop_the_run_and_keep_good_checkpoints(

@@ -30,7 +30,8 @@ def command(
         str | None, typer.Option("--matching", metavar="WORDS", help="Read only passages that hold this.")
     ] = None,
     keep: Annotated[
-        Path | None, typer.Option("--keep", metavar="FILE", help="Say in it how far reading is, and go on from it.")
+        Path | None,
+        typer.Option("--keep", "--out", "-o", metavar="FILE", help="Say in it how far reading is, and go on from it."),
     ] = None,
     top: Annotated[int, typer.Option("--top", "-k", metavar="K", help="How many passages.")] = 10,
 ) -> Seen:

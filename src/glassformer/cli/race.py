@@ -28,7 +28,8 @@ def command(
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Timings of each; the shortest counts.")] = 3,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw seconds against length: .svg, .png or .pdf.")
+        Path | None,
+        typer.Option("--plot", "--out", "-o", metavar="FILE", help="Draw seconds against length: .svg, .png or .pdf."),
     ] = None,
     bos: BosOption = None,
     as_json: JsonOption = False,

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glassformer.data.readers import LONGEST, PIECE, Piece, ProgressCallback, cut_everywhere, hub_version, read
-from glassformer.data.shards import FILE, Shards, StreamWriter
+from glassformer.data.shards import FILE, INDEX, Shards, StreamWriter
 from glassformer.data.sources import FileSource, HubSource, Report, Source, Spec, expand
 from glassformer.errors import DataError, EmptyDataError, TooFewDocumentsError
-from glassformer.system import files, locks
+from glassformer.system import files, locks, sealed
 from glassformer.tokenizer.encode import Encoder, token_dtype
 
 if TYPE_CHECKING:
@@ -213,8 +213,8 @@ def _fingerprints(sources: Sequence[Source], progress: ProgressCallback | None) 
 def _open(directory: Path) -> Corpus | None:
     """The corpus in a folder; None when there is none or it is not sound."""
     try:
-        index = json.loads((directory / "index.json").read_text("utf-8"))
-        if index["layout"] != LAYOUT:
+        index = json.loads((directory / INDEX).read_text("utf-8"))
+        if index["layout"] != LAYOUT or index.get("sha256", sealed.checksum(index)) != sealed.checksum(index):
             return None
         parts = {}
         for name in ("train", "held_out"):
@@ -253,7 +253,8 @@ def _build(
         if (home / key).exists():
             report.note("damaged shards in the cache, made anew", str(home / key))
             files.remove_folder(home / key)
-        files.sweep(home, of=key, alone=True)  # by a builder that was killed: the lock is ours
+        files.sweep(home)  # what killed builders of any corpus left; of this one even those of other machines:
+        files.sweep(home, of=key, alone=True)  # the lock is ours
         draft = files.temporary(home / key)
         try:
             draft.mkdir()
@@ -362,7 +363,7 @@ def _write(
     index["bytes_per_token"] = sum(entry["text_bytes"] for entry in entries.values()) / tokens
     changed = _changed(sources, prints, report)
     index["report"] = report.to_dict()
-    files.write_json(work / "index.json", index, indent=None, raises=DataError)
+    sealed.write(work / INDEX, index, indent=None, raises=DataError)
     return changed
 
 

@@ -17,10 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glassformer.errors import DataError
+from glassformer.system import files
 
 BLOCK = 1 << 20  # bytes per checksum
 FILE = 1 << 27  # bytes per file
 SMALL = 1 << 16  # bytes below which pieces are gathered before they are written
+INDEX = "index.json"
+"""What says how a folder's files are to be read; a folder without it is made anew."""
 
 
 class BlockWriter:
@@ -127,9 +130,10 @@ class Blocks:
                 continue
             number, offset = divmod(block * BLOCK, self._file_bytes)
             if zlib.crc32(self._maps[number][offset : offset + BLOCK].data) != self._checks[block]:
+                files.remove(self._paths[number].with_name(INDEX))
                 raise DataError(
-                    f"The token shard {self._paths[number]} is damaged in its block at byte {offset}; delete its "
-                    "folder and run again to make it anew."
+                    f"The token shard {self._paths[number]} is damaged in its block at byte {offset}; run again, and "
+                    "it is made anew from the data."
                 )
             self._sound[block] = True
 

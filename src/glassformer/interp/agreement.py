@@ -18,6 +18,7 @@ from torch import Tensor
 from glassformer.errors import UsageError
 from glassformer.interp.readout import Readout, read, require_one_stream
 from glassformer.interp.run_from import Context
+from glassformer.interp.vocabulary import known_ids
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -88,13 +89,14 @@ def agreement(
     if layer == trace.config.n_layers - 1:
         raise UsageError("After the last layer every lens is the model itself; name an earlier layer.")
     generator = torch.Generator().manual_seed(seed)
+    known = torch.tensor(known_ids(trace.vocabulary, transformer.config.vocab_size), device=transformer.device)
     stream = forward.get(f"blocks.{layer}.resid_post")
     claims, effects = [], []
     for _ in range(samples):
         at = int(torch.randint(1, trace.length, (1,), generator=generator))
         h = stream[0, at]
         before = score(read(transformer, forward.last(slice(at, at + 1))[0]))
-        best = before[0].topk(min(CHOICES, before.shape[-1])).indices
+        best = known[before[0][known].topk(min(CHOICES, len(known))).indices]
         token = int(best[torch.randint(len(best), (1,), generator=generator)])
         random = torch.randn(h.shape, generator=generator, dtype=torch.float64).to(h)
         ways = torch.stack([*(_gradient(transformer, one, layer, h, token) for one in lenses.values()), random])

@@ -7,6 +7,7 @@ biases. Knows one trace; claims nothing about causes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -124,7 +125,7 @@ def contributions(trace: Trace, layer: int, head: int, query: int) -> Tensor:
 def weighted(trace: Trace, layer: int, head: int | None, queries: int | slice | None, keys: slice | None) -> Tensor:
     """See `Trace.weighted`."""
     forward, layer = trace.forward, trace.layer(layer)
-    out = trace.pattern(layer, head, queries, keys).clone()
+    out = trace.pattern(layer, head, queries, keys).abs()  # a recurrence's shares, and edited ones, have signs
     k = slice(None) if keys is None else keys
     heads = range(forward.config.n_heads(layer)) if head is None else [trace.head(head, layer)]
     grids = out if head is None else out[None]
@@ -132,11 +133,8 @@ def weighted(trace: Trace, layer: int, head: int | None, queries: int | slice | 
     if isinstance(at, int):
         at = slice(trace.position(at), trace.position(at) + 1)
     norm, factor = post_norm(forward, layer, "mixer"), output_factor(forward, layer, at)
-    times = part_scale(forward, layer, "mixer")
     for i, h in enumerate(heads):
-        columns = writing(forward, layer)[h] * times
-        if norm is not None:
-            columns = (columns - columns.mean(0) if norm.centred else columns) * gain(norm, columns.T)[:, None]
+        columns = _columns(forward, layer, h)
         if isinstance(forward.mixer(layer), ChannelsPart):
             assert factor is not None
             for row, query in enumerate(range(*at.indices(forward.length))):
@@ -159,3 +157,44 @@ def weighted(trace: Trace, layer: int, head: int | None, queries: int | slice | 
         scale = norm.scale(before_post(forward, layer, "mixer", at))[0].to(out.dtype)
         out = out / (scale[0] if isinstance(queries, int) else scale)
     return out
+
+
+ROWS = 64
+"""Queries of a tile of `weighted_tiles`: with the keys of a few thousand tokens it stays in cache."""
+
+
+@torch.no_grad()
+def weighted_tiles(trace: Trace, layer: int) -> Iterator[tuple[int, Float[Tensor, "head query key"]]]:
+    """`weighted` of all heads, some queries at a time over the keys up to them: the first query, and its tile.
+
+    What a head hands over is measured once. Where its length differs by query, all comes in one piece.
+    """
+    forward, layer = trace.forward, trace.layer(layer)
+    plain = isinstance(forward.mixer(layer), AttentionPart) and output_factor(forward, layer, slice(0, 1)) is None
+    if not plain:
+        yield 0, weighted(trace, layer, None, None, None)
+        return
+    lengths = torch.stack([_lengths(forward, layer, head) for head in range(forward.config.n_heads(layer))])
+    norm = post_norm(forward, layer, "mixer")
+    scale = None if norm is None else norm.scale(before_post(forward, layer, "mixer", slice(None)))[0].to(lengths)
+    for first in range(0, forward.length, ROWS):
+        last = min(first + ROWS, forward.length)
+        tile = trace.pattern(layer, None, slice(first, last), slice(0, last)) * lengths[:, None, :last]
+        tile = tile.abs() if forward.edits_grid(layer) else tile
+        yield first, tile if scale is None else tile / scale[first:last]
+
+
+def _lengths(forward: Recording, layer: int, head: int) -> Float[Tensor, " key"]:
+    """How long each position's value is behind a head's output projection, by a triangle that keeps lengths."""
+    values, columns = values_of_head(forward, layer, head, slice(None)), _columns(forward, layer, head)
+    wide = columns if columns.dtype == torch.float64 else columns.float()
+    return (values.to(wide) @ torch.linalg.qr(wide, mode="r").R.T).norm(dim=-1).to(values.dtype)
+
+
+def _columns(forward: Recording, layer: int, head: int) -> Float[Tensor, "d_model d_head"]:
+    """A head's columns of the output projection, with what scales the part and the gain of a post-norm."""
+    norm = post_norm(forward, layer, "mixer")
+    columns = writing(forward, layer)[head] * part_scale(forward, layer, "mixer")
+    if norm is None:
+        return columns
+    return (columns - columns.mean(0) if norm.centred else columns) * gain(norm, columns.T)[:, None]

@@ -6,6 +6,7 @@ text is kept beside the run, so that `glassformer train --resume` goes on from i
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -60,8 +61,12 @@ class Training:
                 raise UsageError(f"{self.running} is still learning; stop it before another begins.")
             name = self._free()
             source = self.folder / f"{name}.txt"
-            files.write_text(source, text, raises=TrainError)
-            self._begin(name, ["--data", str(source.resolve()), "--set", f"steps={steps}"])
+            try:
+                files.write_text(source, text, raises=TrainError)
+                self._begin(name, ["--data", str(source.resolve()), "--set", f"steps={steps}"])
+            except BaseException:
+                source.unlink(missing_ok=True)
+                raise
         try:
             self._begun(check)
         except BaseException:
@@ -90,10 +95,14 @@ class Training:
             self._said.close()
 
     def _free(self) -> str:
-        number = 1
-        while (self.folder / f"page-{number}").exists() or (self.folder / f"page-{number}.txt").exists():
-            number += 1
-        return f"page-{number}"
+        """A name that no run has, taken by its empty text: another server may look at the same folder."""
+        files.folder(self.folder, raises=TrainError)
+        for number in itertools.count(1):
+            if not (self.folder / f"page-{number}").exists():
+                with suppress(FileExistsError):
+                    (self.folder / f"page-{number}.txt").touch(exist_ok=False)
+                    return f"page-{number}"
+        raise AssertionError
 
     def _begin(self, name: str, more: list[str]) -> None:
         command = [sys.executable, "-m", "glassformer", "train", RECIPE, "--out", str(self.folder / name), *more]

@@ -2,8 +2,8 @@
 
 A file or folder is written under a temporary name beside its own, made durable, and renamed into place, so that a
 reader (and a process killed with SIGKILL, or a full disk) sees the old one or the new one, never a part. The temporary
-name says which process writes it; `sweep` removes what dead processes left, and so does whoever writes the same
-file next. This module knows no format.
+name says which process writes it; `sweep` removes what dead processes left, and so does whoever writes into the same
+folder next. This module knows no format.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def atomic(path: str | Path, *, raises: type[GlassformerError] = FileError) -> I
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target.parent, of=target.name)
+        sweep(target.parent)
         draft = temporary(target)
         draft.touch(exist_ok=False)
         yield draft
@@ -117,7 +117,7 @@ def atomic_folder(
     draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, of=path.name)
+        sweep(path.parent)
         draft = temporary(path)
         draft.mkdir()
         yield draft

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -68,15 +69,20 @@ class Place:
             others = [step for step in steps if step != self.step] if self.step is not None else []
             raise CheckpointError(f"{error} {_other_steps(others)}{again(self.directory, from_step=0)}") from None
 
-    def locked(self) -> AbstractContextManager[None]:
-        """The right to write here, which one process has at a time.
+    def locked(self, quiet: bool) -> AbstractContextManager[None]:
+        """The right to write here, which one process has at a time; a run that is to go on waits for it, and says so
+        unless `quiet`.
 
         Raises:
-            UsageError: another process has it.
+            UsageError: another process has it, and this one was to begin a run.
             TrainError: the directory cannot be made.
         """
-        told = f"Another process is training in {self.directory}; wait for it, stop it, or name another place by --out."
-        return locks.locked(self.directory / _LOCK, taken=lambda: UsageError(told), raises=TrainError)
+        told = f"Another process is training in {self.directory}"
+        if self.resume:
+            say = (lambda: None) if quiet else lambda: print(f"{told}: waiting until it ends.", file=sys.stderr)
+            return locks.locked(self.directory / _LOCK, say, raises=TrainError)
+        other = f"{told}; wait for it with --resume, stop it, or name another place by --out."
+        return locks.locked(self.directory / _LOCK, taken=lambda: UsageError(other), raises=TrainError)
 
 
 def settle(
@@ -174,7 +180,7 @@ def prepare(place: Place, saved: checkpoint.Saved | None) -> list[str]:
 
 
 def discard(place: Place, made: Path | None) -> None:
-    """Remove what a start that failed left in a directory that was empty before.
+    """Remove what a start that failed left in a directory that was empty before; the caller holds its lock.
 
     Args:
         made: the outermost folder that did not exist before, or None when `directory` did.

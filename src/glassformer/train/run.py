@@ -48,23 +48,33 @@ def train(
     step: int | None = None,
 ) -> Result:
     """See `glassformer.train.train`."""
-    place = directory.settle(source, data, out, resume, settings, step)
+    asked = (source, data, out, resume, settings, step)
+    place = directory.settle(*asked)
     native.begin(place.recipe)
     ranks, device = processes.join(place.recipe.loop.device)
+    made = directory.missing_above(place.directory)
     try:
-        return _run(place, ranks, device, probes, quiet)
+        with place.locked(quiet) if ranks.rank == 0 else nullcontext():
+            ranks.wait()  # nobody looks again before the first process is alone here
+            place = directory.settle(*asked)  # another one may have trained here since
+            return _run(place, made, ranks, device, probes, quiet)
     finally:
         processes.leave()
 
 
-def _run(place: Place, ranks: Processes, device: torch.device, probes: tuple[Probe, ...], quiet: bool) -> Result:
-    made = directory.missing_above(place.directory)
+def _run(
+    place: Place, made: Path | None, ranks: Processes, device: torch.device, probes: tuple[Probe, ...], quiet: bool
+) -> Result:
     begun = False
     try:
-        with place.locked() if ranks.rank == 0 else nullcontext(), _Recording(place, ranks, quiet) as recording:
+        with _Recording(place, ranks, quiet) as recording:
             run = assemble(place.recipe, place.directory, ranks, device, recording.journal, recording.saved, probes)
             begun = True
             return run.execute()
+    except DataError as error:
+        if not begun:
+            raise
+        raise DataError(f"{error} {directory.again(place.directory)}") from error
     finally:
         if not begun and ranks.rank == 0:
             directory.discard(place, made)

@@ -180,30 +180,27 @@ def _arcs(trace: Trace, threshold: float, check: Check) -> Json:
     Every share above `threshold` is sent, strongest first; when there are more than ARCS, only those and the
     threshold that this means.
     """
-    found: list[Tensor] = []
-    heads, total = [], 0
+    from glassformer.interp.head_outputs import weighted_tiles
+
     rows = torch.empty(0, 5, dtype=torch.float64)
+    found, total = [rows], 0
+    heads = [trace.config.n_heads(layer) for layer in range(trace.config.n_layers)]
     for layer in range(trace.config.n_layers):
-        check()
-        if not trace.config.n_heads(layer):
-            heads.append(0)
-            continue
-        grid = trace.weighted(layer).cpu()
-        grid = grid if grid.dtype == torch.float64 else grid.float()
-        heads.append(grid.shape[0])
-        given = grid.sum((0, 2), dtype=torch.float64).clamp(min=1e-30)
-        grid.diagonal(dim1=1, dim2=2).zero_()  # what a word carries to itself is no arc
-        # Who comes near the threshold is sought in single precision, and only their shares are computed.
-        at = (grid >= (given * threshold * (1 - 1e-6)).to(grid.dtype)[:, None]).nonzero()
-        values = grid[at[:, 0], at[:, 1], at[:, 2]].double() / given[at[:, 1]]
-        at, values = at[values >= threshold], values[values >= threshold]
-        found.append(torch.cat([torch.full((len(at), 1), float(layer)), at, values[:, None]], 1).double())
-        total += len(at)
-        if sum(map(len, found)) > 4 * ARCS:
-            found = [_most(torch.cat(found), ARCS)]
-    if found:
-        rows = torch.cat(found)
-    rows = _most(rows, ARCS)
+        for first, tile in weighted_tiles(trace, layer) if heads[layer] else ():
+            check()
+            grid = tile.cpu() if tile.dtype == torch.float64 else tile.cpu().float()
+            given = grid.sum(2).double().sum(0).clamp(min=1e-30)
+            grid.diagonal(first, dim1=1, dim2=2).zero_()  # what a word carries to itself is no arc
+            # Who comes near the threshold is sought in single precision, and only their shares are computed.
+            at = (grid >= (given * threshold * (1 - 1e-6)).to(grid.dtype)[:, None]).nonzero()
+            values = grid[at[:, 0], at[:, 1], at[:, 2]].double() / given[at[:, 1]]
+            at, values = at[values >= threshold], values[values >= threshold]
+            at[:, 1] += first
+            found.append(torch.cat([torch.full((len(at), 1), float(layer)), at, values[:, None]], 1).double())
+            total += len(at)
+            if sum(map(len, found)) > 4 * ARCS:
+                found = [_most(torch.cat(found), ARCS)]
+    rows = _most(torch.cat(found), ARCS)
     used = threshold if total <= ARCS else float(rows[-1, 4])
     names = ("layer", "head", "query", "key")
     return {
@@ -246,11 +243,14 @@ def _neurons(trace: Trace, sizes: Tensor, check: Check) -> Json:
         if trace.config.layers[layer].feed_forward is None:
             continue
         strength, output = strengths(trace, layer)
-        share = strength.double().cpu() / sizes[layer].cpu().clamp(min=1e-30)[:, None]
-        at = (share >= NEURON_SHARE).nonzero()
-        picked = [share[at[:, 0], at[:, 1]], output.double().cpu()[at[:, 0], at[:, 1]]]
-        whole = torch.cat([torch.full((len(at), 1), float(layer)), at], 1).double()
-        found.append(torch.cat([whole, *[x[:, None] for x in picked]], 1))
+        strength = strength.cpu() if strength.dtype == torch.float64 else strength.cpu().float()
+        output, whole = output.cpu(), sizes[layer].cpu().clamp(min=1e-30)
+        least = (whole * NEURON_SHARE * (1 - 1e-6)).to(strength.dtype)
+        at = (strength >= least[:, None]).nonzero()  # as arcs are sought
+        share = strength[at[:, 0], at[:, 1]].double() / whole[at[:, 0]]
+        at, share = at[share >= NEURON_SHARE], share[share >= NEURON_SHARE]
+        picked = [share, output[at[:, 0], at[:, 1]].double()]
+        found.append(torch.cat([torch.full((len(at), 1), float(layer)), at, *[x[:, None] for x in picked]], 1))
     rows = torch.cat(found) if found else torch.empty(0, 5, dtype=torch.float64)
     order = rows[:, 3].argsort(descending=True, stable=True)
     if len(rows) > NEURONS:
