@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from typing import Any
 
@@ -234,15 +235,58 @@ def test_the_description_holds_answers_and_the_key(model):
         assert httpx.get(f"{server.url}/v1/models", headers={"x-api-key": "no"}).status_code == 401
 
 
-def test_answers_hold_what_the_description_says(server):
+def test_every_route_is_described_whole(server):
+    told = httpx.get(f"{server.url}/openapi.json").json()
+    operations = {(path, how): one for path, ways in told["paths"].items() for how, one in ways.items()}
+    assert len(operations) > 40
+
+    def holds(content):
+        return content and all(part.get("schema") for part in content.values())
+
+    for at, one in operations.items():
+        assert one.get("summary") or one.get("description"), at
+        assert holds(one["responses"]["200"]["content"]), at
+        refused = [answer for code, answer in one["responses"].items() if code.startswith("4")]
+        assert refused or at[0] == "/metrics", at
+        assert all(holds(answer.get("content")) for answer in refused), at
+        assert at[1] != "post" or holds(one["requestBody"]["content"]), at
+        for name in re.findall(r"{(\w+)", at[0]):
+            assert name in [field["name"] for field in one["parameters"]], at
+    for name in set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(told))):
+        assert told["components"]["schemas"][name], name
+
+
+SPEAK = {"messages": [USER], "max_tokens": 3}
+ANSWERED: list[tuple[str, dict[str, Any] | None]] = [
+    ("/v1/completions", SAID | {"logprobs": 2}),
+    (CHAT, SPEAK | {"logprobs": True, "top_logprobs": 2}),
+    ("/v1/responses", {"input": "Hello", "max_output_tokens": 3}),
+    ("/v1/messages", SPEAK),
+    ("/v1/messages/count_tokens", {"messages": [USER]}),
+    ("/v1/embeddings", {"input": "Hello"}),
+    ("/v1/models", None),
+    ("/healthz", None),
+    ("/api/chat", {"model": "tiny", "messages": [USER], "stream": False, "options": {"num_predict": 3}}),
+    ("/api/generate", {"model": "tiny", "prompt": "Hello", "stream": False, "options": {"num_predict": 3}}),
+    ("/api/embed", {"model": "tiny", "input": ["Hello", "you"]}),
+    ("/api/embeddings", {"model": "tiny", "prompt": "Hello"}),
+    ("/api/show", {"model": "tiny"}),
+    ("/api/tags", None),
+    ("/api/ps", None),
+    ("/api/version", None),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), ANSWERED, ids=[path for path, _ in ANSWERED])
+def test_answers_hold_what_the_description_says(server, path, body):
     jsonschema = pytest.importorskip("jsonschema")
     told = httpx.get(f"{server.url}/openapi.json").json()
-    for path, body in (
-        ("/v1/completions", SAID | {"logprobs": 2}),
-        (CHAT, {"messages": [USER], "max_tokens": 3, "logprobs": True, "top_logprobs": 2}),
-    ):
-        schema = told["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-        jsonschema.validate(post(server, path, json=body).json(), {**schema, "components": told["components"]})
+    schema = told["paths"][path]["get" if body is None else "post"]["responses"]["200"]["content"]["application/json"]
+    found = httpx.get(server.url + path) if body is None else post(server, path, json=body)
+    assert found.status_code == 200, found.text
+    jsonschema.validate(found.json(), {**schema["schema"], "components": told["components"]})
+    for name in set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema))):
+        assert told["components"]["schemas"][name].get("required"), "a schema that asks for nothing cannot fail"
 
 
 def test_the_last_message_can_be_gone_on_with(server, model):

@@ -14,16 +14,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 from starlette.concurrency import run_in_threadpool
 
 from glassformer import __version__
 from glassformer.errors import near
+from glassformer.serve import ollama_schemas as schemas
 from glassformer.serve.answers import Call
 from glassformer.serve.embeddings import embed, written
 from glassformer.serve.exchange import AnswerWriter, Exchange, PreparedRequest, answered
 from glassformer.serve.fields import Ask, sampling_fields
 from glassformer.serve.models import Models, Served
+from glassformer.serve.ollama_schemas import described
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk, FunctionAsk, ToolAsk
 from glassformer.serve.planning import chat_plan, planned, requests
 from glassformer.serve.problems import Refusal
@@ -164,19 +166,10 @@ class OllamaShowAsk(Ask):
     IGNORED: ClassVar[frozenset[str]] = frozenset({"verbose", "system", "template", "options"})
 
 
-class OllamaProblem(BaseModel):
-    """An error in Ollama's shape."""
-
-    error: str
-
-
-_DESCRIBED: dict[int | str, dict[str, Any]] = {"4XX": {"model": OllamaProblem}, "5XX": {"model": OllamaProblem}}
-
-
 def add(api: APIRouter, models: Models) -> None:
     """Put the routes in."""
 
-    @api.post("/api/chat", responses=_DESCRIBED)
+    @api.post("/api/chat", responses=described(schemas.OllamaChat, stream=True))
     async def chat(ask: OllamaChatAsk, request: Request) -> Response:
         """Answer a conversation."""
         if not ask.messages:
@@ -189,7 +182,7 @@ def add(api: APIRouter, models: Models) -> None:
         writing = partial(OllamaWriter, chat=True)
         return await answered(models, ask.model, request, plan, writing, stream=ask.stream is not False)
 
-    @api.post("/api/generate", responses=_DESCRIBED)
+    @api.post("/api/generate", responses=described(schemas.OllamaText, stream=True))
     async def generate(ask: OllamaGenerateAsk, request: Request) -> Response:
         """Answer, or with `raw` continue, a text."""
         if not ask.prompt:
@@ -212,7 +205,7 @@ def add(api: APIRouter, models: Models) -> None:
         vectors, read = await embed(models, served, request, texts, "mean")
         return served, [written(vector[: ask.dimensions], None) for vector in vectors], read
 
-    @api.post("/api/embed", responses=_DESCRIBED)
+    @api.post("/api/embed", responses=described(schemas.OllamaVectors))
     async def embed_texts(ask: OllamaEmbedAsk, request: Request) -> Response:
         """Vectors of texts: the model's hidden states after the last layer, averaged, of length 1."""
         start = time.monotonic_ns()
@@ -224,7 +217,7 @@ def add(api: APIRouter, models: Models) -> None:
         told = {"model": served.name, "embeddings": vectors, "total_duration": took, "load_duration": 0}
         return JSONResponse(told | {"prompt_eval_count": read})
 
-    @api.post("/api/embeddings", responses=_DESCRIBED)
+    @api.post("/api/embeddings", responses=described(schemas.OllamaVector))
     async def embed_text(ask: OllamaEmbedAsk, request: Request) -> Response:
         """One text's vector, in the older shape."""
         try:
@@ -233,22 +226,22 @@ def add(api: APIRouter, models: Models) -> None:
             return Response(status_code=499)
         return JSONResponse({"embedding": vectors[0]})
 
-    @api.get("/api/tags", responses=_DESCRIBED)
+    @api.get("/api/tags", responses=described(schemas.OllamaModels), response_model=None)
     async def tags() -> dict[str, Any]:
         """The models served."""
         return {"models": [_card(card) for card in models.cards()]}
 
-    @api.get("/api/ps", responses=_DESCRIBED)
+    @api.get("/api/ps", responses=described(schemas.OllamaModels), response_model=None)
     async def running() -> dict[str, Any]:
         """The models in memory."""
         return {"models": [_card(card) for card in models.cards() if card.get("loaded", True)]}
 
-    @api.get("/api/version", responses=_DESCRIBED)
+    @api.get("/api/version", responses=described(schemas.OllamaVersion), response_model=None)
     async def version() -> dict[str, str]:
         """Our version."""
         return {"version": __version__}
 
-    @api.post("/api/show", responses=_DESCRIBED)
+    @api.post("/api/show", responses=described(schemas.OllamaDesign), response_model=None)
     async def show(ask: OllamaShowAsk) -> dict[str, Any]:
         """One model's design."""
         served = await models.get(ask.model or ask.name)
