@@ -141,6 +141,29 @@ def test_a_drawing_holds_few_parts_and_says_what_they_bring_back(session: Sessio
     assert quick["kept"] == []
 
 
+def test_a_drawing_by_position_says_what_its_edges_bring_back(session: Session, model: Any):
+    from glassformer.interp.circuit_search import Runs
+
+    told = session.view("graph", {**PAIR, "by_position": True})
+    found = model.trace("a mole of").edges(corrupted=model.trace("A mole of"), exact="all", by_position=True, **NAMED)
+    value = {(row["from"], row["to"], row["position"]): row for row in found.to_dict(None)["edges"]}
+    assert told["total_edges"] == len(value)
+    assert len({edge["position"] for edge in told["edges"]}) > 1
+    for edge in told["edges"]:
+        want = value[edge["from"], edge["to"], edge["position"]]
+        assert edge["token"] == want["token"]
+        assert edge["exact"] == pytest.approx(want["exact"], abs=1e-5)
+        assert edge["estimate"] == pytest.approx(want["estimate"], abs=1e-5)
+    sets = torch.zeros(1, len(value), dtype=torch.bool)
+    for edge in told["edges"]:
+        sets[0, found.graph.edge(edge["from"], edge["to"]) * found.wide + edge["position"] - found.pairs[0].first] = (
+            True
+        )
+    assert told["kept"][-1]["edges"] == len(told["edges"])
+    assert told["kept"][-1]["f"] == pytest.approx(float(Runs(found.pairs).faithfulness(sets)[0]), abs=1e-4)
+    assert session.view("graph", {**PAIR, "by_position": True, "measure": False})["kept"] == []
+
+
 def test_a_graph_of_a_prediction_is_that_of_a_trace(session: Session, model: Any):
     told = session.view(
         "prediction", {"text": "a mole of", "token": " mole", "against": " of", "nodes": 9, "coverage": 1}

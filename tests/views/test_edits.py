@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -64,6 +65,34 @@ def test_a_dial_turns_what_it_names(session: Session, model: Any, part: dict[str
     }[part["part"]]
     assert torch.allclose(logits([{**dial, "by": 0}]), logits([off]), atol=1e-5)
     assert not torch.allclose(logits([{**dial, "by": 2}]), plain, atol=1e-6)
+
+
+def test_an_expert_s_dial_turns_its_weight(model: Any):
+    from glassformer.interp.decompose import expert_parts
+    from glassformer.model import Attention, Config, Experts, Layer, Transformer
+    from glassformer.views.asks import Ask, parsed
+
+    torch.manual_seed(0)
+    layer = Layer(Attention(2, 2, 8), Experts(4, 2, 6))
+    moe = copy.copy(model)
+    moe._transformer = Transformer(Config(model.config.vocab_size, 16, 64, (layer, layer)))
+    session, plain = Session(moe), moe.trace(TEXT)
+
+    def logits(**edit: Any) -> torch.Tensor:
+        return session.trace(
+            parsed(Ask, {"text": TEXT, "edits": [{"layer": 1, "position": plain.length - 1, **edit}]})
+        ).logits(-1)
+
+    weights = plain.tensor("blocks.1.mlp.weights")[0, -1]
+    expert = int(weights.argmax())
+    dial: dict[str, Any] = {"kind": "scale", "part": "expert", "unit": expert}
+    assert torch.allclose(logits(**dial, by=1), plain.logits(-1), atol=1e-5)
+    assert torch.allclose(logits(**dial, by=0), logits(kind="ablate_expert", expert=expert), atol=1e-6)
+    # The last layer's experts are added to the stream as it ends: half of one is half of what it adds.
+    part = expert_parts(plain, 1, plain.length - 1)[expert]
+    end = (plain.forward.last()[0, -1].double() - 0.5 * part.double()).float()
+    t = moe.transformer
+    assert torch.allclose(logits(**dial, by=0.5), t.unembed_hidden(t.normed(end[None, None]))[0, 0], atol=1e-4)
 
 
 def test_a_word_s_dial_turns_what_is_read_from_it(session: Session, model: Any):

@@ -110,6 +110,40 @@ def server(tiny_model: Any, runs: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def mixed_model(tiny_model: Any) -> Any:
+    """A layer of every kind: attention, Mamba 2, Mamba 1, gated delta, and two with experts."""
+    import copy
+
+    import torch
+
+    from glassformer.model import Attention, Config, Experts, FeedForward, Layer, Transformer
+    from glassformer.model.choices import GatedDelta, SelectiveStateSpace, StateSpace
+
+    torch.manual_seed(0)
+    seeing, feed, experts = Attention(2, 2, 8), FeedForward(24), Experts(6, 2, 8, shared=FeedForward(8))
+    layers = (
+        Layer(seeing, feed),
+        Layer(StateSpace(4, 8, 4), feed),
+        Layer(SelectiveStateSpace(32, 4, 2), None),
+        Layer(GatedDelta(4, 2, 4, 8), experts),
+        Layer(seeing, experts),
+    )
+    model = copy.copy(tiny_model)
+    model._transformer = t = Transformer(Config(tiny_model.config.vocab_size, 16, 64, layers))
+    with torch.no_grad():  # surer than at its first weights, so that a change is seen
+        for name, p in t.named_parameters():
+            p.mul_(40 if "embed" in name else 8 if ".mlp." in name else 1)
+    return model
+
+
+@pytest.fixture(scope="session")
+def mixed(mixed_model: Any, runs: Path) -> Iterator[Server]:
+    running = serve(mixed_model, runs)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:

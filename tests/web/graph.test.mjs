@@ -35,3 +35,16 @@ test("words that are not drawn are summed, and nothing is lost", () => {
   assert.equal(small.length, 4);
   assert.equal(total(small), total(grid));
 });
+
+test("nodes of rows stand in their bands, far enough apart for their names", () => {
+  const many = Array.from({ length: 60 }, (_, i) => ({ ...node(String(i), i % 12, (i * 7 % 10) / 10), row: Math.floor(i / 20) }));
+  const { at, bands } = placed(many, 66 * 12 + 200);
+  for (const [i, a] of many.entries()) {
+    const [here, band] = [at.get(a.id), bands.find((one) => one.row === a.row)];
+    assert.ok(here.y - 13 >= band.y - 1e-9 && here.y + 13 <= band.y + band.height + 1e-9);
+    for (const b of many.slice(i + 1)) {
+      const other = at.get(b.id);
+      assert.ok(Math.abs(here.x - other.x) >= 100 || Math.abs(here.y - other.y) >= (here.x === other.x ? 26 : 16), `${a.id} ${b.id}`);
+    }
+  }
+});

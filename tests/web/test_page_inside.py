@@ -239,6 +239,19 @@ OVER = """() => {
 }"""
 
 
+# Numbers of steps that a line passes through, by their boxes in the picture's own units.
+CROSSED = """() => {
+    const lines = [...document.querySelectorAll(".moves polyline, .moves .push line")].map((e) => {
+        const all = Array.from({ length: 400 }, (_, i) => e.getPointAtLength((e.getTotalLength() * i) / 399));
+        return all.map((p) => [p.x, p.y]);
+    });
+    return [...document.querySelectorAll(".moves .of-step")].filter((e) => {
+        const b = e.getBBox();
+        return lines.flat().some(([x, y]) => x > b.x && x < b.x + b.width && y > b.y + 2 && y < b.y + b.height - 2);
+    }).map((e) => e.textContent);
+}"""
+
+
 def test_no_name_of_a_dot_or_a_step_lies_over_another(app: Watched):
     app.open().room("meaning").see(".moves")
     slider = app.page.locator(".figure input[type='range']").first
@@ -246,6 +259,7 @@ def test_no_name_of_a_dot_or_a_step_lies_over_another(app: Watched):
     for place in (0, 1, last // 2, last):
         slider.fill(str(place))
         assert app.page.evaluate(OVER) == [], place
+        assert app.page.evaluate(CROSSED) == [], place
         assert app.page.locator(".moves .of-dot").count() == 3
         assert app.page.locator(".moves .of-step").count() == app.page.locator(".pushes li").count()
 

@@ -90,8 +90,7 @@ def test_the_circuit_by_position_has_a_row_for_each_word(app: Watched):
     app.page.check("#circuit-apart")
     app.page.click(".circuit-form button")
     app.settle()
-    asked = {"clean": TEXT, "corrupted": OTHER, "by_position": True, "exact": "strongest", "strongest": 80, "top": 40}
-    told = view(app, "edges", **asked)
+    told = view(app, "graph", clean=TEXT, corrupted=OTHER, by_position=True)
     edges = app.page.eval_on_selector_all(".circuit .edge", DATA)
     for key, name in (("measured", "exact"), ("claimed", "estimate")):
         assert sum(float(e[key]) for e in edges) == pytest.approx(sum(e[name] for e in told["edges"]), abs=1e-4)
@@ -102,9 +101,13 @@ def test_the_circuit_by_position_has_a_row_for_each_word(app: Watched):
     for tie in app.page.eval_on_selector_all(".circuit .tie", DATA):  # one head, from what it reads to where it writes
         assert tie["from"].split("@")[0] == tie["to"].split("@")[0]
         assert int(tie["from"].split("@")[1]) <= int(tie["to"].split("@")[1])
-    app.page.locator("[aria-label='Edges kept']").fill("0")
-    assert "the 4 strongest of" in app.page.inner_text(".circuit output")
     app.shot("circuit-by-position")
+    app.page.locator("[aria-label='Edges kept']").fill("0")
+    kept = told["kept"][0]
+    said = app.page.inner_text(".circuit output")
+    assert f"{kept['edges']} of {told['total_edges']:,} edges" in said
+    assert float(app.page.get_attribute(".circuit output", "data-f") or "nan") == pytest.approx(kept["f"], abs=1e-4)
+    assert "explain" in said
     app.page.uncheck("#circuit-apart")
     app.settle()
     assert "explain" in app.page.inner_text(".circuit output")

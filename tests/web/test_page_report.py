@@ -76,7 +76,31 @@ def test_a_report_from_disk_with_the_network_off(visit: Any, report: Path):
     assert "after" in (app.page.text_content("#next-after") or "")
     app.room("why")
     assert "explains one prediction" in " ".join(app.problems())
+    assert f'To compute it: glassformer open "{TEXT}"' in " ".join(app.problems())
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert not app.complaints
+
+
+def test_dials_of_a_report_act_by_the_steps_that_were_taken(visit: Any, report: Path, tiny_model: Any):
+    from glassformer.views import Session
+
+    app = visit(None, offline=True)
+    app.page.goto(report.as_uri())
+    app.settle().room("why")
+    before = bars(app)
+    for place, step in ((".waterfall", "0.5"), (".chips.big", "2"), (".waterfall", "0")):
+        app.page.locator(f".why {place} .knob").first.fill(step)
+        app.settle()
+        assert app.page.locator(".changed .change-chip").count() == 1
+        edits = app.page.evaluate("document.querySelector('.stage-room').stage.state.get('edits')")
+        assert edits[0]["by"] == float(step)
+        told = Session(tiny_model).view("next", {"text": TEXT, "edits": edits})["tokens"]
+        drawn = app.page.locator("[aria-label='Most probable next tokens'] .num").all_text_contents()
+        assert drawn[:8] == [f"{100 * t['probability']:.1f}%" for t in told[:8]]
+        assert all("the change of the prediction alone" in said for said in app.problems())
+    app.page.locator(".why .waterfall .knob").first.fill("1")
+    app.settle()
+    assert bars(app) == before
     assert not app.complaints
 
 

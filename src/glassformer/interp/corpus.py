@@ -28,6 +28,7 @@ from glassformer.interp.direction import Direction
 from glassformer.interp.edit_ops import Apply
 from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.head_outputs import head_outputs
+from glassformer.interp.run_from import finish
 from glassformer.interp.select import Places, Selection
 from glassformer.interp.trace import Trace, trace
 from glassformer.interp.vocabulary import Vocabulary
@@ -173,10 +174,9 @@ class Survey:
         traced = trace(self.transformer, ids, vocabulary=self.vocabulary)
         strength = self.part.acts(traced).double().cpu()
         logits = traced.forward.get("logits")[0]
-        tokens = torch.tensor([ids], device=logits.device)
-        other = self.transformer(tokens, tap=self.part.away().bind(self.transformer.config))[0]
+        other = self._without(traced)
         target = torch.tensor(ids[1:], device=logits.device)
-        losses = [torch.nn.functional.cross_entropy(x[:-1].double(), target, reduction="none") for x in (logits, other)]
+        losses = [torch.nn.functional.cross_entropy(x[:-1].float(), target, reduction="none") for x in (logits, other)]
         texts = traced.tokens
         for at in strength.abs().topk(min(self.top, len(ids))).indices.tolist():
             before, after = "".join(texts[max(0, at - AROUND) : at]), "".join(texts[at + 1 : at + 1 + AROUND])
@@ -190,6 +190,20 @@ class Survey:
             elif (place := self.random.randrange(self.positions)) < KEPT:
                 self.drawn[place] = row
         self.texts += 1
+
+    def _without(self, traced: Trace) -> Float[Tensor, "query vocab"]:
+        """Scores of the passage without the part: the rest of the forward, from its layer on."""
+        forward, away = traced.forward, self.part.away().bind(self.transformer.config)
+        first, where = self.part.layer, Where(forward.positions, None, 0)
+        x = self.transformer.stream(
+            forward.entering(first),
+            forward.positions,
+            layers=range(first, self.transformer.config.n_layers),
+            tap=away,
+            shared=dict(forward.shared(first)),
+            inputs=forward.inputs(slice(0, forward.length), 1),
+        )
+        return self.transformer.unembed_hidden(finish(self.transformer, x, where))[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON.

@@ -7,6 +7,7 @@ that belong to no character are spelled in hexadecimal, "‹e9 bc›".
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 _ABOVE = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _BELOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
@@ -30,6 +31,12 @@ def spelled(pieces: Sequence[bytes]) -> list[str]:
                 out[at] += f"{text}{str(number).translate(_ABOVE)}⁄{str(len(tokens)).translate(_BELOW)}"
         start += len(part)
     return [text.replace("›‹", " ") for text in out]
+
+
+def spelled_alone(tokenizer: Any, ids: Iterable[int]) -> list[str]:
+    """Each token's text by itself, as pages show it; a special token's as it is named."""
+    special = tokenizer.special_ids
+    return [tokenizer.token_text(i) if i in special else spelled([tokenizer.token_bytes(i)])[0] for i in ids]
 
 
 def spelled_after(before: Iterable[bytes], piece: bytes) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from glassformer.errors import UsageError
+from glassformer.tokenizer.spelling import spelled_alone
 from glassformer.views.asks import Ask, Strict, Text
 from glassformer.views.registry import Check, Json, view
 
@@ -80,9 +81,7 @@ def _pushes(model: Model, vector: Tensor, top: int) -> dict[str, list[str]]:
 
     pushed = unembedded(model.transformer, vector.to(model.transformer.device, model.transformer.dtype))
     best = [pushed.topk(min(top, len(pushed)), largest=up).indices.tolist() for up in (True, False)]
-    return {
-        name: [model.tokenizer.token_text(i) for i in ids] for name, ids in zip(("raises", "lowers"), best, strict=True)
-    }
+    return {name: spelled_alone(model.tokenizer, ids) for name, ids in zip(("raises", "lowers"), best, strict=True)}
 
 
 class Kept(Strict):

@@ -91,12 +91,12 @@ class Knockout(Strict):
 
 
 class Scale(Strict):
-    """A head, a layer's attention or feed-forward, or a neuron writes more or less, or a word is read so."""
+    """A head, a layer's attention or feed-forward, a neuron or an expert writes more or less, or a word is read so."""
 
     kind: Literal["scale"]
-    part: Literal["head", "attention", "feed_forward", "neuron", "word", "read"]
+    part: Literal["head", "attention", "feed_forward", "neuron", "expert", "word", "read"]
     layer: int | None = None
-    unit: int | None = Field(default=None, description="Head or neuron.")
+    unit: int | None = Field(default=None, description="Head, neuron or expert.")
     source: list[int] = Field(
         default=[], max_length=10_000, description="Positions of a word, or of what a head reads."
     )
@@ -263,14 +263,21 @@ def _scaled(e: Scale) -> Any:
         raise UsageError(f"A {e.part} that is scaled needs the positions of what is read, as source.")
     if e.part == "word":
         return Apply((), None, ("mixer.pattern",), Selection(keys=Places.of(e.source, "keys")), read)
-    if e.layer is None or (e.part in ("head", "neuron", "read")) != (e.unit is not None):
+    if e.layer is None or (e.part in ("head", "neuron", "expert", "read")) != (e.unit is not None):
         part = e.part.replace("_", "-")
-        raise UsageError(f"To scale a {part}, give its layer and, of a head or neuron, its number as unit.")
-    site = {"head": "mixer.z", "read": "mixer.pattern", "attention": "mixer.out", "feed_forward": "mlp.out"}
+        raise UsageError(f"To scale a {part}, give its layer and, of a head, neuron or expert, its number as unit.")
+    site = {
+        "head": "mixer.z",
+        "read": "mixer.pattern",
+        "attention": "mixer.out",
+        "feed_forward": "mlp.out",
+        "neuron": "mlp.post",
+        "expert": "mlp.weights",
+    }
     chosen = Selection(
         positions=Places.of(e.position),
         heads=Places.of(e.unit if e.part in ("head", "read") else None, "heads"),
         keys=Places.of(e.source if e.part == "read" else None, "keys"),
-        units=Places.of(e.unit if e.part == "neuron" else None, "units"),
+        units=Places.of(e.unit if e.part in ("neuron", "expert") else None, "units"),
     )
-    return Apply((), e.layer, (site.get(e.part, "mlp.post"),), chosen, times)
+    return Apply((), e.layer, (site[e.part],), chosen, times)

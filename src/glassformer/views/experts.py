@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from glassformer.model.choices import Experts as Choice
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Against, At, Count, TokenChoice
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
+    from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
+
+# Characters of answers that a report holds at most.
+HELD = 600_000
 
 
 class ExpertsAsk(At):
@@ -23,9 +30,21 @@ class ExpertsAsk(At):
     words: Count = Field(default=5, description="Tokens that are listed for each expert.")
 
 
+def _layers(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
+    """Layer by layer, as many as a report holds."""
+    held = 0
+    for layer, choice in enumerate(plan.session.model(plan.model).config.layers):
+        if isinstance(choice.feed_forward, Choice) and held < HELD:
+            for parameters, answer in plan.tried("experts", layer=layer, **plan.plain):
+                held += len(json.dumps(answer))
+                yield parameters, answer
+
+
 @view(
     "experts",
     ExpertsAsk,
+    room="facts",
+    report=_layers,
     trims=("words",),
     python="model.trace({text!r}).experts({layer}, {token!r}, {against!r}, {position})",
 )

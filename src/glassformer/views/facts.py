@@ -19,6 +19,7 @@ from glassformer.errors import CheckpointError, FileError, TokenizerError, Unsup
 from glassformer.system import files
 from glassformer.system.folders import cache_directory
 from glassformer.system.locks import locked
+from glassformer.tokenizer.spelling import spelled_alone
 from glassformer.views.asks import Strict, Text
 from glassformer.views.registry import Check, Json, view
 
@@ -74,7 +75,6 @@ def exciting(session: Session, ask: ExcitingAsk, check: Check) -> Json:
     from glassformer.interp.exciting import Exciting, shortened
     from glassformer.interp.neurons import excited_by, writes
     from glassformer.interp.vocabulary import known_ids
-    from glassformer.views.vectors import spelled_alone
 
     model = session.model(ask.model)
     known = known_ids(model.tokenizer, model.config.vocab_size)

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from glassformer.errors import UsageError
+from glassformer.tokenizer.spelling import spelled_alone
 from glassformer.views.asks import Against, At, Edits, Strict, Text, TokenChoice
 from glassformer.views.registry import Check, Json, view
 
@@ -79,7 +80,7 @@ def _adding(trace: Trace, ask: FindAsk, check: Check) -> Json:
         sums[at] = sums.get(at, 0.0) + float(parts.claimed[i])
     rows: list[Json] = [{"kind": "head", "layer": layer, "head": head, "value": x} for (layer, head), x in sums.items()]
     rows.sort(key=lambda row: -abs(row["value"]))
-    token = trace.token_text(found.target.way.token)
+    token = spelled_alone(trace.vocabulary, [found.target.way.token])[0]
     return {"unit": found.target.way.unit, "token": token, "count": len(rows), "rows": rows[: ask.top]}
 
 
@@ -103,7 +104,7 @@ def _writing(trace: Trace, ask: FindAsk, check: Check) -> Json:
             for i in best
         ]
     rows.sort(key=lambda row: -abs(row["value"]))
-    token = trace.token_text(goal.way.token)
+    token = spelled_alone(trace.vocabulary, [goal.way.token])[0]
     return {"unit": "cosine", "token": token, "count": len(rows), "rows": rows[: ask.top]}
 
 
@@ -197,4 +198,4 @@ def _measured(model: Model, logits: Tensor, request: At, ask: TextsAsk, session:
             raise UsageError(f"{request.text!r} is a single token, which surprises nobody; write at least two words.")
         steps = torch.log_softmax(logits[:-1].double(), -1)
         value = float(-steps[torch.arange(len(ids) - 1), torch.tensor(ids[1:], device=steps.device)].mean())
-    return value, tokenizer.token_text(first)
+    return value, spelled_alone(tokenizer, [first])[0]

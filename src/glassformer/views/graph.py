@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 
+from glassformer.tokenizer.spelling import spelled_alone
 from glassformer.views.edges import PairAsk, head_of, into, sought
 from glassformer.views.registry import Check, Json, view
 
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
     from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
-# Edges that one drawing holds at most, and sets of them whose faithfulness is measured.
-EDGES, SETS = 120, 24
+# Edges that one drawing holds at most, those of one by position, and sets of them whose faithfulness is measured.
+EDGES, PLACED, SETS = 120, 48, 24
 
 
 class GraphAsk(PairAsk):
     nodes: int = Field(default=25, ge=3, le=200, description="Parts drawn at most, the prediction among them.")
     measure: bool = Field(
         default=True, description="Whether the edges, and what they bring back, are measured by runs of the model."
+    )
+    by_position: bool = Field(
+        default=False, description=f"Whether positions are told apart; then the first {PLACED} edges are drawn."
     )
 
 
@@ -41,26 +45,28 @@ def graph(session: Session, ask: GraphAsk, check: Check) -> Json:
     back."""
     from glassformer.interp.circuit_search import Runs, greedy, prefixes
     from glassformer.interp.edge_exact import Exact
-    from glassformer.views.vectors import spelled_alone  # at the top it would change the order of the views
 
-    found = sought(session, ask, check, exact="none", strongest=0)
-    whole, pair = found.graph, found.pairs[0]
-    order = _within(whole, greedy(whole, found.value, 4 * EDGES).tolist(), ask.nodes)
+    apart = ask.by_position
+    found = sought(session, ask, check, exact="none", strongest=0, by_position=apart)
+    whole, pair, wide = found.graph, found.pairs[0], found.wide
+    if apart:
+        order = greedy(whole, found.value, PLACED).tolist()
+    else:
+        order = _within(whole, greedy(whole, found.value, 4 * EDGES).tolist(), ask.nodes)
     edges = torch.tensor(order, dtype=torch.long)
     exact: list[float | None] = [None] * len(order)
     kept: list[Json] = []
     if ask.measure and order:
-        exact = [float(x) for x in Exact(pair)(edges, progress=lambda done: check())]
+        places = edges % wide if apart else None
+        exact = [float(x) for x in Exact(pair)(edges // wide, places, lambda done: check())]
         step = max(1, -(-len(order) // SETS))
         counts = sorted({*range(step, len(order) + 1, step), len(order)})
-        f = Runs(found.pairs, check).faithfulness(prefixes(whole.total, edges, counts))
+        f = Runs(found.pairs, check).faithfulness(prefixes(whole.total * wide, edges, counts))
         kept = [{"edges": n, "f": float(x)} for n, x in zip(counts, f, strict=True)]
-    trusted = found.reliable
-    rows = []
-    for edge, value in zip(order, exact, strict=True):
-        sender, receiver = whole.names(edge)
-        row = {"from": sender, "to": receiver, "into": into(whole, edge), "estimate": float(found.value[edge])}
-        rows.append(row | {"exact": value, "reliable": bool(trusted[edge])})
+    rows = [
+        row | {"into": into(whole, edge // wide), "exact": value}
+        for row, edge, value in zip(found.rows(order), order, exact, strict=True)
+    ]
     return head_of(session, ask) | {
         "metric": found.metric,
         "unit": found.unit,
@@ -68,7 +74,7 @@ def graph(session: Session, ask: GraphAsk, check: Check) -> Json:
         "corrupted": found.corrupted,
         "answer": None if pair.answer is None else spelled_alone(pair.clean.vocabulary, [pair.answer])[0],
         "wrong": None if pair.wrong is None else spelled_alone(pair.clean.vocabulary, [pair.wrong])[0],
-        "total_edges": whole.total,
+        "total_edges": whole.total * wide,
         "nodes": [name for name in [*whole.senders, "logits"] if name in _named(rows)],
         "edges": rows,
         "kept": kept,

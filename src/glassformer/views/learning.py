@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from glassformer.errors import SourceError, TextError, UsageError
+from glassformer.tokenizer.spelling import spelled_alone
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, Strict
 from glassformer.views.registry import Check, Json, view
@@ -118,7 +119,6 @@ def _weights(frames: list[Any], name: str | None) -> Json:
 def _dots(frames: list[Any], run: Any) -> Json:
     """Rows of the embedding at each frame, laid onto the two principal axes of the last frame's."""
     from glassformer.tokenizer.tokenizer import Tokenizer
-    from glassformer.views.vectors import spelled_alone
 
     if "model.embed.weight" not in frames[-1][1]:
         return {"dots": None, "dot_tokens": [], "dots_shown": []}
@@ -152,7 +152,7 @@ def repeated(session: Session, ask: Any, check: Check) -> Iterator[Json]:
     if not ask.text.strip():
         raise TextError("The sentence is empty; give at least two words.")
     model = session.model(ask.model)
-    ids, text, share = model.ids(ask.text), model.tokenizer.token_text, ask.share
+    ids, share = model.ids(ask.text), ask.share
     descent = Descent(model.transformer, ids)
     for number in range(1, ask.steps + 1):
         check()
@@ -162,7 +162,8 @@ def repeated(session: Session, ask: Any, check: Check) -> Iterator[Json]:
         step = descent.step(share=share)
         if step.loss_after > step.loss:
             share /= 2
-        writes = [text(i) for i in step.after[:-1].argmax(-1).tolist()]
+        writes = spelled_alone(model.tokenizer, step.after[:-1].argmax(-1).tolist())
+        written = spelled_alone(model.tokenizer, ids)
         yield {
             "step": number,
             "loss": step.loss,
@@ -170,7 +171,7 @@ def repeated(session: Session, ask: Any, check: Check) -> Iterator[Json]:
             "promised": step.promised,
             "rate": step.rate,
             "tokens": [
-                {"token": text(target), "now": float(step.after[i][target].exp()), "writes": writes[i]}
+                {"token": written[i + 1], "now": float(step.after[i][target].exp()), "writes": writes[i]}
                 for i, target in enumerate(ids[1:])
             ],
         }
@@ -221,7 +222,7 @@ def run_step(session: Session, ask: RunStepAsk, check: Check) -> Json:
     model = session.model(ask.model)
     check()
     step = one_step(model.transformer, session.ids(ask), rate=ask.rate, movers=8, along=ALONG)
-    text = model.tokenizer.token_text
+    written = spelled_alone(model.tokenizer, step.ids)
     order = torch.maximum(step.before[-1].exp(), step.after[-1].exp()).topk(ask.top).indices.tolist()
     return {
         "model": model.name,
@@ -232,16 +233,16 @@ def run_step(session: Session, ask: RunStepAsk, check: Check) -> Json:
         "gradient_norm": step.gradient_norm,
         "tokens": [
             {
-                "after": text(step.ids[i]),
-                "token": text(target),
+                "after": written[i],
+                "token": written[i + 1],
                 "before": float(step.before[i][target].exp()),
                 "now": float(step.after[i][target].exp()),
             }
             for i, target in enumerate(step.ids[1:])
         ],
         "next": [
-            {"token": text(i), "before": float(step.before[-1, i].exp()), "after": float(step.after[-1, i].exp())}
-            for i in order
+            {"token": token, "before": float(step.before[-1, i].exp()), "after": float(step.after[-1, i].exp())}
+            for token, i in zip(spelled_alone(model.tokenizer, order), order, strict=True)
         ],
         "components": [
             {"name": name, "gradient": norm, "weights": step.weight_norms[name]}

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from glassformer.model.choices import Experts
 from glassformer.tokenizer.spelling import is_whole, spelled, spelled_after
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, At, Count, Strict
@@ -51,6 +52,7 @@ def tokens(session: Session, ask: Ask, check: Check) -> Json:
         "context": model.config.context,
         "layers": model.config.n_layers,
         "heads": model.config.most_heads,
+        "experts": [i for i, layer in enumerate(model.config.layers) if isinstance(layer.feed_forward, Experts)],
         "text": ask.text,
         "tokens": out,
         "words": [{"text": w.text, "tokens": list(w.positions)} for w in by_word(ids, tokenizer)],

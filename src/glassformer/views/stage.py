@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from glassformer.errors import ShapeError, TextError
-from glassformer.tokenizer.spelling import spelled
+from glassformer.tokenizer.spelling import spelled, spelled_alone
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Ask, At
 from glassformer.views.registry import Check, Json, view
@@ -122,12 +122,6 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(-1).double() / 127
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (x.double() / safe[..., None]).round().clamp(-127, 127).to(torch.int8), scale
-
-
-def _spelled(trace: Any, id: int) -> str:
-    """A token by itself, bytes that are no whole character by their numbers."""
-    tokenizer = trace.vocabulary
-    return trace.token_text(id) if id in tokenizer.special_ids else spelled([tokenizer.token_bytes(id)])[0]
 
 
 def _tokens(tokenizer: Any, ids: list[int]) -> list[Json]:
@@ -281,8 +275,8 @@ def _answer(trace: Trace, position: int, dims: Tensor, top: int) -> Json:
         "unembedding": _small(columns[:, dims.to(columns.device)]) | {"norm": packed(columns.double().norm(dim=-1))},
         "products": _small(products) | {"dot": packed((columns.double() * last.double()).sum(-1))},
         "next": [
-            {"id": id, "token": _spelled(trace, id), "logit": float(logits[id]), "probability": float(chances[id])}
-            for id in best.tolist()
+            {"id": id, "token": token, "logit": float(logits[id]), "probability": float(chances[id])}
+            for id, token in zip(best.tolist(), spelled_alone(trace.vocabulary, best.tolist()), strict=True)
         ],
         "rest": float(1 - chances[best].sum()),
         "entropy": float(-(chances * logprobs).nan_to_num(0.0).sum()),
@@ -361,8 +355,8 @@ def carry(session: Session, ask: CarryAsk, check: Check) -> Json:
         "sum": small(whole[None]),
         "before": small(before[None]),
         "after": small((before * trace.config.layers[layer].stream_scale(1) + whole)[None]),
-        "raises": [_spelled(trace, i) for i in best[0]],
-        "lowers": [_spelled(trace, i) for i in best[1]],
+        "raises": spelled_alone(trace.vocabulary, best[0]),
+        "lowers": spelled_alone(trace.vocabulary, best[1]),
     }
 
 
@@ -423,17 +417,18 @@ def without(session: Session, ask: WithoutAsk, check: Check) -> Json:
         after = session.trace(ask.model_copy(update={"edits": [*ask.edits, edit]})).logits(position).double()
         left = torch.softmax(after, -1)
         instead = int(left.argmax())
+        token = spelled_alone(trace.vocabulary, [instead])[0]
         rows.append(
             {
                 "source": source,
                 "after": float(left[best]),
-                "instead": {"id": instead, "token": _spelled(trace, instead), "probability": float(left[instead])},
+                "instead": {"id": instead, "token": token, "probability": float(left[instead])},
             }
         )
     return {
         "position": position,
         "id": best,
-        "token": _spelled(trace, best),
+        "token": spelled_alone(trace.vocabulary, [best])[0],
         "before": float(chances[best]),
         "rows": rows,
     }

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from glassformer.errors import UsageError
-from glassformer.tokenizer.spelling import spelled
+from glassformer.tokenizer.spelling import spelled_alone
 from glassformer.views.arrays import packed
 from glassformer.views.asks import Strict, Text
 from glassformer.views.registry import Check, Json, view
@@ -69,11 +69,6 @@ def _axes(
     if first.norm() < 1e-9 or rest.norm() < 1e-6 * second.norm():
         raise UsageError("The three words lie on one line, so there is no plane through them; choose others.")
     return corners[0], torch.stack([one, rest / rest.norm()])
-
-
-def spelled_alone(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Each token's text by itself."""
-    return [spelled([tokenizer.token_bytes(i)])[0] for i in ids]
 
 
 @view(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from glassformer.tokenizer.spelling import spelled
+from glassformer.tokenizer.spelling import spelled, spelled_alone
 from glassformer.views.asks import Against, At, Count, TokenChoice
 from glassformer.views.next import difference, entropy, listed, logits_at
 from glassformer.views.registry import Check, Json, view
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from glassformer.views.report_data import ReportPlan
     from glassformer.views.session import Session
 
-# Parts that a report switches off, one at a time.
+# Parts that a report switches off and turns, one at a time, and how far besides.
 EFFECTS = 6
+STEPS = (0.0, 0.5, 1.5, 2.0)
+# Tokens of a text up to which it also turns them, and switches off words.
+LONG = 64
 
 
 class WhyAsk(At):
@@ -54,9 +57,11 @@ def account(trace: Trace, found: Why) -> Json:
         told["token"] = spelled([trace.vocabulary.token_bytes(found.target.way.token)])[0]
     for word in told["words"]:
         word["edit"] = {"kind": "knockout", "source": word["positions"]}
+    gathered = gist(trace, found, told["token"])
     return {
         **told,
-        "plain": plainly(trace, found, told["token"]),
+        "gist": gathered,
+        "plain": plainly(gathered),
         "tokens": trace.tokens,
         "parts": [part | {"edit": edit_of(part, found.target.position)} for part in found.ranked_parts()],
         "part_count": len(found.parts),
@@ -64,29 +69,50 @@ def account(trace: Trace, found: Why) -> Json:
     }
 
 
-def plainly(trace: Trace, found: Why, token: str) -> list[str]:
-    """The account in two plain sentences, written from its measurements."""
+def gist(trace: Trace, found: Why, token: str) -> Json:
+    """What matters most of an account: the token, what else the model would say, and the word or the head that counts
+    most for it."""
     goal = found.target
-    what = f"“{token.strip() or token}” comes next with {goal.probability:.1%}"
-    if found.against is not None:
-        what += f", and scores {abs(goal.value):.2f} {'more' if goal.value >= 0 else 'less'} than “{found.against}”"
     first = int(trace.logits(goal.position).argmax())
-    if first != goal.way.token:
-        what += f"; the model would rather say “{trace.token_text(first)}”"
+    other = trace.token_text(first) if trace.vocabulary is None else spelled_alone(trace.vocabulary, [first])[0]
     heads = [p for p in found.ranked_parts("head", sink=False) if p["source"] != goal.position]
     words = [w for w in found.ranked_words() if w.knocked_out is not None and goal.position not in w.word.positions]
+    told: Json = {
+        "token": token.strip() or token,
+        "probability": goal.probability,
+        "value": goal.value,
+        "against": found.against,
+        "rather": None if first == goal.way.token else other,
+        "word": None,
+        "head": None,
+    }
     if words:
-        words.sort(key=lambda w: -abs(w.knocked_out or 0.0))
-        change = words[0].knocked_out or 0.0
-        why = f"What counts most is “{words[0].word.text.strip()}”: if nothing could look at it, the score would "
-        why += f"{'fall' if change >= 0 else 'rise'} by {abs(change):.2f}"
-        mine = [p for p in heads if p["source"] in words[0].word.positions]
-        why += f", and head {mine[0]['head']} of layer {mine[0]['layer']} reads it most" if mine else ""
-    elif heads:
+        word = max(words, key=lambda w: abs(w.knocked_out or 0.0))
+        told["word"] = {"text": word.word.text.strip(), "change": word.knocked_out or 0.0}
+        heads = [p for p in heads if p["source"] in word.word.positions]
+    if heads:
         best = heads[0]
-        size = best["direct"] if best["total"] is None else best["total"]
-        why = f"Most of it is read from “{trace.tokens[best['source']].strip()}” by head {best['head']} of layer "
-        why += f"{best['layer']}, which adds {size:+.2f} to its score of {goal.value:.2f}"
+        adds = best["direct"] if best["total"] is None else best["total"]
+        from_ = trace.tokens[best["source"]].strip()
+        told["head"] = {"layer": best["layer"], "head": best["head"], "from": from_, "adds": adds}
+    return told
+
+
+def plainly(told: Json) -> list[str]:
+    """An account's gist in two plain sentences."""
+    value, word, head = told["value"], told["word"], told["head"]
+    what = f"“{told['token']}” comes next with {told['probability']:.1%}"
+    if told["against"] is not None:
+        what += f", and scores {abs(value):.2f} {'more' if value >= 0 else 'less'} than “{told['against']}”"
+    if told["rather"] is not None:
+        what += f"; the model would rather say “{told['rather']}”"
+    if word:
+        why = f"What counts most is “{word['text']}”: if nothing could look at it, the score would "
+        why += f"{'fall' if word['change'] >= 0 else 'rise'} by {abs(word['change']):.2f}"
+        why += f", and head {head['head']} of layer {head['layer']} reads it most" if head else ""
+    elif head:
+        why = f"Most of it is read from “{head['from']}” by head {head['head']} of layer {head['layer']}, which adds "
+        why += f"{head['adds']:+.2f} to its score of {value:.2f}"
     else:
         why = "No earlier word is read for it"
     return [what + ".", why.strip() + "."]
@@ -104,6 +130,18 @@ def edit_of(part: Json, position: int) -> Json | None:
     return None
 
 
+def dial_of(edit: Json) -> Json:
+    """What turns the thing that an edit switches off: a scale without its `by`."""
+    if edit["kind"] == "knockout":
+        return {"kind": "scale", "part": "word", "source": edit["source"]}
+    turned: Json = {"kind": "scale", "layer": edit["layer"], "position": edit["position"]}
+    if edit["kind"] == "ablate_read":
+        return turned | {"part": "read", "unit": edit["head"], "source": [edit["source"]]}
+    if edit["kind"] == "ablate_expert":
+        return turned | {"part": "expert", "unit": edit["expert"]}
+    return turned | {"part": "feed_forward"}
+
+
 def _by_layer(parts: Any) -> list[Json]:
     """Claimed contributions summed over heads, sources and positions: what each half layer adds, in order."""
     from glassformer.interp.decompose import KINDS
@@ -117,13 +155,14 @@ def _by_layer(parts: Any) -> list[Json]:
 
 
 def _effects(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
-    """Before and after, for each of the largest parts switched off alone (and for the report's own edits)."""
+    """Before and after, for each of the largest parts and words switched off or turned alone (and for the report's own
+    edits)."""
     tries: list[list[Json]] = [plan.edits] if plan.edits else []
-    for part in plan.why["parts"]:
-        if part["edit"] is not None:
-            tries.append([part["edit"]])
-        if len(tries) >= EFFECTS:
-            break
+    short = plan.count <= LONG and not plan.options.light and not plan.edits
+    for kind in ("parts", "words") if short else ("parts",):
+        found = [one["edit"] for one in plan.why[kind] if one["edit"] is not None][:EFFECTS]
+        tries += [[edit] for edit in found]
+        tries += [[{**dial_of(edit), "by": by}] for edit in found for by in STEPS if short]
     for edits in tries:
         yield from plan.kept("effects", edits=edits, position=plan.explained, top=8)
 

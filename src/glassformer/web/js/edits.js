@@ -28,6 +28,7 @@ function scaled(edit, tokens) {
   if (edit.part === "word") return say("edit.words", { a: edit.source.map((/** @type {number} */ i) => `“${shown(tokens[i] ?? "")}”`).join("") });
   if (edit.part === "head") return say("at.headshort", { a: edit.layer, b: edit.unit });
   if (edit.part === "neuron") return say("at.neuronshort", { a: edit.layer, b: edit.unit });
+  if (edit.part === "expert") return say("at.part", { layer: edit.layer, part: say("part.expert", { n: edit.unit }) }).replace(",", "");
   return say("at.part", { layer: edit.layer, part: say(edit.part === "attention" ? "place.attention" : "place.feed_forward") }).replace(",", "");
 }
 
@@ -54,9 +55,10 @@ export function turnedTo(state, turned, off = null) {
   return found ? found.by ?? 0 : 1;
 }
 
-/** A slider from nothing to twice, which acts at once. @param {Store} state @param {any} turned a scale without `by` @param {any} [off] the edit that switches the same thing off @returns {{input: HTMLInputElement, reflect: () => void}} */
-export function dialOn(state, turned, off = null) {
-  const input = /** @type {HTMLInputElement} */ (h("input", { type: "range", min: 0, max: 2, step: 0.05, value: turnedTo(state, turned, off), class: "knob", "aria-label": say("edit.dial", { a: editName({ ...turned, by: 1 }, state.get("tokens")).replace(" × 1.00", "") }), oninput: () => {
+/** A slider from nothing to twice, which acts at once. @param {Store} state @param {any} turned a scale without `by` @param {any} [off] the edit that switches the same thing off @param {number|null} [alone] the step, where nothing else may be turned beside it @returns {{input: HTMLInputElement, reflect: () => void}} */
+export function dialOn(state, turned, off = null, alone = null) {
+  const input = /** @type {HTMLInputElement} */ (h("input", { type: "range", min: 0, max: 2, step: alone ?? 0.05, value: turnedTo(state, turned, off), class: "knob", "aria-label": say("edit.dial", { a: editName({ ...turned, by: 1 }, state.get("tokens")).replace(" × 1.00", "") }), oninput: () => {
+    if (alone !== null) return state.set({ edits: Number(input.value) === 1 ? [] : [{ ...turned, by: Number(input.value) }] });
     const others = state.get("edits").filter((/** @type {any} */ e) => !off || !sameThing(e, off));
     if (others.length !== state.get("edits").length) state.set({ edits: others });
     dial(state, turned, Number(input.value));

@@ -55,8 +55,10 @@ export function placed(nodes, width, row = 46) {
     let y = 12;
     for (const band of [...new Set(nodes.map((n) => n.row ?? 0))].sort((a, b) => a - b)) {
       const here = columns.map((column) => nodes.filter((n) => (n.row ?? 0) === band && n.column === column).sort((a, b) => a.lane - b.lane));
-      const height = 32 * Math.max(...here.map((list) => list.length)) + 16;
-      here.forEach((list, i) => list.forEach((n, k) => at.set(n.id, { x: 150 + (i * (width - 200)) / Math.max(1, columns.length - 1), y: y + (height * (k + 0.5)) / list.length })));
+      const most = Math.max(...here.map((list) => list.length));
+      const height = 32 * most + 32;
+      // One column beside another stands half a name lower, so that their names are apart.
+      here.forEach((list, i) => list.forEach((n, k) => at.set(n.id, { x: 150 + (i * (width - 200)) / Math.max(1, columns.length - 1), y: y + 24 + 32 * (k + Math.floor((most - list.length) / 2)) + (i % 2 ? 16 : 0) })));
       bands.push({ row: band, y, height });
       y += height;
     }
@@ -109,7 +111,7 @@ export function graph(element, { label, marks, marked, open, exact = false }) {
     const shown = grouped(nodes, edges, marks.groups);
     const columns = new Set(shown.nodes.map((n) => n.column)).size;
     const byRow = shown.nodes.some((n) => n.row !== undefined);
-    const wide = Math.max(300, (byRow ? 62 : 44) * columns + (byRow ? 200 : 0), Math.min(1500, element.clientWidth || 900));
+    const wide = Math.max(300, (byRow ? 66 : 44) * columns + (byRow ? 200 : 0), Math.min(1500, element.clientWidth || 900));
     const { at, height, bands: stripes } = placed(shown.nodes, wide, columns < 4 ? 36 : 46);
     const largest = Math.max(1e-9, ...shown.edges.map((e) => Math.max(Math.abs(worth(e)), Math.abs(e.claimed))));
     const thick = (/** @type {number} */ v) => (exact ? 0.8 + 9 * (Math.abs(v) / largest) : 0.8 + 13 * Math.sqrt(Math.abs(v) / largest));

@@ -45,7 +45,7 @@ export const ROOMS = [
 export const START = {
   text: EXAMPLES[0][1], model: null, modelName: null, position: null, layer: 0, head: 0, query: null, key: null, tab: "attention", edits: [],
   temperature: 1, top_k: 0, top_p: 1, min_p: 0, unit: "tokens", chips: "tokens", mode: "matrix", sort: "layer", token: null, against: null,
-  tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
+  tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, experts: [], hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, split: 0.5, plane: [], sum: "king - man + woman",
   scene: null, zoom: null, marks: null, circuitAsked: false, reasonAgainst: null, notes: [], kept: true, directions: [],
@@ -155,7 +155,7 @@ export function build(root, source, state) {
     h("option", { value: "" }, spoken("head.nothing")), rooms.map(([name]) => h("option", { value: name }, spoken(`room.${name}`))));
   const shelf = h("div", { class: "rooms" });
   shelf.append(splitter(state, shelf));
-  const right = h("section", { class: "panel", "aria-label": spoken("head.inside") }, tabs, h("div", { class: "row tool-row" }, h("label", { class: "small" }, spoken("head.beside"), beside), noted.button), tools(source, state, () => panels.get(state.get("tab")).panel), noted.list);
+  const right = h("section", { class: "panel", "aria-label": spoken("head.inside") }, tabs, h("div", { class: "tool-rows" }, h("div", { class: "row tool-row" }, h("label", { class: "small" }, spoken("head.beside"), beside), noted.button), tools(source, state, () => panels.get(state.get("tab")).panel)), noted.list);
   put(root,
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
       h("div", { class: "row tools" }, alone ? [tourButton, find] : null, alone ? [pastAndFile(state, fromFragment), share] : null, image, alone ? report : null, theme.element, large, help), said), notice,

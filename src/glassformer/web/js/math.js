@@ -78,18 +78,31 @@ export function entropy(p) {
 export function labels(width, height) {
   /** @type {[number, number, number, number][]} */
   const taken = [];
+  /** Places that lines pass: kept free where there is room elsewhere. @type {[number, number][]} */
+  const passed = [];
+  const meets = (/** @type {number} */ x, /** @type {number} */ y, /** @type {number} */ w, /** @type {number} */ h) => taken.some(([a, b, c, d]) => x < a + c && a < x + w && y < b + d && b < y + h);
   /** Whether a box is free; it is taken then. @param {number} x its left edge @param {number} y its upper edge @param {number} w @param {number} h */
-  const fits = (x, y, w, h) => !taken.some(([a, b, c, d]) => x < a + c && a < x + w && y < b + d && b < y + h) && Boolean(taken.push([x, y, w, h]));
+  const fits = (x, y, w, h) => !meets(x, y, w, h) && Boolean(taken.push([x, y, w, h]));
+  /** A line through points, which names do not lie on. @param {number[][]} points */
+  const line = (points) => points.slice(1).forEach(([x2, y2], i) => {
+    const [x1, y1] = points[i];
+    const steps = Math.max(1, Math.ceil(Math.hypot(x2 - x1, y2 - y1) / 3));
+    for (let k = 0; k <= steps; k++) passed.push([x1 + ((x2 - x1) * k) / steps, y1 + ((y2 - y1) * k) / steps]);
+  });
   /** The middle of the free box that is nearest to a point outside a circle round it. @param {number} x @param {number} y @param {number} radius @param {number} w @param {number} h @returns {[number, number]} */
   const near = (x, y, radius, w, h) => {
-    for (let far = radius; far < radius + 90; far += 6) {
-      for (const turn of [0, 4, 6, 2, 7, 1, 5, 3]) {
-        const [dx, dy] = [Math.cos((turn * Math.PI) / 4), Math.sin((turn * Math.PI) / 4)];
-        const [cx, cy] = [x + dx * (far + w / 2), y + dy * (far + h / 2)];
-        if (cx >= w / 2 && cx <= width - w / 2 && cy >= h / 2 && cy <= height - h / 2 && fits(cx - w / 2, cy - h / 2, w, h)) return [cx, cy];
+    for (const aside of passed.length ? [true, false] : [false]) {
+      for (let far = radius; far < radius + 90; far += 6) {
+        for (const turn of [0, 4, 6, 2, 7, 1, 5, 3]) {
+          const [dx, dy] = [Math.cos((turn * Math.PI) / 4), Math.sin((turn * Math.PI) / 4)];
+          const [cx, cy] = [x + dx * (far + w / 2), y + dy * (far + h / 2)];
+          if (cx < w / 2 || cx > width - w / 2 || cy < h / 2 || cy > height - h / 2) continue;
+          if (aside && passed.some(([a, b]) => Math.abs(a - cx) < w / 2 + 1 && Math.abs(b - cy) < h / 2 + 1)) continue;
+          if (fits(cx - w / 2, cy - h / 2, w, h)) return [cx, cy];
+        }
       }
     }
     return [Math.max(w / 2, Math.min(width - w / 2, x)), Math.max(h / 2, Math.min(height - h / 2, y))];
   };
-  return { fits, near };
+  return { fits, line, near };
 }

@@ -28,7 +28,7 @@ export class ReportSource {
     if (found === null && args.edits && view !== "effects" && !same(args.edits, this.data.edits)) {
       throw new SourceProblem(say("report.switched"), "NotHere");
     }
-    if (found === null) throw new SourceProblem(ABSENT[view] ? say(`absent.${ABSENT[view]}`) : say("report.absent"), "NotHere");
+    if (found === null) throw new SourceProblem(`${say(ABSENT[view] ? `absent.${ABSENT[view]}` : "report.absent")} ${say("report.how", { command: `glassformer open ${JSON.stringify(this.data.text)}` })}`, "NotHere");
     if (found.problem) throw new SourceProblem(found.problem, "NotHere");
     return found;
   }
@@ -46,6 +46,9 @@ export class ReportSource {
       return this.answer(view, args) ?? { ...this.answer(view, rest), drawn: all.length };
     }
     if (view === "tokens") return d.tokens;
+    // What follows with a part turned is known where its effect is.
+    const turned = view === "next" && elsewhere ? this.answer("effects", args) : null;
+    if (turned) return { ...this.answer("next", { ...args, edits: d.edits }), ...turned.after, logits: null };
     return this.answer(view, args);
   }
 

@@ -8,7 +8,7 @@ import { onSpoken, said as spoken, say } from "./words.js";
 
 /** The views of each room whose numbers are taken, the last asked first. @type {Record<string, string[]>} */
 const VIEWS = {
-  attention: ["reasons", "cell", "maps", "attention", "thumbnails", "corpus"], depth: ["lens", "journey", "surprise"], why: ["why", "neurons", "effects", "graph", "edges", "direction"], facts: ["exciting", "neurons"],
+  attention: ["reasons", "cell", "maps", "attention", "thumbnails", "corpus"], depth: ["lens", "journey", "surprise"], why: ["why", "neurons", "effects", "graph", "direction"], facts: ["exciting", "neurons", "experts"],
   compare: ["compare", "patch"], texts: ["texts"], vectors: ["directions", "cloud", "sum", "sums"], meaning: ["meaning"], learning: ["run", "run_step", "film", "influence"], size: ["size"],
 };
 /** Those of what stands beside every room. */

@@ -379,7 +379,7 @@ export class Machine {
     if (grown > 0) {
       const b = this.r(to.u, to.v - tall / 2, 16, tall);
       pen.column(d.final.row(0), b, { lying: this.tall, upTo: grown });
-      if (!this.tall) pen.text(say("stage.last"), to.u + 18, to.v - tall / 2 - 12, { size: 0.76, align: "right", most: 66, colour: pen.t.soft, alpha: grown });
+      if (!this.tall) pen.text(say("stage.last"), this.u1 + 8, to.v - tall / 2 - 12, { size: 0.76, most: answer.x - this.u1 - 12, colour: pen.t.soft, alpha: grown });
     }
     const rows = Math.min(d.next.length, Math.max(3, Math.floor((answer.h - 40) / (pen.size * 2.5))), this.tall ? 6 : 10);
     const each = Math.min(52, (answer.h - 44) / (rows + 0.4));

@@ -8,7 +8,7 @@ import { mount as mountArcs } from "./arcs.js";
 import { mount as mountCell } from "./cell.js";
 import { mount as mountCorpus } from "./corpus.js";
 import { mount as mountHeads } from "./heads.js";
-import { mount as mountMatrix } from "./matrix.js";
+import { SMALL, mount as mountMatrix } from "./matrix.js";
 import { mount as mountReasons } from "./reasons.js";
 import { say } from "../words.js";
 
@@ -66,6 +66,8 @@ export function mount(element, source, state) {
     zoom.hidden = on;
     mode.reflect();
     cell.hidden = on;
+    // Where a window is wide, the matrix of a short text leaves room beside it for the cell.
+    opened.classList.toggle("aside", !on && state.get("count") <= SMALL);
     // What the pointer said of the matrix is not said of the arcs.
     if (on) tell("");
     if (on) drawArcs();

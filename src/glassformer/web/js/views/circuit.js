@@ -8,17 +8,11 @@ import { say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
-/** Edges that are drawn by position. */
-const EDGES = 40;
-
 /** Words of parts that few designs have. @type {Record<string, string>} */
 const PARTS = { e: "part.own", p: "part.predicted", c: "part.corrected", l: "part.aside" };
 
 /** Where in its layer a part stands, by what its name begins with; a norm of a sum follows what it sums. @type {Record<string, number>} */
 const DEPTHS = { p: -0.5, m: 1, c: 1.25, e: 1.5 };
-
-/** What the view `edges` says by position, as a drawing takes it: there is no circuit, so none of its edges were run alone. @param {any} d */
-const byPosition = (d) => ({ ...d, ...d.pairs[0], kept: [], apart: drawingByPosition(d) });
 
 /** Parts as short as they fit in a picture. @param {string} id */
 export function short(id) {
@@ -59,10 +53,10 @@ export function drawing(d) {
       about: `${long(e.from)} → ${into.map(long).join(", ")}${side(e.to)}${into.length > 1 ? say("circuit.shared", { x: withSign(e.exact ?? e.estimate), n: into.length }) : ""}`,
     }));
   });
-  return { nodes, edges };
+  return { nodes, edges, rows: undefined };
 }
 
-/** Edges that are each at one position: a part is a node in the row of each word where something goes in or out of it, and a head's are tied, from the words that it reads to the one that it writes to. @param {any} d what the view `edges` says by position */
+/** Edges that are each at one position: a part is a node in the row of each word where something goes in or out of it, and a head's are tied, from the words that it reads to the one that it writes to. @param {any} d what the view `graph` says by position */
 export function drawingByPosition(d) {
   const senders = new Set(d.edges.map((/** @type {any} */ e) => e.from));
   /** @type {Map<string, any>} */
@@ -77,8 +71,8 @@ export function drawingByPosition(d) {
   };
   const edges = d.edges.flatMap((/** @type {any} */ e) => {
     const from = node(e.from, e);
-    const all = d.into[e.to], writing = all.filter((/** @type {string} */ id) => senders.has(id));
-    const into = writing.length ? writing : all;
+    const writing = e.into.filter((/** @type {string} */ id) => senders.has(id));
+    const into = writing.length ? writing : e.into;
     return into.map((/** @type {string} */ to) => ({
       from, to: node(to, e), measured: e.exact === null ? null : e.exact / into.length, claimed: e.estimate / into.length, shaky: !e.reliable,
       about: say("circuit.atword", { part: `${long(e.from)} → ${into.map(long).join(", ")}${side(e.to)}`, word: `“${shown(e.token)}”` }) + (into.length > 1 ? say("circuit.shared", { x: withSign(e.exact ?? e.estimate), n: into.length }) : ""),
@@ -107,10 +101,7 @@ export function mount(element, source, state) {
     const ask = { model: state.get("model"), clean: state.get("text"), corrupted: state.get("other").text };
     if (!source.live) return source.get("graph", ask);
     if (!state.get("circuitAsked")) return null;
-    if (apart.checked) {
-      draw(byPosition(await source.get("edges", { ...ask, by_position: true, exact: "none", top: EDGES }, { signal })), true);
-      return signal.aborted ? null : byPosition(await source.get("edges", { ...ask, by_position: true, exact: "strongest", strongest: 2 * EDGES, top: EDGES }, { signal }));
-    }
+    if (apart.checked) Object.assign(ask, { by_position: true });
     draw(await source.get("graph", { ...ask, measure: false }, { signal }), true);
     return signal.aborted ? null : source.get("graph", ask, { signal });
   }, (d) => draw(d), { clear: () => put(body) });
@@ -119,13 +110,15 @@ export function mount(element, source, state) {
   function draw(d, pending = false) {
     const frame = h("div", {});
     const said = h("output", { class: "small" });
-    const steps = d.apart ? [...Array(Math.ceil(d.edges.length / 4)).keys()].map((i) => Math.min(d.edges.length, 4 * i + 4)) : d.kept.map((/** @type {any} */ k) => k.edges);
-    const slider = h("input", { type: "range", min: 0, max: Math.max(0, steps.length - 1), value: Math.max(0, steps.length - 1), step: 1, "aria-label": say("circuit.kept"), disabled: !steps.length, oninput: () => paint() });
+    const byPosition = d.edges[0]?.position !== undefined;
+    const drawn = byPosition ? drawingByPosition : drawing;
+    const last = Math.max(0, d.kept.length - 1);
+    const slider = h("input", { type: "range", min: 0, max: last, value: last, step: 1, "aria-label": say("circuit.kept"), disabled: !d.kept.length, oninput: () => paint() });
     const table = h("div", {});
     put(body, h("p", { class: "sentence" }, say("circuit.said", { answer: shown(d.answer ?? ""), clean: withSign(d.clean), wrong: shown(d.wrong ?? ""), corrupted: withSign(d.corrupted) }), pending ? h("span", { class: "soft small", role: "status" }, say("circuit.measuring")) : null),
       frame, h("div", { class: "row" }, h("label", { class: "small" }, say("circuit.keep"), slider), said), h("details", {}, h("summary", {}, say("circuit.table")), table));
     const kit = graph(frame, {
-      label: say("circuit.graph", { n: (d.apart ?? d).nodes.length, edges: d.edges.length }), marks: { ...noMarks(), ...state.get("marks") }, marked: (marks) => state.set({ marks }),
+      label: say("circuit.graph", { n: drawn(d).nodes.length, edges: d.edges.length }), marks: { ...noMarks(), ...state.get("marks") }, marked: (marks) => state.set({ marks }),
       open: (id) => {
         const [, layer, head, at] = /^a(\d+)\.h(\d+)(?:@(\d+))?$/.exec(id) ?? [];
         if (layer) state.set({ tab: "attention", layer: Number(layer), head: Number(head), query: null, key: null, ...(at ? { position: Number(at) } : {}) });
@@ -134,19 +127,15 @@ export function mount(element, source, state) {
     });
     function paint() {
       const held = d.kept[Number(slider.value)];
-      const kept = d.edges.slice(0, (d.apart ? steps[Number(slider.value)] : held?.edges) ?? d.edges.length);
-      if (d.apart) {
-        const { nodes, edges, rows } = drawingByPosition({ ...d, edges: kept });
-        kit.show(nodes, edges, rows);
-      } else {
-        const named = new Set(kept.flatMap((/** @type {any} */ e) => [e.from, ...e.into]));
-        const { nodes, edges } = drawing({ ...d, edges: kept, nodes: d.nodes.filter((/** @type {string} */ id) => named.has(id)) });
-        kit.show(nodes, edges);
-      }
+      const kept = d.edges.slice(0, held?.edges ?? d.edges.length);
+      const named = new Set(kept.flatMap((/** @type {any} */ e) => [e.from, ...e.into]));
+      const { nodes, edges, rows } = drawn({ ...d, edges: kept, nodes: d.nodes.filter((/** @type {string} */ id) => named.has(id)) });
+      kit.show(nodes, edges, rows);
       slider.setAttribute("aria-valuetext", say("circuit.edges", { n: kept.length }));
-      said.textContent = held ? say("circuit.explain", { n: kept.length, all: d.total_edges.toLocaleString(), p: percent(held.f, 0) }) : say(d.apart ? "circuit.strongestat" : "circuit.strongest", { n: kept.length, all: d.total_edges.toLocaleString() });
+      said.textContent = (held ? say("circuit.explain", { n: kept.length, all: d.total_edges.toLocaleString(), p: percent(held.f, 0) }) : say("circuit.strongest", { n: kept.length, all: d.total_edges.toLocaleString() })) + (byPosition ? ` ${say("circuit.dashed")}` : "");
       said.dataset.f = held ? String(held.f) : "";
-      put(table, edgeTable(kept.map((/** @type {any} */ e) => ({ from: e.from, to: e.to, measured: e.exact, claimed: e.estimate, about: "", shaky: !e.reliable })), (id) => id));
+      const where = (/** @type {any} */ e) => (byPosition ? ` · ${e.position} ${shown(e.token)}` : "");
+      put(table, edgeTable(kept.map((/** @type {any} */ e) => ({ from: e.from, to: e.to + where(e), measured: e.exact, claimed: e.estimate, about: "", shaky: !e.reliable })), (id) => id));
     }
     paint();
   }

@@ -16,17 +16,9 @@ export function mount(element, source, state) {
   const journey = h("div", { class: "journey" });
   const pager = h("div", { class: "row" });
   const surprise = h("div", { class: "surprises" });
-  element.append(
-    h("h2", {}, say("depth.title")),
-    h("p", { class: "soft small" }, say("depth.say")),
-    pager, table,
-    h("h2", {}, say("depth.surprise")),
-    h("p", { class: "soft small" }, say("depth.surprise.say")),
-    surprise,
-    h("h2", {}, say("depth.journey")),
-    h("p", { class: "soft small" }, say("depth.journey.say")),
-    journey,
-  );
+  element.append(h("div", { class: "halves" },
+    h("div", {}, h("h2", {}, say("depth.title")), h("p", { class: "soft small" }, say("depth.say")), pager, table, h("h2", {}, say("depth.surprise")), h("p", { class: "soft small" }, say("depth.surprise.say")), surprise),
+    h("div", {}, h("h2", {}, say("depth.journey")), h("p", { class: "soft small" }, say("depth.journey.say")), journey)));
   const window_ = () => {
     const n = state.get("count");
     const at = state.get("position") ?? n - 1;

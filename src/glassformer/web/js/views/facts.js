@@ -1,10 +1,11 @@
-/** Facts: feed-forward neurons as questions with answers: what excites one, what it then writes, and an off switch. */
+/** Facts: a layer's experts, where it has some, and neurons as questions with answers: what excites one, what it then writes, and an off switch. */
 
 import { h, number, put, shown } from "../dom.js";
 import { editName, sameThing } from "../edits.js";
 import { live } from "../live.js";
 import { fork, track, withSign } from "../ui.js";
 import { say } from "../words.js";
+import { mount as mountExperts } from "./experts.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -24,6 +25,7 @@ export function mount(element, source, state) {
     choose({ layer: Number(layer.value), index: Number(neuron.value) });
   });
   texts.addEventListener("change", () => chosen && card_.refresh());
+  mountExperts(element, source, state);
   element.append(...[h("h2", {}, say("facts.title")),
     h("p", { class: "soft small" }, say("facts.say")),
     list, card, source.live ? h("details", {}, h("summary", {}, say("facts.another")), form, texts) : null].filter(Boolean));

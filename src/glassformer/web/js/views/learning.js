@@ -29,7 +29,7 @@ export function mount(element, source, state) {
   const passages = h("div", {});
   const own = h("div", {});
   const moving = h("div", {});
-  element.append(h("h2", {}, say("room.learning")), own, h("h2", {}, say("learn.runs")), list, line, moving, body, passages, steps);
+  element.append(h("h2", {}, say("room.learning")), own, h("h2", {}, say("learn.runs")), list, line, moving, h("div", { class: "halves" }, body, h("div", {}, passages, steps)));
   const going = source.live && !source.embedded ? training(own, source, state, () => lister.refresh(true)) : null;
   const rolled = film(moving, source, state, () => data);
   const teaching = source.live && !source.embedded ? taught(passages, source, state) : null;

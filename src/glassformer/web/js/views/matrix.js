@@ -10,6 +10,8 @@ import { say } from "../words.js";
 /** Pixels that a cell has at most, and what the whole of a long text may shrink to. */
 const LARGEST = 72;
 const WHOLE = 600;
+/** Tokens of a text whose matrix is fitted to the window's height, too. */
+export const SMALL = 24;
 const LONGEST_NAME = 14;
 const MARKED = "#e07214";
 
@@ -47,7 +49,7 @@ export function mount(stage, tiles, state, write, open) {
     const n = Math.max(1, state.get("count"));
     const { wide, high } = space();
     zoom = LARGEST;
-    for (let i = 0; i < 3; i++) zoom = Math.max(2, Math.min(LARGEST, Math.floor(Math.min((wide - margin()) / n, n > 24 ? 1e9 : (high - margin()) / n))));
+    for (let i = 0; i < 3; i++) zoom = Math.max(2, Math.min(LARGEST, Math.floor(Math.min((wide - margin()) / n, n > SMALL ? 1e9 : (high - margin()) / n))));
     resize();
   }
   /** All of it in sight at once. */

@@ -72,9 +72,9 @@ export function mount(element, source, state) {
     put(body,
       h("ol", { class: "contexts" }, d.texts.map((/** @type {any} */ t) => h("li", {}, h("span", { class: "mono" }, t.tokens.slice(0, t.position - t.pieces + 1).join("")), h("mark", { class: "mono" }, t.tokens.slice(t.position - t.pieces + 1, t.position + 1).join("")), h("span", { class: "mono" }, t.tokens.slice(t.position + 1).join("")),
         t.pieces > 1 ? h("span", { class: "soft small" }, say("meaning.pieces", { n: t.pieces })) : null))),
-      d.dots ? moves(d) : null,
+      h("div", { class: "halves" }, d.dots ? moves(d) : null, h("div", {},
       h("h3", {}, say("meaning.alike")),
-      h("figure", { class: "figure" }, svg, h("figcaption", { class: "row small" }, pairs.map(([i, j], k) => h("span", { class: `key line-${k % 4}` }, say("meaning.and", { i: i + 1, j: j + 1 }))))),
+      h("figure", { class: "figure" }, svg, h("figcaption", { class: "row small" }, pairs.map(([i, j], k) => h("span", { class: `key line-${k % 4}` }, say("meaning.and", { i: i + 1, j: j + 1 }))))))),
       h("div", { class: "two" },
         h("div", {}, h("h3", {}, say("meaning.end")), h("table", { class: "lens" }, h("thead", {}, h("tr", {}, h("td", {}), d.texts.map((/** @type {any} */ _, /** @type {number} */ i) => h("th", { scope: "col" }, i + 1)))),
           h("tbody", {}, last.map((/** @type {number[]} */ row, /** @type {number} */ i) => h("tr", {}, h("th", { scope: "row" }, `${i + 1} ${shown(d.texts[i].tokens.join("").slice(0, 22))}`), row.map((v) => {
@@ -117,7 +117,8 @@ function moves(d) {
       one.middle = [(x1 + x2) / 2, (y1 + y2) / 2];
       svg.append(s("g", { class: `line-${one.text % 4} push`, "data-step": JSON.stringify([one.text, one.place]) }, s("line", { class: "line", x1, y1, x2, y2 }), s("path", { class: "point", d: "M0 0L-7 -4L-7 4Z", transform: `translate(${x2} ${y2}) rotate(${turn})` })));
     }
-    // Names last, over the lines, and none over another; what had to go far from its place is tied to it.
+    for (const [i] of d.texts.entries()) spots.line(d.dots.slice(0, now + 1).map((/** @type {number[][]} */ dots) => at(dots[i])));
+    // Names last, beside the lines, and none over another; what had to go far from its place is tied to it.
     const name = (/** @type {number[]} */ [x, y], /** @type {string} */ text, /** @type {number} */ gap, /** @type {string} */ kind) => {
       const [cx, cy] = spots.near(x, y, gap, 6.4 * text.length + 4, 13);
       if (Math.hypot(cx - x, cy - y) > 22 + 3.2 * text.length) svg.append(s("line", { class: "tie", x1: x, y1: y, x2: cx, y2: cy }));
@@ -130,5 +131,5 @@ function moves(d) {
     said.textContent = say("meaning.plane", { place: placeName(d.places[now]), p: (100 * d.shown[now]).toFixed(0), nearest: d.nearest ? say("meaning.nearest", { tokens: d.nearest[now].map((/** @type {string} */ t, /** @type {number} */ i) => `${i + 1} ${shown(t)}`).join(", ") }) : "" });
   }
   draw();
-  return h("div", { class: "figure" }, svg, h("label", { class: "small" }, say("meaning.inlayer"), slider), said, pushed);
+  return h("div", { class: "figure moving" }, h("div", {}, svg, h("label", { class: "small" }, say("meaning.inlayer"), slider)), h("div", {}, said, pushed));
 }

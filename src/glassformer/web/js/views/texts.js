@@ -21,7 +21,7 @@ export function mount(element, source, state) {
   const [first, second] = [h("label", { class: "small" }, say("texts.tokenis"), token), h("label", { class: "small" }, say("texts.over"), against)];
   const body = h("div", { class: "scroll-x" });
   element.append(h("h2", {}, say("texts.title")), h("p", { class: "soft small" }, say("texts.say")),
-    !source.live ? "" : h("form", { class: "fields-plain", onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); keep(); } }, area, h("div", { class: "row" }, metric, first, second, h("button", { type: "submit" }, say("texts.measure")))), body);
+    h("div", { class: "halves" }, !source.live ? null : h("form", { class: "fields-plain", onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); keep(); } }, area, h("div", { class: "row" }, metric, first, second, h("button", { type: "submit" }, say("texts.measure")))), body));
   const reflect = () => {
     const now = held();
     metric.value = now.metric;

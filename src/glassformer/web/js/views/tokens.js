@@ -121,7 +121,7 @@ export function mount(element, source, state) {
     drawChips();
     told();
     if (!data.tokens.length) state.set({ prediction: null });
-    state.set({ modelName: data.model, tokens: data.tokens.map((/** @type {any} */ t) => t.text), words: data.words, ends: data.tokens.map((/** @type {any} */ t) => t.end), count: data.tokens.length, layers: data.layers, heads: data.heads });
+    state.set({ modelName: data.model, tokens: data.tokens.map((/** @type {any} */ t) => t.text), words: data.words, ends: data.tokens.map((/** @type {any} */ t) => t.end), count: data.tokens.length, layers: data.layers, heads: data.heads, experts: data.experts });
     if (state.get("layer") >= data.layers) state.set({ layer: data.layers - 1 });
     if (state.get("head") !== null && state.get("head") >= data.heads) state.set({ head: data.heads - 1 });
     const at = state.get("position");

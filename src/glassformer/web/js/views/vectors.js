@@ -38,7 +38,7 @@ export function mount(element, source, state) {
   const directions = h("div", {});
   element.append(h("h2", {}, say("vectors.title")),
     h("p", { class: "soft small" }, say("vectors.say")),
-    form, h("div", { class: "cloud-frame" }, canvas), said, shares, h("h2", {}, say("vectors.adding")), sums, nearest, rate, directions);
+    h("div", { class: "halves" }, h("div", {}, form, h("div", { class: "cloud-frame" }, canvas), said, shares), h("div", {}, h("h2", {}, say("vectors.adding")), sums, nearest, rate)), directions);
 
   /** @type {any} */
   let data = null;

@@ -9,6 +9,7 @@ import { mount as mountCircuit } from "./circuit.js";
 import { mount as mountSteering } from "./steering.js";
 import { chance, fork, track, withSign } from "../ui.js";
 import { say } from "../words.js";
+import { dialOf } from "./turned.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -16,13 +17,13 @@ import { say } from "../words.js";
 const ROUNDS = [{ words: false, parts: 0 }, { words: false, parts: 80 }, { words: true, parts: 400 }];
 const MEASURING = ["why.measuring.parts", "why.measuring.words"];
 
-/** The dial that turns what an edit switches off. @param {any} edit */
-export function dialOf(edit) {
-  const { layer, position, source } = edit;
-  if (edit.kind === "ablate_read") return { kind: "scale", part: "read", layer, unit: edit.head, source: [source], position };
-  if (edit.kind === "ablate_mlp") return { kind: "scale", part: "feed_forward", layer, position };
-  if (edit.kind === "ablate_neuron") return { kind: "scale", part: "neuron", layer, unit: edit.neuron, position };
-  return { kind: "scale", part: "word", source };
+/** An account's gist in two plain sentences. @param {any} g */
+function plainly(g) {
+  const size = (/** @type {number} */ x) => Math.abs(x).toFixed(2);
+  const what = say("why.comes", { token: shown(g.token), p: percent(g.probability) }) + (g.against === null ? "" : say(g.value >= 0 ? "why.more" : "why.fewer", { x: size(g.value), against: shown(g.against) })) + (g.rather === null ? "" : say("why.other", { token: shown(g.rather) }));
+  const reads = g.head ? say(g.word ? "why.reads" : "why.most", { layer: g.head.layer, head: g.head.head, from: g.head.from, x: withSign(Number(g.head.adds.toFixed(2))), score: g.value.toFixed(2) }) : "";
+  const why = g.word ? say(g.word.change >= 0 ? "why.fall" : "why.rise", { word: g.word.text, x: size(g.word.change) }) + reads : reads || say("why.nothing");
+  return `${what}. ${why}.`;
 }
 
 /** @param {any} p */
@@ -62,7 +63,7 @@ export function mount(element, source, state) {
     const same = (/** @type {any} */ e) => sameThing(e, edit);
     const next = list.some(same) ? list.filter((/** @type {any} */ e) => !same(e)) : [...list.filter((/** @type {any} */ e) => !sameThing(e, { ...dialOf(edit), by: e.by })), edit];
     if (!source.live && next.length && !source.holds("effects", { position: state.get("position") ?? -1, edits: next })) {
-      absent.textContent = say("why.notheld", { a: editName(edit, state.get("tokens")) });
+      absent.textContent = say("why.notheld", { a: editName(edit, state.get("tokens")), command: `glassformer open ${JSON.stringify(state.get("text"))}` });
       return;
     }
     absent.textContent = "";
@@ -70,8 +71,11 @@ export function mount(element, source, state) {
   }
   /** @param {any} edit what switches it off @param {any} [turned] */
   function knob(edit, turned = edit && dialOf(edit)) {
-    if (!source.live || !turned) return null;
-    const { input, reflect } = dialOn(state, turned, edit);
+    if (!turned) return null;
+    // A page without a model has the steps that were taken when it was written, of one thing at a time.
+    const held = (/** @type {number} */ by) => source.holds("effects", { position: state.get("position") ?? -1, edits: [{ ...turned, by }] });
+    if (!source.live && !(edit && held(2))) return null;
+    const { input, reflect } = dialOn(state, turned, edit, source.live ? null : 0.5);
     knobs.push(reflect);
     return input;
   }
@@ -139,7 +143,8 @@ export function mount(element, source, state) {
     }
     paint();
     put(body,
-      h("p", { class: "sentence" }, (d.plain ?? [d.sentence]).join(" "), " ", pending ? h("span", { class: "soft small", role: "status" }, pending) : null),
+      h("p", { class: "sentence" }, d.gist ? plainly(d.gist) : d.sentence, " ", pending ? h("span", { class: "soft small", role: "status" }, pending) : null),
+      h("div", { class: "halves" }, h("div", {},
       picture, h("div", { class: "row" }, many, share),
       d.words.length ? h("h3", {}, say("why.words")) : null,
       h("div", { class: "chips big" }, d.words.map((/** @type {any} */ w) => {
@@ -148,13 +153,14 @@ export function mount(element, source, state) {
         return h("span", { class: "dialled" }, hint(chip, () => [
           w.replaced ? say("why.replaced", { a: number(w.replaced.median), b: number(w.replaced.low), c: number(w.replaced.high) }) : say("why.notreplaced"),
           w.sink ? say("why.sink") : "", say("why.unseen")].filter(Boolean).join("\n")), knob(w.edit));
-      })),
+      }))),
+      h("div", {},
       h("h3", {}, say("why.parts")),
       h("div", { class: "waterfall", role: "list" }, ranked.slice(0, 24).map((p) => {
         const x = measured(p);
         return h("div", { role: "listitem", class: "dialled" }, hint(h("button", { type: "button", class: "part", disabled: !p.edit, onclick: () => switchOff(p.edit) },
-          h("span", { class: "small" }, partName(p, tokens)), fork(x / largest), h("span", { class: "num small" }, withSign(x))), () => partHint(p, tokens)), knob(p.edit));
-      })),
+          h("span", { class: "small" }, partName(p, tokens)), fork(x / largest), h("span", { class: "num small" }, withSign(x))), () => partHint(p, tokens)), knob(p.edit) ?? h("span", { class: "knob" }));
+      })))),
       h("details", {}, h("summary", {}, say("why.sum")), fall(d, (layer, part) => knob(null, { kind: "scale", part, layer, position: null }))),
       h("details", { class: "receipt num" }, h("summary", {}, say("receipt")), h("p", {}, d.sentence),
         h("dl", {}, pair(say("why.explained"), `${number(d.value)} (${d.unit})`), pair(say("why.sumof"), number(d.sum)), pair(say("why.residual"), say("why.absolute", { a: d.residual.toExponential(1) })),
