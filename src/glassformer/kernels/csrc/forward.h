@@ -66,8 +66,7 @@ struct ForwardPass {
         alone = m.plain && batch.count <= ROWS_PER_PASS;
     }
 
-    template <class F>
-    void share(int n, int grab, F work) {
+    void share(int n, int grab, Taking<int> work) {
         m.phases->share(phase++, n, grab, me, prefetcher, work);
     }
 
@@ -94,8 +93,7 @@ struct ForwardPass {
     }
 
     // Small work per row between the products: a few rows are one piece.
-    template <class F>
-    void each_row(int n, F work) {
+    void each_row(int n, Taking<int> work) {
         int grab = n <= 4 ? n : n <= 64 ? 1 : 4;
         share(n, grab > 0 ? grab : 1, work);
     }
@@ -108,12 +106,9 @@ struct ForwardPass {
         return worth > fair ? (worth > 0 ? worth : 1) : fair > 0 ? fair : 1;
     }
 
-    // Takes products where calling it is not what takes the time.
-    typedef std::function<void(int, int, int, int, float (*)[UNIT])> AnyTaker;
-
     // Products of one input with some matrices; done(which, unit, first row, rows, results).
-    template <class F>
-    void products(const Matrix* const* matrices, int n, const Rows& in, const Segments& segments, F done) {
+    void products(const Matrix* const* matrices, int n, const Rows& in, const Segments& segments,
+                  Taking<int, int, int, int, float (*)[UNIT]> done) {
         int total = 0;
         for (int i = 0; i < n; i++) total += matrices[i]->units();
         share(total, grab(*matrices[0], total), [&](int unit) {

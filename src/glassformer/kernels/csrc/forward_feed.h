@@ -121,10 +121,10 @@ inline void ForwardPass::experts(const LayerWeights& layer, const LayerWeights* 
         return one;
     };
     const Matrix* scores[2] = {&router.scores, &router.beside};
-    products(scores, 2, m.feed_in.rows, batch.segments, AnyTaker([&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
+    products(scores, 2, m.feed_in.rows, batch.segments, [&](int which, int unit, int first, int rows, float(*y)[UNIT]) {
         for (int c = 0; c < rows; c++)
             memcpy(m.scores.get() + (size_t)(first + c) * (padded + UNIT) + (which ? padded : unit * UNIT), y[c], sizeof y[c]);
-    }));
+    });
     const bool one = batch.count == 1;  // all that it meets read the same row
     if (!one) each_row(batch.count, [&](int r) { choose(router, r); });
     share(1, 1, [&](int) {
@@ -168,17 +168,17 @@ inline void ForwardPass::experts(const LayerWeights& layer, const LayerWeights* 
         };
         for (const Routing::Expert& e : routing.met)
             unit_products(expert(each.down, e.number, n), unit, m.chosen_hidden.rows.from(e.first), e.segments,
-                          Taker([&](int first, int rows, float(*y)[UNIT]) {
+                          [&](int first, int rows, float(*y)[UNIT]) {
                               for (int c = 0, p = e.first + first; c < rows; c++, p++)
                                   add(routing.row[p], router.on_input ? 1.f : routing.weight[p], y[c]);
-                          }));
+                          });
         if (beside.d_ff)
-            unit_products(beside.down, unit, m.hidden.rows, batch.segments, Taker([&](int first, int rows, float(*y)[UNIT]) {
+            unit_products(beside.down, unit, m.hidden.rows, batch.segments, [&](int first, int rows, float(*y)[UNIT]) {
                 for (int c = 0; c < rows; c++) {
                     const float open = m.scores.get()[(size_t)(first + c) * (padded + UNIT) + padded];
                     add(first + c, router.beside_scale * (router.beside.data ? 1.f / (1.f + expf(-open)) : 1.f), y[c]);
                 }
-            }));
+            });
         deliver(layer, 1, unit, 0, batch.count, reinterpret_cast<float(*)[UNIT]>(sums.data()));
     });
 }

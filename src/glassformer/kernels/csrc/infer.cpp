@@ -69,11 +69,11 @@ int gf_multiply(const Matrix* m, const float* x, int count, float* out) {
         ForwardPass::Reads({m}, all).row(in.rows, r);
     }
     for (int unit = 0; unit < m->units(); unit++)
-        unit_products(*m, unit, in.rows, all, Taker([&](int first, int rows, float(*y)[UNIT]) {
+        unit_products(*m, unit, in.rows, all, [&](int first, int rows, float(*y)[UNIT]) {
             int n = m->rows - unit * UNIT;
             for (int i = 0; i < rows; i++)
                 memcpy(out + (size_t)(first + i) * m->rows + unit * UNIT, y[i], (n < UNIT ? n : UNIT) * sizeof(float));
-        }));
+        });
     return 0;
 }
 

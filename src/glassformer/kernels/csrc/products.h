@@ -7,7 +7,6 @@
 // blocks that are not exact with one scale an output.
 #pragma once
 
-#include <functional>
 #include <new>
 
 #include "gemm.h"
@@ -15,6 +14,7 @@
 #include "products_prompt.h"
 #include "products_stored.h"
 #include "products_tiles.h"
+#include "threads.h"
 
 // From so many rows on: weights are unpacked for 8-bit tiles, of which from so many rows on one is used; blocks are
 // written as float32 numbers; products are of bfloat16 activations.
@@ -23,12 +23,11 @@ constexpr int TILES_FROM = 25, TILE_FROM = 6, WRITE_FROM = 3 * ROWS_PER_PASS;
 // Whether rows of a prompt meet this matrix in bfloat16.
 GF_INLINE bool narrows(const Matrix& m) { return FAST_BF16 && m.data && !m.exact && m.format == BF16; }
 
-// Takes products, (first row, rows, results): whoever is no hot loop shares one copy of what follows through this.
-typedef std::function<void(int, int, float (*)[UNIT])> Taker;
+// Takes products: first row, rows, results.
+typedef Taking<int, int, float (*)[UNIT]> Taker;
 
 // done(first row, rows, results) for some rows at a time, in order.
-template <class F>
-void unit_products(const Matrix& given, int number, const Rows& in, const Segments& segments, F done) {
+static void unit_products(const Matrix& given, int number, const Rows& in, const Segments& segments, Taker done) {
     alignas(64) float y[UNIT][UNIT];
     Matrix matrix = given;
     int unit = number;

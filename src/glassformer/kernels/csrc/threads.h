@@ -112,6 +112,19 @@ class Pool {
     std::atomic<bool> stop_{false};
 };
 
+// A function that is called for as long as a call lasts. What calls it then stands once in the library.
+template <class... Args>
+class Taking {
+   public:
+    template <class F>
+    Taking(const F& f) : who_(&f), call_([](const void* who, Args... args) { (*static_cast<const F*>(who))(args...); }) {}
+    void operator()(Args... args) const { call_(who_, args...); }
+
+   private:
+    const void* who_;
+    void (*call_)(const void*, Args...);
+};
+
 // One phase of a pass: pieces of work, handed out in runs of `grab`.
 struct alignas(64) Phase {
     std::atomic<int> next{0}, done{0};
@@ -187,8 +200,7 @@ class Phases {
     bool over(int phase, int n) const { return word(threads_, phase).load(std::memory_order_acquire) >= (uint64_t)n; }
 
     // Lets thread `me` do its part of a phase of n pieces, taken up to `grab` at a time, and wait for the others'.
-    template <class F>
-    void share(int phase, int n, int grab, int me, Prefetcher& prefetcher, F work) {
+    void share(int phase, int n, int grab, int me, Prefetcher& prefetcher, Taking<int> work) {
         if (over(phase, n)) return;
         std::atomic<uint64_t>& done = word(threads_, phase);
         int mine = 0;
