@@ -43,6 +43,16 @@ def textbook(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, cap: f
     return grid.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0) @ v
 
 
+@pytest.mark.parametrize("rows", [5, 40])
+def test_weights_and_biases_with_gaps_in_memory(rows: int) -> None:
+    """As experts' stacks have them where a file joins gates and neurons in turn."""
+    x, both, biases = torch.randn(rows, 32), torch.randn(3, 32, 48), torch.randn(3, 48)
+    for weight in (both[1, :, ::2].T, both[1, :, ::2].contiguous().T):
+        bias = biases[1, ::2]
+        want = x.double() @ weight.double().T + bias.double()
+        torch.testing.assert_close(ops.linear(x, weight, bias).double(), want, rtol=1e-5, atol=1e-5)
+
+
 @given(
     queries=st.integers(1, 40),
     start=st.sampled_from([0, 5]),

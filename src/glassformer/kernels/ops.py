@@ -101,6 +101,8 @@ def linear(
         and type(x) is Tensor
         and not torch._C._functorch.peek_interpreter_stack()
     ):
+        if bias is not None:
+            bias = bias.contiguous()  # oneDNN reads one with gaps as if it had none
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return _OneDnnProduct.apply(x, weight, bias)
         return _ONEDNN(x, weight, bias, "none", [], "")
