@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -9,16 +10,21 @@ from common import serve
 
 
 class Peer:
-    """llama-cpp-python's models, one per file, loaded at first use."""
+    """llama-cpp-python's models, one per file, loaded at first use.
 
-    def __init__(self) -> None:
+    Args:
+        mapped: compute from the mapped file, without the copy in an order of its own that it makes of Q4_0 blocks.
+    """
+
+    def __init__(self, mapped: bool = False) -> None:
         import llama_cpp
 
         self.library = llama_cpp
         self.built = llama_cpp.llama_print_system_info().decode()
-        if "AMX_INT8 = 1" in self.built:
-            # Its AMX buffers end the process with a segmentation fault at the first evaluation (0.3.36, GCC 12).
-            # peers.txt says how to build it without them; where that was not done, switch them off.
+        # Its AMX buffers end the process with a segmentation fault at the first evaluation (0.3.36, GCC 12).
+        # peers.txt says how to build it without them; where that was not done, switch them off.
+        crash = "AMX_INT8 = 1" in self.built
+        if crash or mapped:
             defaults = llama_cpp.llama_model_default_params
 
             def plain() -> Any:
@@ -27,6 +33,7 @@ class Peer:
                 return parameters
 
             llama_cpp.llama_model_default_params = plain
+        if crash:
             self.built += "(its AMX buffers switched off: they crash)"
         self.models: dict[str, Any] = {}
         self.many: dict[tuple[str, int], tuple[Any, Any, int]] = {}
@@ -121,4 +128,4 @@ class Peer:
 
 
 if __name__ == "__main__":
-    serve(Peer())
+    serve(Peer("--mapped" in sys.argv))
