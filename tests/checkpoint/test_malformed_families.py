@@ -73,6 +73,18 @@ def test_tensors_of_lightning_attention(
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("buffer", ["slope_rate", "query_decay", "key_decay", "diagonal_decay"])
+def test_stored_decays_are_those_of_the_design(lightning: Path, tmp_path: Path, buffer: str) -> None:
+    """transformers computes with those that a file holds: rounded ones are the same, others refused by name."""
+    tensors, name = load_file(lightning / "model.safetensors"), f"model.layers.0.self_attn.{buffer}"
+    (tmp_path / "config.json").write_text((lightning / "config.json").read_text())
+    save_file({**tensors, name: tensors[name].bfloat16()}, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path).config.n_layers == 4
+    save_file({**tensors, name: tensors[name] * 1.02}, tmp_path / "model.safetensors")
+    with pytest.raises(UnsupportedError, match=rf"stores other numbers in {name} than its config\.json implies"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "leave", "settings", "words"),
     [

@@ -95,7 +95,29 @@ def read_hf(directory: Path, *, weights: bool = True, ignore: Collection[str] = 
     spare = [*family.ignored, *([r"(^|\.)(lm_head|embed_out)\.weight$"] if config.tied else [])]
     table.check(stored, spare, str(directory))
     stored.refuse_types(table.places)
+    if family.implied is not None:
+        _check_implied(family, config, stored, table, directory)
     return HuggingFace(directory, settings, family, config, table, stored, ignored)
+
+
+def _check_implied(family: Family, config: Config, stored: StoredTensors, table: Table, directory: Path) -> None:
+    """Compares stored buffers that are computed again with what they must hold, within what storing may round.
+
+    Raises:
+        UnsupportedError: one holds something else, with which the model would answer otherwise.
+    """
+    import torch
+
+    assert family.implied is not None
+    for name, shape in stored.items():
+        if name in table.places or (wanted := family.implied(config, name, shape)) is None:
+            continue
+        found = stored.fetch(name).double()
+        if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=2**-8, atol=1e-6):
+            raise UnsupportedError(
+                f"{directory} stores other numbers in {name} than its config.json implies, and Glassformer computes "
+                f"with those that it implies; of {family.name} only such files are read."
+            )
 
 
 def _floats(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class Family:
         only: settings that must hold one of the given values, because the design has no place for others.
         reasons: what stands in the way of other values of those settings, where there is more to say.
         ignored: names of stored buffers that can be computed again.
+        implied: (design, name of one of them, its shape) -> what it must then hold; None where that does not matter.
         inside: further ``model_type`` values that hold this family's settings under the given name.
         gguf: the same family in GGUF.
         layouts: tensors as other versions of the same files have them; read, not written.
@@ -122,6 +123,7 @@ class Family:
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    implied: Callable[[Config, str, Shape], Any] | None = None
     inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     gguf: GgufLayout | None = None
     layouts: tuple[tuple[Row, ...], ...] = ()

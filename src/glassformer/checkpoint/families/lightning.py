@@ -7,6 +7,7 @@ embedding and the last one's place is that of the final norm.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from glassformer.checkpoint.families.family import Family
 from glassformer.checkpoint.families.hybrid import Hybrid, by_types
 from glassformer.checkpoint.families.settings import one_window
 from glassformer.checkpoint.families.sparse import Sparse, each, fused, one
+from glassformer.checkpoint.keys import Shape
 from glassformer.checkpoint.tables import KEY_HEADS, Row
 from glassformer.errors import UnsupportedError
 from glassformer.model.choices import Mixer
@@ -32,6 +34,7 @@ _ROWS = (
     ),
 )
 _LAST = Row("model.norm.weight", ("blocks.{last}.ln2.weight",))
+_BUFFER = re.compile(r"layers\.(\d+)\.self_attn\.(slope_rate|(?:query|key|diagonal)_decay)$")
 _KINDS = {Attention: "full_attn", LinearAttention: "linear_attn"}
 _ROUTER = one("block_sparse_moe.gate.weight", "router.weight")
 _W = ("w1", "w3", "w2")
@@ -54,6 +57,27 @@ def _rate(layer: int, layers: int) -> float:
     return 1 - layer / (layers - 1 + 1e-5) + 1e-5
 
 
+def _decays(config: Config, name: str, shape: Shape) -> Any:
+    """What a stored buffer of a layer's decays must hold, (head, 1, 1), (head, position, 1) or (1, head, position,
+    position) within a block; None for other tensors."""
+    import torch
+
+    found = _BUFFER.search(name)
+    mixer = None if found is None else config.mixer(int(found[1]))
+    if found is None or not isinstance(mixer, LinearAttention):
+        return None
+    rates = torch.tensor(mixer.rates, dtype=torch.float64)[:, None, None]
+    if found[2] == "slope_rate":
+        return rates
+    block = shape[-2] if len(shape) > 1 else 1
+    place = torch.arange(1, block + 1, dtype=torch.float64)[:, None]
+    if found[2] == "query_decay":
+        return torch.exp(-rates * place)
+    if found[2] == "key_decay":
+        return torch.exp(-rates * (block - place))
+    return torch.exp(-rates * (place - place.T))[None].tril()
+
+
 @dataclass(frozen=True)
 class _Normed(Sparse):
     """A family whose stream is normed after every sum, stream and part each times a number."""
@@ -62,7 +86,10 @@ class _Normed(Sparse):
         """The family, as everything else knows families."""
         plain = super().family()
         return dataclasses.replace(
-            plain, rows=(*plain.rows, _LAST), layouts=tuple((*rows, _LAST) for rows in plain.layouts)
+            plain,
+            rows=(*plain.rows, _LAST),
+            layouts=tuple((*rows, _LAST) for rows in plain.layouts),
+            implied=_decays,
         )
 
     def config(self, attributes: Attributes) -> Config:
