@@ -25,6 +25,8 @@ UNNORMED = ("minimax",)
 BEFORE_SINK = ("granite_swa", "granitemoe_swa")
 # Scores of routers that the answer does not hold: what computes them in a layer of theirs.
 ROUTERS = {"aria_text": "mlp.router", "gemma4_text": "router.proj", "jetmoe": "mlp.router.layer"}
+# What computes the scores of a router of query heads.
+HEAD_ROUTERS = {"jetmoe": "self_attention.experts.router.layer"}
 # What its explicit form adds to scores with ALiBi is added twice, so what it shows is not what it answers.
 SHOWS_ANOTHER = ("falcon: ALiBi, one after the other",)
 # A matrix stands between the final norm and what is shown.
@@ -41,10 +43,12 @@ def compare(name: str, theirs: Any, run: Trace, ids: Tensor, limit: float = 1e-5
     soft = [i for i in layers if softmax_of(config.layers[i].mixer) is not None]
     told = sparse and hasattr(theirs.config, "output_router_logits")
     heard: list[Tensor] = []
+    heads: list[Tensor] = []
     hooks = [
-        module.register_forward_hook(lambda module, given, out: heard.append(out[0] if isinstance(out, tuple) else out))
+        module.register_forward_hook(_into(heard if table is ROUTERS else heads))
+        for table in (ROUTERS, HEAD_ROUTERS)
         for at, module in theirs.named_modules()
-        if kind in ROUTERS and at.endswith(ROUTERS[kind])
+        if kind in table and at.endswith(table[kind])
     ]
     with torch.no_grad():
         asked = {"output_hidden_states": True, "output_attentions": bool(soft)}
@@ -76,6 +80,14 @@ def compare(name: str, theirs: Any, run: Trace, ids: Tensor, limit: float = 1e-5
     for i, x in zip(sparse, scores, strict=True):
         feed: Any = config.layers[i].feed_forward
         close(softcap(run[f"blocks.{i}.mlp.router"], feed.router_cap), x.reshape(-1, x.shape[-1]), f"router {i}")
+    routed = [i for i in layers if getattr(config.layers[i].mixer, "gate", None) == "experts"]
+    assert len(heads) == len(routed)
+    for i, x in zip(routed, heads, strict=True):
+        close(run[f"blocks.{i}.attn.router"], x.reshape(-1, x.shape[-1]), f"router of heads {i}")
+
+
+def _into(heard: list[Tensor]) -> Any:
+    return lambda module, given, out: heard.append(out[0] if isinstance(out, tuple) else out)
 
 
 def _slots(pattern: Tensor, gate: Tensor, a: Any) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glassformer.model import Transformer
+from glassformer.model import Attention, Experts, Norm, Transformer, uniform
 from glassformer.train import journal, train
 from glassformer.train.balance import Balance, Both, probabilities
 from glassformer.train.dropout import Dropout
@@ -16,7 +16,7 @@ from glassformer.train.loss import IGNORE
 from glassformer.train.processes import Processes
 from glassformer.train.reading import list_runs
 from glassformer.train.recipe import Recipe
-from glassformer.train.torch_stepper import Objective, Recomputing
+from glassformer.train.torch_stepper import Objective, Recomputing, fresh
 from tests.train.test_designs import drawn, tokens
 
 
@@ -41,10 +41,34 @@ def test_it_is_the_loss_of_the_field() -> None:
     loss = balance.loss(targets)
     assert loss is not None
     each = []
-    for i, part in balance.experts.items():
-        scores = seen[f"blocks.{i}.mlp.router"].flatten(0, 1).detach()
-        each.append(float(load_balancing_loss_func((scores,), part.n_experts, part.n_active)) / part.n_active)
+    for i, router in balance.routers.items():
+        scores, active = seen[router.scores].flatten(0, 1).detach(), model.config.layers[int(i)].feed_forward.n_active
+        each.append(float(load_balancing_loss_func((scores,), router.n, active)) / active)
     assert float(loss.detach()) / targets.numel() == pytest.approx(sum(each) / len(each), rel=1e-5)
+
+
+def test_a_router_of_query_heads_is_balanced_too() -> None:
+    """JetMoE's: against transformers' loss over the scores of both routers of its layers, all of the same number."""
+    from transformers.models.jetmoe.modeling_jetmoe import load_balancing_loss_func
+
+    attention = Attention(6, 2, 8, gate="experts", gate_active=2)
+    config = uniform(61, 32, 2, 64, attention, Experts(3, 2, 8), Norm("rms"))
+    model = fresh(Transformer.empty(config), 3).requires_grad_(True)
+    balance = Balance(config, 1.0)
+    assert list(balance.routers) == ["0 heads", "0", "1 heads", "1"]
+    balance.watch()
+    model.hidden(tokens(), tap=balance)
+    seen = dict(balance._seen or {})
+    loss = balance.loss(tokens())
+    assert loss is not None
+    scores = [seen[router.scores].flatten(0, 1) for router in balance.routers.values()]
+    wanted = sum(load_balancing_loss_func((x,), 3, 2) for x in scores) / 2 / 4
+    torch.testing.assert_close(loss.detach() / tokens().numel(), wanted.detach(), rtol=1e-5, atol=1e-6)
+    loss.backward()
+    assert all(block.attn.gate.weight.grad.abs().sum() > 0 for block in model.blocks)
+    found, loads = balance.measured(Processes())
+    assert found["idle"] == sum(shares.count(0.0) for shares in loads.values())
+    assert all(len(shares) == 3 and sum(shares) == pytest.approx(1, abs=1e-4) for shares in loads.values())
 
 
 def test_padding_is_not_counted() -> None:

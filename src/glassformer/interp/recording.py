@@ -250,7 +250,11 @@ class Recording:
         part, prefix = self.attention(layer), f"blocks.{layer}.attn."
         if leaf in ("rot_q", "rot_k"):
             return self.rotated(layer, self.get(prefix + leaf[-1], at), at, leaf[-1])
+        if leaf == "router" and part.gate is not None:
+            return part.gate(self.mixed_input(layer, 0, at))
         if leaf == "gate":
+            if part.choice.gate == "experts":
+                return part.chosen(self.get(prefix + "router", at))
             return part.gates(self.mixed_input(layer, 0, at))
         raise KeyError(prefix + leaf)
 

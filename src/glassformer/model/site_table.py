@@ -48,6 +48,7 @@ SITES: tuple[Site, ...] = (
     Site("attn.scores", GRID, "Scaled query-key products, soft-capped, minus infinity where a key is hidden."),
     Site("attn.sink", PER_HEAD, "The share of attention that the head's sink takes and that hands over nothing."),
     Site("attn.pattern", GRID, "Attention weights: each row, a sink included, is a softmax and sums to one."),
+    Site("attn.router", EXPERTS, "A router's score of each of a key head's query heads (mixtures of attention heads)."),
     Site("attn.gate", HEADS, "What multiplies each head's sum of values, from 0 on (output gates)."),
     Site(
         "attn.pair_scale",

@@ -145,6 +145,7 @@ _ABSENT: dict[str, str] = {
     "attn.rot_q": "nothing is rotated there; use attn.q.",
     "attn.rot_k": "nothing is rotated there; use attn.k.",
     "attn.sink": "its attention has no sink.",
+    "attn.router": "no router chooses among its heads.",
     "attn.gate": "its attention has no output gate.",
     "resid_mid": "its attention and feed-forward run side by side, or there is only one of them.",
     "mlp.pre_linear": "its feed-forward layers are not gated.",
@@ -203,6 +204,7 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
         found["kv_head"] = getattr(mixer, "n_kv_heads", mixer.n_heads)
         found["key_head"], found["d_key"] = getattr(mixer, "n_key_heads", 1), getattr(mixer, "d_key", 1)
         found["group"], found["d_state"] = getattr(mixer, "n_groups", 1), getattr(mixer, "d_state", 1)
+        found["expert"] = getattr(mixer, "n_experts", 1)
         found["pair"] = max(mixer.n_heads // 2, 1)
         index = getattr(mixer, "index", None)
         if index is not None:
@@ -216,7 +218,9 @@ def axis_sizes(name: str, config: Config) -> dict[str, int]:
     if feed is not None:
         found["d_ff"] = feed.neurons
         if isinstance(feed, Experts):
-            found["expert"], found["latent"] = feed.n_experts, feed.latent or 0
+            found["latent"] = feed.latent or 0
+            if ".attn." not in name:
+                found["expert"] = feed.n_experts
             if feed.shared is not None and name.rpartition(".")[2].startswith("shared"):
                 found["d_ff"] = feed.shared.d_ff
     return found

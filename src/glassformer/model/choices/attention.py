@@ -224,6 +224,7 @@ class Attention:
         found += ["scores", *(["sink"] if self.sink else []), "pattern"]
         return (
             *found,
+            *(["router"] if self.gate == "experts" else []),
             *(["gate"] if self.gate is not None else []),
             *(["z_scale"] if self.out_norm is not None else []),
             "z",

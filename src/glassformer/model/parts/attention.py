@@ -144,7 +144,7 @@ class AttentionPart(nn.Module):
     ) -> Float[Tensor, "batch query head d_value"]:
         """What the output projection reads of each head, from its sum of values: gated and normed by the design."""
         if self.gate is not None:
-            z = z * see(view, "attn.gate", self.gates(x))
+            z = z * see(view, "attn.gate", self.gates(x, view))
         if self.out_norm is not None:
             wide = z.flatten(-2)
             if view is None:
@@ -195,11 +195,13 @@ class AttentionPart(nn.Module):
             return self._cut(self._normed(x, norm))
         return self._normed(self._cut(x), norm)
 
-    def gates(self, x: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query head d_gate"]:
+    def gates(
+        self, x: Float[Tensor, "batch query d_model"], view: View | None = None
+    ) -> Float[Tensor, "batch query head d_gate"]:
         """What multiplies each head's sum of values; the last axis is 1 for one number per head."""
         assert self.gate is not None
         if self.choice.gate == "experts":
-            return self.chosen(self.gate(x))
+            return self.chosen(see(view, "attn.router", self.gate(x)))
         found = self.gate(x).view(*x.shape[:-1], self.heads, -1)
         if self.gate_bias is not None:
             found = found + self.gate_bias[:, None]
