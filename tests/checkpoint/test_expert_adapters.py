@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,23 @@ from safetensors.torch import load_file, save_file
 
 from glassformer.checkpoint import open_checkpoint, write_hf
 from glassformer.checkpoint.adapter import adapted
+from glassformer.checkpoint.adapter_experts import experts_homes, in_transformers, routers
+from glassformer.checkpoint.adapter_writer import places
+from glassformer.checkpoint.families import named
 from glassformer.errors import CheckpointError
 from glassformer.model import Transformer
-from tests.checkpoint.test_alike import VOCAB, reference
+from glassformer.train.adapter import KINDS
+from tests.checkpoint.sparse_settings import SPARSE
+from tests.checkpoint.test_alike import SETTINGS, VOCAB, reference
 from tests.tiny import gap
 
 IDS = torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(1))
+
+# Experts' rows one after another, a matrix to PEFT; stacks of a module of their own; no experts.
+WITHOUT = {"dbrx", "jetmoe", "minicpm3", "youtu"}
+
+# Others whose modules transformers calls otherwise than their files do.
+RENAMED = dict.fromkeys(("kimi_linear", "minimax", "lfm3", "bailing_hybrid", "nemotron_h", "granitemoehybrid"))
 
 
 def logits(checkpoint: Any) -> torch.Tensor:
@@ -94,8 +106,6 @@ def test_one_parameter_alone_and_sizes_of_another_model(tmp_path: Path) -> None:
 
 def test_experts_adapted_one_by_one(tmp_path: Path) -> None:
     """As adapters of models whose experts are modules have them: a pair of matrices an expert, here of one alone."""
-    import json
-
     theirs = reference("olmoe")
     theirs.save_pretrained(tmp_path / "base")
     base, tuned = open_checkpoint(tmp_path / "base"), tmp_path / "tuned"
@@ -109,3 +119,27 @@ def test_experts_adapted_one_by_one(tmp_path: Path) -> None:
     want = base.tensors[key].clone()
     want[2] += b @ a * 1.5
     torch.testing.assert_close(found[key], want)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in {**SPARSE, **RENAMED} if ":" not in name))
+def test_what_transformers_calls_what_an_adapter_names(name: str) -> None:
+    """Every module and parameter that an adapter may name is one of transformers' model, with the sizes of ours."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    theirs = AutoConfig.for_model(name, **SETTINGS[name])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(theirs)
+    there = {key: tuple(p.shape) for key, p in model.named_parameters()}
+    family = named(name)
+    config = family.from_hf(json.loads(theirs.to_json_string()), "config.json")
+    homes, routed, shapes = experts_homes(config, family), routers(config, family), config.components()
+    assert homes or name in WITHOUT or name in RENAMED
+    for key, home in homes.items():
+        _, given, read = shapes[key].shape
+        size = (given * len(home.rows), read)
+        assert there[f"{home.module}.{home.parameter}"][1:] in (size, size[::-1])
+    for key, module in routed.items():
+        assert there[f"{module}.weight"] == shapes[key].shape
+    for key, place in places(config, family).items():
+        if key.startswith("blocks.") and shapes[key].counted in KINDS:
+            assert there[in_transformers(place.theirs, family)] in (place.shape, place.shape[::-1])

@@ -12,7 +12,7 @@ from glassformer.interp.decompose import KINDS
 from glassformer.interp.neurons import excited_by, top_neurons, writes
 from glassformer.interp.trace import trace
 from glassformer.model import Attention, Config, Experts, FeedForward, Transformer, uniform
-from glassformer.model.parts.experts import ExpertsPart, Stack
+from glassformer.model.parts.experts import ExpertsPart, Product, Stack
 from tests.model.test_stacks import drawn
 
 IDS = [3, 17, 5, 22, 9, 30, 17, 5]
@@ -66,8 +66,8 @@ def test_experts_are_shown_as_heads_are(more: dict[str, object]) -> None:
     claimed = run.why(position=at, words=0).parts
     for one in found.experts:
         e, stacks = one["expert"], part.experts
-        hidden = torch.nn.functional.silu(stacks.gate(e, read)) * stacks.up(e, read)
-        wrote = stacks.down(e, hidden) * weights[at, e]
+        hidden = torch.nn.functional.silu(stacks.gate.each()(e, read)) * stacks.up.each()(e, read)
+        wrote = stacks.down.each()(e, hidden) * weights[at, e]
         assert one["length"] == pytest.approx(float(wrote.norm()), rel=1e-9)
         assert one["weight"] == float(weights[at, e])
         assert one["score"] == pytest.approx(float(part.router(read)[e]), rel=1e-9)
@@ -130,13 +130,18 @@ def test_only_chosen_experts_are_computed_and_company_changes_nothing(monkeypatc
     part = drawn(config).blocks[0].mlp
     assert isinstance(part, ExpertsPart)
     calls: list[int] = []
-    plain = Stack.forward
+    plain = Stack.each
 
-    def counted(self: Stack, expert: int, x: torch.Tensor) -> torch.Tensor:
-        calls.append(expert)
-        return plain(self, expert, x)
+    def counted(self: Stack) -> Product:
+        product = plain(self)
 
-    monkeypatch.setattr(Stack, "forward", counted)
+        def one(expert: int, x: torch.Tensor) -> torch.Tensor:
+            calls.append(expert)
+            return product(expert, x)
+
+        return one
+
+    monkeypatch.setattr(Stack, "each", counted)
     x = torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alone = part(x)
     assert len(calls) == 3 * 2

@@ -125,7 +125,7 @@ def test_site_names_are_public_api() -> None:
     assert [site.name for site in SITES] == [
         "embed", "pos_embed", "resid_pre", "resid_active", "ln1.scale", "ln1.normed", "attn.q", "attn.k", "attn.v",
         "attn.rot_q", "attn.rot_k", "attn.index_q", "attn.index_k", "attn.index_weights",
-        "attn.scores", "attn.sink", "attn.pattern", "attn.gate", "attn.pair_scale", "attn.z_scale",
+        "attn.scores", "attn.sink", "attn.pattern", "attn.router", "attn.gate", "attn.pair_scale", "attn.z_scale",
         "attn.z",
         "attn.out",
         "delta.gate", "delta.q", "delta.k", "delta.v", "delta.beta", "delta.decay", "delta.decays", "delta.pattern",

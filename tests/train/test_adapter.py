@@ -16,7 +16,7 @@ import torch
 
 import glassformer as gf
 from glassformer.cli.app import main
-from glassformer.errors import GlassformerError, SourceError, UnsupportedError, UsageError
+from glassformer.errors import GlassformerError, SourceError, UsageError
 from glassformer.train import adapter, journal, train
 from glassformer.train.frozen import Frozen, packed, unpacked
 from glassformer.train.loop import Run
@@ -272,20 +272,6 @@ def test_a_setting_that_cannot_be_meant_is_one_sentence(
     base = tiny_directory(tmp_path / "base")
     with pytest.raises(GlassformerError, match=sentence):
         train(some(base, **settings), out=out(), quiet=True)
-
-
-@pytest.mark.parametrize("pattern", ["mlp.experts.*", "mlp.router"])
-def test_experts_and_routers_are_refused_in_a_sentence(pattern: str) -> None:
-    from glassformer.checkpoint.families import named
-    from glassformer.model import Attention, Experts, Norm, uniform
-    from glassformer.train.adapter import targets
-
-    config = uniform(40, 16, 1, 64, Attention(2, 2, 8), Experts(4, 2, 6), Norm("rms"))
-    with pytest.raises(
-        UnsupportedError, match="adapters are not trained for experts and routers, though they are read"
-    ):
-        targets(config, named("olmoe"), (pattern,))
-    assert set(targets(config, named("olmoe"), ("attn.*",))) == {f"blocks.0.attn.{part}.weight" for part in "qkvo"}
 
 
 def test_an_adapter_on_an_adapter_is_refused(

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glassformer.checkpoint.adapter_experts import experts_parts, router_of
+from glassformer.checkpoint.adapter_experts import experts_parts, in_transformers
 from glassformer.checkpoint.native import LazyTensors, read_json
 from glassformer.checkpoint.tables import Table
 from glassformer.checkpoint.tensorfile import SIZES, TensorFile, read_header
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from glassformer.checkpoint import Checkpoint
+    from glassformer.checkpoint.families import Family
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _ROOT = "base_model.model."
@@ -200,16 +201,14 @@ def _with(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
         # Embedding and output are one matrix only as long as both are what the model has.
         apart = family.table(dataclasses.replace(config, tied=False))
         ends = [apart.homes[key][0].theirs for key in ("embed.weight", "unembed.weight")]
-        if any(f"{module}.weight" in ends for module in _named(adapter, apart, family.prefixes)):
+        if any(f"{module}.weight" in ends for module in _named(adapter, apart, family)):
             config, table = apart.config, apart
             base = LazyTensors(
                 table.homes, lambda key: checkpoint.tensors["embed.weight" if key == "unembed.weight" else key]
             )
     stacks = experts_parts(adapter, table)
     apart_from = {part.module for part in stacks.values()}
-    modules = {
-        name: module for name, module in _named(adapter, table, family.prefixes).items() if module not in apart_from
-    }
+    modules = {name: module for name, module in _named(adapter, table, family).items() if module not in apart_from}
     changed = {f"{name}.weight": module for name, module in modules.items() if set(adapter.modules[module]) != {"bias"}}
     changed |= {f"{name}.bias": module for name, module in modules.items() if "bias" in adapter.modules[module]}
     _fit(adapter, table, changed)
@@ -234,14 +233,14 @@ def _with(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     )
 
 
-def _named(adapter: Adapter, table: Table, prefixes: Sequence[str]) -> dict[str, str]:
+def _named(adapter: Adapter, table: Table, family: Family) -> dict[str, str]:
     """The modules of an adapter as the table calls them -> as the adapter does; unknown ones under their own name."""
-    found = {}
+    found, prefixes = {}, family.prefixes
+    renamed = {in_transformers(name, family): name.removesuffix(".weight") for name in table.places}
     for module in adapter.modules:
         names = [module, *(prefixes[0] + module.removeprefix(p) for p in prefixes if p and module.startswith(p))]
         known = next((name for name in names if f"{name}.weight" in table.places), None)
-        router = None if known is not None else router_of(module, table)
-        found[known or (module if router is None else router.removesuffix(".weight"))] = module
+        found[known or renamed.get(f"{module}.weight", module)] = module
     return found
 
 

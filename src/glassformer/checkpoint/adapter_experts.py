@@ -2,7 +2,7 @@
 
 Experts stand in two parameters there whatever a file has: gate and up joined, and down. A has the ranks of one expert
 after another, B all experts of one rank after another; what is added to expert e is s · B_e · A_e. Where both
-parameters are adapted, the inner one's module is called `base_layer`.
+parameters are adapted, the inner one's module is called `base_layer`: it is the one that comes first, of gate and up.
 """
 
 from __future__ import annotations
@@ -20,9 +20,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from glassformer.checkpoint.adapter import Adapter
+    from glassformer.checkpoint.adapter_writer import LowRankPart
+    from glassformer.checkpoint.families.family import Family
+    from glassformer.model.config import Config
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_ROUTERS = ("gate", "router")
+_EXPERTS = re.compile(r"(.+?\.experts)\.")
+_MIXTRAL = ((".block_sparse_moe.", ".mlp."),)
+_GRANITE = (
+    (".block_sparse_moe.router.layer.", ".block_sparse_moe.router."),
+    (".block_sparse_moe.input_linear.", ".block_sparse_moe.experts.gate_up_proj."),
+    (".block_sparse_moe.output_linear.", ".block_sparse_moe.experts.down_proj."),
+)
+# Where transformers calls modules otherwise than a family's files do.
+_RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
+    **dict.fromkeys(("mixtral", "minimax", "minimax_m2", "kimi_linear"), _MIXTRAL),
+    **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
+    "phimoe": ((".block_sparse_moe.gate.", ".mlp.router."), *_MIXTRAL),
+    "hy_v3": ((".mlp.router.gate.", ".mlp.gate."), (".shared_mlp.", ".shared_experts.")),
+    "laguna": ((".shared_expert.", ".shared_experts."),),
+    "lfm3": ((".self_attn.gate_proj.", ".self_attn.g_proj."),),
+    "bailing_hybrid": ((".attention.dense.", ".self_attn.o_proj."), (".attention.", ".self_attn.")),
+    "nemotron_h": (("backbone.", "model."),),
+}
+# Of the families whose stacks stand with what they read first, those that tell PEFT so.
+_TOLD = frozenset({"gpt_oss", "aria_text"})
 
 
 @dataclass(frozen=True)
@@ -109,16 +131,76 @@ def _halves(table: Table, prefix: str, neurons: int) -> Mapping[str, slice]:
     return {key: slice(i * neurons, (i + 1) * neurons) for i, key in enumerate(order)}
 
 
-def router_of(module: str, table: Table) -> str | None:
-    """The tensor of theirs that holds the router which PEFT calls so, where its file calls it otherwise."""
-    layer = _layer_with_experts(module, table)
-    if layer is None or module.rpartition(".")[2] not in _ROUTERS:
-        return None
-    return table.homes[f"blocks.{layer}.mlp.router.weight"][0].theirs
-
-
 def _layer_with_experts(module: str, table: Table) -> int | None:
     number = _LAYER.search(module)
     if number is None or int(number[1]) >= table.config.n_layers:
         return None
     return int(number[1]) if isinstance(table.config.layers[int(number[1])].feed_forward, Experts) else None
+
+
+@dataclass(frozen=True)
+class ExpertsHome:
+    """The parameter of PEFT's model that holds one or two of our stacks of experts' matrices.
+
+    Args:
+        module: as transformers calls it. parameter: of that module.
+        rows: which of its outputs are each of our stacks.
+        turned: as in `ExpertsPart`.
+    """
+
+    module: str
+    parameter: str
+    rows: Mapping[str, slice]
+    turned: bool
+
+    def joined(self, parts: Mapping[str, LowRankPart]) -> tuple[Tensor, Tensor, int]:
+        """A (expert · rank, in), B (out, rank · expert) and the rank of the stacks here that have a part."""
+        import torch
+
+        inside = {key: parts[key] for key in self.rows if key in parts}
+        a = torch.cat([part.a.detach().float().cpu() for part in inside.values()], 1)  # (expert, rank, in)
+        experts, rank, _ = a.shape
+        width = next(iter(inside.values())).b.shape[1] * len(self.rows)
+        b, start = a.new_zeros(experts, width, rank), 0
+        for key, part in inside.items():
+            end = start + part.a.shape[1]
+            b[:, self.rows[key], start:end] = part.b.detach().float().cpu()
+            start = end
+        if self.turned:
+            a, b = b.swapaxes(1, 2), a.swapaxes(1, 2)
+        return a.reshape(experts * rank, -1).contiguous(), b.permute(1, 2, 0).reshape(b.shape[1], -1).contiguous(), rank
+
+
+def experts_homes(config: Config, family: Family) -> dict[str, ExpertsHome]:
+    """Where PEFT's model holds stacks of experts' matrices, by our keys; without those that it holds otherwise."""
+    table = family.table(config)
+    found: dict[str, ExpertsHome] = {}
+    for layer, design in enumerate(config.layers):
+        feed, prefix = design.feed_forward, f"blocks.{layer}.mlp.experts."
+        if not isinstance(feed, Experts):
+            continue
+        place = table.homes[f"{prefix}up.weight"][0]
+        named = _EXPERTS.match(in_transformers(place.theirs, family))
+        if named is None or place.row.flat:
+            continue
+        turned = place.expert is None and place.row.transposed and family.name not in _TOLD
+        up = _halves(table, prefix, feed.d_ff) if feed.gated else {f"{prefix}up.weight": slice(None)}
+        module = named[1]
+        both = ExpertsHome(module, "gate_up_proj" if feed.gated else "up_proj", up, turned)
+        down = f"{prefix}down.weight"
+        found |= dict.fromkeys(up, both) | {down: ExpertsHome(module, "down_proj", {down: slice(None)}, turned)}
+    return found
+
+
+def routers(config: Config, family: Family) -> dict[str, str]:
+    """The modules of PEFT's model that are routers, by our keys of their matrices."""
+    homes = family.table(config).homes
+    keys = [f"blocks.{i}.mlp.router.weight" for i, x in enumerate(config.layers) if isinstance(x.feed_forward, Experts)]
+    return {key: in_transformers(homes[key][0].theirs, family).removesuffix(".weight") for key in keys}
+
+
+def in_transformers(theirs: str, family: Family) -> str:
+    """What transformers calls a tensor of a file once it has opened it."""
+    for file, model in _RENAMED.get(family.name, ()):
+        theirs = theirs.replace(file, model)
+    return theirs

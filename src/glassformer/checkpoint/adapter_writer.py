@@ -1,7 +1,8 @@
 """Adapters written in PEFT's layout: `adapter.py` reads what stands here, and so does the peft package.
 
 A matrix of ours may be rows of one of theirs (queries, keys and values in one); its low-rank part is then some rows of
-theirs, and several of them together have the sum of their ranks.
+theirs, and several of them together have the sum of their ranks. Experts and routers are parameters there
+(`target_parameters`), everything else is modules.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.adapter import _ROOT, CONFIG, TENSORS
+from glassformer.checkpoint.adapter_experts import experts_homes, in_transformers, routers
 from glassformer.checkpoint.families.family import Family
 from glassformer.checkpoint.tables import Place, Table, join
 from glassformer.checkpoint.tensorfile import write_tensors
@@ -30,7 +32,7 @@ class LowRankPart:
     """What is added to one matrix: `scale` · b · a, rows then scaled to `lengths` where there are such.
 
     Args:
-        a: (rank, d_in). b: (d_out, rank). lengths: (d_out,) or None.
+        a: (rank, d_in). b: (d_out, rank). lengths: (d_out,) or None. Of experts a and b begin with (expert,).
     """
 
     a: Tensor
@@ -72,26 +74,41 @@ def write_adapter(
     Raises:
         CheckpointError: a matrix has no place in the layout, or the files cannot be written.
     """
-    where = places(config, family)
-    if strange := [key for key in parts if key not in where]:
+    stacks, routed, where = experts_homes(config, family), routers(config, family), places(config, family)
+    if strange := [key for key in parts if key not in where and key not in stacks and key not in routed]:
         raise CheckpointError(f"The layout of {family.name} has no adapter for {strange[0]}.")
-    rank = next(iter(parts.values())).a.shape[0]
+    rank = next(iter(parts.values())).a.shape[-2]
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
+    modules, parameters = [], []
     transposed = False
-    for place in {where[key].theirs: where[key] for key in parts}.values():
-        module = place.theirs.removesuffix(".weight")
-        a, b, lengths = _joined(place, parts, fetch, config)
+
+    def put(module: str, name: str, a: Tensor, b: Tensor, own: int) -> None:
+        """Two matrices of a module, which settings call `name`, and its rank where it has one of its own."""
         tensors[f"{_ROOT}{module}.lora_A.weight"], tensors[f"{_ROOT}{module}.lora_B.weight"] = a, b
+        if own != rank:
+            ranks[name] = own
+            alphas[name] = alpha * (math.sqrt(own / rank) if stable else own / rank)
+
+    for place in {where[key].theirs: where[key] for key in parts if key in where and key not in routed}.values():
+        module = in_transformers(place.theirs, family).removesuffix(".weight")
+        a, b, lengths = _joined(place, parts, fetch, config)
+        put(module, module, a, b, len(a))
+        modules.append(module)
         if lengths is not None:
             tensors[f"{_ROOT}{module}.lora_magnitude_vector"] = lengths
         transposed = transposed or place.row.transposed
-        if len(a) != rank:
-            ranks[module] = len(a)
-            times = len(a) / rank
-            alphas[module] = alpha * (math.sqrt(times) if stable else times)
-    modules = [name.removeprefix(_ROOT).removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name]
+    wrapped = {stacks[key].module for key in parts if key in stacks and stacks[key].parameter == "down_proj"}
+    for home in {id(stacks[key]): stacks[key] for key in parts if key in stacks}.values():
+        name = f"{home.module}.{home.parameter}"
+        inner = home.parameter != "down_proj" and home.module in wrapped
+        put(f"{home.module}.base_layer" if inner else home.module, name, *home.joined(parts))
+        parameters.append(name)
+    for key in sorted(routed.keys() & parts.keys()):
+        a, b = (x.detach().float().cpu().contiguous() for x in (parts[key].a, parts[key].b))
+        put(routed[key], f"{routed[key]}.weight", a, b, len(a))
+        parameters.append(f"{routed[key]}.weight")
     settings: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -106,7 +123,8 @@ def write_adapter(
         "init_lora_weights": True,
         "use_dora": any(part.lengths is not None for part in parts.values()),
         "use_rslora": stable,
-        "target_modules": _targets(modules, family.table(config)),
+        "target_modules": _targets(modules, family, family.table(config)),
+        **({"target_parameters": parameters} if parameters else {}),
         "modules_to_save": None,
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
@@ -143,10 +161,11 @@ def _joined(
     return a.contiguous(), b.contiguous(), join(upright, lengths, config)[:, 0].contiguous() if scaled else None
 
 
-def _targets(modules: list[str], table: Table) -> list[str]:
+def _targets(modules: list[str], family: Family, table: Table) -> list[str]:
     """Names that mean these modules and no others: last parts of names where that is so, else whole names."""
     last = sorted({module.rpartition(".")[2] for module in modules})
-    there = [name.removesuffix(".weight") for name in table.places if name.endswith(".weight")]
+    names = (in_transformers(name, family) for name in table.places)
+    there = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
     meant = {module for module in there if module.rpartition(".")[2] in last}
     return last if meant == set(modules) else sorted(modules)
 

@@ -7,6 +7,7 @@ knows parts of a model and a recipe; files are the checkpoint package's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from glassformer.errors import UnsupportedError, UsageError
 from glassformer.model import Config, Transformer
 from glassformer.model.layers import Linear
+from glassformer.model.parts.experts import Product, Stack
 from glassformer.train.frozen import BITS, Frozen
-from glassformer.train.recipe import AdapterSpec, Recipe
+from glassformer.train.recipe import AdapterSpec, Recipe, short
 
 if TYPE_CHECKING:
     from glassformer.checkpoint.adapter_writer import LowRankPart
@@ -76,40 +78,78 @@ class LowRank(nn.Module):
             return whole.to(self.lora_A.dtype)
 
 
-def targets(config: Config, family: Family, wanted: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """The matrices that an adapter is trained for: native key -> (d_out, d_in).
+class LowRankStack(nn.Module):
+    """Experts' frozen matrices with a low-rank part beside each: x W_eᵀ + scale · (x A_eᵀ) B_eᵀ."""
 
-    Args:
-        wanted: names of matrices as this package calls them, such as `attn.q`, with `*` for any; empty for all.
+    def __init__(self, frozen: Frozen, bias: Tensor | None, spec: AdapterSpec, generator: torch.Generator, n: int):
+        super().__init__()
+        self.frozen, self.scale, self.n_experts = frozen, spec.scale, n
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        rows, d_in = frozen.shape
+        drawn = (2 * torch.rand(n, spec.rank, d_in, generator=generator) - 1) * d_in**-0.5
+        self.lora_A = nn.Parameter(drawn)
+        self.lora_B = nn.Parameter(torch.zeros(n, rows // n, spec.rank))
+
+    def each(self) -> Product:
+        """As `Stack.each`."""
+        own, a, b = _products(self.frozen, self.bias, self.n_experts), self.lora_A.unbind(0), self.lora_B.unbind(0)
+        return lambda e, x: own(e, x) + F.linear(F.linear(x, a[e]), b[e]) * self.scale
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrices with the adapter in them."""
+        with torch.no_grad():
+            own = self.frozen.matrix().unflatten(0, (self.n_experts, -1)).float()
+            return (own + self.scale * (self.lora_B.float() @ self.lora_A.float())).to(self.lora_A.dtype)
+
+
+def _products(frozen: Frozen, bias: Tensor | None, n_experts: int) -> Product:
+    """The products with frozen matrices, which stand one after another in one."""
+    size = frozen.shape[0] // n_experts
+
+    def product(expert: int, x: Tensor) -> Tensor:
+        y: Tensor = frozen(x, slice(expert * size, (expert + 1) * size))
+        return y if bias is None else y + bias[expert]
+
+    return product
+
+
+def targets(config: Config, family: Family, spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+    """The matrices that an adapter is trained for: native key -> (d_out, d_in), or (expert, d_out, d_in).
+
+    `spec.targets` names matrices as this package calls them, such as `attn.q`, with `*` for any. Where it names none
+    all are meant but experts' and routers'.
 
     Raises:
         UsageError: a name means none.
-        UnsupportedError: the model has none that PEFT's layout holds an adapter for, or the name means experts or a
-            router.
+        UnsupportedError: the model has none that PEFT's layout holds an adapter for, or experts or a router are named
+            for DoRA, which PEFT has not for them.
     """
+    from glassformer.checkpoint.adapter_experts import experts_homes, routers
     from glassformer.checkpoint.adapter_writer import places
 
-    possible = {}
-    able = places(config, family)
-    for key, component in config.components().items():
-        if key.startswith("blocks.") and component.counted in KINDS and len(component.shape) == 2 and key in able:
-            possible[key] = (int(component.shape[0]), int(component.shape[1]))
+    able, parameters = places(config, family), {**experts_homes(config, family), **routers(config, family)}
+    possible = {
+        key: tuple(map(int, component.shape))
+        for key, component in config.components().items()
+        if key in parameters
+        or (key.startswith("blocks.") and component.counted in KINDS and len(component.shape) == 2 and key in able)
+    }
     if not possible:
         raise UnsupportedError(f"No matrix of this {family.name} can be adapted; fine-tune it whole.")
-    names = {key: ".".join(key.split(".")[2:]).removesuffix(".weight") for key in possible}
-    if not wanted:
-        return possible
-    for pattern in wanted:
+    if not spec.targets:
+        return {key: shape for key, shape in possible.items() if key not in parameters}
+    names = {key: short(key) for key in possible}
+    for pattern in spec.targets:
         if not any(fnmatch(name, pattern) for name in names.values()):
-            untrained = [key for key in config.components() if ".mlp.experts." in key or ".mlp.router." in key]
-            if any(fnmatch(".".join(key.split(".")[2:]).removesuffix(".weight"), pattern) for key in untrained):
-                raise UnsupportedError(
-                    f"targets names {pattern}, and adapters are not trained for experts and routers, though they are "
-                    "read and merged; name other matrices, or fine-tune the model whole."
-                )
             there = ", ".join(sorted(set(names.values())))
             raise UsageError(f"targets names {pattern}, and no matrix is called so; there are {there}.")
-    return {key: shape for key, shape in possible.items() if any(fnmatch(names[key], pattern) for pattern in wanted)}
+    chosen = {key: shape for key, shape in possible.items() if spec.names(key)}
+    if spec.adapter == "dora" and (inside := [names[key] for key in chosen if key in parameters]):
+        raise UnsupportedError(
+            f"targets names {inside[0]}, and PEFT has no DoRA of experts and routers; set adapter=lora, or name others."
+        )
+    return chosen
 
 
 def family_of(start: Any) -> Family:
@@ -119,10 +159,10 @@ def family_of(start: Any) -> Family:
     return for_config(start.config) if start.family == "native" else named(start.family)
 
 
-def parameters(shapes: Mapping[str, tuple[int, int]], spec: AdapterSpec) -> int:
+def parameters(shapes: Mapping[str, tuple[int, ...]], spec: AdapterSpec) -> int:
     """How many numbers an adapter of these matrices trains."""
-    each = spec.rank * sum(d_out + d_in for d_out, d_in in shapes.values())
-    return each + (sum(d_out for d_out, _ in shapes.values()) if spec.adapter == "dora" else 0)
+    each = spec.rank * sum(math.prod(experts) * (d_out + d_in) for *experts, d_out, d_in in shapes.values())
+    return each + (sum(d_out for *_, d_out, _ in shapes.values()) if spec.adapter == "dora" else 0)
 
 
 def adapted(start: Any, config: Config, recipe: Recipe, compute: torch.dtype) -> Transformer:
@@ -132,15 +172,22 @@ def adapted(start: Any, config: Config, recipe: Recipe, compute: torch.dtype) ->
         UsageError, UnsupportedError: as `targets`.
     """
     spec = recipe.adapter
-    chosen = targets(config, family_of(start), spec.targets)
+    chosen = targets(config, family_of(start), spec)
     generator = torch.Generator().manual_seed(recipe.loop.seed)
     transformer = Transformer.empty(config)
     for name, module in list(transformer.named_modules()):
         key = f"{name}.weight"
-        if key in chosen or (spec.base != "float" and name.startswith("blocks.") and isinstance(module, Linear)):
-            frozen = Frozen(start.tensors[key], compute, spec.base)
+        packs = spec.base != "float" and name.startswith("blocks.")
+        if key in chosen or (packs and isinstance(module, (Linear, Stack))):
+            weight = start.tensors[key]
+            frozen = Frozen(weight if weight.ndim == 2 else weight.flatten(0, 1), compute, spec.base)
             bias = None if module.bias is None else start.tensors[f"{name}.bias"].to(compute)
-            put = LowRank(frozen, bias, spec, generator) if key in chosen else Resting(frozen, bias)
+            put: nn.Module
+            if weight.ndim == 3:
+                n = len(weight)
+                put = LowRankStack(frozen, bias, spec, generator, n) if key in chosen else RestingStack(frozen, bias, n)
+            else:
+                put = LowRank(frozen, bias, spec, generator) if key in chosen else Resting(frozen, bias)
             parent, _, last = name.rpartition(".")
             setattr(transformer.get_submodule(parent), last, put)
     for name, parameter in list(transformer.named_parameters()):
@@ -169,9 +216,27 @@ class Resting(nn.Module):
         return self.frozen.matrix()
 
 
+class RestingStack(nn.Module):
+    """Experts' frozen matrices that no adapter is trained for."""
+
+    def __init__(self, frozen: Frozen, bias: Tensor | None, n_experts: int) -> None:
+        super().__init__()
+        self.frozen, self.n_experts = frozen, n_experts
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def each(self) -> Product:
+        """As `Stack.each`."""
+        return _products(self.frozen, self.bias, self.n_experts)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrices."""
+        return self.frozen.matrix().unflatten(0, (self.n_experts, -1))
+
+
 def is_adapted(transformer: Transformer) -> bool:
     """Whether only an adapter of this model is trained."""
-    return any(isinstance(module, LowRank) for module in transformer.modules())
+    return any(isinstance(module, (LowRank, LowRankStack)) for module in transformer.modules())
 
 
 def parts(transformer: Transformer, tensors: Mapping[str, Tensor]) -> dict[str, LowRankPart]:
@@ -180,7 +245,9 @@ def parts(transformer: Transformer, tensors: Mapping[str, Tensor]) -> dict[str, 
 
     found = {}
     for name, module in transformer.named_modules():
-        if isinstance(module, LowRank):
+        if isinstance(module, LowRankStack):
+            found[f"{name}.weight"] = LowRankPart(tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"])
+        elif isinstance(module, LowRank):
             change = tensors.get(f"{name}.lora_length")
             lengths = None if change is None or module.own is None else module.own + change
             found[f"{name}.weight"] = LowRankPart(tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"], lengths)

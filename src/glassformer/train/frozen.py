@@ -16,6 +16,7 @@ from torch import Tensor, nn
 BITS = {"float": 0, "q8_0": 8, "q4_0": 4}
 """Forms of a base, and the bits of a number in it; 0 for the type that the run computes in."""
 BLOCK = 32
+ALL = slice(None)
 
 
 class Frozen(nn.Module):
@@ -38,15 +39,17 @@ class Frozen(nn.Module):
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
 
-    def matrix(self) -> Tensor:
-        """The numbers, in the type they multiply in."""
-        plain: Tensor = self.plain if self.bits == 0 else unpacked(self.codes, self.scales, self.bits, self.compute)  # type: ignore[assignment, arg-type]
-        return plain
-
-    def forward(self, x: Tensor) -> Tensor:
+    def matrix(self, rows: slice = ALL) -> Tensor:
+        """The numbers, or some rows of them, in the type they multiply in."""
         if self.bits == 0:
-            return F.linear(x, self.matrix())
-        product: Tensor = _Through.apply(x, self)
+            plain: Tensor = self.plain  # type: ignore[assignment]
+            return plain[rows]
+        return unpacked(self.codes[rows], self.scales[rows], self.bits, self.compute)  # type: ignore[index]
+
+    def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
+        if self.bits == 0:
+            return F.linear(x, self.matrix(rows))
+        product: Tensor = _Through.apply(x, self, rows)
         return product
 
     @torch.no_grad()
@@ -59,13 +62,13 @@ class _Through(torch.autograd.Function):
     """x Wᵀ of a packed matrix, which is unpacked again for the gradient of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: Frozen) -> Tensor:
-        ctx.frozen = frozen
-        return F.linear(x, frozen.matrix())
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, rows: slice) -> Tensor:
+        ctx.frozen, ctx.rows = frozen, rows
+        return F.linear(x, frozen.matrix(rows))
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return upstream[0] @ ctx.frozen.matrix(), None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        return upstream[0] @ ctx.frozen.matrix(ctx.rows), None, None
 
 
 def packed(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:

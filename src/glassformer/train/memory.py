@@ -15,6 +15,7 @@ from glassformer.count import count
 from glassformer.errors import MemoryLimitError
 from glassformer.model.choices import (
     Attention,
+    Component,
     Experts,
     GatedDelta,
     GatedLinearRecurrence,
@@ -28,7 +29,7 @@ from glassformer.model.choices import (
 from glassformer.model.config import Config, Layer
 from glassformer.model.parts.state_space import CHUNK
 from glassformer.train.loss import STRIP_BYTES, chunk_rows
-from glassformer.train.recipe import Recipe
+from glassformer.train.recipe import AdapterSpec, Recipe
 
 LIBRARIES = 80 << 20
 """What torch takes for itself once it computes, beside what its import takes."""
@@ -121,13 +122,28 @@ def estimate(
 def _beside(recipe: Recipe, config: Config, size: int) -> int:
     """Bytes a token that the backward pass needs of an adapter: what stands between its two matrices, and with DoRA
     each product before its rows are scaled."""
-    shapes = [c.shape for key, c in config.components().items() if _adaptable(key, c)]
-    outs = sum(d_out for d_out, _ in shapes) if recipe.adapter.adapter == "dora" else 0
-    return (recipe.adapter.rank * len(shapes) + outs) * size
+    spec, total = recipe.adapter, 0
+    for key, component in config.components().items():
+        if not _adapted(spec, key, component):
+            continue
+        if len(component.shape) == 3:
+            feed: Any = config.layers[int(key.split(".")[1])].feed_forward
+            total += spec.rank * feed.n_active
+        else:
+            total += spec.rank + (component.shape[0] if spec.adapter == "dora" else 0)
+    return total * size
 
 
-def _adaptable(key: str, component: Any) -> bool:
-    return key.startswith("blocks.") and len(component.shape) == 2 and component.counted in FROZEN
+def _packable(key: str, component: Component) -> bool:
+    """Whether a matrix is multiplied whole, or is a stack of experts' such."""
+    return key.startswith("blocks.") and len(component.shape) > 1 and component.counted in FROZEN
+
+
+def _adapted(spec: AdapterSpec, key: str, component: Component) -> bool:
+    """Whether an adapter stands beside a matrix, as far as the design says."""
+    if spec.targets:
+        return (_packable(key, component) or component.counted == "router") and spec.names(key)
+    return _packable(key, component) and len(component.shape) == 2
 
 
 def _frozen(recipe: Recipe, config: Config, size: int) -> int:
@@ -136,14 +152,14 @@ def _frozen(recipe: Recipe, config: Config, size: int) -> int:
     each = {"float": float(size), "q8_0": 8.5 / 8, "q4_0": 4.5 / 8}[recipe.adapter.base]
     total, widest = 0.0, 0
     for key, component in config.components().items():
-        count = math.prod(component.shape)
-        plain = _adaptable(key, component)
-        total += count * (each if plain else size)
-        if plain:
-            d_out, d_in = component.shape
+        count, packs = math.prod(component.shape), _packable(key, component)
+        total += count * (each if packs else size)
+        if packs:
+            widest = max(widest, math.prod(component.shape[-2:]))
+        if _adapted(recipe.adapter, key, component):
+            *experts, d_out, d_in = component.shape
             trained = recipe.adapter.rank * (d_out + d_in) + (d_out if recipe.adapter.adapter == "dora" else 0)
-            total += trained * (16 + (4 if size == 2 else 0))
-            widest = max(widest, count)
+            total += math.prod(experts) * trained * (16 + (4 if size == 2 else 0))
     # one matrix unpacked, on the way there in float32 twice
     return int(total) + (0 if recipe.adapter.base == "float" else widest * (8 + size))
 

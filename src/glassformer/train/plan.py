@@ -135,7 +135,7 @@ def plan(
     remark, seconds, speed = "", None, None
     trained = counted.parameters
     if recipe.adapter.adapter != "none":
-        chosen = adapters.targets(config, adapters.family_of(start), recipe.adapter.targets)
+        chosen = adapters.targets(config, adapters.family_of(start), recipe.adapter)
         trained = adapters.parameters(chosen, recipe.adapter)
     by, engine = _engine(recipe, config, compute, device)
     need = memory.estimate(recipe, config, compute, native=by)

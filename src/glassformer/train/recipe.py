@@ -12,6 +12,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -198,6 +199,11 @@ class LoopSpec:
     tensorboard: bool = setting(False, "Also write the journal's numbers for TensorBoard.")
 
 
+def short(key: str) -> str:
+    """A matrix's native key as recipes name it: without block and "weight"."""
+    return ".".join(key.split(".")[2:]).removesuffix(".weight")
+
+
 @dataclass(frozen=True)
 class AdapterSpec:
     """An adapter that is trained alone, beside the frozen model that `start` names."""
@@ -211,7 +217,9 @@ class AdapterSpec:
     alpha: float = setting(32.0, "What is added is multiplied by alpha / rank.", above=0)
     rank_stable: bool = setting(False, "By alpha / √rank instead (rsLoRA).")
     targets: tuple[str, ...] = setting(
-        (), "Which matrices of blocks, such as attn.q or mlp.*; none for all that PEFT's layout can hold."
+        (),
+        "Which matrices of blocks, such as attn.q or mlp.experts.*; none for all that PEFT's layout can hold but those "
+        "of experts and routers.",
     )
     base: str = setting(
         "float",
@@ -220,6 +228,10 @@ class AdapterSpec:
         choices=("float", "q8_0", "q4_0"),
     )
     adapter_lr: float = setting(0.001, "AdamW's rate for the adapter.", least=0)
+
+    def names(self, key: str) -> bool:
+        """Whether `targets` names the matrix with this native key."""
+        return any(fnmatch(short(key), pattern) for pattern in self.targets)
 
     @property
     def scale(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +15,8 @@ from glassformer.model.norms import NormLayer, at_least_float32
 from glassformer.model.parts.feed_forward import FeedForwardPart
 from glassformer.model.sites import View, see
 
+Product = Callable[[int, Tensor], Tensor]
+
 
 class Stack(nn.Module):
     """One matrix of every expert: weight (expert, d_out, d_in) and, where the design has one, bias (expert, d_out)."""
@@ -23,8 +26,11 @@ class Stack(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, d_out, d_in))
         self.bias = nn.Parameter(torch.empty(experts, d_out)) if bias else None
 
-    def forward(self, expert: int, x: Tensor) -> Tensor:
-        return linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
+    def each(self) -> Product:
+        """The products of this forward, by the expert's number. The stack is taken apart once, so that gradients come
+        together once as well, and not as a stack for every expert."""
+        weights, biases = self.weight.unbind(0), None if self.bias is None else self.bias.unbind(0)
+        return lambda expert, x: linear(x, weights[expert], None if biases is None else biases[expert])
 
 
 class Stacks(nn.Module):
@@ -150,19 +156,16 @@ class ExpertsPart(nn.Module):
     ) -> Float[Tensor, "*batch d_in"]:
         """The chosen experts' sum."""
         flat, shares = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])
-        out = torch.zeros_like(flat)
+        out, up, down = torch.zeros_like(flat), self.experts.up.each(), self.experts.down.each()
+        gate = None if self.experts.gate is None else self.experts.gate.each()
         for expert, rows in _meetings(shares):
-            share = shares[rows, expert, None]
-            if self.choice.on_input:
-                y = self.experts.down(expert, self._hidden(expert, flat[rows] * share))
-            else:
-                y = self.experts.down(expert, self._hidden(expert, flat[rows])) * share
-            out.index_add_(0, rows, y)
+            share, own = shares[rows, expert, None], flat[rows]
+            own = own * share if self.choice.on_input else own
+            linear_half = up(expert, own)
+            hidden = self.hidden(linear_half) if gate is None else self.hidden(gate(expert, own), linear_half)
+            y = down(expert, hidden)
+            out.index_add_(0, rows, y if self.choice.on_input else y * share)
         return out.view(x.shape)
-
-    def _hidden(self, expert: int, x: Tensor) -> Tensor:
-        up = self.experts.up(expert, x)
-        return self.hidden(up) if self.experts.gate is None else self.hidden(self.experts.gate(expert, x), up)
 
     def hidden(self, pre: Tensor, up: Tensor | None = None) -> Tensor:
         """Neurons' outputs before the expert's weight, from their inputs and the linear half."""
@@ -194,7 +197,7 @@ class ExpertsPart(nn.Module):
         apart = x.shape[: x.ndim - weights.ndim].numel()
         flat = x.reshape(apart, len(shares), x.shape[-1])  # (1 or expert, token, d_in)
         out = flat.new_zeros(len(shares), self.choice.n_experts, self.choice.d_ff)
-        matrices: Stack = getattr(self.experts, which)
+        matrices: Product = getattr(self.experts, which).each()
         for expert, rows in _meetings(shares):
             own = flat[expert if len(flat) > 1 else 0, rows]
             out[rows, expert] = matrices(expert, own * shares[rows, expert, None] if self.choice.on_input else own)
