@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -194,6 +196,14 @@ def test_comparing(app: Watched):
     app.settle()
     assert "choose the same model for both" in " ".join(app.problems())
     app.complaints.clear()
+
+
+def test_two_texts_are_compared_after_the_chosen_token(app: Watched, tiny_model: Any):
+    other = TEXT.replace("shrew", "carbon")
+    app.open(f"{HERE}&position=3&other={quote(json.dumps({'text': other}))}").room("compare")
+    for side, text in (("A", TEXT), ("B", other)):
+        told = app.page.locator(f"#room-compare [aria-label='{side}'] .num").first.text_content()
+        assert float((told or "").strip(" %")) / 100 == pytest.approx(tiny_model.trace(text).top(3, 1)[0][2], abs=6e-4)
 
 
 def test_every_token_s_surprise_stands_over_the_text(app: Watched):
