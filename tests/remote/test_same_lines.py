@@ -112,7 +112,7 @@ OF_MODEL: dict[str, Callable[[Any], Any]] = {
 # Of a trace.
 OF_TRACE: dict[str, Callable[[Any], Any]] = {
     "site": lambda t: (t["blocks.1.resid_post"], t["hook_embed"]),
-    "at": lambda t: [t.at("blocks.1.resid_post", p) for p in (-1, slice(1, 3), [0, 2])],
+    "at": lambda t: [t.at("blocks.1.resid_post", p) for p in (-1, slice(1, 3), [0, 2], [])],
     "tensor": lambda t: t.tensor("blocks.0.attn.z"),
     "mean": lambda t: t.mean("blocks.0.mlp.out"),
     "cost": lambda t: t.cost("blocks.0.attn.pattern").bytes,

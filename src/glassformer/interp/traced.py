@@ -151,7 +151,8 @@ class Traced:
         elif isinstance(positions, slice):
             index = positions
         else:
-            index = torch.tensor([self.position(p) for p in positions], device=self.transformer.device)
+            listed = [self.position(p) for p in positions]
+            index = torch.tensor(listed, dtype=torch.long, device=self.transformer.device)
         rows = len(range(*index.indices(self.length))) if isinstance(index, slice) else len(index)
         self.cost(name, rows).require("ask for fewer positions")
         with torch.no_grad():
