@@ -76,10 +76,12 @@ def test_the_chunked_loss_is_the_plain_one(
 
 
 def test_logits_of_a_wide_vocabulary_are_cut() -> None:
-    assert chunk_rows(50_257) * 50_257 * 4 <= 64 << 20
-    assert chunk_rows(10**9) == 64
-    assert chunk_rows(50_257, 8 * 1024) == 1024, "fewer sums of gradients as large as the unembedding"
-    assert chunk_rows(65, 8 * 1024) == chunk_rows(65)
+    assert chunk_rows(8 * 1024, 50_257, 64) * 50_257 * 4 <= 64 << 20
+    assert chunk_rows(8 * 1024, 50_257, 768, size=2) == 1024, "fewer sums of gradients as large as the unembedding"
+    assert chunk_rows(1024, 50_257, 768, size=2) == 1024
+    assert chunk_rows(1024, 50_257, 384, size=2) == 512, "two of one length, not one and a rest"
+    assert chunk_rows(8 * 1024, 65, 384) == 8 * 1024, "all fit"
+    assert chunk_rows(640, 10**9, 16) == 64
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

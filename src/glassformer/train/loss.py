@@ -95,12 +95,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
 
 
-def chunk_rows(vocab: int, rows: int = 0, budget: int = 64 << 20) -> int:
-    """Rows whose float32 logits fit in `budget` bytes, at least 64; an eighth of the `rows` if that is more.
+def chunk_rows(rows: int, vocab: int, width: int, size: int = 4, budget: int = 64 << 20) -> int:
+    """How many of `rows` rows have logits at once, of `size` bytes each; at least 64.
 
-    Every chunk adds a gradient as large as the unembedding to the others'.
+    As many as fit in `budget` bytes, or, up to 1,024, in those of a float32 gradient of the (vocab, width) unembedding:
+    every chunk but an only one adds such a gradient to the others'. Chunks are of about one length.
     """
-    return max(64, budget // (4 * vocab), min(1024, rows // 8))
+    most = max(64, budget // (size * vocab), min(1024, 4 * width // size))
+    return -(-rows // -(-rows // most))
 
 
 def cross_entropy_sum(
@@ -113,11 +115,10 @@ def cross_entropy_sum(
         weight: (vocab, d_model), the unembedding.
         targets: token ids shaped like `hidden` without its last axis; `IGNORE` where none counts.
         softcap: logits become softcap · tanh(logits / softcap).
-        chunk: rows at once, 0 for a choice by vocabulary size.
+        chunk: rows at once, 0 for a choice by the sizes.
     """
     rows = hidden.reshape(-1, hidden.shape[-1])
-    # no chunk may be so wide that one alone dominates
-    size = chunk or chunk_rows(weight.shape[0], rows.shape[0])
+    size = chunk or chunk_rows(rows.shape[0], weight.shape[0], weight.shape[1], weight.element_size())
     total: Tensor = _ChunkedCrossEntropy.apply(rows, weight, targets.reshape(-1), softcap, size)
     return total
 

@@ -104,7 +104,7 @@ def estimate(
         # a block's input, and as measured on a processor's heap nearly four holes of that size; one block being made
         kept = int(config.n_layers * config.d_model * size * RECOMPUTED + 1.2 * layer)
     tokens = max(1, recipe.schedule.batch) * length
-    rows = min(recipe.loop.loss_chunk or chunk_rows(config.vocab_size, tokens), tokens)
+    rows = min(recipe.loop.loss_chunk or chunk_rows(tokens, config.vocab_size, config.d_model, size), tokens)
     logits = rows * config.vocab_size * size + 3 * min(STRIP_BYTES, rows * config.vocab_size * 4)
     # its gradient: the sum in float32, one chunk's share, and rounded; tied or not, the embedding has one as well
     if not alone:
