@@ -249,6 +249,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[GlassformerError]]] = {
     "no position": (lambda m: m.trace(TEXT).at("embed", 99), ShapeError),
     "no token": (lambda m: m.trace(TEXT).why("two words"), TextError),
     "no head to ablate": (lambda m: m.edited(gf.ablate(layer=0, head=99)), SiteError),
+    "no gradient": (lambda m: m.trace(TEXT).gradients([]), UsageError),
     "no channels": (lambda m: m.trace(TEXT).channel_pattern(0, 0), UnsupportedError),
     "no edits": (lambda m: m.moved(), UsageError),
     "no setting": (lambda m: [*m.generate(TEXT, temperature=-1)], UsageError),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from glassformer.errors import ShapeError
+from glassformer.errors import ShapeError, UsageError
 from glassformer.interp import memory
 from glassformer.interp.logit_target import direction
 from glassformer.interp.taps import Compose, Record
@@ -41,9 +41,11 @@ def gradients(
             logits (batch, query, vocab) to one number.
 
     Raises:
-        MemoryLimitError: when the graph would not fit.
+        UsageError: no site. MemoryLimitError: when the graph would not fit.
         ShapeError: when a function gives more than one number.
     """
+    if not sites:
+        raise UsageError("Name at least one site whose gradient is asked for.")
     forward, transformer, config = trace.forward, trace.transformer, trace.config
     layers = [layer for layer in map(layer_of, sites) if layer is not None]
     inputs = any(name in _INPUTS for name in sites)
