@@ -132,7 +132,7 @@ export function mount(element, source, state) {
       const { nodes, edges, rows } = drawn({ ...d, edges: kept, nodes: d.nodes.filter((/** @type {string} */ id) => named.has(id)) });
       kit.show(nodes, edges, rows);
       slider.setAttribute("aria-valuetext", say("circuit.edges", { n: kept.length }));
-      said.textContent = (held ? say("circuit.explain", { n: kept.length, all: d.total_edges.toLocaleString(), p: percent(held.f, 0) }) : say("circuit.strongest", { n: kept.length, all: d.total_edges.toLocaleString() })) + (byPosition ? ` ${say("circuit.dashed")}` : "");
+      said.textContent = (held ? say("circuit.explain", { n: kept.length, all: d.total_edges.toLocaleString(), p: percent(held.f, 0) }) : say("circuit.strongest", { n: kept.length, all: d.total_edges.toLocaleString() })) + (byPosition ? `. ${say("circuit.dashed")}` : "");
       said.dataset.f = held ? String(held.f) : "";
       const where = (/** @type {any} */ e) => (byPosition ? ` · ${e.position} ${shown(e.token)}` : "");
       put(table, edgeTable(kept.map((/** @type {any} */ e) => ({ from: e.from, to: e.to + where(e), measured: e.exact, claimed: e.estimate, about: "", shaky: !e.reliable })), (id) => id));
