@@ -24,6 +24,13 @@ class Component:
     share: float = 1.0
 
 
+def above_zero(what: str, **values: float | None) -> None:
+    """Raise ConfigError unless every value is above 0, or None."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{what}.{name} must be above 0; got {value}.")
+
+
 def positive(what: str, **values: int) -> None:
     """Raise ConfigError unless every value is a whole number of at least 1."""
     for name, value in values.items():

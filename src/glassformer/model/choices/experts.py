@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from glassformer.errors import ConfigError
-from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.common import Component, above_zero, positive
 from glassformer.model.choices.feed_forward import Activation, FeedForward, known_activation
 
 
@@ -111,10 +111,7 @@ class Experts:
             )
         if self.n_active > size * self.top_groups:
             raise ConfigError(f"{self.n_active} experts cannot be chosen from {self.top_groups} groups of {size}.")
-        for name in ("clamp", "jitter", "router_cap", "apart"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"experts.{name} must be above 0; got {value}.")
+        above_zero("experts", clamp=self.clamp, jitter=self.jitter, router_cap=self.router_cap, apart=self.apart)
         if self.apart is not None and self.latent is not None:
             raise ConfigError("Experts with norms of their own have no latent.")
         if self.sum_bias and (self.apart is not None or self.latent is not None):

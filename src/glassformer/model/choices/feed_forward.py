@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from glassformer.errors import ConfigError, near
-from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.common import Component, above_zero, positive
 from glassformer.model.choices.norm import Norm
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "quick_gelu", "xielu"]
@@ -60,8 +60,7 @@ class FeedForward:
         positive("feed_forward", d_ff=self.d_ff)
         if not self.gated and (self.clamp is not None or self.linear_shift):
             raise ConfigError("Only a gated part has a clamp and a shift of the linear half.")
-        if self.clamp is not None and not self.clamp > 0:
-            raise ConfigError(f"feed_forward.clamp must be above 0; got {self.clamp}.")
+        above_zero("feed_forward", clamp=self.clamp)
         if self.pre_scale == 0 or self.out_scale == 0:
             raise ConfigError("feed_forward.pre_scale and out_scale must not be 0.")
         if not 0 <= self.sparsity < 1:

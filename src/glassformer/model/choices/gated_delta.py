@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from glassformer.errors import ConfigError
-from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.common import Component, above_zero, positive
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.recurrent import Recurrent, convolution
 
@@ -61,13 +61,17 @@ class GatedDelta(Recurrent):
             raise ConfigError(f"gated_delta.floor is the logarithm of a share, below 0; got {self.floor}.")
         if self.gate_activation not in ("silu", "sigmoid"):
             raise ConfigError(f"gated_delta.gate_activation is silu or sigmoid; got {self.gate_activation!r}.")
-        if not self.beta_scale > 0:
-            raise ConfigError(f"gated_delta.beta_scale must be above 0; got {self.beta_scale}.")
+        above_zero("gated_delta", beta_scale=self.beta_scale)
 
     @property
     def decays(self) -> int:
         """How many decays there are: one for each head, or for each channel of its keys."""
         return self.n_heads * (self.d_key if self.channels else 1)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The places, besides the outcome, that a trace keeps."""
+        return ("q", "k", "v", "beta", self.decay_site)
 
     @property
     def decay_site(self) -> str:
@@ -97,14 +101,6 @@ class GatedDelta(Recurrent):
         found["norm"] = Component((self.d_head,), "norms")
         found["o.weight"] = Component((d_model, value), "output")
         return found
-
-    def sites(self) -> tuple[str, ...]:
-        """Names of its places within the part, in the order the forward reaches them."""
-        return ("gate", "q", "k", "v", "beta", self.decay_site, "pattern", "mixed", "z")
-
-    def basis(self) -> tuple[str, ...]:
-        """The places that a trace keeps; the others follow from them."""
-        return ("q", "k", "v", "beta", self.decay_site, "z")
 
     @property
     def state_numbers(self) -> int:

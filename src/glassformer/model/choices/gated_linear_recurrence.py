@@ -30,6 +30,7 @@ class GatedLinearRecurrence(Channels):
     kind: ClassVar[str] = "gated_linear_recurrence"
     prefix: ClassVar[str] = "lru"
     handed: ClassVar[str] = "v"
+    keeps: ClassVar[tuple[str, ...]] = ("gate_in", "decay", "v")
 
     width: int
     blocks: int
@@ -52,14 +53,6 @@ class GatedLinearRecurrence(Channels):
             found[f"{name}.bias"] = Component((self.blocks, size), "biases")
         found["rate"] = Component((self.width,), "biases")
         return found | projections({"o": (d_model, "output")}, self.width, True)
-
-    def sites(self) -> tuple[str, ...]:
-        """Names of its places within the part, in the order the forward reaches them."""
-        return ("gate", "gate_in", "decay", "v", "pattern", "mixed", "z")
-
-    def basis(self) -> tuple[str, ...]:
-        """The places that a trace keeps; the others follow from them."""
-        return ("gate_in", "decay", "v", "z")
 
     @property
     def state_numbers(self) -> int:

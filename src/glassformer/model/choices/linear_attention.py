@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glassformer.errors import ConfigError
-from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.common import Component, above_zero, positive
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.recurrent import Recurrent, projections
 
@@ -30,6 +29,7 @@ class LinearAttention(Recurrent):
     kind: ClassVar[str] = "linear_attention"
     prefix: ClassVar[str] = "linear"
     handed: ClassVar[str] = "v"
+    keeps: ClassVar[tuple[str, ...]] = ("q", "k", "v")
 
     n_heads: int
     d_head: int
@@ -38,9 +38,7 @@ class LinearAttention(Recurrent):
 
     def __post_init__(self) -> None:
         positive("linear_attention", n_heads=self.n_heads, d_head=self.d_head)
-        for name in ("rate", "norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"linear_attention.{name} must be above 0; got {getattr(self, name)}.")
+        above_zero("linear_attention", rate=self.rate, norm_eps=self.norm_eps)
 
     @property
     def n_key_heads(self) -> int:
@@ -63,14 +61,6 @@ class LinearAttention(Recurrent):
         found = projections({name: (self.out_size, counted) for name, counted in lines.items()}, d_model, False)
         found["norm.weight"] = Component((self.out_size,), "norms")
         return found | projections({"o": (d_model, "output")}, self.out_size, False)
-
-    def sites(self) -> tuple[str, ...]:
-        """Names of its places within the part, in the order the forward reaches them."""
-        return ("gate", "q", "k", "v", "pattern", "mixed", "z")
-
-    def basis(self) -> tuple[str, ...]:
-        """The places that a trace keeps; the others follow from them."""
-        return ("q", "k", "v", "z")
 
     @property
     def state_numbers(self) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glassformer.errors import ConfigError
-from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.common import Component, above_zero, positive
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.recurrent import Recurrent, projections
 
@@ -31,6 +30,7 @@ class MatrixMemory(Recurrent):
     kind: ClassVar[str] = "matrix_memory"
     prefix: ClassVar[str] = "mlstm"
     handed: ClassVar[str] = "v"
+    keeps: ClassVar[tuple[str, ...]] = ("q", "k", "v", "input", "decay")
 
     n_heads: int
     d_key: int
@@ -41,10 +41,7 @@ class MatrixMemory(Recurrent):
 
     def __post_init__(self) -> None:
         positive("matrix_memory", n_heads=self.n_heads, d_key=self.d_key, d_head=self.d_head)
-        for name in ("softcap", "eps", "norm_eps"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"matrix_memory.{name} must be above 0; got {value}.")
+        above_zero("matrix_memory", softcap=self.softcap, eps=self.eps, norm_eps=self.norm_eps)
 
     @property
     def n_key_heads(self) -> int:
@@ -60,14 +57,6 @@ class MatrixMemory(Recurrent):
         found["norm"] = Component((self.n_heads, self.d_head), "norms")
         found["o.weight"] = Component((d_model, values), "output")
         return found
-
-    def sites(self) -> tuple[str, ...]:
-        """Names of its places within the part, in the order the forward reaches them."""
-        return ("gate", "q", "k", "v", "input", "decay", "pattern", "mixed", "z")
-
-    def basis(self) -> tuple[str, ...]:
-        """The places that a trace keeps; the others follow from them."""
-        return ("q", "k", "v", "input", "decay", "z")
 
     @property
     def state_numbers(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from glassformer.model.choices.common import Component
 
@@ -12,6 +13,16 @@ class Recurrent:
 
     n_heads: int
     d_head: int
+    keeps: ClassVar[tuple[str, ...]]
+    """The places, besides the outcome, that a trace keeps: the others follow from them."""
+
+    def sites(self) -> tuple[str, ...]:
+        """Names of its places within the part, in the order the forward reaches them."""
+        return ("gate", *self.keeps, "pattern", "mixed", "z")
+
+    def basis(self) -> tuple[str, ...]:
+        """The places that a trace keeps."""
+        return (*self.keeps, "z")
 
     @property
     def value_size(self) -> int:

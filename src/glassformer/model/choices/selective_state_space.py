@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from glassformer.errors import ConfigError
-from glassformer.model.choices.common import Component, positive
+from glassformer.model.choices.common import Component, above_zero, positive
 from glassformer.model.choices.norm import Norm
 from glassformer.model.choices.recurrent import Channels, convolution, projections
 
@@ -33,6 +33,7 @@ class SelectiveStateSpace(Channels):
     kind: ClassVar[str] = "selective_state_space"
     prefix: ClassVar[str] = "mamba"
     handed: ClassVar[str] = "x"
+    keeps: ClassVar[tuple[str, ...]] = ("x", "b", "c", "dt")
 
     width: int
     d_state: int
@@ -47,8 +48,7 @@ class SelectiveStateSpace(Channels):
         positive("selective_state_space", width=self.width, d_state=self.d_state, dt_rank=self.dt_rank, conv=self.conv)
         if self.inner_norm not in (None, "plain", "weighted"):
             raise ConfigError(f"selective_state_space.inner_norm is plain, weighted or none; got {self.inner_norm!r}.")
-        if not self.inner_eps > 0:
-            raise ConfigError(f"selective_state_space.inner_eps must be above 0; got {self.inner_eps}.")
+        above_zero("selective_state_space", inner_eps=self.inner_eps)
 
     def components(self, d_model: int, norm: Norm) -> dict[str, Component]:
         """Its parameters by key within the part, in the order of the computation."""
@@ -62,14 +62,6 @@ class SelectiveStateSpace(Channels):
         found["a_log"] = Component((self.width, self.d_state), "decay")
         found["skip"] = Component((self.width,), "biases")
         return found | projections({"o": (d_model, "output")}, self.width, self.bias)
-
-    def sites(self) -> tuple[str, ...]:
-        """Names of its places within the part, in the order the forward reaches them."""
-        return ("gate", "x", "b", "c", "dt", "pattern", "mixed", "z")
-
-    def basis(self) -> tuple[str, ...]:
-        """The places that a trace keeps; the others follow from them."""
-        return ("x", "b", "c", "dt", "z")
 
     @property
     def state_numbers(self) -> int:

@@ -26,6 +26,7 @@ class ShortConvolution(Channels):
     kind: ClassVar[str] = "short_convolution"
     prefix: ClassVar[str] = "conv"
     handed: ClassVar[str] = "v"
+    keeps: ClassVar[tuple[str, ...]] = ("v",)
 
     width: int
     conv: int = 3
@@ -47,10 +48,6 @@ class ShortConvolution(Channels):
     def sites(self) -> tuple[str, ...]:
         """Names of its places within the part, in the order the forward reaches them."""
         return ("gate", "gate_in", "v", "pattern", "mixed", "z")
-
-    def basis(self) -> tuple[str, ...]:
-        """The places that a trace keeps; the others follow from them."""
-        return ("v", "z")
 
     @property
     def state_numbers(self) -> int:

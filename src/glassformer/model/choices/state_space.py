@@ -37,6 +37,7 @@ class StateSpace(Recurrent):
     kind: ClassVar[str] = "state_space"
     prefix: ClassVar[str] = "ssm"
     handed: ClassVar[str] = "x"
+    keeps: ClassVar[tuple[str, ...]] = ("x", "b", "c", "dt")
 
     n_heads: int
     d_head: int
@@ -87,14 +88,6 @@ class StateSpace(Recurrent):
         if self.norm:
             found["norm.weight"] = Component((inner,), "norms")
         return found | projections({"o": (d_model, "output")}, inner, self.writes_bias)
-
-    def sites(self) -> tuple[str, ...]:
-        """Names of its places within the part, in the order the forward reaches them."""
-        return ("gate", "x", "b", "c", "dt", "pattern", "mixed", "z")
-
-    def basis(self) -> tuple[str, ...]:
-        """The places that a trace keeps; the others follow from them."""
-        return ("x", "b", "c", "dt", "z")
 
     @property
     def state_numbers(self) -> int:
