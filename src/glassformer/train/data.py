@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glassformer.data.loader import window_starts
 from glassformer.data.packing import groups
+from glassformer.data.window_order import window_starts
 from glassformer.errors import DataError
 from glassformer.train.loss import IGNORE
 
@@ -37,7 +37,7 @@ class TokenShards(Protocol):
 
     def __len__(self) -> int: ...
 
-    def slice(self, start: int, n: int) -> NDArray[Any]:
+    def slice(self, start: int, n: int) -> NDArray[np.integer]:
         """`n` tokens from `start`."""
         ...
 
