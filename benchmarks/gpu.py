@@ -360,14 +360,14 @@ class Bench:
 
     def tracing(self) -> Iterator[Row]:
         """A trace beside the plain forward, and beside TransformerLens's."""
-        from glassformer.interp.trace import trace
+        from glassformer.interp.trace import Trace
 
         torch, n = self.torch, self.scale.traced
         model = self.ours()
         ids = torch.randint(0, self.scale.answering.vocab, (n,)).tolist()
         with torch.inference_mode():
             plain = self.seconds(lambda: model(torch.tensor([ids], device=self.device), last=True))
-        taken = self.seconds(lambda: trace(model, ids))
+        taken = self.seconds(lambda: Trace(model, ids))
         yield f"trace of {n:,}", f"{taken * 1e3:,.1f} ms", f"{taken / plain:.2f} × the plain forward"
         del model
         try:

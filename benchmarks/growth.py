@@ -39,7 +39,7 @@ def worker() -> None:
 
     from glassformer.count import count
     from glassformer.generate.native_model import NativeModel
-    from glassformer.interp.trace import trace
+    from glassformer.interp.trace import Trace
     from glassformer.model import Transformer
     from glassformer.model.choices import Attention, Experts, FeedForward, Rotary
     from glassformer.model.config import uniform
@@ -81,7 +81,7 @@ def worker() -> None:
             given = ids[0, 1:].tolist()
 
             def once() -> Any:
-                return trace(model, given)
+                return Trace(model, given)
 
         else:
             recipe = Recipe().with_settings({"precision": "fp32", "kind": "adamw"})

@@ -28,7 +28,7 @@ def main() -> None:
     import torch
 
     from glassformer.interp.edges import edges
-    from glassformer.interp.trace import trace
+    from glassformer.interp.trace import Trace
     from tests.interp.planted_models import HARD, KINDS, NOISE, auroc, planted
 
     torch.set_num_threads(options.threads)
@@ -40,7 +40,7 @@ def main() -> None:
             for seed in range(SEEDS):
                 p = planted(kind, seed, noise)
                 right += int(p.transformer(torch.tensor([p.clean]))[0, -1].argmax()) == p.answer
-                pair = [(trace(p.transformer, p.clean), trace(p.transformer, p.corrupted))]
+                pair = [(Trace(p.transformer, p.clean), Trace(p.transformer, p.corrupted))]
                 for way, how in WAYS.items():
                     seen = edges(pair, answer=p.answer, wrong=p.wrong, **how)
                     true = torch.tensor([seen.graph.names(i) in p.true for i in range(seen.graph.total)])

@@ -17,7 +17,7 @@ from glassformer.checkpoint.families import FAMILIES
 from glassformer.count import count
 from glassformer.generate.native_layers import refusal
 from glassformer.generate.native_model import NativeModel
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Cache, Transformer
 from tests.checkpoint import internals
 from tests.checkpoint.hybrid_settings import HYBRID
@@ -369,7 +369,7 @@ def test_it_computes_what_transformers_computes(tmp_path: Path, name: str) -> No
         fast = NativeModel.from_transformer(ours, slots=2)
         native = fast.forward(ids.flatten().tolist(), [0] * 24 + [1] * 24, [*range(24), *range(24)])
         assert gap(native.view(wanted.shape), wanted) <= 1e-5
-    run = trace(ours, ids[0].tolist())
+    run = Trace(ours, ids[0].tolist())
     assert gap(run["logits"], whole[0]) <= 1e-5
     internals.compare(name, theirs, run, ids)
     grids = internals.Rewritten(ours)
@@ -378,7 +378,7 @@ def test_it_computes_what_transformers_computes(tmp_path: Path, name: str) -> No
             assert gap(ours(ids, tap=grids), wanted) <= 1e-5
     assert abs(run.why(words=0).residual) <= 1e-5
     exact = Transformer.empty(config).load(opened.tensors, dtype=torch.float64)
-    assert abs(trace(exact, ids[0].tolist()).why(words=0, parts=0).residual) <= 1e-12
+    assert abs(Trace(exact, ids[0].tolist()).why(words=0, parts=0).residual) <= 1e-12
     assert count(config).parameters == sum(p.numel() for p in ours.parameters())
     write_hf(tmp_path / "again", config, dict(opened.tensors), family=kind(name))
     again = open_checkpoint(tmp_path / "again")

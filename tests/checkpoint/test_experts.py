@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from glassformer.checkpoint import open_checkpoint
 from glassformer.errors import CheckpointError, UnsupportedError
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Transformer
 from tests.checkpoint.test_alike import reference
 from tests.tiny import gap
@@ -33,7 +33,7 @@ def test_router_scores_are_those_of_transformers(tmp_path: Path, name: str) -> N
     ids = torch.randint(3, 96, (1, 12), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         scores = theirs(ids, output_router_logits=True).router_logits
-    run = trace(ours, ids[0].tolist())
+    run = Trace(ours, ids[0].tolist())
     sparse = [i for i, layer in enumerate(opened.config.layers) if layer.feed_forward.kind == "experts"]
     assert len(scores) == len(sparse)
     for layer, wanted in zip(sparse, scores, strict=True):

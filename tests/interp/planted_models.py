@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Config, Transformer, uniform
 from glassformer.model.config import Attention, FeedForward
 
@@ -136,7 +136,7 @@ class Builder:
         """The same, each entry a step: nothing below nine tenths of what the slot holds of token `of` after this text,
         and no more above."""
         name = f"blocks.{layer}.ln2.normed"
-        high = float(trace(self.t, ids)[name][-1, read + of])
+        high = float(Trace(self.t, ids)[name][-1, read + of])
         turned = self.draw.sample(range(VOCAB), VOCAB)
         part = self.t.blocks[layer].mlp
         for weight in (part.up.weight, part.up.bias, part.down.weight, part.down.bias):

@@ -13,7 +13,7 @@ from glassformer.interp import edits
 from glassformer.interp.alignment import Bases, align
 from glassformer.interp.direction import Direction
 from glassformer.interp.directions import direction
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Config, Transformer
 from tests.interp.helpers import model
 from tests.model.test_stacks import PHASES, drawn
@@ -42,14 +42,14 @@ def known() -> Transformer:
 
 def sides(transformer: Transformer, count: int = 16) -> tuple[list[Trace], list[Trace]]:
     return tuple(  # type: ignore[return-value]
-        [trace(transformer, [1, *([2] * (i % 3)), low + i]) for i in range(count)] for low in (0, 20)
+        [Trace(transformer, [1, *([2] * (i % 3)), low + i]) for i in range(count)] for low in (0, 20)
     )
 
 
 def test_what_is_exchanged_is_what_an_edit_of_the_whole_forward_exchanges() -> None:
     transformer = model(n_layers=3).double()
     g = torch.Generator().manual_seed(0)
-    texts = [trace(transformer, torch.randint(0, 40, (n,), generator=g).tolist()) for n in (5, 7, 5, 1, 7, 1)]
+    texts = [Trace(transformer, torch.randint(0, 40, (n,), generator=g).tolist()) for n in (5, 7, 5, 1, 7, 1)]
     sources = texts[::-1]
     basis = torch.linalg.qr(torch.randn(16, 3, generator=g, dtype=torch.float64)).Q.T
     found = Bases(texts, sources, 1).exchanged(basis)
@@ -60,7 +60,7 @@ def test_what_is_exchanged_is_what_an_edit_of_the_whole_forward_exchanges() -> N
         def put(x: torch.Tensor, where: object, other: torch.Tensor = other) -> torch.Tensor:
             return x + (other - x) @ basis.T @ basis
 
-        after = trace(transformer, text.ids, tap=edits.tap("blocks.1.resid_post", put, positions=at)).logits(-1)
+        after = Trace(transformer, text.ids, tap=edits.tap("blocks.1.resid_post", put, positions=at)).logits(-1)
         right, own = int(source.logits(-1).argmax()), int(text.logits(-1).argmax())
         assert float(found[i]) == pytest.approx(float(after[right] - after[own]), abs=1e-9)
 
@@ -81,7 +81,7 @@ def test_it_finds_the_coordinate_that_the_answer_hangs_on(known: Transformer, tm
     read = Direction.load(tmp_path / "sign", known)
     assert torch.equal(read.subspace, found.subspace)
     assert torch.equal(read.vector, found.vector)
-    steered = trace(known, positive[0].ids, tap=edits.steer(read, strength=-2.0)).logits(-1)
+    steered = Trace(known, positive[0].ids, tap=edits.steer(read, strength=-2.0)).logits(-1)
     assert (int(positive[0].logits(-1).argmax()), int(steered.argmax())) == (3, 9)
     again = direction("sign", positive, negative, 0, method="das")
     assert torch.equal(again.vector, found.vector)
@@ -101,11 +101,11 @@ def test_every_design_is_exchanged_as_an_edit_does(config: Config) -> None:
     if config.copies:
         return
     g = torch.Generator().manual_seed(0)
-    texts = [trace(transformer, torch.randint(0, config.vocab_size, (6,), generator=g).tolist()) for _ in range(2)]
+    texts = [Trace(transformer, torch.randint(0, config.vocab_size, (6,), generator=g).tolist()) for _ in range(2)]
     found = Bases(texts, texts[::-1], 0).gaps(torch.stack([t["blocks.0.resid_post"][-1] for t in texts[::-1]]))
     for i, (text, source) in enumerate(zip(texts, texts[::-1], strict=True)):
         value = source["blocks.0.resid_post"][-1]
-        after = trace(transformer, text.ids, tap=edits.replace("blocks.0.resid_post", value, positions=5)).logits(-1)
+        after = Trace(transformer, text.ids, tap=edits.replace("blocks.0.resid_post", value, positions=5)).logits(-1)
         right, own = int(source.logits(-1).argmax()), int(text.logits(-1).argmax())
         if config.logit_softcap is None:
             gap = float(after[right] - after[own])

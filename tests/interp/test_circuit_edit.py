@@ -14,7 +14,7 @@ from glassformer.interp.circuit_search import Runs
 from glassformer.interp.circuit_search import circuit as searched
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Pair
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Config
 from glassformer.model.cache import Cache
 from tests.interp.test_circuit_search import found
@@ -38,8 +38,8 @@ def expected(transformer, clean: list[int], corrupted: list[int], numbers: list[
     graph = Graph(transformer.config)
     pair = Pair(
         graph,
-        trace(transformer, clean),
-        trace(transformer, corrupted),
+        Trace(transformer, clean),
+        Trace(transformer, corrupted),
         lambda x, _: x[:, 1] - x[:, 2],
         None,
         None,
@@ -95,7 +95,7 @@ def test_what_was_found_is_run_saved_and_read(tmp_path):
     again = RunCircuit.load(tmp_path / "c.json", t)
     assert (again.edges, again.counterfactual, again.facts) == (edit.edges, edit.counterfactual, edit.facts)
     assert circuit(again, [1, 2]).counterfactual == (1, 2)
-    traced = trace(t, CLEAN, tap=again)
+    traced = Trace(t, CLEAN, tap=again)
     torch.testing.assert_close(traced.logits(-1), logits, rtol=0, atol=1e-10)
 
 

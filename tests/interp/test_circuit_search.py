@@ -15,7 +15,7 @@ from glassformer.interp.circuit_edit import circuit as run_alone
 from glassformer.interp.circuit_search import SHARES, Curve, Runs, circuit, greedy, jaccard, smallest
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edges import Edges, edges, prepared
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from tests.interp.helpers import planted
 from tests.interp.test_edges import CLEAN, CORRUPTED, RIGHT, WRONG, begin, difference, small, textbook
 
@@ -23,14 +23,14 @@ from tests.interp.test_edges import CLEAN, CORRUPTED, RIGHT, WRONG, begin, diffe
 @functools.cache
 def found() -> Edges:
     t = small()
-    return edges([(trace(t, CLEAN), trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, exact="all")
+    return edges([(Trace(t, CLEAN), Trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, exact="all")
 
 
 @functools.cache
 def apart() -> Edges:
     """The same, positions told apart; the first difference is at position 2 of 6."""
     t = small()
-    return edges([(trace(t, CLEAN), trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, exact="none", by_position=True)
+    return edges([(Trace(t, CLEAN), Trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, exact="none", by_position=True)
 
 
 def alone(inside: set[tuple[str, str]] | set[tuple[str, str, int]]) -> float:
@@ -169,7 +169,7 @@ def result_sets(graph: Graph, order: torch.Tensor, counts: list[int]) -> torch.T
 def test_the_planted_circuit_is_found_to_the_edge():
     transformer, ids, at = planted()
     other = [51 if i == at else id for i, id in enumerate(ids)]
-    pairs = [(trace(transformer, ids), trace(transformer, other))]
+    pairs = [(Trace(transformer, ids), Trace(transformer, other))]
     seen = edges(pairs, answer=33, wrong=34)
     result = circuit(seen, 0.9, held_out=prepared(pairs, answer=33, wrong=34))
     names = {seen.graph.names(int(e)) for e in result.chosen}
@@ -187,7 +187,7 @@ def test_the_planted_circuit_is_found_to_the_edge():
 def test_redrawn_prompts_change_the_set():
     t = small()
     pairs = [
-        (trace(t, [5, 9, a, 7, 8, 4]), trace(t, [5, 9, b, 7, 8, 4])) for a, b in ((1, 2), (3, 6), (11, 20), (30, 14))
+        (Trace(t, [5, 9, a, 7, 8, 4]), Trace(t, [5, 9, b, 7, 8, 4])) for a, b in ((1, 2), (3, 6), (11, 20), (30, 14))
     ]
     several = edges(pairs, answer=RIGHT, wrong=WRONG, exact="none")
     value = jaccard(several.graph, several.values, 10)
@@ -209,7 +209,7 @@ def test_redrawn_prompts_change_the_set():
 def test_over_many_pairs_the_unreliable_are_tried_on_five():
     t = small()
     texts = [([5, 9, a, 7, 8, 4], [5, 9, b, 7, 8, 4]) for a, b in zip(range(10, 17), range(20, 27), strict=True)]
-    pairs = [(trace(t, clean), trace(t, corrupted)) for clean, corrupted in texts]
+    pairs = [(Trace(t, clean), Trace(t, corrupted)) for clean, corrupted in texts]
     named = {"answer": RIGHT, "wrong": WRONG}
     some, whole = edges(pairs, **named, strongest=9), edges(pairs, **named, exact="all")
     done = ~torch.isnan(some.exact)

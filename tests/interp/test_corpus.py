@@ -14,7 +14,7 @@ from glassformer.interp.corpus import Part, Survey, pieces, survey
 from glassformer.interp.direction import Direction
 from glassformer.interp.edits import ablate
 from glassformer.interp.fingerprint import design, fingerprint
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.system import locks
 from tests.interp.helpers import Letters, model
 
@@ -60,7 +60,7 @@ def test_what_is_found_is_what_a_plain_reading_finds(texts, part):
     named = {"head": part.index} if part.kind == "head" else {"neuron": part.index}
     edit = ablate(layer=part.layer, **named).bind(t.config)
     for ids, _ in pieces(texts, encode, 16):
-        traced = trace(t, ids)
+        traced = Trace(t, ids)
         if part.kind == "head":
             strengths.append(traced.head_outputs(part.layer, part.index).norm(dim=-1))
         else:

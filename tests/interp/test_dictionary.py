@@ -14,7 +14,7 @@ from glassformer.errors import CheckpointError, UnsupportedError, UsageError
 from glassformer.interp.dictionary import Dictionary, dictionaries
 from glassformer.interp.edits import tap
 from glassformer.interp.prediction_graph import prediction_graph
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Transformer
 from tests.interp.test_prediction_graph import IDS, graph, small
 
@@ -62,7 +62,7 @@ def test_features_base_and_error_are_what_the_part_adds(tmp_path: Path, kind: st
         "topk": lambda: saelens(tmp_path / "x", given, architecture="topk", k=3, **auto),
     }[kind]()
     [laid] = dictionaries(path)
-    run = trace(t, IDS)
+    run = Trace(t, IDS)
     added, w = run["blocks.1.mlp.out"], {name: x.double() for name, x in given.items()}
     read = added - w["b_dec"] if kind in ("sae", "topk") else run["blocks.1.resid_mid"]
     pre = read @ w["W_enc"].T + w["b_enc"]
@@ -99,7 +99,7 @@ def test_features_base_and_error_are_what_the_part_adds(tmp_path: Path, kind: st
 def test_a_perfect_dictionary_has_no_error() -> None:
     """A basis of what the part adds, each vector both ways: their features say it again."""
     t = small()
-    run = trace(t, IDS)
+    run = Trace(t, IDS)
     whole = run["blocks.0.mlp.out"]
     v = torch.linalg.svd(whole, full_matrices=False).Vh
     both = torch.cat([v, -v])

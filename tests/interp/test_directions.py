@@ -19,7 +19,7 @@ from glassformer.interp.direction import Direction
 from glassformer.interp.directions import RIDGE, direction
 from glassformer.interp.moved import moved
 from glassformer.interp.taps import Compose
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Transformer, uniform
 from glassformer.model.cache import Cache
 from glassformer.model.config import FeedForward, GatedDelta, GatedLinearRecurrence, SelectiveStateSpace, StateSpace
@@ -39,7 +39,7 @@ def runs(transformer: Transformer, starts: list[int], count: int = 8) -> list[Tr
     """Traces of random texts that begin with one of some tokens."""
     g = torch.Generator().manual_seed(starts[0])
     rows = torch.randint(0, 40, (count, 7), generator=g).tolist()
-    return [trace(transformer, [starts[i % len(starts)], *row]) for i, row in enumerate(rows)]
+    return [Trace(transformer, [starts[i % len(starts)], *row]) for i, row in enumerate(rows)]
 
 
 def test_the_difference_of_means_is_that(transformer: Transformer) -> None:
@@ -130,11 +130,11 @@ def test_a_direction_on_disk(transformer: Transformer, tmp_path: Path) -> None:
 def test_steering_adds_it_where_it_was_found(transformer: Transformer) -> None:
     found = direction("three", runs(transformer, [3]), runs(transformer, [9]), 1)
     ids = [3, 17, 5, 22]
-    plain = trace(transformer, ids)
-    changed = trace(transformer, ids, tap=edits.steer(found, strength=-2.0))
+    plain = Trace(transformer, ids)
+    changed = Trace(transformer, ids, tap=edits.steer(found, strength=-2.0))
     expected = plain["blocks.1.resid_post"] - 2 * found.vector
     torch.testing.assert_close(changed["blocks.1.resid_post"], expected, rtol=1e-12, atol=1e-12)
-    elsewhere = trace(transformer, ids, tap=edits.steer(found, layer=0, positions=2))
+    elsewhere = Trace(transformer, ids, tap=edits.steer(found, layer=0, positions=2))
     moved_by = elsewhere["blocks.0.resid_post"] - plain["blocks.0.resid_post"]
     torch.testing.assert_close(moved_by[2], found.vector, rtol=1e-9, atol=1e-9)
     assert float(moved_by[:2].abs().max()) == 0
@@ -222,22 +222,22 @@ def test_a_model_finds_saves_and_is_steered(tmp_path: Path) -> None:
 def test_what_is_no_direction_is_refused(
     transformer: Transformer, positive: list[int], negative: list[int], options: dict[str, str], says: str
 ) -> None:
-    sides = [[trace(transformer, [i, 4, 5]) for i in side] for side in (positive, negative)]
+    sides = [[Trace(transformer, [i, 4, 5]) for i in side] for side in (positive, negative)]
     with pytest.raises(UsageError, match=says):
         direction("x", *sides, 1, **options)
 
 
 def test_examples_that_do_not_differ_are_refused(transformer: Transformer) -> None:
-    same = [trace(transformer, [4, 5])]
+    same = [Trace(transformer, [4, 5])]
     with pytest.raises(UsageError, match="do not differ in layer 1"):
         direction("x", same, same, 1)
     with pytest.raises(UsageError, match="two examples of each"):
-        direction("x", same, [trace(transformer, [4, 6])], 1, method="probe")
+        direction("x", same, [Trace(transformer, [4, 6])], 1, method="probe")
     with pytest.raises(UsageError, match="needs a name"):
         direction(" ", same, same, 1)
     with pytest.raises(SiteError, match="layer"):
         direction("x", same, same, 9)
-    one = direction("x", same, [trace(transformer, [4, 6])], 1)
+    one = direction("x", same, [Trace(transformer, [4, 6])], 1)
     assert one.facts["accuracy"] is None
 
 

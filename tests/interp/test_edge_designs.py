@@ -18,7 +18,7 @@ from glassformer.errors import SiteError
 from glassformer.interp.circuit_edit import RunCircuit
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edges import edges
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model.config import (
     Attention,
     Config,
@@ -304,7 +304,7 @@ def test_edges_are_those_by_hand(kind: type[Hand]) -> None:
     clean = hand.run()
     logits = transformer(torch.tensor([CLEAN, CORRUPTED]))[:, -1]
     torch.testing.assert_close(torch.stack([clean, corrupted]), logits[:, RIGHT] - logits[:, WRONG], rtol=0, atol=1e-10)
-    pair = [(trace(transformer, CLEAN), trace(transformer, CORRUPTED))]
+    pair = [(Trace(transformer, CLEAN), Trace(transformer, CORRUPTED))]
     found = edges(pair, answer=RIGHT, wrong=WRONG, method="eap", exact="all")
 
     def moved(shares: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ def test_edges_are_those_by_hand(kind: type[Hand]) -> None:
 def test_what_an_index_reads_is_measured() -> None:
     """Which keys are chosen has no slope: such estimates are 0 and not believed where there is a choice."""
     transformer = drawn(DESIGNS[Indexed])
-    told = edges([(trace(transformer, CLEAN), trace(transformer, CORRUPTED))], answer=RIGHT, wrong=WRONG)
+    told = edges([(Trace(transformer, CLEAN), Trace(transformer, CORRUPTED))], answer=RIGHT, wrong=WRONG)
     graph = told.graph
     into = torch.tensor([graph.receivers[int(r)].side == "index" for r in graph.receiver_of])
     assert not told.reliable[into].any()
@@ -342,7 +342,7 @@ def test_what_an_index_reads_is_measured() -> None:
     assert float(told.exact[0, into].abs().max()) > 1e-3
     short = [ids[1:4] for ids in (CLEAN, CORRUPTED)]
     few = drawn(of(Layer(LatentAttention(**{**vars(LATENT), "index": Index(3, 4, 3)}), FEED)))
-    told = edges([(trace(few, short[0]), trace(few, short[1]))], answer=RIGHT, wrong=WRONG, exact="all")
+    told = edges([(Trace(few, short[0]), Trace(few, short[1]))], answer=RIGHT, wrong=WRONG, exact="all")
     graph = told.graph
     into = torch.tensor([graph.receivers[int(r)].side == "index" for r in graph.receiver_of])
     assert told.reliable[into].all()

@@ -19,7 +19,7 @@ from glassformer.interp.edge_pair import Pair
 from glassformer.interp.edge_run import Slopes
 from glassformer.interp.edges import edges
 from glassformer.interp.edits import ablate
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Config, Transformer, uniform
 from glassformer.model.choices import Experts
 from glassformer.model.config import Attention, FeedForward
@@ -101,7 +101,7 @@ def difference(logits: torch.Tensor) -> torch.Tensor:
 
 def found(**options: Any) -> Any:
     t = small()
-    pair = (trace(t, CLEAN, vocabulary=Letters(40)), trace(t, CORRUPTED, vocabulary=Letters(40)))
+    pair = (Trace(t, CLEAN, vocabulary=Letters(40)), Trace(t, CORRUPTED, vocabulary=Letters(40)))
     return edges([pair], answer=RIGHT, wrong=WRONG, **options)
 
 
@@ -154,7 +154,7 @@ def test_other_metrics(metric):
             return -F.kl_div(logits.log_softmax(-1), clean.softmax(-1), reduction="sum")
         return logits[RIGHT] ** 2
 
-    pair = (trace(t, CLEAN), trace(t, CORRUPTED))
+    pair = (Trace(t, CLEAN), Trace(t, CORRUPTED))
     named: dict[str, Any] = {"answer": RIGHT} if metric == "probability" else {}
     given = metric if metric != "caller's" else lambda logits, pair: logits[:, RIGHT] ** 2
     exact = edges([pair], given, exact="all", **named)
@@ -299,8 +299,8 @@ def test_edges_of_any_stack(config: Config) -> None:
     graph = Graph(config)
     pair = Pair(
         graph,
-        trace(transformer, clean),
-        trace(transformer, corrupted),
+        Trace(transformer, clean),
+        Trace(transformer, corrupted),
         lambda x, _: x[:, 1] - x[:, 2],
         None,
         None,
@@ -333,7 +333,7 @@ def test_a_millionth_is_its_gradient(design):
     t = model(n_layers=2, **design).double()
     with torch.no_grad():
         t.embed.weight[1] = t.embed.weight[2] + 1e-6 * torch.linspace(-1, 1, 16, dtype=torch.float64)
-    both = edges([(trace(t, CLEAN), trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, method="eap", exact="all")
+    both = edges([(Trace(t, CLEAN), Trace(t, CORRUPTED))], answer=RIGHT, wrong=WRONG, method="eap", exact="all")
     assert both.reliable.all()
     assert (both.estimate - both.exact).abs().max() <= 1e-4 * both.exact.abs().max()
 
@@ -364,7 +364,7 @@ def test_the_planted_edges_stand_first():
     transformer, ids, at = planted()
     other = [51 if i == at else id for i, id in enumerate(ids)]
     for method in ("eap", "eap-ig", "eap-ig-activations"):
-        pair = (trace(transformer, ids), trace(transformer, other))
+        pair = (Trace(transformer, ids), Trace(transformer, other))
         seen = edges([pair], answer=33, wrong=34, method=method)
         ends = [(row["from"], row["to"]) for row in seen.ranked(3)]
         assert set(ends) >= {("a1.h2", "logits"), ("embed", "a1.kv2.v")}, method
@@ -372,11 +372,11 @@ def test_the_planted_edges_stand_first():
 
 def test_what_cannot_be_is_said():
     t = small()
-    a, b = trace(t, CLEAN, vocabulary=Letters(40)), trace(t, CORRUPTED, vocabulary=Letters(40))
+    a, b = Trace(t, CLEAN, vocabulary=Letters(40)), Trace(t, CORRUPTED, vocabulary=Letters(40))
     with pytest.raises(ShapeError, match="The prompts are 6 and 5 tokens long"):
-        edges([(a, trace(t, CORRUPTED[:-1], vocabulary=Letters(40)))])
+        edges([(a, Trace(t, CORRUPTED[:-1], vocabulary=Letters(40)))])
     with pytest.raises(UsageError, match="The two prompts are the same"):
-        edges([(a, trace(t, CLEAN))])
+        edges([(a, Trace(t, CLEAN))])
     with pytest.raises(UsageError, match="at least one pair"):
         edges([])
     with pytest.raises(UsageError, match=r"gives 0 both ways .* no difference that edges could carry"):
@@ -391,7 +391,7 @@ def test_what_cannot_be_is_said():
     with pytest.raises(UsageError, match="differ from position 2 on, and the answer is measured after position 1"):
         edges([(a, b)], position=1, answer=1, wrong=2)
     with pytest.raises(UsageError, match="without edits"):
-        edges([(a, trace(t, CORRUPTED, tap=ablate(layer=0, head=1)))], answer=1, wrong=2)
+        edges([(a, Trace(t, CORRUPTED, tap=ablate(layer=0, head=1)))], answer=1, wrong=2)
     with pytest.raises(UsageError, match="Positions are those of one pair"):
         edges([(a, b), (a, b)], by_position=True)
     with pytest.raises(UsageError, match="unreliable, strongest, all or none; 'some' is none of them"):
@@ -408,7 +408,7 @@ def test_experts_and_their_router_read_apart():
     """One layer of experts by hand: the router chooses from its own input, each expert computes from its own."""
     mixer, feed = Attention(2, 2, 6), Experts(4, 2, 5, shared=FeedForward(7))
     t = drawn(uniform(40, 12, 1, 32, mixer, feed))
-    runs = trace(t, CLEAN), trace(t, CORRUPTED)
+    runs = Trace(t, CLEAN), Trace(t, CORRUPTED)
     told = edges([runs], answer=RIGHT, wrong=WRONG, exact="all")
     graph = told.graph
     parts = ["m0.e0", "m0.e1", "m0.e2", "m0.e3", "m0.shared"]

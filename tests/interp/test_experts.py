@@ -10,7 +10,7 @@ from glassformer.errors import UnsupportedError, UsageError
 from glassformer.interp import edits
 from glassformer.interp.decompose import KINDS
 from glassformer.interp.neurons import excited_by, top_neurons, writes
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Attention, Config, Experts, FeedForward, Transformer, uniform
 from glassformer.model.parts.experts import ExpertsPart, Product, Stack
 from tests.model.test_stacks import drawn
@@ -24,7 +24,7 @@ def design(**more: object) -> Config:
 
 
 def test_the_weights_say_who_was_chosen() -> None:
-    run = trace(drawn(design()), IDS)
+    run = Trace(drawn(design()), IDS)
     router, weights = run["blocks.0.mlp.router"], run["blocks.0.mlp.weights"]
     assert weights.shape == (8, 8)
     assert ((weights != 0).sum(-1) == 2).all()
@@ -36,7 +36,7 @@ def test_the_weights_say_who_was_chosen() -> None:
 
 def test_an_expert_taken_away_is_what_its_part_measured() -> None:
     transformer = drawn(design())
-    run = trace(transformer, IDS)
+    run = Trace(transformer, IDS)
     found = run.why(words=0)
     assert found.residual <= 1e-12
     chosen = found.parts.of("expert")
@@ -46,7 +46,7 @@ def test_an_expert_taken_away_is_what_its_part_measured() -> None:
         assert part["head"] is None
         assert run[f"blocks.{part['layer']}.mlp.weights"][-1, part["expert"]] != 0
         tap = edits.ablate(layer=part["layer"], expert=part["expert"], positions=len(IDS) - 1)
-        without = trace(transformer, IDS, tap=tap).why(found.target.way.token, words=0)
+        without = Trace(transformer, IDS, tap=tap).why(found.target.way.token, words=0)
         assert without.residual <= 1e-12
         assert found.value - without.value == pytest.approx(part["total"], abs=1e-9)
     assert "expert" in found.sentence()
@@ -56,7 +56,7 @@ def test_an_expert_taken_away_is_what_its_part_measured() -> None:
 def test_experts_are_shown_as_heads_are(more: dict[str, object]) -> None:
     """Who was chosen, with what weight and score, and what each wrote: as a forward of each by hand gives it."""
     transformer = drawn(design(**more))
-    run = trace(transformer, IDS)
+    run = Trace(transformer, IDS)
     found, at = run.experts(1, position=3, words=4), 3
     part, read = transformer.blocks[1].mlp, run["blocks.1.ln2.normed"][at]
     weights = run["blocks.1.mlp.weights"]
@@ -87,10 +87,10 @@ def test_experts_are_shown_as_heads_are(more: dict[str, object]) -> None:
 
 def test_a_layer_without_experts_says_which_have_some() -> None:
     one, two = design().layers[0], uniform(40, 16, 1, 64, Attention(4, 2, 8), FeedForward(8)).layers[0]
-    run = trace(drawn(Config(40, 16, 64, (two, one))), IDS)
+    run = Trace(drawn(Config(40, 16, 64, (two, one))), IDS)
     with pytest.raises(UnsupportedError, match=r"Layer 0 has no experts; layers 1 have\."):
         run.experts(0)
-    run = trace(drawn(Config(40, 16, 64, (two,))), IDS)
+    run = Trace(drawn(Config(40, 16, 64, (two,))), IDS)
     with pytest.raises(UnsupportedError, match="No layer of this model has experts"):
         run.experts(0)
 
@@ -100,16 +100,16 @@ def test_edited_weights_and_neurons_add_up_too() -> None:
     on = edits.replace("blocks.1.mlp.weights", 0.5, unit=7)
     dead = edits.ablate(layer=0, neuron=13)
     for tap in (on, dead):
-        run = trace(transformer, IDS, tap=tap)
+        run = Trace(transformer, IDS, tap=tap)
         assert run.why(words=0).residual <= 1e-12
-    whole = trace(transformer, IDS, tap=on)
+    whole = Trace(transformer, IDS, tap=on)
     assert (whole["blocks.1.mlp.weights"][:, 7] == 0.5).all()
     assert whole.why(words=0).parts.of("expert", 1).numel() in (2, 3)
 
 
 def test_neurons_are_numbered_through_all_experts() -> None:
     transformer = drawn(design(shared=None))
-    run = trace(transformer, IDS)
+    run = Trace(transformer, IDS)
     found = top_neurons(run, k=500)
     kinds = run.why(words=0).parts
     assert found.all == pytest.approx(float(kinds.claimed[kinds.kind == KINDS.index("expert")].sum()), abs=1e-9)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glassformer.checkpoint import open_checkpoint
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Transformer
 from tests.interp.helpers import close
 from tests.tiny import EVERY, VARIANTS, tiny_hf, tiny_tokens
@@ -35,7 +35,7 @@ def test_what_a_trace_shows_and_how_an_account_adds_up(tmp_path, monkeypatch, fa
     with monkeypatch.context() as patch, torch.no_grad():
         patch.setattr(torch.nn.functional, "softmax", listening)
         answer = theirs(tokens, output_attentions=True, output_hidden_states=True)
-    t = trace(loaded(tmp_path), tokens[0].tolist())
+    t = Trace(loaded(tmp_path), tokens[0].tolist())
     layers = t.config.n_layers
     assert len(scores) == layers
     for layer in range(layers):
@@ -48,7 +48,7 @@ def test_what_a_trace_shows_and_how_an_account_adds_up(tmp_path, monkeypatch, fa
     close(t["final.normed"], answer.hidden_states[layers][0], "final")
     close(t["logits"], answer.logits[0], "logits")
     for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-        t = trace(loaded(tmp_path, dtype), tokens[0].tolist())
+        t = Trace(loaded(tmp_path, dtype), tokens[0].tolist())
         assert t.why(words=0, parts=0).residual <= limit
         assert t.why(against=5, position=9, words=0, parts=0).residual <= limit
 
@@ -58,7 +58,7 @@ def test_hidden_states_of_padded_batches(tmp_path, family):
     theirs = tiny_hf(family)
     theirs.save_pretrained(tmp_path)
     rows = [tiny_tokens(1, n, seed=n)[0].tolist() for n in (12, 5)]
-    t = trace(loaded(tmp_path), rows)
+    t = Trace(loaded(tmp_path), rows)
     for i, row in enumerate(rows):
         with torch.no_grad():
             answer = theirs(torch.tensor([row]), output_attentions=True, output_hidden_states=True)

@@ -10,7 +10,7 @@ from glassformer.errors import SiteError, UsageError
 from glassformer.interp.circuits import copying_scores, output_value, query_key, written
 from glassformer.interp.edits import ablate
 from glassformer.interp.heads import DEFINITIONS, head_scores
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Transformer
 from glassformer.model.config import Attention, FeedForward, Norm, uniform
 from tests.interp.helpers import Letters, model, randomised
@@ -99,7 +99,7 @@ def test_scores_on_one_s_own_text():
     t = inductive()
     letters = Letters(VOCAB)
     ids = letters.encode("abcdefgabhijklab")
-    found = head_scores(t, vocabulary=letters, text=trace(t, ids), length=12)
+    found = head_scores(t, vocabulary=letters, text=Trace(t, ids), length=12)
     assert found.tokens == 16
     assert set(found.scores) == set(DEFINITIONS)
     assert found.scores["text previous"][0, 1] > 0.99
@@ -117,7 +117,7 @@ def test_words_are_the_same_in_any_case_and_spelling():
 
     t = model()
     ids = [0, 1, 2, 3, 4, 5, 6, 4]  # One mole and Mole. mole.
-    grids = trace(t, ids, vocabulary=Words(40))
+    grids = Trace(t, ids, vocabulary=Words(40))
     from glassformer.interp.heads import _places
 
     places = _places(grids)
@@ -128,7 +128,7 @@ def test_words_are_the_same_in_any_case_and_spelling():
 
 def test_a_text_in_which_nothing_comes_twice_has_fewer_scores():
     t = model()
-    found = head_scores(t, text=trace(t, [1, 2, 3, 4]))
+    found = head_scores(t, text=Trace(t, [1, 2, 3, 4]))
     assert set(DEFINITIONS) - set(found.scores) == {"text same", "text induction"}
     with pytest.raises(UsageError, match="no score 'text same' here; there are previous, .* nothing comes twice"):
         found.ranked("text same")
@@ -154,9 +154,9 @@ def test_heads_under_a_tap_are_those_of_the_changed_model():
     found = head_scores(t, length=16, tap=off)
     assert found.name(1, 2) is None
     letters = Letters(VOCAB)
-    edited = trace(t, letters.encode("abcabc"), vocabulary=letters, tap=off)
+    edited = Trace(t, letters.encode("abcabc"), vocabulary=letters, tap=off)
     assert edited.heads(length=16).name(1, 2) is None
-    assert trace(t, letters.encode("abcabc"), vocabulary=letters).heads(length=16).name(1, 2) == "induction"
+    assert Trace(t, letters.encode("abcabc"), vocabulary=letters).heads(length=16).name(1, 2) == "induction"
 
 
 def test_scores_repeat_to_the_bit():
@@ -213,7 +213,7 @@ def test_circuits_are_what_the_first_layer_does(tmp_path, family):
     checkpoint = open_checkpoint(tmp_path)
     t = Transformer.empty(checkpoint.config).load(checkpoint.tensors, dtype=torch.float64)
     ids = tiny_tokens(1, 12)[0].tolist()
-    run = trace(t, ids)
+    run = Trace(t, ids)
     block, group = t.blocks[0], t.config.attention(0).n_heads // t.config.attention(0).n_kv_heads
     query, key = 9, 5
     for head in range(t.config.attention(0).n_heads):

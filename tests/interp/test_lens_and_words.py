@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from glassformer.errors import ShapeError, TextError, UsageError
 from glassformer.interp import edits
 from glassformer.interp.token_words import Word, mean_by_word, sum_by_word, words
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.model.transformer import Transformer
 from tests.interp.helpers import Letters, close, model, randomised
 from tests.strategies import configs
@@ -24,7 +24,7 @@ from tests.strategies import configs
 def test_the_last_row_is_the_model_s_output(config, seed):
     transformer = randomised(Transformer(config), seed)
     ids = torch.randint(0, config.vocab_size, (7,), generator=torch.Generator().manual_seed(seed)).tolist()
-    found = trace(transformer, ids).lens(3)
+    found = Trace(transformer, ids).lens(3)
     with torch.no_grad():
         expected = torch.softmax(transformer(torch.tensor([ids]))[0], -1).topk(3)
     assert found.places[-1] == f"blocks.{config.n_layers - 1}.resid_post"
@@ -36,7 +36,7 @@ def test_the_last_row_is_the_model_s_output(config, seed):
 
 def test_rows_are_what_a_shorter_model_would_say():
     transformer = model()
-    t = trace(transformer, [1, 2, 3])
+    t = Trace(transformer, [1, 2, 3])
     found = t.lens(40, follow=7)
     for row, place in enumerate(found.places):
         name = "blocks.0.resid_pre" if place == "embed" else place
@@ -58,7 +58,7 @@ def test_a_lens_on_an_edited_model_ends_in_its_answer():
 
 
 def test_the_lens_refuses_what_is_not_there():
-    t = trace(model(), [1, 2, 3])
+    t = Trace(model(), [1, 2, 3])
     with pytest.raises(ShapeError, match="no position 5"):
         t.lens(positions=[5])
     with pytest.raises(ShapeError, match="no position of the text's 3"):
@@ -134,7 +134,7 @@ def test_sums_and_averages_by_word():
 def test_a_cell_s_steps_give_each_other(config, seed):
     transformer = randomised(Transformer(config), seed).double()
     ids = torch.randint(0, config.vocab_size, (8,), generator=torch.Generator().manual_seed(seed)).tolist()
-    t = trace(transformer, ids)
+    t = Trace(transformer, ids)
     layer, head = config.n_layers - 1, config.n_heads(0) - 1
     for key in (0, 4, 6, 7):
         cell = t.cell(layer, head, 6, key)
@@ -157,7 +157,7 @@ def test_a_cell_s_steps_give_each_other(config, seed):
 
 
 def test_a_cell_explains_another_position_as_nothing():
-    t = trace(model(), [1, 2, 3, 4])
+    t = Trace(model(), [1, 2, 3, 4])
     assert t.cell(0, 0, 2, 1, position=3).effect == 0.0
     assert t.cell(0, 3, 2, 1).kv_head == 1
     turns = t.cell(0, 0, 3, 1).turns

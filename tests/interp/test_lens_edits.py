@@ -10,7 +10,7 @@ from glassformer.errors import UsageError
 from glassformer.interp import edits
 from glassformer.interp.fitting import fit
 from glassformer.interp.lens_edits import token_vector
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Config, Transformer
 from tests.interp.helpers import model
 from tests.interp.test_readouts import ids
@@ -38,7 +38,7 @@ def test_the_vector_is_the_gradient_of_what_the_lens_reads(transformer: Transfor
 @pytest.mark.parametrize("swapped", [False, True])
 def test_claims_are_the_lens_s_and_effects_the_model_s(transformer: Transformer, swapped: bool) -> None:
     lens = fit(transformer, ids(60), "relevance", window=12)
-    run = trace(transformer, ids(10))
+    run = Trace(transformer, ids(10))
     other = 11 if swapped else None
     found = run.lens_edit(1, 7, other, through=lens, position=6, strength=0.3)
     h = run["blocks.1.resid_post"][6]
@@ -51,8 +51,8 @@ def test_claims_are_the_lens_s_and_effects_the_model_s(transformer: Transformer,
         assert [float(a @ moved), float(b @ moved)] == pytest.approx([float(b @ h), float(a @ h)])
     else:
         moved = h + 0.3 * h.norm() * a
-    after = trace(transformer, run.ids, tap=edits.replace("blocks.1.resid_post", moved, positions=6))
-    through_tap = trace(transformer, run.ids, tap=found.tap)
+    after = Trace(transformer, run.ids, tap=edits.replace("blocks.1.resid_post", moved, positions=6))
+    through_tap = Trace(transformer, run.ids, tap=found.tap)
     torch.testing.assert_close(through_tap["logits"], after["logits"])
 
     def centred(x: torch.Tensor) -> torch.Tensor:
@@ -78,17 +78,17 @@ def test_the_effect_is_the_tap_s_in_every_design(config: Config) -> None:
     if config.copies or config.head is not None or config.n_layers < 2:
         return
     text = torch.randint(0, config.vocab_size, (7,), generator=torch.Generator().manual_seed(0)).tolist()
-    run = trace(transformer, text)
+    run = Trace(transformer, text)
     found = run.lens_edit(0, 1, position=4)
-    after = trace(transformer, text, tap=found.tap).logits(4)
+    after = Trace(transformer, text, tap=found.tap).logits(4)
     torch.testing.assert_close(found.measured[1], (after - after.mean()).double(), rtol=1e-6, atol=1e-7)
 
 
 def test_what_cannot_be_moved_is_refused(transformer: Transformer) -> None:
-    run = trace(transformer, ids(6))
+    run = Trace(transformer, ids(6))
     with pytest.raises(UsageError, match="earlier layer"):
         run.lens_edit(-1, 3)
     with pytest.raises(UsageError, match="cannot be swapped with itself"):
         run.lens_edit(0, 3, 3)
     with pytest.raises(UsageError, match="without edits"):
-        trace(transformer, ids(6), tap=edits.ablate(layer=0)).lens_edit(0, 3)
+        Trace(transformer, ids(6), tap=edits.ablate(layer=0)).lens_edit(0, 3)

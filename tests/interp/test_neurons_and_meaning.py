@@ -12,7 +12,7 @@ from glassformer.interp.decompose import KINDS
 from glassformer.interp.edits import ablate
 from glassformer.interp.meaning import find, meaning, nearest
 from glassformer.interp.neurons import excited_by, passages, top_neurons, writes
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Transformer
 from tests.interp.helpers import Letters, model
 from tests.tiny import EVERY, VARIANTS, tiny_directory, tiny_hf, tiny_tokens
@@ -27,7 +27,7 @@ def loaded(directory, family, variant="plain"):
 
 @pytest.mark.parametrize(("family", "variant"), EVERY)
 def test_neurons_shares_add_up_to_the_feed_forward_layers(tmp_path, family, variant):
-    run = trace(loaded(tmp_path, family, variant), tiny_tokens(1, 10)[0].tolist())
+    run = Trace(loaded(tmp_path, family, variant), tiny_tokens(1, 10)[0].tolist())
     parts = run.why(words=0, parts=0).parts
     claimed = float(parts.claimed[parts.kind == KINDS.index("feed_forward")].sum())
     count = run.config.n_layers * run.config.feed_forward(0).d_ff
@@ -57,7 +57,7 @@ def test_what_a_neuron_writes_and_what_excites_it(tmp_path, family):
 
 
 def test_a_negative_output_raises_what_a_positive_one_lowers():
-    found = top_neurons(trace(model(), [1, 2, 3], vocabulary=Letters(40)), k=48)
+    found = top_neurons(Trace(model(), [1, 2, 3], vocabulary=Letters(40)), k=48)
     name = Letters(40).token_text
     signs = set()
     for n in found.neurons:
@@ -68,17 +68,17 @@ def test_a_negative_output_raises_what_a_positive_one_lowers():
 
 
 def test_neurons_of_a_layer_that_a_tap_wrote_over_have_no_share():
-    found = top_neurons(trace(model(), [1, 2, 3], tap=ablate(layer=1, part="feed_forward")), k=48)
+    found = top_neurons(Trace(model(), [1, 2, 3], tap=ablate(layer=1, part="feed_forward")), k=48)
     assert found.written_over == [1]
     assert all(n["contribution"] == 0 for n in found.neurons if n["layer"] == 1)
-    neuron = top_neurons(trace(model(), [1, 2, 3], tap=ablate(layer=1, neuron=4)), k=48)
+    neuron = top_neurons(Trace(model(), [1, 2, 3], tap=ablate(layer=1, neuron=4)), k=48)
     assert neuron.written_over == []
     assert next(n for n in neuron.neurons if (n["layer"], n["index"]) == (1, 4))["contribution"] == 0
 
 
 def test_passages_are_where_the_output_is_largest():
     t, letters = model(), Letters(40)
-    runs = [trace(t, tiny_tokens(1, 20, seed=s)[0].remainder(40).tolist(), vocabulary=letters) for s in range(3)]
+    runs = [Trace(t, tiny_tokens(1, 20, seed=s)[0].remainder(40).tolist(), vocabulary=letters) for s in range(3)]
     found = passages(iter(runs), 1, 7, 5, around=3)
     every = sorted(
         (abs(float(x)), i, at) for i, run in enumerate(runs) for at, x in enumerate(run["blocks.1.mlp.post"][:, 7])
@@ -97,7 +97,7 @@ def test_neurons_that_do_not_exist():
     with pytest.raises(SiteError, match="There is no layer 5: the model has 2"):
         excited_by(model(), 5, 0)
     with pytest.raises(UsageError, match="At least one neuron"):
-        top_neurons(trace(model(), [1, 2]), k=0)
+        top_neurons(Trace(model(), [1, 2]), k=0)
 
 
 # Meaning

@@ -8,7 +8,7 @@ import torch
 from glassformer.interp import edits
 from glassformer.interp.decompose import KINDS, additions
 from glassformer.interp.taps import Compose
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Attention, Config, FeedForward, Norm, uniform
 from tests.model.test_stacks import drawn
 
@@ -24,7 +24,7 @@ def design(kind: str = "layer") -> Config:
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_parts_add_up_and_each_is_measured_by_a_forward_without_it(kind: str) -> None:
     transformer = drawn(design(kind))
-    run = trace(transformer, IDS)
+    run = Trace(transformer, IDS)
     found, at = run.why(words=0), len(IDS) - 1
     assert found.residual <= 1e-12
     assert bool(torch.isfinite(found.parts.total).all())
@@ -58,7 +58,7 @@ def test_parts_add_up_and_each_is_measured_by_a_forward_without_it(kind: str) ->
 def test_what_enters_a_layer_is_the_sum_of_what_stood_before_it() -> None:
     """By hand for the first layer: both norms' divisors are those of the run."""
     transformer = drawn(design())
-    run, at = trace(transformer, IDS), 4
+    run, at = Trace(transformer, IDS), 4
     block = transformer.blocks[0]
     before = {"ln1": run["blocks.0.resid_pre"][at] + run["blocks.0.attn.out"][at]}
     before["ln2"] = run["blocks.0.resid_mid"][at] + run["blocks.0.mlp.out"][at]
@@ -79,11 +79,11 @@ def test_what_enters_a_layer_is_the_sum_of_what_stood_before_it() -> None:
 def test_an_edit_is_a_part_and_scores_have_reasons() -> None:
     transformer = drawn(design())
     tap = edits.tap("blocks.1.resid_mid", lambda x, where: x * 1.1)
-    run = trace(transformer, IDS, tap=tap)
+    run = Trace(transformer, IDS, tap=tap)
     found = run.why(words=0)
     assert found.residual <= 1e-12
     assert len(found.parts.of("edit")) == 1
-    assert trace(transformer, IDS).reasons(2, 1, 5, 2).residual <= 1e-12
-    neurons = trace(transformer, IDS).neurons(k=3)
-    whole = trace(transformer, IDS).why(words=0)
+    assert Trace(transformer, IDS).reasons(2, 1, 5, 2).residual <= 1e-12
+    neurons = Trace(transformer, IDS).neurons(k=3)
+    whole = Trace(transformer, IDS).why(words=0)
     assert neurons.all == pytest.approx(float(whole.parts.claimed[whole.parts.of("feed_forward")].sum()))

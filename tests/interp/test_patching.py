@@ -11,7 +11,7 @@ from glassformer.interp import patch_sweep
 from glassformer.interp.edits import ablate, knockout, record, steer, tap
 from glassformer.interp.patching import SITES, patch
 from glassformer.interp.taps import Compose
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Transformer
 from tests.interp.helpers import Letters, model
 from tests.tiny import VARIANTS, tiny_hf, tiny_tokens
@@ -43,14 +43,14 @@ def naively(clean: Trace, ids: list[int], what: str, edit=None, position: int = 
                 return x
 
             taps = [*([edit] if edit is not None else []), tap(site, put)]
-            run = trace(clean.transformer, ids, tap=Compose(*taps))
+            run = Trace(clean.transformer, ids, tap=Compose(*taps))
             out[layer, column] = run["final.normed"][position].double() @ way
     return out
 
 
 def check(transformer: Transformer, vocab: int = 40, edit=None, position: int = -1, length: int = 14) -> None:
     one, other = prompts(vocab, length)
-    clean, corrupted = trace(transformer, one, tap=edit), trace(transformer, other, tap=edit)
+    clean, corrupted = Trace(transformer, one, tap=edit), Trace(transformer, other, tap=edit)
     for what in SITES:
         found = patch([(clean, corrupted)], what, answer=RIGHT, wrong=WRONG, position=position)
         expected = naively(clean, other, what, edit, position)
@@ -102,8 +102,8 @@ def test_small_batches_give_the_same(monkeypatch, held, work):
     check(model(n_layers=3))
     one, other = prompts()
     t = model()
-    double = patch([(trace(t, one), trace(t, other))], metric=lambda x, _: x[:, RIGHT] - x[:, WRONG])
-    plain = patch([(trace(t, one), trace(t, other))], answer=RIGHT, wrong=WRONG)
+    double = patch([(Trace(t, one), Trace(t, other))], metric=lambda x, _: x[:, RIGHT] - x[:, WRONG])
+    plain = patch([(Trace(t, one), Trace(t, other))], answer=RIGHT, wrong=WRONG)
     torch.testing.assert_close(double.measured, plain.measured, atol=1e-5, rtol=1e-5)
 
 
@@ -111,7 +111,7 @@ def test_nothing_is_run_where_nothing_differs(monkeypatch):
     """Before the first other token no place can do anything, and none is run."""
     t = model()
     one, other = prompts(at=(9,))
-    clean, corrupted = trace(t, one), trace(t, other)
+    clean, corrupted = Trace(t, one), Trace(t, other)
     seen: list[int] = []
     run = t.stream
 
@@ -135,7 +135,7 @@ def test_attribution_is_exact_where_everything_is_linear():
         t.embed.weight[1] = t.embed.weight[2] + 1e-6 * torch.linspace(-1, 1, 16, dtype=torch.float64)
     one, other = [5, 9, 1, 7, 8, 4], [5, 9, 2, 7, 8, 4]
     for what in SITES:
-        found = patch([(trace(t, one), trace(t, other))], what, answer=RIGHT, wrong=WRONG)
+        found = patch([(Trace(t, one), Trace(t, other))], what, answer=RIGHT, wrong=WRONG)
         assert found.correlation > 1 - 1e-6, what
         true = found.measured - found.corrupted[0]
         assert (found.attribution - true).abs().max() <= 1e-3 * true.abs().max(), what
@@ -146,7 +146,7 @@ def test_several_pairs_and_a_metric_of_one_s_own():
     pairs = []
     for at in ((4,), (2, 6), (12,)):
         one, other = prompts(at=at)
-        pairs.append((trace(t, one), trace(t, other)))
+        pairs.append((Trace(t, one), Trace(t, other)))
     said: list[tuple[int, int]] = []
     together = patch(
         pairs, answer=[RIGHT, 5, 9], wrong=[WRONG, 6, None], progress=lambda done, total, _: said.append((done, total))
@@ -166,7 +166,7 @@ def test_several_pairs_and_a_metric_of_one_s_own():
     probability = patch(pairs, "heads", metric=lambda logits, _: logits.softmax(-1)[:, RIGHT])
     assert probability.measured.shape == (3, 2, 4)
     assert 0 <= probability.measured.min() <= probability.measured.max() <= 1
-    shorter = (trace(t, [1, 2, 3, 4]), trace(t, [1, 9, 3, 4]))
+    shorter = (Trace(t, [1, 2, 3, 4]), Trace(t, [1, 9, 3, 4]))
     assert patch([pairs[0], shorter], "heads", answer=RIGHT, wrong=WRONG).measured.shape == (2, 2, 4)
 
 
@@ -174,8 +174,8 @@ def test_a_tap_that_only_looks_is_not_called_again():
     t = model()
     one, other = prompts()
     kept = record("blocks.1.attn.z")
-    corrupted = trace(t, other, tap=kept)
-    patch([(trace(t, one), corrupted)], answer=RIGHT, wrong=WRONG)
+    corrupted = Trace(t, other, tap=kept)
+    patch([(Trace(t, one), corrupted)], answer=RIGHT, wrong=WRONG)
     assert len(kept.pieces("blocks.1.attn.z")) == 1
 
 
@@ -183,12 +183,12 @@ def test_what_cannot_be_patched_is_said():
     t = model()
     letters = Letters(40)
     one, other = prompts()
-    a, b = trace(t, one, vocabulary=letters), trace(t, other, vocabulary=letters)
-    short = trace(t, one[:-1], vocabulary=letters)
+    a, b = Trace(t, one, vocabulary=letters), Trace(t, other, vocabulary=letters)
+    short = Trace(t, one[:-1], vocabulary=letters)
     with pytest.raises(ShapeError, match=r"The prompts are 14 and 13 tokens long \(.* \| .*they need as many tokens"):
         patch([(a, short)])
     with pytest.raises(UsageError, match="The two prompts are the same, so there is nothing to patch"):
-        patch([(a, trace(t, one, vocabulary=letters))])
+        patch([(a, Trace(t, one, vocabulary=letters))])
     with pytest.raises(UsageError, match="nothing called 'neurons' to patch; choose stream, attention"):
         patch([(a, b)], "neurons")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="needs at least one pair"):
@@ -204,17 +204,17 @@ def test_what_cannot_be_patched_is_said():
     with pytest.raises(UsageError, match="2 answers; give one for each, or one for all"):
         patch([(a, b)], answer=[1, 2])
     with pytest.raises(ShapeError, match=r"The pairs are 4, 14 tokens long; a grid over positions needs"):
-        patch([(a, b), (trace(t, [1, 2, 3, 4]), trace(t, [1, 9, 3, 4]))], answer=1, wrong=2)
+        patch([(a, b), (Trace(t, [1, 2, 3, 4]), Trace(t, [1, 9, 3, 4]))], answer=1, wrong=2)
     with pytest.raises(UsageError, match="one text each; take one of a batch"):
-        patch([(trace(t, [one, other]), b)])
+        patch([(Trace(t, [one, other]), b)])
     with pytest.raises(UsageError, match="same model"):
-        patch([(a, trace(model(seed=1), other))])
+        patch([(a, Trace(model(seed=1), other))])
     with pytest.raises(ShapeError, match="there is no position 20"):
         patch([(a, b)], answer=1, wrong=2, position=20)
     with pytest.raises(UsageError, match="cannot be explained against itself"):
         patch([(a, b)], answer=1, wrong=1)
     with pytest.raises(SiteError, match="no layer 9"):
-        trace(t, one, tap=ablate(layer=9))
+        Trace(t, one, tap=ablate(layer=9))
 
 
 def test_two_prompts_with_one_answer_ask_for_the_answers():
@@ -223,7 +223,7 @@ def test_two_prompts_with_one_answer_ask_for_the_answers():
         t.unembed.weight.zero_()
         t.unembed.weight[6] = t.final.weight
     one, other = prompts()
-    a, b = trace(t, one, vocabulary=Letters(40)), trace(t, other, vocabulary=Letters(40))
+    a, b = Trace(t, one, vocabulary=Letters(40)), Trace(t, other, vocabulary=Letters(40))
     ends = {int(x.logits(-1).argmax()) for x in (a, b)}
     if len(ends) == 1:
         with pytest.raises(

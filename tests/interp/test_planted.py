@@ -9,7 +9,7 @@ import torch
 
 from glassformer.interp.circuit_search import circuit
 from glassformer.interp.edges import edges
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from tests.interp.planted_models import HARD, KINDS, Planted, auroc, planted
 
 
@@ -19,7 +19,7 @@ def test_planted_edges_are_found(kind):
         p = planted(kind, seed)
         ends = p.transformer(torch.tensor([p.clean, p.corrupted]))[:, -1]
         assert int(ends[0].argmax()) == p.answer
-        pair = [(trace(p.transformer, p.clean), trace(p.transformer, p.corrupted))]
+        pair = [(Trace(p.transformer, p.clean), Trace(p.transformer, p.corrupted))]
         seen = edges(pair, answer=p.answer, wrong=p.wrong, strongest=30)
         true = torch.tensor([seen.graph.names(i) in p.true for i in range(seen.graph.total)])
         assert int(true.sum()) == len(p.true)
@@ -34,7 +34,7 @@ def test_where_no_slope_tells_more_steps_are_taken(kind):
     """Five gradients miss what happens between them; that they do not add up says so."""
     for seed in range(3):
         p = planted(kind, seed)
-        pair = [(trace(p.transformer, p.clean), trace(p.transformer, p.corrupted))]
+        pair = [(Trace(p.transformer, p.clean), Trace(p.transformer, p.corrupted))]
 
         def found(pair: Any = pair, p: Planted = p, **options: Any) -> Any:
             return edges(pair, answer=p.answer, wrong=p.wrong, **options)

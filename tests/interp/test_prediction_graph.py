@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from glassformer.errors import CheckpointError, SiteError, UnsupportedError, UsageError
 from glassformer.interp.edits import ablate
 from glassformer.interp.prediction_graph import PredictionGraph, opened, prediction_graph
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Config, Transformer, uniform
 from glassformer.model.config import Attention, FeedForward
 from tests.interp.helpers import Letters, randomised
@@ -28,7 +28,7 @@ def small(**more: Any) -> Transformer:
 
 
 def graph(t: Transformer, **options: Any) -> PredictionGraph:
-    return prediction_graph(trace(t, IDS, vocabulary=Letters(40)), 3, 7, **options)
+    return prediction_graph(Trace(t, IDS, vocabulary=Letters(40)), 3, 7, **options)
 
 
 @pytest.mark.parametrize("norms", ["before", "both"])
@@ -98,7 +98,7 @@ def test_groups_are_turned_up_and_down():
 def test_any_stack_s_graph_adds_up(config: Config) -> None:
     transformer = drawn(config)
     ids = torch.randint(0, config.vocab_size, (7,), generator=torch.Generator().manual_seed(2)).tolist()
-    traced = trace(transformer, ids)
+    traced = Trace(transformer, ids)
     try:
         found = prediction_graph(traced, 1, 2, most=15, coverage=1.0)
     except UnsupportedError:
@@ -136,4 +136,4 @@ def test_what_cannot_be_is_said(tmp_path):
     with pytest.raises(UsageError, match="1 node or more; 0 is not"):
         graph(t, most=0)
     with pytest.raises(UsageError, match="without edits"):
-        prediction_graph(trace(t, IDS, tap=ablate(layer=0, head=1)), 3, 7)
+        prediction_graph(Trace(t, IDS, tap=ablate(layer=0, head=1)), 3, 7)

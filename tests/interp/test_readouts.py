@@ -13,7 +13,7 @@ from glassformer.interp import edits, fitting
 from glassformer.interp.agreement import STEP, agreement
 from glassformer.interp.fitting import fit, streams
 from glassformer.interp.readout import KINDS, Readout, divergence
-from glassformer.interp.trace import trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Config, Transformer
 from tests.interp.helpers import model
 from tests.model.test_stacks import PHASES, drawn
@@ -38,7 +38,7 @@ def test_a_jacobian_map_is_the_mean_summed_derivative(transformer: Transformer) 
     first = fitting._first(12)
     expected = torch.zeros(16, 16, dtype=torch.float64)
     for one in windows:
-        run = trace(transformer, one.tolist())
+        run = Trace(transformer, one.tolist())
 
         def rest(x: torch.Tensor, run=run) -> torch.Tensor:
             return transformer.stream(x[None], run.forward.positions, layers=range(2, 3))[0]
@@ -59,7 +59,7 @@ def test_a_relevance_map_is_the_model_with_its_gates_held(transformer: Transform
     first, block = fitting._first(12), transformer.blocks[2]
     expected = torch.zeros(16, 16, dtype=torch.float64)
     for one in windows:
-        run = trace(transformer, one.tolist())
+        run = Trace(transformer, one.tolist())
         sites = ("ln1.scale", "ln2.scale", "attn.pattern", "mlp.pre", "mlp.pre_linear", "mlp.post")
         site = {name: run[f"blocks.2.{name}"] for name in sites}
 
@@ -89,7 +89,7 @@ def test_divergences_are_those_of_the_distributions(transformer: Transformer) ->
     found = fit(transformer, text, "tuned", window=12, steps=3)
     order = torch.randperm(5, generator=torch.Generator().manual_seed(0))
     held = torch.tensor(text).view(5, 12)[order[:1]][0].tolist()
-    run, first = trace(transformer, held), fitting._first(12)
+    run, first = Trace(transformer, held), fitting._first(12)
     for layer in range(3):
         lens = run.lens(k=40, layers=[layer], halves=False)
         row = lens.places.index(f"blocks.{layer}.resid_post")
@@ -134,7 +134,7 @@ def test_the_regression_is_the_weighted_ridge(transformer: Transformer) -> None:
 
 def test_the_trace_reads_through_it(transformer: Transformer) -> None:
     found = fit(transformer, ids(60), "jacobian", window=12)
-    run = trace(transformer, ids(9))
+    run = Trace(transformer, ids(9))
     lens = run.lens(k=3, through=found)
     assert lens.places == [f"blocks.{i}.resid_post" for i in range(3)]
     y = run["blocks.0.resid_post"] @ found.matrices[0].T
@@ -180,7 +180,7 @@ def test_a_readout_on_disk(transformer: Transformer, tmp_path: Path) -> None:
 
 def test_measured_effects_are_those_of_edits_and_claims_of_the_lens(transformer: Transformer) -> None:
     """Every edit of the comparison made again as a tap on a whole forward."""
-    run = trace(transformer, ids(10))
+    run = Trace(transformer, ids(10))
     lenses = {"plain": None, "jacobian": fit(transformer, ids(60), "jacobian", window=12)}
     found = agreement(run, 0, lenses, samples=5, seed=3)
     g = torch.Generator().manual_seed(3)
@@ -191,7 +191,7 @@ def test_measured_effects_are_those_of_edits_and_claims_of_the_lens(transformer:
         random = torch.randn(16, generator=g, dtype=torch.float64)
         h = run["blocks.0.resid_post"][at]
         vector = random / random.norm() * STEP * h.norm()
-        after = trace(transformer, run.ids, tap=edits.steer(vector, layer=0, positions=at)).logits(at)
+        after = Trace(transformer, run.ids, tap=edits.steer(vector, layer=0, positions=at)).logits(at)
         change = after - after.mean() - run.logits(at) + run.logits(at).mean()
         assert float(found.measured[sample, 2]) == pytest.approx(float(change[token]), abs=1e-9)
 
@@ -223,7 +223,7 @@ def test_a_right_lens_agrees_wholly() -> None:
         "",
         {},
     )
-    rows = agreement(trace(transformer, ids(12)), 0, {"plain": None, "exact": exact}).rows()
+    rows = agreement(Trace(transformer, ids(12)), 0, {"plain": None, "exact": exact}).rows()
     assert rows[1]["correlation"] == pytest.approx(1)
     assert rows[1]["share"] == pytest.approx(1)
     assert rows[0]["correlation"] < 0.99
@@ -234,13 +234,13 @@ def test_what_cannot_be_fitted_or_compared_is_refused(transformer: Transformer) 
         fit(transformer, ids(60), "tune")
     with pytest.raises(UsageError, match="three windows of 12 tokens; the text has 30 tokens"):
         fit(transformer, ids(30), window=12)
-    run = trace(transformer, ids(6))
+    run = Trace(transformer, ids(6))
     with pytest.raises(UsageError, match="earlier layer"):
         agreement(run, -1, {"plain": None})
     with pytest.raises(UsageError, match="takes a lens"):
         agreement(run, 0, {})
     with pytest.raises(UsageError, match="without edits"):
-        agreement(trace(transformer, ids(6), tap=edits.ablate(layer=0)), 0, {"plain": None})
+        agreement(Trace(transformer, ids(6), tap=edits.ablate(layer=0)), 0, {"plain": None})
 
 
 def test_streams_are_those_of_the_trace(transformer: Transformer) -> None:
@@ -248,7 +248,7 @@ def test_streams_are_those_of_the_trace(transformer: Transformer) -> None:
     found = streams(transformer, windows)
     first = fitting._first(12)
     for row, one in enumerate(windows):
-        x = trace(transformer, one.tolist())["blocks.1.resid_post"][first:]
+        x = Trace(transformer, one.tolist())["blocks.1.resid_post"][first:]
         torch.testing.assert_close(found[1].view(2, 12 - first, -1)[row], x)
     zero = torch.zeros(3, 5)
     assert float(divergence(zero, zero).max()) == 0

@@ -12,7 +12,7 @@ from glassformer.errors import ShapeError, UnsupportedError, UsageError
 from glassformer.interp import edits
 from glassformer.interp.reasons import Part, Reasons
 from glassformer.interp.taps import Compose
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Attention, Config, FeedForward, LatentAttention, Rotary, StateSpace, Transformer, uniform
 from glassformer.model.choices import softmax_of
 from glassformer.model.config import Layer
@@ -33,7 +33,7 @@ def test_pairs_sum_to_the_score_of_every_attention(config: Config) -> None:
     """Against the score that the forward itself formed, in float64, at a seen, an own and a hidden position."""
     layers = [i for i, layer in enumerate(config.layers) if softmax_of(layer.mixer) is not None]
     assume(layers)
-    run = trace(drawn(config), ids_of(config, 9))
+    run = Trace(drawn(config), ids_of(config, 9))
     if config.copies:
         with pytest.raises(UnsupportedError, match="stands in copies"):
             run.reasons(layers[0], 0, 8)
@@ -91,7 +91,7 @@ def brute_force(run: Trace, layer: int, head: int, query: int, key: int) -> dict
 
 
 def test_every_pair_is_the_one_that_the_weights_give() -> None:
-    run = trace(model(n_layers=3).double(), IDS)
+    run = Trace(model(n_layers=3).double(), IDS)
     found = run.reasons(2, 1, 6, 3)
     expected = brute_force(run, 2, 1, 6, 3)
     assert {(a.name, b.name) for a in found.queries for b in found.keys} == set(expected)
@@ -103,7 +103,7 @@ def test_every_pair_is_the_one_that_the_weights_give() -> None:
 
 
 def test_float32_closes_within_a_hundred_thousandth() -> None:
-    run = trace(model(n_layers=3, softcap=2.0), IDS)
+    run = Trace(model(n_layers=3, softcap=2.0), IDS)
     for layer, head in itertools.product(range(3), range(4)):
         assert run.reasons(layer, head, 7, 2).residual <= 1e-5
 
@@ -114,13 +114,13 @@ def taken_out(run: Trace, part: Part, position: int) -> float:
     x[position] -= run.head_outputs(part.layer, part.number, position)
     scale = run["blocks.2.ln1.scale"]
     frozen = edits.replace("blocks.2.ln1.scale", scale[None])
-    other = trace(run.transformer, run.ids, tap=Compose(edits.replace("blocks.2.resid_pre", x[None]), frozen))
+    other = Trace(run.transformer, run.ids, tap=Compose(edits.replace("blocks.2.resid_pre", x[None]), frozen))
     return float(other.scores(2, 1, 6)[3])
 
 
 def test_a_head_s_share_is_what_the_score_loses_without_it() -> None:
     """By the model's own forward, the part taken out of what the layer reads and its norm held."""
-    run = trace(model(n_layers=3).double(), IDS)
+    run = Trace(model(n_layers=3).double(), IDS)
     found = run.reasons(2, 1, 6, 3)
     whole = float(run.scores(2, 1, 6)[3])
     for which, position in (("query", 6), ("key", 3)):
@@ -136,7 +136,7 @@ def latent(q_rank: int | None) -> Transformer:
 
 @pytest.mark.parametrize("q_rank", [None, 6])
 def test_latent_attention_tells_its_rotated_share(q_rank: int | None) -> None:
-    run = trace(latent(q_rank), IDS)
+    run = Trace(latent(q_rank), IDS)
     found = run.reasons(1, 1, 7, 2)
     q, k = run["blocks.1.attn.rot_q"][7, 1], run["blocks.1.attn.rot_k"][2, 1]
     assert found.rotated == pytest.approx(float(q[:4] @ k[:4]) * found.scale, abs=1e-12)
@@ -146,7 +146,7 @@ def test_latent_attention_tells_its_rotated_share(q_rank: int | None) -> None:
 def test_shared_keys_are_explained_at_the_layer_that_made_them() -> None:
     first = uniform(40, 16, 2, 64, Attention(4, 2, 8), FeedForward(24)).layers
     reader = Layer(Attention(4, 2, 8, keys_from=1), FeedForward(24))
-    run = trace(drawn(Config(40, 16, 64, (*first, reader))), IDS)
+    run = Trace(drawn(Config(40, 16, 64, (*first, reader))), IDS)
     found = run.reasons(2, 3, 7, 2)
     assert abs(found.value - found.sum) <= 1e-12 * float(found.pairs.abs().sum())
     assert {part.layer for part in found.queries} == {-1, 0, 1}
@@ -156,7 +156,7 @@ def test_shared_keys_are_explained_at_the_layer_that_made_them() -> None:
 def test_words_are_those_that_heads_read() -> None:
     """One earlier layer, whose heads alone read other words: a word's share is what they read there."""
     transformer = model(n_layers=2).double()
-    run = trace(transformer, [7, 8, 30, 33, 35], vocabulary=Letters(40))
+    run = Trace(transformer, [7, 8, 30, 33, 35], vocabulary=Letters(40))
     found = run.reasons(1, 2, 4, 3)
     assert [w.text for w in found.words] == ["hi", "e", "h", "j"]
     heads = {part: share for part, share in found.side("key") if part.kind == "head"}
@@ -177,7 +177,7 @@ def test_words_are_those_that_heads_read() -> None:
 
 
 def test_against_another_key_the_difference_is_explained() -> None:
-    run = trace(model(n_layers=2).double(), IDS)
+    run = Trace(model(n_layers=2).double(), IDS)
     one, other = run.reasons(1, 0, 7, 2), run.reasons(1, 0, 7, 5)
     found = run.reasons(1, 0, 7, 2, against=5)
     assert found.value == pytest.approx(one.value - other.value, abs=1e-12)
@@ -189,7 +189,7 @@ def test_against_another_key_the_difference_is_explained() -> None:
 def test_sinks_and_hidden_keys_are_said() -> None:
     config = uniform(40, 16, 2, 64, Attention(4, 2, 8, sink=True, window=3), FeedForward(24))
     transformer = drawn(config)
-    run = trace(transformer, IDS)
+    run = Trace(transformer, IDS)
     found = run.reasons(1, 3, 7, 1)
     assert found.sink is not None
     assert found.sink["score"] == float(transformer.blocks[1].attn.sink[3])
@@ -213,7 +213,7 @@ def test_sinks_and_hidden_keys_are_said() -> None:
     ],
 )
 def test_an_edited_model_is_explained_with_its_edit(tap: object) -> None:
-    run = trace(model(n_layers=2).double(), IDS, tap=tap)
+    run = Trace(model(n_layers=2).double(), IDS, tap=tap)
     found = run.reasons(1, 1, 7, 4)
     assert found.residual <= 1e-12
     step = found.steps[0]
@@ -223,10 +223,10 @@ def test_an_edited_model_is_explained_with_its_edit(tap: object) -> None:
 
 
 def test_what_cannot_be_explained_is_refused_in_a_sentence() -> None:
-    run = trace(drawn(uniform(40, 16, 2, 64, StateSpace(4, 8, 6), None)), IDS)
+    run = Trace(drawn(uniform(40, 16, 2, 64, StateSpace(4, 8, 6), None)), IDS)
     with pytest.raises(UnsupportedError, match="no queries and keys"):
         run.reasons(1, 0, 3, 1)
-    run = trace(model().double(), IDS)
+    run = Trace(model().double(), IDS)
     with pytest.raises(ShapeError, match="no position 99"):
         run.reasons(1, 0, 3, 99)
     with pytest.raises(UsageError, match="Both keys are position 2"):
@@ -234,11 +234,11 @@ def test_what_cannot_be_explained_is_refused_in_a_sentence() -> None:
     with pytest.raises(UsageError, match="query side and a key side"):
         run.reasons(1, 0, 3, 2).side("value")
     with pytest.raises(UsageError, match=r"trace\.row"):
-        trace(model(), [IDS, IDS]).reasons(0, 0, 1, 0)
+        Trace(model(), [IDS, IDS]).reasons(0, 0, 1, 0)
 
 
 def test_as_data() -> None:
-    found: Reasons = trace(model().double(), IDS).reasons(1, 0, 7, 2)
+    found: Reasons = Trace(model().double(), IDS).reasons(1, 0, 7, 2)
     data = found.to_dict(5)
     assert len(data["pairs"]) == len(data["sides"]["query"]) == 5
     assert data["composition"][0].keys() == {"layer", "head", "query", "key"}

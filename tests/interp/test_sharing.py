@@ -10,7 +10,7 @@ import torch
 from glassformer.count import count
 from glassformer.errors import SiteError, UnsupportedError
 from glassformer.interp.edits import ablate, tap
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Attention, Cache, Config, FeedForward, Rotary
 from glassformer.model.choices import Copies, LayerEmbedding
 from glassformer.model.config import Layer
@@ -41,7 +41,7 @@ def design() -> Config:
 
 @pytest.fixture(scope="module")
 def run() -> Trace:
-    return trace(drawn(design()), IDS)
+    return Trace(drawn(design()), IDS)
 
 
 def test_keys_are_kept_once() -> None:
@@ -73,7 +73,7 @@ def test_totals_of_every_part_are_those_of_whole_forwards(run: Trace) -> None:
             if site == "ple.out" and layer in (0, 3):
                 continue
             gone = ablate(f"blocks.{layer}.{site}", positions=len(IDS) - 1)
-            number = float(trace(run.transformer, IDS, tap=gone)["final.normed"][-1].double() @ goal.way.vector)
+            number = float(Trace(run.transformer, IDS, tap=gone)["final.normed"][-1].double() @ goal.way.vector)
             at = found.parts.of(kind, layer)
             assert abs(goal.value - number - goal.way.offset - float(found.parts.total[at])) <= 1e-9, (kind, layer)
 
@@ -89,7 +89,7 @@ def test_gradients_from_the_middle_are_those_of_differences(run: Trace) -> None:
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
 
     def number(sign: float) -> float:
-        after = trace(run.transformer, IDS, tap=tap(site, lambda y, where: y + sign * step * direction))
+        after = Trace(run.transformer, IDS, tap=tap(site, lambda y, where: y + sign * step * direction))
         logits = after["logits"][-1]
         return float(logits[7] - logits.mean())
 
@@ -110,7 +110,7 @@ def in_copies() -> Config:
 
 @pytest.fixture(scope="module")
 def copied() -> Trace:
-    return trace(drawn(in_copies()), IDS)
+    return Trace(drawn(in_copies()), IDS)
 
 
 def test_parts_of_a_stream_in_copies_add_up(copied: Trace) -> None:
@@ -120,7 +120,7 @@ def test_parts_of_a_stream_in_copies_add_up(copied: Trace) -> None:
     for layer in range(3):
         for kind, site in (("feed_forward", "mlp.out"), ("layer_embedding", "ple.out"), ("laurel", "laurel.out")):
             gone = tap(f"blocks.{layer}.{site}", lambda x, where: torch.zeros_like(x), positions=at)
-            number = float(trace(copied.transformer, IDS, tap=gone)["final.normed"][-1].double() @ goal.way.vector)
+            number = float(Trace(copied.transformer, IDS, tap=gone)["final.normed"][-1].double() @ goal.way.vector)
             total = float(found.parts.total[found.parts.of(kind, layer)])
             assert abs(goal.value - number - goal.way.offset - total) <= 1e-9, (kind, layer)
     cells = sum(copied.cell(1, head, at, key).effect for head in range(4) for key in range(at + 1))
@@ -137,7 +137,7 @@ def test_a_stream_in_copies_is_patched_read_and_edited(copied: Trace) -> None:
     assert copied["blocks.1.resid_active"].shape == (9, 16)
     read = copied.lens(k=1)
     assert read.places == ["embed", *(f"blocks.{i}.resid_post" for i in range(3))]
-    off = trace(copied.transformer, IDS, tap=ablate(layer=1, head=2))
+    off = Trace(copied.transformer, IDS, tap=ablate(layer=1, head=2))
     assert abs(off.why(words=0).residual) <= 1e-12
     with pytest.raises(UnsupportedError, match="in copies"):
         copied.reasons(1, 0, 8)

@@ -9,7 +9,7 @@ import glassformer
 from glassformer.errors import ShapeError, SiteError, UsageError
 from glassformer.interp import edits
 from glassformer.interp.taps import Compose, compose
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.model import Cache
 from tests.interp.helpers import close, model
 from tests.tiny import tiny_directory
@@ -24,7 +24,7 @@ def logits(transformer, *taps, ids=IDS, mask=None):
 
 def every_edit(transformer):
     """One of each, with positions before and after the split into prompt and continuation."""
-    other = trace(transformer, [7, 8, 9, 10, 11, 12, 13, 14, 15, 16])
+    other = Trace(transformer, [7, 8, 9, 10, 11, 12, 13, 14, 15, 16])
     vector = torch.linspace(-1, 1, 16)
     return {
         "ablate a head": edits.ablate(layer=0, head=1),
@@ -80,7 +80,7 @@ def test_left_padding_changes_nothing(name):
 
 def test_a_knockout_renormalises_and_keeps_the_diagonal():
     transformer = model()
-    plain = trace(transformer, IDS)
+    plain = Trace(transformer, IDS)
     t = Trace(transformer, IDS, tap=edits.knockout(keys=slice(0, 10), layer=0))
     close(t.pattern(0), torch.eye(10).expand(4, 10, 10))
     t = Trace(transformer, IDS, tap=edits.knockout(keys=2, queries=6, layer=0, head=1))
@@ -97,7 +97,7 @@ def test_taps_compose_in_order():
     double = edits.tap("blocks.0.mlp.out", lambda x, where: x * 2)
     add = edits.tap("blocks.0.mlp.out", lambda x, where: x + 1)
     both, reverse = edits.record("blocks.0.mlp.out"), edits.record("blocks.0.mlp.out")
-    plain = trace(transformer, IDS)["blocks.0.mlp.out"]
+    plain = Trace(transformer, IDS)["blocks.0.mlp.out"]
     logits(transformer, double, add, both)
     close(both["blocks.0.mlp.out"][0], plain * 2 + 1)
     logits(transformer, Compose(add, double), reverse)
@@ -142,7 +142,7 @@ def test_a_record_joins_what_generation_passed():
     with torch.no_grad():
         for piece in (IDS[:6], IDS[6:7], IDS[7:]):
             transformer(torch.tensor([piece]), cache, tap=bound)
-    t = trace(transformer, IDS)
+    t = Trace(transformer, IDS)
     close(kept["blocks.1.attn.pattern"][0], t.pattern(1))
     close(kept["blocks.1.resid_post"][0], t["blocks.1.resid_post"])
     assert len(kept.pieces("blocks.1.resid_post")) == 3
@@ -188,10 +188,10 @@ def test_what_is_asked_wrongly_is_said(make, error, message):
 
 def test_a_reference_that_is_too_short_is_refused():
     transformer = model()
-    short = trace(transformer, [1, 2, 3])
+    short = Trace(transformer, [1, 2, 3])
     with pytest.raises(ShapeError, match="recorded text has 3 tokens, and position 9"):
         logits(transformer, edits.ablate(layer=0, head=0, method="resample", reference=short))
-    close(logits(transformer, edits.freeze("embed", trace(transformer, IDS[:3]))), logits(transformer))
+    close(logits(transformer, edits.freeze("embed", Trace(transformer, IDS[:3]))), logits(transformer))
 
 
 def test_an_unbound_tap_says_so():

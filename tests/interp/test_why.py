@@ -13,7 +13,7 @@ from glassformer.errors import ShapeError, TextError, UsageError
 from glassformer.interp import edits
 from glassformer.interp.decompose import KINDS, Reads
 from glassformer.interp.replacement import Alternatives, _kind
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.model.transformer import Transformer
 from tests.interp.helpers import Letters, model, planted, randomised
 from tests.strategies import configs
@@ -24,7 +24,7 @@ from tests.strategies import configs
 def test_the_parts_sum_to_the_number(config, seed, dtype, difference):
     transformer = randomised(Transformer(config), seed).to(dtype)
     ids = torch.randint(0, config.vocab_size, (9,), generator=torch.Generator().manual_seed(seed)).tolist()
-    t = trace(transformer, ids)
+    t = Trace(transformer, ids)
     found = t.why(against=int(t.logits(6).argmin()) if difference else None, position=6, words=0, parts=20)
     assert found.residual <= (1e-5 if dtype == torch.float32 else 1e-12)
     before = t.at("logits.precap" if config.logit_softcap is not None else "logits", 6).double()
@@ -38,7 +38,7 @@ def test_what_is_measured_is_what_removing_does(config, seed):
     """Every part of every kind, taken out with a tap and the whole forward run again."""
     transformer = randomised(Transformer(config), seed).double()
     ids = torch.randint(0, config.vocab_size, (6,), generator=torch.Generator().manual_seed(seed)).tolist()
-    t = trace(transformer, ids)
+    t = Trace(transformer, ids)
     found = t.why(words=0)
     last = len(ids) - 1
 
@@ -71,19 +71,19 @@ def test_what_is_measured_is_what_removing_does(config, seed):
 
 
 def test_the_last_layer_s_feed_forward_has_no_downstream():
-    found = trace(model(), [1, 2, 3]).why(words=0)
+    found = Trace(model(), [1, 2, 3]).why(words=0)
     part = next(p for p in found.ranked_parts("feed_forward") if p["layer"] == 1)
     assert part["total"] == pytest.approx(part["direct"], rel=1e-4)
 
 
 def test_percentiles_and_counts():
-    found = trace(model(), [1, 2, 3, 4, 5]).why(words=0)
+    found = Trace(model(), [1, 2, 3, 4, 5]).why(words=0)
     heads = found.ranked_parts("head")
     assert len(heads) == 2 * 4 * 5
     assert heads[0]["percentile"] == 100.0
     assert heads[-1]["percentile"] == pytest.approx(100 / 40)
     assert found.ranked_by == "total"
-    some = trace(model(), [1, 2, 3, 4, 5]).why(words=0, parts=3)
+    some = Trace(model(), [1, 2, 3, 4, 5]).why(words=0, parts=3)
     assert some.ranked_by == "direct"
     assert sum(p["total"] is not None for p in some.ranked_parts("head")) == 3
     assert some.ranked_parts("feed_forward")[0]["total"] is not None
@@ -187,13 +187,13 @@ def test_alternatives_keep_their_kind():
 
 
 def test_the_soft_cap_is_a_last_step():
-    t = trace(model(logit_softcap=5.0), [1, 2, 3])
+    t = Trace(model(logit_softcap=5.0), [1, 2, 3])
     found = t.why(words=0)
     step = found.target.softcap
     assert step["after"] == pytest.approx(5.0 * torch.tanh(torch.tensor(step["before"] / 5.0)).item(), rel=1e-5)
     assert "before the soft cap" in found.target.way.unit
     assert "before the soft cap" in found.sentence()
-    assert trace(model(), [1, 2]).why(words=0).target.softcap is None
+    assert Trace(model(), [1, 2]).why(words=0).target.softcap is None
 
 
 def test_an_edited_model_is_explained_as_edited():
@@ -213,7 +213,7 @@ def test_an_edited_model_is_explained_as_edited():
 
 
 def test_bfloat16_says_so():
-    found = trace(model().bfloat16(), [1, 2, 3, 4]).why(words=0)
+    found = Trace(model().bfloat16(), [1, 2, 3, 4]).why(words=0)
     assert found.precision == "bfloat16"
     assert found.residual < 0.05
     assert "(bfloat16)" in found.sentence()
@@ -231,6 +231,6 @@ def test_what_is_asked_wrongly_is_said():
     with pytest.raises(UsageError, match="against itself"):
         t.why("b", "b")
     with pytest.raises(UsageError, match="ask one of them"):
-        trace(model(), [[1], [2]]).why()
+        Trace(model(), [[1], [2]]).why()
     with pytest.raises(UsageError, match="knows no vocabulary"):
-        trace(model(), [1]).why("b")
+        Trace(model(), [1]).why("b")

@@ -30,7 +30,7 @@ from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.head_outputs import head_outputs
 from glassformer.interp.run_from import finish
 from glassformer.interp.select import Places, Selection
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.interp.vocabulary import Vocabulary
 from glassformer.model import Transformer
 from glassformer.model.choices import Experts
@@ -171,7 +171,7 @@ class Survey:
     @torch.no_grad()
     def read(self, ids: list[int]) -> None:
         """Take a passage in."""
-        traced = trace(self.transformer, ids, vocabulary=self.vocabulary)
+        traced = Trace(self.transformer, ids, vocabulary=self.vocabulary)
         strength = self.part.acts(traced).double().cpu()
         logits = traced.forward.get("logits")[0]
         other = self._without(traced)

@@ -297,15 +297,3 @@ class Trace(Traced):
     def __repr__(self) -> str:
         texts = f"{len(self.ids)} texts, " if self.batched else ""
         return f"<glassformer.Trace of {texts}{self.length} tokens, {self.config.n_layers} layers, {self.precision}>"
-
-
-def trace(
-    transformer: Transformer,
-    ids: Ids | Tensor,
-    *,
-    tap: Tap | None = None,
-    vocabulary: Vocabulary | None = None,
-    model: str = "",
-) -> Trace:
-    """Run one forward and keep what everything inside it can be derived from; see `Trace`."""
-    return Trace(transformer, ids, tap=tap, vocabulary=vocabulary, model=model)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from glassformer.errors import MemoryLimitError, ShapeError, SiteError, TextError
 from glassformer.interp import edits, memory
 from glassformer.interp.taps import Record, compose
-from glassformer.interp.trace import Trace, trace
+from glassformer.interp.trace import Trace
 from glassformer.model.sites import names
 from glassformer.model.transformer import Transformer
 from tests.interp.helpers import close, model, randomised
@@ -37,7 +37,7 @@ def seen(transformer: Transformer, ids, mask=None, tap=None, only="") -> dict[st
 def test_every_site_of_any_design(config, seed):
     transformer = randomised(Transformer(config), seed).double()
     ids = torch.randint(0, config.vocab_size, (1, 11), generator=torch.Generator().manual_seed(seed))
-    t = trace(transformer, ids[0].tolist())
+    t = Trace(transformer, ids[0].tolist())
     for name, x in seen(transformer, ids).items():
         close(t.tensor(name), x, name, ROUNDING)
         axis = 2 if name.endswith(("scores", "pattern")) else 1
@@ -51,9 +51,9 @@ def test_a_padded_batch(config, seed):
     transformer = randomised(Transformer(config), seed).double()
     g = torch.Generator().manual_seed(seed)
     rows = [torch.randint(0, config.vocab_size, (n,), generator=g).tolist() for n in (9, 4, 7)]
-    t = trace(transformer, rows)
+    t = Trace(transformer, rows)
     for i, row in enumerate(rows):
-        alone = trace(transformer, row)
+        alone = Trace(transformer, row)
         one = t.row(i)
         for name in names(config):
             close(one.tensor(name), alone.tensor(name), name, ROUNDING)
@@ -64,14 +64,14 @@ def test_the_stream_is_the_forward_s_bit_by_bit():
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         transformer = model().to(dtype)
         ids = torch.arange(12)[None]
-        t, passed = trace(transformer, ids[0].tolist()), seen(transformer, ids, only="resid")
+        t, passed = Trace(transformer, ids[0].tolist()), seen(transformer, ids, only="resid")
         for name, x in passed.items():
             assert torch.equal(t.tensor(name), x), (name, dtype)
 
 
 def test_tiles_rows_and_heads_are_slices_of_the_whole():
     transformer = model(windows=(None, 3), softcap=4.0)
-    t = trace(transformer, list(range(20)))
+    t = Trace(transformer, list(range(20)))
     for layer in range(2):
         for of in (t.pattern, t.scores):
             whole = of(layer)
@@ -83,12 +83,12 @@ def test_tiles_rows_and_heads_are_slices_of_the_whole():
 
 def test_long_texts_are_derived_in_tiles():
     transformer = model(context=700)
-    t = trace(transformer, [i % 40 for i in range(600)])
+    t = Trace(transformer, [i % 40 for i in range(600)])
     close(t.pattern(1), seen(transformer, torch.tensor([t.ids]))["blocks.1.attn.pattern"][0])
 
 
 def test_shapes_and_aliases():
-    t = trace(model(), [1, 2, 3])
+    t = Trace(model(), [1, 2, 3])
     assert t["blocks.1.attn.pattern"].shape == (4, 3, 3)
     assert torch.equal(t["blocks.-1.attn.hook_pattern"], t["blocks.1.attn.pattern"])
     assert t["logits"].shape == (3, 40)
@@ -96,13 +96,13 @@ def test_shapes_and_aliases():
     assert len(t) == 3
     assert t.tokens == ["<1>", "<2>", "<3>"]
     assert "3 tokens" in repr(t)
-    assert trace(model(), [[1, 2], [3]])["embed"].shape == (2, 2, 16)
+    assert Trace(model(), [[1, 2], [3]])["embed"].shape == (2, 2, 16)
 
 
 def test_heads_add_up_to_what_attention_adds():
     for post in (False, True):
         transformer = model(post=post)
-        t = trace(transformer, list(range(9)))
+        t = Trace(transformer, list(range(9)))
         heads = t.head_outputs(1)
         bias = transformer.blocks[1].attn.o.bias
         if not post:
@@ -143,7 +143,7 @@ def test_an_edited_row_of_a_batch():
 
 def test_gradients_agree_with_differences():
     transformer = model(post=True, logit_softcap=5.0).double()
-    t = trace(transformer, [3, 1, 4, 1, 5])
+    t = Trace(transformer, [3, 1, 4, 1, 5])
     for name in names(transformer.config):
         if name.endswith("scores"):
             continue
@@ -163,7 +163,7 @@ def test_gradients_agree_with_differences():
 
 def test_gradients_of_a_function_and_of_batches():
     transformer = model()
-    t = trace(transformer, [[1, 2, 3], [4, 5]])
+    t = Trace(transformer, [[1, 2, 3], [4, 5]])
     both = t.gradients(["embed", "blocks.1.attn.z"], lambda logits: logits[:, -1, 3].sum())
     one = t.row(1).gradient("blocks.1.attn.z", lambda logits: logits[:, -1, 3].sum())
     close(both["blocks.1.attn.z"][1, 1:], one)
@@ -173,7 +173,7 @@ def test_gradients_of_a_function_and_of_batches():
 
 
 def test_what_is_asked_wrongly_is_said():
-    t = trace(model(), [1, 2, 3])
+    t = Trace(model(), [1, 2, 3])
     with pytest.raises(SiteError, match=r"no site 'blocks.0.attn.patern'.*Did you mean blocks.0.attn.pattern"):
         t["blocks.0.attn.patern"]
     with pytest.raises(SiteError, match="2 layers"):
@@ -183,16 +183,16 @@ def test_what_is_asked_wrongly_is_said():
     with pytest.raises(ShapeError, match="3 tokens, positions 0 to 2; there is no position 7"):
         t.pattern(0, 0, 7)
     with pytest.raises(TextError, match="at least one token"):
-        trace(model(), [])
+        Trace(model(), [])
     with pytest.raises(TextError, match="Token id 40 is not in this model's vocabulary of 40"):
-        trace(model(), [40])
+        Trace(model(), [40])
     with pytest.raises(SiteError, match=r"position 9, and the text ended at position 2"):
         Trace(model(), [1, 2, 3], tap=edits.ablate(layer=0, positions=9))
 
 
 def test_what_would_not_fit_is_refused_with_the_arithmetic(monkeypatch):
     transformer = model(context=4096)
-    t = trace(transformer, [i % 40 for i in range(2100)])
+    t = Trace(transformer, [i % 40 for i in range(2100)])
     monkeypatch.setattr(memory, "available", lambda device="cpu": 50_000_000)
     with pytest.raises(
         MemoryLimitError, match=r"4 × 2,100 × 2,100 numbers × 4 bytes = 70.6 MB and 50.0 MB are free; ask for one head"
@@ -202,7 +202,7 @@ def test_what_would_not_fit_is_refused_with_the_arithmetic(monkeypatch):
     assert not t.cost("blocks.0.attn.pattern").fits
     monkeypatch.setattr(memory, "available", lambda device="cpu": 1000)
     with pytest.raises(MemoryLimitError, match="A trace would take .* tokens × 2 layers"):
-        trace(model(context=200_000, n_layers=2), [1] * 150_000)
+        Trace(model(context=200_000, n_layers=2), [1] * 150_000)
 
 
 def test_estimates_grow_with_length_not_its_square():
