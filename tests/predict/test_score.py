@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from glassformer.errors import TextError, UsageError
 from glassformer.model import Attention, FeedForward, Transformer, uniform
-from glassformer.predict.score import Score, score, window_plan
+from glassformer.predict.score import Score, context_windows, score
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def tiny() -> Transformer:
 def test_every_token_is_predicted_once(tokens: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
     seen: list[int] = []
-    for start, inputs, new in window_plan(tokens, context, stride):
+    for start, inputs, new in context_windows(tokens, context, stride):
         assert start >= 0
         assert start + inputs <= tokens - 1
         assert inputs == min(context, tokens - 1)
@@ -68,9 +68,9 @@ def test_only_what_counts_is_counted(tiny: Transformer) -> None:
 
 
 def test_progress_and_units(tiny: Transformer) -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int | None, str]] = []
     score(tiny, list(range(40)), 8, 4, progress=lambda *at: told.append(at))
-    assert told[-1] == (39, 39)
+    assert told[-1] == (39, 39, "tokens")
     made = Score(nats=10 * math.log(2), tokens=5, context=8, stride=4)
     assert made.loss == pytest.approx(2 * math.log(2))
     assert made.perplexity == pytest.approx(4)

@@ -242,16 +242,16 @@ class _Search:
         following = torch.log_softmax(logits.detach().double(), -1).exp().cpu().numpy() * mass
         left, right = classes(self.left), classes(text)
         self.open[status] -= mass
-        shape_of, plan = self._plan(left, right, pending)
-        weights = np.bincount(shape_of, weights=following, minlength=len(plan.leaves))
-        if plan.silent is not None:  # special tokens: the text ends here
+        shape_of, found = self._outcomes(left, right, pending)
+        weights = np.bincount(shape_of, weights=following, minlength=len(found.leaves))
+        if found.silent is not None:  # special tokens: the text ends here
             final = text + ("\ufffd" if pending else "")
-            self._book(read(left, classes(final), True), final, float(weights[plan.silent]))
-        for members, shape in plan.closed:
+            self._book(read(left, classes(final), True), final, float(weights[found.silent]))
+        for members, shape in found.closed:
             self._book(read(left, right + shape), text, float(weights[members].sum()))
-        leaves_of = plan.leaves[shape_of]
+        leaves_of = found.leaves[shape_of]
         for kind in (OPEN, NEW, FINISH):
-            self.open[kind] += float(weights[plan.leaves == kind].sum())
+            self.open[kind] += float(weights[found.leaves == kind].sum())
             if kind == FINISH and not self.inside:
                 continue
             ids = np.flatnonzero((leaves_of == kind) & (following > 0))
@@ -260,16 +260,16 @@ class _Search:
             ids = ids[np.argsort(-following[ids], kind="stable")]
             self._push(_Queue(path, kind, following[ids], ids))
 
-    def _plan(self, left: str, right: str, pending: bytes) -> tuple[np.ndarray, WordOutcomes]:
-        """What each shape of token settles here. Many paths look alike, so plans are kept."""
+    def _outcomes(self, left: str, right: str, pending: bytes) -> tuple[np.ndarray, WordOutcomes]:
+        """What each shape of token settles here. Many paths look alike, so they are kept."""
         shapes, shape_of = self.spell.after(pending)
         key = (shorten(left), shorten(right), pending)
-        plan = self.spell.plans.get(key)
-        if plan is None:
-            if len(self.spell.plans) > 4096:
-                self.spell.plans.clear()
-            plan = self.spell.plans[key] = word_outcomes(key[0], key[1], shapes)
-        return shape_of, plan
+        found = self.spell.outcomes.get(key)
+        if found is None:
+            if len(self.spell.outcomes) > 4096:
+                self.spell.outcomes.clear()
+            found = self.spell.outcomes[key] = word_outcomes(key[0], key[1], shapes)
+        return shape_of, found
 
     def _push(self, queue: _Queue) -> None:
         if queue.reached < len(queue.ids):

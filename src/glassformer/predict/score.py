@@ -22,6 +22,7 @@ from torch import Tensor
 from glassformer.data.packing import groups
 from glassformer.errors import TextError, UsageError
 from glassformer.model import Config, Transformer
+from glassformer.system.progress import Progress
 
 ROWS = 512  # logits at a time: rows × vocab floats
 SORTED_PASSES = 16  # forward passes whose windows are sorted by length: the more, the less padding
@@ -33,7 +34,7 @@ class Tokens(Protocol):
 
     def __len__(self) -> int: ...
 
-    def slice(self, start: int, n: int) -> NDArray[Any]:
+    def slice(self, start: int, n: int) -> NDArray[np.integer]:
         """`n` ids from `start`."""
         ...
 
@@ -93,7 +94,7 @@ class Window(NamedTuple):
         return self.inputs + self.begins
 
 
-def window_plan(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+def context_windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """Which windows read a text of `tokens` ids: (first input, inputs, how many of the last targets are new)."""
     targets = tokens - 1
     if targets <= context:
@@ -119,8 +120,8 @@ def document_windows(
     """
     for low, high in spans:
         inner = begins and high - low - 1 > context and context > 1
-        plan = window_plan(high - low, context, stride) if high - low > 1 else ()
-        for number, (start, inputs, new) in enumerate(plan):
+        found = context_windows(high - low, context, stride) if high - low > 1 else ()
+        for number, (start, inputs, new) in enumerate(found):
             if inner and number:
                 kept = min(inputs, context - 1)  # the new targets are the last ones, so what goes is at the front
                 yield Window(low + start + inputs - kept, kept, min(new, kept), True)
@@ -145,7 +146,7 @@ def score(
     documents: Sequence[tuple[int, int]] | None = None,
     bos: int | None = None,
     batch: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Score:
     """The strided log-likelihood of ids.
 
@@ -159,7 +160,7 @@ def score(
             each is not counted. None for one document.
         bos: a token that begins windows inside a document, for models that ask for one.
         batch: windows of `context` tokens per forward; None for a choice by the model.
-        progress: called with (targets done, targets in all).
+        progress: called with targets done, targets in all and "tokens".
 
     Raises:
         TextError: fewer than 2 tokens.
@@ -182,8 +183,8 @@ def score(
     total = sum(max(0, high - low - 1) for low, high in spans)
     # a window inside a document gives one place to its begin-of-text token, so it has no more new targets than that
     step = min(stride, context - 1) if bos is not None and context > 1 else stride
-    plan = document_windows(spans, context, step, bos is not None)
-    while some := list(itertools.islice(plan, max(64, SORTED_PASSES * budget // context))):
+    windows = document_windows(spans, context, step, bos is not None)
+    while some := list(itertools.islice(windows, max(64, SORTED_PASSES * budget // context))):
         kept = []
         for window in some:
             places = _places(window, counted)
@@ -195,7 +196,7 @@ def score(
             tokens += sum(len(places) for _, places, _ in rows)
         done += sum(window.new for window in some)
         if progress:
-            progress(done, total)
+            progress(done, total, "tokens")
     return Score(nats, tokens, context, stride)
 
 
@@ -203,7 +204,7 @@ def _cost(
     model: Transformer | Reading,
     device: torch.device,
     rows: Sequence[tuple[Window, NDArray[np.int64], int]],
-    read: Callable[[int, int], NDArray[Any]],
+    read: Callable[[int, int], NDArray[np.integer]],
     bos: int | None,
 ) -> float:
     """Minus the log-likelihood of the counted targets of some windows, the longest first."""
@@ -232,7 +233,7 @@ def _logits_at(transformer: Transformer, tokens: Tensor, rows: Tensor, places: T
         yield transformer.unembed_hidden(hidden[None, first : first + ROWS])[0].float()
 
 
-def _reader(ids: Any) -> Callable[[int, int], NDArray[Any]]:
+def _reader(ids: Any) -> Callable[[int, int], NDArray[np.integer]]:
     array = np.asarray(ids, dtype=np.int64)
     return lambda start, n: array[start : start + n]
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import codecs
 import re
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from glassformer.tokenizer.word_breaks import classes
 
 if TYPE_CHECKING:
+    from glassformer.predict.word_state import WordOutcomes
     from glassformer.tokenizer.tokenizer import Tokenizer
 
 # Longer runs of these settle nothing more.
@@ -48,13 +49,13 @@ class Spellings:
 
     Attributes:
         bytes: of every id; b"" for special tokens and for ids that stand for nothing.
-        plans: a place for readers to keep what shapes settle where.
+        outcomes: a place for readers to keep what shapes settle where.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
         silent = tokenizer.special_ids
         self.bytes = [b"" if id in silent else tokenizer.token_bytes(id) for id in range(vocab)]
-        self.plans: dict[tuple[str, str, bytes], Any] = {}
+        self.outcomes: dict[tuple[str, str, bytes], WordOutcomes] = {}
         self._after: dict[bytes, tuple[list[str | None], np.ndarray]] = {}
 
     def after(self, pending: bytes) -> tuple[list[str | None], np.ndarray]:

@@ -97,6 +97,7 @@ class WordOutcomes:
 
 
 def word_outcomes(left: str, right: str, shapes: Sequence[str | None]) -> WordOutcomes:
+    """What each shape, added to a text of these two halves, does to the word that is open at its end."""
     leaves = np.full(len(shapes), -1)
     closed: dict[Reading, list[int]] = {}
     silent = None

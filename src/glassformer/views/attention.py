@@ -24,7 +24,7 @@ from glassformer.views.session import plain
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
     from glassformer.lm import Model
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 HEADS = "glassformer.heads/1"
@@ -49,7 +49,7 @@ class ThumbnailsAsk(Ask):
     "thumbnails",
     ThumbnailsAsk,
     room="attention",
-    report=lambda plan: plan.kept("thumbnails"),
+    report=lambda draft: draft.kept("thumbnails"),
     trims=("size",),
 )
 def thumbnails(session: Session, ask: ThumbnailsAsk, check: Check) -> Json:
@@ -84,20 +84,20 @@ def _shrunk(trace: Trace, layer: int, size: int) -> Tensor:
     return out
 
 
-def _patterns(plan: ReportPlan) -> Json:
+def _patterns(draft: ReportDraft) -> Json:
     """Lower triangles of the heads' patterns in 16 bits; of a long text, only of the heads that matter most."""
-    trace = plan.session.trace(plan.request)
+    trace = draft.session.trace(draft.request)
     n, layers = trace.length, trace.config.n_layers
     every = [(layer, h) for layer in range(layers) for h in range(trace.config.n_heads(layer))]
     rows, columns = torch.tril_indices(n, n)
     most = max(1, PATTERN_BYTES // (2 * len(rows)))
-    order = list(dict.fromkeys([*plan.heads, *every]))[:most]
+    order = list(dict.fromkeys([*draft.heads, *every]))[:most]
     found = {}
     for layer in range(layers):
         here = [h for at, h in order if at == layer]
         if not here:
             continue
-        plan.check()
+        draft.check()
         grid = trace.pattern(layer).float().cpu()
         for head in here:
             small = (grid[head][rows, columns] * 65535).round().to(torch.int32).to(torch.uint16)
@@ -159,33 +159,33 @@ def attention(session: Session, ask: AttentionAsk, check: Check) -> Json:
     }
 
 
-def _kept_cells(plan: ReportPlan) -> list[dict[str, int]]:
+def _kept_cells(draft: ReportDraft) -> list[dict[str, int]]:
     """Of the heads that matter most, the cell that the last token looks at most; of the first, its row."""
-    trace = plan.session.trace(plan.request)
-    last = plan.count - 1
+    trace = draft.session.trace(draft.request)
+    last = draft.count - 1
     wanted = []
-    for layer, head in plan.heads[:CELLS]:
+    for layer, head in draft.heads[:CELLS]:
         row = trace.pattern(layer, head, last).flatten()
-        wanted.append((layer, head, last, int(row[: plan.count].argmax())))
-    if plan.heads:
-        layer, head = plan.heads[0]
-        wanted += [(layer, head, last, key) for key in range(min(plan.count, CELLS))]
-    if "stage" in plan.rooms:
+        wanted.append((layer, head, last, int(row[: draft.count].argmax())))
+    if draft.heads:
+        layer, head = draft.heads[0]
+        wanted += [(layer, head, last, key) for key in range(min(draft.count, CELLS))]
+    if "stage" in draft.rooms:
         from glassformer.views.stage import strongest
 
-        wanted += strongest(plan)
+        wanted += strongest(draft)
     return [dict(zip(("layer", "head", "query", "key"), at, strict=True)) for at in dict.fromkeys(wanted)]
 
 
-def _cells(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
-    for at in _kept_cells(plan):
-        yield from plan.tried("cell", **at)
+def _cells(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
+    for at in _kept_cells(draft):
+        yield from draft.tried("cell", **at)
 
 
-def _reasons(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
+def _reasons(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
     """Of the first cells, why the head looks there; of a long text, whose grids of words are large, of one."""
-    for at in _kept_cells(plan)[: REASONS if plan.count <= LONG else 1]:
-        yield from plan.tried("reasons", **at, most=24)
+    for at in _kept_cells(draft)[: REASONS if draft.count <= LONG else 1]:
+        yield from draft.tried("reasons", **at, most=24)
 
 
 class CellAsk(Ask):
@@ -334,7 +334,7 @@ class HeadsAsk(Strict):
     "heads",
     HeadsAsk,
     room="attention",
-    report=lambda plan: None if plan.options.light and "heads" not in plan.options.given else plan.kept("heads"),
+    report=lambda draft: None if draft.options.light and "heads" not in draft.options.given else draft.kept("heads"),
     python="model.heads()",
 )
 def heads(session: Session, ask: HeadsAsk, check: Check) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from glassformer.views.next import difference, listed
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 
@@ -42,24 +43,24 @@ class CompareAsk(Strict):
     top: Count = Field(default=20, description="Tokens listed.")
 
 
-def _other(plan: ReportPlan) -> Json:
-    other = plan.options.other or {}
-    return {"text": other.get("text") or plan.text, "model": other.get("model") or plan.model, "bos": plan.bos}
+def _other(draft: ReportDraft) -> Json:
+    other = draft.options.other or {}
+    return {"text": other.get("text") or draft.text, "model": other.get("model") or draft.model, "bos": draft.bos}
 
 
-def _compared(plan: ReportPlan) -> Any:
+def _compared(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
     """The other text or model beside this one: next token, lens, heads with pictures of a few.
 
     What cannot be laid side by side is kept as the sentence that says so.
     """
-    sides = {"a": plan.same, "b": _other(plan)}
-    shown = {"a": {"edits": plan.edits}, "b": {**sides["b"], "model": (plan.options.other or {}).get("model")}}
+    sides = {"a": draft.same, "b": _other(draft)}
+    shown = {"a": {"edits": draft.edits}, "b": {**sides["b"], "model": (draft.options.other or {}).get("model")}}
     for what in ("next", "lens", "attention"):
-        for _, answer in plan.tried("compare", **sides, what=what):
+        for _, answer in draft.tried("compare", **sides, what=what):
             yield {**shown, "what": what}, answer
             for found in answer.get("heads", [])[:DIFFERENCES]:
                 at = {"layer": found["layer"], "head": found["head"]}
-                for _, one in plan.tried("compare", **sides, what=what, **at):
+                for _, one in draft.tried("compare", **sides, what=what, **at):
                     kept = {k: v for k, v in one.items() if k not in ("a_pattern", "b_pattern")}
                     yield {**shown, "what": what, **at}, kept
 
@@ -157,21 +158,21 @@ class PatchAsk(Strict):
     )
 
 
-def _patched(plan: ReportPlan) -> Any:
-    other = _other(plan)
-    given = plan.options.given.get("patched", {})
-    if (plan.options.other or {}).get("model") or plan.edits:
+def _patched(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
+    other = _other(draft)
+    given = draft.options.given.get("patched", {})
+    if (draft.options.other or {}).get("model") or draft.edits:
         return
-    asked = {"clean": plan.text, "corrupted": other["text"]}
+    asked = {"clean": draft.text, "corrupted": other["text"]}
     for what in ("stream", "attention", "feed_forward", "heads"):
         if what in given:
             yield {**asked, "what": what}, given[what]
         elif what in ("stream", "heads"):
-            if plan.count > PATCHED:
+            if draft.count > PATCHED:
                 left_out = f"A report patches texts of up to {PATCHED} tokens; glassformer patch --html takes longer."
                 yield {**asked, "what": what}, {"problem": left_out}
             else:
-                yield from plan.tried("patch", **asked, what=what)
+                yield from draft.tried("patch", **asked, what=what)
 
 
 @view(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from pydantic import Field, FiniteFloat
@@ -12,7 +13,7 @@ from glassformer.views.asks import Ask, At, TokenChoice
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 # A text up to this many tokens has every position's journey in its report.
@@ -52,7 +53,7 @@ class LensAsk(Lensed):
     "lens",
     LensAsk,
     room="depth",
-    report=lambda plan: packed_lens(plan.ask("lens", top=3)),
+    report=lambda draft: packed_lens(draft.ask("lens", top=3)),
     python="model.trace({text!r}).lens({top})",
 )
 def lens(session: Session, ask: LensAsk, check: Check) -> Json:
@@ -106,10 +107,10 @@ def lens_agreement(session: Session, ask: LensAgreementAsk, check: Check) -> Jso
     return {"rows": rows}
 
 
-def _journeys(plan: ReportPlan) -> Any:
-    at = range(plan.count) if plan.count <= ALL_JOURNEYS else sorted({plan.count - 1, plan.explained})
+def _journeys(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
+    at = range(draft.count) if draft.count <= ALL_JOURNEYS else sorted({draft.count - 1, draft.explained})
     for position in at:
-        yield from plan.kept("journey", position=position)
+        yield from draft.kept("journey", position=position)
 
 
 class JourneyAsk(At):

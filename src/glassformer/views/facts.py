@@ -26,7 +26,7 @@ from glassformer.views.registry import Check, Json, view
 if TYPE_CHECKING:
     from glassformer.interp.exciting import Exciting
     from glassformer.lm import Model
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 FORMAT = "glassformer.exciting/1"
@@ -51,13 +51,13 @@ class ExcitingAsk(Strict):
     top: int = Field(default=5, ge=1, le=5, description="Passages listed.")
 
 
-def _facts(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
+def _facts(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
     """What excites the neurons that pushed the prediction most; the docstrings that are read within a while."""
     patience = time.monotonic() + PATIENCE
-    for neuron in plan.ask("neurons", **plan.plain, top=16)["neurons"][:FACTS]:
+    for neuron in draft.ask("neurons", **draft.plain, top=16)["neurons"][:FACTS]:
         at = {"layer": neuron["layer"], "neuron": neuron["index"]}
         try:
-            while (found := plan.session.view("exciting", at | {"model": plan.model}, plan.check))["done"] < found[
+            while (found := draft.session.view("exciting", at | {"model": draft.model}, draft.check))["done"] < found[
                 "of"
             ]:
                 if time.monotonic() > patience:

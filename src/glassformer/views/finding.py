@@ -146,7 +146,7 @@ class TextsAsk(Strict):
     "texts",
     TextsAsk,
     room="texts",
-    report=lambda plan: plan.kept("texts", texts=list(plan.options.texts)),
+    report=lambda draft: draft.kept("texts", texts=list(draft.options.texts)),
 )
 def texts(session: Session, ask: TextsAsk, check: Check) -> Json:
     """One number over several texts, in the model as it is and as it is changed."""

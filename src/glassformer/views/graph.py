@@ -15,7 +15,7 @@ from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.interp.edge_graph import Graph
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 # Edges that one drawing holds at most, those of one by position, and sets of them whose faithfulness is measured.
@@ -32,11 +32,11 @@ class GraphAsk(PairAsk):
     )
 
 
-def _graphed(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
+def _graphed(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
     """The circuit to the text that stands beside the report's, in the same model as it is."""
-    other = plan.options.other or {}
-    if other.get("text") and not (other.get("model") or plan.edits or plan.options.light):
-        yield from plan.tried("graph", clean=plan.text, corrupted=other["text"])
+    other = draft.options.other or {}
+    if other.get("text") and not (other.get("model") or draft.edits or draft.options.light):
+        yield from draft.tried("graph", clean=draft.text, corrupted=other["text"])
 
 
 @view("graph", GraphAsk, room="why", report=_graphed)

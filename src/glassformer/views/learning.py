@@ -15,7 +15,7 @@ from glassformer.views.asks import Ask, Strict
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 
@@ -29,9 +29,9 @@ class RunsAsk(Strict):
     pass
 
 
-def _runs(plan: ReportPlan) -> Any:
-    for _, found in plan.kept("runs"):
-        yield {}, {"runs": [one for one in found["runs"] if one["name"] == plan.options.run]}
+def _runs(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
+    for _, found in draft.kept("runs"):
+        yield {}, {"runs": [one for one in found["runs"] if one["name"] == draft.options.run]}
 
 
 @view("runs", RunsAsk, room="learning", report=_runs)
@@ -50,7 +50,7 @@ class RunAsk(Strict):
     "run",
     RunAsk,
     room="learning",
-    report=lambda plan: plan.kept("run", name=plan.options.run) if plan.options.run else None,
+    report=lambda draft: draft.kept("run", name=draft.options.run) if draft.options.run else None,
 )
 def run(session: Session, ask: RunAsk, check: Check) -> Json:
     """One run: its recipe, curves, samples, probes and checkpoints."""
@@ -66,7 +66,7 @@ class FilmAsk(Strict):
     weight: str | None = Field(default=None, description="Weight matrix shown; the first that is kept by default.")
 
 
-@view("film", FilmAsk, room="learning", report=lambda plan: _filmed(plan))
+@view("film", FilmAsk, room="learning", report=lambda draft: _filmed(draft))
 def film(session: Session, ask: FilmAsk, check: Check) -> Json:
     """The film of a run: at each frame the sample, the likeliest next tokens, one head's pattern, embeddings in the
     plane of the last frame's two principal axes, and one weight matrix (at most 64 rows and columns)."""
@@ -134,12 +134,12 @@ def _dots(frames: list[Any], run: Any) -> Json:
     return {"dots": packed(dots), "dot_tokens": spelled_alone(tokenizer, chosen), "dots_shown": share.tolist()}
 
 
-def _filmed(plan: ReportPlan) -> Any:
+def _filmed(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
     from glassformer.train.reading import read_run
 
-    name = plan.options.run
-    if name and read_run(plan.session.runs, name).frames:
-        yield from plan.kept("film", name=name)
+    name = draft.options.run
+    if name and read_run(draft.session.runs, name).frames:
+        yield from draft.kept("film", name=name)
 
 
 def repeated(session: Session, ask: Any, check: Check) -> Iterator[Json]:
@@ -208,7 +208,7 @@ class RunStepAsk(Ask):
     "run_step",
     RunStepAsk,
     room="learning",
-    report=lambda plan: plan.tried("run_step", edits=[]),
+    report=lambda draft: draft.tried("run_step", edits=[]),
     trims=("top",),
 )
 def run_step(session: Session, ask: RunStepAsk, check: Check) -> Json:

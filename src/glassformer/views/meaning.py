@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from glassformer.interp.meaning import Meaning
     from glassformer.interp.trace import Trace
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 
@@ -28,15 +29,15 @@ STEPS = 3
 ROWS = 64
 
 
-def _meaning(plan: ReportPlan) -> Any:
-    word, texts = plan.options.word, list(plan.options.contexts)
+def _meaning(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
+    word, texts = draft.options.word, list(draft.options.contexts)
     # as the page asks: other texts have no such places
     edits = [
         one
-        for one in plan.edits
+        for one in draft.edits
         if one.get("position") is None and not one.get("source") and one["kind"] != "ablate_read"
     ]
-    return plan.kept("meaning", word=word, texts=texts, edits=edits)
+    return draft.kept("meaning", word=word, texts=texts, edits=edits)
 
 
 class MeaningAsk(Strict):

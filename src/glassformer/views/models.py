@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -10,7 +11,7 @@ from glassformer.views.asks import Strict
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 
@@ -20,9 +21,9 @@ class SizeAsk(Strict):
     context: int | None = Field(default=None, ge=1, description="Length of the text that costs are counted for.")
 
 
-def _sizes(plan: ReportPlan) -> Any:
-    yield from plan.kept("size")
-    yield from plan.kept("size", name="gpt3")
+def _sizes(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
+    yield from draft.kept("size")
+    yield from draft.kept("size", name="gpt3")
 
 
 @view("size", SizeAsk, room="size", report=_sizes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 
@@ -60,6 +60,7 @@ def tokens(session: Session, ask: Ask, check: Check) -> Json:
 
 
 def logits_at(session: Session, ask: At) -> tuple[int, Tensor]:
+    """The position asked for, counted from the start, and its logits (vocab) in float32."""
     trace = session.trace(ask)
     position = trace.position(ask.position)
     return position, trace.logits(position).float()
@@ -84,16 +85,17 @@ def listed(model: Model, logits: Tensor, top: int, before: Sequence[int] = ()) -
 
 
 def entropy(logits: Tensor) -> float:
+    """Entropy of the softmax of logits (vocab), in nats."""
     logprobs = torch.log_softmax(logits.double(), -1)
     return float(-(logprobs.exp() * logprobs).nan_to_num(0.0).sum())
 
 
-def _nexts(plan: ReportPlan) -> Any:
+def _nexts(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
     """Every position's likeliest tokens, and the last one's whole distribution for the sliders."""
-    for position in range(plan.count):
-        last = position == plan.count - 1
-        found = plan.ask("next", position=position, top=200 if last else 12)
-        yield {"position": position, "edits": plan.edits}, found if last else {**found, "logits": None}
+    for position in range(draft.count):
+        last = position == draft.count - 1
+        found = draft.ask("next", position=position, top=200 if last else 12)
+        yield {"position": position, "edits": draft.edits}, found if last else {**found, "logits": None}
 
 
 class NextAsk(At):
@@ -136,7 +138,9 @@ class WordsAsk(At):
 @view(
     "words",
     WordsAsk,
-    report=lambda plan: None if plan.options.light else plan.kept("words", position=plan.explained, edits=plan.edits),
+    report=lambda draft: (
+        None if draft.options.light else draft.kept("words", position=draft.explained, edits=draft.edits)
+    ),
     trims=("limit",),
 )
 def words(session: Session, ask: WordsAsk, check: Check) -> Json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from glassformer.errors import TextError
 from glassformer.views import bundle
 from glassformer.views.registry import VIEWS, Check, Json
-from glassformer.views.report_data import ReportOptions, ReportPlan
+from glassformer.views.report_data import ReportDraft, ReportOptions
 
 if TYPE_CHECKING:
     from glassformer.views.session import Session
@@ -87,7 +87,7 @@ def collect(
         raise TextError(f"The text has {count} tokens, so there is no position {options.position}.")
     rooms = _with(rooms, options)
     explained = range(count)[options.position]
-    plan = ReportPlan(session, text, model, bos, plain, rooms, options, count, explained, check, say)
+    draft = ReportDraft(session, text, model, bos, plain, rooms, options, count, explained, check, say)
     data: Json = {
         "text": text,
         "model": model,
@@ -110,7 +110,7 @@ def collect(
     for name, view in VIEWS.items():
         if view.report is None or (view.room is not None and view.room not in rooms):
             continue
-        found = view.report(plan)
+        found = view.report(draft)
         if isinstance(found, dict):
             data[name] = found
         elif found is not None:

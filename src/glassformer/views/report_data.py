@@ -53,7 +53,7 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
-class ReportPlan:
+class ReportDraft:
     """One report being made: its text, model, edits and rooms, and the answers asked for so far.
 
     Attributes:

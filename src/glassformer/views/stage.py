@@ -26,7 +26,7 @@ from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 # Arcs and neurons that one drawing holds at most; a long text's threshold rises until they fit.
@@ -86,7 +86,7 @@ def _dims(cells: int, width: int) -> Tensor:
     "stage",
     StageAsk,
     room="stage",
-    report=lambda plan: plan.kept("stage", position=plan.explained),
+    report=lambda draft: draft.kept("stage", position=draft.explained),
 )
 def stage(session: Session, ask: StageAsk, check: Check) -> Json:
     """A text's words, vectors, lanes, arcs, neurons, last vector and next word, drawn from one trace."""
@@ -304,19 +304,19 @@ class CarryAsk(Ask):
     top: int = Field(default=4, ge=1, le=20, description="Tokens that the sum raises and lowers most.")
 
 
-def strongest(plan: ReportPlan, count: int = 16) -> list[tuple[int, int, int, int]]:
+def strongest(draft: ReportDraft, count: int = 16) -> list[tuple[int, int, int, int]]:
     """The strongest arcs of a report's text as (layer, head, query, key): those into the explained word first, and of
     these the ones that do not come from the first, where heads rest."""
-    found = plan.ask("stage", position=plan.explained, edits=plan.edits)["arcs"]
+    found = draft.ask("stage", position=draft.explained, edits=draft.edits)["arcs"]
     columns = [np.frombuffer(base64.b64decode(found[n]["base64"]), "uint16") for n in ("layer", "head", "query", "key")]
     arcs = [(int(a), int(b), int(c), int(d)) for a, b, c, d in zip(*columns, strict=True)]
-    return sorted(arcs, key=lambda arc: (arc[2] != plan.explained, arc[3] == 0))[:count]
+    return sorted(arcs, key=lambda arc: (arc[2] != draft.explained, arc[3] == 0))[:count]
 
 
-def _carries(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
-    asked = [(layer, head, at) for layer, head, query, _ in strongest(plan) for at in (query, plan.explained)]
+def _carries(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
+    asked = [(layer, head, at) for layer, head, query, _ in strongest(draft) for at in (query, draft.explained)]
     for layer, head, query in dict.fromkeys(asked):
-        yield from plan.kept("carry", layer=layer, head=head, query=query)
+        yield from draft.kept("carry", layer=layer, head=head, query=query)
 
 
 @view(
@@ -364,7 +364,7 @@ class SurpriseAsk(Ask):
     pass
 
 
-@view("surprise", SurpriseAsk, room="stage", report=lambda plan: plan.tried("surprise"))
+@view("surprise", SurpriseAsk, room="stage", report=lambda draft: draft.tried("surprise"))
 def surprise(session: Session, ask: SurpriseAsk, check: Check) -> Json:
     """How surprised the model is by each token after the first, and how surprised one that knows nothing would be.
 
@@ -394,7 +394,7 @@ class WithoutAsk(At):
     "without",
     WithoutAsk,
     room="stage",
-    report=lambda plan: plan.kept("without", position=plan.explained),
+    report=lambda draft: draft.kept("without", position=draft.explained),
 )
 def without(session: Session, ask: WithoutAsk, check: Check) -> Json:
     """The likeliest token's probability when one earlier word is out of sight for all later ones, word by word."""

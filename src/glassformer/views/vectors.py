@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 # Pairs that stand in one relation, by relation; every two pairs of a relation are a question.
@@ -75,7 +76,7 @@ def _axes(
     "cloud",
     CloudAsk,
     room="vectors",
-    report=lambda plan: _cloud_of(plan),
+    report=lambda draft: _cloud_of(draft),
     trims=("count",),
 )
 def cloud(session: Session, ask: CloudAsk, check: Check) -> Json:
@@ -113,8 +114,8 @@ def cloud(session: Session, ask: CloudAsk, check: Check) -> Json:
     }
 
 
-def _cloud_of(plan: ReportPlan) -> Any:
-    return plan.kept("cloud", count=1500, words=["king", "man", "woman"])
+def _cloud_of(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
+    return draft.kept("cloud", count=1500, words=["king", "man", "woman"])
 
 
 class SumAsk(Strict):
@@ -125,7 +126,7 @@ class SumAsk(Strict):
 
 
 @view(
-    "sum", SumAsk, room="vectors", report=lambda plan: plan.kept("sum"), trims=("top",),
+    "sum", SumAsk, room="vectors", report=lambda draft: draft.kept("sum"), trims=("top",),
     python="model.neighbours({words!r}, k={top})",
 )  # fmt: skip
 def word_sum(session: Session, ask: SumAsk, check: Check) -> Json:
@@ -137,7 +138,7 @@ class RateAsk(Strict):
     model: str | None = Field(default=None, description="Model, as it was opened; by default the current one.")
 
 
-@view("sums", RateAsk, room="vectors", report=lambda plan: plan.kept("sums"))
+@view("sums", RateAsk, room="vectors", report=lambda draft: draft.kept("sums"))
 def rate(session: Session, ask: RateAsk, check: Check) -> Json:
     """How often a − b + c is nearest to the right word, over a built-in list of relations.
 

@@ -15,7 +15,7 @@ from glassformer.views.registry import Check, Json, view
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
     from glassformer.interp.why import Why
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 # Parts that a report switches off and turns, one at a time, and how far besides.
@@ -36,7 +36,7 @@ class WhyAsk(At):
     "why",
     WhyAsk,
     room="why",
-    report=lambda plan: plan.kept("why", **plan.plain),
+    report=lambda draft: draft.kept("why", **draft.plain),
     trims=("words", "parts"),
     python="model.trace({text!r}).why({token!r}, {against!r}, {position})",
 )
@@ -154,17 +154,17 @@ def _by_layer(parts: Any) -> list[Json]:
     return [{"layer": None if i < 0 else i, "kind": kind, "claimed": x} for (i, kind), x in sorted(sums.items())]
 
 
-def _effects(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
+def _effects(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
     """Before and after, for each of the largest parts and words switched off or turned alone (and for the report's own
     edits)."""
-    tries: list[list[Json]] = [plan.edits] if plan.edits else []
-    short = plan.count <= LONG and not plan.options.light and not plan.edits
+    tries: list[list[Json]] = [draft.edits] if draft.edits else []
+    short = draft.count <= LONG and not draft.options.light and not draft.edits
     for kind in ("parts", "words") if short else ("parts",):
-        found = [one["edit"] for one in plan.why[kind] if one["edit"] is not None][:EFFECTS]
+        found = [one["edit"] for one in draft.why[kind] if one["edit"] is not None][:EFFECTS]
         tries += [[edit] for edit in found]
         tries += [[{**dial_of(edit), "by": by}] for edit in found for by in STEPS if short]
     for edits in tries:
-        yield from plan.kept("effects", edits=edits, position=plan.explained, top=8)
+        yield from draft.kept("effects", edits=edits, position=draft.explained, top=8)
 
 
 class EffectsAsk(At):
@@ -203,7 +203,7 @@ class NeuronsAsk(At):
     "neurons",
     NeuronsAsk,
     room="why",
-    report=lambda plan: plan.kept("neurons", **plan.plain, top=16),
+    report=lambda draft: draft.kept("neurons", **draft.plain, top=16),
     trims=("top",),
     python="model.trace({text!r}).neurons({token!r}, {against!r}, {position}, k={top})",
 )
