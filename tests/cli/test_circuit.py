@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,14 +10,8 @@ import glassformer
 from glassformer.cli import circuit as verb
 from glassformer.interp import tasks
 from tests.cli.running import answer, run
-from tests.tiny import tiny_directory
 
 ASKED = ("circuit", "a mole of", "A mole of", "--answer", " mole", "--wrong", " of")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_directory(tmp_path_factory.mktemp("circuit") / "tiny")
 
 
 @pytest.fixture(autouse=True)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 import glassformer
 from tests.cli.running import answer, run
-from tests.tiny import CONTEXT, tiny_directory
+from tests.tiny import CONTEXT
 
 TEXT = "The American shrew mole"
 NO_END = ("--logit-bias", "0=-100")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_directory(tmp_path_factory.mktemp("complete") / "tiny")
 
 
 def test_the_answer_is_what_generate_says(capsys, model):

@@ -24,11 +24,6 @@ ASKED = {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_directory(tmp_path_factory.mktemp("inside") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny OLMoE with the tiny tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM

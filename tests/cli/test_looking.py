@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -12,14 +11,8 @@ import glassformer
 from glassformer.cli import app
 from glassformer.cli.looking import Look, Seen, looking
 from tests.cli.running import answer, held, kept, run
-from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_directory(tmp_path_factory.mktemp("looking") / "tiny")
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,9 @@ import torch
 
 import glassformer
 from tests.cli.running import answer, run
-from tests.tiny import CONTEXT, tiny_directory
+from tests.tiny import CONTEXT
 
 TEXT = "The American shrew mole"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_directory(tmp_path_factory.mktemp("next") / "tiny")
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,8 @@ import pytest
 
 from glassformer.cli.race import _apart
 from tests.cli import running
-from tests.tiny import tiny_directory
 
 TEXT = "The American shrew mole is a small mole. One mole of carbon dioxide."
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_directory(tmp_path_factory.mktemp("race"))
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:

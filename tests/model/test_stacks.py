@@ -12,7 +12,8 @@ from glassformer.model import Cache, Config, Transformer
 from glassformer.model.choices import recurrence_of
 from glassformer.model.sites import Where, names
 from glassformer.train.recipe import Recipe
-from tests.strategies import attentions, differentials, latents, stacks
+from tests.mixers import attentions, differentials, latents
+from tests.strategies import stacks
 
 # A failing stack is small enough to read as it was drawn; making it smaller takes minutes.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)

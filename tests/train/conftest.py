@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import glassformer
 from glassformer.data.corpus import build_corpus
 from glassformer.predict.score import score
 from glassformer.train.data import rows_of
+from glassformer.train.loop import Run
 from glassformer.train.recipe import Recipe
 
 WORDS = tuple(
@@ -95,3 +99,24 @@ def loss_of_saved(place: Path, corpus_file: Path) -> float:
     ids = build_corpus([str(corpus_file)], opened.tokenizer, held_out="tail", fraction=0.1).held_out
     count = len(rows_of(ids).grid(16)) * 16
     return score(opened.transformer, ids.slice(0, count + 1).astype(np.int64), 16, 16).loss
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """`with killed(3):` a run is told to end after that step, as by Ctrl-C."""
+
+    @contextmanager
+    def at(step: int) -> Iterator[None]:
+        plain = Run._one_step
+
+        def one_step(self: Run) -> tuple[float, float, int]:
+            result = plain(self)
+            if self.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Run, "_one_step", one_step)
+            yield
+
+    return at

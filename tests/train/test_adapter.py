@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from glassformer.cli.app import main
 from glassformer.errors import GlassformerError, SourceError, UsageError
 from glassformer.train import adapter, journal, train
 from glassformer.train.frozen import Frozen, packed, unpacked
-from glassformer.train.loop import Run
 from glassformer.train.memory import estimate
 from glassformer.train.plan import plan
 from glassformer.train.reading import read_run
@@ -143,21 +140,13 @@ def test_over_blocks_of_few_bits(
 
 
 def test_a_killed_run_goes_on_to_the_bit(
-    tmp_path: Path, some: Callable[..., Recipe], out: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, some: Callable[..., Recipe], out: Callable[[], Path], killed: Callable[..., Any]
 ) -> None:
     base = tiny_directory(tmp_path / "base", hidden_size=64, intermediate_size=64)
     wanted = some(base, adapter="dora", base="q4_0", precision="bf16", steps=6, save_every=2, micro_batch=3)
     straight = train(wanted, out=out(), quiet=True)
-    place, plain = out(), Run._one_step
-
-    def one_step(self: Run) -> tuple[float, float, int]:
-        result = plain(self)
-        if self.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return result
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "_one_step", one_step)
+    place = out()
+    with killed(3):
         assert train(wanted, out=place, quiet=True).interrupted
     assert train(out=place, resume=True, quiet=True).loss == straight.loss
     assert straight.path is not None

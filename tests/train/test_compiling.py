@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,6 @@ import torch
 from glassformer.errors import UsageError
 from glassformer.model import Transformer
 from glassformer.train import compiling, journal, peak, train
-from glassformer.train.loop import Run
 from glassformer.train.recipe import Recipe
 
 Make = Callable[..., Recipe]
@@ -153,18 +151,9 @@ def test_the_native_step_and_compiling_exclude_each_other(small: Make, out: Plac
 
 
 @pytest.mark.usefixtures("stubbed")
-def test_a_resumed_run_names_a_changed_choice(small: Make, out: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Run._one_step
-
-    def one_step(self: Run) -> tuple[float, float, int]:
-        result = plain(self)
-        if self.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return result
-
+def test_a_resumed_run_names_a_changed_choice(small: Make, out: Place, killed: Callable[..., Any]) -> None:
     place = out()
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "_one_step", one_step)
+    with killed(2):
         train(small(steps=4), out=place, quiet=True)
     train(out=place, resume=True, quiet=True, compile="on")
     (note,) = notes(place)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from glassformer.checkpoint.families import named
 from glassformer.errors import UsageError
 from glassformer.model import Transformer
 from glassformer.train import checkpoint, designs, train
-from glassformer.train.loop import Run
 from glassformer.train.recipe import Recipe
 from glassformer.train.torch_stepper import Objective, fresh
 from glassformer.train.weights import component, kind_of
@@ -120,21 +117,12 @@ def test_what_is_trained_is_of_the_family(tmp_path: Path, design: str) -> None:
 
 @pytest.mark.parametrize("design", ["olmoe-tiny", "mamba2-tiny", "gemma4-tiny", "qwen3-next-tiny", "xlstm-tiny"])
 def test_a_killed_run_goes_on_to_the_bit(
-    small: Callable[..., Recipe], out: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, design: str
+    small: Callable[..., Recipe], out: Callable[[], Path], killed: Callable[..., Any], design: str
 ) -> None:
     wanted = small(design=design, steps=5, save_every=2, micro_batch=3, context=16, eval_every=2)
     straight = train(wanted, out=out(), quiet=True)
     place = out()
-    plain = Run._one_step
-
-    def one_step(self: Run) -> tuple[float, float, int]:
-        result = plain(self)
-        if self.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return result
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "_one_step", one_step)
+    with killed(3):
         assert train(wanted, out=place, quiet=True).interrupted
     assert train(out=place, resume=True, quiet=True).loss == straight.loss
     assert straight.path is not None

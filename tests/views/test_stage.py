@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 from typing import Any
@@ -14,12 +13,7 @@ import torch
 from glassformer.errors import ShapeError, TextError, UsageError
 from glassformer.views import stage as stage_views
 from glassformer.views.stage import quantised
-
-TEXT = "The American shrew mole is a small"
-
-
-def numbers(packed: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(packed["base64"]), packed["dtype"]).reshape(packed["shape"])
+from tests.views.helpers import TEXT, numbers
 
 
 def vectors(small: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +11,10 @@ import pytest
 import torch
 
 from glassformer.errors import GlassformerError, SourceError, TextError, UsageError
-from glassformer.views import Cancelled, Session, bundle
+from glassformer.views import Cancelled, Session
 from glassformer.views.registry import VIEWS
 from glassformer.views.session import MODELS_OPEN, plain
-
-TEXT = "The American shrew mole is a small"
-
-
-def numbers(packed: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(packed["base64"]), packed["dtype"]).reshape(packed["shape"])
-
+from tests.views.helpers import TEXT, numbers
 
 ASKS: dict[str, dict[str, Any]] = {
     "tokens": {},
@@ -129,57 +120,6 @@ def test_the_matrices_of_a_cell_lead_from_its_columns_to_its_query_and_key(sessi
         if len(maps["dims"]) == maps["width"]:  # nothing is thinned out here
             again = numbers(maps[side]["matrix"]) @ np.array(maps[side]["stream"])
             assert again == pytest.approx(maps[side]["value"], abs=1e-3)
-
-
-def entropy(lens: dict[str, Any]) -> float:
-    return float(lens["rows"][1]["cells"][2]["entropy"])
-
-
-COPIED: dict[str, tuple[dict[str, Any], Any, Any]] = {
-    "next": ({"position": 3}, lambda answer: answer, lambda found: torch.tensor(numbers(found["logits"]))),
-    "attention": ({"layer": 1, "head": 2}, lambda a: a, lambda found: torch.tensor(numbers(found["tile"]))),
-    "cell": ({"layer": 1, "head": 2, "query": 4, "key": 2}, lambda a: a.dot, lambda found: found["dot"]),
-    "lens": ({"top": 2}, lambda a: entropy(a.to_dict()), lambda found: entropy(found)),
-    "why": ({}, lambda a: a.value, lambda found: found["value"]),
-    "neurons": ({"top": 2}, lambda a: a.to_dict()["all"], lambda found: found["all"]),
-    "words": ({"limit": 2}, lambda a: a["words"][0]["probability"], lambda found: found["words"][0]["probability"]),
-    "thumbnails": ({"size": 4}, lambda a: a["length"], lambda found: found["length"]),
-    "effects": ({}, lambda a: a["kl"], lambda found: found["kl"]),
-    "stage": ({}, lambda a: a, lambda found: found["next"][0]["probability"]),
-    "surprise": ({}, lambda a: a, lambda found: found["losses"]),
-    "without": ({"position": 3}, lambda a: a, lambda found: found["rows"][0]["after"]),
-    "carry": (
-        {"layer": 1, "head": 2, "query": 3},
-        lambda a: a.norm(dim=-1)[:4],
-        lambda found: torch.tensor(numbers(found["writes"]["norm"])),
-    ),
-}  # fmt: skip
-
-
-EDITED: dict[str, list[dict[str, Any]]] = {
-    "plain": [],
-    "off": [{"kind": "ablate_head", "layer": 1, "head": 2}],
-    "dial": [{"kind": "scale", "part": "head", "layer": 0, "unit": 1, "by": 0.5}],
-}
-
-
-@pytest.mark.parametrize("edits", EDITED.values(), ids=EDITED)
-@pytest.mark.parametrize("name", COPIED)
-def test_copied_lines_give_the_numbers(session: Session, model: Any, monkeypatch: Any, name: str, edits: list[Any]):
-    import glassformer
-
-    asked, of_lines, of_view = COPIED[name]
-    ask = {"text": TEXT, "edits": edits, **asked}
-    code = session.view("python", {"name": name, "arguments": ask})["lines"]
-    monkeypatch.setattr(glassformer, "load", lambda source: model, raising=False)
-    scope: dict[str, Any] = {}
-    exec(code, scope)  # noqa: S102 - the lines are what is tested
-    answer, wanted = scope["answer"], of_view(session.view(name, ask))
-    if isinstance(answer, dict) and name not in ("thumbnails", "effects", "words"):
-        answer = of_view(answer)
-    else:
-        answer = of_lines(answer)
-    assert torch.allclose(torch.as_tensor(answer).float(), torch.as_tensor(wanted).float(), atol=1e-4)
 
 
 def test_a_waterfall_ends_at_the_number_explained(session: Session):
@@ -334,48 +274,6 @@ def test_writing_on_stops_when_nobody_reads(session: Session):
 
 def test_what_json_cannot_hold():
     assert plain({"a": [float("nan"), 1.0, float("-inf")], "b": (2,)}) == {"a": [None, 1.0, None], "b": [2]}
-
-
-# The page's files
-
-
-def test_the_modules_become_one_script():
-    text = bundle.script("report.js")
-    assert not re.search(r"^(?:import|export)\b", text, re.MULTILINE)
-    for path in (bundle.WEB / "js").rglob("*.js"):
-        name = path.relative_to(bundle.WEB / "js").as_posix()
-        if name not in ("start.js", "notebook.js"):
-            assert f'glassformer["{name}"] = ' in text, name
-
-
-def test_modules_lose_their_types_and_nothing_else(tmp_path: Any):
-    """What a browser gets is the same program: every module still parses, and exports the same."""
-    import shutil
-    import subprocess
-
-    node = shutil.which("node")
-    for path in (bundle.WEB / "js").rglob("*.js"):
-        name = path.relative_to(bundle.WEB / "js").as_posix()
-        text, whole = bundle.module(name), path.read_text("utf-8")
-        assert "/**" not in text
-        assert bundle._EXPORT.findall(text) == bundle._EXPORT.findall(whole)
-        (tmp_path / name.replace("/", "-").replace(".js", ".mjs")).write_text(text, "utf-8")
-    if node is None:
-        assert not os.environ.get("CI"), "node checks what is served"
-        return
-    for path in tmp_path.glob("*.mjs"):
-        done = subprocess.run([node, "--check", str(path)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-
-def test_the_page_is_small():
-    # Rooms, scenes and parts come when they are opened; with the first room the page is well below 350 kB.
-    first = set(bundle._ordered("start.js", later=False))
-    assert not {name for name in first if name.startswith(("views/why", "views/cell", "stage/scenes_", "stage/closer"))}
-    sent = [bundle.styles(), *(bundle.module(name) for name in first)]
-    assert sum(len(text.encode()) for text in sent) <= 230_000
-    preloaded = re.findall(r'modulepreload" href="/web/js/([^"]+)"', bundle.opened())
-    assert set(preloaded) == first
 
 
 def test_every_view_is_in_the_table():
