@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassformer.checkpoint import open_checkpoint, read_config, tensor_shapes, write_native
+from glassformer.checkpoint.design_table import Table
 from glassformer.checkpoint.families import FAMILIES, for_config
 from glassformer.checkpoint.families.family import canonical
 from glassformer.checkpoint.gguf_writer import gguf_settings
 from glassformer.checkpoint.keys import native_shapes
-from glassformer.checkpoint.tables import Table
 from glassformer.errors import UnsupportedError
 from glassformer.model import Transformer
 from glassformer.model.config import Attention, Config, FeedForward, Norm, RopeScaling, Rotary, uniform

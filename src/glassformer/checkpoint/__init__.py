@@ -18,13 +18,13 @@ from glassformer.model.config import Config
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from glassformer.checkpoint.design_table import Table
     from glassformer.checkpoint.gguf_copy import Dtype
     from glassformer.checkpoint.gguf_tensors import RawTensor
     from glassformer.checkpoint.gguf_writer import write_gguf
     from glassformer.checkpoint.hf import write_hf
     from glassformer.checkpoint.keys import Shape
     from glassformer.checkpoint.native import write_native
-    from glassformer.checkpoint.tables import Table
     from glassformer.tokenizer.tokenizer import Tokenizer
 
 Format = Literal["hf", "gguf", "native"]

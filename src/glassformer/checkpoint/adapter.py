@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.adapter_experts import experts_parts, in_transformers
+from glassformer.checkpoint.design_table import Table
 from glassformer.checkpoint.native import LazyTensors, read_json
-from glassformer.checkpoint.tables import Table
 from glassformer.checkpoint.tensorfile import SIZES, TensorFile, read_header
 from glassformer.errors import CheckpointError, UnsafeFileError, UnsupportedError, near
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from glassformer.checkpoint.tables import Table
+from glassformer.checkpoint.design_table import Table
 from glassformer.errors import CheckpointError
 from glassformer.model.choices import Experts
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.adapter import _ROOT, CONFIG, TENSORS
 from glassformer.checkpoint.adapter_experts import experts_homes, in_transformers, routers
+from glassformer.checkpoint.design_table import Table
 from glassformer.checkpoint.families.family import Family
-from glassformer.checkpoint.tables import Place, Table, join
+from glassformer.checkpoint.tables import Place, join
 from glassformer.checkpoint.tensorfile import write_tensors
 from glassformer.errors import CheckpointError
 from glassformer.model.config import Config

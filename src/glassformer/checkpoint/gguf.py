@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.design_table import Table
 from glassformer.checkpoint.families import Family, GgufLayout, by_architecture
 from glassformer.checkpoint.families.family import sound
 from glassformer.checkpoint.families.settings import FACTORS, LONG, SHORT, named_factors, rotary_of, with_scaling
 from glassformer.checkpoint.gguf_header import GgufHeader, read_gguf_header
 from glassformer.checkpoint.gguf_tensors import Blocks, RawTensor
-from glassformer.checkpoint.tables import Table
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.config import Config, RopeScaling
 

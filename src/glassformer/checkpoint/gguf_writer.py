@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.design_table import Table
 from glassformer.checkpoint.families import FAMILIES, Family, named
 from glassformer.checkpoint.families.family import expressible
 from glassformer.checkpoint.families.settings import (
@@ -26,13 +27,17 @@ from glassformer.checkpoint.families.settings import (
 )
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import check_shapes
-from glassformer.checkpoint.tables import Row, Table
+from glassformer.checkpoint.tables import Row
 from glassformer.errors import CheckpointError, UnsupportedError, near
 from glassformer.model.config import Config, RopeScaling
 from glassformer.system import files
 
 if TYPE_CHECKING:
+    import numpy as np
+    from gguf import GGUFWriter
     from torch import Tensor
+
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 
 class UnlikeWarning(UserWarning):
@@ -46,7 +51,7 @@ def write_gguf(
     file: str | Path,
     config: Config,
     tensors: Mapping[str, Tensor],
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     *,
     family: str | None = None,
     dtype: str = "float16",
@@ -56,7 +61,7 @@ def write_gguf(
 
     Args:
         tensors: by native key.
-        tokenizer: anything with ``gguf_fields(model)``, the ``tokenizer.*`` settings; None writes a model without one.
+        tokenizer: written as the ``tokenizer.*`` settings; None writes a model without one.
         family: whose architecture; None for the first that expresses the design.
         dtype: of the matrices, one of `gguf_blocks.KINDS`: "float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_k" or
             "q6_k"; norms, biases, routers and positions are float32 always. Of four bits, embedding and unembedding
@@ -67,6 +72,7 @@ def write_gguf(
         CheckpointError: tensors do not fit the design, or the file cannot be written.
         TokenizerError: GGUF has no word for what the tokenizer does.
     """
+    import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter
     from gguf.constants import GGML_QUANT_VERSION
 
@@ -116,28 +122,28 @@ def write_gguf(
             places = {name: place for name, place in table.places.items() if not place.row.setting}
             kinds = {name: _kind(name, place.shape, dtype) for name, place in places.items()}
             for factor_name, values in factors.items():
-                writer.add_tensor_info(factor_name, (len(values),), _numpy("float32"), 4 * len(values))
+                writer.add_tensor_info(factor_name, (len(values),), np.dtype("float32"), 4 * len(values))
             for name, place in places.items():
                 kind = GGMLQuantizationType[kinds[name]]
                 width, size = GGML_QUANT_SIZES[kind]
                 shape = (*place.shape[:-1], place.shape[-1] // width * size)
                 plain = {"F32": "float32", "F16": "float16"}.get(kinds[name])
                 if plain:
-                    writer.add_tensor_info(name, place.shape, _numpy(plain), math.prod(shape))
+                    writer.add_tensor_info(name, place.shape, np.dtype(plain), math.prod(shape))
                 else:
-                    writer.add_tensor_info(name, shape, _numpy("uint8"), math.prod(shape), kind)
+                    writer.add_tensor_info(name, shape, np.dtype("uint8"), math.prod(shape), kind)
             zeros = {} if layout.zeros is None else layout.zeros(config)
             for zero_name, shape in zeros.items():
-                writer.add_tensor_info(zero_name, shape, _numpy("float32"), 4 * math.prod(shape))
+                writer.add_tensor_info(zero_name, shape, np.dtype("float32"), 4 * math.prod(shape))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for values in factors.values():
-                writer.write_tensor_data(_array(values))
+                writer.write_tensor_data(np.array(values, np.float32))
             for name in places:
                 writer.write_tensor_data(_stored(table, name, tensors, kinds[name]))
             for shape in zeros.values():
-                writer.write_tensor_data(_zeros(shape))
+                writer.write_tensor_data(np.zeros(shape, np.float32))
         finally:
             writer.close()
     return file
@@ -208,7 +214,7 @@ def _numbers(row: Row, config: Config, tensors: Mapping[str, Tensor]) -> list[fl
     return [float(tensors[key]) for key in keys if key in tensors]
 
 
-def _vocabulary(tokenizer: Any, vocab_size: int, name: str) -> dict[str, Any]:
+def _vocabulary(tokenizer: Tokenizer | None, vocab_size: int, name: str) -> dict[str, Any]:
     """The settings of the tokenizer and of sampling, with a name for every row of the embedding."""
     if tokenizer is None:
         return {"tokenizer.ggml.model": "no_vocab"}
@@ -231,7 +237,7 @@ def _vocabulary(tokenizer: Any, vocab_size: int, name: str) -> dict[str, Any]:
     return fields
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
     from gguf import GGUFValueType
 
     if isinstance(value, bool):
@@ -273,7 +279,7 @@ def _kind(name: str, shape: Shape, dtype: str) -> str:
     return fitting(outside if name in ("token_embd.weight", "output.weight") else matrices, shape[-1])
 
 
-def _stored(table: Table, name: str, tensors: Mapping[str, Tensor], kind: str) -> Any:
+def _stored(table: Table, name: str, tensors: Mapping[str, Tensor], kind: str) -> np.ndarray:
     import torch
 
     from glassformer.checkpoint.gguf_blocks import packed
@@ -287,21 +293,3 @@ def _stored(table: Table, name: str, tensors: Mapping[str, Tensor], kind: str) -
                 raise UnsupportedError(f"{name} holds values beyond float16's 65,504; write the GGUF in float32.")
             return half.numpy()
     return packed(values.numpy(), kind)
-
-
-def _zeros(shape: Shape) -> Any:
-    import numpy as np
-
-    return np.zeros(shape, dtype=np.float32)
-
-
-def _numpy(dtype: str) -> Any:
-    import numpy as np
-
-    return np.dtype(dtype)
-
-
-def _array(values: tuple[float, ...]) -> Any:
-    import numpy as np
-
-    return np.array(values, dtype=np.float32)

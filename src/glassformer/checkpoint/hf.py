@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glassformer.checkpoint.design_table import Table
 from glassformer.checkpoint.families import Family, by_model_type, for_config, named
 from glassformer.checkpoint.hf_tensors import StoredTensors
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.native import LazyTensors, check_shapes, read_json, write_json
 from glassformer.checkpoint.quantised import Method, method_for
-from glassformer.checkpoint.tables import Table
 from glassformer.checkpoint.tensorfile import SIZES, Header, read_header, write_tensors
 from glassformer.checkpoint.unread import without
 from glassformer.errors import CheckpointError, UnsafeFileError, UnsupportedError
@@ -27,6 +27,8 @@ from glassformer.model.config import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -198,7 +200,7 @@ def write_hf(
     directory: str | Path,
     config: Config,
     tensors: Mapping[str, Tensor],
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     *,
     family: str | None = None,
     dtype: str | None = None,
@@ -209,7 +211,7 @@ def write_hf(
 
     Args:
         tensors: by native key.
-        tokenizer: anything with ``save(directory)``.
+        tokenizer: saved beside the weights; None for none.
         family: which family's layout; None for the first that expresses the design.
         dtype: "float32", "float16" or "bfloat16"; None keeps the type of the embedding.
         shard: bytes above which the weights are split over several files.

@@ -1,21 +1,17 @@
 """One line per tensor: how another layout's tensors become ours, and ours theirs.
 
-A `Row` says which tensor of theirs holds which of ours and how it is laid out; `Table` spells the
-rows out for one design and reads them in either direction. The same code moves torch tensors and
-numpy arrays. It knows no family and no file format, and it never touches a value it need not.
+A `Row` says which tensor of theirs holds which of ours and how it is laid out; `take` and `join` move torch tensors
+and numpy arrays in either direction. It knows no family and no file format, and it never touches a value it need not.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from glassformer.checkpoint.keys import Shape, native_shapes
-from glassformer.errors import CheckpointError, near
-from glassformer.model.choices import recurrence_of
+from glassformer.checkpoint.keys import Shape
 from glassformer.model.config import Attention, Config, LatentAttention, Rotary
 
 Array = Any  # a torch.Tensor or a numpy array: both have .T, .reshape and row indexing
@@ -112,137 +108,6 @@ class Place:
         return not (moved or line.axis or line.spread or self.expert is not None)
 
 
-class Table:
-    """The rows spelled out for one design."""
-
-    def __init__(self, rows: tuple[Row, ...], config: Config, rename: Callable[[str], str] = lambda name: name):
-        self.config = config
-        self._rows = rows
-        self._rename = rename
-
-    @cached_property
-    def places(self) -> dict[str, Place]:
-        """Every tensor of theirs that this design has, by its name there."""
-        shapes = native_shapes(self.config)
-        places: dict[str, Place] = {}
-        for line, layer in self._lines():
-            ours = tuple(self._key(key, layer) for key in line.ours)
-            if not all(key in shapes for key in ours):
-                continue
-            theirs = self._rename(line.theirs.replace("{i}", str(layer)))
-            parts = tuple(shapes[key] for key in ours)
-            if line.spread:
-                places.update(self._spread(line, theirs, ours, parts[0], layer))
-                continue
-            if "{e}" not in theirs:
-                shape = _their_shape(line, parts, self._cuts(line, layer))
-                if line.crossed:
-                    shape = _crossed_shape(line, parts[0], self.config.attention(layer))
-                places[theirs] = Place(line, theirs, shape, ours, parts)
-                continue
-            each = tuple(part[1:] for part in parts)
-            for expert in range(parts[0][0]):
-                name = theirs.replace("{e}", str(expert))
-                places[name] = Place(line, name, _their_shape(line, each), ours, each, expert)
-        return places
-
-    def _key(self, key: str, layer: int) -> str:
-        """One of ours: "{i}" is the layer, "{h}" the one before it, "{last}" the last."""
-        last = str(self.config.n_layers - 1)
-        return key.replace("{i}", str(layer)).replace("{h}", str(layer - 1)).replace("{last}", last)
-
-    def _spread(
-        self, line: Row, theirs: str, ours: tuple[str, ...], shape: Shape, layer: int
-    ) -> Iterator[tuple[str, Place]]:
-        """The tensors that hold one of ours together."""
-        share = -(-shape[0] // len(line.spread))
-        widths = [share] * len(line.spread) if line.evenly else self.config.mixer(layer).widths  # type: ignore[union-attr]
-        start = 0
-        for name, width in zip(line.spread, widths, strict=True):
-            stop = min(start + width, shape[0])
-            part = (stop - start, *shape[1:])
-            found = theirs.replace("{p}", name)
-            yield found, Place(line, found, _their_shape(line, (part,)), ours, (part,), rows=(start, stop))
-            start = stop
-
-    def _cuts(self, line: Row, layer: int) -> int:
-        if line.cut == "parts":
-            return len(line.ours)
-        if line.cut == "heads":
-            return self.config.attention(layer).n_heads
-        return getattr(recurrence_of(self.config.mixer(layer)), "n_groups", 1) if line.cut else 1
-
-    @cached_property
-    def pieces(self) -> dict[str, list[tuple[Place, int]]]:
-        """For every native key, the tensors of theirs that hold it and which part of each: several for experts that
-        have one each."""
-        found: dict[str, list[tuple[Place, int]]] = {}
-        for place in self.places.values():
-            for part, key in enumerate(place.ours):
-                found.setdefault(key, []).append((place, part))
-        return {key: found[key] for key in native_shapes(self.config) if key in found}
-
-    @cached_property
-    def homes(self) -> dict[str, tuple[Place, int]]:
-        """For every native key, the (first) tensor of theirs that holds it and which part of it."""
-        return {key: pieces[0] for key, pieces in self.pieces.items()}
-
-    def unplaced(self) -> list[str]:
-        """Native keys of this design that their layout has no tensor for."""
-        return [key for key in native_shapes(self.config) if key not in self.homes]
-
-    def check(self, found: Mapping[str, Shape], ignored: Collection[str], where: str) -> None:
-        """Compares what a file holds with what the design needs, from names and shapes alone.
-
-        Args:
-            found: shapes by name in the file.
-            ignored: patterns of names that may be there and are not needed.
-        Raises:
-            CheckpointError: naming what is missing, what has another shape, or what is left over.
-        """
-        missing = [name for name in self.places if name not in found]
-        if missing:
-            raise CheckpointError(
-                f"{where} lacks {_some(missing)}, which its config calls for."
-                f"{near(missing[0], [name for name in found if name not in self.places])}"
-                " The file is incomplete or belongs to another config."
-            )
-        for name, place in self.places.items():
-            if tuple(found[name]) != place.shape:
-                raise CheckpointError(
-                    f"{where} holds {name} with shape {tuple(found[name])}; its config calls for {place.shape}."
-                )
-        extra = [n for n in found if n not in self.places and not any(re.search(pattern, n) for pattern in ignored)]
-        if extra:
-            raise CheckpointError(
-                f"{where} holds {_some(extra)}, which its config has no place for; "
-                "loading without would give wrong answers."
-            )
-
-    def ours(self, key: str, fetch: Callable[[str], Array]) -> Array:
-        """One native tensor; ``fetch`` gives theirs by name."""
-        found = [take(place, part, fetch(place.theirs), self.config) for place, part in self.pieces[key]]
-        first = self.pieces[key][0][0]
-        if first.rows is not None:
-            return _concatenate(found, 0)
-        return found[0] if first.expert is None else _stacked(found)
-
-    def theirs(self, name: str, fetch: Callable[[str], Array]) -> Array:
-        """One tensor of theirs; ``fetch`` gives ours by native key."""
-        place = self.places[name]
-        parts = [fetch(key) for key in place.ours]
-        if place.rows is not None:
-            parts = [x[slice(*place.rows)] for x in parts]
-        return join(place, parts if place.expert is None else [x[place.expert] for x in parts], self.config)
-
-    def _lines(self) -> Iterator[tuple[Row, int]]:
-        for line in self._rows:
-            if line.when is not None and not line.when(self.config):
-                continue
-            for layer in range(self.config.n_layers if "{i}" in line.theirs else 1):
-                yield line, layer
-
-
 def take(place: Place, part: int, x: Array, config: Config) -> Array:
     """Our tensor number ``part`` out of theirs; a view wherever the layouts allow one."""
     line = place.row
@@ -337,16 +202,16 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
     elif line.per_head or line.blocks != 1:
         (d_head, pieces), rest = _pieces(place, config), tuple(parts[0].shape[1:])
         whole = [x.reshape((-1, n, d_head, *rest)) for x, n in zip(parts, pieces, strict=True)]
-        x = _concatenate(whole, 1).reshape((-1, *rest))
+        x = concatenated(whole, 1).reshape((-1, *rest))
     elif line.alternating:
         axis, shape = line.axis, list(parts[0].shape)
         pairs = [x.reshape((*shape[: axis + 1], 1, *shape[axis + 1 :])) for x in parts]
         shape[axis] *= len(parts)
-        x = _concatenate(pairs, axis + 1).reshape(shape)
+        x = concatenated(pairs, axis + 1).reshape(shape)
     else:
-        x = _concatenate(parts, line.axis)
+        x = concatenated(parts, line.axis)
     if line.skip:
-        x = _concatenate([0 * x[: line.skip], x], 0)
+        x = concatenated([0 * x[: line.skip], x], 0)
     if line.cut:
         x = x.reshape((place.shape[0], -1, *x.shape[1:]))
     if line.transposed:
@@ -354,7 +219,7 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
     return x.reshape(place.shape) if line.flat or line.squeezed is not None else x
 
 
-def _crossed_shape(line: Row, ours: Shape, attention: Attention) -> Shape:
+def crossed_shape(line: Row, ours: Shape, attention: Attention) -> Shape:
     """The shape of theirs where query heads stand expert by expert."""
     experts = attention.n_experts
     if line.crossed == "queries":
@@ -387,7 +252,7 @@ def _tiled(x: Array, key: str, config: Config, *, back: bool) -> Array:
         return x
     if part.startswith("conv."):
         first = sum(mixer.widths[:2])
-        return _concatenate([x[:first], _swapped(x[first:], mixer, 0, back)], 0)
+        return concatenated([x[:first], _swapped(x[first:], mixer, 0, back)], 0)
     return _swapped(x, mixer, 1 if part.startswith("o.") else 0, back)
 
 
@@ -398,7 +263,7 @@ def _swapped(x: Array, mixer: Any, axis: int, back: bool) -> Array:
     return x.reshape((*shape[:axis], *pieces, -1, *shape[axis + 1 :])).swapaxes(axis, axis + 1).reshape(shape)
 
 
-def _their_shape(line: Row, parts: tuple[Shape, ...], cuts: int = 1) -> Shape:
+def their_shape(line: Row, parts: tuple[Shape, ...], cuts: int = 1) -> Shape:
     """The shape of theirs, from those of ours that it holds, of which the first axis is cut into so many pieces."""
     whole = list(parts[0])
     if not whole:
@@ -434,7 +299,8 @@ def _library(x: Array) -> Any:
     return torch
 
 
-def _stacked(parts: list[Array]) -> Array:
+def stacked(parts: list[Array]) -> Array:
+    """Arrays of one shape along a new first axis."""
     return _library(parts[0]).stack(parts)
 
 
@@ -478,11 +344,6 @@ def _their_order(how: str, rows: int, attention: Attention) -> list[int]:
     return inverse
 
 
-def _concatenate(parts: list[Array], axis: int) -> Array:
+def concatenated(parts: list[Array], axis: int) -> Array:
+    """Arrays one after another along an axis."""
     return _library(parts[0]).concatenate(parts, axis)
-
-
-def _some(names: list[str]) -> str:
-    """A few names and how many more."""
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more tensors"

@@ -14,7 +14,7 @@ from glassformer.views.asks import Against, At, Count, TokenChoice
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
-    from glassformer.views.report_data import ReportPlan
+    from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
 # Characters of answers that a report holds at most.
@@ -30,12 +30,12 @@ class ExpertsAsk(At):
     words: Count = Field(default=5, description="Tokens that are listed for each expert.")
 
 
-def _layers(plan: ReportPlan) -> Iterator[tuple[Json, Json]]:
+def _layers(draft: ReportDraft) -> Iterator[tuple[Json, Json]]:
     """Layer by layer, as many as a report holds."""
     held = 0
-    for layer, choice in enumerate(plan.session.model(plan.model).config.layers):
+    for layer, choice in enumerate(draft.session.model(draft.model).config.layers):
         if isinstance(choice.feed_forward, Choice) and held < HELD:
-            for parameters, answer in plan.tried("experts", layer=layer, **plan.plain):
+            for parameters, answer in draft.tried("experts", layer=layer, **draft.plain):
                 held += len(json.dumps(answer))
                 yield parameters, answer
 

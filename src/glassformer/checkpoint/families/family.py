@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from glassformer.checkpoint.attributes import Attributes
+from glassformer.checkpoint.design_table import Table
 from glassformer.checkpoint.families.folding import Folded
 from glassformer.checkpoint.keys import Shape
-from glassformer.checkpoint.tables import Row, Table
+from glassformer.checkpoint.tables import Row
 from glassformer.checkpoint.unread import UnreadSettingWarning, refuse_beside_text, refuse_unread
 from glassformer.errors import CheckpointError, ConfigError, UnsupportedError
 from glassformer.model.config import Attention, Config, Experts, Layer
