@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 ROOT = Path(__file__).parents[1]
 
 
@@ -66,3 +68,39 @@ def test_every_decision_is_listed():
     folder = ROOT / "docs" / "decisions"
     listed = re.findall(r"\]\((\d{4}-[a-z0-9-]+\.md)\)", (folder / "README.md").read_text("utf-8"))
     assert listed == sorted(path.name for path in folder.glob("0*.md"))
+
+
+def test_everything_public_says_what_it_is():
+    """A method may leave it to a base, a protocol of the same package, or a class of another library; the parameters of
+    a view are explained by the view."""
+    source = ROOT / "src" / "glassformer"
+    bodies = {path: ast.parse(path.read_text("utf-8")).body for path in sorted(source.rglob("*.py"))}
+    classes: dict[str, list[tuple[list[str], set[str]]]] = {}  # by name: names of bases, methods with a docstring
+    protocols: dict[str, list[str]] = {}
+    for path, body in bodies.items():
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+                said = {m.name for m in node.body if isinstance(m, FUNCTIONS) and ast.get_docstring(m)}
+                classes.setdefault(node.name, []).append((bases, said))
+                if "Protocol" in bases:
+                    protocols.setdefault(path.relative_to(source).parts[0], []).append(node.name)
+
+    def says(name: str, method: str) -> bool:
+        if name not in classes:
+            return name not in ("Module", "Protocol", "ABC", "NamedTuple", "Generic")
+        return any(method in said or any(says(base, method) for base in bases) for bases, said in classes[name])
+
+    unsaid = []
+    for path, body in bodies.items():
+        near = protocols.get(path.relative_to(source).parts[0], [])
+        for node in body:
+            if not isinstance(node, (*FUNCTIONS, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            if not ast.get_docstring(node) and not node.name.endswith("Ask"):
+                unsaid.append(f"{path.name}: {node.name}")
+            for method in node.body if isinstance(node, ast.ClassDef) else ():
+                public = isinstance(method, FUNCTIONS) and not method.name.startswith("_")
+                if public and not any(says(name, method.name) for name in (node.name, *near)):
+                    unsaid.append(f"{path.name}: {node.name}.{method.name}")
+    assert not unsaid

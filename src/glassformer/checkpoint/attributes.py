@@ -49,6 +49,7 @@ class Attributes:
         return self.values.get(self.prefix + name) is not None
 
     def integer(self, name: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
+        """A whole number."""
         return self._get(name, default, null, "a whole number", _is_integer)
 
     def layers(self, name: str, default: Any = REQUIRED) -> int:
@@ -57,18 +58,22 @@ class Attributes:
         return value
 
     def number(self, name: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
+        """A number, as a float."""
         value = self._get(name, default, null, "a number", _is_number)
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     def flag(self, name: str, default: Any = REQUIRED) -> bool:
+        """A truth value."""
         value: bool = self._get(name, default, False, "true or false", lambda v: isinstance(v, bool))
         return value
 
     def text(self, name: str, default: Any = REQUIRED) -> str:
+        """A text."""
         value: str = self._get(name, default, False, "a text", lambda v: isinstance(v, str))
         return value
 
     def table(self, name: str) -> dict[str, Any]:
+        """An object, empty where there is none."""
         value: dict[str, Any] = self._get(name, {}, False, "an object", lambda v: isinstance(v, dict))
         return value
 
@@ -80,6 +85,7 @@ class Attributes:
         return {int(key): value for key, value in held.items()}
 
     def sequence(self, name: str) -> list[Any] | None:
+        """A list, or None where there is none."""
         value: list[Any] | None = self._get(name, None, False, "a list", lambda v: isinstance(v, list))
         return value
 

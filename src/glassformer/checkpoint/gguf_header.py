@@ -51,6 +51,7 @@ class Stored:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         rows = 1
         for n in self.shape[:-1]:
             rows *= n
@@ -68,6 +69,7 @@ class GgufHeader:
 
     @property
     def shapes(self) -> dict[str, Shape]:
+        """Shapes of the tensors by name, rows first."""
         return {name: stored.shape for name, stored in self.tensors.items()}
 
 

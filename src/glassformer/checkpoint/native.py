@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from glassformer.system import files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "glassformer.json"
 TENSORS = "model.safetensors"
@@ -90,14 +92,14 @@ def write_native(
     config: Config,
     tensors: Mapping[str, Tensor],
     *,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a native checkpoint; the config comes last, so a folder that has one is whole.
 
     Args:
         tensors: by native key, in float32, float16, bfloat16 or float64, written as they are.
-        tokenizer: anything with ``save(directory)``.
+        tokenizer: saved beside the weights; None for none.
         metadata: further entries of ``glassformer.json``.
     Raises:
         CheckpointError: tensors do not fit the design, or the folder cannot be written.
@@ -156,7 +158,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 class LazyTensors(Mapping[str, Any]):
     """Tensors by name, each made when asked for and kept by nobody."""
 
-    def __init__(self, names: Any, fetch: Any):
+    def __init__(self, names: Iterable[str], fetch: Callable[[str], Any]) -> None:
         self._names = dict.fromkeys(names)
         self._fetch = fetch
 

@@ -27,7 +27,6 @@ _OTHER = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "
 _OTHER |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 _ALIGNMENT = 64  # of the first value, for vector loads straight from the mapping
 _HEADER_LIMIT = 100_000_000
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glassformer.cli.common import TextArgument, console, read_text
-from glassformer.cli.looking import Look, Seen, looking
+from glassformer.cli.looking import Look, PageOf, Seen, looking
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
 _SHADES = " ░▒▓█"
@@ -47,7 +49,7 @@ def command(
         return Seen(data, lambda: show_overview(data))
     data = attention_view(trace, layer, head, query, weighted=weighted, by_word=words)
 
-    def page() -> tuple[Any, ...]:
+    def page() -> PageOf:
         at = data["layer"]
         heads = range(trace.config.n_heads(at)) if head is None else [data["head"]]
         state = {"layer": at, "head": data["head"]}
@@ -79,7 +81,7 @@ def show_overview(data: dict[str, Any]) -> None:
     out.print(table)
 
 
-def _first(head: list[dict[str, Any]], visible: Any) -> Text:
+def _first(head: list[dict[str, Any]], visible: Callable[[str], str]) -> Text:
     from rich.text import Text
 
     best = next((h for h in head if h["key"] != 0), head[0])
@@ -110,7 +112,7 @@ def show(data: dict[str, Any]) -> None:
         out.print(Text(f"Rows sum to 1 within {data['row_sum_error']:.1e}.", style="dim"))
 
 
-def _grid(out: Any, data: dict[str, Any], visible: Any) -> None:
+def _grid(out: Console, data: dict[str, Any], visible: Callable[[str], str]) -> None:
     from rich.text import Text
 
     keys, rows = data["keys"], data["rows"]
@@ -118,11 +120,11 @@ def _grid(out: Any, data: dict[str, Any], visible: Any) -> None:
     first = max(0, len(keys) - most)
     if first:
         out.print(Text(f"The last {most} of {len(keys)}; --json, --png and --html have them all.", style="dim"))
-    most = 1.0 if data["measure"] == "weight" else max(max(row) for row in rows) or 1.0
+    full = 1.0 if data["measure"] == "weight" else max(max(row) for row in rows) or 1.0
     out.print(Text(" " * 22 + "".join(f"{i % 100:2}" for i in range(first, len(keys))), style="dim"))
     for i, row in enumerate(rows[first:], start=first):
         line: Text = Text(f"{i:4} {visible(data['queries'][i]):16.16} ")
-        line.append("".join(_shade(x / most) * 2 for x in row[first:]))
+        line.append("".join(_shade(x / full) * 2 for x in row[first:]))
         out.print(line)
     out.print(Text(f"Columns are numbered as rows are; {_SHADES[1]} is little, {_SHADES[-1]} is all.", style="dim"))
 

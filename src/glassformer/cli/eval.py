@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from glassformer.data.corpus import Corpus
     from glassformer.data.shards import Shards
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 LONGEST = 1024  # tokens of context when none is asked for: long ones cost more than they change the figure
 
@@ -83,6 +84,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """What `--json` prints."""
     from glassformer.cli.common import note, open_model
+    from glassformer.cli.passages import progress
     from glassformer.data.corpus import build_corpus
     from glassformer.data.sources import Report, expand
     from glassformer.errors import DataError
@@ -98,7 +100,7 @@ def evaluate(
     if context is None:
         context = min(model.config.context, LONGEST)
     tally = _Tally(corpus, shards, model.tokenizer)
-    with _bar() as bar:
+    with progress() as bar:
         found = score(
             model.scorer(context),
             tally,
@@ -132,7 +134,7 @@ def evaluate(
 class _Tally:
     """The tokens to score, which of them count, and the bytes of text that those stand for."""
 
-    def __init__(self, corpus: Corpus, shards: Shards, tokenizer: Any) -> None:
+    def __init__(self, corpus: Corpus, shards: Shards, tokenizer: Tokenizer) -> None:
         import numpy as np
 
         self.text_bytes = 0
@@ -154,7 +156,7 @@ class _Tally:
     def __len__(self) -> int:
         return len(self._shards)
 
-    def slice(self, start: int, n: int) -> NDArray[np.unsignedinteger]:
+    def slice(self, start: int, n: int) -> NDArray[np.integer]:
         return self._shards.slice(start, n)
 
     def counted(self, start: int, n: int) -> NDArray[np.bool_]:
@@ -166,28 +168,6 @@ class _Tally:
             keep[self._inserted[low:high] - start] = False
         self.text_bytes += int(self._lengths[self._shards.slice(start, n)[keep]].sum())
         return keep
-
-
-def _bar() -> Any:
-    """A progress line on standard error where that is a terminal: a context that gives a callback."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def shown() -> Any:
-        from glassformer.cli.common import progress_console
-
-        console = progress_console()
-        if not console.is_terminal:
-            yield None
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("score", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-
-    return shown()
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from glassformer.cli.common import TextArgument, console, read_text
-from glassformer.cli.looking import Look, Seen, at_least_one, looking
+from glassformer.cli.looking import Look, PageOf, Seen, at_least_one, looking
 
 
 @looking
@@ -43,7 +43,7 @@ def command(
     found = trace.experts(chosen, token, against, position, words=words)
     data = {"model": opened.name, "precision": opened.precision, "tokens": trace.tokens, **found.to_dict()}
 
-    def page() -> tuple[Any, ...]:
+    def page() -> PageOf:
         state = {"position": found.position, "token": token, "against": against}
         return opened, text, "why", {"trace": trace, **state}
 

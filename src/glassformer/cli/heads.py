@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glassformer.cli.common import console, note, read_text
-from glassformer.cli.looking import Look, Seen, at_least_one, looking
+from glassformer.cli.looking import Look, PageOf, Seen, at_least_one, looking
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def command(
         "ranked": {kind: scored.ranked(kind, top) for kind in kinds},
     }
 
-    def page() -> tuple[Any, ...]:
+    def page() -> PageOf:
         if text is None:
             note(f"Without a text of yours, the page shows the heads at work on “{SHOWN_ON}”.")
         return opened, text or SHOWN_ON, "attention", {"given": {"heads": data}, "state": {"sort": "role"}}

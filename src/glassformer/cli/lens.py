@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glassformer.cli.common import TextArgument, console, read_text
-from glassformer.cli.looking import Look, Seen, at_least_one, looking
+from glassformer.cli.looking import Look, PageOf, Seen, at_least_one, looking
 from glassformer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def command(
     found = trace.lens(top, positions=positions, follow=follow, halves=halves, through=readout)
     data = {"model": trace.model, "precision": trace.precision, "tokens": trace.tokens, **found.to_dict()}
 
-    def page() -> tuple[Any, ...]:
+    def page() -> PageOf:
         whole = trace.lens(min(top, 20), follow=follow, halves=halves).to_dict()
         at = trace.position(data["positions"][-1])
         return opened, text, "depth", {"trace": trace, "position": at, "given": {"lens": whole}}

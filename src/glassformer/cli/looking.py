@@ -69,6 +69,10 @@ class Look:
         return open_model(self.model, dtype=self.dtype)
 
 
+PageOf = tuple["Model", str, str, dict[str, Any]]
+"""The model, text and room of a page, and the further arguments of `write_page`."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a looking verb found.
@@ -77,13 +81,13 @@ class Seen:
         data: for JSON.
         show: prints it for a person.
         picture: which drawing of `interp.plots` shows it, and of what data; None where there is none.
-        page: the model, text and room of a page, and the further arguments of `write_page`.
+        page: what a page is made of.
     """
 
     data: dict[str, Any]
     show: Callable[[], None]
     picture: Callable[[], tuple[str, dict[str, Any]]] | None = None
-    page: Callable[[], tuple[Model, str, str, dict[str, Any]]] | None = None
+    page: Callable[[], PageOf] | None = None
 
 
 def looking(

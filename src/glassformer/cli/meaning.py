@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glassformer.cli.common import console, read_text
-from glassformer.cli.looking import Look, Seen, at_least_one, looking
+from glassformer.cli.looking import Look, PageOf, Seen, at_least_one, looking
 from glassformer.cli.passages import TextsOption
 from glassformer.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @looking
@@ -62,7 +65,7 @@ def command(
             for i, t in enumerate(traces)
         ]
 
-    def page() -> tuple[Any, ...]:
+    def page() -> PageOf:
         beside = {"word": data["word"], "contexts": texts, "given": {"meaning": data}}
         return opened, texts[0], "meaning", {"trace": traces[0], **beside}
 
@@ -114,7 +117,7 @@ def show(data: dict[str, Any], texts: list[str]) -> None:
             out.print(in_context(f"{c['similarity']:.4f}", c["before"], c["word"], c["after"]))
 
 
-def _layers(out: Any, data: dict[str, Any]) -> None:
+def _layers(out: Console, data: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 

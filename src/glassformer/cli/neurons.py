@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glassformer.cli.common import AgainstOption, PositionOption, TokenOption, console, read_text
-from glassformer.cli.looking import Look, Seen, at_least_one, looking
+from glassformer.cli.looking import Look, PageOf, Seen, at_least_one, looking
 from glassformer.cli.passages import TextsOption
 from glassformer.errors import UsageError
 
@@ -58,7 +58,7 @@ def command(
     if texts:
         data["passages"] = searched(opened, neuron, texts, top, look.bos)
 
-    def page() -> tuple[Any, ...]:
+    def page() -> PageOf:
         from glassformer.views.why import account
 
         assert text is not None

@@ -19,6 +19,7 @@ from glassformer.cli.common import (
 from glassformer.errors import TextError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from glassformer.predict.distribution import Distribution
@@ -104,7 +105,7 @@ def show(found: Distribution, words: Words | None, top: int, temperature: float)
     if words is None:
         return
     if words.finish:
-        _finish(out, found, words)
+        _finish(out, words)
     out.print()
     out.print(_words("next word", list(words), end="(end of text)"))
     missing = 1 - words.coverage
@@ -112,7 +113,7 @@ def show(found: Distribution, words: Words | None, top: int, temperature: float)
     out.print(Text(f"{explored}: each word may have up to {missing:.1%} more.", style="dim"))
 
 
-def _finish(out: Any, found: Distribution, words: Words) -> None:
+def _finish(out: Console, words: Words) -> None:
     from rich.text import Text
 
     lower, _ = words.starts

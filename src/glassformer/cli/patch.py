@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glassformer.cli.common import PositionOption, console, read_text
-from glassformer.cli.looking import Look, Seen, at_least_one, looking
+from glassformer.cli.looking import Look, PageOf, Seen, at_least_one, looking
 from glassformer.errors import DataError, UsageError, near
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
 KINDS = ("stream", "attention", "feed_forward", "heads")
@@ -78,7 +79,7 @@ def command(
             ).to_dict()
     data = {"model": opened.name, "precision": opened.precision, "prompts": given, "results": list(results.values())}
 
-    def page() -> tuple[Any, ...]:
+    def page() -> PageOf:
         options = {
             "other": {"text": given[0]["corrupted"]},
             "given": {"patched": {kinds[0]: results[kinds[0]]}},
@@ -186,7 +187,7 @@ def _place(found: dict[str, Any]) -> str:
     return "head" if found["what"] == "heads" else "position"
 
 
-def _grid(out: Any, found: dict[str, Any]) -> None:
+def _grid(out: Console, found: dict[str, Any]) -> None:
     from rich.text import Text
 
     from glassformer.cli.next import visible

@@ -7,11 +7,16 @@ and at what followed the same token last time, the sign of an induction head (Ol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from glassformer.model import Transformer
+    from glassformer.model.sites import Where
+    from glassformer.tokenizer.tokenizer import Tokenizer
+    from glassformer.train.loop import Probe
 
 PROMPTS = ("The capital of France is", "import os\n", "Once upon a time")
 TOP = 5
@@ -19,10 +24,10 @@ REPEATED = 24
 """Tokens of the stretch that is shown twice."""
 
 
-def standard(prompts: Sequence[str] = PROMPTS) -> Callable[[Any, Any, int], Mapping[str, Any]]:
+def standard(prompts: Sequence[str] = PROMPTS) -> Probe:
     """The probe that `glassformer train` uses: called with the transformer, its tokenizer and the step."""
 
-    def probe(transformer: Any, tokenizer: Any, step: int) -> Mapping[str, Any]:
+    def probe(transformer: Transformer, tokenizer: Tokenizer, step: int) -> Mapping[str, Any]:
         looks = {prompt: _look(transformer, tokenizer, prompt) for prompt in prompts}
         return {
             "next": {prompt: found for prompt, (found, _) in looks.items()},
@@ -33,7 +38,7 @@ def standard(prompts: Sequence[str] = PROMPTS) -> Callable[[Any, Any, int], Mapp
     return probe
 
 
-def _look(transformer: Any, tokenizer: Any, prompt: str) -> tuple[list[list[Any]], dict[str, Any]]:
+def _look(transformer: Transformer, tokenizer: Tokenizer, prompt: str) -> tuple[list[list[Any]], dict[str, Any]]:
     """The likeliest next tokens and their probabilities; the tokens, and per layer and head how much the last one looks
     at each. Both empty where the vocabulary cannot spell the prompt."""
     import torch
@@ -52,7 +57,7 @@ def _look(transformer: Any, tokenizer: Any, prompt: str) -> tuple[list[list[Any]
     return likeliest, {"tokens": [tokenizer.token_text(i) for i in ids], "last": last}
 
 
-def _heads(transformer: Any, tokenizer: Any) -> dict[str, list[list[float]]]:
+def _heads(transformer: Transformer, tokenizer: Tokenizer) -> dict[str, list[list[float]]]:
     """Per layer and head, the mean attention at each kind of place, on random tokens shown twice."""
     import torch
 
@@ -87,5 +92,5 @@ class _Patterns:
         self.writes: frozenset[str] = frozenset()
         self.seen: list[Tensor] = []
 
-    def __call__(self, site: str, x: Tensor, where: Any) -> None:
+    def __call__(self, site: str, x: Tensor, where: Where) -> None:
         self.seen.append(x.float().cpu())

@@ -15,7 +15,7 @@ from glassformer.cli.common import (
     progress_console,
     read_text,
 )
-from glassformer.cli.looking import Look, Seen, at_least_one, looking
+from glassformer.cli.looking import Look, PageOf, Seen, at_least_one, looking
 
 
 @looking
@@ -46,7 +46,7 @@ def command(
         found = trace.why(token, against, position, parts=parts, words=words, alternatives=alternatives, seed=seed)
     from glassformer.interp.tables import why_view
 
-    def page() -> tuple[Any, ...]:
+    def page() -> PageOf:
         from glassformer.views.why import account
 
         neurons = trace.neurons(token, against, position, k=16).to_dict()

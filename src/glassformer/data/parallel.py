@@ -17,7 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 class _Pool:
-    def __init__(self, folder: str, workers: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, folder: str, workers: int, dtype: np.dtype[np.integer]) -> None:
         self._dtype = dtype
         environment = dict(os.environ, RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
         command = [sys.executable, "-m", "glassformer.data.parallel", folder]

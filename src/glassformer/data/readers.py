@@ -49,6 +49,7 @@ class Piece:
 
     @property
     def size(self) -> int:
+        """Bytes of the text as UTF-8."""
         return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "surrogatepass"))
 
 

@@ -145,7 +145,7 @@ class Blocks:
 class StreamWriter:
     """Writes one stream of tokens with its document starts and, once one is given, its loss mask."""
 
-    def __init__(self, directory: Path, name: str, dtype: np.dtype[Any], file_bytes: int = FILE) -> None:
+    def __init__(self, directory: Path, name: str, dtype: np.dtype[np.integer], file_bytes: int = FILE) -> None:
         self.tokens = 0
         self.documents = 0
         self.text_bytes = 0
@@ -164,7 +164,7 @@ class StreamWriter:
         self._starts.append(np.array([self.tokens], dtype="<i8").tobytes())
         self.documents += 1
 
-    def append(self, ids: NDArray[Any], mask: NDArray[np.bool_] | None = None, text_bytes: int = 0) -> None:
+    def append(self, ids: NDArray[np.integer], mask: NDArray[np.bool_] | None = None, text_bytes: int = 0) -> None:
         """More tokens of the open document; `mask` is False where no loss is asked for."""
         if mask is not None and self._mask is None:
             self._mask = BlockWriter(self._directory, f"{self.name}-mask", self._file_bytes)
@@ -184,6 +184,7 @@ class StreamWriter:
         self._bits = bits[whole:]
 
     def close(self) -> dict[str, Any]:
+        """Finish the files and return the entry of the manifest that describes them."""
         mask = None
         if self._mask is not None:
             self._mask.append(np.packbits(self._bits, bitorder="little").tobytes())
@@ -200,6 +201,7 @@ class StreamWriter:
         }
 
     def abandon(self) -> None:
+        """Close the files without finishing them."""
         for writer in (self._ids, self._starts, self._origins, self._mask):
             if writer is not None:
                 writer.abandon()
@@ -218,7 +220,7 @@ class Shards:
     def __init__(self, directory: Path, entry: dict[str, Any], start: int, stop: int, text_bytes: int) -> None:
         self.text_bytes = text_bytes
         self.start, self.stop = start, stop
-        self.dtype: np.dtype[Any] = np.dtype(entry["dtype"])
+        self.dtype: np.dtype[np.integer] = np.dtype(entry["dtype"])
         self._tokens = int(entry["tokens"])
         self._ids = Blocks(directory, entry["ids"])
         self._starts = Blocks(directory, entry["starts"])
@@ -251,7 +253,7 @@ class Shards:
             raise IndexError(f"tokens {start} to {start + n} were asked for, there are {len(self)}")
         return self.start + start, self.start + start + n
 
-    def slice(self, start: int, n: int) -> NDArray[Any]:
+    def slice(self, start: int, n: int) -> NDArray[np.integer]:
         """Tokens start … start+n-1, shape (n,), uint16 or uint32, read-only.
 
         Raises:
@@ -290,7 +292,7 @@ class Shards:
         found = int(self._origins.read(at, at + 8).view("<i8")[0])
         return found >> 40, found & ((1 << 40) - 1)
 
-    def chunks(self, n: int = 1 << 20) -> Iterator[NDArray[Any]]:
+    def chunks(self, n: int = 1 << 20) -> Iterator[NDArray[np.integer]]:
         """The whole stretch in slices of at most n tokens."""
         for start in range(0, len(self), n):
             yield self.slice(start, min(n, len(self) - start))

@@ -67,10 +67,12 @@ class Report:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
         return {"files": self.files, "documents": self.documents, "bytes": self.bytes, "problems": self.problems}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
+        """The report that `to_dict` gave."""
         return cls(data["files"], data["documents"], data["bytes"], data["problems"])
 
 

@@ -126,7 +126,7 @@ def _resolve_one(text: str, ask: _Ask) -> Resolved:
     if not text.strip():
         raise SourceError(f"The name of the model is empty; give a path, {_names()}, or org/name on the hub.")
     if text.startswith("hf:"):
-        return _named_on_hub(text.removeprefix("hf:"), ask, forced=True)
+        return _named_on_hub(text.removeprefix("hf:"), ask)
     if text.startswith("run:"):
         return at_path(run_directory(text.removeprefix("run:")), ask.revision)
     path = Path(os.path.expanduser(text))
@@ -275,7 +275,7 @@ def _from_place(place: Any, entry: Entry, target: Path, ask: _Ask, report: Progr
 # On the hub
 
 
-def _named_on_hub(text: str, ask: _Ask, *, forced: bool = False) -> Resolved:
+def _named_on_hub(text: str, ask: _Ask) -> Resolved:
     match = _ON_HUB.fullmatch(text)
     if match is None:
         raise SourceError(f"hf:{text} is not a name on the hub: write hf:org/name[@revision].")

@@ -101,15 +101,19 @@ class Raw(Protocol):
     """A parameter as a GGUF stores it, in native row order (`checkpoint.raw_blocks` gives these)."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The ggml type of its blocks, such as "Q4_K"."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Its numbers along each axis, rows first."""
 
     @property
-    def data(self) -> np.ndarray: ...
+    def data(self) -> np.ndarray:
+        """Its stored bytes, (rows, bytes of a row), or numbers."""
 
-    def values(self) -> np.ndarray: ...
+    def values(self) -> np.ndarray:
+        """Its numbers in float32."""
 
 
 def stored(raw: Raw, exact: bool = False) -> Weight | Tensor:

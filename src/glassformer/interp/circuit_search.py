@@ -23,7 +23,7 @@ from glassformer.errors import UsageError
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Pair
 from glassformer.interp.edges import Edges, rms
-from glassformer.system.progress import Progress
+from glassformer.system.progress import Progress, quiet
 
 Strength = Callable[[Float[Tensor, "pair edge"]], Float[Tensor, " edge"]]
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -305,7 +305,7 @@ def circuit(
     """
     if not 0 < faithfulness <= 1:
         raise UsageError(f"A circuit's faithfulness is above 0 and at most 1; {faithfulness} is not.")
-    say = progress or (lambda done, total, what: None)
+    say = progress or quiet
     graph, runs, cells = edges.graph, Runs(edges.pairs), len(edges.strength)
 
     def step(done: int, what: str) -> None:

@@ -43,20 +43,24 @@ from glassformer.model.sites import Looking, View, Where
 class Hub(Protocol):
     """Says what receivers read and takes what senders add, or what the stream is anew, rescaling left out."""
 
-    def read(self, which: range) -> Float[Tensor, "receiver row query wide"]: ...
+    def read(self, which: range) -> Float[Tensor, "receiver row query wide"]:
+        """The inputs of these receivers."""
 
-    def send(self, added: Float[Tensor, "sender row query wide"], anew: bool = False) -> None: ...
+    def send(self, added: Float[Tensor, "sender row query wide"], anew: bool = False) -> None:
+        """Take in what the next senders add, or what the stream is anew."""
 
 
 class Splits(Protocol):
     """Takes what a feed-forward part adds apart: features times the decoder, a base and an error (`dictionary`)."""
 
     @property
-    def decoder(self) -> Float[Tensor, "feature d_model"]: ...
+    def decoder(self) -> Float[Tensor, "feature d_model"]:
+        """Each feature's direction."""
 
     def split(
         self, block: Block, stream: Float[Tensor, "row query d_model"], view: View | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The features of a stream, and the base and error that complete what the part adds."""
 
 
 class Apart:

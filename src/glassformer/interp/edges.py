@@ -24,7 +24,7 @@ from glassformer.interp.edge_graph import Graph, Receiver
 from glassformer.interp.edge_pair import Metric, Pair
 from glassformer.interp.patching import Tokens, each
 from glassformer.model.choices import LatentAttention
-from glassformer.system.progress import Progress
+from glassformer.system.progress import Progress, quiet
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -286,7 +286,7 @@ def edges(
         raise UsageError(f"There is no method {method!r}; choose {', '.join(METHODS)}.{near(method, METHODS)}")
     ready = prepared(pairs, metric, answer=answer, wrong=wrong, position=position)
     graph = ready[0].graph
-    say = progress or (lambda done, total, what: None)
+    say = progress or quiet
     terms: list[list[Tensor]] = []
     for number, pair in enumerate(ready):
         run = Estimates(pair, by_position, partial(say, number, len(ready), "estimating"))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from glassformer.model import Transformer
+    from glassformer.model.sites import Where
 
 TOKENS = 48
 """Tokens of a text that are read."""
@@ -87,7 +88,7 @@ class _Posts:
         self.reads, self.writes = frozenset(self.names), frozenset[str]()
         self.seen: dict[int, Tensor] = {}
 
-    def __call__(self, site: str, x: Tensor, where: Any) -> None:
+    def __call__(self, site: str, x: Tensor, where: Where) -> None:
         self.seen[self.names[site]] = x
 
 

@@ -26,7 +26,7 @@ from glassformer.interp.readout import KINDS, Readout, divergence, read, require
 from glassformer.interp.taps import Bound, Compose, Record
 from glassformer.model import Transformer
 from glassformer.model.sites import Where
-from glassformer.system.progress import Progress
+from glassformer.system.progress import Progress, quiet
 
 # Tokens read at once through the unembedding, and in each step of training.
 _CHUNK, _BATCH = 64, 32
@@ -81,7 +81,7 @@ def fit(
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     held = max(1, len(windows) // 5)
     known, apart = windows[order[held:]], windows[order[:held]]
-    say = progress or (lambda done, total, what: None)
+    say = progress or quiet
     if kind == "tuned":
         matrices, biases, kept = _tuned(transformer, known, steps, seed, say)
     else:

@@ -34,7 +34,7 @@ from glassformer.interp.circuits import copying_scores
 from glassformer.interp.recording import Recording
 from glassformer.interp.trace_run import run
 from glassformer.interp.vocabulary import known_ids
-from glassformer.system.progress import Progress
+from glassformer.system.progress import Progress, quiet
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -183,7 +183,7 @@ def head_scores(
         raise UsageError(f"This model sees {reach} positions, too few to repeat a sequence in.")
     steps = shuffles * (1 if text is None else 2) + 2
     done = 0
-    say = progress or (lambda done, total, what: None)
+    say = progress or quiet
 
     def traced(ids: list[int]) -> Recording:
         return run(transformer, [ids], len(ids), tap)

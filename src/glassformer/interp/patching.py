@@ -24,7 +24,7 @@ from glassformer.interp.logit_target import direction
 from glassformer.interp.patch_sweep import Measure, Metric, Sweep
 from glassformer.interp.select import site_in
 from glassformer.interp.vocabulary import shown
-from glassformer.system.progress import Progress
+from glassformer.system.progress import Progress, quiet
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -162,7 +162,7 @@ def patch(
         for (clean, corrupted), (right, other) in zip(pairs, named, strict=True)
     ]
     layers = pairs[0][0].config.n_layers
-    say = progress or (lambda done, total, what: None)
+    say = progress or quiet
     results, estimates, ends, unit = [], [], [], "the caller's metric"
     for number, ((clean, corrupted), (right, other)) in enumerate(zip(pairs, compared, strict=True)):
         at = corrupted.position(position)

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
     from glassformer.interp.why import Why
 
-# Largest grid that a view writes out.
-MOST = 1 << 22
-
 
 def attention_view(
     trace: Trace,

@@ -30,7 +30,8 @@ Action = Callable[[str, Tensor, Where], Tensor | None]
 class Recorded(Protocol):
     """Whatever holds a site's tensor from an earlier run, batch axis first: a `Trace`, for one."""
 
-    def tensor(self, site: str) -> Tensor: ...
+    def tensor(self, site: str) -> Tensor:
+        """What passed at a site."""
 
 
 @dataclass(frozen=True)

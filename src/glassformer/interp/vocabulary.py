@@ -15,19 +15,25 @@ class Vocabulary(Protocol):
     """Tokens to text and back."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """The number of ids."""
 
     @property
-    def token_ids(self) -> Sequence[int]: ...
+    def token_ids(self) -> Sequence[int]:
+        """The ids that have a token."""
 
     @property
-    def special_ids(self) -> Set[int]: ...
+    def special_ids(self) -> Set[int]:
+        """The ids of tokens that mark text and are none of it."""
 
-    def encode(self, text: str, bos: bool | None = None) -> list[int]: ...
+    def encode(self, text: str, bos: bool | None = None) -> list[int]:
+        """The ids of a text; `bos` says whether the begin-of-text token comes first, None as the tokenizer does."""
 
-    def token_bytes(self, id: int) -> bytes: ...
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for."""
 
-    def token_text(self, id: int) -> str: ...
+    def token_text(self, id: int) -> str:
+        """A token as people read it."""
 
 
 def known_ids(vocabulary: Vocabulary | None, rows: int) -> list[int]:

@@ -22,7 +22,7 @@ from glassformer.interp.logit_target import Target, target
 from glassformer.interp.replacement import RULE, Alternatives, Continuation, WordEffect, knocked_out, replaced
 from glassformer.interp.token_words import Word
 from glassformer.interp.vocabulary import shown
-from glassformer.system.progress import Progress
+from glassformer.system.progress import Progress, quiet
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -179,7 +179,7 @@ def why(
     """
     if alternatives < 1 or words < 0 or parts < 0:
         raise UsageError("Give at least one alternative per word, and no negative number of words or parts.")
-    say = progress or (lambda done, total, what: None)
+    say = progress or quiet
     goal = target(trace, token, against, position)
     found = decompose(trace, goal)
     say(0, 2, "measuring parts")

@@ -8,8 +8,6 @@ Shape suffixes: (batch, query, d_model) unless a signature says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -29,12 +27,8 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, d_in) times the transposed weight, plus the bias: (…, d_out)."""
         return linear(x, self.weight, self.bias)
-
-
-def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The activation function of this name."""
-    return ops.ACTIVATIONS[name]
 
 
 def gate(name: str, pre: Tensor, linear: Tensor | None = None) -> Tensor:
@@ -55,4 +49,5 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, d_model))
 
     def forward(self, ids: Int[Tensor, "batch query"]) -> Float[Tensor, "batch query d_model"]:
+        """The row of each id."""
         return F.embedding(ids, self.weight)

@@ -52,10 +52,12 @@ class Tap(Protocol):
     """
 
     @property
-    def reads(self) -> frozenset[str]: ...
+    def reads(self) -> frozenset[str]:
+        """Full names of the sites that it reads."""
 
     @property
-    def writes(self) -> frozenset[str]: ...
+    def writes(self) -> frozenset[str]:
+        """Full names of the sites that it changes."""
 
     def __call__(self, site: str, x: Tensor, where: Where) -> Tensor | None: ...
 
@@ -283,6 +285,7 @@ class View:
     prefix: str
 
     def visit(self, site: str, x: Tensor) -> Tensor:
+        """Hand a tensor to the tap, and return what the forward goes on with."""
         return self.looking.visit(self.prefix + site, x)
 
     def wants(self, *sites: str) -> bool:
@@ -292,6 +295,7 @@ class View:
 
     @property
     def where(self) -> Where:
+        """Positions and padding of the forward."""
         return self.looking.where
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,10 @@ class Wire:
 
     def _unanswered(self, error: Exception) -> str:
         told = f"{self.url} does not answer ({error})."
-        return f"{told} Name its certificate in SSL_CERT_FILE." if "CERTIFICATE_VERIFY_FAILED" in str(error) else told
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+            cause = cause.__cause__ or cause.__context__
+        return told if cause is None else f"{told} Name its certificate in SSL_CERT_FILE."
 
 
 def _error(answer: Any) -> GlassformerError:

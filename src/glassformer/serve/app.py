@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import ASGIApp
 
 from glassformer import __version__
 from glassformer.errors import GlassformerError
@@ -44,7 +45,7 @@ _SECURITY: dict[str, Any] = {
 }
 
 
-def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | None = None) -> Any:
+def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | None = None) -> ASGIApp:
     """The app behind `glassformer open`: the page and its API, guarded."""
     workers, training = Workers(), Training(session.runs)
 
@@ -55,7 +56,7 @@ def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | Non
     return guarded(page_router(session, workers, training, load), policy, close=close, say=openai)
 
 
-def api_app(models: Models, policy: Policy) -> Any:
+def api_app(models: Models, policy: Policy) -> ASGIApp:
     """The app behind `glassformer serve`: its APIs, their description, metrics and health; counted and logged."""
     api = APIRouter(route_class=careful(policy.max_body))
     for part in (
@@ -83,7 +84,7 @@ def guarded(
     close: Callable[[], None] | None = None,
     description: str | None = None,
     say: Callable[[Refusal, str], dict[str, Any]] = payload,
-) -> Any:
+) -> ASGIApp:
     """An app of these routes behind a `Guard`; a problem in a request is one sentence, in its API's shape.
 
     Args:

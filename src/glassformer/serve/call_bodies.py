@@ -80,6 +80,7 @@ class Body:
 
     @property
     def hopeless(self) -> bool:
+        """Whether so much came without a function's name that none will."""
         return not self.called and len(self.raw) > _PATIENCE
 
     @property

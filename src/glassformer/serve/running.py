@@ -9,13 +9,16 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from glassformer.errors import GlassformerError, UsageError
 from glassformer.serve.models import Models
 from glassformer.serve.telemetry import LOGGER
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 # Connections at once, idle ones included; beyond, the HTTP library itself answers 503.
 CONNECTIONS = 1000
@@ -66,7 +69,7 @@ def tls_context(certfile: str, keyfile: str | None = None) -> ssl.SSLContext:
 
 
 def serve(
-    app: Any,
+    app: ASGIApp,
     models: Models,
     listener: socket.socket,
     *,

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from glassformer.errors import UsageError
 from glassformer.serve.problems import Refusal, payload
 
-Scope = dict[str, Any]
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 ADDRESSES = "addresses"
@@ -151,10 +153,10 @@ class Guard:
         say: an error in the shape of the API that a path belongs to.
     """
 
-    def __init__(self, app: Any, policy: Policy, say: Callable[[Refusal, str], dict[str, Any]] = payload) -> None:
+    def __init__(self, app: ASGIApp, policy: Policy, say: Callable[[Refusal, str], dict[str, Any]] = payload) -> None:
         self.app, self.policy, self.say = app, policy, say
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -163,7 +165,7 @@ class Guard:
         origin = headers.get("origin")
         granted = origin if origin in self.policy.origins else None
 
-        async def sending(message: dict[str, Any]) -> None:
+        async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", []), *HEADERS, *_cors(granted)]}
             await send(message)
@@ -267,10 +269,10 @@ def _without_token(scope: Scope) -> str:
     return "/" + scope["path"].lstrip("/") + ("?" + "&".join(kept) if any(kept) else "")
 
 
-def _limited(receive: Any, limit: int) -> Any:
+def _limited(receive: Receive, limit: int) -> Receive:
     read = 0
 
-    async def limited() -> dict[str, Any]:
+    async def limited() -> Message:
         nonlocal read
         message = await receive()
         if message["type"] == "http.request":
@@ -283,7 +285,7 @@ def _limited(receive: Any, limit: int) -> Any:
 
 
 async def _answer(
-    send: Any, status: int, data: dict[str, Any] | None, headers: Iterable[tuple[bytes, bytes]] = ()
+    send: Send, status: int, data: dict[str, Any] | None, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
     body = b"" if data is None else json.dumps(data).encode()
     start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]

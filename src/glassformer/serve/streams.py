@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 from starlette.responses import StreamingResponse
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
 
 _SEND_SECONDS = 60.0  # a client that takes no bytes for so long is left
 ALIVE = b": ping\n\n"  # a comment, which clients pass over
@@ -47,7 +50,7 @@ class Stream(StreamingResponse):
         self.pieces, self.ping, self.alive, self.seconds, self.ended = pieces, ping, alive, seconds, ended
         self._since: float | None = None  # when the piece came that is being sent
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watcher = None
         try:
             async with asyncio.timeout(self.seconds) as limit, aclosing(self.pieces):
@@ -60,7 +63,7 @@ class Stream(StreamingResponse):
                 watcher.cancel()
             self.ended()
 
-    async def stream_response(self, send: Any) -> None:
+    async def stream_response(self, send: Send) -> None:
         """Send the answer's head, its pieces and its end."""
         now = asyncio.get_running_loop().time
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -70,7 +73,7 @@ class Stream(StreamingResponse):
             self._since = None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _watch(self, send: Any, limit: asyncio.Timeout) -> None:
+    async def _watch(self, send: Send, limit: asyncio.Timeout) -> None:
         now = asyncio.get_running_loop().time
         try:
             while True:

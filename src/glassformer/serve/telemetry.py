@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
     from glassformer.generate.engine import Engine
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -86,11 +88,11 @@ class Recorder:
     A request's id is the client's own `X-Request-Id`, or a new one; the answer and the log carry it.
     """
 
-    def __init__(self, app: Any, metrics: Metrics, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
         self.app, self.metrics, self.routes = app, metrics, routes
         self.logger = logging.getLogger(LOGGER)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -102,7 +104,7 @@ class Recorder:
         # Anthropic's clients look for the second.
         named = [(b"x-request-id", number.encode()), (b"request-id", number.encode())]
 
-        async def sending(message: Any) -> None:
+        async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]

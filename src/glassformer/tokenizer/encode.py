@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glassformer.tokenizer.tokenizer import Tokenizer
 
 
-Batch = Callable[[Sequence[str]], list[NDArray[Any]]]
+Batch = Callable[[Sequence[str]], list[NDArray[np.integer]]]
 NO_ANSWER = "conversations without an answer"
 REFUSED = "conversations that the chat template does not take"
 LAST_ALONE = "conversations whose earlier turns the chat template rewrites, learned by their last answer alone"
@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
         remark: what of it is not learned, in the same form.
     """
 
-    ids: NDArray[Any]
+    ids: NDArray[np.integer]
     mask: NDArray[np.bool_] | None
     text_bytes: int
     refused: str | None = None
@@ -50,7 +50,7 @@ class Encoded(NamedTuple):
         return cls(np.empty(0, np.uint16), None, 0, refused=why)
 
 
-def token_dtype(vocab_size: int) -> np.dtype[Any]:
+def token_dtype(vocab_size: int) -> np.dtype[np.integer]:
     """The smallest of uint16 and uint32, little-endian, that holds every id."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
@@ -79,7 +79,7 @@ class Encoder:
                 self.quick = self._batch is not None
                 self._batch = self._batch or _library(serialised, source, self.dtype)
 
-    def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.integer]]:
         """The ids of each text, without begin-of-text tokens.
 
         Raises:
@@ -167,7 +167,7 @@ class Encoder:
             return False
 
 
-def _table(source: Mapping[str, Any], dtype: np.dtype[Any], tokenizer: Tokenizer) -> Batch | None:
+def _table(source: Mapping[str, Any], dtype: np.dtype[np.integer], tokenizer: Tokenizer) -> Batch | None:
     """For a tokenizer of single bytes or characters: its ids are looked up."""
     from glassformer.tokenizer.parts import byte_letters
 
@@ -197,7 +197,7 @@ def _table(source: Mapping[str, Any], dtype: np.dtype[Any], tokenizer: Tokenizer
     of_point = np.full(0x110000, unknown, dtype=dtype)
     of_point[[ord(letter) for letter in letters]] = list(letters.values())
 
-    def look_up(text: str) -> NDArray[Any]:
+    def look_up(text: str) -> NDArray[np.integer]:
         ids = of_point[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
         if (ids == unknown).any():
             tokenizer.encode(text, False)  # refuses the text, and names the characters
@@ -207,7 +207,7 @@ def _table(source: Mapping[str, Any], dtype: np.dtype[Any], tokenizer: Tokenizer
     return lambda texts: [look_up(text) for text in texts]
 
 
-def _library(serialised: str, source: Mapping[str, Any], dtype: np.dtype[Any]) -> Batch | None:
+def _library(serialised: str, source: Mapping[str, Any], dtype: np.dtype[np.integer]) -> Batch | None:
     """For a byte-level vocabulary with all 256 bytes: the tokenizers library, many texts at a time."""
     from glassformer.tokenizer.parts import byte_letters
 

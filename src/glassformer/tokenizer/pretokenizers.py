@@ -52,6 +52,11 @@ _WHOLE = {"llama-bpe", "gpt-4o"}  # a piece that is a token is taken whole, what
 
 
 def pre_name(given: str) -> str:
+    """The name in `PRE` of a pre-tokenizer as a GGUF file names it.
+
+    Raises:
+        TokenizerError: it is not known.
+    """
     name = ALIASES.get(given, given)
     if name not in PRE:
         raise TokenizerError(

@@ -32,11 +32,11 @@ _FLAGS = re.compile(r"\(\?[a-zA-Z-]+\)")  # which would hold to the end of a gro
 # tiktoken looks for special tokens even where none is allowed, and with none to look for it stops at every character.
 NO_SPECIAL = "<|\0 read as text like any other \0|>"
 
-Encode = Callable[[Sequence[str]], list[NDArray[Any]]]
+Encode = Callable[[Sequence[str]], list[NDArray[np.integer]]]
 
 
 def tiktoken_encoder(
-    tokenizer: Tokenizer, dtype: np.dtype[Any], source: Mapping[str, Any] | None = None
+    tokenizer: Tokenizer, dtype: np.dtype[np.integer], source: Mapping[str, Any] | None = None
 ) -> Encode | None:
     """A function from texts to their ids, equal to the tokenizer's without special tokens; None if there is none.
 
@@ -60,7 +60,7 @@ def tiktoken_encoder(
         return None
     lookup = np.array(ids, dtype=dtype)
 
-    def one(text: str) -> NDArray[Any]:
+    def one(text: str) -> NDArray[np.integer]:
         try:
             return lookup[encoding.encode_to_numpy(text, disallowed_special=())]
         except ValueError as error:

@@ -53,6 +53,7 @@ class LowRank(nn.Module):
         self.register_buffer("own", own, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, d_in) through the matrix and its adapter: (…, d_out)."""
         y = self.frozen(x) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
         if self.lora_length is not None:
             assert self.own is not None
@@ -207,6 +208,7 @@ class Resting(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, d_in) through the matrix: (…, d_out)."""
         y: Tensor = self.frozen(x)
         return y if self.bias is None else y + self.bias
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glassformer.model import Config
+from glassformer.model.sites import Where
 
 _WORD = 0xFFFFFFFF
 _SITE, _ROW, _COLUMN = 0x9E3779B9, 0x85EBCA77, 0xC2B2AE3D
@@ -59,7 +60,7 @@ class Dropout:
         stays = _hash(row[:, None] + column) >= np.uint32(self.share)
         return torch.from_numpy(stays).to(dtype).mul_(self.scale)
 
-    def __call__(self, site: str, x: Tensor, where: Any) -> Tensor:
+    def __call__(self, site: str, x: Tensor, where: Where) -> Tensor:
         mask = self.keep(self._sites[site], x.shape[0] * x.shape[1], x.shape[2], x.dtype)
         return x * mask.view(x.shape).to(x.device)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,11 @@ from glassformer.checkpoint.tensorfile import packed, unpacked
 from glassformer.errors import TrainError
 from glassformer.model import Transformer
 from glassformer.model.config import Attention
+from glassformer.model.sites import Where
 from glassformer.system import files
+
+if TYPE_CHECKING:
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 FOLDER = "film"
 FORMAT = "glassformer.frame/1"
@@ -53,7 +57,7 @@ class Film:
     """
 
     def __init__(
-        self, folder: Path, frames: int, steps: int, ids: Sequence[int], tokenizer: Any, upto: int = 0
+        self, folder: Path, frames: int, steps: int, ids: Sequence[int], tokenizer: Tokenizer, upto: int = 0
     ) -> None:
         self.folder = folder / FOLDER
         self.steps = frozenset(steps_of(frames, steps))
@@ -113,7 +117,7 @@ class _Patterns:
         self.reads, self.writes = frozenset(named), frozenset[str]()
         self.seen: dict[int, Tensor] = {}
 
-    def __call__(self, site: str, x: Tensor, where: Any) -> None:
+    def __call__(self, site: str, x: Tensor, where: Where) -> None:
         self.seen[self.names[site]] = x[0].float().cpu()
 
 

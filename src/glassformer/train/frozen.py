@@ -47,6 +47,7 @@ class Frozen(nn.Module):
         return unpacked(self.codes[rows], self.scales[rows], self.bits, self.compute)  # type: ignore[index]
 
     def forward(self, x: Tensor, rows: slice = ALL) -> Tensor:
+        """x (…, d_in) times the transposed matrix: (…, d_out)."""
         if self.bits == 0:
             return F.linear(x, self.matrix(rows))
         product: Tensor = _Through.apply(x, self, rows)

@@ -23,9 +23,11 @@ from glassformer.system import files
 class Sink(Protocol):
     """Where events go besides the journal file."""
 
-    def write(self, event: dict[str, Any]) -> None: ...
+    def write(self, event: dict[str, Any]) -> None:
+        """Take one event."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """No more events come."""
 
 
 class Journal:

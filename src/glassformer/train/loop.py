@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import TrainError
+from glassformer.model import Transformer
 from glassformer.system import hardware
+from glassformer.tokenizer.tokenizer import Tokenizer
 from glassformer.train import checkpoint, schedule
 from glassformer.train.data import Cursor, Order, Rows, held_out_batches
 from glassformer.train.directory import CHECKPOINTS, again
@@ -36,7 +38,7 @@ MOST_REFUSED = 10
 ALONE = 4_000_000
 """Parameters up to which a model is sampled and probed by one processor thread."""
 
-Probe = Callable[[Any, Any, int], Mapping[str, Any]]
+Probe = Callable[[Transformer, Tokenizer, int], Mapping[str, Any]]
 """Looks at the transformer (and its tokenizer) at a step and gives what the journal should keep."""
 
 
@@ -102,9 +104,9 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     publish: Callable[[Mapping[str, Tensor]], None] | None = None
     beside: Callable[[Path], None] = lambda folder: None
-    sample: Callable[[Any], str] | None = None
+    sample: Callable[[Transformer], str] | None = None
     probes: tuple[Probe, ...] = ()
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
     film: Film | None = None
     flops_per_token: Callable[[int], float] = lambda length: 0.0
     peak: Callable[[], tuple[float, str]] = lambda: (0.0, "")
@@ -328,6 +330,7 @@ class Run:
                 text = self.sample(transformer)
                 self.journal.write("sample", self.step, text=text)
             for probe in self.probes if probing else ():
+                assert self.tokenizer is not None
                 self.journal.write("probe", self.step, **dict(probe(transformer, self.tokenizer, self.step)))
             if framed and self.film is not None:
                 self.film.write(transformer, weights, self.step, text)

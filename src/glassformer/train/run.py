@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,6 +35,12 @@ from glassformer.train.run_inputs import answers_lost, corpus_for, opened, token
 from glassformer.train.samples import sample
 from glassformer.train.stepper import Stepper
 from glassformer.train.torch_stepper import TorchStepper, fresh
+
+if TYPE_CHECKING:
+    from glassformer.checkpoint import Checkpoint
+    from glassformer.checkpoint.adapter_writer import LowRankPart
+    from glassformer.data.corpus import Corpus
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 
 def train(
@@ -190,6 +196,7 @@ def assemble(
         from glassformer.checkpoint.native import write_native
 
         if alone:
+            assert origin is not None
             _write_adapter(place, recipe, config, origin, adapters.parts(transformer, tensors))
             tokenizer.save(place)
             return
@@ -306,11 +313,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], recipe: Recip
     return [f"Resumed, but not bit for bit, for this differs: {'; '.join(changed)}."]
 
 
-def _config(recipe: Recipe, tokenizer: Any, before: Mapping[str, Any], start: Any) -> Config:
+def _config(recipe: Recipe, tokenizer: Tokenizer, before: Mapping[str, Any], start: Checkpoint | None) -> Config:
     if "config" in before:
         return Config.from_dict(before["config"])
     if start is not None:
-        config: Config = start.config
+        config = start.config
         if recipe.model.context > config.context and config.learned_positions:
             raise UsageError(
                 f"{recipe.model.start} has {config.context} trained positions; context={recipe.model.context} is more."
@@ -320,7 +327,9 @@ def _config(recipe: Recipe, tokenizer: Any, before: Mapping[str, Any], start: An
     return recipe.config(tokenizer.vocab_size)
 
 
-def _write_adapter(place: Path, recipe: Recipe, config: Config, start: Any, parts: Mapping[str, Any]) -> None:
+def _write_adapter(
+    place: Path, recipe: Recipe, config: Config, start: Checkpoint, parts: Mapping[str, LowRankPart]
+) -> None:
     """The adapter as it stands, in PEFT's layout, into the run directory."""
     from glassformer.checkpoint.adapter_writer import write_adapter
 
@@ -338,8 +347,9 @@ def _write_adapter(place: Path, recipe: Recipe, config: Config, start: Any, part
     )
 
 
-def _transformer(config: Config, recipe: Recipe, start: Any, compute: torch.dtype) -> Transformer:
+def _transformer(config: Config, recipe: Recipe, start: Checkpoint | None, compute: torch.dtype) -> Transformer:
     if recipe.adapter.adapter != "none":
+        assert start is not None
         return adapters.adapted(start, config, recipe, compute)
     transformer = Transformer.empty(config)
     if start is not None:
@@ -370,7 +380,7 @@ def _micro_batch(
     return -(-share // -(-share // fits))
 
 
-def _film(recipe: Recipe, place: Path, corpus: Any, tokenizer: Any, step: int) -> Film:
+def _film(recipe: Recipe, place: Path, corpus: Corpus, tokenizer: Tokenizer, step: int) -> Film:
     """The film of the run, which looks at the beginning of the held-out text, or of the training text."""
     text = corpus.held_out if len(corpus.held_out) > TOKENS else corpus.train
     ids = text.slice(0, min(TOKENS, len(text)))

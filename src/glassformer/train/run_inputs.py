@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from glassformer.data.corpus import Corpus, build_corpus
 from glassformer.data.sources import Report
@@ -15,6 +15,10 @@ from glassformer.errors import DataError, EmptyDataError, TooFewDocumentsError, 
 from glassformer.train.data import Conversations, Rows
 from glassformer.train.journal import Journal
 from glassformer.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from glassformer.checkpoint import Checkpoint
+    from glassformer.tokenizer.tokenizer import Tokenizer
 
 PLAIN_CHAT = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -25,7 +29,7 @@ PLAIN_CHAT = (
 """How conversations are written for a model that has no template of its own; it is saved with what is trained."""
 
 
-def opened(source: str) -> Any:
+def opened(source: str) -> Checkpoint:
     """The checkpoint behind a SOURCE."""
     from glassformer.checkpoint import open_checkpoint
     from glassformer.fetch.sources import resolve
@@ -34,7 +38,7 @@ def opened(source: str) -> Any:
     return open_checkpoint(found.path, adapters=found.adapters)
 
 
-def tokenizer_for(recipe: Recipe, directory: Path | None, start: Any, journal: Journal) -> Any:
+def tokenizer_for(recipe: Recipe, directory: Path | None, start: Checkpoint | None, journal: Journal) -> Tokenizer:
     """The run's own tokenizer (in `directory`), the starting model's, or the one that the recipe names.
 
     For conversations, one without a chat template is given a plain one, and a note says so.
@@ -51,7 +55,7 @@ def tokenizer_for(recipe: Recipe, directory: Path | None, start: Any, journal: J
     return tokenizer
 
 
-def _tokenizer(recipe: Recipe, directory: Path | None, start: Any, journal: Journal) -> Any:
+def _tokenizer(recipe: Recipe, directory: Path | None, start: Checkpoint | None, journal: Journal) -> Tokenizer:
     from glassformer.tokenizer.tokenizer import Tokenizer
 
     if directory is not None:
@@ -81,7 +85,7 @@ def _tokenizer(recipe: Recipe, directory: Path | None, start: Any, journal: Jour
     return tokenizer_of(start or opened(wanted))
 
 
-def _learned(learn: Callable[[], Any], report: Report) -> Any:
+def _learned(learn: Callable[[], Tokenizer], report: Report) -> Tokenizer:
     """A tokenizer learned from texts, or why there are none."""
     try:
         return learn()
@@ -128,7 +132,7 @@ def answers_lost(rows: Rows, held_out: Rows | None, recipe: Recipe, corpus: Corp
     return told
 
 
-def corpus_for(recipe: Recipe, tokenizer: Any, journal: Journal) -> Corpus:
+def corpus_for(recipe: Recipe, tokenizer: Tokenizer, journal: Journal) -> Corpus:
     """The recipe's data as tokens, split into what is trained on and what is held out.
 
     Where whole documents cannot be held out because there are too few, the end of the text is, and a note says so.

@@ -7,7 +7,7 @@ prompt and a length, draws from its own generator, and so never disturbs the run
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,18 +15,21 @@ from glassformer.errors import GlassformerError
 from glassformer.model import Cache, Transformer
 from glassformer.train.recipe import LoopSpec
 
+if TYPE_CHECKING:
+    from glassformer.tokenizer.tokenizer import Tokenizer
+
 TEMPERATURE = 0.8
 
 
 @torch.no_grad()
-def sample(transformer: Transformer, tokenizer: Any, spec: LoopSpec) -> str:
+def sample(transformer: Transformer, tokenizer: Tokenizer, spec: LoopSpec) -> str:
     """A continuation of the recipe's prompt, at a temperature of 0.8, the prompt included."""
     ids = tokenizer.encode(spec.sample_prompt) or [_first(tokenizer)]
     config = transformer.config
     device = transformer.device
     many = min(spec.sample_tokens, config.context - len(ids))
     if many < 1:
-        return str(tokenizer.decode(ids))
+        return tokenizer.decode(ids)
     generator = torch.Generator().manual_seed(spec.seed)
     cache = Cache(config, 1, len(ids) + many, transformer.dtype, device)
     fed = ids
@@ -38,10 +41,10 @@ def sample(transformer: Transformer, tokenizer: Any, spec: LoopSpec) -> str:
             break
         ids = [*ids, chosen]
         fed = [chosen]
-    return str(tokenizer.decode(ids))
+    return tokenizer.decode(ids)
 
 
-def _first(tokenizer: Any) -> int:
+def _first(tokenizer: Tokenizer) -> int:
     """What an empty prompt begins with: begin or end of text (documents follow it), a line break, or any token."""
     for candidate in (tokenizer.bos_id, tokenizer.eos_id):
         if candidate is not None:

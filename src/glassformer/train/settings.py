@@ -73,6 +73,11 @@ def setting(default: Any, help: str, **known: Any) -> Any:
 
 
 def pair(text: str) -> tuple[str, str]:
+    """Key and value of "key=value".
+
+    Raises:
+        UsageError: it is not written so.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"A setting is written key=value, as in steps=200; got {text!r}.")

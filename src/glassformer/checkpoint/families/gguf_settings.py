@@ -159,9 +159,9 @@ class Translation:
             found[ours] = "output.weight" not in shapes
         if (ours := self.key("unembed_bias")) is not None:
             found[ours] = "output.bias" in shapes
-        return found | self._rotary(attributes, found) | self._windows(attributes)
+        return found | self._rotary(attributes) | self._windows(attributes)
 
-    def _rotary(self, attributes: Attributes, found: Mapping[str, Any]) -> dict[str, Any]:
+    def _rotary(self, attributes: Attributes) -> dict[str, Any]:
         heads = attributes.values.get(attributes.prefix + "attention.head_count")
         heads = max(heads) if isinstance(heads, list) else heads
         if not heads:

@@ -183,6 +183,7 @@ DECODER = {
 
 
 def scaled(config: Config, attributes: Attributes) -> Config:
+    """The design with embeddings multiplied by √d_model where `scale_embedding` says so."""
     if not attributes.flag("scale_embedding", True):
         return config
     return dataclasses.replace(config, embedding_scale=math.sqrt(config.d_model))

@@ -126,6 +126,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
+        """The residual stream after this layer."""
         x = see(view, "resid_pre", x)
         if self.copies is not None:
             return self._with_copies(x, state, view)

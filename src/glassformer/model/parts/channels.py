@@ -43,6 +43,7 @@ class ChannelsPart(nn.Module, ABC):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
+        """What the mixer adds to the residual stream at each position."""
         before, prefix = state_before(state, self.layer, x.shape[0]), f"{self.choice.prefix}."
         gate = see(view, prefix + "gate", self.gates(x))
         kept, tail = self.taken(x, before, state, view)

@@ -76,6 +76,7 @@ class LaurelPart(nn.Module):
         self.norm = NormLayer(d_model, norm)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """x plus its norm of up(down(x))."""
         return x + self.norm(self.up(self.down(x)))
 
 

@@ -47,6 +47,7 @@ class FeedForwardPart(nn.Module):
         return self.down.weight
 
     def forward(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
+        """What the part adds to the residual stream."""
         pre = see(view, self.at + "pre", self.pre(x))
         if self.gate is None:
             h = self.post(pre, None)

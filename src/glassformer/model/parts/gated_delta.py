@@ -59,6 +59,7 @@ class GatedDeltaPart(ConvolvedHeadsPart):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
+        """What the mixer adds to the residual stream at each position."""
         return self.write(self.mix(self.ready(x, state, view), state, view))
 
     def ready(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> dict[str, Tensor]:

@@ -98,5 +98,6 @@ class Blocks(nn.Module):
         self.bias = nn.Parameter(torch.empty(blocks, size))
 
     def forward(self, x: Float[Tensor, "batch slot channel"]) -> Float[Tensor, "batch slot channel"]:
+        """Each block of channels through its matrix."""
         each = x.unflatten(-1, (self.weight.shape[0], -1))
         return (torch.einsum("btni,noi->btno", each, self.weight) + self.bias).flatten(-2)

@@ -23,4 +23,5 @@ class HeadPart(nn.Module):
         self.activation = functools.partial(gate, choice.activation)
 
     def forward(self, x: Float[Tensor, "*batch d_model"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
+        """What the unembedding reads."""
         return self.activation(see(view, "head.pre", self.dense(self.norm(x, view, "head"))))

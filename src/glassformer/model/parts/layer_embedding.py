@@ -27,6 +27,7 @@ class LayerEmbeddingPart(nn.Module):
     def forward(
         self, x: Float[Tensor, "*batch d_model"], own: Float[Tensor, "*batch d_ple"], view: View | None = None
     ) -> Float[Tensor, "*batch d_model"]:
+        """What the part adds to the residual stream, from the token's own vector in this layer."""
         own = see(view, "ple.input", own)
         pre = see(view, "ple.pre", self.gate(x))
         return self.up(see(view, "ple.post", self.activation(pre, own)))
@@ -49,6 +50,7 @@ class LayerInputs(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "batch query"], embedded: Float[Tensor, "batch query d_model"]
     ) -> dict[int, Float[Tensor, "batch query d_ple"]]:
+        """Each layer's vectors of the tokens, by layer."""
         shape = (self.layers, self.d)
         read = self.norm((self.project(embedded) * self.scale).unflatten(-1, shape))
         rows = self.embed(tokens.where(tokens < self.rows, 0)).unflatten(-1, shape) * math.sqrt(self.d)

@@ -38,6 +38,7 @@ class LinearAttentionPart(HeadsPart):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
+        """What the mixer adds to the residual stream at each position."""
         text, before = text_of(state, x), state_before(state, self.layer, x.shape[0])
         gate = see(view, "linear.gate", self.gates(x))
         q, k, v = (F.silu(y(x)).unflatten(-1, (self.heads, -1)) for y in (self.q, self.k, self.v))

@@ -50,6 +50,7 @@ class StateSpacePart(ConvolvedHeadsPart):
     def forward(
         self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None = None
     ) -> Float[Tensor, "batch query d_model"]:
+        """What the mixer adds to the residual stream at each position."""
         return self.write(self.mix(self.ready(x, state, view), state, view))
 
     def ready(self, x: Float[Tensor, "batch query d_model"], state: Pass, view: View | None) -> dict[str, Tensor]:
@@ -250,4 +251,5 @@ class GroupedNorm(nn.Module):
         return root.expand_as(parts).flatten(-2)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """x divided by its `scale`, times the weight."""
         return self.weight * (at_least_float32(x) / self.scale(x)).to(x.dtype)
