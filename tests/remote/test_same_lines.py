@@ -277,6 +277,11 @@ NOT_HERE: dict[str, Callable[[Any], Any]] = {
     "with_adapter": lambda m: m.with_adapter("folder"),
     "view": lambda m: m.view(TEXT),
     "bound_tap": lambda m: m.bound_tap(),
+    "engines": lambda m: m.engines,
+    "reader": lambda m: m.reader(8),
+    "scorer": lambda m: m.scorer(8),
+    "source": lambda m: m.source,
+    "metadata": lambda m: m.metadata,
     "transformer": lambda m: m.transformer.embed,
     "trace.view": lambda m: m.trace(TEXT).view(),
     "trace.attention": lambda m: m.trace(TEXT).attention(),
@@ -297,12 +302,15 @@ def test_what_stays_in_one_process_says_so_in_a_sentence(line, remote):
         NOT_HERE[line](remote)
 
 
-# Of one process: they hand out what computes there, and a remote model has none of them.
-INSIDE = {"engines", "reader", "scorer", "source", "metadata", "ignored", "taps", "name", "load_circuit"}
-INSIDE |= {"load_direction", "load_readout"}  # tested above
+INSIDE = {"taps", "name", "load_circuit", "load_direction", "load_readout"}  # tested above
 # Tested above by others' lines, and what makes a trace of a forward.
 OF_ONE_TRACE = {"config", "channel_pattern", "edges", "experts", "of_forward", "load", "tokens", "by_word"}
 OF_ONE_TRACE |= {"attention_head", "head", "position", "token_text"}
+
+
+def test_only_names_that_a_model_has_are_spoken_of(remote):
+    assert remote.ignored == ()
+    assert not hasattr(remote, "engine")
 
 
 def test_every_public_name_is_tried_or_refused():

@@ -33,6 +33,9 @@ UNREAD = frozenset(["vocab", "models", "runs", "run", "film", "influence", "size
 # What `Model.generate` takes and the server decides.
 _STARTED_WITH = ("precision", "drafter", "cache_bits", "progress")
 
+# What hands out something that computes, or where the model's files lie.
+_OF_ONE_PROCESS = frozenset(["engines", "reader", "scorer", "source", "metadata"])
+
 
 def connect(url: str, *, model: str | None = None, key: str | None = None, timeout: float = 600.0) -> RemoteModel:
     """A model that a server serves.
@@ -127,7 +130,17 @@ class RemoteModel(LooksInside):
         edits = f", {len(self.edits)} edits" if self.edits else ""
         return f"<glassformer.RemoteModel {self.name} at {self.url}{edits}>"
 
+    def __getattr__(self, name: str) -> Any:
+        if name not in _OF_ONE_PROCESS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise UsageError(f"{name!r} stays with the model on the server; load the model here for that.")
+
     # What it is
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Keys of its config.json that were taken for absent."""
+        return tuple(self.transformer.facts["ignored"])
 
     @property
     def transformer(self) -> Any:
