@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -80,5 +81,23 @@ def test_the_package_holds_what_excites_smollm2():
     sizes = held["values.7"].float().abs()
     assert bool((sizes[:, :-1] >= sizes[:, 1:]).all())
     assert int(held["texts.7"].max()) < docstrings.MOST
-    assert len(facts._shipped()) == 64
     assert facts.SHIPPED.stat().st_size < 600_000
+
+
+def test_what_the_package_holds_is_of_today_s_smollm2(smollm2: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A design that gained a setting since is still the same design; another is not, nor are other passages."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from glassformer.views import facts
+
+    with safe_open(facts.SHIPPED, framework="pt") as opened:
+        told = opened.metadata()
+    assert facts._shipped(smollm2) == (docstrings.digest() == told["texts"])  # another Python has other docstrings
+    older = json.loads(told["config"])
+    del older["final_eps"]
+    for changed, same in (({}, True), ({"context": 4096}, False)):
+        config = json.dumps({**older, **changed})
+        save_file({}, tmp_path / "x", {**told, "config": config, "texts": docstrings.digest()})
+        monkeypatch.setattr(facts, "SHIPPED", tmp_path / "x")
+        assert facts._shipped(smollm2) is same

@@ -127,9 +127,8 @@ def _background(session: Session, key: str, model: Model) -> Exciting:
                 "This machine's Python has no docstrings that the model's tokenizer can spell; give texts of your own."
             )
         read = session.excited[key] = Exciting(passages)
-    identity = _identity(model)
-    place = cache_directory() / "exciting" / f"{identity}.safetensors"
-    if _shipped() == identity and _held(read, SHIPPED):
+    place = cache_directory() / "exciting" / f"{_identity(model)}.safetensors"
+    if _shipped(model) and _held(read, SHIPPED):
         return read
     if _held(read, place):
         return read
@@ -147,27 +146,41 @@ def _background(session: Session, key: str, model: Model) -> Exciting:
     return read
 
 
-def _shipped() -> str:
-    """Of which model and passages the package holds what was found."""
+def _shipped(model: Model) -> bool:
+    """Whether the package holds what was found of this model in these passages.
+
+    The design is compared as it reads today: settings that came to be since have the values they are given by default.
+    """
     from safetensors import SafetensorError, safe_open
+
+    from glassformer.model.config import Config
 
     try:
         with safe_open(SHIPPED, framework="pt") as opened:
-            return str((opened.metadata() or {}).get("identity", ""))
+            told = opened.metadata() or {}
     except (OSError, SafetensorError):
-        return ""
+        return False
+    found = _of(model)
+    return all(told.get(name) == found[name] for name in ("weights", "texts")) and (
+        Config.from_dict(json.loads(told["config"])) == model.config
+    )
 
 
-def _identity(model: Model) -> str:
-    """Of a model and the passages: its design, a sample of its weights, the passages' hash."""
+def _of(model: Model) -> dict[str, str]:
+    """What tells a model and the passages from others: its design, a sample of its weights' hash, the passages'."""
     from glassformer.data import docstrings
 
     sampled = hashlib.sha256()
     for p in model.transformer.parameters():
         flat = p.detach().flatten()
         sampled.update(flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy().tobytes())
-    said = json.dumps([model.config.to_dict(), sampled.hexdigest(), docstrings.digest()])
-    return files.sha256_of(said)
+    config = json.dumps(model.config.to_dict())
+    return {"config": config, "weights": sampled.hexdigest(), "texts": docstrings.digest()}
+
+
+def _identity(model: Model) -> str:
+    """One hash of them all, by which the cache names what was found."""
+    return files.sha256_of(json.dumps(_of(model)))
 
 
 def _hold(read: Exciting, place: Any) -> None:
@@ -185,7 +198,7 @@ def ship(model: Model, read: Exciting, place: Path, keep: int = 3) -> None:
     tensors = {f"values.{i}": x[:, :keep].half().contiguous() for i, x in read.values.items()}
     tensors |= {f"texts.{i}": x[:, :keep].to(torch.uint8).contiguous() for i, x in read.texts.items()}
     tensors |= {f"places.{i}": x[:, :keep].to(torch.uint8).contiguous() for i, x in read.places.items()}
-    files.write_bytes(place, save(tensors, metadata={"identity": _identity(model)}))
+    files.write_bytes(place, save(tensors, metadata=_of(model)))
 
 
 def _held(read: Exciting, place: Any) -> bool:
