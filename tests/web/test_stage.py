@@ -66,6 +66,15 @@ def test_what_is_drawn_is_what_the_api_says(app: Watched):
     assert read["strongest"]["share"] == pytest.approx(float(numbers(answer["arcs"]["share"])[0]))
 
 
+def test_a_long_text_s_columns_stand_before_its_layers_have_run(moving: Watched):
+    """However long that takes: the text put in later shows its words at once."""
+    ready(moving.open(HERE))
+    moving.page.route("**/api/view/stage", lambda route: None)  # its answer takes as long as one likes
+    moving.page.evaluate(f"() => {{ {STAGE}.long = 10; {STAGE}.state.set({{text: 'a mole of carbon'}}); }}")
+    assert wait(moving, f"{STAGE}.data.early && {STAGE}.data.tokens.map((t) => t.text).join('')") == "a mole of carbon"
+    assert moving.page.locator(".stage-view").get_attribute("aria-busy") == "true"
+
+
 def test_it_moves_by_itself_waits_for_a_guess_and_scores_it(moving: Watched):
     ready(moving.open(HERE))
     wait(moving, f"{STAGE}.t > 0.02")

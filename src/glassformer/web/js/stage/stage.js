@@ -29,6 +29,8 @@ export class Stage {
     this.rooms = rooms;
     /** @type {any} */ (element).stage = this;
     this.calm = matchMedia("(prefers-reduced-motion: reduce)");
+    /** Of more characters than these, a text's columns are drawn before its layers have run, even where another stands. */
+    this.long = 2000;
     /** @type {StageData|null} */
     this.data = null;
     /** What scenes asked for beyond the stage's own data, by scene. @type {Map<string, any>} */
@@ -113,7 +115,8 @@ export class Stage {
     const first = this.data === null;
     const asked = { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), position: state.get("position") ?? -1 };
     try {
-      await (first ? this.#early(asked, mine.signal) : afterFirst());
+      if (!first) await afterFirst();
+      if (first || asked.text.length > this.long) await this.#early(asked, mine.signal);
       if (mine.signal.aborted) return;
       const found = await this.source.get("stage", { ...asked, threshold: state.get("stageShare") ?? 0.1 }, { signal: mine.signal });
       if (mine.signal.aborted) return;
