@@ -245,7 +245,7 @@ def test_every_route_is_described_whole(server):
 
     for at, one in operations.items():
         assert one.get("summary") or one.get("description"), at
-        assert holds(one["responses"]["200"]["content"]), at
+        assert holds(one["responses"]["200"].get("content")), at
         refused = [answer for code, answer in one["responses"].items() if code.startswith("4")]
         assert refused or at[0] == "/metrics", at
         assert all(holds(answer.get("content")) for answer in refused), at

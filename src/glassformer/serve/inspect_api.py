@@ -22,7 +22,7 @@ from glassformer.interp.records import packed
 from glassformer.serve.edits import plain
 from glassformer.serve.exchange import late, logged
 from glassformer.serve.models import Models, Served
-from glassformer.serve.openai_schemas import described
+from glassformer.serve.openai_schemas import described, streamed
 from glassformer.serve.problems import openai, problem
 from glassformer.serve.streams import Stream, dumped, event
 from glassformer.serve.verbs import Verb, verbs
@@ -30,6 +30,7 @@ from glassformer.serve.work import Workers
 from glassformer.views import VIEWS, Cancelled, Session, View
 
 ARRAYS = "application/vnd.safetensors"
+BINARY = {"type": "string", "format": "binary"}
 _NEWS = 0.25  # seconds between signs of progress
 
 
@@ -88,11 +89,8 @@ def _add_verb(api: APIRouter, inspector: Inspector, verb: Verb) -> None:
 
     ask_verb.__annotations__["ask"] = verb.ask
     ask_verb.__doc__ = verb.about
+    told = streamed("The result as tensors and JSON, or its progress and then that.", **{ARRAYS: BINARY})
     ask_verb.__name__ = "verb_" + verb.name.replace(".", "_")
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    told: dict[int | str, dict[str, Any]] = {
-        200: {"content": {ARRAYS: binary, "text/event-stream": {"schema": {"type": "string"}}}}
-    }
     api.post(f"/v1/verbs/{verb.name}", response_class=Response, responses=told)(ask_verb)
 
 
@@ -106,10 +104,7 @@ def _add(api: APIRouter, inspector: Inspector, view: View) -> None:
     inspect.__doc__ = view.about
     inspect.__name__ = f"inspect_{view.name}"
     told = described(Inspected)
-    told[200]["content"] = {
-        ARRAYS: {"schema": {"type": "string", "format": "binary"}},
-        "text/event-stream": {"schema": {"type": "string"}},
-    }
+    told[200]["content"] = {ARRAYS: {"schema": BINARY}, "text/event-stream": {"schema": {"type": "string"}}}
     api.post(f"/v1/inspect/{view.name}", responses=told)(inspect)
 
 

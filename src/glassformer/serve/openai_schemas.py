@@ -159,6 +159,14 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def streamed(about: str, **more: Any) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route whose answer is a stream of events, or of one of `more` media types with its schema."""
+    content = {"text/event-stream": {"schema": {"type": "string"}}} | {
+        kind: {"schema": how} for kind, how in more.items()
+    }
+    return {200: {"description": about, "content": content}, **_PROBLEMS}
+
+
 def described(answer: type[BaseModel], *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
     """The responses of a route."""
     whole: dict[str, Any] = {"model": answer, "description": answer.__doc__}

@@ -17,6 +17,7 @@ from glassformer.serve.exchange import AnswerWriter, Exchange, PreparedRequest, 
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_api import completion_plan
 from glassformer.serve.openai_requests import CompletionAsk
+from glassformer.serve.openai_schemas import streamed
 from glassformer.serve.planning import planned
 from glassformer.serve.problems import Refusal, openai
 from glassformer.serve.streams import event
@@ -53,7 +54,7 @@ class TokenWriter(AnswerWriter):
 def add(api: APIRouter, models: Models) -> None:
     """Put the route in."""
 
-    @api.post("/v1/verbs/generate", response_class=Response)
+    @api.post("/v1/verbs/generate", response_class=Response, responses=streamed("An event a token."))
     async def generate(ask: GenerateAsk, request: Request) -> Response:
         """Continue a text, token by token, as a stream of events."""
 

@@ -27,8 +27,13 @@ class Stack(nn.Module):
         self.bias = nn.Parameter(torch.empty(experts, d_out)) if bias else None
 
     def each(self) -> Product:
-        """The products of this forward, by the expert's number. The stack is taken apart once, so that gradients come
-        together once as well, and not as a stack for every expert."""
+        """The products of this forward, by the expert's number.
+
+        For gradients the stack is taken apart once, so that they come together once as well, and not as a stack for
+        every expert; otherwise only those that are met are read.
+        """
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return lambda expert, x: linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
         weights, biases = self.weight.unbind(0), None if self.bias is None else self.bias.unbind(0)
         return lambda expert, x: linear(x, weights[expert], None if biases is None else biases[expert])
 

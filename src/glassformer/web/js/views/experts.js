@@ -28,7 +28,7 @@ function shades(label, tell, take) {
   };
   let under = /** @type {[number, number]} */ ([0, 0]);
   canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => { under = place(event); });
-  hint(canvas, () => tell(...under));
+  hint(canvas, () => (at.rows ? tell(...under) : label));
   canvas.addEventListener("click", (/** @type {PointerEvent} */ event) => take(...place(event)));
   canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
