@@ -104,14 +104,16 @@ class LooksInside(ABC):
         """
         from glassformer.interp.trace import Trace
 
-        ids: Any
-        if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], int)):
-            ids = self.ids(text, bos)  # type: ignore[arg-type]
-        elif len(text) == 0:
-            raise TextError("A trace needs a text, token ids, or a list of either; the list is empty.")
-        else:
-            ids = [self.ids(one, bos) for one in text]  # type: ignore[arg-type]
+        ids = self._ids_of_all(text, bos)
         return Trace(self.transformer, ids, tap=self.bound_tap(), vocabulary=self.tokenizer, model=self.name)
+
+    def _ids_of_all(self, text: Any, bos: bool | None) -> Any:
+        """Token ids of one text, or a list of those of several."""
+        if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], int)):
+            return self.ids(text, bos)
+        if len(text) == 0:
+            raise TextError("A trace needs a text, token ids, or a list of either; the list is empty.")
+        return [self.ids(one, bos) for one in text]
 
     def heads(self, text: str | Sequence[int] | None = None, **options: Any) -> Heads:
         """What every attention head does, by definition, evidence and null; see `interp.heads`."""

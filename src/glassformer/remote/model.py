@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from glassformer.errors import ServerError, TextError, UsageError
+from glassformer.errors import ServerError, UsageError
 from glassformer.interp.elsewhere import Elsewhere
 from glassformer.interp.verbs import LooksInside
 from glassformer.remote import wire
@@ -282,14 +282,7 @@ class RemoteModel(LooksInside):
         """One forward of a text (or of several) on the server, and everything inside it by name."""
         from glassformer.remote.trace import RemoteTrace
 
-        ids: Any
-        if isinstance(text, str) or (len(text) > 0 and isinstance(text[0], int)):
-            ids = self.ids(text, bos)  # type: ignore[arg-type]
-        elif len(text) == 0:
-            raise TextError("A trace needs a text, token ids, or a list of either; the list is empty.")
-        else:
-            ids = [self.ids(one, bos) for one in text]  # type: ignore[arg-type]
-        return RemoteTrace(self, ids)
+        return RemoteTrace(self, self._ids_of_all(text, bos))
 
     def edited(self, *taps: Any) -> Self:
         """This model with taps put in, or edits such as `{"ablate": {"layer": 3, "head": 1}}`: in every request.
