@@ -6,10 +6,13 @@ and logits come out.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from common import ROOT, Worker, arguments, need_peers, report, serve, skip, table
@@ -107,6 +110,21 @@ def logits(checkpoint: Any) -> Any:
         return model(torch.tensor([IDS]))[0]
 
 
+def as_peer_spreads(checkpoint: Any) -> Any:
+    """A Gemma 3n as llama.cpp computes it: the deviation of n gates is taken over n − 1, not over n."""
+    import torch
+
+    normal = torch.distributions.Normal(0.0, 1.0)
+    layers = []
+    for layer in checkpoint.config.layers:
+        feed = layer.feed_forward
+        times = normal.icdf(torch.tensor(feed.sparsity)) * (feed.d_ff / (feed.d_ff - 1)) ** 0.5
+        share = float(normal.cdf(times)) if feed.sparsity else 0.0
+        layers.append(dataclasses.replace(layer, feed_forward=dataclasses.replace(feed, sparsity=share)))
+    config = dataclasses.replace(checkpoint.config, layers=tuple(layers))
+    return SimpleNamespace(config=config, tensors=checkpoint.tensors)
+
+
 def distance(ours: Any, theirs: Any) -> float:
     """The largest difference of logits by the largest logit."""
     return float((ours - theirs).abs().max() / theirs.abs().max())
@@ -135,40 +153,54 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     rows, packed, version, good, architectures = [], [], "", 0, set()
-    with tempfile.TemporaryDirectory() as place, Worker(options.peers, __file__, threads=options.threads) as peer:
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = Path(place)
 
+        def started() -> Worker:
+            return stack.enter_context(Worker(options.peers, __file__, threads=options.threads))
+
+        peer = started()
+
         def compared(model: Any, name: str, dtype: str) -> tuple[Any, Any, Any, str]:
-            """Ours of the folder, ours of the file, llama.cpp's or what it said, and the file's architecture."""
-            nonlocal version
+            """Ours of the folder, the file as we read it, llama.cpp's or what it said, and the file's architecture."""
+            nonlocal version, peer
             file, out = folder / "m.gguf", folder / "logits.npy"
             model.save_pretrained(folder / "hf")
             source = open_checkpoint(folder / "hf")
             write_gguf(file, source.config, source.tensors, family=name.partition(":")[0], dtype=dtype)
             read, header = open_checkpoint(file, cache=folder / "cache"), read_gguf_header(file)
-            whole, ours = logits(source), logits(read)
-            answer = peer.ask(file=str(file), ids=IDS, to=str(out))
+            whole = logits(source)
+            try:
+                answer = peer.ask(file=str(file), ids=IDS, to=str(out))
+            except RuntimeError:  # it aborts where its source has an assertion, and the next file gets another one
+                answer = {"error": f"llama.cpp left with code {peer.process.wait()}", "version": version}
+                peer = started()
             version = answer["version"]
             theirs = answer.get("error") or torch.from_numpy(numpy.load(out))
             for path in (folder / "hf").iterdir():
                 path.unlink()
-            return whole, ours, theirs, header.settings["general.architecture"]
+            return whole, read, theirs, header.settings["general.architecture"]
 
         for name, model in models():
             if options.only is not None and name not in options.only:
                 continue
-            whole, ours, theirs, architecture = compared(model, name, "float32")
-            back = f"{distance(ours, whole):.1e}"
+            whole, read, theirs, architecture = compared(model, name, "float32")
+            back = f"{distance(logits(read), whole):.1e}"
             if isinstance(theirs, str):
                 rows.append((name, architecture, back, theirs.rpartition("error loading model: ")[2][:120], "NOT met"))
                 continue
-            apart = distance(ours, theirs)
-            met = apart <= ASKED
-            good += met
-            architectures.add(architecture) if met else None
-            rows.append((name, architecture, back, f"{apart:.1e}", "met" if met else "NOT met"))
+            forms = {name: read}
+            if architecture == "gemma3n":
+                forms[f"{name}, over n − 1"] = as_peer_spreads(read)
+            for said, form in forms.items():
+                apart = distance(logits(form), theirs)
+                rows.append((said, architecture, back, f"{apart:.1e}", "met" if apart <= ASKED else "NOT met"))
+            if apart <= ASKED:
+                good += 1
+                architectures.add(architecture)
         for dtype in () if options.only is not None else KINDS:
-            whole, ours, theirs, _ = compared(wide(), "llama", dtype)
+            whole, read, theirs, _ = compared(wide(), "llama", dtype)
+            ours = logits(read)
             packed.append(
                 (
                     dtype,
@@ -177,6 +209,7 @@ def main() -> None:
                     f"{distance(whole, theirs):.1e}",
                 )
             )
+    families = len({name.partition(", ")[0] for name, *_ in rows})
     head = ("family", "architecture", "file read again, from the folder", "llama.cpp, from ours", f"asked ≤ {ASKED:g}")
     blocks = ("blocks", "ours of the file, from the folder", "llama.cpp, from ours", "llama.cpp, from the folder")
     report(
@@ -184,12 +217,12 @@ def main() -> None:
         "Every family's GGUF in llama.cpp",
         table(head, rows) + "\n\nA Llama of 256 dimensions in every kind of blocks:\n\n" + table(blocks, packed),
         options,
-        f"{good} of {len(rows)} tiny random models, of {len(architectures)} architectures, written as F32 GGUF: "
+        f"{good} of {families} tiny random models, of {len(architectures)} architectures, written as F32 GGUF: "
         f"max|Δ| / max|logit| over {len(IDS)} tokens, our logits from the file against those from the folder, and "
         f"llama-cpp-python {version}'s against ours. Where a family has a gelu, llama.cpp looks it up in a table of "
         "float16, which is the 1e-4 to 9e-4 below. On blocks of 4 to 8 bits llama.cpp rounds activations too, and we "
-        "do not; nor does it multiply bfloat16 in float32. In Gemma 3n it takes the deviation of neurons over one less "
-        "than their number, which shows in parts as narrow as these.",
+        "do not; nor does it multiply bfloat16 in float32. In Gemma 3n it takes the deviation of a part's gates over "
+        "n − 1 where transformers takes it over n, which shows in parts as narrow as these: its second row is ours so.",
     )
 
 

@@ -74,7 +74,7 @@ GGUF: dict[str, dict[str, Any]] = {
     "glm4": {},
     "glm4_moe": {},
     "glm4_moe_lite": {},
-    "glm_moe_dsa": {},
+    "glm_moe_dsa": {"index_head_dim": 64},  # llama.cpp turns the index's heads by 64 dimensions at a time
     "gpt_bigcode": {},
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
     "granite": {},
