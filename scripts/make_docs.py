@@ -93,75 +93,35 @@ def views() -> str:
     return "\n".join(parts)
 
 
-# Held to the engine's own word by tests/checkpoint/test_alike.py, on tiny models with every feature on.
-THROUGH_TORCH = frozenset(
-    [
-        "apertus",
-        "axk1",
-        "bailing_hybrid",
-        "bamba",
-        "bitnet",
-        "deepseek_v2",
-        "deepseek_v3",
-        "deepseek_v32",
-        "diffllama",
-        "dots3_note_text",
-        "falcon_h1",
-        "falcon_mamba",
-        "gemma3n_text",
-        "gemma4_text",
-        "glm4_moe_lite",
-        "glm_moe_dsa",
-        "granitemoehybrid",
-        "jamba",
-        "jetmoe",
-        "kimi_linear",
-        "lfm2",
-        "lfm2_moe",
-        "lfm3",
-        "mamba",
-        "mamba2",
-        "minicpm3",
-        "minimax",
-        "modernbert-decoder",
-        "nemotron_h",
-        "olmo_hybrid",
-        "openai-gpt",
-        "opt",
-        "phimoe",
-        "qwen3_5_moe_text",
-        "qwen3_5_text",
-        "qwen3_next",
-        "recurrent_gemma",
-        "xlstm",
-        "youtu",
-    ]
-)
-SOME_THROUGH_TORCH = {"falcon": "native; with ALiBi torch", "phi3": "native; LongRoPE beyond its first length torch"}
-
-
 def models() -> str:
-    """The families: what each is called, and which layouts it is read from and written to."""
-    from glassformer.checkpoint.families import FAMILIES, NOT_READ
+    """The families: what each is called, made of, read from, written to, answered by and held to."""
+    from glassformer.checkpoint.families import NOT_READ
+    from glassformer.checkpoint.families.listing import listing
 
     rows = [
-        f"| `{name}` | {family.architecture} | {', '.join(family.gguf.names) if family.gguf else '–'} "
-        f"| {'torch' if name in THROUGH_TORCH else SOME_THROUGH_TORCH.get(name, 'native')} |"
-        for name, family in sorted(FAMILIES.items())
+        f"| `{one['type']}` | {one['class']} | {', '.join(one['parts'])} | {', '.join(one['gguf']) or '–'} "
+        f"| {one['answered_by']} | {', '.join(one['held_to'])} |"
+        for one in listing()
     ]
     return (
         f"# Models that open\n\n{GENERATED}\n"
-        f"{len(rows)} types of model (`model_type` in config.json) are read from Hugging Face folders and written\n"
-        "to them; those with a GGUF architecture are read from and written to GGUF files as well. Each is tested\n"
-        "with tiny random weights against transformers. A setting that would change the answer and has no place in\n"
-        "the design is refused by name. PhiMoE has a GGUF architecture that is not read: llama.cpp norms without\n"
-        "subtracting the mean and weighs its experts by a softmax, which is another model. On a processor most of\n"
-        "them are answered by the native engine, whatever their family: attention with windows, chunks, sinks,\n"
-        "gates, ALiBi, shared keys, rotation of all or part of a head, biases and norms of any placement, beside\n"
-        "dense parts or experts, of which only those that a token chose are read. What it does not compute\n"
-        "(recurrences, latent and differential attention, and a few single forms) runs through torch, which is\n"
-        "said once.\n\n"
-        "| model_type | class in transformers | GGUF architecture | answered by |\n| --- | --- | --- | --- |\n"
+        f"{len(rows)} types of model (`model_type` in config.json) are read from Hugging Face folders of safetensors\n"
+        "and written to them; those with a GGUF architecture are read from and written to GGUF files as well.\n"
+        "`glassformer models --families` prints this table.\n\n"
+        "How each is tested: with tiny random weights, its features switched on, against transformers\n"
+        "(`tests/checkpoint/test_alike.py`, `test_families.py`: logits whole, in pieces from a cache and padded; the\n"
+        "native engine where it answers; hidden states, attentions and router scores of a trace; the account's sum;\n"
+        "the export loaded by transformers), and where llama.cpp has it, against that on a GGUF that we wrote\n"
+        "(`benchmarks/gguf_families.py`, whose table in benchmarks.md says how far each is apart).\n\n"
+        "A setting that would change the answer and has no place in the design is refused by name. PhiMoE has a\n"
+        "GGUF architecture that is not read: llama.cpp norms without subtracting the mean and weighs its experts by a\n"
+        "softmax, which is another model. On a processor most of them are answered by the native engine, whatever\n"
+        "their family: attention with windows, chunks, sinks, gates, ALiBi, shared keys, rotation of all or part of a\n"
+        "head, biases and norms of any placement, beside dense parts or experts, of which only those that a token\n"
+        "chose are read. What it does not compute (recurrences, latent and differential attention, and a few single\n"
+        "forms) runs through torch, which is said once.\n\n"
+        "| model_type | class in transformers | parts | GGUF architecture | answered by | held to |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
         + "\n".join(rows)
         + "\n\n## Known and not read\n\nWhat stands in the way of each, as the refusal says it.\n\n"
         "| model_type | what stands in the way |\n| --- | --- |\n"

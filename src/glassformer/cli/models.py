@@ -1,4 +1,4 @@
-"""`glassformer models`: what the catalogue offers, what lies in the cache, and how to be rid of it."""
+"""`glassformer models`: what the catalogue offers, what lies in the cache, how to be rid of it, and what would open."""
 
 from __future__ import annotations
 
@@ -24,19 +24,29 @@ command = typer.Typer(
 
 
 @command.callback(invoke_without_command=True)
-def models(context: typer.Context, as_json: JsonOption = False) -> None:
+def models(
+    context: typer.Context,
+    families: Annotated[
+        bool, typer.Option("--families", help="Every type of model that opens instead, and those that do not.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """List, fetch and delete the models kept on this machine.
 
     Without a subcommand: the models of the catalogue and everything in the cache.
     """
     if context.invoked_subcommand is not None:
-        if as_json:
-            raise UsageError("--json belongs to the list, `glassformer models --json`, not to its subcommands.")
+        if as_json or families:
+            said = "--json" if as_json else "--families"
+            raise UsageError(f"{said} belongs to the list, `glassformer models {said}`, not to its subcommands.")
         return
+    found = known() if families else listing()
     if as_json:
-        print_json(listing())
+        print_json(found)
+    elif families:
+        _print_families(found)
     else:
-        _print(listing())
+        _print(found)
 
 
 @command.command()
@@ -148,6 +158,37 @@ def listing() -> dict[str, Any]:
             for entry in catalogue.CATALOGUE.values()
         ],
     }
+
+
+def known() -> dict[str, Any]:
+    """The types of model that open, and what stands in the way of those that do not, as plain data."""
+    from glassformer.checkpoint.families import NOT_READ
+    from glassformer.checkpoint.families.listing import listing as families
+
+    return {"families": families(), "not_read": dict(NOT_READ)}
+
+
+def _print_families(data: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    shown = Table(title=f"{len(data['families'])} types of model that open", title_justify="left", box=None)
+    for heading in ("type", "parts", "read from and written to", "answered by", "held to"):
+        shown.add_column(heading, overflow="fold")
+    for one in data["families"]:
+        layouts = ", ".join(["safetensors", *(f"GGUF {name}" for name in one["gguf"])])
+        shown.add_row(
+            *map(Text, (one["type"], ", ".join(one["parts"]), layouts, one["answered_by"], ", ".join(one["held_to"])))
+        )
+    out.print(shown)
+    out.print()
+    refused = Table(title="Known and not read", title_justify="left", box=None)
+    refused.add_column("type")
+    refused.add_column("what stands in the way", overflow="fold")
+    for name, reason in sorted(data["not_read"].items()):
+        refused.add_row(Text(name), Text(reason))
+    out.print(refused)
 
 
 def _described(item: Item) -> dict[str, Any]:
