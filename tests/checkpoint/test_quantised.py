@@ -128,14 +128,16 @@ def four(stem: str, rows: int, columns: int, kind: str, nested: bool) -> Made:
     return stored, (values[codes] * absmax.repeat(size)[:count]).reshape(rows, columns)
 
 
-def packed(stem: str, rows: int, columns: int, bits: int, size: int, zero: bool, ordered: bool = False) -> Made:
+def packed(
+    stem: str, rows: int, columns: int, bits: int, size: int, zero: bool, ordered: bool = False, gaps: bool = True
+) -> Made:
     offset, groups = 1 << bits - 1, columns // size
     q, scales = G.integers(-offset, offset, (rows, columns)), half(G.uniform(0.01, 0.05, (rows, groups)))
     zeros = G.integers(-offset, offset, (rows, groups)) if zero else np.zeros((rows, groups), int)
     group = np.arange(columns) // size
     if ordered:
         group = G.permutation(group)
-    name, each = stem + "weight", 32 // bits
+    name, each = stem + "weight", 32 // bits if gaps else None
     stored = {
         f"{name}_packed": words(q + offset, bits, each),
         f"{name}_scale": torch.from_numpy(scales.astype(np.float16)),
@@ -172,6 +174,23 @@ def nvfp4(stem: str, rows: int, columns: int) -> Made:
     return stored, signed * (scales.float().numpy() / whole).repeat(16, 1)
 
 
+def mxfp4(stem: str, rows: int, columns: int) -> Made:
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
+    codes, exponents = G.integers(0, 16, (rows, columns)), G.integers(118, 124, (rows, columns // 32))
+    stored = {
+        f"{stem}weight_packed": torch.from_numpy((codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8)),
+        f"{stem}weight_scale": torch.from_numpy(exponents.astype(np.uint8)),
+    }
+    return stored, np.where(codes < 8, 1, -1) * values[codes % 8] * 2.0 ** (exponents - 127).repeat(32, 1)
+
+
+def mxfp8(stem: str, rows: int, columns: int) -> Made:
+    codes = torch.from_numpy(G.normal(size=(rows, columns)).astype(np.float32)).to(torch.float8_e4m3fn)
+    exponents = G.integers(118, 124, (rows, columns // 32))
+    stored = {f"{stem}weight": codes, f"{stem}weight_scale": torch.from_numpy(exponents.astype(np.uint8))}
+    return stored, codes.float().numpy() * 2.0 ** (exponents - 127).repeat(32, 1)
+
+
 def _group(**weights: Any) -> dict[str, Any]:
     return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
 
@@ -198,10 +217,14 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[str, int, int], Made]]] = {
     "compressed, 4 bits, zeros": (COMPRESSED | _group(num_bits=4), lambda *a: packed(*a, 4, 32, True)),
     "compressed, 8 bits, order": (COMPRESSED | _group(num_bits=8), lambda *a: packed(*a, 8, 16, False, True)),
     "compressed, 3 bits": (COMPRESSED | _group(num_bits=3), lambda *a: packed(*a, 3, 16, False)),
+    "compressed, 3 bits, no gaps": (COMPRESSED | _group(num_bits=3), lambda *a: packed(*a, 3, 16, True, gaps=False)),
+    "compressed, 6 bits, no gaps": (COMPRESSED | _group(num_bits=6), lambda *a: packed(*a, 6, 32, True, gaps=False)),
     "compressed, bits not said": (COMPRESSED, lambda *a: packed(*a, 4, 16, False)),
     "compressed, int8": (COMPRESSED, lambda *a: compressed_bytes(*a, False)),
     "compressed, int8, zeros": (COMPRESSED, lambda *a: compressed_bytes(*a, True)),
     "compressed, float8": (COMPRESSED | {"format": "float-quantized"}, lambda *a: fp8(*a, "row")),
+    "compressed, mxfp4": (COMPRESSED | {"format": "mxfp4-pack-quantized"}, mxfp4),
+    "compressed, mxfp8": (COMPRESSED | {"format": "mxfp8-quantized"}, mxfp8),
     "compressed, nvfp4": (COMPRESSED | {"format": "nvfp4-pack-quantized"}, nvfp4),
 }
 

@@ -1,9 +1,10 @@
 """bitsandbytes: LLM.int8() (arXiv:2208.07339), and 4-bit NF4 and FP4 (arXiv:2305.14314), as transformers saves them.
 
-8 bits: `NAME` (int8) and `NAME`'s `SCB`, one number per row; a weight is q · SCB / 127. 4 bits: `NAME` (bytes, two
-values to each, the upper half first), `NAME.quant_map` (the 16 values that codes stand for), `NAME.absmax` (one number
-per block of values in a row-major stream), itself quantised where `NAME.nested_absmax` is there, and the block size,
-shape and kind as JSON in `NAME.quant_state.bitsandbytes__KIND`. Values are float32 products, not rounded afterwards.
+8 bits: `NAME` (int8) and `NAME`'s `SCB`, one number per row; a weight is q · SCB / 127, multiplied in that order. 4
+bits: `NAME` (bytes, two values to each, the upper half first), `NAME.quant_map` (the 16 values that codes stand for),
+`NAME.absmax` (one number per block of values in a row-major stream), itself quantised where `NAME.nested_absmax` is
+there, and the block size, shape and kind as JSON in `NAME.quant_state.bitsandbytes__KIND`. Values are float32
+products, not rounded afterwards.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _state(entry: Entry, where: str) -> dict[str, Any]:
 
 def _eight_bits(name: str, scales: str) -> Any:
     def values(fetch: Fetch) -> Tensor:
-        return fetch(name).float() * (fetch(scales).float()[:, None] / 127)
+        return fetch(name).float() * fetch(scales).float()[:, None] * (1 / 127)
 
     return values
 

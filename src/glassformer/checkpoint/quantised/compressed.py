@@ -1,9 +1,11 @@
 """compressed-tensors, the layout of llm-compressor and vLLM: integers and floats of 4 to 8 bits with scales and zeros.
 
 `NAME` in int8 or an 8-bit float beside `NAME_scale` (and `NAME_zero_point`); or `NAME_packed` (row, word of int32)
-beside `NAME_shape`, `NAME_scale` and, where they are used, `NAME_zero_point` (packed along rows) and `NAME_g_idx`; or,
-for NVFP4, `NAME_packed` (bytes), `NAME_scale` (8-bit floats) and `NAME_global_scale`. Scales are one for the tensor,
-a row, a group of a row, or a block. A value is (q − z) · scale.
+beside `NAME_shape`, `NAME_scale` and, where they are used, `NAME_zero_point` (packed along rows) and `NAME_g_idx`;
+or, for NVFP4, `NAME_packed` (bytes), `NAME_scale` (8-bit floats) and `NAME_global_scale`; or, for MXFP4,
+`NAME_packed` (bytes) and `NAME_scale` (exponents). Scales are one for the tensor, a row, a group of a row, or a
+block. A value is (q − z) · scale. Of 3, 5, 6 or 7 bits, older versions packed as many as fit whole into a word, newer
+ones (0.20) all bits without gaps; the width of a row says which.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from glassformer.checkpoint.quantised.method import (
     only,
     part,
     per_block,
+    power_of_two,
     unpacked,
 )
 from glassformer.checkpoint.tensorfile import Entry
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 _FORMATS = (
     "dense", "naive-quantized", "int-quantized", "float-quantized", "pack-quantized", "nvfp4-pack-quantized",
-    "mixed-precision",
+    "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision",
 )  # fmt: skip
 _SPARE = ("_observer", ".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale", ".k_scale",
           ".v_scale", ".output_zero_point")  # fmt: skip
@@ -87,8 +90,8 @@ class Compressed:
         for name, entry in stored.items():
             if name.endswith("_packed"):
                 stem = name.removesuffix("_packed")
-                nvfp4 = f"{stem}_global_scale" in stored
-                found[stem] = self._fours(stem, stored, where) if nvfp4 else self._packed(stem, stored, where)
+                fours = entry.dtype == "U8"
+                found[stem] = self._fours(stem, stored, where) if fours else self._packed(stem, stored, where)
             elif entry.dtype == "I8" and f"{name}_scale" in stored:
                 found[name] = self._bytes(name, stored, where)
             elif entry.dtype in FLOATS and not name.endswith("_scale"):
@@ -118,20 +121,21 @@ class Compressed:
         fit(len(packed.shape) == 2 and packed.dtype == "I32", where, f"{stem}_packed", packed.shape)
         rows, columns = _shape(part(stored, said, where), where)
         bits = self.bits or _bits(columns, packed.shape[1])
-        per_word = 32 // bits
-        fit(packed.shape == (rows, -(-columns // per_word)), where, f"{stem}_packed", packed.shape)
+        widths = {_words_in(columns, bits, whole): whole for whole in (True, False)}
+        fit(packed.shape[0] == rows and packed.shape[1] in widths, where, f"{stem}_packed", packed.shape)
+        whole = widths[packed.shape[1]]
         grid = scale.shape if len(scale.shape) == 2 else (math.prod(scale.shape), 1)
         fit(grid[0] in (1, rows) and 0 < grid[1] <= columns, where, f"{stem}_scale", scale.shape)
         ordered = order in stored and grid[1] > 1
 
         def values(fetch: Fetch) -> Tensor:
-            numbers = _words(fetch(f"{stem}_packed"), bits, columns) - (1 << bits - 1)
+            numbers = _words(fetch(f"{stem}_packed"), bits, columns, whole) - (1 << bits - 1)
             scales = fetch(f"{stem}_scale").float().reshape(grid)
             zeros = scales.new_zeros(grid)
             if zero in stored:
                 kept = fetch(zero)
                 if stored[zero].dtype == "I32" and stored[zero].shape != grid:  # packed along the rows
-                    kept = _words(kept.T, bits, grid[0]).T - (1 << bits - 1)
+                    kept = _words(kept.T, bits, grid[0], whole).T - (1 << bits - 1)
                 zeros = kept.float().reshape(grid)
             if ordered and int((group := fetch(order).long()).min()) >= 0:
                 return (numbers.float() - zeros[:, group]) * scales[:, group]
@@ -143,33 +147,44 @@ class Compressed:
 
     def _fours(self, stem: str, stored: Mapping[str, Entry], where: str) -> Packed:
         packed, scale, whole = stored[f"{stem}_packed"], f"{stem}_scale", f"{stem}_global_scale"
-        fit(len(packed.shape) == 2 and packed.dtype == "U8", where, f"{stem}_packed", packed.shape)
+        fit(len(packed.shape) == 2, where, f"{stem}_packed", packed.shape)
         shape = (packed.shape[0], 2 * packed.shape[1])
-        grid = part(stored, scale, where).shape
-        fit(grid == (shape[0], -(-shape[1] // 16)), where, scale, grid)
+        entry = part(stored, scale, where)
+        size = 32 if entry.dtype == "U8" else 16
+        fit(entry.shape == (shape[0], -(-shape[1] // size)), where, scale, entry.shape)
+        if size == 16:
+            part(stored, whole, where)
 
         def values(fetch: Fetch) -> Tensor:
-            scales = fetch(scale).float() / fetch(whole).float()
+            scales = power_of_two(fetch(scale))
+            if whole in stored:
+                scales = scales / fetch(whole).float()
             return e2m1(nibbles(fetch(f"{stem}_packed"))) * per_block(scales, shape)
 
-        return Packed(shape, (f"{stem}_packed", scale, whole), values)
+        return Packed(shape, (f"{stem}_packed", scale, *((whole,) if whole in stored else ())), values)
 
 
-def _words(words: Tensor, bits: int, count: int) -> Tensor:
-    """As many values as fit whole into each int32: the rest of its bits stays empty."""
-    per_word = 32 // bits
-    if 32 % bits == 0:
+def _words_in(count: int, bits: int, whole: bool) -> int:
+    """How many int32 hold so many values, each whole in one of them or one bit after the other."""
+    return -(-count // (32 // bits)) if whole else -(-count * bits // 32)
+
+
+def _words(words: Tensor, bits: int, count: int, whole: bool) -> Tensor:
+    """The unsigned values of every row of int32, lowest bits first; a word's last are empty where they are whole."""
+    if not whole or 32 % bits == 0:
         return unpacked(words, bits, count)
     import torch
 
-    shifts = torch.arange(per_word) * bits
+    shifts = torch.arange(32 // bits) * bits
     values = ((words.long() & 0xFFFFFFFF)[..., None] >> shifts) & ((1 << bits) - 1)
     return values.flatten(-2)[:, :count]
 
 
 def _bits(columns: int, words: int) -> int:
     """How many bits a value has whose row of so many columns takes so many words."""
-    fitting = [bits for bits in (4, 8, 2, 3, 5, 6, 7) if -(-columns // (32 // bits)) == words]
+    fitting = [
+        bits for whole in (True, False) for bits in (4, 8, 2, 3, 5, 6, 7) if _words_in(columns, bits, whole) == words
+    ]
     if not fitting:
         raise UnsupportedError(f"Rows of {columns} values in {words} words of 32 bits are packed in no known way.")
     return fitting[0]
