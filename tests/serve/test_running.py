@@ -66,7 +66,7 @@ def test_models_are_opened_when_asked_for_and_let_go_when_room_is_needed(model):
         await models.get("c")  # b was not used for longest
         assert [card["id"] for card in models.cards() if card["loaded"]] == ["a", "c"]
         busy = await models.get("a")
-        with busy.queue.planning():
+        with busy.queue.preparing():
             await models.get("c")
             await models.get("b")  # a is used longest ago, and busy: c goes
             assert {card["id"] for card in models.cards() if card["loaded"]} == {"a", "b"}
@@ -227,7 +227,7 @@ def test_models_change_while_answers_run(model):
     old = models.open("b")
 
     async def go() -> None:
-        with old.queue.planning():  # somebody is being answered by it
+        with old.queue.preparing():  # somebody is being answered by it
             models.reload({name: sources[name] for name in "ab"}, stale={"b"})
             new = await models.get("b")
             assert new is not old

@@ -39,7 +39,7 @@ def command(
 
     opened = look.open()
     trace = opened.trace(text, look.bos)
-    chosen = expert_layers(trace)[0] if layer is None else layer
+    chosen = expert_layers(trace.config)[0] if layer is None else layer
     found = trace.experts(chosen, token, against, position, words=words)
     data = {"model": opened.name, "precision": opened.precision, "tokens": trace.tokens, **found.to_dict()}
 

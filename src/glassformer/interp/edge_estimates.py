@@ -10,6 +10,7 @@ propagate in its place (arXiv:2508.21258, `edge_relevance`). Knows one pair of p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,8 @@ from glassformer.interp.edge_pair import Pair
 from glassformer.interp.edge_parts import widened
 from glassformer.interp.edge_run import Slopes
 
-METHODS = ("eap", "eap-ig", "eap-ig-activations", "relp")
+Method = Literal["eap", "eap-ig", "eap-ig-activations", "relp"]
+METHODS: tuple[Method, ...] = get_args(Method)
 # These take the clean run's slope alone.
 LOCAL = ("eap", "relp")
 # Bytes of all receivers' inputs in one backward pass.

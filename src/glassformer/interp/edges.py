@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glassformer.errors import UsageError, near
-from glassformer.interp.edge_estimates import LOCAL, METHODS, Estimates
+from glassformer.interp.edge_estimates import LOCAL, METHODS, Estimates, Method
 from glassformer.interp.edge_exact import Exact
 from glassformer.interp.edge_graph import Graph, Receiver
 from glassformer.interp.edge_pair import Metric, Pair
@@ -238,7 +238,7 @@ def edges(
     answer: Tokens = None,
     wrong: Tokens = None,
     position: int = -1,
-    method: str = "eap-ig",
+    method: Method = "eap-ig",
     steps: int | None = None,
     exact: Measured = "unreliable",
     strongest: int = 300,

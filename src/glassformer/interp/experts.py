@@ -23,6 +23,7 @@ from glassformer.model.choices import Experts as Choice
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
+    from glassformer.model.config import Config
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class Experts:
         return {**self.__dict__, "weights": self.weights.tolist()}
 
 
-def expert_layers(trace: Trace) -> list[int]:
+def expert_layers(config: Config) -> list[int]:
     """The layers that have experts.
 
     Raises:
         UnsupportedError: none has.
     """
-    found = [i for i, layer in enumerate(trace.config.layers) if isinstance(layer.feed_forward, Choice)]
+    found = [i for i, layer in enumerate(config.layers) if isinstance(layer.feed_forward, Choice)]
     if not found:
         raise UnsupportedError("No layer of this model has experts; its feed-forward parts serve every token.")
     return found
@@ -87,7 +88,7 @@ def experts(
     """
     if words < 1:
         raise UsageError("At least one word can be shown for each expert.")
-    layer, have = trace.layer(layer), expert_layers(trace)
+    layer, have = trace.layer(layer), expert_layers(trace.config)
     choice = trace.config.layers[layer].feed_forward
     if not isinstance(choice, Choice):
         raise UnsupportedError(f"Layer {layer} has no experts; layers {', '.join(map(str, have))} have.")

@@ -179,10 +179,16 @@ class Traced:
     def _squeezed(self, x: Tensor) -> Tensor:
         return x if self.batched else x[0]
 
-    def cost(self, site: str, positions: int | None = None) -> memory.Cost:
-        """What asking for a site takes, before it is asked for."""
+    def cost(self, site: str, count: int | None = None) -> memory.Cost:
+        """What asking for a site takes, at all positions or at `count` of them, before it is asked for.
+
+        Raises:
+            SiteError: when the model has no such place. ShapeError: a count below 0.
+        """
         name = canonical(site, self.config)
-        rows = self.length if positions is None else positions
+        rows = self.length if count is None else count
+        if rows < 0:
+            raise ShapeError(f"A site is asked for at 0 positions or more; got {rows}.")
         sizes = {
             "batch": len(self.ids) if self.batched else 1,
             "query": rows,

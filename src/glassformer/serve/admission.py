@@ -60,7 +60,7 @@ class AdmissionQueue:
         self.draining = False
         self._usual = 1.0  # seconds an answer takes, lately
         self._jobs: set[Job] = set()
-        self._planned = 0  # requests that are being planned
+        self._preparing = 0  # requests that are being prepared
         self._loop: asyncio.AbstractEventLoop | None = None  # that the jobs belong to
         self._arrived: deque[tuple[Job, int, TokenEvent | BaseException]] = deque()
 
@@ -71,8 +71,8 @@ class AdmissionQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether anything runs, waits or is planned."""
-        return bool(self._jobs or self._planned)
+        """Whether anything runs, waits or is being prepared."""
+        return bool(self._jobs or self._preparing)
 
     def submit(self, asked: Sequence[Request]) -> Job:
         """The answers of one HTTP request, which begin at once or when their turn comes.
@@ -85,7 +85,7 @@ class AdmissionQueue:
         return Job(self, asked)
 
     @contextlib.contextmanager
-    def planning(self) -> Iterator[None]:
+    def preparing(self) -> Iterator[None]:
         """A place while a request's prompts are read, before it is known what the engine is asked; the server does
         not end meanwhile.
 
@@ -97,12 +97,12 @@ class AdmissionQueue:
             raise Refusal(503, "This server is about to end and takes no new requests.", code="draining", retry=5)
         self._check(1)
         self.taken += 1
-        self._planned += 1
+        self._preparing += 1
         try:
             yield
         finally:
             self.taken -= 1
-            self._planned -= 1
+            self._preparing -= 1
 
     def _check(self, count: int) -> None:
         if count > self.slots:

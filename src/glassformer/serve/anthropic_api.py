@@ -21,7 +21,7 @@ from glassformer.serve.fields import IGNORED, NEUTRAL, Ask, Name, Stops
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk
 from glassformer.serve.openai_schemas import described
-from glassformer.serve.planning import chat_plan, chat_text, planned
+from glassformer.serve.preparing import chat_text, prepared, prepared_chat
 from glassformer.serve.problems import Refusal, anthropic
 from glassformer.serve.streams import event
 from glassformer.serve.translating import Chat
@@ -124,10 +124,10 @@ def add(api: APIRouter, models: Models) -> None:
         """Answer a conversation."""
         chat = chat_of(ask)
 
-        async def plan(served: Served) -> PreparedRequest:
-            return await planned(request, chat_plan, served, chat)
+        async def prepare(served: Served) -> PreparedRequest:
+            return await prepared(request, prepared_chat, served, chat)
 
-        return await answered(models, ask.model, request, plan, MessageWriter, stream=bool(ask.stream))
+        return await answered(models, ask.model, request, prepare, MessageWriter, stream=bool(ask.stream))
 
     @api.post("/v1/messages/count_tokens", responses=described(Counted))
     async def count(ask: CountAsk) -> dict[str, int]:

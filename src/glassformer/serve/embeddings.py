@@ -90,7 +90,7 @@ async def embed(
     Raises:
         Refusal: no place. TextError: an empty text, or one that is too long. Cancelled: the client has left.
     """
-    with served.queue.planning():
+    with served.queue.preparing():
         prompts = [served.ids(one, answer=0) for one in texts]
         found = []
         for ids in prompts:

@@ -1,7 +1,7 @@
-"""One HTTP request answered: planned, admitted, computed, and written whole or as a stream.
+"""One HTTP request answered: prepared, admitted, computed, and written whole or as a stream.
 
-It knows plans, queues and answers; how an API writes them is each `AnswerWriter`'s, and which routes there are is not
-known here.
+It knows prepared requests, queues and answers; how an API writes them is each `AnswerWriter`'s, and which routes there
+are is not known here.
 """
 
 from __future__ import annotations
@@ -93,21 +93,21 @@ class Exchange:
     """One HTTP request being answered.
 
     Attributes:
-        served: what answers. plan: what is asked. answers: as far as they have come.
+        served: what answers. request: what is asked. answers: as far as they have come.
     """
 
-    def __init__(self, http: Request, served: Served, job: Job, plan: PreparedRequest) -> None:
-        self.http, self.served, self.job, self.plan = http, served, job, plan
+    def __init__(self, http: Request, served: Served, job: Job, request: PreparedRequest) -> None:
+        self.http, self.served, self.job, self.request = http, served, job, request
         tokenizer = served.model.tokenizer
-        count = max(1, len(plan.asked)) if plan.asked else len(plan.prompts)
+        count = max(1, len(request.asked)) if request.asked else len(request.prompts)
         self.answers = [
             Answer(
                 tokenizer,
-                served.queue.engine.limits.stop_ids(plan.asked[i]) if plan.asked else (),
-                stop=plan.asked[i].stop if plan.asked else (),
-                reader=plan.reader() if plan.reader else None,
-                specials=plan.specials,
-                offset=len(plan.echo(i)),
+                served.queue.engine.limits.stop_ids(request.asked[i]) if request.asked else (),
+                stop=request.asked[i].stop if request.asked else (),
+                reader=request.reader() if request.reader else None,
+                specials=request.specials,
+                offset=len(request.echo(i)),
             )
             for i in range(count)
         ]
@@ -117,18 +117,18 @@ class Exchange:
         """Of what computed the answer; a prompt that was scored in another one says so as well."""
         written = next((answer.precision for answer in self.answers if answer.precision), "")
         if not written:
-            written = self.served.model.precision if self.plan.edits else self.served.queue.engine.precision
-        if not self.plan.scored:
+            written = self.served.model.precision if self.request.edits else self.served.queue.engine.precision
+        if not self.request.scored:
             return written
         scored = self.served.model.precision
-        if not self.plan.asked:
+        if not self.request.asked:
             return scored
         return written if written == scored else f"{written}-prompt-{scored}"
 
     @property
     def read(self) -> int:
         """Tokens of the prompts."""
-        return sum(map(len, self.plan.prompts))
+        return sum(map(len, self.request.prompts))
 
     @property
     def written(self) -> int:
@@ -160,33 +160,33 @@ class Exchange:
         )
 
 
-Planned = Callable[[Served], Awaitable[PreparedRequest]]
+Prepare = Callable[[Served], Awaitable[PreparedRequest]]
 
 
 async def answered(
     models: Models,
     name: str | None,
     http: Request,
-    plan: Planned,
+    prepare: Prepare,
     writing: Callable[[Served], AnswerWriter],
     *,
     stream: bool,
     finished: Callable[[Exchange, dict[str, Any]], None] | None = None,
 ) -> Response:
-    """Plan, take places, and answer: whole, or as a stream.
+    """Prepare, take places, and answer: whole, or as a stream.
 
     Args:
         name: of the model.
-        plan: from what is asked to what the engine is asked.
+        prepare: from what is asked to what the engine is asked.
         writing: how the answer is written.
         finished: called with a whole answer.
     """
     path = http.url.path
     try:
         served = await models.get(name)
-        with served.queue.planning():  # before any work is done for it
+        with served.queue.preparing():  # before any work is done for it
             async with asyncio.timeout(served.queue.seconds):
-                made = await plan(served)
+                made = await prepare(served)
         writer = writing(served)
         exchange = Exchange(http, served, served.queue.submit(made.asked), made)
     except Cancelled:

@@ -27,7 +27,7 @@ from glassformer.serve.fields import Ask, sampling_fields
 from glassformer.serve.models import Models, Served
 from glassformer.serve.ollama_schemas import described
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk, FunctionAsk, ToolAsk
-from glassformer.serve.planning import chat_plan, planned, requests
+from glassformer.serve.preparing import prepared, prepared_chat, requests
 from glassformer.serve.problems import Refusal
 from glassformer.serve.streams import dumped
 from glassformer.serve.translating import Chat, translated
@@ -176,11 +176,11 @@ def add(api: APIRouter, models: Models) -> None:
             return JSONResponse(_loaded((await models.get(ask.model)).name, "message"))
         made = _chat_of(ask)
 
-        async def plan(served: Served) -> PreparedRequest:
-            return await planned(request, chat_plan, served, made)
+        async def prepare(served: Served) -> PreparedRequest:
+            return await prepared(request, prepared_chat, served, made)
 
         writing = partial(OllamaWriter, chat=True)
-        return await answered(models, ask.model, request, plan, writing, stream=ask.stream is not False)
+        return await answered(models, ask.model, request, prepare, writing, stream=ask.stream is not False)
 
     @api.post("/api/generate", responses=described(schemas.OllamaText, stream=True))
     async def generate(ask: OllamaGenerateAsk, request: Request) -> Response:
@@ -188,11 +188,11 @@ def add(api: APIRouter, models: Models) -> None:
         if not ask.prompt:
             return JSONResponse(_loaded((await models.get(ask.model)).name, "response"))
 
-        async def plan(served: Served) -> PreparedRequest:
-            return await run_in_threadpool(_generate_plan, served, ask)
+        async def prepare(served: Served) -> PreparedRequest:
+            return await run_in_threadpool(_prepared_generate, served, ask)
 
         writing = partial(OllamaWriter, chat=False)
-        return await answered(models, ask.model, request, plan, writing, stream=ask.stream is not False)
+        return await answered(models, ask.model, request, prepare, writing, stream=ask.stream is not False)
 
     async def embedded(ask: OllamaEmbedAsk, request: Request) -> tuple[Served, list[Any], int]:
         served = await models.get(ask.model)
@@ -316,7 +316,7 @@ def _chat_of(ask: OllamaChatAsk) -> ChatAsk:
     return chat.ask({**ask.chat_settings(), "tools": tools or None})
 
 
-def _generate_plan(served: Served, ask: OllamaGenerateAsk) -> PreparedRequest:
+def _prepared_generate(served: Served, ask: OllamaGenerateAsk) -> PreparedRequest:
     prompt = ask.prompt or ""
     if ask.raw or served.model.tokenizer.chat_template is None:
         if ask.format:
@@ -328,7 +328,7 @@ def _generate_plan(served: Served, ask: OllamaGenerateAsk) -> PreparedRequest:
     if ask.system is not None:
         chat.add({"role": "system", "content": ask.system}, "system", content="system")
     chat.add({"role": "user", "content": prompt}, "prompt", content="prompt")
-    return chat_plan(served, chat.ask(ask.chat_settings()))
+    return prepared_chat(served, chat.ask(ask.chat_settings()))
 
 
 def _called(call: Call) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_requests import ChatAsk, CompletionAsk
 from glassformer.serve.openai_schemas import ChatCompletion, Completion, ModelCard, ModelList, described
 from glassformer.serve.openai_writers import ChatWriter, CompletionWriter
-from glassformer.serve.planning import chat_plan, planned, requests
+from glassformer.serve.preparing import prepared, prepared_chat, requests
 from glassformer.serve.scoring import prompt_entries
 
 _USUAL = 16  # tokens of a completion that does not say how many
@@ -37,8 +37,8 @@ def add(api: APIRouter, models: Models) -> None:
     async def completions(ask: CompletionAsk, request: Request) -> Response:
         """Continue a text."""
 
-        async def plan(served: Served) -> PreparedRequest:
-            made, hidden = await planned(request, completion_plan, served, ask)
+        async def prepare(served: Served) -> PreparedRequest:
+            made, hidden = await prepared(request, prepared_completion, served, ask)
             if ask.echo and ask.logprobs is not None:
                 for ids, first in zip(made.prompts, hidden, strict=True):
                     score = partial(prompt_entries, edited(served, ask.edits), ids, first, ask.logprobs)
@@ -46,20 +46,20 @@ def add(api: APIRouter, models: Models) -> None:
             return made
 
         writing = partial(CompletionWriter, ask=ask)
-        return await answered(models, ask.model, request, plan, writing, stream=bool(ask.stream))
+        return await answered(models, ask.model, request, prepare, writing, stream=bool(ask.stream))
 
     @api.post("/v1/chat/completions", responses=described(ChatCompletion, stream=True))
     async def chat(ask: ChatAsk, request: Request) -> Response:
         """Answer a conversation."""
 
-        async def plan(served: Served) -> PreparedRequest:
-            return await planned(request, chat_plan, served, ask)
+        async def prepare(served: Served) -> PreparedRequest:
+            return await prepared(request, prepared_chat, served, ask)
 
         writing = partial(ChatWriter, ask=ask)
-        return await answered(models, ask.model, request, plan, writing, stream=bool(ask.stream))
+        return await answered(models, ask.model, request, prepare, writing, stream=bool(ask.stream))
 
 
-def completion_plan(served: Served, ask: CompletionAsk) -> tuple[PreparedRequest, list[int]]:
+def prepared_completion(served: Served, ask: CompletionAsk) -> tuple[PreparedRequest, list[int]]:
     """What the engine is asked, and how many first tokens of each prompt are not in its text."""
     tokenizer = served.model.tokenizer
     answer = 0 if ask.max_tokens == 0 else 1

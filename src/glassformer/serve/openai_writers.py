@@ -104,9 +104,9 @@ class _OpenAi(AnswerWriter):
 
     def _envelope(self, kind: str, exchange: Exchange) -> dict[str, Any]:
         made = f"glassformer-{__version__}-{exchange.precision}"
-        if not exchange.plan.edits:
+        if not exchange.request.edits:
             return {**self._head, "object": kind, "system_fingerprint": made}
-        changed = {"system_fingerprint": f"{made}-edited", "edits": plain(exchange.plan.edits)}
+        changed = {"system_fingerprint": f"{made}-edited", "edits": plain(exchange.request.edits)}
         return {**self._head, "object": kind, **changed}
 
     def failure(self, found: Refusal) -> bytes:
@@ -129,7 +129,7 @@ class _OpenAi(AnswerWriter):
         for index in range(len(exchange.answers)):
             for choice in self._first(index, exchange):
                 yield chunk(choice)
-            if not exchange.plan.asked:
+            if not exchange.request.asked:
                 yield chunk(self._end(index, "length"))
         async for index, delta in exchange.deltas():
             if delta:
@@ -176,14 +176,14 @@ class CompletionWriter(_OpenAi):
         return {"index": index, "text": text, "logprobs": found, "finish_reason": finish}
 
     def _whole(self, index: int, exchange: Exchange, answer: Answer) -> dict[str, Any]:
-        plan = exchange.plan
-        entries = [*plan.scores(index), *answer.entries]
-        return self._choice(index, plan.echo(index) + answer.text, entries, answer.finish or "length")
+        request = exchange.request
+        entries = [*request.scores(index), *answer.entries]
+        return self._choice(index, request.echo(index) + answer.text, entries, answer.finish or "length")
 
     def _first(self, index: int, exchange: Exchange) -> list[dict[str, Any]]:
         if not self.ask.echo:
             return []
-        return [self._choice(index, exchange.plan.echo(index), exchange.plan.scores(index), None)]
+        return [self._choice(index, exchange.request.echo(index), exchange.request.scores(index), None)]
 
     def _news(self, index: int, delta: Delta) -> list[dict[str, Any]]:
         return [self._choice(index, delta.text, delta.entries, None)]

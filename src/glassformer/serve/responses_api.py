@@ -18,7 +18,7 @@ from glassformer.serve.answers import Answer, CallDelta
 from glassformer.serve.exchange import AnswerWriter, Exchange, PreparedRequest, answered
 from glassformer.serve.models import Models, Served
 from glassformer.serve.openai_schemas import described
-from glassformer.serve.planning import chat_plan, planned
+from glassformer.serve.preparing import prepared, prepared_chat
 from glassformer.serve.problems import Refusal, openai
 from glassformer.serve.responses_requests import Item, ResponseAsk, ResponseNamedTool, chat_of, messages_of
 from glassformer.serve.streams import event
@@ -96,11 +96,11 @@ def add(api: APIRouter, models: Models) -> None:
             earlier = store.get(ask.previous_response_id, "previous_response_id").messages
         chat = chat_of(ask, earlier)
 
-        async def plan(served: Served) -> PreparedRequest:
-            return await planned(request, chat_plan, served, chat)
+        async def prepare(served: Served) -> PreparedRequest:
+            return await prepared(request, prepared_chat, served, chat)
 
         writing = partial(ResponseWriter, ask=ask, earlier=earlier, store=store)
-        return await answered(models, ask.model, request, plan, writing, stream=bool(ask.stream))
+        return await answered(models, ask.model, request, prepare, writing, stream=bool(ask.stream))
 
     @api.get("/v1/responses/{id}", responses=described(ResponseAnswer))
     async def kept(id: str) -> dict[str, Any]:

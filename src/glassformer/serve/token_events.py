@@ -15,10 +15,10 @@ from pydantic import Field
 from glassformer.generate.tokens import generated_tokens
 from glassformer.serve.exchange import AnswerWriter, Exchange, PreparedRequest, answered
 from glassformer.serve.models import Models, Served
-from glassformer.serve.openai_api import completion_plan
+from glassformer.serve.openai_api import prepared_completion
 from glassformer.serve.openai_requests import CompletionAsk
 from glassformer.serve.openai_schemas import streamed
-from glassformer.serve.planning import planned
+from glassformer.serve.preparing import prepared
 from glassformer.serve.problems import Refusal, openai
 from glassformer.serve.streams import event
 
@@ -58,12 +58,12 @@ def add(api: APIRouter, models: Models) -> None:
     async def generate(ask: GenerateAsk, request: Request) -> Response:
         """Continue a text, token by token, as a stream of events."""
 
-        def plan(served: Served, ask: GenerateAsk) -> PreparedRequest:
-            made, _ = completion_plan(served, ask)
+        def asked_for(served: Served, ask: GenerateAsk) -> PreparedRequest:
+            made, _ = prepared_completion(served, ask)
             made.asked = [replace(one, sampling=ask.sampling(), stop=tuple(ask.stop)) for one in made.asked]
             return made
 
-        async def planning(served: Served) -> PreparedRequest:
-            return await planned(request, plan, served, ask)
+        async def prepare(served: Served) -> PreparedRequest:
+            return await prepared(request, asked_for, served, ask)
 
-        return await answered(models, ask.model, request, planning, TokenWriter, stream=True)
+        return await answered(models, ask.model, request, prepare, TokenWriter, stream=True)

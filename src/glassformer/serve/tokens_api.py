@@ -12,7 +12,7 @@ from glassformer.serve.fields import Ask, Name
 from glassformer.serve.models import Models
 from glassformer.serve.openai_requests import ChatAsk, Message
 from glassformer.serve.openai_schemas import described
-from glassformer.serve.planning import chat_text
+from glassformer.serve.preparing import chat_text
 
 
 class TokenizeAsk(Ask):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, Field, FiniteFloat, create_model
 
+from glassformer.interp.edge_estimates import Method
 from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.trace import Trace
 from glassformer.lm import Model
@@ -24,6 +25,7 @@ from glassformer.system import files
 from glassformer.views import Session
 from glassformer.views.edges import LIMIT, PAIRS
 from glassformer.views.edits import Edits, Strict
+from glassformer.views.possible import require_possible
 
 Check = Callable[..., None]
 _TEXTS = 1_000_000  # texts or ids in one list
@@ -49,6 +51,7 @@ _TYPES: dict[str, Any] = {
     "What": Literal["stream", "attention", "feed_forward", "heads"],
     "Measured": Literal["unreliable", "strongest", "all", "none"],
     "Metric": _METRICS,
+    "Method": Method,
     "Trace": str | list[int],
     "Readout": str,  # a fitted lens by its name on the server
     "Dictionary": str,
@@ -119,6 +122,7 @@ class Verb:
     def run(self, session: Session, ask: Any, check: Check) -> Any:
         """What the verb finds; `check` is called as it goes on, and with its progress where it tells that."""
         check()
+        require_possible(session, ask)
         given = {name: _native(getattr(ask, name)) for name in ask.model_fields_set - set(self._base.model_fields)}
         if "through" in given:
             given["through"] = session.lens(ask)

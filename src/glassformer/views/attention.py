@@ -108,10 +108,10 @@ def _patterns(draft: ReportDraft) -> Json:
 class AttentionAsk(Ask):
     layer: int = Field(description="Layer, from 0; negative from the last.")
     head: int | None = Field(default=None, description="Head, from 0; none for the mean of the layer's heads.")
-    q0: int = Field(default=0, description="First query of the tile.")
-    q1: int | None = Field(default=None, description="Query after the tile's last.")
-    k0: int = Field(default=0, description="First key of the tile.")
-    k1: int | None = Field(default=None, description="Key after the tile's last.")
+    q0: int = Field(default=0, ge=0, description="First query of the tile.")
+    q1: int | None = Field(default=None, ge=1, description="Query after the tile's last.")
+    k0: int = Field(default=0, ge=0, description="First key of the tile.")
+    k1: int | None = Field(default=None, ge=1, description="Key after the tile's last.")
     stride: int = Field(default=1, ge=1, le=4096, description="Tokens a cell covers each way; it shows the largest.")
 
 
@@ -124,16 +124,16 @@ class AttentionAsk(Ask):
 )
 def attention(session: Session, ask: AttentionAsk, check: Check) -> Json:
     """A tile of one head's pattern (or the heads' mean), computed now; with `stride`, the largest of each field."""
-    trace = session.trace(ask)
-    n = trace.length
-    q0, q1 = max(0, ask.q0), min(n, n if ask.q1 is None else ask.q1)
-    k0, k1 = max(0, ask.k0), min(n, n if ask.k1 is None else ask.k1)
+    n = len(session.ids(ask))
+    q0, q1, _ = slice(ask.q0, ask.q1).indices(n)
+    k0, k1, _ = slice(ask.k0, ask.k1).indices(n)
     if q0 >= q1 or k0 >= k1:
         raise ShapeError(f"The tile is empty; the text has positions 0 to {n - 1}.")
     rows = -(-(q1 - q0) // ask.stride)
     columns = -(-(k1 - k0) // ask.stride)
     if rows * columns > _TILE:
         raise ShapeError(f"The tile would hold {rows} × {columns} numbers; ask for a smaller one or a larger stride.")
+    trace = session.trace(ask)
     strip = max(ask.stride, (512 // ask.stride) * ask.stride)
     pieces, error = [], 0.0
     for at in range(q0, q1, strip):

@@ -80,6 +80,12 @@ def compare(session: Session, ask: CompareAsk, check: Check) -> Json:
     """
     sides = [Ask(model=s.model, text=s.text, bos=s.bos, edits=s.edits) for s in (ask.a, ask.b)]
     models = [session.model(s.model) for s in sides]
+    lengths = [len(session.ids(side)) for side in sides]
+    if ask.what != "next" and lengths[0] != lengths[1]:
+        raise ShapeError(
+            f"The two texts are {lengths[0]} and {lengths[1]} tokens long; to compare inside, they must have as many "
+            "tokens each."
+        )
     traces = []
     for side in sides:
         check()
@@ -99,11 +105,6 @@ def compare(session: Session, ask: CompareAsk, check: Check) -> Json:
                 f"{models[0].name} and {models[1].name} have different vocabularies: their predictions share no axis."
             )
         return out | difference(models[0], logits[0], logits[1], ask.top)
-    if len(traces[0]) != len(traces[1]):
-        raise ShapeError(
-            f"The two texts are {len(traces[0])} and {len(traces[1])} tokens long; to compare inside, they must have "
-            "as many tokens each."
-        )
     if ask.what == "lens":
         return out | _lens(traces, check)
     return out | _attention(traces, ask, check)

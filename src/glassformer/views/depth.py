@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
+from glassformer.errors import ShapeError, UsageError
 from glassformer.views.asks import Ask, At, TokenChoice
 from glassformer.views.registry import Check, Json, view
 
@@ -58,9 +59,11 @@ class LensAsk(Lensed):
 )
 def lens(session: Session, ask: LensAsk, check: Check) -> Json:
     """The lens table over a stretch of positions."""
-    trace = session.trace(ask)
-    at = range(*slice(ask.start, ask.stop).indices(trace.length))
-    return trace.lens(ask.top, positions=at, through=session.lens(ask)).to_dict()
+    n = len(session.ids(ask))
+    at = range(*slice(ask.start, ask.stop).indices(n))
+    if not at:
+        raise ShapeError(f"The stretch is empty; the text has positions 0 to {n - 1}.")
+    return session.trace(ask).lens(ask.top, positions=at, through=session.lens(ask)).to_dict()
 
 
 class LensEditAsk(Lensed):
@@ -81,6 +84,8 @@ class LensEditAsk(Lensed):
 def lens_edit(session: Session, ask: LensEditAsk, check: Check) -> Json:
     """A token put into a layer's stream along what a lens reads, or swapped with another: the probabilities that the
     lens claims, and those that the model gives."""
+    if ask.edits:
+        raise UsageError("A lens is tried on the model as it is; ask for it without edits.")
     trace = session.trace(ask)
     options = {"through": session.lens(ask), "position": ask.position, "strength": ask.strength}
     return trace.lens_edit(ask.layer, ask.token, ask.swap, **options).to_dict(ask.top)
@@ -98,6 +103,8 @@ def lens_agreement(session: Session, ask: LensAgreementAsk, check: Check) -> Jso
     agree with what the edits do, by layer."""
     from glassformer.interp.agreement import agreement
 
+    if ask.edits:
+        raise UsageError("Lenses are compared in the model as it is; ask for it without edits.")
     trace, lens = session.trace(ask), session.lens(ask)
     lenses = {"plain": None} | ({} if lens is None else {str(ask.through): lens})
     rows = []

@@ -56,8 +56,8 @@ def experts(session: Session, ask: ExpertsAsk, check: Check) -> Json:
     """
     from glassformer.interp.experts import expert_layers
 
+    have = expert_layers(session.model(ask.model).config)
     trace = session.trace(ask)
-    have = expert_layers(trace)
     found = trace.experts(
         have[0] if ask.layer is None else ask.layer, ask.token, ask.against, ask.position, words=ask.words
     )

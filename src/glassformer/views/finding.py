@@ -113,7 +113,7 @@ def _experts(trace: Trace, ask: FindAsk, check: Check) -> Json:
     from glassformer.interp.experts import expert_layers
 
     rows: list[Json] = []
-    for layer in expert_layers(trace):
+    for layer in expert_layers(trace.config):
         check()
         weights = trace.tensor(f"blocks.{layer}.mlp.weights")[0].double()
         share = (weights > 0).double().mean(0)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from glassformer.errors import UsageError
 from glassformer.views.asks import Against, At, TokenChoice
 from glassformer.views.registry import Check, Json, view
 
@@ -37,6 +38,8 @@ def prediction(session: Session, ask: PredictionAsk, check: Check) -> Json:
     """Which words, heads and neurons made a prediction, each at a layer and a position, with what each hands to which,
     and what was measured without it."""
     check()
+    if ask.edits:
+        raise UsageError("A graph is of the model as it is; ask for it without edits.")
     found = session.trace(ask).graph(
         ask.token,
         ask.against,

@@ -15,6 +15,7 @@ from glassformer.errors import GlassformerError, SourceError, UsageError, near
 from glassformer.tokenizer.spelling import spelled
 from glassformer.views.asks import parsed
 from glassformer.views.edits import of_name, taps
+from glassformer.views.possible import require_possible
 from glassformer.views.registry import VIEWS, Check, Json
 
 if TYPE_CHECKING:
@@ -209,6 +210,7 @@ class Session:
         chosen = VIEWS[name]
         ask = parsed(chosen.ask, data)
         check()
+        require_possible(self, ask)
         found = chosen.answer(self, ask, check)
         model = self._held(getattr(ask, "model", None) or self.current)
         return plain(found, None if model is None else model.tokenizer)

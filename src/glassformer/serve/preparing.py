@@ -24,12 +24,12 @@ from glassformer.serve.readers import THOUGHTS, reader, shows_specials
 from glassformer.serve.tool_grammars import tool_constraint
 from glassformer.serve.tools import Toolbox, form_of, history, introduced
 
-_QUICK = 4096  # bytes of a request that is planned at once
+_QUICK = 4096  # bytes of a request that is prepared at once
 Made = TypeVar("Made")
 Given = TypeVar("Given", bound=Streamed)
 
 
-async def planned(http: Http, make: Callable[[Served, Given], Made], served: Served, ask: Given) -> Made:
+async def prepared(http: Http, make: Callable[[Served, Given], Made], served: Served, ask: Given) -> Made:
     """`make(served, ask)`: at once for a short request without a form, tools or edits, as handing it to a thread and
     back takes longer than making it while the engine computes; in a thread otherwise.
     """
@@ -135,7 +135,7 @@ def chat_text(served: Served, ask: ChatAsk) -> ChatText:
     return ChatText(text, form, thoughts, thoughts is not None and text.rstrip().endswith(thoughts[0]))
 
 
-def chat_plan(served: Served, ask: ChatAsk) -> PreparedRequest:
+def prepared_chat(served: Served, ask: ChatAsk) -> PreparedRequest:
     """A conversation ready for the engine.
 
     Raises:
