@@ -19,9 +19,18 @@ from glassformer.remote.wire import arrays
 from glassformer.serve.security import Policy
 from glassformer.views import VIEWS, Session
 from glassformer.views.examples import example
-from tests.serve.running import TEXT, Running, running, tiny_model, with_experts
+from tests.serve.running import TEXT, Running, running, tiny_model, tiny_run, with_experts
 
 OFF = [{"ablate": {"layer": layer, "head": head}} for layer in (0, 1) for head in (0, 1, 2)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A run called tiny in the runs folder here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder := tmp_path_factory.mktemp("here"))
+        tiny_run(folder)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +99,6 @@ def test_edits_travel(remote, model):
 
 UNMOVED = {"tokens", "columns"}  # they end before anything that an edit changes
 AS_IT_IS = {"lens_agreement", "lens_edit", "prediction", "run_step"}
-OF_A_RUN = {"run", "film", "influence"}  # there is no run here
 MLP = {"ablate": {"layer": 0, "part": "feed_forward"}}  # everything after it changes
 
 
@@ -108,7 +116,8 @@ def alike(found: Any, want: Any) -> bool:
 
 
 def here(model: Model, view: str, ask: dict[str, Any]) -> Any:
-    return arrays(json.loads(json.dumps(Session(model).view(view, ask))))
+    found = arrays(json.loads(json.dumps(Session(model).view(view, ask))))
+    return {name: value for name, value in found.items() if name != "seconds"}
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +127,13 @@ def sparse(model: Model) -> Iterator[tuple[RemoteModel, Model]]:
         yield glassformer.connect(made.url), there
 
 
-@pytest.mark.parametrize("view", sorted(set(VIEWS) - OF_A_RUN))
+@pytest.mark.parametrize("view", sorted(VIEWS))
 def test_every_view_is_answered_as_here_with_edits_and_without(request, remote, model, view):
     ask = example(view)
     if view == "experts":
         remote, model = request.getfixturevalue("sparse")
     plain = remote.inspect(view, **ask)
+    plain.pop("seconds", None)  # that it took
     assert alike(plain, here(model, view, ask))
     off = remote.edited(MLP)
     if view in AS_IT_IS:
@@ -134,7 +144,7 @@ def test_every_view_is_answered_as_here_with_edits_and_without(request, remote, 
         assert alike(edited, here(model, view, {**ask, "edits": [MLP, *ask.get("edits", [])]}))
         assert alike(edited, plain) == (view in UNMOVED)
     elif view in UNREAD:
-        assert alike(off.inspect(view, **ask), plain)
+        assert alike({**off.inspect(view, **ask), "seconds": 0}, {**plain, "seconds": 0})
     elif view not in ("compare", "python"):  # theirs are tested below
         with pytest.raises(UsageError, match="reads the model without edits, and this one has 1"):
             off.inspect(view, **ask)

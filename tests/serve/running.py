@@ -25,6 +25,7 @@ from glassformer.serve.app import api_app
 from glassformer.serve.models import Models, Served
 from glassformer.serve.running import _Server, listening
 from glassformer.serve.security import Policy
+from glassformer.train.recipe import Recipe
 from tests.tiny import tiny_directory
 
 CONTEXT = 2048
@@ -50,6 +51,16 @@ def with_experts(model: Model) -> Model:
     made._transformer = Transformer(Config(model.config.vocab_size, 16, 64, (layer, layer)))
     made._engines = []
     return made
+
+
+def tiny_run(folder: Path) -> None:
+    """A finished run called tiny, with a film, in the runs folder of `folder`."""
+    text = "".join(f"The mole digs for {what}.\n" for what in ("worms", "roots", "France", "capital letters") * 40)
+    (folder / "lines.txt").write_text(text, "utf-8")
+    settings: dict[str, Any] = {"layers": 2, "width": 16, "heads": 2, "context": 32, "steps": 6, "batch": 4}
+    settings |= {"data": (str(folder / "lines.txt"),), "precision": "fp32", "threads": 1, "native": "off"}
+    settings |= {"eval_every": 0, "save_every": 0, "film": 4, "sample_tokens": 4}
+    glassformer.train(Recipe(name="tiny").with_settings(settings), out=str(folder / "runs" / "tiny"), quiet=True)
 
 
 class Gate:

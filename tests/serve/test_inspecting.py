@@ -77,10 +77,10 @@ def test_a_view_answers_what_it_answers_in_python(server, model, view):
 
 
 def test_every_view_is_a_route_with_a_description(server):
-    listed = httpx.get(f"{server.url}/v1/inspect").json()["data"]
+    listed = httpx.get(f"{server.url}/v1/inspect", timeout=60).json()["data"]
     assert [one["id"] for one in listed] == list(VIEWS)
     assert all(one["about"] and one["parameters"]["properties"] is not None for one in listed if one["id"] != "runs")
-    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    paths = httpx.get(f"{server.url}/openapi.json", timeout=60).json()["paths"]
     for name in VIEWS:
         told = paths[f"/v1/inspect/{name}"]["post"]
         assert set(told["responses"]["200"]["content"]) == {"application/json", ARRAYS, "text/event-stream"}

@@ -115,7 +115,7 @@ def command(
             **options,
             answer=[p.get("answer") for p in given],
             wrong=[p.get("wrong") for p in given],
-            method=method,
+            method=method,  # type: ignore[arg-type]
             steps=steps,
             exact=exact,  # type: ignore[arg-type]
             strongest=strongest,

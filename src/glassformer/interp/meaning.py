@@ -21,6 +21,7 @@ from glassformer.errors import TextError, UsageError
 if TYPE_CHECKING:
     from glassformer.interp.token_words import Word
     from glassformer.interp.trace import Trace
+    from glassformer.interp.traced import Traced
     from glassformer.model import Config
 
 
@@ -73,7 +74,7 @@ class Meaning:
         return [float(x) for x in self.similarity[:, off].mean(-1)]
 
 
-def find(trace: Trace, word: str, occurrence: int = -1) -> tuple[int, ...]:
+def find(trace: Traced, word: str, occurrence: int = -1) -> tuple[int, ...]:
     """Positions of a word's tokens in a traced text.
 
     Args:
@@ -93,7 +94,7 @@ def find(trace: Trace, word: str, occurrence: int = -1) -> tuple[int, ...]:
     return hits[occurrence].positions
 
 
-def _hits(trace: Trace, word: str) -> list[Word]:
+def _hits(trace: Traced, word: str) -> list[Word]:
     wanted = word.strip().casefold()
     return [w for w in trace.words if w.text.casefold() == wanted and not w.special]
 

@@ -28,6 +28,7 @@ from glassformer.system.progress import Progress, quiet
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
+    from glassformer.interp.traced import Traced
 
 What = Literal["stream", "attention", "feed_forward", "heads"]
 # The same places in a layer whose mixer may be another than attention.
@@ -216,7 +217,7 @@ def each(tokens: Tokens, count: int, what: str) -> list[str | int | None]:
     return listed
 
 
-def aligned(clean: Trace, corrupted: Trace) -> None:
+def aligned(clean: Traced, corrupted: Traced) -> None:
     """Refuse two traces that are no pair.
 
     Raises:
@@ -236,7 +237,7 @@ def aligned(clean: Trace, corrupted: Trace) -> None:
         raise UsageError("The two prompts are the same, so there is nothing to patch; change a word in one of them.")
 
 
-def _short(trace: Trace, most: int = 40) -> str:
+def _short(trace: Traced, most: int = 40) -> str:
     tokens = trace.tokens if len(trace) <= most else [*trace.tokens[:most], "…"]
     return " | ".join(map(shown, tokens))
 

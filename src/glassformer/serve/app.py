@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp
@@ -99,7 +100,7 @@ def guarded(
         if close is not None:
             close()
 
-    app = FastAPI(title="Glassformer", docs_url=None, redoc_url=None, openapi_url=description, lifespan=lifespan)
+    app = FastAPI(title="Glassformer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.include_router(router)
 
     @app.exception_handler(RequestValidationError)
@@ -136,6 +137,13 @@ def guarded(
         return app.openapi_schema
 
     app.openapi = describe  # type: ignore[method-assign]
+    if description is not None:
+
+        @app.get(description, include_in_schema=False)
+        async def described() -> Response:
+            """Made once, beside the answers: it takes most of a second."""
+            return JSONResponse(await run_in_threadpool(app.openapi))
+
     return Guard(app, policy, say)
 
 

@@ -35,6 +35,7 @@ _MORE: dict[str, dict[str, Any]] = {
     "python": {"name": "next", "arguments": {"text": _TEXT}},
     "run": {"name": "tiny"},
     "film": {"name": "tiny"},
+    "influence": {"name": "tiny", "text": _TEXT},
     "exciting": {"layer": 1, "neuron": 0, "texts": ["The mole digs for worms."]},
     "heads": {},
     "models": {},

@@ -72,8 +72,8 @@ def _parts(text: UnreadText, ask: BaseModel, given: Mapping[str, Any]) -> None:
     """Layers, heads, tokens and sites that a request names."""
     for name, value in given.items():
         if name in _LAYERS:
-            for layer in _numbers(value):
-                text.layer(layer)
+            for one in _numbers(value):
+                text.layer(one)
         elif name == "head":
             if (layer := given.get("layer")) is None:
                 raise UsageError("A head is one of a layer's; name the layer too.")
@@ -99,7 +99,7 @@ def _places(text: UnreadText, ask: BaseModel, given: Mapping[str, Any]) -> None:
             for position in _numbers(value):
                 text.position(position)
     if "word" in given:
-        find(text, given["word"], given.get("occurrence", -1))  # type: ignore[arg-type] - reads its words alone
+        find(text, given["word"], given.get("occurrence", -1))
 
 
 def _edited_places(text: UnreadText, edits: Sequence[Any]) -> None:
@@ -134,7 +134,7 @@ def _texts(session: Session, ask: Any) -> list[UnreadText]:
     if getattr(ask, "corrupted", None) is not None:
         pairs.append((getattr(ask, "clean", None) or ask.text, ask.corrupted))
     for clean, corrupted in pairs:
-        aligned(unread(clean), unread(corrupted))  # type: ignore[arg-type] - reads their tokens alone
+        aligned(unread(clean), unread(corrupted))
     if pairs:
         return [unread(clean) for clean, _ in pairs]
     several = getattr(ask, "texts", None) or getattr(ask, "text", None) or []
