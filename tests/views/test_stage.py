@@ -220,3 +220,33 @@ def test_what_words_begin_as_is_what_the_trace_holds_and_needs_none(model: Any, 
         assert early[key] == whole[key]
     with pytest.raises(ShapeError, match="no position 99"):
         session.view("columns", {"text": TEXT, "position": 99})
+
+
+def test_a_text_s_stream_is_added_up_once(model: Any, monkeypatch: pytest.MonkeyPatch):
+    """Asked for layer by layer it goes on from where it was: a few sums a layer, not the square of the layers."""
+    from glassformer.model.parts.block import Block
+
+    trace, sums, joined = model.trace(TEXT), [0], Block.joined
+    whole = dict(trace.forward.walk())
+
+    def counted(self: Block, *given: Any) -> Any:
+        sums[0] += 1
+        return joined(self, *given)
+
+    monkeypatch.setattr(Block, "joined", counted)
+    for layer in range(model.config.n_layers):
+        for name in (f"blocks.{layer}.resid_pre", f"blocks.{layer}.resid_mid"):
+            assert torch.equal(trace.forward.stream(name), whole[name])
+    assert sums[0] <= 3 * model.config.n_layers
+    name = "blocks.1.resid_mid"  # an earlier one again, and a part of it
+    assert torch.equal(trace.forward.stream(name), whole[name])
+    assert torch.equal(trace.forward.stream(name, slice(2, 4)), whole[name][:, 2:4])
+
+
+def test_what_arcs_carry_is_what_the_trace_says(model: Any):
+    from glassformer.interp.head_outputs import handed_over
+
+    trace = model.trace(TEXT)
+    whole = trace.contributions(1, 2, 4)
+    assert torch.equal(whole[5:], torch.zeros_like(whole[5:]))
+    torch.testing.assert_close(handed_over(trace, 1, 2, 4, [3, 0]), whole[[3, 0]], rtol=1e-6, atol=1e-7)

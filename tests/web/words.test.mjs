@@ -38,7 +38,7 @@ test("what a room says comes with it, or is there from the start", async () => {
   const beside = [["directions", "beside"]];
   const parts = Object.fromEntries([...ROOMS.map(([name, part]) => [name, part]), ...inside, ...beside, ...learning].map(([name, part]) => [`views/${name}.js`, part]));
   for (const name of modules) {
-    const here = { ...begun, ...(await (LANGUAGES.en.parts[parts[name] ?? (({ "graph.js": "inside", "terms.js": "terms" })[name] ?? "page")])()) };
+    const here = { ...begun, ...(await (LANGUAGES.en.parts[parts[name] ?? (({ "graph.js": "inside", "terms.js": "terms", "tour.js": "tour" })[name] ?? "page")])()) };
     for (const [, key] of code(name).matchAll(/\b(?:say|said|spoken)\("([^"]+)"/g)) assert.ok(key in here, `${name}: ${key} is not among the words that come with it`);
   }
 });

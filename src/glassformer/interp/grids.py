@@ -45,16 +45,19 @@ def grid_tile(
     k = forward.side(layer, "k", slice(0, q1), heads)
     n_heads = forward.config.attention(layer).n_heads if heads is None else len(heads)
     fill = float("-inf") if part == "attn.scores" else 0.0
-    out = k.new_full((k.shape[0], n_heads, q1 - q0, k1 - k0), fill)
+    out: Tensor | None = None
     # Tiles of fewer queries when the keys are many: the work in flight stays in cache.
     for t0 in range(q0, q1, TILE):
         t1 = min(t0 + TILE, q1)
         tile = _tile(forward, layer, part, heads, k, t0, t1)
         low, high = tile[1], tile[1] + tile[0].shape[-1]
+        if (t0, t1, low, high) == (q0, q1, k0, k1):
+            return tile[0]
+        out = k.new_full((k.shape[0], n_heads, q1 - q0, k1 - k0), fill) if out is None else out
         a, b = max(k0, low), min(k1, high)
         if a < b:
             out[:, :, t0 - q0 : t1 - q0, a - k0 : b - k0] = tile[0][..., a - low : b - low]
-    return out
+    return k.new_full((k.shape[0], n_heads, q1 - q0, k1 - k0), fill) if out is None else out
 
 
 def _both(forward: Recording, layer: int, heads: list[int] | None, queries: Index, keys: slice) -> Tensor:

@@ -109,16 +109,24 @@ def values_of_head(forward: Recording, layer: int, head: int, keys: slice) -> Fl
 @torch.no_grad()
 def contributions(trace: Trace, layer: int, head: int, query: int) -> Tensor:
     """See `Trace.contributions`."""
+    found = handed_over(trace, layer, head, query, slice(None))
+    return torch.nn.functional.pad(found, (0, 0, 0, trace.forward.length - len(found)))
+
+
+@torch.no_grad()
+def handed_over(
+    trace: Trace, layer: int, head: int, query: int, keys: slice | list[int]
+) -> Float[Tensor, "key d_model"]:
+    """What some positions up to `query` give to it through a head."""
     forward, layer = trace.forward, trace.layer(layer)
     head = trace.head(head, layer)
     query = trace.position(query)
     at = slice(query, query + 1)
     weights, values = (x[0, 0] for x in weights_and_values(forward, layer, query, head))
-    handed, factor = weights[:, None] * values, output_factor(forward, layer, at)
+    handed, factor = weights[keys, None] * values[keys], output_factor(forward, layer, at)
     if factor is not None:
         handed = handed * factor[0, 0, head]
-    out = through_post(forward, layer, "mixer", (handed @ writing(forward, layer)[head].T)[None, None], at)[0, 0]
-    return torch.nn.functional.pad(out, (0, 0, 0, forward.length - query - 1))
+    return through_post(forward, layer, "mixer", (handed @ writing(forward, layer)[head].T)[None, None], at)[0, 0]
 
 
 @torch.no_grad()

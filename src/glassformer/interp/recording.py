@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -274,13 +275,15 @@ class Recording:
 
     # The residual stream
 
-    def walk(self, at: Index = ALL) -> Iterator[tuple[str, Float[Tensor, "batch query d_model"]]]:
-        """The residual stream at every place, in order: added up as the forward added it, so bit by bit the same."""
-        x = self.recorded["embed"][:, at]
-        if "pos_embed" in self.recorded:
-            x = x + self.recorded["pos_embed"][:, at]
-        x = self.transformer.in_copies(x)
-        for layer, choice in enumerate(self.config.layers):
+    def walk(self, at: Index = ALL, first: int = 0) -> Iterator[tuple[str, Float[Tensor, "batch query d_model"]]]:
+        """The residual stream at every place from layer `first` or a little before it on, in order: added up as the
+        forward added it, so bit by bit the same."""
+        whole = isinstance(at, slice) and at == ALL
+        begin, x = self._near if whole and self._near is not None and self._near[0] <= first else (0, None)
+        x = self.entering(0, at) if x is None else x
+        for layer, choice in enumerate(self.config.layers[begin:], begin):
+            if whole and layer == first and not (x.requires_grad or x.is_inference()):
+                self._near = layer, x  # places are asked for layer by layer: the next one goes on from here
             prefix = f"blocks.{layer}."
             if choice.copies is not None:
                 for name, y in walk_copies(self, layer, x, at):
@@ -362,10 +365,12 @@ class Recording:
 
     def stream(self, name: str, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
         """The residual stream at one place."""
-        for place, x in self.walk(at):
+        for place, x in self.walk(at, layer_of(name) or 0):
             if place == name:
                 return x
         raise KeyError(name)
+
+    _near: tuple[int, Tensor] | None = None
 
     def entering(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
         """The residual stream handed to a block, before anything a tap does at its `resid_pre`."""
@@ -467,8 +472,14 @@ class Recording:
             return pick(self.recorded[name]).transpose(1, 2)
         if a.qk_norm_after and a.qk_norm != "head":  # the norm needs all heads
             return pick(self.rotated(layer, self.recorded[f"blocks.{layer}.attn.{which}"], ALL, which)).transpose(1, 2)
-        x = pick(self.recorded[f"blocks.{layer}.attn.{which}"])
-        return self.rotated(layer, x, at, which).transpose(1, 2)
+        x = self.recorded[f"blocks.{layer}.attn.{which}"]
+        if which == "q" or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return self.rotated(layer, pick(x), at, which).transpose(1, 2)
+        if self._keys is None or self._keys[0] != layer:  # every tile of a layer's grid meets the same keys
+            self._keys = layer, self.rotated(layer, x, ALL, which)
+        return pick(self._keys[1]).transpose(1, 2)
+
+    _keys: tuple[int, Tensor] | None = None
 
     def values(self, layer: int, at: Index = ALL) -> Float[Tensor, "batch key kv_head d_head"]:
         """What each position hands over to the layer's heads: the values that its grid weighs."""

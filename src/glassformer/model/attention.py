@@ -143,7 +143,8 @@ def pattern(
         column = sink.to(wide.dtype)[None, :, None, None].expand(*wide.shape[:3], 1)
         return torch.softmax(torch.cat([wide, column], dim=-1), dim=-1)[..., :-1].to(grid.dtype)
     weights = torch.softmax(wide, dim=-1)
-    return torch.nan_to_num(weights, nan=0.0).to(grid.dtype)
+    clean = torch.nan_to_num if weights.requires_grad else torch.nan_to_num_
+    return clean(weights, nan=0.0).to(grid.dtype)
 
 
 def weighted_sum(

@@ -79,8 +79,9 @@ def _shrunk(trace: Trace, layer: int, size: int) -> Tensor:
     heads = trace.config.n_heads(layer)
     out = torch.zeros(heads, size, size)
     for i in range(size):
-        rows = trace.pattern(layer, queries=slice(edges[i], edges[i + 1])).float().amax(1)
-        out[:, i] = F.adaptive_max_pool1d(rows, size)
+        keys = edges[i + 1]  # later ones are not seen
+        rows = trace.pattern(layer, queries=slice(edges[i], keys), keys=slice(keys)).float().amax(1)
+        out[:, i] = F.adaptive_max_pool1d(F.pad(rows, (0, trace.length - keys)), size)
     return out
 
 

@@ -273,18 +273,31 @@ class AttentionPart(nn.Module):
         indexed: Indexed | None = None,
     ) -> Float[Tensor, "batch head query key"]:
         """Scores of queries q0 to q1 over keys k0 to k1, whose tensors hold just these (and just these heads)."""
+        seen = visible.start + q0  # keys before it are seen by every query of these, where nothing else hides any
+        if indexed is None and k0 < seen and visible.everything(self.choice, k1) and not torch.is_grad_enabled():
+            allowed = visible.grid(q0, q1, seen, k1, self.choice, q.device)
+            bias = self._bias(visible, heads, q, (q0, q1, k0, k1))
+            grid = scores(q, k, None, scale=self.scale, cap=self.cap, bias=bias)
+            grid[..., seen - k0 :].masked_fill_(~allowed, float("-inf"))
+            return grid
         allowed = visible.grid(q0, q1, k0, k1, self.choice, q.device)
         if indexed is not None:
             allowed = allowed & indexed.chosen(visible, self.choice, q0, q1, k0, k1)
-        bias = None
-        if self.choice.alibi:
-            slopes = torch.tensor(self.choice.alibi, dtype=q.dtype, device=q.device)
-            slopes = slopes if heads is None else slopes[heads]
-            if self.choice.alibi_rounded:
-                bias = self.scale * rounded_distances(slopes, visible.key_positions(k0, k1, q.device))
-            else:
-                bias = distances(slopes, visible.start, q0, q1, k0, k1)
+        bias = self._bias(visible, heads, q, (q0, q1, k0, k1))
         return scores(q, k, allowed, scale=self.scale, cap=self.cap, bias=bias)
+
+    def _bias(
+        self, visible: Visible, heads: list[int] | None, like: Tensor, tile: tuple[int, int, int, int]
+    ) -> Float[Tensor, "*rows head query_or_1 key"] | None:
+        """What ALiBi adds to a tile (first and last query, first and last key) of some heads' scores."""
+        if not self.choice.alibi:
+            return None
+        q0, q1, k0, k1 = tile
+        slopes = torch.tensor(self.choice.alibi, dtype=like.dtype, device=like.device)
+        slopes = slopes if heads is None else slopes[heads]
+        if self.choice.alibi_rounded:
+            return self.scale * rounded_distances(slopes, visible.key_positions(k0, k1, like.device))
+        return distances(slopes, visible.start, q0, q1, k0, k1)
 
     def pattern(
         self, grid: Float[Tensor, "batch head query key"], heads: list[int] | None = None

@@ -69,7 +69,7 @@ export function shown(text) {
     .replace(/\r/g, "␍")
     .replace(/\t/g, "⇥")
     .replace(/^ +| +$/g, (m) => "␣".repeat(m.length))
-    .replace(/[\u0000-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2066-\u2069]/g, (c) => `‹${c.codePointAt(0)?.toString(16)}›`);
+    .replace(/[\u0000-\u001f\u007f\u00a0\u2000-\u200f\u202a-\u202e\u2066-\u2069]/g, (c) => `‹${c.codePointAt(0)?.toString(16)}›`);
 }
 
 /** A token as a word in a picture: without the space it begins with. @param {string} text */

@@ -5,13 +5,11 @@ import { bar, carried, editName } from "./edits.js";
 import { keys } from "./keys.js";
 import { chooser } from "./models.js";
 import { notes } from "./notes.js";
-import { picture, save } from "./picture.js";
 import { HttpSource } from "./source.js";
 import { gallery } from "./stage/site.js";
 import { mount as mountStage } from "./stage/stage.js";
 import { Store, fromFragment } from "./store.js";
 import { history as pastAndFile, listening, tools } from "./tools.js";
-import { tour } from "./tour.js";
 import { segmented } from "./ui.js";
 import { need, onSpoken, said as spoken, say, speak } from "./words.js";
 import { mount as next } from "./views/next.js";
@@ -52,6 +50,9 @@ export const START = {
   table: { texts: ["The capital of France is", "The capital of Italy is", "The capital of Japan is", "The capital of Spain is"], metric: "entropy", token: null, against: null }, lang: null, stageShare: 0.1,
 };
 
+/** What makes pictures and saves files, fetched when the first is wanted. */
+const pictures = async () => await import("./picture.js");
+
 /** Milliseconds that a room waits for the stage at most: that of a long text takes its time. */
 const PATIENCE = 2500;
 
@@ -66,7 +67,14 @@ export function build(root, source, state) {
   if (!rooms.some(([name]) => name === state.get("tab"))) state.set({ tab: rooms[0][0] });
   const said = h("span", { class: "visually-hidden", role: "status" });
   const { button: model, dialog: models, checkpoints } = chooser(source, state);
-  const walk = tour(state);
+  /** @type {Promise<{start: () => void, card: HTMLElement}>|null} */
+  let walk = null;
+  const walked = async () => {
+    const [{ tour }] = [await import("./tour.js"), await need("tour")];
+    const found = tour(state);
+    root.append(found.card);
+    return found;
+  };
   const dialog = keys(state, rooms.map(([name]) => name));
   const theme = segmented(spoken("head.theme"), [["auto", spoken("head.auto")], ["light", spoken("head.light")], ["dark", spoken("head.dark")]], () => state.get("theme"), (name) => state.set({ theme: name }));
   const large = h("button", { type: "button", onclick: () => state.set({ large: !state.get("large") }) }, spoken("head.large"));
@@ -79,6 +87,7 @@ export function build(root, source, state) {
     const panel = /** @type {HTMLElement} */ (panels.get(state.get("tab")).panel);
     try {
       const edits = state.get("edits").map((/** @type {any} */ edit) => editName(edit, state.get("tokens")));
+      const { picture, save } = await pictures();
       save(await picture(panel, edits.length ? say("head.changed", { a: edits.join("; ") }) : ""), `glassformer-${state.get("tab")}.png`);
       tell(image, say("head.imaged"), say("head.imaged.say"));
     } catch (error) {
@@ -88,6 +97,7 @@ export function build(root, source, state) {
   const report = h("button", { type: "button", onclick: async () => {
     report.setAttribute("aria-busy", "true");
     try {
+      const { save } = await pictures();
       save(await source.report(wished()), "glassformer-report.html");
       tell(report, say("head.reported"), say("head.reported.say"));
     } catch (error) {
@@ -134,7 +144,7 @@ export function build(root, source, state) {
   } }, spoken("head.find"));
   const noted = notes(state);
   const help = h("button", { type: "button", "aria-label": spoken("keys.title"), onclick: () => dialog.showModal() }, "?");
-  const tourButton = h("button", { type: "button", id: "take-tour", onclick: () => walk.start() }, spoken("head.tour"));
+  const tourButton = h("button", { type: "button", id: "take-tour", onclick: async () => (await (walk ??= walked())).start() }, spoken("head.tour"));
   const reflect = () => {
     const chosen = state.get("theme");
     if (chosen === "auto") delete document.documentElement.dataset.theme;
@@ -160,7 +170,7 @@ export function build(root, source, state) {
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
       h("div", { class: "row tools" }, alone ? [tourButton, find] : null, alone ? [pastAndFile(state, fromFragment), share] : null, image, alone ? report : null, theme.element, large, help), said), notice,
     bar(source, state),
-    h("main", {}, composer, stage, source.site ? gallery(source.site, source.title, state.get("text")) : null, h("div", { class: "layout" }, left, right)), alone ? walk.card : null, dialog, alone ? models : null);
+    h("main", {}, composer, stage, source.site ? gallery(source.site, source.title, state.get("text")) : null, h("div", { class: "layout" }, left, right)), dialog, alone ? models : null);
   if (alone) {
     composer.append(h("div", { class: "row examples", role: "group", "aria-label": spoken("head.examples") }, EXAMPLES.map(([name, text]) =>
       h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null, against: null }) }, spoken(`example.${name}`)))));

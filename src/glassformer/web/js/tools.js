@@ -1,7 +1,6 @@
 /** What a researcher takes away: the lines of Python, tables and arrays of numbers, pictures, and the whole session as a file. */
 
 import { h, put } from "./dom.js";
-import { grounded, save } from "./picture.js";
 import { onSpoken, said as spoken, say } from "./words.js";
 
 /** @typedef {import("./store.js").Store} Store */
@@ -31,6 +30,10 @@ export function listening(source) {
 
 /** What makes files of numbers, fetched when the first is wanted. */
 const tables = async () => await import("./tables.js");
+const pictures = async () => await import("./picture.js");
+
+/** @param {BlobPart} part @param {string} name @param {string} [type] */
+const keep = async (part, name, type = "") => (await pictures()).save(new Blob([part], { type }), name);
 
 /** The row of buttons over a room. @param {any} source @param {Store} state @param {() => HTMLElement} panel */
 export function tools(source, state, panel) {
@@ -72,9 +75,9 @@ export function tools(source, state, panel) {
       said.dataset.lines = lines;
       return say("take.copied", { a: name });
     }) : null,
-    act("CSV", spoken("take.csv"), async () => { const { name, found } = now(); save(new Blob([(await tables()).table(found, state.get("tokens"))], { type: "text/csv" }), file(name, "csv")); }),
-    act("npz", spoken("take.npz"), async () => { const { name, found } = now(); save(new Blob([(await tables()).npz(found)]), file(name, "npz")); }),
-    act("SVG", spoken("take.svg"), async () => save(new Blob([(await grounded(panel())).text], { type: "image/svg+xml" }), file(state.get("tab"), "svg"))), said);
+    act("CSV", spoken("take.csv"), async () => { const { name, found } = now(); await keep((await tables()).table(found, state.get("tokens")), file(name, "csv"), "text/csv"); }),
+    act("npz", spoken("take.npz"), async () => { const { name, found } = now(); await keep((await tables()).npz(found), file(name, "npz")); }),
+    act("SVG", spoken("take.svg"), async () => keep((await (await pictures()).grounded(panel())).text, file(state.get("tab"), "svg"), "image/svg+xml")), said);
 }
 
 /** Undo, redo, and the session as one file. @param {Store} state @param {(fragment: string) => Record<string, any>} read */
@@ -97,6 +100,6 @@ export function history(state, read) {
     }
   } });
   return [back, forth,
-    h("button", { type: "button", id: "save-session", title: spoken("session.save.say"), onclick: () => save(new Blob([JSON.stringify({ glassformer: 1, view: state.fragment() })], { type: "application/json" }), "glassformer-session.json") }, spoken("session.save")),
+    h("button", { type: "button", id: "save-session", title: spoken("session.save.say"), onclick: () => keep(JSON.stringify({ glassformer: 1, view: state.fragment() }), "glassformer-session.json", "application/json") }, spoken("session.save")),
     h("button", { type: "button", id: "open-session", title: spoken("session.open.say"), onclick: () => pick.click() }, spoken("session.open")), pick];
 }

@@ -14,6 +14,7 @@ export const LANGUAGES = {
     beside: async () => (await import("./words/en/beside.js")).WORDS,
     learning: async () => (await import("./words/en/learning.js")).WORDS,
     terms: async () => (await import("./words/en/terms.js")).WORDS,
+    tour: async () => (await import("./words/en/tour.js")).WORDS,
   } },
   de: { name: "Deutsch", parts: {
     page: async () => (await import("./words/de/page.js")).WORDS,
@@ -22,6 +23,7 @@ export const LANGUAGES = {
     beside: async () => (await import("./words/de/beside.js")).WORDS,
     learning: async () => (await import("./words/de/learning.js")).WORDS,
     terms: async () => (await import("./words/de/terms.js")).WORDS,
+    tour: async () => (await import("./words/de/tour.js")).WORDS,
   } },
 };
 

@@ -1,11 +1,15 @@
 /** What scenes and parts ask of a text: its words, and views of it. */
 
 import { plain } from "../dom.js";
+import { say } from "../words.js";
 
 /** @typedef {import("./stage.js").Stage} Stage */
 
 /** A token of the text as a word. @param {Stage} stage @param {number} i */
 export const word = (stage, i) => plain(stage.data?.tokens[i]?.text ?? "");
+
+/** Words in quotation marks, each once. @param {string[]} words @param {number} [most] */
+export const quoted = (words, most = Infinity) => [...new Set(words.map(plain))].slice(0, most).map((one) => say("stage.quoted", { word: one })).join(", ");
 
 /** Ask a view of the stage's text. @param {Stage} stage @param {string} view @param {Record<string, any>} [more] */
 export const ask = (stage, view, more = {}) => stage.source.get(view, { text: stage.state.get("text"), model: stage.state.get("model"), edits: stage.state.get("edits"), ...more });

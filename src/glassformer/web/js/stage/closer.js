@@ -1,9 +1,8 @@
 /** A layer, a head, a cell and one product, each as a picture of its own. */
 
-import { plain } from "../dom.js";
 import { unpack } from "../source.js";
 import { say } from "../words.js";
-import { ask, word } from "./asking.js";
+import { ask, quoted, word } from "./asking.js";
 import { Vectors } from "./data.js";
 import { clamp, num, pct, rgba, rms, shade } from "./paint.js";
 import { carriedOf, product } from "./scenes_words.js";
@@ -171,7 +170,7 @@ export class Closer {
       pen.rect(cx + cw * 0.71, y - 5, cw * 0.17 * (f.writes.norm[k] / most), 10, rgba(pen.t.arc, 0.9), 3);
       pen.text(num(f.writes.norm[k], 2), cx + cw, y, { align: "right", size: 0.8, colour: pen.t.soft });
     });
-    pen.lines(say("values.raises", { words: f.raises.map((/** @type {string} */ x) => `“${plain(x)}”`).join(", ") }), cx, cy + 30 + order.length * each, cw, { size: 0.85, colour: pen.t.warm });
+    pen.lines(say("values.raises", { words: quoted(f.raises) }), cx, cy + 30 + order.length * each, cw, { size: 0.85, colour: pen.t.warm });
   }
 
   /** A cell: query, key, products, score, softmax; what is carried over and added. @param {Pen} pen @param {number} layer @param {number} head @param {number} query @param {number} key */
@@ -220,7 +219,7 @@ export class Closer {
       if (sign) pen.text(sign, cx - gap / 2, by + 20 + tallBar / 2, { align: "center", size: 1.3 });
     });
     if (!tall) {
-      pen.lines(say("values.raises", { words: f.raises.map((/** @type {string} */ s) => `“${plain(s)}”`).join(", ") }), w * 0.62, by + 36, w * 0.35, { colour: pen.t.warm });
+      pen.lines(say("values.raises", { words: quoted(f.raises) }), w * 0.62, by + 36, w * 0.35, { colour: pen.t.warm });
       if (found && !found.problem) pen.lines(say("cell.effect", { effect: `${found.effect >= 0 ? "+" : "−"}${num(Math.abs(found.effect), 3)}`, unit: say("cell.unit") }), w * 0.62, by + 100, w * 0.35, { colour: pen.t.soft, size: 0.9 });
     }
   }

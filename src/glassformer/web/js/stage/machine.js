@@ -30,7 +30,7 @@ export class Machine {
     this.chip = this.tall ? (this.turned ? longest + 10 : 28) : longest + 18;
     this.answer = this.tall ? { x: 8, y: h - Math.min(240, h * 0.34), w: w - 16, h: Math.min(240, h * 0.34) } : { x: w - this.#right(), y: 12, w: this.#right() - 14, h: h - 24 };
     this.u0 = this.tall ? this.chip + 56 : this.chip + 68;
-    this.u1 = this.tall ? this.answer.y - 40 : this.answer.x - 74;
+    this.u1 = this.tall ? this.answer.y - 40 : this.answer.x - Math.max(74, probe.wide(say("stage.last"), 0.76) + 20);
     const [v0, v1] = this.tall ? [6, w - 6] : [34, h - 34];
     this.gap = (v1 - v0) / n;
     /** @type {(i: number) => number} */
@@ -329,7 +329,8 @@ export class Machine {
     }
     if (this.tall) return;
     const open = phase(t, WHEN.columns, WHEN.columns + 0.03);
-    pen.lines(say("stage.numbers", { n: d.width, cells: d.lanes.cells }), 8, this.h - 26, this.u0 - 14, { size: 0.74, colour: pen.t.soft, alpha: open });
+    const note = say("stage.numbers", { n: d.width, cells: d.lanes.cells }) + (every > 1 ? ` · ${say("stage.named", { n: every })}` : "");
+    pen.text(note, 8, this.h - 12, { size: 0.74, colour: pen.t.soft, alpha: open, most: this.u1 - 8 });
   }
 
   /** @param {Pen} pen @param {number} i @param {number} inn @param {boolean} here */

@@ -59,6 +59,9 @@ export const mix = (a, b, x) => a + (b - a) * x;
 /** @param {number[]} c @param {number} a */
 export const rgba = (c, a) => `rgb(${c[0]} ${c[1]} ${c[2]} / ${clamp(a).toFixed(3)})`;
 
+/** Pixels below which no letter is drawn. */
+const SMALLEST = 10;
+
 /** A pen: a context with the theme and the size of type. */
 export class Pen {
   /** @param {CanvasRenderingContext2D} ctx @param {number} size of ordinary type, in pixels */
@@ -77,7 +80,7 @@ export class Pen {
   text(text, x, y, { size = 1, align = "left", colour = this.t.ink, weight = 450, most = 0, mono = false, alpha = 1, base = "middle" } = {}) {
     if (alpha <= 0.01) return 0;
     const c = this.ctx;
-    const font = (/** @type {number} */ by) => `${weight} ${(this.size * size * by).toFixed(1)}px ${mono ? '"DejaVu Sans Mono", ui-monospace, monospace' : '"Inter", "Segoe UI", system-ui, sans-serif'}`;
+    const font = (/** @type {number} */ by) => `${weight} ${Math.max(SMALLEST, this.size * size * by).toFixed(1)}px ${mono ? '"DejaVu Sans Mono", ui-monospace, monospace' : '"Inter", "Segoe UI", system-ui, sans-serif'}`;
     c.font = font(1);
     c.textAlign = align;
     c.textBaseline = base;

@@ -2,7 +2,7 @@
 
 import { plain } from "../dom.js";
 import { say } from "../words.js";
-import { ask, word } from "./asking.js";
+import { ask, quoted, word } from "./asking.js";
 import { clamp, mix, num, pct, phase, rgba } from "./paint.js";
 import { mixed } from "./quiz.js";
 
@@ -41,7 +41,8 @@ export const facts = {
       const ink = rgba(n.contribution >= 0 ? pen.t.plus : pen.t.minus, 1);
       const name = say("facts.neuron", { layer: n.layer, index: n.index });
       if (tall) {
-        pen.text(pen.few(list(n.excited_by, 4), w - 20, 0.9), 10, y - step * 0.28, { most: w - 20, alpha: a, size: 0.9 });
+        if (i) pen.line([[10, y - step / 2], [w - 10, y - step / 2]], pen.t.faint, 1, 0.5);
+        pen.text(pen.few(list(n.excited_by, 4), w - 20, 0.9), 10, y - step * 0.24, { most: w - 20, alpha: a, size: 0.9 });
         pen.text(moved(n, 4, w - 90, 0.95), 10, y + step * 0.22, { most: w - 90, weight: 650, alpha: c, size: 0.95 });
         pen.text(`${n.contribution >= 0 ? "+" : "−"}${num(Math.abs(n.contribution))}`, w - 10, y + step * 0.22, { align: "right", colour: ink, weight: 650, alpha: c });
       } else {
@@ -67,7 +68,7 @@ export const facts = {
     const all = [...(stage.found?.neurons ?? [])].sort((a, b) => b.contribution - a.contribution);
     const n = all[0];
     if (!n || all.length < 3) return null;
-    const list = (/** @type {string[]} */ words) => [...new Set(words.map((x) => plain(x)))].slice(0, 3).join(", ");
+    const list = (/** @type {string[]} */ words) => quoted(words, 3);
     return { ask: say("ask.facts", { layer: n.layer, index: n.index, words: list(n.excited_by) }), ...mixed(list(n.raises), [list(n.lowers), list(all[1].raises), list(all[2].raises)], n.index), because: say("why.facts", { gives: `${n.contribution >= 0 ? "+" : "−"}${num(Math.abs(n.contribution))}`, word: best(stage), output: num(n.activation) }) };
   },
 };
@@ -199,7 +200,8 @@ export const temperature = {
     pen.text("2", gauge.x + gauge.w, gauge.y + 20, { size: 0.75, align: "right", colour: pen.t.soft });
     const rows = d.next.slice(0, tall ? 8 : 10);
     const top = tall ? 156 : 124;
-    const step = Math.min(46, (h - top - 46) / (rows.length + 1));
+    const step = Math.min(60, (h - top - 46) / (rows.length + 1));
+    const bar = Math.min(26, step * 0.56);
     const x = tall ? 96 : w * 0.22;
     const full = w - x - (tall ? 66 : w * 0.14);
     let sum = 0;
@@ -208,8 +210,8 @@ export const temperature = {
       if (i >= 0) sum += p;
       const y = top + (k + 0.5) * step;
       pen.text(i < 0 ? say("temperature.rest") : plain(rows[i].token), x - 10, y, { align: "right", weight: i === 0 ? 700 : 450, colour: i < 0 ? pen.t.soft : pen.t.ink, most: x - 16 });
-      pen.rect(x, y - step * 0.28, full, step * 0.56, pen.t.chip, 4, 0.7);
-      pen.rect(x, y - step * 0.28, Math.max(1, full * p), step * 0.56, i < 0 ? pen.t.faint : i === 0 ? pen.t.accent : pen.t.soft, 4);
+      pen.rect(x, y - bar / 2, full, bar, pen.t.chip, 4, 0.7);
+      pen.rect(x, y - bar / 2, Math.max(1, full * p), bar, i < 0 ? pen.t.faint : i === 0 ? pen.t.accent : pen.t.soft, 4);
       pen.text(pct(p), x + full + 8, y, { size: 0.9 });
     });
   },
@@ -238,7 +240,7 @@ export const why = {
     const d = /** @type {import("./data.js").StageData} */ (stage.data);
     const p = d.next[0].probability;
     const top = 58;
-    const step = Math.min(76, (h - top - 20) / rows.length);
+    const step = Math.min(104, (h - top - 20) / rows.length);
     const y0 = top + Math.max(0, (h - top - 20 - step * rows.length) / 2);
     const chip = tall ? 84 : Math.min(170, w * 0.16);
     const x = tall ? 8 : w * 0.06;
@@ -257,7 +259,7 @@ export const why = {
       pen.rect(bar, y - 10, Math.max(1, full * p * inn), 20, pen.t.faint, 5, 0.9);
       pen.rect(bar, y - 10, Math.max(1, full * mix(p, after, out) * inn), 20, after < p / 2 ? pen.t.warm : pen.t.accent, 5);
       pen.text(pct(mix(p, after, out)), bar + full + 8, y, { weight: 600, alpha: inn });
-      if (!tall) pen.text(say(row.instead.id === d.next[0].id ? "why.still" : "why.instead", { word: plain(row.instead.token), p: pct(row.instead.probability) }), bar + full + 74, y, { size: 0.9, colour: pen.t.soft, alpha: phase(t, 0.62 + k * 0.03, 0.72 + k * 0.03), most: w - bar - full - 84 });
+      if (!tall) pen.text(say(row.instead.id === d.next[0].id ? "why.still" : "why.instead", { word: plain(row.instead.token), p: pct(row.instead.probability) }), bar + full + 20 + pen.wide("<0.1 %", 1, 600), y, { size: 0.9, colour: pen.t.soft, alpha: phase(t, 0.62 + k * 0.03, 0.72 + k * 0.03), most: w - bar - full - 30 - pen.wide("<0.1 %", 1, 600) });
     });
   },
   ask(stage) {
@@ -295,7 +297,7 @@ export const learning = {
     const step = (w - x0 - 20) / tokens.length;
     const base = high - (tall ? 100 : 70);
     const tallest = Math.max(f.uniform, ...tokens) * 1.08;
-    const y = (/** @type {number} */ v) => base - (v / tallest) * (base - 44);
+    const y = (/** @type {number} */ v) => base - (v / tallest) * (base - (tall ? 62 : 44));
     const learnt = phase(t, 0.34, 0.8);
     tokens.forEach((/** @type {number} */ loss, /** @type {number} */ k) => {
       const inn = phase(t, 0.02 + k * 0.01, 0.12 + k * 0.01);
@@ -313,11 +315,10 @@ export const learning = {
       } else pen.text(word(stage, from + k), x + step / 2, base + 16, { align: "center", most: step - 4, size: 0.95 });
     });
     pen.line([[x0, y(f.uniform)], [w - 16, y(f.uniform)]], pen.t.warm, 2);
-    const random = say("learning.random", { x: num(f.uniform, 2) });
-    const long = Math.min(w - x0 - 20, pen.wide(random, 0.82) + 12);
-    pen.rect(w - 16 - long, y(f.uniform) + 5, long, pen.size * 1.3, pen.t.ground, 4, 0.85);
-    pen.text(random, w - 22, y(f.uniform) + 5 + pen.size * 0.65, { align: "right", size: 0.82, colour: pen.t.warm, most: w - x0 - 20 });
-    pen.text(say("learning.axis"), 12, 18, { size: 0.8, colour: pen.t.soft, most: w - 24 });
+    const axis = pen.text(say("learning.axis"), 12, 18, { size: 0.8, colour: pen.t.soft, most: w - 24 });
+    const [lx, ly] = tall ? [12, 38] : [axis + 48, 18]; // beside the axis' name: over the bars it would hide them
+    pen.line([[lx, ly], [lx + 22, ly]], pen.t.warm, 2);
+    pen.text(say("learning.random", { x: num(f.uniform, 2) }), lx + 30, ly, { size: 0.82, colour: pen.t.warm, most: w - lx - 40 });
     pen.text(say("learning.mean", { x: num(f.mean, 2), model: d.model }), x0, high - (tall ? 12 : 16), { size: 0.9, weight: 600, alpha: phase(t, 0.8, 0.9), most: w - x0 - 10 });
     if (!film) return;
     const at = Math.min(f.run.samples.length - 1, Math.floor(clamp((t - 0.1) / 0.85) * f.run.samples.length));

@@ -1,10 +1,9 @@
 /** Scenes from the words to what attention brings: numbers, meaning, the grid, softmax, values, many heads. */
 
-import { plain } from "../dom.js";
 import { carried } from "../edits.js";
 import { unpack } from "../source.js";
 import { say } from "../words.js";
-import { ask, word } from "./asking.js";
+import { ask, quoted, word } from "./asking.js";
 import { Vectors } from "./data.js";
 import { clamp, mix, num, pct, phase, rgba } from "./paint.js";
 import { mixed } from "./quiz.js";
@@ -47,7 +46,7 @@ export const numbers = {
     if (!rows.includes(focus)) rows.unshift(focus);
     const bottom = tall ? h * 0.5 : h - 40;
     const top = 46;
-    const step = Math.min(54, (bottom - top) / rows.length);
+    const step = Math.min(76, (bottom - top) / rows.length);
     const y0 = top + Math.max(0, (bottom - top - step * rows.length) / 2);
     const [chip, id] = tall ? [84, 50] : [Math.min(150, w * 0.13), 74];
     const x1 = 14 + chip + id + 14;
@@ -73,7 +72,7 @@ export const numbers = {
     pen.column(values.subarray(0, many), { x: cx - 14, y: ctop, w: 28, h: each * many }, { upTo: up });
     for (let k = 0; k < many; k++) {
       const seen = phase(t, 0.55 + k * 0.008, 0.6 + k * 0.008);
-      pen.text(num(values[k], 3), cx + 78, ctop + (k + 0.5) * each, { mono: true, align: "right", size: Math.min(0.9, each / pen.size), alpha: seen });
+      pen.text(num(values[k], 3), cx + Math.max(78, 26 + 3.6 * pen.size), ctop + (k + 0.5) * each, { mono: true, align: "right", size: Math.min(0.9, each / pen.size), alpha: seen });
       pen.text(`x${d.dims[k]}`, cx - 22, ctop + (k + 0.5) * each, { mono: true, align: "right", size: Math.min(0.7, each / pen.size), colour: pen.t.soft, alpha: seen * 0.9 });
     }
     const note = say("numbers.note", { cells: many, n: d.width, length: num(d.embedding.norm[focus], 2) });
@@ -82,8 +81,9 @@ export const numbers = {
   },
   ask({ data }) {
     if (!data) return null;
-    const right = data.width.toLocaleString("en");
-    return { ask: say("ask.numbers"), ...mixed(right, ["3", "26", data.vocab.toLocaleString("en")], data.width), because: say("why.numbers", { n: right, vocab: data.vocab.toLocaleString("en") }) };
+    const [n, vocab] = [data.width, data.vocab];
+    const said = (/** @type {number} */ x) => x.toLocaleString("en");
+    return { ask: say("ask.numbers", { vocab: said(vocab) }), ...mixed(said(n * vocab), [said(n + vocab), said(n * data.count), said(vocab * 26)], n), because: say("why.numbers", { n: said(n), vocab: said(vocab), all: said(n * vocab) }) };
   },
 };
 
@@ -91,7 +91,7 @@ export const numbers = {
 export const meaning = {
   id: "meaning",
   seconds: 9,
-  hold: 0.9,
+  hold: 0.12,
   fields: (stage) => ({ word: stage.state.get("word") }),
   need: (stage) => stage.source.get("meaning", { model: stage.state.get("model"), edits: carried(stage.state.get("edits")), word: stage.state.get("word"), texts: stage.state.get("contexts") }),
   room: () => ({ room: "meaning", set: {} }),
@@ -184,7 +184,7 @@ async function head(stage) {
 export const grid = {
   id: "grid",
   seconds: 9,
-  hold: 0.62,
+  hold: 0.38,
   fields: headFields,
   need: head,
   room: headRoom,
@@ -200,8 +200,8 @@ export const grid = {
     const step = size / n;
     const [x0, y0] = [(tall ? 10 : 26) + label, 12 + Math.min(label, 90)];
     shown.forEach((q, r) => {
-      const row = phase(t, 0.05 + (0.5 * r) / n, 0.05 + (0.5 * (r + 1)) / n);
       const here = q === arc.query;
+      const row = here ? phase(t, 0.4, 0.5) : phase(t, 0.05 + (0.3 * r) / n, 0.05 + (0.3 * (r + 1)) / n); // the row that is asked for waits
       pen.text(word(stage, q), x0 - 8, y0 + (r + 0.5) * step, { align: "right", size: 0.95, weight: here ? 700 : 450, colour: here ? pen.t.accent : pen.t.ink, most: label - 10 });
       const c = pen.ctx;
       c.save();
@@ -275,8 +275,9 @@ export const softmax = {
     const { cell, weight } = stage.found;
     const { w, h, tall } = stage.frame;
     const shown = recent(arc.query, tall ? 12 : 14);
-    const step = Math.min(54, (h - 90) / shown.length);
+    const step = Math.min(84, (h - (tall ? 104 : 90)) / shown.length);
     const y0 = 64 + Math.max(0, (h - 90 - step * shown.length) / 2);
+    const bar = Math.min(24, step * 0.4);
     const label = tall ? 74 : Math.min(150, w * 0.14);
     const x = { label: tall ? 10 : w * 0.08, score: (tall ? 14 : w * 0.08 + 12) + label, weight: tall ? w * 0.56 : w * 0.58 };
     const long = tall ? w * 0.24 : w * 0.26;
@@ -290,20 +291,23 @@ export const softmax = {
       const here = k === arc.key;
       pen.text(word(stage, k), x.label + label - 4, y, { align: "right", weight: here ? 700 : 450, colour: here ? pen.t.warm : pen.t.ink, most: label - 6 });
       const grow = phase(t, 0.05 + i * 0.015, 0.25 + i * 0.015);
-      const long0 = (Math.min(60, Math.abs(scores[i])) / most) * long * 0.75 * grow;
-      pen.rect(x.score, y - step * 0.2, Math.max(1, long0), step * 0.4, rgba(scores[i] >= 0 ? pen.t.plus : pen.t.minus, 0.75), 4);
+      const long0 = (Math.min(60, Math.abs(scores[i])) / most) * long * (tall ? 0.55 : 0.75) * grow;
+      pen.rect(x.score, y - bar / 2, Math.max(1, long0), bar, rgba(scores[i] >= 0 ? pen.t.plus : pen.t.minus, 0.75), 4);
       pen.text(num(scores[i], 2), x.score + long0 + 8, y, { size: 0.8, colour: pen.t.soft, alpha: grow });
       const p = weight(arc.query, k);
       const over = phase(t, 0.5 + i * 0.015, 0.72 + i * 0.015);
       if (over <= 0) return;
       if (!tall) pen.arrow(x.weight - 62, y, x.weight - 26, y, pen.t.faint, 1.5);
       const full = w - x.weight - (tall ? 62 : w * 0.1);
-      pen.rect(x.weight, y - step * 0.2, full, step * 0.4, pen.t.chip, 4);
-      pen.rect(x.weight, y - step * 0.2, Math.max(2, full * p * over), step * 0.4, here ? pen.t.warm : pen.t.accent, 4);
+      pen.rect(x.weight, y - bar / 2, full, bar, pen.t.chip, 4);
+      pen.rect(x.weight, y - bar / 2, Math.max(2, full * p * over), bar, here ? pen.t.warm : pen.t.accent, 4);
       pen.text(pct(p * over), x.weight + full + 8, y, { size: 0.9, weight: here ? 650 : 450 });
     });
     const total = shown.reduce((sum, k) => sum + weight(arc.query, k), 0);
-    pen.text(say(shown.length === arc.query + 1 ? "softmax.sum" : "softmax.part", { sum: num(total, 3), n: shown.length }), w - 10, y0 + step * shown.length + 14, { align: "right", size: 0.85, colour: pen.t.soft, alpha: phase(t, 0.85, 0.95), most: w - 20 });
+    const sum = { size: 0.85, colour: pen.t.soft, alpha: phase(t, 0.85, 0.95) };
+    const said = say(shown.length === arc.query + 1 ? "softmax.sum" : "softmax.part", { sum: num(total, 3), n: shown.length });
+    if (tall) pen.lines(said, 10, y0 + step * shown.length + 12, w - 20, sum);
+    else pen.text(said, w - 10, y0 + step * shown.length + 14, { ...sum, align: "right" });
   },
   ask(stage) {
     const found = stage.found;
@@ -324,7 +328,7 @@ export const carriedOf = (found) => ({ ...found, weight: unpack(found.weights).d
 export const values = {
   id: "values",
   seconds: 9,
-  hold: 0.8,
+  hold: 0.19,
   fields: headFields,
   room: headRoom,
   async need(stage) {
@@ -348,7 +352,7 @@ export function valuesPicture(pen, t, stage, f) {
   const { w, h, tall } = stage.frame;
   const keys = Array.from({ length: f.query + 1 }, (_, k) => k).sort((a, b) => f.writes.norm[b] - f.writes.norm[a]).slice(0, tall ? 5 : 9).sort((a, b) => a - b);
   const top = tall ? 76 : 92;
-  const high = tall ? h * 0.36 : h * 0.46;
+  const high = tall ? h * 0.36 : h * 0.54;
   const span = tall ? w - 20 : w * 0.52;
   const step = span / keys.length;
   // A number of a vector is about its length over the root of its width: first each by its own, then all by the longest.
@@ -361,7 +365,7 @@ export function valuesPicture(pen, t, stage, f) {
     const x = (tall ? 10 : 26) + (i + 0.5) * step;
     const inn = phase(t, 0.03 + i * 0.02, 0.12 + i * 0.02);
     pen.text(word(stage, k), x, top - 40, { align: "center", most: step - 6, weight: 600, alpha: inn, size: 0.95 });
-    pen.text(`× ${num(f.weight[k], 2)}`, x, top - 18, { align: "center", size: 0.85, colour: pen.t.accent, alpha: phase(t, 0.15, 0.22) });
+    pen.text(`× ${f.weight[k] > 0 && f.weight[k] < 0.005 ? "<0.01" : num(f.weight[k], 2)}`, x, top - 18, { align: "center", size: 0.85, colour: pen.t.accent, alpha: phase(t, 0.12, 0.18) });
     pen.column(f.writes.row(k), { x: x - Math.min(16, step * 0.3), y: top, w: Math.min(32, step * 0.6), h: high }, { typical: mix(usual(f.writes.norm[k]), typical, phase(t, 0.2, 0.36)), upTo: inn });
     pen.text(num(f.writes.norm[k], 2), x, top + high + 16, { align: "center", size: 0.78, colour: pen.t.soft, alpha: phase(t, 0.25, 0.35) });
     if (fly > 0 && fly < 1) pen.column(f.writes.row(k), { x: mix(x, sumAt.x, fly) - 12, y: mix(top, sumAt.y, fly), w: 24, h: mix(high, tallSum, fly) }, { typical, alpha: 0.8 });
@@ -379,14 +383,14 @@ export function valuesPicture(pen, t, stage, f) {
   });
   const raised = phase(t, 0.86, 0.94);
   const [rx, ry] = tall ? [10, h - 28] : [26, top + high + 84];
-  pen.lines(say("values.raises", { words: f.raises.map((/** @type {string} */ x) => `“${plain(x)}”`).join(", ") }), rx, ry, tall ? w - 20 : w - 60, { size: tall ? 0.78 : 1, colour: pen.t.warm, alpha: raised });
+  pen.lines(say("values.raises", { words: quoted(f.raises) }), rx, ry, tall ? w - 20 : w - 60, { size: tall ? 0.78 : 1, colour: pen.t.warm, alpha: raised });
 }
 
 /** @type {Scene} */
 export const heads = {
   id: "heads",
   seconds: 8,
-  hold: 0.7,
+  hold: 0.67,
   fields: (stage) => ({ n: stage.data ? stage.data.raw.arcs.heads.reduce((/** @type {number} */ a, /** @type {number} */ b) => a + b, 0) : "", share: stage.data ? Math.round(100 * stage.data.threshold) : "" }),
   need: async (stage) => {
     const found = await ask(stage, "thumbnails", {});

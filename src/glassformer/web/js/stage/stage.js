@@ -20,6 +20,9 @@ const EARLY = WHEN.layers - 0.035;
 /** Where a film stands still for those who want no motion. */
 const STILLS = 6;
 
+/** Pixels of ordinary type: as the page's, and larger in a high picture. @param {number} high */
+const type = (high) => parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.875 * (innerWidth < 640 ? 1 : Math.max(1, Math.min(1.35, high / 640)));
+
 export class Stage {
   /** @param {HTMLElement} element @param {any} source @param {Store} state @param {{rooms?: string[]}} [options] */
   constructor(element, source, state, { rooms = [] } = {}) {
@@ -181,6 +184,7 @@ export class Stage {
     }
     this.reflect();
     this.#ask();
+    if (this.calm.matches && this.t >= 1 && !this.held) this.seek(this.#hold()); // the question is known only now
     this.draw();
   }
 
@@ -291,11 +295,11 @@ export class Stage {
   #resize() {
     const w = this.view.clientWidth;
     if (!w) return;
-    const size = parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.875;
     const tall = w < 640;
     const n = this.data?.count ?? 5;
     const high = tall ? Math.max(540, Math.min(innerHeight * 0.86, 720)) : Math.max(400, Math.min(Math.max(innerHeight - 350, 0.36 * w), w * 0.6, n > 60 ? 1e4 : 900));
     const ratio = Math.min(2, devicePixelRatio || 1);
+    const size = type(high);
     const same = this.w === w && this.h === high && this.size === size && this.ratio === ratio;
     this.w = w;
     this.h = high;
@@ -311,8 +315,7 @@ export class Stage {
   /** Draw anew, the prepared pictures too. */
   redraw() {
     this.machine = null;
-    const size = parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.875;
-    if (size !== this.size) return this.#resize();
+    if (type(this.h) !== this.size) return this.#resize();
     this.draw();
   }
 
@@ -347,7 +350,7 @@ export class Stage {
     this.queued = false;
     if (!this.data || !this.w || !this.seen) return;
     if (this.playing) {
-      if (this.last) {
+      if (this.last && (!this.scene.need || this.found)) { // no film runs before there is anything to see
         const gap = now - this.last;
         this.stats.gaps.push(gap);
         const hold = this.held ? 1 : this.#hold();

@@ -3,6 +3,7 @@
 /** @type {Record<string, string>} */
 export const WORDS = {
   "stage.name": "Die Bühne: dieser Text auf seinem Weg durch das Modell",
+  "stage.quoted": "„{word}“",
   "stage.of": "Szene {n} von {all}",
   "stage.where": "Wo in der Maschine",
   "stage.nearer": "Näher (+)",
@@ -19,6 +20,7 @@ export const WORDS = {
   "stage.back": "Zurück zur Bühne",
   "stage.asking": "Das Modell wird gefragt …",
   "stage.numbers": "je {n} Zahlen ({cells} gezeichnet)",
+  "stage.named": "eines von {n} Wörtern ist benannt; die anderen sieht man näher (+)",
   "stage.last": "letzter Vektor",
   "stage.softmax": "· {n} Spalten → Softmax",
   "stage.onearc": "Bei einem einzigen Wort gibt es nichts, worauf es zurückblicken könnte. Schreiben Sie ein zweites.",
@@ -76,8 +78,8 @@ export const WORDS = {
   "numbers.row": "Zeilen der Tabelle (von {vocab}), wie sie sind",
   "numbers.vector": "„{word}“ als Vektor",
   "numbers.note": "{cells} seiner {n} Zahlen; Länge {length}",
-  "ask.numbers": "wie viele Zahlen stehen in diesem Modell für ein Wort?",
-  "why.numbers": "Jedes Token hat {n} Zahlen, und in der Tabelle stehen {vocab} Tokens.",
+  "ask.numbers": "wie viele Zahlen enthält die ganze Tabelle mit {vocab} Zeilen?",
+  "why.numbers": "Jede der {vocab} Zeilen hat {n} Zahlen, und {vocab} × {n} = {all}.",
   "scene.meaning": "Dasselbe Wort, vom Zusammenhang bewegt",
   "scene.meaning.say": "„{word}“ beginnt in jedem Text als derselbe Vektor. Schicht für Schicht nimmt es auf, was ringsum steht, und die Vektoren trennen sich.",
   "meaning.start": "in der Tabelle: ein und derselbe Punkt",

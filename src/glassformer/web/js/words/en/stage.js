@@ -3,6 +3,7 @@
 /** @type {Record<string, string>} */
 export const WORDS = {
   "stage.name": "The stage: this text on its way through the model",
+  "stage.quoted": "“{word}”",
   "stage.of": "scene {n} of {all}",
   "stage.where": "Where in the machine",
   "stage.nearer": "Nearer (+)",
@@ -19,6 +20,7 @@ export const WORDS = {
   "stage.back": "Back to the stage",
   "stage.asking": "The model is being asked …",
   "stage.numbers": "{n} numbers each ({cells} drawn)",
+  "stage.named": "one word in {n} is named; come nearer (+) for the others",
   "stage.last": "last vector",
   "stage.softmax": "· {n} columns → softmax",
   "stage.onearc": "With a single word there is nothing to look back at. Write a second one.",
@@ -76,8 +78,8 @@ export const WORDS = {
   "numbers.row": "rows of the table (of {vocab}), as they are",
   "numbers.vector": "“{word}” as a vector",
   "numbers.note": "{cells} of its {n} numbers; length {length}",
-  "ask.numbers": "how many numbers stand for one word in this model?",
-  "why.numbers": "Every token has {n} numbers, and there are {vocab} tokens in the table.",
+  "ask.numbers": "how many numbers does the whole table of {vocab} rows hold?",
+  "why.numbers": "Each of its {vocab} rows has {n} numbers, and {vocab} × {n} = {all}.",
   "scene.meaning": "The same word, moved by its context",
   "scene.meaning.say": "“{word}” starts as the same vector in every text. Layer by layer it takes in what stands around it, and the vectors part.",
   "meaning.start": "at the table: one and the same point",

@@ -1,0 +1,32 @@
+/** Deutsch: der Rundgang durch die Seite. */
+
+/** @type {Record<string, string>} */
+export const WORDS = {
+  "tour.attention": "Attention",
+  "tour.attention.say": "Was sie trennt, ist Attention. Jede Zeile ist ein Token, und ihre Töne sagen, wie viel es von jedem Token davor nimmt; eine Zeile ergibt zusammen 1. Spätere Tokens sind nicht zu sehen, darum ist die obere Hälfte leer.",
+  "tour.back": "Zurück",
+  "tour.cell": "Eine Zelle",
+  "tour.cell.say": "Eine geöffnete Zelle: die Anfrage eines Tokens mal dem Schlüssel eines anderen, skaliert, durch Softmax zum Anteil gemacht, mit einem Wert multipliziert und weitergegeben. Jede Zahl hier wurde eben berechnet.",
+  "tour.done": "Fertig",
+  "tour.end": "Beenden",
+  "tour.feed_forward": "Feed-Forward",
+  "tour.feed_forward.say": "Nachdem die Köpfe gesammelt haben, arbeiten Feed-Forward-Schichten an jedem Token für sich. Ihre Neuronen erkennen jeweils etwas und fügen etwas hinzu. Hier sind die, die diese Vorhersage am meisten schoben, und welche Tokens jedes hebt.",
+  "tour.heads": "Viele Köpfe",
+  "tour.heads.say": "Solcher Muster gibt es viele nebeneinander, jedes ein Kopf mit seiner eigenen Art zu schauen. Manche nehmen immer das Token davor, manche ruhen auf dem ersten, manche finden, was letztes Mal folgte. Hier sind sie nach dem geordnet, was sie messbar tun.",
+  "tour.layers": "Schichten",
+  "tour.layers.say": "Schicht um Schicht fügt dem Strom etwas hinzu. Nach jedem halben Schritt gelesen, als wäre es der letzte, sagt er diese Tabelle: unten Unsinn, und nach oben hin die Antwort, die Gestalt annimmt. Je kräftiger die Farbe, desto sicherer.",
+  "tour.next": "Nächstes Wort",
+  "tour.next.say": "Oben wird der letzte Vektor zu einem Wert für jedes Token, das es gibt, und die Werte werden Wahrscheinlichkeiten. Temperatur schärft oder glättet sie; Top-k, Top-p und Min-p schneiden den Rest ab. Bewegen Sie einen Regler: nichts wird neu berechnet.",
+  "tour.of": "{n} von {all}",
+  "tour.on": "Weiter",
+  "tour.size": "Größe",
+  "tour.size.say": "Und das ist alles: wo die Parameter sind, in diesem Modell und in GPT-3. Das große ist dieselbe Maschine, breiter und tiefer gemacht. Damit endet der Rundgang; der Text gehört Ihnen.",
+  "tour.training": "Training",
+  "tour.training.say": "Niemand schrieb diese Gewichte. Sie wurden gelernt, indem das nächste Token geraten und jedes Gewicht ein wenig bewegt wurde, immer wieder. Ein eigener Lauf erscheint hier, während er lernt; darunter tun Sie einen solchen Schritt mit dem Satz oben.",
+  "tour.vectors": "Vektoren",
+  "tour.vectors.say": "Jedes Token steht für eine lange Reihe von Zahlen, einen Vektor. „mole“ beginnt in allen drei Texten als derselbe Vektor: die Linien beginnen bei Kosinus 1. Nach rechts hin, Schicht für Schicht, trennen sich das Tier, die Menge und die Haut.",
+  "tour.why": "Warum",
+  "tour.why.say": "Warum dieses Wort? Der Wert ist eine Summe, und hier sind ihre Teile, mit Beleg: was jeder beansprucht, und was sich ändert, wenn er wirklich weggenommen wird. Klicken Sie einen an, um ihn abzuschalten und die Vorhersage ohne ihn zu sehen.",
+  "tour.words": "Wörter",
+  "tour.words.say": "Das Modell liest keine Buchstaben. Ihr Text wird in Tokens zerlegt, Stücke, die in dem häufig waren, woraus es lernte. Jedes ist eine Nummer in einer Liste; zeigen Sie auf eines, um seine Nummer und seine Bytes zu sehen.",
+};

@@ -1,0 +1,32 @@
+/** English: the walk through the page. */
+
+/** @type {Record<string, string>} */
+export const WORDS = {
+  "tour.attention": "Attention",
+  "tour.attention.say": "What makes them part is attention. Each row is one token, and its shades say how much it takes from each token before it; a row sums to 1. Later tokens are out of sight, so the upper half is empty.",
+  "tour.back": "Back",
+  "tour.cell": "One cell",
+  "tour.cell.say": "A cell opened: the query of one token times the key of another, scaled, turned into a share by softmax, multiplied with a value, and handed on. Every number here was computed just now.",
+  "tour.done": "Done",
+  "tour.end": "End",
+  "tour.feed_forward": "Feed-forward",
+  "tour.feed_forward.say": "After the heads have gathered, feed-forward layers work on each token alone. Their neurons each recognise something and add something. Here are those that pushed this prediction most, and which tokens each raises.",
+  "tour.heads": "Many heads",
+  "tour.heads.say": "There are many such patterns side by side, each a head with its own way of looking. Some always take the token before, some rest on the first token, some find what followed last time. They are sorted here by what they measurably do.",
+  "tour.layers": "Layers",
+  "tour.layers.say": "Layer upon layer adds to the stream. Read out after each half-step, as if it were the last, it says this table: nonsense below, and the answer taking shape on the way up. The stronger its colour, the surer it is.",
+  "tour.next": "Next word",
+  "tour.next.say": "At the top, the last vector becomes a score for every token there is, and the scores become probabilities. Temperature sharpens or flattens them; top-k, top-p and min-p cut the tail. Move a slider: nothing is computed anew.",
+  "tour.of": "{n} of {all}",
+  "tour.on": "Next",
+  "tour.size": "Size",
+  "tour.size.say": "And this is all of it: where the parameters are, in this model and in GPT-3. The big one is the same machine, made wider and deeper. That ends the walk; the text is yours.",
+  "tour.training": "Training",
+  "tour.training.say": "Nobody wrote these weights. They were learned by guessing the next token and moving each weight a little, over and over. A run of your own appears here while it learns; below, take one such step on the sentence above.",
+  "tour.vectors": "Vectors",
+  "tour.vectors.say": "Each token stands for a long row of numbers, a vector. “mole” begins as the same vector in all three texts: the lines start at cosine 1. As they run to the right, layer by layer, the animal, the amount and the skin part.",
+  "tour.why": "Why",
+  "tour.why.say": "Why this word? The score is a sum, and here are its parts, with a receipt: what each claims, and what changes when it is truly taken away. Click one to switch it off and see the prediction without it.",
+  "tour.words": "Words",
+  "tour.words.say": "The model reads no letters. Your text is cut into tokens, pieces that were frequent in what it learned from. Each is a number in a list; hover one to see its number and its bytes.",
+};
