@@ -43,6 +43,9 @@ def test_every_site_of_any_design(config, seed):
         axis = 2 if name.endswith(("scores", "pattern")) else 1
         close(t.at(name, [7, 2]), x.index_select(axis, torch.tensor([7, 2]))[0], name, ROUNDING)
         close(t.at(name, -1), x.select(axis, 10)[0], name, ROUNDING)
+        for q, k in ((slice(7, 9), slice(0, 5)), (slice(3, 8), slice(2, 11))) if axis == 2 else ():
+            _, layer, part = name.split(".", 2)  # a tile below the diagonal, and one across it
+            close(t.forward.grid(int(layer), part, None, q, k), x[:, :, q, k], name, ROUNDING)
 
 
 @settings(max_examples=12, deadline=None)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.tiny import tiny_directory
-from tests.web.conftest import Watched
+from tests.web.conftest import ROOMS, Watched
 from tests.web.test_stage import SCENES, STAGE, colours, wait
 
 
@@ -59,6 +59,10 @@ def test_pages_lead_to_each_other_and_say_what_they_lack(visit: Callable[..., Wa
     said = watched.page.inner_text("nav.site")
     assert "0.4 %" in said
     assert 'glassformer open "The mole is"' in said
+    assert "This page" in said
+    held = json.loads(watched.page.evaluate("() => document.getElementById('data').textContent"))
+    assert f"the patterns of {len(held['attention']['heads'])} heads" in said
+    assert "Attention, Depth, Why, Facts, Compare, Texts, Vectors, Meaning, Learning, Size" in said
     watched.page.click("nav.site a")
     watched.page.wait_for_url("**/text-1.html")
     wait(watched, "document.querySelector('.stage-room')?.stage?.data")
@@ -67,6 +71,32 @@ def test_pages_lead_to_each_other_and_say_what_they_lack(visit: Callable[..., Wa
     watched.page.evaluate(f"() => {STAGE}.zoom.into({{ layer: 0, head: 0, query: 1, key: 1 }})")
     watched.page.wait_for_timeout(200)
     assert not watched.complaints
+
+
+def test_every_page_has_every_room(visit: Callable[..., Watched], site: tuple[Path, Any]):
+    watched = visit(reduced_motion="reduce", offline=True)
+    for page, other in (("index.html", "a <b>bank</b>"), ("text-1.html", "The mole is")):
+        watched.page.goto((site[0] / page).as_uri())
+        wait(watched, f"{STAGE}?.data")
+        tabs = [tab.get_attribute("data-room") for tab in watched.page.locator("[role='tab']").all()]
+        assert tabs == ROOMS
+        for room in ROOMS:
+            watched.room(room)
+            assert watched.page.locator(f"#room-{room}").inner_text().strip(), room
+        watched.room("compare")
+        assert watched.page.input_value("#other-text") == other
+        assert watched.page.locator("#room-compare .problem:visible").count() == 0
+        assert "%" in watched.page.locator("#room-compare").inner_text()
+        watched.room("why")
+        assert watched.page.locator("#room-why .circuit").inner_text().strip()
+    assert not watched.complaints
+
+
+def test_every_text_of_the_gallery_has_another_beside_it():
+    from glassformer.cli.site import PAGES
+
+    assert len({page.name for page in PAGES}) == len(PAGES) == 12
+    assert all(page.other and page.other != page.text for page in PAGES)
 
 
 def test_a_file_in_the_way_is_said(tmp_path: Path):

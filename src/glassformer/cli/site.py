@@ -14,22 +14,45 @@ from glassformer.system import files
 
 
 class Page(NamedTuple):
-    """One page of the site: its file, its text, and what is seen in it."""
+    """One page of the site: its file, its text, what is seen in it, and the text that Compare and Circuit lay beside it
+    (of as many tokens, so that the two can be patched)."""
 
     name: str
     text: str
     about: str
-    other: str | None = None
+    other: str | None
     word: str = "mole"
     contexts: tuple[str, ...] = ("The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole")
 
 
 BANK = ("She sat on the grassy bank", "He put his money in the bank", "They robbed the bank")
 PAGES = (
-    Page("index", "The capital of France is", "A fact: the country is carried to the last word."),
-    Page("mole", "The American shrew mole is a small", "One word that means several things: here, the animal."),
-    Page("avogadro", "One mole of carbon dioxide contains about", "The same word: here, an amount."),
-    Page("bank", "She sat on the bank of the", "A bank of what? The words before it decide.", None, "bank", BANK),
+    Page(
+        "index",
+        "The capital of France is",
+        "A fact: the country is carried to the last word.",
+        "The capital of Italy is",
+    ),
+    Page(
+        "mole",
+        "The American shrew mole is a small",
+        "One word that means several things: here, the animal.",
+        "The American brown bear is a small",
+    ),
+    Page(
+        "avogadro",
+        "One mole of carbon dioxide contains about",
+        "The same word: here, an amount.",
+        "One liter of carbon dioxide contains about",
+    ),
+    Page(
+        "bank",
+        "She sat on the bank of the",
+        "A bank of what? The words before it decide.",
+        "She sat on the edge of the",
+        "bank",
+        BANK,
+    ),
     Page(
         "mary-and-john",
         "When Mary and John went to the store, John gave a drink to",
@@ -40,13 +63,14 @@ PAGES = (
         "induction",
         "seven blue window garden kite lamp seven blue window garden",
         "What followed last time is expected again.",
+        "seven blue window garden lamp kite seven blue window garden",
     ),
-    Page("opposite", "The opposite of hot is", "A relation between two words."),
-    Page("days", "Monday, Tuesday, Wednesday,", "A series that everybody knows."),
-    Page("counting", "One, two, three, four,", "Another one."),
-    Page("code", "def add(a, b):\n    return", "A program."),
-    Page("german", "Die Hauptstadt von Deutschland ist", "Another language."),
-    Page("rhyme", "Twinkle, twinkle, little", "A line learnt by heart."),
+    Page("opposite", "The opposite of hot is", "A relation between two words.", "The opposite of big is"),
+    Page("days", "Monday, Tuesday, Wednesday,", "A series that everybody knows.", "January, February, March,"),
+    Page("counting", "One, two, three, four,", "Another one.", "Six, seven, eight, nine,"),
+    Page("code", "def add(a, b):\n    return", "A program.", "def max(a, b):\n    return"),
+    Page("german", "Die Hauptstadt von Deutschland ist", "Another language.", "Die Hauptstadt von Spanien ist"),
+    Page("rhyme", "Twinkle, twinkle, little", "A line learnt by heart.", "Twinkle, twinkle, bright"),
 )
 # What a site may weigh, in bytes: in all, and before the first picture.
 LARGEST, FIRST = 25_000_000, 3_000_000
@@ -80,7 +104,7 @@ def command(
     folder = out or place or Path("site")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the site.")
-    pages = PAGES if not texts else tuple(_own(i, text) for i, text in enumerate(texts))
+    pages = PAGES if not texts else _own(texts)
     opened = open_model(model)
     session = Session(opened, open_model=open_model)
     files.folder(folder)
@@ -98,10 +122,16 @@ def command(
             note(f"This is more than a site should weigh {what}; name fewer or shorter texts.")
 
 
-def _own(number: int, text: str) -> Page:
+def _own(texts: list[str]) -> tuple[Page, ...]:
+    """A page for each text; beside it stands the next one, beside the last the first."""
     from glassformer.cli.common import read_text
 
-    return Page("index" if number == 0 else f"text-{number}", read_text(text), "")
+    read = [read_text(text) for text in texts]
+    beside = [*read[1:], read[0]] if len(read) > 1 else [None]
+    return tuple(
+        Page(f"text-{i}" if i else "index", text, "", other)
+        for i, (text, other) in enumerate(zip(read, beside, strict=True))
+    )
 
 
 def _page(session: Any, page: Page, pages: tuple[Page, ...], say: Any) -> str:

@@ -273,7 +273,7 @@ class AttentionPart(nn.Module):
         indexed: Indexed | None = None,
     ) -> Float[Tensor, "batch head query key"]:
         """Scores of queries q0 to q1 over keys k0 to k1, whose tensors hold just these (and just these heads)."""
-        seen = visible.start + q0  # keys before it are seen by every query of these, where nothing else hides any
+        seen = min(visible.start + q0, k1)  # keys before it are seen by all of these queries, if nothing else hides any
         if indexed is None and k0 < seen and visible.everything(self.choice, k1) and not torch.is_grad_enabled():
             allowed = visible.grid(q0, q1, seen, k1, self.choice, q.device)
             bias = self._bias(visible, heads, q, (q0, q1, k0, k1))

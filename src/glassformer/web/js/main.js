@@ -6,7 +6,7 @@ import { keys } from "./keys.js";
 import { chooser } from "./models.js";
 import { notes } from "./notes.js";
 import { HttpSource } from "./source.js";
-import { gallery } from "./stage/site.js";
+import { about } from "./stage/site.js";
 import { mount as mountStage } from "./stage/stage.js";
 import { Store, fromFragment } from "./store.js";
 import { history as pastAndFile, listening, tools } from "./tools.js";
@@ -170,7 +170,7 @@ export function build(root, source, state) {
     h("header", { class: "top" }, h("div", { class: "brand" }, logo(), h("h1", {}, "Glassformer")), alone ? [checkpoints, model] : h("span", { class: "soft" }, source.title ?? ""),
       h("div", { class: "row tools" }, alone ? [tourButton, find] : null, alone ? [pastAndFile(state, fromFragment), share] : null, image, alone ? report : null, theme.element, large, help), said), notice,
     bar(source, state),
-    h("main", {}, composer, stage, source.site ? gallery(source.site, source.title, state.get("text")) : null, h("div", { class: "layout" }, left, right)), dialog, alone ? models : null);
+    h("main", {}, composer, stage, source.held ? about(source, state.get("text")) : null, h("div", { class: "layout" }, left, right)), dialog, alone ? models : null);
   if (alone) {
     composer.append(h("div", { class: "row examples", role: "group", "aria-label": spoken("head.examples") }, EXAMPLES.map(([name, text]) =>
       h("button", { type: "button", class: "small", onclick: () => state.set({ text, position: null, edits: carried(state.get("edits")), query: null, key: null, token: null, against: null }) }, spoken(`example.${name}`)))));

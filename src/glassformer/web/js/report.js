@@ -15,6 +15,8 @@ export class ReportSource {
     this.site = data.site ?? null;
     this.title = `${data.tokens.model}, ${data.tokens.precision}`;
     this.end = data.tokens.tokens.length - 1;
+    /** How much of what there is a lot of stands in the page. */
+    this.held = { heads: Object.keys(data.attention?.heads ?? {}).length, cells: (data.answers.cell ?? []).length, effects: (data.answers.effects ?? []).length };
   }
 
   /** Whether a view would be answered. @param {string} view @param {any} args */

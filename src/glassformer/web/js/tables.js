@@ -2,6 +2,9 @@
 
 import { unpack } from "./source.js";
 
+/** NumPy's name of what an array holds. */
+const TYPES = { "<f4": Float32Array, "<f8": Float64Array, "|i1": Int8Array, "|u1": Uint8Array, "<u2": Uint16Array, "<i4": Int32Array };
+
 /** The shape of lists in lists, or null where they are of several lengths. @param {any} value @returns {number[]|null} */
 function shapeOf(value) {
   if (!Array.isArray(value)) return [];
@@ -17,7 +20,7 @@ export function arrays(value, at = "") {
   const name = at || "array";
   if (value?.base64 !== undefined || value?.data instanceof Float32Array) {
     const { shape, data } = unpack(value);
-    return [[name, shape, data, data instanceof Float32Array ? "<f4" : data.BYTES_PER_ELEMENT === 1 ? "|u1" : "<u2"]];
+    return [[name, shape, data, Object.entries(TYPES).find(([, of]) => data instanceof of)?.[0] ?? "<f8"]];
   }
   const inside = (/** @type {string} */ key) => (at ? `${at}.${key}` : key);
   if (Array.isArray(value)) {
@@ -79,7 +82,6 @@ export function npz(found) {
   const crcs = Uint32Array.from({ length: 256 }, (_, n) => { let c = n; for (let k = 0; k < 8; k++) c = c & 1 ? 0xedb88320 ^ (c >>> 1) : c >>> 1; return c; });
   const crc = (/** @type {Uint8Array} */ bytes) => { let c = ~0; for (const b of bytes) c = crcs[(c ^ b) & 255] ^ (c >>> 8); return ~c >>> 0; };
   const numbers = (/** @type {[number, number][]} */ ...fields) => { const out = new DataView(new ArrayBuffer(fields.reduce((s, [, size]) => s + size, 0))); let at = 0; for (const [v, size] of fields) { if (size === 2) out.setUint16(at, v, true); else out.setUint32(at, v, true); at += size; } return new Uint8Array(out.buffer); };
-  const types = { "<f4": Float32Array, "<f8": Float64Array, "|u1": Uint8Array, "<u2": Uint16Array };
   /** @type {Uint8Array[]} */
   const parts = [];
   /** @type {Uint8Array[]} */
@@ -88,7 +90,7 @@ export function npz(found) {
   for (const [name, shape, data, type] of list) {
     let head = `{'descr': '${type}', 'fortran_order': False, 'shape': (${shape.join(", ")}${shape.length === 1 ? "," : ""}), }`;
     head = head.padEnd(Math.ceil((head.length + 11) / 64) * 64 - 11) + "\n";
-    const body = new Uint8Array(types[/** @type {"<f4"} */ (type)].from(/** @type {any} */ (data)).buffer);
+    const body = new Uint8Array(TYPES[/** @type {"<f4"} */ (type)].from(/** @type {any} */ (data)).buffer);
     const file = new Uint8Array(10 + head.length + body.length);
     file.set([0x93, 78, 85, 77, 80, 89, 1, 0, head.length & 255, head.length >> 8]);
     file.set(enc.encode(head), 10);
