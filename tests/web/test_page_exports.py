@@ -26,7 +26,11 @@ def arrays(data: bytes) -> dict[str, np.ndarray]:
 def test_whatever_a_room_offers_opens(app: Watched, room: str):
     from PIL import Image
 
+    app.page.set_default_timeout(120_000)  # what excites neurons is read meanwhile
     app.open(f"{HERE}&layer=1&head=2").room(room)
+    if room == "facts":
+        app.page.wait_for_selector("#room-facts [data-output]")  # the first passages
+        app.settle()
     which = app.page.locator("[aria-label='Which numbers are taken']")
     offered = [o.get_attribute("value") for o in which.locator("option").all()]
     assert len(offered) > 1

@@ -48,8 +48,7 @@ def test_every_scene_is_in_it(visit: Callable[..., Watched], site: tuple[Path, A
         assert colours(watched) > 20, name
     arc = watched.page.evaluate(f"() => {STAGE}.data.telling")
     watched.page.evaluate(f"(a) => {STAGE}.zoom.into(a)", arc)
-    watched.page.wait_for_timeout(150)
-    assert watched.page.locator("[data-key='dim-0']").count() == 1
+    wait(watched, "document.querySelector('[data-key=dim-0]')")
     assert not watched.complaints
 
 
@@ -88,7 +87,9 @@ def test_every_page_has_every_room(visit: Callable[..., Watched], site: tuple[Pa
         assert watched.page.locator("#room-compare .problem:visible").count() == 0
         assert "%" in watched.page.locator("#room-compare").inner_text()
         watched.room("why")
-        assert watched.page.locator("#room-why .circuit").inner_text().strip()
+        held = json.loads(watched.page.evaluate("() => document.getElementById('data').textContent"))
+        assert held["answers"]["graph"][0][0]["corrupted"] == other
+        assert watched.page.locator("#room-why .circuit").count() == 1
     assert not watched.complaints
 
 

@@ -1,6 +1,7 @@
 /** The numbers of an answer as a table of commas or as arrays for NumPy. */
 
 import { unpack } from "./source.js";
+import { say } from "./words.js";
 
 /** NumPy's name of what an array holds. */
 const TYPES = { "<f4": Float32Array, "<f8": Float64Array, "|i1": Int8Array, "|u1": Uint8Array, "<u2": Uint16Array, "<i4": Int32Array };
@@ -78,6 +79,7 @@ export function table(found, tokens) {
 /** An answer's numbers as a NumPy archive: each array an .npy file, stored in a zip. @param {any} found */
 export function npz(found) {
   const list = arrays(found).filter(([, , , type]) => type !== "text");
+  if (!list.length) throw new Error(say("take.nothing"));
   const enc = new TextEncoder();
   const crcs = Uint32Array.from({ length: 256 }, (_, n) => { let c = n; for (let k = 0; k < 8; k++) c = c & 1 ? 0xedb88320 ^ (c >>> 1) : c >>> 1; return c; });
   const crc = (/** @type {Uint8Array} */ bytes) => { let c = ~0; for (const b of bytes) c = crcs[(c ^ b) & 255] ^ (c >>> 8); return ~c >>> 0; };
