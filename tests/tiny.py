@@ -135,6 +135,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 EVERY = [(family, variant) for family, variants in VARIANTS.items() for variant in variants]
 
 
+def tiny_settings(family: str, variant: str = "") -> dict[str, Any]:
+    """The settings of a tiny model of a family, and of one of its variants."""
+    return {**_SETTINGS[family], **(VARIANTS[family][variant] if variant else {})}
+
+
 def tiny_hf(family: str, seed: int = 0, **settings: Any) -> Any:
     """A tiny random model of a family (its ``model_type``), as transformers builds it, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM

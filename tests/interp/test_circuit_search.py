@@ -150,6 +150,16 @@ def test_a_circuit_reaches_its_faithfulness_and_needs_every_edge():
     assert data["faithfulness"][-1]["f"] == pytest.approx(1, abs=1e-9)
     assert set(data) >= {"total_edges", "metric", "edges", "faithfulness", "cpr", "cmd", "random", "jaccard", "rivals"}
     assert set(data["random"]) >= {"cpr", "cmd"}
+    # areas from the least share on, under what each set brings back in a run of its own: CPR of f, CMD of |1 - f|
+    order, span = greedy(graph, found().strength), float(found().clean - found().corrupted)
+    f = []
+    for share in SHARES:
+        [inside] = result_sets(graph, order, [max(1, int(share * graph.total))])
+        names = {graph.names(int(n)) for n in inside.nonzero()[:, 0]}
+        f.append((alone(names) - float(found().corrupted)) / span)
+    f, at = torch.tensor(f, dtype=torch.float64), torch.tensor(SHARES, dtype=torch.float64)
+    assert data["cpr"] == pytest.approx(float(torch.trapezoid(f, at)), abs=1e-9)
+    assert data["cmd"] == pytest.approx(float(torch.trapezoid((1 - f).abs(), at)), abs=1e-9)
     assert data["jaccard"] is None
     assert data["circuit"]["size"] == len(data["circuit"]["edges"]) == len(result.chosen)
     mine = {(row["from"], row["to"]) for row in data["circuit"]["edges"]}

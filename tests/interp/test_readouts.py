@@ -16,6 +16,7 @@ from glassformer.interp.readout import KINDS, Readout, divergence
 from glassformer.interp.trace import Trace
 from glassformer.model import Config, Transformer
 from tests.interp.helpers import model
+from tests.interp.test_sharing import in_copies
 from tests.model.test_stacks import PHASES, drawn
 from tests.strategies import stacks
 
@@ -148,14 +149,39 @@ def test_the_trace_reads_through_it(transformer: Transformer) -> None:
 def test_every_design_can_be_fitted(config: Config) -> None:
     transformer = drawn(config)
     text = torch.randint(0, config.vocab_size, (24,), generator=torch.Generator().manual_seed(0)).tolist()
-    if config.copies:
-        with pytest.raises(UnsupportedError, match="stands in copies"):
-            fit(transformer, text)
-        return
     for kind in KINDS:
+        if config.copies and kind != "tuned":
+            with pytest.raises(UnsupportedError, match=f"copies that layers mix, and a {kind} lens is of one stream"):
+                fit(transformer, text, kind)
+            continue
         found = fit(transformer, text, kind, window=6, steps=1)
         assert len(found.facts["kl"]) == config.n_layers
         assert found.facts["kl"][-1] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_stream_in_copies_is_read_as_one() -> None:
+    """A tuned map reads the copies' mean as the end of the model makes it; claims are of edits of all copies."""
+    transformer = drawn(in_copies())
+    found = fit(transformer, ids(60), "tuned", window=12, steps=1)
+    run = Trace(transformer, ids(9))
+    copies = run["blocks.0.resid_post"].unflatten(-1, (3, 16))
+    first, mine = copies[:, 0], [copies[:, 0]]
+    for j in (1, 2):
+        y = copies[:, j] @ transformer.gather[j - 1].weight.T
+        mine.append(y * (first.square().mean(-1, keepdim=True) / y.square().mean(-1, keepdim=True)).sqrt())
+    logits = transformer.unembed_hidden(
+        transformer.normed(torch.stack(mine).mean(0) @ found.matrices[0].T + found.biases[0])
+    )
+    assert run.lens(k=3, through=found).ids[0].tolist() == logits.topk(3).indices.tolist()
+    told = agreement(run, 1, {"plain": None, "tuned": found}, samples=4, seed=1)
+    g = torch.Generator().manual_seed(1)
+    at = int(torch.randint(1, 9, (1,), generator=g))
+    token = int(run.logits(at).topk(10).indices[torch.randint(10, (1,), generator=g)])
+    random, h = torch.randn(48, generator=g, dtype=torch.float64), run["blocks.1.resid_post"][at]
+    moved = h + random / random.norm() * STEP * h.norm()
+    after = Trace(transformer, run.ids, tap=edits.replace("blocks.1.resid_post", moved, positions=at)).logits(at)
+    change = after - after.mean() - run.logits(at) + run.logits(at).mean()
+    assert float(told.measured[0, 2]) == pytest.approx(float(change[token]), abs=1e-9)
 
 
 def test_a_readout_on_disk(transformer: Transformer, tmp_path: Path) -> None:

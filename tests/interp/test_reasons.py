@@ -34,10 +34,6 @@ def test_pairs_sum_to_the_score_of_every_attention(config: Config) -> None:
     layers = [i for i, layer in enumerate(config.layers) if softmax_of(layer.mixer) is not None]
     assume(layers)
     run = Trace(drawn(config), ids_of(config, 9))
-    if config.copies:
-        with pytest.raises(UnsupportedError, match="stands in copies"):
-            run.reasons(layers[0], 0, 8)
-        return
     for layer, (query, key) in itertools.product(layers, ((8, 6), (5, 5), (2, 7))):
         head = run.config.attention(layer).n_heads - 1
         found = run.reasons(layer, head, query, key)

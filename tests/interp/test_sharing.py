@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 from glassformer.count import count
-from glassformer.errors import SiteError, UnsupportedError
+from glassformer.errors import SiteError
 from glassformer.interp.edits import ablate, tap
+from glassformer.interp.reasons import Part
 from glassformer.interp.trace import Trace
 from glassformer.model import Attention, Cache, Config, FeedForward, Rotary
 from glassformer.model.choices import Copies, LayerEmbedding
@@ -139,5 +141,42 @@ def test_a_stream_in_copies_is_patched_read_and_edited(copied: Trace) -> None:
     assert read.places == ["embed", *(f"blocks.{i}.resid_post" for i in range(3))]
     off = Trace(copied.transformer, IDS, tap=ablate(layer=1, head=2))
     assert abs(off.why(words=0).residual) <= 1e-12
-    with pytest.raises(UnsupportedError, match="in copies"):
-        copied.reasons(1, 0, 8)
+
+
+def test_what_a_head_wrote_is_found_in_a_later_query(copied: Trace) -> None:
+    """Carried by hand through copies that are mixed, and changed in shares, by numbers of the run; the norm's divisor
+    and weight, the projection and the query's norm as run."""
+    at, blocks, half = 8, copied.transformer.blocks, 0.5**0.5
+
+    def routed(block: Any, x: torch.Tensor) -> torch.Tensor:
+        n = x / (x.square().mean() + copied.config.norm.eps).sqrt() * block.copies.norm.weight
+        return torch.tanh(block.copies.router.weight @ n / 16)
+
+    def mixed(layer: int) -> torch.Tensor:
+        first = copied[f"blocks.{layer}.resid_pre"][at, :16]
+        return (blocks[layer].copies.predict.weight @ routed(blocks[layer], first)).view(3, 3) + torch.eye(3)
+
+    def shares(layer: int) -> torch.Tensor:
+        active = copied[f"blocks.{layer}.resid_mid"][at] + copied[f"blocks.{layer}.mlp.out"][at]
+        return blocks[layer].copies.correct.weight @ routed(blocks[layer], active) + 1
+
+    written = copied.head_outputs(0, 1, at)
+    copies = shares(0)[:, None] * written
+    predicted = mixed(1) @ copies
+    copies = predicted + shares(1)[:, None] * (half * predicted[0] - predicted[0])
+    x = (mixed(2) @ copies)[0]
+    block, read = blocks[2], copied["blocks.2.resid_active"][at]
+    x = x / (read.square().mean() + block.ln1.eps).sqrt() * block.ln1.weight
+    rows = slice(3 * 8, 4 * 8)
+    q = block.attn.q.weight[rows] @ x
+    run = block.attn.q.weight[rows] @ copied["blocks.2.ln1.normed"][at]
+    q = q / (run.square().mean() + copied.config.norm.eps).sqrt() * block.attn.q_norm.weight
+    angles = at * 10_000.0 ** (-torch.arange(4, dtype=torch.float32) / 4)
+    cos, sin = angles.cos().double(), angles.sin().double()
+    q = torch.cat([q[:4] * cos - q[4:] * sin, q[4:] * cos + q[:4] * sin])
+    found = copied.reasons(2, 3, at, 4)
+    key = copied["blocks.0.attn.rot_k"][4, 1]
+    share = float(found.pairs[found.queries.index(Part("head", 0, 1))].sum())
+    assert share == pytest.approx(float(q @ key), abs=1e-10)
+    assert {"laurel", "layer_embedding"} <= {part.kind for part in found.keys + found.queries}
+    assert all(part.name in found.sentence() or part.to_dict()["name"] for part in found.queries)

@@ -76,6 +76,32 @@ def test_a_view_answers_what_it_answers_in_python(server, model, view):
     assert alike(told["data"], want), (told["data"], want)
 
 
+@pytest.mark.parametrize(
+    ("view", "ask", "says"),
+    [
+        ("edges", {"clean": "The mole", "corrupted": "The mole mole"}, "as many tokens, place for place"),
+        ("circuit", {"clean": "a mole", "corrupted": "a mole"}, "The two prompts are the same"),
+        ("circuit", {"clean": "a mole of", "corrupted": "A mole of", "faithfulness": 2}, "faithfulness"),
+        ("edges", {"clean": "a mole", "corrupted": "a small", "position": 0}, "where nothing differs yet"),
+        ("reasons", {"text": TEXT, "layer": 1, "head": 99}, "There is no head 99"),
+        ("reasons", {"text": TEXT, "layer": 1, "head": 0, "query": 1, "key": 1, "against": 1}, "from itself"),
+        ("prediction", {"text": TEXT, "lay": ["nowhere"]}, "nowhere"),
+        ("lens_edit", {"text": TEXT, "layer": 0, "token": " mole", "through": "nowhere"}, "nowhere"),
+        (
+            "corpus",
+            {"kind": "head", "layer": 0, "index": 0, "texts": [TEXT], "matching": "zebra"},
+            "no passage with 'zebra'",
+        ),
+    ],
+)
+def test_a_question_about_causes_that_cannot_be_answered_is_one_sentence(server, view, ask, says):
+    answer = inspect(server, view, **{"text": None, **ask})
+    assert answer.status_code in (400, 404, 422), answer.text
+    said = error_of(answer)["message"] if isinstance(error_of(answer), dict) else str(error_of(answer))
+    assert says in said
+    assert "\n" not in said
+
+
 def test_every_view_is_a_route_with_a_description(server):
     listed = httpx.get(f"{server.url}/v1/inspect", timeout=60).json()["data"]
     assert [one["id"] for one in listed] == list(VIEWS)

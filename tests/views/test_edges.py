@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from glassformer.errors import GlassformerError
+from glassformer.interp import tasks
 from glassformer.views import Cancelled, Session
 from glassformer.views import edges as views
 from tests.cli.running import answer
@@ -64,6 +65,33 @@ def test_a_circuit_is_what_the_command_prints(session: Session, tmp_path: Any, c
         told = session.view("circuit", {**PAIR, "faithfulness": 0.8, **more})
         close(told, answer(capsys, *args, *option, "-m", source))
     assert all("position" in row for row in told["circuit"]["edges"])
+
+
+def test_a_task_is_tried_and_its_circuit_held_to_other_prompts(
+    session: Session, tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(GlassformerError, match=r"of 8 examples of 'brackets' right .* no circuit to find"):
+        session.view("circuit", {"task": "brackets", "examples": 8})
+    with pytest.raises(GlassformerError, match="There is no task 'name'; choose names"):
+        session.view("circuit", {"task": "name"})
+    with pytest.raises(GlassformerError, match="task: it brings its own prompts"):
+        session.view("circuit", {**PAIR, "task": "names"})
+    rows = [
+        {"clean": f"{a} mole of", "corrupted": f"{b} mole of", "answer": " mole", "wrong": " of"}
+        for a, b in ("aA", "12", "bc", "xy")
+    ]
+    monkeypatch.setattr(tasks, "solved", lambda name, rows, pairs: list(range(len(rows))))
+    monkeypatch.setattr(tasks, "examples", lambda name, encode, count: rows)
+    ask = {"task": "copying", "examples": 4, "exact": "strongest", "strongest": 5}
+    told = session.view("circuit", {**ask, "top": 100_000})
+    model = tiny_directory(tmp_path / "tiny")
+    want = answer(capsys, "circuit", "-m", model, "--task", "copying", "--examples", 4, "--exact", "strongest",
+                  "--strongest", 5)  # fmt: skip
+    close(told, want)
+    assert (told["task"], told["accuracy"]) == ("copying", 1)
+    assert isinstance(told["circuit"]["held_out"], float)
+    lines = session.view("python", {"name": "circuit", "arguments": ask})["lines"]
+    assert "view('circuit', {'" in lines
 
 
 def test_copied_lines_give_the_numbers(session: Session, model: Any, monkeypatch: pytest.MonkeyPatch):

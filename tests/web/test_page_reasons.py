@@ -154,3 +154,29 @@ def test_a_cell_draws_the_columns_and_the_matrices_between_them(app: Watched):
     want = [x for name in ("before", "write", "after") for x in columns[name]]
     assert shown == pytest.approx(want, rel=1e-3, abs=1e-6)
     app.shot("cell-columns")
+
+
+def test_the_graph_of_a_prediction_is_the_view_s(app: Watched):
+    app.open(HERE).room("why")
+    app.page.click(".nodes-form button")
+    app.settle()
+    told = view(app, "prediction", text=TEXT)
+    drawn = told["edges"][: 3 * len(told["nodes"])]
+    names = [node["name"] for node in told["nodes"]]
+    home = {name: name for name in names} | {None: "logits"}
+    for group in told["groups"]:
+        for member in group["nodes"]:
+            home[names[member]] = "+".join(names[i] for i in group["nodes"])
+    ends = [(home[names[e["from"]]], home[None if e["to"] is None else names[e["to"]]]) for e in drawn]
+    want = sum(e["share"] for e, (a, b) in zip(drawn, ends, strict=True) if a != b)
+    edges = app.page.eval_on_selector_all(".nodes .edge", DATA)
+    assert {(e["from"], e["to"]) for e in edges} == {(a, b) for a, b in ends if a != b}
+    assert sum(float(e["measured"]) for e in edges) == pytest.approx(want, abs=1e-3)
+    assert app.page.locator(".nodes .node").count() == len(set(home.values()))
+    said = app.page.inner_text(".nodes .sentence")
+    assert f"{len(names)} parts have {told['coverage']:.0%}" in said
+    rows = app.page.locator(".nodes .band-name").all_text_contents()
+    at = sorted({node["position"] for node in told["nodes"]} | {told["position"]})
+    assert rows == [f"{i} {told['tokens'][i].replace(' ', '␣')}" for i in at]
+    app.shot("prediction")
+    assert app.problems() == []

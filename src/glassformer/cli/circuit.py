@@ -13,6 +13,7 @@ from glassformer.cli.patch import read_pairs
 from glassformer.errors import UsageError, near
 
 if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
     from glassformer.lm import Model
 
 
@@ -144,14 +145,14 @@ def of_task(opened: Model, task: str, count: int, bos: bool | None) -> tuple[lis
     Raises:
         TaskError: when the model cannot do the task.
     """
-    from glassformer.interp.tasks import TASKS, examples, solved
+    from glassformer.interp.tasks import TASKS, tried
 
-    rows = examples(task, lambda text: opened.encode(text, bos), count)
-    pairs = [(opened.trace(row["clean"], bos), opened.trace(row["corrupted"], bos)) for row in rows]
-    right = solved(task, rows, pairs)
-    note(f"{TASKS[task].what} {opened.name} gets {len(right)} of {count} examples right.")
-    half = (len(right) + 1) // 2
-    return [rows[i] for i in right[:half]], [rows[i] for i in right[half:]], len(right) / count
+    def trace(text: str) -> Trace:
+        return opened.trace(text, bos)
+
+    rows, held, accuracy = tried(task, lambda text: opened.encode(text, bos), trace, count)
+    note(f"{TASKS[task].what} {opened.name} gets {len(rows) + len(held)} of {count} examples right.")
+    return rows, held, accuracy
 
 
 def show(data: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import UsageError
-from glassformer.interp.readout import Readout, read, require_one_stream
+from glassformer.interp.readout import Readout, read
 from glassformer.interp.run_from import Context
 from glassformer.interp.vocabulary import known_ids
 
@@ -77,10 +77,8 @@ def agreement(
 
     Raises:
         UsageError: an edited trace, no lenses, or a text of one token.
-        UnsupportedError: the stream stands in copies.
     """
     layer = trace.layer(layer)
-    require_one_stream(trace.config)
     forward, transformer = trace.forward, trace.transformer
     if forward.edit is not None:
         raise UsageError("Lenses are compared in the model as it is; trace it without edits.")
@@ -117,7 +115,7 @@ def seen(
     transformer: Transformer, lens: Readout | None, layer: int, x: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch vocab"]:
     """The scores that a lens reads (None: the plain one) in a layer's stream."""
-    return score(read(transformer, x if lens is None else lens(layer, x)))
+    return score(read(transformer, x if lens is None else lens(layer, transformer.gathered(x))))
 
 
 def _gradient(transformer: Transformer, lens: Readout | None, layer: int, h: Tensor, token: int) -> Tensor:

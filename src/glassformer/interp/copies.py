@@ -1,4 +1,5 @@
-"""Where a part goes in a stream that stands in copies: the matrix from what it adds to the last stream.
+"""Where a part goes in a stream that stands in copies: the matrix from what it adds to what a later layer computes
+with, or to the last stream.
 
 Each layer mixes the copies by numbers that depend on the position and hands its parts to them in shares; the copies
 are made one at the end. With these numbers as run, all of it is linear. Knows one position of one trace.
@@ -27,10 +28,10 @@ class Ways:
     """The ways of one position, float64.
 
     Attributes:
-        after: per layer, what each copy that leaves it comes to in every copy of the last layer, (copy, copy).
+        after: per layer, what each copy that leaves it comes to in every copy of the last of them, (copy, copy).
         shares: per layer, how much of what attention and feed-forward add each copy takes.
         mixed: per layer, (copy, copy): how a copy that enters comes to those that leave it, its parts apart.
-        ends: (copy, d_model, d_model), from each copy of the last layer to the stream that is unembedded.
+        ends: (copy, d_model, d_model), from each copy of the last of them to what is read.
         begins: (copy, d_model), the copies of the embedding.
     """
 
@@ -41,7 +42,7 @@ class Ways:
     begins: Float[Tensor, "copy d_model"]
 
     def matrix(self, layer: int, weights: Float[Tensor, " copy"]) -> Float[Tensor, "d_model d_model"]:
-        """From what a layer adds to its copies in these shares to the last stream."""
+        """From what a layer adds to its copies in these shares to what is read."""
         return torch.einsum("j,jab->ab", weights @ self.after[layer], self.ends)
 
     def of_part(self, layer: int, part: int) -> Float[Tensor, "d_model d_model"]:
@@ -50,17 +51,18 @@ class Ways:
         return self.matrix(layer, shares if part < 3 else (torch.arange(len(shares)) > 0).to(shares))
 
     def embedding(self) -> Float[Tensor, " d_model"]:
-        """What the embedding's copies come to in the last stream."""
-        through = self.mixed[0] @ self.after[0]
+        """What the embedding's copies come to in what is read."""
+        through = self.mixed[0] @ self.after[0] if self.mixed else torch.eye(len(self.begins)).to(self.begins)
         return torch.einsum("ij,jab,ib->a", through, self.ends, self.begins)
 
 
-def ways(forward: Recording, position: int) -> Ways:
-    """The ways of a position of one text."""
-    at, transformer = slice(position, position + 1), forward.transformer
+def ways(forward: Recording, position: int, layers: int | None = None) -> Ways:
+    """The ways of a position of one text through the first layers to the copy that the next one computes with; None
+    for all layers, to the last stream."""
+    at = slice(position, position + 1)
     streams = dict(forward.walk(at))
     shares, mixed = [], []
-    for layer in range(forward.config.n_layers):
+    for layer in range(forward.config.n_layers if layers is None else layers):
         block, prefix = forward.block(layer), f"blocks.{layer}."
         copies = block.copies
         assert isinstance(copies, CopiesPart)
@@ -71,17 +73,32 @@ def ways(forward: Recording, position: int) -> Ways:
         keep = block.choice.stream_scale(1) - 1.0
         mixed.append(own + keep * own[:, :1] * share)
         shares.append(share)
-    n = len(shares[0])
-    after = [torch.eye(n, dtype=torch.float64, device=shares[0].device)]
+    begins = streams["blocks.0.resid_pre"][0, 0].double().unflatten(-1, (-1, forward.config.d_model))
+    after = [torch.eye(len(begins)).to(begins)]
     for one in reversed(mixed[1:]):
         after.append(one @ after[-1])
+    ends = _last_ends(forward, streams) if layers is None else _next_ends(forward, streams, layers)
+    return Ways(after[::-1], shares, mixed, ends, begins)
+
+
+def _next_ends(forward: Recording, streams: dict[str, Tensor], layer: int) -> Float[Tensor, "copy d_model d_model"]:
+    """From each copy that enters a layer to the one that it computes with."""
+    copies, entering = forward.block(layer).copies, streams[f"blocks.{layer}.resid_pre"][0, 0]
+    assert isinstance(copies, CopiesPart)
+    taken = copies.mixing(entering.unflatten(-1, (copies.n, -1))[0])[0].double()
+    return taken[:, None, None] * torch.eye(forward.config.d_model).to(taken)
+
+
+def _last_ends(forward: Recording, streams: dict[str, Tensor]) -> Float[Tensor, "copy d_model d_model"]:
+    """From each copy that leaves the last layer to the stream that is unembedded."""
+    n, transformer = forward.config.copies, forward.transformer
+    assert n is not None
     last = streams[f"blocks.{forward.config.n_layers - 1}.resid_post"][0, 0].unflatten(-1, (n, -1))
     ends = [torch.eye(last.shape[1], dtype=torch.float64, device=last.device)]
     for copy, gather in zip(last[1:], transformer.gather, strict=True):
         assert isinstance(gather, Linear)
         ends.append(gather.weight.double() * ratio(last[0], gather(copy)).double())
-    begins = streams["blocks.0.resid_pre"][0, 0].double().unflatten(-1, (n, -1))
-    return Ways(after[::-1], shares, mixed, torch.stack(ends) / n, begins)
+    return torch.stack(ends) / n
 
 
 def carried(

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.errors import UnsupportedError
 from glassformer.interp import normed_sums
 from glassformer.interp.copies import ways
 from glassformer.interp.handed import mixer_constant, output_factor, weights_and_values
@@ -184,15 +183,10 @@ def additions(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, i
 
 
 def _in_copies(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, int, int, Tensor | Reads]]:
-    """`additions` to the last stream where it stands in copies.
-
-    Raises:
-        UnsupportedError: for an earlier layer's stream, which is no sum of them.
-    """
-    forward = trace.forward
-    if layers < trace.config.n_layers:
-        raise UnsupportedError("This model's stream stands in copies; what one layer reads is no sum of parts.")
-    way = ways(forward, position)
+    """`additions` where the stream stands in copies: to the copy that layer `layers` computes with, or to the last
+    stream."""
+    forward, last = trace.forward, layers == trace.config.n_layers
+    way = ways(forward, position, None if last else layers)
     total = way.embedding()
     yield "embedding", -1, -1, total
     for layer in range(layers):
@@ -211,7 +205,8 @@ def _in_copies(trace: Trace, position: int, layers: int) -> Iterator[tuple[str, 
         total = total + reads.total() + torch.stack([*found.values()]).sum(0)
     if forward.edit is not None:
         here = slice(position, position + 1)
-        yield "edit", layers - 1, -1, forward.last(here)[0, 0].double() - total
+        read = forward.last(here) if last else forward.get(f"blocks.{layers}.resid_active", here)
+        yield "edit", layers - 1, -1, read[0, 0].double() - total
 
 
 def _square(y: Tensor, like: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from glassformer.model.parts.block import Block
 from glassformer.model.parts.experts import ExpertsPart
 from glassformer.model.parts.passing import Pass
 from glassformer.model.sites import View
+from glassformer.model.transformer import Transformer
 
 
 def through(norm: NormLayer | None, parts: Float[Tensor, "part *batch d_model"], held: bool = False) -> Tensor:
@@ -63,6 +64,19 @@ def added_parts(
     """Parts that add up to a mixer's or feed-forward part's output, as they enter the stream."""
     parts, times = through(block.post_norm(place), parts, held), block.choice.part_scale(place)
     return parts if times == 1 else parts * times
+
+
+def one_of(
+    block: Block, place: int, part: Float[Tensor, " d_model"], whole: Float[Tensor, " d_model"], bias: bool = False
+) -> Float[Tensor, " d_model"]:
+    """What one of the vectors that add up to `whole` enters the stream as, with a norm's own bias where `bias`."""
+    norm, times = block.post_norm(place), block.choice.part_scale(place)
+    if norm is not None:
+        scale = norm.scale(whole)
+        part = norm.apply_scale(part, scale)
+        if norm.bias is not None and not bias:
+            part = part - norm.bias
+    return part * times
 
 
 def split_heads(
@@ -160,30 +174,48 @@ def widened(x: Float[Tensor, "*batch d"], width: int) -> Float[Tensor, "*batch w
 
 
 def made_anew(
-    block: Block, place: int, x: Float[Tensor, "*batch wide"], times: float = 1.0, held: bool = False
+    block: Block,
+    place: int,
+    x: Float[Tensor, "*batch wide"],
+    times: float = 1.0,
+    held: bool = False,
+    like: Float[Tensor, "*batch wide"] | None = None,
 ) -> Float[Tensor, "*batch wide"]:
     """The stream as it is made anew from all that was added to it; where `held`, divisors and shares are.
 
     Args:
         times: what the stream (the first copy) has been multiplied by.
+        like: the stream whose divisors and shares are taken; None for `x` itself.
     """
+    like = x if like is None else like
     if place in (NORMED_MIXER, NORMED_FEED):
-        norm = block.ln1 if place == NORMED_MIXER else block.ln2
-        assert norm is not None
-        scale = norm.scale(x * times)
-        return norm.apply_scale(x * times, scale.detach()) if held else norm(x * times)
+        norm = _norm_of(block, place)
+        if not held:
+            return norm(x * times)
+        return norm.apply_scale(x * times, norm.scale(like * times).detach())
     copies = block.copies
     assert copies is not None
     stack = x.unflatten(-1, (copies.n + 1, -1))
     first, rest, base = stack[..., 0, :], stack[..., 1:-1, :], stack[..., -1:, :]
+    chosen = first_copy(block, like)
     if place == PREDICTED:
-        mixing = copies.mixing(first)
+        mixing = copies.mixing(chosen).to(stack.dtype)
         made = (mixing.detach() if held else mixing) @ stack[..., :-1, :]
         return torch.cat([made, made[..., :1, :]], -2).flatten(-2)
-    active = first * times
-    shares = copies.shares(active)
-    made = copies.corrected(torch.cat([base, rest], -2), active, shares.detach() if held else shares)
+    shares = copies.shares(chosen * times)
+    made = copies.corrected(torch.cat([base, rest], -2), first * times, shares.detach() if held else shares)
     return widened(made, x.shape[-1])
+
+
+def _norm_of(block: Block, place: int) -> NormLayer:
+    norm = block.ln1 if place == NORMED_MIXER else block.ln2
+    assert norm is not None
+    return norm
+
+
+def anew_bias(block: Block, place: int) -> Float[Tensor, " d_model"] | None:
+    """What is added where the stream is made anew, whatever it was."""
+    return _norm_of(block, place).bias if place in (NORMED_MIXER, NORMED_FEED) else None
 
 
 def first_copy(block: Block, x: Float[Tensor, "*batch wide"]) -> Float[Tensor, "*batch d_model"]:
@@ -212,6 +244,15 @@ def embedded(
     assert block.ple is not None
     x = stream if block.copies is None else stream * block.copies.scale
     return added_parts(block, OWN, block.ple(x, token, view)[None], view is not None)[0]
+
+
+def read_out(transformer: Transformer, last: Float[Tensor, "row query wide"], view: View) -> Tensor:
+    """What the unembedding reads of the last stream, lengths, divisors and what activations multiply by held."""
+    x, head = transformer.gathered(last, held=True), transformer.head
+    if head is not None:
+        pre = head.dense(head.norm.apply_scale(x, head.norm.scale(x).detach()))
+        x = pre * torch.where(pre == 0, 0.0, head.activation(pre) / pre).detach()
+    return x if transformer.final is None else transformer.final(x, view, "final")
 
 
 def own_sides(part: AttentionPart, x: Float[Tensor, "receiver row query d_model"], state: Pass) -> dict[str, Tensor]:

@@ -50,8 +50,9 @@ def of_layer(config: Config, layer: int, place: int) -> list[SiteAction]:
     if place == MIXER:
         if not isinstance(choice.mixer, Attention):
             return []
-        gates = [SiteAction(f"{prefix}attn.gate", hold, True)] if choice.mixer.gate is not None else []
-        return [SiteAction(f"{prefix}attn.pattern", hold, True), *gates]
+        divides = ("z_scale",) if choice.mixer.out_norm is not None else ()
+        held = ("pattern", *(("gate",) if choice.mixer.gate is not None else ()), *divides)
+        return [SiteAction(f"{prefix}attn.{site}", hold, True) for site in held]
     if place == OWN:
         return neurons(f"{prefix}ple.", True, "input")
     feed = choice.feed_forward

@@ -24,6 +24,7 @@ from glassformer.interp.edge_parts import (
     made_anew,
     own_sides,
     read,
+    read_out,
     rescaling,
     split_feed,
     split_heads,
@@ -123,8 +124,9 @@ class Apart:
                 token = hub.read(readers[layer, TOKEN]) if place == OWN else None
                 hub.send(self.part(layer, place, x, state, relevance, token), place in ANEW)
         last = hub.read(self.graph.logits)[0, :, -1:, : self.config.d_stream] * self.reads[None, LOGITS]
-        end = self._view(of_end(self.config), state) if relevance else None
-        return self.transformer.normed(last, end)[:, 0]
+        if not relevance:
+            return self.transformer.normed(last)[:, 0]
+        return read_out(self.transformer, last, self._view(of_end(self.config), state))[:, 0]
 
     def part(
         self,

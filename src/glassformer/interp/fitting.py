@@ -64,9 +64,10 @@ def fit(
 
     Raises:
         UsageError: an unknown kind, or too little text.
-        UnsupportedError: the stream stands in copies.
+        UnsupportedError: the stream stands in copies, and the kind is not "tuned".
     """
-    require_one_stream(transformer.config)
+    if kind != "tuned":
+        require_one_stream(transformer.config, f"a {kind} lens")
     if kind not in KINDS:
         raise UsageError(
             f"A readout is {', '.join(KINDS[:-1])} or {KINDS[-1]}; {kind!r} is none of them.{near(kind, KINDS)}"
@@ -111,7 +112,7 @@ def streams(transformer: Transformer, windows: Tensor) -> Float[Tensor, "layer r
         record = Record(*names)
         transformer.hidden(one[None].to(transformer.device), tap=record.bind(c))
         for layer, name in enumerate(names):
-            out[layer, i * each : (i + 1) * each] = record.tensor(name)[0, -each:].cpu()
+            out[layer, i * each : (i + 1) * each] = transformer.gathered(record.tensor(name)[0, -each:]).cpu()
     return out
 
 

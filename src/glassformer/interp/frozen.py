@@ -130,7 +130,7 @@ def key_side(forward: Recording, layer: int, head: int, position: int) -> Affine
 def _read(forward: Recording, layer: int, position: int) -> tuple[Tensor, NormLayer | None, Tensor | None]:
     """The stream before the mixer, the norm it goes through, and that norm's divisor where a tap set it."""
     at = slice(position, position + 1)
-    x = forward.get(f"blocks.{layer}.resid_pre", at)[0, 0].double()
+    x = forward.get(f"blocks.{layer}.{forward.read_by(layer, 1)}", at)[0, 0].double()
     set_by_tap = forward.recorded.get(f"blocks.{layer}.ln1.scale")
     return x, forward.block(layer).norm(1), None if set_by_tap is None else set_by_tap[0, position]
 

@@ -123,7 +123,8 @@ def lens(
         at = torch.tensor(columns[a : a + step], device=trace.transformer.device)
         found = list(_places(trace, at, wanted, halves))
         if through is not None:
-            found = [(p, through(int(p.split(".")[1]), x)) for p, x in found if p.endswith("resid_post")]
+            whole = trace.transformer.gathered
+            found = [(p, through(int(p.split(".")[1]), whole(x))) for p, x in found if p.endswith("resid_post")]
         places = [place for place, _ in found]
         pieces.append(_read(trace, at, torch.cat([x for _, x in found]), None if follow is None else followed[0], k))
     ids, probabilities, entropy, chance, rank, tokens = (torch.cat(part, dim=1) for part in zip(*pieces, strict=True))

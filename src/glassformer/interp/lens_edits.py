@@ -120,7 +120,7 @@ def lens_edit(
         UnsupportedError: a design whose last stream the final norm does not read.
     """
     layer, at = trace.layer(layer), trace.position(position)
-    require_one_stream(trace.config)
+    require_one_stream(trace.config, "a token's vector")
     if trace.forward.edit is not None:
         raise UsageError("A lens is tried on the model as it is; trace the text without edits.")
     if layer == trace.config.n_layers - 1:

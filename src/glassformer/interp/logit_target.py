@@ -57,18 +57,9 @@ def linear(config: Config) -> None:
         )
 
 
-def direction(trace: Trace, token: str | int | None, against: str | int | None, position: int) -> Direction:
-    """The direction of a token after a position; None means the most probable one there.
-
-    Raises:
-        UnsupportedError: the final norm does not read the residual stream itself.
-    """
-    linear(trace.config)
-    return _direction(trace, token, against, position)
-
-
 @torch.no_grad()
-def _direction(trace: Trace, token: str | int | None, against: str | int | None, position: int) -> Direction:
+def direction(trace: Trace, token: str | int | None, against: str | int | None, position: int) -> Direction:
+    """The direction of a token after a position; None means the most probable one there."""
     chosen = int(trace.logits(position).argmax()) if token is None else trace.token_id(token)
     other = None if against is None else trace.token_id(against)
     if other == chosen:
@@ -148,7 +139,7 @@ class Target:
 def target(trace: Trace, token: str | int | None, against: str | int | None, position: int) -> Target:
     """The number to explain, from a trace of one text."""
     position = trace.position(position)
-    way = _direction(trace, token, against, position)
+    way = direction(trace, token, against, position)
     forward, norm = trace.forward, trace.transformer.final
     at = slice(position, position + 1)
     stream, head = forward.last(at)[0, 0].double(), trace.transformer.head

@@ -15,6 +15,7 @@ from glassformer.interp.logit_target import Direction
 from glassformer.interp.run_from import Context
 from glassformer.interp.select import Places, Selection, site_in
 from glassformer.interp.taps import Bound, SiteAction
+from glassformer.model.choices import Attention
 from glassformer.model.config import Config
 from glassformer.model.sites import Where
 
@@ -30,11 +31,13 @@ class Node:
     """One node.
 
     Attributes:
-        kind: "embed", "head", "mixer" (a recurrence), "neuron", "expert", "shared" (the part beside experts) or "own"
-            (a layer's own embedding of the token); or, where a dictionary is laid over a layer, "feature", "base" or
-            "error".
-        layer: None for the embedding; index: head, neuron, expert or feature; position: of its token.
-        vector: what it adds at `mlp.out`, where a dictionary says so.
+        kind: "embed", "head", "mixer" (a recurrence), "neuron", "bias" (of a feed-forward part), "expert", "shared"
+            (the part beside experts), "own" (a layer's own embedding of the token), "laurel" (what stands beside
+            attention where the stream is in copies) or "norm" (the bias of a norm of the sum); or, where a dictionary
+            is laid over a layer, "feature", "base" or "error".
+        layer: None for the embedding; position: of its token.
+        index: head, neuron, expert or feature; of a norm, 1 where it stands amid the layer and 2 at its end.
+        vector: what it adds at its place, where that is no fixed share of what stands there.
     """
 
     kind: str
@@ -55,20 +58,23 @@ class Node:
             "expert": f"m{self.layer}.e{self.index}",
             "feature": f"m{self.layer}.f{self.index}",
             "own": f"e{self.layer}",
+            "laurel": f"l{self.layer}",
+            "norm": f"{self._normed(config)}{self.layer}.norm",
         }
         return f"{forms.get(self.kind, f'm{self.layer}.{self.kind}')}@{self.position}"
 
-    @property
-    def depth(self) -> tuple[int, int]:
-        """Where it stands in the order of the forward."""
-        if self.layer is None:
-            return -1, 0
-        return self.layer, {"head": 1, "mixer": 1, "own": 3}.get(self.kind, 2)
+    def _normed(self, config: Config) -> str:
+        """The part whose sum with the stream is normed, as edges name it."""
+        assert self.layer is not None
+        choice = config.layers[self.layer]
+        if choice.mixer is None or (self.index == 2 and choice.feed_forward is not None):
+            return "m"
+        return "a" if isinstance(choice.mixer, Attention) else choice.mixer.prefix
 
     @property
     def part(self) -> str:
         """The place of its layer at which it is scaled."""
-        return _PARTS[self.kind]
+        return "resid_mid" if self.kind == "norm" and self.index == 1 else _PARTS[self.kind]
 
     def scaled(self, by: float) -> Apply:
         """An edit that multiplies what it writes."""
@@ -91,6 +97,9 @@ _PARTS = {
     "expert": "mlp.weights",
     "shared": "mlp.shared",
     "own": "ple.out",
+    "laurel": "laurel.out",
+    "norm": "resid_post",
+    "bias": "mlp.out",
     "feature": "mlp.out",
     "base": "mlp.out",
     "error": "mlp.out",

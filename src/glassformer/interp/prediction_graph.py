@@ -20,14 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.errors import CheckpointError, SiteError, UnsupportedError, UsageError
+from glassformer.errors import CheckpointError, SiteError, UsageError
 from glassformer.interp.dictionary import Dictionary
 from glassformer.interp.edge_graph import ANEW, TOKEN, Graph
+from glassformer.interp.edge_parts import widened
 from glassformer.interp.edge_run import Apart
 from glassformer.interp.fingerprint import fingerprint
 from glassformer.interp.logit_target import Direction, direction
 from glassformer.interp.node_effects import Node, number_of, without
-from glassformer.interp.prediction_places import before, places, written
+from glassformer.interp.prediction_places import direct_slopes, linear, places, written
 from glassformer.model import Transformer
 from glassformer.system import sealed
 
@@ -186,8 +187,8 @@ class _Points:
         return self.x[None].expand(len(which), -1, -1, -1)
 
     def send(self, added: Tensor, anew: bool = False) -> None:
-        """Adds to the stream."""
-        self.x = self.x + added.sum(0)
+        """Adds to the stream, or puts it in its place."""
+        self.x = added.sum(0) if anew else self.x + added.sum(0)
         self.kept.append(self.x)
 
 
@@ -214,7 +215,6 @@ def prediction_graph(
 
     Raises:
         UsageError: for a dictionary of another model, a coverage outside (0, 1], or fewer than one node.
-        UnsupportedError: for a design in which parts do not add up to the stream.
     """
     if not 0 < coverage <= 1:
         raise UsageError(f"The coverage is above 0 and at most 1; {coverage} is not.")
@@ -225,11 +225,6 @@ def prediction_graph(
     at = trace.position(position)
     way = direction(trace, token, against, at)
     graph = Graph(trace.config)
-    if any(place in ANEW for _, place in graph.sent):
-        raise UnsupportedError(
-            "In this model parts do not just add to one stream: its layers norm the sum or mix copies of the stream, "
-            "so its prediction has no graph of parts; edges and why take it apart."
-        )
     apart = Apart(trace.forward, graph, 0, at)
     for one in lay:
         one.check(trace.config)
@@ -243,12 +238,13 @@ def prediction_graph(
             for layer, place, which in graph.places()
             if layer is not None and place == TOKEN
         }
-        hub = _Points(trace.forward.entering(0, here).detach().clone().requires_grad_(), tokens)
+        begin = widened(trace.forward.entering(0, here), graph.width)
+        hub = _Points(begin.detach().clone().requires_grad_(), tokens)
         number = number_of(way, apart.run(hub, 1, relevance=True))[0]
         slopes = torch.autograd.grad(number, hub.kept)
     streams = [x.detach() for x in hub.kept]
-    final = slopes[-1]
-    parts = places(apart, graph, streams, slopes, final)
+    ends = direct_slopes(apart, graph, streams, slopes[-1])
+    parts = places(apart, graph, streams, slopes, ends)
     embed = streams[0][0]
     effects = [(embed * slopes[0][0]).sum(-1)[None], *((p.units * p.slope).detach() for p in parts.values())]
     flat = torch.cat([e.double().flatten() for e in effects])
@@ -259,17 +255,19 @@ def prediction_graph(
     count = min(most, int((reached < coverage).sum()) + 1, len(order))
     bounds = torch.tensor([e.numel() for e in effects]).cumsum(0)
     nodes: list[dict[str, Any]] = []
-    reads: list[Tensor] = []
+    reads: list[dict[int, Tensor]] = []  # of each node: what each stream that it reads is worth to it
     writes: list[Tensor] = []
-    spots = list(parts)
+    spots, order_of = list(parts), list(graph.sent)
+    lands: list[int] = []  # of each node: the first kept stream that holds what it writes
     for cell in order[:count].tolist():
         which = int(torch.searchsorted(bounds, cell, right=True))
         inner = cell - (int(bounds[which - 1]) if which else 0)
         unit, at_query = divmod(inner, at + 1)
         if which == 0:
             node = Node("embed", None, 0, at_query)
-            vector, back = embed[at_query], torch.zeros_like(embed)
-            direct, bias = (vector * final[0, at_query]).sum(), flat[cell]
+            vector, back = embed[at_query], {}
+            direct, bias = (vector * ends[0][0, at_query]).sum(), flat[cell]
+            lands.append(0)
         else:
             layer, place = spots[which - 1]
             p = parts[layer, place]
@@ -277,16 +275,17 @@ def prediction_graph(
             node = Node(kind, layer, index, at_query)
             with torch.enable_grad():
                 worth = p.units[unit, at_query] * p.slope[unit, at_query]
-                found = None
+                found: Sequence[Tensor | None] = [None] * len(p.x)
                 if worth.requires_grad:
-                    [found] = torch.autograd.grad(worth, [p.x], retain_graph=True, allow_unused=True)
-            back = torch.zeros_like(embed) if found is None else found[0]
-            stream = streams[before(graph, apart, layer, place)][0]
+                    found = torch.autograd.grad(worth, list(p.x.values()), retain_graph=True, allow_unused=True)
+            back = {point: x[0].double() for point, x in zip(p.x, found, strict=True) if x is not None}
+            lands.append(order_of.index((layer, place)) + 1)
             vector = written(apart, graph, p, layer, place, unit, at_query)
-            if p.vectors is not None:
-                node = replace(node, vector=vector * apart.joins[layer, place])
+            if p.vectors is not None or kind == "bias":
+                here_alone = vector[: trace.config.d_model] * apart.joins[layer, place]
+                node = replace(node, vector=here_alone)
             direct = (p.units * p.ends)[unit, at_query].detach()
-            bias = flat[cell] - (back * stream).sum().double()
+            bias = flat[cell] - sum((x * streams[point][0]).sum() for point, x in back.items())
         nodes.append(
             {
                 "name": node.name(trace.config),
@@ -302,15 +301,15 @@ def prediction_graph(
                 "node": node,
             }
         )
-        reads.append(back.double())
+        reads.append(back)
         writes.append(vector.double())
-    edges, given = _edges(nodes, reads, writes)
+    edges, given = _edges(nodes, reads, _Carried(apart, graph, streams, writes, nodes, lands))
     others = [each["effect"] - each["bias"] - shares for each, shares in zip(nodes, given, strict=True)]
     if measure:
         measured = without(trace, way, [node["node"] for node in nodes], at)
         for told, effect in zip(nodes, measured.tolist(), strict=True):
             told["measured"] = effect
-    handed = float((streams[-1][0, -1].double() * final[0, -1].double()).sum())
+    handed = float((streams[-1][0, -1].double() * ends[-1][0, -1].double()).sum())
     value = float(number)
     return PredictionGraph(
         token=trace.token_text(way.token),
@@ -330,23 +329,50 @@ def prediction_graph(
     )
 
 
+class _Carried:
+    """What nodes wrote, as it stands at a later point of the stream: where that is made anew, with divisors and shares
+    as run. Asked for points in the order of the forward."""
+
+    def __init__(
+        self,
+        apart: Apart,
+        graph: Graph,
+        streams: list[Tensor],
+        writes: list[Tensor],
+        nodes: list[dict[str, Any]],
+        lands: list[int],
+    ) -> None:
+        self.apart, self.streams = apart, streams
+        self.now = torch.stack(writes)
+        self.positions = torch.tensor([node["position"] for node in nodes])
+        self.lands = torch.tensor(lands)
+        self.left = [(number, key) for number, key in enumerate(graph.sent) if key[1] in ANEW]
+
+    def at(self, point: int) -> Float[Tensor, "node wide"]:
+        """At the stream that so many parts have added to; 0 for nodes that came later."""
+        while self.left and self.left[0][0] < point:
+            number, key = self.left.pop(0)
+            x = self.streams[number][0, self.positions]
+            before = (self.lands <= number)[:, None]
+            self.now = torch.where(before, linear(self.apart, key, x, self.now), self.now)
+        return self.now * (self.lands <= point)[:, None]
+
+
 def _edges(
-    nodes: list[dict[str, Any]], reads: list[Tensor], writes: list[Tensor]
+    nodes: list[dict[str, Any]], reads: list[dict[int, Tensor]], carried: _Carried
 ) -> tuple[list[tuple[int, int | None, float]], list[float]]:
     """What each node shown hands to each other and to the score, largest first; and what all others give each."""
-    written, positions = torch.stack(writes), torch.tensor([node["position"] for node in nodes])
-    depths = torch.tensor([4 * depth + place for depth, place in (node["node"].depth for node in nodes)])
+    positions = carried.positions
     out: list[tuple[int, int | None, float]] = [
         (number, None, node["direct"]) for number, node in enumerate(nodes) if node["direct"]
     ]
-    given = []
-    for end, back in enumerate(reads):
-        shares = (written * back[positions]).sum(-1)
-        shares = shares * ((depths < depths[end]) & (positions <= positions[end]))
-        given.append(float(shares.sum()))
+    shares_of = torch.zeros(len(nodes), len(nodes), dtype=torch.float64)  # (end, start)
+    for point, end in sorted((point, end) for end, back in enumerate(reads) for point in back):
+        shares_of[end] += (carried.at(point) * reads[end][point][positions]).sum(-1) * (positions <= positions[end])
+    for end, shares in enumerate(shares_of):
         starts = shares.nonzero()[:, 0]
         out += [(start, end, share) for start, share in zip(starts.tolist(), shares[starts].tolist(), strict=True)]
-    return sorted(out, key=lambda edge: -abs(edge[2])), given
+    return sorted(out, key=lambda edge: -abs(edge[2])), shares_of.sum(-1).tolist()
 
 
 def _alike(nodes: list[dict[str, Any]], writes: list[Tensor]) -> dict[str, list[int]]:

@@ -44,7 +44,7 @@ class Readout:
     facts: dict[str, Any]
 
     def __call__(self, layer: int, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The stream as it leaves a layer, as the last layer would leave it."""
+        """The stream as it leaves a layer (its copies made one), as the last layer would leave it."""
         return x @ self.matrices[layer].to(x).T + self.biases[layer].to(x)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,10 +85,10 @@ class Readout:
         return found
 
 
-def require_one_stream(config: Config) -> None:
-    """Raise UnsupportedError where the stream stands in copies, which no map of one stream reads."""
+def require_one_stream(config: Config, what: str) -> None:
+    """Raise UnsupportedError where the stream stands in copies, which have no one derivative and no one vector."""
     if config.copies:
-        raise UnsupportedError("This model's stream stands in copies that layers mix; lenses are fitted to one stream.")
+        raise UnsupportedError(f"This model's stream stands in copies that layers mix, and {what} is of one stream.")
 
 
 def read(transformer: Transformer, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:

@@ -48,6 +48,7 @@ class Part(NamedTuple):
             "expert": f"expert {at}",
             "feed_forward": f"feed-forward {self.layer}",
             "layer_embedding": f"token's own vector {self.layer}",
+            "laurel": f"beside attention {self.layer}",
             "attention_bias": f"attention bias {self.layer}",
             "feed_forward_bias": f"feed-forward bias {self.layer}",
             "norm_bias": f"bias of a norm {self.layer}",
@@ -272,15 +273,9 @@ def reasons(
     Raises:
         ShapeError: for a position that the text does not have.
         SiteError: for a layer or head that the model does not have.
-        UnsupportedError: the layer has no softmax attention, or norms stand after the sum of stream and part, or the
-            stream stands in copies.
+        UnsupportedError: the layer has no softmax attention.
     """
     layer = trace.layer(layer)
-    if trace.config.copies:
-        raise UnsupportedError(
-            "This model's stream stands in copies that layers mix, so what a layer reads is no sum of earlier parts; "
-            "why takes its last stream apart."
-        )
     part = trace.forward.attention(layer)
     head, query = trace.head(head, layer), trace.position(query)
     if head >= part.heads:
@@ -362,7 +357,7 @@ def _side(trace: Trace, layer: int, way: Affine, which: str, head: int, position
 
 def _changing(which: str) -> tuple[str, ...]:
     """Places within a layer at which an edit changes its queries or keys."""
-    return ("resid_pre", "ln1.scale", "ln1.normed", f"attn.{which}", f"attn.rot_{which}")
+    return ("resid_pre", "resid_active", "ln1.scale", "ln1.normed", f"attn.{which}", f"attn.rot_{which}")
 
 
 def _as_run(trace: Trace, layer: int, which: str, head: int, position: int) -> Float[Tensor, " d_head"]:

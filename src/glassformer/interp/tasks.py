@@ -145,6 +145,21 @@ def examples(name: str, encode: Encode, count: int, seed: int = 0) -> list[dict[
     )
 
 
+def tried(
+    name: str, encode: Encode, trace: Callable[[str], Trace], count: int
+) -> tuple[list[dict[str, str]], list[dict[str, str]], float]:
+    """Of the examples of a task that a model gets right, one half and the other; and the share that it gets right.
+
+    Raises:
+        UsageError: for an unknown task, or when too few of its prompts line up in this tokenizer.
+        TaskError: when the model cannot do the task.
+    """
+    rows = examples(name, encode, count)
+    right = solved(name, rows, [(trace(row["clean"]), trace(row["corrupted"])) for row in rows])
+    half = (len(right) + 1) // 2
+    return [rows[i] for i in right[:half]], [rows[i] for i in right[half:]], len(right) / count
+
+
 def solved(name: str, rows: Sequence[dict[str, str]], pairs: Sequence[tuple[Trace, Trace]]) -> list[int]:
     """The examples that the model gets right: the answer's logit is above the wrong one's after the clean prompt, and
     by more than after the corrupted one.

@@ -235,9 +235,10 @@ class Transformer(nn.Module):
         """The embedding as the stream that enters the first block: in copies, where the design has them."""
         return spread(x, self.spread) if self.spread else x
 
-    def gathered(self, x: Float[Tensor, "*batch wide"]) -> Float[Tensor, "*batch d_model"]:
-        """The stream, its copies made one where there are several and they are not one yet."""
-        return gathered(x, self.gather) if self.gather and x.shape[-1] == self.config.d_stream else x
+    def gathered(self, x: Float[Tensor, "*batch wide"], held: bool = False) -> Float[Tensor, "*batch d_model"]:
+        """The stream, its copies made one where there are several and they are not one yet; where `held`, nothing goes
+        back through the lengths that they are brought to."""
+        return gathered(x, self.gather, held) if self.gather and x.shape[-1] == self.config.d_stream else x
 
     def entering(self, x: Float[Tensor, "*batch d_embed"]) -> Float[Tensor, "*batch d_model"]:
         """Rows of the embedding matrix as they enter the stream: scaled, widened and normed where the design does."""

@@ -68,6 +68,15 @@ class CircuitAsk(EdgesAsk):
     pairs: list[tuple[Text, Text]] = Field(
         default=[], max_length=PAIRS, description="Several of these instead: clean and corrupted prompts, two by two."
     )
+    task: str | None = Field(
+        default=None,
+        max_length=100,
+        description="Instead of prompts, a task whose prompts are made from a template: names, greater-than, "
+        "agreement, capitals, induction, brackets or copying. One the model cannot do is refused with its accuracy.",
+    )
+    examples: int = Field(
+        default=20, ge=2, le=2 * PAIRS, description="How many prompts of a task; half of them are held out."
+    )
     faithfulness: float = Field(
         default=0.9, gt=0, le=1, description="Share of the difference, above 0, that the circuit is to bring back."
     )
@@ -75,6 +84,10 @@ class CircuitAsk(EdgesAsk):
     @model_validator(mode="after")
     def _paired(self) -> CircuitAsk:
         alone = [self.clean, self.corrupted]
+        if self.task is not None:
+            if self.pairs or [*alone, self.answer, self.wrong] != [None] * 4 or self.by_position:
+                raise ValueError("task: it brings its own prompts and answers, and its circuit is not by position")
+            return self
         if self.pairs and alone != [None, None]:
             raise ValueError("either pairs, or one clean and one corrupted prompt")
         if not self.pairs:
@@ -122,10 +135,40 @@ def edges(session: Session, ask: EdgesAsk, check: Check) -> dict[str, Any]:
 def circuit(session: Session, ask: CircuitAsk, check: Check) -> dict[str, Any]:
     """The smallest set of edges found that brings the difference of two prompts back, and how far to trust it."""
     from glassformer.interp.circuit_search import circuit as searched
+    from glassformer.interp.edges import prepared
 
+    told: dict[str, Any] = {}
+    held: list[dict[str, str]] = []
+    if ask.task is not None:
+        ask, held, told = _of_task(session, ask, ask.task, check)
     edges = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest, by_position=ask.by_position)
-    found = searched(edges, ask.faithfulness, progress=lambda done, total, what: check())
-    return head_of(session, ask) | found.to_dict(ask.top)
+    beside: tuple[Any, ...] = ()
+    if held:
+        traces = [tuple(_trace(session, ask, p[key], check) for key in ("clean", "corrupted")) for p in held]
+        named: dict[str, Any] = {key: [p[key] for p in held] for key in ("answer", "wrong")}
+        beside = prepared(traces, ask.metric, position=ask.position, **named)
+    found = searched(edges, ask.faithfulness, held_out=beside, progress=lambda done, total, what: check())
+    return head_of(session, ask) | told | found.to_dict(ask.top)
+
+
+def _of_task(
+    session: Session, ask: CircuitAsk, task: str, check: Check
+) -> tuple[CircuitAsk, list[dict[str, str]], dict[str, Any]]:
+    """The request with a task's prompts, those held out, and what the answer says of the task."""
+    from glassformer.interp.tasks import tried
+
+    encode = session.model(ask.model).encode
+    rows, held, accuracy = tried(
+        task, lambda text: encode(text, ask.bos), lambda text: _trace(session, ask, text, check), ask.examples
+    )
+    own = {key: [row[key] for row in rows] for key in ("answer", "wrong")}
+    pairs = [(row["clean"], row["corrupted"]) for row in rows]
+    return ask.model_copy(update={"pairs": pairs, **own}), held, {"task": task, "accuracy": accuracy}
+
+
+def _trace(session: Session, ask: Any, text: str, check: Check) -> Any:
+    check()
+    return session.trace(Ask(model=ask.model, text=text, bos=ask.bos))
 
 
 def head_of(session: Session, ask: Any) -> dict[str, Any]:
@@ -148,12 +191,9 @@ def sought(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
     """The edges of a request's pair of prompts."""
     from glassformer.interp.edges import edges as found
 
-    def trace(text: str) -> Any:
-        check()
-        return session.trace(Ask(model=ask.model, text=text, bos=ask.bos))
-
+    pairs = [tuple(_trace(session, ask, text, check) for text in pair) for pair in _pairs(ask)]
     return found(
-        [(trace(clean), trace(corrupted)) for clean, corrupted in _pairs(ask)],
+        pairs,
         ask.metric,
         answer=ask.answer,
         wrong=ask.wrong,

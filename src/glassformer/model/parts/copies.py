@@ -85,11 +85,15 @@ def spread(x: Float[Tensor, "*batch d_model"], matrices: nn.ModuleList) -> Float
     return torch.cat([x, *(matrix(x) * ratio(x, matrix(x)) for matrix in matrices)], -1)
 
 
-def gathered(x: Float[Tensor, "*batch wide"], matrices: nn.ModuleList) -> Float[Tensor, "*batch d_model"]:
-    """The mean of the first copy and the others, each through a matrix and made as long as it."""
+def gathered(
+    x: Float[Tensor, "*batch wide"], matrices: nn.ModuleList, held: bool = False
+) -> Float[Tensor, "*batch d_model"]:
+    """The mean of the first copy and the others, each through a matrix and made as long as it; where `held`, nothing
+    goes back through the lengths."""
     first, *rest = x.chunk(len(matrices) + 1, dim=-1)
     turned = [matrix(copy) for matrix, copy in zip(matrices, rest, strict=True)]
-    return torch.stack([first, *(y * ratio(first, y) for y in turned)]).mean(0)
+    ratios = [ratio(first.detach(), y.detach()) if held else ratio(first, y) for y in turned]
+    return torch.stack([first, *(y * times for y, times in zip(turned, ratios, strict=True))]).mean(0)
 
 
 def ratio(like: Float[Tensor, "*batch d_model"], x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:

@@ -35,7 +35,7 @@ function side(to) {
 }
 
 /** A part as a node. @param {string} id */
-function nodeOf(id) {
+export function nodeOf(id) {
   const [, kind, layer, head] = /^([a-z]+)(\d+)(?:\.h(\d+))?/.exec(id) ?? [];
   const column = id === "embed" ? -1 : id === "logits" ? 1e6 : 2 * Number(layer) + (DEPTHS[kind] ?? 0) + (id.endsWith(".norm") ? 0.5 : 0);
   return { id, column, lane: id === "embed" || id === "logits" ? 0.5 : kind === "m" ? (Number(layer) % 2 ? 0.97 : 0.8) : head === undefined ? 0.3 : 0.08 + (Number(head) % 7) * 0.1, text: short(id), about: long(id), kind: kind === "m" ? "feed" : kind === "a" ? "head" : "end" };

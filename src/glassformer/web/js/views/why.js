@@ -6,6 +6,7 @@ import { dialOn, editName, sameThing } from "../edits.js";
 import { live } from "../live.js";
 import { labels } from "../math.js";
 import { mount as mountCircuit } from "./circuit.js";
+import { mount as mountNodes } from "./prediction.js";
 import { mount as mountSteering } from "./steering.js";
 import { chance, fork, track, withSign } from "../ui.js";
 import { say } from "../words.js";
@@ -48,14 +49,15 @@ export function mount(element, source, state) {
   });
   const effect = h("div", { class: "effect" });
   const body = h("div", { class: "why" });
-  const [circuit, steering] = [h("div", {}), h("div", {})];
+  const [circuit, steering, nodes] = [h("div", {}), h("div", {}), h("div", {})];
   const neurons = h("div", { class: "neurons", role: "list" });
   const absent = h("p", { class: "small soft", role: "status" });
-  element.append(h("h2", {}, say("why.title")), form, h("div", { class: "switched" }, absent, effect), body, steering, circuit, h("h3", {}, say("why.neurons")),
+  element.append(h("h2", {}, say("why.title")), form, h("div", { class: "switched" }, absent, effect), body, steering, nodes, circuit, h("h3", {}, say("why.neurons")),
     h("p", { class: "soft small" }, say("why.neurons.say")), neurons);
 
   if (source.live || source.holds("graph", { clean: state.get("text"), corrupted: state.get("other").text })) mountCircuit(circuit, source, state);
   if (source.live && !source.embedded) mountSteering(steering, source, state);
+  if (source.live) mountNodes(nodes, source, state);
 
   /** @param {any} edit */
   function switchOff(edit) {

@@ -289,4 +289,9 @@ export const WORDS = {
   "circuit.apart": "nach Stellen getrennt",
   "circuit.atword": "{part} bei {word}",
   "circuit.dashed": "Jede Kante ist bei einem Wort; gestrichelt: ein Kopf trägt vom gelesenen Wort zu dem, an das er schreibt.",
+  "nodes.title": "Jeder Teil dieser Vorhersage, als Graph",
+  "nodes.say": "Eine Zeile für jedes Wort, eine Spalte für jede Schicht: der Vektor des Wortes selbst, Köpfe und Neuronen, die den Wert gemacht haben, mit Normen und Aufmerksamkeit wie gerechnet. Eine Linie ist so breit wie das, was ein Teil dem anderen gibt; was fehlt, wird gesagt. Teile, die bei einem Wort ähnlich schreiben, beginnen als Gruppe; angeheftete Teile lassen sich benennen und gruppieren.",
+  "nodes.node": "{part} bei {word}: auf allen Wegen {effect}, zum Wert selbst {direct}; ohne ihn verliert der Wert {measured}",
+  "nodes.like": "wie {a}",
+  "nodes.said": "„{token}“ hat {value} ({unit}). {n} Teile haben {share} der Größen aller Wirkungen; alle Teile zusammen geben ihm {sum}, und was nach der letzten Schicht steht, fügt {rest} hinzu.",
 };

@@ -289,4 +289,9 @@ export const WORDS = {
   "circuit.apart": "tell positions apart",
   "circuit.atword": "{part} at {word}",
   "circuit.dashed": "Each edge is at one word; dashed: a head carries from the word that it reads to the one that it writes to.",
+  "nodes.title": "Every part of this prediction, as a graph",
+  "nodes.say": "A row for each word, a column for each layer: the word’s own vector, heads and neurons that made the score, with norms and attention held as they ran. A line is as wide as what one hands to the other; nothing is left out but what is stated. Parts that write alike at one word begin as a group; pin parts to name or group them.",
+  "nodes.node": "{part} at {word}: by all ways {effect}, to the score itself {direct}; without it the score loses {measured}",
+  "nodes.like": "like {a}",
+  "nodes.said": "“{token}” has {value} ({unit}). {n} parts have {share} of the sizes of all effects; all parts together hand {sum} to it, and what stands after the last layer adds {rest}.",
 };
