@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -84,6 +85,25 @@ def test_edges(smollm2):
     runs, drawn = Runs(found.pairs), torch.rand(found.graph.total, generator=torch.Generator().manual_seed(0))
     assert curve(runs, found.graph.total, greedy(found.graph, found.strength)).cmd == pytest.approx(0.019, abs=0.001)
     assert curve(runs, found.graph.total, greedy(found.graph, drawn)).cmd == pytest.approx(0.71, abs=0.04)
+
+
+def test_the_circuit_of_two_prompts(smollm2):
+    """The edges that the command found run alone; without any one of them they bring back less than was asked."""
+    from glassformer.interp.circuit_search import Runs
+    from glassformer.interp.edge_graph import Graph
+    from glassformer.interp.edges import prepared
+
+    [size] = re.findall(r"here (\d+) edges, each of which was taken out alone", " ".join(PAGE.split()))
+    listed = json.loads((Path(__file__).parent / "circuit_of_names.json").read_text())
+    assert len(listed) == int(size)
+    graph = Graph(smollm2.config)
+    mine = torch.tensor([graph.edge(*names) for names in listed])
+    sets = torch.zeros(len(mine) + 1, graph.total, dtype=torch.bool)
+    sets[:, mine] = True
+    sets[torch.arange(len(mine)), mine] = False
+    f = Runs(prepared([(smollm2.trace(CLEAN), smollm2.trace(CORRUPTED))])).faithfulness(sets)
+    assert 0.9 <= float(f[-1]) < 0.91
+    assert float(f[:-1].max()) < 0.9
 
 
 def test_heads(smollm2):
