@@ -67,6 +67,7 @@ GGUF: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 256,
         "num_kv_shared_layers": 2,
         "vocab_size_per_layer_input": 96,
+        "final_logit_softcapping": 30.0,
     },
     "gemma4_text": {},
     "gemma4_unified_text": {},

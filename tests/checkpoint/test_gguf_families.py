@@ -108,6 +108,7 @@ def _as_the_package_names_them(header: Any) -> None:
         ("arcee", {"mlp_bias": True}, "bias"),
         ("falcon", {"bias": True}, "bias"),
         ("mamba", {"use_bias": True}, "bias"),
+        ("gemma3n_text", {"final_logit_softcapping": 5.0}, "caps the logits of Gemma 3n at 30"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "experts in every layer of architecture qwen3moe"),
         ("deepseek_v2", {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}, "best two"),
         ("laguna", {"layer_types": ["sliding_attention", "full_attention"]}, "first layer without a window"),

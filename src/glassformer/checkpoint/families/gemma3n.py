@@ -174,12 +174,14 @@ def _gguf_rows() -> tuple[Row, ...]:
     )
 
 
+_CAP = 30.0  # of logits, whatever a file says
 _OWN_KEYS, _SPARSE = 20, 10  # layers with keys of their own, and with sparse neurons, in both published models
 
 
 def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) -> dict[str, Any]:
     layers, theta = attributes.layers("block_count"), attributes.number("rope.freq_base", 1_000_000.0)
     attributes.only("altup.active_idx", 0)
+    attributes.only("final_logit_softcapping", _CAP)
     near = attributes.number("rope.freq_base_swa", 10_000.0)
     rows = shapes.get("per_layer_token_embd.weight", (found["vocab_size"],))[0]
     return {
@@ -192,7 +194,7 @@ def _read_gguf(attributes: Attributes, shapes: Shapes, found: dict[str, Any]) ->
         "sliding_window": attributes.integer("attention.sliding_window"),
         "rope_parameters": {_FULL: {"rope_theta": theta}, _SLIDING: {"rope_theta": near}},
         "rope_scaling": found["rope_scaling"] or {},
-        "final_logit_softcapping": attributes.number("final_logit_softcapping", 30.0),
+        "final_logit_softcapping": _CAP,
     }
 
 
@@ -202,6 +204,8 @@ def _write_gguf(config: Config) -> dict[str, Any]:
     first, copies = config.n_layers - len(config.keys_from), config.layers[0].copies
     if copies is None or (copies.n, copies.rank, config.layer_embedding) != (4, 64, 256):
         raise UnsupportedError("llama.cpp expects 4 copies, LAuReL of rank 64 and layers' embeddings of 256 numbers.")
+    if config.logit_softcap != _CAP:
+        raise UnsupportedError(f"llama.cpp caps the logits of Gemma 3n at {_CAP:g}, not at {config.logit_softcap}.")
     if any(m.keys_from not in (None, first - (1 if m.window is None else 2)) for m in mixers):
         raise UnsupportedError("llama.cpp takes shared keys and values from the last two layers that have their own.")
     return {
