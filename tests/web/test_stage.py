@@ -295,3 +295,16 @@ def test_the_picture_pans_and_zooms_and_goes_on_into_its_parts(app: Watched):
     assert app.page.evaluate(f"() => {STAGE}.zoom.place.layer") == 1
     app.page.keyboard.press("-")
     assert app.page.evaluate(f"() => {STAGE}.zoom.path.length") == 0
+
+
+def test_what_left_and_came_back_at_once_is_drawn(app: Watched):
+    """A browser may tell of both in one piece; the last counts, or the picture stands still in full sight."""
+    app.page.add_init_script(
+        """window.tellers = []; const Plain = window.IntersectionObserver;
+        window.IntersectionObserver = class extends Plain {
+          constructor(tell, ...more) { super(tell, ...more); window.tellers.push(tell); } };"""
+    )
+    ready(app.open(HERE))
+    told = "[false, true].map((isIntersecting) => ({ isIntersecting, target: " + STAGE + ".canvas }))"
+    app.page.evaluate(f"() => window.tellers.filter((t) => String(t).includes('this.seen')).forEach((t) => t({told}))")
+    assert app.page.evaluate(f"() => {STAGE}.seen")

@@ -102,7 +102,7 @@ export class Stage {
     state.on(["word", "contexts", "run"], () => { this.extra.clear(); this.#need(); });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     new ResizeObserver(() => this.#resize()).observe(this.view);
-    new IntersectionObserver(([entry]) => { this.seen = entry.isIntersecting; if (this.seen) this.draw(); }).observe(this.canvas);
+    new IntersectionObserver((changes) => { this.seen = changes[changes.length - 1].isIntersecting; if (this.seen) this.draw(); }).observe(this.canvas);
   }
 
   /** Ask for the text's trace, and begin. */

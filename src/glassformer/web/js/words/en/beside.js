@@ -56,7 +56,7 @@ export const WORDS = {
   "vectors.add": "Add up",
   "vectors.near": "Nearest tokens",
   "vectors.title": "The space of words",
-  "vectors.say": "Every token is a row of the embedding table, an arrow in many dimensions. Here they fall onto a plane that you name; the text's own tokens are lit. Drag to turn, or use the arrow keys.",
+  "vectors.say": "Every token is a row of the embedding table, an arrow in many dimensions. Here they fall onto a plane that you name; the text's own tokens are lit. Drag to turn, or use the arrows of the keyboard.",
   "vectors.adding": "Adding words",
   "vectors.label": "{n} tokens as points; the text's tokens are {lit}",
   "vectors.planeof": "The plane through {words}",

@@ -12,7 +12,7 @@ export const WORDS = {
   "why.most": "Most of it is read from “{from}” by head {head} of layer {layer}, which adds {x} to its score of {score}",
   "why.nothing": "No earlier word is read for it",
   "experts.title": "Experts: who was asked",
-  "experts.say": "In these layers a router chooses a few experts for each token, and what they write is added, each times its weight. The stronger the colour, the more weight. Click a cell, or use the arrow keys.",
+  "experts.say": "In these layers a router chooses a few experts for each token, and what they write is added, each times its weight. The stronger the colour, the more weight. Click a cell, or use the arrows of the keyboard.",
   "experts.means": "Mean weight: a row a layer, a column an expert",
   "experts.mean": "layer {layer}, expert {n}: {x} on average",
   "experts.grid": "Who was chosen: a row a token, a column an expert",
