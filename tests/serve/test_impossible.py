@@ -141,6 +141,10 @@ def test_edits_that_cannot_be_are_refused_before_anything_runs(models, what):
     [
         ("patch", {"clean": "The mole digs"}),
         ("edges", {"corrupted": "The mole is"}),
+        *((view, {side: ""}) for view in ("patch", "edges", "graph", "circuit") for side in ("clean", "corrupted")),
+        ("circuit", {"pairs": [["", ""]]}),
+        ("meaning", {"texts": ["the mole", ""]}),
+        ("compare", {"a": {"text": ""}}),
         ("circuit", {"pairs": [["The mole is", "A mole digs for worms"]]}),
         ("compare", {"a": {"text": "The mole"}, "b": {"text": "The small mole"}, "what": "lens"}),
         ("compare", {"a": {"text": "The mole"}, "b": {"text": "A mole", "edits": [EDITS[0]]}}),

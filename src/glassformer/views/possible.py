@@ -132,7 +132,7 @@ def _texts(session: Session, ask: Any) -> list[UnreadText]:
 
     pairs = list(getattr(ask, "pairs", ()))
     if getattr(ask, "corrupted", None) is not None:
-        pairs.append((getattr(ask, "clean", None) or ask.text, ask.corrupted))
+        pairs.append((ask.text if "text" in type(ask).model_fields else ask.clean, ask.corrupted))
     for clean, corrupted in pairs:
         aligned(unread(clean), unread(corrupted))
     if pairs:
