@@ -38,8 +38,8 @@ test: $(VENV)/.ready-dev ## run every test
 
 quick: $(VENV)/.ready-dev ## style, types, and the tests of the model, in under a minute
 	$(BIN)/ruff check $(PYTHON_FILES)
-	@$(BIN)/mypy & types=$$!; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/model tests/test_floors.py \
-	$(ARGS); tests=$$?; wait $$types && exit $$tests
+	@$(BIN)/mypy & types=$$!; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" tests/model \
+	tests/test_floors.py $(ARGS); tests=$$?; wait $$types && exit $$tests
 
 size: ## lines by package, the largest files and the longest functions
 	@python3 scripts/size.py

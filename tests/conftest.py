@@ -9,19 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
-# The shapes in signatures are checked here and cost nothing elsewhere. Modules whose own checks the tests provoke
-# with wrong shapes (the transformer's front door) stay out.
-CHECKED = [
-    "glassformer.model.attention",
-    "glassformer.model.cache",
-    "glassformer.model.layers",
-    "glassformer.model.norms",
-    "glassformer.model.parts",
-    "glassformer.model.positions",
-]
-install_import_hook(CHECKED, "beartype.beartype")
+from tests import shapes
+
+# The shapes in signatures are checked here and cost nothing elsewhere.
+shapes.install()
 
 # Machines differ in speed; what a test examines is not how fast it is. In CI the drawn examples are the same in every
 # run, so that a red run is about the change; everywhere else each run draws its own and so looks further.

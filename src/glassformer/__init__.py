@@ -70,7 +70,7 @@ class _Package(ModuleType):
     what was imported before.
     """
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if not (isinstance(value, ModuleType) and name in _PUBLIC):
             super().__setattr__(name, value)
 

@@ -205,7 +205,7 @@ class Count:
 
 
 def count(
-    design: str | Config | Any, context: int | None = None, *, read: Callable[[str], Config] | None = None
+    design: str | Config | object, context: int | None = None, *, read: Callable[[str], Config] | None = None
 ) -> Count:
     """Count the parameters, FLOPs and memory of a design.
 

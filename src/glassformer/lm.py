@@ -200,7 +200,7 @@ class Model(LooksInside):
         drafter: Drafter | None = None,
         progress: Callable[[int, int], None] | None = None,
         cache_bits: int | None = None,
-        **sampling: Any,
+        **sampling: object,
     ) -> Generator[GeneratedToken]:
         """Continue a text, token by token; closing the generator, or leaving its loop, stops the computation.
 
@@ -278,7 +278,7 @@ class Model(LooksInside):
 
     # Views
 
-    def view(self, text: str, **options: Any) -> Any:
+    def view(self, text: str, **options: object) -> Any:
         """The page for this model and a text, as a Jupyter widget; see `glassformer.notebook.view`."""
         # Drawing stands above this floor: it is found by name when asked for, and nothing here depends on it.
         return import_module("glassformer.notebook").view(self, text, **options)

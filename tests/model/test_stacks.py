@@ -146,6 +146,7 @@ def test_attention_rows_and_implied_grids_are_what_was_computed(config: Config) 
             torch.testing.assert_close(read, tap.seen[prefix + "mixed"], rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @given(stacks(max_layers=2))
 @settings(max_examples=15, phases=PHASES)
 def test_gradients_are_those_of_differences(config: Config) -> None:

@@ -5,113 +5,35 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
-import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glassformer.cli.app import main
 from glassformer.errors import TrainError, UsageError
 from glassformer.system import files, locks
 from glassformer.train import checkpoint, journal, processes, train
-from glassformer.train.loop import MOST_REFUSED, Run
+from glassformer.train.loop import MOST_REFUSED
 from glassformer.train.recipe import Recipe
 from glassformer.train.torch_stepper import TorchStepper
-
-Make = Callable[..., Recipe]
-Place = Callable[[], Path]
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-@pytest.fixture
-def small(small: Make) -> Make:
-    """Recipes whose losses do not hang on the memory that is free: else it says how many rows are computed at once."""
-    return lambda **settings: small(**{"micro_batch": 4, **settings})
-
-
-@pytest.fixture
-def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
-    """A context in which a run ends after so many steps as if it were killed."""
-    plain = Run._one_step
-
-    class Dying:
-        def __init__(self, step: int) -> None:
-            self.step = step
-
-        def __enter__(self) -> None:
-            def one_step(run: Run) -> tuple[float, float, int]:
-                if run.step == self.step:
-                    raise Killed
-                return plain(run)
-
-            monkeypatch.setattr(Run, "_one_step", one_step)
-
-        def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool:
-            monkeypatch.setattr(Run, "_one_step", plain)
-            return kind is Killed
-
-    return Dying
-
-
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Steps whose loss becomes no number, counted by updates."""
-    steps: list[int] = []
-    plain = TorchStepper._accumulate
-
-    def accumulate(self: TorchStepper, tokens: Any, targets: Any, scale: float, lengths: Any) -> Any:
-        loss = plain(self, tokens, targets, scale, lengths)
-        return loss * float("nan") if self.updates + 1 in steps else loss
-
-    monkeypatch.setattr(TorchStepper, "_accumulate", accumulate)
-    return steps
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(["train", *arguments])
-    assert isinstance(left.value.code, int)
-    return left.value.code
-
-
-def printed(text: str) -> list[str]:
-    """The arguments of the command that a message ends with."""
-    match = re.search(r"glassformer train (.*)$", text.strip())
-    assert match, text
-    return shlex.split(match[1])
-
-
-def losses(directory: Path) -> dict[int, float]:
-    return {e["step"]: e["loss"] for e in journal.read(directory / "journal.jsonl") if e["event"] == "step"}
-
-
-def notes(directory: Path) -> str:
-    return "\n".join(e["text"] for e in journal.read(directory / "journal.jsonl") if e["event"] == "note")
-
-
-def recipe_file(recipe: Recipe, tmp_path: Path) -> list[str]:
-    """Arguments that give the recipe's settings on the command line."""
-    settings = []
-    for section in ("model", "data", "optimizer", "schedule", "loop"):
-        for key, value in vars(getattr(recipe, section)).items():
-            if key not in ("data", "batch_stages", "length_stages"):
-                settings += ["--set", f"{key}={value}"]
-    return [*settings, "--data", recipe.data.data[0]]
-
-
-@pytest.fixture
-def straight(small: Make, out: Place) -> Iterator[dict[int, float]]:
-    """The losses of an uninterrupted run."""
-    return losses(train(small(), out=out(), quiet=True).path)
+from tests.train.states import (  # noqa: F401  (fixtures)
+    Make,
+    Place,
+    always_small,
+    call,
+    damage,
+    dying_runs,
+    losses,
+    notes,
+    poisoned_steps,
+    printed,
+    recipe_file,
+    straight_losses,
+)
 
 
 def test_nothing_there_and_resume_begins(small: Make, out: Place, tmp_path: Path, straight: dict[int, float]) -> None:
@@ -222,114 +144,6 @@ def test_an_earlier_checkpoint_is_named(small: Make, out: Place, capsys: pytest.
     assert losses(place) == first
     assert call("--from", "0", "--out", str(place)) == 0
     assert losses(place) == first
-
-
-def damage(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[-5] ^= 1
-    path.write_bytes(bytes(raw))
-
-
-def test_all_checkpoints_damaged(
-    small: Make, out: Place, straight: dict[int, float], capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = train(small(save_every=4), out=out(), quiet=True).path
-    for step in (4, 8):
-        damage(place / "checkpoints" / checkpoint.folder_name(step) / "state.safetensors")
-    assert call("--resume", "--out", str(place)) == 1
-    said = capsys.readouterr().err
-    assert said.count("does not match the checksum") == 2
-    assert call(*printed(said)) == 0
-    assert losses(place) == straight
-
-
-def test_an_altered_state_is_not_believed(small: Make, out: Place, dying: Any, straight: dict[int, float]) -> None:
-    place = out()
-    with dying(7):
-        train(small(save_every=3), out=place, quiet=True)
-    state = place / "checkpoints" / "step-000006" / "state.json"
-    held = json.loads(state.read_text())
-    held["cursor"]["taken"] += 1
-    state.write_text(json.dumps(held))
-    assert call("--resume", "--out", str(place)) == 0
-    assert "state.json does not match the checksum it was saved with. Going back" in notes(place)
-    assert losses(place) == straight
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": {"layers": "many"}}', None])
-def test_a_broken_recipe_is_had_from_the_checkpoint_or_the_journal(
-    small: Make, out: Place, dying: Any, straight: dict[int, float], content: str | None
-) -> None:
-    for save_every in (2, 0):
-        place = out()
-        with dying(5):
-            train(small(save_every=save_every), out=place, quiet=True)
-        (place / "recipe.json").unlink()
-        if content is not None:
-            (place / "recipe.json").write_text(content)
-        assert call("--resume", "--out", str(place)) == 0
-        assert losses(place) == straight
-
-
-def test_nothing_says_which_recipe_it_was(
-    small: Make, out: Place, tmp_path: Path, dying: Any, straight: dict[int, float], capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = out()
-    with dying(2):
-        train(small(), out=place, quiet=True)
-    (place / "recipe.json").write_text("")
-    (place / "journal.jsonl").write_text("")
-    assert call("--resume", "--out", str(place)) == 2
-    command = printed(capsys.readouterr().err)
-    assert command == ["RECIPE", "--resume", "--out", str(place)]
-    command[0] = "cpu-minutes"
-    assert call(*command, *recipe_file(small(), tmp_path)) == 0
-    assert losses(place) == straight
-
-
-def test_the_tokenizer_of_the_run_is_broken(small: Make, out: Place, dying: Any, straight: dict[int, float]) -> None:
-    place = out()
-    with dying(5):
-        train(small(save_every=2, tokenizer="char"), out=place, quiet=True)
-    kept = (place / "tokenizer.json").read_bytes()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (place / name).write_text("")
-    train(out=place, resume=True, quiet=True)
-    assert (place / "tokenizer.json").read_bytes() == kept
-    assert losses(place) == losses(train(small(tokenizer="char"), out=out(), quiet=True).path)
-
-
-def test_a_checkpoint_of_the_first_format_resumes(
-    small: Make, out: Place, dying: Any, straight: dict[int, float]
-) -> None:
-    place = out()
-    with dying(5):
-        train(small(save_every=4), out=place, quiet=True)
-    folder = place / "checkpoints" / "step-000004"
-    state = json.loads((folder / "state.json").read_text())
-    del state["sha256"]
-    for name in [name for name in state["files"] if not name.endswith(".safetensors")]:
-        (folder / name).unlink()
-        del state["files"][name]
-    (folder / "state.json").write_text(json.dumps({**state, "format": 1}))
-    assert call("--resume", "--out", str(place)) == 0
-    assert losses(place) == straight
-
-
-@pytest.mark.parametrize("line", ["", "{", "3", '{"event": "step"}', '{"event": "step", "step": 3, "lo\n\x00\xff'])
-def test_a_broken_line_in_the_middle_of_the_journal_costs_only_itself(
-    small: Make, out: Place, dying: Any, straight: dict[int, float], line: str
-) -> None:
-    place = out()
-    with dying(7):
-        train(small(save_every=6), out=place, quiet=True)
-    file = place / "journal.jsonl"
-    lines = file.read_bytes().splitlines()
-    at = next(i for i, text in enumerate(lines) if b'"step", "step": 3' in text)
-    file.write_bytes(b"\n".join([*lines[:at], line.encode("latin-1"), *lines[at:]]) + b"\n" + lines[-1][:20])
-    assert call("--resume", "--out", str(place)) == 0
-    assert losses(place) == straight
-    assert all(isinstance(json.loads(text), dict) for text in file.read_text().splitlines())
 
 
 def test_a_finished_run_says_so_and_how_to_go_on(

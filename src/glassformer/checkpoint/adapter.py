@@ -44,7 +44,7 @@ _NO_EFFECT = frozenset(
 _READ = frozenset(
     {"alpha_pattern", "bias", "fan_in_fan_out", "init_lora_weights", "lora_alpha", "use_dora", "use_rslora"}
 )
-_NEUTRAL: tuple[Any, ...] = (None, False, [], {}, "none")
+_NEUTRAL: tuple[object, ...] = (None, False, [], {}, "none")
 # Ways to begin that also change the model's own weights, which are then not those of the model it is put into.
 _CHANGES_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 

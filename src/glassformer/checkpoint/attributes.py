@@ -48,26 +48,26 @@ class Attributes:
         self.asked.add(self.prefix + name)
         return self.values.get(self.prefix + name) is not None
 
-    def integer(self, name: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
+    def integer(self, name: str, default: object = REQUIRED, *, null: bool = False) -> Any:
         """A whole number."""
         return self._get(name, default, null, "a whole number", _is_integer)
 
-    def layers(self, name: str, default: Any = REQUIRED) -> int:
+    def layers(self, name: str, default: object = REQUIRED) -> int:
         """A number of layers: bounded, because lists as long are made of it before any tensor is looked at."""
         value: int = self._get(name, default, False, f"from 1 to {_MOST_LAYERS:,}", _is_depth)
         return value
 
-    def number(self, name: str, default: Any = REQUIRED, *, null: bool = False) -> Any:
+    def number(self, name: str, default: object = REQUIRED, *, null: bool = False) -> Any:
         """A number, as a float."""
         value = self._get(name, default, null, "a number", _is_number)
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    def flag(self, name: str, default: Any = REQUIRED) -> bool:
+    def flag(self, name: str, default: object = REQUIRED) -> bool:
         """A truth value."""
         value: bool = self._get(name, default, False, "true or false", lambda v: isinstance(v, bool))
         return value
 
-    def text(self, name: str, default: Any = REQUIRED) -> str:
+    def text(self, name: str, default: object = REQUIRED) -> str:
         """A text."""
         value: str = self._get(name, default, False, "a text", lambda v: isinstance(v, str))
         return value
@@ -108,14 +108,14 @@ class Attributes:
         self._inner.append(inner)
         return inner
 
-    def only(self, name: str, *accepted: Any, why: str = "", wrong: bool = False) -> None:
+    def only(self, name: str, *accepted: object, why: str = "", wrong: bool = False) -> None:
         """Refuses every value but the accepted ones, as `unsupported` says it; absent and null pass."""
         self.asked.add(self.prefix + name)
         value = self.values.get(self.prefix + name)
         if value is not None and value not in accepted:
             raise self.unsupported(name, value, why, wrong=wrong)
 
-    def unsupported(self, name: str, value: Any, why: str = "", *, wrong: bool = False) -> UnsupportedError:
+    def unsupported(self, name: str, value: object, why: str = "", *, wrong: bool = False) -> UnsupportedError:
         """The refusal of a setting, with the option that reads the config without it.
 
         Args:
@@ -143,7 +143,7 @@ class Attributes:
         return value
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
 
 
@@ -151,5 +151,5 @@ def _is_depth(value: Any) -> bool:
     return _is_integer(value) and 1 <= value <= _MOST_LAYERS
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))

@@ -237,7 +237,7 @@ def _vocabulary(tokenizer: Tokenizer | None, vocab_size: int, name: str) -> dict
     return fields
 
 
-def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+def _add(writer: GGUFWriter, key: str, value: object) -> None:
     from gguf import GGUFValueType
 
     if isinstance(value, bool):

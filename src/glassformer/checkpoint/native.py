@@ -158,7 +158,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 class LazyTensors(Mapping[str, Any]):
     """Tensors by name, each made when asked for and kept by nobody."""
 
-    def __init__(self, names: Iterable[str], fetch: Callable[[str], Any]) -> None:
+    def __init__(self, names: Iterable[str], fetch: Callable[[str], object]) -> None:
         self._names = dict.fromkeys(names)
         self._fetch = fetch
 

@@ -56,7 +56,7 @@ class StoredTensor(Tensor):
         """Its numbers, or only these of its first axis."""
         return torch.from_numpy(self._rows(which)).to(self.dtype)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"StoredTensor{tuple(self.shape)}"
 
     @classmethod

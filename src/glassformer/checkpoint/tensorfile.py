@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,7 @@ def _checksum(file: bytes, told: Mapping[str, Any]) -> str:
     return files.sha256_of(file[8 + int.from_bytes(file[:8], "little") :] + sealed.checksum(told).encode())
 
 
-def refuse_types(header: Header, names: Any) -> None:
+def refuse_types(header: Header, names: Iterable[str]) -> None:
     """Refuses tensors stored in a type no parameter of ours has, such as packed integers."""
     for name in names:
         entry = header.tensors.get(name)

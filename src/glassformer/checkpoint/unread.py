@@ -81,7 +81,7 @@ _SPELLINGS = (
 LAYER_KINDS = frozenset(
     {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention"}
 )
-_NEUTRAL: tuple[Any, ...] = (None, False, "", [], {})
+_NEUTRAL: tuple[object, ...] = (None, False, "", [], {})
 _everywhere: frozenset[str] = frozenset()
 
 
@@ -145,7 +145,7 @@ def refuse_unread(attributes: Attributes, family: str, no_effect: Collection[str
     for names in asked.values():
         names.update(name for group in _SPELLINGS if group & names for name in group)
 
-    def unread(values: Mapping[str, Any], path: str, outermost: bool) -> Iterator[tuple[str, Any]]:
+    def unread(values: Mapping[str, Any], path: str, outermost: bool) -> Iterator[tuple[str, object]]:
         names = LAYER_KINDS if LAYER_KINDS & values.keys() else asked[outermost]
         for name, value in values.items():
             spelled = f"{path}.{name}".lstrip(".")
@@ -173,7 +173,7 @@ def refuse_unlisted(settings: Mapping[str, Any], where: str, path: str, known: C
         known: `group.*.bits` is each such name; a name that stands here is known with whatever is inside.
     """
 
-    def unread(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+    def unread(values: Mapping[str, Any], before: str) -> Iterator[tuple[str, object]]:
         for name, value in values.items():
             dotted = f"{before}.{name}".lstrip(".")
             if any(fnmatchcase(dotted, pattern) for pattern in known):
@@ -186,7 +186,7 @@ def refuse_unlisted(settings: Mapping[str, Any], where: str, path: str, known: C
     _refuse(where, unread(settings, ""))
 
 
-def _refuse(where: str, unread: Iterable[tuple[str, Any]]) -> None:
+def _refuse(where: str, unread: Iterable[tuple[str, object]]) -> None:
     """Refuses the first of these settings, by dotted name, that says something; notes the others."""
     silent: list[str] = []
     for spelled, value in unread:

@@ -85,7 +85,7 @@ def _most(usual: int | None) -> Any:
     return Annotated[int | None, typer.Option("--max-tokens", "-n", metavar="N", help=help, show_default=shown)]
 
 
-def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def _option(name: str, annotation: object, default: object) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
 

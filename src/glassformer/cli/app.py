@@ -69,10 +69,10 @@ VERBS: dict[str, Verb] = {
 class VerbGroup(TyperGroup):
     """A group that lists its verbs from a table and imports only the one that is called."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: object) -> list[str]:
         return verbs()
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: object, cmd_name: str) -> Any:
         if cmd_name not in verbs():
             return None
         return TyperCommand(cmd_name, help=VERBS[cmd_name].help, rich_markup_mode=None)

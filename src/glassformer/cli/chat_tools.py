@@ -110,7 +110,7 @@ class Tools:
             return json.dumps({"error": f"{type(error).__name__}: {error}"}, ensure_ascii=False)
 
 
-def _schema(function: Callable[..., Any]) -> dict[str, Any]:
+def _schema(function: Callable[..., object]) -> dict[str, Any]:
     """The JSON schema of a function's arguments, from its annotations."""
     from pydantic import ConfigDict, create_model
 

@@ -149,7 +149,7 @@ def characters(text: str) -> str:
     return text
 
 
-def print_json(data: Any) -> None:
+def print_json(data: object) -> None:
     """Write `data` as JSON to standard output; NaN and infinities are refused, for JSON has none."""
     plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     print(json.dumps(data, ensure_ascii=plain, allow_nan=False, indent=2))

@@ -135,7 +135,7 @@ def looking(
     return command
 
 
-def _is_argument(hint: Any) -> bool:
+def _is_argument(hint: object) -> bool:
     return any(isinstance(note, typer.models.ArgumentInfo) for note in getattr(hint, "__metadata__", ()))
 
 

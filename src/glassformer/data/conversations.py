@@ -26,7 +26,7 @@ def conversation(record: dict[str, Any]) -> list[dict[str, Any]] | str | None:
     first = record[shape[0]]
     if shape == ("instruction", "output"):
         asked = [first, record.get("input")]
-        told: Any = [_said("user", "\n\n".join(str(a) for a in asked if a)), _said("assistant", record["output"])]
+        told: object = [_said("user", "\n\n".join(str(a) for a in asked if a)), _said("assistant", record["output"])]
     elif shape == ("prompt", "completion"):
         told = [*_turn("user", first), *_turn("assistant", record["completion"])]
     else:
@@ -49,15 +49,15 @@ def conversation(record: dict[str, Any]) -> list[dict[str, Any]] | str | None:
     return messages or UNREADABLE
 
 
-def _said(role: str, content: Any) -> dict[str, Any]:
+def _said(role: str, content: object) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def _turn(role: str, told: Any) -> list[Any]:
+def _turn(role: str, told: object) -> list[Any]:
     return list(told) if isinstance(told, (list, tuple)) else [_said(role, told)]
 
 
-def _content(content: Any) -> str | None:
+def _content(content: object) -> str | None:
     """A message's text: null is none, parts of text are joined; None where a part is something else."""
     if content is None:
         return ""

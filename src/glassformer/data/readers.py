@@ -259,7 +259,7 @@ def _lines(
             yield from _record(record, name, report, text_field, chat)
 
 
-def _record(record: Any, name: str, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:
+def _record(record: object, name: str, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:
     whole = record
     if isinstance(record, dict):
         fields = (text_field,) if text_field else TEXT_FIELDS

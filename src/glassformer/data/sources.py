@@ -136,7 +136,7 @@ def expand(spec: Spec, report: Report) -> list[Source]:
     raise DataError(f"There is no file or folder {text!r}." + near(path.name, siblings))
 
 
-def _named(one: Any) -> Spec:
+def _named(one: object) -> Spec:
     if isinstance(one, (str, os.PathLike)):
         return one
     raise DataError(f"Data is named by paths or strings; got {one!r}.")

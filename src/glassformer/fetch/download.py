@@ -43,7 +43,7 @@ def fetch(
     sha256: str | None = None,
     size: int | None = None,
     progress: Progress = quiet,
-    client: Any = None,
+    client: object = None,
 ) -> Path:
     """Download ``url`` into ``target``; an interrupted download with a known ``sha256`` is resumed.
 

@@ -262,7 +262,7 @@ def _reporter(progress: Progress, before: int, total: int | None, what: str) -> 
     counts: dict[int, int] = {}
 
     class Reporter(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
+        def __init__(self, *args: object, **options: object) -> None:
             options.pop("name", None)
             self._counts_bytes = options.get("unit") == "B"
             super().__init__(*args, **options | {"file": _Nowhere(), "disable": False})

@@ -147,7 +147,7 @@ _NAMES_INSIDE = frozenset({"properties", "patternProperties", "$defs", "definiti
 _DATA_INSIDE = frozenset({"enum", "const", "default", "examples", "required"})
 
 
-def closed(schema: Any) -> Any:
+def closed(schema: object) -> Any:
     """A schema whose objects hold the properties that they name and no others, where it does not say otherwise.
 
     Whatever follows it follows the schema as given; a small model left to invent properties may never end. An object
@@ -156,7 +156,7 @@ def closed(schema: Any) -> Any:
     return schema if _joins(schema) else _closed(schema)
 
 
-def _joins(schema: Any) -> bool:
+def _joins(schema: object) -> bool:
     if isinstance(schema, list):
         return any(_joins(one) for one in schema)
     if not isinstance(schema, dict):
@@ -167,7 +167,7 @@ def _joins(schema: Any) -> bool:
     return any(_joins(list(v.values()) if k in _NAMES_INSIDE and isinstance(v, dict) else v) for k, v in inner)
 
 
-def _closed(schema: Any) -> Any:
+def _closed(schema: object) -> Any:
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
     if not isinstance(schema, dict):

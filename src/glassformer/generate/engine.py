@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glassformer.errors import GlassformerError, ServerError, UsageError
+from glassformer.generate.batch import gather
 from glassformer.generate.limits import Limits
 from glassformer.generate.native_model import ROWS, NativeModel
 from glassformer.generate.prefix_files import PrefixFiles
 from glassformer.generate.request import Request, RequestHandle, TokenEvent
-from glassformer.generate.runners import EagerRunner, Runner
+from glassformer.generate.runners import EagerRunner, Runner, work_alone
 from glassformer.generate.sampling import generator
 from glassformer.generate.sequence import Sequence
 from glassformer.generate.slots import Slots
@@ -272,7 +273,7 @@ class Engine:
             if self._next_runner is None:
                 return
             self._runner, self._next_runner = self._next_runner, None
-        _work_alone()
+        work_alone()
         self._slots.forget()
         for active in self._active:  # what they have read so far is read again, quickly
             if active.runner is None:
@@ -282,7 +283,7 @@ class Engine:
 
     def _serve(self) -> None:
         if isinstance(self._runner, NativeModel):
-            _work_alone()
+            work_alone()
         while True:
             with self._wake:
                 if not (self._waiting or self._active or self._closed):
@@ -386,33 +387,13 @@ class Engine:
 
     def _advance(self, runner: Runner, sequences: list[Sequence]) -> None:
         """Let every sequence put in what it has not put in yet, and take its next tokens."""
-        tokens: list[int] = []
-        slots: list[int] = []
-        positions: list[int] = []
-        out: list[int] = []
-        parts: list[tuple[Sequence, int, int]] = []  # who, tokens put in, rows of logits
-        rows = max(ROWS, len(sequences))
-        for active in sorted(sequences, key=lambda a: len(a.ids) - a.done):  # single-token requests first
-            if rows < 1:
-                break
-            piece = active.ids[active.done : active.done + rows]
-            wanted = 0
-            if active.done + len(piece) == len(active.ids):
-                active.draft(rows - len(piece) if self._rewinds else 0)
-                piece = piece + active.drafts
-                wanted = 1 + len(active.drafts)
-            out += range(len(tokens) + len(piece) - wanted, len(tokens) + len(piece))
-            tokens += piece
-            slots += [active.slot if active.runner is None else 0] * len(piece)
-            positions += range(active.done, active.done + len(piece))
-            parts.append((active, len(piece), wanted))
-            rows -= len(piece)
+        batch = gather(sequences, max(ROWS, len(sequences)), self._rewinds)
         if isinstance(runner, NativeModel) or not isinstance(self._runner, NativeModel):
-            logits = runner.forward(tokens, slots, positions, out)
+            logits = runner.forward(batch.tokens, batch.slots, batch.positions, batch.out)
         else:  # this thread's torch works alone; the transformer is quicker in one that has all cores
-            logits = self._edited.submit(runner.forward, tokens, slots, positions, out).result()
+            logits = self._edited.submit(runner.forward, batch.tokens, batch.slots, batch.positions, batch.out).result()
         row = 0
-        for active, count, wanted in parts:
+        for active, count, wanted in batch.shares:
             active.done += count - len(active.drafts) if wanted else count
             size = len(active.request.prompt)
             if active.handle.read < size:
@@ -464,14 +445,3 @@ def _end() -> None:
     """End every engine before the interpreter does: it would end a thread inside torch by aborting the process."""
     for engine in list(_open):
         engine.close()
-
-
-def _work_alone() -> None:
-    """This thread's torch operations use no other threads from now on: they are small, and torch's threads would go on
-    spinning where the native path's are wanted. Other threads keep their number."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # That also set what threads to come begin with: set it back, from a thread that does not matter.
-    restore = threading.Thread(target=torch.set_num_threads, args=(number,))
-    restore.start()
-    restore.join()

@@ -6,6 +6,7 @@ exact, and works on any device. Neither knows requests, sampling or text.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -175,3 +176,14 @@ class EagerRunner:
                 cache = cache.expand(1, capacity)
             self._caches[slot] = cache
         return cache
+
+
+def work_alone() -> None:
+    """This thread's torch operations use no other threads from now on: they are small, and torch's threads would go on
+    spinning where the native path's are wanted. Other threads keep their number."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    # That also set what threads to come begin with: set it back, from a thread that does not matter.
+    restore = threading.Thread(target=torch.set_num_threads, args=(number,))
+    restore.start()
+    restore.join()

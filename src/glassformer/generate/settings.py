@@ -104,7 +104,7 @@ class Setting:
         return {_id(self.name, token): float(bias) for token, bias in value.items()}
 
 
-def _id(name: str, token: Any) -> int:
+def _id(name: str, token: object) -> int:
     if isinstance(token, bool) or not isinstance(token, int):
         raise UsageError(f"{name} names tokens by their ids; {token!r} is none.")
     if token < 0:

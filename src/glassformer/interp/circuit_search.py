@@ -164,7 +164,7 @@ def smallest(runs: Runs, cells: int, order: Int[Tensor, " rank"], target: float)
             counts = [low + 1]
 
 
-def pruned(runs: Runs, chosen: Int[Tensor, " cell"], cells: int, target: float) -> tuple[Int[Tensor, " cell"], bool]:
+def pruned(runs: Runs, chosen: Int[Tensor, " cell"], cells: int, target: float) -> tuple[Int[Tensor, " kept"], bool]:
     """The chosen ones less those without which the set still reaches `target`; and whether each that is left was tried.
 
     Blocks of them are taken out, each alone, and the set run; those that cost least go first, as many together as may.

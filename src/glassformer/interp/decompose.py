@@ -306,7 +306,7 @@ def bias_parts(trace: Trace, layer: int, position: int) -> Iterator[tuple[str, T
     if block.feed_forward is not None:
         part_of = block.feed_forward
         if isinstance(part_of, ExpertsPart):
-            down: Any = part_of if part_of.widen is None else part_of.widen
+            down: object = part_of if part_of.widen is None else part_of.widen
         else:
             down = part_of.down
         projections.append(("feed_forward_bias", "mlp", down))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -90,7 +90,7 @@ def ablate(
     expert: Chosen = None,
     part: Literal["attention", "feed_forward", "both"] = "both",
     method: Literal["zero", "mean", "resample"] = "zero",
-    reference: Any = None,
+    reference: object = None,
     positions: Chosen = None,
     keys: Chosen = None,
     rows: Chosen = None,

@@ -15,7 +15,7 @@ class Elsewhere:
         known: its attributes here.
     """
 
-    def __init__(self, what: str, **known: Any) -> None:
+    def __init__(self, what: str, **known: object) -> None:
         self.__dict__.update(known, _what=what)
 
     def __getattr__(self, name: str) -> Any:
@@ -23,7 +23,7 @@ class Elsewhere:
             raise AttributeError(name)
         raise UsageError(f"{name!r} is asked of {self._what}, which is on the server; load the model here for that.")
 
-    def __call__(self, *_: Any, **__: Any) -> Any:
+    def __call__(self, *_: object, **__: object) -> Any:
         raise UsageError(f"This needs {self._what}, which is on the server; load the model here for that.")
 
     def __repr__(self) -> str:

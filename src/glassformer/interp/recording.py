@@ -2,130 +2,42 @@
 
 Kept are queries, keys, values, per-head sums and what each part adds to the residual stream: linear
 in the text's length. The rest is derived when asked for, through the model's own functions, so that a
-derived number is the one the forward used. This module knows one forward and how its numbers depend
-on each other; it chooses nothing and explains nothing.
+derived number is the one the forward used. This module knows one forward and how its numbers follow
+from each other (which part reads what: `recorded_layers`); it chooses nothing and explains nothing.
 
 Indices along the query axis are slots: with left padding, slot 0 of a short text is padding.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.errors import UnsupportedError
 from glassformer.interp.copies import walk_copies
 from glassformer.interp.grids import grid_tile
 from glassformer.interp.inside_experts import in_experts
-from glassformer.interp.taps import Bound
-from glassformer.model import Config, Transformer
-from glassformer.model.attention import Visible
+from glassformer.interp.recorded_layers import GRIDS, RecordedLayers, grid_site
 from glassformer.model.cache import State
 from glassformer.model.choices import Attention, LatentAttention, Parallel, recurrence_of, softmax_of
 from glassformer.model.layers import linear, softcap
-from glassformer.model.parts.attention import AttentionPart
-from glassformer.model.parts.block import Block, MixerPart
-from glassformer.model.parts.channels import ChannelsPart
 from glassformer.model.parts.experts import ExpertsPart
-from glassformer.model.parts.gated_delta import GatedDeltaPart
 from glassformer.model.parts.head import HeadPart
 from glassformer.model.parts.index import Indexed
-from glassformer.model.parts.linear_attention import LinearAttentionPart
-from glassformer.model.parts.matrix_memory import MatrixMemoryPart
 from glassformer.model.parts.parallel import ParallelPart
 from glassformer.model.parts.short_convolution import ShortConvolutionPart
-from glassformer.model.parts.state_space import StateSpacePart
-from glassformer.model.site_table import SITES
-from glassformer.model.sites import Where, kept_places, layer_of, site_of
+from glassformer.model.sites import layer_of
 
-GRIDS = tuple(site.name for site in SITES if site.axes[-1] == "key" or site.name == "attn.sink")
 ALL = slice(None)
 
 Index = slice | Int[Tensor, " query"]
 
 
-def basis_sites(config: Config) -> list[str]:
-    """The sites a trace keeps, in the order the forward reaches them."""
-    found = ["embed"] + (["pos_embed"] if config.adds_positions else [])
-    for i, layer in enumerate(config.layers):
-        found += [f"blocks.{i}.{place}" for place in kept_places(layer)]
-    return found
-
-
-def grid_site(name: str) -> bool:
-    """Whether a full site name is a grid of queries and keys."""
-    return site_of(name).axes[-1] == "key"
-
-
-class Recording:
-    """One traced forward.
-
-    Args:
-        transformer: the model that ran.
-        recorded: kept tensors by full site name, batch axis first.
-        positions: (batch, query); mask: (batch, query), False on padding, or None.
-        edit: the tap the forward ran under, or None.
-        whole: the batch that this is a row of, which row, and how many slots of padding it had there; None for a batch.
-    """
-
-    def __init__(
-        self,
-        transformer: Transformer,
-        recorded: Mapping[str, Tensor],
-        positions: Int[Tensor, "batch query"],
-        mask: Bool[Tensor, "batch query"] | None,
-        edit: Bound | None = None,
-        whole: tuple[Recording, int, int] | None = None,
-    ) -> None:
-        self.whole = whole
-        self.transformer = transformer
-        self.config = transformer.config
-        self.recorded = recorded
-        self.positions = positions
-        self.mask = mask
-        self.edit = edit
-        self.where = Where(positions, mask, 0)
-        self.visible = Visible(0, mask)
-
-    @property
-    def length(self) -> int:
-        """Slots along the query axis."""
-        return self.positions.shape[1]
-
-    def block(self, layer: int) -> Block:
-        """The model's block at this layer."""
-        block = self.transformer.blocks[layer]
-        assert isinstance(block, Block)
-        return block
-
-    def mixer(self, layer: int) -> MixerPart:
-        """The part of this layer that mixes positions.
-
-        Raises:
-            UnsupportedError: the layer has none.
-        """
-        self.config.mixer(layer)
-        mixer = self.block(layer).mixer
-        assert mixer is not None
-        return mixer
-
-    def attention(self, layer: int) -> AttentionPart:
-        """The softmax attention of this layer.
-
-        Raises:
-            UnsupportedError: the layer mixes positions in another way.
-        """
-        self.config.attention(layer)
-        return self.block(layer).attn
-
-    def prefix(self, layer: int) -> str:
-        """The prefix of this layer's mixer among the sites, such as "attn" or "ssm"."""
-        return self.config.mixer(layer).prefix
+class Recording(RecordedLayers):
+    """One traced forward, and everything inside it by name."""
 
     def row(self, row: int) -> Recording:
         """One text of the batch, its padding cut off; shares the tensors."""
@@ -233,13 +145,6 @@ class Recording:
         out = mlp.summed(mlp.written(post, self.recorded[prefix + "weights"][:, at]))
         return out if mlp.shared is None else out + self.get(prefix + "shared", at)
 
-    def read_by(self, layer: int, number: int) -> str:
-        """The place in the stream that the mixer (1) or the feed-forward part (2) reads."""
-        choice = self.config.layers[layer]
-        if number == 1 and choice.copies is not None:
-            return "resid_active"
-        return "resid_pre" if number == 1 or choice.parallel or choice.mixer is None else "resid_mid"
-
     def input(self, layer: int, number: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
         """What the mixer (1) or the feed-forward part (2) of a layer read: the stream after its norm."""
         block, prefix = self.block(layer), f"blocks.{layer}."
@@ -307,30 +212,6 @@ class Recording:
             x = self._kept(prefix + "resid_post", x, at)
             yield prefix + "resid_post", x
 
-    def within(self, layer: int, part: int) -> float:
-        """What multiplies the stream in a layer from where its mixer (1) or feed-forward part (2) joined on; from the
-        layer's beginning with 0."""
-        if self.config.copies:
-            raise UnsupportedError(
-                "This model's stream stands in copies that layers mix, so no one number says what becomes of a part."
-            )
-        block = self.block(layer)
-        if block.after_sum:
-            raise UnsupportedError(
-                "This model norms the sum of stream and part, so no one number says what becomes of a part."
-            )
-        times = 1.0 if block.scalar is None else float(block.scalar.double())
-        for later in range(part + 1, 3):
-            times *= block.choice.stream_scale(later)
-        return times
-
-    def carried(self, layer: int, part: int, to: int | None = None) -> float:
-        """What multiplies the stream from there (after the layer with 3) until it enters layer `to`; by default, until
-        it leaves the last. Layer −1 stands for the embedding."""
-        later = range(layer + 1, self.config.n_layers if to is None else to)
-        own = 1.0 if layer < 0 or part == 3 else self.within(layer, part)
-        return own * math.prod(self.within(i, 0) for i in later)
-
     def joins(self, at: Index = ALL) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         """Every part in order: its site, what it added, and the stream (batch, query, d_model) before and after it."""
         for layer, choice in enumerate(self.config.layers):
@@ -390,15 +271,6 @@ class Recording:
         last = self.mixed_input(layer, 1, slice(max(0, length - before), length))
         return part.carried(last, self.kept(layer, length))
 
-    def recurrence(
-        self, layer: int
-    ) -> GatedDeltaPart | StateSpacePart | LinearAttentionPart | MatrixMemoryPart | ChannelsPart:
-        """The recurrence of this layer."""
-        part = self.mixer(layer)
-        part = part.parts[1] if isinstance(part, ParallelPart) else part
-        assert not isinstance(part, AttentionPart | ParallelPart)
-        return part
-
     def mixed_input(self, layer: int, member: int, at: Index = ALL) -> Float[Tensor, "batch query d_model"]:
         """What a layer's attention (0) or recurrence (1) reads: what its mixer reads, times a number where there are
         both."""
@@ -426,11 +298,6 @@ class Recording:
         return part.rotate(x, angles, side, self.positions[:, at])
 
     _angles: tuple[tuple[Tensor, Tensor], ...] | None = None
-
-    def keys_of(self, layer: int) -> int:
-        """The layer whose keys and values a layer's queries meet: its own, or the one it shares with."""
-        donor = self.config.attention(layer).keys_from
-        return layer if donor is None else donor
 
     def inputs(self, at: Index = ALL, rows: int | None = None) -> dict[int, Tensor]:
         """Tokens' own vectors (batch, query, d_ple) in every layer that has them; one text's for each of `rows`."""
@@ -517,10 +384,6 @@ class Recording:
         if not isinstance(choice, LatentAttention) or choice.index is None:
             return None
         return Indexed(choice.index, *(self.recorded[prefix + part] for part in ("q", "k", "weights")))
-
-    def edits_grid(self, layer: int) -> bool:
-        """Whether the traced forward changed this layer's scores or pattern."""
-        return self.edit is not None and any(f"blocks.{layer}.{g}" in self.edit.writes for g in GRIDS)
 
     def grid(
         self,

@@ -63,7 +63,7 @@ def _classes() -> dict[str, type]:
     return found
 
 
-def _name(value: Any) -> str | None:
+def _name(value: object) -> str | None:
     name = f"{type(value).__module__.removeprefix('glassformer.')}.{type(value).__name__}"
     return name if name in _classes() else None
 
@@ -71,7 +71,7 @@ def _name(value: Any) -> str | None:
 def taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Plain data for JSON; the tensors of a result go into `tensors` by the names that stand in their place."""
 
-    def of(value: Any) -> Any:
+    def of(value: object) -> Any:
         return taken_apart(value, tensors)
 
     if value is None or isinstance(value, (bool, int, str)):
@@ -102,7 +102,7 @@ def taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
     return {_MARK: "elsewhere", "of": type(value).__name__}
 
 
-def put_together(told: Any, tensors: Mapping[str, Tensor], config: Config, trace: Callable[[Any], Trace]) -> Any:
+def put_together(told: object, tensors: Mapping[str, Tensor], config: Config, trace: Callable[[Any], Trace]) -> Any:
     """What `taken_apart` took apart.
 
     Args:
@@ -113,7 +113,7 @@ def put_together(told: Any, tensors: Mapping[str, Tensor], config: Config, trace
         ValueError, TypeError, KeyError: for what it did not write.
     """
 
-    def of(told: Any) -> Any:
+    def of(told: object) -> Any:
         return put_together(told, tensors, config, trace)
 
     if isinstance(told, list):
@@ -144,7 +144,7 @@ def put_together(told: Any, tensors: Mapping[str, Tensor], config: Config, trace
     return _classes()[kind](**{name: of(item) for name, item in inner.items()})
 
 
-def packed(value: Any, **told: Any) -> bytes:
+def packed(value: object, **told: object) -> bytes:
     """A result as a safetensors file whose metadata `json` says what it is, with what else is told."""
     from safetensors.torch import save
 

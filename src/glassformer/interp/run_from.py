@@ -23,7 +23,7 @@ from glassformer.model.sites import Looking, Tap, Where
 
 
 def finish(
-    transformer: Transformer, x: Float[Tensor, "batch query d_model"], where: Where, tap: Tap | None = None
+    transformer: Transformer, x: Float[Tensor, "batch query wide"], where: Where, tap: Tap | None = None
 ) -> Float[Tensor, "batch query d_model"]:
     """The final norm, under the tap."""
     view = None if tap is None else Looking(tap, transformer.config, where).top

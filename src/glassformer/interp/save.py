@@ -16,7 +16,8 @@ from torch import Tensor
 
 from glassformer.errors import CheckpointError
 from glassformer.interp.fingerprint import fingerprint
-from glassformer.interp.recording import GRIDS, Recording, basis_sites
+from glassformer.interp.recorded_layers import GRIDS, basis_sites
+from glassformer.interp.recording import Recording
 from glassformer.model import Transformer
 from glassformer.model.sites import block_sites
 from glassformer.system import files, sealed

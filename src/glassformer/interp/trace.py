@@ -134,8 +134,9 @@ class Trace(Traced):
 
     def head_outputs(
         self, layer: int, head: int | None = None, positions: int | slice | None = None
-    ) -> Float[Tensor, "head query d_model"]:
-        """What each head adds to the residual stream (after a post-norm as run; biases left out)."""
+    ) -> Float[Tensor, "... d_model"]:
+        """What each head adds to the residual stream (after a post-norm as run; biases left out): head, query, d_model,
+        sliced as `pattern` is."""
         from glassformer.interp.head_outputs import head_outputs
 
         return head_outputs(self, layer, head, positions)
@@ -190,12 +191,12 @@ class Trace(Traced):
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(i, self.token_text(i), p) for i, p in pairs]
 
-    def view(self, room: str = "attention", **options: Any) -> Any:
+    def view(self, room: str = "attention", **options: object) -> Any:
         """This trace in Jupyter: its "attention", "depth" or "why"; see `glassformer.notebook.of_trace`."""
         # Drawing stands above this floor: it is found by name when asked for, and nothing here depends on it.
         return import_module("glassformer.notebook").of_trace(self, room, **options)
 
-    def attention(self, **options: Any) -> Any:
+    def attention(self, **options: object) -> Any:
         """Every head of this trace in Jupyter; `trace.pattern(layer, head)` gives the numbers."""
         return self.view("attention", **options)
 

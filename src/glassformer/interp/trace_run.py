@@ -13,7 +13,8 @@ from torch import Tensor
 
 from glassformer.errors import TextError
 from glassformer.interp import memory
-from glassformer.interp.recording import Recording, basis_sites, grid_site
+from glassformer.interp.recorded_layers import basis_sites, grid_site
+from glassformer.interp.recording import Recording
 from glassformer.interp.taps import Bound, Compose, Record
 from glassformer.model import Config, Transformer
 from glassformer.model.cache import Cache

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from glassformer.errors import ShapeError, SiteError, UnsupportedError, UsageError
 from glassformer.interp import memory
-from glassformer.interp.recording import Recording, grid_site
+from glassformer.interp.recorded_layers import grid_site
+from glassformer.interp.recording import Recording
 from glassformer.interp.select import layers_of
 from glassformer.interp.vocabulary import Vocabulary, token_id
 from glassformer.model import Config, Transformer
@@ -145,7 +146,7 @@ class Traced:
         An integer drops the axis.
         """
         name = canonical(site, self.config)
-        index: Any
+        index: object
         if isinstance(positions, int):
             index = slice(self.position(positions), self.position(positions) + 1)
         elif isinstance(positions, slice):

@@ -204,10 +204,13 @@ def gated(
 
 def rotate(
     x: Float[Tensor, "batch query head d_head"],
-    cos: Float[Tensor, "batch query 1 pair"],
-    sin: Float[Tensor, "batch query 1 pair"],
+    cos: Float[Tensor, "#batch #query 1 pair"],
+    sin: Float[Tensor, "#batch #query 1 pair"],
 ) -> Float[Tensor, "batch query head d_head"]:
-    """Turn dimensions (i, i + pair) of every head by their position's angles; those from 2·pair on stay."""
+    """Turn dimensions (i, i + pair) of every head by their position's angles; those from 2·pair on stay.
+
+    Angles of one text, or of one position, serve all.
+    """
     if (out := ops_abi.rotate(x, cos, sin)) is not None:
         return out
     pairs = cos.shape[-1]

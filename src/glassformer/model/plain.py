@@ -46,7 +46,7 @@ _CLASSES = {cls.__name__: cls for cls in _NESTED.values()}
 _TEXTS = ("str", "Activation", "Placement", 'Literal["', "Literal['")
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A setting, or settings within each other, as JSON has them; an infinity becomes null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -70,7 +70,7 @@ def plain_layers(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     return found
 
 
-def build_layers(entries: Any) -> tuple[Layer, ...]:
+def build_layers(entries: object) -> tuple[Layer, ...]:
     """What `plain_layers` gave, as layers again.
 
     Raises:
@@ -128,7 +128,7 @@ def build(cls: Any, data: Any, where: str) -> Any:
     return cls(**values)
 
 
-def _kind(table: Mapping[str, type], data: Any, where: str) -> Any:
+def _kind(table: Mapping[str, type], data: object, where: str) -> Any:
     if data is None:
         return None
     if not isinstance(data, dict):
@@ -139,7 +139,7 @@ def _kind(table: Mapping[str, type], data: Any, where: str) -> Any:
     return build(table[kind], {k: v for k, v in data.items() if k != "kind"}, where)
 
 
-def check_type(where: str, annotation: str, value: Any) -> None:
+def check_type(where: str, annotation: str, value: object) -> None:
     """Check a field's value against its annotation.
 
     Raises:

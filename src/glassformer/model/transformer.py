@@ -196,8 +196,8 @@ class Transformer(nn.Module):
         return x[:, -new:]
 
     def unembed_hidden(
-        self, x: Float[Tensor, "batch query d_model"], view: View | None = None
-    ) -> Float[Tensor, "batch query vocab"]:
+        self, x: Float[Tensor, "*batch d_model"], view: View | None = None
+    ) -> Float[Tensor, "*batch vocab"]:
         """Logits from the normed residual stream, soft-capped where the family caps."""
         matrix = self.embed.weight if self.unembed is None else self.unembed.weight
         logits = linear(x if self.project_out is None else self.project_out(x), matrix, self.unembed_bias)
@@ -213,9 +213,7 @@ class Transformer(nn.Module):
         matrix = self.embed.weight if self.unembed is None else self.unembed.weight
         return matrix if self.project_out is None else matrix @ self.project_out.weight
 
-    def normed(
-        self, x: Float[Tensor, "batch query wide"], view: View | None = None
-    ) -> Float[Tensor, "batch query d_model"]:
+    def normed(self, x: Float[Tensor, "*batch wide"], view: View | None = None) -> Float[Tensor, "*batch d_model"]:
         """The residual stream after the head and the final norm, where they are: what the unembedding reads."""
         x = self.gathered(x)
         x = x if self.head is None else self.head(x, view)

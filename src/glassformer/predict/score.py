@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -233,7 +233,7 @@ def _logits_at(transformer: Transformer, tokens: Tensor, rows: Tensor, places: T
         yield transformer.unembed_hidden(hidden[None, first : first + ROWS])[0].float()
 
 
-def _reader(ids: Any) -> Callable[[int, int], NDArray[np.integer]]:
+def _reader(ids: object) -> Callable[[int, int], NDArray[np.integer]]:
     array = np.asarray(ids, dtype=np.int64)
     return lambda start, n: array[start : start + n]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from glassformer.remote.model import RemoteModel
 
 
-def asking(name: str, method: Callable[..., Any], owner: Callable[[Any], tuple[RemoteModel, dict[str, Any]]]) -> Any:
+def asking(name: str, method: Callable[..., object], owner: Callable[[Any], tuple[RemoteModel, dict[str, Any]]]) -> Any:
     """A method that asks the server for the verb `name`, with the signature and the sentence of `method`.
 
     Args:
@@ -20,7 +20,7 @@ def asking(name: str, method: Callable[..., Any], owner: Callable[[Any], tuple[R
     signature = inspect.signature(method)
 
     @functools.wraps(method)
-    def ask(self: Any, *given: Any, **options: Any) -> Any:
+    def ask(self: object, *given: object, **options: object) -> Any:
         bound = signature.bind(self, *given, **options).arguments
         for p in signature.parameters.values():
             if p.kind is p.VAR_KEYWORD:

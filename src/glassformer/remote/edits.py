@@ -11,7 +11,7 @@ from glassformer.errors import UsageError
 _PARTS = {("mixer.out",): "attention", ("mlp.out",): "feed_forward"}
 
 
-def told(tap: Any, layers: int) -> list[dict[str, Any]]:
+def told(tap: object, layers: int) -> list[dict[str, Any]]:
     """A tap as the `edits` of a request; several where it means several places.
 
     Args:

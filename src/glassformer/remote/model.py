@@ -322,7 +322,7 @@ class RemoteModel(LooksInside):
         """The views that the server computes."""
         return self._there.views
 
-    def inspect(self, view: str, text: str | None = None, **ask: Any) -> dict[str, Any]:
+    def inspect(self, view: str, text: str | None = None, **ask: object) -> dict[str, Any]:
         """A view's data, its arrays as NumPy's; `views()` lists them with their parameters."""
         body: Mapping[str, Any] = ask if text is None else {"text": text, **ask}
         fields = self._fields(view)
@@ -339,7 +339,7 @@ class RemoteModel(LooksInside):
         found: dict[str, Any] = wire.arrays(self._wire.ask("POST", f"/v1/inspect/{view}", body)["data"])
         return found
 
-    def view(self, text: str, **options: Any) -> Any:
+    def view(self, text: str, **options: object) -> Any:
         """Not here: the page draws a model in its own process; `inspect` gives what it shows as data."""
         raise UsageError("The page draws a model that is in this process; ask the server for a view: inspect(name).")
 

@@ -74,7 +74,7 @@ class RemoteTrace(Trace):
             raise ShapeError(f"The trace holds {len(self.ids)} texts, 0 to {len(self.ids) - 1}; there is no {row}.")
         return RemoteTrace(self.remote, self.ids[row])
 
-    def view(self, room: str = "attention", **options: Any) -> Any:
+    def view(self, room: str = "attention", **options: object) -> Any:
         """Not here: the page draws a model in its own process."""
         raise UsageError("The page draws a model that is in this process; ask the server for a view: inspect(name).")
 

@@ -126,7 +126,7 @@ def plain(value: Any) -> Any:
     raise UsageError(f"{what} cannot be sent to a server; load the model here for that, or name what the server has.")
 
 
-def arrays(value: Any) -> Any:
+def arrays(value: object) -> Any:
     """A view's data with its arrays as NumPy's."""
     if isinstance(value, dict):
         if set(value) == {"shape", "dtype", "base64"}:

@@ -75,7 +75,7 @@ class CountAsk(Ask):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     IGNORED: ClassVar[frozenset[str]] = IGNORED | {"cache_control", "inference_geo"}
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL | {"mcp_servers": ([],), "container": ()}
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL | {"mcp_servers": ([],), "container": ()}
 
 
 class MessagesAsk(CountAsk):
@@ -216,7 +216,7 @@ def _turn(message: InputMessage, where: str, chat: Chat) -> None:
             chat.call(id, name, arguments, place, _CALL)
 
 
-def _text(content: Any, where: str) -> str:
+def _text(content: object, where: str) -> str:
     if isinstance(content, str):
         return content
     texts = []
@@ -280,7 +280,7 @@ class MessageWriter(AnswerWriter):
         return self._message(exchange, content, answer)
 
     async def events(self, exchange: Exchange) -> AsyncGenerator[bytes]:
-        def told(kind: str, **data: Any) -> bytes:
+        def told(kind: str, **data: object) -> bytes:
             return event({"type": kind, **data}, kind)
 
         yield told("message_start", message=self._message(exchange, [], None))

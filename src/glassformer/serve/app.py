@@ -46,7 +46,7 @@ _SECURITY: dict[str, Any] = {
 }
 
 
-def page_app(session: Session, policy: Policy, *, load: Callable[..., Any] | None = None) -> ASGIApp:
+def page_app(session: Session, policy: Policy, *, load: Callable[..., object] | None = None) -> ASGIApp:
     """The app behind `glassformer open`: the page and its API, guarded."""
     workers, training = Workers(), Training(session.runs)
 

@@ -18,7 +18,7 @@ def plain(edits: Sequence[Any]) -> list[dict[str, Any]]:
     return [edit.model_dump(exclude_none=True, exclude={"vector", "edges"}) for edit in edits]
 
 
-def edited(served: Served, edits: Sequence[Any]) -> Model:
+def edited(served: Served, edits: Sequence[object]) -> Model:
     """The model with a request's edits put in.
 
     Raises:

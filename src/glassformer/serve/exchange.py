@@ -46,7 +46,7 @@ class PreparedRequest:
     scored: list[list[Entry]] = field(default_factory=list)
     reader: Callable[[], Reader] | None = None
     specials: bool = False
-    edits: Sequence[Any] = ()
+    edits: Sequence[object] = ()
 
     @property
     def answers_per_prompt(self) -> int:

@@ -40,7 +40,7 @@ IGNORED = frozenset(
     }
 )  # fmt: skip
 # Not there: only these values, which change nothing, are taken (null always is).
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "tfs_z": (1,),
     "top_a": (0,),
     "xtc_probability": (0,),
@@ -82,7 +82,7 @@ class Ask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     IGNORED: ClassVar[frozenset[str]] = frozenset()
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -108,14 +108,14 @@ class Ask(BaseModel):
         return kept
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> Any:
     """A stop is a string or several."""
     if value is None:
         return []
     return [value] if isinstance(value, str) else value
 
 
-def _biases(value: Any) -> Any:
+def _biases(value: object) -> Any:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -137,7 +137,7 @@ def nullable(*kinds: Mapping[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": list(kinds)})
 
 
-def _none_is(usual: Any) -> BeforeValidator:
+def _none_is(usual: object) -> BeforeValidator:
     """null is the usual value."""
     return BeforeValidator(lambda value: usual if value is None else value)
 
@@ -213,7 +213,7 @@ class Sampled(_Settings):
         default=None, ge=-1000, le=1000, description="Who waits less: lower begins earlier, 0 by default, as in vLLM."
     )
     IGNORED: ClassVar[frozenset[str]] = IGNORED
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL
 
     @model_validator(mode="after")
     def _possible(self) -> Sampled:

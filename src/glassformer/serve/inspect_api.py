@@ -96,7 +96,7 @@ def _listed_views() -> dict[str, Any]:
 
 
 def _add_verb(api: APIRouter, inspector: Inspector, verb: Verb) -> None:
-    async def ask_verb(ask: Any, request: Request) -> Response:
+    async def ask_verb(ask: object, request: Request) -> Response:
         return await inspector.verb(verb, ask, request)
 
     ask_verb.__annotations__["ask"] = verb.ask
@@ -109,7 +109,7 @@ def _add_verb(api: APIRouter, inspector: Inspector, verb: Verb) -> None:
 def _add(api: APIRouter, inspector: Inspector, view: View) -> None:
     ask = view.ask
 
-    async def inspect(ask: Any, request: Request) -> Response:
+    async def inspect(ask: object, request: Request) -> Response:
         return await inspector.answer(view, ask, request)
 
     inspect.__annotations__["ask"] = ask
@@ -205,10 +205,14 @@ class Inspector:
             return problem(late(served, "verb"), request.url.path)
 
     async def _found(
-        self, work: Callable[[Callable[..., None]], Any], served: Served, request: Request, stepped: Callable[..., None]
+        self,
+        work: Callable[[Callable[..., None]], object],
+        served: Served,
+        request: Request,
+        stepped: Callable[..., None],
     ) -> Any:
-        def watched(check: Callable[[], None]) -> Any:
-            def step(*progress: Any) -> None:
+        def watched(check: Callable[[], None]) -> object:
+            def step(*progress: object) -> None:
                 check()
                 stepped(*progress)
 
@@ -220,7 +224,7 @@ class Inspector:
 
     async def _stream(
         self,
-        work: Callable[[Callable[..., None]], Any],
+        work: Callable[[Callable[..., None]], object],
         served: Served,
         request: Request,
         what: str,
@@ -229,7 +233,7 @@ class Inspector:
         """Signs of progress (what the work told last, where it tells that), and the result."""
         steps, last = 0, ()  # type: int, tuple[Any, ...]
 
-        def stepped(*progress: Any) -> None:
+        def stepped(*progress: object) -> None:
             nonlocal steps, last
             steps, last = steps + 1, progress or last
 
@@ -257,7 +261,7 @@ def binary(told: dict[str, Any]) -> bytes:
 
     arrays: dict[str, Any] = {}
 
-    def taken(value: Any, place: str) -> Any:
+    def taken(value: object, place: str) -> Any:
         if isinstance(value, dict):
             if set(value) == {"shape", "dtype", "base64"}:
                 raw = base64.b64decode(value["base64"])

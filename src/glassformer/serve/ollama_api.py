@@ -50,7 +50,7 @@ _NAMES = {
 Named = Annotated[str, Field(max_length=500), BeforeValidator(lambda name: _bare(name))]
 
 
-def _bare(name: Any) -> Any:
+def _bare(name: object) -> Any:
     """Clients of Ollama put the usual tag after a name."""
     return name.removesuffix(":latest") if isinstance(name, str) else name
 
@@ -140,7 +140,7 @@ class OllamaGenerateAsk(_Asked):
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = Field(default=None, description="The prompt as it stands, without the chat template.")
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "suffix": ("",),
         "template": ("",),
         "context": ([],),
@@ -280,7 +280,7 @@ def _card(card: Mapping[str, Any]) -> dict[str, Any]:
 
 def _loaded(model: str, field: str) -> dict[str, Any]:
     """What an empty request is answered with: the model is there."""
-    empty: Any = {"role": "assistant", "content": ""} if field == "message" else ""
+    empty: object = {"role": "assistant", "content": ""} if field == "message" else ""
     return {"model": model, "created_at": _now(), field: empty, "done": True, "done_reason": "load"}
 
 
@@ -348,7 +348,7 @@ class OllamaWriter(AnswerWriter):
     def __init__(self, served: Served, *, chat: bool) -> None:
         self._model, self._chat = served.name, chat
 
-    def _told(self, text: str, thought: str, calls: list[Call], **more: Any) -> dict[str, Any]:
+    def _told(self, text: str, thought: str, calls: list[Call], **more: object) -> dict[str, Any]:
         said: dict[str, Any] = {}
         if thought:
             said["thinking"] = thought

@@ -16,7 +16,7 @@ from glassformer.serve.fields import MOST_CHOICES, MOST_PROMPTS, MOST_TOP, NULL,
 from glassformer.serve.tools import Tool, Toolbox
 
 
-def _prompts(value: Any) -> list[str | list[int]]:
+def _prompts(value: object) -> list[str | list[int]]:
     """A prompt is a text, several, token ids, or several lists of them."""
     if isinstance(value, str):
         return [value]
@@ -32,11 +32,11 @@ def _prompts(value: Any) -> list[str | list[int]]:
     return value
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
-def _content(value: Any) -> Any:
+def _content(value: object) -> Any:
     """A message's content is a text, or parts of which each is one."""
     if value is None:
         return ""
@@ -181,7 +181,7 @@ class Message(Ask):
     reasoning_content: str | None = Field(default=None, description="What an assistant thought before it answered.")
     reasoning: str | None = Field(default=None, description="The same, as others spell it.")
     IGNORED: ClassVar[frozenset[str]] = frozenset({"refusal", "annotations", "cache_control", "id", "object", "parsed"})
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "audio": (),
         "function_call": (),
         "prefix": (False,),
@@ -206,7 +206,7 @@ class ChatAsk(Streamed):
     tools: list[ToolAsk] | None = Field(default=None, max_length=200)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = Field(default=None, description="false for at most one call an answer.")
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {
         **Sampled.NEUTRAL,
         "echo": (False,),
     }

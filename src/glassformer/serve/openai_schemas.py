@@ -159,7 +159,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def streamed(about: str, **more: Any) -> dict[int | str, dict[str, Any]]:
+def streamed(about: str, **more: object) -> dict[int | str, dict[str, Any]]:
     """The responses of a route whose answer is a stream of events, or of one of `more` media types with its schema."""
     content = {"text/event-stream": {"schema": {"type": "string"}}} | {
         kind: {"schema": how} for kind, how in more.items()

@@ -202,7 +202,9 @@ class ChatWriter(_OpenAi):
         super().__init__(served)
         self.ask, self.counted = ask, ask.counted
 
-    def _choice(self, index: int, delta: dict[str, Any], entries: Sequence[Entry], finish: str | None) -> Any:
+    def _choice(
+        self, index: int, delta: dict[str, Any], entries: Sequence[Entry], finish: str | None
+    ) -> dict[str, Any]:
         found = None
         if self.ask.logprobs and (entries or not self.ask.stream):
             found = chat_logprobs(self.tokenizer, entries)

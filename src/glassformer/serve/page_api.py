@@ -139,7 +139,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
 
     @api.post("/api/generate")
     async def generate(ask: GenerateAsk, request: Request) -> Response:
-        def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
+        def work(check: Callable[[], None], emit: Callable[[object], None]) -> None:
             for step in steps(session, ask, check):
                 emit(step)
             emit({"done": True})
@@ -148,7 +148,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
 
     @api.post("/api/open")
     async def open_model(ask: OpenAsk, request: Request) -> Response:
-        def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
+        def work(check: Callable[[], None], emit: Callable[[object], None]) -> None:
             def progress(done: int, total: int | None, what: str) -> None:
                 check()
                 emit({"done": done, "total": total, "what": what})
@@ -166,7 +166,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
 
     @api.post("/api/race")
     async def race(ask: RaceAsk, request: Request) -> Response:
-        def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
+        def work(check: Callable[[], None], emit: Callable[[object], None]) -> None:
             from glassformer.predict.race import race as raced
 
             def progress(who: str, length: int) -> None:
@@ -196,7 +196,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
 
     @api.post("/api/learn")
     async def learn(ask: LearnAsk, request: Request) -> Response:
-        def work(check: Callable[[], None], emit: Callable[[Any], None]) -> None:
+        def work(check: Callable[[], None], emit: Callable[[object], None]) -> None:
             from glassformer.views.learning import repeated
 
             for step in repeated(session, ask, check):

@@ -225,7 +225,7 @@ class ResponseWriter(AnswerWriter):
             self._store.keep(self.id, Kept(told, items, messages))
         return told
 
-    def _event(self, kind: str, **data: Any) -> bytes:
+    def _event(self, kind: str, **data: object) -> bytes:
         self._number += 1
         return event({"type": kind, "sequence_number": self._number, **data}, kind)
 
@@ -294,7 +294,7 @@ class _Parts:
             told.append(self._told("response.function_call_arguments.delta", delta=new.arguments))
         return told
 
-    def _told(self, kind: str, **data: Any) -> bytes:
+    def _told(self, kind: str, **data: object) -> bytes:
         id = self._writer._item_id(self._open or "")
         return self._writer._event(kind, item_id=id, output_index=self._index, **data)
 

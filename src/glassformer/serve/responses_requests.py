@@ -91,7 +91,7 @@ class ResponseAsk(Ask):
     stream: bool | None = None
     metadata: dict[str, Any] | None = None
     IGNORED: ClassVar[frozenset[str]] = (IGNORED - {"store", "metadata"}) | {"include", "stream_options"}
-    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL | {
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL | {
         "background": (False,),
         "conversation": (),
         "max_tool_calls": (),

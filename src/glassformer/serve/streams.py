@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 from starlette.responses import StreamingResponse
@@ -87,12 +87,12 @@ class Stream(StreamingResponse):
             limit.reschedule(now())
 
 
-def dumped(data: Any) -> bytes:
+def dumped(data: object) -> bytes:
     """JSON as it goes over the wire; numbers that are none are null."""
     return to_json(data, inf_nan_mode="null")
 
 
-def event(data: Any, name: str | None = None) -> bytes:
+def event(data: object, name: str | None = None) -> bytes:
     """One server-sent event."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + dumped(data) + b"\n\n"

@@ -31,7 +31,7 @@ def said(error: ValidationError | Any) -> tuple[str, str]:
     return where, text if text.endswith((".", "?")) else f"{text}."
 
 
-def _path(parts: Sequence[Any]) -> str:
+def _path(parts: Sequence[object]) -> str:
     def sent(at: int) -> bool:
         """Whether this part was: neither the kind of a field nor that of an edit was."""
         return at == 0 or not (_KIND.fullmatch(str(parts[at])) or (at > 1 and parts[at - 2] == "edits"))
@@ -86,7 +86,7 @@ class Chat:
         self.names[place] = where
         self.names |= {f"{place}.{field}": path for field, path in fields.items()}
 
-    def call(self, id: Any, name: Any, arguments: Any, where: str, fields: Mapping[str, str] = _SAME) -> None:
+    def call(self, id: object, name: object, arguments: object, where: str, fields: Mapping[str, str] = _SAME) -> None:
         """A call of a tool in the last message, written at `where`; `fields` of it are written elsewhere below that."""
         calls = self.messages[-1].setdefault("tool_calls", [])
         place = f"messages.{len(self.messages) - 1}.tool_calls.{len(calls)}"

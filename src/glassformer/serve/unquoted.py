@@ -36,7 +36,7 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def resolved(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(schema: object, root: Mapping[str, Any]) -> dict[str, Any]:
     """A schema with the reference that it is, if any, followed within its root.
 
     Raises:
@@ -45,7 +45,7 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
     seen: set[str] = set()
     while isinstance(schema, Mapping) and "$ref" in schema:
         where = str(schema["$ref"])
-        found: Any = root
+        found: object = root
         for part in where.removeprefix("#").strip("/").split("/"):
             part = part.replace("~1", "/").replace("~0", "~")
             found = found.get(part) if isinstance(found, Mapping) else None
@@ -63,7 +63,7 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def bare_text(schema: Any, root: Mapping[str, Any]) -> bool:
+def bare_text(schema: object, root: Mapping[str, Any]) -> bool:
     """Whether a bare argument of this schema is written as it is: it can be nothing but a text."""
     found = resolved(schema, root)
     options = _options(found)
@@ -156,7 +156,7 @@ class Values:
 
     # Bare
 
-    def bare(self, schema: Any, end: str) -> str:
+    def bare(self, schema: object, end: str) -> str:
         """A bare argument, up to a mark and with it."""
         if schema is False:
             raise self.refuse("a value that nothing may be")
@@ -168,7 +168,7 @@ class Values:
             return self.text(found, end)
         return "(" + " | ".join(quoted(one) for one in options) + f") {self._mark(end)}"
 
-    def json(self, schema: Any) -> str:
+    def json(self, schema: object) -> str:
         """A value as JSON."""
         inner = schema if isinstance(schema, Mapping) else {}
         whole = {**inner, **{k: self._root[k] for k in ("$defs", "definitions") if k in self._root}}
@@ -187,7 +187,7 @@ class Values:
             root.setdefault("additionalProperties", False)
         return self._object(root)
 
-    def _value(self, schema: Any) -> str:
+    def _value(self, schema: object) -> str:
         if schema is False:
             raise self.refuse("a value that nothing may be")
         if isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
@@ -281,7 +281,7 @@ class Values:
         self._rules[place] = "\n".join([f'{rule}: "{{" {rule}_0 "}}"', *lines])
         return rule
 
-    def _literal(self, value: Any) -> str:
+    def _literal(self, value: object) -> str:
         if isinstance(value, str):
             if self._quote in value:
                 raise self.refuse(f"the text {value!r}")
@@ -291,7 +291,7 @@ class Values:
             raise self.refuse("an enum of objects or arrays")
         return quoted(json.dumps(value))
 
-    def _apart(self, schemas: list[Any]) -> bool:
+    def _apart(self, schemas: list[object]) -> bool:
         """Whether no value can follow two of these schemas: their types differ, or a property that each has to hold
         does."""
         found = [resolved(one, self._root) for one in schemas]
@@ -307,7 +307,7 @@ class Values:
         return False
 
 
-def without_words(schema: Any) -> Any:
+def without_words(schema: object) -> Any:
     """A schema without what only describes it."""
     if isinstance(schema, dict):
         return {
@@ -316,7 +316,7 @@ def without_words(schema: Any) -> Any:
     return schema
 
 
-def _inner(key: str, value: Any) -> Any:
+def _inner(key: str, value: object) -> Any:
     if key in ("properties", "$defs", "definitions", "patternProperties") and isinstance(value, dict):
         return {name: without_words(one) for name, one in value.items()}  # names, whatever they are
     if key in ("enum", "const", "default", "examples"):

@@ -114,7 +114,7 @@ class Verb:
     name: str
     ask: type[BaseModel]
     about: str
-    call: Callable[..., Any]
+    call: Callable[..., object]
     of_trace: bool
     progress: bool
     limited: bool
@@ -141,7 +141,7 @@ class Verb:
         return OfTrace if self.of_trace else OfModel
 
 
-def _native(value: Any) -> Any:
+def _native(value: object) -> Any:
     return slice(value.start, value.stop, value.step) if isinstance(value, Slice) else value
 
 
@@ -153,7 +153,7 @@ def _trace(session: Session, ask: Any) -> Trace:
 
 
 def _verb(
-    name: str, call: Callable[..., Any], options: str | None = None, *, of_trace: bool = False, without: str = ""
+    name: str, call: Callable[..., object], options: str | None = None, *, of_trace: bool = False, without: str = ""
 ) -> Verb:
     """The verb of a method.
 
@@ -175,7 +175,7 @@ def _verb(
     return Verb(name, ask, about, call, of_trace, "progress" in taken, "limit" in taken)
 
 
-def _fields(call: Callable[..., Any], more: Callable[..., Any] | None) -> dict[str, Any]:
+def _fields(call: Callable[..., object], more: Callable[..., object] | None) -> dict[str, Any]:
     """The parameters that travel, with their types, bounds and defaults."""
     found: dict[str, Any] = {}
     own = list(inspect.signature(call).parameters.values())[1:]

@@ -20,7 +20,7 @@ class Workers:
     def __init__(self, threads: int = 2) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="view")
 
-    async def run(self, request: Request, work: Callable[[Callable[[], None]], Any]) -> Any:
+    async def run(self, request: Request, work: Callable[[Callable[[], None]], object]) -> Any:
         """`work(check)` in a thread; `check` raises `Cancelled` once the client has gone.
 
         Raises:
@@ -32,7 +32,7 @@ class Workers:
             if gone.is_set():
                 raise Cancelled
 
-        def start() -> Any:
+        def start() -> object:
             check()  # it may have waited in line while the client left
             return work(check)
 
@@ -44,14 +44,14 @@ class Workers:
             watcher.cancel()
 
     async def stream(
-        self, request: Request, work: Callable[[Callable[[], None], Callable[[Any], None]], None]
+        self, request: Request, work: Callable[[Callable[[], None], Callable[[object], None]], None]
     ) -> AsyncIterator[bytes]:
         """Server-sent events from `work(check, emit)`, as they are emitted; an error becomes a last event."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Any] = asyncio.Queue()
         done = object()
 
-        def emit(data: Any) -> None:
+        def emit(data: object) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, data)
 
         async def drive() -> None:

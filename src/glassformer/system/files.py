@@ -26,7 +26,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from glassformer.errors import FileError, GlassformerError
 
@@ -156,13 +155,15 @@ def write_text(path: str | Path, text: str, *, raises: type[GlassformerError] = 
 
 
 def write_json(
-    path: str | Path, value: Any, *, indent: int | None = 2, raises: type[GlassformerError] = FileError
+    path: str | Path, value: object, *, indent: int | None = 2, raises: type[GlassformerError] = FileError
 ) -> None:
     """Write a value as JSON with a last newline, whole or not at all. Raises `raises`, and `ValueError` for a NaN."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n", raises=raises)
 
 
-def write_with(path: str | Path, writer: Callable[[Path], Any], *, raises: type[GlassformerError] = FileError) -> None:
+def write_with(
+    path: str | Path, writer: Callable[[Path], object], *, raises: type[GlassformerError] = FileError
+) -> None:
     """Let `writer` write the file it is given the path of; the result is `path`, whole or not at all."""
     with atomic(path, raises=raises) as draft:
         writer(draft)

@@ -172,7 +172,7 @@ def _table(source: Mapping[str, Any], dtype: np.dtype[np.integer], tokenizer: To
     from glassformer.tokenizer.parts import byte_letters
 
     model, added = source["model"], source["added_tokens"]
-    vocab: Any = model.get("vocab")
+    vocab: object = model.get("vocab")
     if not isinstance(vocab, dict) or model.get("merges") or model.get("unk_token") or source.get("normalizer"):
         return None
     letters = {token: id for token, id in vocab.items() if token not in {t["content"] for t in added}}
@@ -211,7 +211,7 @@ def _library(serialised: str, source: Mapping[str, Any], dtype: np.dtype[np.inte
     """For a byte-level vocabulary with all 256 bytes: the tokenizers library, many texts at a time."""
     from glassformer.tokenizer.parts import byte_letters
 
-    vocab: Any = source["model"].get("vocab")
+    vocab: object = source["model"].get("vocab")
     byte_level = (source.get("decoder") or {}).get("type") == "ByteLevel"
     if not byte_level or not isinstance(vocab, dict) or not set(byte_letters()) <= set(vocab):
         return None

@@ -45,14 +45,14 @@ def byte_token(token: str) -> int | None:
     return None
 
 
-def content_of(token: Any) -> str | None:
+def content_of(token: object) -> str | None:
     """A token in a configuration is its text or an object with its text."""
     if isinstance(token, Mapping):
         token = token.get("content")
     return token if isinstance(token, str) else None
 
 
-def ids_in(value: Any) -> list[int]:
+def ids_in(value: object) -> list[int]:
     """An id in a configuration is a number or a list of them."""
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
@@ -73,7 +73,7 @@ def steps_of(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return [part]
 
 
-def decoder_kind(decoder: Any) -> tuple[str, bool]:
+def decoder_kind(decoder: object) -> tuple[str, bool]:
     """How tokens become bytes ("bytes", "spaces" or "plain"), and whether a text's first space is dropped."""
     steps = steps_of(component(decoder))
     types = [step["type"] for step in steps]

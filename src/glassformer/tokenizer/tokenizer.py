@@ -324,7 +324,7 @@ class Tokenizer:
         generation_prompt: bool = True,
         *,
         template: str | None = None,
-        **variables: Any,
+        **variables: object,
     ) -> str:
         """The text of a conversation by the model's chat template; encode it with `bos=False`.
 

@@ -27,7 +27,7 @@ def train(
     probes: Sequence[Probe] = (),
     quiet: bool = False,
     settings: Mapping[str, Any] | None = None,
-    **more: Any,
+    **more: object,
 ) -> Result:
     """Train a model.
 

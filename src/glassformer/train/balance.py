@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from glassformer.model import Config
 from glassformer.model.choices import Attention, Experts
 from glassformer.model.layers import softcap
+from glassformer.model.sites import Where
 from glassformer.train.dropout import Dropout
 from glassformer.train.loss import IGNORE
 from glassformer.train.processes import Processes
@@ -54,7 +54,7 @@ class Balance:
         self._counts: dict[str, Tensor] = {}
         self._sum = self._tokens = 0.0
 
-    def __call__(self, site: str, x: Tensor, where: Any) -> None:
+    def __call__(self, site: str, x: Tensor, where: object) -> None:
         # what is computed again for the gradient comes by twice, and counts once
         if self._seen is not None:
             self._seen.setdefault(site, x)
@@ -156,7 +156,7 @@ class Both:
         self.dropout, self.balance = dropout, balance
         self.reads, self.writes = balance.reads, dropout.writes
 
-    def __call__(self, site: str, x: Tensor, where: Any) -> Tensor | None:
+    def __call__(self, site: str, x: Tensor, where: Where) -> Tensor | None:
         if site in self.writes:
             return self.dropout(site, x, where)
         self.balance(site, x, where)

@@ -34,7 +34,7 @@ class Compiled:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         self._call = torch.compile(_plain, dynamic=False)
 
-    def __call__(self, block: Any, *args: Any) -> Tensor:
+    def __call__(self, block: object, *args: object) -> Tensor:
         """The block's output."""
         result: Tensor = self._call(block, *args)
         return result

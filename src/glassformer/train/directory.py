@@ -241,7 +241,7 @@ def _stored(directory: Path) -> Recipe | None:
     return None
 
 
-def _recipe(stored: Any, where: Path) -> Recipe:
+def _recipe(stored: Mapping[str, Any], where: Path) -> Recipe:
     recipe = Recipe.from_dict(stored, str(where))
     # a run from before documents were taken apart, or experts balanced, goes on as it began
     before = {} if "pack" in stored.get("data", {}) else {"pack": "together"}

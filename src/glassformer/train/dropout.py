@@ -7,10 +7,9 @@ numbers, whatever is computed twice is computed alike, and the native step (nati
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from glassformer.model import Config
@@ -65,7 +64,7 @@ class Dropout:
         return x * mask.view(x.shape).to(x.device)
 
 
-def _hash(x: np.ndarray[Any, np.dtype[np.uint32]]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+def _hash(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """32 well-mixed bits of each number, in place."""
     x ^= x >> np.uint32(16)
     x *= np.uint32(0x7FEB352D)

@@ -54,7 +54,7 @@ class Journal:
             except OSError as error:
                 raise _unwritable(path, error) from error
 
-    def write(self, event: str, step: int, **values: Any) -> None:
+    def write(self, event: str, step: int, **values: object) -> None:
         """Record one event."""
         record = {"event": event, "step": step, "seconds": round(time.monotonic() - self.began, 3), **values}
         if self._file is not None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glassformer.count import count
 from glassformer.errors import GlassformerError
@@ -17,6 +17,11 @@ from glassformer.kernels.compile import NativeUnavailableError
 from glassformer.train import memory, schedule
 from glassformer.train import recipe as recipes
 from glassformer.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from glassformer.model import Config
 
 MEASURED_TOKENS, MEASURED_FLOPS = 4096, 1e12
 """At most this many tokens (and, beyond one row on a processor, FLOPs) are computed at once to measure the time."""
@@ -181,7 +186,7 @@ def _changed(source: str | Path | Recipe | None, recipe: Recipe) -> bool:
     return recipes.load(named).with_settings({"data": recipe.data.data}) != recipe
 
 
-def _engine(recipe: Recipe, config: Any, compute: Any, device: Any) -> tuple[bool, str]:
+def _engine(recipe: Recipe, config: Config, compute: torch.dtype, device: torch.device) -> tuple[bool, str]:
     """Whether the native step is taken, and a sentence."""
     import torch
 
@@ -206,7 +211,15 @@ def _vocab(recipe: Recipe) -> int:
     return {"byte": 257, "char": 128, "gpt2": 50257}.get(wanted, 32768)
 
 
-def _measure(recipe: Recipe, config: Any, rows: int, device: Any, compute: Any, native: bool, start: Any) -> float:
+def _measure(
+    recipe: Recipe,
+    config: Config,
+    rows: int,
+    device: torch.device,
+    compute: torch.dtype,
+    native: bool,
+    start: Any,
+) -> float:
     """Tokens a second of forward, backward and a share of the optimiser's step."""
     import torch
 

@@ -8,7 +8,6 @@ losses, and what their slopes say, is `influence`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +65,7 @@ class Replay:
         weights: Sequence[Tensor],
         tokens: Tensor,
         targets: Tensor,
-        tap: Any = None,
+        tap: object = None,
         lengths: Lengths | None = None,
     ) -> Tensor:
         """−log p of each target that counts, in order."""

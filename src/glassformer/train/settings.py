@@ -84,7 +84,7 @@ def pair(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
-def coerce(kind: Any, value: Any, key: str) -> Any:
+def coerce(kind: object, value: object, key: str) -> Any:
     """`value` as the setting's type; text (from the command line) is read, anything else must already fit."""
     if kind is bool:
         if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "on", "off"):

@@ -227,7 +227,7 @@ class ShardedStepper:
                 for name, parameter in nothing.items():
                     _assign(model, name, parameter)
 
-        def run_block(block: nn.Module, *given: Any) -> Any:
+        def run_block(block: nn.Module, *given: object) -> Any:
             with gathered(lambda name: name.startswith(f"blocks.{numbers[id(block)]}.")):
                 return block(*given)
 

@@ -6,7 +6,6 @@ With several processes each computes its share of the rows and gradients are sum
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ class Objective(nn.Module):
         return loss if beside is None else loss + (beside - beside.detach())
 
 
-def recomputing(block: nn.Module, *args: Any) -> Tensor:
+def recomputing(block: nn.Module, *args: object) -> Tensor:
     """Call a block and keep only its input; the rest is computed again for the gradient (arXiv:1604.06174)."""
     from torch.utils.checkpoint import checkpoint
 
@@ -81,7 +80,7 @@ class Recomputing:
         self.numbers = {id(block): i for i, block in enumerate(transformer.blocks)}
         self.places: list[Tensor] = []
 
-    def __call__(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    def __call__(self, block: nn.Module, x: Tensor, *args: object) -> Tensor:
         """The block's output."""
         if not torch.is_grad_enabled():
             out: Tensor = block(x, *args)
@@ -94,11 +93,11 @@ class Recomputing:
 
 class _Moved(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
+    def forward(ctx: object, x: Tensor, place: Tensor) -> Tensor:
         return place.copy_(x).detach()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: object, *upstream: Tensor) -> tuple[Tensor, None]:
         return upstream[0], None
 
 

@@ -36,7 +36,7 @@ class At(Ask):
     position: int = Field(default=-1, description="Token after which it is asked; negative counts from the end.")
 
 
-def parsed(schema: type[BaseModel], data: Any) -> Any:
+def parsed(schema: type[BaseModel], data: object) -> Any:
     """`data` as a `schema`.
 
     Raises:

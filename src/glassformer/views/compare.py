@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from glassformer.views.next import difference, listed
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
+    from glassformer.interp.trace import Trace
     from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
@@ -110,7 +111,7 @@ def compare(session: Session, ask: CompareAsk, check: Check) -> Json:
     return out | _attention(traces, ask, check)
 
 
-def _lens(traces: list[Any], check: Check) -> Json:
+def _lens(traces: list[Trace], check: Check) -> Json:
     tables = [t.lens(1).to_dict() for t in traces]
     rows = {row["place"]: row for row in tables[1]["rows"]}
     shared = [row for row in tables[0]["rows"] if row["place"] in rows]
@@ -124,7 +125,7 @@ def _lens(traces: list[Any], check: Check) -> Json:
     return {"places": [row["place"] for row in shared], "differing": differing[:200], "count": len(differing)}
 
 
-def _attention(traces: list[Any], ask: CompareAsk, check: Check) -> Json:
+def _attention(traces: list[Trace], ask: CompareAsk, check: Check) -> Json:
     heads = [[t.config.n_heads(i) for i in range(t.config.n_layers)] for t in traces]
     layers = min(t.config.n_layers for t in traces)
     if heads[0][:layers] != heads[1][:layers]:

@@ -15,6 +15,7 @@ from glassformer.errors import UsageError, near
 
 if TYPE_CHECKING:
     from glassformer.lm import Model
+    from glassformer.model.sites import Where
 
 Position = Annotated[int | None, Field(default=None, description="The only token where it is so; by default all.")]
 
@@ -157,14 +158,14 @@ _NAMES = ("ablate", "knockout", "scale", "steer", "circuit")
 _PARTS = {"attention": "ablate_attn", "feed_forward": "ablate_mlp"}
 
 
-def _named(value: Any) -> Any:
+def _named(value: object) -> Any:
     """`{"ablate": {"layer": 3, "head": 1}}` as `{"kind": "ablate_head", "layer": 3, "head": 1}`, and so on."""
     if not isinstance(value, list):
         return value
     return [_one(edit) for edit in value]
 
 
-def _one(edit: Any) -> Any:
+def _one(edit: object) -> Any:
     if not isinstance(edit, Mapping) or "kind" in edit:
         return edit
     name, inner = next(iter(edit.items()), ("", None))
@@ -252,10 +253,10 @@ def _scaled(e: Scale) -> Any:
     from glassformer.interp.edit_ops import Apply
     from glassformer.interp.select import Places, Selection, key_positions
 
-    def times(x: Tensor, where: Any) -> Tensor:
+    def times(x: Tensor, where: object) -> Tensor:
         return x * e.by
 
-    def read(x: Tensor, where: Any) -> Tensor:
+    def read(x: Tensor, where: Where) -> Tensor:
         own = where.positions[:, None, :, None] == key_positions(where, x.shape[-1])[:, None, None, :]
         return torch.where(own, x, x * e.by)
 

@@ -34,7 +34,7 @@ ORDER = (
 LONGEST = 512
 
 
-def _silent(*_: Any) -> None:
+def _silent(*_: object) -> None:
     return None
 
 
@@ -133,7 +133,7 @@ def _with(rooms: Sequence[str], options: ReportOptions) -> list[str]:
     return [room for room in ORDER if room in wanted]
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> Any:
     """Numbers to six significant digits, more than the page shows: a third of the file."""
     if isinstance(value, float):
         return float(f"{value:.6g}")

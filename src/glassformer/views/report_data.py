@@ -90,7 +90,7 @@ class ReportDraft:
         options = self.options
         return {"edits": [], "position": self.explained, "token": options.token, "against": options.against}
 
-    def ask(self, name: str, /, **parameters: Any) -> Json:
+    def ask(self, name: str, /, **parameters: object) -> Json:
         """A view of the report's text: asked once, or what was given."""
         if name in self.options.given:
             return dict(self.options.given[name])
@@ -103,13 +103,13 @@ class ReportDraft:
             self.asked[key] = self.session.view(name, ask, self.check)
         return self.asked[key]
 
-    def kept(self, name: str, /, **parameters: Any) -> Iterator[tuple[Json, Json]]:
+    def kept(self, name: str, /, **parameters: object) -> Iterator[tuple[Json, Json]]:
         """An answer with the parameters that it belongs to, as a report keeps it."""
         if "edits" in VIEWS[name].ask.model_fields:
             parameters = {"edits": self.edits, **parameters}
         yield parameters, self.ask(name, **parameters)
 
-    def tried(self, name: str, /, **parameters: Any) -> Iterator[tuple[Json, Json]]:
+    def tried(self, name: str, /, **parameters: object) -> Iterator[tuple[Json, Json]]:
         """`kept`, or in place of the answer the sentence that says why there is none."""
         try:
             yield from self.kept(name, **parameters)

@@ -195,7 +195,7 @@ class Session:
                 self._traces.popitem(last=False)
         return trace
 
-    def view(self, name: str, data: Any, check: Check = _never) -> Json:
+    def view(self, name: str, data: object, check: Check = _never) -> Json:
         """A view by name, from plain data to plain data.
 
         Args:

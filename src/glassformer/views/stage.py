@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
+    from glassformer.tokenizer.tokenizer import Tokenizer
     from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
@@ -124,7 +125,7 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.double() / safe[..., None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
-def _tokens(tokenizer: Any, ids: list[int]) -> list[Json]:
+def _tokens(tokenizer: Tokenizer, ids: list[int]) -> list[Json]:
     """Each token and its text, as the other rooms spell it where a character has several tokens."""
     pieces = spelled([tokenizer.token_bytes(id) for id in ids])
     special = tokenizer.special_ids

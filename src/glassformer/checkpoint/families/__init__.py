@@ -114,7 +114,7 @@ def by_model_type(settings: Mapping[str, Any], where: str) -> Family:
     raise UnsupportedError(f"{where} is a model of type {name!r}, {reason} (docs/models.md).")
 
 
-def by_architecture(name: Any, where: str, settings: Mapping[str, Any]) -> Family:
+def by_architecture(name: object, where: str, settings: Mapping[str, Any]) -> Family:
     """The family that a GGUF header names in ``general.architecture``, by its other settings where several share it.
 
     Raises:

@@ -137,7 +137,7 @@ class Alike:
     architecture: str = ""
     prefixes: tuple[str, ...] = ("model.", "")
     ignored: tuple[str, ...] = (r"(^|\.)rotary_emb\.inv_freq$",)
-    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     no_effect: frozenset[str] = frozenset()
     inside: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)

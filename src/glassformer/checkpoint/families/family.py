@@ -24,7 +24,7 @@ from glassformer.errors import CheckpointError, ConfigError, UnsupportedError
 from glassformer.model.config import Attention, Config, Experts, Layer
 
 # Settings every family shares that would change the computation: the values that do not.
-_COMMON_ONLY: Mapping[str, tuple[Any, ...]] = {
+_COMMON_ONLY: Mapping[str, tuple[object, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "use_bidirectional_attention": (False,),
@@ -121,7 +121,7 @@ class Family:
     read: Callable[[Attributes], Config]
     write: Callable[[Config], dict[str, Any]]
     prefixes: tuple[str, ...]
-    only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    only: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     implied: Callable[[Config, str, Shape], Any] | None = None
@@ -259,10 +259,10 @@ def _canonical(layer: Layer) -> Layer:
     return dataclasses.replace(layer, mixer=attention)
 
 
-def differences(ours: Config, theirs: Config, tolerance: float = 0.0) -> list[tuple[str, Any, Any]]:
+def differences(ours: Config, theirs: Config, tolerance: float = 0.0) -> list[tuple[str, object, object]]:
     """Fields in which two designs differ: (dotted name, ours, theirs). A field of layers is named once, with the
     first layer that differs."""
-    found: dict[str, tuple[str, Any, Any]] = {}
+    found: dict[str, tuple[str, object, object]] = {}
     outer = [f.name for f in dataclasses.fields(Config) if f.name != "layers"]
     for name in outer:
         for at, a, b in _differences(_plain(getattr(ours, name)), _plain(getattr(theirs, name)), name, tolerance):
@@ -277,7 +277,7 @@ def differences(ours: Config, theirs: Config, tolerance: float = 0.0) -> list[tu
     return list(found.values())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             "is": type(value).__name__,
@@ -286,7 +286,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _differences(ours: Any, theirs: Any, name: str, tolerance: float) -> Any:
+def _differences(ours: object, theirs: object, name: str, tolerance: float) -> Any:
     if isinstance(ours, dict) and isinstance(theirs, dict):
         if ours["is"] != theirs["is"]:
             yield name, ours["is"], theirs["is"]

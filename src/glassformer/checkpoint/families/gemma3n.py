@@ -30,7 +30,7 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 _MOST_COPIES = 64
 
 
-def _rows() -> tuple[Any, ...]:
+def _rows() -> tuple[Row, ...]:
     found = [
         row(f"{LAYER}altup.router_norm.weight", f"{BLOCK}copies.norm.weight"),
         row(f"{LAYER}altup.modality_router.weight", f"{BLOCK}copies.router.weight"),
@@ -47,7 +47,7 @@ def _rows() -> tuple[Any, ...]:
     return (*ROWS, *found)
 
 
-def _each(attributes: Attributes, name: str, layers: int, default: Any) -> list[Any]:
+def _each(attributes: Attributes, name: str, layers: int, default: object) -> list[Any]:
     """A setting of which there is one for each layer, or one for all."""
     value = attributes.values.get(name)
     attributes.asked.add(name)

@@ -51,7 +51,7 @@ _WHOLE = ("d_model", "context", "n_heads", "n_kv_heads", "d_head", "d_ff")
 _SCORES = {"softmax": 1, "sigmoid": 2}
 
 # Settings that would change the computation, where nothing reads them: the values that do not.
-_ONLY: Mapping[str, tuple[Any, ...]] = {
+_ONLY: Mapping[str, tuple[object, ...]] = {
     "expert_count": (0,),
     "use_parallel_residual": (False,),
     "attention.causal": (True,),

@@ -152,7 +152,7 @@ class GgufTable:
         read: Callable[[Attributes], Config],
         write: Callable[[Config], dict[str, Any]],
         key: Callable[[str], str | None],
-        experts: Any = None,
+        experts: object = None,
     ) -> GgufLayout:
         """The architecture as everything else knows them.
 

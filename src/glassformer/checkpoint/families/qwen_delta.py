@@ -47,7 +47,7 @@ _ROWS: tuple[Row, ...] = (
 )
 
 
-def _joined(theirs: str, *parts: str, **how: Any) -> Row:
+def _joined(theirs: str, *parts: str, **how: object) -> Row:
     """One tensor for several projections of the gated delta rule."""
     return row(f"{_LAYER}linear_attn.{theirs}.weight", *(f"{_BLOCK}delta.{part}.weight" for part in parts), **how)
 

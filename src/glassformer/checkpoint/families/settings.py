@@ -439,6 +439,6 @@ def with_scaling(config: Config, scaling: RopeScaling | None) -> Config:
     return dataclasses.replace(config, layers=tuple(layers))
 
 
-def float32(value: Any) -> Any:
+def float32(value: object) -> Any:
     """A float as a file of float32 holds it; anything else as it is."""
     return struct.unpack("<f", struct.pack("<f", value))[0] if isinstance(value, float) else value

@@ -95,7 +95,7 @@ def left_out(stored: Mapping[str, Entry], found: Mapping[str, Packed], endings: 
     return tuple(name for name in stored if name.endswith(endings) and name not in taken)
 
 
-def only(settings: Mapping[str, Any], where: str, name: str, *accepted: Any) -> None:
+def only(settings: Mapping[str, Any], where: str, name: str, *accepted: object) -> None:
     """Refuses every value of a setting but the accepted ones; absent and null pass.
 
     Raises:
