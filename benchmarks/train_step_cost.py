@@ -25,7 +25,12 @@ GROWTH = [
     ("context 512", {"context": 512, "batch": 4}),
     ("context 1024", {"context": 1024, "batch": 2}),
 ]
-ASKED = {"adamw": 1.5, "muon": 1.0}
+KINDS: dict[str, dict[str, Any]] = {
+    "adamw": {"kind": "adamw"},
+    "muon": {"kind": "muon"},
+    "muon of three rounds": {"kind": "muon", "newton_schulz": 3},
+}
+ASKED = {"adamw": 1.5, "muon": 1.0, "muon of three rounds": 1.0}
 
 
 def worker() -> None:
@@ -78,11 +83,11 @@ def worker() -> None:
 
 
 def beside(us: Worker, peer: Worker, options: Any, batch: int) -> list[tuple[str, ...]]:
-    """Steps of one batch: ours with either optimiser, the peer's between them, in turn."""
+    """Steps of one batch: ours with each optimiser, the peer's between them, in turn."""
     peer.ask(shape={**SHAPE, "vocab_size": options.vocab}, batch=batch, best=True)
     tokens, times, engine, flops = batch * SHAPE["block_size"], {}, "", 0.0
-    for kind in ASKED:
-        said = us.ask(settings={**GPT2, "kind": kind, "precision": "bf16"}, vocab=options.vocab, batch=batch)
+    for kind, settings in KINDS.items():
+        said = us.ask(settings={**GPT2, **settings, "precision": "bf16"}, vocab=options.vocab, batch=batch)
         engine, flops = said["engine"], said["flops"] * tokens
         found = alternate(
             options.rounds, ours=lambda: us.ask()["seconds"], nanogpt=lambda: peer.ask(steps=1)["seconds"]

@@ -265,7 +265,7 @@ def test_the_optimisers_step_is_torchs(changes: dict[str, Any], dtype: torch.dty
             engine.weights.grad.copy_(grad)
             engine.step(0.7, 0.85 + i / 100)
     a, b = (engine.whole() for engine in engines)
-    limit = 2e-5 if dtype == torch.float32 else 0.03  # Newton-Schulz runs in the products' precision
+    limit = 2e-5 if dtype == torch.float32 else 0.05  # Newton-Schulz runs in the products' precision
     for name, value in a.items():
         assert (value - b[name]).norm() <= limit * (value - before[name]).norm(), name
     states = [engines[0].optimizer.state(), engines[1].native.state()]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from glassformer.kernels import ops
 from glassformer.model import Transformer
 from glassformer.train import optimizer, weights
 from glassformer.train.optimizer import MuonAdamW, orthogonalise
@@ -30,11 +33,38 @@ def test_orthogonalising_evens_singular_values(shape: tuple[int, ...]) -> None:
     assert torch.equal(orthogonalise(torch.zeros(shape), 5, torch.float32), torch.zeros(shape))
 
 
+@pytest.mark.parametrize(("rounds", "floor"), [(2, 0.0399), (3, 0.00964), (4, 0.00233)])
+def test_rounds_bring_all_above_a_floor_near_one(rounds: int, floor: float) -> None:
+    """On a grid: within 0.3 of 1 from the floor that the docstring names on, and not from lower."""
+    x = torch.logspace(math.log10(floor), math.log10(1.02), 200_000, dtype=torch.float64)
+    for a, b, c in optimizer.newton_schulz_rules(rounds):
+        x = a * x + b * x**3 + c * x**5
+    assert 0.699 < x.min() < 0.71
+    assert 1.29 < x.max() < 1.301
+
+
+@pytest.mark.parametrize("shape", [(2, 256, 256), (1, 256, 1024), (2, 512, 256)])
+@pytest.mark.parametrize("rounds", [1, 3, 5])
+def test_the_quick_rounds_are_as_near_as_torchs(shape: tuple[int, ...], rounds: int) -> None:
+    """In bfloat16, against polynomials of the singular values in float64: a full matrix, one of rank 1, zeros."""
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for x in (stack, stack[:, :1] * stack[..., :1], torch.zeros_like(stack)):
+        u, values, v = torch.linalg.svd(x, full_matrices=False)
+        values = values / values.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        for a, b, c in optimizer.newton_schulz_rules(rounds):
+            values = a * values + b * values**3 + c * values**5
+        expected = u * values[:, None] @ v
+        plain = (orthogonalise(x, rounds).double() - expected).norm()  # with gradients torch computes, round by round
+        with torch.no_grad():
+            error = (orthogonalise(x, rounds).double() - expected).norm()
+        assert error <= max(0.06 * expected.norm(), 2.5 * plain)
+
+
 def test_muon_equals_torchs_own() -> None:
     ours, theirs = model(), model()
     recipe = Recipe().with_settings({"muon_lr": 0.03, "muon_decay": 0.1, "newton_schulz": 5}).optimizer
     flat = FlatWeights(ours, torch.float32)
-    optimizer = MuonAdamW(flat.parts, recipe)
+    stepper = MuonAdamW(flat.parts, recipe)
     named = {
         n: nn.Parameter(p.detach().clone())
         for n, p in theirs.named_parameters()
@@ -45,7 +75,7 @@ def test_muon_equals_torchs_own() -> None:
         grads(flat, seed)
         for name, p in named.items():
             p.grad = flat.named_grads()[name].clone()
-        optimizer.step(1.0, 0.95)
+        stepper.step(1.0, 0.95)
         reference.step()
     for name, p in named.items():
         assert torch.allclose(flat.named()[name], p, atol=1e-6), name
@@ -76,7 +106,7 @@ def test_adamw_equals_torchs_own_parameter_by_parameter() -> None:
 @pytest.mark.parametrize("rounds", [1, 3, 5, 7])
 def test_wide_matrices_are_orthogonalised_by_their_gram_matrix(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer products, the same function: in bfloat16 about as near to it."""
-    monkeypatch.setattr(optimizer, "LARGE", 1)
+    monkeypatch.setattr(ops, "LARGE", 1)
     stack = torch.randn(2, 48, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     u, _, v = torch.linalg.svd(stack, full_matrices=False)
     stack[1] = u[1] * torch.logspace(0, -3, 48, dtype=torch.float64) @ v[1]
@@ -100,7 +130,7 @@ def test_queries_keys_and_values_are_orthogonalised_apart() -> None:
     for name in ("blocks.0.attn.q.weight", "blocks.0.attn.k.weight", "blocks.1.mlp.down.weight"):
         change = torch.linalg.svdvals(before[name] - flat.named()[name])
         rows, columns = before[name].shape
-        assert 0.6 < change.min() / max(1, rows / columns) ** 0.5 < change.max() / max(1, rows / columns) ** 0.5 < 1.3
+        assert 0.6 < change.min() / max(1, rows / columns) ** 0.5 < change.max() / max(1, rows / columns) ** 0.5 < 1.31
 
 
 def test_cautious_decay_only_where_it_agrees() -> None:

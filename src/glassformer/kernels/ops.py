@@ -8,7 +8,9 @@ run repeats to the bit. It knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -223,3 +225,43 @@ def rotate(
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+WIDE, LARGE = 2, 256
+"""From this ratio of columns to rows, and from so many rows on, the products of `_by_gram` are fewer and count."""
+CARRIED = 1000.0
+"""How far rounding in the Gram matrix may be multiplied, by a² in each round, before rounds go one by one."""
+
+
+def newton_schulz(
+    x: Float[Tensor, "matrix row column"], rules: Sequence[tuple[float, float, float]]
+) -> Float[Tensor, "matrix row column"]:
+    """Rounds x ← a x + b (x xᵀ) x + c (x xᵀ)² x, one for each (a, b, c), of matrices with no more rows than columns."""
+    if (out := ops_abi.newton_schulz(x, rules)) is not None:
+        return out
+    if x.shape[-2] >= LARGE and x.shape[-1] >= WIDE * x.shape[-2] and not torch.is_grad_enabled():
+        growth = itertools.accumulate((a * a for a, _, _ in rules[:-1]), operator.mul)
+        count = 1 + sum(1 for _ in itertools.takewhile(lambda grown: grown <= CARRIED, growth))
+        x, rules = _by_gram(x, rules[:count]), rules[count:]
+    for a, b, c in rules:
+        gram = torch.bmm(x, x.mT)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
+    return x
+
+
+def _by_gram(x: Tensor, rules: Sequence[tuple[float, float, float]]) -> Tensor:
+    """The same of wide matrices, with fewer products: all rounds are polynomials of one small matrix, x xᵀ.
+
+    A multiple of the identity stands apart, as `a` is large beside the entries that it would be added to.
+    """
+    gram, alone, rest = torch.bmm(x, x.mT), 1.0, None
+    for i, (a, b, c) in enumerate(rules):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        rest = factor if rest is None else torch.baddbmm(torch.add(a * rest, factor, alpha=alone), factor, rest)
+        alone *= a
+        if i + 1 < len(rules):
+            once = torch.baddbmm(gram, factor, gram, beta=a)
+            gram = torch.baddbmm(once, factor, once, beta=a)
+    assert rest is not None  # there is a round
+    return torch.baddbmm(x, rest, x, beta=alone)

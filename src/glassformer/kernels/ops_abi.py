@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ _PRODUCT_ROWS = 128
 _ROW_NUMBERS = 1 << 16
 """Below this many numbers a call costs more than the pass through memory that it saves."""
 _ATTENTION_QUERIES = 64
+_ORTHOGONAL_ROWS, _ORTHOGONAL_UNIT = 256, 32
+"""Matrices of fewer rows are orthogonalised as quickly by torch; sizes are whole units."""
 _ACTIVATIONS = {"gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4}
 
 _INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_void_p
@@ -40,6 +43,7 @@ _SIGNATURES: dict[str, Signature] = {
         None,
         [_POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _INT, _INT],
     ),
+    "gk_newton_schulz": (_INT, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT, _INT]),
 }
 
 
@@ -207,6 +211,21 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
         torch.get_num_threads(),
     )
     return out
+
+
+def newton_schulz(x: Tensor, rules: Sequence[tuple[float, float, float]]) -> Tensor | None:
+    """Rounds x ← a x + b (x xᵀ) x + c (x xᵀ)² x of bfloat16 (matrix, row, column), no more rows than columns."""
+    count, rows, columns = x.shape
+    if rows < _ORTHOGONAL_ROWS or rows % _ORTHOGONAL_UNIT or columns % _ORTHOGONAL_UNIT or not rules:
+        return None
+    if not _plain(x) or _bf16(x) != 1 or (lib := _library()) is None:
+        return None
+    numbers = (ctypes.c_float * (3 * len(rules)))(*(number for rule in rules for number in rule))
+    out = x.clone(memory_format=torch.contiguous_format)
+    failed = lib.gk_newton_schulz(
+        out.data_ptr(), count, rows, columns, numbers, len(rules), min(count, torch.get_num_threads())
+    )
+    return None if failed else out
 
 
 def forget() -> None:

@@ -43,9 +43,10 @@ class Parameter(ctypes.Structure):
 
 
 class Rules(ctypes.Structure):
-    """The optimiser's numbers."""
+    """The optimiser's numbers; `newton_schulz` are three of each round."""
 
     _fields_ = [
+        ("newton_schulz", ctypes.POINTER(ctypes.c_float)),
         *((name, ctypes.c_float) for name in ("muon_lr", "muon_decay", "beta1", "beta2", "eps")),
         *((name, ctypes.c_int32) for name in ("rounds", "cautious")),
     ]

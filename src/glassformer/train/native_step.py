@@ -19,6 +19,7 @@ from glassformer.model import Config
 from glassformer.model.positions import RotaryTable
 from glassformer.model.transformer import check_lengths, rotary_kinds
 from glassformer.train.dropout import Dropout
+from glassformer.train.optimizer import newton_schulz_rules
 from glassformer.train.recipe import OptimizerSpec
 from glassformer.train.weights import FlatWeights, kind_of
 
@@ -52,8 +53,10 @@ class NativeStep:
         self.first, self.second = torch.zeros_like(weights.master), torch.zeros_like(weights.master)
         self.updates = 0
         self._fresh = True
+        rules = [number for rule in newton_schulz_rules(spec.newton_schulz) for number in rule]
         self._rules = train_abi.Rules(
-            spec.muon_lr, spec.muon_decay, spec.beta1, spec.beta2, spec.eps, spec.newton_schulz, spec.cautious
+            (ctypes.c_float * len(rules))(*rules),
+            *(spec.muon_lr, spec.muon_decay, spec.beta1, spec.beta2, spec.eps, spec.newton_schulz, spec.cautious),
         )
         shape = _shape(config, threads or torch.get_num_threads())
         parameters = [self._parameter(name) for name in weights.shapes]

@@ -108,7 +108,9 @@ class OptimizerSpec:
     momentum: float = setting(0.95, "Muon's momentum.", least=0, below=1)
     momentum_start: float = setting(0.85, "Where it begins.", least=0, below=1)
     momentum_warmup: int = setting(100, "Steps over which it rises.", least=0)
-    newton_schulz: int = setting(5, "Newton–Schulz rounds of Muon.", least=1)
+    newton_schulz: int = setting(
+        5, "Newton–Schulz rounds of Muon; three take less than two thirds of the time, for a little more loss.", least=1
+    )
     muon_decay: float = setting(0.0, "Decoupled weight decay of Muon.", least=0)
     embed_lr: float = setting(0.02, "AdamW's rate for embeddings.", least=0)
     head_lr: float = setting(0.005, "AdamW's rate for the unembedding.", least=0)

@@ -90,6 +90,7 @@ struct Parameter {
 };
 
 struct Rules {
+    const float (*newton_schulz)[3];  // of each round
     float muon_lr, muon_decay, beta1, beta2, eps;
     int32_t rounds, cautious;
 };

@@ -1,5 +1,6 @@
 // The operations of ops_abi.py, which says what each takes.
 #include "attention_tiles.h"
+#include "orthogonal.h"
 #include "rows.h"
 
 // What a layer does to each row between its products, in one pass over it: torch takes several, each through memory.
@@ -38,6 +39,30 @@ static void rotate(
             memcpy(to + 2 * pairs, from + 2 * pairs, (d - 2 * pairs) * sizeof(T));
         }
     });
+}
+
+// Each of `count` matrices (rows, columns), sizes in whole UNITs, by one thread. Returns how many had no memory.
+static int newton_schulz(uint16_t* x, long count, long rows, long columns, const float (*rules)[3], int rounds, int threads) {
+    std::atomic<int> failed{0};
+    rows_together(threads, count, 1, [&](long i) {
+        static thread_local Scratch kept;
+        uint16_t *from = x + i * rows * columns, *next = nullptr;
+        OrthogonalScratch<uint16_t> scratch;
+        for (int pass = 0; pass < 2; pass++) {
+            Arena a{pass ? kept.at() : nullptr};
+            next = a.take<uint16_t>(rows * columns);
+            scratch.lay_out(a, rows * rows, rows * columns);
+            if (!pass && !kept.get(a.used)) {
+                failed++;
+                return;
+            }
+        }
+        const Tiles tiles(arithmetic<uint16_t>().tiles);
+        uint16_t* const home = from;
+        orthogonalise(rows, columns, rules, rounds, from, next, scratch);
+        if (from != home) memcpy(home, from, rows * columns * sizeof(uint16_t));
+    });
+    return failed;
 }
 
 #pragma GCC visibility push(default)
@@ -95,5 +120,9 @@ void gk_rotate(
         rotate((const uint16_t*)x, positions, heads, d, stride, cosines, sines, pairs, (uint16_t*)out, threads);
     else
         rotate((const float*)x, positions, heads, d, stride, cosines, sines, pairs, (float*)out, threads);
+}
+
+int gk_newton_schulz(void* x, long count, long rows, long columns, const float* rules, int rounds, int threads) {
+    return FAST_BF16 ? newton_schulz((uint16_t*)x, count, rows, columns, (const float(*)[3])rules, rounds, threads) : 1;
 }
 }

@@ -3,13 +3,13 @@
 // The same arithmetic as glassformer/train/optimizer.py, whose docstrings name the papers.
 #pragma once
 
+#include "orthogonal.h"
 #include "train_model.h"
-
-constexpr float NEWTON_SCHULZ[3] = {3.4445f, -4.7750f, 2.0315f};
 
 // BlockScratch of one thread for the largest matrix.
 struct OptimizerScratch {
-    Operand *x, *next, *panels, *gram, *poly, *rows;
+    Operand *x, *next, *rows;
+    OrthogonalScratch<Operand> rounds;
 };
 
 static void lay_out(Model& m, Arena& a, OptimizerScratch& b) {
@@ -21,33 +21,14 @@ static void lay_out(Model& m, Arena& a, OptimizerScratch& b) {
     }
     for (Weight* w : m.weights())
         if (w->ins > ins) ins = w->ins;
-    for (Operand** p : {&b.x, &b.next, &b.panels}) *p = a.take<Operand>(matrix > square ? matrix : square);
-    b.gram = a.take<Operand>(square), b.poly = a.take<Operand>(square), b.rows = a.take<Operand>(LANES * ins);
+    b.x = a.take<Operand>(matrix), b.next = a.take<Operand>(matrix), b.rows = a.take<Operand>(LANES * ins);
+    b.rounds.lay_out(a, square, matrix);
 }
 
 // Momentum moves towards the gradient; what is then orthogonalised, of sixteen entries.
 GF_INLINE F16 direction(const float* grad, const float* buffer, long n, float momentum) {
     F16 g = get(grad, n);
     return g + splat(momentum) * (get(buffer, n) - g);
-}
-
-// A product that is symmetric, `value(at, sums)` of it: what stands below the diagonal is computed, and kept on both sides.
-template <class F>
-GF_INLINE void symmetric(long n, long depth, Left<Operand> left, Right<Operand> right, Operand* out, F value) {
-    product<true>(n, n, depth, left, right, [&](long r, long k, const float* c) {
-        for (long i = 0; i < UNIT; i += LANES)
-            for (long j = 0; j < UNIT; j += LANES) {
-                I16 part[LANES];
-                for (long l = 0; l < LANES; l++) {
-                    const long at = (r + i + l) * n + k + j;
-                    const F16 x = value(at, load<F16>(c + (i + l) * UNIT + j));
-                    put(out + at, x), part[l] = (I16)x;
-                }
-                if (k == r) continue;
-                transpose(part);
-                for (long l = 0; l < LANES; l++) put(out + (k + j + l) * n + r + i, (F16)part[l]);
-            }
-    });
 }
 
 static void muon(Model& m, const Parameter& p, const Rules& rules, float rate, float momentum, OptimizerScratch& b) {
@@ -74,23 +55,7 @@ static void muon(Model& m, const Parameter& p, const Rules& rules, float rate, f
             if (tall) transpose(part);
             for (long i = 0; i < LANES; i++) put(b.x + ((tall ? c : r) + i) * large + (tall ? r : c), (F16)part[i]);
         }
-    for (int round = 0; round < rules.rounds; round++) {
-        transpose_to_panels(b.x, large, small, large, b.panels);
-        symmetric(small, large, Left<Operand>::rows(b.x, large), Right<Operand>::panels(b.panels, large), b.gram,
-                  [](long, F16 x) { return x; });
-        to_panels(b.gram, small, small, small, b.panels, small, 0);
-        symmetric(small, small, Left<Operand>::rows(b.gram, small), Right<Operand>::panels(b.panels, small), b.poly,
-                  [&](long at, F16 x) { return splat(NEWTON_SCHULZ[1]) * get(b.gram + at) + splat(NEWTON_SCHULZ[2]) * x; });
-        to_panels(b.x, large, small, large, b.panels, small, 0);
-        product(small, large, small, Left<Operand>::rows(b.poly, small), Right<Operand>::panels(b.panels, small), [&](long r, long n, const float* c) {
-            for (long i = 0; i < UNIT; i++)
-                for (long j = 0; j < UNIT; j += LANES) {
-                    long at = (r + i) * large + n + j;
-                    put(b.next + at, splat(NEWTON_SCHULZ[0]) * get(b.x + at) + load<F16>(c + i * UNIT + j));
-                }
-        });
-        std::swap(b.x, b.next);
-    }
+    orthogonalise(small, large, rules.newton_schulz, rules.rounds, b.x, b.next, b.rounds);
     const float lr = rules.muon_lr * rate, size = tall ? std::sqrt((float)rows / cols) : 1.f;
     for (long r = 0; r < rows; r += LANES)
         for (long c = 0; c < cols; c += LANES) {

@@ -9,6 +9,7 @@
 #include "attention_tiles.h"
 #include "forward.h"
 #include "gemm_parts.h"
+#include "orthogonal.h"
 
 static int failures = 0;
 static std::mt19937 generator(1);
@@ -300,6 +301,38 @@ static void attention(int d_head, int window, float softcap, int chunk = 0, floa
     }
 }
 
+// Rounds of Newton-Schulz, wide and square: each by the products that its line names.
+static void rounds(long rows, long columns) {
+    const float rules[4][3] = {{7.9562f, -22.3396f, 15.8638f}, {3.6048f, -2.5963f, 0.4906f}, {2.6866f, -1.9337f, 0.4215f}, {1.5f, -0.5f, 0}};
+    std::vector<float> x = random_numbers(rows * columns), truth(x.size()), next(x.size());
+    for (float& v : x) v /= std::sqrt((float)rows * columns);
+    std::vector<double> now(x.begin(), x.end());
+    for (auto& rule : rules) {
+        std::vector<double> gram(rows * rows), then(now.size());
+        for (long i = 0; i < rows; i++)
+            for (long j = 0; j < rows; j++)
+                for (long k = 0; k < columns; k++) gram[i * rows + j] += now[i * columns + k] * now[j * columns + k];
+        for (long i = 0; i < rows; i++)
+            for (long j = 0; j < rows; j++) {
+                double factor = rule[1] * gram[i * rows + j] + (i == j ? rule[0] : 0);
+                for (long k = 0; k < rows; k++) factor += rule[2] * gram[i * rows + k] * gram[k * rows + j];
+                for (long k = 0; k < columns; k++) then[i * columns + k] += factor * now[j * columns + k];
+            }
+        now = then;
+    }
+    for (size_t i = 0; i < truth.size(); i++) truth[i] = (float)now[i];
+    Arena counted;
+    OrthogonalScratch<float> scratch;
+    scratch.lay_out(counted, rows * rows, rows * columns);
+    Scratch memory;
+    memory.clear(counted.used);
+    Arena arena{memory.at()};
+    scratch.lay_out(arena, rows * rows, rows * columns);
+    float *from = x.data(), *to = next.data();
+    orthogonalise(rows, columns, rules, 4, from, to, scratch);
+    compare("rounds of Newton-Schulz", from, truth.data(), truth.size(), 1e-4);
+}
+
 static void threads() {
     Pool pool(3);
     for (int round = 0; round < 50; round++) {
@@ -327,6 +360,7 @@ int main() {
         for (int window : {0, 50})
             attention<float>(d_head, window, window ? 5.f : 0.f), attention<uint16_t>(d_head, window, 0.f), attention<uint16_t, true>(d_head, window, 0.f), attention<int8_t>(d_head, window, 0.f);
     attention<float>(40, 0, 0.f, 90, 0.1f, 2.f), attention<uint16_t, true>(64, 0, 0.f, 90, 0.1f, 2.f);
+    rounds(64, 160), rounds(64, 64);
     threads();
     printf(failures ? "%d differ\n" : "all as the naive loops have it\n", failures);
     return failures != 0;
