@@ -32,6 +32,7 @@ def test_choosing_a_model(app: Watched):
 def test_the_tour_from_end_to_end(app: Watched):
     app.open()
     app.page.click("#take-tour")
+    app.page.wait_for_selector(".tour")  # its script comes when it is wanted
     seen = []
     while app.page.locator(".tour").is_visible():
         app.settle()

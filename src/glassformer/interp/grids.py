@@ -23,8 +23,8 @@ ALL = slice(None)
 
 def grid_tile(
     forward: Recording, layer: int, part: str, heads: list[int] | None, queries: Index, keys: slice
-) -> Float[Tensor, "batch head query key"]:
-    """A tile of scores or pattern; see `Recording.grid`."""
+) -> Float[Tensor, "batch head query key"] | Float[Tensor, "batch head query"]:
+    """A tile of scores or pattern, or a sink's share of each query; see `Recording.grid`."""
     name = f"blocks.{layer}.{part}"
     if part == "attn.sink":
         return forward.attention(layer).sink_share(forward.grid(layer, "attn.pattern", heads, queries))

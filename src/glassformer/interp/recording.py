@@ -392,6 +392,6 @@ class Recording(RecordedLayers):
         heads: list[int] | None = None,
         queries: Index = ALL,
         keys: slice = ALL,
-    ) -> Float[Tensor, "batch head query key"]:
-        """A tile of scores or pattern, through the score function that the forward uses."""
+    ) -> Float[Tensor, "batch head query key"] | Float[Tensor, "batch head query"]:
+        """A tile of scores or pattern, through the score function that the forward uses; a sink's share has no keys."""
         return grid_tile(self, layer, part, heads, queries, keys)
