@@ -63,7 +63,10 @@ def test_a_circuit_is_what_the_command_prints(session: Session, tmp_path: Any, c
     args = ("circuit", "a mole of", "A mole of", "--answer", " mole", "--wrong", " of", "-k", 20, "-f", 0.8)
     for more, option in (({}, ()), ({"by_position": True, "exact": "none"}, ("--by-position", "--exact", "none"))):
         told = session.view("circuit", {**PAIR, "faithfulness": 0.8, **more})
+        into = told.pop("into")
         close(told, answer(capsys, *args, *option, "-m", source))
+        assert set(into) == {row["to"] for row in told["circuit"]["edges"]}
+        assert all(part.split(".")[0] == end.split(".")[0] for end, parts in into.items() for part in parts)
     assert all("position" in row for row in told["circuit"]["edges"])
 
 
@@ -87,8 +90,10 @@ def test_a_task_is_tried_and_its_circuit_held_to_other_prompts(
     model = tiny_directory(tmp_path / "tiny")
     want = answer(capsys, "circuit", "-m", model, "--task", "copying", "--examples", 4, "--exact", "strongest",
                   "--strongest", 5)  # fmt: skip
+    told.pop("into")
     close(told, want)
     assert (told["task"], told["accuracy"]) == ("copying", 1)
+    assert [one["name"] for one in session.view("tasks", {})["tasks"]] == list(tasks.TASKS)
     assert isinstance(told["circuit"]["held_out"], float)
     lines = session.view("python", {"name": "circuit", "arguments": ask})["lines"]
     assert "view('circuit', {'" in lines
@@ -199,3 +204,36 @@ def test_a_graph_of_a_prediction_is_that_of_a_trace(session: Session, model: Any
     want = model.trace("a mole of").graph(" mole", " of", coverage=1.0, most=9).to_dict()
     close({key: told[key] for key in want}, json.loads(json.dumps(want)))
     assert {"layer", "position", "effect", "measured", "direct"} <= set(told["nodes"][0])
+
+
+def test_nodes_of_a_graph_are_turned_together_and_the_score_measured(
+    session: Session, model: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from glassformer.interp import prediction_graph
+
+    made: list[Any] = []
+    make = prediction_graph.prediction_graph
+
+    def making(*given: Any, **more: Any) -> Any:
+        made.append(make(*given, **more))
+        return made[-1]
+
+    monkeypatch.setattr(prediction_graph, "prediction_graph", making)
+    ask = {"text": "a mole of", "token": " mole", "against": " of", "nodes": 9, "coverage": 1, "measure": False}
+    names = [node["name"] for node in session.view("prediction", ask)["nodes"]][1:4]
+    told = session.view("prediction", {**ask, "turn": [{"nodes": names, "by": by} for by in (0.5, 1)]})
+    assert len(made) == 1  # turning does not make the graph anew
+    graph = model.trace("a mole of").graph(" mole", " of", most=9, coverage=1.0, measure=False)
+    turned = model.edited(*graph.taps(names, 0.5)).trace("a mole of")
+    mole, of = (turned.token_id(text) for text in (" mole", " of"))
+    scores = [float(found.logits(-1)[mole] - found.logits(-1)[of]) for found in (turned, graph.trace)]
+    assert [one["value"] for one in told["turned"]] == pytest.approx(scores, abs=1e-4)
+    assert abs(scores[0] - scores[1]) > 1e-4
+    assert [(one["what"], one["by"]) for one in told["turned"]] == [(names, 0.5), (names, 1)]
+    with pytest.raises(GlassformerError, match="shows no node 'x'"):
+        session.view("prediction", {**ask, "turn": [{"nodes": ["x"], "by": 0}]})
+    session.view("prediction", {**ask, "nodes": 8})
+    session.view("prediction", {**ask, "text": "a mole"})
+    assert len(made) == 4  # the comparison's own among them
+    asked = {"name": "prediction", "arguments": {**ask, "turn": [{"nodes": names, "by": 0}]}}
+    assert "view('prediction', {'" in session.view("python", asked)["lines"]

@@ -67,6 +67,36 @@ def test_a_dial_turns_what_it_names(session: Session, model: Any, part: dict[str
     assert not torch.allclose(logits([{**dial, "by": 2}]), plain, atol=1e-6)
 
 
+def test_a_layer_s_dial_turns_all_that_it_adds(model: Any):
+    from glassformer.model import Attention, Config, FeedForward, Layer, Transformer
+    from glassformer.model.choices import SelectiveStateSpace
+    from glassformer.views.asks import Ask, parsed
+
+    torch.manual_seed(0)
+    seeing, feed = Attention(2, 2, 8), FeedForward(24)
+    layers = (Layer(seeing, feed), Layer(SelectiveStateSpace(32, 4, 2), None), Layer(seeing, feed, parallel=True))
+    several = copy.copy(model)
+    several._transformer = t = Transformer(Config(model.config.vocab_size, 16, 64, layers))
+    with torch.no_grad():  # so that each part is seen
+        for p in t.parameters():
+            p.mul_(8 if p.dim() > 1 else 1)
+    session, plain = Session(several), several.trace(TEXT)
+
+    def traced(*edits: Any) -> Any:
+        return session.trace(parsed(Ask, {"text": TEXT, "edits": [{"kind": "scale", **edit} for edit in edits]}))
+
+    for layer in range(3):
+        off = traced({"part": "layer", "layer": layer, "by": 0})
+        came, left = off.tensor(f"blocks.{layer}.resid_pre"), off.tensor(f"blocks.{layer}.resid_post")
+        assert torch.allclose(left, came, atol=1e-6)
+        assert not torch.allclose(plain.tensor(f"blocks.{layer}.resid_post"), came, atol=1e-4)
+    halves = traced(*({"part": part, "layer": 0, "by": 0.5} for part in ("attention", "feed_forward")))
+    assert torch.allclose(traced({"part": "layer", "layer": 0, "by": 0.5}).logits(-1), halves.logits(-1), atol=1e-6)
+    one = traced({"part": "layer", "layer": 0, "by": 0, "position": 2})
+    moved = (one.tensor("blocks.0.resid_post") - plain.tensor("blocks.0.resid_post")).abs().amax(-1)[0]
+    assert (moved > 1e-6).tolist() == [i == 2 for i in range(plain.length)]
+
+
 def test_an_expert_s_dial_turns_its_weight(model: Any):
     from glassformer.interp.decompose import expert_parts
     from glassformer.model import Attention, Config, Experts, Layer, Transformer

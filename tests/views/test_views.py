@@ -49,6 +49,7 @@ def test_views_without_a_text(session: Session):
         ("patch", {"clean": "One mole of", "corrupted": "One shrew of", "what": "heads"}),
         ("models", {}),
         ("runs", {}),
+        ("tasks", {}),
         ("meaning", {"word": "mole", "texts": ["The mole", "One mole of"]}),
     ):
         json.dumps(session.view(name, ask), allow_nan=False)

@@ -5,6 +5,7 @@ import { test } from "node:test";
 globalThis.document = undefined;
 const { grouped, placed } = await import("../../src/glassformer/web/js/graph.js");
 const { mainWords } = await import("../../src/glassformer/web/js/views/reasons.js");
+const { strongest } = await import("../../src/glassformer/web/js/views/prediction.js");
 
 const node = (id, column, lane = 0.5) => ({ id, column, lane, text: id, about: id });
 const edge = (from, to, measured, claimed = 1) => ({ from, to, measured, claimed, about: "" });
@@ -15,6 +16,12 @@ test("a group is one node; what flows between two nodes is one edge, and what wa
   assert.deepEqual(edges.map((e) => [e.from, e.to, e.measured, e.claimed]), [["a+b", "c", 3, 2]]);
   assert.equal(grouped([node("a", 0), node("b", 1), node("c", 2)], [edge("a", "c", 1), edge("b", "c", null)], [["a", "b"]]).edges[0].measured, null);
   assert.equal(grouped([node("a", 0)], [], [["a", "gone"]]).nodes.length, 1);
+});
+
+test("a group keeps its name while some of it is left out, and the strongest nodes have the share asked for", () => {
+  assert.deepEqual(grouped([node("a", 0), node("b", 1)], [], [["a", "gone", "b"]]).nodes.map((n) => n.id), ["a+gone+b"]);
+  const nodes = [5, -3, 1, -1].map((effect) => ({ effect }));
+  assert.deepEqual([0.05, 0.5, 0.51, 0.8, 0.81, 1].map((share) => strongest(nodes, share)), [1, 1, 2, 2, 3, 4]);
 });
 
 test("nodes stand in their columns, none on another", () => {

@@ -180,3 +180,87 @@ def test_the_graph_of_a_prediction_is_the_view_s(app: Watched):
     assert rows == [f"{i} {told['tokens'][i].replace(' ', '␣')}" for i in at]
     app.shot("prediction")
     assert app.problems() == []
+
+
+def test_the_circuit_of_a_task(app: Watched, monkeypatch: pytest.MonkeyPatch):
+    from glassformer.interp import tasks
+
+    app.open(HERE).room("why")
+    task = app.page.locator("#circuit-task")
+    app.page.wait_for_selector("#circuit-task option[value='copying']", state="attached")
+    assert [one.get_attribute("value") for one in task.locator("option").all()] == ["", *tasks.TASKS]
+    app.page.fill("[aria-label='A text that ends differently']", OTHER)
+    task.select_option("brackets")
+    assert not app.page.locator("[aria-label='A text that ends differently']").is_visible()
+    app.page.click(".circuit-form button")
+    app.settle()
+    assert "it does not have the task" in " ".join(app.problems())
+    app.complaints.clear()
+    # A task that it can do.
+    rows = [
+        {"clean": f"{a} mole of", "corrupted": f"{b} mole of", "answer": " mole", "wrong": " of"}
+        for a, b in ("aA", "12", "bc", "xy")
+    ]
+    monkeypatch.setattr(tasks, "solved", lambda name, rows, pairs: list(range(len(rows))))
+    monkeypatch.setattr(tasks, "examples", lambda name, encode, count: rows)
+    task.select_option("copying")
+    app.settle()
+    told = view(app, "circuit", task="copying", exact="strongest", strongest=60)
+    circuit = told["circuit"]
+    drawn = app.page.eval_on_selector_all(".circuit .edge", DATA)
+    pairs = {(row["from"], part) for row in circuit["edges"] for part in told["into"][row["to"]]}
+    known = {*circuit["nodes"], "logits"}
+    assert {(e["from"], e["to"]) for e in drawn} == {(a, b) for a, b in pairs if b in known}
+    said = app.page.inner_text(".circuit .sentence")
+    assert f"{circuit['size']} of {told['total_edges']:,} edges" in said
+    assert f"{circuit['f']:.0%}" in said
+    assert f"{circuit['held_out']:.0%}" in said
+    assert app.problems() == []
+    app.shot("circuit-task")
+    task.select_option("")
+    app.settle()
+    assert "ahead of" in app.page.inner_text(".circuit .sentence")
+
+
+def test_a_graph_of_a_prediction_is_pruned_named_turned_and_kept_in_the_address(app: Watched, tiny_model: Any):
+    app.open(HERE).room("why")
+    app.page.click(".nodes-form button")
+    app.settle()
+    graph = tiny_model.trace(TEXT).graph(measure=False)
+    names = [node["name"] for node in graph.nodes]
+    alone = [name for i, name in enumerate(names) if not any(i in group for group in graph.groups.values())][:2]
+    for name in alone:
+        app.page.focus(f".nodes [data-node='{name}']")
+        app.page.keyboard.press("Enter")
+    app.page.fill(".nodes [aria-label='Name of what is pinned']", "these two")
+    app.page.click(".nodes .graph-bar >> text=Group")
+    dial = app.page.locator(".nodes [aria-label='Turn what is pinned, from 0 to 2 times']")
+    dial.fill("0.5")
+    app.settle()
+    want = graph.turned(alone, 0.5)
+    effect = app.page.locator(".nodes output[data-value]")
+    assert float(effect.get_attribute("data-value") or "nan") == pytest.approx(want, abs=1e-4)
+    assert "2 parts × 0.50" in effect.inner_text()
+    sizes = [abs(node["effect"]) for node in graph.nodes]
+    count = next(n for n in range(1, len(sizes) + 1) if sum(sizes[:n]) >= 0.7 * sum(sizes))
+    app.page.locator(".nodes [aria-label='Share of the effects drawn']").fill("0.7")
+    assert f"{count} of {len(names)} parts" in app.page.inner_text(".nodes")
+    app.shot("prediction-turned")
+    seen = app.page.eval_on_selector_all(".nodes .node", DATA)
+    address = app.page.evaluate(
+        "() => [...document.querySelectorAll('.tools button')].find((b) => b.textContent === 'Copy link').click()"
+        " ?? location.hash"
+    )
+    app.open(address)
+    app.see(".nodes")
+    app.page.wait_for_selector(".nodes output[data-value]")
+    assert app.page.eval_on_selector_all(".nodes .node", DATA) == seen
+    assert "these two" in (app.page.locator(".nodes .node.on").get_attribute("aria-label") or "")
+    assert float(effect.get_attribute("data-value") or "nan") == pytest.approx(want, abs=1e-4)
+    # Another text has other parts: their names and groups go, the share stays.
+    app.page.fill("#composer", TEXT + " a")
+    app.settle()
+    app.see(".nodes")
+    assert app.page.locator(".nodes .node.on").count() == 0
+    assert app.page.locator(".nodes [aria-label='Share of the effects drawn']").input_value() == "0.7"
+    assert app.problems() == []

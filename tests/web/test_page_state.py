@@ -196,6 +196,27 @@ def test_a_dial_acts_at_once(app: Watched):
     assert not app.page.locator(".changed").is_visible()
 
 
+def test_a_layer_has_a_dial_that_is_one_change(app: Watched, tiny_model: Any):
+    import glassformer as gf
+
+    app.open(HERE).room("why")
+    app.page.click("text=The sum, layer by layer")
+    knob = app.page.locator("#room-why .waterfall.sum .knob[aria-label^='layer 1, from']")
+    assert knob.count() == 1
+    knob.fill("0")
+    app.settle()
+    chips = app.page.locator(".changed .change-chip")
+    assert chips.count() == 1
+    assert chips.inner_text().startswith("layer 1 × 0.00")
+    off = tiny_model.edited(gf.ablate(layer=1, part="attention"), gf.ablate(layer=1, part="feed_forward"))
+    want = [f"{100 * one.probability:.1f}%" for one in off.next(TEXT).top(8)]
+    assert bars(app)[:8] == want
+    knob.fill("1")
+    app.settle()
+    assert not app.page.locator(".changed").is_visible()
+    assert app.problems() == []
+
+
 def test_columns_stay_in_their_panel_and_bars_have_one_width(app: Watched):
     app.open(HERE)
     app.page.locator("#slider-temperature").fill("0.7")

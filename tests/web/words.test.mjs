@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
 import { ROOMS } from "../../src/glassformer/web/js/main.js";
+import { editName } from "../../src/glassformer/web/js/edits.js";
 import { TERMS, forms } from "../../src/glassformer/web/js/terms.js";
-import { LANGUAGES, need, onSpoken, said, say, speak } from "../../src/glassformer/web/js/words.js";
+import { LANGUAGES, inQuotes, need, onSpoken, said, say, speak } from "../../src/glassformer/web/js/words.js";
 
 const fields = (text) => [...new Set([...text.matchAll(/\{(\w+)(?:\|[^|}]*\|[^}]*)?\}/g)].map((m) => m[1]))].sort();
 const all = async (tag) => Object.assign({}, ...(await Promise.all(Object.values(LANGUAGES[tag].parts).map((part) => part()))));
@@ -63,6 +64,15 @@ test("no module says a text of its own", () => {
     ["said.textContent = `Stopped after ${n} tokens.`;", "`Stopped after ${n} tokens.`"], ['throw new Error("Nothing was computed here yet.")', '"Nothing was computed here yet."'],
   ]) assert.deepEqual(texts(line).slice(0, 1), [found], line);
   assert.deepEqual(modules.flatMap((name) => texts(code(name)).map((text) => `${name}: ${text}`)), []);
+});
+
+test("quotation marks are the language's, and no module has any of its own", async () => {
+  assert.deepEqual(modules.filter((name) => /[“”„«»]/.test(code(name))), []);
+  assert.equal(inQuotes("{word}"), "“{word}”");
+  await speak("de");
+  assert.equal(inQuotes("a"), "„a“");
+  assert.match(editName({ kind: "ablate_read", layer: 0, head: 1, source: 0, position: null }, ["Haus"]), /„Haus“/);
+  await speak("en");
 });
 
 test("a sentence takes its fields, is said again in another language, and an unknown language changes nothing", async () => {

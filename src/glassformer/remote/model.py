@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from glassformer.tokenizer.tokenizer import Tokenizer
 
 # Views of names, files, designs, runs and the embedding, which no edit changes.
-UNREAD = frozenset(["vocab", "models", "runs", "run", "film", "influence", "size", "cloud", "sum", "sums"])
+UNREAD = frozenset(["vocab", "models", "tasks", "runs", "run", "film", "influence", "size", "cloud", "sum", "sums"])
 # What `Model.generate` takes and the server decides.
 _STARTED_WITH = ("precision", "drafter", "cache_bits", "progress")
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from glassformer.interp.tasks import TASKS
 from glassformer.views.asks import Ask, Strict, Text
-from glassformer.views.registry import Check, view
+from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
     from glassformer.interp.edge_graph import Graph
@@ -71,8 +72,8 @@ class CircuitAsk(EdgesAsk):
     task: str | None = Field(
         default=None,
         max_length=100,
-        description="Instead of prompts, a task whose prompts are made from a template: names, greater-than, "
-        "agreement, capitals, induction, brackets or copying. One the model cannot do is refused with its accuracy.",
+        description=f"Instead of prompts, a task whose prompts are made from a template: {', '.join(TASKS)}. One the "
+        "model cannot do is refused with its accuracy.",
     )
     examples: int = Field(
         default=20, ge=2, le=2 * PAIRS, description="How many prompts of a task; half of them are held out."
@@ -133,7 +134,8 @@ def edges(session: Session, ask: EdgesAsk, check: Check) -> dict[str, Any]:
     python="model.circuit({pairs!r}, {faithfulness}, metric={metric!r}, " + _OPTIONS + ")",
 )
 def circuit(session: Session, ask: CircuitAsk, check: Check) -> dict[str, Any]:
-    """The smallest set of edges found that brings the difference of two prompts back, and how far to trust it."""
+    """The smallest set of edges found that brings the difference of two prompts back, and how far to trust it; `into`
+    names the parts that each of its receivers is an input of."""
     from glassformer.interp.circuit_search import circuit as searched
     from glassformer.interp.edges import prepared
 
@@ -148,7 +150,20 @@ def circuit(session: Session, ask: CircuitAsk, check: Check) -> dict[str, Any]:
         named: dict[str, Any] = {key: [p[key] for p in held] for key in ("answer", "wrong")}
         beside = prepared(traces, ask.metric, position=ask.position, **named)
     found = searched(edges, ask.faithfulness, held_out=beside, progress=lambda done, total, what: check())
-    return head_of(session, ask) | told | found.to_dict(ask.top)
+    answer = found.to_dict(ask.top)
+    ends = [(row["from"], row["to"]) for row in answer["circuit"]["edges"]]
+    parts = {end: into(edges.graph, edges.graph.edge(start, end)) for start, end in ends}
+    return head_of(session, ask) | told | answer | {"into": parts}
+
+
+class TasksAsk(Strict):
+    pass
+
+
+@view("tasks", TasksAsk, room="why")
+def tasks(session: Session, ask: TasksAsk, check: Check) -> Json:
+    """The tasks whose circuits can be sought, and what a model must do in each."""
+    return {"tasks": [{"name": task.name, "what": task.what} for task in TASKS.values()]}
 
 
 def _of_task(

@@ -92,10 +92,10 @@ class Knockout(Strict):
 
 
 class Scale(Strict):
-    """A head, a layer's attention or feed-forward, a neuron or an expert writes more or less, or a word is read so."""
+    """A layer or one half of it, a head, a neuron or an expert writes more or less, or a word is read so."""
 
     kind: Literal["scale"]
-    part: Literal["head", "attention", "feed_forward", "neuron", "expert", "word", "read"]
+    part: Literal["layer", "head", "attention", "feed_forward", "neuron", "expert", "word", "read"]
     layer: int | None = None
     unit: int | None = Field(default=None, description="Head, neuron or expert.")
     source: list[int] = Field(
@@ -267,13 +267,14 @@ def _scaled(e: Scale) -> Any:
     if e.layer is None or (e.part in ("head", "neuron", "expert", "read")) != (e.unit is not None):
         part = e.part.replace("_", "-")
         raise UsageError(f"To scale a {part}, give its layer and, of a head, neuron or expert, its number as unit.")
-    site = {
-        "head": "mixer.z",
-        "read": "mixer.pattern",
-        "attention": "mixer.out",
-        "feed_forward": "mlp.out",
-        "neuron": "mlp.post",
-        "expert": "mlp.weights",
+    sites = {
+        "layer": ("mixer.out", "laurel.out", "mlp.out", "ple.out"),  # those that it has
+        "head": ("mixer.z",),
+        "read": ("mixer.pattern",),
+        "attention": ("mixer.out",),
+        "feed_forward": ("mlp.out",),
+        "neuron": ("mlp.post",),
+        "expert": ("mlp.weights",),
     }
     chosen = Selection(
         positions=Places.of(e.position),
@@ -281,4 +282,4 @@ def _scaled(e: Scale) -> Any:
         keys=Places.of(e.source if e.part == "read" else None, "keys"),
         units=Places.of(e.unit if e.part in ("neuron", "expert") else None, "units"),
     )
-    return Apply((), e.layer, (site[e.part],), chosen, times)
+    return Apply((), e.layer, sites[e.part], chosen, times)

@@ -41,6 +41,7 @@ _MORE: dict[str, dict[str, Any]] = {
     "models": {},
     "runs": {},
     "size": {},
+    "tasks": {},
     "directions": {"text": _TEXT, "directions": [{"name": "gender", "words": "woman - man"}], "layer": 1},
     "sum": {"words": "king - man + woman"},
     "sums": {},

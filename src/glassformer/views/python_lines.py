@@ -50,7 +50,7 @@ def lines(session: Session, ask: PythonAsk, check: Check) -> Json:
     source = values.get("model") or session.current
     out = ["import glassformer as gf", "", f"model = gf.load({source!r})"]
     edits = [_edit(edit) for edit in values.get("edits") or []]
-    own = ("bos", "task")  # what the Python API has other words for
+    own = ("bos", "task", "turn")  # what the Python API has other words for
     if not chosen.python or None in edits or any(values.get(name) is not None for name in own):
         plain = {key: value for key, value in request.model_dump(exclude_defaults=True).items() if key != "model"}
         out += ["from glassformer.views import Session", f"answer = Session(model).view({ask.name!r}, {plain!r})"]

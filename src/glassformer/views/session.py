@@ -21,6 +21,7 @@ from glassformer.views.registry import VIEWS, Check, Json
 if TYPE_CHECKING:
     from glassformer.interp.dictionary import Dictionary
     from glassformer.interp.exciting import Exciting
+    from glassformer.interp.prediction_graph import PredictionGraph
     from glassformer.interp.readout import Readout
     from glassformer.interp.trace import Trace
     from glassformer.lm import Model
@@ -68,6 +69,7 @@ class Session:
         self._models: OrderedDict[str, Model] = OrderedDict({model.name: model})
         self.excited: dict[str, Exciting] = {}  # what excites the neurons of each model, by its name
         self.scored: dict[str, Json] = {}  # what the heads of each model do, by its name
+        self.graph: tuple[Json, PredictionGraph] | None = None  # the last one of a prediction, and what was asked
         self._traces: OrderedDict[tuple[Any, ...], Trace] = OrderedDict()
         self._lock = threading.RLock()
         self._opening = threading.Lock()
@@ -117,6 +119,7 @@ class Session:
                     del self._models[old]
                     for key in [key for key in self._traces if key[0] == old]:
                         del self._traces[key]
+                    self.graph = None
         return model
 
     def choose(self, name: str) -> Model:

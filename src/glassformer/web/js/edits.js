@@ -1,7 +1,7 @@
 /** What is switched off or turned up in the model: its names, and the bar that says so wherever numbers are shown. */
 
 import { h, put, shown } from "./dom.js";
-import { said, say } from "./words.js";
+import { inQuotes, said, say } from "./words.js";
 
 /** @typedef {import("./store.js").Store} Store */
 
@@ -10,7 +10,7 @@ const UNCHANGED = ["why", "facts", "vectors", "learning", "size"];
 
 /** @param {any} edit @param {string[]} tokens */
 export function editName(edit, tokens) {
-  const at = (/** @type {number} */ i) => `“${shown(tokens[i] ?? say("edit.position", { a: i }))}”`;
+  const at = (/** @type {number} */ i) => inQuotes(shown(tokens[i] ?? say("edit.position", { a: i })));
   const where = edit.position === null || edit.position === undefined ? "" : say("edit.at", { a: at(edit.position) });
   if (edit.kind === "ablate_head") return say("edit.head", { a: edit.layer, b: edit.head, c: where });
   if (edit.kind === "ablate_read") return say("edit.read", { a: edit.layer, b: edit.head, c: at(edit.source), d: where });
@@ -25,7 +25,8 @@ export function editName(edit, tokens) {
 
 /** @param {any} edit @param {string[]} tokens */
 function scaled(edit, tokens) {
-  if (edit.part === "word") return say("edit.words", { a: edit.source.map((/** @type {number} */ i) => `“${shown(tokens[i] ?? "")}”`).join("") });
+  if (edit.part === "word") return say("edit.words", { a: edit.source.map((/** @type {number} */ i) => inQuotes(shown(tokens[i] ?? ""))).join("") });
+  if (edit.part === "layer") return say("zoom.layer", { layer: edit.layer });
   if (edit.part === "head") return say("at.headshort", { a: edit.layer, b: edit.unit });
   if (edit.part === "neuron") return say("at.neuronshort", { a: edit.layer, b: edit.unit });
   if (edit.part === "expert") return say("at.part", { layer: edit.layer, part: say("part.expert", { n: edit.unit }) }).replace(",", "");

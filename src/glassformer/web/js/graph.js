@@ -25,7 +25,7 @@ export function grouped(nodes, edges, groups) {
   for (const group of groups) {
     const members = group.filter((id) => known.has(id));
     if (members.length < 2) continue;
-    const id = members.join("+");
+    const id = group.join("+"); // the same while some of it is left out
     for (const member of members) home.set(member, id);
     const all = members.map((member) => /** @type {Node} */ (known.get(member)));
     made.push({ ...all[0], id, text: say("graph.parts", { n: all.length }), about: all.map((n) => n.about).join(", "), kind: "group" });

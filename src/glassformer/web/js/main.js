@@ -46,7 +46,7 @@ export const START = {
   tokens: [], words: [], ends: [], count: 0, layers: 0, heads: 0, experts: [], hover: null, hoverQuery: null, prediction: null, theme: "auto", large: false, tour: null,
   other: { text: "The capital of Italy is", model: null }, what: "next", place: "stream",
   word: "mole", contexts: ["The American shrew mole", "One mole of carbon dioxide", "Take a biopsy of the mole"], run: null, stepAsked: 0, beside: null, split: 0.5, plane: [], sum: "king - man + woman",
-  scene: null, zoom: null, marks: null, circuitAsked: false, reasonAgainst: null, notes: [], kept: true, directions: [],
+  scene: null, zoom: null, marks: null, task: null, nodes: null, circuitAsked: false, reasonAgainst: null, notes: [], kept: true, directions: [],
   table: { texts: ["The capital of France is", "The capital of Italy is", "The capital of Japan is", "The capital of Spain is"], metric: "entropy", token: null, against: null }, lang: null, stageShare: 0.1,
 };
 

@@ -1,7 +1,7 @@
 /** Notes pinned to views: written where something is seen, the way back to it, and how long the browser keeps them. */
 
 import { h, put } from "./dom.js";
-import { say } from "./words.js";
+import { inQuotes, say } from "./words.js";
 
 /** @typedef {import("./store.js").Store} Store */
 
@@ -15,7 +15,7 @@ export const here = (state) => Object.fromEntries(PLACE.map((key) => [key, state
 export const same = (at, now) => ["text", "model", "tab", "layer", "head", "query", "key"].every((key) => (at[key] ?? null) === (now[key] ?? null));
 
 /** @param {any} at */
-const placeName = (at) => [say(`room.${at.tab}`), at.tab === "attention" ? say(at.head === null ? "zoom.layer" : "at.head", at) : "", `“${at.text.length > 30 ? `${at.text.slice(0, 29)}…` : at.text}”`].filter(Boolean).join(" · ");
+const placeName = (at) => [say(`room.${at.tab}`), at.tab === "attention" ? say(at.head === null ? "zoom.layer" : "at.head", at) : "", inQuotes(at.text.length > 30 ? `${at.text.slice(0, 29)}…` : at.text)].filter(Boolean).join(" · ");
 
 /** @param {Store} state @returns {{button: HTMLElement, list: HTMLElement}} */
 export function notes(state) {

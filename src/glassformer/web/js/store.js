@@ -4,7 +4,7 @@
 const SHARED = {
   text: "text", model: "text", position: "number", layer: "number", head: "number", query: "number", key: "number", tab: "text", edits: "list",
   temperature: "number", top_k: "number", top_p: "number", min_p: "number", token: "text", against: "text", unit: "text", chips: "text", mode: "text",
-  sort: "text", what: "text", place: "text", other: "object", word: "text", contexts: "list", run: "text", plane: "list", beside: "text", split: "number", sum: "text", marks: "object", notes: "list", directions: "list", table: "object", scene: "text", zoom: "text", lang: "text",
+  sort: "text", what: "text", place: "text", other: "object", word: "text", contexts: "list", run: "text", plane: "list", beside: "text", split: "number", sum: "text", marks: "object", task: "text", nodes: "object", notes: "list", directions: "list", table: "object", scene: "text", zoom: "text", lang: "text",
 };
 
 export class Store {

@@ -72,5 +72,8 @@ export function say(key, fields = {}) {
   return text.replace(/\{(\w+)(?:\|([^|}]*)\|([^}]*))?\}/g, (whole, name, one, many) => (!(name in fields) ? whole : many === undefined ? String(fields[name]) : String(fields[name]) === "1" ? one : many));
 }
 
+/** A word in the language's quotation marks. @param {string} word */
+export const inQuotes = (word) => say("quoted", { word });
+
 /** A sentence that is said again in another language: what `h` takes for a text or an attribute. @param {string} key @param {Record<string, any>} [fields] */
 export const said = (key, fields) => () => say(key, fields);

@@ -1,7 +1,7 @@
 /** What scenes and parts ask of a text: its words, and views of it. */
 
 import { plain } from "../dom.js";
-import { say } from "../words.js";
+import { inQuotes } from "../words.js";
 
 /** @typedef {import("./stage.js").Stage} Stage */
 
@@ -9,7 +9,7 @@ import { say } from "../words.js";
 export const word = (stage, i) => plain(stage.data?.tokens[i]?.text ?? "");
 
 /** Words in quotation marks, each once. @param {string[]} words @param {number} [most] */
-export const quoted = (words, most = Infinity) => [...new Set(words.map(plain))].slice(0, most).map((one) => say("stage.quoted", { word: one })).join(", ");
+export const quoted = (words, most = Infinity) => [...new Set(words.map(plain))].slice(0, most).map((one) => inQuotes(one)).join(", ");
 
 /** Ask a view of the stage's text. @param {Stage} stage @param {string} view @param {Record<string, any>} [more] */
 export const ask = (stage, view, more = {}) => stage.source.get(view, { text: stage.state.get("text"), model: stage.state.get("model"), edits: stage.state.get("edits"), ...more });

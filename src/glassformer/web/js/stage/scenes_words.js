@@ -2,7 +2,7 @@
 
 import { carried } from "../edits.js";
 import { unpack } from "../source.js";
-import { say } from "../words.js";
+import { inQuotes, say } from "../words.js";
 import { ask, quoted, word } from "./asking.js";
 import { Vectors } from "./data.js";
 import { clamp, mix, num, pct, phase, rgba } from "./paint.js";
@@ -146,7 +146,7 @@ export const meaning = {
     if (!m || m.texts.length < 3) return null;
     const last = m.similarity[m.places.length - 1];
     const pairs = /** @type {[number, number][]} */ ([[0, 1], [0, 2], [1, 2]]);
-    const name = (/** @type {number} */ i) => `“${m.texts[i].tokens.join("").trim().slice(0, 34)}”`;
+    const name = (/** @type {number} */ i) => inQuotes(m.texts[i].tokens.join("").trim().slice(0, 34));
     const said = pairs.map(([i, j]) => `${name(i)} · ${name(j)}`);
     const best = pairs.map(([i, j], k) => [last[i][j], k]).sort((a, b) => b[0] - a[0])[0][1];
     return { ask: say("ask.meaning", { word: m.word }), choices: said, right: best, because: say("why.meaning", { cosine: num(last[pairs[best][0]][pairs[best][1]], 2), others: pairs.filter((_, k) => k !== best).map(([i, j]) => num(last[i][j], 2)).join(", ") }) };

@@ -5,7 +5,7 @@ import { signed } from "../colour.js";
 import { live } from "../live.js";
 import { unpack } from "../source.js";
 import { fork, grid, track } from "../ui.js";
-import { say } from "../words.js";
+import { inQuotes, say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -42,7 +42,7 @@ export function mount(element, source, state) {
   /** @param {any} d */
   function draw(d) {
     const tokens = state.get("tokens");
-    const who = (/** @type {number} */ i) => `“${shown(tokens[i] ?? "")}”`;
+    const who = (/** @type {number} */ i) => inQuotes(shown(tokens[i] ?? ""));
     const half = d.turns.length;
     const angle = (Math.acos(Math.max(-1, Math.min(1, d.cosine))) * 180) / Math.PI;
     put(body,

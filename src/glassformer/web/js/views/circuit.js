@@ -4,7 +4,7 @@ import { h, percent, put, shown } from "../dom.js";
 import { edgeTable, graph, noMarks } from "../graph.js";
 import { live } from "../live.js";
 import { withSign } from "../ui.js";
-import { say } from "../words.js";
+import { inQuotes, say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -27,6 +27,9 @@ export function long(id) {
   if (id === "logits") return say("circuit.logits");
   return id.replace(/^a(\d+)\.h(\d+)$/, (_, layer, head) => say("at.head", { layer, head })).replace(/^m(\d+)(?:\.e(\d+)|\.(shared))?$/, (_, layer, expert, shared) => say("at.part", { layer, part: expert ? say("part.expert", { n: expert }) : shared ? say("part.shared") : "feed-forward" })).replace(/^([a-z]+)(\d+)(\.norm)?$/, (_, part, layer, norm) => say("at.part", { layer, part: norm ? say("part.norm") : PARTS[part] ? say(PARTS[part]) : part }));
 }
+
+/** Edges of a task's circuit that are measured, one run of the model for each prompt. */
+const MEASURED = 60;
 
 /** What of a part an edge goes into. @param {string} to */
 function side(to) {
@@ -66,7 +69,7 @@ export function drawingByPosition(d) {
   const node = (/** @type {string} */ part, /** @type {any} */ e) => {
     const id = `${part}@${e.position}`;
     words.set(e.position, `${e.position} ${shown(e.token)}`);
-    if (!nodes.has(id)) nodes.set(id, { ...nodeOf(part), id, row: e.position, about: say("circuit.atword", { part: long(part), word: `“${shown(e.token)}”` }) });
+    if (!nodes.has(id)) nodes.set(id, { ...nodeOf(part), id, row: e.position, about: say("circuit.atword", { part: long(part), word: inQuotes(shown(e.token)) }) });
     return id;
   };
   const edges = d.edges.flatMap((/** @type {any} */ e) => {
@@ -75,7 +78,7 @@ export function drawingByPosition(d) {
     const into = writing.length ? writing : e.into;
     return into.map((/** @type {string} */ to) => ({
       from, to: node(to, e), measured: e.exact === null ? null : e.exact / into.length, claimed: e.estimate / into.length, shaky: !e.reliable,
-      about: say("circuit.atword", { part: `${long(e.from)} → ${into.map(long).join(", ")}${side(e.to)}`, word: `“${shown(e.token)}”` }) + (into.length > 1 ? say("circuit.shared", { x: withSign(e.exact ?? e.estimate), n: into.length }) : ""),
+      about: say("circuit.atword", { part: `${long(e.from)} → ${into.map(long).join(", ")}${side(e.to)}`, word: inQuotes(shown(e.token)) }) + (into.length > 1 ? say("circuit.shared", { x: withSign(e.exact ?? e.estimate), n: into.length }) : ""),
     }));
   });
   const written = new Set(edges.map((/** @type {any} */ e) => e.from));
@@ -83,24 +86,51 @@ export function drawingByPosition(d) {
   return { nodes: [...nodes.values()], edges, rows: { names: Object.fromEntries(words), ties } };
 }
 
+/** A task's circuit as the room draws it. @param {any} found what the view `circuit` says */
+export function ofTask(found) {
+  const { circuit } = found;
+  const share = (/** @type {number|null} */ x) => (x === null ? "–" : percent(x, 0));
+  return {
+    nodes: [...circuit.nodes, "logits"], edges: circuit.edges.map((/** @type {any} */ e) => ({ ...e, into: found.into[e.to] })), kept: [], total_edges: found.total_edges,
+    told: say("circuit.oftask", { task: found.task, accuracy: percent(found.accuracy, 0), n: circuit.size, all: found.total_edges.toLocaleString(), f: share(circuit.f), held: share(circuit.held_out) }),
+  };
+}
+
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
   const other = h("input", { type: "text", "aria-label": say("circuit.other"), value: state.get("other")?.text ?? "", class: "boxed" });
   const apart = h("input", { type: "checkbox", id: "circuit-apart" });
-  const form = h("form", { class: "row circuit-form" }, h("label", { class: "small grow" }, say("circuit.beside"), other), h("label", { class: "small" }, apart, say("circuit.apart")), h("button", { type: "submit" }, say("circuit.draw")));
+  const task = h("select", { class: "small", id: "circuit-task", "aria-label": say("circuit.what"), onchange: () => state.set({ task: task.value || null }) }, h("option", { value: "" }, say("circuit.texts")));
+  const beside = h("label", { class: "small grow" }, say("circuit.beside"), other);
+  const telling = h("label", { class: "small" }, apart, say("circuit.apart"));
+  const form = h("form", { class: "row circuit-form" }, task, beside, telling, h("button", { type: "submit" }, say("circuit.draw")));
   const body = h("div", { class: "circuit" });
   element.append(h("h3", {}, say("circuit.title")),
     h("p", { class: "soft small" }, say("circuit.say")), source.live ? form : h("p", { class: "mono small" }, state.get("other").text), body);
+  const chosen = () => {
+    task.value = state.get("task") ?? "";
+    beside.hidden = telling.hidden = Boolean(state.get("task"));
+  };
+  state.on(["task"], chosen);
+  if (source.live) source.get("tasks", {}).then((/** @type {any} */ found) => { task.append(...found.tasks.map((/** @type {any} */ one) => h("option", { value: one.name, title: one.what }, one.name))); chosen(); }, () => null);
   form.addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     state.set({ other: { ...state.get("other"), text: other.value }, circuitAsked: true });
   });
   apart.addEventListener("change", () => { if (state.get("circuitAsked")) view.refresh(); });
+  /** @type {{wanted: any, found: any}} */
+  let answered = { wanted: null, found: null };
   state.on(["other"], () => { other.value = state.get("other")?.text ?? ""; });
-  const view = live(body, state, ["text", "model", "other", "circuitAsked"], async (signal) => {
+  const view = live(body, state, ["text", "model", "other", "task", "circuitAsked"], async (signal) => {
     const ask = { model: state.get("model"), clean: state.get("text"), corrupted: state.get("other").text };
     if (!source.live) return source.get("graph", ask);
     if (!state.get("circuitAsked")) return null;
+    if (state.get("task")) {
+      const wanted = { model: ask.model, task: state.get("task"), exact: "strongest", strongest: MEASURED };
+      // It does not depend on the text, and takes its time.
+      if (JSON.stringify(wanted) !== JSON.stringify(answered.wanted)) answered = { wanted, found: await source.get("circuit", wanted, { signal }) };
+      return ofTask(answered.found);
+    }
     if (apart.checked) Object.assign(ask, { by_position: true });
     draw(await source.get("graph", { ...ask, measure: false }, { signal }), true);
     return signal.aborted ? null : source.get("graph", ask, { signal });
@@ -115,8 +145,8 @@ export function mount(element, source, state) {
     const last = Math.max(0, d.kept.length - 1);
     const slider = h("input", { type: "range", min: 0, max: last, value: last, step: 1, "aria-label": say("circuit.kept"), disabled: !d.kept.length, oninput: () => paint() });
     const table = h("div", {});
-    put(body, h("p", { class: "sentence" }, say("circuit.said", { answer: shown(d.answer ?? ""), clean: withSign(d.clean), wrong: shown(d.wrong ?? ""), corrupted: withSign(d.corrupted) }), pending ? h("span", { class: "soft small", role: "status" }, say("circuit.measuring")) : null),
-      frame, h("div", { class: "row" }, h("label", { class: "small" }, say("circuit.keep"), slider), said), h("details", {}, h("summary", {}, say("circuit.table")), table));
+    put(body, h("p", { class: "sentence" }, d.told ?? say("circuit.said", { answer: shown(d.answer ?? ""), clean: withSign(d.clean), wrong: shown(d.wrong ?? ""), corrupted: withSign(d.corrupted) }), pending ? h("span", { class: "soft small", role: "status" }, say("circuit.measuring")) : null),
+      frame, h("div", { class: "row" }, d.told ? null : h("label", { class: "small" }, say("circuit.keep"), slider), said), h("details", {}, h("summary", {}, say("circuit.table")), table));
     const kit = graph(frame, {
       label: say("circuit.graph", { n: drawn(d).nodes.length, edges: d.edges.length }), marks: { ...noMarks(), ...state.get("marks") }, marked: (marks) => state.set({ marks }),
       open: (id) => {
@@ -132,7 +162,7 @@ export function mount(element, source, state) {
       const { nodes, edges, rows } = drawn({ ...d, edges: kept, nodes: d.nodes.filter((/** @type {string} */ id) => named.has(id)) });
       kit.show(nodes, edges, rows);
       slider.setAttribute("aria-valuetext", say("circuit.edges", { n: kept.length }));
-      said.textContent = (held ? say("circuit.explain", { n: kept.length, all: d.total_edges.toLocaleString(), p: percent(held.f, 0) }) : say("circuit.strongest", { n: kept.length, all: d.total_edges.toLocaleString() })) + (byPosition ? `. ${say("circuit.dashed")}` : "");
+      said.textContent = d.told ? say("circuit.edges", { n: kept.length }) : (held ? say("circuit.explain", { n: kept.length, all: d.total_edges.toLocaleString(), p: percent(held.f, 0) }) : say("circuit.strongest", { n: kept.length, all: d.total_edges.toLocaleString() })) + (byPosition ? `. ${say("circuit.dashed")}` : "");
       said.dataset.f = held ? String(held.f) : "";
       const where = (/** @type {any} */ e) => (byPosition ? ` · ${e.position} ${shown(e.token)}` : "");
       put(table, edgeTable(kept.map((/** @type {any} */ e) => ({ from: e.from, to: e.to + where(e), measured: e.exact, claimed: e.estimate, about: "", shaky: !e.reliable })), (id) => id));

@@ -7,7 +7,7 @@ import { live } from "../live.js";
 import { choices as sources } from "../models.js";
 import { unpack } from "../source.js";
 import { chance, fork, grid, placeName, segmented, track } from "../ui.js";
-import { say } from "../words.js";
+import { inQuotes, say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -93,7 +93,7 @@ export function mount(element, source, state) {
     const side = (/** @type {string} */ name, /** @type {any} */ x) => h("div", {}, h("h3", {}, `${name}: ${x.model}`),
       h("div", { role: "list", "aria-label": name }, x.next.slice(0, 10).map((/** @type {any} */ t) => chance(t.token, t.probability, x.next[0].probability))));
     const most = Math.max(...d.changed.map((/** @type {any} */ c) => Math.abs(c.after - c.before)), 1e-9);
-    const after = (/** @type {any} */ x) => `“${shown(x.tokens[d.position < 0 ? x.tokens.length - 1 : d.position] ?? "")}”`;
+    const after = (/** @type {any} */ x) => inQuotes(shown(x.tokens[d.position < 0 ? x.tokens.length - 1 : d.position] ?? ""));
     put(body, h("p", { class: "small soft" }, say("compare.after", { a: after(d.a), b: after(d.b) })), h("div", { class: "two" }, side("A", d.a), side("B", d.b)),
       h("h3", {}, say("compare.differs")),
       h("div", { role: "list" }, d.changed.slice(0, 12).map((/** @type {any} */ c) => h("div", { class: "prob change", role: "listitem" }, h("span", { class: "what mono" }, shown(c.token)), fork((c.after - c.before) / most),

@@ -3,7 +3,7 @@
 import { signed } from "../colour.js";
 import { h, number, percent, plain, put } from "../dom.js";
 import { live } from "../live.js";
-import { say } from "../words.js";
+import { inQuotes, say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -49,7 +49,7 @@ export function mount(element, source, state) {
     };
     turns.push(turn);
     turn();
-    const quoted = (/** @type {string[]} */ tokens) => tokens.map((t) => `“${plain(t)}”`).join(", ");
+    const quoted = (/** @type {string[]} */ tokens) => tokens.map((t) => inQuotes(plain(t))).join(", ");
     return h("div", { class: "direction", role: "group", "aria-label": d.name },
       h("div", { class: "row spread" }, h("strong", {}, d.name), h("button", { type: "button", class: "bare", "aria-label": say("directions.drop", { name: d.name }), onclick: () => state.set({
         directions: state.get("directions").filter((/** @type {any} */ k) => k.name !== d.name), edits: state.get("edits").filter((/** @type {any} */ e) => e !== steering(d)),

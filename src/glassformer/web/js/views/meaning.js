@@ -6,7 +6,7 @@ import { carried } from "../edits.js";
 import { live } from "../live.js";
 import { labels } from "../math.js";
 import { placeName, withSign } from "../ui.js";
-import { say } from "../words.js";
+import { inQuotes, say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -126,7 +126,7 @@ function moves(d) {
     };
     d.texts.forEach((/** @type {any} */ t, /** @type {number} */ i) => name(here[i], `${i + 1} ${shown(t.tokens.slice(Math.max(0, t.position - 1), t.position + 1).join("").trim()).slice(-18)}`, 8, "of-dot"));
     taken.forEach((/** @type {any} */ one, /** @type {number} */ n) => name(one.middle, String(n + 1), 5, "of-step"));
-    put(pushed, taken.map((/** @type {any} */ one) => h("li", { class: `line-${one.text % 4}` }, h("span", { class: `key line-${one.text % 4}` }, say("meaning.step", { i: one.text + 1, layer: one.layer }), one.part === "head" ? [say("meaning.brought", { head: one.head }), h("span", { class: "mono" }, `“${shown(one.word)}”`)] : say("meaning.ff")))));
+    put(pushed, taken.map((/** @type {any} */ one) => h("li", { class: `line-${one.text % 4}` }, h("span", { class: `key line-${one.text % 4}` }, say("meaning.step", { i: one.text + 1, layer: one.layer }), one.part === "head" ? [say("meaning.brought", { head: one.head }), h("span", { class: "mono" }, inQuotes(shown(one.word)))] : say("meaning.ff")))));
     svg.setAttribute("aria-label", say("meaning.at", { place: placeName(d.places[now]) }));
     said.textContent = say("meaning.plane", { place: placeName(d.places[now]), p: (100 * d.shown[now]).toFixed(0), nearest: d.nearest ? say("meaning.nearest", { tokens: d.nearest[now].map((/** @type {string} */ t, /** @type {number} */ i) => `${i + 1} ${shown(t)}`).join(", ") }) : "" });
   }

@@ -5,7 +5,7 @@ import { h, hint, number, percent, put, shown } from "../dom.js";
 import { graph, noMarks } from "../graph.js";
 import { live } from "../live.js";
 import { fork, withSign } from "../ui.js";
-import { say } from "../words.js";
+import { inQuotes, say } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -50,7 +50,7 @@ export function mount(element, source, state) {
 
   /** @param {any} d */
   function draw(d) {
-    const word = (/** @type {number} */ i) => `“${shown(d.tokens[i] ?? "")}”`;
+    const word = (/** @type {number} */ i) => inQuotes(shown(d.tokens[i] ?? ""));
     const rather = h("select", { "aria-label": say("reasons.rather"), onchange: () => state.set({ reasonAgainst: rather.value === "" ? null : Number(rather.value) }) },
       h("option", { value: "" }, say("reasons.nothing")), d.tokens.slice(0, d.query + 1).map((/** @type {string} */ t, /** @type {number} */ i) => (i === d.key ? null : h("option", { value: i, selected: i === d.against }, `${i} ${shown(t)}`))));
     rather.value = d.against === null ? "" : String(d.against);

@@ -2,7 +2,7 @@
 
 import { h, number, percent, plain, put, shown } from "../dom.js";
 import { live } from "../live.js";
-import { say } from "../words.js";
+import { inQuotes, say } from "../words.js";
 import { keep } from "./directions.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -59,7 +59,7 @@ export function mount(element, source, state) {
     turn();
     const trust = d.method === "das" ? say("steer.exchanged", { p: percent(d.accuracy, 0), q: percent(d.random, 0) }) : d.accuracy === null ? say("steer.few") : say("steer.trust", { p: percent(d.accuracy, 0), q: percent(d.shuffled, 0) });
     put(body, h("p", { class: "sentence" }, say("steer.said", { layer: d.layer, x: number(d.norm), trust })),
-      h("p", { class: "small" }, say("steer.raises", { up: d.raises.slice(0, 6).map((/** @type {string} */ t) => `“${plain(t)}”`).join(", "), down: d.lowers.slice(0, 6).map((/** @type {string} */ t) => `“${plain(t)}”`).join(", ") })),
+      h("p", { class: "small" }, say("steer.raises", { up: d.raises.slice(0, 6).map((/** @type {string} */ t) => inQuotes(plain(t))).join(", "), down: d.lowers.slice(0, 6).map((/** @type {string} */ t) => inQuotes(plain(t))).join(", ") })),
       h("label", { class: "row small grow-slider" }, say("steer.left"), slider, say("steer.right"), value),
       h("button", { type: "button", class: "small", id: "keep-direction", onclick: (/** @type {any} */ event) => {
         keep(state, { name: `${asked.positive[0]} − ${asked.negative[0]}`.slice(0, 100), ...asked });

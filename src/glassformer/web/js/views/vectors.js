@@ -5,7 +5,7 @@ import { h, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
 import { unpack } from "../source.js";
 import { fork } from "../ui.js";
-import { say } from "../words.js";
+import { inQuotes, say } from "../words.js";
 import { mount as mountDirections } from "./directions.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -147,7 +147,7 @@ export function mount(element, source, state) {
     let best = 144;
     let near = -1;
     seen.forEach(([x, y], i) => { const d = (x - event.offsetX) ** 2 + (y - event.offsetY) ** 2; if (d < best) [best, near] = [d, i]; });
-    said.textContent = near < 0 ? "" : `“${shown(data.tokens[near])}”`;
+    said.textContent = near < 0 ? "" : inQuotes(shown(data.tokens[near]));
   });
   canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     const step = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] }[event.key];

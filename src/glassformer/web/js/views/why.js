@@ -250,15 +250,19 @@ function partName(p, tokens) {
   return say("why.atpart", { a: p.layer, b: p.kind.replaceAll("_", "-"), c: from });
 }
 
-/** From nothing to the number explained: what each half layer adds, one under the other. @param {any} d @param {(layer: number, part: string) => HTMLElement|null} turn */
+/** From nothing to the number explained: what each layer and each half of it adds, one under the other. @param {any} d @param {(layer: number, part: string) => HTMLElement|null} turn */
 function fall(d, turn) {
   let sum = 0;
   const rows = d.layers.filter((/** @type {any} */ l) => l.claimed !== 0).map((/** @type {any} */ l) => ({ ...l, from: sum, to: (sum += l.claimed) }));
   const low = Math.min(0, ...rows.map((/** @type {any} */ r) => r.to));
   const high = Math.max(0, ...rows.map((/** @type {any} */ r) => r.to));
   const at = (/** @type {number} */ v) => (v - low) / (high - low || 1);
-  return h("div", { class: "waterfall sum", role: "list" }, rows.map((/** @type {any} */ r) => h("div", { class: "dialled", role: "listitem" }, hint(h("div", { class: "part" },
-    h("span", { class: "small" }, `${r.layer === null ? "" : `${r.layer} · `}${r.kind.replaceAll("_", "-")}`), track(Math.abs(at(r.to) - at(r.from)), Math.min(at(r.from), at(r.to)), signed(r.claimed >= 0 ? 1 : -1)),
-    h("span", { class: "num small" }, withSign(r.claimed))), () => say("why.adds", { a: withSign(r.claimed), b: number(r.to) })), r.layer !== null && ["attention", "feed_forward"].includes(r.kind) ? turn(r.layer, r.kind) : null)),
-  h("div", { class: "part" }, h("strong", { class: "small" }, say("values.sum")), track(Math.abs(at(sum) - at(0)), Math.min(at(0), at(sum))), h("strong", { class: "num small" }, number(sum))));
+  const row = (/** @type {any} */ name, /** @type {number} */ from, /** @type {number} */ to, /** @type {HTMLElement|null} */ dial) => h("div", { class: "dialled", role: "listitem" }, hint(h("div", { class: "part" },
+    name, track(Math.abs(at(to) - at(from)), Math.min(at(from), at(to)), signed(to >= from ? 1 : -1)), h("span", { class: "num small" }, withSign(to - from))), () => say("why.adds", { a: withSign(to - from), b: number(to) })), dial);
+  return h("div", { class: "waterfall sum", role: "list" }, rows.flatMap((/** @type {any} */ r, /** @type {number} */ i) => {
+    const half = row(h("span", { class: "small" }, `${r.layer === null ? "" : `${r.layer} · `}${r.kind.replaceAll("_", "-")}`), r.from, r.to, r.layer !== null && ["attention", "feed_forward"].includes(r.kind) ? turn(r.layer, r.kind) : null);
+    if (r.layer === null || rows[i - 1]?.layer === r.layer) return [half];
+    const last = rows.filter((/** @type {any} */ other) => other.layer === r.layer).pop();
+    return [row(h("strong", { class: "small" }, say("zoom.layer", { layer: r.layer })), r.from, last.to, turn(r.layer, "layer")), half];
+  }), h("div", { class: "part" }, h("strong", { class: "small" }, say("values.sum")), track(Math.abs(at(sum) - at(0)), Math.min(at(0), at(sum))), h("strong", { class: "num small" }, number(sum))));
 }

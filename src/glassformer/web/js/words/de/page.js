@@ -5,6 +5,7 @@ export const WORDS = {
   "stage.play": "Abspielen",
   "stage.pause": "Anhalten",
   "stage.layer": "Schicht",
+  "quoted": "„{word}“",
   "room.attention": "Attention",
   "room.depth": "Tiefe",
   "room.why": "Warum",

@@ -3,7 +3,6 @@
 /** @type {Record<string, string>} */
 export const WORDS = {
   "stage.name": "Die Bühne: dieser Text auf seinem Weg durch das Modell",
-  "stage.quoted": "„{word}“",
   "stage.of": "Szene {n} von {all}",
   "stage.where": "Wo in der Maschine",
   "stage.nearer": "Näher (+)",

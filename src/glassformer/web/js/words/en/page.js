@@ -5,6 +5,7 @@ export const WORDS = {
   "stage.play": "Play",
   "stage.pause": "Pause",
   "stage.layer": "layer",
+  "quoted": "“{word}”",
   "room.attention": "Attention",
   "room.depth": "Depth",
   "room.why": "Why",

@@ -3,7 +3,6 @@
 /** @type {Record<string, string>} */
 export const WORDS = {
   "stage.name": "The stage: this text on its way through the model",
-  "stage.quoted": "“{word}”",
   "stage.of": "scene {n} of {all}",
   "stage.where": "Where in the machine",
   "stage.nearer": "Nearer (+)",
