@@ -48,7 +48,7 @@ class LengthsAsk(Ask):
     """A text."""
 
 
-@view("lengths", LengthsAsk, room="depth", report=lambda plan: plan.kept("lengths"), python="model.trace({text!r})")
+@view("lengths", LengthsAsk, room="depth", report=lambda draft: draft.kept("lengths"), python="model.trace({text!r})")
 def lengths(session: Any, ask: Any, check: Check) -> dict[str, Any]:
     """The length of every position's vector before the first layer."""
     return {"lengths": session.trace(ask)["embed"].norm(dim=-1).tolist()}

@@ -22,6 +22,13 @@ def rows(name: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
+def stated(sentence: str) -> list[float]:
+    """The numbers in a sentence of the page, which is given as a pattern."""
+    found = re.search(sentence, " ".join(PAGE.split()))
+    assert found, sentence
+    return [float(number) for number in found.groups()]
+
+
 def quoted(before: str) -> list[str]:
     """The quoted texts of the command after some words of the page."""
     return re.findall(r'"([^"]+)"', PAGE.split(before)[1].split("```")[0])
@@ -68,42 +75,65 @@ def test_patching(smollm2):
     assert heads.correlation == pytest.approx(0.98, abs=0.01)
 
 
-def test_edges(smollm2):
-    from glassformer.interp.circuit_search import Runs, curve, greedy
+@pytest.fixture(scope="module")
+def edges_of_names(smollm2):
+    """The edges of the two prompts; the unreliable and the 300 strongest are measured."""
+    return smollm2.trace(CLEAN).edges(corrupted=smollm2.trace(CORRUPTED))
+
+
+def test_edges(edges_of_names):
     from glassformer.interp.edge_exact import Exact
 
     assert quoted("glassformer circuit") == [CLEAN, CORRUPTED]
-    found = smollm2.trace(CLEAN).edges(corrupted=smollm2.trace(CORRUPTED), exact="none")
+    found = edges_of_names
     assert found.graph.total == 70_651
     assert found.adds_up == pytest.approx(0.94, abs=0.01)
     assert float((~found.reliable).double().mean()) == pytest.approx(0.042, abs=0.003)
+    [correlation] = stated(r"with a correlation of (0\.\d+)")
+    assert found.correlation == pytest.approx(correlation, abs=0.001)
+    exact = Exact(found.pairs[0])
     table = rows("edges")
     numbers = [found.graph.edge(sender, receiver) for sender, receiver, _ in table]
     assert set(numbers) <= set(found.order()[:60].tolist())
-    exact = Exact(found.pairs[0])(torch.tensor(numbers))
-    assert exact.tolist() == pytest.approx([float(worth) for *_, worth in table], abs=0.01)
-    runs, drawn = Runs(found.pairs), torch.rand(found.graph.total, generator=torch.Generator().manual_seed(0))
-    assert curve(runs, found.graph.total, greedy(found.graph, found.strength)).cmd == pytest.approx(0.019, abs=0.001)
-    assert curve(runs, found.graph.total, greedy(found.graph, drawn)).cmd == pytest.approx(0.71, abs=0.04)
+    assert exact(torch.tensor(numbers)).tolist() == pytest.approx([float(worth) for *_, worth in table], abs=0.01)
+    most, trusted, others = stated(r"Of the (\d+) that EAP-IG ranks highest, (\d+) % of those .+?, and (\d+) % of")
+    highest = found.estimate[0].abs().topk(int(most)).indices.sort().values
+    measured = exact(highest)
+    off = (found.estimate[0, highest] - measured).abs() > 0.5 * measured.abs()
+    for named, chosen in ((trusted, found.reliable[highest]), (others, ~found.reliable[highest])):
+        assert 100 * float(off[chosen].double().mean()) == pytest.approx(named, abs=1)
 
 
-def test_the_circuit_of_two_prompts(smollm2):
+def test_the_circuit_of_two_prompts(edges_of_names):
     """The edges that the command found run alone; without any one of them they bring back less than was asked."""
-    from glassformer.interp.circuit_search import Runs
-    from glassformer.interp.edge_graph import Graph
-    from glassformer.interp.edges import prepared
+    from glassformer.interp.circuit_search import Runs, curve, greedy, prefixes
 
-    [size] = re.findall(r"here (\d+) edges, each of which was taken out alone", " ".join(PAGE.split()))
+    found, graph = edges_of_names, edges_of_names.graph
+    runs = Runs(found.pairs)
+    [size] = stated(r"here (\d+) edges, each of which was taken out alone")
     listed = json.loads((Path(__file__).parent / "circuit_of_names.json").read_text())
-    assert len(listed) == int(size)
-    graph = Graph(smollm2.config)
+    assert len(listed) == size
     mine = torch.tensor([graph.edge(*names) for names in listed])
     sets = torch.zeros(len(mine) + 1, graph.total, dtype=torch.bool)
     sets[:, mine] = True
     sets[torch.arange(len(mine)), mine] = False
-    f = Runs(prepared([(smollm2.trace(CLEAN), smollm2.trace(CORRUPTED))])).faithfulness(sets)
+    f = runs.faithfulness(sets)
     assert 0.9 <= float(f[-1]) < 0.91
     assert float(f[:-1].max()) < 0.9
+    drawn = torch.rand(graph.total, generator=torch.Generator().manual_seed(0))
+    ours, estimated, random = stated(r"is (0\.\d+); by the estimates alone it is (0\.\d+), for random edges (0\.\d+)\.")
+    for strength, cmd, tolerance in (
+        (found.strength, ours, 0.001),
+        (found.estimate[0], estimated, 0.001),
+        (drawn, random, 0.04),
+    ):
+        assert curve(runs, graph.total, greedy(graph, strength)).cmd == pytest.approx(cmd, abs=tolerance)
+    [most] = stated(r"none of the 57, up to (\d+) of them, bring nothing back")
+    assert most == 16 * size
+    rivals = greedy(graph, found.strength.index_fill(0, mine, 0.0))
+    rivals = rivals[~torch.isin(rivals, mine)]
+    beside = runs.faithfulness(prefixes(graph.total, rivals, [len(mine), 4 * len(mine), 16 * len(mine)]))
+    assert beside.tolist() == pytest.approx([0.0] * 3, abs=0.01)
 
 
 def test_heads(smollm2):
@@ -163,3 +193,8 @@ def test_which_layers_the_plain_lens_is_right_at(smollm2, row):
     [found] = agreement(smollm2.trace("The capital of France is"), int(layer), {"plain": None}).rows()
     assert found["correlation"] == pytest.approx(float(correlation), abs=0.01)
     assert found["share"] == pytest.approx(float(share), abs=0.01)
+
+
+def test_the_page_names_every_test():
+    here = {name for name in globals() if name.startswith("test_")} - {"test_the_page_names_every_test"}
+    assert set(re.findall(r"`(test_\w+)`", PAGE)) == here

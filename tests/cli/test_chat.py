@@ -265,11 +265,23 @@ def test_a_model_without_a_template_is_refused(tmp_path, capsys):
 
 def test_an_image_is_refused_in_a_sentence(chat, tmp_path):
     (tmp_path / "cat.png").write_bytes(b"x")
-    for words in (f"what is this? '{tmp_path / 'cat.png'}'", str(tmp_path / "cat.png"), "see https://a.example/b.JPG"):
+    (tmp_path / "a cat.png").write_bytes(b"x")
+    cat, spaced = tmp_path / "cat.png", tmp_path / "a cat.png"
+    for words in (
+        f"what is this? '{cat}'",
+        str(cat),
+        "see https://a.example/b.JPG",
+        f"what is this?![a cat]({cat})",
+        f'![]({spaced} "A cat") what is it?',
+        "![a](data:image/png;base64,AAAA)",
+        f"what's this '{spaced}'",
+        str(spaced).replace(" ", "\\ "),
+        f"look at '{spaced}', please",
+    ):
         with pytest.raises(TextError, match="tiny reads text only; .* is an image, so nothing was sent."):
             chat.take(words)
     assert roles(chat) == ""
-    chat.take("what is nowhere.png")  # words about a file that is not there are words
+    chat.take("what is nowhere.png, and ![what](nowhere.png)?")  # words about a file that is not there are words
     assert roles(chat) == "ua"
 
 

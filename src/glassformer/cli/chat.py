@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -338,11 +340,17 @@ class Chat:
 
 
 def _image(typed: str) -> str | None:
-    """The image that a message is, or names by a file that is there; None for words."""
-    if typed.startswith("data:image/"):
+    """The image that a message is, or names by a file that is there; None for words.
+
+    A file is named as it is written, quoted, with its spaces escaped as terminals drop it, or as Markdown shows it.
+    """
+    shown = re.findall(r"!\[[^\]]*\]\(<?([^)>\"]+)", typed)
+    if any(name.startswith("data:image/") for name in (typed, *shown)):
         return "what was pasted"
-    for word in typed.split():
-        name = word.strip("'\"")
-        if name.lower().endswith(IMAGES) and ("://" in name or Path(name).expanduser().is_file()):
+    quoted = [name for _, name in re.findall(r"(?<!\S)(['\"])(.+?)\1", typed)]
+    escaped = [re.sub(r"\\(.)", r"\1", name) for name in re.findall(r"(?:\\.|\S)+", typed)]
+    for word in (*shown, *quoted, *typed.split(), *escaped):
+        name = word.strip(" '\"")
+        if name.lower().endswith(IMAGES) and ("://" in name or os.path.isfile(os.path.expanduser(name))):
             return name
     return None

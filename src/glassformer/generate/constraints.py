@@ -278,7 +278,7 @@ class Matcher:
         self._allowed: Tensor | None = None
         self.stopped = False
 
-    def allowed(self) -> Bool[Tensor, vocab]:
+    def allowed(self) -> Bool[Tensor, " vocab"]:
         """Tokens that may come next."""
         if self._allowed is None:
             bits = np.frombuffer(self._inner.compute_bitmask(), dtype=np.uint8)

@@ -137,9 +137,9 @@ class PrefixFiles:
             files.write_bytes(path, data)
             for old in within:
                 old.unlink(missing_ok=True)
-        self._make_room()
+        self._drop_oldest()
 
-    def _make_room(self) -> None:
+    def _drop_oldest(self) -> None:
         there = []
         for path in self.folder.glob("*/*.prefix"):
             with contextlib.suppress(OSError):

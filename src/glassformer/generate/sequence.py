@@ -28,7 +28,7 @@ class ConstraintMatcher(Protocol):
 
     stopped: bool
 
-    def allowed(self) -> Bool[Tensor, vocab]:
+    def allowed(self) -> Bool[Tensor, " vocab"]:
         """Tokens that may come next."""
         ...
 
@@ -139,7 +139,7 @@ class Sequence:
         self._wrong = 0 if right else self._wrong + 1
         self._rest = min(2**self._wrong, _LONGEST_REST) if self._wrong else 0
 
-    def _choose(self, logits: Float[Tensor, vocab]) -> int:
+    def _choose(self, logits: Float[Tensor, " vocab"]) -> int:
         sampling, early = self.request.sampling, self.answered < self.request.sampling.min_tokens
         scores = adjust(logits, sampling, self.request.prompt, self.answer) if not sampling.plain else logits
         scores = without(scores, self.absent)
@@ -166,7 +166,7 @@ class Sequence:
                 scores = later
         return choose(scores, sampling, self.generator)
 
-    def _event(self, logits: Float[Tensor, vocab], token: int, precision: str) -> TokenEvent:
+    def _event(self, logits: Float[Tensor, " vocab"], token: int, precision: str) -> TokenEvent:
         request = self.request
         told: dict[str, Any] = {} if request.logprobs is None else self._probabilities(logits, token, request.logprobs)
         may_stop = self.answered >= request.sampling.min_tokens
@@ -187,7 +187,7 @@ class Sequence:
                 finish = "stop"
         return TokenEvent(token, text, finish=finish, precision=precision, **told)
 
-    def _probabilities(self, logits: Float[Tensor, vocab], token: int, count: int) -> dict[str, Any]:
+    def _probabilities(self, logits: Float[Tensor, " vocab"], token: int, count: int) -> dict[str, Any]:
         """What the model said of its next token, before the settings, and what the constraint took from that."""
         mine, top = logprobs(logits, token, count)
         told: dict[str, Any] = {"logprob": mine, "top": top}

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # Requests of one model at once, and tokens an engine has room for unless more are needed.
 SLOTS = 2
-ROOM = 2048
+LEAST_CAPACITY = 2048
 # Slots of what reads texts: one for the text, the others for what may continue it, by up to so many tokens.
 READING = 8
 CONTINUED = 256
@@ -174,7 +174,7 @@ class Engines:
         """What reads texts of so many tokens exactly: the file's own blocks, while nothing has asked for the
         transformer and where the native engine computes the design; else the transformer."""
         with self._lock:
-            capacity = min(max(capacity + CONTINUED, ROOM), self._transformer.config.context)
+            capacity = min(max(capacity + CONTINUED, LEAST_CAPACITY), self._transformer.config.context)
             if awaited(self._transformer) and self._source is not None:
                 if self._reader is None or self._reader.capacity < capacity:
                     with contextlib.suppress(GlassformerError):
@@ -195,7 +195,7 @@ class Engines:
         """
         if precision not in PRECISIONS:
             raise UsageError(f"Precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}.")
-        capacity = min(max(capacity, ROOM), self._transformer.config.context)
+        capacity = min(max(capacity, LEAST_CAPACITY), self._transformer.config.context)
         with self._lock:
             kind = precision, cache_bits
             engine = self._kept.get(kind)

@@ -133,7 +133,7 @@ class Sweep:
         get = trace.forward.get
         return [get(f"blocks.{i}.{name}", at)[0] if name else None for i, name in enumerate(self.names)]
 
-    def plan(self) -> Iterator[tuple[range, range]]:
+    def batches(self) -> Iterator[tuple[range, range]]:
         """Columns and layers of each batch; later positions share one when little is run in vain."""
         low, end = (0, self.config.most_heads) if self.heads else (self.first, self.at + 1)
         if self.first > self.at:
@@ -152,7 +152,7 @@ class Sweep:
         """The measured number of every variant, float64; `base` where nothing differs."""
         columns = self.config.most_heads if self.heads else self.trace.length
         out = torch.full((self.config.n_layers, columns), base, dtype=torch.float64)
-        batches = list(self.plan())
+        batches = list(self.batches())
         total, done = sum(self.config.n_layers - layers.start for _, layers in batches) or 1, 0
         for chosen, layers in batches:
             start = self.first if self.heads else chosen.start

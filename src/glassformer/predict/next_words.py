@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 
 from glassformer.errors import UsageError
-from glassformer.predict.token_shapes import Spellings, shorten, spellings
+from glassformer.predict.token_outlines import Spellings, shorten, spellings
 from glassformer.predict.word_state import FINISH, NEW, OPEN, Reading, WordOutcomes, read, settled_start, word_outcomes
 from glassformer.tokenizer.word_breaks import classes, ends_in_word
 
@@ -242,14 +242,14 @@ class _Search:
         following = torch.log_softmax(logits.detach().double(), -1).exp().cpu().numpy() * mass
         left, right = classes(self.left), classes(text)
         self.open[status] -= mass
-        shape_of, found = self._outcomes(left, right, pending)
-        weights = np.bincount(shape_of, weights=following, minlength=len(found.leaves))
+        outline_of, found = self._outcomes(left, right, pending)
+        weights = np.bincount(outline_of, weights=following, minlength=len(found.leaves))
         if found.silent is not None:  # special tokens: the text ends here
             final = text + ("\ufffd" if pending else "")
             self._book(read(left, classes(final), True), final, float(weights[found.silent]))
-        for members, shape in found.closed:
-            self._book(read(left, right + shape), text, float(weights[members].sum()))
-        leaves_of = found.leaves[shape_of]
+        for members, outline in found.closed:
+            self._book(read(left, right + outline), text, float(weights[members].sum()))
+        leaves_of = found.leaves[outline_of]
         for kind in (OPEN, NEW, FINISH):
             self.open[kind] += float(weights[found.leaves == kind].sum())
             if kind == FINISH and not self.inside:
@@ -261,15 +261,15 @@ class _Search:
             self._push(_Queue(path, kind, following[ids], ids))
 
     def _outcomes(self, left: str, right: str, pending: bytes) -> tuple[np.ndarray, WordOutcomes]:
-        """What each shape of token settles here. Many paths look alike, so they are kept."""
-        shapes, shape_of = self.spell.after(pending)
+        """What each outline of token settles here. Many paths look alike, so they are kept."""
+        outlines, outline_of = self.spell.after(pending)
         key = (shorten(left), shorten(right), pending)
         found = self.spell.outcomes.get(key)
         if found is None:
             if len(self.spell.outcomes) > 4096:
                 self.spell.outcomes.clear()
-            found = self.spell.outcomes[key] = word_outcomes(key[0], key[1], shapes)
-        return shape_of, found
+            found = self.spell.outcomes[key] = word_outcomes(key[0], key[1], outlines)
+        return outline_of, found
 
     def _push(self, queue: _Queue) -> None:
         if queue.reached < len(queue.ids):

@@ -83,12 +83,12 @@ def _end(places: tuple[int, ...], at: int, total: int, ended: bool) -> int:
 
 @dataclass
 class WordOutcomes:
-    """What the next token settles, by shape.
+    """What the next token settles, by outline.
 
     Attributes:
-        leaves: (shape,) the status under which a shape leaves the word open, or -1.
-        closed: shapes that close the word no later than where they begin, with one of them as example.
-        silent: the shape without text.
+        leaves: (outline,) the status under which an outline leaves the word open, or -1.
+        closed: outlines that close the word no later than where they begin, with one of them as example.
+        silent: the outline without text.
     """
 
     leaves: np.ndarray
@@ -96,21 +96,21 @@ class WordOutcomes:
     silent: int | None
 
 
-def word_outcomes(left: str, right: str, shapes: Sequence[str | None]) -> WordOutcomes:
-    """What each shape, added to a text of these two halves, does to the word that is open at its end."""
-    leaves = np.full(len(shapes), -1)
+def word_outcomes(left: str, right: str, outlines: Sequence[str | None]) -> WordOutcomes:
+    """What each outline, added to a text of these two halves, does to the word that is open at its end."""
+    leaves = np.full(len(outlines), -1)
     closed: dict[Reading, list[int]] = {}
     silent = None
-    for index, shape in enumerate(shapes):
-        if shape is None:
+    for index, outline in enumerate(outlines):
+        if outline is None:
             silent = index
             continue
-        reading = read(left, right + shape)
+        reading = read(left, right + outline)
         if 0 <= reading.end <= len(left) + len(right):
             closed.setdefault(reading, []).append(index)
         else:
             leaves[index] = reading.status
-    return WordOutcomes(leaves, [(np.array(members), str(shapes[members[0]])) for members in closed.values()], silent)
+    return WordOutcomes(leaves, [(np.array(members), str(outlines[members[0]])) for members in closed.values()], silent)
 
 
 def settled_start(known: str) -> int:

@@ -226,10 +226,10 @@ class Models:
             made.queue.draining = self.draining
             with self._lock:
                 self._served[name] = made
-                self._make_room(name)
+                self._close_unused(name)
             return made
 
-    def _make_room(self, name: str) -> None:
+    def _close_unused(self, name: str) -> None:
         """Let go of models that nobody uses, the one not used for longest first, until what is open fits."""
         for old in list(self._served):
             if self._memory is None or sum(one.bytes for one in self._served.values()) <= self._memory:

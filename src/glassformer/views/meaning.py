@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
 from glassformer.model.config import Attention
 from glassformer.views.asks import Edits, Strict, Text
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
     from glassformer.interp.meaning import Meaning
     from glassformer.interp.trace import Trace
     from glassformer.views.report_data import ReportDraft

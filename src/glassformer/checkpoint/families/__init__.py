@@ -44,6 +44,7 @@ from glassformer.checkpoint.families.mellum import MELLUM
 from glassformer.checkpoint.families.mimo import MIMO
 from glassformer.checkpoint.families.minimax import MINIMAX_M3
 from glassformer.checkpoint.families.modernbert import MODERNBERT
+from glassformer.checkpoint.families.mpt import MPT
 from glassformer.checkpoint.families.nemotron_h import NEMOTRON_H
 from glassformer.checkpoint.families.neox import NEOX, NEOX_JAPANESE
 from glassformer.checkpoint.families.olmo import OLMO
@@ -56,7 +57,7 @@ from glassformer.model.config import Config
 
 _ALL = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, GEMMA3N, GPT2, NEOX),
-    *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, GRANITE_SWA)),
+    *(alike.family() for alike in (*LLAMA_ALIKE, *OLMO, *COHERE, *GPT_ALIKE, MPT, GRANITE_SWA)),
     *(alike.family() for alike in FIXED_POSITIONS),
     *(family.family() for family in (*INDEXED, DOTS_NOTE, MINIMAX_M3)),
     *(DIFFLLAMA, FALCON, NEOX_JAPANESE, MODERNBERT.family()),

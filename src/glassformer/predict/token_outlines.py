@@ -1,7 +1,8 @@
-"""A vocabulary by shape: which tokens look alike to the rules that find words.
+"""A vocabulary by outline: which tokens look alike to the rules that find words.
 
-Word boundaries depend on classes of characters only, so of tens of thousands of tokens a few thousand
-shapes remain, and each is read once. This module knows tokens' bytes; it knows no probabilities.
+A token's outline is the classes of its characters, runs shortened. Word boundaries depend on nothing else, so of tens
+of thousands of tokens a few thousand outlines remain, and each is read once. This module knows tokens' bytes; it knows
+no probabilities.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ def _decoded(spelled: bytes) -> str:
         return codecs.getincrementaldecoder("utf-8")("replace").decode(spelled)
 
 
-def _shape(spelled: bytes) -> str:
+def _outline(spelled: bytes) -> str:
     return shorten(spelled.translate(_ASCII).decode("ascii") if spelled.isascii() else classes(_decoded(spelled)))
 
 
 class Spellings:
-    """The shapes of a vocabulary.
+    """The outlines of a vocabulary.
 
     Attributes:
         bytes: of every id; b"" for special tokens and for ids that stand for nothing.
-        outcomes: a place for readers to keep what shapes settle where.
+        outcomes: a place for readers to keep what outlines settle where.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
@@ -59,33 +60,33 @@ class Spellings:
         self._after: dict[bytes, tuple[list[str | None], np.ndarray]] = {}
 
     def after(self, pending: bytes) -> tuple[list[str | None], np.ndarray]:
-        """Shapes, and which one each token (vocab,) has, when `pending` bytes of a character stand before it.
+        """Outlines, and which one each token (vocab,) has, when `pending` bytes of a character stand before it.
 
-        The shape None is that of tokens without text.
+        The outline None is that of tokens without text.
         """
         if pending not in self._after:
             if len(self._after) > 64:  # each costs a number per token
                 self._after.clear()
-            self._after[pending] = self._shapes(pending)
+            self._after[pending] = self._outlines(pending)
         return self._after[pending]
 
-    def _shapes(self, pending: bytes) -> tuple[list[str | None], np.ndarray]:
+    def _outlines(self, pending: bytes) -> tuple[list[str | None], np.ndarray]:
         known: dict[str | None, int] = {}
         found = np.empty(len(self.bytes), dtype=np.int32)
         if pending:
             plain, before = self.after(b"")
         for id, spelled in enumerate(self.bytes):
-            shape: str | None = None
+            outline: str | None = None
             if pending and spelled and not 0x80 <= spelled[0] < 0xC0:
-                shape = _BROKEN + (plain[before[id]] or "")  # the character that was pending stays broken
+                outline = _BROKEN + (plain[before[id]] or "")  # the character that was pending stays broken
             elif spelled:
-                shape = _shape(pending + spelled)
-            found[id] = known.setdefault(shape, len(known))
+                outline = _outline(pending + spelled)
+            found[id] = known.setdefault(outline, len(known))
         return list(known), found
 
 
 def spellings(tokenizer: Tokenizer, vocab: int) -> Spellings:
-    """The shapes of a tokenizer's vocabulary; made once."""
+    """The outlines of a tokenizer's vocabulary; made once."""
     of_tokenizer = _made.setdefault(tokenizer, {})
     if vocab not in of_tokenizer:
         of_tokenizer[vocab] = Spellings(tokenizer, vocab)
