@@ -36,7 +36,7 @@ PATTERN_BYTES = 1_450_000
 COLUMN = 48
 ROW = 16
 # Cells that a report takes apart.
-CELLS = 24
+CELLS = 8
 # Of these, the scores that it takes apart, and tokens from which on only one.
 REASONS, LONG = 6, 32
 
