@@ -136,7 +136,7 @@ def settled(page: Any) -> None:
 
 def measure(address: str, program: str, rounds: int) -> dict[str, Any]:
     """All timings, in milliseconds; frames a second; bytes of scripts and styles."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Response, sync_playwright
 
     found: dict[str, Any] = {"paint": [], "key": [], "head": [], "room": [], "why": [], "motion": [], "film": {}}
     with sync_playwright() as playwright:
@@ -144,9 +144,15 @@ def measure(address: str, program: str, rounds: int) -> dict[str, Any]:
         context = browser.new_context(viewport={"width": 1400, "height": 900})
         page = context.new_page()
         sizes: dict[str, int] = {}
-        page.on("response", lambda r: sizes.update({r.url: len(r.body())}) if r.url.endswith((".js", ".css")) else None)
+
+        def weigh(response: Response) -> None:
+            if response.url.endswith((".js", ".css")):
+                sizes[response.url] = len(response.body())
+
+        page.on("response", weigh)
         page.goto(address)
         settled(page)
+        page.remove_listener("response", weigh)  # what comes later may be left behind by the next address
         found["bytes"] = sum(sizes.values())
         found["files"] = len(sizes)
         for _ in range(rounds):
