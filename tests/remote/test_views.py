@@ -19,7 +19,7 @@ from glassformer.remote.wire import arrays
 from glassformer.serve.security import Policy
 from glassformer.views import VIEWS, Session
 from glassformer.views.examples import example
-from tests.serve.running import TEXT, Running, running, tiny_model, tiny_run, with_experts
+from tests.serve.running import TEXT, Running, beside_a_run, running, tiny_model, with_experts
 
 OFF = [{"ablate": {"layer": layer, "head": head}} for layer in (0, 1) for head in (0, 1, 2)]
 
@@ -27,9 +27,7 @@ OFF = [{"ablate": {"layer": layer, "head": head}} for layer in (0, 1) for head i
 @pytest.fixture(scope="module", autouse=True)
 def a_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A run called tiny in the runs folder here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder := tmp_path_factory.mktemp("here"))
-        tiny_run(folder)
+    with beside_a_run(tmp_path_factory.mktemp("here")):
         yield
 
 

@@ -63,6 +63,14 @@ def tiny_run(folder: Path) -> None:
     glassformer.train(Recipe(name="tiny").with_settings(settings), out=str(folder / "runs" / "tiny"), quiet=True)
 
 
+@contextlib.contextmanager
+def beside_a_run(folder: Path) -> Iterator[None]:
+    """Inside, the process stands in `folder`, where runs has one called tiny."""
+    with contextlib.chdir(folder):
+        tiny_run(folder)
+        yield
+
+
 class Gate:
     """Holds an engine's forward passes while it is shut, or makes each take a while."""
 

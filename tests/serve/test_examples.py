@@ -19,7 +19,7 @@ from glassformer.errors import GlassformerError
 from glassformer.lm import Model
 from glassformer.views import VIEWS
 from glassformer.views.examples import python, shell
-from tests.serve.running import Running, running, tiny_run, with_experts
+from tests.serve.running import Running, beside_a_run, running, with_experts
 
 DOCS = Path(__file__).parents[2] / "docs"
 PLACE = "localhost:8000"
@@ -40,9 +40,7 @@ SMALLER = [
 @pytest.fixture(scope="module", autouse=True)
 def a_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A run called tiny in the runs folder here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder := tmp_path_factory.mktemp("here"))
-        tiny_run(folder)
+    with beside_a_run(tmp_path_factory.mktemp("here")):
         yield
 
 
