@@ -43,3 +43,11 @@ def smollm2():
     import glassformer
 
     return glassformer.load("smollm2", device="cpu", dtype="float32")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser that did not answer in time is asked once more, and the run names the test; a wrong answer is not."""
+    once_more = pytest.mark.flaky(reruns=1, only_rerun=["playwright.*TimeoutError", "^TimeoutError"])
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(once_more)

@@ -17,8 +17,15 @@ pytestmark = pytest.mark.browser
 
 
 def taken(app: Watched, button: str) -> bytes:
-    with app.page.expect_download() as waiting:
-        app.page.click(f".tool-row button:text-is('{button}')")
+    """The file that a button of the row over a room gives."""
+    from playwright.sync_api import TimeoutError
+
+    try:
+        with app.page.expect_download() as waiting:
+            app.page.click(f".tool-row button:text-is('{button}')")
+    except TimeoutError as error:
+        error.add_note(f"beside the button: {app.page.locator('.tool-row [role=status]').all_text_contents()}")
+        raise
     return Path(waiting.value.path()).read_bytes()
 
 

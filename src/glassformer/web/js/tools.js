@@ -35,7 +35,7 @@ const pictures = async () => await import("./picture.js");
 /** @param {BlobPart} part @param {string} name @param {string} [type] */
 const keep = async (part, name, type = "") => (await pictures()).save(new Blob([part], { type }), name);
 
-/** The row of buttons over a room. @param {any} source @param {Store} state @param {() => HTMLElement} panel */
+/** The row of buttons over a room; what it says stands before them, so that no button moves under the pointer. @param {any} source @param {Store} state @param {() => HTMLElement} panel */
 export function tools(source, state, panel) {
   const said = h("span", { class: "small", role: "status" });
   const which = h("select", { class: "small", "aria-label": spoken("take.which"), title: spoken("take.which") });
@@ -68,7 +68,7 @@ export function tools(source, state, panel) {
   } }, label);
   const file = (/** @type {string} */ name, /** @type {string} */ end) => `glassformer-${name}.${end}`;
   return h("div", { class: "row tool-row", role: "group", "aria-label": spoken("take.title") },
-    h("label", { class: "small" }, spoken("take.of"), which), source.live && !source.embedded ? act(spoken("take.python"), spoken("take.python.say"), async () => {
+    said, h("label", { class: "small" }, spoken("take.of"), which), source.live && !source.embedded ? act(spoken("take.python"), spoken("take.python.say"), async () => {
       const { name, args } = now();
       const { lines } = await source.get("python", { name, arguments: args });
       await navigator.clipboard?.writeText(lines).catch(() => null);
@@ -77,7 +77,7 @@ export function tools(source, state, panel) {
     }) : null,
     act("CSV", spoken("take.csv"), async () => { const { name, found } = now(); await keep((await tables()).table(found, state.get("tokens")), file(name, "csv"), "text/csv"); }),
     act("npz", spoken("take.npz"), async () => { const { name, found } = now(); await keep((await tables()).npz(found), file(name, "npz")); }),
-    act("SVG", spoken("take.svg"), async () => keep((await (await pictures()).grounded(panel())).text, file(state.get("tab"), "svg"), "image/svg+xml")), said);
+    act("SVG", spoken("take.svg"), async () => keep((await (await pictures()).grounded(panel())).text, file(state.get("tab"), "svg"), "image/svg+xml")));
 }
 
 /** Undo, redo, and the session as one file. @param {Store} state @param {(fragment: string) => Record<string, any>} read */
