@@ -13,20 +13,21 @@ from safetensors.torch import load_file, save_file
 
 from glassformer.checkpoint import open_checkpoint, write_hf
 from glassformer.checkpoint.adapter import adapted
-from glassformer.checkpoint.adapter_experts import experts_homes, in_transformers, routers
+from glassformer.checkpoint.adapter_experts import HeadsHome, experts_homes, in_transformers, routers
 from glassformer.checkpoint.adapter_writer import places
 from glassformer.checkpoint.families import named
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model import Transformer
-from glassformer.train.adapter import KINDS
+from glassformer.train.adapter import KINDS, targets
+from glassformer.train.recipe import AdapterSpec
 from tests.checkpoint.sparse_settings import SPARSE
 from tests.checkpoint.test_alike import SETTINGS, VOCAB, reference
 from tests.tiny import gap
 
 IDS = torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(1))
 
-# Experts' rows one after another, a matrix to PEFT; stacks of a module of their own; no experts.
-WITHOUT = {"dbrx", "jetmoe", "minicpm3", "youtu"}
+# Experts whose matrices are read outside their module; no experts.
+WITHOUT = {"dbrx", "minicpm3", "youtu"}
 
 # Others whose modules transformers calls otherwise than their files do.
 RENAMED = dict.fromkeys(("kimi_linear", "minimax", "lfm3", "bailing_hybrid", "nemotron_h", "granitemoehybrid"))
@@ -43,7 +44,7 @@ def parameters(model: Any) -> list[str]:
     found = set()
     for name, parameter in model.named_parameters():
         module, _, leaf = name.rpartition(".")
-        if parameter.ndim == 3 and module.endswith("experts"):
+        if parameter.ndim == 3 and module.endswith(("experts", "put_linear")):
             found.add(name)
         if parameter.ndim == 2 and module.endswith((".gate", ".router")) and leaf == "weight" and "mlp" in module:
             found.add(name)
@@ -70,8 +71,9 @@ def made(theirs: Any, at: Path, names: list[str], **settings: Any) -> Any:
 
 
 # As files have experts: one tensor each, all in one with gate and up in turn and turned over, under another name than
-# transformers has, without a gate; and of a model whose matrices peft takes the wrong way round.
-@pytest.mark.parametrize("name", ["olmoe", "gpt_oss", "mixtral", "nemotron_h", "llama4_text"])
+# transformers has, without a gate; of a model whose matrices peft takes the wrong way round; and stacks, attention's
+# among them, that are modules of their own.
+@pytest.mark.parametrize("name", ["olmoe", "gpt_oss", "mixtral", "nemotron_h", "llama4_text", "jetmoe"])
 def test_adapted_experts_answer_as_peft_s(tmp_path: Path, name: str) -> None:
     theirs = reference(name)
     theirs.save_pretrained(tmp_path / "base")
@@ -102,6 +104,19 @@ def test_one_parameter_alone_and_sizes_of_another_model(tmp_path: Path) -> None:
         CheckpointError, match=r"experts from 23 to 32 numbers, .* 4 experts go from 32 to 48 and 24 to 32"
     ):
         adapted(base, [tuned])
+
+
+def test_where_peft_s_model_fails_nothing_is_read(tmp_path: Path) -> None:
+    """DBRX's experts, whose matrices are read from outside the module that peft wraps."""
+    theirs = reference("dbrx")
+    theirs.save_pretrained(tmp_path / "base")
+    base = open_checkpoint(tmp_path / "base")
+    with pytest.raises(AttributeError, match="'ParamWrapper' object has no attribute"):
+        made(theirs, tmp_path / "tuned", ["experts.mlp.w1"])(IDS)
+    with pytest.raises(UnsupportedError, match=r"adapts transformer.blocks.0.ffn.experts.mlp, whose matrices tr"):
+        adapted(base, [tmp_path / "tuned"])
+    with pytest.raises(UnsupportedError, match=r"targets names mlp.experts.down of a part of this dbrx whose matrices"):
+        targets(base.config, named("dbrx"), AdapterSpec(adapter="lora", targets=("mlp.experts.*",)))
 
 
 def test_experts_adapted_one_by_one(tmp_path: Path) -> None:
@@ -135,9 +150,13 @@ def test_what_transformers_calls_what_an_adapter_names(name: str) -> None:
     homes, routed, shapes = experts_homes(config, family), routers(config, family), config.components()
     assert homes or name in WITHOUT or name in RENAMED
     for key, home in homes.items():
+        stored = there[f"{home.module}.{home.parameter}"]
+        if isinstance(home, HeadsHome):
+            assert stored == home.place.shape
+            continue
         _, given, read = shapes[key].shape
         size = (given * len(home.rows), read)
-        assert there[f"{home.module}.{home.parameter}"][1:] in (size, size[::-1])
+        assert stored[1:] in (size, size[::-1])
     for key, module in routed.items():
         assert there[f"{module}.weight"] == shapes[key].shape
     for key, place in places(config, family).items():

@@ -38,13 +38,13 @@ def directory(place: Path, family: str) -> Path:
 
 
 # As files have experts: one tensor each, gate and up in turn and turned over, under another name than transformers
-# has, without a gate, turned over without telling peft; and all in one.
-@pytest.mark.parametrize("family", ["olmoe", "gpt_oss", "mixtral", "nemotron_h", "llama4_text", "granitemoe"])
+# has, without a gate, turned over without telling peft; all in one; and with attention's beside them.
+@pytest.mark.parametrize("family", ["olmoe", "gpt_oss", "mixtral", "nemotron_h", "llama4_text", "granitemoe", "jetmoe"])
 def test_peft_loads_it_with_equal_logits(
     tmp_path: Path, some: Callable[..., Recipe], out: Callable[[], Path], family: str
 ) -> None:
     base = directory(tmp_path / "base", family)
-    wanted = some(base, targets=("mlp.experts.*", "mlp.router", "attn.q"), steps=3, rank_stable=family == "olmoe")
+    wanted = some(base, targets=("mlp.experts.*", "mlp.router", "attn.[qo]"), steps=3, rank_stable=family == "olmoe")
     place = train(wanted, out=out(), quiet=True).path
     assert place is not None
     found = ours(base, adapter=place)

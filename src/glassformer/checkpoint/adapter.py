@@ -95,6 +95,9 @@ class Adapter:
                 a, b = part("lora_embedding_A"), part("lora_embedding_B")
                 return weight + (b @ a).T * self.scale(module, len(a))
             a, b = part("lora_A"), part("lora_B")
+            if theirs.ndim == 3:  # a stack of experts' matrices that is a module of its own
+                a, rank = a.unflatten(0, (len(theirs), -1)), len(a) // len(theirs)
+                return weight + torch.einsum("ore,eri->eoi", b.view(len(b), rank, -1), a) * self.scale(module, rank)
             transposed = bool(self.settings.get("fan_in_fan_out"))
             whole = (weight.T if transposed else weight) + (b @ a) * self.scale(module, len(a))
             if "lora_magnitude_vector" in names:
@@ -265,6 +268,8 @@ def _fit(adapter: Adapter, table: Table, changed: Mapping[str, str]) -> None:
         elif "lora_A" in parts:
             got = (parts["lora_B"][0], parts["lora_A"][1])
             got = got[::-1] if adapter.settings.get("fan_in_fan_out") else got
+            if len(shape) == 3 and parts["lora_A"][0] % shape[0] == 0:
+                got = (shape[0], *got)
         else:
             got = parts["weight"]
         if tuple(got) != shape:

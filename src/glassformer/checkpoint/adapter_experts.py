@@ -3,6 +3,7 @@
 Experts stand in two parameters there whatever a file has: gate and up joined, and down. A has the ranks of one expert
 after another, B all experts of one rank after another; what is added to expert e is s · B_e · A_e. Where both
 parameters are adapted, the inner one's module is called `base_layer`: it is the one that comes first, of gate and up.
+JetMoE's stacks, attention's among them, are modules of their own each.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glassformer.checkpoint.design_table import Table
-from glassformer.errors import CheckpointError
+from glassformer.checkpoint.tables import Place, attention_at, crossed
+from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model.choices import Experts
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ _RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "bailing_hybrid": ((".attention.dense.", ".self_attn.o_proj."), (".attention.", ".self_attn.")),
     "nemotron_h": (("backbone.", "model."),),
 }
+# Why DBRX's experts have no adapter.
+OUTSIDE = "whose matrices transformers' model reads from outside: wrapped by PEFT they are not found, and it fails"
 # Of the families whose stacks stand with what they read first, those that tell PEFT so.
 _TOLD = frozenset({"gpt_oss", "aria_text"})
 
@@ -85,9 +89,13 @@ def experts_parts(adapter: Adapter, table: Table) -> dict[str, ExpertsPart]:
 
     Raises:
         CheckpointError: its sizes are not those of this model's experts.
+        UnsupportedError: PEFT's own model would not add it.
     """
     found: dict[str, ExpertsPart] = {}
+    flat = {name.rpartition(".")[0] for name, place in table.places.items() if place.row.flat}
     for module, names in adapter.modules.items():
+        if outer(module) in flat:
+            raise UnsupportedError(f"{adapter.file.header.path} adapts {outer(module)}, {OUTSIDE}.")
         layer = _layer_with_experts(module, table)
         if layer is None or not outer(module).endswith("experts") or "lora_A" not in names:
             continue
@@ -171,23 +179,55 @@ class ExpertsHome:
         return a.reshape(experts * rank, -1).contiguous(), b.permute(1, 2, 0).reshape(b.shape[1], -1).contiguous(), rank
 
 
+@dataclass(frozen=True)
+class HeadsHome(ExpertsHome):
+    """The parameter of PEFT's model that holds a matrix whose heads a router chooses, those of one expert together.
+
+    Args:
+        place: the parameter's. config: the design.
+    """
+
+    place: Place
+    config: Config
+
+    def joined(self, parts: Mapping[str, LowRankPart]) -> tuple[Tensor, Tensor, int]:
+        """As of experts: each has some rows of our B and the whole A, or some columns of our A and the whole B."""
+        part, line, attention = parts[self.place.ours[0]], self.place.row, attention_at(self.place, self.config)
+        a, b = (x.detach().float().cpu() for x in (part.a, part.b))
+        experts, rank = attention.n_experts, len(a)
+        if line.crossed == "queries":
+            a, b = a.repeat(experts, 1), crossed(line, b, (experts, len(b) // experts, rank), attention)
+        else:
+            a = crossed(line, a, (experts, rank, a.shape[1] // experts), attention).flatten(0, 1)
+            b = b.expand(experts, *b.shape)
+        return a.contiguous(), b.permute(1, 2, 0).flatten(1).contiguous(), rank
+
+
 def experts_homes(config: Config, family: Family) -> dict[str, ExpertsHome]:
     """Where PEFT's model holds stacks of experts' matrices, by our keys; without those that it holds otherwise."""
     table = family.table(config)
-    found: dict[str, ExpertsHome] = {}
+    found: dict[str, ExpertsHome] = {
+        place.ours[0]: HeadsHome(name.removesuffix(".weight"), "weight", {}, False, place, config)
+        for name, place in table.places.items()
+        if place.row.crossed
+    }
     for layer, design in enumerate(config.layers):
         feed, prefix = design.feed_forward, f"blocks.{layer}.mlp.experts."
         if not isinstance(feed, Experts):
             continue
         place = table.homes[f"{prefix}up.weight"][0]
-        named = _EXPERTS.match(in_transformers(place.theirs, family))
-        if named is None or place.row.flat:
+        if place.row.flat:
             continue
+        named, down = _EXPERTS.match(in_transformers(place.theirs, family)), f"{prefix}down.weight"
         turned = place.expert is None and place.row.transposed and family.name not in _TOLD
         up = _halves(table, prefix, feed.d_ff) if feed.gated else {f"{prefix}up.weight": slice(None)}
+        if named is None:  # each is a module of its own
+            for key, rows in ((place.ours[0], up), (down, {down: slice(None)})):
+                module = table.homes[key][0].theirs.removesuffix(".weight")
+                found |= dict.fromkeys(rows, ExpertsHome(module, "weight", rows, turned))
+            continue
         module = named[1]
         both = ExpertsHome(module, "gate_up_proj" if feed.gated else "up_proj", up, turned)
-        down = f"{prefix}down.weight"
         found |= dict.fromkeys(up, both) | {down: ExpertsHome(module, "down_proj", {down: slice(None)}, turned)}
     return found
 

@@ -185,7 +185,7 @@ def join(place: Place, parts: list[Array], config: Config) -> Array:
     """Theirs out of ours: `take` the other way."""
     line = place.row
     if line.crossed:
-        return _crossed(line, parts[0], place.shape, attention_at(place, config))
+        return crossed(line, parts[0], place.shape, attention_at(place, config))
     if line.shift:
         parts = [x + line.shift for x in parts]
     if line.exponent:
@@ -236,7 +236,7 @@ def _uncrossed(line: Row, x: Array, ours: Shape, attention: Attention) -> Array:
     return x.swapaxes(1, 2).reshape(ours)
 
 
-def _crossed(line: Row, x: Array, theirs: Shape, attention: Attention) -> Array:
+def crossed(line: Row, x: Array, theirs: Shape, attention: Attention) -> Array:
     """`_uncrossed` the other way."""
     experts, heads = attention.n_experts, attention.n_kv_heads
     if line.crossed == "queries":

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from glassformer.errors import SiteError
 from glassformer.interp.head_outputs import gain
-from glassformer.interp.logit_target import linear
 from glassformer.model import Transformer
 from glassformer.model.attention import rounded_distances
 from glassformer.model.choices import Attention
 from glassformer.model.layers import softcap
+from glassformer.model.norms import NormLayer
 
 # Tokens embedded at a time.
 _CHUNK = 8192
@@ -151,12 +151,25 @@ def output_value(
 
 
 def unembedded(transformer: Transformer, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
-    """A part of the stream read as logits: through the final norm's centring and gain, without its division."""
-    linear(transformer.config)
-    norm = transformer.final
-    x = x - x.mean(-1, keepdim=True) if norm is not None and norm.centred else x
-    logits = F.linear(x * gain(norm, x), transformer.unembedding)
+    """A part of the stream read as logits: through the final norm's centring and gain, without its division. Where a
+    head stands before that norm, its own norm likewise and its matrix, without its activation."""
+    head = transformer.head
+    if head is not None:
+        x = F.linear(_gained(head.norm, x), head.dense.weight)
+    logits = F.linear(_gained(transformer.final, x), transformer.unembedding)
     return logits if transformer.config.logit_scale is None else logits * transformer.config.logit_scale
+
+
+def _gained(norm: NormLayer | None, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    """A part of the stream after a norm's centring and gain."""
+    x = x - x.mean(-1, keepdim=True) if norm is not None and norm.centred else x
+    return x * gain(norm, x)
+
+
+def _read_by(norm: NormLayer | None, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    """Rows that read what a norm gives, as rows that read what it takes, its division apart."""
+    rows = rows * gain(norm, rows)
+    return rows - rows.mean(-1, keepdim=True) if norm is not None and norm.centred else rows
 
 
 @torch.no_grad()
@@ -165,18 +178,16 @@ def copying_scores(transformer: Transformer) -> Float[Tensor, "layer head"]:
 
     The circuit is vocabulary × vocabulary of rank d_head; its eigenvalues other than zero are those of a
     d_head × d_head product with the embedding-unembedding Gram matrix in the middle, formed once. Norms' gains
-    and centring are in it, their divisions and learned positions are not.
+    and centring are in it (of the embedding's own norm, all), their divisions and learned positions are not; nor is the
+    activation of a head before the final norm.
     """
-    config, final = transformer.config, transformer.final
-    linear(config)
-    scale = config.embedding_scale or 1.0
+    config, final, head = transformer.config, transformer.final, transformer.head
     gram = torch.zeros(config.d_model, config.d_model, dtype=torch.float64)
     for low in range(0, config.vocab_size, _CHUNK):
-        e = transformer.embed.weight[low : low + _CHUNK].double().cpu() * scale
-        u = transformer.unembedding[low : low + _CHUNK].double().cpu()
-        u = u * gain(final, u)
-        if final is not None and final.centred:
-            e, u = e - e.mean(-1, keepdim=True), u - u.mean(-1, keepdim=True)
+        e = embedded(transformer, slice(low, low + _CHUNK)).double().cpu()
+        u = _read_by(final, transformer.unembedding[low : low + _CHUNK].double().cpu())
+        if head is not None:
+            u = _read_by(head.norm, u @ head.dense.weight.double().cpu())
         gram += e.T @ u
     out = torch.zeros(config.n_layers, config.most_heads)
     for layer, choice in enumerate(config.layers):
@@ -189,8 +200,7 @@ def copying_scores(transformer: Transformer) -> Float[Tensor, "layer head"]:
         if block.ln1_post is not None:
             o = o - o.mean(1, keepdim=True) if block.ln1_post.centred else o
             o = o * gain(block.ln1_post, o[0].T)[:, None]
-        v = part.value_matrix.double().cpu()
-        v = v * gain(block.norm(1), v)
+        v = _read_by(block.norm(1), part.value_matrix.double().cpu())
         for head in range(part.heads):
             group = head // (part.heads // part.kv_heads)
             values = v[group * d : (group + 1) * d] @ gram @ o[head]

@@ -126,7 +126,7 @@ def targets(config: Config, family: Family, spec: AdapterSpec) -> dict[str, tupl
         UnsupportedError: the model has none that PEFT's layout holds an adapter for, or experts or a router are named
             for DoRA, which PEFT has not for them.
     """
-    from glassformer.checkpoint.adapter_experts import experts_homes, routers
+    from glassformer.checkpoint.adapter_experts import OUTSIDE, experts_homes, routers
     from glassformer.checkpoint.adapter_writer import places
 
     able, parameters = places(config, family), {**experts_homes(config, family), **routers(config, family)}
@@ -143,6 +143,9 @@ def targets(config: Config, family: Family, spec: AdapterSpec) -> dict[str, tupl
     names = {key: short(key) for key in possible}
     for pattern in spec.targets:
         if not any(fnmatch(name, pattern) for name in names.values()):
+            closed = {short(key) for key in config.components() if ".mlp.experts." in key and key.endswith(".weight")}
+            if found := sorted(name for name in closed - set(names.values()) if fnmatch(name, pattern)):
+                raise UnsupportedError(f"targets names {found[0]} of a part of this {family.name} {OUTSIDE}.")
             there = ", ".join(sorted(set(names.values())))
             raise UsageError(f"targets names {pattern}, and no matrix is called so; there are {there}.")
     chosen = {key: shape for key, shape in possible.items() if spec.names(key)}
