@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import torch
 
 from glassformer.checkpoint import open_checkpoint, raw_blocks, read_config, tensor_shapes, write_gguf
 from glassformer.checkpoint.gguf_header import TYPES, read_gguf_header
+from glassformer.checkpoint.gguf_tensors import mapped
 from glassformer.checkpoint.gguf_writer import gguf_family
 from glassformer.checkpoint.keys import native_shapes
 from glassformer.errors import CheckpointError, UnsupportedError
 from glassformer.model import Transformer
+from glassformer.system import hardware
 from glassformer.tokenizer.tokenizer import Tokenizer
 from tests.tiny import EVERY, VARIANTS, gap, reference_logits, tiny_directory, tiny_gguf, tiny_hf, tiny_tokens
 
@@ -388,3 +391,17 @@ def test_an_unknown_kind_of_blocks_is_named(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     with pytest.raises(UnsupportedError, match=r"written in float32, .*; not in 'q4_m'\. Did you mean"):
         write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, dtype="q4_m")
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="large pages are Linux's")
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_file_is_mapped_in_large_pages_where_it_fits_in_memory(tmp_path, monkeypatch, fits):
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this system has no large pages")
+    file, _ = tiny_gguf(tmp_path)
+    monkeypatch.setattr(hardware, "available_memory", lambda: file.stat().st_size - (not fits))
+    data = mapped(file)
+    assert data.tobytes() == file.read_bytes()
+    areas = Path("/proc/self/smaps").read_text().split(str(file))[1:]  # of this mapping, what the system says of it
+    flags = next(line.split()[1:] for line in areas[-1].splitlines() if line.startswith("VmFlags:"))
+    assert ("hg" in flags) == fits

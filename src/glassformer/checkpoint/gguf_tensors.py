@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glassformer.checkpoint.gguf_header import Stored
 from glassformer.checkpoint.keys import Shape, native_shapes
 from glassformer.checkpoint.tables import take_rows
 from glassformer.errors import UnsupportedError
+from glassformer.system import hardware
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,16 +50,27 @@ class RawTensor:
         return values_of(each, self.kind).reshape((*each.shape[:-1], *self.shape[1:]))
 
 
+def mapped(path: Path) -> np.ndarray:
+    """A file's bytes, mapped: uint8, (byte,). In large pages where the whole file fits in memory, for the experts that
+    tokens choose lie all over it, and of small pages each is looked up by itself."""
+    import numpy as np
+
+    # Copy on write: never written, but torch warns of arrays that could not be.
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    free = hardware.available_memory()
+    if free is not None and len(data) <= free and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without them
+            data.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(data, np.uint8)
+
+
 class Blocks(Mapping[str, RawTensor]):
     """Every parameter of a GGUF by native key, in the file's own blocks, mapped and made when asked for."""
 
     def __init__(self, gguf: Gguf):
-        import numpy as np
-
         self._gguf = gguf
-        files = {stored.path for stored in gguf.header.tensors.values()}
-        # Copy on write: never written, but torch warns of arrays that could not be.
-        self._data = {path: np.memmap(path, mode="c", dtype=np.uint8) for path in files}
+        self._data = {path: mapped(path) for path in {stored.path for stored in gguf.header.tensors.values()}}
         self._homes = gguf.table.homes
         self._shapes = native_shapes(gguf.config)
 
