@@ -181,13 +181,13 @@ def copying_scores(transformer: Transformer) -> Float[Tensor, "layer head"]:
     and centring are in it (of the embedding's own norm, all), their divisions and learned positions are not; nor is the
     activation of a head before the final norm.
     """
-    config, final, head = transformer.config, transformer.final, transformer.head
+    config, final, between = transformer.config, transformer.final, transformer.head
     gram = torch.zeros(config.d_model, config.d_model, dtype=torch.float64)
     for low in range(0, config.vocab_size, _CHUNK):
         e = embedded(transformer, slice(low, low + _CHUNK)).double().cpu()
         u = _read_by(final, transformer.unembedding[low : low + _CHUNK].double().cpu())
-        if head is not None:
-            u = _read_by(head.norm, u @ head.dense.weight.double().cpu())
+        if between is not None:
+            u = _read_by(between.norm, u @ between.dense.weight.double().cpu())
         gram += e.T @ u
     out = torch.zeros(config.n_layers, config.most_heads)
     for layer, choice in enumerate(config.layers):

@@ -206,7 +206,7 @@ def _write_gguf(name: str, config: Config) -> dict[str, Any]:
     return settings
 
 
-def _family(name: str, stem: str, base: str, gguf: str, **more: Any) -> Family:
+def _family(name: str, stem: str, base: str, gguf: str, norms: tuple[str, ...], **more: Any) -> Family:
     return Family(
         name=name,
         architecture=f"{stem}ForCausalLM",
@@ -216,7 +216,7 @@ def _family(name: str, stem: str, base: str, gguf: str, **more: Any) -> Family:
         write=partial(_write, name),
         gguf=GgufLayout(
             gguf,
-            partial(llama.gguf_rows, qk_norm=gguf == "gemma3", post=True, shift=1.0),
+            partial(llama.gguf_rows, "ln1_post", "ln2_post", *norms, shift=True),
             partial(_read_gguf, name),
             partial(_write_gguf, name),
         ),
@@ -225,7 +225,13 @@ def _family(name: str, stem: str, base: str, gguf: str, **more: Any) -> Family:
 
 
 GEMMA2 = _family(
-    "gemma2", "Gemma2", "Gemma2Model", "gemma2", prefixes=("model.", ""), ignored=(r"(^|\.)rotary_emb\.inv_freq$",)
+    "gemma2",
+    "Gemma2",
+    "Gemma2Model",
+    "gemma2",
+    (),
+    prefixes=("model.", ""),
+    ignored=(r"(^|\.)rotary_emb\.inv_freq$",),
 )
 # The models that also see images hold the same text model under a longer name; their other parts are left alone.
 GEMMA3 = _family(
@@ -233,6 +239,7 @@ GEMMA3 = _family(
     "Gemma3",
     "Gemma3TextModel",
     "gemma3",
+    llama.QK_NORMS,
     prefixes=("model.", "language_model.model.", "model.language_model.", ""),
     inside={"gemma3": "text_config"},
     only={"attn_logit_softcapping": ()},

@@ -9,6 +9,7 @@ from typing import Any
 from glassformer.checkpoint.attributes import Attributes
 from glassformer.checkpoint.families.family import Family, GgufLayout
 from glassformer.checkpoint.families.gguf_settings import refuse_unread
+from glassformer.checkpoint.families.gguf_table import GgufTable
 from glassformer.checkpoint.families.settings import (
     ACTIVATION_NAMES,
     activation,
@@ -48,37 +49,22 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def gguf_rows(
-    *, interleaved: bool = False, biases: str = "", qk_norm: bool = False, post: bool = False, shift: float = 0.0
-) -> tuple[Row, ...]:
+QK_NORMS = ("attn.q_norm", "attn.k_norm")
+_PARTS = ("embed", "ln1", *(f"attn.{p}" for p in "qkvo"), "ln2", "mlp.gate", "mlp.up", "mlp.down", "final")
+
+
+def gguf_rows(*more: str, biases: str = "", pairs: str = "half", shift: bool = False) -> tuple[Row, ...]:
     """The tensors that llama.cpp looks for in one of its Llama-like architectures.
 
     Args:
-        interleaved: queries and keys have rotary pairs as neighbouring rows (architecture "llama").
-        biases: parts that may have one: any of q, k, v, o and f for the feed-forward matrices.
-        qk_norm: queries and keys have norms.
-        post: parts are followed by norms of their own, and the output is always tied (Gemma).
-        shift: what is added to stored norms (Gemma).
+        more: parts that it has beside Llama's.
+        biases: of which matrices: any of q, k, v, o and f for the feed-forward ones.
+        pairs, shift: as of `GgufTable`.
     """
-    layer = "blk.{i}."
-    names = {**{p: (f"attn_{p}", f"attn.{p}") for p in "qkv"}, "o": ("attn_output", "attn.o")}
-    feed = {p: (f"ffn_{p}", f"mlp.{p}") for p in ("gate", "up", "down")}
-    norms = {"attn_norm": "ln1", "ffn_norm": "ln2"}
-    if qk_norm:
-        norms |= {f"attn_{p}_norm": f"attn.{p}_norm" for p in "qk"}
-    if post:
-        norms |= {"post_attention_norm": "ln1_post", "post_ffw_norm": "ln2_post"}
-    rows = [row("token_embd.weight", "embed.weight")]
-    for part, (theirs, ours) in {**names, **feed}.items():
-        turned = interleaved and part in "qk"
-        rows.append(row(f"{layer}{theirs}.weight", f"{_BLOCK}{ours}.weight", pairs="neighbours" if turned else "half"))
-        if (part if part in names else "f") in biases:
-            rows.append(row(f"{layer}{theirs}.bias", f"{_BLOCK}{ours}.bias", pairs="neighbours" if turned else "half"))
-    rows += [row(f"{layer}{theirs}.weight", f"{_BLOCK}{ours}.weight", shift=shift) for theirs, ours in norms.items()]
-    rows.append(row("output_norm.weight", "final.weight", shift=shift))
-    if not post:
-        rows.append(row("output.weight", "unembed.weight"))
-    return tuple(rows)
+    held = {f"{part}.weight" for part in (*_PARTS, *more)}
+    held |= {f"{part}.bias" for part in _PARTS if part[-1:] in biases or (part[:4] == "mlp." and "f" in biases)}
+    rows = GgufTable("", pairs=pairs, shift=shift).tensors()
+    return tuple(line for line in rows if line.ours[0].removeprefix(_BLOCK) in held)
 
 
 def _read(name: str, attributes: Attributes) -> Config:
@@ -248,10 +234,11 @@ def _family(name: str, stem: str, gguf: GgufLayout) -> Family:
 
 
 _GGUF_LLAMA = GgufLayout(
-    "llama", partial(gguf_rows, interleaved=True, biases="qkvof"), read_gguf, write_gguf, factors=True
+    "llama", partial(gguf_rows, "unembed", biases="qkvof", pairs="neighbours"), read_gguf, write_gguf, factors=True
 )
 
 LLAMA = _family("llama", "Llama", _GGUF_LLAMA)
 MISTRAL = _family("mistral", "Mistral", _GGUF_LLAMA)
-QWEN2 = _family("qwen2", "Qwen2", GgufLayout("qwen2", partial(gguf_rows, biases="qkv"), read_gguf, _write_qwen2))
-QWEN3 = _family("qwen3", "Qwen3", GgufLayout("qwen3", partial(gguf_rows, qk_norm=True), read_gguf, write_gguf))
+_ROWS2, _ROWS3 = partial(gguf_rows, "unembed", biases="qkv"), partial(gguf_rows, "unembed", *QK_NORMS)
+QWEN2 = _family("qwen2", "Qwen2", GgufLayout("qwen2", _ROWS2, read_gguf, _write_qwen2))
+QWEN3 = _family("qwen3", "Qwen3", GgufLayout("qwen3", _ROWS3, read_gguf, write_gguf))
