@@ -21,17 +21,20 @@ def commit() -> str:
 
 
 class Server:
-    """A server process on a free port; its log goes to a file.
+    """A server process on a free port, standing in `folder`; its log goes to a file.
 
     Attributes:
         url: its address, without a path. process: the running program.
     """
 
-    def __init__(self, source: str | Path, log: Path, *options: str, threads: int = 2) -> None:
+    def __init__(
+        self, source: str | Path, log: Path, *options: str, threads: int = 2, folder: Path | None = None
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "glassformer", "serve", str(source), "--port", "0", *options],
             stderr=subprocess.PIPE,
             text=True,
+            cwd=folder,
             env=environment(threads),
         )
         assert self.process.stderr is not None

@@ -81,13 +81,13 @@ def test_words_put_in_place_of_others_are_tokens(model: Any) -> None:
 def test_tokens_drawn_to_compare_lenses_by_are_tokens(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from glassformer.interp import agreement
 
-    drawn, plain = [], agreement._gradient
+    drawn, plain = [], agreement._gradients
 
-    def gradient(*args: Any) -> torch.Tensor:
-        drawn.append(args[-1])
+    def gradients(*args: Any) -> torch.Tensor:
+        drawn.extend(args[-1].tolist())
         return plain(*args)
 
-    monkeypatch.setattr(agreement, "_gradient", gradient)
+    monkeypatch.setattr(agreement, "_gradients", gradients)
     agreement.agreement(model.trace("The American shrew mole"), 0, {"plain": None}, samples=8)
     assert len(drawn) == 8
     assert max(drawn) < VOCAB

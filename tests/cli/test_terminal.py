@@ -9,6 +9,7 @@ import time
 import pytest
 
 from glassformer.cli import terminal
+from glassformer.cli.common import note
 from glassformer.cli.terminal import ReadingProgress, Wrapper, hanging, quiet_keys
 
 
@@ -85,3 +86,15 @@ def test_alt_enter_begins_a_line_and_enter_sends():
         keys.send_text("one\x1b\rtwo\r")
         session: PromptSession[str] = PromptSession(input=keys, output=DummyOutput(), key_bindings=terminal._keys())
         assert session.prompt("> ") == "one\ntwo"
+
+
+@pytest.mark.parametrize("person", [True, False])
+def test_notes_break_between_words_at_a_terminal_alone(monkeypatch, capsys, person):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: person)
+    monkeypatch.setenv("COLUMNS", "24")
+    note("there.json cannot be read: No such file.\n  /help  a list")
+    said = capsys.readouterr().err
+    if person:
+        assert said == "there.json cannot be\nread: No such file.\n  /help  a list\n"
+    else:
+        assert said == "there.json cannot be read: No such file.\n  /help  a list\n"

@@ -221,4 +221,6 @@ def _run(args: list[str] | None) -> int:
 
 
 def _say(message: str) -> None:
-    print("glassformer: " + " ".join(message.split()), file=sys.stderr)
+    from glassformer.cli.common import note
+
+    note("glassformer: " + " ".join(message.split()))

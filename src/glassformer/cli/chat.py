@@ -22,7 +22,7 @@ from glassformer.cli.answers import (
 )
 from glassformer.cli.chat_tools import Tools
 from glassformer.cli.common import ModelOption, characters, note, open_model
-from glassformer.cli.terminal import asker
+from glassformer.cli.terminal import asker, hanging, width
 from glassformer.errors import GlassformerError, TextError, TokenizerError, UsageError, near
 from glassformer.system import files
 
@@ -288,8 +288,9 @@ class Chat:
         show_words(why_view(found))
 
     def _help(self, rest: str) -> None:
-        width = max(map(len, COMMANDS))
-        note("\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()))
+        name_width = max(map(len, COMMANDS))
+        lines = (f"  {name:<{name_width}}  {what}" for name, what in COMMANDS.items())
+        note("\n".join(hanging(line, width(), name_width + 4) for line in lines))
 
     def _undo(self, rest: str) -> None:
         self._back()

@@ -170,7 +170,12 @@ def progress_console() -> Console:
 
 
 def note(message: str) -> None:
-    """One line for the person at the terminal, on standard error."""
+    """A message for the person at the terminal, on standard error, broken between words where it is one."""
+    if sys.stderr.isatty():
+        from glassformer.cli.terminal import Wrapper, width
+
+        wrapper = Wrapper(width())
+        message = wrapper.push(message) + wrapper.finish()
     print(message, file=sys.stderr)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from glassformer.errors import UsageError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 STEP = 0.05
 # A token is drawn from so many of the model's likeliest.
 CHOICES = 10
+# So many samples are computed at once.
+TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,27 @@ def agreement(
     generator = torch.Generator().manual_seed(seed)
     known = torch.tensor(known_ids(trace.vocabulary, transformer.config.vocab_size), device=transformer.device)
     stream = forward.get(f"blocks.{layer}.resid_post")
-    claims, effects = [], []
+    draws = []
     for _ in range(samples):
         at = int(torch.randint(1, trace.length, (1,), generator=generator))
-        h = stream[0, at]
-        before = score(read(transformer, forward.last(slice(at, at + 1))[0]))
-        best = known[before[0][known].topk(min(CHOICES, len(known))).indices]
-        token = int(best[torch.randint(len(best), (1,), generator=generator)])
-        random = torch.randn(h.shape, generator=generator, dtype=torch.float64).to(h)
-        ways = torch.stack([*(_gradient(transformer, one, layer, h, token) for one in lenses.values()), random])
-        edits = ways / ways.norm(dim=-1, keepdim=True).clamp(min=1e-30) * STEP * h.norm()
-        claims.append([_claimed(transformer, one, layer, h, edits, token) for one in lenses.values()])
-        effects.append(effect(trace, layer, at, h + edits)[:, token] - before[0, token])
-    claimed = torch.stack([torch.stack([row[i] for row in claims]) for i in range(len(lenses))])
-    return Agreement(layer, list(lenses), claimed.double().cpu(), torch.stack(effects).double().cpu())
+        nth = int(torch.randint(min(CHOICES, len(known)), (1,), generator=generator))
+        draws.append((at, nth, torch.randn(stream.shape[-1], generator=generator, dtype=torch.float64)))
+    claims, effects = [], []
+    for low in range(0, samples, TOGETHER):
+        positions, nths, randoms = zip(*draws[low : low + TOGETHER], strict=True)
+        where = torch.tensor(positions, device=stream.device)
+        before = score(read(transformer, forward.last()[0, where]))
+        best = known[before[:, known].topk(min(CHOICES, len(known))).indices]
+        tokens = best.gather(1, torch.tensor(nths, device=stream.device)[:, None])[:, 0]
+        h = stream[0, where]
+        ways = [_gradients(transformer, one, layer, h, tokens) for one in lenses.values()]
+        edits = torch.stack([*ways, torch.stack(randoms).to(h)], 1)
+        edits *= STEP * h.norm(dim=-1)[:, None, None] / edits.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        moved = h[:, None] + edits
+        claims.append(torch.stack([_claimed(transformer, one, layer, h, moved, tokens) for one in lenses.values()]))
+        effects.append(_effects(trace, layer, where, moved, tokens) - before.gather(1, tokens[:, None]))
+    claimed, measured = torch.cat(claims, 1), torch.cat(effects)
+    return Agreement(layer, list(lenses), claimed.double().cpu(), measured.double().cpu())
 
 
 def score(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
@@ -118,17 +127,48 @@ def seen(
     return score(read(transformer, x if lens is None else lens(layer, transformer.gathered(x))))
 
 
-def _gradient(transformer: Transformer, lens: Readout | None, layer: int, h: Tensor, token: int) -> Tensor:
+def _gradients(
+    transformer: Transformer,
+    lens: Readout | None,
+    layer: int,
+    h: Float[Tensor, "sample d_model"],
+    tokens: Int[Tensor, " sample"],
+) -> Float[Tensor, "sample d_model"]:
+    """Of the score that a lens reads for each sample's own token."""
     with torch.enable_grad():
         x = h.detach().clone().requires_grad_()
-        return torch.autograd.grad(seen(transformer, lens, layer, x[None])[0, token], x)[0]
+        own = seen(transformer, lens, layer, x).gather(1, tokens[:, None])
+        return torch.autograd.grad(own.sum(), x)[0]
 
 
 def _claimed(
-    transformer: Transformer, lens: Readout | None, layer: int, h: Tensor, edits: Tensor, token: int
-) -> Tensor:
-    both = seen(transformer, lens, layer, torch.cat([h[None], h + edits]))[:, token]
-    return both[1:] - both[0]
+    transformer: Transformer,
+    lens: Readout | None,
+    layer: int,
+    h: Float[Tensor, "sample d_model"],
+    moved: Float[Tensor, "sample edit d_model"],
+    tokens: Int[Tensor, " sample"],
+) -> Float[Tensor, "sample edit"]:
+    """How much a lens says that each sample's own token gains when its stream is moved."""
+    both = seen(transformer, lens, layer, torch.cat([h[:, None], moved], 1))
+    own = both.gather(2, tokens[:, None, None].expand(-1, both.shape[1], -1))[..., 0]
+    return own[:, 1:] - own[:, :1]
+
+
+def _effects(
+    trace: Trace,
+    layer: int,
+    at: Int[Tensor, " sample"],
+    moved: Float[Tensor, "sample edit d_model"],
+    tokens: Int[Tensor, " sample"],
+) -> Float[Tensor, "sample edit"]:
+    """The score of each sample's own token when its stream is moved; the samples of one position run together."""
+    found = torch.empty(moved.shape[:2], dtype=torch.float64, device=moved.device)
+    for position in set(at.tolist()):
+        here = (at == position).nonzero()[:, 0]
+        after = effect(trace, layer, position, moved[here].flatten(0, 1)).unflatten(0, (len(here), -1))
+        found[here] = after.gather(2, tokens[here][:, None, None].expand(-1, after.shape[1], -1))[..., 0].to(found)
+    return found
 
 
 def effect(trace: Trace, layer: int, at: int, x: Float[Tensor, "edit d_model"]) -> Float[Tensor, "edit vocab"]:
