@@ -22,6 +22,18 @@ GF_INLINE void prefetch(const uint8_t* unit, size_t panel, size_t at, int bytes)
     for (int i = 0; i < bytes; i += 64) __builtin_prefetch(unit + to + i, 0, 2), __builtin_prefetch(unit + to + panel + i, 0, 2);
 }
 
+// The same of a unit of blocks, from block b on: quants, beyond their end the next unit's, and the next unit's scales.
+template <int FORMAT>
+GF_INLINE void prefetch_blocks(const uint8_t* unit, size_t panel, int blocks, int b) {
+    constexpr int quants = Blocks<FORMAT>::quants, width = Blocks<FORMAT>::scales;
+    const size_t all = (size_t)blocks * quants;
+    size_t to = (size_t)b * quants + PREFETCH_BYTES;
+    to += to >= all ? 2 * panel - all : 0;
+    for (int i = 0; i < quants; i += 64) __builtin_prefetch(unit + to + i, 0, 2), __builtin_prefetch(unit + to + panel + i, 0, 2);
+    const uint8_t* scales = unit + 2 * panel + all + b * width;
+    if (b * width % 64 == 0) __builtin_prefetch(scales, 0, 2), __builtin_prefetch(scales + panel, 0, 2);
+}
+
 // out[c][0..31] = unit * activations of row first + c, for C rows.
 template <int C>
 static void product_f32(const uint8_t* unit, int cols, const Rows& rows, int first, float (*out)[UNIT]) {
@@ -149,7 +161,7 @@ static void product_quant(const uint8_t* unit, int cols, const Rows& rows, int f
         for (int c = 0; c < C; c++) low[c] = high[c] = splat(0.f);
         for (int b = 0; b < blocks; b++, q += quants, s += width, x += BLOCK, scales++) {
             I16 t[C], u[C];
-            prefetch(unit, bytes, b * quants, quants);
+            prefetch_blocks<FORMAT>(unit, bytes, blocks, b);
             for (int c = 0; c < C; c++) {
                 const Scale* at = scales + c * row_blocks;
                 t[c] = u[c] = splat_int(FORMAT == Q8_0 ? at->less128 : FORMAT == Q4_0 ? at->less8 : 0);
@@ -198,7 +210,7 @@ static void product_exact(const uint8_t* unit, int cols, const Rows& rows, int f
     }
     for (int b = 0; b < blocks; b++, q += B::quants, s += B::scales) {
         constexpr int read = B::quants + B::scales;
-        C > BLOCK_ROWS ? prefetch_far(unit, 2 * b * read, 2 * read) : prefetch(unit, bytes, b * B::quants, B::quants);
+        C > BLOCK_ROWS ? prefetch_far(unit, 2 * b * read, 2 * read) : prefetch_blocks<FORMAT>(unit, bytes, blocks, b);
         const F16 d = halves(s), e = halves(s + bytes);
         F16 other[BLOCK];
         dequantise_block<FORMAT>(q + bytes, e, lowest<FORMAT>(s + bytes, e), [&](int k, F16 w) { other[k] = w; });
