@@ -34,13 +34,13 @@ def test_the_lens_ends_in_paris(smollm2):
 
 
 def test_long_texts_by_row_and_tile(smollm2):
-    ids = (smollm2.encode("A long walk through many words, over and over again. ") * 100)[:1200]
+    ids = (smollm2.encode("A long walk through many words, over and over again. ") * 100)[:600]
     trace = smollm2.trace(ids)
     row = trace.pattern(20, 4, -1)
-    assert row.shape == (1200,)
+    assert row.shape == (600,)
     assert float(row.sum()) == pytest.approx(1, abs=1e-5)
-    tile = trace.pattern(20, 4, slice(900, 1156), slice(800, 1056))
-    assert torch.allclose(tile[100], trace.pattern(20, 4, 1000, slice(800, 1056)), atol=1e-6)
+    tile = trace.pattern(20, 4, slice(300, 556), slice(200, 456))
+    assert torch.allclose(tile[100], trace.pattern(20, 4, 400, slice(200, 456)), atol=1e-6)
     assert torch.allclose(trace.logits(), smollm2.logits(ids)[-1], atol=1e-3)
 
 

@@ -240,7 +240,7 @@ def test_a_loss_that_runs_away_stops(small: Make, out: Place) -> None:
 
 
 def test_a_killed_process_leaves_a_run_that_resumes(small: Make, out: Place, tmp_path: Path) -> None:
-    recipe = small(steps=400, save_every=5)
+    recipe = small(steps=150, save_every=5)
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(recipe.to_dict()))
     place = out()
@@ -255,7 +255,7 @@ def test_a_killed_process_leaves_a_run_that_resumes(small: Make, out: Place, tmp
     process.kill()
     process.wait()
     assert checkpoint.all_steps(place / "checkpoints")
-    result = train(out=place, resume=True, quiet=True, steps=400)
-    assert result.step == 400
+    result = train(out=place, resume=True, quiet=True, steps=150)
+    assert result.step == 150
     steps = [e["step"] for e in journal.read(place / "journal.jsonl") if e["event"] == "step"]
-    assert steps == list(range(1, 401))
+    assert steps == list(range(1, 151))

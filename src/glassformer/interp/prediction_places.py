@@ -32,6 +32,7 @@ class Place:
         units: numbers (unit, query) whose sum times `slope` is what the part hands over;
         slope: what one of them is worth, by all paths; ends: what it is worth to the score directly.
         vectors: what each unit adds to the stream at each query, where a dictionary says so.
+        added: what each sender adds at each query, or of neurons all of them together; filled when first asked for.
     """
 
     x: dict[int, Tensor]
@@ -40,6 +41,7 @@ class Place:
     ends: Tensor
     names: list[tuple[str, int]]  # kind and number of each unit
     vectors: Float[Tensor, "unit query d_model"] | None = None
+    added: Float[Tensor, "sender query wide"] | None = None
 
 
 def _keeping(kept: list[Tensor]) -> Action:
@@ -186,25 +188,32 @@ def written(
     """What a node adds to the stream."""
     if p.vectors is not None:
         return p.vectors[unit, query]
-    block, joins = apart.block(layer), apart.joins[layer, place]
-    read_here = {point: x.detach() for point, x in p.x.items()}
+    if p.added is None:
+        p.added = _added(apart, graph, p, layer, place)
+    block = apart.block(layer)
+    if place != FEED or not isinstance(part := block.feed_forward, FeedForwardPart):
+        return p.added[unit, query]
+    total, bias = p.added[0, query], p.names[unit][0] == "bias"
+    if bias:
+        mine = torch.zeros_like(total) if part.down.bias is None else part.down.bias
+    else:
+        mine = p.units[unit, query].detach() * part.columns[:, unit]
+    return widened(one_of(block, FEED, mine, total, bias) / apart.joins[layer, place], graph.width)
+
+
+def _added(apart: Apart, graph: Graph, p: Place, layer: int, place: int) -> Float[Tensor, "sender query wide"]:
+    """What each sender of a place adds to the stream; of neurons, what the whole part gives before its norm."""
+    block, read_here = apart.block(layer), {point: x.detach() for point, x in p.x.items()}
+    if place == MIXER:
+        return mixed(apart, graph, layer, read_here)
     x = next(iter(read_here.values()))
     if place in (OWN, BESIDE):
         token = apart.token(layer) if place == OWN else None
-        return apart.part(layer, place, x[None], apart.begin(1), token=token)[0, 0, query]
-    if place == MIXER:
-        return mixed(apart, graph, layer, read_here)[unit, query]
+        return apart.part(layer, place, x[None], apart.begin(1), token=token)[:, 0]
     x = first_copy(block, x) * apart.reads[layer, place]
     if isinstance(part := block.feed_forward, FeedForwardPart):
-        total, bias = part(read(block, FEED, x[:, query : query + 1]))[0, 0], p.names[unit][0] == "bias"
-        if bias:
-            mine = torch.zeros_like(total) if part.down.bias is None else part.down.bias
-        else:
-            mine = p.units[unit, query].detach() * part.columns[:, unit]
-        added = one_of(block, FEED, mine, total, bias)
-    else:
-        added = split_feed(block, x[None, :, query : query + 1])[unit, 0, 0]
-    return widened(added / joins, graph.width)
+        return part(read(block, FEED, x))
+    return widened(split_feed(block, x[None])[:, 0] / apart.joins[layer, place], graph.width)
 
 
 def _laid(
