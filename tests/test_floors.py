@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,37 @@ def test_no_verb_imports_torch_to_show_its_help():
         "print(heavy)"
     )
     assert python(code) == "[]"
+
+
+# The last word of a class's name, where the glossary gives it one meaning, and the packages that mean it so; in kernels
+# a shape is what a driver of C++ is told.
+WORDS = {
+    "Room": set(),
+    "Shape": {"kernels"},
+    "Part": {"model", "interp", "checkpoint"},
+    "Site": {"model"},
+    "Step": {"train"},
+    "Stepper": {"train"},
+    "Plan": {"train"},
+    "Recipe": {"train"},
+    "Run": {"train"},
+    "Runner": {"generate"},
+    "Circuit": {"interp"},
+    "Readout": {"interp"},
+    "Trace": {"interp", "remote", "serve"},
+    "Family": {"checkpoint"},
+}
+
+
+def test_a_class_named_by_a_word_of_the_glossary_means_that():
+    glossary = (ROOT.parents[1] / "docs" / "architecture.md").read_text("utf-8").partition("## Glossary")[2]
+    rows = [line[2:].split(" | ")[0] for line in glossary.splitlines() if line.startswith("| ")]
+    heads = {word.strip() for row in rows for word in row.split(",")}
+    assert {word.lower() for word in WORDS} <= heads
+    found = {word: set() for word in WORDS}
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            last = re.findall("[A-Z][a-z]*", node.name)[-1:] if isinstance(node, ast.ClassDef) else []
+            for word in found.keys() & set(last):
+                found[word].add(path.relative_to(ROOT).parts[0].removesuffix(".py"))
+    assert {word: places - WORDS[word] for word, places in found.items()} == {word: set() for word in WORDS}

@@ -20,7 +20,7 @@ def test_stacked_matrices_are_turned_one_by_one() -> None:
 def test_experts_matrices_lie_with_matrices_of_their_shape() -> None:
     transformer = Transformer(design(bias=True))
     weights = FlatWeights(transformer, torch.float32)
-    gates = next(part for part in weights.parts if "blocks.0.mlp.experts.gate.weight" in part.names)
+    gates = next(part for part in weights.stretches if "blocks.0.mlp.experts.gate.weight" in part.names)
     assert gates.kind == "matrix"
     assert gates.value.shape[-2:] == (6, 16)
     assert gates.value.ndim == 3

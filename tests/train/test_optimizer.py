@@ -64,7 +64,7 @@ def test_muon_equals_torchs_own() -> None:
     ours, theirs = model(), model()
     recipe = Recipe().with_settings({"muon_lr": 0.03, "muon_decay": 0.1, "newton_schulz": 5}).optimizer
     flat = FlatWeights(ours, torch.float32)
-    stepper = MuonAdamW(flat.parts, recipe)
+    stepper = MuonAdamW(flat.stretches, recipe)
     named = {
         n: nn.Parameter(p.detach().clone())
         for n, p in theirs.named_parameters()
@@ -85,7 +85,7 @@ def test_adamw_equals_torchs_own_parameter_by_parameter() -> None:
     ours, theirs = model(), model()
     spec = Recipe().with_settings({"kind": "adamw", "adam_decay": 0.1}).optimizer
     flat = FlatWeights(ours, torch.float32)
-    optimizer = MuonAdamW(flat.parts, spec)
+    optimizer = MuonAdamW(flat.stretches, spec)
     rates = {"matrix": spec.matrix_lr, "embed": spec.embed_lr, "head": spec.head_lr, "vector": spec.vector_lr}
     groups = [
         {"params": [p], "lr": rates[kind], "weight_decay": 0.0 if kind == "vector" else 0.1}
@@ -123,7 +123,7 @@ def test_wide_matrices_are_orthogonalised_by_their_gram_matrix(rounds: int, monk
 def test_queries_keys_and_values_are_orthogonalised_apart() -> None:
     ours = model()
     flat = FlatWeights(ours, torch.float32)
-    optimizer = MuonAdamW(flat.parts, Recipe().with_settings({"muon_lr": 1.0}).optimizer, torch.float32)
+    optimizer = MuonAdamW(flat.stretches, Recipe().with_settings({"muon_lr": 1.0}).optimizer, torch.float32)
     before = {name: tensor.clone() for name, tensor in flat.named().items()}
     grads(flat, 7)
     optimizer.step(1.0, 0.9)
@@ -145,7 +145,7 @@ def test_cautious_decay_only_where_it_agrees() -> None:
 def test_state_goes_out_and_in() -> None:
     a, b = FlatWeights(model(), torch.float32), FlatWeights(model(), torch.float32)
     spec = Recipe().optimizer
-    one, two = MuonAdamW(a.parts, spec), MuonAdamW(b.parts, spec)
+    one, two = MuonAdamW(a.stretches, spec), MuonAdamW(b.stretches, spec)
     for seed in range(3):
         grads(a, seed)
         one.step(1.0, 0.9)

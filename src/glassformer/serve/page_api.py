@@ -15,7 +15,7 @@ from glassformer.serve.training import Training
 from glassformer.serve.work import Workers
 from glassformer.views import Cancelled, Session, bundle
 from glassformer.views.asks import Edit, Text
-from glassformer.views.writing import steps
+from glassformer.views.writing import pieces
 
 WEB = Path(__file__).parents[1] / "web"
 TYPES = {
@@ -140,7 +140,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
     @api.post("/api/generate")
     async def generate(ask: GenerateAsk, request: Request) -> Response:
         def work(check: Callable[[], None], emit: Callable[[object], None]) -> None:
-            for step in steps(session, ask, check):
+            for step in pieces(session, ask, check):
                 emit(step)
             emit({"done": True})
 

@@ -21,8 +21,8 @@ EXPERTS = 8
 
 
 @dataclass(frozen=True)
-class RecipeShape:
-    """What a recipe says of a model's shape; numbers that it leaves to the design are 0.
+class ModelSizes:
+    """What a recipe says of a model's sizes; numbers that it leaves to the design are 0.
 
     Attributes:
         vocab, layers, width, heads, kv_heads, head_dims, d_ff, context, theta, tied: as in a recipe.
@@ -111,7 +111,7 @@ def _rounded(number: float) -> int:
     return -(-round(number) // 32) * 32
 
 
-def _olmoe(s: RecipeShape) -> dict[str, Any]:
+def _olmoe(s: ModelSizes) -> dict[str, Any]:
     return {
         **s.attention(),
         "intermediate_size": s.each,
@@ -121,7 +121,7 @@ def _olmoe(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _gpt_oss(s: RecipeShape) -> dict[str, Any]:
+def _gpt_oss(s: ModelSizes) -> dict[str, Any]:
     return {
         **s.attention(),
         "head_dim": s.head,
@@ -134,7 +134,7 @@ def _gpt_oss(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _deepseek(s: RecipeShape) -> dict[str, Any]:
+def _deepseek(s: ModelSizes) -> dict[str, Any]:
     turned = max(2, s.head // 4 * 2)
     return {
         **s.attention(),
@@ -155,7 +155,7 @@ def _deepseek(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _qwen3_next(s: RecipeShape) -> dict[str, Any]:
+def _qwen3_next(s: ModelSizes) -> dict[str, Any]:
     return {
         **s.attention(),
         **s.sparse(),
@@ -171,16 +171,16 @@ def _qwen3_next(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _mamba(s: RecipeShape) -> dict[str, Any]:
+def _mamba(s: ModelSizes) -> dict[str, Any]:
     return {**s.common(), "state_size": 16, "expand": 2}
 
 
-def _mamba2(s: RecipeShape) -> dict[str, Any]:
+def _mamba2(s: ModelSizes) -> dict[str, Any]:
     heads, size = s.state()
     return {**s.common(), "num_heads": heads, "head_dim": size, "state_size": 32, "n_groups": 1, "expand": 2}
 
 
-def _jamba(s: RecipeShape) -> dict[str, Any]:
+def _jamba(s: ModelSizes) -> dict[str, Any]:
     return {
         **{key: value for key, value in s.attention().items() if key != "rope_theta"},
         "intermediate_size": s.each,
@@ -193,7 +193,7 @@ def _jamba(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _falcon_h1(s: RecipeShape) -> dict[str, Any]:
+def _falcon_h1(s: ModelSizes) -> dict[str, Any]:
     heads, size = s.state()
     return {
         **s.attention(),
@@ -206,7 +206,7 @@ def _falcon_h1(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _lfm2(s: RecipeShape) -> dict[str, Any]:
+def _lfm2(s: ModelSizes) -> dict[str, Any]:
     return {
         **s.attention(),
         "block_auto_adjust_ff_dim": False,
@@ -214,7 +214,7 @@ def _lfm2(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _recurrent_gemma(s: RecipeShape) -> dict[str, Any]:
+def _recurrent_gemma(s: ModelSizes) -> dict[str, Any]:
     return {
         **s.attention(),
         # Its parts are half as wide as the setting says.
@@ -225,15 +225,15 @@ def _recurrent_gemma(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _xlstm(s: RecipeShape) -> dict[str, Any]:
+def _xlstm(s: ModelSizes) -> dict[str, Any]:
     return {**s.common(), "num_heads": s.heads, "ffn_round_up_to_multiple_of": 32}
 
 
-def _diffllama(s: RecipeShape) -> dict[str, Any]:
+def _diffllama(s: ModelSizes) -> dict[str, Any]:
     return {**s.attention(), "head_dim": s.head}
 
 
-def _gemma(s: RecipeShape) -> dict[str, Any]:
+def _gemma(s: ModelSizes) -> dict[str, Any]:
     """What Gemma 3n and 4 share: local and global layers, the latest of which use earlier ones' keys and values, and
     an embedding of the token for every layer."""
     return {
@@ -248,7 +248,7 @@ def _gemma(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _gemma3n(s: RecipeShape) -> dict[str, Any]:
+def _gemma3n(s: ModelSizes) -> dict[str, Any]:
     sparse = [0.95] * min(2, s.layers - 1)
     return {
         **_gemma(s),
@@ -259,7 +259,7 @@ def _gemma3n(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-def _gemma4(s: RecipeShape) -> dict[str, Any]:
+def _gemma4(s: ModelSizes) -> dict[str, Any]:
     return {
         **_gemma(s),
         "global_head_dim": s.head,
@@ -270,7 +270,7 @@ def _gemma4(s: RecipeShape) -> dict[str, Any]:
     }
 
 
-_TINY: Mapping[str, tuple[str, Callable[[RecipeShape], dict[str, Any]]]] = {
+_TINY: Mapping[str, tuple[str, Callable[[ModelSizes], dict[str, Any]]]] = {
     "olmoe-tiny": ("olmoe", _olmoe),
     "gpt-oss-tiny": ("gpt_oss", _gpt_oss),
     "deepseek-tiny": ("deepseek_v3", _deepseek),
@@ -287,35 +287,35 @@ _TINY: Mapping[str, tuple[str, Callable[[RecipeShape], dict[str, Any]]]] = {
     "gemma4-tiny": ("gemma4_text", _gemma4),
 }
 TINY = tuple(_TINY)
-"""Designs with parts that other families have; named after the family, in any shape that a recipe gives."""
+"""Designs with parts that other families have; named after the family, in any sizes that a recipe gives."""
 DESIGNS = (*PLAIN, *TINY)
 SPARSE = ("olmoe-tiny", "gpt-oss-tiny", "deepseek-tiny", "qwen3-next-tiny", "jamba-tiny", "gemma4-tiny")
 """Those with experts."""
 
 
-def tiny(name: str, shape: RecipeShape) -> Config:
-    """The transformer that a design of `TINY` is in this shape.
+def tiny(name: str, sizes: ModelSizes) -> Config:
+    """The transformer that a design of `TINY` is in these sizes.
 
     Raises:
-        UsageError: the shape cannot be had in this design.
+        UsageError: the sizes cannot be had in this design.
     """
     from glassformer.checkpoint.families import named
 
     kind, settings = _TINY[name]
     try:
-        return named(kind).from_hf({"model_type": kind, **settings(shape)}, f"The design {name}")
+        return named(kind).from_hf({"model_type": kind, **settings(sizes)}, f"The design {name}")
     except (CheckpointError, ConfigError, UnsupportedError) as error:
         raise UsageError(f"The design {name} cannot be had in this shape: {error}") from None
 
 
-def idle(name: str, shape: RecipeShape) -> list[str]:
-    """Settings of the shape that are given and that a design of `TINY` has no place for."""
+def idle(name: str, sizes: ModelSizes) -> list[str]:
+    """Settings of sizes that are given and that a design of `TINY` has no place for."""
     if name not in TINY:
         return []
     settings, found = _TINY[name][1], []
     for key in ("kv_heads", "head_dims", "d_ff"):
-        value = getattr(shape, key)
-        if value and settings(shape) == settings(dataclasses.replace(shape, **{key: 32 * value})):
+        value = getattr(sizes, key)
+        if value and settings(sizes) == settings(dataclasses.replace(sizes, **{key: 32 * value})):
             found.append(key)
     return found
 

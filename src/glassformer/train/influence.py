@@ -215,11 +215,11 @@ def influences(
 
 
 def _gap(replay: Replay, weights: Sequence[Tensor], saved: dict[str, Tensor]) -> tuple[float, list[Tensor]]:
-    """How far the replay's weights are from those that the run saved, and these as parts."""
+    """How far the replay's weights are from those that the run saved, and these as stretches."""
     theirs = []
-    for part, w in zip(replay.parts, weights, strict=True):
+    for stretch, w in zip(replay.stretches, weights, strict=True):
         whole = torch.zeros_like(w)
-        for name, view in part.split(whole).items():
+        for name, view in stretch.split(whole).items():
             view.copy_(saved[name])
         theirs.append(whole)
     largest = max(float(w.abs().max()) for w in theirs)

@@ -20,7 +20,7 @@ from torch import Tensor
 from glassformer.errors import CheckpointError
 from glassformer.kernels.ops import newton_schulz
 from glassformer.train.recipe import OptimizerSpec
-from glassformer.train.weights import Part
+from glassformer.train.weights import Stretch
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 """Jordan et al.'s (a, b, c), the same in each of five rounds or more."""
@@ -106,10 +106,10 @@ def apply_update(value: Tensor, update: Tensor, lr: float, decay: float, cautiou
 
 
 class MuonAdamW:
-    """Both optimisers over parts of flat weights.
+    """Both optimisers over stretches of flat weights.
 
     Args:
-        parts: what `FlatWeights` lays out.
+        stretches: what `FlatWeights` lays out.
         spec: rates and the rest.
         dtype: of the Newton–Schulz products.
         adapter_lr: AdamW's rate for an adapter.
@@ -117,29 +117,29 @@ class MuonAdamW:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        stretches: Sequence[Stretch],
         spec: OptimizerSpec,
         dtype: torch.dtype = torch.bfloat16,
         adapter_lr: float = 0.0,
     ) -> None:
         self.spec, self.dtype = spec, dtype
-        self.muon = [part for part in parts if part.kind == "matrix" and spec.kind == "muon"]
-        self.rest = [part for part in parts if part not in self.muon]
-        self.buffers = [torch.zeros_like(part.value) for part in self.muon]
-        self.adamw = adamw([(part.kind, part.value) for part in self.rest], spec, adapter_lr)
-        for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
-            group["params"][0].grad = part.grad
+        self.muon = [stretch for stretch in stretches if stretch.kind == "matrix" and spec.kind == "muon"]
+        self.rest = [stretch for stretch in stretches if stretch not in self.muon]
+        self.buffers = [torch.zeros_like(stretch.value) for stretch in self.muon]
+        self.adamw = adamw([(stretch.kind, stretch.value) for stretch in self.rest], spec, adapter_lr)
+        for stretch, group in zip(self.rest, self.adamw.param_groups, strict=True):
+            group["params"][0].grad = stretch.grad
         # at once: made in the first step they would lie in holes between activations, which then find none again
         self._begin(0)
 
     def _begin(self, steps: int) -> None:
         """AdamW's state after `steps` steps, its numbers still zero."""
-        for part, group in zip(self.rest, self.adamw.param_groups, strict=False):
+        for stretch, group in zip(self.rest, self.adamw.param_groups, strict=False):
             parameter = group["params"][0]
             self.adamw.state[parameter] = {
                 "step": torch.tensor(float(steps), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(part.value),
-                "exp_avg_sq": torch.zeros_like(part.value),
+                "exp_avg": torch.zeros_like(stretch.value),
+                "exp_avg_sq": torch.zeros_like(stretch.value),
             }
 
     @torch.no_grad()
@@ -149,21 +149,21 @@ class MuonAdamW:
         set_rates(self.adamw, rate)
         self.adamw.step()
         lr = spec.muon_lr * rate
-        for part, buffer in zip(self.muon, self.buffers, strict=True):
-            direction = muon_direction(part.grad, buffer, momentum)
+        for stretch, buffer in zip(self.muon, self.buffers, strict=True):
+            direction = muon_direction(stretch.grad, buffer, momentum)
             update = orthogonalise(direction, spec.newton_schulz, self.dtype)
-            scale = shape_scale(*part.value.shape[-2:])
-            apply_update(part.value, update, lr, spec.muon_decay, spec.cautious, scale)
+            scale = shape_scale(*stretch.value.shape[-2:])
+            apply_update(stretch.value, update, lr, spec.muon_decay, spec.cautious, scale)
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs, by stable names that do not depend on how weights are laid out."""
         tensors: dict[str, Tensor] = {}
-        for part, buffer in zip(self.muon, self.buffers, strict=True):
-            tensors.update({f"muon.momentum.{name}": view for name, view in part.split(buffer).items()})
-        for part, group in zip(self.rest, self.adamw.param_groups, strict=True):
+        for stretch, buffer in zip(self.muon, self.buffers, strict=True):
+            tensors.update({f"muon.momentum.{name}": view for name, view in stretch.split(buffer).items()})
+        for stretch, group in zip(self.rest, self.adamw.param_groups, strict=True):
             state = self.adamw.state[group["params"][0]]
             for key in ("exp_avg", "exp_avg_sq"):
-                tensors.update({f"adamw.{key}.{name}": view for name, view in part.split(state[key]).items()})
+                tensors.update({f"adamw.{key}.{name}": view for name, view in stretch.split(state[key]).items()})
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:

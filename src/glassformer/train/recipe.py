@@ -324,18 +324,18 @@ class Recipe:
         parts = {s: dataclasses.replace(getattr(self, s), **values) for s, values in changed.items()}
         return dataclasses.replace(self, **parts)
 
-    def shape(self, vocab_size: int) -> designs.RecipeShape:
-        """What the recipe says of the model's shape."""
+    def sizes(self, vocab_size: int) -> designs.ModelSizes:
+        """What the recipe says of the model's sizes."""
         given = {
-            f.name: getattr(self.model, f.name) for f in dataclasses.fields(designs.RecipeShape) if f.name != "vocab"
+            f.name: getattr(self.model, f.name) for f in dataclasses.fields(designs.ModelSizes) if f.name != "vocab"
         }
-        return designs.RecipeShape(vocab=vocab_size, **given)
+        return designs.ModelSizes(vocab=vocab_size, **given)
 
     def config(self, vocab_size: int) -> Config:
         """The transformer this recipe asks for, with this many tokens in its vocabulary."""
         m = self.model
         if m.design in designs.TINY:
-            return designs.tiny(m.design, self.shape(vocab_size))
+            return designs.tiny(m.design, self.sizes(vocab_size))
         gated = m.design in ("qwen3", "llama")
         d_ff = m.d_ff or (-(-m.width * 8 // 3 // 32) * 32 if gated else 4 * m.width)
         head_dims = m.head_dims or m.width // m.heads

@@ -26,7 +26,7 @@ from glassformer.train.torch_stepper import fresh
 from glassformer.train.weights import FlatWeights
 
 State = list[tuple[Tensor, ...]]
-"""Of each part of the weights: the weights, and the optimiser's numbers."""
+"""Of each stretch of the weights: the weights, and the optimiser's numbers."""
 
 
 class Replay:
@@ -42,8 +42,10 @@ class Replay:
         self.run, self.recipe = run, run.recipe
         self.model: Transformer = fresh(Transformer.empty(run.config), run.recipe.loop.seed)
         flat = FlatWeights(self.model.requires_grad_(True), torch.float32, tied=run.config.tied)
-        self.parts = flat.parts
-        self.begin: State = [self._fresh(part.value.detach().to(self.dtype), part.kind) for part in self.parts]
+        self.stretches = flat.stretches
+        self.begin: State = [
+            self._fresh(stretch.value.detach().to(self.dtype), stretch.kind) for stretch in self.stretches
+        ]
         rate = run.recipe.optimizer.dropout
         self.dropout = Dropout(rate, run.recipe.loop.seed, run.config) if rate else None
         self.passages = len(run.edges) - 1
@@ -57,8 +59,12 @@ class Replay:
         return (value, *(torch.zeros_like(value) for _ in range(1 if self._muon(kind) else 2)))
 
     def named(self, weights: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Parameters by name, as views of the parts."""
-        return {name: view for part, w in zip(self.parts, weights, strict=True) for name, view in part.split(w).items()}
+        """Parameters by name, as views of the stretches."""
+        return {
+            name: view
+            for stretch, w in zip(self.stretches, weights, strict=True)
+            for name, view in stretch.split(w).items()
+        }
 
     def token_losses(
         self,
@@ -112,7 +118,7 @@ class Replay:
         return total / many
 
     def gradients(self, weights: Sequence[Tensor], step: int) -> list[Tensor]:
-        """A step's gradients of all parts."""
+        """A step's gradients of all stretches."""
         leaves = [w.detach().requires_grad_() for w in weights]
         ones = torch.ones(self.passages, dtype=self.dtype)
         return list(torch.autograd.grad(self.loss(leaves, step, ones), leaves))
@@ -126,11 +132,11 @@ class Replay:
             if float(norm.detach()) > spec.clip:
                 grads = [g * (spec.clip / norm) for g in grads]
         after: State = []
-        for part, old, grad in zip(self.parts, state, grads, strict=True):
-            if self._muon(part.kind):
+        for stretch, old, grad in zip(self.stretches, state, grads, strict=True):
+            if self._muon(stretch.kind):
                 after.append(_muon(old, grad, rate * spec.muon_lr, momentum, spec))
             else:
-                after.append(_adamw(old, grad, part.kind, rate, step + 1, spec))
+                after.append(_adamw(old, grad, stretch.kind, rate, step + 1, spec))
         return after
 
     @sdpa_kernel(SDPBackend.MATH)

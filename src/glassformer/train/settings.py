@@ -148,7 +148,7 @@ def check(r: Recipe) -> None:
         )
     if r.model.active and r.model.active > (r.model.experts or designs.EXPERTS):
         raise UsageError(f"active is {r.model.active} of {r.model.experts or designs.EXPERTS} experts; take fewer.")
-    if idle := designs.idle(r.model.design, r.shape(256)):
+    if idle := designs.idle(r.model.design, r.sizes(256)):
         raise UsageError(f"The design {r.model.design} has no place for {' and '.join(idle)}; leave them at 0.")
     if r.model.design in designs.SPARSE and r.loop.shard == "full" and r.optimizer.kind == "muon":
         raise UsageError("Sharded weights of experts are trained by AdamW: set kind=adamw, or shard=none.")

@@ -160,7 +160,9 @@ class TorchStepper(LocalStepper):
         self.reduce = reduce
         if self.balance is not None:
             self.balance.reduce = reduce
-        self.optimizer = MuonAdamW(self.weights.parts, recipe.optimizer, muon_dtype(compute), recipe.adapter.adapter_lr)
+        self.optimizer = MuonAdamW(
+            self.weights.stretches, recipe.optimizer, muon_dtype(compute), recipe.adapter.adapter_lr
+        )
         self.compiled = run_block is not None and compiling.is_compiled(run_block)
         if run_block is None and recipe.loop.recompute:
             run_block = Recomputing(transformer)

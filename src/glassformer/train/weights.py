@@ -38,8 +38,8 @@ def kind_of(name: str, shape: torch.Size | tuple[int, ...], *, tied: bool = Fals
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some parameters of one kind that lie together.
+class Stretch:
+    """Parameters of one kind that lie together.
 
     Attributes:
         kind: what they are.
@@ -101,8 +101,8 @@ class FlatWeights:
             self.master[offset : offset + count].view(parameter.shape).copy_(parameter.data)
             parameter.data = self.working[offset : offset + count].view(parameter.shape)
             parameter.grad = self._work_grad[offset : offset + count].view(parameter.shape)
-        self.parts = [
-            Part(
+        self.stretches = [
+            Stretch(
                 kind,
                 names,
                 tuple(self.shapes[name] for name in names),

@@ -25,7 +25,7 @@ def form(kind: str, text: str) -> Constraint:
     return Constraint.json() if kind == "json" else getattr(Constraint, kind)(text)
 
 
-def steps(session: Session, ask: Any, check: Check) -> Iterator[Json]:
+def pieces(session: Session, ask: Any, check: Check) -> Iterator[Json]:
     """The pieces of `Model.generate` as plain data, under the request's edits and in its form.
 
     Raises:
@@ -35,7 +35,7 @@ def steps(session: Session, ask: Any, check: Check) -> Iterator[Json]:
     left = model.config.context - len(ids)
     if left < 1:
         raise TextError(f"The text fills {model.name}'s {model.config.context} tokens; shorten it to write on.")
-    pieces = model.generate(
+    made = model.generate(
         ids,
         max_tokens=min(ask.max_tokens, left),
         temperature=ask.temperature,
@@ -46,7 +46,7 @@ def steps(session: Session, ask: Any, check: Check) -> Iterator[Json]:
         alternatives=ask.alternatives,
         constraint=None if ask.form is None else form(ask.form.kind, ask.form.text),
     )
-    with closing(pieces):  # whoever stops reading stops the computation
-        for piece in pieces:
+    with closing(made):  # whoever stops reading stops the computation
+        for piece in made:
             check()
             yield piece.to_dict()
