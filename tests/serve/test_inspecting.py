@@ -164,6 +164,7 @@ def test_a_long_view_tells_its_progress(server):
             "edits: There is no such field",
         ),
         ("nothing", {}, 404, "/v1/inspect/nothing"),
+        ("atention", {}, 404, "Did you mean /v1/inspect/attention"),
     ],
 )
 def test_views_that_cannot_be_meant(server, view, ask, status, said):

@@ -13,11 +13,11 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
 from glassformer import __version__
-from glassformer.errors import GlassformerError
+from glassformer.errors import GlassformerError, near
 from glassformer.serve import (
     anthropic_api,
     embeddings,
@@ -113,7 +113,9 @@ def guarded(
     async def refused(request: Request, error: HTTPException) -> Response:
         path = request.url.path
         if error.status_code != 405:
-            return problem(Refusal(error.status_code, f"{path}: {error.detail}."), path, say)
+            known = {one.path for one in router.routes if isinstance(one, Route)} if error.status_code == 404 else ()
+            other = near(path[:100], known, most=2)
+            return problem(Refusal(error.status_code, f"{path}: {error.detail}.{other}"), path, say)
         allowed = ", ".join(sorted(_methods(router, request)))
         told = f"{path} takes {allowed}, not {request.scope.get('state', {}).get('method', request.method)}."
         return problem(Refusal(405, told, headers={"allow": allowed}), path, say)
