@@ -20,6 +20,17 @@ TEXT = "The American shrew mole is a small"
 HERE = f"#text={quote(TEXT)}"
 HOSTILE = "</script><img src=x onerror=document.title='broken'><b>&lt;"
 ROOMS = ["attention", "depth", "why", "facts", "compare", "texts", "vectors", "meaning", "learning", "size"]
+# Waits until so many frames in turn found nothing busy: what has come may ask for more a frame later (a run, then its
+# film), and frames, unlike seconds, are as slow as the machine. A page that never rests says what it works at.
+IDLE = """async () => {
+  const end = performance.now() + 180_000;
+  for (let idle = 0; idle < 8; ) {
+    await Promise.race([new Promise(requestAnimationFrame), new Promise((done) => setTimeout(done, 200))]);
+    const busy = document.querySelectorAll('[aria-busy="true"]');
+    idle = busy.length ? 0 : idle + 1;
+    if (performance.now() > end) throw new Error("still busy: " + [...busy].map((e) => e.outerHTML.slice(0, 200)));
+  }
+}"""
 SHOTS = Path(__file__).parents[2] / "out" / "screenshots"
 
 
@@ -178,13 +189,7 @@ class Watched:
 
     def settle(self) -> Watched:
         """Wait until nothing that is seen is working any more."""
-        # What has come may ask for more a frame later (a run, then its film): twice in turn nothing is busy.
-        for pause in (150, 80):
-            self.page.wait_for_timeout(pause)
-            self.page.wait_for_selector(
-                '[aria-busy="true"]', state="detached", timeout=180_000
-            )  # a busy machine is slow, not wrong
-        self.page.wait_for_timeout(50)
+        self.page.evaluate(IDLE)
         return self
 
     def room(self, name: str) -> Watched:

@@ -169,18 +169,16 @@ def test_why_this_rather_than_that(app: Watched):
 def test_comparing(app: Watched):
     app.open(HERE).room("compare")
     app.page.fill("#other-text", TEXT.replace("shrew", "carbon"))
-    app.page.wait_for_timeout(300)
     app.settle()
     assert "nats from A" in app.page.inner_text("#room-compare")
     app.page.fill("#other-text", TEXT)
     app.page.select_option("#other-model", "run:little@3")
-    app.page.wait_for_timeout(300)
     app.settle()
     assert app.problems()  # another tokenizer: said, not drawn
     app.complaints.clear()
     app.page.select_option("#other-model", "")
     app.page.fill("#other-text", "The American carbon mole is a small")
-    app.page.wait_for_timeout(300)
+    app.settle()
     compare = app.page.locator("#room-compare .compare")
     for mode, said in (("lens", "another first choice"), ("attention", "Heads that look elsewhere"), ("patch", "100%")):
         app.page.click(f"#room-compare [aria-label='Compare'] [data-choice='{mode}']")
@@ -192,7 +190,6 @@ def test_comparing(app: Watched):
     app.shot("patching")
     app.page.fill("#other-text", TEXT)
     app.page.select_option("#other-model", "run:little@3")
-    app.page.wait_for_timeout(300)
     app.settle()
     assert "choose the same model for both" in " ".join(app.problems())
     app.complaints.clear()

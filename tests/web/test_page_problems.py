@@ -57,6 +57,14 @@ def test_hostile_texts_stay_texts(app: Watched):
     app.open(f"#text={quote(HOSTILE)}")
     for room in ROOMS:
         app.room(room)
+        if room == "why":
+            app.page.click(".nodes-form button")
+            app.page.evaluate("document.querySelectorAll('#room-why details').forEach((d) => { d.open = true; })")
+            app.settle()
+            assert "<img" in app.page.inner_text(".nodes .band-name >> nth=1") + app.page.inner_text(".nodes")
+            app.page.fill("[aria-label='A text that ends differently']", HOSTILE.replace("lt", "gt"))
+            app.page.click(".circuit-form button")
+            app.settle()
         assert app.page.locator("img").count() == 0
     assert app.page.title() == "Glassformer"
     assert "<img" in "".join(chips(app)).replace("␣", " ")

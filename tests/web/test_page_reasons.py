@@ -182,6 +182,36 @@ def test_the_graph_of_a_prediction_is_the_view_s(app: Watched):
     assert app.problems() == []
 
 
+def test_a_long_search_says_how_far_it_is_and_can_be_stopped(app: Watched, monkeypatch: pytest.MonkeyPatch):
+    app.open(HERE).room("why")
+    asked = {"clean": TEXT, "corrupted": OTHER, "exact": "none"}
+    address = app.server.address.split("/?")[0] if app.server else ""
+    answer = app.page.request.post(f"{address}/api/watch/circuit", data=json.dumps(asked)).text()
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.split("\n\n") if line]
+    whats = [event["what"] for event in events[:-1]]
+    assert [what for i, what in enumerate(whats) if what not in whats[:i]] == [
+        "estimating", "running sets", "random sets", "finding the smallest", "rivals", "drawing prompts again",
+    ]  # fmt: skip
+    assert all(0 <= event["done"] <= event["total"] for event in events[:-1])
+    assert events[-1]["found"] == view(app, "circuit", **asked)
+    # A search without an end, as the page shows it.
+    held: list[Any] = []
+    app.page.route("**/api/watch/circuit", held.append)
+    app.page.wait_for_selector("#circuit-task option[value='copying']", state="attached")
+    app.page.locator("#circuit-task").select_option("copying")
+    app.page.click(".circuit-form button")
+    app.page.wait_for_selector(".circuit progress")
+    app.page.click("#circuit-stop")
+    app.settle()
+    assert app.page.locator(".circuit progress").count() == 0
+    assert len(held) == 1
+    app.page.unroute("**/api/watch/circuit")
+    app.page.fill("#composer", TEXT + " a")
+    app.settle()
+    assert len(held) == 1  # it is not begun again by itself
+    assert app.problems() == []
+
+
 def test_the_circuit_of_a_task(app: Watched, monkeypatch: pytest.MonkeyPatch):
     from glassformer.interp import tasks
 

@@ -140,6 +140,12 @@ def test_themes_and_large_type(app: Watched):
     app.page.click("text=Large type")
     assert float(app.page.evaluate(size)[:-2]) > 1.2 * float(small[:-2])
     app.shot("large")
+    # Type follows the size that the reader gave the browser.
+    fonts = {"fontSizes": {"standard": 24, "fixed": 21}}
+    app.page.context.new_cdp_session(app.page).send("Page.setFontSizes", fonts)
+    app.page.click("text=Large type")
+    assert app.page.evaluate(size) == "24px"
+    assert app.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("width", [375, 1000, 2560])
@@ -174,6 +180,17 @@ def test_keys(app: Watched):
     assert app.page.evaluate("document.activeElement.id") == "composer"
 
 
+def everything_open(app: Watched) -> None:
+    """Graph of the prediction, circuit, dials of words, layers and heads: all that waits for a click."""
+    app.page.click(".nodes-form button")
+    app.page.fill("[aria-label='A text that ends differently']", app.page.input_value("#composer")[:-1] + "x")
+    app.page.click(".circuit-form button")
+    app.page.evaluate("document.querySelectorAll('#room-why details').forEach((d) => { d.open = true; })")
+    app.settle()
+    assert app.page.locator(".nodes .node").count()
+    assert app.page.locator("#room-why .knob").count() > 10
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(visit: Any, server: Server, scheme: str):
     from axe_playwright_python.sync_playwright import Axe
@@ -182,6 +199,8 @@ def test_accessibility(visit: Any, server: Server, scheme: str):
     found: dict[str, Any] = {}
     for room in ROOMS:
         app.room(room)
+        if room == "why":
+            everything_open(app)
         for violation in Axe().run(app.page).response["violations"]:
             found[f"{room}: {violation['id']}"] = [node["html"][:160] for node in violation["nodes"][:3]]
     assert not found, json.dumps(found, indent=1)

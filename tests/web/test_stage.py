@@ -236,6 +236,56 @@ def test_another_language_is_a_file(app: Watched):
     assert app.page.inner_text(".stage-room h2") == "From words to the next word"
 
 
+WRITTEN = """window.written = []; const plain = CanvasRenderingContext2D.prototype.fillText;
+CanvasRenderingContext2D.prototype.fillText = function (text, ...at) {
+  if (this.globalAlpha > 0.05) window.written.push(text);
+  return plain.call(this, text, ...at);
+};"""
+
+
+def written(watched: Watched, t: float) -> list[str]:
+    """What is written in the picture at a moment of the film."""
+    watched.page.evaluate(f"() => {{ window.written = []; {STAGE}.held = true; {STAGE}.seek({t}); }}")
+    watched.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return watched.page.evaluate("() => window.written")
+
+
+def test_no_number_on_the_way_is_made_up(app: Watched):
+    """What stands in the middle of a film stands at its beginning or its end too: a number does not grow."""
+    app.page.add_init_script(WRITTEN)
+    ready(app.open(HERE))
+    for name in ("machine", "softmax", "values", "answer", "why", "layers"):
+        app.page.evaluate(f"() => {STAGE}.go('{name}')")
+        wait(app, FOUND, 60)
+
+        def numbers(t: float) -> set[str]:
+            return {text for text in written(app, t) if any(c.isdigit() for c in text)}
+
+        told = numbers(1) | numbers(0.3 if name == "why" else 0)
+        on_the_way = set().union(*(numbers(0.05 * k) for k in range(1, 20)))
+        assert on_the_way - told == set(), name
+
+
+def test_words_left_unnamed_are_told_of_on_a_phone_and_named_from_near(visit: Callable[..., Watched], server: Server):
+    watched = visit(server, viewport={"width": 375, "height": 800}, reduced_motion="reduce")
+    watched.page.add_init_script(WRITTEN)
+    words = [f"{a}{b}" for a in "abcdef" for b in "ghijklm"]
+    ready(watched.open(f"#text={quote(' '.join(words))}"))
+    tokens = watched.page.evaluate(f"() => {STAGE}.data.count")
+    assert tokens > 40
+    watched.page.evaluate(f"() => {STAGE}.redraw()")
+    far = written(watched, 1)
+    assert any("is named" in text for text in far), far
+    assert sum(text.strip() in "".join(words) for text in far) < tokens
+    watched.page.evaluate(f"() => {STAGE}.camera.zoom(4, 10, 10)")
+    near = written(watched, 1)
+    every = watched.page.evaluate(f"() => {STAGE}.machine.every")
+    assert every > 1
+    named = watched.page.evaluate(f"() => {STAGE}.data.tokens.slice(0, 6).map((t) => t.text.trim())")
+    assert all(name in near for name in named), (named, near)
+    assert not watched.complaints
+
+
 def test_hostile_and_short_texts(app: Watched):
     for text in ("</script><img src=x onerror=document.title='broken'>", "a", "\u202etxet \x07 \U0001f600漢"):
         ready(app.open(f"#text={quote(text)}"))

@@ -137,9 +137,31 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
             return _problem(str(error), type(error).__name__)
         return JSONResponse(found)
 
+    @api.post("/api/watch/{name}")
+    async def watch(name: str, request: Request) -> Response:
+        """A view that takes its time, as events: how far it is, and what it found."""
+        try:
+            data = await request.json()
+        except ValueError:
+            return _problem("The request's body is not JSON.", "UsageError")
+
+        def work(check: Callable[..., None], emit: Callable[[object], None]) -> None:
+            told: tuple[object, ...] = ()
+
+            def step(*progress: object) -> None:
+                nonlocal told
+                check()
+                if progress and progress != told:
+                    told = progress
+                    emit(dict(zip(("done", "total", "what"), progress, strict=True)))
+
+            emit({"found": session.view(name, data, step)})
+
+        return StreamingResponse(workers.stream(request, work), media_type="text/event-stream")
+
     @api.post("/api/generate")
     async def generate(ask: GenerateAsk, request: Request) -> Response:
-        def work(check: Callable[[], None], emit: Callable[[object], None]) -> None:
+        def work(check: Callable[..., None], emit: Callable[[object], None]) -> None:
             for step in pieces(session, ask, check):
                 emit(step)
             emit({"done": True})
@@ -148,7 +170,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
 
     @api.post("/api/open")
     async def open_model(ask: OpenAsk, request: Request) -> Response:
-        def work(check: Callable[[], None], emit: Callable[[object], None]) -> None:
+        def work(check: Callable[..., None], emit: Callable[[object], None]) -> None:
             def progress(done: int, total: int | None, what: str) -> None:
                 check()
                 emit({"done": done, "total": total, "what": what})
@@ -166,7 +188,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
 
     @api.post("/api/race")
     async def race(ask: RaceAsk, request: Request) -> Response:
-        def work(check: Callable[[], None], emit: Callable[[object], None]) -> None:
+        def work(check: Callable[..., None], emit: Callable[[object], None]) -> None:
             from glassformer.predict.race import race as raced
 
             def progress(who: str, length: int) -> None:
@@ -196,7 +218,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
 
     @api.post("/api/learn")
     async def learn(ask: LearnAsk, request: Request) -> Response:
-        def work(check: Callable[[], None], emit: Callable[[object], None]) -> None:
+        def work(check: Callable[..., None], emit: Callable[[object], None]) -> None:
             from glassformer.views.learning import repeated
 
             for step in repeated(session, ask, check):
@@ -225,7 +247,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
     return api
 
 
-def _report(session: Session, ask: ReportAsk, check: Callable[[], None]) -> str:
+def _report(session: Session, ask: ReportAsk, check: Callable[..., None]) -> str:
     from glassformer.views.report import build
     from glassformer.views.report_data import ReportOptions
 

@@ -20,15 +20,15 @@ class Workers:
     def __init__(self, threads: int = 2) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="view")
 
-    async def run(self, request: Request, work: Callable[[Callable[[], None]], object]) -> Any:
-        """`work(check)` in a thread; `check` raises `Cancelled` once the client has gone.
+    async def run(self, request: Request, work: Callable[[Callable[..., None]], object]) -> Any:
+        """`work(check)` in a thread; `check` raises `Cancelled` once the client has gone, whatever it is told.
 
         Raises:
             Cancelled: when it was.
         """
         gone = threading.Event()
 
-        def check() -> None:
+        def check(*_: object) -> None:
             if gone.is_set():
                 raise Cancelled
 
@@ -44,7 +44,7 @@ class Workers:
             watcher.cancel()
 
     async def stream(
-        self, request: Request, work: Callable[[Callable[[], None], Callable[[object], None]], None]
+        self, request: Request, work: Callable[[Callable[..., None], Callable[[object], None]], None]
     ) -> AsyncIterator[bytes]:
         """Server-sent events from `work(check, emit)`, as they are emitted; an error becomes a last event."""
         loop = asyncio.get_running_loop()

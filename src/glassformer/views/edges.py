@@ -149,7 +149,7 @@ def circuit(session: Session, ask: CircuitAsk, check: Check) -> dict[str, Any]:
         traces = [tuple(_trace(session, ask, p[key], check) for key in ("clean", "corrupted")) for p in held]
         named: dict[str, Any] = {key: [p[key] for p in held] for key in ("answer", "wrong")}
         beside = prepared(traces, ask.metric, position=ask.position, **named)
-    found = searched(edges, ask.faithfulness, held_out=beside, progress=lambda done, total, what: check())
+    found = searched(edges, ask.faithfulness, held_out=beside, progress=check)
     answer = found.to_dict(ask.top)
     ends = [(row["from"], row["to"]) for row in answer["circuit"]["edges"]]
     parts = {end: into(edges.graph, edges.graph.edge(start, end)) for start, end in ends}
@@ -216,7 +216,7 @@ def sought(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
         method=ask.method,
         steps=ask.steps,
         limit=LIMIT,
-        progress=lambda done, total, what: check(),
+        progress=check,
         **more,
     )
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-Check = Callable[[], None]
+Check = Callable[..., None]
+"""Called between steps, with nothing or with (done, total, what); raises `Cancelled` when nobody waits any more."""
 Json = dict[str, Any]
 """A JSON object."""
 

@@ -38,7 +38,7 @@ class Cancelled(Exception):
 Open = Callable[[str], "Model"]
 
 
-def _never() -> None:
+def _never(*_: object) -> None:
     return None
 
 
@@ -202,7 +202,8 @@ class Session:
         """A view by name, from plain data to plain data.
 
         Args:
-            check: called between steps; raises `Cancelled` to stop.
+            check: called between steps, with (done, total, what) where a view tells how far it is; raises
+                `Cancelled` to stop.
 
         Raises:
             UsageError: for an unknown view or field.

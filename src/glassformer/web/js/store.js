@@ -1,11 +1,6 @@
 /** What the page is looking at: one flat observable state, restored from and written to the address. */
 
-/** Fields that a shared address restores, and what each must be. @type {Record<string, "text"|"number"|"list"|"object">} */
-const SHARED = {
-  text: "text", model: "text", position: "number", layer: "number", head: "number", query: "number", key: "number", tab: "text", edits: "list",
-  temperature: "number", top_k: "number", top_p: "number", min_p: "number", token: "text", against: "text", unit: "text", chips: "text", mode: "text",
-  sort: "text", what: "text", place: "text", other: "object", word: "text", contexts: "list", run: "text", plane: "list", beside: "text", split: "number", sum: "text", marks: "object", task: "text", nodes: "object", notes: "list", directions: "list", table: "object", scene: "text", zoom: "text", lang: "text",
-};
+import { SHAPES, isBare } from "./shapes.js";
 
 export class Store {
   /** @param {Record<string, any>} initial */
@@ -22,7 +17,7 @@ export class Store {
 
   /** What a link restores. */
   #shown() {
-    return Object.fromEntries(Object.keys(SHARED).map((key) => [key, this.values[key]]));
+    return Object.fromEntries(Object.keys(SHAPES).map((key) => [key, this.values[key]]));
   }
 
   undo() {
@@ -56,7 +51,7 @@ export class Store {
     }
     if (!changed.size) return;
     // What follows at once (typing, a slider) is one step back; what the page itself settles is none.
-    if (remembered && [...changed].some((key) => key in SHARED && before[key] !== undefined)) {
+    if (remembered && [...changed].some((key) => key in SHAPES && before[key] !== undefined)) {
       const now = Date.now();
       if (now - this.moved > 800) this.past = [...this.past.slice(-199), before];
       this.moved = now;
@@ -84,30 +79,25 @@ export class Store {
 
   /** The address fragment that restores this state. */
   fragment() {
-    const parts = Object.keys(SHARED).filter((k) => this.values[k] !== null && this.values[k] !== undefined && this.values[k] !== "")
+    const parts = Object.keys(SHAPES).filter((k) => this.values[k] !== null && this.values[k] !== undefined && this.values[k] !== "")
       .filter((k) => !(Array.isArray(this.values[k]) && this.values[k].length === 0))
       .map((k) => `${k}=${encodeURIComponent(typeof this.values[k] === "string" ? this.values[k] : JSON.stringify(this.values[k]))}`);
     return "#" + parts.join("&");
   }
 }
 
-/** Fields from an address fragment; what cannot be read is left out. @param {string} fragment */
+/** Fields from an address fragment; what cannot be read, or is not what the field must be, is left out. @param {string} fragment */
 export function fromFragment(fragment) {
   /** @type {Record<string, any>} */
   const found = {};
   for (const part of fragment.replace(/^#/, "").split("&")) {
     const at = part.indexOf("=");
     const key = part.slice(0, at);
-    if (at < 0 || !Object.hasOwn(SHARED, key)) continue;
+    if (at < 0 || !Object.hasOwn(SHAPES, key)) continue;
     try {
       const text = decodeURIComponent(part.slice(at + 1));
-      if (SHARED[key] === "text") {
-        found[key] = text;
-        continue;
-      }
-      const value = JSON.parse(text);
-      const kind = Array.isArray(value) ? "list" : typeof value;
-      if (value !== null && kind === SHARED[key]) found[key] = value;
+      const value = isBare(key) ? text : JSON.parse(text);
+      if (SHAPES[key](value)) found[key] = value;
     } catch {
       continue;
     }

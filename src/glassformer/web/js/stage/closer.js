@@ -5,7 +5,7 @@ import { say } from "../words.js";
 import { ask, quoted, word } from "./asking.js";
 import { Vectors } from "./data.js";
 import { clamp, num, pct, rgba, rms, shade } from "./paint.js";
-import { carriedOf, product } from "./scenes_words.js";
+import { carriedOf, product } from "./scenes_attention.js";
 
 /** @typedef {import("./paint.js").Pen} Pen */
 

@@ -12,6 +12,8 @@ import { clamp, ease, mix, num, Pen, pct, phase, rgba, rms, shade } from "./pain
 
 /** When each part of the film begins, as shares of the whole. */
 export const WHEN = { columns: 0.05, layers: 0.13, out: 0.78, bars: 0.86 };
+/** Size of the note on what is drawn, of ordinary type. */
+const NOTE = 0.74;
 /** Layers that move at the same time. */
 const SPAN = 2.6;
 
@@ -27,12 +29,17 @@ export class Machine {
     const probe = new Pen(/** @type {any} */ (document.createElement("canvas").getContext("2d")), size);
     const longest = Math.min(this.tall ? 84 : 150, Math.max(...d.tokens.map((t) => probe.wide(plain(t.text), this.tall ? 0.85 : 1, 550)), 20));
     this.turned = this.tall && longest + 8 > (w - 16) / n;
-    this.chip = this.tall ? (this.turned ? longest + 10 : 28) : longest + 18;
+    const [v0, v1] = this.tall ? [6, w - 6] : [34, h - 34];
+    this.gap = (v1 - v0) / n;
+    /** Every so many words one has room for its name. */
+    this.every = Math.max(1, Math.ceil((size * 1.25) / this.gap));
+    this.note = say("stage.numbers", { n: d.width, cells: d.lanes.cells }) + (this.every > 1 ? ` · ${say("stage.named", { n: this.every })}` : "");
+    /** On a narrow picture the words left unnamed are told of above the others. */
+    this.head = this.tall && this.every > 1 ? Math.ceil(probe.wide(this.note, NOTE) / (w - 24)) * size * NOTE * 1.35 + 8 : 0;
+    this.chip = this.head + (this.tall ? (this.turned ? longest + 10 : 28) : longest + 18);
     this.answer = this.tall ? { x: 8, y: h - Math.min(240, h * 0.34), w: w - 16, h: Math.min(240, h * 0.34) } : { x: w - this.#right(), y: 12, w: this.#right() - 14, h: h - 24 };
     this.u0 = this.tall ? this.chip + 56 : this.chip + 68;
     this.u1 = this.tall ? this.answer.y - 40 : this.answer.x - Math.max(74, probe.wide(say("stage.last"), 0.76) + 20);
-    const [v0, v1] = this.tall ? [6, w - 6] : [34, h - 34];
-    this.gap = (v1 - v0) / n;
     /** @type {(i: number) => number} */
     this.v = (i) => v0 + (i + 0.5) * this.gap;
     this.thick = Math.max(1.5, Math.min(this.gap * 0.6, this.tall ? 26 : 52));
@@ -215,28 +222,6 @@ export class Machine {
     this.#parts(pen);
   }
 
-  /** Words and layers at the edges, where the picture is seen from near. @param {Pen} pen @param {import("./camera.js").Camera} camera */
-  rulers(pen, camera) {
-    if (this.tall || camera.x > -this.chip * camera.k * 0.5) return;
-    const { d } = this;
-    const every = Math.max(1, Math.ceil((pen.size * 1.5) / (this.gap * camera.k)));
-    for (let i = 0; i < d.count; i += every) {
-      const y = this.v(i) * camera.k + camera.y;
-      if (y < 26 || y > this.h - 10) continue;
-      const name = plain(d.tokens[i].text);
-      const w = Math.min(130, pen.wide(name, 0.9, 600)) + 14;
-      pen.rect(6, y - 12, w, 24, pen.t.chip, 7, 0.92);
-      pen.text(name, 13, y, { size: 0.9, weight: 600, most: 130 });
-    }
-    const step = Math.max(1, Math.ceil(30 / (2 * this.step * camera.k)));
-    for (let layer = 0; layer < d.layers; layer += step) {
-      const x = (this.at(layer) + this.step) * camera.k + camera.x;
-      if (x < 150 || x > this.w - 16) continue;
-      pen.rect(x - 15, 2, 30, 20, pen.t.chip, 6, 0.92);
-      pen.text(String(layer), x, 12, { size: 0.76, align: "center" });
-    }
-  }
-
   /** The lit picture up to a line, the unlit one beyond: every pixel is copied once. @param {Pen} pen @param {number} u */
   #reveal(pen, u) {
     const all = this.tall ? this.h : this.w;
@@ -310,14 +295,13 @@ export class Machine {
   /** @param {Pen} pen @param {number} t */
   #words(pen, t) {
     const { d } = this;
-    const every = Math.max(1, Math.ceil((pen.size * 1.25) / this.gap));
+    const { every } = this;
     const long = Math.min(this.thick * 1.25 + 6, this.gap * 0.86);
     for (let i = 0; i < d.count; i++) {
       const inn = phase(t, (i / d.count) * 0.03, (i / d.count) * 0.03 + 0.02);
       const here = i === d.position;
-      if (i % every === 0 || here) {
-        if (!(every > 1 && !here && Math.abs(i - d.position) < every)) this.#chip(pen, i, inn, here);
-      }
+      const named = here || (i % every === 0 && (every === 1 || Math.abs(i - d.position) >= every));
+      if (named && !(this.sharp && every > 1)) this.#chip(pen, i, inn, here); // seen from near the edges name them
       const grow = phase(t, WHEN.columns + (i / d.count) * 0.04, WHEN.columns + (i / d.count) * 0.04 + 0.035);
       if (grow <= 0) continue;
       const u = this.u0 - 44;
@@ -327,10 +311,9 @@ export class Machine {
       const go = phase(t, WHEN.layers - 0.03, WHEN.layers);
       if (go > 0) pen.line([this.p(u + 18, this.v(i)), this.p(mix(u + 18, this.u0 - 3, go), this.v(i))], pen.t.soft, Math.min(1.5, this.gap / 5), 0.8);
     }
-    if (this.tall) return;
-    const open = phase(t, WHEN.columns, WHEN.columns + 0.03);
-    const note = say("stage.numbers", { n: d.width, cells: d.lanes.cells }) + (every > 1 ? ` · ${say("stage.named", { n: every })}` : "");
-    pen.text(note, 8, this.h - 12, { size: 0.74, colour: pen.t.soft, alpha: open, most: this.u1 - 8 });
+    const said = { size: NOTE, colour: pen.t.soft, alpha: phase(t, WHEN.columns, WHEN.columns + 0.03) };
+    if (!this.tall) pen.text(this.note, 8, this.h - 12, { ...said, most: this.u1 - 8 });
+    else if (this.head) pen.lines(this.note, 8, 10, this.w - 16, said);
   }
 
   /** @param {Pen} pen @param {number} i @param {number} inn @param {boolean} here */
@@ -356,7 +339,7 @@ export class Machine {
     c.save();
     c.translate(v, this.chip);
     c.rotate(-Math.PI / 2);
-    pen.text(text, 2, 0, { colour: here ? pen.t.accent : pen.t.ink, weight: here ? 700 : 500, most: this.chip - 6, alpha: inn, size: 0.85 });
+    pen.text(text, 2, 0, { colour: here ? pen.t.accent : pen.t.ink, weight: here ? 700 : 500, most: this.chip - this.head - 6, alpha: inn, size: 0.85 });
     c.restore();
   }
 
@@ -399,8 +382,8 @@ export class Machine {
       // The word's own column of the unembedding, lying, and its product with the last vector.
       const cellsAt = answer.x + answer.w - right - 62;
       pen.column(d.unembedding.row(i), { x: cellsAt, y: y - 8, w: 52, h: 4 }, { lying: true, alpha: inn * 0.9 });
-      pen.text(num(one.logit * inn, 1), cellsAt + 52, y + 3, { size: 0.7, align: "right", colour: pen.t.soft, alpha: inn });
-      pen.text(pct(one.probability * grow), answer.x + answer.w, y, { align: "right", size: 0.95, weight: first ? 650 : 450, alpha: inn });
+      pen.text(num(one.logit, 1), cellsAt + 52, y + 3, { size: 0.7, align: "right", colour: pen.t.soft, alpha: inn });
+      pen.text(pct(one.probability), answer.x + answer.w, y, { align: "right", size: 0.95, weight: first ? 650 : 450, alpha: grow });
       const w = Math.max(2, answer.w * one.probability * grow);
       pen.rect(answer.x, y + each * 0.3, answer.w, Math.min(7, each * 0.16), pen.t.faint, 3, 0.35 * inn);
       pen.rect(answer.x, y + each * 0.3, w, Math.min(7, each * 0.16), first ? pen.t.accent : pen.t.soft, 3, inn);

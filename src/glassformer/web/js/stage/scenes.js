@@ -55,6 +55,7 @@ const machine = {
 };
 
 const words = async () => /** @type {any} */ (await import("./scenes_words.js"));
+const attention = async () => /** @type {any} */ (await import("./scenes_attention.js"));
 const next = async () => /** @type {any} */ (await import("./scenes_next.js"));
 
 /** A scene's place, until it is wanted. @param {() => Promise<Record<string, Scene>>} from @param {string} id @returns {Scene} */
@@ -62,7 +63,7 @@ const later = (from, id) => ({ id, seconds: 8, need: async () => null, paint() {
 
 /** @type {Scene[]} */
 export const SCENES = [
-  machine, ...["numbers", "meaning", "grid", "softmax", "values", "heads"].map((id) => later(words, id)),
+  machine, ...["numbers", "meaning"].map((id) => later(words, id)), ...["grid", "softmax", "values", "heads"].map((id) => later(attention, id)),
   ...["facts", "layers", "answer", "temperature", "why", "learning", "size"].map((id) => later(next, id)),
 ];
 

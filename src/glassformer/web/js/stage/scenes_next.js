@@ -108,8 +108,8 @@ export const layers = {
       pen.text(plain(top.token), x.word, y, { size: Math.min(1, (step * 0.95) / pen.size), weight: here ? 700 : 450, colour: here ? pen.t.accent : pen.t.ink, alpha: inn, most: x.bar - x.word - 8 });
       const full = w - x.bar - right;
       pen.rect(x.bar, y - step * 0.3, full, step * 0.6, pen.t.chip, 3, 0.7);
-      pen.rect(x.bar, y - step * 0.3, Math.max(1, full * top.probability * inn), step * 0.6, here ? pen.t.accent : pen.t.faint, 3, here ? 1 : 0.9);
-      if (!here && cell.followed > 0.002) pen.rect(x.bar, y - step * 0.12, Math.max(1, full * cell.followed * inn), step * 0.24, pen.t.accent, 2);
+      if (inn > 0) pen.rect(x.bar, y - step * 0.3, Math.max(1, full * top.probability * inn), step * 0.6, here ? pen.t.accent : pen.t.faint, 3, here ? 1 : 0.9);
+      if (!here && inn > 0 && cell.followed > 0.002) pen.rect(x.bar, y - step * 0.12, Math.max(1, full * cell.followed * inn), step * 0.24, pen.t.accent, 2);
       pen.text(pct(top.probability), x.bar + full + 6, y, { size: Math.min(0.8, step / pen.size), colour: pen.t.soft, alpha: inn });
       pen.part({ x: x.word - 30, y: y - step / 2, w: w - x.word, h: step - 1 }, say("part.lens", { layer: name, word: plain(top.token), p: pct(top.probability) }), () => row.place !== "embed" && stage.zoom.into({ layer: Number(row.place.split(".")[1]) }), `lens-${row.place}`);
     });
@@ -157,7 +157,7 @@ export const answer = {
       pen.column(d.unembedding.row(i), { x: x0, y: cy, w: cells, h: Math.min(14, step * 0.16) }, { lying: true, alpha: inn });
       pen.column(d.products.row(i), { x: x0, y: cy + Math.min(14, step * 0.16) + 3, w: cells, h: Math.min(14, step * 0.16) }, { lying: true, upTo: times });
       const sx = tall ? w - 12 : x0 + cells + 16;
-      pen.text(tall ? `Σ ${num(d.dot[i] * times, 1)}` : `Σ ${d.width} = ${num(d.dot[i] * times, 2)}`, sx, tall ? y : y + 14, { align: tall ? "right" : "left", mono: true, size: 0.9, alpha: times });
+      pen.text(tall ? `Σ ${num(d.dot[i], 1)}` : `Σ ${d.width} = ${num(d.dot[i], 2)}`, sx, tall ? y : y + 14, { align: tall ? "right" : "left", mono: true, size: 0.9, alpha: phase(times, 0.7, 1) });
       const p = phase(t, 0.52 + i * 0.02, 0.8 + i * 0.02);
       if (p <= 0) return;
       const bx = tall ? x0 : w * 0.7;
@@ -165,7 +165,7 @@ export const answer = {
       const full = tall ? w - 24 - 62 : w * 0.2;
       pen.rect(bx, by, full, tall ? 10 : 18, pen.t.chip, 4);
       pen.rect(bx, by, Math.max(2, full * one.probability * p), tall ? 10 : 18, first ? pen.t.accent : pen.t.soft, 4);
-      pen.text(pct(one.probability * p), bx + full + 8, by + (tall ? 5 : 9), { weight: first ? 650 : 450 });
+      pen.text(pct(one.probability), bx + full + 8, by + (tall ? 5 : 9), { weight: first ? 650 : 450, alpha: p });
     });
     pen.text(say("answer.rest", { p: pct(rows.reduce((sum, r) => sum - r.probability, 1)), n: (d.vocab - rows.length).toLocaleString("en") }), tall ? x0 : w * 0.7, h - 14, { size: 0.82, colour: pen.t.soft, alpha: phase(t, 0.85, 0.95), most: tall ? w - 24 : w * 0.29 });
   },
@@ -257,8 +257,8 @@ export const why = {
       if (out > 0) pen.line([[x + 8, y], [x + 8 + (wide + 4) * out, y]], pen.t.warm, 2.5);
       pen.rect(bar, y - 10, full, 20, pen.t.chip, 5, 0.7);
       pen.rect(bar, y - 10, Math.max(1, full * p * inn), 20, pen.t.faint, 5, 0.9);
-      pen.rect(bar, y - 10, Math.max(1, full * mix(p, after, out) * inn), 20, after < p / 2 ? pen.t.warm : pen.t.accent, 5);
-      pen.text(pct(mix(p, after, out)), bar + full + 8, y, { weight: 600, alpha: inn });
+      pen.rect(bar, y - 10, Math.max(1, full * mix(p, after, out) * inn), 20, out > 0 && after < p / 2 ? pen.t.warm : pen.t.accent, 5);
+      pen.text(pct(out < 0.5 ? p : after), bar + full + 8, y, { weight: 600, alpha: inn * Math.abs(2 * out - 1) });
       if (!tall) pen.text(say(row.instead.id === d.next[0].id ? "why.still" : "why.instead", { word: plain(row.instead.token), p: pct(row.instead.probability) }), bar + full + 20 + pen.wide("<0.1 %", 1, 600), y, { size: 0.9, colour: pen.t.soft, alpha: phase(t, 0.62 + k * 0.03, 0.72 + k * 0.03), most: w - bar - full - 30 - pen.wide("<0.1 %", 1, 600) });
     });
   },

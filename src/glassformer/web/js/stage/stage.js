@@ -10,6 +10,7 @@ import { WHEN } from "./machine.js";
 import { Pen, clamp, theme } from "./paint.js";
 import { Overlay } from "./parts.js";
 import { Quiz } from "./quiz.js";
+import { rulers } from "./rulers.js";
 import { SCENES, sceneOf, whole } from "./scenes.js";
 import { Zoom } from "./zoom.js";
 
@@ -381,7 +382,7 @@ export class Stage {
     if (this.machine) this.machine.sharp = this.camera.near && !this.playing;
     this.paint(pen);
     ctx.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
-    if (this.camera.near && this.machine && this.scene.covers && !this.zoom.path.length) this.machine.rulers(pen, this.camera);
+    if (this.camera.near && this.machine && this.scene.covers && !this.zoom.path.length) rulers(this.machine, pen, this.camera);
     if (!this.fade?.paint(ctx, now, this.w, this.h)) this.fade = null;
     this.stats.drawn.push(pen.drawn);
     this.stats.cut = pen.cut;

@@ -124,17 +124,31 @@ export function mount(element, source, state) {
   const view = live(body, state, ["text", "model", "other", "task", "circuitAsked"], async (signal) => {
     const ask = { model: state.get("model"), clean: state.get("text"), corrupted: state.get("other").text };
     if (!source.live) return source.get("graph", ask);
-    if (!state.get("circuitAsked")) return null;
+    if (!state.get("circuitAsked")) {
+      put(body);
+      return null;
+    }
     if (state.get("task")) {
       const wanted = { model: ask.model, task: state.get("task"), exact: "strongest", strongest: MEASURED };
       // It does not depend on the text, and takes its time.
-      if (JSON.stringify(wanted) !== JSON.stringify(answered.wanted)) answered = { wanted, found: await source.get("circuit", wanted, { signal }) };
+      if (JSON.stringify(wanted) !== JSON.stringify(answered.wanted)) answered = { wanted, found: await source.watch("circuit", wanted, working(), { signal }) };
       return ofTask(answered.found);
     }
     if (apart.checked) Object.assign(ask, { by_position: true });
     draw(await source.get("graph", { ...ask, measure: false }, { signal }), true);
     return signal.aborted ? null : source.get("graph", ask, { signal });
   }, (d) => draw(d), { clear: () => put(body) });
+
+  /** How far a long search is, and what ends it. @returns {(at: {done: number, total: number, what: string}) => void} */
+  function working() {
+    const [how, many] = [h("progress", { "aria-label": say("circuit.working") }), h("span", { class: "small", role: "status" })];
+    put(body, h("div", { class: "row" }, how, many, h("button", { type: "button", class: "small", id: "circuit-stop", onclick: () => state.set({ circuitAsked: false }) }, say("circuit.stop"))));
+    return ({ done, total, what }) => {
+      how.max = total || 1;
+      how.value = done;
+      many.textContent = say("circuit.at", { what: say(`circuit.doing.${what}`), n: done, all: total });
+    };
+  }
 
   /** @param {any} d @param {boolean} [pending] */
   function draw(d, pending = false) {

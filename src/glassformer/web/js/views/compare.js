@@ -40,7 +40,11 @@ export function mount(element, source, state) {
   let timer = 0;
   other.addEventListener("input", () => {
     clearTimeout(timer);
-    timer = window.setTimeout(() => state.set({ other: { ...state.get("other"), text: other.value } }), 250);
+    form.setAttribute("aria-busy", "true"); // from the change on, not only once it is asked
+    timer = window.setTimeout(() => {
+      form.removeAttribute("aria-busy");
+      state.set({ other: { ...state.get("other"), text: other.value } });
+    }, 250);
   });
   model.addEventListener("change", () => state.set({ other: { ...state.get("other"), model: model.value || null } }));
 

@@ -74,7 +74,13 @@ export function mount(element, source, state) {
   /** @type {AbortController|null} */
   let writing = null;
   let timer = 0;
-  const again = () => { clearTimeout(timer); writing?.abort(); if (asked && body.children.length) timer = window.setTimeout(write, 350); };
+  const again = () => {
+    clearTimeout(timer);
+    writing?.abort();
+    if (!asked || !body.children.length) return;
+    texts.setAttribute("aria-busy", "true"); // from the change on, not only once it is asked
+    timer = window.setTimeout(write, 350);
+  };
   state.on(["edits", "text", "model"], again);
 
   /** The likeliest continuation as the model is, and as it is steered. */
