@@ -145,6 +145,8 @@ def test_themes_and_large_type(app: Watched):
     app.page.context.new_cdp_session(app.page).send("Page.setFontSizes", fonts)
     app.page.click("text=Large type")
     assert app.page.evaluate(size) == "24px"
+    app.settle()
+    assert app.page.evaluate("document.querySelector('.stage-room').stage.size") >= 21
     assert app.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 

@@ -111,14 +111,15 @@ export function graph(element, { label, marks, marked, open, exact = false }) {
     const shown = grouped(nodes, edges, marks.groups);
     const columns = new Set(shown.nodes.map((n) => n.column)).size;
     const byRow = shown.nodes.some((n) => n.row !== undefined);
-    const wide = Math.max(300, (byRow ? 66 : 44) * columns + (byRow ? 200 : 0), Math.min(1500, element.clientWidth || 900));
+    const scale = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16; // its letters are as large as the page's
+    const wide = Math.max(300, (byRow ? 66 : 44) * columns + (byRow ? 200 : 0), Math.min(1500, (element.clientWidth || 900) / scale));
     const { at, height, bands: stripes } = placed(shown.nodes, wide, columns < 4 ? 36 : 46);
     const largest = Math.max(1e-9, ...shown.edges.map((e) => Math.max(Math.abs(worth(e)), Math.abs(e.claimed))));
     const thick = (/** @type {number} */ v) => (exact ? 0.8 + 9 * (Math.abs(v) / largest) : 0.8 + 13 * Math.sqrt(Math.abs(v) / largest));
     const pinned = new Set(marks.pinned.filter((id) => at.has(id)));
     const nameOf = (/** @type {Node} */ n) => marks.names[n.id] || n.text;
     const focus = (document.activeElement instanceof SVGElement && picture.contains(document.activeElement)) ? document.activeElement.dataset.node : null;
-    const svg = s("svg", { viewBox: `0 0 ${wide} ${height}`, width: wide, height, class: "graph", role: "group", "aria-label": label });
+    const svg = s("svg", { viewBox: `0 0 ${wide} ${height}`, width: wide * scale, height: height * scale, class: "graph", role: "group", "aria-label": label });
     for (const [i, { row, y, height: tall }] of stripes.entries()) svg.append(s("rect", { class: i % 2 ? "band odd" : "band", x: 0, y, width: wide, height: tall }), s("text", { class: "band-name", x: 8, y: y + tall / 2 + 4 }, bands.names[row] ?? ""));
     for (const [from, to] of bands.ties) {
       const [a, b] = [at.get(from), at.get(to)];

@@ -103,6 +103,8 @@ export class Stage {
     state.on(["word", "contexts", "run"], () => { this.extra.clear(); this.#need(); });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     new ResizeObserver(() => this.#resize()).observe(this.view);
+    // As large as the page's letters, also when the browser's own change.
+    new ResizeObserver(() => { if (this.w && type(this.h) !== this.size) this.redraw(); }).observe(this.around.play);
     new IntersectionObserver((changes) => { this.seen = changes[changes.length - 1].isIntersecting; if (this.seen) this.draw(); }).observe(this.canvas);
   }
 
