@@ -196,7 +196,7 @@ def test_a_long_search_says_how_far_it_is_and_can_be_stopped(app: Watched, monke
     assert events[-1]["found"] == view(app, "circuit", **asked)
     # A search without an end, as the page shows it.
     held: list[Any] = []
-    app.page.route("**/api/watch/circuit", held.append)
+    app.page.route("**/api/watch/circuit", lambda route: held.append(route))
     app.page.wait_for_selector("#circuit-task option[value='copying']", state="attached")
     app.page.locator("#circuit-task").select_option("copying")
     app.page.click(".circuit-form button")

@@ -266,25 +266,6 @@ def test_no_number_on_the_way_is_made_up(app: Watched):
         assert on_the_way - told == set(), name
 
 
-def test_words_left_unnamed_are_told_of_on_a_phone_and_named_from_near(visit: Callable[..., Watched], server: Server):
-    watched = visit(server, viewport={"width": 375, "height": 800}, reduced_motion="reduce")
-    watched.page.add_init_script(WRITTEN)
-    words = [f"{a}{b}" for a in "abcdef" for b in "ghijklm"]
-    ready(watched.open(f"#text={quote(' '.join(words))}"))
-    tokens = watched.page.evaluate(f"() => {STAGE}.data.count")
-    assert tokens > 40
-    far = written(watched, 1)
-    assert "is named; come nearer" in " ".join(far)
-    assert sum(text.strip() in "".join(words) for text in far) < tokens
-    watched.page.evaluate(f"() => {STAGE}.camera.zoom(4, 10, 10)")
-    near = written(watched, 1)
-    every = watched.page.evaluate(f"() => {STAGE}.machine.every")
-    assert every > 1
-    named = watched.page.evaluate(f"() => {STAGE}.data.tokens.slice(0, 6).map((t) => t.text.trim())")
-    assert all(name in near for name in named), (named, near)
-    assert not watched.complaints
-
-
 def test_hostile_and_short_texts(app: Watched):
     for text in ("</script><img src=x onerror=document.title='broken'>", "a", "\u202etxet \x07 \U0001f600漢"):
         ready(app.open(f"#text={quote(text)}"))

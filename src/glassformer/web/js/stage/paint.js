@@ -59,6 +59,8 @@ export const mix = (a, b, x) => a + (b - a) * x;
 /** @param {number[]} c @param {number} a */
 export const rgba = (c, a) => `rgb(${c[0]} ${c[1]} ${c[2]} / ${clamp(a).toFixed(3)})`;
 
+/** Pixels of ordinary type. */
+const ORDINARY = 14;
 /** Pixels below which no letter is drawn. */
 const SMALLEST = 10;
 
@@ -89,8 +91,8 @@ export class Pen {
     let shown = text;
     let wide = c.measureText(shown).width;
     if (most && wide > most) {
-      // A little smaller rather than cut.
-      c.font = font(Math.max(0.78, most / wide));
+      // A little smaller rather than cut; large type as small as ordinary type would be.
+      c.font = font(Math.max(Math.min(0.78, (0.78 * ORDINARY) / this.size), most / wide));
       wide = c.measureText(shown).width;
     }
     if (most && wide > most + 0.5) {

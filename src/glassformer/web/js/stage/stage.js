@@ -21,8 +21,11 @@ const EARLY = WHEN.layers - 0.035;
 /** Where a film stands still for those who want no motion. */
 const STILLS = 6;
 
-/** Pixels of ordinary type: as the page's, and larger in a high picture. @param {number} high */
-const type = (high) => parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.875 * (innerWidth < 640 ? 1 : Math.max(1, Math.min(1.35, high / 640)));
+/** Pixels of ordinary type: as the page's, larger in a high picture, and in a narrow one as large as it has room for. @param {number} high */
+function type(high) {
+  const page = parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.875;
+  return innerWidth < 640 ? Math.min(page, Math.max(14, 0.045 * innerWidth)) : page * Math.max(1, Math.min(1.35, high / 640));
+}
 
 export class Stage {
   /** @param {HTMLElement} element @param {any} source @param {Store} state @param {{rooms?: string[]}} [options] */
