@@ -7,9 +7,11 @@ lens' claims about all these edits are compared with what came of them, layer by
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from common import arguments, report, table
@@ -23,11 +25,27 @@ TEXTS = (
 )
 
 
+def fitted(model: Any, ids: list[int], kind: str, options: Any) -> Any:
+    """A lens of one kind, from the folder where it was kept."""
+    many, window = (options.tuned, 128) if kind == "tuned" else (options.others, 64)
+    path = None if options.keep is None else options.keep / f"{kind}-{many}.safetensors"
+    if path is not None and path.exists():
+        return model.load_readout(path)
+    began = time.process_time()
+    found = model.readout(ids, kind, tokens=many, window=window)
+    found = dataclasses.replace(found, facts=found.facts | {"seconds": time.process_time() - began})
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.save(path)
+    return found
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=(4, 8, 12, 16, 20, 24, 28), help="after which layers")
     parser.add_argument("--tuned", type=int, default=4096, help="tokens that the tuned lens is fitted to at most")
     parser.add_argument("--others", type=int, default=640, help="tokens that the other two are fitted to")
+    parser.add_argument("--keep", type=Path, help="a folder of fitted lenses, from which a run goes on")
     parser.add_argument("--samples", type=int, default=16, help="edits of each kind, text and layer")
     options = parser.parse_args()
     from pydoc_data.topics import topics
@@ -41,13 +59,10 @@ def main() -> None:
     model = gf.load("smollm2", device="cpu", dtype="float32")
     ids = model.encode("\n\n".join(topics[name] for name in sorted(topics))[: 16 * options.tuned], False)
     lenses: dict[str, Any] = {"plain": None}
-    spent = {}
     for kind in KINDS:
-        began = time.process_time()
-        many, window = (options.tuned, 128) if kind == "tuned" else (options.others, 64)
-        lenses[kind] = model.readout(ids, kind, tokens=many, window=window)
-        spent[kind] = time.process_time() - began
-        print(f"{kind}: {spent[kind]:.0f} s", file=sys.stderr, flush=True)
+        lenses[kind] = fitted(model, ids, kind, options)
+        print(f"{kind}: {lenses[kind].facts['seconds']:.0f} s", file=sys.stderr, flush=True)
+    spent = {kind: lenses[kind].facts["seconds"] for kind in KINDS}
     traces = [model.trace(text) for text in TEXTS]
     rows = []
     for layer in options.layers:
