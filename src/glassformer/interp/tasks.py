@@ -42,6 +42,17 @@ FORMS = (
     "As everybody knows, the capital of {} is",
     "We went to see the capital of {}, which is",
 )
+EVENTS = "war reign journey trial siege strike voyage crisis"
+REPEATED = (
+    "The secret word is {}. I repeat: the secret word is",
+    "My answer is {}. Again, my answer is",
+    "She said {}. Once more she said",
+    "The password is {}. Remember, the password is",
+    "The first word was {}. The second word, too, was",
+    "They wrote {} on the board, and we also wrote",
+    "He asked for {}, and his brother also asked for",
+    "The name of the ship was {}. Yes, its name was",
+)
 WORDS = "apple river stone cloud table green music paper horse light window yellow winter silver summer garden bread"
 CODE = "foo bar data items values name path list index total count result"
 
@@ -68,7 +79,7 @@ def _names(r: random.Random) -> Row:
 
 
 def _greater_than(r: random.Random) -> Row:
-    event, century, decade = r.choice(("war", "reign", "journey", "trial")), r.choice((15, 16, 17, 18)), r.randint(5, 8)
+    event, century, decade = r.choice(EVENTS.split()), r.choice((15, 16, 17, 18)), r.randint(5, 8)
     start = f"The {event} lasted from the year"
     ends = r.choice(((str(decade + 1), str(decade - 3)), (f"{decade + 1}0", f"{decade - 3}0")))
     return f"{start} {century}{decade}2 to the year {century}", f"{start} {century}02 to the year {century}", *ends
@@ -101,7 +112,7 @@ def _brackets(r: random.Random) -> Row:
 
 def _copying(r: random.Random) -> Row:
     a, b = r.sample(WORDS.split(), 2)
-    form = r.choice(("The secret word is {}. I repeat: the secret word is", "My answer is {}. Again, my answer is"))
+    form = r.choice(REPEATED)
     return form.format(a), form.format(b), f" {a}", f" {b}"
 
 
