@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def task(model: Any, name: str, prompts: int, run: int, measured: int) -> dict[s
     from glassformer.interp.circuit_search import Runs, curve, greedy, jaccard
     from glassformer.interp.edge_estimates import Estimates
     from glassformer.interp.edge_exact import Exact
-    from glassformer.interp.edges import edges, rms
+    from glassformer.interp.edges import edges
     from glassformer.interp.tasks import examples, solved
 
     start = time.process_time()
@@ -59,10 +59,16 @@ def task(model: Any, name: str, prompts: int, run: int, measured: int) -> dict[s
     graph, runs = ours.graph, Runs(ours.pairs[:run])
     g = torch.Generator().manual_seed(0)
     size = int(SHARE * graph.total)
+
+    def mean(seen: Any) -> Callable[[Any], Any]:
+        return lambda weights: weights @ seen.estimate
+
     # The others rank by the mean over prompts, as they were published.
-    ranked = {method: (seen.values, partial(torch.mean, dim=0)) for method, seen in found.items()}
-    ranked["ours"] = ours.sizes, rms
-    orders = {method: greedy(graph, strength(values)) for method, (values, strength) in ranked.items()}
+    ranked = {method: mean(seen) for method, seen in found.items()} | {"ours": ours.strengths()}
+    orders = {
+        method: greedy(graph, ranked[method](torch.full((len(seen.pairs),), 1 / len(seen.pairs)).double()))
+        for method, seen in found.items()
+    }
     orders["random"] = greedy(graph, torch.rand(graph.total, generator=g))
     out: dict[str, Any] = {
         "task": name,
@@ -72,15 +78,17 @@ def task(model: Any, name: str, prompts: int, run: int, measured: int) -> dict[s
         "measured": ours.replaced,
         "tried": ours.tried,
         "cmd": {method: curve(runs, graph.total, order).cmd for method, order in orders.items()},
-        "jaccard": {method: jaccard(graph, ranked[method][0], size, ranked[method][1]) for method in REDRAWN},
+        "jaccard": {method: jaccard(graph, len(right), size, ranked[method]) for method in REDRAWN},
         "r": {},
     }
     strongest = ours.order()[:measured]
     drawn = torch.randperm(graph.total, generator=g)[:measured]
     for kind, chosen in (("strongest", strongest.sort().values), ("random", drawn.sort().values)):
-        exact = torch.stack([Exact(pair)(chosen) for pair in ours.pairs[:MEASURED_ON]]).mean(0)
+        exact = ours.exact[:MEASURED_ON, chosen]
+        for row, pair in zip(exact, ours.pairs, strict=False):
+            row[row.isnan()] = Exact(pair)(chosen[row.isnan()])
         for method in ("EAP", "EAP-IG", "RelP"):
-            both = torch.stack([found[method].estimate[:MEASURED_ON].mean(0)[chosen], exact])
+            both = torch.stack([found[method].estimate[:MEASURED_ON].mean(0)[chosen], exact.mean(0)])
             trusted = found[method].reliable[chosen]
             out["r"][f"{method}, {kind}"] = {
                 "all": float(torch.corrcoef(both)[0, 1]),
@@ -92,6 +100,7 @@ def task(model: Any, name: str, prompts: int, run: int, measured: int) -> dict[s
 
 def show(found: list[dict[str, Any]], options: Any) -> None:
     """The tables, from what all tasks gave."""
+    from glassformer.interp import edges
     from glassformer.interp.tasks import TASKS
 
     done = [row for row in found if "refused" not in row]
@@ -150,9 +159,10 @@ def show(found: list[dict[str, Any]], options: Any) -> None:
         "SmolLM2-135M in float32; prompts from the task table that the model gets right. CMD is the mean distance"
         " from 1 of the faithfulness of the best 0.1 to 100 % of the edges, the others as in the corrupted prompt"
         f" (0 is best). Jaccard is the overlap of the best {SHARE:.1%} of the edges between 100 draws of the "
-        "prompts with repetition. Ours ranks by the root mean square over prompts of the sizes of EAP-IG, averaged "
-        "with those of exact values for the unreliable and the 300 strongest; the column says for which share. The "
-        "unreliable are tried on five prompts, and measured on all where they come near the strongest there. The "
+        "prompts with repetition. Ours ranks by the mean over prompts of the sizes of EAP-IG, averaged with those of "
+        f"exact values for the 300 strongest, on {edges.MEASURED_ON} prompts, and the unreliable, on {edges.TRIED} or, "
+        f"where they come near the strongest there, on {edges.MEASURED_ON}; the column says for which share. What was "
+        "measured on some prompts corrects the estimates' mean over all, in every draw by the drawn ones. The "
         f"others rank by their mean. CMD and RelP are of the first {options.run} prompts, correlations of the first "
         f"{MEASURED_ON}, over {options.measured} edges, means of the tasks. {len(found)} of {len(TASKS)} tasks were "
         "tried, "

@@ -22,10 +22,9 @@ from torch import Tensor
 from glassformer.errors import UsageError
 from glassformer.interp.edge_graph import Graph
 from glassformer.interp.edge_pair import Pair
-from glassformer.interp.edges import Edges, rms
+from glassformer.interp.edges import Edges, Strength
 from glassformer.system.progress import Progress, quiet
 
-Strength = Callable[[Float[Tensor, "pair edge"]], Float[Tensor, " edge"]]
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # Bytes of all senders' vectors in one batch of sets.
 _HELD = 128 << 20
@@ -195,28 +194,21 @@ def pruned(runs: Runs, chosen: Int[Tensor, " cell"], cells: int, target: float) 
     return chosen, True
 
 
-def jaccard(
-    graph: Graph,
-    values: Float[Tensor, "pair edge"],
-    size: int,
-    strength: Strength = rms,
-    draws: int = 100,
-    seed: int = 0,
-) -> float | None:
+def jaccard(graph: Graph, pairs: int, size: int, strength: Strength, draws: int = 100, seed: int = 0) -> float | None:
     """How alike the sets are that redrawn pairs give: the mean of |A ∩ B| / |A ∪ B| over pairs of bootstrap draws.
 
     None for one pair of prompts, which says nothing of others.
 
     Args:
-        strength: what a draw's edges are ranked by, from their values of each pair.
+        pairs: how many there are; strength: what a draw's edges are ranked by, from how often it drew each pair.
     """
-    if len(values) < 2:
+    if pairs < 2:
         return None
     g = torch.Generator().manual_seed(seed)
-    rows = torch.randint(0, len(values), (draws, len(values)), generator=g)
+    rows = torch.randint(0, pairs, (draws, pairs), generator=g)
     sets = torch.zeros(draws, graph.total)
     for row, drawn in zip(sets, rows, strict=True):
-        row[greedy(graph, strength(values[drawn]), size)] = 1
+        row[greedy(graph, strength(torch.bincount(drawn, minlength=pairs).double() / pairs), size)] = 1
     both = sets @ sets.T
     either = 2 * size - both
     apart = ~torch.eye(draws, dtype=torch.bool)
@@ -342,7 +334,7 @@ def circuit(
         curve=whole,
         random=random,
         random_f=sum(f[1 + len(sizes) :]) / len(orders),
-        jaccard=jaccard(graph, edges.sizes, max(1, len(first)), seed=seed),
+        jaccard=jaccard(graph, len(edges.pairs), max(1, len(first)), edges.strengths(), seed=seed),
         rivals=[{"size": n, "overlap": 0.0, "f": x} for n, x in zip(sizes, f[1:], strict=False)],
         held_out=float(Runs(held_out, runs.tick).faithfulness(own)[0]) if held_out else None,
     )

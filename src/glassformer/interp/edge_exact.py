@@ -38,8 +38,8 @@ from glassformer.model.parts.experts import ExpertsPart
 
 # Bytes of one layer's work on the rows in flight.
 _WORK = 96 << 20
-# As many rows are worth a run of their own; fewer wait for those of the next place and start with them.
-_MANY = 48
+# As many tokens are worth a run of their own; fewer wait for those of the next place and start with them.
+_MANY = 120
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Exact:
         self.transformer, self.config = pair.clean.transformer, pair.clean.config
         queries, seen = pair.change.shape[1], pair.at + 1
         per_row = queries * max(row_numbers(layer, seen, self.config.d_model) for layer in set(self.config.layers))
-        self.step = max(1, _WORK // (per_row * pair.change.element_size()))
+        self.step, self.many = max(1, _WORK // (per_row * pair.change.element_size())), _MANY // queries
         self.streams = pair.streams(pair.clean)
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class Exact:
             mine = ((receivers >= which.start) & (receivers < which.stop)).nonzero()[:, 0]
             mine = mine[(senders[mine] * self.pair.change.shape[1] + where[mine]).argsort()]
             for rows in mine.split(self.step) if len(mine) else ():
-                if held + len(rows) > self.step or held >= _MANY or place == LOGITS:
+                if held + len(rows) > self.step or held >= self.many or place == LOGITS:
                     run()
                 kinds, variant = torch.unique(torch.stack([senders[rows], where[rows]]), dim=1, return_inverse=True)
                 changed = self._changed(which, kinds[0], kinds[1])

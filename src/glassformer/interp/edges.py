@@ -29,15 +29,17 @@ from glassformer.system.progress import Progress, quiet
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
 
+# How edges rank when pairs count by these weights, which add up to 1.
+Strength = Callable[[Float[Tensor, " pair"]], Float[Tensor, " cell"]]
 Measured = Literal["unreliable", "strongest", "all", "none"]
 MEASURED: tuple[str, ...] = get_args(Measured)
 # A deviation is small when it is at most this share of what it deviates from,
 TOLERANCE = 0.5
 # or at most this share of what the metric differs between the prompts.
 FLOOR = 0.001
-# Over more pairs, the unreliable are measured on the first so many, and on the others where they may matter:
-TRIED = 5
-# where on those they are worth this share of what the weakest of the strongest is.
+# Over more pairs, the strongest are measured on the first so many, and the unreliable on fewer,
+MEASURED_ON, TRIED = 20, 3
+# but for those whose size there is this share of what the weakest of as many strongest has.
 NEAR = 0.5
 
 
@@ -52,7 +54,9 @@ class Edges:
         pairs: the prompts; graph: names of the edges.
         metric, unit: what is measured, by name and in words; method: of the estimates.
         estimate: (pair, cell); first, curvature: (pair, cell), first- and second-order terms of the clean run's
-            gradient; exact: (pair, cell), NaN where it was not measured.
+            gradient; exact: (pair, cell), NaN where it was not measured. What was measured on some pairs speaks for
+            the others: a mean over pairs is that of the estimates, corrected by what exact values differ by where
+            they are known.
         positions: labels of the positions, from the first difference on; None for sums over positions.
     """
 
@@ -74,29 +78,38 @@ class Edges:
 
     @property
     def value(self) -> Float[Tensor, " cell"]:
-        """The exact value where it is known, else the estimate; averaged over pairs."""
-        return self.values.mean(0)
-
-    @property
-    def values(self) -> Float[Tensor, "pair cell"]:
-        """The exact value where it is known, else the estimate."""
-        return torch.where(torch.isnan(self.exact), self.estimate, self.exact)
-
-    @property
-    def sizes(self) -> Float[Tensor, "pair cell"]:
-        """The size of the estimate; where it was measured too, the mean of that and of the exact value's.
-
-        The one is of an edge while all else changes too, the other of an edge changed alone; what it does in a circuit
-        lies between.
-        """
-        exact = torch.where(torch.isnan(self.exact), self.estimate, self.exact)
-        return (self.estimate.abs() + exact.abs()) / 2
+        """The mean over pairs: exact where it is known on all, else corrected by where it is known."""
+        return self._completed(self.estimate, self.exact)(self._evenly)
 
     @property
     def strength(self) -> Float[Tensor, " cell"]:
-        """What circuits rank edges by: the root mean square of their sizes over pairs, so that what carries much in one
-        direction here and in the other there counts."""
-        return rms(self.sizes)
+        """What circuits rank edges by: `strengths` with all pairs alike."""
+        return self.strengths()(self._evenly)
+
+    def strengths(self) -> Strength:
+        """Ranks edges when pairs count by weights: their mean size, so that what carries much in one direction here and
+        in the other there counts.
+
+        The size is the estimate's; where it was measured too, the mean of that and of the exact value's. The one is of
+        an edge while all else changes too, the other of an edge changed alone; what it does in a circuit lies between.
+        """
+        size = self.estimate.abs()
+        mean = self._completed(size, (size + self.exact.abs()) / 2)
+        return lambda weights: mean(weights).clamp(min=0)
+
+    @property
+    def _evenly(self) -> Float[Tensor, " pair"]:
+        return torch.full((len(self.pairs),), 1 / len(self.pairs), dtype=torch.float64)
+
+    def _completed(self, estimate: Float[Tensor, "pair cell"], exact: Float[Tensor, "pair cell"]) -> Strength:
+        """Means over pairs of numbers that are exact on some of them."""
+        known = (~torch.isnan(exact)).double()
+        more = (exact - estimate).nan_to_num()
+
+        def mean(weights: Float[Tensor, " pair"]) -> Float[Tensor, " cell"]:
+            return weights @ estimate + weights @ more / (weights @ known).clamp(min=1e-12)
+
+        return mean
 
     @property
     def reliable(self) -> Bool[Tensor, " cell"]:
@@ -105,26 +118,32 @@ class Edges:
 
     @property
     def measured(self) -> Bool[Tensor, " cell"]:
-        """Where the exact value is known."""
-        return ~torch.isnan(self.exact).any(0)
+        """Where the exact value is known, on some pairs at least."""
+        return self._times > 0
+
+    @property
+    def _times(self) -> Int[Tensor, " cell"]:
+        """On how many pairs each cell was measured."""
+        return (~torch.isnan(self.exact)).sum(0)
 
     @property
     def replaced(self) -> float:
-        """The share of estimates that were replaced by exact values."""
-        return float(self.measured.double().mean())
+        """The share of estimates that were replaced by exact values, on as many pairs as any."""
+        return float((self.measured & (self._times == self._times.max())).double().mean())
 
     @property
     def tried(self) -> float:
         """The share that was measured on some pairs at least."""
-        return float((~torch.isnan(self.exact)).any(0).double().mean())
+        return float(self.measured.double().mean())
 
     @property
     def correlation(self) -> float | None:
-        """Pearson's, of estimates with exact values, over what was measured."""
+        """Pearson's, of estimates with exact values, over what was measured, where it was."""
         found = self.measured
         if int(found.sum()) < 2:
             return None
-        both = torch.stack([self.estimate[:, found].mean(0), self.exact[:, found].mean(0)])
+        estimate, exact = self.estimate[:, found], self.exact[:, found]
+        both = torch.stack([estimate.masked_fill(torch.isnan(exact), torch.nan).nanmean(0), exact.nanmean(0)])
         return None if bool((both.std(1) == 0).any()) else float(torch.corrcoef(both)[0, 1])
 
     @property
@@ -152,8 +171,8 @@ class Edges:
         return self.value.abs().argsort(descending=True, stable=True)
 
     def rows(self, cells: Sequence[int]) -> list[dict[str, Any]]:
-        """Plain data of some cells."""
-        estimate, exact = self.estimate.mean(0), self.exact.mean(0)
+        """Plain data of some cells; "exact" is the value with what was measured in it."""
+        estimate, exact = self.estimate.mean(0), self.value
         measured, trusted = self.measured, self.reliable
         out = []
         for cell in cells:
@@ -194,11 +213,6 @@ class Edges:
             "correlation": self.correlation,
             "edges": self.ranked(most),
         }
-
-
-def rms(values: Float[Tensor, "pair cell"]) -> Float[Tensor, " cell"]:
-    """The root mean square over pairs."""
-    return values.square().mean(0).sqrt()
 
 
 def reliable(
@@ -259,8 +273,9 @@ def edges(
             or "eap-ig-activations" (while one part's output does), `steps` of them, by default 5 and, where those do
             not add up, 40; or "relp" (relevance by rules, which sends nothing through queries and keys).
         exact: which edges are measured too: "unreliable" ones and the `strongest`, the "strongest" alone, "all", or
-            "none"; more of them than `limit` are refused before any is measured. Over more than `TRIED` pairs the
-            unreliable are measured on the first of them, and on the others those that came near the strongest there.
+            "none"; more of them than `limit` are refused before any is measured. Over more pairs, all but "all" are
+            measured on the first `MEASURED_ON` of them, and of the unreliable those that on the first `TRIED` are far
+            below the strongest on no others.
         by_position: tell positions apart; for one pair.
         progress: called with (done, total, what).
 
@@ -294,21 +309,23 @@ def edges(
     estimate, first, curvature = (torch.stack(each) for each in zip(*terms, strict=True))
     trusted = reliable(ready, estimate, first, curvature)
     top = _strongest(estimate, exact, strongest)
-    chosen = top | ~trusted if exact == "unreliable" else top
-    count = int(chosen.sum()) * len(ready)
+    flagged = ~trusted & ~top if exact == "unreliable" else torch.zeros_like(top)
+    whole, some = (len(ready) if exact == "all" else min(n, len(ready)) for n in (MEASURED_ON, TRIED))
+    count = int(top.sum()) * whole + int(flagged.sum()) * some
     if limit is not None and count > limit:
         raise UsageError(
             f"{count:,} edges would be measured, and at most {limit:,} are; measure the strongest alone, or none."
         )
     found = torch.full_like(estimate, torch.nan)
     wide = estimate.shape[1] // graph.total
-    for number, pair in enumerate(ready):
+    for number, pair in enumerate(ready[:whole]):
         if number == TRIED:
-            weakest = rms(estimate[:TRIED])[top].min() if bool(top.any()) else 0.0
-            chosen = top | (chosen & (rms(found[:TRIED].nan_to_num()) >= NEAR * weakest))
-        cells = chosen.nonzero()[:, 0]
+            size = estimate[:TRIED].abs()
+            mean = torch.where(torch.isnan(found[:TRIED]), size, (size + found[:TRIED].abs()) / 2).mean(0)
+            flagged &= mean >= NEAR * (mean.topk(int(top.sum())).values[-1] if bool(top.any()) else 0.0)
+        cells = (top | flagged).nonzero()[:, 0]
         if len(cells):
-            told = _telling(say, number * len(cells), len(ready) * len(cells))
+            told = _telling(say, number * len(cells), whole * len(cells))
             found[number, cells] = Exact(pair)(cells // wide, cells % wide if by_position else None, told)
     labels = None
     if by_position:
@@ -342,5 +359,5 @@ def _strongest(estimate: Tensor, exact: str, strongest: int) -> Bool[Tensor, " c
     """The cells that are measured however reliable they are."""
     wanted = torch.full(estimate.shape[1:], exact == "all")
     if exact in ("unreliable", "strongest"):
-        wanted[estimate.mean(0).abs().topk(min(strongest, len(wanted))).indices] = True
+        wanted[estimate.abs().mean(0).topk(min(strongest, len(wanted))).indices] = True
     return wanted
