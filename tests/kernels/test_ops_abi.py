@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassformer.kernels import ops_abi
-from glassformer.kernels.ops import rotate
+from glassformer.kernels.ops import ACTIVATIONS, gated, rotate
 from glassformer.system.hardware import processor_flags
 
 needs_tiles = pytest.mark.skipif(
@@ -153,6 +153,65 @@ def test_rows(dtype, d):
     assert ops_abi.gated("gelu", x) is None  # torch's erf is its own
 
 
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_the_slopes_of_a_gate(activation, up):
+    given = [(torch.randn(3, 5, 37) * 3).bfloat16().requires_grad_() for _ in range(1 + up)]
+    upstream = torch.randn(3, 5, 37).bfloat16()
+    y = gated(activation, *given)
+    wide = [x.detach().double().requires_grad_() for x in given]
+    truth = ACTIVATIONS[activation](wide[0])
+    truth = truth * wide[1] if up else truth
+    assert y.grad_fn is not None
+    assert "Gated" in y.grad_fn.name()
+    assert apart(y.detach(), truth.detach()) < 8e-3
+    for ours, exact in zip(
+        torch.autograd.grad(y, given, upstream), torch.autograd.grad(truth, wide, upstream.double()), strict=True
+    ):
+        assert apart(ours, exact) < 8e-3
+
+
+def test_a_gate_is_differentiated_twice():
+    x = torch.randn(40, 7).bfloat16().requires_grad_()
+    (slope,) = torch.autograd.grad(gated("silu", x).float().sum(), x, create_graph=True)
+    (twice,) = torch.autograd.grad(slope.float().sum(), x)
+    wide = x.detach().double()
+    open_ = wide.sigmoid()
+    assert apart(twice, open_ * (1 - open_) * (2 + wide * (1 - 2 * open_))) < 3e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [1, 15, 16, 50, 4099])
+def test_cross_entropy_leaves_its_gradient(dtype, vocab):
+    logits = (torch.randn(7, vocab) * 4 - 300).to(dtype)
+    targets = torch.randint(0, vocab, (7,))
+    targets[3] = -100
+    wide = logits.double().requires_grad_()
+    truth = F.cross_entropy(wide, targets, reduction="none")
+    truth.sum().backward()
+    loss = ops_abi.cross_entropy_(logits, targets)
+    assert loss.dtype == torch.float32
+    assert torch.allclose(loss.double(), truth, atol=1e-4, rtol=1e-6)
+    assert torch.allclose(logits.double(), wide.grad, atol=4e-3 if dtype == torch.bfloat16 else 4e-5, rtol=4e-3)
+    assert not logits[3].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (5, 20), (33, 33), (3, 4200)])
+def test_causal_softmax_and_its_gradient(dtype, queries, keys):
+    loose = 8e-3 if dtype == torch.bfloat16 else 1e-6
+    scores, upstream = (torch.randn(2, queries, keys) * 9).to(dtype), torch.randn(2, queries, keys).to(dtype)
+    wide = scores.double().requires_grad_()
+    hidden = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
+    truth = (wide * 0.3).masked_fill(hidden, -torch.inf).softmax(-1)
+    assert ops_abi.causal_softmax_(scores, 0.3)
+    assert apart(scores, truth.detach()) < loose
+    assert not scores[:, hidden].any()
+    (slopes,) = torch.autograd.grad(truth, wide, upstream.double())
+    assert ops_abi.softmax_gradient_(scores, upstream, 0.3)
+    assert float((upstream.double() - slopes).abs().max()) < 4 * loose
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("d_head", "pairs"), [(8, 4), (64, 32), (80, 10), (6, 2)])
 def test_rotation(dtype, d_head, pairs):
@@ -200,4 +259,8 @@ def test_the_portable_build_gives_the_same_rows():
     x, weight, out = torch.randn(9, 50), torch.randn(50), torch.empty(9, 50)
     lib.gk_rms_norm(x.data_ptr(), 9, 50, weight.data_ptr(), 0.0, 1e-5, out.data_ptr(), 0, 1)
     assert apart(out, F.rms_norm(x.double(), (50,), weight.double(), 1e-5)) < 5e-7
+    scores = torch.randn(4, 9, 50)
+    truth = (scores.double() * 0.3).masked_fill(torch.ones(9, 50, dtype=torch.bool).triu(42), -torch.inf).softmax(-1)
+    lib.gk_causal_softmax(scores.data_ptr(), 36, 9, 50, 0.3, 0, 1)
+    assert apart(scores, truth) < 1e-6
     assert lib.gk_attention(ctypes.byref(ops_abi._Attention()), None, None, None, None, 1) == 1  # refused, not done

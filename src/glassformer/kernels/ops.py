@@ -200,8 +200,39 @@ def gated(
     """act(gate) × up, or act(gate) alone; `activation` is a key of `ACTIVATIONS`."""
     if (out := ops_abi.gated(activation, gate, up)) is not None:
         return out
+    if ops_abi.learns_gated(activation, gate, up):
+        return _Gated.apply(activation, gate, up)
+    return _gated(activation, gate, up)
+
+
+def _gated(activation: str, gate: Tensor, up: Tensor | None) -> Tensor:
     h = ACTIVATIONS[activation](gate)
     return h if up is None else h * up
+
+
+class _Gated(torch.autograd.Function):
+    """`gated` in bfloat16, each way in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: str, gate: Tensor, up: Tensor | None) -> Tensor:
+        ctx.activation = activation
+        ctx.save_for_backward(gate, up)
+        out = ops_abi.gated(activation, gate, up)
+        return _gated(activation, gate, up) if out is None else out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None]:  # ty: ignore
+        gate, up = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            found = ops_abi.gated_gradient(ctx.activation, grad.contiguous(), gate, up)
+            if found is not None:
+                return None, *found
+        given = [x for x, wanted in zip((gate, up), ctx.needs_input_grad[1:], strict=True) if wanted]
+        with torch.enable_grad():  # somebody differentiates again
+            y = _gated(ctx.activation, gate, up)
+            slopes = iter(torch.autograd.grad(y, given, grad, create_graph=torch.is_grad_enabled()))
+        to_gate, to_up = (next(slopes) if wanted else None for wanted in ctx.needs_input_grad[1:])
+        return None, to_gate, to_up
 
 
 def rotate(

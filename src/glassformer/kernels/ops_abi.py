@@ -30,6 +30,8 @@ _ATTENTION_QUERIES = 64
 _ORTHOGONAL_ROWS, _ORTHOGONAL_UNIT = 256, 32
 """Matrices of fewer rows are orthogonalised as quickly by torch; sizes are whole units."""
 _ACTIVATIONS = {"gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4}
+_LEARNT = ("gelu_tanh", "silu")
+"""Activations whose slopes are there too."""
 
 _INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, Signature] = {
@@ -43,6 +45,10 @@ _SIGNATURES: dict[str, Signature] = {
         None,
         [_POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _INT, _INT],
     ),
+    "gk_gated_gradient": (None, [_POINTER, _POINTER, _POINTER, _LONG, _INT, _POINTER, _POINTER, _INT, _INT]),
+    "gk_cross_entropy": (None, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT, _INT]),
+    "gk_causal_softmax": (None, [_POINTER, _LONG, _LONG, _LONG, _FLOAT, _INT, _INT]),
+    "gk_softmax_gradient": (None, [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT]),
     "gk_newton_schulz": (_INT, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT, _INT]),
 }
 
@@ -183,6 +189,89 @@ def gated(activation: str, gate: Tensor, up: Tensor | None = None) -> Tensor | N
         torch.get_num_threads(),
     )
     return out
+
+
+def learns_gated(activation: str, gate: Tensor, up: Tensor | None) -> bool:
+    """Whether `gated` and `gated_gradient` take these, whose gradient is asked for."""
+    given = (gate,) if up is None else (gate, up)
+    return (
+        gate.numel() >= _ROW_NUMBERS
+        and activation in _LEARNT
+        and _bf16(*given) == 1
+        and all(x.is_contiguous() for x in given)
+        and _plain(*(x.detach() for x in given))
+        and _library() is not None
+    )
+
+
+def gated_gradient(
+    activation: str, upstream: Tensor, gate: Tensor, up: Tensor | None
+) -> tuple[Tensor, Tensor | None] | None:
+    """The gradients of act(gate) × up to gate and up, in bfloat16."""
+    if gate.numel() < _ROW_NUMBERS or activation not in _LEARNT or not _plain(upstream, gate, up):
+        return None
+    all_three = (upstream, gate) if up is None else (upstream, gate, up)
+    if _bf16(*all_three) != 1 or not all(x.is_contiguous() for x in all_three) or (lib := _library()) is None:
+        return None
+    to_gate, to_up = torch.empty_like(gate), None if up is None else torch.empty_like(up)
+    lib.gk_gated_gradient(
+        upstream.data_ptr(),
+        gate.data_ptr(),
+        None if up is None else up.data_ptr(),
+        gate.numel(),
+        _ACTIVATIONS[activation],
+        to_gate.data_ptr(),
+        None if to_up is None else to_up.data_ptr(),
+        1,
+        torch.get_num_threads(),
+    )
+    return to_gate, to_up
+
+
+def _rows_here(*tensors: Tensor) -> tuple[ctypes.CDLL, int] | None:
+    """The library, and whether it is bfloat16, for rows that are worked on where they stand."""
+    bf16 = _bf16(*tensors)
+    if bf16 is None or tensors[0].numel() < _ROW_NUMBERS or not _plain(*tensors):
+        return None
+    if not all(x.is_contiguous() for x in tensors):
+        return None
+    lib = _library()
+    return None if lib is None else (lib, bf16)
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor | None:
+    """−log softmax(row)[target] of (row, vocab) in float32, 0 where a target is negative; rows become its gradient."""
+    if (here := _rows_here(logits)) is None:
+        return None
+    lib, bf16 = here
+    targets, loss = targets.contiguous(), logits.new_empty(len(logits), dtype=torch.float32)
+    lib.gk_cross_entropy(
+        logits.data_ptr(), *logits.shape, targets.data_ptr(), loss.data_ptr(), bf16, torch.get_num_threads()
+    )
+    return loss
+
+
+def causal_softmax_(scores: Tensor, scale: float) -> bool:
+    """Whether scores (head, query, key) became softmax(scores × scale) where they stand; the last query sees all keys,
+    each other one key less than the next; scale is above 0."""
+    if (here := _rows_here(scores)) is None or scale <= 0 or scores.shape[1] > scores.shape[2]:
+        return False
+    lib, bf16 = here
+    heads, queries, keys = scores.shape
+    lib.gk_causal_softmax(scores.data_ptr(), heads * queries, queries, keys, scale, bf16, torch.get_num_threads())
+    return True
+
+
+def softmax_gradient_(weights: Tensor, upstream: Tensor, scale: float) -> bool:
+    """Whether `upstream`, the gradient of softmax weights (…, key), became that of scores before their scale."""
+    if (here := _rows_here(weights, upstream)) is None:
+        return False
+    lib, bf16 = here
+    keys = weights.shape[-1]
+    lib.gk_softmax_gradient(
+        weights.data_ptr(), upstream.data_ptr(), weights.numel() // keys, keys, scale, bf16, torch.get_num_threads()
+    )
+    return True
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glassformer.kernels import ops_abi
 from glassformer.model import Transformer
 
 TILE = 256
@@ -49,10 +50,20 @@ def _tiles(heads: int, length: int, size: int) -> Iterator[tuple[slice, int, int
             yield slice(h, h + some), q0, min(q0 + TILE, length)
 
 
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """Products of all q with all k, (heads, rows, keys).
+
+    A part of longer rows is copied as it lies: torch would copy it turned, several times as slowly.
+    """
+    return torch.bmm(q, k.contiguous().mT)
+
+
 def _pattern(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """Softmax of the scaled scores of the last queries over all keys up to them, (heads, rows, keys)."""
-    grid = torch.baddbmm(_bias(q.shape[1], k.shape[1], q.dtype), q, k.mT, alpha=scale)
-    return torch.softmax(grid, -1)
+    scores = _products(q, k)
+    if ops_abi.causal_softmax_(scores, scale):
+        return scores
+    return torch.softmax(scores * scale + _bias(q.shape[1], k.shape[1], q.dtype), -1)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
@@ -79,8 +90,10 @@ def backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     for i, (h, q0, q1) in enumerate(_tiles(heads, length, q.element_size())):
         p = kept[i] if kept else _pattern(q[h, q0:q1], k[h, :q1], scale)
-        dp = torch.bmm(dz[h, q0:q1], v[h, :q1].mT)
-        ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+        dp = _products(dz[h, q0:q1], v[h, :q1])
+        if not ops_abi.softmax_gradient_(p, dp, scale):
+            dp = torch._softmax_backward_data(dp, p, -1, p.dtype).mul_(scale)
+        ds = dp
         if q0 == 0 and q1 == length:
             torch.bmm(ds, k[h], out=dq[h])
             torch.bmm(ds.mT, q[h], out=dk[h])
@@ -94,7 +107,7 @@ def backward(
             dk_part, dv_part = dk_part[:, q0:], dv_part[:, q0:]
         dk[h, q0:q1] = dk_part
         dv[h, q0:q1] = dv_part
-    return dq.mul_(scale), dk.mul_(scale), dv
+    return dq, dk, dv
 
 
 class _Attention(torch.autograd.Function):

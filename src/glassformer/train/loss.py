@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glassformer.kernels import ops_abi
 from glassformer.model import Transformer
 
 IGNORE = -100
@@ -29,6 +30,15 @@ def _strip_rows(logits: Tensor) -> int:
 
 def _sum_and_gradient(logits: Tensor, targets: Tensor, softcap: float | None, *, write: bool) -> Tensor:
     """The loss of some rows in float32; their logits become its gradient where they stand, if that is to be written."""
+    if softcap is None and (losses := ops_abi.cross_entropy_(logits, targets)) is not None:
+        return losses.sum()
+    strip, total = _strip_rows(logits), torch.zeros((), dtype=torch.float32, device=logits.device)
+    for logit, aim in zip(logits.split(strip), targets.split(strip), strict=True):
+        total += _strip(logit, aim, softcap, write=write)
+    return total
+
+
+def _strip(logits: Tensor, targets: Tensor, softcap: float | None, *, write: bool) -> Tensor:
     counts = targets != IGNORE
     index = torch.where(counts, targets, 0)[:, None]
     x, slope = logits.float(), None
@@ -63,9 +73,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, rows, chunk):
             h, target = hidden[start : start + chunk], targets[start : start + chunk]
             logits = h @ weight.T
-            strip = _strip_rows(logits)
-            for logit, aim in zip(logits.split(strip), target.split(strip), strict=True):
-                total += _sum_and_gradient(logit, aim, softcap, write=needs_hidden or needs_weight)
+            total += _sum_and_gradient(logits, target, softcap, write=needs_hidden or needs_weight)
             if needs_hidden:
                 if d_hidden is None:
                     d_hidden = logits @ weight

@@ -93,14 +93,13 @@ class FlatWeights:
         self.master = torch.zeros(end, dtype=torch.float32, device=device)
         self.grad = torch.zeros(end, dtype=torch.float32, device=device)
         self.working = self.master if compute == torch.float32 else torch.zeros(end, dtype=compute, device=device)
-        self._work_grad = self.grad if compute == torch.float32 else torch.zeros_like(self.working)
         self._first = True
         self.shapes = {name: parameter.shape for name, parameter in named.items()}
         for name, parameter in named.items():
             offset, count = self.offsets[name], parameter.numel()
             self.master[offset : offset + count].view(parameter.shape).copy_(parameter.data)
             parameter.data = self.working[offset : offset + count].view(parameter.shape)
-            parameter.grad = self._work_grad[offset : offset + count].view(parameter.shape)
+            parameter.grad = self.view(self.grad, name) if compute == torch.float32 else None
         self.stretches = [
             Stretch(
                 kind,
@@ -133,20 +132,24 @@ class FlatWeights:
 
     def zero(self) -> None:
         """Forget the gradients, before the first micro-batch of a step."""
-        self._work_grad.zero_()
         self._first = True
+        if self.working is self.master:
+            self.grad.zero_()
 
     def collect(self) -> None:
         """Add what a micro-batch's backward left to the float32 gradients; call after each backward."""
-        if self._work_grad is self.grad:
-            return
-        if self._first:
-            self.grad.copy_(self._work_grad)
-            self._first = False
-        else:
-            self.grad.add_(self._work_grad)
-        # the last micro-batch's gradients are cleared by zero() of the next step; those between, here
-        self._work_grad.zero_()
+        if self.working is self.master:
+            return  # it is there
+        for name, parameter in _trained(self._module).items():
+            total, found = self.view(self.grad, name), parameter.grad
+            if found is None:
+                found = torch.zeros((), dtype=self.compute, device=total.device)
+            if self._first:
+                total.copy_(found)
+            else:
+                total.add_(found)
+            parameter.grad = None
+        self._first = False
 
     def publish(self) -> None:
         """Round the masters into what the module computes with; call after each optimiser step."""

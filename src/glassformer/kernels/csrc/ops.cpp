@@ -2,6 +2,7 @@
 #include "attention_tiles.h"
 #include "orthogonal.h"
 #include "rows.h"
+#include "softmax.h"
 
 // What a layer does to each row between its products, in one pass over it: torch takes several, each through memory.
 
@@ -41,6 +42,39 @@ static void rotate(
     });
 }
 
+// The slopes of `gated` times dy: into `dgate`, and into `dup` where there is an `up`. SILU and GELU by tanh.
+template <class T>
+static void gated_gradient(const T* dy, const T* gate, const T* up, long n, int kind, T* dgate, T* dup, int threads) {
+    const long row = 4096;
+    rows_together(threads, (n + row - 1) / row, 4, [=](long r) {
+        for (long i = r * row, to = i + row < n ? i + row : n; i < to; i += 16) {
+            F16 slope, d = get(dy + i, to - i), y = activate<false>(kind, get(gate + i, to - i), slope);
+            if (up) put(dup + i, d * y, to - i), d *= get(up + i, to - i);
+            put(dgate + i, d * slope, to - i);
+        }
+    });
+}
+
+// -log softmax(row)[target] of each row, into `loss`; the row becomes its gradient. A row without a target counts nothing.
+template <class T>
+static void cross_entropy(T* logits, long rows, long vocab, const int64_t* targets, float* loss, int threads) {
+    rows_together(threads, rows, 1, [=](long r) { loss[r] = cross_entropy_row(logits + r * vocab, vocab, targets[r]); });
+}
+
+// Softmax of scores * scale, in place: row r is the query r % queries of the last `queries` among `keys` positions, and
+// sees none behind itself.
+template <class T>
+static void causal_softmax(T* scores, long rows, long queries, long keys, float scale, int threads) {
+    rows_together(threads, rows, 16, [=](long r) {
+        softmax_row(scores + r * keys, keys - queries + r % queries + 1, keys, scale);
+    });
+}
+
+template <class T>
+static void softmax_gradient(const T* weights, T* upstream, long rows, long keys, float scale, int threads) {
+    rows_together(threads, rows, 16, [=](long r) { softmax_gradient_row(weights + r * keys, upstream + r * keys, keys, scale); });
+}
+
 // Each of `count` matrices (rows, columns), sizes in whole UNITs, by one thread. Returns how many had no memory.
 static int newton_schulz(uint16_t* x, long count, long rows, long columns, const float (*rules)[3], int rounds, int threads) {
     std::atomic<int> failed{0};
@@ -64,6 +98,16 @@ static int newton_schulz(uint16_t* x, long count, long rows, long columns, const
     });
     return failed;
 }
+
+// CALL with T the numbers that `bf16` says.
+#define GF_EITHER(CALL)            \
+    if (bf16) {                    \
+        typedef uint16_t T;        \
+        CALL;                      \
+    } else {                       \
+        typedef float T;           \
+        CALL;                      \
+    }
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -100,26 +144,34 @@ int gk_attention(const AttentionShape* a, const void* q, const void* k, const vo
 
 void gk_rms_norm(
     const void* x, long rows, long d, const void* weight, float plus, float eps, void* out, int bf16, int threads) {
-    if (bf16)
-        rms_norm((const uint16_t*)x, rows, d, (const uint16_t*)weight, plus, eps, (uint16_t*)out, threads);
-    else
-        rms_norm((const float*)x, rows, d, (const float*)weight, plus, eps, (float*)out, threads);
+    GF_EITHER(rms_norm((const T*)x, rows, d, (const T*)weight, plus, eps, (T*)out, threads))
 }
 
 void gk_gated(const void* gate, const void* up, long n, int kind, void* out, int bf16, int threads) {
-    if (bf16)
-        gated((const uint16_t*)gate, (const uint16_t*)up, n, kind, (uint16_t*)out, threads);
-    else
-        gated((const float*)gate, (const float*)up, n, kind, (float*)out, threads);
+    GF_EITHER(gated((const T*)gate, (const T*)up, n, kind, (T*)out, threads))
 }
 
 void gk_rotate(
     const void* x, long positions, long heads, long d, long stride, const float* cosines, const float* sines, long pairs,
     void* out, int bf16, int threads) {
-    if (bf16)
-        rotate((const uint16_t*)x, positions, heads, d, stride, cosines, sines, pairs, (uint16_t*)out, threads);
-    else
-        rotate((const float*)x, positions, heads, d, stride, cosines, sines, pairs, (float*)out, threads);
+    GF_EITHER(rotate((const T*)x, positions, heads, d, stride, cosines, sines, pairs, (T*)out, threads))
+}
+
+void gk_gated_gradient(
+    const void* dy, const void* gate, const void* up, long n, int kind, void* dgate, void* dup, int bf16, int threads) {
+    GF_EITHER(gated_gradient((const T*)dy, (const T*)gate, (const T*)up, n, kind, (T*)dgate, (T*)dup, threads))
+}
+
+void gk_cross_entropy(void* x, long rows, long vocab, const int64_t* targets, float* loss, int bf16, int threads) {
+    GF_EITHER(cross_entropy((T*)x, rows, vocab, targets, loss, threads))
+}
+
+void gk_causal_softmax(void* x, long rows, long queries, long keys, float scale, int bf16, int threads) {
+    GF_EITHER(causal_softmax((T*)x, rows, queries, keys, scale, threads))
+}
+
+void gk_softmax_gradient(const void* p, void* d, long rows, long keys, float scale, int bf16, int threads) {
+    GF_EITHER(softmax_gradient((const T*)p, (T*)d, rows, keys, scale, threads))
 }
 
 int gk_newton_schulz(void* x, long count, long rows, long columns, const float* rules, int rounds, int threads) {

@@ -112,6 +112,21 @@ static void rows() {
         }
         rotate_row(turned.data(), cosine.data(), sine.data(), n, back.data(), -1.f);
         compare("rotation back", back.data(), head.data(), 2 * n, 2e-6);
+        std::vector<float> p = x, slope = w, logits = x, right(n), gradient(n);
+        const long seen = (n + 1) / 2, target = n / 3;
+        double all = 0, own = 0, mean = 0;
+        for (long i = 0; i < n; i++) all += std::exp((double)x[i]), own += i < seen ? std::exp(0.7 * x[i]) : 0;
+        for (long i = 0; i < n; i++) right[i] = i < seen ? (float)(std::exp(0.7 * x[i]) / own) : 0;
+        softmax_row(p.data(), seen, n, 0.7f);
+        compare("softmax", p.data(), right.data(), n, 2e-6);
+        for (long i = 0; i < n; i++) mean += (double)right[i] * w[i];
+        for (long i = 0; i < n; i++) gradient[i] = (float)(right[i] * (w[i] - mean) * 0.7);
+        softmax_gradient_row(p.data(), slope.data(), n, 0.7f);
+        compare("softmax's gradient", slope.data(), gradient.data(), n, 1e-5);
+        const float loss = cross_entropy_row(logits.data(), n, target), truth = (float)(std::log(all) - x[target]);
+        compare("cross-entropy", &loss, &truth, 1, 1e-5);
+        for (long i = 0; i < n; i++) gradient[i] = (float)(std::exp((double)x[i]) / all - (i == target));
+        compare("cross-entropy's gradient", logits.data(), gradient.data(), n, 1e-5);
     }
 }
 
