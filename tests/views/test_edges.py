@@ -116,7 +116,7 @@ def test_each_step_of_the_work_can_be_stopped(session: Session):
     """Whenever the one who asked goes, the work ends there."""
     steps = 0
 
-    def counting() -> None:
+    def counting(*_: object) -> None:
         nonlocal steps
         steps += 1
 
@@ -125,7 +125,7 @@ def test_each_step_of_the_work_can_be_stopped(session: Session):
     for last in (2, steps // 2, steps - 1):
         seen = 0
 
-        def gone(last: int = last) -> None:
+        def gone(*_: object, last: int = last) -> None:
             nonlocal seen
             seen += 1
             if seen == last:

@@ -44,7 +44,7 @@ const CASES = {
   run: [["little"], []],
   plane: [[["a", "b", "c"]], [["a"], ["a", "b", 3], {}, "abc"]],
   beside: [["why"], []],
-  split: [[0.5], ["0.5", -3, 7, null]],
+  split: [[0.5, -3, 7], ["0.5", null]],
   sum: [["king - man + woman"], []],
   marks: [[{ names: { "a0.h1": "copies" }, groups: [["a0.h1", "m2"]], pinned: ["a0.h1"] }, {}], [3, [], { names: 3 }, { names: { a: 3 } }, { groups: ["a"] }, { groups: null }, { groups: [[1]] }, { pinned: "a" }, { pinned: [{}] }, { other: 1 }]],
   task: [["ioi"], []],

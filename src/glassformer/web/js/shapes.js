@@ -67,7 +67,7 @@ export const SHAPES = {
   unit: among("tokens", "words"), chips: among("tokens", "words"), mode: among("matrix", "arcs"), sort: among("layer", "role"),
   what: among("next", "lens", "attention", "patch"), place: among("stream", "attention", "feed_forward", "heads"),
   other: record({ text: maybe(text), model: maybe(text) }), word: text, contexts: list(text), run: text, plane: (value) => list(text)(value) && [0, 3].includes(value.length),
-  beside: text, split: between(0, 1), sum: text, marks: record(marks), task: text,
+  beside: text, split: finite, sum: text, marks: record(marks), task: text,
   nodes: record({ ...marks, groups: maybe(list(list(text))), asked: given(yes), share: given(between(0, 1)), by: given(between(0, 2)) }),
   notes: list(record({ at: record(seen), says: text })),
   directions: list(record({ name: text, words: maybe(text), positive: maybe(list(text)), negative: maybe(list(text)), layer: maybe(count), method: maybe(text), position: maybe(text) })),
