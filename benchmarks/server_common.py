@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from common import ROOT, environment
 
@@ -65,6 +66,13 @@ class Server:
 
         rows = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
         return {r.rpartition(" ")[0]: float(r.rpartition(" ")[2]) for r in rows if not r.startswith("#")}
+
+    def described(self) -> dict[str, Any]:
+        """/openapi.json."""
+        import httpx
+
+        found: dict[str, Any] = httpx.get(f"{self.url}/openapi.json", timeout=300).json()
+        return found
 
     def end(self) -> int:
         """SIGTERM; the exit code."""

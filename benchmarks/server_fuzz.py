@@ -129,6 +129,7 @@ def main() -> None:
         with Server(
             smollm2(), Path(place) / "log", "--max-tokens", "2", "--context", "256", threads=options.threads
         ) as server:
+            server.described()  # made once; on a busy machine that takes longer than schemathesis waits
             cover(server, st)
             covered = sum(statuses(server).values())
             print(f"{covered} requests by coverage", file=sys.stderr, flush=True)

@@ -215,7 +215,7 @@ def main() -> None:
         limits = ["--max-tokens", "2", "--context", "256", "--time-limit", "5", "--slots", "4", "--queue", "64"]
         source = options.model or tiny(Path(place))
         with Server(source, Path(place) / "log", *limits, threads=options.threads) as server:
-            described = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
+            described = server.described()
             breaker = Breaker(described, {name: example(name) for name in VIEWS}, options.seed)
             requests = [breaker.request() for _ in range(options.requests)]
             worst: list[str] = []

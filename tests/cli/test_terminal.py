@@ -92,9 +92,10 @@ def test_alt_enter_begins_a_line_and_enter_sends():
 def test_notes_break_between_words_at_a_terminal_alone(monkeypatch, capsys, person):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: person)
     monkeypatch.setenv("COLUMNS", "24")
-    note("there.json cannot be read: No such file.\n  /help  a list")
+    path = "/" + "x" * 30  # stays whole, to be copied
+    note(f"there.json cannot be read: No such file.\n  /help  a list\nWrote {path}.")
     said = capsys.readouterr().err
     if person:
-        assert said == "there.json cannot be\nread: No such file.\n  /help  a list\n"
+        assert said == f"there.json cannot be\nread: No such file.\n  /help  a list\nWrote\n{path}.\n"
     else:
-        assert said == "there.json cannot be read: No such file.\n  /help  a list\n"
+        assert said == f"there.json cannot be read: No such file.\n  /help  a list\nWrote {path}.\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from glassformer.cli.open import outward
 from glassformer.errors import UsageError
 from glassformer.serve import app as apps
 from glassformer.serve.app import page_app
@@ -155,6 +157,9 @@ def test_other_machines_reach_the_page_with_its_key(monkeypatch: pytest.MonkeyPa
     asked = opened(monkeypatch, tmp_path, "--host", "0.0.0.0", "--key", key, "--host-name", "glass.example")
     assert asked["where"] == ("0.0.0.0", 0)
     assert f"http://glass.example:1234/?token={key}" in asked["said"]
+    if (own := outward()) is not None:  # where there is a network, its address in numbers too
+        assert f"http://{own}:1234/?token={key}" in asked["said"]
+        socket.create_server((own, 0)).close()
     assert "travel unencrypted" in asked["said"]
     monkeypatch.undo()
     call = Caller(apps.page_app(Session(asked["model"]), asked["policy"]))
@@ -186,8 +191,6 @@ def test_a_page_that_cannot_be_opened_so(
 
 def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str) -> dict[str, Any]:
     """What `glassformer open` with these options does, up to where it would serve."""
-    import socket
-
     import typer
     import uvicorn
 

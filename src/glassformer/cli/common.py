@@ -172,10 +172,9 @@ def progress_console() -> Console:
 def note(message: str) -> None:
     """A message for the person at the terminal, on standard error, broken between words where it is one."""
     if sys.stderr.isatty():
-        from glassformer.cli.terminal import Wrapper, width
+        from glassformer.cli.terminal import hanging, width
 
-        wrapper = Wrapper(width())
-        message = wrapper.push(message) + wrapper.finish()
+        message = "\n".join(hanging(line, width(), 0) for line in message.split("\n"))
     print(message, file=sys.stderr)
 
 

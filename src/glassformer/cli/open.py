@@ -111,7 +111,8 @@ def command(
         typer.echo(f"{model.name} is open at\n\n  {here}\n", err=True)
         if anywhere:
             name = host_name[0] if host_name and host_name[0] != "*" else socket.gethostname()
-            typer.echo(f"and for other machines at\n\n  {address(name)}\n", err=True)
+            theirs = "\n  ".join(address(one) for one in (name, outward()) if one)
+            typer.echo(f"and for other machines at\n\n  {theirs}\n", err=True)
         typer.echo("The address lets whoever opens it in; Ctrl-C ends it.", err=True)
         if not alone and tls is None:
             typer.echo(
@@ -135,6 +136,18 @@ def _folder() -> Path:
     from glassformer.system.folders import cache_directory
 
     return cache_directory() / "page"
+
+
+def outward() -> str | None:
+    """This machine's address in numbers, as others reach it; None without a network."""
+    import socket
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # an address of documents, to which nothing is sent
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
 
 
 def _written(host: str) -> str:

@@ -106,13 +106,13 @@ def add(api: APIRouter, models: Models) -> None:
         """Vectors of texts."""
         try:
             served = await models.get(ask.model)
+            width = served.model.config.d_model
+            if ask.dimensions is not None and ask.dimensions > width:
+                raise Refusal(400, f"dimensions is {ask.dimensions} and this model has {width}.", param="dimensions")
             pooling = ask.pooling or "mean"
             vectors, read = await embed(models, served, request, ask.input, pooling)
         except Cancelled:
             return Response(status_code=499)
-        width = served.model.config.d_model
-        if ask.dimensions is not None and ask.dimensions > width:
-            raise Refusal(400, f"dimensions is {ask.dimensions} and this model has {width}.", param="dimensions")
         data = [
             {"object": "embedding", "index": index, "embedding": written(vector[: ask.dimensions], ask.encoding_format)}
             for index, vector in enumerate(vectors)
