@@ -27,6 +27,7 @@ ROOT = HERE.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 DATA = ROOT.parent / "shared" / "data"  # optional: texts that some benchmarks read
 SKIPPED = 77
+LEAVES = 60  # seconds that a worker has to leave in
 
 
 def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -132,12 +133,16 @@ class Worker:
         return json.loads(line)
 
     def close(self) -> None:
-        """Let the worker finish."""
+        """Let the worker finish; one that does not leave is ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        self.process.wait(timeout=60)
+        try:
+            self.process.wait(LEAVES)
+        except subprocess.TimeoutExpired:  # what was measured is here
+            self.process.kill()
+            self.process.wait()
         self.process.stdout.close()
 
     def __enter__(self) -> Worker:

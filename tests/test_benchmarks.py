@@ -83,6 +83,15 @@ def test_a_worker_that_dies_is_an_error(common, tmp_path):
         worker.ask(x=1)
 
 
+def test_a_worker_that_does_not_leave_is_ended(common, tmp_path, monkeypatch):
+    script = tmp_path / "worker.py"
+    script.write_text("import sys, time\nprint(sys.stdin.readline(), end='', flush=True)\ntime.sleep(600)\n")
+    monkeypatch.setattr(common, "LEAVES", 0.2)
+    with common.Worker(sys.executable, script) as worker:
+        assert worker.ask(said=1) == {"said": 1}
+    assert worker.process.returncode == -9
+
+
 def test_missing_peers_are_said(common, capsys):
     with pytest.raises(SystemExit) as leave:
         common.need_peers(argparse.Namespace(peers="/nowhere/python"), "transformers")
