@@ -160,7 +160,11 @@ def corpora_dir(cache_dir: str | Path | None = None) -> Path:
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """A hash of everything that decides how a tokenizer encodes data."""
-    parts: list[Any] = [tokenizer.vocab_size, getattr(tokenizer, "eos_id", None), getattr(tokenizer, "adds_bos", False)]
+    parts: list[object] = [
+        tokenizer.vocab_size,
+        getattr(tokenizer, "eos_id", None),
+        getattr(tokenizer, "adds_bos", False),
+    ]
     serialised = getattr(tokenizer, "serialised", None)
     parts.append(type(tokenizer).__qualname__ if serialised is None else _digest(serialised.encode()))
     parts.append(getattr(tokenizer, "chat_template", None))
@@ -174,7 +178,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 class _Print:
     """What a source is known by: its key, and for a file its size and time of change when it was hashed."""
 
-    key: Any
+    key: object
     size: int = 0
     changed: int = -1
 

@@ -368,7 +368,7 @@ def _hub_rows(source: HubSource, report: Report, text_field: str | None, chat: b
         ) from error
 
 
-def hub_version(source: HubSource) -> Any:
+def hub_version(source: HubSource) -> object:
     """What stands for a set's content: the commit it is at, or of a local folder what its files look like.
 
     None when the hub cannot be asked.

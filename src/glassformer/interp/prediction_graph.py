@@ -33,6 +33,7 @@ from glassformer.model import Transformer
 from glassformer.system import sealed
 
 if TYPE_CHECKING:
+    from glassformer.interp.edit_ops import Apply
     from glassformer.interp.trace import Trace
 
 FORMAT = "glassformer.graph/1"
@@ -101,7 +102,7 @@ class PredictionGraph:
                 raise SiteError(f"The graph shows no node {one!r}; it has {len(names)}, {', '.join(names[:3])} first.")
         return sorted(set(out))
 
-    def taps(self, members: Sequence[int | str] | str, by: float) -> list[Any]:
+    def taps(self, members: Sequence[int | str] | str, by: float) -> list[Apply]:
         """Edits that multiply what these nodes (or a group) write by a number: `model.edited(*graph.taps("a", 0))`."""
         return [self.nodes[number]["node"].scaled(by) for number in self.numbers(members)]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from glassformer.train.frozen import BITS, Frozen
 from glassformer.train.recipe import AdapterSpec, Recipe, short
 
 if TYPE_CHECKING:
+    from glassformer.checkpoint import Checkpoint
     from glassformer.checkpoint.adapter_writer import LowRankPart
     from glassformer.checkpoint.families.family import Family
 
@@ -156,7 +157,7 @@ def targets(config: Config, family: Family, spec: AdapterSpec) -> dict[str, tupl
     return chosen
 
 
-def family_of(start: Any) -> Family:
+def family_of(start: Checkpoint) -> Family:
     """The family in whose layout an adapter of this checkpoint is written."""
     from glassformer.checkpoint.families import for_config, named
 
@@ -169,7 +170,7 @@ def parameters(shapes: Mapping[str, tuple[int, ...]], spec: AdapterSpec) -> int:
     return each + (sum(d_out for *_, d_out, _ in shapes.values()) if spec.adapter == "dora" else 0)
 
 
-def adapted(start: Any, config: Config, recipe: Recipe, compute: torch.dtype) -> Transformer:
+def adapted(start: Checkpoint, config: Config, recipe: Recipe, compute: torch.dtype) -> Transformer:
     """A checkpoint's model, frozen in the form that the recipe says, with a fresh adapter beside its matrices.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,15 +33,14 @@ class Compiled:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         self._call = torch.compile(_plain, dynamic=False)
 
-    def __call__(self, block: object, *args: object) -> Tensor:
+    def __call__(self, block: Callable[..., Tensor], *args: object) -> Tensor:
         """The block's output."""
         result: Tensor = self._call(block, *args)
         return result
 
 
-def _plain(block: Any, *args: Any) -> Tensor:
-    result: Tensor = block(*args)
-    return result
+def _plain(block: Callable[..., Tensor], *args: object) -> Tensor:
+    return block(*args)
 
 
 def is_compiled(run_block: object) -> bool:

@@ -109,7 +109,7 @@ def _unwritable(path: Path, error: OSError) -> TrainError:
     )
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON has no NaN and no infinities: they become their names."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,7 +176,7 @@ class NativeStep:
     def _kind(self, name: str) -> str:
         return kind_of(name, self.weights.shapes[name], tied=self.config.tied)
 
-    def _parameter(self, name: str) -> Any:
+    def _parameter(self, name: str) -> train_abi.Parameter:
         pieces = name.split(".")
         layer = int(pieces[1]) if pieces[0] == "blocks" else -1
         role = ".".join(pieces[2:-1]) if layer >= 0 else pieces[0]
@@ -197,7 +196,7 @@ class NativeStep:
         )
 
 
-def _shape(config: Config, threads: int) -> Any:
+def _shape(config: Config, threads: int) -> train_abi.TrainShape:
     a, f = config.attention(0), config.feed_forward(0)
     return train_abi.TrainShape(
         vocab=config.vocab_size,

@@ -21,6 +21,7 @@ from glassformer.train.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+    from glassformer.checkpoint import Checkpoint
     from glassformer.model import Config
 
 MEASURED_TOKENS, MEASURED_FLOPS = 4096, 1e12
@@ -139,7 +140,7 @@ def plan(
     counted = count(config, min(recipe.model.context, config.context))
     remark, seconds, speed = "", None, None
     trained = counted.parameters
-    if recipe.adapter.adapter != "none":
+    if start is not None and recipe.adapter.adapter != "none":
         chosen = adapters.targets(config, adapters.family_of(start), recipe.adapter)
         trained = adapters.parameters(chosen, recipe.adapter)
     by, engine = _engine(recipe, config, compute, device)
@@ -218,7 +219,7 @@ def _measure(
     device: torch.device,
     compute: torch.dtype,
     native: bool,
-    start: Any,
+    start: Checkpoint | None,
 ) -> float:
     """Tokens a second of forward, backward and a share of the optimiser's step."""
     import torch
@@ -233,7 +234,7 @@ def _measure(
     if device.type == "cpu":
         tokens = min(tokens, int(MEASURED_FLOPS / count(config, min(length, config.context)).training_flops))
     rows = max(1, min(rows, tokens // length))
-    if recipe.adapter.adapter == "none":
+    if start is None or recipe.adapter.adapter == "none":
         transformer = fresh(Transformer.empty(config), 0)
     else:
         transformer = adapters.adapted(start, config, recipe, compute)

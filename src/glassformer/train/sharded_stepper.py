@@ -227,9 +227,10 @@ class ShardedStepper:
                 for name, parameter in nothing.items():
                     _assign(model, name, parameter)
 
-        def run_block(block: nn.Module, *given: object) -> Any:
+        def run_block(block: nn.Module, *given: object) -> Tensor:
             with gathered(lambda name: name.startswith(f"blocks.{numbers[id(block)]}.")):
-                return block(*given)
+                out: Tensor = block(*given)
+                return out
 
         objective = Objective(model, self.recipe.loop.loss_chunk, run_block)
 
