@@ -185,6 +185,7 @@ def test_no_verb_imports_torch_to_show_its_help():
 # a shape is what a driver of C++ is told.
 WORDS = {
     "Room": set(),
+    "Report": set(),
     "Shape": {"kernels"},
     "Part": {"model", "interp", "checkpoint"},
     "Site": {"model"},

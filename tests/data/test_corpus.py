@@ -23,7 +23,7 @@ from tokenizers import decoders, models
 from glassformer.data import corpus as corpus_module
 from glassformer.data import readers, sources
 from glassformer.data.corpus import build_corpus, corpora_dir, text_iterator
-from glassformer.data.sources import Report, expand
+from glassformer.data.sources import Findings, expand
 from glassformer.errors import DataError, TokenizerError
 from glassformer.system.files import remove
 from glassformer.tokenizer.tokenizer import Tokenizer
@@ -45,8 +45,8 @@ def test_a_folder_becomes_documents_in_name_order(tmp_path: Path, cache: Path, t
     corpus = whole(data, tokenizer)
     assert texts(corpus, tokenizer) == ["one", "two 二\r\n", "three\n"]
     assert corpus.train.slice(0, len(corpus.train))[-1] == tokenizer.eos_id
-    assert corpus.report.documents == corpus.report.files == 3
-    assert corpus.report.bytes == corpus.train.text_bytes == len("onetwo 二\r\nthree\n".encode())
+    assert corpus.findings.documents == corpus.findings.files == 3
+    assert corpus.findings.bytes == corpus.train.text_bytes == len("onetwo 二\r\nthree\n".encode())
     assert corpus.bytes_per_token == pytest.approx(corpus.train.text_bytes / len(corpus.train))
     assert len(corpus.held_out) == 0
     assert corpus.directory.parent == cache / "corpora"
@@ -70,7 +70,7 @@ def test_every_kind_of_file_holds_the_same_documents(tmp_path: Path, cache: Path
     for name in [*files, "a.parquet", "only.parquet"]:
         corpus = whole(tmp_path / name, tokenizer)
         assert texts(corpus, tokenizer) == documents, name
-        assert not corpus.report.problems
+        assert not corpus.findings.problems
         hashes.add(corpus.hash)
     assert len(hashes) == 1
 
@@ -87,8 +87,8 @@ def test_compressed_text_globs_and_lists(tmp_path: Path, cache: Path, tokenizer:
 
 def test_standard_input(cache: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"from a pipe")))
-    spooled = expand("-", Report())
-    assert expand("-", Report()) == spooled, "a pipe is read once and can be used again"
+    spooled = expand("-", Findings())
+    assert expand("-", Findings()) == spooled, "a pipe is read once and can be used again"
     assert list(text_iterator("-")) == ["from a pipe"]
     assert texts(whole("-", tokenizer), tokenizer) == ["from a pipe"]
     assert isinstance(spooled[0], sources.FileSource)
@@ -97,8 +97,8 @@ def test_standard_input(cache: Path, tokenizer: Tokenizer, monkeypatch: pytest.M
 
 SPOOLER = """
 import os, signal, sys
-from glassformer.data.sources import Report, expand
-print(expand("-", Report())[0].path, flush=True)
+from glassformer.data.sources import Findings, expand
+print(expand("-", Findings())[0].path, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -113,14 +113,14 @@ def test_what_a_killed_process_kept_of_standard_input_goes_at_the_next_start(
     assert left.stat().st_mode & 0o777 == 0o600
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"the next")))
-    (source,) = expand("-", Report())
+    (source,) = expand("-", Findings())
     assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"the next"]
     assert isinstance(source, sources.FileSource)
     remove(source.path)
 
 
 def test_the_standard_library_is_there_and_in_order() -> None:
-    sources = expand(None, Report())
+    sources = expand(None, Findings())
     names = [source.name for source in sources]
     assert names == sorted(names)
     assert "json/decoder.py" in names
@@ -142,7 +142,7 @@ def test_a_hub_set_is_streamed_through_datasets(
     corpus = whole("hf:some/stories@abc?split=test&text=story&config=en", tokenizer)
     assert asked == {"path": "some/stories", "name": "en", "split": "test", "revision": "abc", "streaming": True}
     assert texts(corpus, tokenizer) == ["once", "twice"]
-    assert corpus.report.sentences() == ["1 without a text in story, left out: hf:some/stories:3."]
+    assert corpus.findings.sentences() == ["1 without a text in story, left out: hf:some/stories:3."]
     asked.clear()
     whole("hf:some/stories@abc?split=test&text=story&config=en", tokenizer)
     assert not asked, "the same version is not streamed again"
@@ -150,7 +150,7 @@ def test_a_hub_set_is_streamed_through_datasets(
     whole("hf:some/stories@abc?split=test&text=story&config=en", tokenizer)
     assert asked
     with pytest.raises(DataError, match="has the option 'splt'; known are config, split, text. Did you mean split"):
-        expand("hf:some/stories?splt=test", Report())
+        expand("hf:some/stories?splt=test", Findings())
 
 
 @pytest.mark.parametrize(
@@ -169,15 +169,15 @@ def test_a_hub_set_is_streamed_through_datasets(
 )
 def test_the_column_of_a_hub_set(query: str, row: dict, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda path, **options: [row, row]))
-    report = Report()
-    sources = expand(f"hf:a/b{query}", report)
+    findings = Findings()
+    sources = expand(f"hf:a/b{query}", findings)
     if " " not in found:
-        assert [(piece.text, piece.first, piece.last) for piece in readers.read(sources, report)] == [
+        assert [(piece.text, piece.first, piece.last) for piece in readers.read(sources, findings)] == [
             (found, True, True)
         ] * 2
         return
     with pytest.raises(DataError, match=found):
-        list(readers.read(sources, report))
+        list(readers.read(sources, findings))
 
 
 def test_conversations_of_a_hub_set_and_one_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,12 +189,12 @@ def test_conversations_of_a_hub_set_and_one_that_is_not_there(monkeypatch: pytes
         raise FileNotFoundError(f"Couldn't reach '{path}' on the Hub.")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    report = Report()
-    assert [piece.messages for piece in readers.read(expand("hf:a/chats", report), report)] == [said]
+    findings = Findings()
+    assert [piece.messages for piece in readers.read(expand("hf:a/chats", findings), findings)] == [said]
     with pytest.raises(
         DataError, match=r"datasets \(Couldn't reach 'a/b' on the Hub\); check the name, the split and the network\."
     ):
-        list(readers.read(expand("hf:a/b", report), report))
+        list(readers.read(expand("hf:a/b", findings), findings))
 
 
 def test_a_local_set_is_known_by_its_files(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path, cache: Path, tokenizer: T
     corpus = whole(data, tokenizer)
     documents = texts(corpus, tokenizer)
     assert {"good", "marked", "na\ufffdve caf\ufffd", "row", "caf\ufffd"} <= set(documents)
-    problems = {problem: entry["names"] for problem, entry in corpus.report.problems.items()}
+    problems = {problem: entry["names"] for problem, entry in corpus.findings.problems.items()}
     assert problems == {
         "broken off or damaged; what was read before is kept": ["cut.txt.gz"],
         "gone before they could be read": ["dangling.txt"],
@@ -268,12 +268,12 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path, cache: Path, tokenizer: T
         "lines that are not JSON, left out": ["rows.jsonl:2"],
         "without a text in text or content, left out": ["rows.jsonl:4"],
     }
-    assert corpus.report.count("empty") == 2
+    assert corpus.findings.count("empty") == 2
     strict = whole(data, tokenizer, invalid="skip")
-    assert strict.report.problems["not valid UTF-8, left out"]["names"] == ["latin.txt", "rows.jsonl:5"]
+    assert strict.findings.problems["not valid UTF-8, left out"]["names"] == ["latin.txt", "rows.jsonl:5"]
     assert not any("\ufffd" in text for text in texts(strict, tokenizer))
     again = whole(data, tokenizer)
-    assert again.report.to_dict() == corpus.report.to_dict(), "the report is kept with the shards"
+    assert again.findings.to_dict() == corpus.findings.to_dict(), "the findings are kept with the shards"
 
 
 def test_nothing_at_all_is_an_error_that_says_why(tmp_path: Path, cache: Path, tokenizer: Tokenizer) -> None:
@@ -301,8 +301,8 @@ def test_a_file_that_vanishes_or_changes_while_reading(
     monkeypatch.setattr(corpus_module, "_fingerprints", then_touched)
     corpus = whole(data, tokenizer)
     assert texts(corpus, tokenizer) == ["aaaaa", "changed!"]
-    assert corpus.report.problems["gone before they could be read"]["names"] == ["b"]
-    assert corpus.report.problems["changed while they were read"]["names"] == ["c"]
+    assert corpus.findings.problems["gone before they could be read"]["names"] == ["b"]
+    assert corpus.findings.problems["changed while they were read"]["names"] == ["c"]
     monkeypatch.setattr(corpus_module, "_fingerprints", fingerprints)
     (data / "b").write_text("bbbbb")
     (data / "c").write_text("ccccc")

@@ -129,7 +129,7 @@ def test_unsound_shards_in_the_cache_are_made_anew(
         index.write_text(json.dumps(told))
     after = whole(tmp_path / "a.txt", tokenizer)
     assert after.hash == before.hash
-    assert after.report.count("damaged shards in the cache, made anew") == 1
+    assert after.findings.count("damaged shards in the cache, made anew") == 1
     after.verify()
 
 

@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from glassformer.data import corpus as corpus_module
 from glassformer.data import parallel, readers
 from glassformer.data.readers import read
-from glassformer.data.sources import Report, expand
+from glassformer.data.sources import Findings, expand
 from glassformer.errors import DataError, TokenizerError
 from glassformer.tokenizer.encode import NO_ANSWER
 from glassformer.tokenizer.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ def test_long_documents_are_cut_without_a_trace(
     expected = [*tokenizer.encode(text, False), tokenizer.eos_id]
     monkeypatch.setattr(corpus_module, "PIECE", 512)
     monkeypatch.setattr(parallel, "BATCH", 2048)
-    pieces = list(read(expand(tmp_path / "long.txt", Report()), Report(), piece=512))
+    pieces = list(read(expand(tmp_path / "long.txt", Findings()), Findings(), piece=512))
     assert len(pieces) > 20, "in pieces"
     assert "".join(piece.text for piece in pieces) == text
     assert [p.first for p in pieces] == [True] + [False] * (len(pieces) - 1)
@@ -81,10 +81,10 @@ def test_a_tokenizer_that_marks_where_a_text_begins_gets_documentswhole(
     monkeypatch.setattr(corpus_module, "PIECE", 64)
     corpus = whole(tmp_path / "a.txt", marks)
     assert corpus.train.slice(0, len(corpus.train)).tolist() == marks.encode(text)
-    assert not corpus.report.problems
+    assert not corpus.findings.problems
     monkeypatch.setattr(corpus_module, "LONGEST", 64)
     cut = whole(tmp_path / "a.txt", marks, cache_dir=tmp_path / "other")
-    assert cut.report.count("longer than 16 million characters") == 1
+    assert cut.findings.count("longer than 16 million characters") == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,10 +92,10 @@ def test_a_tokenizer_that_marks_where_a_text_begins_gets_documentswhole(
 def test_pieces_join_to_the_document(text: str, piece: int, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
     chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    report = Report()
-    pieces = list(readers._pieces(((chunk, 0) for chunk in chunks), "x", report, piece))
+    findings = Findings()
+    pieces = list(readers._pieces(((chunk, 0) for chunk in chunks), "x", findings, piece))
     assert "".join(p.text for p in pieces) == text
-    assert report.count("empty") == (not text)
+    assert findings.count("empty") == (not text)
     joints = set(itertools.accumulate(len(part) for part in readers.cut_everywhere(text)))
     assert set(itertools.accumulate(len(p.text) for p in pieces)) <= joints
 
@@ -151,9 +151,9 @@ def test_conversations_ask_for_loss_on_answers_only(tmp_path: Path, cache: Path,
     )
     assert train.masked
     assert train.mask_slice(int(edges[1]), int(edges[2] - edges[1])).all(), "plain text asks for loss everywhere"
-    assert corpus.report.documents == 2
-    assert corpus.report.problems[f"{NO_ANSWER}, left out"]["names"] == [f"{tmp_path / 'chat.jsonl'}:3"]
-    assert corpus.report.count("conversations without roles") == 1
+    assert corpus.findings.documents == 2
+    assert corpus.findings.problems[f"{NO_ANSWER}, left out"]["names"] == [f"{tmp_path / 'chat.jsonl'}:3"]
+    assert corpus.findings.count("conversations without roles") == 1
 
 
 def test_text_before_a_conversation_is_learnedwhole(tmp_path: Path, cache: Path, tokenizer: Tokenizer) -> None:

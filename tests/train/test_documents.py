@@ -147,7 +147,7 @@ def test_bad_rows_are_counted_by_file_and_line_and_stop_nothing(
             workers=workers,
             cache_dir=tmp_path / str(workers),
         )
-        told = " ".join(corpus.report.sentences())
+        told = " ".join(corpus.findings.sentences())
         assert (
             f"1 conversations that the chat template does not take (The model's chat template refuses these messages: \
 System role not supported), left out: {data}:2."
@@ -155,7 +155,7 @@ System role not supported), left out: {data}:2."
         )
         assert f"1 conversations without an answer, left out: {data}:3." in told
         assert f"1 conversations with parts that are not text, left out: {data}:4." in told
-        assert corpus.report.documents == 3, "an answer of nothing but its end is one"
+        assert corpus.findings.documents == 3, "an answer of nothing but its end is one"
         assert corpus.origins(corpus.train, [0, 1, 2]) == [f"{data}:{n}" for n in (1, 5, 6)]
 
 

@@ -86,15 +86,15 @@ def evaluate(
     from glassformer.cli.common import note, open_model
     from glassformer.cli.passages import progress
     from glassformer.data.corpus import build_corpus
-    from glassformer.data.sources import Report, expand
+    from glassformer.data.sources import Findings, expand
     from glassformer.errors import DataError
 
-    expand(data, Report())  # a mistyped name is told before anything is opened or fetched
+    expand(data, Findings())  # a mistyped name is told before anything is opened or fetched
     from glassformer.predict.score import score
 
     model = open_model(source, dtype=dtype)
     corpus = build_corpus(data, model.tokenizer, fraction=tail or 0.0, text_field=text_field)
-    for sentence in corpus.report.sentences():
+    for sentence in corpus.findings.sentences():
         note(sentence)
     shards = corpus.train if tail is None else corpus.held_out
     if context is None:
@@ -125,9 +125,9 @@ def evaluate(
         "bytes": tally.text_bytes,
         "context": found.context,
         "stride": found.stride,
-        "documents": corpus.report.documents,
+        "documents": corpus.findings.documents,
         "data_hash": corpus.hash,
-        "problems": corpus.report.problems,
+        "problems": corpus.findings.problems,
     }
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from glassformer.data.readers import LONGEST, PIECE, Piece, ProgressCallback, cut_everywhere, hub_version, read
 from glassformer.data.shards import FILE, INDEX, Shards, StreamWriter
-from glassformer.data.sources import FileSource, HubSource, Report, Source, Spec, expand
+from glassformer.data.sources import FileSource, Findings, HubSource, Source, Spec, expand
 from glassformer.errors import DataError, EmptyDataError, TooFewDocumentsError
 from glassformer.system import files, locks, sealed
 from glassformer.tokenizer.encode import Encoder, token_dtype
@@ -44,7 +44,7 @@ class Corpus:
         train, held_out: the tokens of each part.
         hash: of the tokens themselves and of how they are split; equal data has an equal hash anywhere.
         bytes_per_token: bytes of original text per token, over both parts.
-        report: what was read, and what could not be read as it stood.
+        findings: what was read, and what could not be read as it stood.
         directory: where the shards lie.
         sources: names of what was read.
     """
@@ -53,7 +53,7 @@ class Corpus:
     held_out: Shards
     hash: str
     bytes_per_token: float
-    report: Report
+    findings: Findings
     directory: Path
     sources: tuple[str, ...] = ()
 
@@ -113,8 +113,8 @@ def build_corpus(
         raise DataError(f"The held-out fraction must be in [0, 1); got {fraction}.")
     if invalid not in ("replace", "skip"):
         raise DataError(f"Faulty UTF-8 is met with replace or skip; got {invalid!r}.")
-    report = Report()
-    sources = expand(spec, report)
+    findings = Findings()
+    sources = expand(spec, findings)
     prints = _fingerprints(sources, progress)
     settings = {
         "layout": LAYOUT,
@@ -130,18 +130,18 @@ def build_corpus(
     found = _open(home / key)
     if found is not None:
         return found
-    return _build(home, key, sources, prints, report, tokenizer, settings, progress, workers)
+    return _build(home, key, sources, prints, findings, tokenizer, settings, progress, workers)
 
 
 def text_iterator(
-    spec: Spec, report: Report | None = None, *, text_field: str | None = None, chat: bool = False
+    spec: Spec, findings: Findings | None = None, *, text_field: str | None = None, chat: bool = False
 ) -> Iterator[str]:
     """The raw text of a spec in pieces of about 128 thousand characters, for training a tokenizer.
 
     Conversations give their contents.
     """
-    report = report if report is not None else Report()
-    for piece in read(expand(spec, report), report, text_field=text_field, chat=chat):
+    findings = findings if findings is not None else Findings()
+    for piece in read(expand(spec, findings), findings, text_field=text_field, chat=chat):
         if piece.messages is None:
             yield piece.text
         else:
@@ -230,7 +230,7 @@ def _open(directory: Path) -> Corpus | None:
             **parts,
             hash=index["hash"],
             bytes_per_token=index["bytes_per_token"],
-            report=Report.from_dict(index["report"]),
+            findings=Findings.from_dict(index["report"]),
             directory=directory,
             sources=tuple(index["sources"]),
         )
@@ -243,7 +243,7 @@ def _build(
     key: str,
     sources: Sequence[Source],
     prints: Sequence[_Print],
-    report: Report,
+    findings: Findings,
     tokenizer: Tokenizer,
     settings: dict[str, Any],
     progress: ProgressCallback | None,
@@ -255,14 +255,14 @@ def _build(
         if found is not None:
             return found
         if (home / key).exists():
-            report.note("damaged shards in the cache, made anew", str(home / key))
+            findings.note("damaged shards in the cache, made anew", str(home / key))
             files.remove_folder(home / key)
         files.sweep(home)  # what killed builders of any corpus left; of this one even those of other machines:
         files.sweep(home, of=key, alone=True)  # the lock is ours
         draft = files.temporary(home / key)
         try:
             draft.mkdir()
-            changed = _write(draft, sources, prints, report, tokenizer, settings, progress, workers)
+            changed = _write(draft, sources, prints, findings, tokenizer, settings, progress, workers)
             # What was not what had been hashed must not be found under that hash.
             final = home / (f"{key}-{secrets.token_hex(4)}" if changed else key)
             files.publish(draft, final)
@@ -280,7 +280,7 @@ def _write(
     work: Path,
     sources: Sequence[Source],
     prints: Sequence[_Print],
-    report: Report,
+    findings: Findings,
     tokenizer: Tokenizer,
     settings: dict[str, Any],
     progress: ProgressCallback | None,
@@ -307,7 +307,7 @@ def _write(
     try:
         pieces = read(
             sources,
-            report,
+            findings,
             invalid=settings["invalid"],
             text_field=settings["text_field"],
             chat=settings["chat"],
@@ -316,13 +316,13 @@ def _write(
         done = 0
         for piece, encoded in encode_pieces(pieces, encoder, workers, total):
             if encoded.refused is not None:
-                report.note(f"{encoded.refused}, left out", piece.origin)
-                report.documents -= 1
+                findings.note(f"{encoded.refused}, left out", piece.origin)
+                findings.documents -= 1
                 continue
             if encoded.remark is not None:
-                report.note(encoded.remark, piece.origin)
+                findings.note(encoded.remark, piece.origin)
             if whole and piece.first and not piece.last:
-                report.note(CUT, piece.origin)
+                findings.note(CUT, piece.origin)
             if piece.first:
                 if by_document:
                     out = streams["held_out" if _held_out(piece, settings["fraction"]) else "train"]
@@ -351,7 +351,7 @@ def _write(
         for stream in streams.values():
             stream.abandon()
         raise
-    _refuse_nothing(entries, settings, report)
+    _refuse_nothing(entries, settings, findings)
     index = {
         "layout": LAYOUT,
         "settings": settings,
@@ -360,13 +360,13 @@ def _write(
         "vocab_size": tokenizer.vocab_size,
         "streams": entries,
         "parts": _parts(work, entries, settings, tokenizer),
-        "report": report.to_dict(),
+        "report": findings.to_dict(),
         "sources": list(numbers),
     }
     tokens = sum(entry["tokens"] for entry in entries.values())
     index["bytes_per_token"] = sum(entry["text_bytes"] for entry in entries.values()) / tokens
-    changed = _changed(sources, prints, report)
-    index["report"] = report.to_dict()
+    changed = _changed(sources, prints, findings)
+    index["report"] = findings.to_dict()
     sealed.write(work / INDEX, index, indent=None, raises=DataError)
     return changed
 
@@ -391,15 +391,15 @@ def _held_out(piece: Piece, fraction: float) -> bool:
     return int.from_bytes(digest) / 2**64 < fraction
 
 
-def _refuse_nothing(entries: dict[str, dict[str, Any]], settings: dict[str, Any], report: Report) -> None:
+def _refuse_nothing(entries: dict[str, dict[str, Any]], settings: dict[str, Any], findings: Findings) -> None:
     tokens = {name: entry["tokens"] for name, entry in entries.items()}
     if not sum(tokens.values()):
-        why = " ".join(report.sentences()) or "There were no documents."
+        why = " ".join(findings.sentences()) or "There were no documents."
         raise EmptyDataError(f"There is nothing to learn from in this data. {why}")
     if settings["held_out"] == "document" and settings["fraction"] > 0 and not all(tokens.values()):
         raise TooFewDocumentsError(
-            f"Holding out {settings['fraction']:g} of {report.documents} documents leaves one part empty; hold out the "
-            "end of the text instead, or another share."
+            f"Holding out {settings['fraction']:g} of {findings.documents} documents leaves one part empty; hold out "
+            "the end of the text instead, or another share."
         )
 
 
@@ -425,7 +425,7 @@ def _parts(
     }
 
 
-def _changed(sources: Sequence[Source], prints: Sequence[_Print], report: Report) -> bool:
+def _changed(sources: Sequence[Source], prints: Sequence[_Print], findings: Findings) -> bool:
     changed = False
     for source, seen in zip(sources, prints, strict=True):
         if isinstance(source, HubSource):
@@ -438,5 +438,5 @@ def _changed(sources: Sequence[Source], prints: Sequence[_Print], report: Report
         if now != (seen.size, seen.changed):
             changed = True
             if now[1] >= 0:
-                report.note("changed while they were read", source.name)
+                findings.note("changed while they were read", source.name)
     return changed

@@ -2,7 +2,7 @@
 
 A document is one text file, one line of a jsonl file, one row of a table, or one conversation. Long
 documents come in pieces, so that no file is ever held whole. Nothing is dropped in silence: whatever
-cannot be read as it stands is counted and named in a `Report`. This module knows nothing about tokens.
+cannot be read as it stands is counted and named in a `Findings`. This module knows nothing about tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from glassformer.data.compressed import open_bytes
 from glassformer.data.conversations import SHAPES, conversation, whole_characters
-from glassformer.data.sources import FileSource, HubSource, Report, Source
+from glassformer.data.sources import FileSource, Findings, HubSource, Source
 from glassformer.errors import DataError, near
 
 PIECE = 1 << 17  # characters a piece aims at
@@ -55,7 +55,7 @@ class Piece:
 
 def read(
     sources: Iterable[Source],
-    report: Report,
+    findings: Findings,
     *,
     invalid: str = "replace",
     text_field: str | None = None,
@@ -65,7 +65,7 @@ def read(
     """The pieces of every document, in order.
 
     Args:
-        report: counts documents and bytes, and names what could not be read as it stood.
+        findings: counts documents and bytes, and names what could not be read as it stood.
         invalid: documents with bytes that are not UTF-8 are kept with those bytes "replace"d by
             U+FFFD, or left out with "skip"; both are counted and named.
         text_field: the field or column that holds the text; None takes "text", "content" or, in a
@@ -76,38 +76,38 @@ def read(
     for source in sources:
         found = False
         stream = (
-            _hub_rows(source, report, text_field, chat)
+            _hub_rows(source, findings, text_field, chat)
             if isinstance(source, HubSource)
-            else _file(source, report, invalid, text_field, piece, chat)
+            else _file(source, findings, invalid, text_field, piece, chat)
         )
         for one in stream:
             found = True
-            report.documents += one.first
-            report.bytes += one.size
+            findings.documents += one.first
+            findings.bytes += one.size
             yield one
-        report.files += found
+        findings.files += found
 
 
 def _file(
-    source: FileSource, report: Report, invalid: str, text_field: str | None, piece: int, chat: bool
+    source: FileSource, findings: Findings, invalid: str, text_field: str | None, piece: int, chat: bool
 ) -> Iterator[Piece]:
     suffixes = [s.lower() for s in source.path.suffixes[-2:]]
     packed = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
     kind = suffixes[-1] if suffixes else ""
     try:
         if kind == ".parquet" and not packed:
-            yield from _parquet(source, report, text_field, chat)
+            yield from _parquet(source, findings, text_field, chat)
         elif kind in (".jsonl", ".ndjson"):
-            yield from _lines(source, packed, report, invalid, text_field, chat)
+            yield from _lines(source, packed, findings, invalid, text_field, chat)
         else:
-            yield from _plain(source, packed, report, invalid, piece)
+            yield from _plain(source, packed, findings, invalid, piece)
     except FileNotFoundError:
-        report.note("gone before they could be read", source.name)
+        findings.note("gone before they could be read", source.name)
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            report.note(f"unreadable ({error.strerror})", source.name)
+            findings.note(f"unreadable ({error.strerror})", source.name)
         else:
-            report.note("broken off or damaged; what was read before is kept", source.name)
+            findings.note("broken off or damaged; what was read before is kept", source.name)
 
 
 _replaced = threading.local()
@@ -139,24 +139,24 @@ def _characters(chunks: Iterable[bytes]) -> Iterator[tuple[str, int]]:
             yield "", faults
 
 
-def _plain(source: FileSource, packed: str, report: Report, invalid: str, piece: int) -> Iterator[Piece]:
+def _plain(source: FileSource, packed: str, findings: Findings, invalid: str, piece: int) -> Iterator[Piece]:
     with open_bytes(source.path, packed) as stream:
         head = stream.read(1 << 13)
         if b"\0" in head:
             utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-            report.note("in UTF-16, not UTF-8, left out" if utf16 else "not text, left out", source.name)
+            findings.note("in UTF-16, not UTF-8, left out" if utf16 else "not text, left out", source.name)
             return
         if invalid == "skip":  # a long document is told to be sound before its first piece goes out
             faults = 0
             for _, faults in _characters(_rejoined(head, stream)):
                 if faults:
-                    report.note("not valid UTF-8, left out", source.name)
+                    findings.note("not valid UTF-8, left out", source.name)
                     return
             stream.close()
             stream = open_bytes(source.path, packed)
             head = b""
         with stream:
-            yield from _pieces(_characters(_rejoined(head, stream)), source.name, report, piece)
+            yield from _pieces(_characters(_rejoined(head, stream)), source.name, findings, piece)
 
 
 def _rejoined(head: bytes, stream: IO[bytes]) -> Iterator[bytes]:
@@ -178,7 +178,7 @@ def cut_everywhere(text: str) -> list[str]:
     return [part for part in _CUT.split(text) if part]
 
 
-def _pieces(chunks: Iterable[tuple[str, int]], name: str, report: Report, piece: int) -> Iterator[Piece]:
+def _pieces(chunks: Iterable[tuple[str, int]], name: str, findings: Findings, piece: int) -> Iterator[Piece]:
     held: list[str] = []
     length = faults = 0
     first = True
@@ -188,28 +188,28 @@ def _pieces(chunks: Iterable[tuple[str, int]], name: str, report: Report, piece:
         length += len(text)
         if length < 2 * piece:
             continue
-        ready, rest = _last_cut("".join(held), name, report)
+        ready, rest = _last_cut("".join(held), name, findings)
         held, length = [rest], len(rest)
         for part in _split(ready, piece):
             yield Piece(name, part, first=first, last=False)
             first = False
     text = "".join(held)
     if faults:
-        report.note("not valid UTF-8, faulty bytes replaced", name)
+        findings.note("not valid UTF-8, faulty bytes replaced", name)
     if text or not first:
         yield Piece(name, text, first=first, last=True)
     else:
-        report.note("empty, left out", name)
+        findings.note("empty, left out", name)
 
 
-def _last_cut(text: str, name: str, report: Report) -> tuple[str, str]:
+def _last_cut(text: str, name: str, findings: Findings) -> tuple[str, str]:
     """What lies before the last place to cut, and the rest; everything is rest when there is none."""
     for reach in (1 << 10, 1 << 14, len(text)):
         at = max((found.start() for found in _CUT.finditer(text, max(0, len(text) - reach))), default=0)
         if at:
             return text[:at], text[at:]
     if len(text) >= 2 * LONGEST:
-        report.note("without a space for 32 million characters, cut there", name)
+        findings.note("without a space for 32 million characters, cut there", name)
         return text, ""
     return "", text
 
@@ -227,7 +227,7 @@ def _split(text: str, piece: int) -> Iterator[str]:
 
 
 def _lines(
-    source: FileSource, packed: str, report: Report, invalid: str, text_field: str | None, chat: bool
+    source: FileSource, packed: str, findings: Findings, invalid: str, text_field: str | None, chat: bool
 ) -> Iterator[Piece]:
     with open_bytes(source.path, packed) as stream:
         number = 0
@@ -235,7 +235,7 @@ def _lines(
             number += 1
             name = f"{source.name}:{number}"
             if len(raw) == LONGEST_LINE:
-                report.note("lines longer than 256 MiB, left out", name)
+                findings.note("lines longer than 256 MiB, left out", name)
                 while len(stream.readline(LONGEST_LINE)) == LONGEST_LINE:
                     pass
                 continue
@@ -247,19 +247,19 @@ def _lines(
                 line = raw.decode("utf-8")
             except UnicodeDecodeError:
                 if invalid == "skip":
-                    report.note("not valid UTF-8, left out", name)
+                    findings.note("not valid UTF-8, left out", name)
                     continue
-                report.note("not valid UTF-8, faulty bytes replaced", name)
+                findings.note("not valid UTF-8, faulty bytes replaced", name)
                 line = raw.decode("utf-8", "replace")
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
-                report.note("lines that are not JSON, left out", name)
+                findings.note("lines that are not JSON, left out", name)
                 continue
-            yield from _record(record, name, report, text_field, chat)
+            yield from _record(record, name, findings, text_field, chat)
 
 
-def _record(record: object, name: str, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:
+def _record(record: object, name: str, findings: Findings, text_field: str | None, chat: bool) -> Iterator[Piece]:
     whole = record
     if isinstance(record, dict):
         fields = (text_field,) if text_field else TEXT_FIELDS
@@ -268,23 +268,23 @@ def _record(record: object, name: str, report: Report, text_field: str | None, c
             told = conversation(record)
             if told is not None:
                 if isinstance(told, str):
-                    report.note(f"{told}, left out", name)
+                    findings.note(f"{told}, left out", name)
                 else:
                     yield Piece(name, "", messages=told)
                 return
         record = text
     if not isinstance(record, str):
         wanted = text_field or " or ".join(TEXT_FIELDS)
-        report.note(f"without a text in {wanted}, left out", name)
+        findings.note(f"without a text in {wanted}, left out", name)
         if isinstance(whole, dict):
-            report.columns.update(str(key) for key, value in whole.items() if isinstance(value, str) and value)
+            findings.columns.update(str(key) for key, value in whole.items() if isinstance(value, str) and value)
     elif not record:
-        report.note("empty, left out", name)
+        findings.note("empty, left out", name)
     else:
         yield Piece(name, whole_characters(record))
 
 
-def _parquet(source: FileSource, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:
+def _parquet(source: FileSource, findings: Findings, text_field: str | None, chat: bool) -> Iterator[Piece]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -295,7 +295,7 @@ def _parquet(source: FileSource, report: Report, text_field: str | None, chat: b
     try:
         table = parquet.ParquetFile(source.path)
     except pyarrow.ArrowInvalid:
-        report.note("damaged Parquet tables, left out", source.name)
+        findings.note("damaged Parquet tables, left out", source.name)
         return
     import pyarrow.types as types
 
@@ -308,11 +308,11 @@ def _parquet(source: FileSource, report: Report, text_field: str | None, chat: b
             for batch in table.iter_batches(batch_size=256, columns=columns):
                 for record in batch.to_pylist():
                     row += 1
-                    yield from _record(record, f"{source.name}:{row}", report, field, chat)
+                    yield from _record(record, f"{source.name}:{row}", findings, field, chat)
         except (pyarrow.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            report.note("broken off or damaged; what was read before is kept", source.name)
+            findings.note("broken off or damaged; what was read before is kept", source.name)
 
 
 def _columns(
@@ -340,7 +340,7 @@ def _columns(
     raise DataError(f"{name} has the columns {', '.join(names)}; say which holds the text, {how}.")
 
 
-def _hub_rows(source: HubSource, report: Report, text_field: str | None, chat: bool) -> Iterator[Piece]:
+def _hub_rows(source: HubSource, findings: Findings, text_field: str | None, chat: bool) -> Iterator[Piece]:
     try:
         import datasets
     except ModuleNotFoundError:
@@ -358,7 +358,7 @@ def _hub_rows(source: HubSource, report: Report, text_field: str | None, chat: b
             if number == 1:  # streamed sets need not say their columns before
                 strings = [column for column, value in record.items() if isinstance(value, str)]
                 _, field = _columns(name, list(record), strings, source.text or text_field, chat)
-            yield from _record(record, f"{name}:{number}", report, field, chat)
+            yield from _record(record, f"{name}:{number}", findings, field, chat)
     except DataError:
         raise
     except Exception as error:

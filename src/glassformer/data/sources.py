@@ -1,6 +1,6 @@
 """What a person names as data: files, folders, globs, pipes, hub sets, each resolved to sources to read.
 
-Also the `Report` in which everything that could not be read as it stood is counted and named. Order never
+Also the `Findings` in which everything that could not be read as it stood is counted and named. Order never
 depends on the machine. This module opens no text; `readers` does.
 """
 
@@ -28,7 +28,7 @@ NAMED = 100  # names kept per problem; the count is always exact
 
 
 @dataclass
-class Report:
+class Findings:
     """What was read, and by name what could not be read as it stood.
 
     `problems` maps a sentence part ("empty, left out") to how often it happened and to the first
@@ -67,12 +67,12 @@ class Report:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data."""
+        """The findings as plain data."""
         return {"files": self.files, "documents": self.documents, "bytes": self.bytes, "problems": self.problems}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Report:
-        """The report that `to_dict` gave."""
+    def from_dict(cls, data: dict[str, Any]) -> Findings:
+        """The findings that `to_dict` gave."""
         return cls(data["files"], data["documents"], data["bytes"], data["problems"])
 
 
@@ -99,13 +99,13 @@ class HubSource:
 Source = FileSource | HubSource
 
 
-def expand(spec: Spec, report: Report) -> list[Source]:
+def expand(spec: Spec, findings: Findings) -> list[Source]:
     """The sources a spec names, in an order that does not depend on the machine.
 
     Args:
         spec: None for Python's own standard library; a file, a folder, a glob, "-" for standard
             input, "hf:NAME[@REVISION][?config=…&split=…&text=…]" for a Hugging Face set; or a list.
-        report: gets what could not be looked into.
+        findings: gets what could not be looked into.
 
     Raises:
         DataError: when something named does not exist or a glob matches nothing.
@@ -115,7 +115,7 @@ def expand(spec: Spec, report: Report) -> list[Source]:
     if isinstance(spec, (list, tuple)):
         if not spec:
             raise DataError("The list of data is empty; name at least one file, folder or set.")
-        return [source for one in spec for source in expand(_named(one), report)]
+        return [source for one in spec for source in expand(_named(one), findings)]
     text = os.fspath(spec)
     if text == "-":
         return [_spool(sys.stdin.buffer)]
@@ -123,7 +123,7 @@ def expand(spec: Spec, report: Report) -> list[Source]:
         return [_hub(text[3:])]
     path = Path(text).expanduser()
     if path.is_dir():
-        return list(_folder(path, report))
+        return list(_folder(path, findings))
     if path.exists():
         return [FileSource(path, text)]
     if any(c in text for c in "*?["):
@@ -156,11 +156,11 @@ def _standard_library() -> Iterator[FileSource]:
         yield FileSource(root / name, name, listed=True)
 
 
-def _folder(root: Path, report: Report) -> Iterator[FileSource]:
+def _folder(root: Path, findings: Findings) -> Iterator[FileSource]:
     names = []
 
     def failed(error: OSError) -> None:
-        report.note("unreadable, left out", str(error.filename))
+        findings.note("unreadable, left out", str(error.filename))
 
     for folder, folders, files in os.walk(root, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]

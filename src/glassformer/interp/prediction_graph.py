@@ -368,8 +368,11 @@ def _edges(
         (number, None, node["direct"]) for number, node in enumerate(nodes) if node["direct"]
     ]
     shares_of = torch.zeros(len(nodes), len(nodes), dtype=torch.float64)  # (end, start)
-    for point, end in sorted((point, end) for end, back in enumerate(reads) for point in back):
-        shares_of[end] += (carried.at(point) * reads[end][point][positions]).sum(-1) * (positions <= positions[end])
+    for point in sorted({point for back in reads for point in back}):
+        wrote = carried.at(point)
+        for end, back in enumerate(reads):
+            if point in back:
+                shares_of[end] += (wrote * back[point][positions]).sum(-1) * (positions <= positions[end])
     for end, shares in enumerate(shares_of):
         starts = shares.nonzero()[:, 0]
         out += [(start, end, share) for start, share in zip(starts.tolist(), shares[starts].tolist(), strict=True)]

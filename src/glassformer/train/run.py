@@ -245,11 +245,11 @@ def assemble(
         training_flops_per_token=run.flops_per_token(recipe.model.context),
         peak_flops=peak,
         peak_source=peak_source,
-        warnings=corpus.report.sentences(),
+        warnings=corpus.findings.sentences(),
         engine_reason=why,
         **facts,
     )
-    for text in corpus.report.sentences():
+    for text in corpus.findings.sentences():
         journal.write("note", run.step, text=text)
     return run
 

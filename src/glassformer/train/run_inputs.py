@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glassformer.data.corpus import Corpus, build_corpus
-from glassformer.data.sources import Report
+from glassformer.data.sources import Findings
 from glassformer.errors import DataError, EmptyDataError, TooFewDocumentsError, UsageError
 from glassformer.train.data import Conversations, Rows
 from glassformer.train.journal import Journal
@@ -67,17 +67,17 @@ def _tokenizer(recipe: Recipe, directory: Path | None, start: Checkpoint | None,
 
         if wanted == "byte":
             return train.byte_tokenizer()
-        report = Report()
+        findings = Findings()
         told: Callable[[int], None] = lambda done: journal.progress("learning a tokenizer", done)  # noqa: E731
         texts = text_iterator(
-            list(recipe.data.data) or None, report, text_field=recipe.data.text_field or None, chat=recipe.data.chat
+            list(recipe.data.data) or None, findings, text_field=recipe.data.text_field or None, chat=recipe.data.chat
         )
         if wanted == "char":
-            return _learned(lambda: train.char_tokenizer(texts), report)
+            return _learned(lambda: train.char_tokenizer(texts), findings)
         size = wanted.removeprefix("bpe:")
         if not size.isdecimal():
             raise UsageError(f"A BPE tokenizer is asked for as bpe:SIZE, such as bpe:4096; got {wanted!r}.")
-        return _learned(lambda: train.train_bpe(texts, int(size), progress=told), report)
+        return _learned(lambda: train.train_bpe(texts, int(size), progress=told), findings)
     if start is None and (Path(wanted) / "tokenizer.json").is_file():
         return Tokenizer.from_directory(wanted)
     from glassformer.checkpoint import tokenizer_of
@@ -85,15 +85,15 @@ def _tokenizer(recipe: Recipe, directory: Path | None, start: Checkpoint | None,
     return tokenizer_of(start or opened(wanted))
 
 
-def _learned(learn: Callable[[], Tokenizer], report: Report) -> Tokenizer:
+def _learned(learn: Callable[[], Tokenizer], findings: Findings) -> Tokenizer:
     """A tokenizer learned from texts, or why there are none."""
     try:
         return learn()
     except DataError:
-        if report.bytes or not report.problems:
+        if findings.bytes or not findings.problems:
             raise
         raise EmptyDataError(
-            f"There is nothing to learn a tokenizer from in this data. {' '.join(report.sentences())}"
+            f"There is nothing to learn a tokenizer from in this data. {' '.join(findings.sentences())}"
         ) from None
 
 
