@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.web.conftest import HERE, TEXT, Watched, bars
+from tests.web.test_page_tools import taken
 
 pytestmark = pytest.mark.browser
 
@@ -18,6 +22,18 @@ DATA = "(all) => all.map((e) => Object.fromEntries(Object.entries(e.dataset)))"
 def view(app: Watched, name: str, **asked: Any) -> Any:
     address = app.server.address.split("/?")[0] if app.server else ""
     return app.page.request.post(f"{address}/api/view/{name}", data=json.dumps(asked)).json()
+
+
+def taken_of(app: Watched, name: str) -> tuple[dict[str, list[str]], dict[str, Any], str]:
+    """What leaves the page of one view: columns of the table, arrays, lines of Python."""
+    app.page.select_option("[aria-label='Which numbers are taken']", name)
+    head, *rows = csv.reader(io.StringIO(taken(app, "CSV").decode("utf-8")))
+    arrays = np.load(io.BytesIO(taken(app, "npz")), allow_pickle=False)
+    app.page.click("text=Copy as Python")
+    app.page.wait_for_selector("text=/on the clipboard/")
+    lines = app.page.locator(".tool-row [data-lines]").get_attribute("data-lines") or ""
+    compile(lines, name, "exec")
+    return dict(zip(head, map(list, zip(*rows, strict=True)), strict=True)), dict(arrays), lines
 
 
 def test_a_score_is_taken_apart_into_words_and_parts(app: Watched):
@@ -245,10 +261,14 @@ def test_the_circuit_of_a_task(app: Watched, monkeypatch: pytest.MonkeyPatch):
     assert f"{circuit['size']} of {told['total_edges']:,} edges" in said
     assert f"{circuit['f']:.0%}" in said
     assert f"{circuit['held_out']:.0%}" in said
+    columns, held, lines = taken_of(app, "circuit")
+    assert columns["from"] == [row["from"] for row in circuit["edges"]]
+    assert held["circuit.edges.estimate"].tolist() == [row["estimate"] for row in circuit["edges"]]
+    assert "'task': 'copying'" in lines
     assert app.problems() == []
     app.shot("circuit-task")
     task.select_option("")
-    app.settle()
+    app.see(".circuit")  # the buttons stand above it
     assert "ahead of" in app.page.inner_text(".circuit .sentence")
 
 
@@ -276,6 +296,10 @@ def test_a_graph_of_a_prediction_is_pruned_named_turned_and_kept_in_the_address(
     app.page.locator(".nodes [aria-label='Share of the effects drawn']").fill("0.7")
     assert f"{count} of {len(names)} parts" in app.page.inner_text(".nodes")
     app.shot("prediction-turned")
+    columns, held, lines = taken_of(app, "prediction")
+    assert columns["name"] == names
+    assert held["nodes.effect"] == pytest.approx([node["effect"] for node in graph.nodes], abs=1e-5)
+    assert "view('prediction', {'" in lines  # the last that was asked is turned, which has no shorter line
     seen = app.page.eval_on_selector_all(".nodes .node", DATA)
     address = app.page.evaluate(
         "() => [...document.querySelectorAll('.tools button')].find((b) => b.textContent === 'Copy link').click()"

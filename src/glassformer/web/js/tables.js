@@ -45,7 +45,7 @@ const cellOf = (value) => {
 /** Columns of one list, and rows, that a table takes at most; arrays take all. */
 const [WIDE, LONG] = [300, 10_000];
 
-/** An answer as a table: a matrix with the tokens beside it, the cells of the lens, the tokens' surprise, or those of its lists that are as long as one another and hold most numbers. @param {any} found @param {string[]} tokens */
+/** An answer as a table: a matrix with the tokens beside it, the cells of the lens, the tokens' surprise, a circuit's edges, a graph's nodes, or those of its lists that are as long as one another and hold most numbers. @param {any} found @param {string[]} tokens */
 export function table(found, tokens) {
   /** @type {any[][]} */
   let rows = [];
@@ -59,7 +59,8 @@ export function table(found, tokens) {
   } else {
     /** @type {Map<number, [string, number, ArrayLike<any>, string][]>} */
     const byLength = new Map();
-    for (const [name, [n, ...rest], data, type] of arrays(found)) {
+    const main = found.circuit?.edges ?? (found.nodes?.[0]?.effect === undefined ? found : found.nodes);
+    for (const [name, [n, ...rest], data, type] of arrays(main)) {
       const width = rest.reduce((x, y) => x * y, 1);
       // Small vectors are bytes that a scale belongs to: no numbers of their own.
       if (!/\.q$/.test(name) && width <= WIDE && n <= LONG) byLength.set(n, [...(byLength.get(n) ?? []), [name, width, data, type]]);

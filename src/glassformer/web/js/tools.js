@@ -7,7 +7,7 @@ import { onSpoken, said as spoken, say } from "./words.js";
 
 /** The views of each room whose numbers are taken, the last asked first. @type {Record<string, string[]>} */
 const VIEWS = {
-  attention: ["reasons", "cell", "maps", "attention", "thumbnails", "corpus"], depth: ["lens", "journey", "surprise"], why: ["why", "neurons", "effects", "graph", "direction"], facts: ["exciting", "neurons", "experts"],
+  attention: ["reasons", "cell", "maps", "attention", "thumbnails", "corpus"], depth: ["lens", "journey", "surprise"], why: ["why", "neurons", "effects", "graph", "circuit", "prediction", "direction"], facts: ["exciting", "neurons", "experts"],
   compare: ["compare", "patch"], texts: ["texts"], vectors: ["directions", "cloud", "sum", "sums"], meaning: ["meaning"], learning: ["run", "run_step", "film", "influence"], size: ["size"],
 };
 /** Those of what stands beside every room. */
@@ -15,16 +15,18 @@ const AROUND = ["next", "words", "tokens", "stage"];
 
 /** Remember what was asked of a source and what it said, by view. @param {any} source */
 export function listening(source) {
-  const get = source.get.bind(source);
   source.heard = new Map();
   source.told = () => {};
-  source.get = async (/** @type {string} */ view, /** @type {any} */ args, /** @type {any} */ options) => {
-    const found = await get(view, args, options);
+  const heard = (/** @type {string} */ view, /** @type {any} */ args, /** @type {any} */ found) => {
     source.heard.delete(view);
     source.heard.set(view, { args, found });
     source.told();
     return found;
   };
+  for (const name of ["get", "watch"]) {
+    const ask = source[name]?.bind(source);
+    if (ask) source[name] = async (/** @type {string} */ view, /** @type {any} */ args, /** @type {any[]} */ ...rest) => heard(view, args, await ask(view, args, ...rest));
+  }
   return source;
 }
 
