@@ -217,7 +217,7 @@ def test_redrawn_prompts_change_the_set():
         circuit(several, 1.5)
 
 
-def test_over_many_pairs_some_are_measured_and_speak_for_the_others(monkeypatch):
+def test_over_many_pairs_some_are_measured(monkeypatch):
     monkeypatch.setattr("glassformer.interp.edges.MEASURED_ON", 6)
     t = small()
     texts = [([5, 9, a, 7, 8, 4], [5, 9, b, 7, 8, 4]) for a, b in zip(range(10, 17), range(20, 27), strict=True)]
@@ -245,6 +245,8 @@ def test_over_many_pairs_some_are_measured_and_speak_for_the_others(monkeypatch)
         wrong = float((whole.exact[:many, edge] - some.estimate[:many, edge]).mean()) if many else 0.0
         assert float(some.value[edge]) == pytest.approx(float(some.estimate[:, edge].mean()) + wrong, abs=1e-12)
         assert (some.rows([edge])[0]["exact"] is None) == (many == 0)
+    sizes = torch.where(done, (some.estimate.abs() + whole.exact.abs()) / 2, some.estimate.abs())
+    torch.testing.assert_close(some.strength, sizes.mean(0))
     with pytest.raises(UsageError, match=f"^{9 * 6 + int(flagged.sum()) * 3:,} edges would be measured"):
         edges(pairs, **named, strongest=9, limit=9)
 

@@ -54,9 +54,7 @@ class Edges:
         pairs: the prompts; graph: names of the edges.
         metric, unit: what is measured, by name and in words; method: of the estimates.
         estimate: (pair, cell); first, curvature: (pair, cell), first- and second-order terms of the clean run's
-            gradient; exact: (pair, cell), NaN where it was not measured. What was measured on some pairs speaks for
-            the others: a mean over pairs is that of the estimates, corrected by what exact values differ by where
-            they are known.
+            gradient; exact: (pair, cell), NaN where it was not measured.
         positions: labels of the positions, from the first difference on; None for sums over positions.
     """
 
@@ -78,38 +76,25 @@ class Edges:
 
     @property
     def value(self) -> Float[Tensor, " cell"]:
-        """The mean over pairs: exact where it is known on all, else corrected by where it is known."""
-        return self._completed(self.estimate, self.exact)(self._evenly)
+        """The mean over pairs of the estimates, and of what exact values differ by where they are known."""
+        known = (~torch.isnan(self.exact)).sum(0).clamp(min=1)
+        return self.estimate.mean(0) + (self.exact - self.estimate).nan_to_num().sum(0) / known
 
     @property
     def strength(self) -> Float[Tensor, " cell"]:
         """What circuits rank edges by: `strengths` with all pairs alike."""
-        return self.strengths()(self._evenly)
+        return self.strengths()(torch.full((len(self.pairs),), 1 / len(self.pairs), dtype=torch.float64))
 
     def strengths(self) -> Strength:
         """Ranks edges when pairs count by weights: their mean size, so that what carries much in one direction here and
         in the other there counts.
 
-        The size is the estimate's; where it was measured too, the mean of that and of the exact value's. The one is of
+        The size is the estimate's; on pairs where it was measured too, its mean with the exact value's. The one is of
         an edge while all else changes too, the other of an edge changed alone; what it does in a circuit lies between.
         """
         size = self.estimate.abs()
-        mean = self._completed(size, (size + self.exact.abs()) / 2)
-        return lambda weights: mean(weights).clamp(min=0)
-
-    @property
-    def _evenly(self) -> Float[Tensor, " pair"]:
-        return torch.full((len(self.pairs),), 1 / len(self.pairs), dtype=torch.float64)
-
-    def _completed(self, estimate: Float[Tensor, "pair cell"], exact: Float[Tensor, "pair cell"]) -> Strength:
-        """Means over pairs of numbers that are exact on some of them."""
-        known = (~torch.isnan(exact)).double()
-        more = (exact - estimate).nan_to_num()
-
-        def mean(weights: Float[Tensor, " pair"]) -> Float[Tensor, " cell"]:
-            return weights @ estimate + weights @ more / (weights @ known).clamp(min=1e-12)
-
-        return mean
+        sizes = torch.where(torch.isnan(self.exact), size, (size + self.exact.abs()) / 2)
+        return lambda weights: weights @ sizes
 
     @property
     def reliable(self) -> Bool[Tensor, " cell"]:
