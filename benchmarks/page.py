@@ -210,6 +210,7 @@ def measure(address: str, program: str, rounds: int) -> dict[str, Any]:
         for width, height in ((1400, 900), (375, 800)):
             sheet = browser.new_context(viewport={"width": width, "height": height}).new_page()
             sheet.goto(address + f"#text={quote(MANY)}")
+            sheet.locator(".stage-view").scroll_into_view_if_needed()  # on a phone it begins below the fold
             sheet.evaluate(MOTION)
             settled(sheet)
             found["many"][width] = sheet.evaluate(FILM)

@@ -240,25 +240,6 @@ def test_columns_stay_in_their_panel_and_bars_have_one_width(app: Watched):
     assert app.page.evaluate(widths) == 1
 
 
-def test_every_stop_of_the_tour_is_in_sight(app: Watched):
-    app.open(HERE)
-    app.page.click("#take-tour")
-    for _ in range(12):
-        app.settle()
-        app.page.wait_for_selector(".lit")
-        app.page.wait_for_timeout(200)
-        seen = app.page.evaluate(
-            "(() => { const b = document.querySelector('.lit').getBoundingClientRect();"
-            " return b.top < innerHeight - 40 && b.bottom > 40; })()"
-        )
-        assert seen, app.page.inner_text("#tour-title")
-        if app.page.inner_text(".tour .primary") == "Done":
-            break
-        app.page.click(".tour .primary")
-    else:
-        raise AssertionError("the tour did not end")
-
-
 def test_arcs_say_nothing_of_the_matrix(app: Watched):
     app.open(HERE).room("attention")
     app.page.hover(".scroller", position={"x": 120, "y": 200})

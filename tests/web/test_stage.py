@@ -266,6 +266,19 @@ def test_no_number_on_the_way_is_made_up(app: Watched):
         assert on_the_way - told == set(), name
 
 
+def test_words_left_unnamed_are_told_of_on_a_phone(visit: Callable[..., Watched], server: Server):
+    watched = visit(server, viewport={"width": 375, "height": 800}, reduced_motion="reduce")
+    watched.page.add_init_script(WRITTEN)
+    watched.open(f"#text={quote(' '.join('abcdefghijklmnopqrstuvwxyz'))}").see(".stage-view")
+    ready(watched)
+    words = watched.page.evaluate(f"() => {STAGE}.data.tokens.map((t) => t.text.trim())")
+    assert len(words) > 24
+    far = written(watched, 1)
+    assert "is named; come nearer" in " ".join(far)
+    assert [word for word in words if word and word not in far]
+    assert not watched.complaints
+
+
 def test_hostile_and_short_texts(app: Watched):
     for text in ("</script><img src=x onerror=document.title='broken'>", "a", "\u202etxet \x07 \U0001f600漢"):
         ready(app.open(f"#text={quote(text)}"))
