@@ -13,7 +13,8 @@ from glassformer.interp.lens_edits import token_vector
 from glassformer.interp.trace import Trace
 from glassformer.model import Config, Transformer
 from tests.interp.helpers import model
-from tests.interp.test_readouts import ids
+from tests.interp.test_readouts import ids, made_one
+from tests.interp.test_sharing import in_copies
 from tests.model.test_stacks import PHASES, drawn
 from tests.strategies import stacks
 
@@ -71,11 +72,33 @@ def test_claims_are_the_lens_s_and_effects_the_model_s(transformer: Transformer,
     assert told["correlation"] == pytest.approx(float(torch.corrcoef(torch.stack(change))[0, 1]))
 
 
+@pytest.mark.parametrize("kind", ["plain", "tuned", "jacobian", "relevance"])
+def test_in_copies_a_token_s_vector_moves_all_of_them(kind: str) -> None:
+    """The gradient of what is read, by all copies, with the lengths that they have held."""
+    transformer = drawn(in_copies())
+    lens = None if kind == "plain" else fit(transformer, ids(60), kind, window=12, steps=1)
+    run = Trace(transformer, ids(10))
+    h = run["blocks.1.resid_post"][6].clone().requires_grad_()
+    if lens is None or kind == "tuned":
+        y = made_one(transformer, h, held=True)
+        y = y if lens is None else y @ lens.matrices[1].T + lens.biases[1]
+    else:
+        y = h @ lens.matrices[1].T
+    logits = transformer.unembed_hidden(transformer.final.apply_scale(y, torch.ones(1, dtype=torch.float64)))
+    [slope] = torch.autograd.grad(logits[7] - logits.mean(), h)
+    way = token_vector(transformer, lens, 1, 7, h.detach())
+    torch.testing.assert_close(way, slope / slope.norm())
+    found = run.lens_edit(1, 7, through=lens, position=6, strength=0.3)
+    moved = h.detach() + 0.3 * h.detach().norm() * way
+    after = Trace(transformer, run.ids, tap=edits.replace("blocks.1.resid_post", moved, positions=6)).logits(6)
+    torch.testing.assert_close(found.measured[1], after - after.mean())
+
+
 @given(stacks())
 @settings(max_examples=8, phases=PHASES)
 def test_the_effect_is_the_tap_s_in_every_design(config: Config) -> None:
     transformer = drawn(config)
-    if config.copies or config.head is not None or config.n_layers < 2:
+    if config.head is not None or config.n_layers < 2:
         return
     text = torch.randint(0, config.vocab_size, (7,), generator=torch.Generator().manual_seed(0)).tolist()
     run = Trace(transformer, text)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from glassformer.errors import CheckpointError, UnsupportedError, UsageError
+from glassformer.errors import CheckpointError, UsageError
 from glassformer.interp import edits, fitting
 from glassformer.interp.agreement import STEP, agreement
-from glassformer.interp.fitting import fit, streams
+from glassformer.interp.fitting import fit, gathered, streams
 from glassformer.interp.readout import KINDS, Readout, divergence
 from glassformer.interp.trace import Trace
 from glassformer.model import Config, Transformer
@@ -49,6 +49,43 @@ def test_a_jacobian_map_is_the_mean_summed_derivative(transformer: Transformer) 
     torch.testing.assert_close(found.matrices[1], expected, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(found.matrices[2], torch.eye(16, dtype=torch.float64))
     assert float(found.biases.abs().max()) == 0
+
+
+def made_one(transformer: Transformer, wide: torch.Tensor, held: bool = False) -> torch.Tensor:
+    """Three copies as the end of the model makes them one, by hand; `held`: nothing goes back through lengths."""
+    first, *others = wide.chunk(3, -1)
+    parts = [first]
+    for copy, matrix in zip(others, transformer.gather, strict=True):
+        y = copy @ matrix.weight.T
+        longer = first.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)
+        parts.append(y * (longer.detach() if held else longer))
+    return sum(parts) / 3
+
+
+def test_a_jacobian_map_of_copies_is_by_all_of_them() -> None:
+    transformer = drawn(in_copies())
+    text = ids(36)
+    found = fit(transformer, text, "jacobian", window=12, rows=5)
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(0))
+    windows = torch.tensor(text).view(3, 12)[order[1:]]
+    first = fitting._first(12)
+    expected = torch.zeros(16, 48, dtype=torch.float64)
+    for one in windows:
+        run = Trace(transformer, one.tolist())
+
+        def rest(x: torch.Tensor, run=run, one=one) -> torch.Tensor:
+            inputs, shared = transformer.inputs(one[None]), dict(run.forward.shared(2))
+            rows = transformer.stream(x[None], run.forward.positions, layers=range(2, 3), shared=shared, inputs=inputs)
+            return made_one(transformer, rows[0])
+
+        whole = torch.autograd.functional.jacobian(rest, run["blocks.1.resid_post"])  # (target, d, source, 3 d)
+        expected += whole[first:, :, first:].sum(0).mean(1) / len(windows)
+    torch.testing.assert_close(found.matrices[1], expected, rtol=1e-9, atol=1e-10)
+    run = Trace(transformer, ids(9))
+    lens = run.lens(k=3, through=found)
+    logits = transformer.unembed_hidden(transformer.normed(run["blocks.1.resid_post"] @ expected.T))
+    assert lens.ids[1].tolist() == logits.topk(3).indices.tolist()
+    assert lens.ids[2].tolist() == run["logits"].topk(3).indices.tolist()
 
 
 def test_a_relevance_map_is_the_model_with_its_gates_held(transformer: Transformer) -> None:
@@ -150,10 +187,6 @@ def test_every_design_can_be_fitted(config: Config) -> None:
     transformer = drawn(config)
     text = torch.randint(0, config.vocab_size, (24,), generator=torch.Generator().manual_seed(0)).tolist()
     for kind in KINDS:
-        if config.copies and kind != "tuned":
-            with pytest.raises(UnsupportedError, match=f"copies that layers mix, and a {kind} lens is of one stream"):
-                fit(transformer, text, kind)
-            continue
         found = fit(transformer, text, kind, window=6, steps=1)
         assert len(found.facts["kl"]) == config.n_layers
         assert found.facts["kl"][-1] == pytest.approx(0, abs=1e-5)
@@ -193,6 +226,9 @@ def test_a_readout_on_disk(transformer: Transformer, tmp_path: Path) -> None:
     assert read.to_dict() == found.to_dict()
     with pytest.raises(CheckpointError, match="of small with other weights"):
         Readout.load(tmp_path / "lens.safetensors", model(n_layers=3, seed=4).double())
+    copied = drawn(in_copies())
+    fit(copied, ids(36), "jacobian", window=12).save(tmp_path / "copies.safetensors")
+    assert Readout.load(tmp_path / "copies.safetensors", copied).matrices.shape == (3, 16, 48)
     raw = bytearray((tmp_path / "lens.safetensors").read_bytes())
     raw[-3] ^= 1
     (tmp_path / "altered").write_bytes(raw)
@@ -273,6 +309,7 @@ def test_streams_are_those_of_the_trace(transformer: Transformer) -> None:
     windows = torch.tensor(ids(24)).view(2, 12)
     found = streams(transformer, windows)
     first = fitting._first(12)
+    assert gathered(transformer, found).equal(found)  # there are no copies
     for row, one in enumerate(windows):
         x = Trace(transformer, one.tolist())["blocks.1.resid_post"][first:]
         torch.testing.assert_close(found[1].view(2, 12 - first, -1)[row], x)

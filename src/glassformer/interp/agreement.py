@@ -124,7 +124,7 @@ def seen(
     transformer: Transformer, lens: Readout | None, layer: int, x: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch vocab"]:
     """The scores that a lens reads (None: the plain one) in a layer's stream."""
-    return score(read(transformer, x if lens is None else lens(layer, transformer.gathered(x))))
+    return score(read(transformer, x if lens is None else lens.of(transformer, layer, x)))
 
 
 def _gradients(

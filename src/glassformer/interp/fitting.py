@@ -5,8 +5,8 @@ starts as the ridge regression from the layer's stream to the last (arXiv:2303.0
 plain, the linear and the trained map the one that diverges least on windows set apart for that choice is kept.
 Jacobian (arXiv:2607.15495): the mean over positions of the summed derivative of the last stream, here and at all later
 positions, by the layer's. Relevance (the R-lens): the same of what RelP's rules (`edge_relevance`) send back in place
-of the derivative. All are measured on held-out windows. First positions are left out: as attention sinks their streams
-are unlike all others.
+of the derivative. Of a stream in copies: of what they come to at the end, by all of them after the layer. All are
+measured on held-out windows. First positions are left out: as attention sinks their streams are unlike all others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glassformer.errors import UsageError, near
 from glassformer.interp import memory
 from glassformer.interp.edge_relevance import of_stream
 from glassformer.interp.fingerprint import fingerprint
-from glassformer.interp.readout import KINDS, Readout, divergence, read, require_one_stream
+from glassformer.interp.readout import KINDS, Readout, divergence, read
 from glassformer.interp.taps import Bound, Compose, Record
 from glassformer.model import Transformer
 from glassformer.model.sites import Where
@@ -64,10 +64,7 @@ def fit(
 
     Raises:
         UsageError: an unknown kind, or too little text.
-        UnsupportedError: the stream stands in copies, and the kind is not "tuned".
     """
-    if kind != "tuned":
-        require_one_stream(transformer.config, f"a {kind} lens")
     if kind not in KINDS:
         raise UsageError(
             f"A readout is {', '.join(KINDS[:-1])} or {KINDS[-1]}; {kind!r} is none of them.{near(kind, KINDS)}"
@@ -100,30 +97,38 @@ def _first(window: int) -> int:
 
 
 @torch.no_grad()
-def streams(transformer: Transformer, windows: Tensor) -> Float[Tensor, "layer row d_model"]:
+def streams(transformer: Transformer, windows: Tensor) -> Float[Tensor, "layer row d_stream"]:
     """What each layer leaves at the positions that count, window after window."""
     c = transformer.config
     names = [f"blocks.{i}.resid_post" for i in range(c.n_layers)]
     rows = len(windows) * (windows.shape[1] - _first(windows.shape[1]))
-    memory.numbers("The streams to fit to", (c.n_layers, rows, c.d_model), 4).require("fit to fewer tokens")
-    out = torch.empty(c.n_layers, rows, c.d_model, dtype=transformer.embed.weight.dtype)
+    memory.numbers("The streams to fit to", (c.n_layers, rows, c.d_stream), 4).require("fit to fewer tokens")
+    out = torch.empty(c.n_layers, rows, c.d_stream, dtype=transformer.embed.weight.dtype)
     each = rows // len(windows)
     for i, one in enumerate(windows):
         record = Record(*names)
         transformer.hidden(one[None].to(transformer.device), tap=record.bind(c))
         for layer, name in enumerate(names):
-            out[layer, i * each : (i + 1) * each] = transformer.gathered(record.tensor(name)[0, -each:]).cpu()
+            out[layer, i * each : (i + 1) * each] = record.tensor(name)[0, -each:].cpu()
     return out
+
+
+@torch.no_grad()
+def gathered(transformer: Transformer, x: Float[Tensor, "layer row d_stream"]) -> Float[Tensor, "layer row d_model"]:
+    """What the copies of streams come to."""
+    return torch.stack([transformer.gathered(one.to(transformer.device)).cpu() for one in x])
 
 
 def _measure(transformer: Transformer, windows: Tensor, found: Readout) -> tuple[list[float], list[float]]:
     """Mean divergence per layer of the plain lens and of a readout."""
     x = _some(streams(transformer, windows), _MEASURED)
-    kls = _kl(transformer, x[-1], [*x, *(found(i, x[i]) for i in range(len(x)))])
+    plain = gathered(transformer, x)
+    through = [found.of(transformer, i, one.to(transformer.device)) for i, one in enumerate(x)]
+    kls = _kl(transformer, plain[-1], [*plain, *through])
     return kls[: len(x)], kls[len(x) :]
 
 
-def _some(x: Float[Tensor, "layer row d_model"], most: int) -> Float[Tensor, "layer row d_model"]:
+def _some(x: Float[Tensor, "layer row d"], most: int) -> Float[Tensor, "layer row d"]:
     """At most so many of the rows, spread evenly."""
     return x[:, :: -(-x.shape[1] // most)]
 
@@ -143,7 +148,7 @@ def _kl(transformer: Transformer, last: Float[Tensor, "row d_model"], students: 
 def _tuned(
     transformer: Transformer, windows: Tensor, steps: int, seed: int, say: Progress
 ) -> tuple[Tensor, Tensor, list[str]]:
-    x = streams(transformer, windows)
+    x = gathered(transformer, streams(transformer, windows))
     each = x.shape[1] // len(windows)
     apart = each * max(1, len(windows) // 8)
     judge, train = _some(x[:, :apart], _JUDGED), x[:, apart:]
@@ -212,7 +217,7 @@ def _jacobian(
     names = [f"blocks.{i}.resid_post" for i in range(c.n_layers)]
     first = _first(windows.shape[1])
     rows = min(rows, c.d_model)
-    total = torch.zeros(c.n_layers, c.d_model, c.d_model, dtype=torch.float64)
+    total = torch.zeros(c.n_layers, c.d_model, c.d_stream, dtype=torch.float64)
     passes = -(-c.d_model // rows)
     for number, one in enumerate(windows):
         with torch.enable_grad():
@@ -222,6 +227,7 @@ def _jacobian(
             tokens = one.to(device).expand(rows, -1)
             x = transformer.embedded(tokens, Where(positions, None, 0)).detach().requires_grad_()
             last = transformer.stream(x, positions, tap=tap, inputs=transformer.inputs(tokens))
+            last = transformer.gathered(last, held=relevance)
             places = [record.tensor(name) for name in names]
             for k in range(passes):
                 say(number * passes + k, len(windows) * passes, "derivatives")

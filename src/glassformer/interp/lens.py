@@ -7,6 +7,7 @@ model's own output. Early rows are a reading, not a claim: the stream there was 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -123,8 +124,8 @@ def lens(
         at = torch.tensor(columns[a : a + step], device=trace.transformer.device)
         found = list(_places(trace, at, wanted, halves))
         if through is not None:
-            whole = trace.transformer.gathered
-            found = [(p, through(int(p.split(".")[1]), whole(x))) for p, x in found if p.endswith("resid_post")]
+            of = functools.partial(through.of, trace.transformer)
+            found = [(p, of(int(p.split(".")[1]), x)) for p, x in found if p.endswith("resid_post")]
         places = [place for place, _ in found]
         pieces.append(_read(trace, at, torch.cat([x for _, x in found]), None if follow is None else followed[0], k))
     ids, probabilities, entropy, chance, rank, tokens = (torch.cat(part, dim=1) for part in zip(*pieces, strict=True))

@@ -19,7 +19,7 @@ from glassformer.interp.agreement import effect, score, seen
 from glassformer.interp.edit_ops import Apply
 from glassformer.interp.head_outputs import gain
 from glassformer.interp.logit_target import linear
-from glassformer.interp.readout import Readout, read, require_one_stream
+from glassformer.interp.readout import Readout, read
 from glassformer.interp.select import Places, Selection
 
 if TYPE_CHECKING:
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from glassformer.model.sites import Where
 
 
-def token_vector(transformer: Transformer, lens: Readout | None, layer: int, token: int) -> Float[Tensor, " d_model"]:
+def token_vector(
+    transformer: Transformer, lens: Readout | None, layer: int, token: int, h: Float[Tensor, " d_stream"] | None = None
+) -> Float[Tensor, " d_stream"]:
     """The unit vector of a layer's stream by which a lens (None: the plain one) reads a token, against the vocabulary's
-    mean and with the final norm's divisor left out."""
+    mean and with the final norm's divisor left out. What copies come to is read with the lengths that they have in `h`,
+    held; a lens by all copies needs none."""
     linear(transformer.config)
     w, norm = transformer.unembedding, transformer.final
     way = w[token].double() - w.mean(0, dtype=torch.float64)
@@ -39,7 +42,17 @@ def token_vector(transformer: Transformer, lens: Readout | None, layer: int, tok
         way = way - way.mean()
     if lens is not None:
         way = lens.matrices[layer].to(way).T @ way
+    if h is not None and len(way) < len(h):
+        with torch.enable_grad():
+            x = h.detach().double().requires_grad_()
+            way = torch.autograd.grad(_gathered(transformer, x) @ way, x)[0]
     return way / way.norm()
+
+
+def _gathered(transformer: Transformer, x: Float[Tensor, " d_stream"]) -> Float[Tensor, " d_model"]:
+    """What copies come to, their lengths held, in the model's own numbers."""
+    own = transformer.gathered(x.to(transformer.dtype), held=True)
+    return own.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,6 @@ def lens_edit(
         UnsupportedError: a design whose last stream the final norm does not read.
     """
     layer, at = trace.layer(layer), trace.position(position)
-    require_one_stream(trace.config, "a token's vector")
     if trace.forward.edit is not None:
         raise UsageError("A lens is tried on the model as it is; trace the text without edits.")
     if layer == trace.config.n_layers - 1:
@@ -128,9 +140,10 @@ def lens_edit(
     one, two = trace.token_id(token), None if other is None else trace.token_id(other)
     if one == two:
         raise UsageError(f"{trace.token_text(one)!r} cannot be swapped with itself; name another token.")
-    way = token_vector(trace.transformer, through, layer, one)
+    h = trace.forward.get(f"blocks.{layer}.resid_post", slice(at, at + 1))[0]
+    way = token_vector(trace.transformer, through, layer, one, h[0])
     if two is not None:
-        way = way - token_vector(trace.transformer, through, layer, two)
+        way = way - token_vector(trace.transformer, through, layer, two, h[0])
         way = way / way.norm()
 
     def move(x: Tensor, where: Where | None = None) -> Tensor:
@@ -139,7 +152,6 @@ def lens_edit(
             return (wide - 2 * (wide @ way)[..., None] * way).to(x)
         return (wide + strength * wide.norm(dim=-1, keepdim=True) * way).to(x)
 
-    h = trace.forward.get(f"blocks.{layer}.resid_post", slice(at, at + 1))[0]
     both = torch.cat([h, move(h)])
     before = score(read(trace.transformer, trace.forward.last(slice(at, at + 1))[0]))
     after = effect(trace, layer, at, both[1:])

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.checkpoint.tensorfile import packed, unpacked
-from glassformer.errors import CheckpointError, UnsupportedError
+from glassformer.errors import CheckpointError
 from glassformer.interp.fingerprint import fingerprint
-from glassformer.model import Config, Transformer
+from glassformer.model import Transformer
 from glassformer.system import files
 
 FORMAT = "glassformer.readout/1"
@@ -31,21 +31,33 @@ class Readout:
 
     Attributes:
         kind: "tuned", "jacobian" or "relevance".
-        matrices: (layer, d_model, d_model), the last one the identity; biases: (layer, d_model).
+        matrices: (layer, d_model, d_model), the last one the identity; derivatives of a stream in copies, by all of
+            them, (layer, d_model, d_stream). biases: (layer, d_model).
         model, weights: of what model they are: its name and a digest of its weights.
         facts: how they were found, and how well they read held-out text (`fitting.fit`).
     """
 
     kind: str
-    matrices: Float[Tensor, "layer d_model d_model"]
+    matrices: Float[Tensor, "layer d_model taken"]
     biases: Float[Tensor, "layer d_model"]
     model: str
     weights: str
     facts: dict[str, Any]
 
-    def __call__(self, layer: int, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The stream as it leaves a layer (its copies made one), as the last layer would leave it."""
+    def __call__(self, layer: int, x: Float[Tensor, "*batch taken"]) -> Float[Tensor, "*batch d_model"]:
+        """What a map takes of the stream as it leaves a layer, as the last layer would leave it."""
         return x @ self.matrices[layer].to(x).T + self.biases[layer].to(x)
+
+    def of(
+        self, transformer: Transformer, layer: int, x: Float[Tensor, "*batch d_stream"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The stream as it leaves a layer, as the last layer would leave it: all its copies through the map, or what
+        they come to; after the last layer nothing is left to foretell."""
+        by_copies = self.matrices.shape[2] != transformer.config.d_model
+        if by_copies and layer + 1 < len(self.matrices):
+            return self(layer, x)
+        one = transformer.gathered(x)
+        return one if by_copies else self(layer, one)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the maps left out."""
@@ -80,15 +92,10 @@ class Readout:
         except (KeyError, TypeError):
             raise CheckpointError(f"The readout in {path} lacks its maps or what they are of.") from None
         layers, d = transformer.config.n_layers, transformer.config.d_model
-        if found.matrices.shape != (layers, d, d) or found.biases.shape != (layers, d):
-            raise CheckpointError(f"The readout in {path} does not hold {layers} maps of width {d}.")
+        taken = d if found.kind == "tuned" else transformer.config.d_stream
+        if found.matrices.shape != (layers, d, taken) or found.biases.shape != (layers, d):
+            raise CheckpointError(f"The readout in {path} does not hold {layers} maps from {taken} numbers to {d}.")
         return found
-
-
-def require_one_stream(config: Config, what: str) -> None:
-    """Raise UnsupportedError where the stream stands in copies, which have no one derivative and no one vector."""
-    if config.copies:
-        raise UnsupportedError(f"This model's stream stands in copies that layers mix, and {what} is of one stream.")
 
 
 def read(transformer: Transformer, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
