@@ -137,7 +137,20 @@ def test_areas_by_hand():
 
 
 def test_a_circuit_reaches_its_faithfulness_and_needs_every_edge():
-    result = circuit(found(), 0.8)
+    said: list[tuple[int, int | None, str]] = []
+    result = circuit(found(), 0.8, progress=lambda *at: said.append(at))
+    steps: dict[str, list[tuple[int, int]]] = {}
+    for done, total, what in said:
+        steps.setdefault(what, []).append((done, total or 0))
+    assert list(steps) == ["running sets", "random sets", "finding the smallest", "taking edges out", "rivals"]
+    for each in steps.values():
+        assert each[0][0] == 0
+        assert each == sorted(each, key=lambda at: at[0])
+        assert all(done <= total for done, total in each)
+        assert [total for _, total in each] == sorted((total for _, total in each), reverse=True)
+    assert [steps[what][-1] for what in ("running sets", "random sets")] == [(10, 10), (30, 30)]
+    done, total = steps["finding the smallest"][-1]
+    assert done == total
     runs, graph = Runs(found().pairs), found().graph
     assert result.f >= 0.8
     assert result.tried

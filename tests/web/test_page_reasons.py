@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -206,9 +207,13 @@ def test_a_long_search_says_how_far_it_is_and_can_be_stopped(app: Watched, monke
     events = [json.loads(line.removeprefix("data: ")) for line in answer.split("\n\n") if line]
     whats = [event["what"] for event in events[:-1]]
     assert [what for i, what in enumerate(whats) if what not in whats[:i]] == [
-        "estimating", "running sets", "random sets", "finding the smallest", "rivals", "drawing prompts again",
+        "estimating", "running sets", "random sets", "finding the smallest", "taking edges out", "rivals",
     ]  # fmt: skip
     assert all(0 <= event["done"] <= event["total"] for event in events[:-1])
+    # Runs of the model are counted one by one.
+    assert {e["done"] for e in events[:-1] if e["what"] == "running sets"} == {0, 10}
+    early = [event["early"] for event in events[:-1] if "early" in event]
+    assert [e["edges"] for e in early] == [view(app, "graph", clean=TEXT, corrupted=OTHER, measure=False)["edges"]]
     assert events[-1]["found"] == view(app, "circuit", **asked)
     # A search without an end, as the page shows it.
     held: list[Any] = []
@@ -229,7 +234,7 @@ def test_a_long_search_says_how_far_it_is_and_can_be_stopped(app: Watched, monke
 
 
 def test_the_circuit_of_a_task(app: Watched, monkeypatch: pytest.MonkeyPatch):
-    from glassformer.interp import tasks
+    from glassformer.interp import circuit_search, tasks
 
     app.open(HERE).room("why")
     task = app.page.locator("#circuit-task")
@@ -241,6 +246,7 @@ def test_the_circuit_of_a_task(app: Watched, monkeypatch: pytest.MonkeyPatch):
     app.page.click(".circuit-form button")
     app.settle()
     assert "it does not have the task" in " ".join(app.problems())
+    assert app.page.locator(".circuit progress").count() == 0
     app.complaints.clear()
     # A task that it can do.
     rows = [
@@ -249,7 +255,17 @@ def test_the_circuit_of_a_task(app: Watched, monkeypatch: pytest.MonkeyPatch):
     ]
     monkeypatch.setattr(tasks, "solved", lambda name, rows, pairs: list(range(len(rows))))
     monkeypatch.setattr(tasks, "examples", lambda name, encode, count: rows)
+    go, whole = threading.Event(), circuit_search.circuit
+    monkeypatch.setattr(circuit_search, "circuit", lambda *args, **more: (go.wait(60), whole(*args, **more))[1])
     task.select_option("copying")
+    # The estimates are drawn, and said to be that, while the search goes on.
+    app.page.wait_for_selector(".circuit .edge", state="attached")
+    assert app.page.locator(".circuit progress").count() == 1
+    assert not app.page.get_by_text("it does not have the task").is_visible()
+    assert "estimates" in app.page.inner_text(".circuit .sentence")
+    assert app.page.locator(".circuit .edge:not(.only-claimed)").count() == 0
+    app.shot("circuit-task-estimates")
+    go.set()
     app.settle()
     told = view(app, "circuit", task="copying", exact="strongest", strongest=60)
     circuit = told["circuit"]

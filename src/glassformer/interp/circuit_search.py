@@ -10,9 +10,8 @@ the set changes when the prompts are drawn again. Knows edges and their values, 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -77,32 +76,47 @@ class Runs:
     """Runs sets of edges, or of edges at positions, on pairs of prompts.
 
     Args:
-        tick: called before each batch of sets; what it raises stops them.
+        say: told, after each batch of sets, of so many runs of the model how many are done, and what they are for; what
+            it raises stops them.
     """
 
-    def __init__(self, pairs: Sequence[Pair], tick: Callable[[], None] = lambda: None) -> None:
-        self.pairs, self.tick = list(pairs), tick
+    def __init__(self, pairs: Sequence[Pair], say: Progress = quiet) -> None:
+        self.pairs, self._say = list(pairs), say
         self._streams = [pair.streams(pair.corrupted) for pair in self.pairs]
+        self._what, self._done, self._most = "running sets", 0, 0
+
+    def begin(self, what: str, sets: int) -> None:
+        """From here on, so many sets at most are run for this."""
+        self._what, self._done, self._most = what, 0, sets * len(self.pairs)
+        self._told(0)
+
+    def left(self, sets: int) -> None:
+        """So many sets at most are still to be run for what was begun."""
+        self._most = self._done + sets * len(self.pairs)
+
+    def _told(self, runs: int) -> None:
+        self._done += runs
+        self._say(self._done, self._most, self._what)
 
     @torch.no_grad()
-    def metric(self, sets: Bool[Tensor, "set cell"]) -> Float[Tensor, " set"]:
-        """The metric when each set runs alone, averaged over pairs."""
+    def metric(self, sets: Bool[Tensor, "set cell"], counted: bool = True) -> Float[Tensor, " set"]:
+        """The metric when each set runs alone, averaged over pairs; `counted` where `begin` counted these runs."""
         total = torch.zeros(len(sets), dtype=torch.float64)
         for pair, streams in zip(self.pairs, self._streams, strict=True):
             step = max(1, _HELD // (pair.sent.numel() * pair.sent.element_size()))
             for low in range(0, len(sets), step):
-                self.tick()
                 part = sets[low : low + step].to(pair.sent.device)
                 part = part if part.shape[1] == pair.graph.total else part.unflatten(1, (pair.graph.total, -1))
                 total[low : low + step] += pair.set_runs(streams, part)
+                self._told(len(part) if counted else 0)
         return total / len(self.pairs)
 
-    def faithfulness(self, sets: Bool[Tensor, "set cell"]) -> Float[Tensor, " set"]:
+    def faithfulness(self, sets: Bool[Tensor, "set cell"], counted: bool = True) -> Float[Tensor, " set"]:
         """f of each set."""
         clean, corrupted = (
             sum(getattr(p, name) for p in self.pairs) / len(self.pairs) for name in ("of_clean", "of_corrupted")
         )
-        return (self.metric(sets) - corrupted) / (clean - corrupted)
+        return (self.metric(sets, counted) - corrupted) / (clean - corrupted)
 
 
 def prefixes(cells: int, order: Int[Tensor, " rank"], counts: Sequence[int]) -> Bool[Tensor, "set cell"]:
@@ -149,6 +163,8 @@ def smallest(runs: Runs, cells: int, order: Int[Tensor, " rank"], target: float)
     """The fewest first ones of an order that reach a faithfulness, by bisection of its growth."""
     low, high, points = 0, cells, 8
     counts = sorted({min(cells, 2**i) for i in range(cells.bit_length() + 1)})
+    widest = max(b - a for a, b in zip([0, *counts], counts, strict=False))
+    runs.begin("finding the smallest", len(counts) + _bisected(widest, points))
     while True:
         reached = runs.faithfulness(prefixes(cells, order, counts)) >= target
         first = int(reached.int().argmax()) if bool(reached.any()) else len(counts)
@@ -156,11 +172,21 @@ def smallest(runs: Runs, cells: int, order: Int[Tensor, " rank"], target: float)
             high = counts[first]
         if first > 0:
             low = max(low, counts[first - 1])
+        runs.left(_bisected(high - low, points))
         if high - low <= 1:
             return high
         counts = sorted({low + (high - low) * i // (points + 1) for i in range(1, points + 1)} - {low, high})
         if not counts:
             counts = [low + 1]
+
+
+def _bisected(gap: int, points: int) -> int:
+    """How many sets a bisection of so wide a gap runs at most, so many in each round."""
+    sets = 0
+    while gap > 1:
+        sets += min(points, gap - 1)
+        gap = -(-gap // (points + 1))
+    return sets
 
 
 def pruned(runs: Runs, chosen: Int[Tensor, " cell"], cells: int, target: float) -> tuple[Int[Tensor, " kept"], bool]:
@@ -170,6 +196,7 @@ def pruned(runs: Runs, chosen: Int[Tensor, " cell"], cells: int, target: float) 
     When no block can go, smaller ones are tried, down to single edges, as long as runs are left.
     """
     left, block = _PRUNE // len(runs.pairs), max(1, len(chosen) // 64)
+    runs.begin("taking edges out", left)
     while len(chosen):
         blocks = chosen.split(block)
         left -= len(blocks)
@@ -184,7 +211,7 @@ def pruned(runs: Runs, chosen: Int[Tensor, " cell"], cells: int, target: float) 
         tried = torch.zeros(len(counts), cells, dtype=torch.bool)
         for row, count in zip(tried, counts, strict=True):
             row[torch.cat([chosen[:0], *(blocks[i] for i in order[count:])])] = True
-        held = (runs.faithfulness(tried) >= target).nonzero()[:, 0].tolist()
+        held = (runs.faithfulness(tried, counted=False) >= target).nonzero()[:, 0].tolist()
         if held:
             chosen = torch.cat([chosen[:0], *(blocks[i] for i in sorted(order[counts[held[-1]] :]))])
         elif block == 1:
@@ -194,7 +221,15 @@ def pruned(runs: Runs, chosen: Int[Tensor, " cell"], cells: int, target: float) 
     return chosen, True
 
 
-def jaccard(graph: Graph, pairs: int, size: int, strength: Strength, draws: int = 100, seed: int = 0) -> float | None:
+def jaccard(
+    graph: Graph,
+    pairs: int,
+    size: int,
+    strength: Strength,
+    draws: int = 100,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> float | None:
     """How alike the sets are that redrawn pairs give: the mean of |A ∩ B| / |A ∪ B| over pairs of bootstrap draws.
 
     None for one pair of prompts, which says nothing of others.
@@ -207,7 +242,8 @@ def jaccard(graph: Graph, pairs: int, size: int, strength: Strength, draws: int 
     g = torch.Generator().manual_seed(seed)
     rows = torch.randint(0, pairs, (draws, pairs), generator=g)
     sets = torch.zeros(draws, graph.total)
-    for row, drawn in zip(sets, rows, strict=True):
+    for number, (row, drawn) in enumerate(zip(sets, rows, strict=True)):
+        (progress or quiet)(number, draws, "drawing prompts again")
         row[greedy(graph, strength(torch.bincount(drawn, minlength=pairs).double() / pairs), size)] = 1
     both = sets @ sets.T
     either = 2 * size - both
@@ -298,23 +334,16 @@ def circuit(
     if not 0 < faithfulness <= 1:
         raise UsageError(f"A circuit's faithfulness is above 0 and at most 1; {faithfulness} is not.")
     say = progress or quiet
-    graph, runs, cells = edges.graph, Runs(edges.pairs), len(edges.strength)
-
-    def step(done: int, what: str) -> None:
-        runs.tick = partial(say, done, 5, what)
-        runs.tick()
-
+    graph, runs, cells = edges.graph, Runs(edges.pairs, say), len(edges.strength)
     order = greedy(graph, edges.strength)
-    step(0, "running sets")
+    runs.begin("running sets", len(SHARES))
     whole = curve(runs, cells, order)
-    step(1, "random sets")
+    runs.begin("random sets", len(SHARES) * randoms)
     g = torch.Generator().manual_seed(seed)
     orders = [greedy(graph, torch.rand(cells, generator=g)) for _ in range(randoms)]
     random = [curve(runs, cells, each) for each in orders]
-    step(2, "finding the smallest")
     first = order[: smallest(runs, cells, order, faithfulness)]
     chosen, tried = pruned(runs, first, cells, faithfulness)
-    step(3, "rivals")
     outside = edges.strength
     outside[chosen] = 0
     without = greedy(graph, outside)
@@ -323,8 +352,12 @@ def circuit(
     beside = [prefixes(cells, without, sizes), *(prefixes(cells, each, [len(chosen)]) for each in orders)]
     own = torch.zeros(1, cells, dtype=torch.bool)
     own[0, chosen] = True
+    runs.begin("rivals", 1 + len(sizes) + len(orders))
     f = runs.faithfulness(torch.cat([own, *beside])).tolist()
-    step(4, "drawing prompts again")
+    held = Runs(held_out, say) if held_out else None
+    if held is not None:
+        held.begin("held out", 1)
+    beyond = None if held is None else float(held.faithfulness(own)[0])
     return Circuit(
         edges=edges,
         chosen=chosen,
@@ -334,7 +367,7 @@ def circuit(
         curve=whole,
         random=random,
         random_f=sum(f[1 + len(sizes) :]) / len(orders),
-        jaccard=jaccard(graph, len(edges.pairs), max(1, len(first)), edges.strengths(), seed=seed),
+        jaccard=jaccard(graph, len(edges.pairs), max(1, len(first)), edges.strengths(), seed=seed, progress=say),
         rivals=[{"size": n, "overlap": 0.0, "f": x} for n, x in zip(sizes, f[1:], strict=False)],
-        held_out=float(Runs(held_out, runs.tick).faithfulness(own)[0]) if held_out else None,
+        held_out=beyond,
     )

@@ -9,7 +9,7 @@ is `circuit_search`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -269,15 +269,42 @@ def edges(
         UsageError: when the metric is the same for both prompts, nothing was given, or too much would be measured.
         UnsupportedError: when what a part adds does not stay in the stream.
     """
+    if exact not in MEASURED:
+        raise UsageError(f"exact is {', '.join(MEASURED[:-1])} or none; {exact!r} is none of them.")
+    if strongest < 0:
+        raise UsageError(f"So many of the strongest edges are measured, 0 or more; {strongest} is not.")
+    found = estimated(
+        pairs,
+        metric,
+        answer=answer,
+        wrong=wrong,
+        position=position,
+        method=method,
+        steps=steps,
+        by_position=by_position,
+        progress=progress,
+    )
+    return measured(found, exact, strongest=strongest, limit=limit, progress=progress)
+
+
+def estimated(
+    pairs: Sequence[tuple[Trace, Trace]],
+    metric: Metric = "logit_difference",
+    *,
+    answer: Tokens = None,
+    wrong: Tokens = None,
+    position: int = -1,
+    method: Method = "eap-ig",
+    steps: int | None = None,
+    by_position: bool = False,
+    progress: Progress | None = None,
+) -> Edges:
+    """The first half of `edges`, with its arguments and errors: every edge estimated and none measured."""
     pairs = list(pairs)
     if not pairs:
         raise UsageError("Edges need at least one pair of prompts.")
     if by_position and len(pairs) > 1:
         raise UsageError("Positions are those of one pair; give one, or take the sums over positions.")
-    if exact not in MEASURED:
-        raise UsageError(f"exact is {', '.join(MEASURED[:-1])} or none; {exact!r} is none of them.")
-    if strongest < 0:
-        raise UsageError(f"So many of the strongest edges are measured, 0 or more; {strongest} is not.")
     if method in LOCAL and metric == "kl":
         raise UsageError(
             f"The KL divergence has no slope at the clean run, so {method} says nothing of it; take eap-ig."
@@ -292,31 +319,42 @@ def edges(
         run = Estimates(pair, by_position, partial(say, number, len(ready), "estimating"))
         terms.append([term.flatten() for term in run.with_reliability(method, steps)])
     estimate, first, curvature = (torch.stack(each) for each in zip(*terms, strict=True))
-    trusted = reliable(ready, estimate, first, curvature)
+    labels = list(ready[0].clean.tokens[ready[0].here]) if by_position else None
+    name = metric if isinstance(metric, str) else "custom"
+    unknown = torch.full_like(estimate, torch.nan)
+    return Edges(ready, graph, name, ready[0].unit, method, estimate, first, curvature, unknown, labels)
+
+
+def measured(
+    found: Edges,
+    exact: Measured = "unreliable",
+    *,
+    strongest: int = 300,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Edges:
+    """The second half of `edges`, with its arguments and errors: estimated edges, some of them measured."""
+    ready, estimate, say = found.pairs, found.estimate, progress or quiet
     top = _strongest(estimate, exact, strongest)
-    flagged = ~trusted & ~top if exact == "unreliable" else torch.zeros_like(top)
+    flagged = ~found.reliable & ~top if exact == "unreliable" else torch.zeros_like(top)
     whole, some = (len(ready) if exact == "all" else min(n, len(ready)) for n in (MEASURED_ON, TRIED))
     count = int(top.sum()) * whole + int(flagged.sum()) * some
     if limit is not None and count > limit:
         raise UsageError(
             f"{count:,} edges would be measured, and at most {limit:,} are; measure the strongest alone, or none."
         )
-    found = torch.full_like(estimate, torch.nan)
-    wide = estimate.shape[1] // graph.total
+    known = torch.full_like(estimate, torch.nan)
     for number, pair in enumerate(ready[:whole]):
         if number == TRIED:
             size = estimate[:TRIED].abs()
-            mean = torch.where(torch.isnan(found[:TRIED]), size, (size + found[:TRIED].abs()) / 2).mean(0)
+            mean = torch.where(torch.isnan(known[:TRIED]), size, (size + known[:TRIED].abs()) / 2).mean(0)
             flagged &= mean >= NEAR * (mean.topk(int(top.sum())).values[-1] if bool(top.any()) else 0.0)
         cells = (top | flagged).nonzero()[:, 0]
         if len(cells):
             told = _telling(say, number * len(cells), whole * len(cells))
-            found[number, cells] = Exact(pair)(cells // wide, cells % wide if by_position else None, told)
-    labels = None
-    if by_position:
-        labels = list(ready[0].clean.tokens[ready[0].here])
-    name = metric if isinstance(metric, str) else "custom"
-    return Edges(ready, graph, name, ready[0].unit, method, estimate, first, curvature, found, labels)
+            places = None if found.positions is None else cells % found.wide
+            known[number, cells] = Exact(pair)(cells // found.wide, places, told)
+    return replace(found, exact=known)
 
 
 def prepared(

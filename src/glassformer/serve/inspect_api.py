@@ -230,12 +230,15 @@ class Inspector:
         what: str,
         result: Callable[[Any], dict[str, Any]],
     ) -> AsyncGenerator[bytes]:
-        """Signs of progress (what the work told last, where it tells that), and the result."""
+        """Signs of progress (what the work told last, where it tells that), once with what it found early, and the
+        result."""
         steps, last = 0, ()  # type: int, tuple[Any, ...]
+        early: list[object] = []
 
         def stepped(*progress: object) -> None:
             nonlocal steps, last
             steps, last = steps + 1, progress or last
+            early.extend(progress[3:])
 
         start = time.monotonic()
         task = asyncio.create_task(self._found(work, served, request, stepped))
@@ -243,6 +246,8 @@ class Inspector:
             while not task.done():
                 await asyncio.wait({task}, timeout=_NEWS)
                 progress = dict(zip(("done", "total", "what"), last, strict=False))
+                if early:
+                    progress["early"] = early.pop(0)
                 yield event({"steps": steps, "seconds": round(time.monotonic() - start, 2), **progress}, "progress")
             yield event(await asyncio.to_thread(result, task.result()), "result")
         except Cancelled:

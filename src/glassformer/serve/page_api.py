@@ -139,7 +139,8 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
 
     @api.post("/api/watch/{name}")
     async def watch(name: str, request: Request) -> Response:
-        """A view that takes its time, as events: how far it is, and what it found."""
+        """A view that takes its time, as events: how far it is, some of them with what it found early, and what it
+        found."""
         try:
             data = await request.json()
         except ValueError:
@@ -153,7 +154,7 @@ def router(session: Session, workers: Workers, training: Training, load: Callabl
                 check()
                 if progress and progress != told:
                     told = progress
-                    emit(dict(zip(("done", "total", "what"), progress, strict=True)))
+                    emit(dict(zip(("done", "total", "what", "early"), progress, strict=False)))
 
             emit({"found": session.view(name, data, step)})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 # Edges that a view measures at most, one run of the model each.
 LIMIT = 5000
+# Edges that one drawing holds at most, and parts in the first one of a long search.
+EDGES, NODES = 120, 25
 # Pairs of prompts that one circuit is sought for, at most.
 PAIRS = 32
 
@@ -135,7 +139,8 @@ def edges(session: Session, ask: EdgesAsk, check: Check) -> dict[str, Any]:
 )
 def circuit(session: Session, ask: CircuitAsk, check: Check) -> dict[str, Any]:
     """The smallest set of edges found that brings the difference of two prompts back, and how far to trust it; `into`
-    names the parts that each of its receivers is an input of."""
+    names the parts that each of its receivers is an input of. Watched, it first gives as `early` a drawing by the
+    estimates: the strongest connected edges among a few parts."""
     from glassformer.interp.circuit_search import circuit as searched
     from glassformer.interp.edges import prepared
 
@@ -143,7 +148,13 @@ def circuit(session: Session, ask: CircuitAsk, check: Check) -> dict[str, Any]:
     held: list[dict[str, str]] = []
     if ask.task is not None:
         ask, held, told = _of_task(session, ask, ask.task, check)
-    edges = sought(session, ask, check, exact=ask.exact, strongest=ask.strongest, by_position=ask.by_position)
+
+    def early(found: Edges) -> None:
+        if found.positions is None:
+            pairs = len(found.pairs)
+            check(pairs, pairs, "estimating", told | _first_drawing(found))
+
+    edges = sought(session, ask, check, early, exact=ask.exact, strongest=ask.strongest, by_position=ask.by_position)
     beside: tuple[Any, ...] = ()
     if held:
         traces = [tuple(_trace(session, ask, p[key], check) for key in ("clean", "corrupted")) for p in held]
@@ -173,9 +184,13 @@ def _of_task(
     from glassformer.interp.tasks import tried
 
     encode = session.model(ask.model).encode
-    rows, held, accuracy = tried(
-        task, lambda text: encode(text, ask.bos), lambda text: _trace(session, ask, text, check), ask.examples
-    )
+    runs = count()
+
+    def trace(text: str) -> Any:
+        check(next(runs), 2 * ask.examples, "trying the task")
+        return _trace(session, ask, text, check)
+
+    rows, held, accuracy = tried(task, lambda text: encode(text, ask.bos), trace, ask.examples)
     own = {key: [row[key] for row in rows] for key in ("answer", "wrong")}
     pairs = [(row["clean"], row["corrupted"]) for row in rows]
     return ask.model_copy(update={"pairs": pairs, **own}), held, {"task": task, "accuracy": accuracy}
@@ -202,12 +217,21 @@ def _pairs(ask: Any) -> list[tuple[str, str]]:
     return getattr(ask, "pairs", None) or [(ask.clean, ask.corrupted)]
 
 
-def sought(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
-    """The edges of a request's pair of prompts."""
-    from glassformer.interp.edges import edges as found
+def sought(
+    session: Session,
+    ask: Any,
+    check: Check,
+    early: Callable[[Edges], None] = lambda found: None,
+    *,
+    exact: Any,
+    strongest: int,
+    by_position: bool,
+) -> Edges:
+    """The edges of a request's pairs of prompts; `early` is given their estimates before any is measured."""
+    from glassformer.interp.edges import estimated, measured
 
     pairs = [tuple(_trace(session, ask, text, check) for text in pair) for pair in _pairs(ask)]
-    return found(
+    found = estimated(
         pairs,
         ask.metric,
         answer=ask.answer,
@@ -215,10 +239,43 @@ def sought(session: Session, ask: Any, check: Check, **more: Any) -> Edges:
         position=ask.position,
         method=ask.method,
         steps=ask.steps,
-        limit=LIMIT,
+        by_position=by_position,
         progress=check,
-        **more,
     )
+    early(found)
+    return measured(found, exact, strongest=strongest, limit=LIMIT, progress=check)
+
+
+def _first_drawing(found: Edges) -> Json:
+    """What can be drawn of a circuit before it is known: the strongest connected edges by their estimates."""
+    order = connected(found, NODES)
+    parts = [into(found.graph, edge) for edge in order]
+    rows = [row | {"into": names} for row, names in zip(found.rows(order), parts, strict=True)]
+    return {"total_edges": found.graph.total, "nodes": named(found.graph, rows), "edges": rows}
+
+
+def connected(found: Edges, nodes: int) -> list[int]:
+    """The strongest edges, in their order of joining, among at most so many parts."""
+    from glassformer.interp.circuit_search import greedy
+
+    known, out = {"logits"}, list[int]()
+    for edge in greedy(found.graph, found.value, 4 * EDGES).tolist():
+        sender = found.graph.names(edge)[0]
+        if len(out) == EDGES:
+            break
+        if not known & set(into(found.graph, edge)):
+            continue  # what it leads to was left out
+        if sender not in known and len(known) == nodes:
+            continue
+        known.add(sender)
+        out.append(edge)
+    return out
+
+
+def named(whole: Graph, rows: list[Json]) -> list[str]:
+    """The parts that edges begin at, and the logits, in the model's order."""
+    known = {"logits"} | {row["from"] for row in rows}
+    return [name for name in [*whole.senders, "logits"] if name in known]
 
 
 def into(whole: Graph, edge: int) -> list[str]:

@@ -10,16 +10,15 @@ import torch
 from pydantic import Field
 
 from glassformer.tokenizer.spelling import spelled_alone
-from glassformer.views.edges import PairAsk, head_of, into, sought
+from glassformer.views.edges import PairAsk, connected, head_of, into, named, sought
 from glassformer.views.registry import Check, Json, view
 
 if TYPE_CHECKING:
-    from glassformer.interp.edge_graph import Graph
     from glassformer.views.report_data import ReportDraft
     from glassformer.views.session import Session
 
-# Edges that one drawing holds at most, those of one by position, and sets of them whose faithfulness is measured.
-EDGES, PLACED, SETS = 120, 48, 24
+# Edges that one drawing by position holds at most, and sets of them whose faithfulness is measured.
+PLACED, SETS = 48, 24
 
 
 class GraphAsk(PairAsk):
@@ -52,7 +51,7 @@ def graph(session: Session, ask: GraphAsk, check: Check) -> Json:
     if apart:
         order = greedy(whole, found.value, PLACED).tolist()
     else:
-        order = _within(whole, greedy(whole, found.value, 4 * EDGES).tolist(), ask.nodes)
+        order = connected(found, ask.nodes)
     edges = torch.tensor(order, dtype=torch.long)
     exact: list[float | None] = [None] * len(order)
     kept: list[Json] = []
@@ -61,7 +60,8 @@ def graph(session: Session, ask: GraphAsk, check: Check) -> Json:
         exact = [float(x) for x in Exact(pair)(edges // wide, places, lambda done: check())]
         step = max(1, -(-len(order) // SETS))
         counts = sorted({*range(step, len(order) + 1, step), len(order)})
-        f = Runs(found.pairs, check).faithfulness(prefixes(whole.total * wide, edges, counts))
+        runs = Runs(found.pairs, lambda done, total, what: check())
+        f = runs.faithfulness(prefixes(whole.total * wide, edges, counts))
         kept = [{"edges": n, "f": float(x)} for n, x in zip(counts, f, strict=True)]
     rows = [
         row | {"into": into(whole, edge // wide), "exact": value}
@@ -75,27 +75,7 @@ def graph(session: Session, ask: GraphAsk, check: Check) -> Json:
         "answer": None if pair.answer is None else spelled_alone(pair.clean.vocabulary, [pair.answer])[0],
         "wrong": None if pair.wrong is None else spelled_alone(pair.clean.vocabulary, [pair.wrong])[0],
         "total_edges": whole.total * wide,
-        "nodes": [name for name in [*whole.senders, "logits"] if name in _named(rows)],
+        "nodes": named(whole, rows),
         "edges": rows,
         "kept": kept,
     }
-
-
-def _named(rows: list[Json]) -> set[str]:
-    return {"logits"} | {row["from"] for row in rows}
-
-
-def _within(whole: Graph, order: list[int], nodes: int) -> list[int]:
-    """The first edges, in their order of joining, among at most so many parts."""
-    known, out = {"logits"}, list[int]()
-    for edge in order:
-        sender = whole.names(edge)[0]
-        if len(out) == EDGES:
-            break
-        if not known & set(into(whole, edge)):
-            continue  # what it leads to was left out
-        if sender not in known and len(known) == nodes:
-            continue
-        known.add(sender)
-        out.append(edge)
-    return out

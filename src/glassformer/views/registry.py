@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 
 Check = Callable[..., None]
-"""Called between steps, with nothing or with (done, total, what); raises `Cancelled` when nobody waits any more."""
+"""Called between steps, with nothing, with (done, total, what), or with that and what was found so far; raises
+`Cancelled` when nobody waits any more."""
 Json = dict[str, Any]
 """A JSON object."""
 

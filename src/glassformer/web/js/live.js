@@ -17,7 +17,7 @@ export async function afterFirst() {
  * @param {HTMLElement} element what shows the data
  * @param {import("./store.js").Store} state
  * @param {string[]} keys fields it depends on
- * @param {(signal: AbortSignal) => Promise<any>} ask
+ * @param {(signal: AbortSignal, begun: () => void) => Promise<any>} ask `begun` takes away what went wrong before, where work goes on for long
  * @param {(data: any) => void} draw
  * @param {{clear?: () => void, always?: boolean, first?: boolean}} [options] `clear` is called when there is no text any more; with `always` an empty text is asked for too; what is `first` is answered before all others ask
  * @returns {{refresh: (quiet?: boolean) => void, stop: () => void}}
@@ -58,7 +58,7 @@ export function live(element, state, keys, ask, draw, { clear, always = false, f
         await afterFirst();
         if (mine.signal.aborted) return;
       }
-      const data = await ask(mine.signal);
+      const data = await ask(mine.signal, () => { problem.hidden = true; });
       if (mine.signal.aborted) return;
       problem.hidden = true;
       if (data !== null) draw(data);

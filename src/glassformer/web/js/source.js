@@ -20,7 +20,7 @@ export class HttpSource {
     return (await this.#post(`/api/view/${view}`, args, signal)).json();
   }
 
-  /** A view that takes its time: told how far it is while it works. @param {string} view @param {Record<string, any>} args @param {(at: {done: number, total: number, what: string}) => void} tell @param {{signal?: AbortSignal}} [options] @returns {Promise<any>} */
+  /** A view that takes its time: told how far it is while it works, and what it found early. @param {string} view @param {Record<string, any>} args @param {(at: {done: number, total: number, what: string, early?: any}) => void} tell @param {{signal?: AbortSignal}} [options] @returns {Promise<any>} */
   async watch(view, args, tell, { signal } = {}) {
     for await (const event of this.stream(`/api/watch/${view}`, args, { signal })) {
       if (event.found) return event.found;

@@ -31,6 +31,9 @@ export function long(id) {
 /** Edges of a task's circuit that are measured, one run of the model for each prompt. */
 const MEASURED = 60;
 
+/** Steps of the search that may end before what they may take at most. */
+const BOUNDED = /^(finding|taking) /;
+
 /** What of a part an edge goes into. @param {string} to */
 function side(to) {
   const found = /\.(q|k|v|router|index|token)$/.exec(to);
@@ -96,6 +99,9 @@ export function ofTask(found) {
   };
 }
 
+/** … and before it is known: the strongest edges by their estimates. @param {any} early what the view `circuit` says first */
+const ofEstimates = (early) => ({ ...early, kept: [], told: say("circuit.estimated", { task: early.task, accuracy: percent(early.accuracy, 0), n: early.edges.length, all: early.total_edges.toLocaleString() }) });
+
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
   const other = h("input", { type: "text", "aria-label": say("circuit.other"), value: state.get("other")?.text ?? "", class: "boxed" });
@@ -121,7 +127,7 @@ export function mount(element, source, state) {
   /** @type {{wanted: any, found: any}} */
   let answered = { wanted: null, found: null };
   state.on(["other"], () => { other.value = state.get("other")?.text ?? ""; });
-  const view = live(body, state, ["text", "model", "other", "task", "circuitAsked"], async (signal) => {
+  const view = live(body, state, ["text", "model", "other", "task", "circuitAsked"], async (signal, begun) => {
     const ask = { model: state.get("model"), clean: state.get("text"), corrupted: state.get("other").text };
     if (!source.live) return source.get("graph", ask);
     if (!state.get("circuitAsked")) {
@@ -131,7 +137,7 @@ export function mount(element, source, state) {
     if (state.get("task")) {
       const wanted = { model: ask.model, task: state.get("task"), exact: "strongest", strongest: MEASURED };
       // It does not depend on the text, and takes its time.
-      if (JSON.stringify(wanted) !== JSON.stringify(answered.wanted)) answered = { wanted, found: await source.watch("circuit", wanted, working(), { signal }) };
+      if (JSON.stringify(wanted) !== JSON.stringify(answered.wanted)) answered = { wanted, found: await sought(wanted, signal, begun) };
       return ofTask(answered.found);
     }
     if (apart.checked) Object.assign(ask, { by_position: true });
@@ -139,19 +145,31 @@ export function mount(element, source, state) {
     return signal.aborted ? null : source.get("graph", ask, { signal });
   }, (d) => draw(d), { clear: () => put(body) });
 
-  /** How far a long search is, and what ends it. @returns {(at: {done: number, total: number, what: string}) => void} */
-  function working() {
-    const [how, many] = [h("progress", { "aria-label": say("circuit.working") }), h("span", { class: "small", role: "status" })];
-    put(body, h("div", { class: "row" }, how, many, h("button", { type: "button", class: "small", id: "circuit-stop", onclick: () => state.set({ circuitAsked: false }) }, say("circuit.stop"))));
-    return ({ done, total, what }) => {
+  /** The circuit of a task; where there is none, nothing of the search is left. @param {any} wanted @param {AbortSignal} signal @param {() => void} begun */
+  async function sought(wanted, signal, begun) {
+    try {
+      return await source.watch("circuit", wanted, working(begun), { signal });
+    } catch (error) {
+      if (!signal.aborted) put(body);
+      throw error;
+    }
+  }
+
+  /** How far a long search is and what ends it, and its estimates as soon as they are there. @param {() => void} begun @returns {(at: {done: number, total: number, what: string, early?: any}) => void} */
+  function working(begun) {
+    begun();
+    const [how, many, first] = [h("progress", { "aria-label": say("circuit.working") }), h("span", { class: "small", role: "status" }), h("div", {})];
+    put(body, h("div", { class: "row" }, how, many, h("button", { type: "button", class: "small", id: "circuit-stop", onclick: () => state.set({ circuitAsked: false }) }, say("circuit.stop"))), first);
+    return ({ done, total, what, early }) => {
       how.max = total || 1;
       how.value = done;
-      many.textContent = say("circuit.at", { what: say(`circuit.doing.${what}`), n: done, all: total });
+      many.textContent = say(BOUNDED.test(what) ? "circuit.atmost" : "circuit.at", { what: say(`circuit.doing.${what}`), n: done.toLocaleString(), all: total.toLocaleString() });
+      if (early) draw(ofEstimates(early), true, first);
     };
   }
 
-  /** @param {any} d @param {boolean} [pending] */
-  function draw(d, pending = false) {
+  /** @param {any} d @param {boolean} [pending] @param {HTMLElement} [into] */
+  function draw(d, pending = false, into = body) {
     const frame = h("div", {});
     const said = h("output", { class: "small" });
     const byPosition = d.edges[0]?.position !== undefined;
@@ -159,7 +177,7 @@ export function mount(element, source, state) {
     const last = Math.max(0, d.kept.length - 1);
     const slider = h("input", { type: "range", min: 0, max: last, value: last, step: 1, "aria-label": say("circuit.kept"), disabled: !d.kept.length, oninput: () => paint() });
     const table = h("div", {});
-    put(body, h("p", { class: "sentence" }, d.told ?? say("circuit.said", { answer: shown(d.answer ?? ""), clean: withSign(d.clean), wrong: shown(d.wrong ?? ""), corrupted: withSign(d.corrupted) }), pending ? h("span", { class: "soft small", role: "status" }, say("circuit.measuring")) : null),
+    put(into, h("p", { class: "sentence" }, d.told ?? say("circuit.said", { answer: shown(d.answer ?? ""), clean: withSign(d.clean), wrong: shown(d.wrong ?? ""), corrupted: withSign(d.corrupted) }), pending && !d.told ? h("span", { class: "soft small", role: "status" }, say("circuit.measuring")) : null),
       frame, h("div", { class: "row" }, d.told ? null : h("label", { class: "small" }, say("circuit.keep"), slider), said), h("details", {}, h("summary", {}, say("circuit.table")), table));
     const kit = graph(frame, {
       label: say("circuit.graph", { n: drawn(d).nodes.length, edges: d.edges.length }), marks: { ...noMarks(), ...state.get("marks") }, marked: (marks) => state.set({ marks }),
