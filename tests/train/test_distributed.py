@@ -92,6 +92,12 @@ def test_many_processes_equal_one(together: Run, small: Make, out: Place, world:
     same_looks(one, many)
 
 
+def says_who_is_gone(said: str) -> None:
+    """What is left of a job says that it has lost a process, and what to do."""
+    assert "Another process of this run is gone or does not answer" in said
+    assert "start all of them again with --resume" in said
+
+
 def same_looks(one: Path, many: Path) -> None:
     """What was sampled, probed and measured on the way is the same, and written once."""
     a, b = ([e for e in journal.read(place / "journal.jsonl") if e["event"] in LOOKS] for place in (one, many))
@@ -187,7 +193,9 @@ def test_experts_are_trained_and_resumed_by_several_processes(
     recipe = small(design="olmoe-tiny", balance=0.5, kind="adamw", eps=1e-6, steps=6, save_every=2, shard=shard)
     straight, place = out(), out()
     train(recipe, out=straight, quiet=True)
-    together(2, written(recipe, place), place, "-", "--kill", 1, 5, check=False)
+    status, said = together(2, written(recipe, place), place, "-", "--kill", 1, 5, check=False)
+    assert status != 0
+    says_who_is_gone(said)
     assert checkpoint.newest(place / "checkpoints", print).step in (2, 4)
     together(2, written(recipe, place), place, "-", "--resume")
     found, expected = losses(place), losses(straight)
@@ -206,8 +214,8 @@ def test_a_killed_process_ends_the_job_and_it_resumes(together: Run, small: Make
     train(recipe, out=straight, quiet=True)
     status, said = together(2, written(recipe, place), place, "-", "--kill", 1, 7, check=False)
     assert status != 0
-    assert "Another process of this run is gone or does not answer" in said
-    assert "start all of them again with --resume" in said
+    if together is not torchrun:  # which may end the other one before it has spoken
+        says_who_is_gone(said)
     saved = checkpoint.newest(place / "checkpoints", print)
     assert saved.step in (4, 6)
     together(2, written(recipe, place), place, "-", "--resume")
