@@ -9,6 +9,7 @@ import pytest
 import glassformer
 from glassformer.cli import circuit as verb
 from glassformer.interp import tasks
+from glassformer.lm import Model
 from tests.cli.running import answer, run
 
 ASKED = ("circuit", "a mole of", "A mole of", "--answer", " mole", "--wrong", " of")
@@ -106,14 +107,17 @@ def test_a_task_is_tried_before_its_circuit_is_sought(capsys, model, monkeypatch
             for a, b in ("aA", "12", "bc", "xy")
         ],
     )
+    traced: list[str] = []
+    once = Model.trace
+    monkeypatch.setattr(Model, "trace", lambda self, text, *more: traced.append(text) or once(self, text, *more))
     code, out, err = run(capsys, "circuit", "-m", model, "--task", "copying", "--examples", 4, "--json")
     assert code == 0
+    assert len(traced) == 8  # each prompt once
     found = json.loads(out)
     assert "Say a word again. tiny gets 4 of 4 examples right." in err
     assert found["accuracy"] == 1
     assert len(found["pairs"]) == 2
     assert isinstance(found["circuit"]["held_out"], float)
-    assert verb.of_task
 
 
 @pytest.mark.parametrize(

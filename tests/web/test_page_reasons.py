@@ -277,6 +277,10 @@ def test_the_circuit_of_a_task(app: Watched, monkeypatch: pytest.MonkeyPatch):
     assert f"{circuit['size']} of {told['total_edges']:,} edges" in said
     assert f"{circuit['f']:.0%}" in said
     assert f"{circuit['held_out']:.0%}" in said
+    trust = app.page.inner_text(".circuit .trust")
+    assert f"as many edges brings back {told['random']['f']:.0%}" in trust
+    assert f"of up to {told['rivals'][-1]['size']:,}, at most {max(r['f'] for r in told['rivals']):.0%}" in trust
+    assert f"{told['jaccard']:.0%} of the edges" in trust
     columns, held, lines = taken_of(app, "circuit")
     assert columns["from"] == [row["from"] for row in circuit["edges"]]
     assert held["circuit.edges.estimate"].tolist() == [row["estimate"] for row in circuit["edges"]]

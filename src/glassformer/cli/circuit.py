@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,10 +107,10 @@ def command(
 
     held: list[dict[str, Any]] = []
     accuracy = None
+    trace = cache(lambda text: opened.trace(text, bos))
     if task is not None:
-        given, held, accuracy = of_task(opened, task, examples, bos)
-    traces = [(opened.trace(p["clean"], bos), opened.trace(p["corrupted"], bos)) for p in given]
-    others = [(opened.trace(p["clean"], bos), opened.trace(p["corrupted"], bos)) for p in held]
+        given, held, accuracy = of_task(opened, task, examples, bos, trace)
+    traces, others = ([(trace(p["clean"]), trace(p["corrupted"])) for p in prompts] for prompts in (given, held))
     with progress() as report:
         options: dict[str, Any] = {"metric": metric, "position": position}
         found = edges(
@@ -139,16 +141,15 @@ def command(
     return Seen(data, lambda: show(data))
 
 
-def of_task(opened: Model, task: str, count: int, bos: bool | None) -> tuple[list[Any], list[Any], float]:
+def of_task(
+    opened: Model, task: str, count: int, bos: bool | None, trace: Callable[[str], Trace]
+) -> tuple[list[Any], list[Any], float]:
     """Examples to find the circuit on, others to try it on, and the model's accuracy, which is said at once.
 
     Raises:
         TaskError: when the model cannot do the task.
     """
     from glassformer.interp.tasks import TASKS, tried
-
-    def trace(text: str) -> Trace:
-        return opened.trace(text, bos)
 
     rows, held, accuracy = tried(task, lambda text: opened.encode(text, bos), trace, count)
     note(f"{TASKS[task].what} {opened.name} gets {len(rows) + len(held)} of {count} examples right.")

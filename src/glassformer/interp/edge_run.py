@@ -237,25 +237,36 @@ class Inside:
         tokens: Mapping[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.graph, self.streams, self.sent, self.sets, self.tokens = graph, streams, sent, sets, tokens or {}
-        self.change = sent.new_zeros(len(sets), len(sent), sent[0].numel())  # this run's senders less the corrupted's
+        # Senders with an edge inside some set; what the others add changes nothing.
+        used = sets.flatten(2).any(-1).any(0) if sets.ndim > 2 else sets.any(0)
+        self.counts = torch.zeros(len(sent), dtype=torch.bool, device=sets.device)
+        self.counts[graph.sender_of.to(sets.device)[used]] = True
+        self.before = [0, *self.counts.cumsum(0).tolist()]
+        # This run's senders, those that count, less the corrupted run's.
+        self.change = sent.new_zeros(len(sets), self.before[-1], sent[0].numel())
         self.count = 0
 
     def send(self, added: Tensor, anew: bool = False) -> None:
         """Takes the next senders."""
         new = slice(self.count, self.count + len(added))
-        self.change[:, new] = (added - self.sent[new, None]).movedim(0, 1).flatten(2)
+        own = self.counts[new]
+        if bool(own.any()):
+            change = added[own] - self.sent[new][own][:, None]
+            self.change[:, self.before[new.start] : self.before[new.stop]] = change.movedim(0, 1).flatten(2)
         self.count = new.stop
 
     def read(self, which: range) -> Tensor:
         """The corrupted stream, and what the edges inside change in it."""
         own, rows = self.graph.receivers[which[0]], len(self.sets)
-        inside = self.sets[:, self.graph.edges_of(which)].to(self.change)
+        inside = self.sets[:, self.graph.edges_of(which)]
         inside = inside.view(rows, len(which), own.reads, *inside.shape[2:])
         if which.start in self.tokens:
             base, more = self.tokens[which.start]
             change = more.flatten().expand(rows, 1, -1)
         else:
-            base, change = self.streams[own.seen], self.change[:, own.since : own.seen]
+            base, change = self.streams[own.seen], self.change[:, self.before[own.since] : self.before[own.seen]]
+            inside = inside[:, :, self.counts[own.since : own.seen]]
+        inside = inside.to(change)
         if inside.ndim == 4:
             return base + torch.einsum("nrst,nstd->rntd", inside, change.unflatten(-1, base.shape))
         return base + torch.bmm(inside, change).unflatten(-1, base.shape).movedim(0, 1)

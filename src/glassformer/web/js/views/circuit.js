@@ -96,6 +96,7 @@ export function ofTask(found) {
   return {
     nodes: [...circuit.nodes, "logits"], edges: circuit.edges.map((/** @type {any} */ e) => ({ ...e, into: found.into[e.to] })), kept: [], total_edges: found.total_edges,
     told: say("circuit.oftask", { task: found.task, accuracy: percent(found.accuracy, 0), n: circuit.size, all: found.total_edges.toLocaleString(), f: share(circuit.f), held: share(circuit.held_out) }),
+    trust: say("circuit.trust", { random: share(found.random.f), rival: share(Math.max(...found.rivals.map((/** @type {any} */ r) => r.f))), most: Math.max(...found.rivals.map((/** @type {any} */ r) => r.size)).toLocaleString(), again: share(found.jaccard) }),
   };
 }
 
@@ -177,7 +178,7 @@ export function mount(element, source, state) {
     const last = Math.max(0, d.kept.length - 1);
     const slider = h("input", { type: "range", min: 0, max: last, value: last, step: 1, "aria-label": say("circuit.kept"), disabled: !d.kept.length, oninput: () => paint() });
     const table = h("div", {});
-    put(into, h("p", { class: "sentence" }, d.told ?? say("circuit.said", { answer: shown(d.answer ?? ""), clean: withSign(d.clean), wrong: shown(d.wrong ?? ""), corrupted: withSign(d.corrupted) }), pending && !d.told ? h("span", { class: "soft small", role: "status" }, say("circuit.measuring")) : null),
+    put(into, h("p", { class: "sentence" }, d.told ?? say("circuit.said", { answer: shown(d.answer ?? ""), clean: withSign(d.clean), wrong: shown(d.wrong ?? ""), corrupted: withSign(d.corrupted) }), pending && !d.told ? h("span", { class: "soft small", role: "status" }, say("circuit.measuring")) : null), d.trust ? h("p", { class: "small trust" }, d.trust) : null,
       frame, h("div", { class: "row" }, d.told ? null : h("label", { class: "small" }, say("circuit.keep"), slider), said), h("details", {}, h("summary", {}, say("circuit.table")), table));
     const kit = graph(frame, {
       label: say("circuit.graph", { n: drawn(d).nodes.length, edges: d.edges.length }), marks: { ...noMarks(), ...state.get("marks") }, marked: (marks) => state.set({ marks }),

@@ -290,6 +290,7 @@ export const WORDS = {
   "circuit.texts": "zwei Texte",
   "circuit.oftask": "Von den Beispielen zu {task} löst das Modell {accuracy}. Diese {n} von {all} Kanten bringen allein {f} des Unterschieds der einen Hälfte zurück und {held} bei der anderen, die beiseitegelegt war.",
   "circuit.estimated": "Von den Beispielen zu {task} löst das Modell {accuracy}. Gezeichnet sind Schätzungen aus Gradienten, die noch kein Lauf des Modells gemessen hat: die stärksten {n} von {all} Kanten. Der Schaltkreis selbst wird noch gesucht.",
+  "circuit.trust": "Daneben: Eine zufällige Menge von ebenso vielen Kanten bringt {random} zurück, und die stärksten Mengen ohne eine seiner Kanten, aus bis zu {most}, höchstens {rival}. Werden die Beispiele neu gezogen, sind {again} der Kanten zweier Schaltkreise in beiden.",
   "circuit.apart": "nach Stellen getrennt",
   "circuit.atword": "{part} bei {word}",
   "circuit.dashed": "Jede Kante ist bei einem Wort; gestrichelt: ein Kopf trägt vom gelesenen Wort zu dem, an das er schreibt.",

@@ -290,6 +290,7 @@ export const WORDS = {
   "circuit.texts": "two texts",
   "circuit.oftask": "The model gets {accuracy} of the examples of {task} right. These {n} of {all} edges, alone, bring back {f} of the difference between right and wrong answers on one half of them, and {held} on the other half, which was held out.",
   "circuit.estimated": "The model gets {accuracy} of the examples of {task} right. Drawn are estimates from gradients, which no run of the model has measured: the strongest {n} of {all} edges. The circuit itself is still being looked for.",
+  "circuit.trust": "Beside it: a random set of as many edges brings back {random}, and the strongest sets without any of its edges, of up to {most}, at most {rival}. When the examples are drawn again, {again} of the edges of two circuits are in both.",
   "circuit.apart": "tell positions apart",
   "circuit.atword": "{part} at {word}",
   "circuit.dashed": "Each edge is at one word; dashed: a head carries from the word that it reads to the one that it writes to.",
