@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -184,3 +186,39 @@ def test_a_graph_of_one_prediction(capsys, model, tmp_path):
         got, _, err = run(capsys, "graph", TEXT, *options[:6], *args)
         assert got == code, err
         assert said in err
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["report", "a", "-o", "OUT"],
+        ["lens", "a", "--html", "OUT"],
+        ["attention", "a", "--layer", "0", "--head", "0", "--png", "OUT"],
+        ["graph", "a", "-o", "OUT"],
+        ["circuit", "a", "b", "-o", "OUT"],
+        ["readout", "TEXT", "-o", "OUT"],
+        ["direction", "x", "--positive", "TEXT", "--negative", "TEXT", "--layer", "0", "-o", "OUT"],
+        ["corpus", "TEXT", "--head", "0", "0", "--keep", "OUT"],
+    ],
+    ids=lambda asked: asked[0],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_opened(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "text").write_text("some words\n")
+    names = {"TEXT": str(tmp_path / "text"), "OUT": str(tmp_path / "text" / "out")}
+    code, _, err = run(capsys, *(names.get(word, word) for word in asked), "--model", tmp_path / "no-model")
+    assert code == 1
+    assert "cannot be written (Not a directory); name another place." in err
+
+
+def test_a_lens_keeps_its_numbers_at_eighty_columns(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(capsys, "lens", "The mole", "-k", "40", "--model", model)
+    assert code == 0
+    rows = out.splitlines()[3:]
+    assert max(map(len, rows)) == 80  # longer than the terminal is wide, and cut at the end alone
+    place = r"(embedding|\d+ (attention|feed-forward)) +\d+\.\d\d% +\d+ "
+    assert all(re.match(place, row) for row in rows if row.strip())

@@ -267,3 +267,15 @@ def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
         files.atomic(tmp_path / "a"),
     ):
         pass
+
+
+def test_whether_a_file_can_be_written_is_asked_beforehand_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path / "a" / "b" / "new", tmp_path / "file", Path(os.devnull)):
+        files.writable(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+    with pytest.raises(FileError, match=r"file/a cannot be written \(Not a directory\); name another place\."):
+        files.writable(tmp_path / "file" / "a")
+    with pytest.raises(FileError, match="it is a folder: name a file in it"):
+        files.writable(tmp_path)

@@ -13,6 +13,7 @@ from glassformer.cli.common import PositionOption, console, note
 from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.cli.patch import read_pairs
 from glassformer.errors import UsageError, near
+from glassformer.system import files
 
 if TYPE_CHECKING:
     from glassformer.interp.trace import Trace
@@ -100,6 +101,8 @@ def command(
         if examples < 2:
             raise UsageError(f"--examples is 2 or more, so that some can be held out; {examples} is not.")
     given = [] if task is not None else read_pairs(pairs, clean, corrupted, answer, wrong)
+    if out is not None:
+        files.writable(out)
     opened, bos = look.open(), look.bos
     from glassformer.cli.passages import progress
     from glassformer.interp.circuit_search import circuit

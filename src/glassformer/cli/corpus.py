@@ -10,6 +10,7 @@ import typer
 from glassformer.cli.common import console
 from glassformer.cli.looking import Look, Seen, looking
 from glassformer.errors import TextError, UsageError
+from glassformer.system import files
 
 
 @looking(drawn=False)
@@ -47,6 +48,8 @@ def command(
     for file in texts:
         if not file.is_file():
             raise TextError(f"{file} is a folder: name its files." if file.is_dir() else f"There is no file {file}.")
+    if keep is not None:
+        files.writable(keep)
     opened = look.open()
     from glassformer.cli.passages import LONGEST, progress
     from glassformer.interp.corpus import Part, Survey, survey

@@ -10,6 +10,7 @@ import typer
 from glassformer.cli.common import console, note
 from glassformer.cli.looking import Look, Seen, looking
 from glassformer.errors import UsageError
+from glassformer.system import files
 
 
 @looking(drawn=False, reads=False)
@@ -55,6 +56,8 @@ def command(
     """
     texts = {"positive": _lines(positive), "negative": _lines(negative)}
     plain = None if neutral is None else "\n".join(_lines(neutral))
+    if out is not None:
+        files.writable(f"{out}.safetensors")
     opened = look.open()
     from glassformer.interp.edits import steer
 

@@ -10,6 +10,7 @@ import typer
 from glassformer.cli.common import AgainstOption, PositionOption, TextArgument, TokenOption, console, note, read_text
 from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.errors import UsageError
+from glassformer.system import files
 
 
 @looking(drawn=False)
@@ -47,6 +48,8 @@ def command(
     at_least_one(top=top)
     turned = [(one, *_turn(one)) for one in turn or []]
     text = read_text(text)
+    if out is not None:
+        files.writable(out)
     opened = look.open()
     trace = opened.trace(text, look.bos)
     from glassformer.interp.dictionary import dictionaries

@@ -177,11 +177,11 @@ def _show(data: dict[str, Any], column: int) -> None:
     followed = visible(data["followed"][column]["token"])
     out.print(Text(f"After position {at}, {visible(data['tokens'][at])!r}", style="bold"))
     out.print(Text(f"{data['model']}, {data['precision']}; the last row is the model's answer", style="dim"))
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("after")
-    table.add_column(f"{followed}", justify="right")
-    table.add_column("rank", justify="right")
-    table.add_column("most probable", no_wrap=True)
+    table = Table(box=None, padding=(0, 1), pad_edge=False, expand=True)
+    table.add_column("after", no_wrap=True)
+    table.add_column(f"{followed}", justify="right", no_wrap=True)
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("most probable", no_wrap=True, ratio=1)
     for row in data["rows"]:
         cell = row["cells"][column]
         best = "  ".join(f"{visible(t['token'])} {t['probability']:.1%}" for t in cell["top"])

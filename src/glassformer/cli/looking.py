@@ -105,6 +105,9 @@ def looking(
 
     def command(**given: Any) -> None:
         look = Look(verb, **{name: given.pop(name) for name in shares})
+        for path in (look.png, look.html):
+            if path is not None:
+                files.writable(path)
         seen = function(look, **given)
         if look.png is not None:
             if seen.picture is None:

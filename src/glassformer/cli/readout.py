@@ -10,6 +10,7 @@ import typer
 from glassformer.cli.common import console, note
 from glassformer.cli.looking import Look, Seen, at_least_one, looking
 from glassformer.errors import UsageError
+from glassformer.system import files
 
 
 @looking(drawn=False, reads=False)
@@ -39,6 +40,7 @@ def command(
     except OSError as error:
         raise UsageError(f"{text} cannot be read: {error.strerror}.") from None
     at_least_one(samples=samples)
+    files.writable(out)
     opened = look.open()
     from glassformer.cli.passages import progress
     from glassformer.interp.agreement import agreement

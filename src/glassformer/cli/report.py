@@ -102,6 +102,8 @@ def command(
         raise UsageError("The gallery has its own texts; leave --other, --other-model, --word and --context out.")
     if (word is None) != (not contexts) or (contexts and len(contexts) < 2):
         raise UsageError("A word's meaning is compared between texts: give --word and at least two times --context.")
+    if gallery is None:
+        files.writable(out)
     opened = open_model(model)
     session, run = _session(opened)
     if gallery is not None:

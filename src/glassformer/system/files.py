@@ -62,6 +62,26 @@ def folder(path: str | Path, *, raises: type[GlassformerError] = FileError) -> P
     return Path(path)
 
 
+def writable(path: str | Path, *, raises: type[GlassformerError] = FileError) -> None:
+    """Refuse a place where no file can be written, before the work whose result it is to hold; leaves nothing there.
+
+    Raises:
+        raises: it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        if _is_stream(target):
+            return
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        above = next(one for one in target.parents if one.exists())
+        draft = temporary(above / target.name)
+        draft.touch(exist_ok=False)
+        remove(draft)
+    except OSError as error:
+        raise raises(unwritable(path, error)) from error
+
+
 @contextmanager
 def atomic(path: str | Path, *, raises: type[GlassformerError] = FileError) -> Iterator[Path]:
     """A temporary file that becomes `path` when the block ends well; a failure leaves `path` as it was.
