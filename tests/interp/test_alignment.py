@@ -118,8 +118,13 @@ def test_what_cannot_be_aligned_is_refused(known: Transformer) -> None:
     positive, negative = sides(known, 5)
     with pytest.raises(UsageError, match="in pairs; there are 5 positive and 4 negative"):
         direction("x", positive, negative[:4], 0, method="das")
+    alike = sides(known, 10)[0]
     with pytest.raises(UsageError, match="of 5 pairs 0 are"):
-        direction("x", positive, positive[::-1], 0, method="das")
+        direction("x", alike[:5], alike[5:], 0, method="das")
+    # Both kinds on both sides: what rounding leaves between the means is no direction.
+    for method in ("mean", "probe", "das"):
+        with pytest.raises(UsageError, match="On average the examples do not differ in layer 0"):
+            direction("x", [*positive, *negative], [*negative, *positive], 0, method=method)
     with pytest.raises(UsageError, match="1 to 16 dimensions"):
         direction("x", positive, negative, 0, method="das", dimensions=17)
     with pytest.raises(UsageError, match="Only alignment"):

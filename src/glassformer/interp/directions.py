@@ -28,6 +28,8 @@ POSITIONS = ("last", "mean")
 FOLDS = 5
 # Weight of the probe's L2 term, on examples scaled to a mean square of 1 per dimension of their span.
 RIDGE = 0.1
+# Means this share of the examples' length apart differ by rounding alone.
+SAME = 1e-9
 
 
 @torch.no_grad()
@@ -89,6 +91,12 @@ def direction(
     if method == "probe" and min(int(y.sum()), int((~y).sum())) < 2:
         raise UsageError("A probe needs at least two examples of each kind; take the difference of means.")
     gap = x[y].mean(0) - x[~y].mean(0)
+    if float(gap.norm()) <= SAME * float(x.norm(dim=1).mean()):
+        at = traces[0].layer(layer)
+        raise UsageError(
+            f"On average the examples do not differ in layer {at}, so there is no direction; give one kind of text as "
+            "positive and another as negative."
+        )
     subspace = None
     if method == "das":
         sides = traces[: int(y.sum())], traces[int(y.sum()) :]
@@ -101,7 +109,7 @@ def direction(
         normal = _normal(span, y, method) @ basis
         facts = _facts(span, y, method, 20 if shuffles is None else shuffles, seed)
     unit = normal / normal.norm()
-    if not bool(torch.isfinite(unit).all()) or float(gap.norm()) == 0:
+    if not bool(torch.isfinite(unit).all()):
         raise UsageError(f"The examples do not differ in layer {traces[0].layer(layer)}, so there is no direction.")
     of = traces[0].transformer
     return Direction(
