@@ -2,8 +2,9 @@
 
 They are taps that leave every number as it is and change what a backward pass sees: norms divide by what they divided
 by, attention weights and experts' weights are held, an activation counts as what it multiplied its input by, and the
-two halves of a gated neuron share its output evenly. So nothing goes back through queries and keys; gates on heads'
-outputs are held too, and recurrences pass on their gradient. Knows a design and no prompts.
+two halves of a gated neuron share its output evenly (of what was added to a half, the neuron keeps the share). So
+nothing goes back through queries and keys; gates on heads' outputs are held too, and recurrences pass on their
+gradient. Knows a design and no prompts.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ def hold(site: str, x: Tensor, where: Where) -> Tensor:
     return x.detach()
 
 
-def neurons(prefix: str, gated: bool, second: str = "pre_linear") -> list[SiteAction]:
+def neurons(
+    prefix: str, gated: bool, second: str = "pre_linear", *, shift: float = 0.0, clamp: float | None = None
+) -> list[SiteAction]:
     """Steps at the neurons of one feed-forward part, whose sites begin with `prefix`; `second` is what a gated neuron's
-    activation is multiplied by."""
+    activation is multiplied by, once it was cut to ±`clamp` and `shift` was added, whose share of the output is the
+    neuron's own."""
     read: list[Tensor] = []
 
     def keep(site: str, x: Tensor, where: Where) -> Tensor:
@@ -35,8 +39,13 @@ def neurons(prefix: str, gated: bool, second: str = "pre_linear") -> list[SiteAc
     def share(site: str, post: Tensor, where: Where) -> Tensor:
         out, halves = post.detach(), read.copy()
         read.clear()
-        for x in halves:
-            slope = torch.where(x == 0, torch.zeros_like(out), out / x.detach()) / len(halves)
+        for index, x in enumerate(halves):
+            whole = x.detach()
+            part = torch.ones_like(whole)
+            if index and shift:
+                part = part if clamp is None else clamp / whole.abs().clamp(min=clamp)
+                whole = whole * part + shift
+            slope = part * torch.where(whole == 0, torch.zeros_like(out), post.detach() / whole) / len(halves)
             out = out + slope * (x - x.detach())
         return out
 
@@ -58,8 +67,10 @@ def of_layer(config: Config, layer: int, place: int) -> list[SiteAction]:
     feed = choice.feed_forward
     assert feed is not None
     shared = None if isinstance(feed, FeedForward) else feed.shared
-    beside = [] if shared is None else neurons(f"{prefix}mlp.shared_", shared.gated)
-    return neurons(f"{prefix}mlp.", feed.gated) + beside
+    found = neurons(f"{prefix}mlp.", feed.gated, shift=feed.linear_shift, clamp=feed.clamp)
+    if shared is not None:
+        found += neurons(f"{prefix}mlp.shared_", shared.gated, shift=shared.linear_shift, clamp=shared.clamp)
+    return found
 
 
 def of_stream(config: Config) -> list[SiteAction]:
