@@ -27,9 +27,9 @@ def encode(text: str) -> list[int]:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> list[Path]:
-    lines = [" ".join("abcdefghij"[i % 7 :] for _ in range(2)) for i in range(40)]
-    (tmp_path / "one.txt").write_text("\n".join(lines[:25]) + "\n", "utf-8")
-    (tmp_path / "two.txt").write_bytes("\ufeff".encode() + "\n".join(lines[25:]).encode())
+    lines = [" ".join("abcdefghij"[i % 7 :] for _ in range(2)) for i in range(16)]
+    (tmp_path / "one.txt").write_text("\n".join(lines[:10]) + "\n", "utf-8")
+    (tmp_path / "two.txt").write_bytes("\ufeff".encode() + "\n".join(lines[10:]).encode())
     return [tmp_path / "one.txt", tmp_path / "two.txt"]
 
 

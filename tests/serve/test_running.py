@@ -23,6 +23,7 @@ from glassformer.errors import CheckpointError, ServerError, UsageError
 from glassformer.generate.drafting import DraftModels
 from glassformer.generate.runners import EagerRunner
 from glassformer.lm import Model
+from glassformer.remote.wire import Wire
 from glassformer.serve.admission import AdmissionQueue
 from glassformer.serve.models import Models, Served
 from glassformer.serve.problems import Refusal
@@ -363,3 +364,13 @@ def test_a_certificate_that_is_none_is_said_at_once(tmp_path: Path):
         tls_context(str(tmp_path / "c.pem"))
     with pytest.raises(UsageError, match="No such file"):
         tls_context(str(tmp_path / "none.pem"), "k")
+
+
+def test_a_connection_reads_certificates_once(server, monkeypatch):
+    read, real = [], ssl.SSLContext.load_verify_locations
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda *told: (read.append(told), real(*told)))
+    wire = Wire(server.url, None, 60)
+    for _ in range(3):
+        assert wire.ask("GET", "/v1/models")["data"][0]["id"] == "tiny"
+    assert list(wire.events("/v1/completions", {"prompt": TEXT, "max_tokens": 1, "stream": True}))
+    assert len(read) == 1
