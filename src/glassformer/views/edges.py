@@ -15,6 +15,7 @@ from glassformer.views.registry import Check, Json, view
 if TYPE_CHECKING:
     from glassformer.interp.edge_graph import Graph
     from glassformer.interp.edges import Edges
+    from glassformer.interp.trace import Trace
     from glassformer.views.session import Session
 
 # Edges that a view measures at most, one run of the model each.
@@ -157,7 +158,7 @@ def circuit(session: Session, ask: CircuitAsk, check: Check) -> dict[str, Any]:
     edges = sought(session, ask, check, early, exact=ask.exact, strongest=ask.strongest, by_position=ask.by_position)
     beside: tuple[Any, ...] = ()
     if held:
-        traces = [tuple(_trace(session, ask, p[key], check) for key in ("clean", "corrupted")) for p in held]
+        traces = [(_trace(session, ask, p["clean"], check), _trace(session, ask, p["corrupted"], check)) for p in held]
         named: dict[str, Any] = {key: [p[key] for p in held] for key in ("answer", "wrong")}
         beside = prepared(traces, ask.metric, position=ask.position, **named)
     found = searched(edges, ask.faithfulness, held_out=beside, progress=check)
@@ -186,7 +187,7 @@ def _of_task(
     encode = session.model(ask.model).encode
     runs = count()
 
-    def trace(text: str) -> Any:
+    def trace(text: str) -> Trace:
         check(next(runs), 2 * ask.examples, "trying the task")
         return _trace(session, ask, text, check)
 
@@ -196,7 +197,7 @@ def _of_task(
     return ask.model_copy(update={"pairs": pairs, **own}), held, {"task": task, "accuracy": accuracy}
 
 
-def _trace(session: Session, ask: Any, text: str, check: Check) -> Any:
+def _trace(session: Session, ask: Any, text: str, check: Check) -> Trace:
     check()
     return session.trace(Ask(model=ask.model, text=text, bos=ask.bos))
 
@@ -230,7 +231,7 @@ def sought(
     """The edges of a request's pairs of prompts; `early` is given their estimates before any is measured."""
     from glassformer.interp.edges import estimated, measured
 
-    pairs = [tuple(_trace(session, ask, text, check) for text in pair) for pair in _pairs(ask)]
+    pairs = [(_trace(session, ask, clean, check), _trace(session, ask, other, check)) for clean, other in _pairs(ask)]
     found = estimated(
         pairs,
         ask.metric,
