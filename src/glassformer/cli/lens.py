@@ -170,9 +170,11 @@ def _show(data: dict[str, Any], column: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from glassformer.cli.meaning import place_name
     from glassformer.cli.next import visible
 
     out = console()
+    places = [row["place"] for row in data["rows"]]
     at = data["positions"][column]
     followed = visible(data["followed"][column]["token"])
     out.print(Text(f"After position {at}, {visible(data['tokens'][at])!r}", style="bold"))
@@ -185,13 +187,5 @@ def _show(data: dict[str, Any], column: int) -> None:
     for row in data["rows"]:
         cell = row["cells"][column]
         best = "  ".join(f"{visible(t['token'])} {t['probability']:.1%}" for t in cell["top"])
-        table.add_row(place_name(row["place"]), f"{cell['followed']:.2%}", str(cell["rank"] + 1), Text(best))
+        table.add_row(place_name(row["place"], places), f"{cell['followed']:.2%}", str(cell["rank"] + 1), Text(best))
     out.print(table)
-
-
-def place_name(place: str) -> str:
-    """ "blocks.3.resid_mid" -> "3 attention"."""
-    if place == "embed":
-        return "embedding"
-    _, layer, half = place.split(".")
-    return f"{layer} {'attention' if half == 'resid_mid' else 'feed-forward'}"

@@ -151,12 +151,12 @@ def _layers(out: Console, data: dict[str, Any]) -> None:
 
 
 def place_name(place: str, places: list[str]) -> str:
-    """ "blocks.3.resid_mid" -> "3 attention"; a layer whose parts run side by side is one step."""
+    """ "blocks.3.resid_mid" -> "3 attention"; a layer read as one step has its number."""
     if place == "embed":
         return "embedding"
     _, layer, half = place.split(".")
     if half == "resid_pre":
         return "positions"
     if f"blocks.{layer}.resid_mid" not in places:
-        return f"{layer} both"
+        return f"layer {layer}"
     return f"{layer} {'attention' if half == 'resid_mid' else 'feed-forward'}"
