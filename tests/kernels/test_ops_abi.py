@@ -212,6 +212,34 @@ def test_causal_softmax_and_its_gradient(dtype, queries, keys):
     assert float((upstream.double() - slopes).abs().max()) < 4 * loose
 
 
+@pytest.mark.parametrize("temperature", [0.02, 0.7, 5.0])
+@pytest.mark.parametrize("vocab", [64, 255, 4099, 50_257])
+def test_choices_among_logits(vocab, temperature):
+    logits = torch.randn(vocab) * 4
+    logits[::7] = logits[1]  # equals
+    logits[5::11] = -torch.inf
+    wide = (logits.double() - logits.max()) / temperature
+    found = ops_abi.weight_sum(logits, temperature)
+    assert found == pytest.approx(float(wide.exp().sum()), rel=1e-6)
+    reached = wide.softmax(0).cumsum(0)
+    for share in (0.0, 1e-7, 0.2, 0.5, 0.9, 0.99999, 1.0):
+        i = ops_abi.draw(logits, temperature, share)
+        assert logits[i] > -torch.inf
+        assert float(reached[i - 1] if i else 0) - 2e-6 <= share <= float(reached[i]) + 2e-6
+    order = logits.sort(descending=True, stable=True).indices
+    for count in (1, 16, 50, vocab):
+        assert torch.equal(ops_abi.largest(logits, count), order[:count])
+
+
+def test_what_is_no_number_is_chosen_among_by_torch():
+    logits = torch.randn(300)
+    logits[7] = torch.nan
+    assert ops_abi.largest(logits, 300) is None
+    assert ops_abi.weight_sum(logits.double(), 1.0) is None
+    assert ops_abi.draw(torch.randn(300), 1e-40, 0.5) is None
+    assert ops_abi.largest(torch.randn(300)[::2], 5) is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("d_head", "pairs"), [(8, 4), (64, 32), (80, 10), (6, 2)])
 def test_rotation(dtype, d_head, pairs):

@@ -6,6 +6,7 @@ typical-p; each filter sees what the one before left. It knows no model, no text
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,11 @@ from torch import Tensor
 from glassformer.errors import UsageError
 from glassformer.generate.settings import GREEDY as GREEDY
 from glassformer.generate.settings import Sampling
+from glassformer.kernels import ops
 
 # Candidates looked at first where only the likeliest matter; sorting a whole vocabulary takes as long as a token.
-_FIRST = 512
+_FIRST = 256
 _LARGEST = torch.finfo(torch.float32).max
-_STRETCH = 256  # tokens whose probabilities are summed together before one is drawn
-_COLDEST = 1e-30  # temperatures below are drawn with in float64: float32 cannot divide by them
 
 
 def generator(sampling: Sampling) -> torch.Generator:
@@ -70,16 +70,16 @@ def kept(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     if sampling.greedy:
         best = logits.argmax()[None]  # the first of the largest
         return best, torch.ones(1, dtype=torch.float64)
-    scores = logits.double()
-    scaled = (scores - scores.max()) / sampling.temperature  # the largest is 0 however low the temperature
+    top = logits.max()
     if sampling.unfiltered:
-        return torch.arange(len(scaled)), scaled.softmax(0)
-    count = len(scaled) if sampling.top_k == 0 else min(sampling.top_k, len(scaled))
-    total = None if sampling.top_k else scaled.logsumexp(0)
+        return torch.arange(len(logits)), ((logits.double() - top) / sampling.temperature).softmax(0)
+    count = len(logits) if sampling.top_k == 0 else min(sampling.top_k, len(logits))
+    total = None if sampling.top_k else ops.weight_sum(logits, sampling.temperature)
     look = count if sampling.top_k else min(_FIRST, count)
     while True:
-        values, ids = _likeliest(scaled, look)
-        probabilities = (values - (values.logsumexp(0) if total is None else total)).exp()
+        ids = ops.largest(logits, look)
+        weights = ((logits[ids].double() - top) / sampling.temperature).exp()  # the first is 1 however low that is
+        probabilities = weights / (weights.sum() if total is None else total)
         before = probabilities.cumsum(0) - probabilities
         last = look if sampling.top_p == 1 else max(1, int((before < sampling.top_p).sum()))
         within = probabilities[:last]
@@ -104,16 +104,6 @@ def _typical(ids: Tensor, p: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return ids[chosen], p[chosen] / p[chosen].sum()
 
 
-def _likeliest(scaled: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    if count < len(scaled):
-        edge = scaled.topk(count).values[-1]
-        ids = (scaled >= edge).nonzero()[:, 0]
-    else:
-        ids = torch.arange(len(scaled))
-    values, order = scaled[ids].sort(descending=True, stable=True)
-    return values[:count], ids[order[:count]]
-
-
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution (vocab,) in float64 that a token is drawn from, 0 for tokens that are filtered out."""
     ids, p = kept(logits, sampling)
@@ -125,7 +115,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 def draw(p: Tensor, generator: torch.Generator) -> int:
     """One index of a distribution, by inverting its cumulative sum at one uniform number."""
     total = p.double().cumsum(0)
-    u = torch.rand(1, dtype=torch.float64, generator=generator) * total[-1]
+    u = _uniform(generator) * total[-1]
     at = int(torch.searchsorted(total, u, right=True))
     # Rounding can put u at the very end: then the last index that can be drawn at all.
     return at if at < len(p) else int(p.nonzero()[-1])
@@ -135,31 +125,14 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> in
     """A token for adjusted logits (vocab,)."""
     if sampling.greedy:
         return int(logits.numpy().argmax())  # torch's takes twice as long
-    if sampling.unfiltered and sampling.temperature > _COLDEST:
-        return _draw_any(logits, sampling.temperature, generator)
+    if sampling.unfiltered:
+        return ops.draw(logits, sampling.temperature, _uniform(generator))
     ids, p = kept(logits, sampling)
     return int(ids[draw(p, generator)])
 
 
-def _draw_any(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
-    """`draw` from all of a vocabulary, whose cumulative sum is only made where the number falls: a tenth of the time.
-
-    Weights and their sums over a stretch are float32's, what is summed of those float64's.
-    """
-    scores = logits.float()
-    weights = (scores - scores.max()).div_(temperature).exp_()
-    whole = len(weights) // _STRETCH * _STRETCH
-    sums = [weights[:whole].view(-1, _STRETCH).sum(1), weights[whole:].sum(0, True)]
-    reached = torch.cat(sums).double().cumsum(0)
-    u = float(torch.rand(1, dtype=torch.float64, generator=generator) * reached[-1])
-    stretch = min(int(torch.searchsorted(reached, u, right=True)), len(reached) - 1)
-    start = stretch * _STRETCH
-    within = weights[start : start + _STRETCH].double()
-    left = u - (float(reached[stretch - 1]) if stretch else 0.0)
-    at = int(torch.searchsorted(within.cumsum(0), left, right=True))
-    if at < len(within):
-        return start + at
-    return int(weights[: start + _STRETCH].nonzero()[-1])  # the end of a stretch, by rounding
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand(1, dtype=torch.float64, generator=generator))
 
 
 @dataclass(frozen=True)
@@ -172,16 +145,14 @@ class TokenLogprob:
 
 def logprobs(logits: Tensor, chosen: int, top: int = 0) -> tuple[TokenLogprob, tuple[TokenLogprob, ...]]:
     """The chosen token's log-probability and those of the `top` likeliest, from the model's own logits (vocab,)."""
-    most = logits.max()
-    # Exponentials in float32, which are right to its last digit where they count, and their sum in float64.
-    total = most.double() + (logits.float() - most).exp_().sum(dtype=torch.float64).log()
+    most = logits.max().double()
+    total = most + math.log(ops.weight_sum(logits, 1.0))
     mine = TokenLogprob(chosen, float(logits[chosen].double() - total))
     if top < 1:
         return mine, ()
-    values, ids = _likeliest(logits, min(top, len(logits)))
-    return mine, tuple(
-        TokenLogprob(i, v) for i, v in zip(ids.tolist(), (values.double() - total).tolist(), strict=True)
-    )
+    ids = ops.largest(logits, min(top, len(logits)))
+    likely = (logits[ids].double() - total).tolist()
+    return mine, tuple(TokenLogprob(i, v) for i, v in zip(ids.tolist(), likely, strict=True))
 
 
 def constrained(logits: Tensor, allowed: Tensor) -> tuple[float, TokenLogprob]:

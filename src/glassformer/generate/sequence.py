@@ -19,8 +19,6 @@ from glassformer.generate.stop import StopMatcher
 
 # Steps without drafts after one whose drafts were all wrong: doubled up to this many.
 _LONGEST_REST = 64
-# A constraint that leaves less than one in so many tokens is met by choosing among those.
-_FEW = 4
 
 
 class ConstraintMatcher(Protocol):
@@ -70,7 +68,6 @@ class Sequence:
     matcher: ConstraintMatcher | None = None
     drafts: list[int] = field(default_factory=list)
     runner: Runner | None = None
-    _wide: bool = False  # whether the constraint left most tokens when it was last asked
     _width: int = 2  # drafts worth making in one step, by how many of the last ones were right
     _rest: int = 0  # steps to make without drafts
     _wrong: int = 0  # times in a row that no draft was right
@@ -146,7 +143,7 @@ class Sequence:
         if not early:
             if self.matcher is None:
                 return choose(scores, sampling, self.generator)
-            if sampling.greedy or (self._wide and sampling.unfiltered):
+            if sampling.greedy or sampling.unfiltered:
                 # Which tokens are allowed is not asked where one chosen from all is. One that is not gives way to a
                 # choice among the allowed, so that each of these comes as often as if the others had been left out.
                 token = choose(scores, sampling, self.generator)
@@ -154,9 +151,8 @@ class Sequence:
                     return token
         if self.matcher is not None:
             allowed = self.matcher.allowed()
-            kept = torch.from_numpy(allowed.numpy().nonzero()[0])
-            self._wide = len(kept) >= len(scores) // _FEW
-            if not early and not self._wide:  # a choice among few is made among them alone
+            if not early:
+                kept = torch.from_numpy(allowed.numpy().nonzero()[0])
                 return int(kept[choose(scores[kept], sampling, self.generator)])
             scores = torch.where(allowed, scores, -torch.inf)
         if early:

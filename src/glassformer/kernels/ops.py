@@ -1,9 +1,9 @@
 """The operations of a forward pass, each by the quickest way that this machine has: torch is the reference.
 
-Linear products, attention, norms, gates and rotations of plain tensors, complete: whoever calls one gets its result,
-differentiable, on every device and in every dtype. Where our kernels (`ops_abi`) or oneDNN are quicker they are used;
-both agree with torch within float32's rounding. The choice depends on shapes and on the machine, never on timing, so a
-run repeats to the bit. It knows no model.
+Linear products, attention, norms, gates, rotations of plain tensors and choices among logits, complete: whoever calls
+one gets its result, differentiable, on every device and in every dtype. Where our kernels (`ops_abi`) or oneDNN are
+quicker they are used; both agree with torch within float32's rounding. Which is used depends on shapes and on the
+machine, never on timing, so a run repeats to the bit. It knows no model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from glassformer.kernels import ops_abi
@@ -252,6 +252,55 @@ def rotate(
     if 2 * pairs < x.shape[-1]:
         turned.append(x[..., 2 * pairs :])
     return torch.cat(turned, dim=-1)
+
+
+_STRETCH = 256  # tokens whose weights are summed together before one is drawn
+_COLDEST = 1e-30  # temperatures below are divided by in float64
+
+
+def _weights(logits: Tensor, temperature: float) -> Tensor:
+    scores = logits.float() if temperature > _COLDEST else logits.double()
+    return (scores - scores.max()).div_(temperature).exp_()
+
+
+def weight_sum(logits: Float[Tensor, " vocab"], temperature: float) -> float:
+    """The sum of weights exp((logits − largest) / temperature), which are float32's: softmax's denominator."""
+    if (out := ops_abi.weight_sum(logits, temperature)) is not None:
+        return out
+    return float(_weights(logits, temperature).sum(dtype=torch.float64))
+
+
+def draw(logits: Float[Tensor, " vocab"], temperature: float, share: float) -> int:
+    """The first token at which the running sum of those weights passes `share` of the whole, 0 ≤ share < 1.
+
+    Weights and their sums over a stretch are float32's, what is summed of those float64's: whose share is uniformly
+    distributed draws from the softmax, within float32's rounding.
+    """
+    if (out := ops_abi.draw(logits, temperature, share)) is not None:
+        return out
+    weights = _weights(logits, temperature)
+    whole = len(weights) // _STRETCH * _STRETCH
+    sums = [weights[:whole].view(-1, _STRETCH).sum(1), weights[whole:].sum(0, True)]
+    reached = torch.cat(sums).double().cumsum(0)
+    aim = share * float(reached[-1])
+    stretch = min(int(torch.searchsorted(reached, aim, right=True)), len(reached) - 1)
+    start = stretch * _STRETCH
+    within = weights[start : start + _STRETCH].double()
+    left = aim - (float(reached[stretch - 1]) if stretch else 0.0)
+    at = int(torch.searchsorted(within.cumsum(0), left, right=True))
+    if at < len(within):
+        return start + at
+    return int(weights[: start + _STRETCH].nonzero()[-1])  # the end of a stretch, by rounding
+
+
+def largest(logits: Float[Tensor, " vocab"], count: int) -> Int[Tensor, " count"]:
+    """Ids of the `count` largest logits, largest first, the lower id first among equals."""
+    if (out := ops_abi.largest(logits, count)) is not None:
+        return out
+    if count == len(logits):
+        return logits.sort(descending=True, stable=True).indices
+    ids = (logits >= logits.topk(count).values[-1]).nonzero()[:, 0]
+    return ids[logits[ids].sort(descending=True, stable=True).indices[:count]]
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The library of single operations: products, attention, norms, gates and rotations of tensors on a processor.
+"""The library of single operations on a processor: products, attention, norms, gates, rotations, choices among logits.
 
 Each function takes what the function of its name in `ops` takes and returns None where it cannot or should not be used:
 another device or dtype, a gradient asked for, too few rows to pay, no C++ compiler. The choice depends on shapes and on
@@ -29,11 +29,15 @@ _ROW_NUMBERS = 1 << 16
 _ATTENTION_QUERIES = 64
 _ORTHOGONAL_ROWS, _ORTHOGONAL_UNIT = 256, 32
 """Matrices of fewer rows are orthogonalised as quickly by torch; sizes are whole units."""
+_FEWEST_CHOICE, _WIDEST_CHOICE = 64, 1 << 20
+"""Logits that a token is chosen from: torch is as quick with fewer, and there is room for the sums of so many."""
+_STEEPEST = 1e30
+"""Temperatures beyond, and below one over it, are not divided by in float32."""
 _ACTIVATIONS = {"gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4}
 _LEARNT = ("gelu_tanh", "silu")
 """Activations whose slopes are there too."""
 
-_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_void_p
+_INT, _LONG, _FLOAT, _DOUBLE, _POINTER = ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_double, ctypes.c_void_p
 _SIGNATURES: dict[str, Signature] = {
     "gk_threads": (None, [_POINTER]),
     "gk_tiles": (_INT, []),
@@ -49,6 +53,9 @@ _SIGNATURES: dict[str, Signature] = {
     "gk_cross_entropy": (None, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _INT, _INT]),
     "gk_causal_softmax": (None, [_POINTER, _LONG, _LONG, _LONG, _FLOAT, _INT, _INT]),
     "gk_softmax_gradient": (None, [_POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT]),
+    "gk_weight_sum": (_DOUBLE, [_POINTER, _LONG, _FLOAT]),
+    "gk_draw": (_LONG, [_POINTER, _LONG, _FLOAT, _DOUBLE]),
+    "gk_largest": (_LONG, [_POINTER, _LONG, _LONG, _POINTER]),
     "gk_newton_schulz": (_INT, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT, _INT]),
 }
 
@@ -272,6 +279,37 @@ def softmax_gradient_(weights: Tensor, upstream: Tensor, scale: float) -> bool:
         weights.data_ptr(), upstream.data_ptr(), weights.numel() // keys, keys, scale, bf16, torch.get_num_threads()
     )
     return True
+
+
+def _choice(logits: Tensor, temperature: float) -> ctypes.CDLL | None:
+    """The library, where it chooses among these logits (vocab,) at this temperature."""
+    if not _WIDEST_CHOICE >= len(logits) >= _FEWEST_CHOICE or not 1 / _STEEPEST < temperature < _STEEPEST:
+        return None
+    if logits.dtype != torch.float32 or not logits.is_contiguous() or not _plain(logits):
+        return None
+    return _library()
+
+
+def weight_sum(logits: Tensor, temperature: float) -> float | None:
+    """The sum of exp((logits − largest) / temperature)."""
+    if (lib := _choice(logits, temperature)) is None:
+        return None
+    return float(lib.gk_weight_sum(logits.data_ptr(), len(logits), 1 / temperature))
+
+
+def draw(logits: Tensor, temperature: float, share: float) -> int | None:
+    """The first token at which the running sum of those weights passes this share of the whole."""
+    if (lib := _choice(logits, temperature)) is None:
+        return None
+    return int(lib.gk_draw(logits.data_ptr(), len(logits), 1 / temperature, share))
+
+
+def largest(logits: Tensor, count: int) -> Tensor | None:
+    """Ids of the `count` largest logits, largest first, the lower id first among equals."""
+    if (lib := _choice(logits, 1.0)) is None:
+        return None
+    ids = torch.empty(count, dtype=torch.int32)
+    return ids.long() if lib.gk_largest(logits.data_ptr(), len(logits), count, ids.data_ptr()) == count else None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:

@@ -2,7 +2,7 @@
 #include "attention_tiles.h"
 #include "orthogonal.h"
 #include "rows.h"
-#include "softmax.h"
+#include "sampling.h"
 
 // What a layer does to each row between its products, in one pass over it: torch takes several, each through memory.
 
@@ -173,6 +173,12 @@ void gk_causal_softmax(void* x, long rows, long queries, long keys, float scale,
 void gk_softmax_gradient(const void* p, void* d, long rows, long keys, float scale, int bf16, int threads) {
     GF_EITHER(softmax_gradient((const T*)p, (T*)d, rows, keys, scale, threads))
 }
+
+double gk_weight_sum(const float* x, long n, float by) { return Weights(x, n, by).sums(nullptr); }
+
+long gk_draw(const float* x, long n, float by, double share) { return draw_row(x, n, by, share); }
+
+long gk_largest(const float* x, long n, long count, int32_t* out) { return largest_of(x, n, count, out); }
 
 int gk_newton_schulz(void* x, long count, long rows, long columns, const float* rules, int rounds, int threads) {
     return FAST_BF16 ? newton_schulz((uint16_t*)x, count, rows, columns, (const float(*)[3])rules, rounds, threads) : 1;

@@ -10,6 +10,7 @@
 #include "forward.h"
 #include "gemm_parts.h"
 #include "orthogonal.h"
+#include "sampling.h"
 
 static int failures = 0;
 static std::mt19937 generator(1);
@@ -127,6 +128,33 @@ static void rows() {
         compare("cross-entropy", &loss, &truth, 1, 1e-5);
         for (long i = 0; i < n; i++) gradient[i] = (float)(std::exp((double)x[i]) / all - (i == target));
         compare("cross-entropy's gradient", logits.data(), gradient.data(), n, 1e-5);
+    }
+}
+
+static void choices() {
+    for (long n : {1, 15, 257, 4099}) {
+        std::vector<float> x = random_numbers(n);
+        for (long i = 0; i < n; i += 5) x[i] = i % 2 ? x[i / 2] : -INFINITY;  // equals, and some that never come
+        x[n / 2] = 1.5f;
+        const float by = 1.f / 0.7f;
+        std::vector<double> reached(n);
+        double all = 0;
+        const float top = *std::max_element(x.begin(), x.end());
+        for (long i = 0; i < n; i++) reached[i] = all += std::exp(((double)x[i] - top) / 0.7);
+        const float found = (float)Weights(x.data(), n, by).sums(nullptr), right = (float)all;
+        compare("sum of weights", &found, &right, 1, 1e-6);
+        for (double share : {0.0, 1e-9, 0.3, 0.77, 0.999999, 1.0}) {
+            const long i = draw_row(x.data(), n, by, share);
+            const double before = i ? reached[i - 1] : 0;  // within float32's rounding of a sum
+            if (x[i] == -INFINITY || before > share * all + 1e-5 * all || reached[i] < share * all - 1e-5 * all)
+                printf("a draw at %g of %ld: %ld\n", share, n, i), failures++;
+        }
+        std::vector<int32_t> order(n), first(n);
+        for (long i = 0; i < n; i++) order[i] = (int32_t)i;
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return x[a] > x[b]; });
+        for (long count : {1L, std::min(n, 20L), n})
+            if (largest_of(x.data(), n, count, first.data()) != count || !std::equal(first.begin(), first.begin() + count, order.begin()))
+                printf("the %ld largest of %ld\n", count, n), failures++;
     }
 }
 
@@ -368,6 +396,7 @@ int main() {
     functions();
     conversions();
     rows();
+    choices();
     products();
     squares<float>();
     squares<uint16_t>();
