@@ -26,7 +26,7 @@ PROMPT = "Six people, each with a name, an age, a city and notes, as JSON:\n"
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=3)
+    parser = arguments(__doc__, rounds=9)
     parser.add_argument("--tokens", type=int, default=96)
     options = parser.parse_args()
     import torch
@@ -84,18 +84,20 @@ def main() -> None:
             free.append(run(None))
             held.append(run(form))
         step = 8 * statistics.median(one[1] for one in free)
-        cost = 8 * (statistics.median(one[0] for one in held) - statistics.median(one[0] for one in free))
+        cost = 8 * statistics.median(one[0] - other[0] for one, other in zip(held, free, strict=True))
+        whole = statistics.median(one[1] / other[1] for one, other in zip(held, free, strict=True))
         rows.append(
             (
                 precision,
                 f"{1000 * step:.1f}",
                 f"{1000 * cost:.2f}",
                 f"{cost / step:.1%}",
+                f"{whole:.3f}",
                 verdict(cost / step, most=0.05),
             )
         )
         engine.close()
-    head = ("precision", "a step of eight, ms", "the form's part, ms", "share", "asked")
+    head = ("precision", "a step of eight, ms", "the form's part, ms", "share", "a token's time, held / free", "asked")
     notes = "Steps in processor time of one thread." if options.threads == 1 else ""
     report("constraints", "Answers of a form", table(head, rows), options, notes)
 

@@ -7,6 +7,7 @@ name. It knows tokens and their bytes; it does not know models, requests or samp
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import threading
@@ -30,6 +31,7 @@ _QUOTED = re.compile(r"\d+ \|")
 LONGEST = 1_000_000  # characters of a schema or grammar
 MOST_CHOICES = 10_000
 _KEPT = 64  # compiled constraints of one tokenizer
+_SPELT = 4096  # texts whose tokens are kept
 # White space in JSON: without an end to it, a model may write line breaks for ever.
 _WHITESPACE = r"[ ]|\n[ \t]{0,20}"
 
@@ -216,6 +218,7 @@ class Grammars:
             bos_token_id = None
             special_token_ids = special
 
+            @functools.lru_cache(_SPELT)  # keys and punctuation come again and again  # noqa: B019
             def __call__(self, text: str) -> list[int]:
                 return tokenizer.encode(text, bos=False, specials=False)
 

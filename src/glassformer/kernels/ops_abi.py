@@ -29,8 +29,8 @@ _ROW_NUMBERS = 1 << 16
 _ATTENTION_QUERIES = 64
 _ORTHOGONAL_ROWS, _ORTHOGONAL_UNIT = 256, 32
 """Matrices of fewer rows are orthogonalised as quickly by torch; sizes are whole units."""
-_FEWEST_CHOICE, _WIDEST_CHOICE = 64, 1 << 20
-"""Logits that a token is chosen from: torch is as quick with fewer, and there is room for the sums of so many."""
+_WIDEST_CHOICE = 1 << 20
+"""Logits that a token is chosen from: there is room for the sums of so many."""
 _STEEPEST = 1e30
 """Temperatures beyond, and below one over it, are not divided by in float32."""
 _ACTIVATIONS = {"gelu_tanh": 1, "silu": 2, "relu": 3, "relu2": 4}
@@ -283,7 +283,7 @@ def softmax_gradient_(weights: Tensor, upstream: Tensor, scale: float) -> bool:
 
 def _choice(logits: Tensor, temperature: float) -> ctypes.CDLL | None:
     """The library, where it chooses among these logits (vocab,) at this temperature."""
-    if not _WIDEST_CHOICE >= len(logits) >= _FEWEST_CHOICE or not 1 / _STEEPEST < temperature < _STEEPEST:
+    if not 0 < len(logits) <= _WIDEST_CHOICE or not 1 / _STEEPEST < temperature < _STEEPEST:
         return None
     if logits.dtype != torch.float32 or not logits.is_contiguous() or not _plain(logits):
         return None
