@@ -55,6 +55,8 @@ const CASES = {
   notes: [[[{ at: AT, says: "look" }]], [3, {}, ["x"], [{ says: "x" }], [{ at: AT }], [{ at: { ...AT, tokens: 5 }, says: "x" }], [{ at: { ...AT, text: null }, says: "x" }], [{ at: { ...AT, edits: [1] }, says: "x" }], [{ at: { ...AT, edits: null }, says: "x" }]]],
   directions: [[[{ name: "a", words: "king - man" }, { name: "b", positive: ["x"], negative: ["y"], layer: 2, method: "mean", position: "last" }]], [{}, [null], [{}], [{ name: 3 }], [{ name: "a", words: 3 }], [{ name: "a", positive: "x" }], [{ name: "a", vector: {} }]]],
   table: [[{ texts: ["a"], metric: "entropy", token: null, against: null }], [null, [], {}, { texts: "a", metric: "entropy" }, { texts: [1], metric: "entropy" }, { texts: ["a"], metric: "other" }, { texts: ["a"], metric: "rank", token: 3 }]],
+  through: [["mine"], []],
+  lay: [[["mine", "layer_1"]], ["x", {}, [1], [null]]],
   scene: [["grid"], []],
   zoom: [["l3.h2"], []],
   lang: [["de"], []],

@@ -64,7 +64,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}/?token={self.token}"
 
 
-def serve(model: Any, runs: Path, token: str = "a-token-of-the-tests") -> Server:
+def serve(model: Any, runs: Path, token: str = "a-token-of-the-tests", **named: Any) -> Server:
     from glassformer.errors import SourceError
     from glassformer.serve.app import page_app
     from glassformer.serve.security import Policy
@@ -75,7 +75,7 @@ def serve(model: Any, runs: Path, token: str = "a-token-of-the-tests") -> Server
             progress(1, 4, f"fetching {name}")
         raise SourceError(f"There is no model called {name}.")
 
-    session = Session(model, open_model=load, runs=str(runs))
+    session = Session(model, open_model=load, runs=str(runs), **named)
     return Server(lambda: page_app(session, Policy(token=token), load=load), token)
 
 

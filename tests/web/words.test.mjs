@@ -34,7 +34,7 @@ test("what the page says is in the files", async () => {
 
 test("what a room says comes with it, or is there from the start", async () => {
   const begun = { ...(await LANGUAGES.en.parts.page()), ...(await LANGUAGES.en.parts.stage()) };
-  const inside = ["arcs", "cell", "corpus", "experts", "heads", "matrix", "reasons", "circuit", "prediction", "steering"].map((name) => [name, "inside"]);
+  const inside = ["arcs", "cell", "corpus", "experts", "heads", "matrix", "reasons", "circuit", "prediction", "steering", "lenses"].map((name) => [name, "inside"]);
   const learning = ["film", "descent", "train", "taught"].map((name) => [name, "learning"]);
   const beside = [["directions", "beside"]];
   const parts = Object.fromEntries([...ROOMS.map(([name, part]) => [name, part]), ...inside, ...beside, ...learning].map(([name, part]) => [`views/${name}.js`, part]));

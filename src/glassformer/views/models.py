@@ -43,7 +43,7 @@ class ModelsAsk(Strict):
 
 @view("models", ModelsAsk)
 def models(session: Session, ask: ModelsAsk, check: Check) -> Json:
-    """The catalogue's models, and which are here and open."""
+    """The catalogue's models, which are here and open, and the lenses and dictionaries that were given at the start."""
     from glassformer.fetch.catalogue import CATALOGUE
 
     listed = [
@@ -62,4 +62,9 @@ def models(session: Session, ask: ModelsAsk, check: Check) -> Json:
         if not n.startswith("run:")
     ]
     known = {entry["name"] for entry in listed}
-    return {"current": session.current, "models": listed + [o for o in others if o["name"] not in known]}
+    return {
+        "current": session.current,
+        "models": listed + [o for o in others if o["name"] not in known],
+        "lenses": list(session.lenses),
+        "dictionaries": list(session.dictionaries),
+    }

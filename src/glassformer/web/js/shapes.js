@@ -72,7 +72,7 @@ export const SHAPES = {
   notes: list(record({ at: record(seen), says: text })),
   directions: list(record({ name: text, words: maybe(text), positive: maybe(list(text)), negative: maybe(list(text)), layer: maybe(count), method: maybe(text), position: maybe(text) })),
   table: record({ texts: list(text), metric: among("probability", "logit_difference", "rank", "entropy", "surprise"), token: maybe(text), against: maybe(text) }),
-  scene: text, zoom: text, lang: text,
+  through: text, lay: list(text), scene: text, zoom: text, lang: text,
 };
 
 /** Whether a field stands in an address as it is. @param {string} key */

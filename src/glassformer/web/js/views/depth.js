@@ -5,6 +5,7 @@ import { h, hint, number, percent, put, shown } from "../dom.js";
 import { live } from "../live.js";
 import { placeName } from "../ui.js";
 import { say } from "../words.js";
+import { chooser, mount as mountLenses } from "./lenses.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -15,9 +16,10 @@ export function mount(element, source, state) {
   const table = h("div", { class: "scroll-x" });
   const journey = h("div", { class: "journey" });
   const pager = h("div", { class: "row" });
+  const lenses = h("div", {});
   const surprise = h("div", { class: "surprises" });
   element.append(h("div", { class: "halves" },
-    h("div", {}, h("h2", {}, say("depth.title")), h("p", { class: "soft small" }, say("depth.say")), pager, table, h("h2", {}, say("depth.surprise")), h("p", { class: "soft small" }, say("depth.surprise.say")), surprise),
+    h("div", {}, h("h2", {}, say("depth.title")), h("p", { class: "soft small" }, say("depth.say")), chooser(source, state), pager, table, lenses, h("h2", {}, say("depth.surprise")), h("p", { class: "soft small" }, say("depth.surprise.say")), surprise),
     h("div", {}, h("h2", {}, say("depth.journey")), h("p", { class: "soft small" }, say("depth.journey.say")), journey)));
   const window_ = () => {
     const n = state.get("count");
@@ -25,10 +27,11 @@ export function mount(element, source, state) {
     const start = Math.max(0, Math.min(n - COLUMNS, at - COLUMNS + 1));
     return [start, Math.min(n, start + COLUMNS)];
   };
-  live(table, state, ["text", "model", "edits", "position", "count"], async (signal) => {
+  if (source.live && !source.embedded) mountLenses(lenses, source, state);
+  live(table, state, ["text", "model", "edits", "position", "count", "through"], async (signal) => {
     if (!state.get("text") || !state.get("count")) return null;
     const [start, stop] = window_();
-    return source.get("lens", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), start, stop, top: 3 }, { signal });
+    return source.get("lens", { text: state.get("text"), model: state.get("model"), edits: state.get("edits"), start, stop, top: 3, ...(state.get("through") ? { through: state.get("through") } : {}) }, { signal });
   }, (data) => {
     const tokens = state.get("tokens");
     put(pager, h("span", { class: "soft small" }, say("depth.positions", { a: data.positions[0], b: data.positions[data.positions.length - 1], c: tokens.length })));

@@ -14,7 +14,7 @@ import { nodeOf } from "./circuit.js";
 const EDGES = 3;
 
 /** What a graph is of. */
-const OF = ["text", "model", "position", "token", "against"];
+const OF = ["text", "model", "position", "token", "against", "lay"];
 
 /** @type {Kept} */
 const FRESH = { asked: false, share: 1, groups: null, names: {}, pinned: [], by: 1 };
@@ -51,11 +51,29 @@ export function strongest(nodes, share) {
   return share >= 1 || last < 0 ? nodes.length : last + 1;
 }
 
+/** Which dictionaries, of those given at the start, stand for neurons. @param {any} source @param {Store} state */
+function dictionaries(source, state) {
+  const element = h("span", { class: "row small" });
+  /** @type {string[]} */
+  let names = [];
+  const draw = () => {
+    const laid = state.get("lay") ?? [];
+    const all = [...new Set([...names, ...laid])];
+    put(element, all.length ? say("nodes.lay") : null, all.map((name) => h("label", { class: "row small" }, h("input", {
+      type: "checkbox", checked: laid.includes(name), onchange: (/** @type {any} */ event) => state.set({ lay: event.target.checked ? [...laid, name] : laid.filter((/** @type {string} */ x) => x !== name) }),
+    }), name)));
+  };
+  state.on(["lay"], draw);
+  if (source.live) source.get("models", {}).then((/** @type {any} */ d) => { names = d.dictionaries; draw(); }, () => {});
+  draw();
+  return element;
+}
+
 /** @param {HTMLElement} element @param {any} source @param {Store} state */
 export function mount(element, source, state) {
   const body = h("div", { class: "nodes" });
   const button = h("button", { type: "button", onclick: () => { keep({ asked: true }); view.refresh(); } }, say("circuit.draw"));
-  element.append(h("h3", {}, say("nodes.title")), h("p", { class: "soft small" }, say("nodes.say")), h("div", { class: "row nodes-form" }, button), body);
+  element.append(h("h3", {}, say("nodes.title")), h("p", { class: "soft small" }, say("nodes.say")), h("div", { class: "row nodes-form" }, button, dictionaries(source, state)), body);
   /** @type {any} */
   let held = null;
   /** @type {AbortController|null} */
@@ -69,7 +87,7 @@ export function mount(element, source, state) {
     state.set({ nodes: { ...kept(), ...change } });
     mine = false;
   }
-  const ask = () => ({ model: state.get("model"), text: state.get("text"), position: state.get("position") ?? -1, token: state.get("token"), against: state.get("against") });
+  const ask = () => ({ model: state.get("model"), text: state.get("text"), position: state.get("position") ?? -1, token: state.get("token"), against: state.get("against"), ...(state.get("lay")?.length ? { lay: state.get("lay") } : {}) });
   // Names and groups are of one prediction's nodes; a session or an address brings its own.
   state.on(OF, (changed) => {
     turning?.abort();
