@@ -235,6 +235,9 @@ def test_what_is_no_number_is_chosen_among_by_torch():
     logits = torch.randn(300)
     logits[7] = torch.nan
     assert ops_abi.largest(logits, 300) is None
+    many = torch.randn(4099)
+    many[::3] = torch.nan
+    assert torch.equal(ops_abi.largest(many, 16), many.nan_to_num(-torch.inf).topk(16).indices)
     assert ops_abi.weight_sum(logits.double(), 1.0) is None
     assert ops_abi.draw(torch.randn(300), 1e-40, 0.5) is None
     assert ops_abi.largest(torch.randn(300)[::2], 5) is None

@@ -65,14 +65,14 @@ static long largest_of(const float* x, long n, long count, int32_t* out) {
     if (2 * groups <= n) {
         std::vector<float> tops(groups, -INFINITY);
         for (long i = 0, g = 0; i < n; i += 16, g = g + 16 < groups ? g + 16 : 0)
-            store(&tops[g], largest(load<F16>(&tops[g]), scores_at(x, i, n)));
+            store(&tops[g], largest(scores_at(x, i, n), load<F16>(&tops[g])));  // in this order no NaN is kept
         std::nth_element(tops.begin(), tops.begin() + count - 1, tops.end(), std::greater<float>());
         least = tops[count - 1];
     }
     std::vector<std::pair<float, int32_t>> found;
     for (long i = 0; i < n; i += 16) {
         const F16 v = scores_at(x, i, n);
-        if (!(peak(v) >= least)) continue;
+        if (!(peak(largest(v, splat(-INFINITY))) >= least)) continue;
         for (long j = 0; j < std::min(16L, n - i); j++)
             if (v[j] >= least) found.push_back({-v[j], (int32_t)(i + j)});
     }
