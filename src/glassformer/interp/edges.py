@@ -243,6 +243,7 @@ def edges(
     strongest: int = 300,
     limit: int | None = None,
     by_position: bool = False,
+    early: Callable[[Edges], None] = lambda found: None,
     progress: Progress | None = None,
 ) -> Edges:
     """What every edge of the model is worth.
@@ -262,6 +263,7 @@ def edges(
             measured on the first `MEASURED_ON` of them, and of the unreliable those that on the first `TRIED` are far
             below the strongest on no others.
         by_position: tell positions apart; for one pair.
+        early: called with all estimates, before any edge is measured.
         progress: called with (done, total, what).
 
     Raises:
@@ -273,33 +275,16 @@ def edges(
         raise UsageError(f"exact is {', '.join(MEASURED[:-1])} or none; {exact!r} is none of them.")
     if strongest < 0:
         raise UsageError(f"So many of the strongest edges are measured, 0 or more; {strongest} is not.")
-    found = estimated(
-        pairs,
-        metric,
-        answer=answer,
-        wrong=wrong,
-        position=position,
-        method=method,
-        steps=steps,
-        by_position=by_position,
-        progress=progress,
-    )
-    return measured(found, exact, strongest=strongest, limit=limit, progress=progress)
+    given = _checked(pairs, metric, method, by_position)
+    ready = prepared(given, metric, answer=answer, wrong=wrong, position=position)
+    found = _estimated(ready, metric, method, steps, by_position, progress or quiet)
+    early(found)
+    return _measured(found, exact, strongest, limit, progress or quiet)
 
 
-def estimated(
-    pairs: Sequence[tuple[Trace, Trace]],
-    metric: Metric = "logit_difference",
-    *,
-    answer: Tokens = None,
-    wrong: Tokens = None,
-    position: int = -1,
-    method: Method = "eap-ig",
-    steps: int | None = None,
-    by_position: bool = False,
-    progress: Progress | None = None,
-) -> Edges:
-    """The first half of `edges`, with its arguments and errors: every edge estimated and none measured."""
+def _checked(
+    pairs: Sequence[tuple[Trace, Trace]], metric: Metric, method: Method, by_position: bool
+) -> list[tuple[Trace, Trace]]:
     pairs = list(pairs)
     if not pairs:
         raise UsageError("Edges need at least one pair of prompts.")
@@ -311,9 +296,13 @@ def estimated(
         )
     if method not in METHODS:
         raise UsageError(f"There is no method {method!r}; choose {', '.join(METHODS)}.{near(method, METHODS)}")
-    ready = prepared(pairs, metric, answer=answer, wrong=wrong, position=position)
+    return pairs
+
+
+def _estimated(
+    ready: tuple[Pair, ...], metric: Metric, method: Method, steps: int | None, by_position: bool, say: Progress
+) -> Edges:
     graph = ready[0].graph
-    say = progress or quiet
     terms: list[list[Tensor]] = []
     for number, pair in enumerate(ready):
         run = Estimates(pair, by_position, partial(say, number, len(ready), "estimating"))
@@ -325,16 +314,8 @@ def estimated(
     return Edges(ready, graph, name, ready[0].unit, method, estimate, first, curvature, unknown, labels)
 
 
-def measured(
-    found: Edges,
-    exact: Measured = "unreliable",
-    *,
-    strongest: int = 300,
-    limit: int | None = None,
-    progress: Progress | None = None,
-) -> Edges:
-    """The second half of `edges`, with its arguments and errors: estimated edges, some of them measured."""
-    ready, estimate, say = found.pairs, found.estimate, progress or quiet
+def _measured(found: Edges, exact: Measured, strongest: int, limit: int | None, say: Progress) -> Edges:
+    ready, estimate = found.pairs, found.estimate
     top = _strongest(estimate, exact, strongest)
     flagged = ~found.reliable & ~top if exact == "unreliable" else torch.zeros_like(top)
     whole, some = (len(ready) if exact == "all" else min(n, len(ready)) for n in (MEASURED_ON, TRIED))

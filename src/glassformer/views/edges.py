@@ -223,16 +223,13 @@ def sought(
     ask: Any,
     check: Check,
     early: Callable[[Edges], None] = lambda found: None,
-    *,
-    exact: Any,
-    strongest: int,
-    by_position: bool,
+    **more: Any,
 ) -> Edges:
     """The edges of a request's pairs of prompts; `early` is given their estimates before any is measured."""
-    from glassformer.interp.edges import estimated, measured
+    from glassformer.interp.edges import edges as found
 
     pairs = [(_trace(session, ask, clean, check), _trace(session, ask, other, check)) for clean, other in _pairs(ask)]
-    found = estimated(
+    return found(
         pairs,
         ask.metric,
         answer=ask.answer,
@@ -240,11 +237,11 @@ def sought(
         position=ask.position,
         method=ask.method,
         steps=ask.steps,
-        by_position=by_position,
+        limit=LIMIT,
+        early=early,
         progress=check,
+        **more,
     )
-    early(found)
-    return measured(found, exact, strongest=strongest, limit=LIMIT, progress=check)
 
 
 def _first_drawing(found: Edges) -> Json:
